@@ -1,0 +1,34 @@
+# make demo | make test | make check | make test-all | make format | make clean
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all check format clean
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# One stamp an extra: a second run finds it and installs nothing.
+.venv/installed-%: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+demo: .venv/installed-demo
+	$(BIN)/clipkit demo $(ARGS)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: .venv/installed-dev .venv/installed-towers
+	$(BIN)/python -m pytest -m "" $(ARGS)
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist

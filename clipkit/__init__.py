@@ -1,0 +1,44 @@
+"""CLIP-style contrastive learning: train, evaluate and use paired image and text encoders.
+
+>>> import clipkit
+>>> model = clipkit.load("openai/clip-vit-base-patch32")              # doctest: +SKIP
+>>> model.classify(["photo.jpg"], ["a cat", "a dog"])                 # doctest: +SKIP
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from clipkit import evaluation as evaluate
+    from clipkit import losses, metrics
+    from clipkit.models import DualEncoder, load
+    from clipkit.recipe import Recipe
+    from clipkit.training import train
+
+# Public name -> (module, attribute of it or None for the module). Imported on first use, so that `import clipkit` and
+# `clipkit --help` stay instant.
+_PUBLIC: dict[str, tuple[str, str | None]] = {
+    "DualEncoder": ("clipkit.models", "DualEncoder"),
+    "Recipe": ("clipkit.recipe", "Recipe"),
+    "evaluate": ("clipkit.evaluation", None),
+    "load": ("clipkit.models", "load"),
+    "losses": ("clipkit.losses", None),
+    "metrics": ("clipkit.metrics", None),
+    "train": ("clipkit.training", "train"),
+}
+
+__all__ = ["DualEncoder", "Recipe", "__version__", "evaluate", "load", "losses", "metrics", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'clipkit' has no attribute {name!r}")
+    module_name, attribute = _PUBLIC[name]
+    module = importlib.import_module(module_name)
+    return module if attribute is None else getattr(module, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

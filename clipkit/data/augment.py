@@ -1,0 +1,60 @@
+"""Augmentation, seeded by what is augmented."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandomResizedCrop
+
+from clipkit.seeds import mix
+
+_AUGMENT = 2  # beside the sampler's streams of the same seed
+
+
+class SeededCrop:
+    """A random resized crop (Szegedy et al. 2015), the only augmentation that CLIP was trained with.
+
+    What it draws depends on (seed, epoch, image) alone, never on the process or worker, and torch's global
+    generator is left as it was.
+
+    Args:
+        image_size: side of the result in pixels.
+        scale: share of the picture's area that is kept, lowest and highest.
+        normalize: a picture of that size -> pixels (3, H, W).
+        seed: the run's.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        scale: tuple[float, float],
+        normalize: Callable[[Image.Image], Float[Tensor, "3 H W"]],
+        seed: int,
+    ) -> None:
+        self.crop = RandomResizedCrop(image_size, scale, interpolation=InterpolationMode.BICUBIC)
+        self.normalize = normalize
+        self.seed = seed
+
+    def __call__(self, picture: Image.Image, epoch: int, image: int) -> Float[Tensor, "3 H W"]:
+        """The crop that this image gets in this epoch."""
+        state = torch.get_rng_state()
+        try:
+            # Not torch.manual_seed, which would reseed the accelerators' generators too.
+            torch.default_generator.manual_seed(mix(self.seed, _AUGMENT, epoch, image))
+            return self.normalize(self.crop(picture))
+        finally:
+            torch.set_rng_state(state)
+
+
+class Unaugmented:
+    """A model's own evaluation preprocessing, in the place of an augmentation."""
+
+    def __init__(self, evaluate: Callable[[Image.Image], Float[Tensor, "3 H W"]]) -> None:
+        self.evaluate = evaluate
+
+    def __call__(self, picture: Image.Image, epoch: int, image: int) -> Float[Tensor, "3 H W"]:
+        """The same pixels in every epoch."""
+        return self.evaluate(picture)

@@ -1,0 +1,67 @@
+"""Pictures with their captions, the one thing that every source becomes."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipkit.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, existing_pictures, read_table, split_options
+from clipkit.errors import DataError
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N pictures and M captions; a picture's position is its identity."""
+
+    name: str
+    pictures: list[Path]
+    captions: list[str]
+    image_of_caption: NDArray[np.int64]
+    """(M,) position of each caption's picture."""
+
+    @cached_property
+    def captions_of_image(self) -> list[NDArray[np.int64]]:
+        """For each picture the positions of its captions, in the source's order."""
+        order = np.argsort(self.image_of_caption, kind="stable")
+        starts = np.searchsorted(self.image_of_caption[order], np.arange(1, len(self.pictures)))
+        return np.split(order, starts)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the picture names and captions in order; not of the pixels."""
+        digest = hashlib.sha256()
+        for caption, image in zip(self.captions, self.image_of_caption, strict=True):
+            digest.update(f"{self.pictures[image].name}\0{caption}\0".encode())
+        return digest.hexdigest()
+
+
+def read_pairs(source: str) -> Pairs:
+    """Pairs from a CSV or TSV file: one row a caption; rows that name one picture are one picture.
+
+    Args:
+        source: a path; its image and caption columns are found by name or given as
+            `photos.csv?image=file&caption=title`. Picture paths are relative to the file.
+
+    Raises:
+        DataError: the file, a column, a caption or a picture is missing, or the format is not known.
+
+    Example:
+        >>> read_pairs("captions.csv").captions[0]    # doctest: +SKIP
+        'A black dog is running after a white dog in the snow .'
+    """
+    path, _ = split_options(source)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; give a CSV or TSV file with the columns image and caption")
+    if path.suffix not in (".csv", ".tsv"):
+        raise DataError(f"{source}: captions are read from .csv and .tsv files; this is neither")
+    table = read_table(source, {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS})
+    captions = [caption.strip() for caption in table.columns["caption"]]
+    if "" in captions:
+        raise DataError(f"{table.path}: row {captions.index('') + 1} has no caption; fill it in or drop the row")
+    position: dict[str, int] = {}
+    image_of_caption = [position.setdefault(name, len(position)) for name in table.columns["image"]]
+    pictures = existing_pictures(table.path, list(position))
+    return Pairs(str(table.path), pictures, captions, np.array(image_of_caption, dtype=np.int64))

@@ -1,0 +1,25 @@
+"""What a user can get wrong. Every message says what was given, what is wrong and what to do, in one line."""
+
+
+class UserError(Exception):
+    """Wrong input. The command line prints its message as one line and exits with code 2."""
+
+
+class RecipeError(UserError):
+    """A recipe or an override that cannot be used."""
+
+
+class DataError(UserError):
+    """Data that is missing, empty or broken."""
+
+
+class ModelError(UserError):
+    """A model that cannot be found, opened or built."""
+
+
+class OutputError(UserError):
+    """A place that cannot be written to, or that holds something to keep."""
+
+
+class TrainingError(Exception):
+    """A run that started and cannot go on. The command line exits with code 1."""

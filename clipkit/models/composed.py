@@ -1,0 +1,250 @@
+"""Composed models: any timm image tower, any transformers text encoder, and projections between them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipkit.errors import ModelError
+from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.hub import local_folder
+from clipkit.models.preprocess import Preprocess
+from clipkit.models.tokenizer import Tokenizer, load_tokenizer, transformers_tokenizer
+from clipkit.models.towers import ImageTower, TextTower, last_token, mean_of_tokens, transformers_blocks
+from clipkit.recipe import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
+
+LAYOUT_FILE = "clipkit.json"
+_HEADS_FILE = "heads.safetensors"
+_POOLING_FILE = Path("1_Pooling") / "config.json"
+
+
+class TextTrunk(nn.Module):
+    """A transformers text encoder and the way its token states become one vector."""
+
+    def __init__(self, native: Any, pooling: str) -> None:
+        super().__init__()
+        self.native = native
+        self.pooling = pooling
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "B W"]:
+        states = self.native(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        match self.pooling:
+            case "mean":
+                return mean_of_tokens(states, attention_mask)
+            case "last":
+                return last_token(states, attention_mask)
+            case _:
+                return states[:, 0]
+
+
+class ImageTrunk(nn.Module):
+    """A timm model without its classifier."""
+
+    def __init__(self, native: Any) -> None:
+        super().__init__()
+        self.native = native
+
+    def forward(self, pixel_values: Tensor) -> Float[Tensor, "B W"]:
+        return self.native(pixel_values)
+
+
+class Composed:
+    """The backend: one folder a tower, in the layout of its own library, and the projections beside them."""
+
+    kind = "composed"
+
+    def save(self, model: DualEncoder, folder: Path) -> None:
+        """`image/` opens with timm, `text/` with transformers, the whole with clipkit."""
+        from safetensors.torch import save_file
+        from timm.models import save_for_hf
+
+        image, text = model.image.trunk.native, model.text.trunk.native
+        size = model.image.preprocess.image_size
+        save_for_hf(image, str(folder / "image"), safe_serialization=True, data_config=_data_config(image, size))
+        text.save_pretrained(folder / "text")
+        model.text.tokenize.save(folder / "text")
+        heads = {f"image.{name}": value for name, value in model.image.head.state_dict().items()}
+        heads |= {f"text.{name}": value for name, value in model.text.head.state_dict().items()}
+        heads["logit_scale"] = model.logit_scale.detach()
+        save_file({name: value.contiguous().cpu() for name, value in heads.items()}, folder / _HEADS_FILE)
+        layout = {
+            "layout": "clipkit-composed",
+            "version": 1,
+            "embed_dim": model.image.head[-1].out_features,
+            "tokenizer": model.text.tokenize.source,
+            "context_length": model.text.tokenize.context_length,
+            "pooling": model.text.trunk.pooling,
+        }
+        (folder / LAYOUT_FILE).write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
+
+
+def compose(recipe: ModelRecipe) -> DualEncoder:
+    """Two towers and new projections (LayerNorm and a linear map each), as the recipe names them.
+
+    Random parts are drawn from torch's global generator: seed it first.
+
+    Raises:
+        ModelError: a tower cannot be found or opened.
+    """
+    embed_dim = recipe.embed_dim or 512
+    image = _image_tower(recipe.image, embed_dim)
+    text = _text_tower(recipe.text, embed_dim)
+    logit_scale = nn.Parameter(-torch.tensor(recipe.temperature or 0.07).log())
+    name = f"{recipe.image.name} + {recipe.text.name}"
+    return DualEncoder(image, text, logit_scale, Composed(), name).eval()
+
+
+def load_composed(folder: Path, name: str) -> DualEncoder:
+    """A model that `Composed.save` wrote."""
+    from safetensors.torch import load_file
+
+    try:
+        layout = json.loads((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
+        text = TextTowerRecipe(
+            name=str(folder / "text"),
+            tokenizer=layout["tokenizer"],
+            context_length=layout["context_length"],
+            pooling=layout["pooling"],
+        )
+        model = compose(
+            ModelRecipe(image=ImageTowerRecipe(name=str(folder / "image")), text=text, embed_dim=layout["embed_dim"])
+        )
+        heads = load_file(folder / _HEADS_FILE)
+        model.logit_scale.data = heads.pop("logit_scale")
+        for side, tower in (("image", model.image), ("text", model.text)):
+            prefix = f"{side}."
+            own = {key.removeprefix(prefix): value for key, value in heads.items() if key.startswith(prefix)}
+            tower.head.load_state_dict(own)
+            tower.head_is_new = False
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{name}: is not a complete clipkit model ({' '.join(str(error).split())[:200]})") from None
+    model.name = name
+    return model
+
+
+def _projection(width: int, embed_dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, embed_dim, bias=False))
+
+
+def _image_tower(recipe: ImageTowerRecipe, embed_dim: int) -> ImageTower:
+    import timm
+
+    name = str(recipe.name)
+    kind, colon, rest = name.partition(":")
+    source = rest if colon and kind == "timm" else f"local-dir:{_existing_folder(name)}"
+    try:
+        native = timm.create_model(source, pretrained=recipe.pretrained, num_classes=0)
+        if recipe.image_size is not None and hasattr(native, "set_input_size"):
+            native.set_input_size(img_size=recipe.image_size)
+    except Exception as error:  # timm raises whatever its builders raise
+        raise ModelError(f"model.image.name {name}: timm cannot build it ({_line(error)})") from None
+    size = recipe.image_size or int(native.pretrained_cfg["input_size"][-1])
+    if not recipe.pretrained:
+        # The margin that crop_pct cuts off belongs to the pretrained weights.
+        native.pretrained_cfg = native.pretrained_cfg | {"crop_pct": 1.0, "input_size": (3, size, size)}
+    trunk = ImageTrunk(native)
+    head = _projection(native.num_features, embed_dim)
+    return ImageTower(trunk, head, _timm_blocks(native), _preprocess(native, size), head_is_new=True)
+
+
+def _data_config(native: Any, size: int) -> dict[str, Any]:
+    from timm.data import resolve_data_config
+
+    return resolve_data_config({"input_size": (3, size, size)}, pretrained_cfg=native.pretrained_cfg)
+
+
+def _preprocess(native: Any, size: int) -> Preprocess:
+    from timm.data import create_transform
+
+    config = _data_config(native, size)
+    return Preprocess(create_transform(**config, is_training=False), size, config["mean"], config["std"])
+
+
+def _timm_blocks(native: Any) -> list[list[str]]:
+    from timm.models import group_parameters
+
+    groups = group_parameters(native, native.group_matcher(coarse=False))
+    stem, *blocks = [[f"native.{name}" for name in groups[layer]] for layer in sorted(groups)]
+    if not blocks:
+        return [stem]
+    if len(blocks) > 1 and all(name.split(".")[1] in ("norm", "fc_norm", "head", "conv_head", "bn2") for name in blocks[-1]):
+        norms = blocks.pop()
+        blocks[-1] = blocks[-1] + norms
+    blocks[0] = stem + blocks[0]
+    return blocks
+
+
+def _text_tower(recipe: TextTowerRecipe, embed_dim: int) -> TextTower:
+    from transformers import AutoModel
+
+    name = str(recipe.name)
+    kind, colon, rest = name.partition(":")
+    source = rest if colon and kind == "hf" else name
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.context_length) if recipe.tokenizer else None
+    try:
+        if not recipe.pretrained:
+            config = _new_text_config(source, recipe, tokenizer)
+            native = AutoModel.from_config(config)
+        else:
+            folder = local_folder(source)
+            native = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises whatever its builders raise
+        raise ModelError(f"model.text.name {name}: transformers cannot build it ({_line(error)})") from None
+    positions = getattr(native.config, "max_position_embeddings", None)
+    if tokenizer is None:
+        tokenizer = transformers_tokenizer(local_folder(source), recipe.context_length, positions)
+    if tokenizer.vocab_size > native.config.vocab_size:
+        raise ModelError(
+            f"model.text.tokenizer {recipe.tokenizer}: has {tokenizer.vocab_size} tokens, the text tower knows "
+            f"{native.config.vocab_size}; take the tower's own tokenizer or pretrained: false"
+        )
+    pooling = _pooling(source) if recipe.pooling == "auto" else recipe.pooling
+    trunk = TextTrunk(native, pooling)
+    blocks = [[f"native.{parameter}" for parameter in block] for block in transformers_blocks(native)]
+    return TextTower(trunk, _projection(native.config.hidden_size, embed_dim), blocks, tokenizer, head_is_new=True)
+
+
+def _new_text_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | None) -> Any:
+    """A configuration from a model type (bert) or from a repository's, with the recipe's values in it."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    values: dict[str, Any] = dict(recipe.config)
+    if tokenizer is not None:
+        values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+        values.setdefault("max_position_embeddings", tokenizer.context_length)
+    if source not in CONFIG_MAPPING:
+        return AutoConfig.from_pretrained(local_folder(source), **values)
+    if tokenizer is None:
+        raise ModelError(f"model.text.name hf:{source}: a new tower needs a tokenizer, as tokenizer: open_clip:ViT-B-32")
+    config = AutoConfig.for_model(source, **values)
+    unknown = [key for key in recipe.config if key not in type(config)().to_dict()]
+    if unknown:
+        raise ModelError(f"model.text.config.{unknown[0]} is not an option of a {source} configuration")
+    return config
+
+
+def _pooling(source: str) -> str:
+    """What a sentence-transformers folder says, else mean."""
+    file = Path(source) / _POOLING_FILE
+    if not file.is_file():
+        return "mean"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("pooling_mode_cls_token"):
+        return "cls"
+    return "last" if config.get("pooling_mode_lasttoken") else "mean"
+
+
+def _existing_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"model.image.name {name}: there is no such folder; give one, or a timm model as timm:NAME")
+    return folder.resolve()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

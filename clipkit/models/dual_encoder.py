@@ -1,0 +1,92 @@
+"""The dual encoder: two towers, a scale and a bias."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipkit.models.encode import encode_pictures, encode_strings
+from clipkit.models.towers import ImageTower, TextTower
+from clipkit.pictures import Picture
+
+
+class Backend(Protocol):
+    """Where a model came from, so that saving gives back the same layout."""
+
+    kind: str
+
+    def save(self, model: "DualEncoder", folder: Path) -> None:
+        """Write the model so that the library it came from opens the folder."""
+
+
+class DualEncoder(nn.Module):
+    """Two towers into one space of unit vectors.
+
+    Args:
+        image: the image tower.
+        text: the text tower.
+        logit_scale: logarithm of the scale that similarities are multiplied with.
+        backend: writes the layout that the model came in.
+        name: what the user called it.
+
+    Example:
+        >>> model = load("openai/clip-vit-base-patch32")                      # doctest: +SKIP
+        >>> model.encode_image(["cat.jpg"]) @ model.encode_text(["a cat"]).T  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, image: ImageTower, text: TextTower, logit_scale: nn.Parameter, backend: Backend, name: str
+    ) -> None:
+        super().__init__()
+        self.image = image
+        self.text = text
+        self.logit_scale = logit_scale
+        self.backend = backend
+        self.name = name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.logit_scale.device
+
+    def encode_image(
+        self, images: Picture | Sequence[Picture], batch_size: int = 64, *, progress: bool = False
+    ) -> Float[Tensor, "N D"]:
+        """Unit-length features of pictures, float32 on the CPU.
+
+        Args:
+            images: paths, PIL images or uint8 arrays (H, W, 3); one of them or several.
+            batch_size: pictures in one forward.
+            progress: show a bar on the terminal.
+
+        Raises:
+            DataError: a picture is missing or cannot be decoded.
+        """
+        several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+        features = encode_pictures(self.image, several, self.image, batch_size, self.device, progress)
+        return F.normalize(features, dim=-1)
+
+    def encode_text(
+        self, texts: str | Sequence[str], batch_size: int = 256, *, progress: bool = False
+    ) -> Float[Tensor, "M D"]:
+        """Unit-length features of strings, float32 on the CPU. Identical strings are encoded once."""
+        several = [texts] if isinstance(texts, str) else texts
+        features = encode_strings(self.text, several, self.text, batch_size, self.device, progress)
+        return F.normalize(features, dim=-1)
+
+    def classify(
+        self, images: Picture | Sequence[Picture], texts: Sequence[str], batch_size: int = 64
+    ) -> Float[Tensor, "N C"]:
+        """Probability of each text for each image: the softmax of scale · cosine over the texts."""
+        similarity = self.encode_image(images, batch_size) @ self.encode_text(texts).T
+        return (similarity * self.logit_scale.detach().exp().cpu()).softmax(dim=-1)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the layout that the model came in: transformers' own, or towers that timm and transformers open."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(self, folder)

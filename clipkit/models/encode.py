@@ -1,0 +1,84 @@
+"""Pictures and strings through a tower, in batches, without gradients."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os import cpu_count
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from clipkit.models.towers import ImageTower, TextTower
+from clipkit.pictures import Picture, open_picture
+
+# Larger activations fall out of the cache and are returned to the system after each layer: on two cores an
+# EfficientNet-Lite0 ran 200 pictures a second in batches of 8, 60 in batches of 64.
+_CPU_BATCH = 8
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# What is run on a batch of inputs by name: a whole tower, or its trunk alone.
+Through = Callable[[dict[str, Tensor]], Tensor]
+
+
+def encode_pictures(
+    tower: ImageTower,
+    pictures: Sequence[Picture],
+    through: Through,
+    batch_size: int,
+    device: torch.device,
+    progress: bool = False,
+) -> Float[Tensor, "N W"]:
+    """`through` on every picture, float32 on the CPU. Threads decode ahead: Pillow lets go of the interpreter."""
+
+    def pixels(picture: Picture) -> Tensor:
+        return tower.preprocess(open_picture(picture))
+
+    if device.type == "cpu":
+        batch_size = min(batch_size, _CPU_BATCH)
+    bar = tqdm(total=len(pictures), desc="pictures", unit="", disable=None if progress else True, leave=False)
+    features = []
+    with torch.inference_mode(), bar, ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
+        for decoded in _ahead(pool, pixels, pictures, batch_size):
+            batch = torch.stack(decoded).to(device, memory_format=torch.channels_last)
+            features.append(through({"pixel_values": batch}).float().cpu())
+            bar.update(len(batch))
+    return torch.cat(features) if features else torch.empty(0, 0)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T], batch_size: int
+) -> Iterator[list[R]]:
+    """Batches of results, one batch computed ahead of the one in use."""
+    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    waiting = [pool.submit(work, item) for item in batches[0]] if batches else []
+    for following in [*batches[1:], []]:
+        ready, waiting = waiting, [pool.submit(work, item) for item in following]
+        yield [future.result() for future in ready]
+
+
+def encode_strings(
+    tower: TextTower,
+    texts: Sequence[str],
+    through: Through,
+    batch_size: int,
+    device: torch.device,
+    progress: bool = False,
+) -> Float[Tensor, "M W"]:
+    """`through` on every string, float32 on the CPU; identical strings once, similar lengths together."""
+    by_length = sorted(dict.fromkeys(texts), key=len)
+    features: list[Tensor] = []
+    bar = tqdm(total=len(by_length), desc="captions", unit="", disable=None if progress else True, leave=False)
+    with torch.inference_mode(), bar:
+        for start in range(0, len(by_length), batch_size):
+            tokens = tower.tokenize(by_length[start : start + batch_size])
+            batch = {name: values.to(device) for name, values in tokens.items()}
+            features.append(through(batch).float().cpu())
+            bar.update(len(features[-1]))
+    if not features:
+        return torch.empty(0, 0)
+    row_of = {text: row for row, text in enumerate(by_length)}
+    return torch.cat(features)[[row_of[text] for text in texts]]
