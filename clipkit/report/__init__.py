@@ -1,0 +1,7 @@
+"""Reports: one HTML file without network, made from result files alone."""
+
+from clipkit.report.demo import demo_report
+from clipkit.report.evaluation import evaluation_report
+from clipkit.report.run import run_report
+
+__all__ = ["demo_report", "evaluation_report", "run_report"]

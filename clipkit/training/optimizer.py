@@ -1,0 +1,56 @@
+"""AdamW, its groups, and the schedule."""
+
+import math
+
+import torch
+from torch import nn
+
+from clipkit.errors import RecipeError
+from clipkit.recipe import OptimRecipe
+
+# Learned positions and class tokens: no matrices of a linear map, so decay would only pull them to zero.
+_NO_DECAY = ("position_embedding", "positional_embedding", "pos_embed", "class_embedding", "cls_token", "logit_")
+
+
+def build_optimizer(model: nn.Module, recipe: OptimRecipe) -> torch.optim.AdamW:
+    """AdamW over what learns: weight decay on matrices only, none on biases, norms, positions and the scale."""
+    decay, no_decay = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kept = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
+            (no_decay if kept else decay).append(parameter)
+    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
+
+
+class WarmupCosine:
+    """Linear warmup to the peak, then half a cosine to zero; a function of the step, so there is nothing to save.
+
+    Args:
+        peak: learning rate at the end of warmup.
+        warmup: below 1 a share of the run, from 1 on a number of steps.
+        steps: updates in the whole run.
+
+    Raises:
+        RecipeError: the warmup is longer than the run.
+
+    Example:
+        >>> schedule = WarmupCosine(peak=1.0, warmup=2, steps=4)
+        >>> [round(schedule(step), 3) for step in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+    """
+
+    def __init__(self, peak: float, warmup: float, steps: int) -> None:
+        self.peak = peak
+        self.steps = steps
+        self.rising = round(warmup * steps) if warmup < 1 else int(warmup)
+        if self.rising > steps:
+            raise RecipeError(
+                f"optim.warmup is {self.rising} steps, the run has {steps}; give a share of the run, as 0.1"
+            )
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of the update number `step`, from 0."""
+        if step < self.rising:
+            return self.peak * (step + 1) / self.rising
+        return self.peak * 0.5 * (1 + math.cos(math.pi * (step - self.rising) / (self.steps - self.rising)))
