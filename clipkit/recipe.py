@@ -269,6 +269,19 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
+# What other tools call them.
+_ELSEWHERE = {
+    "learning_rate": "optim.lr",
+    "wd": "optim.weight_decay",
+    "grad_clip_norm": "optim.clip",
+    "max_grad_norm": "optim.clip",
+    "num_train_epochs": "train.epochs",
+    "mixed_precision": "train.precision",
+    "num_workers": "data.workers",
+    "output_dir": "output",
+}
+
+
 def _first_problem(error: ValidationError) -> str:
     # An unknown key first: it is the likelier cause of a missing one than the other way round.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
@@ -279,7 +292,8 @@ def _first_problem(error: ValidationError) -> str:
             known = _known_keys(Recipe)
             siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
             last_part = {name.rpartition(".")[2]: name for name in reversed(known)}
-            near = difflib.get_close_matches(key, siblings, 1, 0.5) or difflib.get_close_matches(key, known, 1, 0.6)
+            near = [_ELSEWHERE[last] for last in [key.rpartition(".")[2]] if last in _ELSEWHERE]
+            near = near or difflib.get_close_matches(key, siblings, 1, 0.5) or difflib.get_close_matches(key, known, 1, 0.6)
             near = near or [last_part[n] for n in difflib.get_close_matches(key.rpartition(".")[2], last_part, 1, 0.6)]
             advice = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(siblings or known)}"
             return f"{key} is not an option; {advice}"

@@ -1,6 +1,6 @@
 """Which pairs meet in which batch: a function of the data, the batch size, the seed and the epoch; of nothing else."""
 
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -84,24 +84,58 @@ class EpochSampler:
 
 
 def _apart(rows: list[tuple[int, int]], batch_size: int) -> list[tuple[int, int]]:
-    """Deal rows into batches in order; one whose picture is already in the batch waits for the next batch."""
+    """Deal rows into batches in order, a picture at most once a batch; a second row of it waits for the next batch.
+
+    A picture with as many rows left as there are batches goes first: put off, two of its rows would meet at the end.
+    """
+    rows_of: dict[int, deque[int]] = {}
+    for image, row in rows:
+        rows_of.setdefault(image, deque()).append(row)
+    with_left: dict[int, set[int]] = defaultdict(set)
+    for image, own in rows_of.items():
+        with_left[len(own)].add(image)
+    coming = deque(image for image, _ in rows)
+    ahead: Counter[int] = Counter()  # rows taken before their turn came
+    waiting: dict[int, int] = {}  # rows whose turn has passed, by picture, in order
     dealt: list[tuple[int, int]] = []
-    waiting: deque[tuple[int, int]] = deque()
-    coming = deque(rows)
-    while coming or waiting:
-        batch: list[tuple[int, int]] = []
+
+    def take(image: int) -> None:
+        left = len(rows_of[image])
+        with_left[left].discard(image)
+        with_left[left - 1].add(image)
+        dealt.append((image, rows_of[image].popleft()))
+
+    for batches_left in range(-(-len(rows) // batch_size), 0, -1):
+        start = len(dealt)
+        room = min(batch_size, len(rows) - start)
         seen: set[int] = set()
-        passed: deque[tuple[int, int]] = deque()
-        while len(batch) < batch_size and (waiting or coming):
-            row = waiting.popleft() if waiting else coming.popleft()
-            if row[0] in seen:
-                passed.append(row)
+        urgent = sorted(image for left, images in with_left.items() if left >= batches_left for image in images)
+        for image in urgent[:room]:
+            seen.add(image)
+            take(image)
+            if waiting.get(image):
+                waiting[image] -= 1
             else:
-                seen.add(row[0])
-                batch.append(row)
-        # Only copies of pictures that are in the batch are left: they cannot be kept apart any more.
-        while len(batch) < batch_size and passed:
-            batch.append(passed.popleft())
-        waiting = passed + waiting
-        dealt += batch
+                ahead[image] += 1
+        for image in [image for image in islice(waiting, batch_size) if image not in seen and waiting[image]]:
+            if len(dealt) - start == room:
+                break
+            seen.add(image)
+            take(image)
+            waiting[image] -= 1
+        waiting = {image: count for image, count in waiting.items() if count}
+        while len(dealt) - start < room and coming:
+            image = coming.popleft()
+            if ahead[image]:
+                ahead[image] -= 1
+            elif image in seen:
+                waiting[image] = waiting.get(image, 0) + 1
+            else:
+                seen.add(image)
+                take(image)
+        # Only pictures that are in the batch already have rows left: they cannot be kept apart any more.
+        while len(dealt) - start < room:
+            image = next(image for image, count in waiting.items() if count)
+            take(image)
+            waiting[image] -= 1
     return dealt

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,8 +77,7 @@ class _Run:
         self.schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, self.steps)
         self.objective = objective_of(recipe.loss)
 
-        AcceleratorState._reset_state()  # another run in this Python may have had another precision
-        self.accelerator = Accelerator(mixed_precision=_mixed_precision(recipe.train.precision))
+        self.accelerator = _accelerator(recipe.train.precision)
         self.processes = Processes(self.accelerator)
         torch.manual_seed(recipe.train.seed)  # new parts of a model are the same on every process
         self.model = _model_of(recipe.model).to(self.accelerator.device)
@@ -106,6 +106,7 @@ class _Run:
     def go(self) -> dict[str, Any]:
         handler = logging.FileHandler(self.folder.log) if self.processes.is_main else logging.NullHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.setLevel(logging.INFO)
         log.addHandler(handler)
         try:
             started = time.perf_counter()
@@ -287,6 +288,19 @@ def _training_mode(model: DualEncoder, recipe: ModelRecipe) -> None:
             for module in tower.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.train()
+
+
+def _accelerator(precision: str) -> Accelerator:
+    AcceleratorState._reset_state()  # another run in this Python may have had another precision
+    # Told that it is on a CPU, Accelerate joins the processes of a launcher; left alone, each would run by itself.
+    accelerator = Accelerator(mixed_precision=_mixed_precision(precision), cpu=not torch.accelerator.is_available())
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise TrainingError(
+            f"{asked} processes were started but Accelerate joined {accelerator.num_processes}; start them with "
+            "torchrun --nproc_per_node N -m clipkit train RECIPE"
+        )
+    return accelerator
 
 
 def _mixed_precision(precision: str) -> str:

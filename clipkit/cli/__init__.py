@@ -1,0 +1,97 @@
+"""The command line: thin. Nothing heavy is imported before a command runs, so that `--help` is instant."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipkit import __version__
+from clipkit.cli.evaluate import app as eval_app
+from clipkit.errors import TrainingError, UserError
+
+app = typer.Typer(
+    name="clipkit",
+    help="CLIP-style contrastive learning: train, evaluate and use paired image and text encoders.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(eval_app, name="eval")
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 it ran and failed, 2 the input is wrong, 130 interrupted."""
+    # Weights' loading bars and advice of the libraries below are noise here; their errors come through as ours.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app()
+    except UserError as error:
+        sys.stderr.write(f"clipkit: {error}\n")
+        sys.exit(2)
+    except TrainingError as error:
+        sys.stderr.write(f"clipkit: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("clipkit: interrupted\n")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _clipkit(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("demo"),
+) -> None:
+    """Train a small dual encoder on emoji and their names, and show what it learned (about five minutes)."""
+    from clipkit.cli.demo import run_demo
+
+    _start_process()
+    run_demo(out)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file; see recipes/ for examples.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Changes, as optim.lr=1e-5.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and stop.")] = False,
+) -> None:
+    """Train what a recipe says. On several processes: torchrun --nproc_per_node N -m clipkit train RECIPE."""
+    from clipkit.recipe import Recipe
+
+    complete = Recipe.from_yaml(recipe, overrides or [])
+    if dry_run:
+        print(complete.to_yaml(), end="")
+        return
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite were both given; give one of them")
+    _start_process()
+    from clipkit.cli.tables import print_metrics
+    from clipkit.training import train as run
+
+    result = run(complete, resume=resume, overwrite=overwrite)
+    if result["metrics"] and int(os.environ.get("RANK", "0")) == 0:
+        print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
+
+
+def _start_process() -> None:
+    """What a process of ours needs before it computes."""
+    from clipkit.cli.process import keep_freed_memory, log_to_terminal
+
+    log_to_terminal(logging.getLogger("clipkit"))
+    keep_freed_memory()

@@ -1,0 +1,100 @@
+"""`clipkit demo`: from pip packages to a trained model and a page, in one command."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import clipkit
+from clipkit.cli.tables import print_columns
+from clipkit.data import read_labelled, read_pairs
+from clipkit.data.emoji import EmojiData, build_emoji_data
+from clipkit.errors import OutputError
+from clipkit.evaluation import retrieval, zeroshot
+from clipkit.models import DualEncoder, compose, load
+from clipkit.recipe import Recipe
+from clipkit.report import demo_report
+from clipkit.report.demo import CREDIT
+
+# The run on shuffled names only has to show that it learns nothing: a part of the epochs does.
+_SHUFFLED_SHARE = 0.4
+
+
+def run_demo(out: Path) -> None:
+    """Build the data, train, train on shuffled names, measure all on held-out emoji, write the report.
+
+    The demo's own folders below `out` are made anew each time.
+
+    Raises:
+        OutputError: `out` holds something else, or cannot be written to.
+    """
+    marker = out / "demo.json"
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "data").is_dir())):
+        raise OutputError(f"{out}: is there already and is not a demo's folder; give another one with --out")
+    try:
+        data = build_emoji_data(out / "data")
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written to ({error.strerror}); give another folder with --out") from None
+    marker.unlink(missing_ok=True)
+    print(f"{data.families} emoji families, {data.held_out_families} of them held out. {CREDIT}")
+
+    recipe = Recipe.from_yaml(recipe_file("demo_emoji.yaml")).override(
+        {"data.train": str(data.train), "output": str(out / "run")}
+    )
+    started = time.perf_counter()
+    clipkit.train(recipe, overwrite=True)
+    seconds = time.perf_counter() - started
+    print("Now the same on shuffled names, for comparison:")
+    shuffled = recipe.override(
+        {
+            "data.train": str(data.shuffled),
+            "output": str(out / "run_shuffled"),
+            "train.epochs": max(1, round(_SHUFFLED_SHARE * recipe.train.epochs)),
+        }
+    )
+    clipkit.train(shuffled, overwrite=True)
+
+    results = {
+        "trained": _measure(load(str(out / "run")), data),
+        "shuffled names": _measure(load(str(out / "run_shuffled")), data),
+        "untrained": _measure(_untrained(recipe), data),
+    }
+    marker.write_text(json.dumps({"models": results, "train_seconds": seconds}, indent=2), encoding="utf-8")
+    report = out / "report.html"
+    report.write_text(demo_report(out), encoding="utf-8")
+    _print_summary(results, report, out, seconds)
+
+
+def recipe_file(name: str) -> Path:
+    """A shipped recipe: inside the installed package, or beside it in a checkout."""
+    package = Path(clipkit.__file__).parent
+    installed = package / "recipes" / name
+    return installed if installed.is_file() else package.parent / "recipes" / name
+
+
+def _untrained(recipe: Recipe) -> DualEncoder:
+    import torch
+
+    torch.manual_seed(recipe.train.seed)
+    model = compose(recipe.model)
+    model.name = "untrained"
+    return model
+
+
+def _measure(model: DualEncoder, data: EmojiData) -> dict[str, Any]:
+    return {
+        "retrieval": retrieval(model, read_pairs(str(data.held_out))),
+        "zeroshot": zeroshot(model, read_labelled(str(data.held_out_labels)), templates=["{c}"]),
+    }
+
+
+def _print_summary(results: dict[str, Any], report: Path, out: Path, seconds: float) -> None:
+    print_columns({name: result["retrieval"]["metrics"] for name, result in results.items()}, "\nHeld-out emoji")
+    print_columns({name: result["zeroshot"]["metrics"] for name, result in results.items()}, "\nInto emoji groups")
+    print(f"""
+Trained in {seconds:.0f} s. Look at it: {report}
+
+Next, with your own data (a CSV with the columns image and caption):
+  clipkit train {recipe_file("finetune_clip.yaml")} data.train=train.csv data.validation=dev.csv
+  clipkit eval retrieval --model runs/finetune_clip --data dev.csv --report dev.html
+  clipkit eval zeroshot --model {out / "run"} --data folder_of_class_folders""")

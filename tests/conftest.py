@@ -1,0 +1,142 @@
+"""Small things that every test may need: pictures, captions, and a CLIP of a few thousand parameters."""
+
+import csv
+import gzip
+import json
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+# Nothing may reach for the network, whatever a library does by default.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k"
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
+SHAPES = ("square", "circle", "stripe", "cross")
+
+
+@pytest.fixture(autouse=True)
+def _same_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def flickr8k() -> Path:
+    if not FLICKR8K.is_dir():
+        pytest.skip("../shared/flickr8k is not here")
+    return FLICKR8K
+
+
+def draw(colour: str, shape: str, size: int = 32, shift: int = 0) -> Image.Image:
+    """A coloured shape on a grey ground."""
+    pixels = np.full((size, size, 3), 128, dtype=np.uint8)
+    y, x = np.mgrid[:size, :size] - size // 2 - shift
+    match shape:
+        case "square":
+            inside = (abs(x) < size // 4) & (abs(y) < size // 4)
+        case "circle":
+            inside = x**2 + y**2 < (size // 3) ** 2
+        case "stripe":
+            inside = abs(y) < size // 8
+        case _:
+            inside = (abs(y) < size // 10) | (abs(x) < size // 10)
+    pixels[inside] = COLOURS[colour]
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """captions.csv: 16 pictures of coloured shapes with two captions each; classes.csv: with their colours."""
+    folder = tmp_path_factory.mktemp("shapes")
+    (folder / "images").mkdir()
+    captions, labels = [], []
+    for number, (colour, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
+        name = f"images/{number:02d}.png"
+        draw(colour, shape, shift=number % 3).save(folder / name)
+        captions += [[name, f"a {colour} {shape}"], [name, f"the {shape} is {colour}"]]
+        labels.append([name, colour])
+    write_csv(folder / "captions.csv", ["image", "caption"], captions)
+    write_csv(folder / "classes.csv", ["image", "label"], labels)
+    return folder
+
+
+def write_csv(path: Path, header: list[str], rows: list[list[str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def clip_vocabulary(merge_count: int) -> tuple[dict[str, int], list[str]]:
+    """The vocabulary and first merges of CLIP's tokenizer in transformers' form, from open_clip's file."""
+    package = find_spec("open_clip")
+    assert package is not None
+    assert package.origin is not None
+    file = Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
+    merges = gzip.open(file).read().decode("utf-8").split("\n")[1 : 1 + merge_count]
+    from open_clip.tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    words = letters + [letter + "</w>" for letter in letters] + ["".join(merge.split()) for merge in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    return {word: index for index, word in enumerate(words)}, merges
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised CLIP in the Hub's layout, with the start of CLIP's vocabulary."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny_clip")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    vocabulary, merges = clip_vocabulary(2000)
+    end = len(vocabulary) - 1
+    config = CLIPConfig(
+        text_config=shape | {"vocab_size": end + 1, "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end},
+        vision_config=shape | {"image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    CLIPTokenizer(vocab=vocabulary, merges=[tuple(m.split()) for m in merges]).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(shapes: Path, tiny_clip: Path, tmp_path: Path) -> Callable[..., Any]:
+    """A small fine-tune: `recipe({"optim.lr": 1e-3})`."""
+    from clipkit.recipe import Recipe
+
+    def build(changes: dict[str, Any] | None = None) -> Recipe:
+        base = {
+            "model": {"name": str(tiny_clip)},
+            "data": {"train": str(shapes / "captions.csv"), "validation": str(shapes / "captions.csv"), "workers": 0},
+            "optim": {"lr": 1e-3},
+            "train": {"epochs": 2, "batch_size": 8},
+            "output": str(tmp_path / "run"),
+        }
+        return Recipe.from_dict(base).override(changes or {})
+
+    return build
+
+
+@pytest.fixture
+def recipe_file(recipe: Callable[..., Any], tmp_path: Path) -> Path:
+    """The same small fine-tune as a YAML file."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe().to_yaml(), encoding="utf-8")
+    return file
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from clipkit.data import EpochSampler, Pairs, SeededCrop, pair_loader, read_pairs
+from clipkit.data.loader import Batch
+from clipkit.errors import DataError
+from tests.conftest import draw, write_csv
+
+
+def to_tensor(picture: Image.Image) -> torch.Tensor:
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    return pil_to_tensor(picture).float()
+
+
+def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:
+    longest = max(map(len, captions))
+    return {"input_ids": torch.tensor([[ord(c) for c in caption.ljust(longest)] for caption in captions])}
+
+
+def batches_of(pairs: Pairs, workers: int, rows: slice = slice(0, 6), seed: int = 0) -> list[Batch]:
+    sampler = EpochSampler(pairs, "one", 6, seed)
+    crop = SeededCrop(16, (0.3, 1.0), to_tensor, seed)
+    return list(pair_loader(pairs, sampler.slices(0, 5, rows), crop, tokenize, workers))
+
+
+def test_workers_and_processes_do_not_change_a_batch(shapes: Path) -> None:
+    pairs = read_pairs(str(shapes / "captions.csv"))
+    alone = batches_of(pairs, 0)
+    for other in (batches_of(pairs, 2), [*batches_of(pairs, 0)]):
+        for one, two in zip(alone, other, strict=True):
+            assert torch.equal(one.image["pixel_values"], two.image["pixel_values"])
+            assert torch.equal(one.text["input_ids"], two.text["input_ids"])
+            assert torch.equal(one.caption_ids, two.caption_ids)
+    second_half = batches_of(pairs, 0, slice(3, 6))
+    for one, two in zip(alone, second_half, strict=True):
+        assert torch.equal(one.image["pixel_values"][3:], two.image["pixel_values"])
+
+
+def test_the_crop_changes_with_epoch_picture_and_seed_and_leaves_the_global_generator_alone() -> None:
+    picture = draw("red", "cross", 64)
+    crop = SeededCrop(16, (0.2, 0.8), to_tensor, 0)
+    state = torch.get_rng_state()
+    first = crop(picture, 0, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(crop(picture, 0, 0), first)
+    others = [crop(picture, 1, 0), crop(picture, 0, 1), SeededCrop(16, (0.2, 0.8), to_tensor, 1)(picture, 0, 0)]
+    assert not any(torch.equal(other, first) for other in others)
+
+
+def test_loading_leaves_the_global_generator_alone(shapes: Path) -> None:
+    state = torch.get_rng_state()
+    batches_of(read_pairs(str(shapes / "captions.csv")), 0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_decoded_is_one_line(tmp_path: Path, workers: int) -> None:
+    for number in range(6):
+        draw("red", "circle").save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_bytes(b"<html>not found</html>")
+    rows = [[f"{number}.png", "words"] for number in range(6)]
+    pairs = read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption"], rows)))
+    with pytest.raises(DataError, match=r"3.png: is not a picture that Pillow can read") as caught:
+        batches_of(pairs, workers)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+
+from clipkit.data import read_labelled, read_pairs
+from clipkit.errors import DataError
+from tests.conftest import draw, write_csv
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a", "b", "c"):
+        draw("red", "circle").save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def test_rows_that_name_one_picture_are_one_picture(folder: Path) -> None:
+    rows = [["b.png", "one"], ["a.png", "two"], ["b.png", "three, with a comma"], ["b.png", 'quoted "words"\nand a line']]
+    pairs = read_pairs(str(write_csv(folder / "p.csv", ["image", "caption"], rows)))
+    assert [picture.name for picture in pairs.pictures] == ["b.png", "a.png"]
+    assert pairs.image_of_caption.tolist() == [0, 1, 0, 0]
+    assert [own.tolist() for own in pairs.captions_of_image] == [[0, 2, 3], [1]]
+    assert pairs.captions[3] == 'quoted "words"\nand a line'
+
+
+@pytest.mark.parametrize(
+    "header", [["image", "caption"], ["filepath", "title"], ["File_Name", "Text"], ["id", "sentence", "path"]]
+)
+def test_columns_are_found_by_name(folder: Path, header: list[str]) -> None:
+    roles = {"image": "a.png", "filepath": "a.png", "file_name": "a.png", "path": "a.png", "id": "7"}
+    row = [roles.get(name.lower(), "words") for name in header]
+    assert read_pairs(str(write_csv(folder / "p.csv", header, [row]))).captions == ["words"]
+
+
+def test_columns_can_be_named(folder: Path) -> None:
+    write_csv(folder / "p.csv", ["image", "photo", "caption", "alt"], [["x", "a.png", "no", "yes"]])
+    pairs = read_pairs(f"{folder / 'p.csv'}?image=photo&caption=alt")
+    assert (pairs.pictures[0].name, pairs.captions) == ("a.png", ["yes"])
+
+
+def test_byte_order_marks_tabs_and_windows_lines(folder: Path) -> None:
+    (folder / "p.csv").write_bytes("\ufeffimage,caption\r\na.png,naïve café\r\n\r\n".encode())
+    assert read_pairs(str(folder / "p.csv")).captions == ["naïve café"]
+    (folder / "p.tsv").write_text("image\tcaption\na.png\tone, two\n")
+    assert read_pairs(str(folder / "p.tsv")).captions == ["one, two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("image,caption\n", "a header but no rows"),
+        ("image,words\na.png,x\n", r"no caption column .* its columns are image, words"),
+        ("caption\nx\n", "no image column"),
+        ("image,caption\na.png\n", "line 2 has 1 fields"),
+        ("image,caption\na.png, \n", "row 1 has no caption"),
+        ("image,caption\nnone.png,x\na.png,y\n", r"1 of its 2 pictures are missing, the first is .*none.png"),
+        (b"image,caption\na.png,caf\xe9\n", "not UTF-8"),
+    ],
+)
+def test_what_is_wrong_is_one_line(folder: Path, content: str | bytes, message: str) -> None:
+    (folder / "p.csv").write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_pairs(str(folder / "p.csv"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_source_that_is_no_table(folder: Path) -> None:
+    for source, message in [
+        (str(folder / "none.csv"), "no such file"),
+        (str(folder), "is a folder"),
+        (str(folder / "a.png"), "neither"),
+        (f"{folder / 'p.csv'}?picture=x", "picture is no option"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            read_pairs(source)
+
+
+def test_the_hash_follows_the_content(folder: Path) -> None:
+    one = read_pairs(str(write_csv(folder / "p.csv", ["image", "caption"], [["a.png", "x"], ["b.png", "y"]])))
+    same = read_pairs(str(write_csv(folder / "q.csv", ["caption", "image"], [["x", "a.png"], ["y", "b.png"]])))
+    other = read_pairs(str(write_csv(folder / "r.csv", ["image", "caption"], [["a.png", "y"], ["b.png", "x"]])))
+    assert one.sha256 == same.sha256 != other.sha256
+
+
+def test_labels_from_a_table_and_from_class_folders(folder: Path) -> None:
+    table = read_labelled(str(write_csv(folder / "l.csv", ["image", "label"], [["b.png", "dog"], ["a.png", "cat"]])))
+    assert (table.classes, table.labels.tolist()) == (["cat", "dog"], [1, 0])
+    for name in ("dog", "cat"):
+        (folder / "tree" / name).mkdir(parents=True)
+        draw("blue", "cross").save(folder / "tree" / name / "1.png")
+    tree = read_labelled(str(folder / "tree"))
+    assert (tree.classes, tree.labels.tolist()) == (["cat", "dog"], [0, 1])
+    with pytest.raises(DataError, match="no class folders"):
+        read_labelled(str(folder / "tree" / "dog"))

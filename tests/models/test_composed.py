@@ -1,0 +1,138 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer
+
+import clipkit
+from clipkit.errors import ModelError
+from clipkit.models import DualEncoder, compose
+from clipkit.recipe import ModelRecipe
+from clipkit.models.towers import last_token, mean_of_tokens
+
+TEXTS = ["a dog", "two dogs run in the snow", "snow"]
+NEW_TEXT = {
+    "name": "hf:bert",
+    "pretrained": False,
+    "tokenizer": "open_clip:ViT-B-32",
+    "context_length": 16,
+    "config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+}
+
+
+def model_of(**changes: Any) -> DualEncoder:
+    values = {
+        "image": {"name": "timm:test_convnext", "pretrained": False, "image_size": 64},
+        "text": NEW_TEXT,
+        "embed_dim": 24,
+    }
+    return compose(ModelRecipe.model_validate(values | changes))
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """A tiny BERT folder such as transformers and sentence-transformers write."""
+    folder = tmp_path / "bert"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "##s", "two", "run", "in", "the", "snow"]
+    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(folder)
+    BertModel(
+        BertConfig(
+            vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+            max_position_embeddings=20,
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_saves_and_loads_to_the_same_features_and_preprocessing(tmp_path: Path, shapes: Path) -> None:
+    model = model_of()
+    pictures = sorted((shapes / "images").iterdir())
+    with torch.no_grad():
+        model.logit_scale.fill_(3.3)
+    model.save(tmp_path / "m")
+    again = clipkit.load(str(tmp_path / "m"))
+    torch.testing.assert_close(again.encode_image(pictures), model.encode_image(pictures), rtol=0, atol=1e-6)
+    torch.testing.assert_close(again.encode_text(TEXTS), model.encode_text(TEXTS), rtol=0, atol=1e-6)
+    assert again.logit_scale.item() == pytest.approx(3.3)
+    assert again.text.tokenize.context_length == 16
+    assert again.image.preprocess.image_size == 64
+    assert str(again.image.preprocess.evaluate) == str(model.image.preprocess.evaluate)
+
+
+def test_its_parts_open_with_timm_and_transformers(tmp_path: Path, shapes: Path) -> None:
+    model = model_of()
+    model.save(tmp_path / "m")
+    image = timm.create_model(f"local-dir:{tmp_path / 'm' / 'image'}", pretrained=True, num_classes=0).eval()
+    picture = Image.open(next((shapes / "images").iterdir())).convert("RGB")
+    pixels = timm.data.create_transform(**timm.data.resolve_model_data_config(image))(picture)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(image(pixels), model.image.trunk(pixel_values=pixels))
+        text = AutoModel.from_pretrained(tmp_path / "m" / "text").eval()
+        tokens = model.text.tokenize(TEXTS)
+        torch.testing.assert_close(
+            mean_of_tokens(text(**tokens).last_hidden_state, tokens["attention_mask"]), model.text.trunk(**tokens)
+        )
+
+
+def test_a_folder_of_transformers_is_a_text_tower(bert: Path) -> None:
+    model = model_of(text={"name": str(bert)})
+    native = AutoModel.from_pretrained(bert).eval()
+    tokens = AutoTokenizer.from_pretrained(bert)(TEXTS, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        states = native(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        mean = torch.stack([s[: int(m.sum())].mean(0) for s, m in zip(states, tokens["attention_mask"], strict=True)])
+        features = model.text.trunk(**model.text.tokenize(TEXTS))
+    torch.testing.assert_close(features, mean)
+    assert model.text.tokenize.context_length == 20
+
+
+@pytest.mark.parametrize(("file", "pooling"), [("cls", "cls"), ("lasttoken", "last"), ("mean", "mean")])
+def test_pooling_comes_from_the_folder(bert: Path, file: str, pooling: str) -> None:
+    (bert / "1_Pooling").mkdir()
+    key = "pooling_mode_cls_token" if file == "cls" else f"pooling_mode_{file}"
+    (bert / "1_Pooling" / "config.json").write_text(f'{{"{key}": true}}')
+    assert model_of(text={"name": str(bert)}).text.trunk.pooling == pooling
+    assert model_of(text={"name": str(bert), "pooling": "cls"}).text.trunk.pooling == "cls"
+
+
+def test_padding_does_not_change_a_pooled_vector() -> None:
+    states = torch.randn(2, 5, 3)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    torch.testing.assert_close(mean_of_tokens(states, mask)[0], states[0, :3].mean(0))
+    torch.testing.assert_close(last_token(states, mask), torch.stack([states[0, 2], states[1, 4]]))
+
+
+def test_the_tokenizer_of_open_clip_masks_its_padding() -> None:
+    import open_clip
+
+    tokenize = model_of().text.tokenize
+    tokens = tokenize(["a dog", "! !", "a very long caption " * 10])
+    assert tokens["input_ids"].shape == (3, 16)
+    assert tokens["attention_mask"].sum(dim=1).tolist() == [4, 4, 16]
+    assert torch.equal(tokens["input_ids"], open_clip.get_tokenizer("ViT-B-32")(
+        ["a dog", "! !", "a very long caption " * 10], context_length=16))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": {"name": "timm:no_such_net", "pretrained": False}}, "timm:no_such_net"),
+        ({"image": {"name": "no/such/folder"}}, "no such folder"),
+        ({"text": NEW_TEXT | {"tokenizer": None}}, "needs a tokenizer"),
+        ({"text": NEW_TEXT | {"tokenizer": "open_clip:ViT-Z"}}, "no such architecture"),
+        ({"text": NEW_TEXT | {"config": {"hidden_sizes": 3}}}, "hidden_sizes is not an option"),
+        ({"text": {"name": "no_such_text_tower_here"}}, "no_such_text_tower_here"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        model_of(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_too_large_for_the_tower_is_refused(bert: Path) -> None:
+    with pytest.raises(ModelError, match="the text tower knows 13"):
+        model_of(text={"name": str(bert), "tokenizer": "open_clip:ViT-B-32"})

@@ -1,0 +1,48 @@
+"""Nothing heavy is imported to print help."""
+
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import sys
+{run}
+heavy = [name for name in ("torch", "transformers", "datasets", "timm", "open_clip", "accelerate", "matplotlib") if name in sys.modules]
+assert not heavy, heavy
+"""
+HELP = """
+import clipkit.cli
+sys.argv = {argv}
+try:
+    clipkit.cli.main()
+except SystemExit as stop:
+    assert stop.code in (0, None), stop.code
+"""
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "import clipkit; assert clipkit.__version__",
+        "from clipkit.recipe import Recipe",
+        HELP.format(argv=["clipkit", "--help"]),
+        HELP.format(argv=["clipkit", "train", "--help"]),
+        HELP.format(argv=["clipkit", "eval", "--help"]),
+        HELP.format(argv=["clipkit", "eval", "retrieval", "--help"]),
+        HELP.format(argv=["clipkit", "eval", "zeroshot", "--help"]),
+        HELP.format(argv=["clipkit", "demo", "--help"]),
+        HELP.format(argv=["clipkit", "--version"]),
+    ],
+)
+def test_stays_light(run: str) -> None:
+    subprocess.run([sys.executable, "-c", CODE.format(run=run)], check=True, capture_output=True, timeout=60)
+
+
+def test_public_names_resolve() -> None:
+    import clipkit
+
+    for name in clipkit.__all__:
+        assert getattr(clipkit, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'tain'"):
+        _ = clipkit.tain

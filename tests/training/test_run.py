@@ -1,0 +1,185 @@
+"""A whole run, through the public API."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CLIPModel
+
+import clipkit
+from clipkit.errors import DataError, OutputError, RecipeError, TrainingError
+from clipkit.recipe import Recipe
+from tests.conftest import draw, read_lines, write_csv
+
+Build = Callable[..., Recipe]
+COMPOSED = {
+    "name": None,
+    "image": {"name": "timm:test_convnext", "pretrained": False, "image_size": 32},
+    "text": {
+        "name": "hf:bert",
+        "pretrained": False,
+        "tokenizer": "open_clip:ViT-B-32",
+        "context_length": 8,
+        "config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+    },
+    "embed_dim": 16,
+}
+
+
+def test_a_run_leaves_what_the_design_says(recipe: Build, tmp_path: Path, shapes: Path) -> None:
+    result = clipkit.train(recipe({"train.epochs": 3}))
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "recipe.yaml", "metrics.jsonl", "speed.jsonl", "evaluations.jsonl", "results.json", "report.html",
+        "checkpoints", "model", "log.txt",
+    }  # fmt: skip
+    rows = read_lines(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert set(rows[0]) == {"step", "epoch", "seen", "loss", "lr", "scale", "grad_norm"}
+    assert rows[-1]["seen"] == 48
+    assert Recipe.from_yaml(run / "recipe.yaml") == recipe({"train.epochs": 3})
+    assert json.loads((run / "results.json").read_text()) == result
+    assert set(result["metrics"]["mean_recall"]) == {"value", "low", "high", "chance"}
+    assert "1 process on" in (run / "log.txt").read_text()
+
+
+def test_it_learns_and_what_it_reports_is_what_it_saved(recipe: Build, tmp_path: Path, shapes: Path) -> None:
+    result = clipkit.train(recipe({"train.epochs": 30, "optim.lr": 3e-3, "data.augment": "none"}))
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
+    again = clipkit.evaluate.retrieval(clipkit.load(tmp_path / "run"), str(shapes / "captions.csv"))
+    assert again["metrics"] == result["metrics"]
+    assert result["metrics"]["mean_recall"]["value"] > 0.8
+    best = max(read_lines(tmp_path / "run" / "evaluations.jsonl"), key=lambda row: row["mean_recall"])
+    assert best["mean_recall"] == pytest.approx(result["metrics"]["mean_recall"]["value"])
+
+
+def test_the_saved_model_of_a_fine_tune_is_transformers_own(recipe: Build, tmp_path: Path, tiny_clip: Path) -> None:
+    clipkit.train(recipe())
+    tuned = clipkit.load(tmp_path / "run")
+    native = CLIPModel.from_pretrained(tmp_path / "run" / "model").eval()
+    tokens = tuned.text.tokenize(["a red square"])
+    with torch.inference_mode():
+        expected = torch.nn.functional.normalize(native.get_text_features(**tokens).pooler_output, dim=-1)
+    torch.testing.assert_close(tuned.encode_text(["a red square"]), expected, rtol=0, atol=1e-6)
+    before = clipkit.load(tiny_clip)
+    assert not torch.equal(tuned.encode_text(["a red square"]), before.encode_text(["a red square"]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_recipe_gives_the_same_bits(recipe: Build, tmp_path: Path, workers: int) -> None:
+    torch.rand(7)  # the state of the global generator must not matter
+    clipkit.train(recipe({"output": str(tmp_path / "a"), "data.workers": workers}))
+    clipkit.train(recipe({"output": str(tmp_path / "b"), "data.workers": 0}))
+    assert (tmp_path / "a" / "metrics.jsonl").read_text() == (tmp_path / "b" / "metrics.jsonl").read_text()
+    one, two = (CLIPModel.from_pretrained(tmp_path / name / "model").state_dict() for name in "ab")
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_resuming_in_the_middle_of_an_epoch_gives_the_same_bits(
+    recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"train.epochs": 5, "train.batch_size": 5, "checkpoint.every_steps": 4}
+    clipkit.train(recipe({**changes, "output": str(tmp_path / "whole")}))
+    from clipkit.training import run
+
+    step = run.backward_step
+    steps = 0
+
+    def breaks_at_the_eleventh(*arguments: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 11:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(run, "backward_step", breaks_at_the_eleventh)
+    with pytest.raises(KeyboardInterrupt):
+        clipkit.train(recipe(changes))
+    clipkit.train(recipe(changes), resume=True)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    one, two = (CLIPModel.from_pretrained(tmp_path / name / "model").state_dict() for name in ("run", "whole"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert steps == 11 + 7  # from step 8, not from the start
+
+
+def test_frozen_trunks_run_once_and_change_nothing(recipe: Build, tmp_path: Path) -> None:
+    changes = {"model.image.tune": "head", "model.text.tune": "head", "data.augment": "none", "train.epochs": 4}
+    clipkit.train(recipe(changes))
+    assert "frozen trunks ran once over all pictures and captions" in (tmp_path / "run" / "log.txt").read_text()
+    stored = read_lines(tmp_path / "run" / "metrics.jsonl")
+    # A crop that keeps the whole square picture gives the same pixels, but counts as augmentation.
+    whole = {"data.augment": "crop", "data.crop_scale": [1.0, 1.0], "output": str(tmp_path / "each"), "model.text.tune": "full"}
+    clipkit.train(recipe({**changes, **whole}))
+    assert "frozen trunks ran once" not in (tmp_path / "each" / "log.txt").read_text()
+    each = read_lines(tmp_path / "each" / "metrics.jsonl")
+    assert stored[0]["loss"] == pytest.approx(each[0]["loss"], abs=1e-5)
+
+
+def test_two_towers_from_scratch(recipe: Build, tmp_path: Path, shapes: Path) -> None:
+    result = clipkit.train(recipe({"model": COMPOSED, "train.epochs": 2}))
+    again = clipkit.evaluate.retrieval(clipkit.load(tmp_path / "run"), str(shapes / "captions.csv"))
+    assert again["metrics"] == result["metrics"]
+
+
+def test_no_validation_keeps_the_last_weights(recipe: Build, tmp_path: Path) -> None:
+    result = clipkit.train(recipe({"data.validation": None}))
+    assert result["metrics"] == {}
+    assert clipkit.load(tmp_path / "run").encode_text(["a"]).shape == (1, 24)
+    assert not (tmp_path / "run" / "evaluations.jsonl").exists()
+
+
+def test_the_scale_is_clamped_at_100_or_where_it_came_in(recipe: Build, tmp_path: Path, tiny_clip: Path) -> None:
+    warm = clipkit.load(tiny_clip)
+    for start, largest in ((4.6, 100.0), (5.0, 148.5)):
+        with torch.no_grad():
+            warm.logit_scale.fill_(start)
+        warm.save(tmp_path / "warm")
+        # Loss falls with the scale once pairs are told apart, so a large learning rate drives it up.
+        changes = {"model.name": str(tmp_path / "warm"), "optim.lr": 0.05, "model.image.tune": "frozen"}
+        clipkit.train(recipe({**changes, "model.text.tune": "frozen"}), overwrite=True)
+        scales = [row["scale"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")]
+        assert max(scales) <= largest * (1 + 1e-5)
+
+
+def test_a_folder_with_a_run_is_not_touched_unasked(recipe: Build, tmp_path: Path) -> None:
+    clipkit.train(recipe())
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="already holds a run; add --resume"):
+        clipkit.train(recipe())
+    # Wrong input is found before anything of the old run is removed.
+    with pytest.raises(DataError):
+        clipkit.train(recipe({"data.train": "none.csv"}), overwrite=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    clipkit.train(recipe({"train.seed": 1}), overwrite=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() != before
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_what_the_user_got_wrong(recipe: Build, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="batch_size is 17, but .* at most 16"):
+        clipkit.train(recipe({"train.batch_size": 17}))
+    with pytest.raises(RecipeError, match="optim.warmup is 50 steps, the run has 4"):
+        clipkit.train(recipe({"optim.warmup": 50}))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written to"):
+        clipkit.train(recipe({"output": str(tmp_path / "file" / "run")}))
+
+
+def test_a_corrupt_picture_stops_the_run_by_name(recipe: Build, tmp_path: Path) -> None:
+    for number in range(8):
+        draw("red", "circle").save(tmp_path / f"{number}.png")
+    (tmp_path / "5.png").write_bytes(b"not a picture")
+    data = write_csv(tmp_path / "p.csv", ["image", "caption"], [[f"{n}.png", f"number {n}"] for n in range(8)])
+    with pytest.raises(DataError, match=r"5.png: is not a picture"):
+        clipkit.train(recipe({"data.train": str(data), "data.validation": None}))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(recipe: Build) -> None:
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is"):
+        clipkit.train(recipe({"optim.lr": 1e30, "optim.clip": None, "train.epochs": 5}))
