@@ -102,7 +102,9 @@ class ModelRecipe(Section):
             }
             given = [key for key, value in own.items() if value is not None]
             if given:
-                raise ValueError(f"{given[0]} is for two towers; the model {self.name} brings its own: remove one of the two")
+                raise ValueError(
+                    f"{given[0]} is for two towers; the model {self.name} brings its own: remove one of the two"
+                )
         return self
 
 
@@ -293,7 +295,11 @@ def _first_problem(error: ValidationError) -> str:
             siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
             last_part = {name.rpartition(".")[2]: name for name in reversed(known)}
             near = [_ELSEWHERE[last] for last in [key.rpartition(".")[2]] if last in _ELSEWHERE]
-            near = near or difflib.get_close_matches(key, siblings, 1, 0.5) or difflib.get_close_matches(key, known, 1, 0.6)
+            near = (
+                near
+                or difflib.get_close_matches(key, siblings, 1, 0.5)
+                or difflib.get_close_matches(key, known, 1, 0.6)
+            )
             near = near or [last_part[n] for n in difflib.get_close_matches(key.rpartition(".")[2], last_part, 1, 0.6)]
             advice = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(siblings or known)}"
             return f"{key} is not an option; {advice}"

@@ -82,7 +82,7 @@ def clip_vocabulary(merge_count: int) -> tuple[dict[str, int], list[str]]:
     assert package is not None
     assert package.origin is not None
     file = Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.open(file).read().decode("utf-8").split("\n")[1 : 1 + merge_count]
+    merges = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1 : 1 + merge_count]
     from open_clip.tokenizer import bytes_to_unicode
 
     letters = list(bytes_to_unicode().values())
@@ -120,7 +120,11 @@ def recipe(shapes: Path, tiny_clip: Path, tmp_path: Path) -> Callable[..., Any]:
     def build(changes: dict[str, Any] | None = None) -> Recipe:
         base = {
             "model": {"name": str(tiny_clip)},
-            "data": {"train": str(shapes / "captions.csv"), "validation": str(shapes / "captions.csv"), "workers": 0},
+            "data": {
+                "train": str(shapes / "captions.csv"),
+                "validation": str(shapes / "captions.csv"),
+                "workers": 0,
+            },
             "optim": {"lr": 1e-3},
             "train": {"epochs": 2, "batch_size": 8},
             "output": str(tmp_path / "run"),

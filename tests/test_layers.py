@@ -56,7 +56,9 @@ def violations(package: Path) -> list[str]:
                 if LEVELS[own] < 4:
                     found.append(f"{file.relative_to(package)} imports {module}")
             elif target != own and target not in COMMON and LEVELS[target] >= LEVELS[own]:
-                found.append(f"{file.relative_to(package)} (level {LEVELS[own]}) imports {module} (level {LEVELS[target]})")
+                found.append(
+                    f"{file.relative_to(package)} (level {LEVELS[own]}) imports {module} (level {LEVELS[target]})"
+                )
     return found
 
 
@@ -79,4 +81,9 @@ def test_the_test_bites(tmp_path: Path) -> None:
     ]:
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(line)
-    assert [line.split()[0] for line in violations(tmp_path)] == ["data/c.py", "losses/a.py", "models/b.py", "report/d.py"]
+    assert [line.split()[0] for line in violations(tmp_path)] == [
+        "data/c.py",
+        "losses/a.py",
+        "models/b.py",
+        "report/d.py",
+    ]

@@ -8,7 +8,8 @@ import pytest
 CODE = """
 import sys
 {run}
-heavy = [name for name in ("torch", "transformers", "datasets", "timm", "open_clip", "accelerate", "matplotlib") if name in sys.modules]
+names = ("torch", "transformers", "datasets", "timm", "open_clip", "accelerate", "matplotlib", "numpy", "PIL")
+heavy = [name for name in names if name in sys.modules]
 assert not heavy, heavy
 """
 HELP = """

@@ -39,8 +39,13 @@ def retrieval(
 def zeroshot(
     model: Model,
     data: Annotated[str, typer.Option(metavar="D", help="Class folders, or a CSV with image and label columns.")],
-    classes: Annotated[Path | None, typer.Option(metavar="F", help="Class names, one a line; the data's own without.")] = None,
-    templates: Annotated[Path | None, typer.Option(metavar="F", help="Prompts, one a line, {c} for the class.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="F", help="Class names, one a line; the data's own without.")
+    ] = None,
+    templates: Annotated[
+        Path | None,
+        typer.Option(metavar="F", help="Prompts, one a line with {c} for the class; or a JSON of class to sentences."),
+    ] = None,
     batch_size: BatchSize = 64,
     json_file: Json = None,
     report: Report = None,
@@ -50,7 +55,7 @@ def zeroshot(
 
     labelled = read_labelled(data)
     names = _lines(classes) if classes is not None else None
-    prompts = _lines(templates) if templates is not None else None
+    prompts = _templates(templates) if templates is not None else None
     _check_writable(json_file, report)
     from clipkit import evaluation
     from clipkit.evaluation.zeroshot import TEMPLATES
@@ -82,6 +87,19 @@ def _lines(path: Path) -> list[str]:
     if not lines:
         raise DataError(f"{path}: is empty; write one entry a line")
     return lines
+
+
+def _templates(path: Path) -> list[str] | dict[str, list[str]]:
+    lines = _lines(path)
+    if path.suffix != ".json":
+        return lines
+    try:
+        own = json.loads("\n".join(lines))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: is not valid JSON ({error})") from None
+    if not isinstance(own, dict) or not all(isinstance(sentences, list) for sentences in own.values()):
+        raise DataError(f'{path}: must be an object of class to sentences, as {{"cat": ["a cat", "a sleeping cat"]}}')
+    return own
 
 
 def _check_writable(*files: Path | None) -> None:

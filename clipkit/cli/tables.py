@@ -17,9 +17,12 @@ def print_metrics(metrics: Mapping[str, Mapping[str, Any]], title: str) -> None:
 def print_columns(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> None:
     """Several results side by side, with chance."""
     shown = metrics_table(columns, title)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file has no edge to wrap at
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for number, heading in enumerate(shown.header):
         table.add_column(heading, justify="left" if number == 0 else "right")
     for row in shown.rows:
         table.add_row(*row)
-    Console().print(table)
+    console.print(table)

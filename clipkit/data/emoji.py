@@ -1,6 +1,7 @@
 """The demo's data set: Twemoji pictures and their CLDR names, from packages that pip installs."""
 
 import csv
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class EmojiData:
     held_out: Path
     held_out_labels: Path
     """The held-out pictures with their groups."""
+    group_prompts: Path
+    """For each group the names of training emoji in it, one a family: prompts in the language of the data."""
     families: int
     held_out_families: int
 
@@ -102,13 +105,25 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
         folder / "train_shuffled.csv",
         folder / "held_out.csv",
         folder / "held_out_groups.csv",
+        folder / "group_prompts.json",
         len(families),
         len(held_out),
     )
     names = [one.name for one in train]
     _write(data.train, "caption", train, names)
-    _write(data.shuffled, "caption", train, [names[i] for i in np.random.default_rng(seed + 1).permutation(len(names))])
+    _write(
+        data.shuffled,
+        "caption",
+        train,
+        [names[i] for i in np.random.default_rng(seed + 1).permutation(len(names))],
+    )
     _write(data.held_out, "caption", tested, [one.name for one in tested])
+    prompts: dict[str, dict[tuple[int, ...], str]] = {}
+    for one in sorted(train, key=lambda one: (len(one.codes), one.codes)):
+        if one.group is not None:
+            prompts.setdefault(one.group, {}).setdefault(one.family, one.name)
+    sentences = {group: list(names.values()) for group, names in prompts.items()}
+    data.group_prompts.write_text(json.dumps(sentences, indent=1, ensure_ascii=False), encoding="utf-8")
     grouped = [one for one in tested if one.group is not None]
     _write(data.held_out_labels, "label", grouped, [str(one.group) for one in grouped])
     return data

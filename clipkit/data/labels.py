@@ -25,7 +25,9 @@ class LabelledPictures:
     @cached_property
     def sha256(self) -> str:
         """Hash of the picture names and classes in order; not of the pixels."""
-        lines = (f"{path.name}\0{self.classes[label]}\0" for path, label in zip(self.pictures, self.labels, strict=True))
+        lines = (
+            f"{path.name}\0{self.classes[label]}\0" for path, label in zip(self.pictures, self.labels, strict=True)
+        )
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

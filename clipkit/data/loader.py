@@ -89,7 +89,7 @@ def pair_loader(
     """
     loader: DataLoader[Tensor | DataError] = DataLoader(
         _Pictures(pairs, augment),
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         collate_fn=_Collate(pairs, tokenize),
         num_workers=workers if augment is not None else 0,
         pin_memory=False,

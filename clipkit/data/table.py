@@ -47,15 +47,15 @@ def read_table(source: str, wanted: dict[str, Sequence[str]]) -> Table:
             header = next(rows, None)
             if not header:
                 raise DataError(f"{path}: is empty; its first line must name the columns, as image,caption")
-            places = {
-                role: _column(path, header, role, options.get(role), names) for role, names in wanted.items()
-            }
+            places = {role: _column(path, header, role, options.get(role), names) for role, names in wanted.items()}
             columns: dict[str, list[str]] = {role: [] for role in wanted}
             for row in rows:
                 if not row:
                     continue
                 if len(row) <= max(places.values()):
-                    raise DataError(f"{path}: line {rows.line_num} has {len(row)} fields, the header has {len(header)}; mend it")
+                    raise DataError(
+                        f"{path}: line {rows.line_num} has {len(row)} fields, the header has {len(header)}; mend it"
+                    )
                 for role, place in places.items():
                     columns[role].append(row[place])
     except FileNotFoundError:

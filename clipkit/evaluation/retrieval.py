@@ -103,7 +103,11 @@ def _examples(image_features: Tensor, text_features: Tensor, pairs: Pairs) -> li
         scores = image_features @ text_features[caption]
         own = int(pairs.image_of_caption[caption])
         answers = [
-            {"image": str(pairs.pictures[image]), "score": round(scores[image].item(), 4), "right": image == own}
+            {
+                "image": str(pairs.pictures[image]),
+                "score": round(scores[image].item(), 4),
+                "right": image == own,
+            }
             for image in _top(scores, 5)
         ]
         found.append({"query": {"text": pairs.captions[caption]}, "answers": answers})

@@ -1,7 +1,7 @@
 """Zero-shot classification: the classes' names are the classifier."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from clipkit.metrics.bootstrap import DRAWS
 from clipkit.models import DualEncoder
 
 TEMPLATES = ("a photo of a {c}.",)
+# Prompts with a place for the class name, or for each class its own sentences (Pratt et al. 2023, CuPL).
+Templates = Sequence[str] | Mapping[str, Sequence[str]]
 _EXAMPLES = 8
 
 
@@ -25,7 +27,7 @@ def zeroshot(
     data: str | LabelledPictures,
     *,
     classes: Sequence[str] | None = None,
-    templates: Sequence[str] = TEMPLATES,
+    templates: Templates = TEMPLATES,
     batch_size: int = 64,
     progress: bool = False,
 ) -> Result:
@@ -35,7 +37,8 @@ def zeroshot(
         model: what `clipkit.load` gives.
         data: class folders or a CSV with a label column, or labelled pictures already read.
         classes: class names to choose among; those of the data where not given.
-        templates: prompts with `{c}` where the class name goes; their features are averaged.
+        templates: prompts with `{c}` where the class name goes, or for each class its own sentences; their features
+            are averaged.
         batch_size: pictures in one forward; it does not change what is measured.
         progress: show bars on the terminal.
 
@@ -53,7 +56,11 @@ def zeroshot(
         {
             "query": {"image": str(labelled.pictures[image])},
             "answers": [
-                {"text": names[c], "score": round(scores[image, c].item(), 4), "right": c == int(labels[image])}
+                {
+                    "text": names[c],
+                    "score": round(scores[image, c].item(), 4),
+                    "right": c == int(labels[image]),
+                }
                 for c in scores[image].argsort(descending=True, stable=True)[:5].tolist()
             ],
         }
@@ -70,7 +77,7 @@ def zeroshot(
         },
         "metrics": _metrics(scores, labels),
         "settings": {
-            "templates": list(templates),
+            "templates": dict(templates) if isinstance(templates, Mapping) else list(templates),
             "classes": names,
             "bootstrap_draws": DRAWS,
             "bootstrap_seed": 0,
@@ -83,22 +90,33 @@ def zeroshot(
 
 
 def zeroshot_classifier(
-    model: DualEncoder, classes: Sequence[str], templates: Sequence[str] = TEMPLATES
+    model: DualEncoder, classes: Sequence[str], templates: Templates = TEMPLATES
 ) -> Float[Tensor, "C D"]:
     """One unit vector a class: the mean of its prompts' unit features, normalised (Radford et al. 2021, 3.1.4)."""
+    prompts = [_prompts(name, templates) for name in classes]
+    features = model.encode_text([prompt for own in prompts for prompt in own])
+    means = [own.mean(dim=0) for own in features.split([len(own) for own in prompts])]
+    return F.normalize(torch.stack(means), dim=-1)
+
+
+def _prompts(name: str, templates: Templates) -> list[str]:
+    if isinstance(templates, Mapping):
+        if not templates.get(name):
+            raise DataError(f"the class-specific prompts have none for {name!r}; give at least one sentence a class")
+        return list(templates[name])
     for template in templates:
         if "{c}" not in template and "{}" not in template:
             raise DataError(f"the template {template!r} has no place for the class name; write {{c}} where it goes")
-    prompts = [template.replace("{c}", name).replace("{}", name) for name in classes for template in templates]
-    features = model.encode_text(prompts).unflatten(0, (len(classes), len(templates)))
-    return F.normalize(features.mean(dim=1), dim=-1)
+    return [template.replace("{c}", name).replace("{}", name) for template in templates]
 
 
 def _labels_among(labelled: LabelledPictures, names: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     position = {name: index for index, name in enumerate(names)}
     unknown = [name for name in labelled.classes if name not in position]
     if unknown:
-        raise DataError(f"{labelled.name}: has pictures of {unknown[0]!r}, which is not among the {len(names)} classes given")
+        raise DataError(
+            f"{labelled.name}: has pictures of {unknown[0]!r}, which is not among the {len(names)} classes given"
+        )
     return np.array([position[name] for name in labelled.classes], dtype=np.int64)[labelled.labels]
 
 

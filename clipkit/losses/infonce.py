@@ -15,7 +15,8 @@ def infonce(
 ) -> Float[Tensor, ""]:
     r"""Symmetric InfoNCE over the G pairs of a global batch.
 
-    .. math:: L = \frac{1}{2G} \sum_i \big[ \mathrm{lse}_j(s\,x_i \cdot y_j) + \mathrm{lse}_j(s\,y_i \cdot x_j) - 2 s\,x_i \cdot y_i \big]
+    .. math:: L = \frac{1}{2G} \sum_i \big[ \mathrm{lse}_j(s\,x_i \cdot y_j) + \mathrm{lse}_j(s\,y_i \cdot x_j)
+        - 2 s\,x_i \cdot y_i \big]
 
     (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", figure 3.) At equal
     similarities the loss is ln G, its chance level. Computed in float32, or float64 where the features are float64.

@@ -96,9 +96,7 @@ def _tiles(rows: int, columns: int) -> list[slice]:
     return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
 
 
-def retrieval_chance(
-    images: int, image_of_text: Int[Tensor, " M"], ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
+def retrieval_chance(images: int, image_of_text: Int[Tensor, " M"], ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """What random scores would give: k/N for images, and 1 − C(M−c, k)/C(M, k) for an image of c captions."""
     texts = len(image_of_text)
     captions = torch.bincount(image_of_text.cpu(), minlength=images)

@@ -12,6 +12,7 @@ from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.hub import local_folder
 from clipkit.models.preprocess import Preprocess
+from clipkit.models.quiet import without_weight_bars
 from clipkit.models.tokenizer import Tokenizer, load_tokenizer, transformers_tokenizer
 from clipkit.models.towers import ImageTower, TextTower, last_token, mean_of_tokens, transformers_blocks
 from clipkit.recipe import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
@@ -61,10 +62,13 @@ class Composed:
         from safetensors.torch import save_file
         from timm.models import save_for_hf
 
-        image, text = model.image.trunk.native, model.text.trunk.native
+        image: Any = model.image.trunk.native
+        text: Any = model.text.trunk.native
+        projection: Any = model.image.head
         size = model.image.preprocess.image_size
         save_for_hf(image, str(folder / "image"), safe_serialization=True, data_config=_data_config(image, size))
-        text.save_pretrained(folder / "text")
+        with without_weight_bars():
+            text.save_pretrained(folder / "text")
         model.text.tokenize.save(folder / "text")
         heads = {f"image.{name}": value for name, value in model.image.head.state_dict().items()}
         heads |= {f"text.{name}": value for name, value in model.text.head.state_dict().items()}
@@ -73,7 +77,7 @@ class Composed:
         layout = {
             "layout": "clipkit-composed",
             "version": 1,
-            "embed_dim": model.image.head[-1].out_features,
+            "embed_dim": projection[-1].out_features,
             "tokenizer": model.text.tokenize.source,
             "context_length": model.text.tokenize.context_length,
             "pooling": model.text.trunk.pooling,
@@ -170,7 +174,9 @@ def _timm_blocks(native: Any) -> list[list[str]]:
     stem, *blocks = [[f"native.{name}" for name in groups[layer]] for layer in sorted(groups)]
     if not blocks:
         return [stem]
-    if len(blocks) > 1 and all(name.split(".")[1] in ("norm", "fc_norm", "head", "conv_head", "bn2") for name in blocks[-1]):
+    if len(blocks) > 1 and all(
+        name.split(".")[1] in ("norm", "fc_norm", "head", "conv_head", "bn2") for name in blocks[-1]
+    ):
         norms = blocks.pop()
         blocks[-1] = blocks[-1] + norms
     blocks[0] = stem + blocks[0]
@@ -190,7 +196,8 @@ def _text_tower(recipe: TextTowerRecipe, embed_dim: int) -> TextTower:
             native = AutoModel.from_config(config)
         else:
             folder = local_folder(source)
-            native = AutoModel.from_pretrained(folder, dtype=torch.float32)
+            with without_weight_bars():
+                native = AutoModel.from_pretrained(folder, dtype=torch.float32)
     except ModelError:
         raise
     except Exception as error:  # transformers raises whatever its builders raise
@@ -220,7 +227,9 @@ def _new_text_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer 
     if source not in CONFIG_MAPPING:
         return AutoConfig.from_pretrained(local_folder(source), **values)
     if tokenizer is None:
-        raise ModelError(f"model.text.name hf:{source}: a new tower needs a tokenizer, as tokenizer: open_clip:ViT-B-32")
+        raise ModelError(
+            f"model.text.name hf:{source}: a new tower needs a tokenizer, as tokenizer: open_clip:ViT-B-32"
+        )
     config = AutoConfig.for_model(source, **values)
     unknown = [key for key in recipe.config if key not in type(config)().to_dict()]
     if unknown:

@@ -49,9 +49,7 @@ def encode_pictures(
     return torch.cat(features) if features else torch.empty(0, 0)
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T], batch_size: int
-) -> Iterator[list[R]]:
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T], batch_size: int) -> Iterator[list[R]]:
     """Batches of results, one batch computed ahead of the one in use."""
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     waiting = [pool.submit(work, item) for item in batches[0]] if batches else []

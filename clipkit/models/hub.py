@@ -25,6 +25,7 @@ def local_folder(name: str) -> Path:
 
 
 def _download(repository: str, revision: str | None) -> Path:
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -34,7 +35,6 @@ def _download(repository: str, revision: str | None) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from httpx2 import HTTPError
 
     name = repository if revision is None else f"{repository}@{revision}"
     try:

@@ -16,8 +16,10 @@ class Tokenizer(Protocol):
     context_length: int
     vocab_size: int
     pad_id: int
-    source: str | None
-    """How a recipe names it, where it is not saved with the text tower."""
+
+    @property
+    def source(self) -> str | None:
+        """How a recipe names it, where it is not saved with the text tower."""
 
     def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]: ...
 
@@ -58,12 +60,12 @@ class OpenClipTokenizer:
         import open_clip
 
         if architecture not in open_clip.list_models():
-            raise ModelError(f"open_clip:{architecture}: open_clip has no such architecture; open_clip.list_models() names them")
+            raise ModelError(
+                f"open_clip:{architecture}: open_clip has no such architecture; open_clip.list_models() names them"
+            )
         self.native = open_clip.get_tokenizer(architecture)
         if not isinstance(self.native, open_clip.SimpleTokenizer):
-            raise ModelError(
-                f"open_clip:{architecture}: its tokenizer is not CLIP's own; name that one as hf:NAME"
-            )
+            raise ModelError(f"open_clip:{architecture}: its tokenizer is not CLIP's own; name that one as hf:NAME")
         self.source = f"open_clip:{architecture}"
         self.context_length = context_length or int(self.native.context_length)
         self.vocab_size = int(self.native.vocab_size)

@@ -26,9 +26,7 @@ class Tower(nn.Module):
         head_is_new: whether the projection was just initialised, so that it always has to learn.
     """
 
-    def __init__(
-        self, trunk: nn.Module, head: nn.Module, blocks: Sequence[Sequence[str]], head_is_new: bool
-    ) -> None:
+    def __init__(self, trunk: nn.Module, head: nn.Module, blocks: Sequence[Sequence[str]], head_is_new: bool) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
@@ -120,9 +118,7 @@ def transformers_blocks(model: nn.Module) -> list[list[str]]:
     return blocks
 
 
-def mean_of_tokens(
-    states: Float[Tensor, "B L W"], attention_mask: Tensor
-) -> Float[Tensor, "B W"]:
+def mean_of_tokens(states: Float[Tensor, "B L W"], attention_mask: Tensor) -> Float[Tensor, "B W"]:
     """Mean over the tokens that are not padding (Reimers and Gurevych 2019, Sentence-BERT)."""
     mask = attention_mask.unsqueeze(-1).to(states.dtype)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)

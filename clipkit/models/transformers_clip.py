@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.preprocess import Preprocess
+from clipkit.models.quiet import without_weight_bars
 from clipkit.models.tokenizer import transformers_tokenizer
 from clipkit.models.towers import ImageTower, TextTower, transformers_blocks
 
@@ -36,7 +37,8 @@ class TransformersClip:
 
     def save(self, model: DualEncoder, folder: Path) -> None:
         """What `CLIPModel.from_pretrained` and `AutoProcessor` open."""
-        self.native.save_pretrained(folder)
+        with without_weight_bars():
+            self.native.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         self.tokenizer.save(folder)
 
@@ -47,7 +49,8 @@ def load_transformers_clip(folder: Path, name: str) -> DualEncoder:
     from transformers import CLIPImageProcessorPil, CLIPModel
 
     try:
-        native = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+        with without_weight_bars():
+            native = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
         processor = CLIPImageProcessorPil.from_pretrained(folder)
     except Exception as error:  # transformers raises whatever its readers raise
         raise ModelError(f"{name}: cannot be opened as a transformers CLIPModel ({_line(error)})") from None
@@ -68,9 +71,7 @@ def _prefixed(native: nn.Module) -> list[list[str]]:
 
 def _preprocess(processor: Any, image_size: int) -> Preprocess:
     # A method of a picklable object, not a closure: loader workers may be spawned.
-    return Preprocess(
-        _ProcessorCall(processor), image_size, tuple(processor.image_mean), tuple(processor.image_std)
-    )
+    return Preprocess(_ProcessorCall(processor), image_size, tuple(processor.image_mean), tuple(processor.image_std))
 
 
 class _ProcessorCall:

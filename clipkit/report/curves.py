@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # Readable on a light and on a dark page.
 _INK = "#808890"
@@ -10,12 +10,13 @@ _LINES = ("#3b7dd8", "#d8743b", "#3ba272", "#a24fb5")
 
 
 def line_chart(
-    series: dict[str, tuple[Sequence[float], Sequence[float]]],
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     x_label: str,
     y_label: str,
     reference: tuple[str, float] | None = None,
 ) -> str:
     """An SVG of lines by name, each (x, y), with an optional dotted level, as chance."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
@@ -34,6 +35,7 @@ def line_chart(
     if len(series) > 1 or reference is not None:
         axes.legend(frameon=False, labelcolor=_INK)
     drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    with rc_context({"svg.hashsalt": y_label}):  # the same results give the same page
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     svg = drawn.getvalue()
     return svg[svg.index("<svg") :]

@@ -30,7 +30,11 @@ def demo_report(folder: Path) -> str:
         ),
         tables=[
             metrics_table(retrieval, "Retrieval", "In brackets the 95 % interval over pictures."),
-            metrics_table(zeroshot, f"Zero-shot classification into the {classes} emoji groups"),
+            metrics_table(
+                zeroshot,
+                f"Zero-shot classification into the {classes} emoji groups",
+                "The prompts of a group are the names of its training emoji.",
+            ),
         ],
         curves=run_curves(run, yaml.safe_load(recipe)),
         grids=[*example_grids(trained["retrieval"]), *example_grids(trained["zeroshot"])],

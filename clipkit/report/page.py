@@ -60,7 +60,10 @@ class Page:
 def render(page: Page) -> str:
     """The page as one HTML file: pictures and curves are inside."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clipkit.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("clipkit.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["thumbnail"] = thumbnail
     environment.filters["svg"] = Markup
@@ -111,7 +114,7 @@ def readable(name: str) -> str:
 def _cell(figure: Mapping[str, Any] | None) -> str:
     if figure is None or figure["value"] is None:
         return "–"
-    interval = f" ({_percent(figure['low'])} – {_percent(figure['high'])})" if figure["low"] is not None else ""
+    interval = "" if figure["low"] is None else f" ({100 * figure['low']:.1f} – {100 * figure['high']:.1f})"
     return _percent(figure["value"]) + interval
 
 

@@ -67,7 +67,10 @@ def example_grids(results: dict[str, Any]) -> list[Grid]:
     by_text = [example for example in results["examples"] if "text" in example["query"]]
     by_image = [example for example in results["examples"] if "image" in example["query"]]
     answers = "its captions" if results["task"] == "retrieval" else "its class"
-    grids = [Grid("From text to pictures", by_text, note), Grid(f"From a picture to {answers}", by_image, note)]
+    grids = [
+        Grid("From text to pictures", by_text, note),
+        Grid(f"From a picture to {answers}", by_image, note),
+    ]
     return [grid for grid in grids if grid.examples]
 
 

@@ -14,7 +14,12 @@ from clipkit.errors import OutputError
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
 ) -> None:
     """Write `folder/step-NNNNNN` aside and rename it, then drop all but the `keep` newest."""
     final = folder / f"step-{step:06d}"
@@ -38,9 +43,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put weights and optimiser back as they were, and return the state that was saved beside them."""
     try:
         learned = load_file(folder / "model.safetensors")
@@ -51,7 +54,9 @@ def load_checkpoint(
             raise ValueError(f"{missing[0]} is not in it")
         model.load_state_dict(learned, strict=False)
     except Exception as error:  # safetensors has an exception of its own
-        raise OutputError(f"{folder}: cannot be resumed from ({error}); remove it to go on from the one before") from None
+        raise OutputError(
+            f"{folder}: cannot be resumed from ({error}); remove it to go on from the one before"
+        ) from None
     indices: dict[int, dict[str, Tensor]] = {}
     for name, value in flat.items():
         index, _, key = name.partition(".")

@@ -9,17 +9,28 @@ from clipkit.errors import RecipeError
 from clipkit.recipe import OptimRecipe
 
 # Learned positions and class tokens: no matrices of a linear map, so decay would only pull them to zero.
-_NO_DECAY = ("position_embedding", "positional_embedding", "pos_embed", "class_embedding", "cls_token", "logit_")
+_NO_DECAY = (
+    "position_embedding",
+    "positional_embedding",
+    "pos_embed",
+    "class_embedding",
+    "cls_token",
+    "logit_",
+)
 
 
 def build_optimizer(model: nn.Module, recipe: OptimRecipe) -> torch.optim.AdamW:
     """AdamW over what learns: weight decay on matrices only, none on biases, norms, positions and the scale."""
-    decay, no_decay = [], []
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kept = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
             (no_decay if kept else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+    groups = [
+        {"params": decay, "weight_decay": recipe.weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
 
 

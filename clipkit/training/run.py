@@ -140,7 +140,11 @@ class _Run:
         recipe = self.recipe
         inputs = TowerInputs(self.model, self.pairs, self.processes, recipe.data.augment != "none")
         if inputs.image_store is not None or inputs.text_store is not None:
-            stored = [name for name, store in (("pictures", inputs.image_store), ("captions", inputs.text_store)) if store is not None]
+            stored = [
+                name
+                for name, store in (("pictures", inputs.image_store), ("captions", inputs.text_store))
+                if store is not None
+            ]
             self._say(f"frozen trunks ran once over all {' and '.join(stored)}")
         self.validation_inputs = (
             TowerInputs(self.model, self.validation, self.processes, augmented=False) if self.validation else None

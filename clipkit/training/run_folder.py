@@ -9,7 +9,15 @@ from typing import Any
 from clipkit.errors import OutputError
 
 # What belongs to a run; nothing else in the folder is ever touched.
-_FILES = ("recipe.yaml", "metrics.jsonl", "speed.jsonl", "evaluations.jsonl", "results.json", "report.html", "log.txt")
+_FILES = (
+    "recipe.yaml",
+    "metrics.jsonl",
+    "speed.jsonl",
+    "evaluations.jsonl",
+    "results.json",
+    "report.html",
+    "log.txt",
+)
 _FOLDERS = ("checkpoints", "model")
 
 

@@ -62,4 +62,8 @@ def test_shuffled_names_are_the_same_names_elsewhere(tmp_path: Path) -> None:
     assert train.pictures == shuffled.pictures
     assert sorted(train.captions) == sorted(shuffled.captions)
     assert sum(a == b for a, b in zip(train.captions, shuffled.captions, strict=True)) < 10
-    assert set(read_labelled(str(data.held_out_labels)).classes) >= {"Flags", "Food & Drink", "Animals & Nature"}
+    assert set(read_labelled(str(data.held_out_labels)).classes) >= {
+        "Flags",
+        "Food & Drink",
+        "Animals & Nature",
+    }

@@ -47,7 +47,11 @@ def test_the_crop_changes_with_epoch_picture_and_seed_and_leaves_the_global_gene
     first = crop(picture, 0, 0)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(crop(picture, 0, 0), first)
-    others = [crop(picture, 1, 0), crop(picture, 0, 1), SeededCrop(16, (0.2, 0.8), to_tensor, 1)(picture, 0, 0)]
+    others = [
+        crop(picture, 1, 0),
+        crop(picture, 0, 1),
+        SeededCrop(16, (0.2, 0.8), to_tensor, 1)(picture, 0, 0),
+    ]
     assert not any(torch.equal(other, first) for other in others)
 
 

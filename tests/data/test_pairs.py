@@ -15,7 +15,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_rows_that_name_one_picture_are_one_picture(folder: Path) -> None:
-    rows = [["b.png", "one"], ["a.png", "two"], ["b.png", "three, with a comma"], ["b.png", 'quoted "words"\nand a line']]
+    rows = [
+        ["b.png", "one"],
+        ["a.png", "two"],
+        ["b.png", "three, with a comma"],
+        ["b.png", 'quoted "words"\nand a line'],
+    ]
     pairs = read_pairs(str(write_csv(folder / "p.csv", ["image", "caption"], rows)))
     assert [picture.name for picture in pairs.pictures] == ["b.png", "a.png"]
     assert pairs.image_of_caption.tolist() == [0, 1, 0, 0]

@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,14 +64,14 @@ def test_epochs_differ_and_the_seed_decides() -> None:
 
 @given(processes=st.integers(1, 4), start=st.integers(0, 9), batch_size=st.integers(4, 9))
 @settings(max_examples=30, deadline=None)
-def test_slices_of_processes_join_to_the_global_batches_from_any_step(processes: int, start: int, batch_size: int) -> None:
+def test_slices_of_processes_join_to_the_global_batches_from_any_step(
+    processes: int, start: int, batch_size: int
+) -> None:
     sampler = EpochSampler(pairs_of([2] * 20), "one", batch_size, 3)
     whole = list(sampler.slices(0, 12, slice(0, batch_size)))
     edges = [process * batch_size // processes for process in range(processes + 1)]
-    parts = [
-        list(sampler.slices(start, 12, slice(low, high))) for low, high in zip(edges[:-1], edges[1:], strict=True)
-    ]
-    joined = [sum(step, []) for step in zip(*parts, strict=True)]
+    parts = [list(sampler.slices(start, 12, slice(low, high))) for low, high in pairwise(edges)]
+    joined = [list(chain(*step)) for step in zip(*parts, strict=True)]
     assert joined == whole[start:]
     assert len(whole) == 12
 

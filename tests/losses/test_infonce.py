@@ -37,7 +37,9 @@ def test_equals_the_definition(pairs: int, width: int, scale: float) -> None:
     expected_gradients = torch.autograd.grad(expected, [image, text, log_scale])
     loss = infonce(image, text, log_scale.exp())
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(torch.autograd.grad(loss, [image, text, log_scale]), expected_gradients, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, [image, text, log_scale]), expected_gradients, rtol=1e-10, atol=1e-10
+    )
 
 
 def test_equals_open_clip() -> None:
@@ -53,7 +55,10 @@ def test_slices_of_rows_sum_to_the_whole_with_their_gradients() -> None:
     parts = [infonce(image, text, 20.0, rows=rows) for rows in (slice(0, 2), slice(2, 3), slice(3, 7))]
     torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
-        torch.autograd.grad(sum(parts), [image, text]), torch.autograd.grad(whole, [image, text]), rtol=1e-10, atol=1e-12
+        torch.autograd.grad(sum(parts), [image, text]),
+        torch.autograd.grad(whole, [image, text]),
+        rtol=1e-10,
+        atol=1e-12,
     )
 
 
@@ -69,7 +74,9 @@ def test_chance_level_is_ln_of_the_batch(pairs: int, seed: int) -> None:
 def test_a_common_permutation_changes_nothing(pairs: int, seed: int) -> None:
     image, text = features(pairs, 5, seed)
     order = torch.randperm(pairs, generator=torch.Generator().manual_seed(seed))
-    assert infonce(image[order], text[order], 10.0).item() == pytest.approx(infonce(image, text, 10.0).item(), abs=1e-12)
+    assert infonce(image[order], text[order], 10.0).item() == pytest.approx(
+        infonce(image, text, 10.0).item(), abs=1e-12
+    )
 
 
 def test_is_finite_and_float32_for_bfloat16_at_the_largest_scale() -> None:

@@ -67,7 +67,7 @@ def test_chance_is_what_random_scores_give() -> None:
     generator = torch.Generator().manual_seed(0)
     image_of_text = torch.tensor([0, 0, 0, 1, 2, 2, 3, 4, 5, 5])
     chance = metrics.retrieval_chance(6, image_of_text, ks=(1, 3))
-    found = {name: 0.0 for name in chance}
+    found = dict.fromkeys(chance, 0.0)
     repetitions = 1500
     for _ in range(repetitions):
         image, text = torch.randn(6, 20, generator=generator), torch.randn(10, 20, generator=generator)

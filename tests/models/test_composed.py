@@ -10,8 +10,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTo
 import clipkit
 from clipkit.errors import ModelError
 from clipkit.models import DualEncoder, compose
-from clipkit.recipe import ModelRecipe
 from clipkit.models.towers import last_token, mean_of_tokens
+from clipkit.recipe import ModelRecipe
 
 TEXTS = ["a dog", "two dogs run in the snow", "snow"]
 NEW_TEXT = {
@@ -36,11 +36,29 @@ def model_of(**changes: Any) -> DualEncoder:
 def bert(tmp_path: Path) -> Path:
     """A tiny BERT folder such as transformers and sentence-transformers write."""
     folder = tmp_path / "bert"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "##s", "two", "run", "in", "the", "snow"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "a",
+        "dog",
+        "##s",
+        "two",
+        "run",
+        "in",
+        "the",
+        "snow",
+    ]
     BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(folder)
     BertModel(
         BertConfig(
-            vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+            vocab_size=len(words),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
             max_position_embeddings=20,
         )
     ).save_pretrained(folder)
@@ -73,7 +91,8 @@ def test_its_parts_open_with_timm_and_transformers(tmp_path: Path, shapes: Path)
         text = AutoModel.from_pretrained(tmp_path / "m" / "text").eval()
         tokens = model.text.tokenize(TEXTS)
         torch.testing.assert_close(
-            mean_of_tokens(text(**tokens).last_hidden_state, tokens["attention_mask"]), model.text.trunk(**tokens)
+            mean_of_tokens(text(**tokens).last_hidden_state, tokens["attention_mask"]),
+            model.text.trunk(**tokens),
         )
 
 
@@ -112,8 +131,10 @@ def test_the_tokenizer_of_open_clip_masks_its_padding() -> None:
     tokens = tokenize(["a dog", "! !", "a very long caption " * 10])
     assert tokens["input_ids"].shape == (3, 16)
     assert tokens["attention_mask"].sum(dim=1).tolist() == [4, 4, 16]
-    assert torch.equal(tokens["input_ids"], open_clip.get_tokenizer("ViT-B-32")(
-        ["a dog", "! !", "a very long caption " * 10], context_length=16))
+    assert torch.equal(
+        tokens["input_ids"],
+        open_clip.get_tokenizer("ViT-B-32")(["a dog", "! !", "a very long caption " * 10], context_length=16),
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Against transformers itself, from picture files and strings."""
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 import clipkit
 from clipkit.models.towers import transformers_blocks
 
-TEXTS = ["a red square", "two dogs running through a low lying body of water .", "a", "A  RED\nsquare", "x " * 100]
+TEXTS = [
+    "a red square",
+    "two dogs running through a low lying body of water .",
+    "a",
+    "A  RED\nsquare",
+    "x " * 100,
+]
 
 
 @pytest.fixture
@@ -87,6 +94,6 @@ def test_blocks_are_every_parameter_once_in_order(tiny_clip: Path) -> None:
     for tower in (native.vision_model, native.text_model):
         blocks = transformers_blocks(tower)
         assert len(blocks) == 3
-        assert sorted(sum(blocks, [])) == sorted(name for name, _ in tower.named_parameters())
+        assert sorted(chain(*blocks)) == sorted(name for name, _ in tower.named_parameters())
     assert "post_layernorm.weight" in transformers_blocks(native.vision_model)[-1]
     assert "pre_layrnorm.weight" in transformers_blocks(native.vision_model)[0]

@@ -13,7 +13,14 @@ from tests.conftest import read_lines
 
 
 def torchrun(processes: int, *arguments: str) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(processes),
+        "--standalone",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, *arguments], capture_output=True, text=True, timeout=300, env=environment, check=False

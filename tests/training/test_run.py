@@ -23,7 +23,12 @@ COMPOSED = {
         "pretrained": False,
         "tokenizer": "open_clip:ViT-B-32",
         "context_length": 8,
-        "config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+        "config": {
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+        },
     },
     "embed_dim": 16,
 }
@@ -108,12 +113,22 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_bits(
 
 
 def test_frozen_trunks_run_once_and_change_nothing(recipe: Build, tmp_path: Path) -> None:
-    changes = {"model.image.tune": "head", "model.text.tune": "head", "data.augment": "none", "train.epochs": 4}
+    changes = {
+        "model.image.tune": "head",
+        "model.text.tune": "head",
+        "data.augment": "none",
+        "train.epochs": 4,
+    }
     clipkit.train(recipe(changes))
     assert "frozen trunks ran once over all pictures and captions" in (tmp_path / "run" / "log.txt").read_text()
     stored = read_lines(tmp_path / "run" / "metrics.jsonl")
     # A crop that keeps the whole square picture gives the same pixels, but counts as augmentation.
-    whole = {"data.augment": "crop", "data.crop_scale": [1.0, 1.0], "output": str(tmp_path / "each"), "model.text.tune": "full"}
+    whole = {
+        "data.augment": "crop",
+        "data.crop_scale": [1.0, 1.0],
+        "output": str(tmp_path / "each"),
+        "model.text.tune": "full",
+    }
     clipkit.train(recipe({**changes, **whole}))
     assert "frozen trunks ran once" not in (tmp_path / "each" / "log.txt").read_text()
     each = read_lines(tmp_path / "each" / "metrics.jsonl")

@@ -1,0 +1,126 @@
+"""The command line as it is typed."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clipkit.recipe import Recipe
+
+
+def clipkit(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run it; with an exit code of 2 what it says must be one line of its own, and no traceback."""
+    command = [sys.executable, "-m", "clipkit", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    if code == 2:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("clipkit: ")]
+        assert len(lines) == 1, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, shapes: Path) -> Path:
+    """A run made by the fine-tuning recipe, as a user would."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    recipe = Path(__file__).parents[2] / "recipes" / "finetune_clip.yaml"
+    said = clipkit(
+        "train", recipe, f"model.name={tiny_clip}", f"data.train={shapes / 'captions.csv'}",
+        f"data.validation={shapes / 'captions.csv'}", "train.batch_size=8", "train.epochs=2", f"output={out}",
+    ).stdout  # fmt: skip
+    assert "1 process on" in said
+    assert "mean_recall" in said
+    assert "text → image R@1" in said
+    return out
+
+
+def test_the_figures_of_a_run_come_again_from_eval(trained: Path, shapes: Path, tmp_path: Path) -> None:
+    file, page = tmp_path / "r.json", tmp_path / "r.html"
+    data = str(shapes / "captions.csv")
+    said = clipkit("eval", "retrieval", "--model", trained, "--data", data, "--json", file, "--report", page).stdout
+    result = json.loads(file.read_text())
+    assert result["metrics"] == json.loads((trained / "results.json").read_text())["metrics"]
+    assert "text → image R@10" in said
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_eval_zeroshot(trained: Path, shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\nyellow\npurple\n")
+    (tmp_path / "templates.txt").write_text("a {c} square\na {c} circle\n")
+    file = tmp_path / "z.json"
+    clipkit(
+        "eval", "zeroshot", "--model", trained / "model", "--data", shapes / "classes.csv", "--json", file,
+        "--classes", tmp_path / "classes.txt", "--templates", tmp_path / "templates.txt",
+    )  # fmt: skip
+    result = json.loads(file.read_text())
+    assert result["task"] == "zeroshot"
+    assert result["settings"]["templates"] == ["a {c} square", "a {c} circle"]
+    assert result["metrics"]["acc5"]["value"] == 1.0
+
+
+def test_dry_run_prints_the_complete_recipe_and_touches_nothing(recipe_file: Path, tmp_path: Path) -> None:
+    printed = yaml.safe_load(clipkit("train", recipe_file, "optim.lr=3e-4", "--dry-run").stdout)
+    assert printed["optim"]["lr"] == 3e-4
+    assert printed["eval"]["every_epochs"] == 1
+    assert Recipe.from_dict(printed)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "none.yaml"], "none.yaml: there is no such recipe"),
+        (["train", "{recipe}", "optim.learning_rate=1"], "did you mean optim.lr?"),
+        (["train", "{recipe}", "data.train=none.csv"], "none.csv: there is no such file"),
+        (["train", "{recipe}", "model.name=no/model"], "no/model"),
+        (["train", "{recipe}", "train.batch_size=999"], "set train.batch_size to at most 16"),
+        (["train", "{recipe}", "output={recipe}/x"], "cannot be written to"),
+        (["train", "{recipe}", "output={trained}"], "already holds a run"),
+        (["train", "{recipe}", "--resume", "--overwrite"], "give one of them"),
+        (["eval", "retrieval", "--model", "no/model", "--data", "{captions}"], "no/model"),
+        (["eval", "retrieval", "--model", "{trained}", "--data", "none.csv"], "no such file"),
+        (["eval", "zeroshot", "--model", "{trained}", "--data", "{captions}"], "no label column"),
+        (["eval", "zeroshot", "--model", "{trained}", "--data", "{classes}", "--classes", "none"], "cannot be read"),
+        (["eval", "retrieval", "--model", "{trained}", "--data", "{captions}", "--json", "no/dir/f"], "no folder"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line_and_code_2(
+    arguments: list[str], message: str, recipe_file: Path, trained: Path, shapes: Path
+) -> None:
+    places = {
+        "recipe": recipe_file,
+        "trained": trained,
+        "captions": shapes / "captions.csv",
+        "classes": shapes / "classes.csv",
+    }
+    before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
+    done = clipkit(*(argument.format(**places) for argument in arguments), code=2)
+    assert message in done.stderr
+    assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
+
+
+def test_a_run_can_be_replaced_and_resumed(recipe: Callable[..., Recipe], recipe_file: Path, tmp_path: Path) -> None:
+    clipkit("train", recipe_file)
+    first = (tmp_path / "run" / "metrics.jsonl").read_text()
+    clipkit("train", recipe_file, "--resume")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == first
+    clipkit("train", recipe_file, "train.seed=5", "--overwrite")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() != first
+
+
+def test_what_typer_refuses_has_code_2_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "clipkit", "train"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Missing argument" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_demo_leaves_a_folder_of_the_user_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "is not a demo's folder" in clipkit("demo", "--out", tmp_path, code=2).stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

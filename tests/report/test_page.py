@@ -1,0 +1,78 @@
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import clipkit
+from clipkit.recipe import Recipe
+from clipkit.report import evaluation_report, run_report
+from clipkit.report.page import metrics_table, thumbnail
+
+
+class Outline(HTMLParser):
+    """Headings, pictures and links of a page; fails on a tag left open."""
+
+    VOID = ("meta", "img", "br", "link", "use", "path")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.pictures: list[dict[str, str | None]] = []
+        self.addresses: list[str] = []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "img":
+            self.pictures.append(dict(attrs))
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_a_run_report_is_one_file_with_everything_inside(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    clipkit.train(recipe({"train.epochs": 4}))
+    page = run_report(tmp_path / "run")
+    assert page == (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    outline = Outline(page)
+    assert len(outline.pictures) > 20
+    assert all(picture["alt"] for picture in outline.pictures)
+    # Nothing is fetched: pictures are data, links inside the SVGs point into them.
+    assert all(address.startswith(("data:", "#")) for address in outline.addresses)
+    assert page.count("<svg") == 2
+    assert "text → image R@1" in page
+    assert "chance" in page
+    assert "✓" in page
+
+
+def test_an_evaluation_report_shows_its_figures(tiny_clip: Path, shapes: Path) -> None:
+    model = clipkit.load(tiny_clip)
+    for result in (
+        clipkit.evaluate.retrieval(model, str(shapes / "captions.csv")),
+        clipkit.evaluate.zeroshot(model, str(shapes / "classes.csv")),
+    ):
+        page = evaluation_report(json.loads(json.dumps(result)))
+        Outline(page)
+        for figure in result["metrics"].values():
+            if figure["value"] is not None:
+                assert f"{100 * figure['value']:.1f} %" in page
+
+
+def test_what_users_wrote_is_escaped(tiny_clip: Path, shapes: Path) -> None:
+    result = clipkit.evaluate.retrieval(clipkit.load(tiny_clip), str(shapes / "captions.csv"))
+    result["examples"][0]["query"]["text"] = "<script>alert(1)</script>"
+    assert not re.search("<script", evaluation_report(result))
+
+
+def test_an_undefined_figure_is_a_dash() -> None:
+    table = metrics_table({"m": {"acc5": {"value": None, "low": None, "high": None, "chance": None}}}, "t")
+    assert table.rows == [["top-5 accuracy", "–", "–"]]
+
+
+def test_a_picture_that_is_gone_leaves_the_page_whole() -> None:
+    assert thumbnail("/nowhere/none.jpg").startswith("data:image/jpeg;base64,")
