@@ -1,9 +1,11 @@
-"""Symmetric InfoNCE, the objective of CLIP."""
+"""Symmetric InfoNCE, the objective of CLIP, and its form for several positives."""
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from clipkit.losses.positives import Duplicates, Positives, left_out
+from clipkit.losses.tiles import tiled_logsumexp, tiled_row_logsumexp
 
 
 def infonce(
@@ -11,39 +13,74 @@ def infonce(
     text_features: Float[Tensor, "G D"],
     scale: Float[Tensor, ""] | float,
     *,
+    image_ids: Int[Tensor, " G"] | None = None,
+    caption_ids: Int[Tensor, " G"] | None = None,
+    duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
     r"""Symmetric InfoNCE over the G pairs of a global batch.
 
-    .. math:: L = \frac{1}{2G} \sum_i \big[ \mathrm{lse}_j(s\,x_i \cdot y_j) + \mathrm{lse}_j(s\,y_i \cdot x_j)
-        - 2 s\,x_i \cdot y_i \big]
+    .. math:: L = \frac{1}{2G} \sum_i \Big[ \mathrm{lse}_j(s\,x_i \cdot y_j) + \mathrm{lse}_j(s\,y_i \cdot x_j)
+        - \frac{s}{|P_i|} \sum_{j \in P_i} (x_i \cdot y_j + y_i \cdot x_j) \Big]
 
-    (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", figure 3.) At equal
-    similarities the loss is ln G, its chance level. Computed in float32, or float64 where the features are float64.
+    (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", figure 3, where
+    P_i is i alone.) P_i are the pairs with the same picture or the same caption as pair i, itself included: cross
+    entropy with targets spread evenly over them. At equal similarities the loss is ln G, its chance level.
+
+    Computed in float32, or float64 for float64 features, in tiles: memory grows with G, not with its square.
 
     Args:
         image_features: unit length, one row a pair.
         text_features: unit length, row i belongs to row i of the images.
         scale: exp(logit_scale), the inverse temperature; 14.3 for a temperature of 0.07, at most 100 in CLIP.
-        rows: the rows whose terms are counted, against all columns. Over slices that cover 0..G the values sum to
+        image_ids: the picture of each pair, where pictures may repeat.
+        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
+        duplicates: what another pair with the same picture or caption is. positive: see above; ignore: it is left
+            out of both sums (a row without any negative left gives 0); negative: as if the ids were not known.
+        rows: the pairs whose terms are counted, against all columns. Over slices that cover 0..G the values sum to
             the whole loss, and so do the gradients: this is how processes share the work.
 
     Returns:
-        The sum over the counted rows, divided by G.
+        The sum over the counted pairs, divided by G.
+
+    Raises:
+        ValueError: one kind of ids without the other.
 
     Example:
-        >>> x = F.normalize(torch.eye(4), dim=-1)
+        >>> x = torch.eye(4)
         >>> round(infonce(x, x, 100.0).item(), 4), round(infonce(x, x, 0.0).item(), 4)
         (0.0, 1.3863)
     """
     dtype = torch.promote_types(image_features.dtype, torch.float32)
     image, text = image_features.to(dtype), text_features.to(dtype)
+    scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
+    positives = positives_of(image_ids, caption_ids, duplicates)
     pairs = len(image)
-    rows = slice(0, pairs) if rows is None else rows
-    labels = torch.arange(pairs, device=image.device)[rows]
-    with torch.autocast(image.device.type, enabled=False):
-        logits_per_image = scale * image[rows] @ text.T
-        logits_per_text = scale * text[rows] @ image.T
-        over_images = F.cross_entropy(logits_per_image, labels, reduction="sum")
-        over_texts = F.cross_entropy(logits_per_text, labels, reduction="sum")
-    return (over_images + over_texts) / (2 * pairs)
+    counted = slice(0, pairs) if rows is None else rows
+    masked = None
+    if duplicates == "ignore" and positives is not None:
+        assert image_ids is not None
+        assert caption_ids is not None
+        masked = left_out(image_ids, caption_ids, counted)
+    if counted == slice(0, pairs):
+        over_texts, over_images = tiled_logsumexp(image, text, scale, masked)
+    else:
+        over_texts = tiled_row_logsumexp(image[counted], text, scale, masked)
+        over_images = tiled_row_logsumexp(text[counted], image, scale, masked)
+    if positives is None or duplicates == "ignore":
+        own = 2 * (image[counted] * text[counted]).sum(dim=1)
+    else:
+        own = (image[counted] * positives.sums(text)[counted]).sum(dim=1)
+        own = own + (text[counted] * positives.sums(image)[counted]).sum(dim=1)
+        own = own / positives.count[counted]
+    return (over_texts + over_images - scale * own).sum() / (2 * pairs)
+
+
+def positives_of(image_ids: Tensor | None, caption_ids: Tensor | None, duplicates: Duplicates) -> Positives | None:
+    """The positives where there are others than each pair itself and they count as such."""
+    if (image_ids is None) != (caption_ids is None):
+        raise ValueError("image_ids and caption_ids belong together: give both or none")
+    if image_ids is None or caption_ids is None or duplicates == "negative":
+        return None
+    positives = Positives(image_ids, caption_ids)
+    return None if positives.are_alone else positives

@@ -1,0 +1,50 @@
+"""Which pairs of a batch belong together: those that share a picture or a caption."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipkit.losses.tiles import PairIds
+
+Duplicates = Literal["positive", "ignore", "negative"]
+"""What another pair with the same picture or caption is: a positive too, nothing, or (as elsewhere) a negative."""
+
+
+class Positives:
+    """The positives of each pair, by counting; no G × G mask.
+
+    Pairs with the same picture, plus pairs with the same caption, minus pairs with both.
+
+    Args:
+        image_ids: the picture of each pair.
+        caption_ids: the caption of each pair; equal strings have equal ids.
+    """
+
+    def __init__(self, image_ids: Int[Tensor, " G"], caption_ids: Int[Tensor, " G"]) -> None:
+        _, image = image_ids.unique(return_inverse=True)
+        _, caption = caption_ids.unique(return_inverse=True)
+        _, both = (image * len(image) + caption).unique(return_inverse=True)
+        self._groups = (image, caption, both)
+        self.count: Int[Tensor, " G"] = self._per_pair(torch.ones_like(image))
+        """(G,) how many positives each pair has, itself among them."""
+
+    @property
+    def are_alone(self) -> bool:
+        """Whether each pair is its only positive."""
+        return bool((self.count == 1).all())
+
+    def sums(self, features: Float[Tensor, "G D"]) -> Float[Tensor, "G D"]:
+        """For each pair the sum of `features` over its positives."""
+        return self._per_pair(features)
+
+    def _per_pair(self, values: Tensor) -> Tensor:
+        image, caption, both = (torch.zeros_like(values).index_add(0, group, values)[group] for group in self._groups)
+        return image + caption - both
+
+
+def left_out(image_ids: Tensor, caption_ids: Tensor, rows: slice) -> PairIds:
+    """The duplicates of the pairs in `rows`, for tiles of these rows against all columns."""
+    position = torch.arange(len(image_ids), device=image_ids.device)
+    return PairIds(position[rows], position, (image_ids[rows], caption_ids[rows]), (image_ids, caption_ids))

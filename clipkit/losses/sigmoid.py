@@ -1,0 +1,68 @@
+"""The sigmoid loss of SigLIP."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipkit.losses.infonce import positives_of
+from clipkit.losses.positives import Duplicates, left_out
+from clipkit.losses.tiles import tiled_softplus_sum
+
+
+def sigmoid(
+    image_features: Float[Tensor, "G D"],
+    text_features: Float[Tensor, "G D"],
+    scale: Float[Tensor, ""] | float,
+    bias: Float[Tensor, ""] | float,
+    *,
+    image_ids: Int[Tensor, " G"] | None = None,
+    caption_ids: Int[Tensor, " G"] | None = None,
+    duplicates: Duplicates = "positive",
+    rows: slice | None = None,
+) -> Float[Tensor, ""]:
+    r"""Each of the G² combinations is a question by itself: do these two belong together?
+
+    .. math:: L = -\frac{1}{G} \sum_{ij} \ln \sigma\big(z_{ij} (s\,x_i \cdot y_j + b)\big), \quad z_{ij} = \pm 1
+
+    (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", section 3.2: a sum over combinations, a mean
+    over pairs.) z is 1 where two pairs share a picture or a caption. With s = b = 0 the loss is G ln 2.
+
+    Arguments, tiles and precision are those of `infonce`.
+
+    Args:
+        image_features: unit length, one row a pair.
+        text_features: unit length, row i belongs to row i of the images.
+        scale: exp(logit_scale); 10 at the start of SigLIP's training.
+        bias: the logit bias; -10 at the start of SigLIP's training.
+        image_ids: the picture of each pair, where pictures may repeat.
+        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
+        duplicates: another pair with the same picture or caption is a positive, left out, or a negative.
+        rows: the images whose terms are counted, against all texts.
+
+    Returns:
+        The sum over the counted images, divided by G.
+
+    Example:
+        >>> x = torch.eye(2)
+        >>> round(sigmoid(x, x, 0.0, 0.0).item(), 4)
+        1.3863
+    """
+    dtype = torch.promote_types(image_features.dtype, torch.float32)
+    image, text = image_features.to(dtype), text_features.to(dtype)
+    scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
+    bias = torch.as_tensor(bias, dtype=dtype, device=image.device)
+    positives = positives_of(image_ids, caption_ids, duplicates)
+    pairs = len(image)
+    counted = slice(0, pairs) if rows is None else rows
+    masked = None
+    if duplicates == "ignore" and positives is not None:
+        assert image_ids is not None
+        assert caption_ids is not None
+        masked = left_out(image_ids, caption_ids, counted)
+    every = tiled_softplus_sum(image[counted], text, scale, bias, masked)
+    # -ln σ(u) = softplus(u) - u: what positives have less than negatives.
+    if positives is None or duplicates == "ignore":
+        own = (image[counted] * text[counted]).sum() * scale + bias * len(image[counted])
+    else:
+        own = (image[counted] * positives.sums(text)[counted]).sum() * scale + bias * positives.count[counted].sum()
+    return (every - own) / pairs

@@ -1,0 +1,193 @@
+"""Reductions over all pairs of a similarity matrix, in tiles of fixed order, so that the matrix is never there.
+
+Forward goes over the tiles once; backward makes each tile again, in the same order. Memory beyond the features and their
+gradients is a few tiles, whatever the batch. (The idea is FlashAttention's, Dao et al. 2022, used for contrastive
+losses by Inf-CL, Cheng et al. 2024; this is plain PyTorch and does both directions of the loss in one pass.)
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Rows and columns of a tile. Fixed for a kind of device: another shape rounds differently.
+_CPU_TILE = (1024, 1024)
+_ACCELERATOR_TILE = (4096, 8192)
+# Up to here a graph of three operations is quicker than the bookkeeping of tiles.
+_SMALL = 128
+
+
+class PairIds(NamedTuple):
+    """Who the rows and columns are, where pairs that share a picture or a caption are to be left out.
+
+    Positions tell a pair itself, which always stays, from its duplicates.
+    """
+
+    row_position: Int[Tensor, " R"]
+    column_position: Int[Tensor, " C"]
+    row_ids: tuple[Int[Tensor, " R"], Int[Tensor, " R"]]
+    """Picture and caption."""
+    column_ids: tuple[Int[Tensor, " C"], Int[Tensor, " C"]]
+
+    def left_out(self, rows: slice, columns: slice) -> Tensor:
+        """Which pairs of a tile are duplicates."""
+        same = torch.zeros((), dtype=torch.bool, device=self.row_position.device)
+        for row, column in zip(self.row_ids, self.column_ids, strict=True):
+            same = same | (row[rows, None] == column[None, columns])
+        return same & (self.row_position[rows, None] != self.column_position[None, columns])
+
+
+def tiled_logsumexp(
+    x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, ids: PairIds | None = None
+) -> tuple[Float[Tensor, " R"], Float[Tensor, " C"]]:
+    """log Σ_j exp(scale · x_i · y_j) for each row i, and log Σ_i of the same for each column j, in one pass."""
+    if max(len(x), len(y)) <= _SMALL and ids is None:
+        with torch.autocast(x.device.type, enabled=False):
+            logits = scale * x @ y.T
+            return logits.logsumexp(dim=1), logits.logsumexp(dim=0)
+    rows, columns = _LogSumExp.apply(x, y, scale, ids, True)
+    return rows, columns
+
+
+def tiled_row_logsumexp(
+    x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, ids: PairIds | None = None
+) -> Float[Tensor, " R"]:
+    """log Σ_j exp(scale · x_i · y_j) for each row i."""
+    rows, _ = _LogSumExp.apply(x, y, scale, ids, False)
+    return rows
+
+
+def tiled_softplus_sum(
+    x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, bias: Tensor, ids: PairIds | None = None
+) -> Float[Tensor, ""]:
+    """Σ_ij log(1 + exp(scale · x_i · y_j + bias))."""
+    return _SoftplusSum.apply(x, y, scale, bias, ids)
+
+
+def _tiles(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice]]:
+    height, width = _CPU_TILE if x.device.type == "cpu" else _ACCELERATOR_TILE
+    for top in range(0, len(x), height):
+        for left in range(0, len(y), width):
+            yield slice(top, min(top + height, len(x))), slice(left, min(left + width, len(y)))
+
+
+class _Tile:
+    """Logits of one tile after the other, written into the same memory."""
+
+    def __init__(self, x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None) -> None:
+        # The scale once on the smaller side rather than on every tile.
+        self.x, self.y_t, self.ids = x * scale, y.T, ids
+        height, width = _CPU_TILE if x.device.type == "cpu" else _ACCELERATOR_TILE
+        self.memory = x.new_empty(min(height, len(x)) * min(width, len(y)))
+
+    def logits(self, rows: slice, columns: slice) -> Tensor:
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        out = self.memory[: shape[0] * shape[1]].view(shape)
+        torch.mm(self.x[rows], self.y_t[:, columns], out=out)
+        if self.ids is not None:
+            out.masked_fill_(self.ids.left_out(rows, columns), -torch.inf)
+        return out
+
+
+def _widest(dtype: torch.dtype) -> float:
+    """Span of exponents within which exp(a - c) · exp(c - b) is as exact as exp(a - b)."""
+    return 600.0 if dtype == torch.float64 else 60.0
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool
+    ) -> tuple[Tensor, Tensor]:
+        lse_rows = x.new_full((len(x),), -torch.inf)
+        lse_columns = x.new_full((len(y),), -torch.inf)
+        least = torch.tensor(-_widest(x.dtype)).exp().item()
+        with torch.autocast(x.device.type, enabled=False):
+            tile = _Tile(x, y, scale, ids)
+            for rows, columns in _tiles(x, y):
+                logits = tile.logits(rows, columns)
+                if not both:
+                    part = logits.logsumexp(dim=1)
+                    lse_rows[rows] = torch.logaddexp(lse_rows[rows], part)
+                    continue
+                # One exponential serves both directions, unless a row or a column lies so far below the tile's
+                # largest logit that its sum would vanish.
+                largest = logits.max()
+                exponentials = torch.sub(logits, largest).exp_()
+                row_sums, column_sums = exponentials.sum(dim=1), exponentials.sum(dim=0)
+                if torch.minimum(row_sums.min(), column_sums.min()) > least:
+                    row_part, column_part = row_sums.log_().add_(largest), column_sums.log_().add_(largest)
+                else:
+                    row_part, column_part = logits.logsumexp(dim=1), logits.logsumexp(dim=0)
+                lse_rows[rows] = torch.logaddexp(lse_rows[rows], row_part)
+                lse_columns[columns] = torch.logaddexp(lse_columns[columns], column_part)
+        ctx.save_for_backward(x, y, scale, lse_rows, lse_columns)
+        ctx.ids, ctx.both = ids, both
+        return lse_rows, lse_columns
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, y, scale, lse_rows, lse_columns = ctx.saved_tensors
+        to_rows, to_columns = gradients
+        # Of Σ_j w_ij y_j and Σ_i w_ij x_i the scale's gradient follows without another pass: Σ_ij w_ij x_i · y_j.
+        mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)
+        with torch.autocast(x.device.type, enabled=False):
+            tile = _Tile(x, y, scale, ctx.ids)
+            for rows, columns in _tiles(x, y):
+                logits = tile.logits(rows, columns)
+                row_lse, column_lse = lse_rows[rows], lse_columns[columns]
+                if not ctx.both:
+                    weights = logits.sub_(row_lse[:, None]).exp_().mul_(to_rows[rows, None])
+                else:
+                    weights = _weights(logits, row_lse, column_lse, to_rows[rows], to_columns[columns])
+                mixed_y[rows].addmm_(weights, y[columns])
+                mixed_x[columns].addmm_(weights.T, x[rows])
+        to_scale = (x * mixed_y).sum().to(scale.dtype)
+        return mixed_y * scale, mixed_x * scale, to_scale, None, None
+
+
+def _weights(logits: Tensor, row_lse: Tensor, column_lse: Tensor, to_rows: Tensor, to_columns: Tensor) -> Tensor:
+    """to_row_i · softmax over the row + to_column_j · softmax over the column, in the logits' own memory if it can."""
+    top = torch.maximum(row_lse.max(), column_lse.max())
+    bottom = torch.minimum(row_lse.min(), column_lse.min())
+    if top - bottom < _widest(logits.dtype):
+        row_factor = (top - row_lse).exp_().mul_(to_rows)
+        column_factor = (top - column_lse).exp_().mul_(to_columns)
+        return logits.sub_(top).exp_().mul_(row_factor[:, None] + column_factor[None, :])
+    over_columns = (logits - column_lse[None, :]).exp_().mul_(to_columns[None, :])
+    return logits.sub_(row_lse[:, None]).exp_().mul_(to_rows[:, None]).add_(over_columns)
+
+
+class _SoftplusSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> Tensor:
+        # The tiles' sums in float64: there are many, of very different size.
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            tile = _Tile(x, y, scale, ids)
+            for rows, columns in _tiles(x, y):
+                logits = tile.logits(rows, columns).add_(bias)
+                total += F.softplus(logits).sum(dim=1).sum(dtype=torch.float64)
+        ctx.save_for_backward(x, y, scale, bias)
+        ctx.ids = ids
+        return total.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        x, y, scale, bias = ctx.saved_tensors
+        mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)
+        to_bias = torch.zeros((), dtype=torch.float64, device=x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            tile = _Tile(x, y, scale, ctx.ids)
+            for rows, columns in _tiles(x, y):
+                weights = tile.logits(rows, columns).add_(bias).sigmoid_()
+                to_bias += weights.sum(dim=1).sum(dtype=torch.float64)
+                mixed_y[rows].addmm_(weights, y[columns])
+                mixed_x[columns].addmm_(weights.T, x[rows])
+        to_loss = gradients[0]
+        to_scale = (x * mixed_y).sum() * to_loss
+        factor = scale * to_loss
+        return mixed_y * factor, mixed_x * factor, to_scale.to(scale.dtype), (to_bias * to_loss).to(bias.dtype), None
