@@ -69,6 +69,8 @@ class TextTowerRecipe(Section):
     """Longest caption in tokens; what is longer is cut. The tokenizer's own limit where this is not given."""
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"
     """How token states become one vector; auto takes what the folder says (sentence-transformers), else mean."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the tower's dropout layers in training. Above 0 the cut into micro-batches is part of the run."""
     config: dict[str, Any] = {}
     """With `pretrained: false`: values for the transformers configuration, as hidden_size or num_hidden_layers."""
 
@@ -83,6 +85,8 @@ class ModelRecipe(Section):
     """Width of the shared space of a composed model; 512 where this is not given."""
     temperature: PositiveFloat | None = None
     """Starting temperature of a composed model, 1 / exp(logit_scale); 0.07 where this is not given."""
+    bias: float | None = None
+    """Starting logit bias of a composed model, for the sigmoid loss: -10 in SigLIP; without it there is none."""
 
     @model_validator(mode="after")
     def _one_way_to_name_a_model(self) -> Self:
@@ -99,6 +103,7 @@ class ModelRecipe(Section):
                 "text.config": self.text.config or None,
                 "embed_dim": self.embed_dim,
                 "temperature": self.temperature,
+                "bias": self.bias,
             }
             given = [key for key, value in own.items() if value is not None]
             if given:
@@ -133,12 +138,16 @@ class DataRecipe(Section):
 class LossRecipe(Section):
     """The objective."""
 
-    name: Literal["infonce"] = "infonce"
+    name: Literal["infonce", "sigmoid"] = "infonce"
+    duplicates: Literal["positive", "ignore", "negative"] = "positive"
+    """What another pair of the batch with the same picture or the same caption is."""
 
 
 class OptimRecipe(Section):
-    """AdamW with linear warmup and cosine decay to zero."""
+    """The optimiser, with linear warmup and cosine decay to zero."""
 
+    name: Literal["adamw", "sgd"] = "adamw"
+    """sgd is plain: no momentum, and betas and eps are not its own."""
     lr: PositiveFloat = 1e-5
     """Peak learning rate, reached after warmup. 1e-5 fine-tunes a pretrained CLIP; new towers want 1e-3 or so."""
     weight_decay: NonNegativeFloat = 0.1
@@ -157,10 +166,16 @@ class TrainRecipe(Section):
     epochs: PositiveInt = 5
     batch_size: int = Field(default=512, ge=2)
     """Pairs in the global batch, so the number of negatives: a property of the problem, not of the machine."""
+    micro_batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Pairs with their graph in memory at once on one process; it does not change the result. auto: what fits."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that has it, else fp16 on a GPU, fp32 on a CPU."""
     seed: int = Field(default=0, ge=0)
     log_every: PositiveInt = 1
+    gradient_checkpointing: bool = False
+    """Keep less of the graph and compute it again: a third more time for a fraction of the memory."""
+    compile: bool = False
+    """torch.compile for both trunks."""
 
 
 class CheckpointRecipe(Section):

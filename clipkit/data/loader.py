@@ -26,7 +26,11 @@ class Batch:
     image: dict[str, Tensor]
     text: dict[str, Tensor]
     image_ids: Int[Tensor, " B"]
+    """Position of each picture in the source."""
     caption_ids: Int[Tensor, " B"]
+    """Equal for equal strings."""
+    caption_rows: Int[Tensor, " B"]
+    """Position of each caption in the source."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -59,12 +63,14 @@ class _Collate:
         for _, loaded in samples:
             if isinstance(loaded, DataError):
                 return loaded
-        captions = [self.pairs.captions[sample.caption] for sample, _ in samples]
+        rows = [sample.caption for sample, _ in samples]
+        captions = [self.pairs.captions[row] for row in rows]
         return Batch(
             image={"pixel_values": torch.stack(pixels)} if pixels else {},
             text=self.tokenize(captions) if self.tokenize is not None else {},
             image_ids=torch.tensor([sample.image for sample, _ in samples]),
-            caption_ids=torch.tensor([sample.caption for sample, _ in samples]),
+            caption_ids=torch.from_numpy(self.pairs.caption_ids[rows]),
+            caption_rows=torch.tensor(rows),
         )
 
 

@@ -30,6 +30,12 @@ class Pairs:
         return np.split(order, starts)
 
     @cached_property
+    def caption_ids(self) -> NDArray[np.int64]:
+        """(M,) which caption each one is: equal strings have equal ids."""
+        first: dict[str, int] = {}
+        return np.array([first.setdefault(caption, row) for row, caption in enumerate(self.captions)], dtype=np.int64)
+
+    @cached_property
     def sha256(self) -> str:
         """Hash of the picture names and captions in order; not of the pixels."""
         digest = hashlib.sha256()

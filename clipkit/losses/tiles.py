@@ -1,7 +1,7 @@
 """Reductions over all pairs of a similarity matrix, in tiles of fixed order, so that the matrix is never there.
 
-Forward goes over the tiles once; backward makes each tile again, in the same order. Memory beyond the features and their
-gradients is a few tiles, whatever the batch. (The idea is FlashAttention's, Dao et al. 2022, used for contrastive
+Forward goes over the tiles once; backward makes each tile again, in the same order. Memory beyond the features and
+their gradients is a few tiles, whatever the batch. (The idea is FlashAttention's, Dao et al. 2022, used for contrastive
 losses by Inf-CL, Cheng et al. 2024; this is plain PyTorch and does both directions of the loss in one pass.)
 """
 

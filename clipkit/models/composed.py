@@ -73,6 +73,8 @@ class Composed:
         heads = {f"image.{name}": value for name, value in model.image.head.state_dict().items()}
         heads |= {f"text.{name}": value for name, value in model.text.head.state_dict().items()}
         heads["logit_scale"] = model.logit_scale.detach()
+        if model.logit_bias is not None:
+            heads["logit_bias"] = model.logit_bias.detach()
         save_file({name: value.contiguous().cpu() for name, value in heads.items()}, folder / _HEADS_FILE)
         layout = {
             "layout": "clipkit-composed",
@@ -98,7 +100,8 @@ def compose(recipe: ModelRecipe) -> DualEncoder:
     text = _text_tower(recipe.text, embed_dim)
     logit_scale = nn.Parameter(-torch.tensor(recipe.temperature or 0.07).log())
     name = f"{recipe.image.name} + {recipe.text.name}"
-    return DualEncoder(image, text, logit_scale, Composed(), name).eval()
+    logit_bias = None if recipe.bias is None else nn.Parameter(torch.tensor(recipe.bias))
+    return DualEncoder(image, text, logit_scale, logit_bias, Composed(), name).eval()
 
 
 def load_composed(folder: Path, name: str) -> DualEncoder:
@@ -118,6 +121,8 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
         )
         heads = load_file(folder / _HEADS_FILE)
         model.logit_scale.data = heads.pop("logit_scale")
+        if "logit_bias" in heads:
+            model.logit_bias = nn.Parameter(heads.pop("logit_bias"))
         for side, tower in (("image", model.image), ("text", model.text)):
             prefix = f"{side}."
             own = {key.removeprefix(prefix): value for key, value in heads.items() if key.startswith(prefix)}

@@ -30,6 +30,7 @@ class DualEncoder(nn.Module):
         image: the image tower.
         text: the text tower.
         logit_scale: logarithm of the scale that similarities are multiplied with.
+        logit_bias: what is added to them, for models of the sigmoid loss; None where a model has none.
         backend: writes the layout that the model came in.
         name: what the user called it.
 
@@ -39,12 +40,19 @@ class DualEncoder(nn.Module):
     """
 
     def __init__(
-        self, image: ImageTower, text: TextTower, logit_scale: nn.Parameter, backend: Backend, name: str
+        self,
+        image: ImageTower,
+        text: TextTower,
+        logit_scale: nn.Parameter,
+        logit_bias: nn.Parameter | None,
+        backend: Backend,
+        name: str,
     ) -> None:
         super().__init__()
         self.image = image
         self.text = text
         self.logit_scale = logit_scale
+        self.logit_bias = logit_bias
         self.backend = backend
         self.name = name
 

@@ -95,6 +95,15 @@ class TextTower(Tower):
         super().__init__(trunk, head, blocks, head_is_new)
         self.tokenize = tokenizer
 
+    def cut_padding(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs cut to the longest of these captions.
+
+        Exact, because every text tower that there is either looks only backward from its end token (CLIP) or is given
+        the mask (BERT and its like).
+        """
+        longest = int(inputs["attention_mask"].sum(dim=1).max())
+        return {name: value[:, :longest] for name, value in inputs.items()}
+
 
 def transformers_blocks(model: nn.Module) -> list[list[str]]:
     """Parameter names of a transformers encoder, layer by layer; its unused pooler is left out."""

@@ -62,7 +62,7 @@ def load_transformers_clip(folder: Path, name: str) -> DualEncoder:
         _preprocess(processor, native.config.vision_config.image_size),
     )
     text = TextTower(_Pooled(native.text_model), native.text_projection, _prefixed(native.text_model), tokenizer)
-    return DualEncoder(image, text, native.logit_scale, TransformersClip(native, processor, tokenizer), name)
+    return DualEncoder(image, text, native.logit_scale, None, TransformersClip(native, processor, tokenizer), name)
 
 
 def _prefixed(native: nn.Module) -> list[list[str]]:

@@ -85,8 +85,20 @@ class TowerInputs:
             if self.image_store is not None:
                 image = {TRUNK_FEATURES: self.image_store[batch.image_ids]}
             if self.text_store is not None:
-                text = {TRUNK_FEATURES: self.text_store[batch.caption_ids]}
+                text = {TRUNK_FEATURES: self.text_store[batch.caption_rows]}
             yield replace(batch, image=image, text=text)
+
+    def example(self, count: int, caption: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Inputs of `count` pairs with this caption, for measuring."""
+        device = self.model.device
+        size = self.model.image.preprocess.image_size
+        image = {"pixel_values": torch.zeros(count, 3, size, size, device=device)}
+        if self.image_store is not None:
+            image = {TRUNK_FEATURES: self.image_store[:count]}
+        text = {name: value.to(device) for name, value in self.model.text.tokenize([caption] * count).items()}
+        if self.text_store is not None:
+            text = {TRUNK_FEATURES: self.text_store[:count]}
+        return image, text
 
     @torch.no_grad()
     def features(self) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:

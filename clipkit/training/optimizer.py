@@ -19,8 +19,8 @@ _NO_DECAY = (
 )
 
 
-def build_optimizer(model: nn.Module, recipe: OptimRecipe) -> torch.optim.AdamW:
-    """AdamW over what learns: weight decay on matrices only, none on biases, norms, positions and the scale."""
+def build_optimizer(model: nn.Module, recipe: OptimRecipe) -> torch.optim.Optimizer:
+    """The optimiser over what learns: weight decay on matrices only, none on biases, norms, positions and the scale."""
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -31,6 +31,8 @@ def build_optimizer(model: nn.Module, recipe: OptimRecipe) -> torch.optim.AdamW:
         {"params": decay, "weight_decay": recipe.weight_decay},
         {"params": no_decay, "weight_decay": 0.0},
     ]
+    if recipe.name == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
 
 

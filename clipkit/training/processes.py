@@ -1,6 +1,6 @@
 """What the processes of a run do together: share rows, gather features with their gradient, sum gradients."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -8,6 +8,9 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
+
+# Numbers in one reduction: large enough to be efficient, small beside a model.
+_REDUCED_AT_ONCE = 1 << 24
 
 
 class Processes:
@@ -45,25 +48,49 @@ class Processes:
         return total
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the processes: towers, scale and bias in one reduction.
+        """Replace each gradient by its sum over the processes: towers, scale and bias alike.
 
-        A parameter without a gradient here may have one elsewhere, so it takes part as zeros.
+        A parameter that no process has a gradient for stays without one, so that the optimiser leaves it alone.
         """
         if self.count == 1:
             return
         learning = [parameter for parameter in parameters if parameter.requires_grad]
-        for parameter in learning:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([parameter.grad.flatten() for parameter in learning if parameter.grad is not None])
-        dist.all_reduce(flat)
-        for parameter, summed in zip(learning, flat.split([p.numel() for p in learning]), strict=True):
-            parameter.grad = summed.view_as(parameter)
+        present = torch.tensor([parameter.grad is not None for parameter in learning], dtype=torch.int32)
+        present = present.to(self.device)
+        dist.all_reduce(present, op=dist.ReduceOp.MAX)
+        used = [parameter for parameter, here in zip(learning, present.tolist(), strict=True) if here]
+        for group in _groups(used, _REDUCED_AT_ONCE):
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            for parameter, summed in zip(group, flat.split([p.numel() for p in group]), strict=True):
+                parameter.grad = summed.view_as(parameter).clone()
+
+    def smallest(self, value: int) -> int:
+        """The smallest of the processes' values."""
+        if self.count == 1:
+            return value
+        agreed = torch.tensor(value, device=self.device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+        return int(agreed)
 
     def wait(self) -> None:
         """Until all have come here."""
         if self.count > 1:
             dist.barrier()
+
+
+def _groups(parameters: list[nn.Parameter], numbers: int) -> Iterator[list[nn.Parameter]]:
+    """Consecutive parameters of one type, up to about so many numbers together."""
+    group: list[nn.Parameter] = []
+    for parameter in parameters:
+        full = sum(p.numel() for p in group) + parameter.numel() > numbers
+        if group and (full or group[0].dtype != parameter.dtype):
+            yield group
+            group = []
+        group.append(parameter)
+    if group:
+        yield group
 
 
 class _GatherRows(torch.autograd.Function):

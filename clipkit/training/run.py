@@ -3,24 +3,20 @@
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import nn
 from tqdm import tqdm
 
-from clipkit.data import EpochSampler, read_pairs
+from clipkit.data import Batch, EpochSampler, read_pairs
 from clipkit.errors import TrainingError
 from clipkit.evaluation import Result, retrieval_result
 from clipkit.metrics import recalls, retrieval_ranks
-from clipkit.models import DualEncoder, compose, load
-from clipkit.recipe import ModelRecipe, Recipe
+from clipkit.models import load
+from clipkit.recipe import Recipe
 from clipkit.report import run_report
 from clipkit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from clipkit.training.inputs import TowerInputs
@@ -28,7 +24,8 @@ from clipkit.training.objective import objective_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
 from clipkit.training.processes import Processes
 from clipkit.training.run_folder import RunFolder, append
-from clipkit.training.step import backward_step
+from clipkit.training.setup import accelerator_of, micro_batch_size_of, model_of
+from clipkit.training.step import Step
 
 log = logging.getLogger("clipkit")
 
@@ -75,17 +72,16 @@ class _Run:
         self.sampler = EpochSampler(self.pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
         self.steps = recipe.train.epochs * self.sampler.steps_per_epoch
         self.schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, self.steps)
-        self.objective = objective_of(recipe.loss)
 
-        self.accelerator = _accelerator(recipe.train.precision)
+        self.accelerator = accelerator_of(recipe.train.precision)
         self.processes = Processes(self.accelerator)
         torch.manual_seed(recipe.train.seed)  # new parts of a model are the same on every process
-        self.model = _model_of(recipe.model).to(self.accelerator.device)
+        self.model = model_of(recipe).to(self.accelerator.device)
         self.largest_scale = max(_LARGEST_LOGIT_SCALE, self.model.logit_scale.item())
-        _training_mode(self.model, recipe.model)
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
         self.best: dict[str, Any] | None = None
         self.step = 0
+        self.settings: dict[str, Any] = {}
         self._open_folder(resume)
 
     def _open_folder(self, resume: bool) -> None:
@@ -149,6 +145,19 @@ class _Run:
         self.validation_inputs = (
             TowerInputs(self.model, self.validation, self.processes, augmented=False) if self.validation else None
         )
+        micro_batch_size = micro_batch_size_of(recipe, self.model, inputs, self.pairs, self.processes, self.accelerator)
+        self._say(f"micro-batches of {micro_batch_size} pairs on each process")
+        self.settings["processes"] = self.processes.count
+        self.settings["micro_batch_size"] = micro_batch_size
+        self.backward = Step(
+            self.model,
+            objective_of(recipe.loss),
+            self.processes,
+            self.accelerator,
+            recipe.train.batch_size,
+            micro_batch_size,
+            recipe.train.seed,
+        )
         batches = inputs.batches(self.sampler, recipe.data, recipe.train.seed, self.step, self.steps)
         bar = tqdm(
             total=self.steps * recipe.train.batch_size,
@@ -178,23 +187,21 @@ class _Run:
                 self._after_step(row)
                 waited_from = time.perf_counter()
 
-    def _step(self, batch: Any) -> dict[str, Any]:
+    def _step(self, batch: Batch) -> dict[str, Any]:
         recipe, lr = self.recipe, self.schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss = backward_step(
-            self.model, batch, recipe.train.batch_size, self.objective, self.processes, self.accelerator
-        )
-        if not loss.isfinite():
-            raise TrainingError(
-                f"step {self.step + 1}: the loss is {loss.item()}; try a lower optim.lr or train.precision: fp32"
-            )
+        loss = self.backward(batch, self.step)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         norm = self.accelerator.clip_grad_norm_(parameters, recipe.optim.clip or math.inf)
+        # With fp16 a gradient that overflows is the scaler's business, which skips the step and scales less.
+        if not loss.isfinite() or (self.accelerator.scaler is None and not norm.isfinite()):
+            self._stop_at_last_good(batch, loss.item(), float(norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(max=self.largest_scale)
+        if recipe.loss.name == "infonce":
+            with torch.no_grad():
+                self.model.logit_scale.clamp_(max=self.largest_scale)
         self.step += 1
         return {
             "step": self.step,
@@ -215,18 +222,28 @@ class _Run:
             found = "".join(f", {name} {value:.4f}" for name, value in figures.items() if name == recipe.eval.metric)
             self._say(f"epoch {epoch}/{recipe.train.epochs}, step {self.step}: loss {row['loss']:.4f}{found}")
         if last or self.step % recipe.checkpoint.every_steps == 0:
-            if self.processes.is_main:
-                scaler = self.accelerator.scaler
-                state = {"best": self.best, "scaler": scaler.state_dict() if scaler is not None else None}
-                save_checkpoint(
-                    self.folder.checkpoints,
-                    self.step,
-                    self.model,
-                    self.optimizer.optimizer,
-                    state,
-                    recipe.checkpoint.keep_last,
-                )
-            self.processes.wait()
+            self._save_checkpoint()
+
+    def _save_checkpoint(self) -> None:
+        if self.processes.is_main:
+            scaler = self.accelerator.scaler
+            state = {"best": self.best, "scaler": scaler.state_dict() if scaler is not None else None}
+            keep = self.recipe.checkpoint.keep_last
+            save_checkpoint(self.folder.checkpoints, self.step, self.model, self.optimizer.optimizer, state, keep)
+        self.processes.wait()
+
+    def _stop_at_last_good(self, batch: Batch, loss: float, norm: float) -> None:
+        """Nothing was updated yet: keep the state, say which pictures the step had, and stop."""
+        rows = batch.image_ids[:, None].to(self.accelerator.device)
+        images = self.processes.gather(rows, self.recipe.train.batch_size)[:, 0].tolist()
+        names = [self.pairs.pictures[image].name for image in images]
+        self._save_checkpoint()
+        self._say(f"pictures of step {self.step + 1}: {' '.join(names)}")
+        raise TrainingError(
+            f"step {self.step + 1}: the loss is {loss:.4g} and the gradient's norm {norm:.4g}; the weights after step "
+            f"{self.step} are in {self.folder.checkpoints}, its pictures ({names[0]}, …) in {self.folder.log}; try a "
+            "lower optim.lr, optim.clip, or train.precision: fp32"
+        )
 
     def _evaluate(self) -> dict[str, float]:
         """Score the validation pairs, and keep these weights where they are the best so far."""
@@ -253,7 +270,7 @@ class _Run:
             self._save_model()
         results = self._results()
         results["settings"]["best"] = self.best
-        results["settings"]["steps"] = self.steps
+        results["settings"] |= {"steps": self.steps, **self.settings}
         results["seconds"] = round(time.perf_counter() - started, 2)
         if self.processes.is_main:
             self.folder.results.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -272,44 +289,3 @@ class _Run:
         image_features, text_features = self.validation_inputs.features()
         result: Result = retrieval_result(image_features, text_features, self.validation, name, 0.0)
         return dict(result)
-
-
-def _model_of(recipe: ModelRecipe) -> DualEncoder:
-    model = compose(recipe) if recipe.name is None else load(recipe.name, device="cpu")
-    model.image.tune(recipe.image.tune)
-    model.text.tune(recipe.text.tune)
-    return model
-
-
-def _training_mode(model: DualEncoder, recipe: ModelRecipe) -> None:
-    """Evaluation mode throughout: no dropout or drop path, and BatchNorm's pretrained statistics stay as they are.
-
-    Only BatchNorm in a tower that starts from scratch has statistics to learn.
-    """
-    model.eval()
-    for tower, own in ((model.image, recipe.image), (model.text, recipe.text)):
-        if recipe.name is None and not own.pretrained:
-            for module in tower.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.train()
-
-
-def _accelerator(precision: str) -> Accelerator:
-    AcceleratorState._reset_state()  # another run in this Python may have had another precision
-    # Told that it is on a CPU, Accelerate joins the processes of a launcher; left alone, each would run by itself.
-    accelerator = Accelerator(mixed_precision=_mixed_precision(precision), cpu=not torch.accelerator.is_available())
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
-        raise TrainingError(
-            f"{asked} processes were started but Accelerate joined {accelerator.num_processes}; start them with "
-            "torchrun --nproc_per_node N -m clipkit train RECIPE"
-        )
-    return accelerator
-
-
-def _mixed_precision(precision: str) -> str:
-    if precision == "auto":
-        if not torch.cuda.is_available():
-            return "no"
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "no" if precision == "fp32" else precision

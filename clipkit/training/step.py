@@ -1,43 +1,164 @@
-"""The training step."""
+"""The training step: the gradient of one global batch, however it is cut."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from jaxtyping import Float
 from torch import Tensor
 
 from clipkit.data import Batch
-from clipkit.models import DualEncoder
+from clipkit.models import DualEncoder, Tower
+from clipkit.seeds import mix
 from clipkit.training.objective import Objective
 from clipkit.training.processes import Processes
 
+# Captions of similar length are run together even when all fit: the shorter ones carry less padding.
+_BUCKET = {"cpu": 16}
+_ACCELERATOR_BUCKET = 256
 
-def backward_step(
-    model: DualEncoder,
-    batch: Batch,
-    batch_size: int,
-    objective: Objective,
-    processes: Processes,
-    accelerator: Accelerator,
-) -> Tensor:
-    """Leave the gradient of the global batch's loss in every parameter, on every process, and return that loss.
+
+class Step:
+    """Leaves the gradient of the global batch's loss in every parameter, on every process.
 
     Each process encodes its own rows, all see all features, each counts the loss terms of its own rows, and the
-    gradients are summed: the result is that of one process holding the whole batch.
+    gradients are summed: the result is that of one process holding the whole batch in one graph. When not all rows
+    fit, features are computed without a graph first, and each micro-batch again, with one, once the loss has given
+    their gradients (GradCache, Gao et al. 2021); random states are replayed.
 
     Args:
         model: its towers are run as they are, without a distributed wrapper.
-        batch: this process's rows, `processes.share(batch_size)` of the global batch.
-        batch_size: pairs in the global batch, G.
         objective: gathered features to this process's part of the loss.
         processes: who takes part.
         accelerator: mixed precision and the gradient scaler.
+        batch_size: pairs in the global batch, G.
+        micro_batch_size: rows of this process that are run with a graph at once.
+        seed: the run's.
     """
-    with accelerator.autocast():
-        image, text = model.image(batch.image), model.text(batch.text)
-    features = {
-        "image": processes.gather(F.normalize(image.float(), dim=-1), batch_size),
-        "text": processes.gather(F.normalize(text.float(), dim=-1), batch_size),
-    }
-    loss = objective(features, model.logit_scale.exp(), processes.share(batch_size))
-    accelerator.backward(loss)
-    processes.sum_gradients(model.parameters())
-    return processes.sum(loss)
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        objective: Objective,
+        processes: Processes,
+        accelerator: Accelerator,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self.objective = objective
+        self.processes = processes
+        self.accelerator = accelerator
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:
+        """The loss of the global batch, the same on every process.
+
+        Args:
+            batch: this process's rows, `processes.share(batch_size)` of the global batch.
+            step: number of the step, which with the seed and the process sets the random state.
+        """
+        model, processes = self.model, self.processes
+        towers = (
+            _Encoding(model.image, self._image_parts(batch), self.accelerator, self._seeds(step, 0)),
+            _Encoding(model.text, self._text_parts(batch), self.accelerator, self._seeds(step, 1)),
+        )
+        everything_fits = len(batch) <= self.micro_batch_size
+        for tower in towers:
+            # The last micro-batch of all is the first one due in the backward pass: its graph can stay.
+            tower.forward(keep=len(tower.parts) if everything_fits else int(tower is towers[-1]))
+        image, text = (tower.features for tower in towers)
+        ids = processes.gather(
+            torch.stack([batch.image_ids, batch.caption_ids], dim=1).to(image.device), self.batch_size
+        )
+        gathered = {
+            "image": processes.gather(image, self.batch_size),
+            "text": processes.gather(text, self.batch_size),
+            "image_ids": ids[:, 0],
+            "caption_ids": ids[:, 1],
+        }
+        scalars = {"scale": model.logit_scale.exp()}
+        if model.logit_bias is not None:
+            scalars["bias"] = model.logit_bias
+        loss = self.objective(gathered, scalars, processes.share(self.batch_size))
+        self.accelerator.backward(loss)
+        for tower in reversed(towers):
+            tower.backward()
+        processes.sum_gradients(model.parameters())
+        return processes.sum(loss)
+
+    def _image_parts(self, batch: Batch) -> list["_Part"]:
+        order = torch.arange(len(batch))
+        return [_Part(rows, _take(batch.image, rows)) for rows in order.split(self.micro_batch_size)]
+
+    def _text_parts(self, batch: Batch) -> list["_Part"]:
+        if "attention_mask" not in batch.text:
+            order = torch.arange(len(batch))
+            return [_Part(rows, _take(batch.text, rows)) for rows in order.split(self.micro_batch_size)]
+        lengths = batch.text["attention_mask"].sum(dim=1)
+        bucket = min(self.micro_batch_size, _BUCKET.get(lengths.device.type, _ACCELERATOR_BUCKET))
+        parts = lengths.argsort(stable=True).cpu().split(bucket)
+        return [_Part(rows, self.model.text.cut_padding(_take(batch.text, rows))) for rows in parts]
+
+    def _seeds(self, step: int, tower: int) -> tuple[int, int, int, int]:
+        return (self.seed, step, self.processes.index, tower)
+
+
+@dataclass
+class _Part:
+    """A micro-batch of one tower: its rows in the slice, its inputs, and its features once computed."""
+
+    rows: Tensor
+    inputs: dict[str, Tensor]
+    features: Tensor | None = None
+
+
+class _Encoding:
+    """One tower over its micro-batches: features first, gradients later."""
+
+    def __init__(self, tower: Tower, parts: Sequence[_Part], accelerator: Accelerator, seeds: tuple[int, ...]) -> None:
+        self.tower = tower
+        self.parts = parts
+        self.accelerator = accelerator
+        self.seeds = seeds
+        self.learns = any(parameter.requires_grad for parameter in tower.parameters())
+        self.features = torch.empty(0)
+
+    def forward(self, keep: int) -> None:
+        """Features of all rows, in the slice's order, as a leaf; the graphs of the last `keep` parts are kept."""
+        first_kept = len(self.parts) - keep if self.learns else len(self.parts)
+        for index, part in enumerate(self.parts):
+            with torch.set_grad_enabled(index >= first_kept):
+                part.features = self._run(index)
+        computed = [part.features.detach() for part in self.parts if part.features is not None]
+        back_in_order = torch.cat([part.rows for part in self.parts]).argsort().to(computed[0].device)
+        self.features = torch.cat(computed)[back_in_order].requires_grad_(self.learns)
+
+    def backward(self) -> None:
+        """From the features' gradient to the parameters', last part first; parts without a graph are run again."""
+        gradient = self.features.grad
+        if gradient is None:
+            return
+        for index in reversed(range(len(self.parts))):
+            part = self.parts[index]
+            features = part.features
+            if features is None or not features.requires_grad:
+                features = self._run(index)
+            part.features = None  # its graph is done with
+            features.backward(gradient[part.rows.to(gradient.device)])
+
+    def _run(self, index: int) -> Float[Tensor, "B D"]:
+        # The random state is a function of what is computed: setting it is all the replay there is.
+        torch.manual_seed(mix(*self.seeds, index))
+        with self.accelerator.autocast():
+            features = self.tower(self.parts[index].inputs)
+        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
+def _take(inputs: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    return {name: value[rows.to(value.device)] for name, value in inputs.items()}

@@ -91,7 +91,7 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_bits(
     clipkit.train(recipe({**changes, "output": str(tmp_path / "whole")}))
     from clipkit.training import run
 
-    step = run.backward_step
+    step = run.Step.__call__
     steps = 0
 
     def breaks_at_the_eleventh(*arguments: Any) -> torch.Tensor:
@@ -101,7 +101,7 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_bits(
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(run, "backward_step", breaks_at_the_eleventh)
+    monkeypatch.setattr(run.Step, "__call__", breaks_at_the_eleventh)
     with pytest.raises(KeyboardInterrupt):
         clipkit.train(recipe(changes))
     clipkit.train(recipe(changes), resume=True)

@@ -1,0 +1,93 @@
+"""How many pairs fit into memory with their graph."""
+
+import os
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from clipkit.models import DualEncoder, Tower
+from clipkit.training.processes import Processes
+
+Inputs = dict[str, Tensor]
+
+
+def find_micro_batch_size(
+    model: DualEncoder, image: Inputs, text: Inputs, rows: int, processes: Processes, accelerator: Accelerator
+) -> int:
+    """The largest micro-batch that fits on every process, at most `rows`.
+
+    On a GPU by trying; on a CPU, which kills instead of raising, from measured bytes a pair and half of the memory
+    that is available.
+
+    Args:
+        model: the model.
+        image: inputs of two pictures.
+        text: inputs of two captions of the greatest length.
+        rows: the largest slice that a process gets.
+        processes: who has to agree.
+        accelerator: mixed precision.
+    """
+    if model.device.type == "cpu":
+        # One tower at a time has a graph, so the larger one counts.
+        needed = max(_graph_bytes(model.image, image, accelerator), _graph_bytes(model.text, text, accelerator))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        fitting = int(available_memory() / 2 / local // max(1, needed // 2))
+    else:
+        fitting = _by_trying(model, image, text, rows, accelerator)
+    return processes.smallest(max(1, min(rows, fitting)))
+
+
+def available_memory() -> int:
+    """Bytes that this machine, or the control group that the process is in, still has."""
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return max(0, free)
+
+
+def _graph_bytes(tower: Tower, inputs: Inputs, accelerator: Accelerator) -> int:
+    """Bytes that the graph of these inputs keeps for the backward pass, parameters aside, and the inputs themselves."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in tower.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved), accelerator.autocast():
+        features = tower(inputs)
+    total = sum(kept.values()) + sum(value.nbytes for value in inputs.values())
+    del features
+    return total
+
+
+def _by_trying(model: DualEncoder, image: Inputs, text: Inputs, rows: int, accelerator: Accelerator) -> int:
+    size = rows
+    while size > 1:
+        try:
+            for tower, inputs in ((model.image, image), (model.text, text)):
+                repeated = {
+                    name: value[:1].expand(size, *value.shape[1:]).contiguous() for name, value in inputs.items()
+                }
+                with accelerator.autocast():
+                    features = tower(repeated)
+                if features.requires_grad:
+                    features.sum().backward()
+            return size
+        except torch.OutOfMemoryError:
+            size //= 2
+        finally:
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+    return 1

@@ -1,0 +1,138 @@
+"""What a run needs before its first step: processes, the model as it is trained, the micro-batch."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from clipkit.data import Pairs
+from clipkit.errors import ModelError, RecipeError, TrainingError
+from clipkit.models import DualEncoder, Tower, compose, load
+from clipkit.recipe import ModelRecipe, Recipe
+from clipkit.training.inputs import TowerInputs
+from clipkit.training.micro_batch import find_micro_batch_size
+from clipkit.training.processes import Processes
+
+
+def accelerator_of(precision: str) -> Accelerator:
+    """Accelerate with all the processes that were started.
+
+    Raises:
+        TrainingError: Accelerate joined fewer than were started.
+    """
+    AcceleratorState._reset_state()  # another run in this Python may have had another precision
+    # Told that it is on a CPU, Accelerate joins the processes of a launcher; left alone, each would run by itself.
+    accelerator = Accelerator(mixed_precision=_mixed_precision(precision), cpu=not torch.accelerator.is_available())
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise TrainingError(
+            f"{asked} processes were started but Accelerate joined {accelerator.num_processes}; "
+            "start them with clipkit train RECIPE --processes N"
+        )
+    return accelerator
+
+
+def _mixed_precision(precision: str) -> str:
+    if precision == "auto":
+        if not torch.cuda.is_available():
+            return "no"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "no" if precision == "fp32" else precision
+
+
+def model_of(recipe: Recipe) -> DualEncoder:
+    """The model of the recipe as it is trained.
+
+    In evaluation mode, so without dropout and drop path and with BatchNorm's statistics as they came, but for what
+    the recipe asks for: dropout, and the statistics of a tower that starts from scratch.
+
+    Raises:
+        ModelError: the model cannot be had, or lacks what the recipe asks of it.
+    """
+    own = recipe.model
+    model = compose(own) if own.name is None else load(own.name, device="cpu")
+    if recipe.loss.name == "sigmoid" and model.logit_bias is None:
+        way_out = "set model.bias, as -10" if own.name is None else "take loss.name: infonce"
+        raise ModelError(f"loss.name: sigmoid needs a logit bias, which {model.name} does not have; {way_out}")
+    model.image.tune(own.image.tune)
+    model.text.tune(own.text.tune)
+    model.eval()
+    for norm in _scratch_batch_norms(model, own):
+        norm.train()
+    if own.text.dropout > 0:
+        _set_dropout(model.text, own.text.dropout)
+    if recipe.train.gradient_checkpointing:
+        for tower in (model.image, model.text):
+            _checkpoint_gradients(tower)
+    if recipe.train.compile:
+        # In place, so that the names of the parameters stay.
+        model.image.trunk.compile(dynamic=True)
+        model.text.trunk.compile(dynamic=True)
+    return model
+
+
+def micro_batch_size_of(
+    recipe: Recipe,
+    model: DualEncoder,
+    inputs: TowerInputs,
+    pairs: Pairs,
+    processes: Processes,
+    accelerator: Accelerator,
+) -> int:
+    """The micro-batch of the recipe, or the largest that fits.
+
+    Raises:
+        RecipeError: there are more processes than pairs in a batch, or the cut would change what BatchNorm learns.
+    """
+    batch_size, asked = recipe.train.batch_size, recipe.train.micro_batch_size
+    if batch_size < processes.count:
+        raise RecipeError(
+            f"train.batch_size is {batch_size}, fewer pairs than the {processes.count} processes; start fewer"
+        )
+    rows = -(-batch_size // processes.count)
+    if asked == "auto":
+        longest = max(pairs.captions, key=len)
+        image, text = inputs.example(2, longest)
+        size = find_micro_batch_size(model, image, text, rows, processes, accelerator)
+    else:
+        size = min(asked, rows)
+    learned = any(_scratch_batch_norms(model, recipe.model))
+    if learned and (processes.count > 1 or size < rows):
+        raise RecipeError(
+            f"BatchNorm would learn its statistics from {processes.count} × {size} rows at a time instead of the "
+            f"batch of {batch_size}; take one process and train.micro_batch_size: {batch_size}, a smaller batch, or a "
+            "tower with LayerNorm (as timm:convnext_atto or a ViT)"
+        )
+    return size
+
+
+def _scratch_batch_norms(model: DualEncoder, recipe: ModelRecipe) -> Iterator[nn.Module]:
+    for tower, own in ((model.image, recipe.image), (model.text, recipe.text)):
+        if recipe.name is None and not own.pretrained:
+            yield from (m for m in tower.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+
+
+def _set_dropout(tower: Tower, rate: float) -> None:
+    layers = [module for module in tower.trunk.modules() if isinstance(module, nn.Dropout)]
+    if not layers:
+        raise ModelError(f"model.text.dropout is {rate}, but this text tower has no dropout layers; set it to 0")
+    for layer in layers:
+        layer.p = rate
+        layer.train()
+
+
+def _checkpoint_gradients(tower: Tower) -> None:
+    native: Any = tower.trunk.native
+    if hasattr(native, "set_grad_checkpointing"):  # timm
+        native.set_grad_checkpointing(True)
+        return
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in native.modules() if isinstance(module, GradientCheckpointingLayer)]
+    native.gradient_checkpointing_enable()
+    for layer in layers:
+        layer.training = True  # they look at it; what is inside them stays in evaluation mode
