@@ -1,0 +1,118 @@
+"""One recipe, one model: gradients agree with one process and one graph, however the batch is cut."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from clipkit.seeds import mix
+from clipkit.training import step as step_module
+from tests.training import exactness
+from tests.training.exactness import BATCHES, LOSSES, MICRO_BATCHES, build, global_batch, gradients
+from tests.training.test_processes import torchrun
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def in_one_graph(loss: str, pairs: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """No slices, no micro-batches, no leaf in between: plain autograd over the whole batch."""
+    model = build(dtype, 0.0)
+    batch = global_batch(pairs, dtype)
+    gathered = {
+        "image": F.normalize(model.image(batch.image), dim=-1),
+        "text": F.normalize(model.text(batch.text), dim=-1),
+        "image_ids": batch.image_ids,
+        "caption_ids": batch.caption_ids,
+    }
+    assert model.logit_bias is not None
+    scalars = {"scale": model.logit_scale.exp(), "bias": model.logit_bias}
+    value = exactness.objective_of(LOSSES[loss])(gathered, scalars, slice(0, pairs))
+    value.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None} | {"loss": value.detach()}
+
+
+def assert_agree(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    of_all = torch.stack([value.norm() for name, value in expected.items() if name != "loss"]).norm()
+    for name, value in expected.items():
+        assert (found[name] - value).norm() <= tolerance * (value.norm() + of_all), name
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_micro_batches_on_one_process(loss: str, dtype: torch.dtype) -> None:
+    accelerator = Accelerator(cpu=True)
+    for pairs, micro in itertools.product(BATCHES, MICRO_BATCHES):
+        expected = in_one_graph(loss, pairs, dtype)
+        assert_agree(gradients(loss, pairs, micro, dtype, 0.0, accelerator), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_micro_batches_on_several_processes(processes: int, tmp_path: Path) -> None:
+    torchrun(processes, exactness.__file__, str(tmp_path))
+    every = [torch.load(tmp_path / f"{processes}-{index}.pt", weights_only=False) for index in range(processes)]
+    assert [count for count, _ in every] == [processes] * processes
+    first: dict[Any, dict[str, Tensor]] = every[0][1]
+    assert len(first) == 2 * len(LOSSES) * len(BATCHES) * len(MICRO_BATCHES)
+    for (dtype_name, loss, pairs, micro), found in first.items():
+        dtype = getattr(torch, dtype_name.removeprefix("torch."))
+        assert_agree(found, in_one_graph(loss, pairs, dtype), TOLERANCE[dtype])
+        for _, other in every[1:]:  # the same bits everywhere, or the processes drift apart
+            assert all(torch.equal(other[(dtype_name, loss, pairs, micro)][name], found[name]) for name in found)
+
+
+@pytest.mark.parametrize("micro", [1, 3, 8, 100])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_dropout_masks_are_replayed(loss: str, micro: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against one graph over the same micro-batches with the same random states."""
+    monkeypatch.setitem(step_module._BUCKET, "cpu", 1000)
+    pairs, dtype = 14, torch.float64
+    found = gradients(loss, pairs, micro, dtype, 0.3, Accelerator(cpu=True))
+
+    model, batch = build(dtype, 0.3), global_batch(pairs, dtype)
+    features = {}
+    by_length = batch.text["attention_mask"].sum(1).argsort(stable=True)
+    for number, (name, tower, inputs, order) in enumerate(
+        [("image", model.image, batch.image, torch.arange(pairs)), ("text", model.text, batch.text, by_length)]
+    ):
+        parts = []
+        for index, rows in enumerate(order.split(micro)):
+            torch.manual_seed(mix(1, 7, 0, number, index))
+            part = {key: value[rows] for key, value in inputs.items()}
+            parts.append(tower(model.text.cut_padding(part) if name == "text" else part))
+        features[name] = F.normalize(torch.cat(parts)[order.argsort()], dim=-1)
+    assert model.logit_bias is not None
+    value = exactness.objective_of(LOSSES[loss])(
+        {**features, "image_ids": batch.image_ids, "caption_ids": batch.caption_ids},
+        {"scale": model.logit_scale.exp(), "bias": model.logit_bias},
+        slice(0, pairs),
+    )
+    value.backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None} | {"loss": value.detach()}
+    assert_agree(found, expected, 1e-10)
+    without = in_one_graph(loss, pairs, dtype)
+    assert (found["loss"] - without["loss"]).abs() > 1e-6  # the masks are there
+
+
+def test_only_the_last_micro_batch_keeps_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is run twice, but for the last one, whose graph is the first that is due."""
+    runs: list[tuple[str, bool]] = []
+    run = step_module._Encoding._run
+
+    def counted(self: Any, index: int) -> Tensor:
+        runs.append((type(self.tower).__name__, torch.is_grad_enabled()))
+        return run(self, index)
+
+    monkeypatch.setattr(step_module._Encoding, "_run", counted)
+    gradients("infonce", 16, 4, torch.float64, 0.0, Accelerator(cpu=True))
+    assert runs.count(("ImageTower", False)) == runs.count(("ImageTower", True)) == 4
+    assert runs.count(("TextTower", False)) == 3
+    assert runs.count(("TextTower", True)) == 4
+    runs.clear()
+    gradients("infonce", 16, 16, torch.float64, 0.0, Accelerator(cpu=True))
+    assert runs == [("ImageTower", True), ("TextTower", True)]
