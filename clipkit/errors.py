@@ -4,6 +4,9 @@
 class UserError(Exception):
     """Wrong input. The command line prints its message as one line and exits with code 2."""
 
+    everywhere = True
+    """Whether every process of a run finds it, so that one of them need say it."""
+
 
 class RecipeError(UserError):
     """A recipe or an override that cannot be used."""

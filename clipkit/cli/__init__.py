@@ -31,10 +31,13 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sys.stderr.write(f"clipkit: {error}\n")
+        # What all processes find wrong, the first one says.
+        if not error.everywhere or int(os.environ.get("RANK", "0")) == 0:
+            sys.stderr.write(f"clipkit: {error}\n")
         sys.exit(2)
     except TrainingError as error:
-        sys.stderr.write(f"clipkit: {error}\n")
+        if int(os.environ.get("RANK", "0")) == 0:
+            sys.stderr.write(f"clipkit: {error}\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("clipkit: interrupted\n")
@@ -69,9 +72,10 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
+    processes: Annotated[int, typer.Option(help="Processes to run on, on this machine.", min=1)] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and stop.")] = False,
 ) -> None:
-    """Train what a recipe says. On several processes: torchrun --nproc_per_node N -m clipkit train RECIPE."""
+    """Train what a recipe says. The result does not depend on the number of processes."""
     from clipkit.recipe import Recipe
 
     complete = Recipe.from_yaml(recipe, overrides or [])
@@ -80,6 +84,12 @@ def train(
         return
     if resume and overwrite:
         raise UserError("--resume and --overwrite were both given; give one of them")
+    if processes > 1:
+        from clipkit.cli.launch import run_on_processes
+
+        chosen = ["--resume"] * resume + ["--overwrite"] * overwrite
+        run_on_processes(processes, ["train", str(recipe), *(overrides or []), *chosen])
+        return
     _start_process()
     from clipkit.cli.tables import print_metrics
     from clipkit.training import train as run

@@ -104,5 +104,6 @@ def pair_loader(
     )
     for batch in loader:
         if isinstance(batch, DataError):
+            batch.everywhere = False  # the other processes' slices may be fine
             raise batch
         yield batch

@@ -120,8 +120,10 @@ class _Run:
     def _say_what_starts(self) -> None:
         pairs, recipe, model = self.pairs, self.recipe, self.model
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        count, kind = self.processes.count, self.accelerator.device.type
+        joined = f" joined by {torch.distributed.get_backend()}" if count > 1 else ""
         self._say(
-            f"{self.processes.count} process{'es' * (self.processes.count > 1)} on {self.accelerator.device.type}, "
+            f"{count} process{'es' * (count > 1)} on {kind}{joined}, "
             f"{self.accelerator.mixed_precision.replace('no', 'fp32')}; {model.name}: "
             f"{learning / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters learn"
         )

@@ -1,6 +1,7 @@
 """A whole run, through the public API."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from transformers import CLIPModel
 
 import clipkit
-from clipkit.errors import DataError, OutputError, RecipeError, TrainingError
+from clipkit.errors import DataError, ModelError, OutputError, RecipeError, TrainingError
 from clipkit.recipe import Recipe
 from tests.conftest import draw, read_lines, write_csv
 
@@ -195,6 +196,88 @@ def test_a_corrupt_picture_stops_the_run_by_name(recipe: Build, tmp_path: Path) 
         clipkit.train(recipe({"data.train": str(data), "data.validation": None}))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(recipe: Build) -> None:
-    with pytest.raises(TrainingError, match=r"step \d+: the loss is"):
-        clipkit.train(recipe({"optim.lr": 1e30, "optim.clip": None, "train.epochs": 5}))
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(recipe: Build, tmp_path: Path) -> None:
+    changes = {"optim.name": "sgd", "optim.lr": 1e38, "optim.clip": None, "optim.warmup": 0, "train.epochs": 5}
+    with pytest.raises(TrainingError, match=r"step (\d+): the loss is .* the weights after step \d+ are in") as caught:
+        clipkit.train(recipe(changes))
+    step = int(str(caught.value).split()[1].rstrip(":"))
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, step))
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step - 1:06d}" / "model.safetensors").is_file()
+    said = (tmp_path / "run" / "log.txt").read_text()
+    named = said.split(f"pictures of step {step}: ")[1].split("\n")[0].split()
+    assert len(named) == 8
+    assert all(name.endswith(".png") for name in named)
+
+
+BATCH_NORM = COMPOSED | {"image": {"name": "timm:test_resnet", "pretrained": False, "image_size": 32}}
+
+
+def test_batch_norm_from_scratch_needs_the_whole_batch_at_once(recipe: Build, tmp_path: Path) -> None:
+    clipkit.train(recipe({"model": BATCH_NORM}))
+    with pytest.raises(RecipeError, match=r"BatchNorm would learn .* 1 × 4 rows .* tower with LayerNorm"):
+        clipkit.train(recipe({"model": BATCH_NORM, "train.micro_batch_size": 4}), overwrite=True)
+
+
+def test_pretrained_batch_norm_keeps_its_statistics(recipe: Build, tmp_path: Path) -> None:
+    clipkit.train(recipe({"model": BATCH_NORM}))
+    image = {"name": str(tmp_path / "run" / "model" / "image")}
+    tuned = recipe({"model": BATCH_NORM | {"image": image}, "train.micro_batch_size": 4, "output": str(tmp_path / "b")})
+    clipkit.train(tuned)
+    before, after = (
+        {name: value for name, value in clipkit.load(tmp_path / run).image.state_dict().items() if "running" in name}
+        for run in ("run", "b")
+    )
+    assert before
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_sigmoid_loss_needs_a_bias_and_trains_with_one(recipe: Build, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="needs a logit bias, which .* take loss.name: infonce"):
+        clipkit.train(recipe({"loss.name": "sigmoid"}))
+    model = COMPOSED | {"bias": -10.0, "temperature": 0.1}
+    clipkit.train(recipe({"model": model, "loss.name": "sigmoid", "optim.lr": 0.01, "train.epochs": 10}))
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    bias = clipkit.load(tmp_path / "run").logit_bias
+    assert bias is not None
+    assert bias.item() != -10
+
+
+@pytest.mark.parametrize("model", [None, COMPOSED])
+def test_checkpointed_gradients_are_the_same(recipe: Build, tmp_path: Path, model: dict[str, Any] | None) -> None:
+    own = {} if model is None else {"model": model}
+    sgd = {"optim.name": "sgd", "optim.lr": 0.05, **own}
+    clipkit.train(recipe({**sgd, "output": str(tmp_path / "plain")}))
+    clipkit.train(recipe({**sgd, "train.gradient_checkpointing": True}))
+    plain, checkpointed = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("plain", "run"))
+    for one, two in zip(plain, checkpointed, strict=True):
+        assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_dropout_is_off_unless_asked_for(recipe: Build, tmp_path: Path) -> None:
+    from clipkit.training.setup import model_of
+
+    rates = [
+        layer.p for layer in model_of(recipe({"model": COMPOSED})).modules() if isinstance(layer, torch.nn.Dropout)
+    ]
+    assert max(rates) > 0  # the configuration's own, in layers that are in evaluation mode
+    first = []
+    for name, rate in (("off", 0.0), ("on", 0.5)):
+        clipkit.train(recipe({"model": COMPOSED, "model.text.dropout": rate, "output": str(tmp_path / name)}))
+        first.append(read_lines(tmp_path / name / "metrics.jsonl")[0]["loss"])
+    assert first[0] != pytest.approx(first[1], abs=1e-4)
+    with pytest.raises(ModelError, match="has no dropout layers"):
+        clipkit.train(recipe({"model.text.dropout": 0.1}))
+
+
+@pytest.mark.slow
+def test_compiled_trunks_train_the_same(recipe: Build, tmp_path: Path) -> None:
+    sgd = {"optim.name": "sgd", "optim.lr": 0.05}
+    clipkit.train(recipe({**sgd, "output": str(tmp_path / "plain")}))
+    clipkit.train(recipe({**sgd, "train.compile": True}))
+    plain, compiled = (read_lines(tmp_path / name / "metrics.jsonl") for name in ("plain", "run"))
+    for one, two in zip(plain, compiled, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+    assert CLIPModel.from_pretrained(tmp_path / "run" / "model") is not None

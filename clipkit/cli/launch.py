@@ -1,0 +1,34 @@
+"""`--processes N`: several processes on this machine, by torch's elastic launcher."""
+
+import os
+import sys
+
+from clipkit.errors import UserError
+
+
+def run_on_processes(count: int, arguments: list[str]) -> None:
+    """Run `python -m clipkit ARGUMENTS` in `count` processes that know of each other; exit with their code.
+
+    Raises:
+        UserError: this is one of several processes already.
+    """
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("--processes was given under a launcher that starts processes itself; leave one of them out")
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "clipkit", *arguments)
+    except ChildFailedError as error:
+        # What went wrong was said by the process that failed; the launcher's own table adds nothing.
+        _, failure = error.get_first_failure()
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)

@@ -1,0 +1,14 @@
+"""Train several recipes one after the other in the processes of one launch; each process notes its last scale."""
+
+import sys
+from pathlib import Path
+
+from clipkit.recipe import Recipe
+from clipkit.training.run import _Run
+
+if __name__ == "__main__":
+    for file in sys.argv[1:]:
+        run = _Run(Recipe.from_yaml(file), resume=False, overwrite=False)
+        run.go()
+        index, count = run.processes.index, run.processes.count
+        Path(f"{run.folder.path}-{index}-of-{count}.txt").write_text(run.model.logit_scale.item().hex())
