@@ -1,5 +1,6 @@
 """Batches of inputs by name, loaded ahead."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -34,6 +35,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+
+# Samples that a worker hands over at once, and chunks that each worker prepares ahead.
+_CHUNK = 64
+_AHEAD = 4
 
 
 class _Pictures(Dataset[Tensor | DataError]):
@@ -83,6 +89,8 @@ def pair_loader(
 ) -> Iterator[Batch]:
     """One iterator over all the `batches` of a run, so that workers live as long as the run does.
 
+    Workers hand over a few pictures at a time, so that what waits in memory does not grow with the batch.
+
     Args:
         pairs: the data.
         batches: this process's samples, step by step.
@@ -93,17 +101,67 @@ def pair_loader(
     Raises:
         DataError: when a picture that is due cannot be decoded.
     """
+    workers = workers if augment is not None else 0
+    chunks = _Chunks(batches, _CHUNK if workers else None)
     loader: DataLoader[Tensor | DataError] = DataLoader(
         _Pictures(pairs, augment),
-        batch_sampler=batches,
+        batch_sampler=chunks,
         collate_fn=_Collate(pairs, tokenize),
-        num_workers=workers if augment is not None else 0,
-        pin_memory=False,
+        num_workers=workers,
+        prefetch_factor=_AHEAD if workers else None,
         # Of its own: an iterator over a loader draws a seed, which must not come from the global generator.
         generator=torch.Generator(),
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            batch.everywhere = False  # the other processes' slices may be fine
-            raise batch
-        yield batch
+    arrived: list[Batch] = []
+    for chunk in loader:
+        if isinstance(chunk, DataError):
+            chunk.everywhere = False  # the other processes' slices may be fine
+            raise chunk
+        arrived.append(chunk)
+        if sum(len(one) for one in arrived) == chunks.sizes[0]:
+            chunks.sizes.popleft()
+            yield _joined(arrived)
+            arrived = []
+
+
+class _Chunks:
+    """The batches cut into chunks of so many samples; `sizes` are those of the batches that were begun."""
+
+    def __init__(self, batches: Iterable[list[Sample]], chunk: int | None) -> None:
+        self.batches = batches
+        self.chunk = chunk
+        self.sizes: deque[int] = deque()
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        for batch in self.batches:
+            self.sizes.append(len(batch))
+            step = self.chunk or len(batch)
+            for start in range(0, len(batch), step):
+                yield batch[start : start + step]
+
+
+def _joined(chunks: list[Batch]) -> Batch:
+    if len(chunks) == 1:
+        return chunks[0]
+    return Batch(
+        image=_joined_inputs([chunk.image for chunk in chunks]),
+        text=_joined_inputs([chunk.text for chunk in chunks]),
+        image_ids=torch.cat([chunk.image_ids for chunk in chunks]),
+        caption_ids=torch.cat([chunk.caption_ids for chunk in chunks]),
+        caption_rows=torch.cat([chunk.caption_rows for chunk in chunks]),
+    )
+
+
+def _joined_inputs(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows one below the other; tokens, which are padded to the longest of a chunk, to the longest of all.
+
+    The padding is zeros: the mask, which is zero there too, keeps it out of everything.
+    """
+    joined = {}
+    for name in chunks[0]:
+        values = [chunk[name] for chunk in chunks]
+        if values[0].ndim == 2:
+            longest = max(value.shape[1] for value in values)
+            values = [torch.nn.functional.pad(value, (0, longest - value.shape[1])) for value in values]
+        joined[name] = torch.cat(values)
+    return joined

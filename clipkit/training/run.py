@@ -86,6 +86,7 @@ class _Run:
 
     def _open_folder(self, resume: bool) -> None:
         found = checkpoints(self.folder.checkpoints) if resume else []
+        self.processes.wait()  # all have seen the folder as it was before the first one changes it
         if found:
             state = load_checkpoint(found[-1], self.model, self.optimizer.optimizer)
             self.step, self.best = state["step"], state["best"]
