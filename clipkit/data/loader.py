@@ -1,5 +1,6 @@
 """Batches of inputs by name, loaded ahead."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ def pair_loader(
     Raises:
         DataError: when a picture that is due cannot be decoded.
     """
-    workers = workers if augment is not None else 0
+    # More workers than cores only get into each other's way; the batches are the same whatever their number.
+    workers = min(workers, os.cpu_count() or 1) if augment is not None else 0
     chunks = _Chunks(batches, _CHUNK if workers else None)
     loader: DataLoader[Tensor | DataError] = DataLoader(
         _Pictures(pairs, augment),
