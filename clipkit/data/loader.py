@@ -30,9 +30,7 @@ class Batch:
     image_ids: Int[Tensor, " B"]
     """Position of each picture in the source."""
     caption_ids: Int[Tensor, " B"]
-    """Equal for equal strings."""
-    caption_rows: Int[Tensor, " B"]
-    """Position of each caption in the source."""
+    """Position of each caption in the source, or of the first one that is the same string."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -77,7 +75,6 @@ class _Collate:
             text=self.tokenize(captions) if self.tokenize is not None else {},
             image_ids=torch.tensor([sample.image for sample, _ in samples]),
             caption_ids=torch.from_numpy(self.pairs.caption_ids[rows]),
-            caption_rows=torch.tensor(rows),
         )
 
 
@@ -150,7 +147,6 @@ def _joined(chunks: list[Batch]) -> Batch:
         text=_joined_inputs([chunk.text for chunk in chunks]),
         image_ids=torch.cat([chunk.image_ids for chunk in chunks]),
         caption_ids=torch.cat([chunk.caption_ids for chunk in chunks]),
-        caption_rows=torch.cat([chunk.caption_rows for chunk in chunks]),
     )
 
 

@@ -85,7 +85,7 @@ class TowerInputs:
             if self.image_store is not None:
                 image = {TRUNK_FEATURES: self.image_store[batch.image_ids]}
             if self.text_store is not None:
-                text = {TRUNK_FEATURES: self.text_store[batch.caption_rows]}
+                text = {TRUNK_FEATURES: self.text_store[batch.caption_ids]}
             yield replace(batch, image=image, text=text)
 
     def example(self, count: int, caption: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

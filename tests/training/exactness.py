@@ -76,7 +76,6 @@ def global_batch(pairs: int, dtype: torch.dtype) -> Batch:
         },
         image_ids=torch.arange(pairs) % (pairs - 3),
         caption_ids=torch.arange(pairs) // 2 * (torch.arange(pairs) % 5 > 1),
-        caption_rows=torch.arange(pairs),
     )
 
 
@@ -86,7 +85,6 @@ def slice_of(batch: Batch, rows: slice) -> Batch:
         {name: value[rows] for name, value in batch.text.items()},
         batch.image_ids[rows],
         batch.caption_ids[rows],
-        batch.caption_rows[rows],
     )
 
 
