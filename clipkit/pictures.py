@@ -1,6 +1,5 @@
 """Opening pictures: whatever a user holds becomes an upright RGB picture."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,3 @@ def _rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return upright.convert("RGB")
-
-
-def are_pictures(pictures: object) -> bool:
-    """Whether `pictures` is a sequence of pictures rather than one picture."""
-    return isinstance(pictures, Sequence) and not isinstance(pictures, str)
