@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipkit.losses.positives import Duplicates, Positives, left_out
+from clipkit.losses.positives import Duplicates, other_pairs
 from clipkit.losses.tiles import tiled_logsumexp, tiled_row_logsumexp
 
 
@@ -54,33 +54,18 @@ def infonce(
     dtype = torch.promote_types(image_features.dtype, torch.float32)
     image, text = image_features.to(dtype), text_features.to(dtype)
     scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
-    positives = positives_of(image_ids, caption_ids, duplicates)
     pairs = len(image)
     counted = slice(0, pairs) if rows is None else rows
-    masked = None
-    if duplicates == "ignore" and positives is not None:
-        assert image_ids is not None
-        assert caption_ids is not None
-        masked = left_out(image_ids, caption_ids, counted)
+    positives, masked = other_pairs(image_ids, caption_ids, duplicates, counted)
     if counted == slice(0, pairs):
         over_texts, over_images = tiled_logsumexp(image, text, scale, masked)
     else:
         over_texts = tiled_row_logsumexp(image[counted], text, scale, masked)
         over_images = tiled_row_logsumexp(text[counted], image, scale, masked)
-    if positives is None or duplicates == "ignore":
+    if positives is None:
         own = 2 * (image[counted] * text[counted]).sum(dim=1)
     else:
         own = (image[counted] * positives.sums(text)[counted]).sum(dim=1)
         own = own + (text[counted] * positives.sums(image)[counted]).sum(dim=1)
         own = own / positives.count[counted]
     return (over_texts + over_images - scale * own).sum() / (2 * pairs)
-
-
-def positives_of(image_ids: Tensor | None, caption_ids: Tensor | None, duplicates: Duplicates) -> Positives | None:
-    """The positives where there are others than each pair itself and they count as such."""
-    if (image_ids is None) != (caption_ids is None):
-        raise ValueError("image_ids and caption_ids belong together: give both or none")
-    if image_ids is None or caption_ids is None or duplicates == "negative":
-        return None
-    positives = Positives(image_ids, caption_ids)
-    return None if positives.are_alone else positives

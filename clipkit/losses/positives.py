@@ -44,7 +44,31 @@ class Positives:
         return image + caption - both
 
 
-def left_out(image_ids: Tensor, caption_ids: Tensor, rows: slice) -> PairIds:
-    """The duplicates of the pairs in `rows`, for tiles of these rows against all columns."""
+def other_pairs(
+    image_ids: Tensor | None, caption_ids: Tensor | None, duplicates: Duplicates, rows: slice
+) -> tuple[Positives | None, PairIds | None]:
+    """What a loss does about pairs that share a picture or a caption: count them as positives, or leave them out.
+
+    Both are None where no pair has another one, or where they are to be negatives.
+
+    Args:
+        image_ids: the picture of each pair, or None.
+        caption_ids: the caption of each pair, or None.
+        duplicates: what such pairs are.
+        rows: the rows whose terms are counted; what is left out is for tiles of these against all columns.
+
+    Raises:
+        ValueError: one kind of ids without the other.
+    """
+    if (image_ids is None) != (caption_ids is None):
+        raise ValueError("image_ids and caption_ids belong together: give both or none")
+    if image_ids is None or caption_ids is None or duplicates == "negative":
+        return None, None
+    positives = Positives(image_ids, caption_ids)
+    if positives.are_alone:
+        return None, None
+    if duplicates == "positive":
+        return positives, None
     position = torch.arange(len(image_ids), device=image_ids.device)
-    return PairIds(position[rows], position, (image_ids[rows], caption_ids[rows]), (image_ids, caption_ids))
+    left_out = PairIds(position[rows], position, (image_ids[rows], caption_ids[rows]), (image_ids, caption_ids))
+    return None, left_out

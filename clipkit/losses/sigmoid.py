@@ -4,8 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipkit.losses.infonce import positives_of
-from clipkit.losses.positives import Duplicates, left_out
+from clipkit.losses.positives import Duplicates, other_pairs
 from clipkit.losses.tiles import tiled_softplus_sum
 
 
@@ -51,17 +50,12 @@ def sigmoid(
     image, text = image_features.to(dtype), text_features.to(dtype)
     scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
     bias = torch.as_tensor(bias, dtype=dtype, device=image.device)
-    positives = positives_of(image_ids, caption_ids, duplicates)
     pairs = len(image)
     counted = slice(0, pairs) if rows is None else rows
-    masked = None
-    if duplicates == "ignore" and positives is not None:
-        assert image_ids is not None
-        assert caption_ids is not None
-        masked = left_out(image_ids, caption_ids, counted)
+    positives, masked = other_pairs(image_ids, caption_ids, duplicates, counted)
     every = tiled_softplus_sum(image[counted], text, scale, bias, masked)
     # -ln σ(u) = softplus(u) - u: what positives have less than negatives.
-    if positives is None or duplicates == "ignore":
+    if positives is None:
         own = (image[counted] * text[counted]).sum() * scale + bias * len(image[counted])
     else:
         own = (image[counted] * positives.sums(text)[counted]).sum() * scale + bias * positives.count[counted].sum()
