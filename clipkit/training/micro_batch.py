@@ -30,6 +30,8 @@ def find_micro_batch_size(
         processes: who has to agree.
         accelerator: mixed precision.
     """
+    # BatchNorm that learns its statistics would learn them from the measuring too.
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     if model.device.type == "cpu":
         # One tower at a time has a graph, so the larger one counts.
         needed = max(_graph_bytes(model.image, image, accelerator), _graph_bytes(model.text, text, accelerator))
@@ -37,6 +39,8 @@ def find_micro_batch_size(
         fitting = int(available_memory() / 2 / local // max(1, needed // 2))
     else:
         fitting = _by_trying(model, image, text, rows, accelerator)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
     return processes.smallest(max(1, min(rows, fitting)))
 
 

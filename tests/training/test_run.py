@@ -281,3 +281,13 @@ def test_compiled_trunks_train_the_same(recipe: Build, tmp_path: Path) -> None:
     for one, two in zip(plain, compiled, strict=True):
         assert two == pytest.approx(one, rel=1e-4)
     assert CLIPModel.from_pretrained(tmp_path / "run" / "model") is not None
+
+
+def test_finding_the_micro_batch_leaves_batch_norm_as_it_was(recipe: Build, tmp_path: Path) -> None:
+    """Measuring runs the towers; what their BatchNorm saw then is not part of the run."""
+    states = []
+    for name, micro in (("asked", 8), ("found", "auto")):
+        changes = {"model": BATCH_NORM, "train.micro_batch_size": micro, "output": str(tmp_path / name)}
+        clipkit.train(recipe(changes))
+        states.append(clipkit.load(tmp_path / name).state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
