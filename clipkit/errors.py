@@ -1,6 +1,11 @@
 """What a user can get wrong. Every message says what was given, what is wrong and what to do, in one line."""
 
 
+def one_line(error: BaseException) -> str:
+    """What another library said, as a part of a one-line message."""
+    return " ".join(str(error).split())[:200]
+
+
 class UserError(Exception):
     """Wrong input. The command line prints its message as one line and exits with code 2."""
 

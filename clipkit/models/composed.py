@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipkit.errors import ModelError
+from clipkit.errors import ModelError, one_line
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.hub import local_folder
 from clipkit.models.preprocess import Preprocess
@@ -129,7 +129,7 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
             tower.head.load_state_dict(own)
             tower.head_is_new = False
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{name}: is not a complete clipkit model ({' '.join(str(error).split())[:200]})") from None
+        raise ModelError(f"{name}: is not a complete clipkit model ({one_line(error)})") from None
     model.name = name
     return model
 
@@ -149,7 +149,7 @@ def _image_tower(recipe: ImageTowerRecipe, embed_dim: int) -> ImageTower:
         if recipe.image_size is not None and hasattr(native, "set_input_size"):
             native.set_input_size(img_size=recipe.image_size)
     except Exception as error:  # timm raises whatever its builders raise
-        raise ModelError(f"model.image.name {name}: timm cannot build it ({_line(error)})") from None
+        raise ModelError(f"model.image.name {name}: timm cannot build it ({one_line(error)})") from None
     size = recipe.image_size or int(native.pretrained_cfg["input_size"][-1])
     if not recipe.pretrained:
         # The margin that crop_pct cuts off belongs to the pretrained weights.
@@ -206,7 +206,7 @@ def _text_tower(recipe: TextTowerRecipe, embed_dim: int) -> TextTower:
     except ModelError:
         raise
     except Exception as error:  # transformers raises whatever its builders raise
-        raise ModelError(f"model.text.name {name}: transformers cannot build it ({_line(error)})") from None
+        raise ModelError(f"model.text.name {name}: transformers cannot build it ({one_line(error)})") from None
     positions = getattr(native.config, "max_position_embeddings", None)
     if tokenizer is None:
         tokenizer = transformers_tokenizer(local_folder(source), recipe.context_length, positions)
@@ -258,7 +258,3 @@ def _existing_folder(name: str) -> Path:
     if not folder.is_dir():
         raise ModelError(f"model.image.name {name}: there is no such folder; give one, or a timm model as timm:NAME")
     return folder.resolve()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from clipkit.errors import ModelError
+from clipkit.errors import ModelError, one_line
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*"]
@@ -58,8 +58,7 @@ def _download(repository: str, revision: str | None) -> Path:
             "go online once or give a folder"
         ) from None
     except (HfHubHTTPError, HTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        return _cached(repository, revision, name, reason)
+        return _cached(repository, revision, name, one_line(error))
 
 
 def _cached(repository: str, revision: str | None, name: str, reason: str) -> Path:

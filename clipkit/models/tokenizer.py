@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clipkit.errors import ModelError
+from clipkit.errors import ModelError, one_line
 
 
 class Tokenizer(Protocol):
@@ -99,12 +99,8 @@ def transformers_tokenizer(folder: Path, context_length: int | None, positions: 
     try:
         native = AutoTokenizer.from_pretrained(folder, padding_side="right")
     except Exception as error:  # transformers raises whatever its parsers raise
-        raise ModelError(f"{folder}: its tokenizer cannot be read ({_line(error)})") from None
+        raise ModelError(f"{folder}: its tokenizer cannot be read ({one_line(error)})") from None
     if native.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no padding token; add one to tokenizer_config.json")
     limits = [limit for limit in (context_length, native.model_max_length, positions) if limit]
     return TransformersTokenizer(native, int(min(limits)))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

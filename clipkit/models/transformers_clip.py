@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipkit.errors import ModelError
+from clipkit.errors import ModelError, one_line
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.preprocess import Preprocess
 from clipkit.models.quiet import without_weight_bars
@@ -53,7 +53,7 @@ def load_transformers_clip(folder: Path, name: str) -> DualEncoder:
             native = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
         processor = CLIPImageProcessorPil.from_pretrained(folder)
     except Exception as error:  # transformers raises whatever its readers raise
-        raise ModelError(f"{name}: cannot be opened as a transformers CLIPModel ({_line(error)})") from None
+        raise ModelError(f"{name}: cannot be opened as a transformers CLIPModel ({one_line(error)})") from None
     tokenizer = transformers_tokenizer(folder, None, native.config.text_config.max_position_embeddings)
     image = ImageTower(
         _Pooled(native.vision_model),
@@ -80,7 +80,3 @@ class _ProcessorCall:
 
     def __call__(self, picture: Any) -> Tensor:
         return self.processor(picture, return_tensors="pt")["pixel_values"][0]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
