@@ -31,3 +31,14 @@ class OutputError(UserError):
 
 class TrainingError(Exception):
     """A run that started and cannot go on. The command line exits with code 1."""
+
+    everywhere = True
+    """Whether every process of a run finds it, so that one of them need say it."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to stop, and did. The command line exits with `code`: 130 after Ctrl-C, 143 otherwise."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code

@@ -176,13 +176,22 @@ class TrainRecipe(Section):
     """Keep less of the graph and compute it again: a third more time for a fraction of the memory."""
     compile: bool = False
     """torch.compile for both trunks."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of the averaged weights, as 0.999; with it they are what is evaluated and kept. null: none."""
+    timeout_minutes: PositiveFloat = 10.0
+    """How long processes wait for one that does not answer."""
 
 
 class CheckpointRecipe(Section):
     """What is kept to resume from."""
 
     every_steps: PositiveInt = 500
+    """There is one before each evaluation and at the end, too."""
+    every_minutes: PositiveFloat | None = 15.0
+    """Also whenever the last one is so old; null: never for its age."""
     keep_last: PositiveInt = 2
+    keep_best: PositiveInt = 1
+    """Those with the best evaluations, besides the last ones."""
 
 
 Metric = Literal[

@@ -2,7 +2,10 @@
 
 import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +13,7 @@ import typer
 
 from clipkit import __version__
 from clipkit.cli.evaluate import app as eval_app
-from clipkit.errors import TrainingError, UserError
+from clipkit.errors import Interrupted, TrainingError, UserError
 
 app = typer.Typer(
     name="clipkit",
@@ -36,12 +39,12 @@ def main() -> None:
             sys.stderr.write(f"clipkit: {error}\n")
         sys.exit(2)
     except TrainingError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        rank = int(os.environ.get("RANK", "0"))
+        if not error.everywhere and "RANK" in os.environ:
+            sys.stderr.write(f"clipkit: process {rank}: {error}\n")
+        elif rank == 0:
             sys.stderr.write(f"clipkit: {error}\n")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write("clipkit: interrupted\n")
-        sys.exit(130)
 
 
 @app.callback(invoke_without_command=True)
@@ -61,7 +64,8 @@ def demo(
     from clipkit.cli.demo import run_demo
 
     _start_process()
-    run_demo(out)
+    with _interruptible():
+        run_demo(out)
 
 
 @app.command()
@@ -94,7 +98,8 @@ def train(
     from clipkit.cli.tables import print_metrics
     from clipkit.training import train as run
 
-    result = run(complete, resume=resume, overwrite=overwrite)
+    with _interruptible():
+        result = run(complete, resume=resume, overwrite=overwrite)
     if result["metrics"] and int(os.environ.get("RANK", "0")) == 0:
         print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
 
@@ -105,3 +110,16 @@ def _start_process() -> None:
 
     log_to_terminal(logging.getLogger("clipkit"))
     keep_freed_memory()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within, a run that was asked to stop ends the process with its code and one line."""
+    try:
+        yield
+    except Interrupted as error:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)  # launchers repeat them; the code on the way out is ours
+        if int(os.environ.get("RANK", "0")) == 0:
+            sys.stderr.write(f"clipkit: {error}\n")
+        sys.exit(error.code)

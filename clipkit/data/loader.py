@@ -1,6 +1,7 @@
 """Batches of inputs by name, loaded ahead."""
 
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ def pair_loader(
         collate_fn=_Collate(pairs, tokenize),
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
+        worker_init_fn=_leave_signals_to_the_run,
         # Of its own: an iterator over a loader draws a seed, which must not come from the global generator.
         generator=torch.Generator(),
     )
@@ -121,6 +123,12 @@ def pair_loader(
             chunks.sizes.popleft()
             yield _joined(arrived)
             arrived = []
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A signal that asks for a stop often goes to a whole group of processes; the run still needs its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Chunks:

@@ -43,6 +43,12 @@ class Pairs:
             digest.update(f"{self.pictures[image].name}\0{caption}\0".encode())
         return digest.hexdigest()
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of names and captions, as above, and of the picture files' sizes."""
+        sizes = np.array([picture.stat().st_size for picture in self.pictures], dtype="<i8")
+        return hashlib.sha256(self.sha256.encode() + sizes.tobytes()).hexdigest()
+
 
 def read_pairs(source: str) -> Pairs:
     """Pairs from a CSV or TSV file: one row a caption; rows that name one picture are one picture.

@@ -1,6 +1,6 @@
 """Evaluation: encode once, then score. `clipkit.evaluate` is this package."""
 
-from clipkit.evaluation.result import Result, chosen_examples
+from clipkit.evaluation.result import Result, chosen_examples, versions
 from clipkit.evaluation.retrieval import retrieval, retrieval_metrics, retrieval_result
 from clipkit.evaluation.zeroshot import zeroshot, zeroshot_classifier
 
@@ -10,6 +10,7 @@ __all__ = [
     "retrieval",
     "retrieval_metrics",
     "retrieval_result",
+    "versions",
     "zeroshot",
     "zeroshot_classifier",
 ]

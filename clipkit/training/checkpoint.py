@@ -1,77 +1,126 @@
-"""Checkpoints: safetensors and JSON, complete or absent."""
+"""Checkpoints: safetensors, JSON and their hashes; complete or absent."""
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from clipkit.errors import OutputError
+_SUMS = "SHA256SUMS"
+_STATE = "state.json"
+
+Tensors = Mapping[str, Mapping[str, Tensor]]
+"""By the name of their file, as model or optimizer, and then by their own."""
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    keep: int,
-) -> None:
-    """Write `folder/step-NNNNNN` aside and rename it, then drop all but the `keep` newest."""
+def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
+    """Write `folder/step-NNNNNN` aside, see that it is on the disk, and rename it.
+
+    Args:
+        folder: of the checkpoints.
+        step: the last update that it holds.
+        tensors: each file's.
+        state: what JSON holds.
+
+    Raises:
+        OSError: it could not be written; nothing of it is left.
+    """
     final = folder / f"step-{step:06d}"
     aside = folder / f".writing-{step:06d}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file(_learned(model), aside / "model.safetensors")
-    save_file(_flat(optimizer), aside / "optimizer.safetensors")
-    (aside / "state.json").write_text(json.dumps(state | {"step": step}) + "\n", encoding="utf-8")
-    for file in aside.iterdir():
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(folder.glob("step-*"))
-
-
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put weights and optimiser back as they were, and return the state that was saved beside them."""
     try:
-        learned = load_file(folder / "model.safetensors")
-        flat = load_file(folder / "optimizer.safetensors")
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        missing = [name for name in _learned(model) if name not in learned]
-        if missing:
-            raise ValueError(f"{missing[0]} is not in it")
-        model.load_state_dict(learned, strict=False)
-    except Exception as error:  # safetensors has an exception of its own
-        raise OutputError(
-            f"{folder}: cannot be resumed from ({error}); remove it to go on from the one before"
-        ) from None
-    indices: dict[int, dict[str, Tensor]] = {}
-    for name, value in flat.items():
-        index, _, key = name.partition(".")
-        indices.setdefault(int(index), {})[key] = value
-    current = optimizer.state_dict()
-    optimizer.load_state_dict({"state": indices, "param_groups": current["param_groups"]})
+        for name, values in tensors.items():
+            save_file({key: value.contiguous() for key, value in values.items()}, aside / f"{name}.safetensors")
+        (aside / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        (aside / _SUMS).write_bytes(_sums(aside))
+        for file in aside.iterdir():
+            _to_disk(file)
+        _to_disk(aside)
+        remove_checkpoint(final)
+        aside.rename(final)
+        _to_disk(folder)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, SafetensorError):
+            raise OSError(0, str(error)) from None
+        raise
+    return final
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps that there are checkpoints of, ascending."""
+    names = [path.name.removeprefix("step-") for path in folder.glob("step-*")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:06d}"
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove it so that whoever is killed meanwhile leaves it whole or gone."""
+    leaving = checkpoint.with_name(f".removing-{checkpoint.name}")
+    shutil.rmtree(leaving, ignore_errors=True)
+    if checkpoint.exists():
+        checkpoint.rename(leaving)
+        shutil.rmtree(leaving, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """What a killed run was writing or removing."""
+    for path in [*folder.glob(".writing-*"), *folder.glob(".removing-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint: a file that is missing, cut short or altered. None: it is as it was written."""
+    try:
+        noted = (checkpoint / _SUMS).read_bytes()
+        if noted == _sums(checkpoint):
+            return None
+        for line in noted.decode("ascii").splitlines():
+            name = line[66:]
+            if (checkpoint / name).name == name and _sum_line(checkpoint / name).decode() != line + "\n":
+                return f"{name} is not what was written"
+    except (OSError, ValueError) as error:
+        return f"{_SUMS} or a file that it names cannot be read ({type(error).__name__})"
+    return f"{_SUMS} is not what was written"
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state of a checkpoint that is not damaged."""
+    state: dict[str, Any] = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
     return state
 
 
-def _learned(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that learn, and buffers, which may change as BatchNorm's do."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    return {name: value.contiguous() for name, value in model.state_dict().items() if name not in frozen}
+def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of one file of a checkpoint that is not damaged."""
+    return load_file(checkpoint / f"{name}.safetensors")
 
 
-def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": value.contiguous() for index, own in state.items() for key, value in own.items()}
+def _sums(folder: Path) -> bytes:
+    """What `sha256sum *` prints, so that `sha256sum --check SHA256SUMS` verifies it."""
+    files: Iterable[Path] = sorted(path for path in folder.iterdir() if path.name != _SUMS)
+    return b"".join(_sum_line(file) for file in files)
+
+
+def _sum_line(file: Path) -> bytes:
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256")
+    return f"{digest.hexdigest()}  {file.name}\n".encode()
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

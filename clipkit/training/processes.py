@@ -1,6 +1,7 @@
 """What the processes of a run do together: share rows, gather features with their gradient, sum gradients."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from clipkit.errors import TrainingError, UserError, one_line
 
 # Numbers in one reduction: large enough to be efficient, small beside a model.
 _REDUCED_AT_ONCE = 1 << 24
@@ -44,7 +47,8 @@ class Processes:
         """The sum over processes, without gradient."""
         total = value.detach().clone()
         if self.count > 1:
-            dist.all_reduce(total)
+            with _together():
+                dist.all_reduce(total)
         return total
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -57,12 +61,14 @@ class Processes:
         learning = [parameter for parameter in parameters if parameter.requires_grad]
         present = torch.tensor([parameter.grad is not None for parameter in learning], dtype=torch.int32)
         present = present.to(self.device)
-        dist.all_reduce(present, op=dist.ReduceOp.MAX)
+        with _together():
+            dist.all_reduce(present, op=dist.ReduceOp.MAX)
         used = [parameter for parameter, here in zip(learning, present.tolist(), strict=True) if here]
         for group in _groups(used, _REDUCED_AT_ONCE):
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
             flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat)
+            with _together():
+                dist.all_reduce(flat)
             for parameter, summed in zip(group, flat.split([p.numel() for p in group]), strict=True):
                 parameter.grad = summed.view_as(parameter).clone()
 
@@ -71,13 +77,63 @@ class Processes:
         if self.count == 1:
             return value
         agreed = torch.tensor(value, device=self.device)
-        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+        with _together():
+            dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
         return int(agreed)
 
-    def wait(self) -> None:
-        """Until all have come here."""
-        if self.count > 1:
-            dist.barrier()
+    def any(self, *facts: bool) -> list[bool]:
+        """Whether each fact holds on any of the processes."""
+        if self.count == 1:
+            return list(facts)
+        agreed = torch.tensor(facts, dtype=torch.int32, device=self.device)
+        with _together():
+            dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        return [bool(fact) for fact in agreed.tolist()]
+
+    def of_main(self, value: int) -> int:
+        """The first process's value."""
+        if self.count == 1:
+            return value
+        agreed = torch.tensor(value, device=self.device)
+        with _together():
+            dist.broadcast(agreed, 0)
+        return int(agreed)
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        """Let the first process do something while the others wait; where it fails, all do.
+
+        Raises:
+            UserError, TrainingError: what `work` raised; on the others one of the same kind.
+        """
+        failure: UserError | TrainingError | None = None
+        if self.is_main:
+            try:
+                work()
+            except (UserError, TrainingError) as error:
+                failure = error
+        kinds = (None, UserError, TrainingError)
+        kind = kinds[self.of_main(0 if failure is None else 1 if isinstance(failure, UserError) else 2)]
+        if failure is not None:
+            raise failure
+        if kind is not None:
+            raise kind("the first process cannot go on")
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around what needs all processes: the loss of one becomes a line that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        # A loader worker's death is raised wherever the run happens to be.
+        if isinstance(error, torch.OutOfMemoryError) or "DataLoader worker" in str(error):
+            raise
+        lost = TrainingError(
+            f"another process of this run is gone or does not answer ({one_line(error)}); what was saved is whole: "
+            "start all of them again with --resume"
+        )
+        lost.everywhere = False
+        raise lost from None
 
 
 def _groups(parameters: list[nn.Parameter], numbers: int) -> Iterator[list[nn.Parameter]]:
@@ -103,11 +159,13 @@ class _GatherRows(torch.autograd.Function):
         padded = rows.new_zeros(height, rows.shape[1])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in shares]
-        dist.all_gather(parts, padded)
+        with _together():
+            dist.all_gather(parts, padded)
         return torch.cat([part[: share.stop - share.start] for part, share in zip(parts, shares, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
+        with _together():
+            dist.all_reduce(total)
         return total[ctx.own], None, None

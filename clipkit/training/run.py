@@ -4,28 +4,38 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
 
 from clipkit.data import Batch, EpochSampler, read_pairs
-from clipkit.errors import TrainingError
-from clipkit.evaluation import Result, retrieval_result
-from clipkit.metrics import recalls, retrieval_ranks
-from clipkit.models import load
+from clipkit.errors import TrainingError, one_line
+from clipkit.evaluation import versions
 from clipkit.recipe import Recipe
 from clipkit.report import run_report
-from clipkit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from clipkit.training.checkpoint import (
+    checkpoint_of,
+    checkpoint_steps,
+    read_state,
+    remove_checkpoint,
+    remove_leftovers,
+)
 from clipkit.training.inputs import TowerInputs
+from clipkit.training.keeper import Keeper
+from clipkit.training.learned import Learned
 from clipkit.training.objective import objective_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
 from clipkit.training.processes import Processes
-from clipkit.training.run_folder import RunFolder, append
-from clipkit.training.setup import accelerator_of, micro_batch_size_of, model_of
-from clipkit.training.step import Step
+from clipkit.training.resume import MACHINE, Found, best_evaluation, find
+from clipkit.training.run_folder import RunFolder, append, write_whole
+from clipkit.training.setup import accelerator_of, fingerprint, learns_batch_norm, micro_batch_size_of, model_of
+from clipkit.training.step import Abandoned, Step
+from clipkit.training.stop import StopRequest
+from clipkit.training.validation import Validation
 
 log = logging.getLogger("clipkit")
 
@@ -42,10 +52,14 @@ def train(
 ) -> dict[str, Any]:
     """Train what the recipe says and fill its run folder.
 
+    SIGINT (Ctrl-C), SIGTERM and SIGUSR1 stop the run after it has written a checkpoint.
+
     Args:
         recipe: a YAML file or a Recipe.
         overrides: `{"optim.lr": 1e-5}` and the like.
-        resume: go on from the newest checkpoint of the run in `output`; start where there is none.
+        resume: go on from the newest sound checkpoint of the run in `output`; begin where there is none; do nothing
+            where the run is finished. What determines the result must not have changed; epochs, evaluation, logging,
+            checkpoints, workers and where the data lies may.
         overwrite: replace the run in `output`.
 
     Returns:
@@ -53,63 +67,137 @@ def train(
 
     Raises:
         UserError: the recipe, the data, the model or the output cannot be used; nothing was changed.
+        TrainingError: the run could not go on; what was saved is whole.
+        Interrupted: a signal stopped it (a KeyboardInterrupt, whatever the signal).
 
     Example:
         >>> train("recipes/finetune_clip.yaml", {"data.train": "mine.csv"})    # doctest: +SKIP
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.from_yaml(recipe)
-    return _Run(recipe.override(overrides or {}), resume, overwrite).go()
+    with StopRequest() as stop:
+        run = Run(recipe.override(overrides or {}), stop)
+        try:
+            return run.go(resume, overwrite)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            died = TrainingError(
+                f"after step {run.step}: a loader worker died ({one_line(error)}); the system ends processes when "
+                "memory runs out: lower data.workers if it did, then go on with --resume"
+            )
+            died.everywhere = False
+            raise died from None
+        finally:
+            run.folder.release()
 
 
-class _Run:
-    def __init__(self, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+class Run:
+    """One run of a recipe by this process, alone or with others."""
+
+    def __init__(self, recipe: Recipe, stop: StopRequest) -> None:
         self.recipe = recipe
+        self.stop = stop
         self.folder = RunFolder(recipe.output)
-        self.folder.claim(resume, overwrite)
+        self.accelerator = accelerator_of(recipe.train.precision, recipe.train.timeout_minutes)
+        self.processes = Processes(self.accelerator)
+        self.keeper = Keeper(self.folder, recipe.checkpoint, recipe.eval.metric)
+        self.step = 0
+        self.saved_at = 0
+        self.seconds_before = 0.0
+        self.settings: dict[str, Any] = {"processes": self.processes.count}
+        self.failure: TrainingError | None = None
+
+    def go(self, resume: bool, overwrite: bool) -> dict[str, Any]:
+        """From the first check to the report."""
+        self.started = time.monotonic()
+        self.processes.on_main(lambda: self.folder.claim(resume, overwrite))
+        self._prepare()
+        found = self._find(resume)
+        if found.finished:
+            self._say(f"{self.folder.path}: was finished after step {self.steps}; there is nothing to do")
+            results: dict[str, Any] = json.loads(self.folder.results.read_text(encoding="utf-8"))
+            return results
+        found_size = self._open(found)
+        with self._log_file():
+            self._say_what_starts(found)
+            self._loop(found_size)
+            return self._finish()
+
+    def _prepare(self) -> None:
+        recipe = self.recipe
         self.pairs = read_pairs(recipe.data.train)
-        self.validation = read_pairs(recipe.data.validation) if recipe.data.validation else None
+        validation = read_pairs(recipe.data.validation) if recipe.data.validation else None
         self.sampler = EpochSampler(self.pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
         self.steps = recipe.train.epochs * self.sampler.steps_per_epoch
         self.schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, self.steps)
-
-        self.accelerator = accelerator_of(recipe.train.precision)
-        self.processes = Processes(self.accelerator)
         torch.manual_seed(recipe.train.seed)  # new parts of a model are the same on every process
         self.model = model_of(recipe).to(self.accelerator.device)
         self.largest_scale = max(_LARGEST_LOGIT_SCALE, self.model.logit_scale.item())
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
-        self.best: dict[str, Any] | None = None
-        self.step = 0
-        self.settings: dict[str, Any] = {}
-        self._open_folder(resume)
+        self.learned = Learned(self.model, self.optimizer.optimizer, recipe.train.ema)
+        self.validation_pairs = validation
+        self.identity = {
+            "the pictures or captions of data.train": self.pairs.fingerprint,
+            "the pictures or captions of data.validation": validation.fingerprint if validation else None,
+            "the frozen weights of the model": fingerprint(self.model),
+            "versions": versions(),
+            "processes": self.processes.count,
+            "device": f"{self.accelerator.device.type}, {self.accelerator.mixed_precision.replace('no', 'fp32')}",
+        }
 
-    def _open_folder(self, resume: bool) -> None:
-        found = checkpoints(self.folder.checkpoints) if resume else []
-        self.processes.wait()  # all have seen the folder as it was before the first one changes it
-        if found:
-            state = load_checkpoint(found[-1], self.model, self.optimizer.optimizer)
-            self.step, self.best = state["step"], state["best"]
-            if self.accelerator.scaler is not None:
+    def _find(self, resume: bool) -> Found:
+        """What the first process finds to go on from, on all of them."""
+        found = Found(0, [])
+
+        def look() -> None:
+            nonlocal found
+            found = find(self.folder, self.recipe, self.steps, self.identity)
+
+        if resume:
+            self.processes.on_main(look)
+        step, finished = self.processes.of_main(found.step), self.processes.of_main(found.finished)
+        return Found(step, found.notes, bool(finished))
+
+    def _open(self, found: Found) -> int | None:
+        """Make the folder what it was at the checkpoint, or empty. Gives the micro-batch that the run had found."""
+        checkpoints, state = self.folder.checkpoints, None
+        if found.step:
+            state = read_state(checkpoint_of(checkpoints, found.step))
+            self.learned.load(checkpoint_of(checkpoints, found.step))
+            self.step = self.saved_at = found.step
+            self.seconds_before = state["seconds"]
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-        if self.processes.is_main:
-            if found:
-                self.folder.cut_after(self.step)
-            else:
-                self.folder.clear()
-            self.folder.recipe.write_text(self.recipe.to_yaml(), encoding="utf-8")
-        self.processes.wait()
 
-    def go(self) -> dict[str, Any]:
+        def put_back() -> None:
+            with self.folder.writing():
+                if state is None:
+                    self.folder.clear()
+                else:
+                    remove_leftovers(checkpoints)
+                    for later in checkpoint_steps(checkpoints):
+                        if later > found.step:
+                            remove_checkpoint(checkpoint_of(checkpoints, later))
+                    self.folder.cut(state["logs"], found.step)
+                write_whole(self.folder.recipe, self.recipe.to_yaml())
+
+        self.processes.on_main(put_back)
+        if state is None or any(state["identity"][part] != self.identity[part] for part in MACHINE):
+            return None
+        same = state["recipe"]["train"]["micro_batch_size"] == self.recipe.train.micro_batch_size
+        return int(state["micro_batch_size"]) if same else None
+
+    @contextmanager
+    def _log_file(self) -> Iterator[None]:
         handler = logging.FileHandler(self.folder.log) if self.processes.is_main else logging.NullHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        # On a full disk the run itself says what is wrong.
+        handler.handleError = lambda record: None  # type: ignore[method-assign]
         log.setLevel(logging.INFO)
         log.addHandler(handler)
         try:
-            started = time.perf_counter()
-            self._say_what_starts()
-            self._loop()
-            return self._finish(started)
+            yield
         finally:
             log.removeHandler(handler)
             handler.close()
@@ -118,7 +206,7 @@ class _Run:
         if self.processes.is_main:
             log.info(message)
 
-    def _say_what_starts(self) -> None:
+    def _say_what_starts(self, found: Found) -> None:
         pairs, recipe, model = self.pairs, self.recipe, self.model
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
         count, kind = self.processes.count, self.accelerator.device.type
@@ -132,10 +220,12 @@ class _Run:
             f"{pairs.name}: {len(pairs.pictures)} pictures, {len(pairs.captions)} captions; "
             f"{recipe.train.epochs} epochs of {self.sampler.steps_per_epoch} steps of {recipe.train.batch_size} pairs"
         )
+        for note in found.notes:
+            self._say(note)
         if self.step:
             self._say(f"goes on after step {self.step}")
 
-    def _loop(self) -> None:
+    def _loop(self, found_size: int | None) -> None:
         recipe = self.recipe
         inputs = TowerInputs(self.model, self.pairs, self.processes, recipe.data.augment != "none")
         if inputs.image_store is not None or inputs.text_store is not None:
@@ -145,22 +235,22 @@ class _Run:
                 if store is not None
             ]
             self._say(f"frozen trunks ran once over all {' and '.join(stored)}")
-        self.validation_inputs = (
-            TowerInputs(self.model, self.validation, self.processes, augmented=False) if self.validation else None
+        self.validation = (
+            Validation(self.model, self.validation_pairs, self.processes) if self.validation_pairs else None
         )
-        micro_batch_size = micro_batch_size_of(recipe, self.model, inputs, self.pairs, self.processes, self.accelerator)
-        self._say(f"micro-batches of {micro_batch_size} pairs on each process")
-        self.settings["processes"] = self.processes.count
-        self.settings["micro_batch_size"] = micro_batch_size
         self.backward = Step(
             self.model,
             objective_of(recipe.loss),
             self.processes,
             self.accelerator,
             recipe.train.batch_size,
-            micro_batch_size,
+            micro_batch_size_of(recipe, self.model, inputs, self.pairs, self.processes, self.accelerator, found_size),
             recipe.train.seed,
+            cut=not learns_batch_norm(self.model, recipe.model),
+            asked_to_stop=lambda: self.stop.asked is not None,
+            say=self._say,
         )
+        self._say(f"micro-batches of {self.backward.micro_batch_size} pairs on each process")
         batches = inputs.batches(self.sampler, recipe.data, recipe.train.seed, self.step, self.steps)
         bar = tqdm(
             total=self.steps * recipe.train.batch_size,
@@ -170,23 +260,16 @@ class _Run:
             # None: shown on a terminal only.
             disable=None if self.processes.is_main else True,
         )
-        with bar:
+        with bar, self.stop.deferred():
+            if self._evaluation_due():  # the checkpoint was written before it
+                self._evaluate()
             waited_from = time.perf_counter()
             for batch in batches:
                 began = time.perf_counter()
                 row = self._step(batch)
                 bar.update(recipe.train.batch_size)
                 bar.set_postfix_str(f"loss {row['loss']:.3f}")
-                if self.processes.is_main and (self.step % recipe.train.log_every == 0 or self.step == self.steps):
-                    append(self.folder.metrics, row)
-                    seconds = time.perf_counter() - began
-                    speed = {
-                        "step": self.step,
-                        "pairs_per_second": round(recipe.train.batch_size / (seconds + began - waited_from), 2),
-                        "step_seconds": round(seconds, 4),
-                        "data_wait_seconds": round(began - waited_from, 4),
-                    }
-                    append(self.folder.speed, speed)
+                self._log(row, waited=began - waited_from, took=time.perf_counter() - began)
                 self._after_step(row)
                 waited_from = time.perf_counter()
 
@@ -194,7 +277,10 @@ class _Run:
         recipe, lr = self.recipe, self.schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss = self.backward(batch, self.step)
+        try:
+            loss = self.backward(batch, self.step)
+        except Abandoned:
+            self._stop()
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         norm = self.accelerator.clip_grad_norm_(parameters, recipe.optim.clip or math.inf)
         # With fp16 a gradient that overflows is the scaler's business, which skips the step and scales less.
@@ -206,6 +292,8 @@ class _Run:
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=self.largest_scale)
         self.step += 1
+        if self.learned.average is not None:
+            self.learned.average.update(self.step)
         return {
             "step": self.step,
             "epoch": round(self.step / self.sampler.steps_per_epoch, 4),
@@ -216,24 +304,63 @@ class _Run:
             "grad_norm": float(norm),
         }
 
+    def _log(self, row: dict[str, Any], waited: float, took: float) -> None:
+        if not self.processes.is_main or (self.step % self.recipe.train.log_every and self.step != self.steps):
+            return
+        speed = {
+            "step": self.step,
+            "pairs_per_second": round(self.recipe.train.batch_size / (took + waited), 2),
+            "step_seconds": round(took, 4),
+            "data_wait_seconds": round(waited, 4),
+        }
+        try:
+            with self.folder.writing():
+                append(self.folder.metrics, row)
+                append(self.folder.speed, speed)
+        except TrainingError as error:
+            self.failure = error  # raised where the other processes learn of it
+
     def _after_step(self, row: dict[str, Any]) -> None:
-        recipe = self.recipe
-        epoch, within = divmod(self.step, self.sampler.steps_per_epoch)
-        last = self.step == self.steps
-        if within == 0 and (last or epoch % recipe.eval.every_epochs == 0):
-            figures = self._evaluate()
-            found = "".join(f", {name} {value:.4f}" for name, value in figures.items() if name == recipe.eval.metric)
-            self._say(f"epoch {epoch}/{recipe.train.epochs}, step {self.step}: loss {row['loss']:.4f}{found}")
-        if last or self.step % recipe.checkpoint.every_steps == 0:
+        evaluation_due = self._evaluation_due()
+        failed, stop, old = self.processes.any(self.failure is not None, self.stop.asked is not None, self.keeper.old())
+        if failed:
+            raise self.failure or TrainingError("the first process cannot write")
+        if stop:
+            self._stop()
+        if evaluation_due or old or self.step == self.steps or self.keeper.due(self.step):
             self._save_checkpoint()
+        if evaluation_due:
+            figures = self._evaluate()
+            found = "".join(
+                f", {name} {value:.4f}" for name, value in figures.items() if name == self.recipe.eval.metric
+            )
+            self._say(
+                f"epoch {self.step // self.sampler.steps_per_epoch}/{self.recipe.train.epochs}, step {self.step}: "
+                f"loss {row['loss']:.4f}{found}"
+            )
+
+    def _evaluation_due(self) -> bool:
+        epoch, within = divmod(self.step, self.sampler.steps_per_epoch)
+        return self.step > 0 and within == 0 and (self.step == self.steps or epoch % self.recipe.eval.every_epochs == 0)
 
     def _save_checkpoint(self) -> None:
-        if self.processes.is_main:
-            scaler = self.accelerator.scaler
-            state = {"best": self.best, "scaler": scaler.state_dict() if scaler is not None else None}
-            keep = self.recipe.checkpoint.keep_last
-            save_checkpoint(self.folder.checkpoints, self.step, self.model, self.optimizer.optimizer, state, keep)
-        self.processes.wait()
+        if self.saved_at == self.step:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            "seconds": round(self._seconds(), 2),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "micro_batch_size": self.backward.micro_batch_size,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "identity": self.identity,
+        }
+        self.processes.on_main(lambda: self.keeper.write(self.step, self.learned, state))
+        self.saved_at = self.step
+
+    def _stop(self) -> NoReturn:
+        self._save_checkpoint()
+        where = f" after step {self.step}, of which there is a checkpoint" if self.step else " before the first step"
+        raise self.stop.interrupted(where)
 
     def _stop_at_last_good(self, batch: Batch, loss: float, norm: float) -> None:
         """Nothing was updated yet: keep the state, say which pictures the step had, and stop."""
@@ -250,45 +377,57 @@ class _Run:
 
     def _evaluate(self) -> dict[str, float]:
         """Score the validation pairs, and keep these weights where they are the best so far."""
-        if self.validation is None or self.validation_inputs is None:
+        if self.validation is None:
             return {}
-        image_features, text_features = self.validation_inputs.features()
-        ranks = retrieval_ranks(image_features, text_features, torch.from_numpy(self.validation.image_of_caption))
-        figures = recalls(*ranks)
-        value = figures[self.recipe.eval.metric]
-        if self.processes.is_main:
-            append(self.folder.evaluations, {"step": self.step, **figures})
-        if self.best is None or value > self.best["value"]:
-            self.best = {"step": self.step, "metric": self.recipe.eval.metric, "value": value}
-            self._save_model()
+        with self.learned.chosen():
+            with self.stop.deferred(False):  # it may take long, and its checkpoint is written
+                figures = self.validation.figures()
+
+            def keep() -> None:
+                with self.folder.writing():
+                    append(self.folder.evaluations, {"step": self.step, **figures})
+                    best = best_evaluation(self.folder, self.recipe.eval.metric)
+                    if best is not None and best["step"] == self.step:
+                        self.folder.replace_model(self.model.save)
+                    self.keeper.prune()
+
+            self.processes.on_main(keep)
         return figures
 
-    def _save_model(self) -> None:
-        if self.processes.is_main:
-            self.model.save(self.folder.model)
-        self.processes.wait()
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
 
-    def _finish(self, started: float) -> dict[str, Any]:
-        if self.best is None:
-            self._save_model()
-        results = self._results()
-        results["settings"]["best"] = self.best
-        results["settings"] |= {"steps": self.steps, **self.settings}
-        results["seconds"] = round(time.perf_counter() - started, 2)
-        if self.processes.is_main:
-            self.folder.results.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-            self.folder.report.write_text(run_report(self.folder.path), encoding="utf-8")
-            self._say(f"done in {results['seconds']:.0f} s: {self.folder.model}, {self.folder.report}")
-        self.processes.wait()
+    def _finish(self) -> dict[str, Any]:
+        best = best_evaluation(self.folder, self.recipe.eval.metric) if self.processes.is_main else None
+        best_step = self.processes.of_main(best["step"] if best is not None else self.step)
+        if best_step != self.step:
+            self.learned.load_chosen(checkpoint_of(self.folder.checkpoints, best_step))
+            return self._write_results(best)
+        with self.learned.chosen():
+            return self._write_results(best)
+
+    def _write_results(self, best: dict[str, Any] | None) -> dict[str, Any]:
+        """Of the weights that the model has now, which are kept."""
+        name, metric = str(self.folder.path), self.recipe.eval.metric
+        results: dict[str, Any] = (
+            self.validation.result(name)
+            if self.validation is not None
+            else {"task": "train", "model": name, "data": {}, "metrics": {}, "settings": {}, "examples": []}
+        )
+        results["settings"]["best"] = best and {"step": best["step"], "metric": metric, "value": best[metric]}
+        results["settings"] |= {
+            "steps": self.steps,
+            "micro_batch_size": self.backward.micro_batch_size,
+            **self.settings,
+        }
+        results["seconds"] = round(self._seconds(), 2)
+
+        def write() -> None:
+            with self.folder.writing():
+                self.folder.replace_model(self.model.save)
+                write_whole(self.folder.results, json.dumps(results, indent=2) + "\n")
+                write_whole(self.folder.report, run_report(self.folder.path))
+
+        self.processes.on_main(write)
+        self._say(f"done in {results['seconds']:.0f} s: {self.folder.model}, {self.folder.report}")
         return results
-
-    def _results(self) -> dict[str, Any]:
-        name = str(self.folder.path)
-        if self.validation is None or self.validation_inputs is None:
-            return {"task": "train", "model": name, "data": {}, "metrics": {}, "settings": {}, "examples": []}
-        if self.best is not None and self.best["step"] != self.step:
-            # What is reported is what was saved.
-            self.model.load_state_dict(load(self.folder.model, device="cpu").state_dict())
-        image_features, text_features = self.validation_inputs.features()
-        result: Result = retrieval_result(image_features, text_features, self.validation, name, 0.0)
-        return dict(result)

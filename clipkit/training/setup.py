@@ -1,12 +1,16 @@
 """What a run needs before its first step: processes, the model as it is trained, the micro-batch."""
 
+import atexit
+import hashlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from clipkit.data import Pairs
@@ -18,22 +22,39 @@ from clipkit.training.micro_batch import find_micro_batch_size
 from clipkit.training.processes import Processes
 
 
-def accelerator_of(precision: str) -> Accelerator:
+def accelerator_of(precision: str, timeout_minutes: float) -> Accelerator:
     """Accelerate with all the processes that were started.
+
+    Args:
+        precision: the recipe's.
+        timeout_minutes: how long a process waits for another one that does not answer.
 
     Raises:
         TrainingError: Accelerate joined fewer than were started.
     """
     AcceleratorState._reset_state()  # another run in this Python may have had another precision
     # Told that it is on a CPU, Accelerate joins the processes of a launcher; left alone, each would run by itself.
-    accelerator = Accelerator(mixed_precision=_mixed_precision(precision), cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(
+        mixed_precision=_mixed_precision(precision),
+        cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
+    )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
         raise TrainingError(
             f"{asked} processes were started but Accelerate joined {accelerator.num_processes}; "
             "start them with clipkit train RECIPE --processes N"
         )
+    if asked > 1:
+        # Left to the interpreter's end, gloo's threads end the process with an abort every other time.
+        atexit.unregister(_leave_processes)
+        atexit.register(_leave_processes)
     return accelerator
+
+
+def _leave_processes() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _mixed_precision(precision: str) -> str:
@@ -82,8 +103,18 @@ def micro_batch_size_of(
     pairs: Pairs,
     processes: Processes,
     accelerator: Accelerator,
+    found: int | None,
 ) -> int:
     """The micro-batch of the recipe, or the largest that fits.
+
+    Args:
+        recipe: asks for a size or for what fits.
+        model: the model.
+        inputs: of its towers.
+        pairs: the data.
+        processes: who takes part.
+        accelerator: mixed precision.
+        found: what fitted before the run was interrupted: the same cut gives the same bits.
 
     Raises:
         RecipeError: there are more processes than pairs in a batch, or the cut would change what BatchNorm learns.
@@ -94,20 +125,34 @@ def micro_batch_size_of(
             f"train.batch_size is {batch_size}, fewer pairs than the {processes.count} processes; start fewer"
         )
     rows = -(-batch_size // processes.count)
-    if asked == "auto":
+    if asked != "auto" or found is not None:
+        size = min(found or int(asked), rows)
+    else:
         longest = max(pairs.captions, key=len)
         image, text = inputs.example(2, longest)
         size = find_micro_batch_size(model, image, text, rows, processes, accelerator)
-    else:
-        size = min(asked, rows)
-    learned = any(_scratch_batch_norms(model, recipe.model))
-    if learned and (processes.count > 1 or size < rows):
+    if learns_batch_norm(model, recipe.model) and (processes.count > 1 or size < rows):
         raise RecipeError(
             f"BatchNorm would learn its statistics from {processes.count} × {size} rows at a time instead of the "
             f"batch of {batch_size}; take one process and train.micro_batch_size: {batch_size}, a smaller batch, or a "
             "tower with LayerNorm (as timm:convnext_atto or a ViT)"
         )
     return size
+
+
+def learns_batch_norm(model: DualEncoder, recipe: ModelRecipe) -> bool:
+    """Whether BatchNorm's statistics are learned, which depend on what is run at once."""
+    return any(True for _ in _scratch_batch_norms(model, recipe))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Hash of the parameters that do not learn, which no checkpoint holds."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _scratch_batch_norms(model: DualEncoder, recipe: ModelRecipe) -> Iterator[nn.Module]:

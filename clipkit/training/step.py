@@ -1,6 +1,7 @@
 """The training step: the gradient of one global batch, however it is cut."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipkit.data import Batch
+from clipkit.errors import TrainingError
 from clipkit.models import DualEncoder, Tower
 from clipkit.seeds import mix
 from clipkit.training.objective import Objective
@@ -18,6 +20,14 @@ from clipkit.training.processes import Processes
 # Captions of similar length are run together even when all fit: the shorter ones carry less padding.
 _BUCKET = {"cpu": 16}
 _ACCELERATOR_BUCKET = 256
+
+
+class Abandoned(Exception):
+    """The step was given up before anything was updated, on all processes: one of them was asked to stop."""
+
+
+class _TooLarge(Exception):
+    """A micro-batch did not fit into some process's memory."""
 
 
 class Step:
@@ -34,8 +44,12 @@ class Step:
         processes: who takes part.
         accelerator: mixed precision and the gradient scaler.
         batch_size: pairs in the global batch, G.
-        micro_batch_size: rows of this process that are run with a graph at once.
+        micro_batch_size: rows of this process that are run with a graph at once; halved on all processes when they do
+            not fit on one.
         seed: the run's.
+        cut: whether the batch may be cut into more micro-batches when it does not fit.
+        asked_to_stop: looked at between micro-batches.
+        say: where a smaller micro-batch is told.
     """
 
     def __init__(
@@ -47,6 +61,10 @@ class Step:
         batch_size: int,
         micro_batch_size: int,
         seed: int,
+        *,
+        cut: bool = True,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.model = model
         self.objective = objective
@@ -55,6 +73,11 @@ class Step:
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self.seed = seed
+        self.cut = cut
+        # A tower that learns BatchNorm's statistics, the only one that may not be cut, learns them in the forward pass:
+        # a step that has begun has to be finished.
+        self.asked_to_stop = asked_to_stop if cut else lambda: False
+        self.say = say
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """The loss of the global batch, the same on every process.
@@ -62,16 +85,29 @@ class Step:
         Args:
             batch: this process's rows, `processes.share(batch_size)` of the global batch.
             step: number of the step, which with the seed and the process sets the random state.
+
+        Raises:
+            Abandoned: a process was asked to stop; no parameter was changed.
+            TrainingError: not even one pair fits into memory.
         """
+        while True:
+            try:
+                return self._gradients(batch, step)
+            except _TooLarge:
+                pass  # left first, so that what the failed attempt held is free before the next one
+            self._halve(step)
+
+    def _gradients(self, batch: Batch, step: int) -> Tensor:
         model, processes = self.model, self.processes
         towers = (
-            _Encoding(model.image, self._image_parts(batch), self.accelerator, self._seeds(step, 0)),
-            _Encoding(model.text, self._text_parts(batch), self.accelerator, self._seeds(step, 1)),
+            self._encoding(model.image, self._image_parts(batch), step, 0),
+            self._encoding(model.text, self._text_parts(batch), step, 1),
         )
         everything_fits = len(batch) <= self.micro_batch_size
-        for tower in towers:
-            # The last micro-batch of all is the first one due in the backward pass: its graph can stay.
-            tower.forward(keep=len(tower.parts) if everything_fits else int(tower is towers[-1]))
+        with self._agreed():
+            for tower in towers:
+                # The last micro-batch of all is the first one due in the backward pass: its graph can stay.
+                tower.forward(keep=len(tower.parts) if everything_fits else int(tower is towers[-1]))
         image, text = (tower.features for tower in towers)
         ids = processes.gather(
             torch.stack([batch.image_ids, batch.caption_ids], dim=1).to(image.device), self.batch_size
@@ -87,10 +123,40 @@ class Step:
             scalars["bias"] = model.logit_bias
         loss = self.objective(gathered, scalars, processes.share(self.batch_size))
         self.accelerator.backward(loss)
-        for tower in reversed(towers):
-            tower.backward()
+        with self._agreed():
+            for tower in reversed(towers):
+                tower.backward()
         processes.sum_gradients(model.parameters())
         return processes.sum(loss)
+
+    @contextmanager
+    def _agreed(self) -> Iterator[None]:
+        """Around what each process does by itself: all come out of it, or none."""
+        too_large = False
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            too_large = True
+        except Abandoned:
+            pass
+        too_large, stop = self.processes.any(too_large, self.asked_to_stop())
+        if too_large or stop:
+            self.model.zero_grad(set_to_none=True)
+            raise Abandoned if stop else _TooLarge
+
+    def _halve(self, step: int) -> None:
+        rows = -(-self.batch_size // self.processes.count)
+        size = min(self.micro_batch_size, rows)
+        if size == 1 or not self.cut:
+            raise TrainingError(
+                f"step {step + 1}: out of memory with {size} pair{'s' * (size > 1)} on each process"
+                + ("" if self.cut else ", which BatchNorm's statistics forbid to cut further")
+                + "; take a smaller picture or model, or train.gradient_checkpointing: true"
+            )
+        self.micro_batch_size = size // 2
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+        self.say(f"step {step + 1}: out of memory; begun again with micro-batches of {size // 2} instead of {size}")
 
     def _image_parts(self, batch: Batch) -> list["_Part"]:
         order = torch.arange(len(batch))
@@ -105,8 +171,9 @@ class Step:
         parts = lengths.argsort(stable=True).cpu().split(bucket)
         return [_Part(rows, self.model.text.cut_padding(_take(batch.text, rows))) for rows in parts]
 
-    def _seeds(self, step: int, tower: int) -> tuple[int, int, int, int]:
-        return (self.seed, step, self.processes.index, tower)
+    def _encoding(self, tower: Tower, parts: Sequence["_Part"], step: int, number: int) -> "_Encoding":
+        seeds = (self.seed, step, self.processes.index, number)
+        return _Encoding(tower, parts, self.accelerator, seeds, self.asked_to_stop)
 
 
 @dataclass
@@ -121,11 +188,19 @@ class _Part:
 class _Encoding:
     """One tower over its micro-batches: features first, gradients later."""
 
-    def __init__(self, tower: Tower, parts: Sequence[_Part], accelerator: Accelerator, seeds: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        parts: Sequence[_Part],
+        accelerator: Accelerator,
+        seeds: tuple[int, ...],
+        asked_to_stop: Callable[[], bool],
+    ) -> None:
         self.tower = tower
         self.parts = parts
         self.accelerator = accelerator
         self.seeds = seeds
+        self.asked_to_stop = asked_to_stop
         self.learns = any(parameter.requires_grad for parameter in tower.parameters())
         self.features = torch.empty(0)
 
@@ -153,6 +228,8 @@ class _Encoding:
             features.backward(gradient[part.rows.to(gradient.device)])
 
     def _run(self, index: int) -> Float[Tensor, "B D"]:
+        if self.asked_to_stop():
+            raise Abandoned
         # The random state is a function of what is computed: setting it is all the replay there is.
         torch.manual_seed(mix(*self.seeds, index))
         with self.accelerator.autocast():

@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 from clipkit.recipe import Recipe
-from clipkit.training.run import _Run
+from clipkit.training.run import Run
+from clipkit.training.stop import StopRequest
 
 if __name__ == "__main__":
     for file in sys.argv[1:]:
-        run = _Run(Recipe.from_yaml(file), resume=False, overwrite=False)
-        run.go()
+        run = Run(Recipe.from_yaml(file), StopRequest())
+        run.go(resume=False, overwrite=False)
+        run.folder.release()
         index, count = run.processes.index, run.processes.count
         Path(f"{run.folder.path}-{index}-of-{count}.txt").write_text(run.model.logit_scale.item().hex())

@@ -1,0 +1,57 @@
+"""Averaged weights: an exponential moving average of everything that learns."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """Exponential moving average of the parameters that learn, the scale included (Polyak averaging).
+
+    After update number t, from 1: average ← d · average + (1 − d) · weights with d = min(decay, (1 + t) / (10 + t)),
+    so that the first weights of a tower from scratch are soon forgotten.
+
+    Args:
+        model: whose parameters are averaged, starting with their present values.
+        decay: d in the long run, below 1.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> average = Average(layer, 0.5)
+        >>> start = layer.weight.item()
+        >>> _ = layer.weight.data.add_(11.0)
+        >>> average.update(1)   # d = 2 / 11
+        >>> round(average.values["weight"].item() - start, 4)
+        9.0
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._learning = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.values: dict[str, Tensor] = {name: value.detach().clone() for name, value in self._learning.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after update number `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.values.values()), list(self._learning.values()), 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within, the model has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def load(self, values: dict[str, Tensor]) -> None:
+        """Put a saved average back."""
+        for name, value in self.values.items():
+            value.copy_(values[name])
+
+    def _swap(self) -> None:
+        for name, parameter in self._learning.items():
+            parameter.data, self.values[name] = self.values[name], parameter.data

@@ -1,0 +1,37 @@
+"""The validation pairs during a run."""
+
+from typing import Any
+
+import torch
+
+from clipkit.data import Pairs
+from clipkit.evaluation import Result, retrieval_result
+from clipkit.metrics import recalls, retrieval_ranks
+from clipkit.models import DualEncoder
+from clipkit.training.inputs import TowerInputs
+from clipkit.training.processes import Processes
+
+
+class Validation:
+    """Retrieval on held-out pairs with the weights as they are.
+
+    Args:
+        model: the model that is trained.
+        pairs: what it is measured on.
+        processes: each encodes its share; all get the figures.
+    """
+
+    def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
+        self.pairs = pairs
+        self.inputs = TowerInputs(model, pairs, processes, augmented=False)
+
+    def figures(self) -> dict[str, float]:
+        """The recalls alone."""
+        image_features, text_features = self.inputs.features()
+        return recalls(*retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption)))
+
+    def result(self, name: str) -> dict[str, Any]:
+        """All that results.json holds of them, under this model name."""
+        image_features, text_features = self.inputs.features()
+        result: Result = retrieval_result(image_features, text_features, self.pairs, name, 0.0)
+        return dict(result)
