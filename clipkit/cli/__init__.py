@@ -30,7 +30,6 @@ def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 it ran and failed, 2 the input is wrong, 130 interrupted."""
     # Weights' loading bars and advice of the libraries below are noise here; their errors come through as ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         app()
     except UserError as error:

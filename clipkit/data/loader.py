@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +87,7 @@ def pair_loader(
     augment: Augment | None,
     tokenize: Tokenize | None,
     workers: int,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """One iterator over all the `batches` of a run, so that workers live as long as the run does.
 
     Workers hand over a few pictures at a time, so that what waits in memory does not grow with the batch.
@@ -109,7 +111,7 @@ def pair_loader(
         collate_fn=_Collate(pairs, tokenize),
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
-        worker_init_fn=_leave_signals_to_the_run,
+        worker_init_fn=_start_worker,
         # Of its own: an iterator over a loader draws a seed, which must not come from the global generator.
         generator=torch.Generator(),
     )
@@ -125,10 +127,28 @@ def pair_loader(
             arrived = []
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """A signal that asks for a stop often goes to a whole group of processes; the run still needs its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def _start_worker(worker: int) -> None:
+    # The threads of the tokenizer do not survive the fork: in parallel it would wait for them for ever.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _leave_signals_to_the_run()
+
+
+def _leave_signals_to_the_run() -> None:
+    """Outlive what asks the run to stop: it often goes to a whole group of processes, and the run needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if sys.platform != "linux":
+        return
+    # SIGTERM is also how the run itself ends its workers, so the sender matters.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    run = os.getppid()
+
+    def obey_the_run() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != run:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=obey_the_run, daemon=True).start()
 
 
 class _Chunks:

@@ -1,6 +1,6 @@
 """Where the towers' inputs come from: pictures and captions each time, or a frozen trunk's output, computed once."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 
 import torch
@@ -63,7 +63,7 @@ class TowerInputs:
 
     def batches(
         self, sampler: EpochSampler, recipe: DataRecipe, seed: int, first_step: int, last_step: int
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """This process's slice of each step's global batch, on the model's device."""
         preprocess = self.model.image.preprocess
         augment = (

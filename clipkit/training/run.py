@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -260,7 +260,7 @@ class Run:
             # None: shown on a terminal only.
             disable=None if self.processes.is_main else True,
         )
-        with bar, self.stop.deferred():
+        with closing(batches), bar, self.stop.deferred():
             if self._evaluation_due():  # the checkpoint was written before it
                 self._evaluate()
             waited_from = time.perf_counter()
