@@ -1,6 +1,7 @@
 """The command line as it is typed."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -111,6 +112,17 @@ def test_a_run_can_be_replaced_and_resumed(recipe: Callable[..., Recipe], recipe
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == first
     clipkit("train", recipe_file, "train.seed=5", "--overwrite")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() != first
+
+
+@pytest.mark.parametrize("parallel", [None, "true"])
+def test_loader_workers_do_not_wait_for_the_tokenizers_threads(recipe_file: Path, parallel: str | None) -> None:
+    """They are forked after the tokenizer has run in parallel in the parent; it once hung for ever."""
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    environment |= {"TOKENIZERS_PARALLELISM": parallel} if parallel else {}
+    command = [sys.executable, "-m", "clipkit", "train", str(recipe_file), "data.workers=1", "--overwrite"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "TOKENIZERS_PARALLELISM" not in done.stderr
 
 
 def test_what_typer_refuses_has_code_2_too() -> None:

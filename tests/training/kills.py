@@ -1,0 +1,93 @@
+"""Run a recipe to its end, killing it by SIGKILL on the way: run by test_kills in a process of its own.
+
+This process never computes, so that the runs, which are its forks, start in a moment and are sound. It prints how many
+times it killed at which kind of moment.
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import clipkit.training  # before any fork
+from clipkit.recipe import Recipe
+
+_PATIENCE = 60.0
+
+
+def lines_of(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
+
+
+def start(recipe: Recipe, index: int, count: int, port: int) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    if count > 1:
+        os.environ |= {
+            "RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+    real = os.fsync
+
+    def slow(descriptor: int) -> None:  # so that a checkpoint takes long enough to be killed in
+        time.sleep(0.01)
+        real(descriptor)
+
+    os.fsync = slow
+    code = 1
+    try:
+        clipkit.training.train(recipe, resume=True)
+        code = 0
+    except BaseException as error:
+        print(f"process {index}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(code)
+
+
+def main(file: str, count: int, kills: int) -> None:
+    choose = random.Random(0)
+    recipe = Recipe.from_yaml(file)
+    metrics, checkpoints = Path(recipe.output) / "metrics.jsonl", Path(recipe.output) / "checkpoints"
+    done = {"lines": 0, "writing": 0, "any moment": 0}
+    while True:
+        changed = recipe.override({"data.workers": choose.choice([0, 1])})
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        kind, more = choose.choice(list(done)), choose.randint(1, 6)
+        wait = choose.random() * 0.4
+        began, at_start = time.monotonic(), lines_of(metrics)
+        pids = {start(changed, index, count, port) for index in range(count)}
+        lowest, killed = at_start, False
+        while pids:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                pids.discard(pid)
+                if not killed and os.waitstatus_to_exitcode(status) != 0:
+                    sys.exit(f"a run failed by itself: {status}")
+                continue
+            if killed and time.monotonic() - began > _PATIENCE:
+                sys.exit("a process outlived the others by a minute")
+            lowest = min(lowest, lines_of(metrics))  # resuming cuts the log
+            reached = lines_of(metrics) >= lowest + more
+            if kind == "writing":
+                reached = reached and any(checkpoints.glob(".writing-*"))
+            if kind == "any moment":
+                reached = reached or time.monotonic() - began > wait + 0.3
+            if reached and not killed and sum(done.values()) < kills:
+                # One of several is enough: the others have to end by themselves.
+                os.kill(choose.choice(sorted(pids)), signal.SIGKILL)
+                done[kind] += 1
+                killed, began = True, time.monotonic()
+            time.sleep(0.001)
+        if not killed:
+            print(json.dumps(done))
+            return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,72 @@
+"""Killed at random moments, again and again: the same bits as the run that nobody touched."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import clipkit
+from clipkit.recipe import Recipe
+from tests.conftest import read_lines
+from tests.training import kills
+from tests.training.test_run import COMPOSED
+
+# Dropout, averaged weights, evaluations; 4 steps an epoch, checkpoints inside the epochs too.
+CHANGES = {
+    "model": {**COMPOSED, "text": {**COMPOSED["text"], "dropout": 0.2}},
+    "data.captions": "all",
+    "data.validation": None,
+    "train.batch_size": 8,
+    "train.micro_batch_size": 3,
+    "train.ema": 0.9,
+    "checkpoint.every_steps": 3,
+    "eval.every_epochs": 2,
+}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.mark.parametrize(
+    ("processes", "times", "epochs"),
+    [
+        (1, 4, 7),
+        (2, 2, 4),
+        pytest.param(1, 20, 30, marks=pytest.mark.slow),
+        pytest.param(2, 10, 20, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_resumed_it_is_the_same_run(
+    recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path, processes: int, times: int, epochs: int
+) -> None:
+    changes = {**CHANGES, "data.validation": str(shapes / "captions.csv"), "train.epochs": epochs}
+    said = {}
+    for name, kill in (("whole", 0), ("killed", times)):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(recipe({**changes, "output": str(tmp_path / name)}).to_yaml())
+        command = [sys.executable, kills.__file__, str(file), str(processes), str(kill)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=ENVIRONMENT, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said[name] = json.loads(done.stdout.splitlines()[-1])
+    assert sum(said["killed"].values()) == times
+    if times == 20:
+        assert min(said["killed"].values()) > 0  # every kind of moment was met
+    assert [row["step"] for row in read_lines(tmp_path / "killed" / "metrics.jsonl")] == [*range(1, 4 * epochs + 1)]
+    same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def same_run(one: Path, two: Path) -> None:
+    """What the recipe determines is the same, to the bit; nothing half-done is left."""
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    files = sorted(path.relative_to(two / "model") for path in (two / "model").rglob("*.safetensors"))
+    assert files
+    for file in files:
+        assert (one / "model" / file).read_bytes() == (two / "model" / file).read_bytes(), file
+    results = [json.loads((run / "results.json").read_text()) for run in (one, two)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["settings"] == results[1]["settings"]
+    assert not [path for path in one.rglob(".*") if path.is_dir()]
+    clipkit.load(one)
