@@ -1,6 +1,8 @@
 """`--processes N`: several processes on this machine, by torch's elastic launcher."""
 
+import logging
 import os
+import signal
 import sys
 
 from clipkit.errors import UserError
@@ -14,6 +16,7 @@ def run_on_processes(count: int, arguments: list[str]) -> None:
     """
     if "WORLD_SIZE" in os.environ:
         raise UserError("--processes was given under a launcher that starts processes itself; leave one of them out")
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -25,10 +28,16 @@ def run_on_processes(count: int, arguments: list[str]) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
+    # What a signal does, the run says.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "clipkit", *arguments)
     except ChildFailedError as error:
         # What went wrong was said by the process that failed; the launcher's own table adds nothing.
         _, failure = error.get_first_failure()
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+    except SignalException as error:
+        # It was passed on to the processes, and they have ended.
+        sys.exit(130 if error.sigval == signal.SIGINT else 143)

@@ -261,7 +261,7 @@ class Run:
             disable=None if self.processes.is_main else True,
         )
         with closing(batches), bar, self.stop.deferred():
-            if self._evaluation_due():  # the checkpoint was written before it
+            if self._stage_ends():  # the checkpoint was written before it
                 self._evaluate()
             waited_from = time.perf_counter()
             for batch in batches:
@@ -321,15 +321,15 @@ class Run:
             self.failure = error  # raised where the other processes learn of it
 
     def _after_step(self, row: dict[str, Any]) -> None:
-        evaluation_due = self._evaluation_due()
+        ends = self._stage_ends()
         failed, stop, old = self.processes.any(self.failure is not None, self.stop.asked is not None, self.keeper.old())
         if failed:
             raise self.failure or TrainingError("the first process cannot write")
         if stop:
             self._stop()
-        if evaluation_due or old or self.step == self.steps or self.keeper.due(self.step):
+        if (ends and self.validation is not None) or old or self.step == self.steps or self.keeper.due(self.step):
             self._save_checkpoint()
-        if evaluation_due:
+        if ends:
             figures = self._evaluate()
             found = "".join(
                 f", {name} {value:.4f}" for name, value in figures.items() if name == self.recipe.eval.metric
@@ -339,7 +339,8 @@ class Run:
                 f"loss {row['loss']:.4f}{found}"
             )
 
-    def _evaluation_due(self) -> bool:
+    def _stage_ends(self) -> bool:
+        """Whether it is time to look at how far the run has come."""
         epoch, within = divmod(self.step, self.sampler.steps_per_epoch)
         return self.step > 0 and within == 0 and (self.step == self.steps or epoch % self.recipe.eval.every_epochs == 0)
 

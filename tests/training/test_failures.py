@@ -1,0 +1,182 @@
+"""What breaks under a run: one line that says so, and nothing lost that was saved."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+import clipkit
+from clipkit.errors import TrainingError
+from clipkit.models.towers import Tower
+from clipkit.recipe import Recipe
+from clipkit.training.checkpoint import checkpoint_steps, damage
+from clipkit.training.processes import Processes
+from clipkit.training.run_folder import RunFolder
+from tests.conftest import read_lines
+from tests.training import second_runs_out
+from tests.training.second_runs_out import OutOfMemory
+from tests.training.test_kills import same_run
+from tests.training.test_processes import torchrun
+from tests.training.test_stop import ENVIRONMENT, running, wait_for_steps, write
+
+Build = Callable[..., Recipe]
+CHANGES = {"train.epochs": 30, "train.batch_size": 5, "checkpoint.every_steps": 4, "eval.every_epochs": 1000}
+
+
+def sound_checkpoints(folder: Path) -> list[int]:
+    run = RunFolder(folder)
+    steps = checkpoint_steps(run.checkpoints)
+    assert [damage(run.checkpoints / f"step-{step:06d}") for step in steps] == [None] * len(steps)
+    assert not list(run.checkpoints.glob(".*"))
+    return steps
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_when_one_process_dies_the_others_end(recipe: Build, tmp_path: Path, dies: int) -> None:
+    file = write(recipe({**CHANGES, "train.epochs": 3000}), tmp_path / "r.yaml")
+    with running(file, "--processes", "2") as process:
+        wait_for_steps(tmp_path / "run", 6)
+        children = sorted(
+            (child for child in psutil.Process(process.pid).children() if "train" in child.cmdline()),
+            key=lambda child: child.environ()["RANK"],
+        )
+        children[dies].kill()
+        began = time.monotonic()
+        _, said = process.communicate(timeout=60)
+    assert time.monotonic() - began < 60
+    assert process.returncode != 0
+    assert "Traceback" not in said
+    assert f"clipkit: process {1 - dies}: another process of this run is gone or does not answer" in said
+    assert said.count("clipkit: ") == 1
+    before = sound_checkpoints(tmp_path / "run")[-1]
+    clipkit.train(recipe({**CHANGES, "train.epochs": before // 3 + 2}), resume=True)
+    assert f"goes on after step {before}" in (tmp_path / "run" / "log.txt").read_text()
+
+
+# A run in which no file may grow beyond a limit: the errors of a full disk, where no disk is full.
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.argv[1:2] = []
+from clipkit.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("limit", "what"), [(2_000, "the log"), (1_000_000, "a checkpoint")])
+def test_a_full_disk(recipe: Build, tmp_path: Path, limit: int, what: str) -> None:
+    changes = {**CHANGES, "train.epochs": 4}
+    if what == "a checkpoint":  # it is full from the second checkpoint on: the optimiser's file has grown
+        changes["checkpoint.every_steps"] = 1
+    file = write(recipe(changes), tmp_path / "r.yaml")
+    command = [sys.executable, "-c", LIMITED, str(limit), "train", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=ENVIRONMENT, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("clipkit: ")]
+    assert len(lines) == 1, done.stderr
+    assert "cannot be written to any more" in lines[0]
+    assert "File too large" in lines[0]
+    assert "go on with --resume" in lines[0]
+    sound_checkpoints(tmp_path / "run")
+    clipkit.train(recipe(changes), resume=True)
+    clipkit.train(recipe({**changes, "output": str(tmp_path / "whole")}))
+    same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_log_that_cannot_be_written_any_more(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipkit.training import run
+
+    append = run.append
+
+    def read_only(file: Path, row: dict[str, Any]) -> None:
+        if row["step"] == 6:
+            raise OSError(30, "Read-only file system")
+        append(file, row)
+
+    monkeypatch.setattr(run, "append", read_only)
+    with pytest.raises(TrainingError, match="cannot be written to any more .*Read-only file system.*--resume"):
+        clipkit.train(recipe(CHANGES))
+    assert sound_checkpoints(tmp_path / "run") == [4]
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 5
+
+
+def test_a_killed_loader_worker(recipe: Build, tmp_path: Path) -> None:
+    file = write(recipe({**CHANGES, "train.epochs": 3000, "data.workers": 2}), tmp_path / "r.yaml")
+    with running(file) as process:
+        wait_for_steps(tmp_path / "run", 6)
+        psutil.Process(process.pid).children()[0].send_signal(signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    lines = [line for line in said.splitlines() if line.startswith("clipkit: ")]
+    assert len(lines) == 1
+    assert "a loader worker died" in lines[0]
+    assert "lower data.workers" in lines[0]
+    assert sound_checkpoints(tmp_path / "run")
+
+
+@pytest.mark.parametrize("tower", ["ImageTower", "TextTower"])
+def test_out_of_memory_halves_the_micro_batch(
+    recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tower: str
+) -> None:
+    """Of the first tower it shows in the second forward, after the gather; of the last in the first."""
+    changes = {**CHANGES, "train.epochs": 4, "train.batch_size": 8, "train.micro_batch_size": 8, "optim.name": "sgd"}
+    clipkit.train(recipe({**changes, "train.micro_batch_size": 2, "output": str(tmp_path / "small")}))
+    device = OutOfMemory(2, tower)
+    monkeypatch.setattr(Tower, "forward", lambda self, inputs: device(self, inputs))
+    result = clipkit.train(recipe(changes))
+    said = (tmp_path / "run" / "log.txt").read_text()
+    assert "step 1: out of memory; begun again with micro-batches of 4 instead of 8" in said
+    assert "step 1: out of memory; begun again with micro-batches of 2 instead of 4" in said
+    assert result["settings"]["micro_batch_size"] == 2
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == (tmp_path / "small" / "metrics.jsonl").read_text()
+    device.rows = 0
+    with pytest.raises(TrainingError, match="out of memory with 1 pair on each process; take a smaller"):
+        clipkit.train(recipe(changes), overwrite=True)
+
+
+def test_out_of_memory_on_one_process_is_agreed(recipe: Build, tmp_path: Path) -> None:
+    changes = {**CHANGES, "train.epochs": 2, "train.micro_batch_size": 3, "optim.name": "sgd", "optim.lr": 0.05}
+    file = write(recipe(changes), tmp_path / "r.yaml")
+    said = torchrun(2, second_runs_out.__file__, str(file))
+    assert said.count("step 1: out of memory; begun again with micro-batches of 1 instead of 3") == 1
+    clipkit.train(recipe({**changes, "train.micro_batch_size": 5, "output": str(tmp_path / "whole")}))
+    for one, two in zip(
+        read_lines(tmp_path / "run" / "metrics.jsonl"), read_lines(tmp_path / "whole" / "metrics.jsonl"), strict=True
+    ):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "whole")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_that_learns_is_not_cut_for_memory(
+    recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.training.test_run import COMPOSED
+
+    image = {**COMPOSED["image"], "name": "timm:test_resnet"}
+    device = OutOfMemory(2, "TextTower")
+    monkeypatch.setattr(Tower, "forward", lambda self, inputs: device(self, inputs))
+    with pytest.raises(TrainingError, match="which BatchNorm's statistics forbid to cut further"):
+        clipkit.train(recipe({**CHANGES, "model": {**COMPOSED, "image": image}, "train.micro_batch_size": 5}))
+
+
+def test_an_error_on_the_first_process_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`on_main` as the other processes see it; with real ones it is what refuses a folder that holds a run."""
+    processes = Processes(Accelerator(cpu=True))
+    processes.index = 1
+    for code, kind in ((1, clipkit.errors.UserError), (2, TrainingError)):
+        monkeypatch.setattr(processes, "of_main", lambda value, code=code: code)
+        with pytest.raises(kind, match="the first process cannot go on"):
+            processes.on_main(lambda: None)

@@ -1,0 +1,196 @@
+"""Asked to stop: by signals, through the command line and from Python."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+import clipkit
+from clipkit.errors import Interrupted
+from clipkit.recipe import Recipe
+from clipkit.training.stop import StopRequest
+from tests.conftest import read_lines
+from tests.training.test_kills import same_run
+
+Build = Callable[..., Recipe]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+CHANGES = {"train.epochs": 40, "train.batch_size": 5, "checkpoint.every_steps": 10_000, "eval.every_epochs": 1000}
+
+
+@contextmanager
+def running(file: Path, *arguments: str, module: tuple[str, ...] = ("clipkit",)) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", *module, "train", str(file), *arguments]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for_steps(run: Path, steps: int) -> None:
+    deadline = time.monotonic() + 100
+    metrics = run / "metrics.jsonl"
+    while not metrics.is_file() or metrics.read_bytes().count(b"\n") < steps:
+        assert time.monotonic() < deadline, "the run does not get there"
+        time.sleep(0.01)
+
+
+def write(recipe: Recipe, file: Path) -> Path:
+    file.write_text(recipe.to_yaml())
+    return file
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "whole_group"),
+    [(signal.SIGTERM, 143, True), (signal.SIGINT, 130, True), (signal.SIGUSR1, 143, False)],
+)
+def test_a_signal_stops_the_run_with_a_checkpoint(
+    recipe: Build, tmp_path: Path, number: signal.Signals, code: int, whole_group: bool
+) -> None:
+    file = write(recipe({**CHANGES, "data.workers": 1}), tmp_path / "r.yaml")
+    with running(file) as process:
+        wait_for_steps(tmp_path / "run", 4)
+        # A terminal, or a scheduler, signals all processes of the group, and a launcher the run once more.
+        (os.killpg if whole_group else os.kill)(process.pid, number)
+        time.sleep(0.1)
+        if process.poll() is None:
+            process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    step = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+    assert f"clipkit: stopped by {number.name} after step {step}, of which there is a checkpoint" in said
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step:06d}"]
+    if number == signal.SIGTERM:
+        with running(file, "data.workers=1", "--resume") as process:
+            assert process.communicate(timeout=100)
+            assert process.returncode == 0
+        with running(file, f"output={tmp_path / 'whole'}") as process:
+            assert process.communicate(timeout=100)
+            assert process.returncode == 0
+        same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("to_launcher", [True, False])
+def test_all_processes_stop_after_the_same_step(recipe: Build, tmp_path: Path, to_launcher: bool) -> None:
+    file = write(recipe(CHANGES), tmp_path / "r.yaml")
+    with running(file, "--processes", "2") as process:
+        wait_for_steps(tmp_path / "run", 4)
+        # Either the launcher passes it on, or one of the two processes is asked alone.
+        children = [
+            child
+            for child in psutil.Process(process.pid).children()
+            if "train" in child.cmdline() and child.is_running()
+        ]
+        assert len(children) == 2
+        (process if to_launcher else children[1]).send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=40)
+    assert process.returncode == 143, said
+    step = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step:06d}"]
+    assert said.count(f"after step {step}, of which there is a checkpoint; go on with --resume") == 1, said
+    assert "clipkit: " in said
+
+
+def test_a_second_ctrl_c_ends_at_once(recipe: Build, tmp_path: Path) -> None:
+    # One step that takes for ever, in a micro-batch that nothing looks into.
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import time, sys\n"
+        "from clipkit.training import step\n"
+        "real = step.Step.__call__\n"
+        "def slow(self, batch, number):\n"
+        "    while number >= 4: time.sleep(0.01)\n"
+        "    return real(self, batch, number)\n"
+        "step.Step.__call__ = slow\n"
+        "from clipkit.cli import main\n"
+        "main()\n"
+    )
+    file = write(recipe({**CHANGES, "checkpoint.every_steps": 2}), tmp_path / "r.yaml")
+    command = [sys.executable, str(slow), "train", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
+    wait_for_steps(tmp_path / "run", 4)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)  # within a second: the same one
+    time.sleep(1.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "interrupted again: ended at once; the last checkpoint is whole" in said
+    clipkit.train(recipe({**CHANGES, "checkpoint.every_steps": 2, "train.epochs": 3}), resume=True)
+    assert "goes on after step 4" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_from_python_it_is_a_keyboard_interrupt(recipe: Build, tmp_path: Path) -> None:
+    def interrupt() -> None:
+        wait_for_steps(tmp_path / "run", 3)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT after step .* go on with --resume") as caught:
+        clipkit.train(recipe(CHANGES))
+    assert isinstance(caught.value, Interrupted)
+    assert caught.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_an_evaluation_is_broken_off_and_made_again(
+    recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipkit.training.validation import Validation
+
+    changes = {"train.epochs": 4, "checkpoint.every_steps": 100}
+    clipkit.train(recipe({**changes, "output": str(tmp_path / "whole")}))
+    with monkeypatch.context() as patched:
+        figures, calls = Validation.figures, 0
+
+        def asked_in_the_second(self: Validation) -> dict[str, float]:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                signal.raise_signal(signal.SIGTERM)
+            return figures(self)
+
+        patched.setattr(Validation, "figures", asked_in_the_second)
+        with pytest.raises(Interrupted, match="stopped by SIGTERM; what was saved is whole"):
+            clipkit.train(recipe(changes))
+        assert calls == 2
+    assert [row["step"] for row in read_lines(tmp_path / "run" / "evaluations.jsonl")] == [2]
+    clipkit.train(recipe(changes), resume=True)
+    assert "goes on after step 4" in (tmp_path / "run" / "log.txt").read_text()
+    same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_outside_of_the_main_thread_it_does_nothing() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    inside = []
+
+    def enter() -> None:
+        with StopRequest():
+            inside.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert inside == [before]
