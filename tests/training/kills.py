@@ -1,4 +1,4 @@
-"""Run a recipe to its end, killing it by SIGKILL on the way: run by test_kills in a process of its own.
+"""Run recipes to their end, the last one killed by SIGKILL on the way: run by test_kills in a process of its own.
 
 This process never computes, so that the runs, which are its forks, start in a moment and are sound. It prints how many
 times it killed at which kind of moment.
@@ -90,4 +90,7 @@ def main(file: str, count: int, kills: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    *whole, killed = sys.argv[3:]
+    for file in whole:
+        main(file, int(sys.argv[1]), 0)
+    main(killed, int(sys.argv[1]), int(sys.argv[2]))

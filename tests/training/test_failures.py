@@ -40,7 +40,7 @@ def sound_checkpoints(folder: Path) -> list[int]:
     return steps
 
 
-@pytest.mark.parametrize("dies", [0, 1])
+@pytest.mark.parametrize("dies", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_one_process_dies_the_others_end(recipe: Build, tmp_path: Path, dies: int) -> None:
     file = write(recipe({**CHANGES, "train.epochs": 3000}), tmp_path / "r.yaml")
     with running(file, "--processes", "2") as process:
@@ -72,7 +72,9 @@ main()
 """
 
 
-@pytest.mark.parametrize(("limit", "what"), [(2_000, "the log"), (1_000_000, "a checkpoint")])
+@pytest.mark.parametrize(
+    ("limit", "what"), [pytest.param(2_000, "the log", marks=pytest.mark.slow), (1_000_000, "a checkpoint")]
+)
 def test_a_full_disk(recipe: Build, tmp_path: Path, limit: int, what: str) -> None:
     changes = {**CHANGES, "train.epochs": 4}
     if what == "a checkpoint":  # it is full from the second checkpoint on: the optimiser's file has grown

@@ -59,7 +59,11 @@ def write(recipe: Recipe, file: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("number", "code", "whole_group"),
-    [(signal.SIGTERM, 143, True), (signal.SIGINT, 130, True), (signal.SIGUSR1, 143, False)],
+    [
+        (signal.SIGTERM, 143, True),
+        (signal.SIGINT, 130, True),
+        pytest.param(signal.SIGUSR1, 143, False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_stops_the_run_with_a_checkpoint(
     recipe: Build, tmp_path: Path, number: signal.Signals, code: int, whole_group: bool
