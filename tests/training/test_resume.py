@@ -243,6 +243,25 @@ def test_what_is_kept(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyP
     }
 
 
+def test_what_is_saved_is_the_best_not_the_last(
+    recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipkit.training.checkpoint import checkpoint_of, read_tensors
+    from clipkit.training.validation import Validation
+
+    values = iter([0.5, 0.9, 0.2])
+    monkeypatch.setattr(Validation, "figures", lambda self: dict.fromkeys(METRICS, next(values)))
+    result = clipkit.train(recipe({"train.epochs": 3, "train.batch_size": 8, "optim.lr": 1e-2}))
+    saved = clipkit.load(tmp_path / "run")
+    kept = read_tensors(checkpoint_of(tmp_path / "run" / "checkpoints", 4), "model")
+    last = read_tensors(checkpoint_of(tmp_path / "run" / "checkpoints", 6), "model")
+    for name, value in saved.named_parameters():
+        assert torch.equal(value, kept[name]), name
+    assert any(not torch.equal(kept[name], last[name]) for name in kept)
+    again = clipkit.evaluate.retrieval(saved, recipe().data.validation or "")
+    assert again["metrics"] == result["metrics"]
+
+
 def test_checkpoints_by_the_clock(recipe: Build, tmp_path: Path) -> None:
     changes = {"data.validation": None, "train.epochs": 3, "checkpoint.keep_last": 50}
     clipkit.train(recipe(changes))
