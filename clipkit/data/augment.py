@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -21,30 +20,36 @@ class SeededCrop:
     generator is left as it was.
 
     Args:
-        image_size: side of the result in pixels.
+        image_size: side of the result in pixels; None: the crop keeps its own size.
         scale: share of the picture's area that is kept, lowest and highest.
-        normalize: a picture of that size -> pixels (3, H, W).
+        finish: a crop -> inputs by name, as pixel_values (3, H, W).
         seed: the run's.
     """
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | None,
         scale: tuple[float, float],
-        normalize: Callable[[Image.Image], Float[Tensor, "3 H W"]],
+        finish: Callable[[Image.Image], dict[str, Tensor]],
         seed: int,
     ) -> None:
-        self.crop = RandomResizedCrop(image_size, scale, interpolation=InterpolationMode.BICUBIC)
-        self.normalize = normalize
+        # The size of a crop that keeps its own is not used.
+        self.crop = RandomResizedCrop(image_size or 1, scale, interpolation=InterpolationMode.BICUBIC)
+        self.resized = image_size is not None
+        self.finish = finish
         self.seed = seed
 
-    def __call__(self, picture: Image.Image, epoch: int, image: int) -> Float[Tensor, "3 H W"]:
+    def __call__(self, picture: Image.Image, epoch: int, image: int) -> dict[str, Tensor]:
         """The crop that this image gets in this epoch."""
         state = torch.get_rng_state()
         try:
             # Not torch.manual_seed, which would reseed the accelerators' generators too.
             torch.default_generator.manual_seed(mix(self.seed, _AUGMENT, epoch, image))
-            return self.normalize(self.crop(picture))
+            if self.resized:
+                return self.finish(self.crop(picture))
+            box = self.crop.make_params([picture])
+            left, top = box["left"], box["top"]
+            return self.finish(picture.crop((left, top, left + box["width"], top + box["height"])))
         finally:
             torch.set_rng_state(state)
 
@@ -52,9 +57,9 @@ class SeededCrop:
 class Unaugmented:
     """A model's own evaluation preprocessing, in the place of an augmentation."""
 
-    def __init__(self, evaluate: Callable[[Image.Image], Float[Tensor, "3 H W"]]) -> None:
+    def __init__(self, evaluate: Callable[[Image.Image], dict[str, Tensor]]) -> None:
         self.evaluate = evaluate
 
-    def __call__(self, picture: Image.Image, epoch: int, image: int) -> Float[Tensor, "3 H W"]:
+    def __call__(self, picture: Image.Image, epoch: int, image: int) -> dict[str, Tensor]:
         """The same pixels in every epoch."""
         return self.evaluate(picture)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -19,8 +19,9 @@ from clipkit.data.sampler import Sample
 from clipkit.errors import DataError
 from clipkit.pictures import open_picture
 
-# (picture, epoch, position) -> pixels
-Augment = Callable[[Image.Image, int, int], Float[Tensor, "3 H W"]]
+# (picture, epoch, position) -> inputs of the image tower by name
+Augment = Callable[[Image.Image, int, int], dict[str, Tensor]]
+Loaded = dict[str, Tensor] | DataError | None
 Tokenize = Callable[[list[str]], dict[str, Int[Tensor, "B L"]]]
 
 
@@ -44,14 +45,14 @@ _CHUNK = 64
 _AHEAD = 4
 
 
-class _Pictures(Dataset[Tensor | DataError]):
-    """Pixels of samples; what a user got wrong travels as a value, so that it stays one line on the other side."""
+class _Pictures(Dataset[tuple[Sample, Loaded]]):
+    """Pictures of samples; what a user got wrong travels as a value, so that it stays one line on the other side."""
 
     def __init__(self, pairs: Pairs, augment: Augment | None) -> None:
         self.pairs = pairs
         self.augment = augment
 
-    def __getitem__(self, sample: Sample) -> tuple[Sample, Tensor | DataError | None]:  # type: ignore[override]
+    def __getitem__(self, sample: Sample) -> tuple[Sample, Loaded]:
         if self.augment is None:
             return sample, None
         try:
@@ -66,15 +67,15 @@ class _Collate:
         self.pairs = pairs
         self.tokenize = tokenize
 
-    def __call__(self, samples: list[tuple[Sample, Tensor | DataError | None]]) -> Batch | DataError:
-        pixels = [loaded for _, loaded in samples if isinstance(loaded, Tensor)]
+    def __call__(self, samples: list[tuple[Sample, Loaded]]) -> Batch | DataError:
+        pictures = [loaded for _, loaded in samples if isinstance(loaded, dict)]
         for _, loaded in samples:
             if isinstance(loaded, DataError):
                 return loaded
         rows = [sample.caption for sample, _ in samples]
         captions = [self.pairs.captions[row] for row in rows]
         return Batch(
-            image={"pixel_values": torch.stack(pixels)} if pixels else {},
+            image={name: torch.stack([one[name] for one in pictures]) for name in pictures[0]} if pictures else {},
             text=self.tokenize(captions) if self.tokenize is not None else {},
             image_ids=torch.tensor([sample.image for sample, _ in samples]),
             caption_ids=torch.from_numpy(self.pairs.caption_ids[rows]),
@@ -105,7 +106,7 @@ def pair_loader(
     # More workers than cores only get into each other's way; the batches are the same whatever their number.
     workers = min(workers, os.cpu_count() or 1) if augment is not None else 0
     chunks = _Chunks(batches, _CHUNK if workers else None)
-    loader: DataLoader[Tensor | DataError] = DataLoader(
+    loader: DataLoader[tuple[Sample, Loaded]] = DataLoader(
         _Pictures(pairs, augment),
         batch_sampler=chunks,
         collate_fn=_Collate(pairs, tokenize),

@@ -11,10 +11,17 @@ from torch import Tensor, nn
 from clipkit.errors import ModelError, one_line
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.hub import local_folder
-from clipkit.models.preprocess import Preprocess
+from clipkit.models.preprocess import Preprocess, TransformCall
 from clipkit.models.quiet import without_weight_bars
 from clipkit.models.tokenizer import Tokenizer, load_tokenizer, transformers_tokenizer
-from clipkit.models.towers import ImageTower, TextTower, last_token, mean_of_tokens, transformers_blocks
+from clipkit.models.towers import (
+    ImageTower,
+    TextTower,
+    last_token,
+    mean_of_tokens,
+    timm_blocks,
+    transformers_blocks,
+)
 from clipkit.recipe import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 
 LAYOUT_FILE = "clipkit.json"
@@ -66,6 +73,7 @@ class Composed:
         text: Any = model.text.trunk.native
         projection: Any = model.image.head
         size = model.image.preprocess.image_size
+        assert size is not None
         save_for_hf(image, str(folder / "image"), safe_serialization=True, data_config=_data_config(image, size))
         with without_weight_bars():
             text.save_pretrained(folder / "text")
@@ -156,7 +164,13 @@ def _image_tower(recipe: ImageTowerRecipe, embed_dim: int) -> ImageTower:
         native.pretrained_cfg = native.pretrained_cfg | {"crop_pct": 1.0, "input_size": (3, size, size)}
     trunk = ImageTrunk(native)
     head = _projection(native.num_features, embed_dim)
-    return ImageTower(trunk, head, _timm_blocks(native), _preprocess(native, size), head_is_new=True)
+    return ImageTower(
+        trunk,
+        head,
+        [[f"native.{parameter}" for parameter in block] for block in timm_blocks(native)],
+        _preprocess(native, size),
+        head_is_new=True,
+    )
 
 
 def _data_config(native: Any, size: int) -> dict[str, Any]:
@@ -169,23 +183,8 @@ def _preprocess(native: Any, size: int) -> Preprocess:
     from timm.data import create_transform
 
     config = _data_config(native, size)
-    return Preprocess(create_transform(**config, is_training=False), size, config["mean"], config["std"])
-
-
-def _timm_blocks(native: Any) -> list[list[str]]:
-    from timm.models import group_parameters
-
-    groups = group_parameters(native, native.group_matcher(coarse=False))
-    stem, *blocks = [[f"native.{name}" for name in groups[layer]] for layer in sorted(groups)]
-    if not blocks:
-        return [stem]
-    if len(blocks) > 1 and all(
-        name.split(".")[1] in ("norm", "fc_norm", "head", "conv_head", "bn2") for name in blocks[-1]
-    ):
-        norms = blocks.pop()
-        blocks[-1] = blocks[-1] + norms
-    blocks[0] = stem + blocks[0]
-    return blocks
+    transform = TransformCall(create_transform(**config, is_training=False))
+    return Preprocess(transform, size, config["mean"], config["std"])
 
 
 def _text_tower(recipe: TextTowerRecipe, embed_dim: int) -> TextTower:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from clipkit.models.preprocess import Inputs
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.pictures import Picture, open_picture
 
@@ -34,7 +35,7 @@ def encode_pictures(
 ) -> Float[Tensor, "N W"]:
     """`through` on every picture, float32 on the CPU. Threads decode ahead: Pillow lets go of the interpreter."""
 
-    def pixels(picture: Picture) -> Tensor:
+    def inputs_of(picture: Picture) -> Inputs:
         return tower.preprocess(open_picture(picture))
 
     if device.type == "cpu":
@@ -42,11 +43,20 @@ def encode_pictures(
     bar = tqdm(total=len(pictures), desc="pictures", unit="", disable=None if progress else True, leave=False)
     features = []
     with torch.inference_mode(), bar, ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
-        for decoded in _ahead(pool, pixels, pictures, batch_size):
-            batch = torch.stack(decoded).to(device, memory_format=torch.channels_last)
-            features.append(through({"pixel_values": batch}).float().cpu())
-            bar.update(len(batch))
+        for decoded in _ahead(pool, inputs_of, pictures, batch_size):
+            batch = {name: value.to(device) for name, value in stack_inputs(decoded).items()}
+            features.append(through(batch).float().cpu())
+            bar.update(len(decoded))
     return torch.cat(features) if features else torch.empty(0, 0)
+
+
+def stack_inputs(pictures: Sequence[Inputs]) -> dict[str, Tensor]:
+    """Inputs of several pictures as a batch; pixels with their channels last in memory, which convolutions like."""
+    batch = {name: torch.stack([inputs[name] for inputs in pictures]) for name in pictures[0]}
+    return {
+        name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+        for name, value in batch.items()
+    }
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T], batch_size: int) -> Iterator[list[R]]:

@@ -8,8 +8,9 @@ import torch
 from clipkit.errors import ModelError
 from clipkit.models.composed import LAYOUT_FILE, load_composed
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.from_open_clip import CONFIG_FILE, load_open_clip, load_open_clip_folder
+from clipkit.models.from_transformers import FAMILIES, load_transformers
 from clipkit.models.hub import local_folder
-from clipkit.models.transformers_clip import load_transformers_clip
 
 
 def load(
@@ -18,8 +19,9 @@ def load(
     """A dual encoder in evaluation mode.
 
     Args:
-        name: a Hub repository `org/name[@revision]`, a folder (transformers CLIP or clipkit), or a clipkit run.
-        device: where to put it; the GPU where there is one.
+        name: a Hub repository `org/name[@revision]`; `open_clip:ARCH/TAG`, `open_clip:ARCH` with random weights, or
+            `open_clip:ARCH?weights=FILE`; a folder in the layout of transformers, open_clip or clipkit; a clipkit run.
+        device: where to put it; the GPU (CUDA, MPS…) where there is one.
         dtype: type of the weights; features are float32 whatever it is.
 
     Raises:
@@ -30,11 +32,13 @@ def load(
     """
     model = _open(str(name))
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return model.to(device=device, dtype=dtype).eval()
 
 
 def _open(name: str) -> DualEncoder:
+    if name.startswith("open_clip:"):
+        return load_open_clip(name)
     folder = local_folder(name)
     if (folder / "recipe.yaml").is_file():
         if not (folder / "model").is_dir():
@@ -42,12 +46,20 @@ def _open(name: str) -> DualEncoder:
         folder = folder / "model"
     if (folder / LAYOUT_FILE).is_file():
         return load_composed(folder, name)
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
+    kind = _model_type(folder)
+    # A repository that has both layouts holds one model twice; transformers' is the one with a class of its own.
+    if (folder / CONFIG_FILE).is_file() and kind not in FAMILIES:
+        return load_open_clip_folder(folder, name)
+    if kind is None:
         raise ModelError(
-            f"{name}: holds no model that clipkit knows; it needs {LAYOUT_FILE} (clipkit) or config.json (transformers)"
-        ) from None
-    if kind != "clip":
-        raise ModelError(f"{name}: is a transformers model of type {kind}; of transformers' models, clip can be opened")
-    return load_transformers_clip(folder, name)
+            f"{name}: holds no model that clipkit knows; it needs {LAYOUT_FILE} (clipkit), {CONFIG_FILE} (open_clip) "
+            "or config.json (transformers)"
+        )
+    return load_transformers(folder, name, kind)
+
+
+def _model_type(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

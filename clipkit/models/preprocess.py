@@ -1,12 +1,14 @@
-"""From an RGB picture to the pixels a tower takes."""
+"""From an RGB picture to the inputs of an image tower."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
+
+# A picture -> its inputs by name, without a batch dimension: most towers take one, pixel_values (3, H, W).
+Inputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -16,18 +18,32 @@ class Preprocess:
     The library that the tower comes from does the work (`evaluate`), so that pixels equal its own.
     """
 
-    evaluate: Callable[[Image.Image], Float[Tensor, "3 H W"]]
-    image_size: int
-    """Side of the square input in pixels."""
+    evaluate: Callable[[Image.Image], Inputs]
+    image_size: int | None
+    """Side of the square input in pixels; None where a tower takes pictures in their own shape."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     """Of channels in [0, 1]."""
+    finish: Callable[[Image.Image], Inputs] | None = None
+    """From a crop that already has the input's size to inputs, where that is more than scaling and normalising."""
 
-    def __call__(self, picture: Image.Image) -> Float[Tensor, "3 H W"]:
+    def __call__(self, picture: Image.Image) -> Inputs:
         """Resize, crop, scale to [0, 1] and normalise."""
         return self.evaluate(picture)
 
-    def normalize(self, picture: Image.Image) -> Float[Tensor, "3 H W"]:
-        """Scale to [0, 1] and normalise a picture that already has the input's size."""
+    def of_crop(self, picture: Image.Image) -> Inputs:
+        """Inputs of a picture that is a crop of the input's size already."""
+        if self.finish is not None:
+            return self.finish(picture)
         pixels = F.to_dtype(F.pil_to_tensor(picture), scale=True)
-        return F.normalize(pixels, list(self.mean), list(self.std))
+        return {"pixel_values": F.normalize(pixels, list(self.mean), list(self.std))}
+
+
+@dataclass(frozen=True)
+class TransformCall:
+    """A torchvision or timm transform, which gives the pixels alone; picklable where the transform is."""
+
+    transform: Callable[[Image.Image], Tensor]
+
+    def __call__(self, picture: Image.Image) -> Inputs:
+        return {"pixel_values": self.transform(picture)}

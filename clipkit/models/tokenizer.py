@@ -1,9 +1,9 @@
-"""From strings to tokens, padded to the longest of the batch."""
+"""From strings to tokens, padded to the longest of the batch where a tower allows it."""
 
+import json
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -11,7 +11,10 @@ from clipkit.errors import ModelError, one_line
 
 
 class Tokenizer(Protocol):
-    """Strings to `input_ids` and `attention_mask` (M, L), L the longest of them, at most `context_length`."""
+    """Strings to `input_ids` (M, L) and, where padding may be cut, `attention_mask` (M, L).
+
+    With a mask L is the longest of them, at most `context_length`; without one it always is `context_length`.
+    """
 
     context_length: int
     vocab_size: int
@@ -28,79 +31,128 @@ class Tokenizer(Protocol):
 
 
 class TransformersTokenizer:
-    """A tokenizer of transformers, padding on the right."""
+    """A tokenizer of transformers, padding on the right.
+
+    Args:
+        native: transformers' own.
+        context_length: longest in tokens; what is longer is cut.
+        fixed: always pad to `context_length` and give no mask, for towers that look at the padding.
+        lower: lowercase first.
+    """
 
     source = None
 
-    def __init__(self, native: Any, context_length: int) -> None:
+    def __init__(self, native: Any, context_length: int, *, fixed: bool = False, lower: bool = False) -> None:
         self.native = native
         self.context_length = context_length
+        self.fixed = fixed
+        self.lower = lower
         self.vocab_size = len(native)
         self.pad_id = int(native.pad_token_id)
 
     def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]:
         tokens = self.native(
-            texts,
-            padding="longest",
+            [text.lower() for text in texts] if self.lower else texts,
+            padding="max_length" if self.fixed else "longest",
             truncation=True,
             max_length=self.context_length,
-            return_attention_mask=True,
+            return_attention_mask=not self.fixed,
             return_tensors="pt",
         )
-        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+        wanted = ["input_ids"] if self.fixed else ["input_ids", "attention_mask"]
+        return {name: tokens[name] for name in wanted}
 
     def save(self, folder: Path) -> None:
         self.native.save_pretrained(folder)
 
 
 class OpenClipTokenizer:
-    """The tokenizer of an open_clip architecture, with padding cut off and masked."""
+    """A tokenizer of open_clip.
 
-    def __init__(self, architecture: str, context_length: int | None) -> None:
-        import open_clip
+    Args:
+        native: open_clip's own.
+        source: how a recipe names it.
+        context_length: longest in tokens.
+        padding: id of the tokens that are cut off and masked; None: nothing is, for towers that look at the padding.
+    """
 
-        if architecture not in open_clip.list_models():
-            raise ModelError(
-                f"open_clip:{architecture}: open_clip has no such architecture; open_clip.list_models() names them"
-            )
-        self.native = open_clip.get_tokenizer(architecture)
-        if not isinstance(self.native, open_clip.SimpleTokenizer):
-            raise ModelError(f"open_clip:{architecture}: its tokenizer is not CLIP's own; name that one as hf:NAME")
-        self.source = f"open_clip:{architecture}"
-        self.context_length = context_length or int(self.native.context_length)
-        self.vocab_size = int(self.native.vocab_size)
-        self.pad_id = 0
+    def __init__(self, native: Any, source: str | None, context_length: int, padding: int | None) -> None:
+        self.native = native
+        self.source = source
+        self.context_length = context_length
+        self.padding = padding
+        inner = getattr(native, "tokenizer", native)  # transformers' own, inside of open_clip's
+        self.vocab_size = len(inner) if inner is not native else int(native.vocab_size)
+        self.pad_id = padding or 0
 
     def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]:
         ids = self.native(texts, context_length=self.context_length)
-        # The end token has the highest id; what follows it is padding, whose id 0 is also a real token.
-        lengths = ids.argmax(dim=1, keepdim=True) + 1
-        longest = int(lengths.max())
-        return {"input_ids": ids[:, :longest], "attention_mask": (torch.arange(longest) < lengths).long()}
+        if self.padding is None:
+            return {"input_ids": ids}
+        # The padding's id may be that of a real token too, as CLIP's 0: only what stands at the end is padding.
+        real = (ids != self.padding).flip(1).cummax(dim=1).values.flip(1)
+        longest = max(1, int(real.sum(dim=1).max()))
+        return {"input_ids": ids[:, :longest], "attention_mask": real[:, :longest].long()}
 
     def save(self, folder: Path) -> None:
-        """Nothing: it comes with the open_clip package."""
+        """The files of transformers' tokenizer inside, where there is one; open_clip's own comes with the package."""
+        if hasattr(self.native, "tokenizer"):
+            self.native.save_pretrained(folder)
 
 
 def load_tokenizer(source: str, context_length: int | None) -> Tokenizer:
-    """`open_clip:ARCH`, `hf:NAME` or a folder."""
+    """`open_clip:ARCH`, `hf:NAME` or a folder, for a composed model."""
     kind, colon, name = source.partition(":")
     if colon and kind == "open_clip":
-        return OpenClipTokenizer(name, context_length)
+        return _clip_bpe(name, context_length)
     from clipkit.models.hub import local_folder
 
     return transformers_tokenizer(local_folder(name if colon and kind == "hf" else source), context_length)
 
 
-def transformers_tokenizer(folder: Path, context_length: int | None, positions: int | None = None) -> Tokenizer:
+def _clip_bpe(architecture: str, context_length: int | None) -> OpenClipTokenizer:
+    import open_clip
+
+    if architecture not in open_clip.list_models():
+        raise ModelError(
+            f"open_clip:{architecture}: open_clip has no such architecture; open_clip.list_models() names them"
+        )
+    native = open_clip.get_tokenizer(architecture)
+    if not isinstance(native, open_clip.SimpleTokenizer):
+        raise ModelError(f"open_clip:{architecture}: its tokenizer is not CLIP's own; name that one as hf:NAME")
+    length = context_length or int(native.context_length or 77)
+    return OpenClipTokenizer(native, f"open_clip:{architecture}", length, padding=0)
+
+
+def transformers_tokenizer(
+    folder: Path,
+    context_length: int | None,
+    positions: int | None = None,
+    *,
+    fixed: bool = False,
+    lower: bool = False,
+) -> TransformersTokenizer:
     """The tokenizer saved in `folder`, cut at the shortest of the lengths that are known."""
     from transformers import AutoTokenizer
 
+    _refuse_code(folder / "tokenizer_config.json")
     try:
-        native = AutoTokenizer.from_pretrained(folder, padding_side="right")
+        native = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers raise
         raise ModelError(f"{folder}: its tokenizer cannot be read ({one_line(error)})") from None
     if native.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no padding token; add one to tokenizer_config.json")
     limits = [limit for limit in (context_length, native.model_max_length, positions) if limit]
-    return TransformersTokenizer(native, int(min(limits)))
+    return TransformersTokenizer(native, int(min(limits)), fixed=fixed, lower=lower)
+
+
+def _refuse_code(config: Path) -> None:
+    """Code that comes with a model is never run, also where the class would be found without it."""
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if isinstance(values, dict) and "auto_map" in values:
+        raise ModelError(
+            f"{config}: wants to run code of its own (auto_map), which clipkit never does; remove the entry"
+        )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,14 +25,23 @@ class Tower(nn.Module):
         blocks: names of the trunk's parameters that can learn, block by block from input to output. What stands
             before the first block belongs to the first, what comes after the last one (final norms) to the last.
         head_is_new: whether the projection was just initialised, so that it always has to learn.
+        head_names: names of the trunk's parameters that are the projection, where it cannot be taken out of the trunk.
     """
 
-    def __init__(self, trunk: nn.Module, head: nn.Module, blocks: Sequence[Sequence[str]], head_is_new: bool) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: nn.Module,
+        blocks: Sequence[Sequence[str]],
+        head_is_new: bool,
+        head_names: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head
         self.blocks = blocks
         self.head_is_new = head_is_new
+        self.head_names = head_names
         self.tune("full")
 
     def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "B D"]:
@@ -44,8 +54,12 @@ class Tower(nn.Module):
         A new head always learns: frozen noise is of no use.
 
         Raises:
-            ModelError: there are fewer than N blocks.
+            ModelError: there are fewer than N blocks, or there is no projection to tune alone.
         """
+        if tune == "head" and not self.head_names and not any(True for _ in self.head.parameters()):
+            raise ModelError(
+                "tune: head asks for the projection, which this tower does not have; take last:1 or frozen"
+            )
         self.requires_grad_(False)
         self.head.requires_grad_(tune != "frozen" or self.head_is_new)
         if last := re.fullmatch(r"last:(\d+)", tune):
@@ -55,6 +69,8 @@ class Tower(nn.Module):
             learning = self.blocks[len(self.blocks) - count :]
         else:
             learning = self.blocks if tune == "full" else []
+        if tune != "frozen":
+            learning = [*learning, self.head_names]
         parameters = dict(self.trunk.named_parameters())
         for block in learning:
             for name in block:
@@ -67,7 +83,7 @@ class Tower(nn.Module):
 
 
 class ImageTower(Tower):
-    """A tower over pixels: input `pixel_values` (B, 3, H, W)."""
+    """A tower over pictures: input `pixel_values` (B, 3, H, W), or what its preprocessing gives."""
 
     def __init__(
         self,
@@ -76,13 +92,14 @@ class ImageTower(Tower):
         blocks: Sequence[Sequence[str]],
         preprocess: Preprocess,
         head_is_new: bool = False,
+        head_names: Sequence[str] = (),
     ) -> None:
-        super().__init__(trunk, head, blocks, head_is_new)
+        super().__init__(trunk, head, blocks, head_is_new, head_names)
         self.preprocess = preprocess
 
 
 class TextTower(Tower):
-    """A tower over tokens: inputs `input_ids` and `attention_mask` (B, L)."""
+    """A tower over tokens: inputs `input_ids` and, where cutting padding is exact, `attention_mask` (B, L)."""
 
     def __init__(
         self,
@@ -91,16 +108,19 @@ class TextTower(Tower):
         blocks: Sequence[Sequence[str]],
         tokenizer: Tokenizer,
         head_is_new: bool = False,
+        head_names: Sequence[str] = (),
     ) -> None:
-        super().__init__(trunk, head, blocks, head_is_new)
+        super().__init__(trunk, head, blocks, head_is_new, head_names)
         self.tokenize = tokenizer
 
     def cut_padding(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs cut to the longest of these captions.
+        """The inputs cut to the longest of these captions, where that is exact.
 
-        Exact, because every text tower that there is either looks only backward from its end token (CLIP) or is given
-        the mask (BERT and its like).
+        It is where a tower looks only backward from its end token (CLIP), or heeds the mask (BERT and its like). A
+        tower that looks at its padding (SigLIP) has no mask among its inputs and gets them whole.
         """
+        if "attention_mask" not in inputs:
+            return inputs
         longest = int(inputs["attention_mask"].sum(dim=1).max())
         return {name: value[:, :longest] for name, value in inputs.items()}
 
@@ -124,6 +144,23 @@ def transformers_blocks(model: nn.Module) -> list[list[str]]:
     if not blocks:
         return [before]
     blocks[0] = before + blocks[0]
+    return blocks
+
+
+def timm_blocks(native: Any) -> list[list[str]]:
+    """Parameter names of a timm model, in the groups that it names itself, from input to output."""
+    from timm.models import group_parameters
+
+    groups = group_parameters(native, native.group_matcher(coarse=False))
+    stem, *blocks = [list(groups[layer]) for layer in sorted(groups)]
+    if not blocks:
+        return [stem]
+    if len(blocks) > 1 and all(
+        name.split(".")[0] in ("norm", "fc_norm", "head", "conv_head", "bn2") for name in blocks[-1]
+    ):
+        norms = blocks.pop()
+        blocks[-1] = blocks[-1] + norms
+    blocks[0] = stem + blocks[0]
     return blocks
 
 

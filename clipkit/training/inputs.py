@@ -6,12 +6,13 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from clipkit.data import EpochSampler, Pairs, SeededCrop, Unaugmented, pair_loader
 from clipkit.data.loader import Batch
 from clipkit.models import DualEncoder
-from clipkit.models.encode import encode_pictures, encode_strings
+from clipkit.models.encode import encode_pictures, encode_strings, stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES
 from clipkit.recipe import DataRecipe
 from clipkit.training.processes import Processes
@@ -69,7 +70,7 @@ class TowerInputs:
         augment = (
             Unaugmented(preprocess)
             if recipe.augment == "none"
-            else SeededCrop(preprocess.image_size, recipe.crop_scale, preprocess.normalize, seed)
+            else SeededCrop(preprocess.image_size, recipe.crop_scale, preprocess.of_crop, seed)
         )
         batches = pair_loader(
             self.pairs,
@@ -91,8 +92,10 @@ class TowerInputs:
     def example(self, count: int, caption: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs of `count` pairs with this caption, for measuring."""
         device = self.model.device
-        size = self.model.image.preprocess.image_size
-        image = {"pixel_values": torch.zeros(count, 3, size, size, device=device)}
+        grey = Image.new("RGB", (224, 224), (128, 128, 128))
+        image = {
+            name: value.to(device) for name, value in stack_inputs([self.model.image.preprocess(grey)] * count).items()
+        }
         if self.image_store is not None:
             image = {TRUNK_FEATURES: self.image_store[:count]}
         text = {name: value.to(device) for name, value in self.model.text.tokenize([caption] * count).items()}

@@ -243,9 +243,7 @@ def test_what_is_kept(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyP
     }
 
 
-def test_what_is_saved_is_the_best_not_the_last(
-    recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_saved_is_the_best_not_the_last(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clipkit.training.checkpoint import checkpoint_of, read_tensors
     from clipkit.training.validation import Validation
 

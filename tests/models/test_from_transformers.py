@@ -1,0 +1,186 @@
+"""Every family against its own class in transformers, from picture files and strings."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import clipkit
+from clipkit.errors import ModelError
+from clipkit.recipe import Recipe
+from tests.models.families import FAMILIES, SENTENCES, build, sentencepiece_model
+
+LONG = "two dogs running through a low body of water " * 12
+TEXTS = [*SENTENCES, LONG, "A  RED\nsquare", "", "ééé ☃"]
+NEVER_CUT = ("siglip", "siglip2")
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, build(request.param, tmp_path_factory.mktemp("family") / request.param)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Sizes and modes that exercise resizing, cropping by odd margins, and conversion."""
+    folder = tmp_path_factory.mktemp("pictures")
+    made = []
+    for number, (size, mode) in enumerate([((48, 32), "RGB"), ((33, 70), "RGB"), ((101, 64), "L"), ((20, 20), "P")]):
+        generator = torch.Generator().manual_seed(number)
+        pixels = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8, generator=generator).numpy()
+        made.append(folder / f"{number}.png")
+        Image.fromarray(pixels).convert(mode).save(made[-1])
+    return made
+
+
+def native_of(folder: Path) -> Any:
+    config = json.loads((folder / "config.json").read_text())
+    return getattr(transformers, config["architectures"][0]).from_pretrained(folder).eval()
+
+
+@torch.inference_mode()
+def native_image_features(native: Any, folder: Path, pictures: list[Path]) -> torch.Tensor:
+    opened = [Image.open(picture).convert("RGB") for picture in pictures]
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return F.normalize(
+        native.get_image_features(**processor(opened, return_tensors="pt")).pooler_output.flatten(1), dim=-1
+    )
+
+
+@torch.inference_mode()
+def native_text_features(native: Any, folder: Path, texts: list[str]) -> torch.Tensor:
+    """At full length, as each family's documentation says."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="right")
+    length = min(tokenizer.model_max_length, 64 if native.config.model_type == "align" else 10**9, 77)
+    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    if native.config.model_type in NEVER_CUT:
+        return F.normalize(native.get_text_features(input_ids=tokens["input_ids"]).pooler_output, dim=-1)
+    return F.normalize(native.get_text_features(**tokens).pooler_output, dim=-1)
+
+
+def test_features_equal_transformers(family: tuple[str, Path], pictures: list[Path]) -> None:
+    name, folder = family
+    model, native = clipkit.load(folder), native_of(folder)
+    expected = native_image_features(native, folder, pictures)
+    torch.testing.assert_close(model.encode_image(pictures), expected, rtol=0, atol=1e-5)
+    expected = native_text_features(native, folder, TEXTS)
+    torch.testing.assert_close(model.encode_text(TEXTS), expected, rtol=0, atol=1e-5)
+    assert (expected[0] - expected[1]).norm() > 1e-3  # the oracle tells captions apart
+    scale = native.temperature.reciprocal() if name == "align" else native.logit_scale.exp()
+    torch.testing.assert_close(model.logit_scale.exp().detach(), scale.detach().reshape(()), rtol=1e-6, atol=0)
+    assert (model.logit_bias is not None) == hasattr(native, "logit_bias")
+    assert not model.training
+
+
+def test_cut_captions_equal_whole_ones(family: tuple[str, Path]) -> None:
+    name, folder = family
+    model, native = clipkit.load(folder), native_of(folder)
+    tokens = model.text.tokenize(["x", LONG])
+    assert ("attention_mask" not in tokens) == (name in NEVER_CUT)
+    for text in SENTENCES:  # alone, so that each is cut to its own length
+        own = model.text.tokenize([text])["input_ids"].shape[1]
+        assert (own == model.text.tokenize.context_length) == (name in NEVER_CUT)
+        expected = native_text_features(native, folder, [text])
+        torch.testing.assert_close(model.encode_text([text]), expected, rtol=0, atol=1e-5)
+    # Rows that came padded, as from loader workers, are the same after the cut.
+    padded = {key: F.pad(value, (0, 3)) if name not in NEVER_CUT else value for key, value in tokens.items()}
+    with torch.inference_mode():
+        cut = model.text(model.text.cut_padding(padded))
+        torch.testing.assert_close(cut, model.text(tokens), rtol=0, atol=1e-5)
+
+
+def test_one_epoch_and_back_to_the_familys_own_loader(
+    family: tuple[str, Path], recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path, pictures: list[Path]
+) -> None:
+    name, folder = family
+    changes = {
+        "model.name": str(folder),
+        "loss.name": "sigmoid" if name in NEVER_CUT else "infonce",
+        "train.epochs": 1,
+        "train.micro_batch_size": 3,
+        "optim.lr": 3e-3,
+    }
+    clipkit.train(recipe(changes))
+    saved = tmp_path / "run" / "model"
+    tuned, native = clipkit.load(tmp_path / "run"), native_of(saved)
+    expected = native_image_features(native, saved, pictures)
+    torch.testing.assert_close(tuned.encode_image(pictures), expected, rtol=0, atol=1e-5)
+    expected = native_text_features(native, saved, TEXTS)
+    torch.testing.assert_close(tuned.encode_text(TEXTS), expected, rtol=0, atol=1e-5)
+    before = clipkit.load(folder)
+    assert (tuned.encode_image(pictures) - before.encode_image(pictures)).abs().max() > 1e-4
+    assert (tuned.encode_text(TEXTS) - before.encode_text(TEXTS)).abs().max() > 1e-4
+    assert tuned.logit_scale != before.logit_scale
+    if name == "align":
+        assert native.temperature.item() == pytest.approx(1 / tuned.logit_scale.exp().item())
+
+
+@pytest.mark.parametrize("tune", ["frozen", "last:1", "head"])
+def test_what_learns(family: tuple[str, Path], tune: str) -> None:
+    name, folder = family
+    model = clipkit.load(folder)
+    for tower in (model.image, model.text):
+        if tune == "head" and name == "align" and tower is model.image:
+            with pytest.raises(ModelError, match="does not have; take last:1 or frozen"):
+                tower.tune(tune)
+            continue
+        tower.tune(tune)
+        learning = [key for key, value in tower.named_parameters() if value.requires_grad]
+        assert bool(learning) == (tune != "frozen")
+        tower.tune("full")
+        everything = [key for key, value in tower.named_parameters() if value.requires_grad]
+        assert set(learning) < set(everything)
+
+
+def test_gemmas_tokenizer_is_lowercased_for_siglip(tmp_path: Path, pictures: list[Path]) -> None:
+    """As of SigLIP 2's checkpoints for square pictures, whose tokenizer does not do it."""
+    from tests.models.families import SMALL, VISION, save
+
+    letters = ["▁", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters]
+    tokenizer = transformers.GemmaTokenizer(
+        vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], model_max_length=64
+    )
+    text = SMALL | {"vocab_size": len(pieces), "max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 1}
+    config = transformers.SiglipConfig(text_config=text, vision_config=VISION)
+    processor = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    save(tmp_path, transformers.SiglipModel(config), tokenizer, processor)
+    model = clipkit.load(tmp_path)
+    torch.testing.assert_close(model.encode_text(["A Red SQUARE"]), model.encode_text(["a red square"]), rtol=0, atol=0)
+
+
+def test_another_class_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip"}))
+    with pytest.raises(
+        ModelError, match="of type blip; of transformers' classes clipkit opens AlignModel, .*SiglipModel"
+    ):
+        clipkit.load(tmp_path)
+
+
+def test_missing_and_misshapen_weights_are_refused(family: tuple[str, Path], tmp_path: Path) -> None:
+    """transformers would go on with random numbers for the missing ones."""
+    _, folder = family
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    missing = next(name for name in tensors if name.startswith("text_model") and tensors[name].ndim == 2)
+    save_file({name: value for name, value in tensors.items() if name != missing}, broken / "model.safetensors")
+    with pytest.raises(ModelError, match=f"{broken}: its weights lack {missing}"):
+        clipkit.load(broken)
+    tensors[missing] = torch.zeros(3, 3)
+    save_file(tensors, broken / "model.safetensors")
+    with pytest.raises(ModelError, match="cannot be opened as a transformers") as caught:
+        clipkit.load(broken)
+    assert str(broken) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_sentencepiece_trains() -> None:
+    assert len(sentencepiece_model()) > 1000
