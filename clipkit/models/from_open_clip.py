@@ -231,16 +231,16 @@ def _load_weights(native: Any, file: Path, name: str) -> None:
 
 
 def _dual_encoder(native: Any, config: Any, tokenizer: Any, source: str | None, name: str) -> DualEncoder:
-    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
 
     config = copy.deepcopy(config)
     backend_tokenizer, text = _text_tower(native, tokenizer, source)
-    preprocess_cfg = open_clip.transform.PreprocessCfg(**native.visual.preprocess_cfg)
+    preprocess_cfg = PreprocessCfg(**native.visual.preprocess_cfg)
     size = preprocess_cfg.size
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise ModelError(f"{name}: its input is {height} × {width} pixels; clipkit takes square ones")
-    transform = TransformCall(open_clip.image_transform_v2(preprocess_cfg, is_train=False))
+    transform = TransformCall(image_transform_v2(preprocess_cfg, is_train=False))
     preprocess = Preprocess(transform, int(height), tuple(preprocess_cfg.mean), tuple(preprocess_cfg.std))
     image = _image_tower(native.visual, preprocess)
     scale = (
@@ -260,9 +260,15 @@ def _image_tower(visual: Any, preprocess: Preprocess) -> ImageTower:
         head = Projection(visual.proj)
         visual.proj = None
         return ImageTower(Native(visual), head, _prefixed(transformers_blocks(visual)), preprocess)
-    names = [f"native.{name}" for name, _ in visual.named_parameters() if name.startswith("attnpool.")]
-    blocks = [[name for name in block if name not in names] for block in _prefixed(transformers_blocks(visual))]
-    return ImageTower(Native(visual), nn.Identity(), blocks, preprocess, head_names=names)
+    # CLIP's ResNet: four stages, and an attention pool that is the projection too.
+    stages: dict[str, list[str]] = {}
+    for parameter, _ in visual.named_parameters():
+        part = parameter.partition(".")[0]
+        stages.setdefault(part if part.startswith(("layer", "attnpool")) else "layer1", []).append(
+            f"native.{parameter}"
+        )
+    pool = stages.pop("attnpool", [])
+    return ImageTower(Native(visual), nn.Identity(), list(stages.values()), preprocess, head_names=pool)
 
 
 def _text_tower(native: Any, tokenizer: Any, source: str | None) -> tuple[OpenClipTokenizer, TextTower]:

@@ -1,19 +1,41 @@
-"""Folders: local ones as they are, Hub repositories downloaded by huggingface_hub."""
+"""Folders: local ones as they are; of Hub repositories, by huggingface_hub, no more than is needed."""
 
+import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from clipkit.errors import ModelError, one_line
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "1_Pooling/*"]
+# Configurations, vocabularies, a model card; not the weights of other frameworks.
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md", "1_Pooling/*")
+_CLIPKIT_FILES = ("clipkit.json", "heads.safetensors", "image/*", "text/*")
+# Each list from the likeliest on, safetensors before pickles: the first that is there is all that is fetched.
+_TRANSFORMERS_WEIGHTS = (
+    ("model.safetensors", "model.safetensors"),
+    ("model.safetensors.index.json", "model-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model.bin"),
+    ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
+)
+_OPEN_CLIP_WEIGHTS = (
+    ("open_clip_model.safetensors", "open_clip_model.safetensors"),
+    ("open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.safetensors"),
+    ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.bin"),
+    ("model.safetensors", "model.safetensors"),
+)
 
 
-def local_folder(name: str) -> Path:
+def local_folder(name: str, model_types: Collection[str] | None = None) -> Path:
     """The folder called `name`, or the local copy of the Hub repository `org/name[@revision]`.
 
+    Args:
+        name: a folder, or a repository, as `org/name` or `org/name@revision`.
+        model_types: of transformers, whose weights are wanted; of another one only the small files are fetched. None:
+            of any.
+
     Raises:
-        ModelError: neither is there; says which was tried.
+        ModelError: neither is there; says which was tried, and why it cannot be had.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -21,10 +43,10 @@ def local_folder(name: str) -> Path:
     if not _REPOSITORY.fullmatch(name) or name.startswith((".", "/", "~")):
         raise ModelError(f"{name}: there is no such folder; give a folder or a Hub repository, as org/name")
     repository, _, revision = name.partition("@")
-    return _download(repository, revision or None)
+    return _download(repository, revision or None, model_types)
 
 
-def _download(repository: str, revision: str | None) -> Path:
+def _download(repository: str, revision: str | None, model_types: Collection[str] | None) -> Path:
     from httpx2 import HTTPError
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
@@ -39,37 +61,66 @@ def _download(repository: str, revision: str | None) -> Path:
     name = repository if revision is None else f"{repository}@{revision}"
     try:
         if constants.HF_HUB_OFFLINE:
-            return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-        files = HfApi().list_repo_files(repository, revision=revision)
-        # Weights as safetensors where the repository has them, else the older pickles, which are opened safely.
-        weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "pytorch_model*.bin"
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[*_SMALL_FILES, weights]))
+            return _in_cache(repository, revision)
+        info = HfApi().model_info(repository, revision=revision)
+        files = [sibling.rfilename for sibling in info.siblings or []]
+        patterns = _needed(repository, info.sha, files, model_types)
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except GatedRepoError:
         raise ModelError(f"{name}: is gated; accept its terms on its page and log in with `hf auth login`") from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"{name}: there is no such folder, and no such repository on the Hub (or it is private: `hf auth login`)"
-        ) from None
+    except RepositoryNotFoundError as error:
+        # Without a valid token the Hub does not tell a private repository from none.
+        reason = "is private, or there is none of that name; log in with `hf auth login`, or check the name"
+        if error.response.status_code == 404:
+            reason = "there is no such folder, and no such repository on the Hub; check the name"
+        raise ModelError(f"{name}: {reason}") from None
     except RevisionNotFoundError:
-        raise ModelError(f"{name}: the repository has no revision {revision}") from None
+        raise ModelError(f"{name}: the repository has no revision {revision}; leave @{revision} out for main") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise ModelError(
             f"{name}: there is no such folder, and it is not in the Hub cache while offline (HF_HUB_OFFLINE); "
             "go online once or give a folder"
         ) from None
     except (HfHubHTTPError, HTTPError, OSError) as error:
-        return _cached(repository, revision, name, one_line(error))
+        # The Hub does not answer: what was fetched before will do.
+        try:
+            return _in_cache(repository, revision)
+        except LocalEntryNotFoundError:
+            raise ModelError(
+                f"{name}: there is no such folder, and the Hub cannot be reached ({one_line(error)}); check the name, "
+                "or the network, or give a folder"
+            ) from None
 
 
-def _cached(repository: str, revision: str | None, name: str, reason: str) -> Path:
-    """The copy in the cache when the Hub does not answer."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def _needed(repository: str, sha: str | None, files: list[str], model_types: Collection[str] | None) -> list[str]:
+    """Patterns of the files that make up the model."""
+    if "clipkit.json" in files:
+        return [*_CLIPKIT_FILES, "README.md"]
+    kind = _model_type(repository, sha) if "config.json" in files else None
+    ours = model_types is None or kind in model_types
+    if "open_clip_config.json" in files and not (ours and kind is not None):
+        return [*_SMALL_FILES, *_first(files, _OPEN_CLIP_WEIGHTS)]
+    return [*_SMALL_FILES, *(_first(files, _TRANSFORMERS_WEIGHTS) if ours else [])]
+
+
+def _model_type(repository: str, sha: str | None) -> str | None:
+    from huggingface_hub import hf_hub_download
 
     try:
-        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise ModelError(
-            f"{name}: there is no such folder, and the Hub cannot be reached ({reason}); check the name, "
-            "or the network, or give a folder"
-        ) from None
+        config = json.loads(Path(hf_hub_download(repository, "config.json", revision=sha)).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
+def _first(files: list[str], weights: tuple[tuple[str, str], ...]) -> list[str]:
+    return next(([pattern] for file, pattern in weights if file in files), [])
+
+
+def _in_cache(repository: str, revision: str | None) -> Path:
+    """The copy in the cache; whether it has all the weights shows when they are opened."""
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=list(_SMALL_FILES))
+    )

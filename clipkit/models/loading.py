@@ -39,7 +39,7 @@ def load(
 def _open(name: str) -> DualEncoder:
     if name.startswith("open_clip:"):
         return load_open_clip(name)
-    folder = local_folder(name)
+    folder = local_folder(name, FAMILIES)
     if (folder / "recipe.yaml").is_file():
         if not (folder / "model").is_dir():
             raise ModelError(f"{name}: this run has not saved a model yet; let it finish with --resume")

@@ -107,7 +107,8 @@ def load_tokenizer(source: str, context_length: int | None) -> Tokenizer:
         return _clip_bpe(name, context_length)
     from clipkit.models.hub import local_folder
 
-    return transformers_tokenizer(local_folder(name if colon and kind == "hf" else source), context_length)
+    folder = local_folder(name if colon and kind == "hf" else source, model_types=())
+    return transformers_tokenizer(folder, context_length)
 
 
 def _clip_bpe(architecture: str, context_length: int | None) -> OpenClipTokenizer:

@@ -10,10 +10,10 @@ from clipkit.errors import DataError
 from tests.conftest import draw, write_csv
 
 
-def to_tensor(picture: Image.Image) -> torch.Tensor:
+def to_tensor(picture: Image.Image) -> dict[str, torch.Tensor]:
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    return pil_to_tensor(picture).float()
+    return {"pixel_values": pil_to_tensor(picture).float()}
 
 
 def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,23 @@ from typing import Any
 import torch
 import transformers
 
-WORDS = "a red green blue yellow square circle stripe cross the is two dogs running through low body of water x".split()
+WORDS = [
+    "a",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "square",
+    "circle",
+    "stripe",
+    "cross",
+    "the",
+    "is",
+    "two",
+    "dogs",
+    "running",
+]
+WORDS += ["through", "low", "body", "of", "water", "x"]
 SENTENCES = [
     "a red square",
     "Two DOGS running, through a low body of water.",
@@ -109,7 +125,7 @@ def clip(folder: Path, activation: str = "quick_gelu", legacy_end: bool = False)
 
 
 def clip_legacy(folder: Path) -> None:
-    """As the first CLIP checkpoints on the Hub: GELU's place aside, the end token's id in the configuration is wrong."""
+    """As the first CLIP checkpoints on the Hub: the end token's id in the configuration is wrong."""
     clip(folder, "gelu", legacy_end=True)
 
 
@@ -133,7 +149,7 @@ def siglip(folder: Path) -> None:
 
 
 def siglip2(folder: Path) -> None:
-    letters = sorted(set("".join(SENTENCES).lower() + "".join(WORDS)) - {" "}) + ["▁"]
+    letters = [*sorted(set("".join(SENTENCES).lower() + "".join(WORDS)) - {" "}), "▁"]
     pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters, "re", "red"]
     tokenizer = transformers.Siglip2Tokenizer(
         vocab={piece: index for index, piece in enumerate(pieces)}, merges=[("r", "e"), ("re", "d")],

@@ -1,0 +1,276 @@
+"""Every kind of open_clip's models against open_clip itself, from picture files and strings."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+
+import clipkit
+from clipkit.errors import ModelError
+from clipkit.recipe import Recipe
+from tests.models.families import SENTENCES, SMALL, bert_tokenizer
+
+VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "tiny-clip": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT},
+    "tiny-clip-quickgelu": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT, "quick_gelu": True},
+    "tiny-custom": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT, "custom_text": True},
+    "tiny-eos": {
+        "embed_dim": 24, "vision_cfg": VISION, "custom_text": True,
+        "text_cfg": TEXT | {"pool_type": "eos", "eos_id": 49407, "proj_bias": True},
+    },
+    "tiny-clipa": {
+        "embed_dim": 24, "vision_cfg": VISION | {"pool_type": "avg"}, "custom_text": True,
+        "text_cfg": TEXT | {"context_length": 16, "no_causal_mask": True, "pool_type": "last"},
+    },
+    "tiny-sigmoid": {
+        "embed_dim": 24, "custom_text": True, "init_logit_bias": -10, "nonscalar_logit_scale": True,
+        "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"},
+        "text_cfg": TEXT | {"context_length": 16, "no_causal_mask": True, "pool_type": "last", "proj_bias": True},
+    },
+    "tiny-resnet": {"embed_dim": 24, "vision_cfg": VISION | {"layers": [1, 1, 1, 1], "width": 16}, "text_cfg": TEXT},
+    "tiny-coca": {
+        "embed_dim": 24, "custom_text": True,
+        "vision_cfg": VISION | {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+        "text_cfg": TEXT | {"context_length": 20, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1,
+                           "attn_pooler_heads": 2},
+    },
+    "tiny-bert": {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": {}},
+}  # fmt: skip
+CUT = ("tiny-clip", "tiny-clip-quickgelu", "tiny-custom", "tiny-eos", "tiny-resnet", "tiny-bert")
+LONG = "two dogs running through a low body of water " * 12
+TEXTS = [*SENTENCES, LONG, "A  RED\nsquare!", "ééé ☃ !!!"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def architectures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """open_clip knows the tiny ones while these tests run."""
+    from transformers import BertConfig
+
+    folder = tmp_path_factory.mktemp("configs")
+    bert, tokenizer = folder / "bert", bert_tokenizer()
+    BertConfig(**SMALL, vocab_size=len(tokenizer), max_position_embeddings=64).save_pretrained(bert)
+    tokenizer.save_pretrained(bert)
+    CONFIGS["tiny-bert"]["text_cfg"] = {
+        "hf_model_name": str(bert), "hf_tokenizer_name": str(bert), "hf_proj_type": "mlp",
+        "hf_pooler_type": "mean_pooler", "context_length": 40,
+    }  # fmt: skip
+    from open_clip import factory
+
+    for name, config in CONFIGS.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    before = list(factory._MODEL_CONFIG_PATHS)
+    open_clip.add_model_config(folder)
+    yield
+    factory._MODEL_CONFIG_PATHS[:] = before
+    factory._rescan_model_configs()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    made = []
+    for number, (size, mode) in enumerate([((48, 32), "RGB"), ((33, 70), "RGB"), ((201, 164), "L"), ((20, 20), "P")]):
+        generator = torch.Generator().manual_seed(number)
+        pixels = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8, generator=generator).numpy()
+        made.append(folder / f"{number}.png")
+        Image.fromarray(pixels).convert(mode).save(made[-1])
+    return made
+
+
+def own(name: str) -> tuple[Any, Any, Any]:
+    """open_clip's model with the random weights that clipkit's gets too, its transform and tokenizer."""
+    torch.manual_seed(0)
+    model, _, transform = open_clip.create_model_and_transforms(name, pretrained_text=False)
+    return model.eval(), transform, open_clip.get_tokenizer(name)
+
+
+@torch.inference_mode()
+def features(model: Any, transform: Any, tokenizer: Any, pictures: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
+    # open_clip alone would resize a palette picture before it looks up its colours.
+    pixels = torch.stack([transform(Image.open(picture).convert("RGB")) for picture in pictures])
+    return (
+        F.normalize(model.encode_image(pixels), dim=-1),
+        F.normalize(model.encode_text(tokenizer(TEXTS)), dim=-1),
+    )
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_features_equal_open_clip(name: str, pictures: list[Path]) -> None:
+    native, transform, tokenizer = own(name)
+    torch.manual_seed(0)
+    model = clipkit.load(f"open_clip:{name}")
+    image, text = features(native, transform, tokenizer, pictures)
+    torch.testing.assert_close(model.encode_image(pictures), image, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.encode_text(TEXTS), text, rtol=0, atol=1e-5)
+    tokens = model.text.tokenize(["x"])
+    assert (tokens["input_ids"].shape[1] < model.text.tokenize.context_length) == (name in CUT)
+    for text_alone, expected in zip(TEXTS, text, strict=True):
+        torch.testing.assert_close(model.encode_text([text_alone])[0], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.logit_scale.detach(), native.logit_scale.detach().reshape(()))
+    assert (model.logit_bias is not None) == (native.logit_bias is not None)
+    assert not model.training
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_one_epoch_and_back_to_open_clip(
+    name: str, recipe: Callable[..., Recipe], tmp_path: Path, pictures: list[Path]
+) -> None:
+    changes = {
+        "model.name": f"open_clip:{name}",
+        "train.epochs": 1,
+        "train.micro_batch_size": 3,
+        "optim.lr": 3e-3,
+        "loss.name": "sigmoid" if name == "tiny-sigmoid" else "infonce",
+    }
+    clipkit.train(recipe(changes))
+    tuned = clipkit.load(tmp_path / "run")
+    saved = f"local-dir:{tmp_path / 'run' / 'model'}"
+    native, transform = open_clip.create_model_from_pretrained(saved)
+    image, text = features(native.eval(), transform, open_clip.get_tokenizer(saved), pictures)
+    torch.testing.assert_close(tuned.encode_image(pictures), image, rtol=0, atol=1e-5)
+    torch.testing.assert_close(tuned.encode_text(TEXTS), text, rtol=0, atol=1e-5)
+    torch.testing.assert_close(tuned.logit_scale.detach(), native.logit_scale.detach().reshape(()))
+    torch.manual_seed(0)
+    before = clipkit.load(f"open_clip:{name}")
+    assert (tuned.encode_image(pictures) - before.encode_image(pictures)).abs().max() > 1e-4
+    assert (tuned.encode_text(TEXTS) - before.encode_text(TEXTS)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("tune", ["frozen", "last:1", "head"])
+def test_what_learns(name: str, tune: str) -> None:
+    model = clipkit.load(f"open_clip:{name}")
+    for tower in (model.image, model.text):
+        tower.tune(tune)
+        learning = {key for key, value in tower.named_parameters() if value.requires_grad}
+        assert bool(learning) == (tune != "frozen")
+        tower.tune("full")
+        assert learning < {key for key, value in tower.named_parameters() if value.requires_grad}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_checkpoint_of_its_trainer(tmp_path: Path, prefix: str, pictures: list[Path]) -> None:
+    native, transform, tokenizer = own("tiny-clip")
+    file = tmp_path / "epoch_3.pt"
+    weights = {prefix + key: value for key, value in native.state_dict().items()}
+    torch.save(
+        {"epoch": 3, "name": "mine", "state_dict": weights, "optimizer": {"state": {}, "param_groups": []}}, file
+    )
+    model = clipkit.load(f"open_clip:tiny-clip?weights={file}")
+    image, text = features(native, transform, tokenizer, pictures)
+    torch.testing.assert_close(model.encode_image(pictures), image, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.encode_text(TEXTS), text, rtol=0, atol=1e-5)
+    with pytest.raises(ModelError, match=f"{file}: does not fit open_clip:tiny-custom"):
+        clipkit.load(
+            f"open_clip:tiny-resnet?weights={file}".replace("resnet", "custom").replace(str(file), str(shrunk(file)))
+        )
+
+
+def shrunk(file: Path) -> Path:
+    """The same file with one weight of another shape, under the same name."""
+    content = torch.load(file, weights_only=True)
+    key = next(key for key in content["state_dict"] if key.endswith("token_embedding.weight"))
+    content["state_dict"][key] = torch.zeros(3, 3)
+    torch.save(content, file)
+    return file
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (print, ("code has run",))
+
+
+def test_a_pickle_with_code_is_not_opened(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "epoch_1.pt"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "more": Evil()}, file)
+    with pytest.raises(ModelError, match=f"{file}: holds more than tensors .* it was not opened") as caught:
+        clipkit.load(f"open_clip:tiny-clip?weights={file}")
+    assert "\n" not in str(caught.value)
+    assert "code has run" not in capfd.readouterr().out
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ModelError, match=f"{file}: cannot be read"):
+        clipkit.load(f"open_clip:tiny-clip?weights={file}")
+    torch.save([1, 2], file)
+    with pytest.raises(ModelError, match=f"{file}: holds no weights"):
+        clipkit.load(f"open_clip:tiny-clip?weights={file}")
+
+
+@pytest.fixture
+def tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tags, one trained with QuickGELU, of the architectures with and without it."""
+    from open_clip import pretrained
+
+    native, _, _ = own("tiny-clip")
+    file = tmp_path / "weights.pt"
+    torch.save(native.state_dict(), file)
+    cfgs = {"quick": {"file": str(file), "quick_gelu": True, "mean": (0.5, 0.5, 0.5)}, "plain": {"file": str(file)}}
+    for name in ("tiny-clip", "tiny-clip-quickgelu"):
+        monkeypatch.setitem(pretrained._PRETRAINED, name, cfgs)
+
+
+def activations(model: Any) -> set[str]:
+    return {type(m).__name__ for m in model.modules() if type(m).__name__ in ("GELU", "QuickGELU")}
+
+
+def test_activation_and_preprocessing_come_from_the_tag(
+    tags: None, tmp_path: Path, pictures: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="clipkit")
+    assert activations(clipkit.load("open_clip:tiny-clip/plain")) == {"GELU"}
+    assert not caplog.messages
+    corrected = clipkit.load("open_clip:tiny-clip/quick")
+    assert activations(corrected) == {"QuickGELU"}
+    assert "were trained with QuickGELU" in caplog.messages[-1]
+    assert corrected.image.preprocess.mean == (0.5, 0.5, 0.5)
+    named = clipkit.load("open_clip:tiny-clip-quickgelu/quick")
+    torch.testing.assert_close(corrected.encode_image(pictures), named.encode_image(pictures), rtol=0, atol=0)
+    with pytest.raises(ModelError, match="has QuickGELU; take open_clip:tiny-clip/plain"):
+        clipkit.load("open_clip:tiny-clip-quickgelu/plain")
+    # What was corrected stays so when it is saved and opened again.
+    corrected.save(tmp_path / "saved")
+    again = clipkit.load(tmp_path / "saved")
+    assert activations(again) == {"QuickGELU"}
+    torch.testing.assert_close(again.encode_image(pictures), named.encode_image(pictures), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("open_clip:ViT-B-23", "has no architecture ViT-B-23; did you mean ViT-B-32?"),
+        ("open_clip:ViT-B-32/openia", "has no weights openia; did you mean openai?; it has openai, "),
+        ("open_clip:tiny-clip?weight=x", "write open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH.weights=FILE"),
+        ("open_clip:tiny-clip?weights=/no/such.pt", "there is no file /no/such.pt"),
+    ],
+)
+def test_a_wrong_name_is_one_line(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message.replace("?", "[?]")) as caught:
+        clipkit.load(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_random_weights_are_not_warned_of(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    clipkit.load("open_clip:tiny-clip")
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_everything_open_clip_has_is_one_of_its_kinds(tmp_path: Path) -> None:
+    """No architecture of the installed version falls outside of what is tested above."""
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        assert {"embed_dim", "vision_cfg", "text_cfg"} <= set(config), name
+        pool = config["text_cfg"].get("pool_type", "argmax")
+        assert pool in ("argmax", "eos", "last", "first"), name
+    saved = clipkit.load("open_clip:tiny-clip")
+    saved.save(tmp_path)
+    assert set(load_file(tmp_path / "open_clip_model.safetensors")) == set(own("tiny-clip")[0].state_dict())
