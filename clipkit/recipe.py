@@ -83,6 +83,8 @@ class ModelRecipe(Section):
     text: TextTowerRecipe = TextTowerRecipe()
     embed_dim: PositiveInt | None = None
     """Width of the shared space of a composed model; 512 where this is not given."""
+    projection: Literal["linear", "mlp"] = "linear"
+    """Of a composed model, after a LayerNorm: one linear map, or two with a GELU between them."""
     temperature: PositiveFloat | None = None
     """Starting temperature of a composed model, 1 / exp(logit_scale); 0.07 where this is not given."""
     bias: float | None = None
@@ -102,6 +104,7 @@ class ModelRecipe(Section):
                 "text.context_length": self.text.context_length,
                 "text.config": self.text.config or None,
                 "embed_dim": self.embed_dim,
+                "projection": self.projection if self.projection != "linear" else None,
                 "temperature": self.temperature,
                 "bias": self.bias,
             }

@@ -103,6 +103,21 @@ def train(
         print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
 
 
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="A model to describe; without it, what can be loaded.")] = None,
+    search: Annotated[str, typer.Option(help="List only names with this in them.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
+) -> None:
+    """What can be loaded; what one model is: towers, sizes, preprocessing, loss, memory."""
+    from clipkit.cli.models import print_description, print_loadable
+
+    if name is None:
+        print_loadable(search)
+    else:
+        print_description(name, as_json)
+
+
 def _start_process() -> None:
     """What a process of ours needs before it computes."""
     from clipkit.cli.process import keep_freed_memory, log_to_terminal

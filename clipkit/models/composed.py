@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,13 +15,16 @@ from clipkit.models.preprocess import Preprocess, TransformCall
 from clipkit.models.quiet import without_weight_bars
 from clipkit.models.tokenizer import Tokenizer, load_tokenizer, transformers_tokenizer
 from clipkit.models.towers import (
+    PADDING_MAY_BE_CUT,
     ImageTower,
     TextTower,
     last_token,
     mean_of_tokens,
+    positions_of,
     timm_blocks,
     transformers_blocks,
 )
+from clipkit.models.weights import check_weights
 from clipkit.recipe import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 
 LAYOUT_FILE = "clipkit.json"
@@ -88,6 +91,7 @@ class Composed:
             "layout": "clipkit-composed",
             "version": 1,
             "embed_dim": projection[-1].out_features,
+            "projection": "mlp" if len(projection) > 2 else "linear",
             "tokenizer": model.text.tokenize.source,
             "context_length": model.text.tokenize.context_length,
             "pooling": model.text.trunk.pooling,
@@ -96,7 +100,7 @@ class Composed:
 
 
 def compose(recipe: ModelRecipe) -> DualEncoder:
-    """Two towers and new projections (LayerNorm and a linear map each), as the recipe names them.
+    """Two towers and new projections, as the recipe names them.
 
     Random parts are drawn from torch's global generator: seed it first.
 
@@ -104,8 +108,8 @@ def compose(recipe: ModelRecipe) -> DualEncoder:
         ModelError: a tower cannot be found or opened.
     """
     embed_dim = recipe.embed_dim or 512
-    image = _image_tower(recipe.image, embed_dim)
-    text = _text_tower(recipe.text, embed_dim)
+    image = _image_tower(recipe.image, embed_dim, recipe.projection)
+    text = _text_tower(recipe.text, embed_dim, recipe.projection)
     logit_scale = nn.Parameter(-torch.tensor(recipe.temperature or 0.07).log())
     name = f"{recipe.image.name} + {recipe.text.name}"
     logit_bias = None if recipe.bias is None else nn.Parameter(torch.tensor(recipe.bias))
@@ -125,7 +129,12 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
             pooling=layout["pooling"],
         )
         model = compose(
-            ModelRecipe(image=ImageTowerRecipe(name=str(folder / "image")), text=text, embed_dim=layout["embed_dim"])
+            ModelRecipe(
+                image=ImageTowerRecipe(name=str(folder / "image")),
+                text=text,
+                embed_dim=layout["embed_dim"],
+                projection=layout["projection"],
+            )
         )
         heads = load_file(folder / _HEADS_FILE)
         model.logit_scale.data = heads.pop("logit_scale")
@@ -142,11 +151,14 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
     return model
 
 
-def _projection(width: int, embed_dim: int) -> nn.Sequential:
+def _projection(width: int, embed_dim: int, kind: str) -> nn.Sequential:
+    if kind == "mlp":
+        layers = [nn.Linear(width, embed_dim), nn.GELU(), nn.Linear(embed_dim, embed_dim, bias=False)]
+        return nn.Sequential(nn.LayerNorm(width), *layers)
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, embed_dim, bias=False))
 
 
-def _image_tower(recipe: ImageTowerRecipe, embed_dim: int) -> ImageTower:
+def _image_tower(recipe: ImageTowerRecipe, embed_dim: int, projection: str) -> ImageTower:
     import timm
 
     name = str(recipe.name)
@@ -163,7 +175,7 @@ def _image_tower(recipe: ImageTowerRecipe, embed_dim: int) -> ImageTower:
         # The margin that crop_pct cuts off belongs to the pretrained weights.
         native.pretrained_cfg = native.pretrained_cfg | {"crop_pct": 1.0, "input_size": (3, size, size)}
     trunk = ImageTrunk(native)
-    head = _projection(native.num_features, embed_dim)
+    head = _projection(native.num_features, embed_dim, projection)
     return ImageTower(
         trunk,
         head,
@@ -187,7 +199,7 @@ def _preprocess(native: Any, size: int) -> Preprocess:
     return Preprocess(transform, size, config["mean"], config["std"])
 
 
-def _text_tower(recipe: TextTowerRecipe, embed_dim: int) -> TextTower:
+def _text_tower(recipe: TextTowerRecipe, embed_dim: int, projection: str) -> TextTower:
     from transformers import AutoModel
 
     name = str(recipe.name)
@@ -200,24 +212,29 @@ def _text_tower(recipe: TextTowerRecipe, embed_dim: int) -> TextTower:
             native = AutoModel.from_config(config)
         else:
             folder = local_folder(source)
+            check_weights(folder)
             with without_weight_bars():
-                native = AutoModel.from_pretrained(folder, dtype=torch.float32)
+                native = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     except ModelError:
         raise
     except Exception as error:  # transformers raises whatever its builders raise
         raise ModelError(f"model.text.name {name}: transformers cannot build it ({one_line(error)})") from None
-    positions = getattr(native.config, "max_position_embeddings", None)
+    cut = native.config.model_type in PADDING_MAY_BE_CUT
     if tokenizer is None:
-        tokenizer = transformers_tokenizer(local_folder(source), recipe.context_length, positions)
+        positions = positions_of(native.config)
+        tokenizer = transformers_tokenizer(local_folder(source), recipe.context_length, positions, fixed=not cut)
     if tokenizer.vocab_size > native.config.vocab_size:
         raise ModelError(
             f"model.text.tokenizer {recipe.tokenizer}: has {tokenizer.vocab_size} tokens, the text tower knows "
             f"{native.config.vocab_size}; take the tower's own tokenizer or pretrained: false"
         )
-    pooling = _pooling(source) if recipe.pooling == "auto" else recipe.pooling
+    pooling = recipe.pooling
+    if pooling == "auto":
+        pooling = _pooling(local_folder(source)) if recipe.pretrained else "mean"
     trunk = TextTrunk(native, pooling)
     blocks = [[f"native.{parameter}" for parameter in block] for block in transformers_blocks(native)]
-    return TextTower(trunk, _projection(native.config.hidden_size, embed_dim), blocks, tokenizer, head_is_new=True)
+    head = _projection(native.config.hidden_size, embed_dim, projection)
+    return TextTower(trunk, head, blocks, tokenizer, head_is_new=True, padding_may_be_cut=cut)
 
 
 def _new_text_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | None) -> Any:
@@ -241,9 +258,9 @@ def _new_text_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer 
     return config
 
 
-def _pooling(source: str) -> str:
+def _pooling(folder: Path) -> Literal["mean", "cls", "last"]:
     """What a sentence-transformers folder says, else mean."""
-    file = Path(source) / _POOLING_FILE
+    file = folder / _POOLING_FILE
     if not file.is_file():
         return "mean"
     config = json.loads(file.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clipkit.errors import ModelError, one_line
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.preprocess import Preprocess, TransformCall
+from clipkit.models.quiet import without_root_messages
 from clipkit.models.tokenizer import OpenClipTokenizer
 from clipkit.models.towers import ImageTower, TextTower, timm_blocks, transformers_blocks
 from clipkit.models.weights import check_safetensors, read_pickle
@@ -142,10 +143,7 @@ def load_open_clip(name: str) -> DualEncoder:
     native = _create(name, architecture, tag or None, bool(config.get("quick_gelu")))
     if "weights" in given:
         _load_weights(native, Path(given["weights"]).expanduser(), name)
-    try:
-        tokenizer = open_clip.get_tokenizer(architecture)
-    except Exception as error:  # open_clip raises whatever its builders raise
-        raise ModelError(f"{name}: its tokenizer cannot be had ({one_line(error)})") from None
+    tokenizer = _tokenizer_of(architecture, name)
     return _dual_encoder(native, config, tokenizer, f"open_clip:{architecture}", name)
 
 
@@ -155,7 +153,6 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
     Raises:
         ModelError: something in it is missing or does not fit; names the file.
     """
-    import open_clip
 
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
@@ -166,30 +163,34 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
         raise ModelError(f"{folder}: has no weights; it needs {_WEIGHTS} or open_clip_pytorch_model.bin")
     native = _create(name, f"local-dir:{folder}", None, False)
     _load_weights(native, found[0], name)
-    try:
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    except Exception as error:  # open_clip raises whatever its builders raise
-        raise ModelError(f"{name}: its tokenizer cannot be read ({one_line(error)})") from None
+    tokenizer = _tokenizer_of(f"local-dir:{folder}", name)
     return _dual_encoder(native, config, tokenizer, None, name)
 
 
 def _create(name: str, architecture: str, tag: str | None, quick_gelu: bool) -> Any:
     import open_clip
 
-    root = logging.getLogger()
-    level, root.level = root.level, logging.ERROR  # it warns of random weights, which come to be replaced
     try:
-        return open_clip.create_model(
-            architecture,
-            pretrained=tag,
-            load_weights=tag is not None,
-            force_quick_gelu=quick_gelu,
-            pretrained_text=False,
-        ).eval()
+        with without_root_messages():  # it warns of random weights, which come to be replaced
+            return open_clip.create_model(
+                architecture,
+                pretrained=tag,
+                load_weights=tag is not None,
+                force_quick_gelu=quick_gelu,
+                pretrained_text=False,
+            ).eval()
     except Exception as error:  # open_clip raises whatever its builders raise
         raise ModelError(f"{name}: open_clip cannot build it ({one_line(error)})") from None
-    finally:
-        root.level = level
+
+
+def _tokenizer_of(architecture: str, name: str) -> Any:
+    import open_clip
+
+    try:
+        with without_root_messages():
+            return open_clip.get_tokenizer(architecture)
+    except Exception as error:  # open_clip raises whatever its builders raise
+        raise ModelError(f"{name}: its tokenizer cannot be had ({one_line(error)})") from None
 
 
 def _match_activation(name: str, architecture: str, tag: str, config: dict[str, Any]) -> None:
@@ -225,7 +226,8 @@ def _load_weights(native: Any, file: Path, name: str) -> None:
             )
         del content, inner
     try:
-        load_checkpoint(native, str(file), strict=True, weights_only=True)
+        with without_root_messages():
+            load_checkpoint(native, str(file), strict=True, weights_only=True)
     except Exception as error:  # torch and open_clip raise whatever their readers raise
         raise ModelError(f"{file}: does not fit {name} ({one_line(error)})") from None
 

@@ -15,27 +15,8 @@ from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.preprocess import Inputs, Preprocess
 from clipkit.models.quiet import without_weight_bars
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
-from clipkit.models.towers import ImageTower, TextTower, transformers_blocks
+from clipkit.models.towers import PADDING_MAY_BE_CUT, ImageTower, TextTower, positions_of, transformers_blocks
 from clipkit.models.weights import check_weights
-
-# Text towers in which padding has no part: they look only backward from the end token, or heed the mask. Of a tower
-# that is not named here nobody has shown it, so it gets its captions at full length.
-_PADDING_MAY_BE_CUT = (
-    "align_text_model",
-    "altclip_text_model",
-    "bert",
-    "camembert",
-    "chinese_clip_text_model",
-    "clip_text_model",
-    "distilbert",
-    "electra",
-    "metaclip_2_text_model",
-    "mpnet",
-    "roberta",
-    "xlm-roberta",
-)
-# Their positions begin after the padding's id.
-_OFFSET_POSITIONS = ("altclip_text_model", "camembert", "roberta", "xlm-roberta", "mpnet")
 
 
 class Pooled(nn.Module):
@@ -192,11 +173,8 @@ def _processor(folder: Path, name: str) -> Any:
 
 def _tokenizer(native: Any, family: Family, folder: Path) -> TransformersTokenizer:
     config = native.text_model.config
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and config.model_type in _OFFSET_POSITIONS:
-        positions -= config.pad_token_id + 1
-    fixed = config.model_type not in _PADDING_MAY_BE_CUT
-    tokenizer = transformers_tokenizer(folder, family.longest, positions, fixed=fixed)
+    fixed = config.model_type not in PADDING_MAY_BE_CUT
+    tokenizer = transformers_tokenizer(folder, family.longest, positions_of(config), fixed=fixed, mask=not fixed)
     # SigLIP 2 was trained on lowercased captions with Gemma's tokenizer, which does not lowercase by itself.
     tokenizer.lower = config.model_type.startswith("siglip") and type(tokenizer.native).__name__.startswith("Gemma")
     return tokenizer

@@ -1,5 +1,6 @@
-"""Without the bars of other libraries for work that takes a moment."""
+"""Without the bars and messages of other libraries for work that takes a moment."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,12 +8,26 @@ from contextlib import contextmanager
 @contextmanager
 def without_weight_bars() -> Iterator[None]:
     """No bars from transformers while it reads or writes weights; as before afterwards."""
-    from transformers.utils import logging
+    from transformers.utils import logging as bars
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
+
+
+@contextmanager
+def without_root_messages() -> Iterator[None]:
+    """Nothing below an error from who logs to the root, as open_clip does, and no handler left there by it."""
+    root = logging.getLogger()
+    level, nothing = root.level, logging.NullHandler()
+    root.addHandler(nothing)  # with none, the first message would set one up for the whole process
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(nothing)

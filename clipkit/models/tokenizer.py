@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clipkit.errors import ModelError, one_line
+from clipkit.models.quiet import without_root_messages
 
 
 class Tokenizer(Protocol):
@@ -36,16 +37,20 @@ class TransformersTokenizer:
     Args:
         native: transformers' own.
         context_length: longest in tokens; what is longer is cut.
-        fixed: always pad to `context_length` and give no mask, for towers that look at the padding.
+        fixed: always pad to `context_length`, for towers that look at the padding.
+        mask: give the mask; those of transformers that look at the padding are not told which it is.
         lower: lowercase first.
     """
 
     source = None
 
-    def __init__(self, native: Any, context_length: int, *, fixed: bool = False, lower: bool = False) -> None:
+    def __init__(
+        self, native: Any, context_length: int, *, fixed: bool = False, mask: bool = True, lower: bool = False
+    ) -> None:
         self.native = native
         self.context_length = context_length
         self.fixed = fixed
+        self.mask = mask
         self.lower = lower
         self.vocab_size = len(native)
         self.pad_id = int(native.pad_token_id)
@@ -56,10 +61,10 @@ class TransformersTokenizer:
             padding="max_length" if self.fixed else "longest",
             truncation=True,
             max_length=self.context_length,
-            return_attention_mask=not self.fixed,
+            return_attention_mask=self.mask,
             return_tensors="pt",
         )
-        wanted = ["input_ids"] if self.fixed else ["input_ids", "attention_mask"]
+        wanted = ["input_ids", "attention_mask"] if self.mask else ["input_ids"]
         return {name: tokens[name] for name in wanted}
 
     def save(self, folder: Path) -> None:
@@ -118,7 +123,8 @@ def _clip_bpe(architecture: str, context_length: int | None) -> OpenClipTokenize
         raise ModelError(
             f"open_clip:{architecture}: open_clip has no such architecture; open_clip.list_models() names them"
         )
-    native = open_clip.get_tokenizer(architecture)
+    with without_root_messages():
+        native = open_clip.get_tokenizer(architecture)
     if not isinstance(native, open_clip.SimpleTokenizer):
         raise ModelError(f"open_clip:{architecture}: its tokenizer is not CLIP's own; name that one as hf:NAME")
     length = context_length or int(native.context_length or 77)
@@ -131,7 +137,7 @@ def transformers_tokenizer(
     positions: int | None = None,
     *,
     fixed: bool = False,
-    lower: bool = False,
+    mask: bool = True,
 ) -> TransformersTokenizer:
     """The tokenizer saved in `folder`, cut at the shortest of the lengths that are known."""
     from transformers import AutoTokenizer
@@ -144,7 +150,7 @@ def transformers_tokenizer(
     if native.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no padding token; add one to tokenizer_config.json")
     limits = [limit for limit in (context_length, native.model_max_length, positions) if limit]
-    return TransformersTokenizer(native, int(min(limits)), fixed=fixed, lower=lower)
+    return TransformersTokenizer(native, int(min(limits)), fixed=fixed, mask=mask)
 
 
 def _refuse_code(config: Path) -> None:

@@ -15,6 +15,25 @@ from clipkit.models.tokenizer import Tokenizer
 TRUNK_FEATURES = "trunk_features"
 """Name of the input under which a frozen trunk's stored output may come in place of pixels or tokens."""
 
+# Text towers in which padding has no part: they look only backward from the end token, or heed the mask. Of a tower
+# that is not named here nobody has shown it, so it gets its captions at full length.
+PADDING_MAY_BE_CUT = (
+    "align_text_model",
+    "altclip_text_model",
+    "bert",
+    "camembert",
+    "chinese_clip_text_model",
+    "clip_text_model",
+    "distilbert",
+    "electra",
+    "metaclip_2_text_model",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+)
+# Their positions begin after the padding's id.
+_OFFSET_POSITIONS = ("altclip_text_model", "camembert", "roberta", "xlm-roberta", "mpnet")
+
 
 class Tower(nn.Module):
     """A trunk that makes one vector of an input, and a head that projects it into the shared space.
@@ -109,9 +128,11 @@ class TextTower(Tower):
         tokenizer: Tokenizer,
         head_is_new: bool = False,
         head_names: Sequence[str] = (),
+        padding_may_be_cut: bool = True,
     ) -> None:
         super().__init__(trunk, head, blocks, head_is_new, head_names)
         self.tokenize = tokenizer
+        self.padding_may_be_cut = padding_may_be_cut
 
     def cut_padding(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs cut to the longest of these captions, where that is exact.
@@ -119,7 +140,7 @@ class TextTower(Tower):
         It is where a tower looks only backward from its end token (CLIP), or heeds the mask (BERT and its like). A
         tower that looks at its padding (SigLIP) has no mask among its inputs and gets them whole.
         """
-        if "attention_mask" not in inputs:
+        if "attention_mask" not in inputs or not self.padding_may_be_cut:
             return inputs
         longest = int(inputs["attention_mask"].sum(dim=1).max())
         return {name: value[:, :longest] for name, value in inputs.items()}
@@ -162,6 +183,14 @@ def timm_blocks(native: Any) -> list[list[str]]:
         blocks[-1] = blocks[-1] + norms
     blocks[0] = stem + blocks[0]
     return blocks
+
+
+def positions_of(config: Any) -> int | None:
+    """Longest caption that a transformers text encoder has positions for."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in _OFFSET_POSITIONS:
+        return positions - int(config.pad_token_id) - 1
+    return positions
 
 
 def mean_of_tokens(states: Float[Tensor, "B L W"], attention_mask: Tensor) -> Float[Tensor, "B W"]:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -65,14 +66,17 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
         ModelError: as for `check_pickle`.
     """
     try:
-        return torch.load(file, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle that is none of torch's, which is refused anyway
+            return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):  # an operation or a class that it would have to call
+        # torch's own words end with the advice to open it all the same.
+        if "GLOBAL" in str(error):
             raise ModelError(
                 f"{file}: holds more than tensors and would have to run code to open; it was not opened: get the "
                 "weights as safetensors from someone you trust"
             ) from None
-        raise ModelError(f"{file}: cannot be read ({one_line(error)}); fetch it again") from None
+        raise ModelError(f"{file}: is no file of torch.save that holds tensors alone; it was not opened") from None
     except Exception as error:  # torch raises whatever its readers raise
         raise ModelError(f"{file}: cannot be read ({one_line(error)}); fetch it again") from None
 

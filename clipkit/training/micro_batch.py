@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from clipkit.models import DualEncoder, Tower
+from clipkit.models import DualEncoder
+from clipkit.models.memory import graph_bytes
 from clipkit.training.processes import Processes
 
 Inputs = dict[str, Tensor]
@@ -34,7 +35,8 @@ def find_micro_batch_size(
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     if model.device.type == "cpu":
         # One tower at a time has a graph, so the larger one counts.
-        needed = max(_graph_bytes(model.image, image, accelerator), _graph_bytes(model.text, text, accelerator))
+        with accelerator.autocast():
+            needed = max(graph_bytes(model.image, image), graph_bytes(model.text, text))
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         fitting = int(available_memory() / 2 / local // max(1, needed // 2))
     else:
@@ -56,24 +58,6 @@ def available_memory() -> int:
         except (OSError, ValueError):  # no such group, or "max"
             continue
     return max(0, free)
-
-
-def _graph_bytes(tower: Tower, inputs: Inputs, accelerator: Accelerator) -> int:
-    """Bytes that the graph of these inputs keeps for the backward pass, parameters aside, and the inputs themselves."""
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in tower.parameters()}
-    kept: dict[int, int] = {}
-
-    def count(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return saved
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved), accelerator.autocast():
-        features = tower(inputs)
-    total = sum(kept.values()) + sum(value.nbytes for value in inputs.values())
-    del features
-    return total
 
 
 def _by_trying(model: DualEncoder, image: Inputs, text: Inputs, rows: int, accelerator: Accelerator) -> int:

@@ -1,15 +1,18 @@
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
 import clipkit
 from clipkit.errors import ModelError
 from clipkit.models import DualEncoder, compose
+from clipkit.models.encode import stack_inputs
 from clipkit.models.towers import last_token, mean_of_tokens
 from clipkit.recipe import ModelRecipe
 
@@ -21,6 +24,38 @@ NEW_TEXT = {
     "context_length": 16,
     "config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
 }
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_projections(kind: str, tmp_path: Path, shapes: Path) -> None:
+    model = model_of(projection=kind)
+    pictures = sorted((shapes / "images").iterdir())
+    features = model.image.trunk(**stack_inputs([model.image.preprocess(Image.open(path)) for path in pictures]))
+    own = dict(model.image.head.named_parameters())
+    normed = F.layer_norm(features, features.shape[1:], own["0.weight"], own["0.bias"])
+    expected = normed @ own["1.weight"].T
+    if kind == "mlp":
+        expected = F.gelu(expected + own["1.bias"]) @ own["3.weight"].T
+    torch.testing.assert_close(model.encode_image(pictures), F.normalize(expected.detach(), dim=-1), rtol=0, atol=1e-5)
+    model.save(tmp_path / "m")
+    again = clipkit.load(tmp_path / "m")
+    torch.testing.assert_close(again.encode_image(pictures), model.encode_image(pictures), rtol=0, atol=1e-6)
+
+
+def test_a_text_encoder_that_nobody_has_shown_to_mask_its_padding_gets_whole_captions(bert: Path) -> None:
+    config = json.loads((bert / "config.json").read_text())
+    listed = compose(ModelRecipe.model_validate({"image": model_image(), "text": {"name": str(bert)}}))
+    assert listed.text.tokenize(TEXTS)["input_ids"].shape[1] < 20
+    (bert / "config.json").write_text(json.dumps(config | {"model_type": "nystromformer"}))
+    AutoModel.from_config(AutoConfig.from_pretrained(bert)).save_pretrained(bert)
+    unlisted = compose(ModelRecipe.model_validate({"image": model_image(), "text": {"name": str(bert)}}))
+    tokens = unlisted.text.tokenize(TEXTS)
+    assert tokens["input_ids"].shape[1] == 20
+    assert unlisted.text.cut_padding(tokens) is tokens
+
+
+def model_image() -> dict[str, Any]:
+    return {"name": "timm:test_convnext", "pretrained": False, "image_size": 64}
 
 
 def model_of(**changes: Any) -> DualEncoder:

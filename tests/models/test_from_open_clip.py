@@ -259,8 +259,12 @@ def test_a_wrong_name_is_one_line(name: str, message: str) -> None:
 
 
 def test_random_weights_are_not_warned_of(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    import logging
+
+    handlers = list(logging.getLogger().handlers)
     clipkit.load("open_clip:tiny-clip")
     assert capfd.readouterr() == ("", "")
+    assert logging.getLogger().handlers == handlers
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 

@@ -1,0 +1,136 @@
+"""What can be loaded, and what one model is."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+from torch import nn
+
+from clipkit.errors import ModelError
+from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.encode import stack_inputs
+from clipkit.models.from_transformers import FAMILIES
+from clipkit.models.hub import local_folder
+from clipkit.models.loading import load
+from clipkit.models.memory import graph_bytes, widest_layer_bytes
+from clipkit.models.towers import Tower
+
+_ACTIVATIONS = ("GELU", "QuickGELU", "ReLU", "SiLU", "Mish", "Hardswish", "PReLU", "ELU", "Swish")
+
+
+def loadable(search: str = "") -> dict[str, list[str]]:
+    """Names that `load` takes, by where they come from, those that contain `search`.
+
+    Returns:
+        `transformers`: the classes whose repositories and folders open; `open_clip`: architectures with random weights
+        and with each of their pretrained tags.
+
+    Example:
+        >>> loadable("siglip")["transformers"]
+        ['SiglipModel', 'Siglip2Model']
+    """
+    import open_clip
+
+    tags: dict[str, list[str]] = {}
+    for architecture, tag in open_clip.list_pretrained():
+        tags.setdefault(architecture, []).append(tag)
+    names = []
+    for architecture in open_clip.list_models():
+        names += [f"open_clip:{architecture}"]
+        names += [f"open_clip:{architecture}/{tag}" for tag in tags.get(architecture, [])]
+    classes = [family.class_name for family in FAMILIES.values()]
+    wanted = search.lower()
+    return {
+        "transformers": [name for name in classes if wanted in name.lower()],
+        "open_clip": [name for name in names if wanted in name.lower()],
+    }
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What a model is: towers, parameters, input sizes, preprocessing, loss family, memory.
+
+    Args:
+        name: what `load` takes.
+
+    Returns:
+        Plain values; sizes in pixels and tokens, memory in bytes in float32, None where something is not stated.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    model = load(name, device="cpu")
+    grey = Image.new("RGB", (224, 224), (128, 128, 128))
+    image = stack_inputs([model.image.preprocess(grey)])
+    length = model.text.tokenize.context_length
+    text = model.text.tokenize([" ".join(["word"] * length)])
+    weights = sum(p.nbytes for p in model.parameters())
+    layer = max(widest_layer_bytes(model.image, image), widest_layer_bytes(model.text, text))
+    graph = max(graph_bytes(model.image, image), graph_bytes(model.text, text))
+    return {
+        "name": name,
+        "layout": model.backend.kind,
+        "image_tower": _tower_name(model.image),
+        "text_tower": _tower_name(model.text),
+        "image_parameters": _count(model.image),
+        "text_parameters": _count(model.text),
+        "embed_dim": model.encode_text(["a"]).shape[1],
+        "image_size": model.image.preprocess.image_size,
+        "context_length": length,
+        "padding_is_cut": "attention_mask" in text,
+        "vocabulary": model.text.tokenize.vocab_size,
+        "image_activation": _activation(model.image),
+        "text_activation": _activation(model.text),
+        "mean": list(model.image.preprocess.mean),
+        "std": list(model.image.preprocess.std),
+        "loss": "sigmoid" if model.logit_bias is not None else "softmax (InfoNCE)",
+        "scale": model.logit_scale.exp().item(),
+        "bias": model.logit_bias.item() if model.logit_bias is not None else None,
+        "licence": _licence(model, name),
+        "inference_bytes": weights + layer,
+        # Weights, their gradients and AdamW's two moments, and the graph of one pair: one tower at a time has one.
+        "training_bytes": 4 * weights + graph,
+    }
+
+
+def _count(tower: Tower) -> int:
+    return sum(parameter.numel() for parameter in tower.parameters())
+
+
+def _tower_name(tower: Tower) -> str:
+    native: Any = getattr(tower.trunk, "native", tower.trunk)
+    return type(native).__name__
+
+
+def _activation(tower: nn.Module) -> str | None:
+    """The one that most layers have; None where they call it as a function."""
+    found: Counter[str] = Counter()
+    for module in tower.modules():
+        name = type(module).__name__.removesuffix("Activation")
+        if name.startswith(_ACTIVATIONS) or name in ("PytorchGELUTanh", "GELUTanh"):
+            found[name] += 1
+    return found.most_common(1)[0][0] if found else None
+
+
+def _licence(model: DualEncoder, name: str) -> str | None:
+    """What the model card's header states."""
+    if name.startswith("open_clip:"):
+        return None
+    try:
+        folder = local_folder(name, model_types=())
+        for card in (folder / "README.md", folder / "model" / "README.md"):
+            if card.is_file():
+                return _stated(card)
+    except (ModelError, OSError, yaml.YAMLError):
+        return None
+    return None
+
+
+def _stated(card: Path) -> str | None:
+    parts = card.read_text(encoding="utf-8").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    header = yaml.safe_load(parts[1])
+    licence = header.get("license") if isinstance(header, dict) else None
+    return str(licence) if licence is not None else None

@@ -1,0 +1,48 @@
+"""What towers need in memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import clipkit
+from clipkit.models.memory import graph_bytes, widest_layer_bytes
+
+
+def test_bytes_grow_with_the_batch_and_parameters_do_not_count(tiny_clip: Path) -> None:
+    model = clipkit.load(tiny_clip, device="cpu")
+    needed = [graph_bytes(model.image, {"pixel_values": torch.zeros(n, 3, 32, 32)}) for n in (2, 4, 8)]
+    # Twice the pictures, twice the bytes: nothing that belongs to the model is in it.
+    assert needed[1] / needed[0] == pytest.approx(2, rel=0.05)
+    assert needed[2] / needed[1] == pytest.approx(2, rel=0.05)
+    model.image.tune("frozen")
+    frozen = graph_bytes(model.image, {"pixel_values": torch.zeros(8, 3, 32, 32)})
+    assert frozen < 0.2 * needed[2]
+
+
+def test_a_known_layer_keeps_what_it_should() -> None:
+    class Known(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(50, 100))
+
+        def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            return (inputs["x"] @ self.weight).sigmoid()
+
+    found = graph_bytes(Known(), {"x": torch.zeros(8, 50)})  # type: ignore[arg-type]
+    # The input of the product and the output of the sigmoid, and the input once more as the inputs themselves.
+    assert found == 4 * 8 * (50 + 100 + 50)
+
+
+def test_the_widest_layer() -> None:
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 2))
+
+        def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+            return self.layers(inputs["x"])
+
+    # In and out of the ReLU, and the inputs themselves.
+    assert widest_layer_bytes(Towers(), {"x": torch.zeros(3, 4)}) == 4 * 3 * (100 + 100 + 4)

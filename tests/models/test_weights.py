@@ -1,0 +1,118 @@
+"""Weight files that are cut, point elsewhere, or want to run code."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import clipkit
+from clipkit.errors import ModelError
+
+
+@pytest.fixture
+def model(tiny_clip: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_clip, tmp_path / "model")
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        clipkit.load(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def as_shards(folder: Path) -> Path:
+    """The weights in two files and an index, as transformers shards them. Gives the index."""
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, own in halves.items():
+        save_file({name: tensors[name] for name in own}, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    weight_map = {name: file for file, own in halves.items() for name in own}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return index
+
+
+def as_pickle(folder: Path, change: Callable[[dict[str, Any]], None] = lambda tensors: None) -> Path:
+    tensors: dict[str, Any] = dict(load_file(folder / "model.safetensors"))
+    change(tensors)
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return folder / "pytorch_model.bin"
+
+
+class Evil:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.mark),))
+
+
+def test_shards_and_harmless_pickles_load(model: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    expected = clipkit.load(tiny_clip).encode_text(["a red square"])
+    pickled = shutil.copytree(model, tmp_path / "pickled")
+    as_pickle(pickled)
+    as_shards(model)
+    for folder in (model, pickled):
+        torch.testing.assert_close(clipkit.load(folder).encode_text(["a red square"]), expected, rtol=0, atol=1e-6)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(model: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "code has run"
+    file = as_pickle(model, lambda tensors: tensors.update(more=Evil(mark)))
+    assert f"{file}: holds more than tensors and would have to run code" in refused(model)
+    file.write_bytes(pickle.dumps(Evil(mark)))  # not of torch.save at all
+    assert f"{file}: is no file of torch.save that holds tensors alone; it was not opened" in refused(model)
+    assert not mark.exists()
+
+
+def test_safetensors_come_first(model: Path, tmp_path: Path) -> None:
+    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(tmp_path / "mark")))
+    clipkit.load(model)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "sub/file.safetensors", "..", "", 7, "a\\b"])
+def test_an_index_that_leads_elsewhere_is_refused(model: Path, tmp_path: Path, name: object) -> None:
+    (tmp_path / "other.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    index = as_shards(model)
+    content = json.loads(index.read_text())
+    content["weight_map"][min(content["weight_map"])] = name
+    index.write_text(json.dumps(content))
+    assert f"{index}: names {name!r}, which is not a file of its folder" in refused(model)
+
+
+def test_what_is_missing_or_cut_is_named(model: Path) -> None:
+    index = as_shards(model)
+    shard = model / "model-00002-of-00002.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    assert f"{shard}: is no whole safetensors file" in refused(model)
+    shard.unlink()
+    assert f"{index}: names {shard.name}, which is not there" in refused(model)
+    index.write_text("{")
+    assert f"{index}: is no index of weights" in refused(model)
+    index.unlink()
+    assert f"{model}: has no weights; it needs model.safetensors or pytorch_model.bin" in refused(model)
+
+
+def test_code_that_comes_with_a_model_is_never_run(model: Path) -> None:
+    config = model / "tokenizer_config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}))
+    (model / "evil.py").write_text("raise SystemExit('code has run')")
+    assert f"{config}: wants to run code of its own (auto_map), which clipkit never does" in refused(model)
+    config.write_text(json.dumps(values))
+    values = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(values | {"auto_map": {"AutoModel": "evil.Model"}}))
+    clipkit.load(model)  # its class is transformers' own, whatever the map says
