@@ -32,7 +32,7 @@ def local_folder(name: str, model_types: Collection[str] | None = None) -> Path:
     Args:
         name: a folder, or a repository, as `org/name` or `org/name@revision`.
         model_types: of transformers, whose weights are wanted; of another one only the small files are fetched. None:
-            of any.
+            of any; empty: no weights at all.
 
     Raises:
         ModelError: neither is there; says which was tried, and why it cannot be had.
@@ -94,6 +94,8 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
 
 def _needed(repository: str, sha: str | None, files: list[str], model_types: Collection[str] | None) -> list[str]:
     """Patterns of the files that make up the model."""
+    if model_types is not None and not model_types:
+        return list(_SMALL_FILES)
     if "clipkit.json" in files:
         return [*_CLIPKIT_FILES, "README.md"]
     kind = _model_type(repository, sha) if "config.json" in files else None

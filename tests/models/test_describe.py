@@ -4,7 +4,6 @@ from pathlib import Path
 
 import open_clip
 import pytest
-import torch
 
 import clipkit
 from clipkit.models.describe import describe, loadable
@@ -55,10 +54,13 @@ def test_a_siglip_and_its_card(tmp_path: Path) -> None:
     assert describe(str(folder))["licence"] is None
 
 
-def test_the_card_of_a_run_is_not_needed(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    clipkit.load("open_clip:ViT-B-32").save(tmp_path / "m")
+def test_a_composed_one(tmp_path: Path) -> None:
+    from tests.models.test_composed import model_of
+
+    model_of().save(tmp_path / "m")
     found = describe(str(tmp_path / "m"))
-    assert found["layout"] == "open_clip"
-    assert found["image_parameters"] == pytest.approx(87.8e6, rel=0.01)
+    assert found["layout"] == "composed"
+    assert (found["image_tower"], found["text_tower"]) == ("ConvNeXt", "BertModel")
+    assert (found["embed_dim"], found["image_size"], found["context_length"]) == (24, 64, 16)
     assert found["image_activation"] == "GELU"
+    assert found["licence"] is None

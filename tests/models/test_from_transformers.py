@@ -28,19 +28,6 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param, build(request.param, tmp_path_factory.mktemp("family") / request.param)
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Sizes and modes that exercise resizing, cropping by odd margins, and conversion."""
-    folder = tmp_path_factory.mktemp("pictures")
-    made = []
-    for number, (size, mode) in enumerate([((48, 32), "RGB"), ((33, 70), "RGB"), ((101, 64), "L"), ((20, 20), "P")]):
-        generator = torch.Generator().manual_seed(number)
-        pixels = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8, generator=generator).numpy()
-        made.append(folder / f"{number}.png")
-        Image.fromarray(pixels).convert(mode).save(made[-1])
-    return made
-
-
 def native_of(folder: Path) -> Any:
     config = json.loads((folder / "config.json").read_text())
     return getattr(transformers, config["architectures"][0]).from_pretrained(folder).eval()

@@ -3,7 +3,6 @@
 from itertools import chain
 from pathlib import Path
 
-import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -19,18 +18,6 @@ TEXTS = [
     "A  RED\nsquare",
     "x " * 100,
 ]
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    """Sizes and modes that exercise resizing, cropping by odd margins, and conversion."""
-    made = []
-    for number, (size, mode) in enumerate([((48, 32), "RGB"), ((33, 70), "RGB"), ((101, 64), "L"), ((20, 20), "P")]):
-        generator = torch.Generator().manual_seed(number)
-        pixels = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8, generator=generator).numpy()
-        made.append(tmp_path / f"{number}.png")
-        Image.fromarray(pixels).convert(mode).save(made[-1])
-    return made
 
 
 @torch.inference_mode()
