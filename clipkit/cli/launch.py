@@ -36,7 +36,10 @@ def run_on_processes(count: int, arguments: list[str]) -> None:
         elastic_launch(config, sys.executable)("-m", "clipkit", *arguments)
     except ChildFailedError as error:
         # What went wrong was said by the process that failed; the launcher's own table adds nothing.
-        _, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            ended = signal.Signals(-failure.exitcode).name
+            sys.stderr.write(f"clipkit: process {rank} was ended by {ended}; what was saved is whole\n")
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
     except SignalException as error:
         # It was passed on to the processes, and they have ended.

@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import sys
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -32,8 +33,10 @@ def log_to_terminal(logger: logging.Logger) -> None:
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
+            # A terminal that is gone, or a file on a full disk, is no reason to end a run.
+            with suppress(OSError):
+                tqdm.write(self.format(record), file=sys.stdout)
+                sys.stdout.flush()
 
     if not logger.handlers:
         logger.addHandler(Lines())

@@ -136,6 +136,7 @@ def _start_worker(worker: int) -> None:
 
 def _leave_signals_to_the_run() -> None:
     """Outlive what asks the run to stop: it often goes to a whole group of processes, and the run needs its workers."""
+    signal.set_wakeup_fd(-1)  # the run hears its own signals there
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.platform != "linux":

@@ -24,7 +24,7 @@ from clipkit.models.towers import (
     timm_blocks,
     transformers_blocks,
 )
-from clipkit.models.weights import check_weights
+from clipkit.models.weights import check_safetensors, check_weights
 from clipkit.recipe import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 
 LAYOUT_FILE = "clipkit.json"
@@ -136,6 +136,7 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
                 projection=layout["projection"],
             )
         )
+        check_safetensors(folder / _HEADS_FILE)
         heads = load_file(folder / _HEADS_FILE)
         model.logit_scale.data = heads.pop("logit_scale")
         if "logit_bias" in heads:
@@ -145,7 +146,7 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
             own = {key.removeprefix(prefix): value for key, value in heads.items() if key.startswith(prefix)}
             tower.head.load_state_dict(own)
             tower.head_is_new = False
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{name}: is not a complete clipkit model ({one_line(error)})") from None
     model.name = name
     return model
@@ -209,12 +210,17 @@ def _text_tower(recipe: TextTowerRecipe, embed_dim: int, projection: str) -> Tex
     try:
         if not recipe.pretrained:
             config = _new_text_config(source, recipe, tokenizer)
-            native = AutoModel.from_config(config)
+            native = AutoModel.from_config(config, trust_remote_code=False)
         else:
             folder = local_folder(source)
             check_weights(folder)
             with without_weight_bars():
-                native = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+                native, info = AutoModel.from_pretrained(
+                    folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+                )
+            missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+            if missing:
+                raise ModelError(f"{folder}: its weights lack {missing[0]} ({len(missing)} tensors in all)")
     except ModelError:
         raise
     except Exception as error:  # transformers raises whatever its builders raise
@@ -246,7 +252,7 @@ def _new_text_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer 
         values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
         values.setdefault("max_position_embeddings", tokenizer.context_length)
     if source not in CONFIG_MAPPING:
-        return AutoConfig.from_pretrained(local_folder(source), **values)
+        return AutoConfig.from_pretrained(local_folder(source), trust_remote_code=False, **values)
     if tokenizer is None:
         raise ModelError(
             f"model.text.name hf:{source}: a new tower needs a tokenizer, as tokenizer: open_clip:ViT-B-32"

@@ -38,13 +38,17 @@ def encode_pictures(
     def inputs_of(picture: Picture) -> Inputs:
         return tower.preprocess(open_picture(picture))
 
+    dtype = next(tower.parameters()).dtype
     if device.type == "cpu":
         batch_size = min(batch_size, _CPU_BATCH)
     bar = tqdm(total=len(pictures), desc="pictures", unit="", disable=None if progress else True, leave=False)
     features = []
     with torch.inference_mode(), bar, ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
         for decoded in _ahead(pool, inputs_of, pictures, batch_size):
-            batch = {name: value.to(device) for name, value in stack_inputs(decoded).items()}
+            batch = {
+                name: value.to(device, dtype if value.is_floating_point() else None)
+                for name, value in stack_inputs(decoded).items()
+            }
             features.append(through(batch).float().cpu())
             bar.update(len(decoded))
     return torch.cat(features) if features else torch.empty(0, 0)

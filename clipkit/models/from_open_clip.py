@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import torch
 from jaxtyping import Float
@@ -16,7 +15,7 @@ from clipkit.errors import ModelError, one_line
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.preprocess import Preprocess, TransformCall
 from clipkit.models.quiet import without_root_messages
-from clipkit.models.tokenizer import OpenClipTokenizer
+from clipkit.models.tokenizer import OpenClipTokenizer, refuse_code
 from clipkit.models.towers import ImageTower, TextTower, timm_blocks, transformers_blocks
 from clipkit.models.weights import check_safetensors, read_pickle
 
@@ -26,6 +25,8 @@ CONFIG_FILE = "open_clip_config.json"
 _WEIGHTS = "open_clip_model.safetensors"
 # In the order in which open_clip itself looks for them.
 _WEIGHT_FILES = (_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors")
+
+_TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 
 
 class Native(nn.Module):
@@ -124,10 +125,10 @@ def load_open_clip(name: str) -> DualEncoder:
     """
     import open_clip
 
-    rest, _, options = name.removeprefix("open_clip:").partition("?")
-    architecture, _, tag = rest.partition("/")
-    given = dict(parse_qsl(options))
-    if set(given) - {"weights"} or (tag and given):
+    rest, asked, option = name.removeprefix("open_clip:").partition("?")
+    architecture, slash, tag = rest.partition("/")
+    file = option.removeprefix("weights=")
+    if (asked and (slash or not file or file == option)) or (slash and not tag):
         raise ModelError(f"{name}: write open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH?weights=FILE")
     config = open_clip.get_model_config(architecture)
     if config is None:
@@ -140,10 +141,9 @@ def load_open_clip(name: str) -> DualEncoder:
                 f"{name}: {architecture} has no weights {tag}{_nearest(tag, tags)}; it has {', '.join(tags) or 'none'}"
             )
         _match_activation(name, architecture, tag, config)
-    native = _create(name, architecture, tag or None, bool(config.get("quick_gelu")))
-    if "weights" in given:
-        _load_weights(native, Path(given["weights"]).expanduser(), name)
-    tokenizer = _tokenizer_of(architecture, name)
+    weights = _Weights(Path(file).expanduser(), name) if file else None
+    native = _create(name, architecture, tag or None, config, weights)
+    tokenizer = _tokenizer_of(architecture, name, config)
     return _dual_encoder(native, config, tokenizer, f"open_clip:{architecture}", name)
 
 
@@ -153,42 +153,63 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
     Raises:
         ModelError: something in it is missing or does not fit; names the file.
     """
-
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+        dict(config["text_cfg"], **config["vision_cfg"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / CONFIG_FILE}: is no configuration of open_clip ({one_line(error)})") from None
     found = [folder / file for file in _WEIGHT_FILES if (folder / file).is_file()]
     if not found:
         raise ModelError(f"{folder}: has no weights; it needs {_WEIGHTS} or open_clip_pytorch_model.bin")
-    native = _create(name, f"local-dir:{folder}", None, False)
-    _load_weights(native, found[0], name)
-    tokenizer = _tokenizer_of(f"local-dir:{folder}", name)
+    refuse_code(folder / "tokenizer_config.json")
+    native = _create(name, f"local-dir:{folder}", None, config, _Weights(found[0], name))
+    tokenizer = _tokenizer_of(f"local-dir:{folder}", name, config)
     return _dual_encoder(native, config, tokenizer, None, name)
 
 
-def _create(name: str, architecture: str, tag: str | None, quick_gelu: bool) -> Any:
+def _create(name: str, architecture: str, tag: str | None, config: dict[str, Any], weights: "_Weights | None") -> Any:
+    """open_clip's model. What it takes to build it goes into `config`, with which it is saved."""
     import open_clip
 
+    text = config["text_cfg"]
+    if text.get("no_causal_mask") and not config.get("custom_text"):
+        # Built as the plain class, CLIPA's text tower is no module of its own; open_clip converts the weights.
+        config["custom_text"] = True
+    if weights is not None and "logit_bias" in weights.shapes:
+        config.setdefault("init_logit_bias", -10.0)  # of its trainer's --siglip, which no architecture's file mentions
+    bias = {"init_logit_bias": config["init_logit_bias"]} if "init_logit_bias" in config else {}
     try:
         with without_root_messages():  # it warns of random weights, which come to be replaced
-            return open_clip.create_model(
+            if text.get("hf_model_name"):
+                from transformers import AutoConfig
+
+                AutoConfig.from_pretrained(text["hf_model_name"], trust_remote_code=False)  # or it would ask
+            native = open_clip.create_model(
                 architecture,
                 pretrained=tag,
                 load_weights=tag is not None,
-                force_quick_gelu=quick_gelu,
+                force_quick_gelu=bool(config.get("quick_gelu")),
+                force_custom_text=bool(config.get("custom_text")),
                 pretrained_text=False,
+                **bias,
             ).eval()
     except Exception as error:  # open_clip raises whatever its builders raise
         raise ModelError(f"{name}: open_clip cannot build it ({one_line(error)})") from None
+    if weights is not None:
+        weights.load(native)
+    return native
 
 
-def _tokenizer_of(architecture: str, name: str) -> Any:
+def _tokenizer_of(architecture: str, name: str, config: dict[str, Any]) -> Any:
     import open_clip
 
+    options = config["text_cfg"].get("tokenizer_kwargs", {})
+    if unknown := sorted(set(options) - _TOKENIZER_OPTIONS):
+        raise ModelError(f"{name}: its tokenizer has the option {unknown[0]}, which clipkit does not take; remove it")
+    from_hub = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
     try:
         with without_root_messages():
-            return open_clip.get_tokenizer(architecture)
+            return open_clip.get_tokenizer(architecture, **from_hub)
     except Exception as error:  # open_clip raises whatever its builders raise
         raise ModelError(f"{name}: its tokenizer cannot be had ({one_line(error)})") from None
 
@@ -203,33 +224,56 @@ def _match_activation(name: str, architecture: str, tag: str, config: dict[str, 
         log.info(
             "%s: these weights were trained with QuickGELU, so the model has it, though its name does not say so", name
         )
-    if config.get("quick_gelu", False) and not wanted:
-        plain = architecture.removesuffix("-quickgelu")
+    plain = architecture.removesuffix("-quickgelu")
+    if config.get("quick_gelu", False) and not wanted and plain != architecture and plain in open_clip.list_models():
         raise ModelError(
             f"{name}: its weights were trained with GELU, {architecture} has QuickGELU; take open_clip:{plain}/{tag}"
         )
 
 
-def _load_weights(native: Any, file: Path, name: str) -> None:
-    from open_clip.factory import load_checkpoint
+class _Weights:
+    """A file of weights, looked at before a model is built for it.
 
-    if not file.is_file():
-        raise ModelError(f"{name}: there is no file {file}; paths are relative to the working directory")
-    if file.suffix == ".safetensors":
-        check_safetensors(file)
-    else:
-        content = read_pickle(file, device="meta")
-        inner = content.get("state_dict", content) if isinstance(content, Mapping) else None
-        if not isinstance(inner, Mapping) or not any(isinstance(value, Tensor) for value in inner.values()):
+    Raises:
+        ModelError: it is missing, cut short, or holds something else; names it.
+    """
+
+    def __init__(self, file: Path, name: str) -> None:
+        self.file = file
+        self.name = name
+        if not file.is_file():
+            raise ModelError(f"{name}: there is no file {file}; paths are relative to the working directory")
+        self.shapes = {key.removeprefix("module."): shape for key, shape in self._read().items()}
+
+    def _read(self) -> dict[str, tuple[int, ...]]:
+        if self.file.suffix == ".safetensors":
+            return check_safetensors(self.file)
+        content = read_pickle(self.file, device="meta")
+        inner = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+        shapes = {key: tuple(value.shape) for key, value in inner.items() if isinstance(value, Tensor)}
+        if not shapes:
             raise ModelError(
-                f"{file}: holds no weights; it needs a state_dict, as epoch_N.pt of open_clip's trainer has it"
+                f"{self.file}: holds no weights; it needs a state_dict, as epoch_N.pt of open_clip's trainer has it"
             )
-        del content, inner
-    try:
-        with without_root_messages():
-            load_checkpoint(native, str(file), strict=True, weights_only=True)
-    except Exception as error:  # torch and open_clip raise whatever their readers raise
-        raise ModelError(f"{file}: does not fit {name} ({one_line(error)})") from None
+        return shapes
+
+    def load(self, native: Any) -> None:
+        """Put them into open_clip's model."""
+        from open_clip.factory import load_checkpoint
+
+        for key, value in native.state_dict().items():
+            saved = self.shapes.get(key, self.shapes.get(key.removeprefix("text.")))
+            # open_clip would stretch positions to another size without a word.
+            if key.endswith("positional_embedding") and saved is not None and saved != tuple(value.shape):
+                raise ModelError(
+                    f"{self.file}: does not fit {self.name} ({key} is {saved} in the file, {tuple(value.shape)} in the "
+                    "model: another picture size or context length)"
+                )
+        try:
+            with without_root_messages():
+                load_checkpoint(native, str(self.file), strict=True, weights_only=True)
+        except Exception as error:  # torch and open_clip raise whatever their readers raise
+            raise ModelError(f"{self.file}: does not fit {self.name} ({one_line(error)})") from None
 
 
 def _dual_encoder(native: Any, config: Any, tokenizer: Any, source: str | None, name: str) -> DualEncoder:
@@ -256,7 +300,7 @@ def _dual_encoder(native: Any, config: Any, tokenizer: Any, source: str | None, 
 
 def _image_tower(visual: Any, preprocess: Preprocess) -> ImageTower:
     if hasattr(visual, "trunk"):  # timm's model with open_clip's head on top
-        return ImageTower(Native(visual.trunk), visual.head, _prefixed(timm_blocks(visual.trunk)), preprocess)
+        return _timm_tower(visual, preprocess)
     if isinstance(getattr(visual, "proj", None), nn.Parameter):
         # Taken out of the trunk, which skips it where it is None, so that a frozen trunk can run once.
         head = Projection(visual.proj)
@@ -271,6 +315,16 @@ def _image_tower(visual: Any, preprocess: Preprocess) -> ImageTower:
         )
     pool = stages.pop("attnpool", [])
     return ImageTower(Native(visual), nn.Identity(), list(stages.values()), preprocess, head_names=pool)
+
+
+def _timm_tower(visual: Any, preprocess: Preprocess) -> ImageTower:
+    blocks = _prefixed(timm_blocks(visual.trunk))
+    names: list[str] = []
+    if not any(True for _ in visual.head.parameters()):  # the projection is the trunk's own, or its pooling is all
+        for prefix in ("native.head.", "native.attn_pool."):
+            names = names or [name for block in blocks for name in block if name.startswith(prefix)]
+        blocks = [[name for name in block if name not in names] for block in blocks]
+    return ImageTower(Native(visual.trunk), visual.head, [b for b in blocks if b], preprocess, head_names=names)
 
 
 def _text_tower(native: Any, tokenizer: Any, source: str | None) -> tuple[OpenClipTokenizer, TextTower]:

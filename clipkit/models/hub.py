@@ -37,9 +37,12 @@ def local_folder(name: str, model_types: Collection[str] | None = None) -> Path:
     Raises:
         ModelError: neither is there; says which was tried, and why it cannot be had.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
+    try:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, RuntimeError):  # too long for a path, or of a user that there is not
+        pass
     if not _REPOSITORY.fullmatch(name) or name.startswith((".", "/", "~")):
         raise ModelError(f"{name}: there is no such folder; give a folder or a Hub repository, as org/name")
     repository, _, revision = name.partition("@")
@@ -52,6 +55,7 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -66,6 +70,8 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
         files = [sibling.rfilename for sibling in info.siblings or []]
         patterns = _needed(repository, info.sha, files, model_types)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except HFValidationError:
+        raise ModelError(f"{name}: there is no such folder, and it is no name of a Hub repository either") from None
     except GatedRepoError:
         raise ModelError(f"{name}: is gated; accept its terms on its page and log in with `hf auth login`") from None
     except RepositoryNotFoundError as error:
@@ -99,10 +105,11 @@ def _needed(repository: str, sha: str | None, files: list[str], model_types: Col
     if "clipkit.json" in files:
         return [*_CLIPKIT_FILES, "README.md"]
     kind = _model_type(repository, sha) if "config.json" in files else None
-    ours = model_types is None or kind in model_types
-    if "open_clip_config.json" in files and not (ours and kind is not None):
-        return [*_SMALL_FILES, *_first(files, _OPEN_CLIP_WEIGHTS)]
-    return [*_SMALL_FILES, *(_first(files, _TRANSFORMERS_WEIGHTS) if ours else [])]
+    ours = kind is not None and (model_types is None or kind in model_types)
+    weights = _first(files, _TRANSFORMERS_WEIGHTS) if ours else []
+    if "open_clip_config.json" in files and not weights:
+        weights = _first(files, _OPEN_CLIP_WEIGHTS)
+    return [*_SMALL_FILES, *weights]
 
 
 def _model_type(repository: str, sha: str | None) -> str | None:

@@ -11,6 +11,7 @@ from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.from_open_clip import CONFIG_FILE, load_open_clip, load_open_clip_folder
 from clipkit.models.from_transformers import FAMILIES, load_transformers
 from clipkit.models.hub import local_folder
+from clipkit.models.weights import has_weights
 
 
 def load(
@@ -48,7 +49,7 @@ def _open(name: str) -> DualEncoder:
         return load_composed(folder, name)
     kind = _model_type(folder)
     # A repository that has both layouts holds one model twice; transformers' is the one with a class of its own.
-    if (folder / CONFIG_FILE).is_file() and kind not in FAMILIES:
+    if (folder / CONFIG_FILE).is_file() and not (kind in FAMILIES and has_weights(folder)):
         return load_open_clip_folder(folder, name)
     if kind is None:
         raise ModelError(

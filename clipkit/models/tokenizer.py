@@ -142,7 +142,7 @@ def transformers_tokenizer(
     """The tokenizer saved in `folder`, cut at the shortest of the lengths that are known."""
     from transformers import AutoTokenizer
 
-    _refuse_code(folder / "tokenizer_config.json")
+    refuse_code(folder / "tokenizer_config.json")
     try:
         native = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers raise
@@ -153,7 +153,7 @@ def transformers_tokenizer(
     return TransformersTokenizer(native, int(min(limits)), fixed=fixed, mask=mask)
 
 
-def _refuse_code(config: Path) -> None:
+def refuse_code(config: Path) -> None:
     """Code that comes with a model is never run, also where the class would be found without it."""
     try:
         values = json.loads(config.read_text(encoding="utf-8"))

@@ -177,7 +177,7 @@ def timm_blocks(native: Any) -> list[list[str]]:
     if not blocks:
         return [stem]
     if len(blocks) > 1 and all(
-        name.split(".")[0] in ("norm", "fc_norm", "head", "conv_head", "bn2") for name in blocks[-1]
+        name.split(".")[0] in ("norm", "fc_norm", "head", "conv_head", "bn2", "attn_pool") for name in blocks[-1]
     ):
         norms = blocks.pop()
         blocks[-1] = blocks[-1] + norms

@@ -35,8 +35,14 @@ def check_weights(folder: Path, stem: str = "model", older: str = "pytorch_model
     raise ModelError(f"{folder}: has no weights; it needs {stem}.safetensors or {older}.bin")
 
 
-def check_safetensors(file: Path) -> None:
-    """See that a safetensors file is whole.
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights by the names that transformers gives them."""
+    names = ("model.safetensors", "pytorch_model.bin")
+    return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in names)
+
+
+def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
+    """See that a safetensors file is whole. Gives the shapes of its tensors.
 
     Raises:
         ModelError: it is not.
@@ -45,7 +51,7 @@ def check_safetensors(file: Path) -> None:
 
     try:
         with safe_open(file, framework="pt") as tensors:
-            tensors.keys()
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors has an exception of its own
         raise ModelError(f"{file}: is no whole safetensors file ({one_line(error)}); fetch it again") from None
 

@@ -41,11 +41,11 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
         (aside / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         (aside / _SUMS).write_bytes(_sums(aside))
         for file in aside.iterdir():
-            _to_disk(file)
-        _to_disk(aside)
+            to_disk(file)
+        to_disk(aside)
         remove_checkpoint(final)
         aside.rename(final)
-        _to_disk(folder)
+        to_disk(folder)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, SafetensorError):
@@ -118,7 +118,8 @@ def _sum_line(file: Path) -> bytes:
     return f"{digest.hexdigest()}  {file.name}\n".encode()
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """See that a file or the names in a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

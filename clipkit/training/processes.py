@@ -81,6 +81,10 @@ class Processes:
             dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
         return int(agreed)
 
+    def largest(self, value: int) -> int:
+        """The largest of the processes' values."""
+        return -self.smallest(-value)
+
     def any(self, *facts: bool) -> list[bool]:
         """Whether each fact holds on any of the processes."""
         if self.count == 1:

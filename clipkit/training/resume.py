@@ -91,7 +91,7 @@ def find(folder: RunFolder, recipe: Recipe, steps: int, identity: Mapping[str, A
             f"{folder.path}: is at step {step} already, and train.epochs: {recipe.train.epochs} ends at step {steps}; "
             "give more epochs, or another output"
         )
-    done = step == steps and folder.results.exists() and _steps_of_results(folder) == steps
+    done = step == steps and folder.report.exists() and _steps_of_results(folder) == steps
     return Found(step, notes, finished=done)
 
 
@@ -107,7 +107,7 @@ def _without_checkpoints(folder: RunFolder, recipe: Recipe, steps: int) -> Found
         return Found(0, [])
     if folder.recipe.exists():
         _changes(folder, recipe, yaml.safe_load(folder.recipe.read_text(encoding="utf-8")), steps)
-        if folder.results.exists() and _steps_of_results(folder) == steps:
+        if _steps_of_results(folder) == steps:
             return Found(steps, [], finished=True)
     raise OutputError(
         f"{folder.path}: holds a model but no checkpoints to go on from; begin again with --overwrite, "
@@ -166,5 +166,7 @@ def _short(value: object) -> str:
 
 
 def _steps_of_results(folder: RunFolder) -> int | None:
+    if not folder.results.exists():
+        return None
     results = json.loads(folder.results.read_text(encoding="utf-8"))
     return results["settings"].get("steps")

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from clipkit.errors import OutputError, TrainingError, one_line
+from clipkit.training.checkpoint import checkpoint_of, checkpoint_steps, remove_checkpoint, remove_leftovers, to_disk
 
 # What belongs to a run; nothing else in the folder is ever touched.
 _FILES = (
@@ -56,15 +57,20 @@ class RunFolder:
         Changes nothing of what is there.
 
         Raises:
-            OutputError: it holds a run and neither was asked for, another run is at work in it, or it cannot be
-                written to.
+            OutputError: it holds a run and neither was asked for, or something else by the names of a run's files;
+                another run is at work in it; or it cannot be written to.
         """
-        if self.recipe.exists() and not (resume or overwrite):
-            raise OutputError(
-                f"{self.path}: already holds a run; add --resume to go on with it, --overwrite to replace it, "
-                "or give another output"
-            )
         try:
+            if self.recipe.exists() and not (resume or overwrite):
+                raise OutputError(
+                    f"{self.path}: already holds a run; add --resume to go on with it, --overwrite to replace it, "
+                    "or give another output"
+                )
+            foreign = [name for name in (*_FILES, *_FOLDERS) if (self.path / name).exists()]
+            if foreign and not self.recipe.exists():
+                raise OutputError(
+                    f"{self.path}: has {foreign[0]} but no recipe.yaml, so it is no run's; give another output"
+                )
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -80,11 +86,15 @@ class RunFolder:
             self._lock = None
 
     def clear(self) -> None:
-        """Remove the run that is here, and only that."""
-        for name in _FILES:
+        """Remove the run that is here, and only that; its recipe last, so that what is left after a kill is a run's."""
+        remove_leftovers(self.checkpoints)
+        for step in checkpoint_steps(self.checkpoints):
+            remove_checkpoint(checkpoint_of(self.checkpoints, step))
+        if left := checkpoint_steps(self.checkpoints):
+            raise OSError(0, f"the checkpoint of step {left[0]} cannot be removed")
+        _remove(self.model)
+        for name in reversed(_FILES):
             (self.path / name).unlink(missing_ok=True)
-        for name in _FOLDERS:
-            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def mark(self) -> dict[str, Any]:
         """How far the logs that the recipe determines have come; what is in them is on the disk."""
@@ -130,13 +140,22 @@ class RunFolder:
     def replace_model(self, save: Callable[[Path], None]) -> None:
         """Let `save` write a model aside, then put it in the place of `model`."""
         aside, old = self.path / ".model-writing", self.path / ".model-old"
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(aside)
+        _remove(old)
         save(aside)
+        for file in [*(path for path in aside.rglob("*") if path.is_file()), aside]:
+            to_disk(file)
         if self.model.exists():
             self.model.rename(old)
         aside.rename(self.model)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """A folder with what is in it, or a link to one, if it is there."""
+    if path.is_symlink():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def append(file: Path, row: Mapping[str, Any]) -> None:

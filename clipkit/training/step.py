@@ -22,6 +22,11 @@ _BUCKET = {"cpu": 16}
 _ACCELERATOR_BUCKET = 256
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an accelerator had no room: torch says so in one way, the libraries below it in theirs."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+
+
 class Abandoned(Exception):
     """The step was given up before anything was updated, on all processes: one of them was asked to stop."""
 
@@ -121,7 +126,8 @@ class Step:
         scalars = {"scale": model.logit_scale.exp()}
         if model.logit_bias is not None:
             scalars["bias"] = model.logit_bias
-        loss = self.objective(gathered, scalars, processes.share(self.batch_size))
+        with self._agreed():
+            loss = self.objective(gathered, scalars, processes.share(self.batch_size))
         self.accelerator.backward(loss)
         with self._agreed():
             for tower in reversed(towers):
@@ -135,7 +141,9 @@ class Step:
         too_large = False
         try:
             yield
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             too_large = True
         except Abandoned:
             pass

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -28,18 +29,26 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
-        self._since = 0.0
         self._deferred = False
         self._before: dict[signal.Signals, Any] = {}
+        self._wakeup_before = -1
+        self._ends: tuple[socket.socket, socket.socket] | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            self._ends = socket.socketpair()
+            self._ends[1].setblocking(False)
+            self._wakeup_before = signal.set_wakeup_fd(self._ends[1].fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=_end_at_the_second_interrupt, args=(self._ends[0],), daemon=True).start()
             self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._ends is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            self._ends[1].close()  # which ends the thread
 
     @contextmanager
     def deferred(self, deferred: bool = True) -> Iterator[None]:
@@ -60,11 +69,21 @@ class StopRequest:
         )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
         if self.asked is None:
-            self.asked, self._since = signal.Signals(number), now
+            self.asked = signal.Signals(number)
             if not self._deferred:
                 raise self.interrupted()
-        elif number == signal.SIGINT and now - self._since >= _SAME:
-            os.write(2, b"clipkit: interrupted again: ended at once; the last checkpoint is whole\n")
-            os._exit(130)
+
+
+def _end_at_the_second_interrupt(signals: socket.socket) -> None:
+    """In a thread of its own: the main one may be waiting where no handler of Python's runs."""
+    first = None
+    with signals:
+        while received := signals.recv(64):
+            now = time.monotonic()
+            for number in received:
+                if first is None and number in _SIGNALS:
+                    first = now
+                elif first is not None and number == signal.SIGINT and now - first >= _SAME:
+                    os.write(2, b"clipkit: interrupted again: ended at once; the last checkpoint is whole\n")
+                    os._exit(130)

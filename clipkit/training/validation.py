@@ -3,8 +3,11 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from clipkit.data import Pairs
+from clipkit.errors import TrainingError
 from clipkit.evaluation import Result, retrieval_result
 from clipkit.metrics import recalls, retrieval_ranks
 from clipkit.models import DualEncoder
@@ -27,11 +30,19 @@ class Validation:
 
     def figures(self) -> dict[str, float]:
         """The recalls alone."""
-        image_features, text_features = self.inputs.features()
+        image_features, text_features = self._features()
         return recalls(*retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption)))
 
     def result(self, name: str) -> dict[str, Any]:
         """All that results.json holds of them, under this model name."""
-        image_features, text_features = self.inputs.features()
+        image_features, text_features = self._features()
         result: Result = retrieval_result(image_features, text_features, self.pairs, name, 0.0)
         return dict(result)
+
+    def _features(self) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+        image_features, text_features = self.inputs.features()
+        if not (image_features.isfinite().all() and text_features.isfinite().all()):
+            raise TrainingError(
+                f"{self.pairs.name}: its features are not finite; try a lower optim.lr, or train.precision: fp32"
+            )
+        return image_features, text_features

@@ -192,3 +192,43 @@ def test_what_cannot_be_built_is_one_line(changes: dict[str, Any], message: str)
 def test_a_vocabulary_too_large_for_the_tower_is_refused(bert: Path) -> None:
     with pytest.raises(ModelError, match="the text tower knows 13"):
         model_of(text={"name": str(bert), "tokenizer": "open_clip:ViT-B-32"})
+
+
+def test_missing_and_cut_weights_are_refused(bert: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = compose(ModelRecipe.model_validate({"image": model_image(), "text": {"name": str(bert)}}))
+    model.save(tmp_path / "m")
+    heads = tmp_path / "m" / "heads.safetensors"
+    content = heads.read_bytes()
+    heads.write_bytes(content[:-10])
+    with pytest.raises(ModelError, match=f"{heads}: is no whole safetensors file"):
+        clipkit.load(tmp_path / "m")
+    heads.write_bytes(content)
+    layout = tmp_path / "m" / "clipkit.json"
+    written = layout.read_text()
+    layout.write_text("[]")
+    with pytest.raises(ModelError, match="is not a complete clipkit model"):
+        clipkit.load(tmp_path / "m")
+    layout.write_text(written)
+    file = tmp_path / "m" / "text" / "model.safetensors"
+    tensors = load_file(file)
+    missing = "encoder.layer.1.attention.self.query.weight"
+    save_file({name: value for name, value in tensors.items() if name != missing}, file)
+    with pytest.raises(ModelError, match=f"its weights lack {missing}"):
+        clipkit.load(tmp_path / "m")
+
+
+def test_code_beside_a_configuration_is_never_run(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bert / "evil.py").write_text("raise SystemExit('code has run')")
+    config = json.loads((bert / "config.json").read_text())
+    auto_map = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    (bert / "config.json").write_text(json.dumps(config | {"model_type": "evil", "auto_map": auto_map}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    for pretrained in (True, False):
+        with pytest.raises(ModelError, match="cannot build it"):
+            compose(
+                ModelRecipe.model_validate(
+                    {"image": model_image(), "text": {"name": str(bert), "pretrained": pretrained}}
+                )
+            )

@@ -62,5 +62,5 @@ def test_a_composed_one(tmp_path: Path) -> None:
     assert found["layout"] == "composed"
     assert (found["image_tower"], found["text_tower"]) == ("ConvNeXt", "BertModel")
     assert (found["embed_dim"], found["image_size"], found["context_length"]) == (24, 64, 16)
-    assert found["image_activation"] == "GELU"
+    assert found["image_activation"] == "GELUTanh"
     assert found["licence"] is None

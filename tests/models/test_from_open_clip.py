@@ -27,8 +27,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "embed_dim": 24, "vision_cfg": VISION, "custom_text": True,
         "text_cfg": TEXT | {"pool_type": "eos", "eos_id": 49407, "proj_bias": True},
     },
-    "tiny-clipa": {
-        "embed_dim": 24, "vision_cfg": VISION | {"pool_type": "avg"}, "custom_text": True,
+    "tiny-clipa": {  # as the real ones: the plain class, though its text tower looks both ways
+        "embed_dim": 24, "vision_cfg": VISION | {"pool_type": "avg"},
         "text_cfg": TEXT | {"context_length": 16, "no_causal_mask": True, "pool_type": "last"},
     },
     "tiny-sigmoid": {
@@ -78,7 +78,8 @@ def architectures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def own(name: str) -> tuple[Any, Any, Any]:
     """open_clip's model with the random weights that clipkit's gets too, its transform and tokenizer."""
     torch.manual_seed(0)
-    model, _, transform = open_clip.create_model_and_transforms(name, pretrained_text=False)
+    custom = name == "tiny-clipa"  # so that the parameters are drawn in the same order; the next test has the plain one
+    model, _, transform = open_clip.create_model_and_transforms(name, pretrained_text=False, force_custom_text=custom)
     return model.eval(), transform, open_clip.get_tokenizer(name)
 
 
@@ -173,6 +174,66 @@ def shrunk(file: Path) -> Path:
     return file
 
 
+def test_clipa_as_open_clip_builds_it(tmp_path: Path, pictures: list[Path]) -> None:
+    native, _, transform = open_clip.create_model_and_transforms("tiny-clipa")
+    assert type(native).__name__ == "CLIP"
+    torch.save(native.state_dict(), tmp_path / "w.pt")
+    model = clipkit.load(f"open_clip:tiny-clipa?weights={tmp_path / 'w.pt'}")
+    image, text = features(native.eval(), transform, open_clip.get_tokenizer("tiny-clipa"), pictures)
+    torch.testing.assert_close(model.encode_image(pictures), image, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.encode_text(TEXTS), text, rtol=0, atol=1e-5)
+    visual = {name for name, _ in model.text.named_parameters() if "visual" in name}
+    assert not visual
+
+
+def test_a_checkpoint_of_its_trainer_with_siglips_loss(tmp_path: Path, pictures: list[Path]) -> None:
+    native, _, transform = open_clip.create_model_and_transforms("tiny-clip", init_logit_bias=-7.0)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in native.state_dict().items()}}, tmp_path / "epoch_1.pt")
+    model = clipkit.load(f"open_clip:tiny-clip?weights={tmp_path / 'epoch_1.pt'}")
+    assert model.logit_bias is not None
+    assert model.logit_bias.item() == -7.0
+    model.save(tmp_path / "saved")
+    assert clipkit.load(tmp_path / "saved").logit_bias.item() == -7.0  # type: ignore[union-attr]
+    image, _ = features(native.eval(), transform, open_clip.get_tokenizer("tiny-clip"), pictures)
+    torch.testing.assert_close(model.encode_image(pictures), image, rtol=0, atol=1e-5)
+
+
+def test_weights_of_another_picture_size_are_not_stretched(tmp_path: Path) -> None:
+    native = open_clip.create_model("tiny-clip", force_image_size=64)
+    torch.save(native.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"positional_embedding is \(65, 32\) in the file, \(17, 32\) in the model"):
+        clipkit.load(f"open_clip:tiny-clip?weights={tmp_path / 'w.pt'}")
+
+
+def test_code_beside_a_folder_is_never_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    clipkit.load("open_clip:tiny-clip").save(tmp_path)
+    bert_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "evil.py").write_text("print('code has run')\nclass Tokenizer: pass\n")
+    config = json.loads((tmp_path / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="its tokenizer has the option trust_remote_code"):
+        clipkit.load(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    auto_map = {"AutoTokenizer": ["evil.Tokenizer", None]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": auto_map}))
+    with pytest.raises(ModelError, match="wants to run code of its own"):
+        clipkit.load(tmp_path)
+    assert "code has run" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-sigmoid", "tiny-resnet"])
+def test_half_precision(name: str, pictures: list[Path]) -> None:
+    torch.manual_seed(0)
+    full = clipkit.load(f"open_clip:{name}")
+    torch.manual_seed(0)
+    half = clipkit.load(f"open_clip:{name}", dtype=torch.bfloat16)
+    for method, inputs in (("encode_image", pictures), ("encode_text", TEXTS)):
+        features = getattr(half, method)(inputs)
+        assert features.dtype == torch.float32
+        assert (features * getattr(full, method)(inputs)).sum(dim=1).min() > 0.98
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return (print, ("code has run",))
@@ -237,6 +298,10 @@ def test_activation_and_preprocessing_come_from_the_tag(
         ("open_clip:ViT-B-23", "has no architecture ViT-B-23; did you mean ViT-B-32?"),
         ("open_clip:ViT-B-32/openia", "has no weights openia; did you mean openai?; it has openai, "),
         ("open_clip:tiny-clip?weight=x", "write open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH.weights=FILE"),
+        ("open_clip:tiny-clip?weights=", "write open_clip:ARCH/TAG"),
+        ("open_clip:tiny-clip?/no/such.pt", "write open_clip:ARCH/TAG"),
+        ("open_clip:tiny-clip/", "write open_clip:ARCH/TAG"),
+        ("open_clip:tiny-clip?weights=/no/a+b.pt", "there is no file /no/a.b.pt"),
         ("open_clip:tiny-clip?weights=/no/such.pt", "there is no file /no/such.pt"),
     ],
 )

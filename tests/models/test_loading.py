@@ -13,6 +13,9 @@ from clipkit.errors import ModelError
         ("no/such/folder", "no such folder"),
         ("./missing", "there is no such folder"),
         ("nobody/nothing", "not in the Hub cache while offline"),
+        ("my--model", "it is no name of a Hub repository"),
+        ("~nosuchuser/x", "there is no such folder"),
+        ("x" * 300, "no name of a Hub repository"),
         ("open_clip:none", "open_clip has no architecture none"),
     ],
 )
@@ -42,3 +45,18 @@ def test_a_broken_weight_file_is_one_line(tiny_clip: Path, tmp_path: Path) -> No
     with pytest.raises(ModelError, match=f"{weights}: is no whole safetensors file .*fetch it again") as caught:
         clipkit.load(broken)
     assert "\n" not in str(caught.value)
+
+
+def test_both_layouts_in_one_folder(tiny_clip: Path, tmp_path: Path) -> None:
+    """As many repositories have them; weights may be there for open_clip alone."""
+    import shutil
+
+    import torch
+
+    torch.manual_seed(0)
+    folder = tmp_path / "both"
+    clipkit.load("open_clip:ViT-B-32").save(folder)
+    shutil.copytree(tiny_clip, folder, dirs_exist_ok=True)
+    assert clipkit.load(folder).backend.kind == "transformers"
+    (folder / "model.safetensors").unlink()
+    assert clipkit.load(folder).backend.kind == "open_clip"

@@ -56,7 +56,8 @@ def test_when_one_process_dies_the_others_end(recipe: Build, tmp_path: Path, die
     assert process.returncode != 0
     assert "Traceback" not in said
     assert f"clipkit: process {1 - dies}: another process of this run is gone or does not answer" in said
-    assert said.count("clipkit: ") == 1
+    assert f"clipkit: process {dies} was ended by SIGKILL" in said
+    assert said.count("clipkit: ") == 2
     before = sound_checkpoints(tmp_path / "run")[-1]
     clipkit.train(recipe({**CHANGES, "train.epochs": before // 3 + 2}), resume=True)
     assert f"goes on after step {before}" in (tmp_path / "run" / "log.txt").read_text()
