@@ -5,7 +5,8 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from clipkit.data import Batch, EpochSampler, read_pairs
-from clipkit.errors import TrainingError, one_line
+from clipkit.errors import DataError, RecipeError, TrainingError, one_line
 from clipkit.evaluation import versions
 from clipkit.recipe import Recipe
 from clipkit.report import run_report
@@ -33,7 +34,7 @@ from clipkit.training.processes import Processes
 from clipkit.training.resume import MACHINE, Found, best_evaluation, find
 from clipkit.training.run_folder import RunFolder, append, write_whole
 from clipkit.training.setup import accelerator_of, fingerprint, learns_batch_norm, micro_batch_size_of, model_of
-from clipkit.training.step import Abandoned, Step
+from clipkit.training.step import Abandoned, Step, out_of_memory
 from clipkit.training.stop import StopRequest
 from clipkit.training.validation import Validation
 
@@ -80,14 +81,18 @@ def train(
         try:
             return run.go(resume, overwrite)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker" in str(error):
+                reason = (
+                    f"a loader worker died ({one_line(error)}); the system ends processes when memory runs out: "
+                    "lower data.workers if it did"
+                )
+            elif out_of_memory(error):
+                reason = f"out of memory ({one_line(error)}); set train.micro_batch_size to less than it found"
+            else:
                 raise
-            died = TrainingError(
-                f"after step {run.step}: a loader worker died ({one_line(error)}); the system ends processes when "
-                "memory runs out: lower data.workers if it did, then go on with --resume"
-            )
-            died.everywhere = False
-            raise died from None
+            failed = TrainingError(f"after step {run.step}: {reason}, then go on with --resume")
+            failed.everywhere = False
+            raise failed from None
         finally:
             run.folder.release()
 
@@ -118,16 +123,30 @@ class Run:
             self._say(f"{self.folder.path}: was finished after step {self.steps}; there is nothing to do")
             results: dict[str, Any] = json.loads(self.folder.results.read_text(encoding="utf-8"))
             return results
-        found_size = self._open(found)
-        with self._log_file():
+        with self._log_file() as lines:
             self._say_what_starts(found)
-            self._loop(found_size)
+            state = read_state(checkpoint_of(self.folder.checkpoints, found.step)) if found.step else None
+            inputs = self._inputs(state)
+            # Up to here, whatever was wrong, the folder is as it was.
+            self._open(found, state)
+            self._log_into_the_folder(lines)
+            self._loop(inputs)
             return self._finish()
 
     def _prepare(self) -> None:
         recipe = self.recipe
         self.pairs = read_pairs(recipe.data.train)
+        if recipe.train.batch_size < self.processes.count:
+            raise RecipeError(
+                f"train.batch_size is {recipe.train.batch_size}, fewer pairs than the {self.processes.count} processes"
+                "; start fewer"
+            )
         validation = read_pairs(recipe.data.validation) if recipe.data.validation else None
+        if validation is not None and len(validation.pictures) < self.processes.count:
+            raise DataError(
+                f"{validation.name}: has {len(validation.pictures)} pictures, fewer than the {self.processes.count} "
+                "processes; start fewer, or validate on more"
+            )
         self.sampler = EpochSampler(self.pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
         self.steps = recipe.train.epochs * self.sampler.steps_per_epoch
         self.schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, self.steps)
@@ -159,11 +178,10 @@ class Run:
         step, finished = self.processes.of_main(found.step), self.processes.of_main(found.finished)
         return Found(step, found.notes, bool(finished))
 
-    def _open(self, found: Found) -> int | None:
-        """Make the folder what it was at the checkpoint, or empty. Gives the micro-batch that the run had found."""
-        checkpoints, state = self.folder.checkpoints, None
-        if found.step:
-            state = read_state(checkpoint_of(checkpoints, found.step))
+    def _open(self, found: Found, state: dict[str, Any] | None) -> None:
+        """Make the folder what it was at the checkpoint, or empty, and the run what it was then."""
+        checkpoints = self.folder.checkpoints
+        if state is not None:
             self.learned.load(checkpoint_of(checkpoints, found.step))
             self.step = self.saved_at = found.step
             self.seconds_before = state["seconds"]
@@ -183,24 +201,41 @@ class Run:
                 write_whole(self.folder.recipe, self.recipe.to_yaml())
 
         self.processes.on_main(put_back)
+
+    def _found_size(self, state: dict[str, Any] | None) -> int | None:
+        """The micro-batch that the run had found on these processes."""
         if state is None or any(state["identity"][part] != self.identity[part] for part in MACHINE):
             return None
         same = state["recipe"]["train"]["micro_batch_size"] == self.recipe.train.micro_batch_size
         return int(state["micro_batch_size"]) if same else None
 
     @contextmanager
-    def _log_file(self) -> Iterator[None]:
-        handler = logging.FileHandler(self.folder.log) if self.processes.is_main else logging.NullHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        # On a full disk the run itself says what is wrong.
-        handler.handleError = lambda record: None  # type: ignore[method-assign]
+    def _log_file(self) -> Iterator[MemoryHandler]:
+        """Within, what is said is kept for log.txt; it is written from `_log_into_the_folder` on."""
+        lines = MemoryHandler(1, flushLevel=logging.CRITICAL, flushOnClose=False)
         log.setLevel(logging.INFO)
-        log.addHandler(handler)
+        log.addHandler(lines)
         try:
-            yield
+            yield lines
         finally:
-            log.removeHandler(handler)
-            handler.close()
+            log.removeHandler(lines)
+            file = lines.target
+            # On a full disk the run itself says what is wrong.
+            with suppress(OSError):
+                lines.close()
+                if file is not None:
+                    file.close()
+
+    def _log_into_the_folder(self, lines: MemoryHandler) -> None:
+        def begin() -> None:
+            with self.folder.writing():
+                file = logging.FileHandler(self.folder.log)
+            file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            file.handleError = lambda record: None  # type: ignore[method-assign]
+            lines.setTarget(file)
+            lines.flush()
+
+        self.processes.on_main(begin)
 
     def _say(self, message: str) -> None:
         if self.processes.is_main:
@@ -222,10 +257,11 @@ class Run:
         )
         for note in found.notes:
             self._say(note)
-        if self.step:
-            self._say(f"goes on after step {self.step}")
+        if found.step:
+            self._say(f"goes on after step {found.step}")
 
-    def _loop(self, found_size: int | None) -> None:
+    def _inputs(self, state: dict[str, Any] | None) -> TowerInputs:
+        """Everything that a step needs; frozen trunks run here."""
         recipe = self.recipe
         inputs = TowerInputs(self.model, self.pairs, self.processes, recipe.data.augment != "none")
         if inputs.image_store is not None or inputs.text_store is not None:
@@ -244,13 +280,19 @@ class Run:
             self.processes,
             self.accelerator,
             recipe.train.batch_size,
-            micro_batch_size_of(recipe, self.model, inputs, self.pairs, self.processes, self.accelerator, found_size),
+            micro_batch_size_of(
+                recipe, self.model, inputs, self.pairs, self.processes, self.accelerator, self._found_size(state)
+            ),
             recipe.train.seed,
             cut=not learns_batch_norm(self.model, recipe.model),
             asked_to_stop=lambda: self.stop.asked is not None,
             say=self._say,
         )
         self._say(f"micro-batches of {self.backward.micro_batch_size} pairs on each process")
+        return inputs
+
+    def _loop(self, inputs: TowerInputs) -> None:
+        recipe = self.recipe
         batches = inputs.batches(self.sampler, recipe.data, recipe.train.seed, self.step, self.steps)
         bar = tqdm(
             total=self.steps * recipe.train.batch_size,
@@ -277,14 +319,18 @@ class Run:
         recipe, lr = self.recipe, self.schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # A tower that learns BatchNorm's statistics learns them in the forward pass, of a step that fails too.
+        before = {} if self.backward.cut else {name: b.clone() for name, b in self.model.named_buffers()}
         try:
             loss = self.backward(batch, self.step)
         except Abandoned:
-            self._stop()
+            self._stop(self.processes.largest(int(self.stop.asked or 0)))
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         norm = self.accelerator.clip_grad_norm_(parameters, recipe.optim.clip or math.inf)
         # With fp16 a gradient that overflows is the scaler's business, which skips the step and scales less.
         if not loss.isfinite() or (self.accelerator.scaler is None and not norm.isfinite()):
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(before.get(name, buffer))
             self._stop_at_last_good(batch, loss.item(), float(norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -322,11 +368,11 @@ class Run:
 
     def _after_step(self, row: dict[str, Any]) -> None:
         ends = self._stage_ends()
-        failed, stop, old = self.processes.any(self.failure is not None, self.stop.asked is not None, self.keeper.old())
+        failed, old = self.processes.any(self.failure is not None, self.processes.is_main and self.keeper.old())
         if failed:
             raise self.failure or TrainingError("the first process cannot write")
-        if stop:
-            self._stop()
+        if asked := self.processes.largest(int(self.stop.asked or 0)):
+            self._stop(asked)
         if (ends and self.validation is not None) or old or self.step == self.steps or self.keeper.due(self.step):
             self._save_checkpoint()
         if ends:
@@ -358,10 +404,10 @@ class Run:
         self.processes.on_main(lambda: self.keeper.write(self.step, self.learned, state))
         self.saved_at = self.step
 
-    def _stop(self) -> NoReturn:
+    def _stop(self, asked: int) -> NoReturn:
         self._save_checkpoint()
         where = f" after step {self.step}, of which there is a checkpoint" if self.step else " before the first step"
-        raise self.stop.interrupted(where)
+        raise self.stop.interrupted(where, asked)
 
     def _stop_at_last_good(self, batch: Batch, loss: float, norm: float) -> None:
         """Nothing was updated yet: keep the state, say which pictures the step had, and stop."""
@@ -426,6 +472,7 @@ class Run:
         def write() -> None:
             with self.folder.writing():
                 self.folder.replace_model(self.model.save)
+                self.folder.report.unlink(missing_ok=True)  # with both there, the run is finished
                 write_whole(self.folder.results, json.dumps(results, indent=2) + "\n")
                 write_whole(self.folder.report, run_report(self.folder.path))
 

@@ -117,13 +117,9 @@ def micro_batch_size_of(
         found: what fitted before the run was interrupted: the same cut gives the same bits.
 
     Raises:
-        RecipeError: there are more processes than pairs in a batch, or the cut would change what BatchNorm learns.
+        RecipeError: the cut would change what BatchNorm learns.
     """
     batch_size, asked = recipe.train.batch_size, recipe.train.micro_batch_size
-    if batch_size < processes.count:
-        raise RecipeError(
-            f"train.batch_size is {batch_size}, fewer pairs than the {processes.count} processes; start fewer"
-        )
     rows = -(-batch_size // processes.count)
     if asked != "auto" or found is not None:
         size = min(found or int(asked), rows)

@@ -61,11 +61,11 @@ class StopRequest:
         finally:
             self._deferred = before
 
-    def interrupted(self, where: str = "; what was saved is whole") -> Interrupted:
-        """The exception that ends the run, saying where it stood."""
-        name = self.asked.name if self.asked is not None else "another process's signal"
+    def interrupted(self, where: str = "; what was saved is whole", number: int = 0) -> Interrupted:
+        """The exception that ends the run, saying where it stood; `number` is the signal that all agreed on."""
+        asked = signal.Signals(number or self.asked or signal.SIGTERM)
         return Interrupted(
-            f"stopped by {name}{where}; go on with --resume", 130 if self.asked is signal.SIGINT else 143
+            f"stopped by {asked.name}{where}; go on with --resume", 130 if asked == signal.SIGINT else 143
         )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

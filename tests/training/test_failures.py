@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import clipkit
-from clipkit.errors import TrainingError
+from clipkit.errors import DataError, OutputError, TrainingError
 from clipkit.models.towers import Tower
 from clipkit.recipe import Recipe
 from clipkit.training.checkpoint import checkpoint_steps, damage
@@ -183,3 +183,127 @@ def test_an_error_on_the_first_process_ends_all(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(processes, "of_main", lambda value, code=code: code)
         with pytest.raises(kind, match="the first process cannot go on"):
             processes.on_main(lambda: None)
+
+
+def test_folders_of_the_users_own_are_left_alone(recipe: Build, tmp_path: Path) -> None:
+    """As output: . in a project; none of these is a run's, whatever they are called."""
+    mine = tmp_path / "run" / "checkpoints" / "epoch_9.pt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(OutputError, match=r"has checkpoints but no recipe.yaml, so it is no run's"):
+            clipkit.train(recipe(CHANGES), **options)
+    assert mine.read_text() == "mine"
+
+
+def test_overwriting_keeps_the_old_run_until_all_is_known_to_be_right(recipe: Build, tmp_path: Path) -> None:
+    from tests.training.test_resume import files_of, own_data
+
+    changes = {**CHANGES, "train.epochs": 2, "checkpoint.every_steps": 4}
+    clipkit.train(recipe(changes))
+    before = files_of(tmp_path / "run")
+    data = own_data(tmp_path / "data")
+    (tmp_path / "data" / "images" / "3.png").write_bytes(b"no picture")
+    frozen = {"model.image.tune": "frozen", "data.augment": "none", "data.train": str(data), "train.batch_size": 4}
+    with pytest.raises(DataError, match="3.png"):
+        clipkit.train(recipe({**changes, **frozen}), overwrite=True)
+    assert files_of(tmp_path / "run") == before
+
+
+def test_a_linked_checkpoint_folder_is_cleared_too(recipe: Build, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "big disk"
+    elsewhere.mkdir()
+    clipkit.train(recipe({**CHANGES, "train.epochs": 4}))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for checkpoint in list(checkpoints.iterdir()):
+        checkpoint.rename(elsewhere / checkpoint.name)
+    checkpoints.rmdir()
+    checkpoints.symlink_to(elsewhere)
+    clipkit.train(recipe({**CHANGES, "train.epochs": 1, "checkpoint.every_steps": 1}), overwrite=True)
+    assert checkpoint_steps(checkpoints) == [2, 3]
+
+
+def test_a_report_that_could_not_be_written_is_made_up_for(
+    recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipkit.training import run
+
+    changes = {**CHANGES, "train.epochs": 2}
+    with monkeypatch.context() as patched:
+
+        def full(folder: Path) -> str:
+            raise OSError(28, "No space left on device")
+
+        patched.setattr(run, "run_report", full)
+        with pytest.raises(TrainingError, match="No space left on device.*--resume"):
+            clipkit.train(recipe(changes))
+    clipkit.train(recipe(changes), resume=True)
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("where", ["objective", "optimizer"])
+def test_out_of_memory_where_a_cut_does_not_help(recipe: Build, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    from clipkit.training import run
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if where == "objective":
+        monkeypatch.setattr(run, "objective_of", lambda own: full)
+        message = "out of memory with 1 pair on each process"
+    else:
+        monkeypatch.setattr(torch.optim.AdamW, "step", full)
+        message = "after step 0: out of memory .CUDA out of memory.; set train.micro_batch_size to less"
+    with pytest.raises(TrainingError, match=message):
+        clipkit.train(recipe(CHANGES))
+
+
+def test_batch_norm_is_as_it_was_after_the_last_good_step(
+    recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipkit.training.checkpoint import checkpoint_of, read_tensors
+    from tests.training.test_run import COMPOSED
+
+    image = {**COMPOSED["image"], "name": "timm:test_resnet"}
+    changes = {**CHANGES, "model": {**COMPOSED, "image": image}, "train.micro_batch_size": 5, "data.validation": None}
+    forward, calls = Tower.forward, 0
+
+    def broken_at_the_fourth(self: Tower, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        nonlocal calls
+        if type(self).__name__ == "ImageTower" and self.training is not None:
+            calls += torch.is_grad_enabled()
+            inputs = {name: value * (float("nan") if calls == 4 else 1) for name, value in inputs.items()}
+        return forward(self, inputs)
+
+    monkeypatch.setattr(Tower, "forward", broken_at_the_fourth)
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        clipkit.train(recipe(changes))
+    steps = checkpoint_steps(tmp_path / "run" / "checkpoints")
+    tensors = read_tensors(checkpoint_of(tmp_path / "run" / "checkpoints", steps[-1]), "model")
+    assert any("running_mean" in name for name in tensors)
+    assert all(value.isfinite().all() for value in tensors.values())
+
+
+def test_features_that_are_not_finite_are_no_good_evaluation(recipe: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipkit.training.inputs import TowerInputs
+
+    nan = torch.full((16, 8), float("nan"))
+    monkeypatch.setattr(TowerInputs, "features", lambda self: (nan, nan.repeat(2, 1)))
+    with pytest.raises(TrainingError, match="its features are not finite"):
+        clipkit.train(recipe(CHANGES))
+
+
+def test_the_clock_of_several_processes(recipe: Build, tmp_path: Path) -> None:
+    changes = {**CHANGES, "train.epochs": 40, "checkpoint.every_minutes": 0.02, "checkpoint.keep_last": 1000}
+    file = write(recipe({**changes, "checkpoint.every_steps": 1000}), tmp_path / "r.yaml")
+    torchrun(2, "-m", "clipkit", "train", str(file))
+    # 120 steps take seconds: there is one every 1.2 of them, not one after each step.
+    assert len(sound_checkpoints(tmp_path / "run")) < 40
+
+
+def test_a_terminal_that_is_gone_is_no_reason_to_stop(recipe: Build, tmp_path: Path) -> None:
+    file = write(recipe({**CHANGES, "train.epochs": 2}), tmp_path / "r.yaml")
+    command = [sys.executable, "-m", "clipkit", "train", str(file)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+    assert (tmp_path / "run" / "report.html").is_file(), done.stderr
