@@ -112,24 +112,28 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def recipe(shapes: Path, tiny_clip: Path, tmp_path: Path) -> Callable[..., Any]:
-    """A small fine-tune: `recipe({"optim.lr": 1e-3})`."""
+def small_recipe(tiny_clip: Path, shapes: Path, output: Path) -> Any:
+    """A small fine-tune."""
     from clipkit.recipe import Recipe
 
-    def build(changes: dict[str, Any] | None = None) -> Recipe:
-        base = {
+    captions = str(shapes / "captions.csv")
+    return Recipe.from_dict(
+        {
             "model": {"name": str(tiny_clip)},
-            "data": {
-                "train": str(shapes / "captions.csv"),
-                "validation": str(shapes / "captions.csv"),
-                "workers": 0,
-            },
+            "data": {"train": captions, "validation": captions, "workers": 0},
             "optim": {"lr": 1e-3},
             "train": {"epochs": 2, "batch_size": 8},
-            "output": str(tmp_path / "run"),
+            "output": str(output),
         }
-        return Recipe.from_dict(base).override(changes or {})
+    )
+
+
+@pytest.fixture
+def recipe(shapes: Path, tiny_clip: Path, tmp_path: Path) -> Callable[..., Any]:
+    """The small fine-tune, changed: `recipe({"optim.lr": 1e-3})`."""
+
+    def build(changes: dict[str, Any] | None = None) -> Any:
+        return small_recipe(tiny_clip, shapes, tmp_path / "run").override(changes or {})
 
     return build
 

@@ -1,12 +1,10 @@
 """A run: from a recipe to a model, and everything it leaves in its folder."""
 
 import json
-import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from logging.handlers import MemoryHandler
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,12 +31,11 @@ from clipkit.training.optimizer import WarmupCosine, build_optimizer
 from clipkit.training.processes import Processes
 from clipkit.training.resume import MACHINE, Found, best_evaluation, find
 from clipkit.training.run_folder import RunFolder, append, write_whole
+from clipkit.training.run_log import RunLog
 from clipkit.training.setup import accelerator_of, fingerprint, learns_batch_norm, micro_batch_size_of, model_of
 from clipkit.training.step import Abandoned, Step, out_of_memory
 from clipkit.training.stop import StopRequest
 from clipkit.training.validation import Validation
-
-log = logging.getLogger("clipkit")
 
 # CLIP clips the scale at 100 "to prevent training instability" (Radford et al. 2021, 2.5).
 _LARGEST_LOGIT_SCALE = math.log(100)
@@ -106,6 +103,7 @@ class Run:
         self.folder = RunFolder(recipe.output)
         self.accelerator = accelerator_of(recipe.train.precision, recipe.train.timeout_minutes)
         self.processes = Processes(self.accelerator)
+        self.log = RunLog(self.processes.is_main)
         self.keeper = Keeper(self.folder, recipe.checkpoint, recipe.eval.metric)
         self.step = 0
         self.saved_at = 0
@@ -120,16 +118,15 @@ class Run:
         self._prepare()
         found = self._find(resume)
         if found.finished:
-            self._say(f"{self.folder.path}: was finished after step {self.steps}; there is nothing to do")
+            self.log.say(f"{self.folder.path}: was finished after step {self.steps}; there is nothing to do")
             results: dict[str, Any] = json.loads(self.folder.results.read_text(encoding="utf-8"))
             return results
-        with self._log_file() as lines:
+        with self.log.kept():
             self._say_what_starts(found)
             state = read_state(checkpoint_of(self.folder.checkpoints, found.step)) if found.step else None
             inputs = self._inputs(state)
             # Up to here, whatever was wrong, the folder is as it was.
             self._open(found, state)
-            self._log_into_the_folder(lines)
             self._loop(inputs)
             return self._finish()
 
@@ -199,6 +196,7 @@ class Run:
                             remove_checkpoint(checkpoint_of(checkpoints, later))
                     self.folder.cut(state["logs"], found.step)
                 write_whole(self.folder.recipe, self.recipe.to_yaml())
+                self.log.write_to(self.folder.log)
 
         self.processes.on_main(put_back)
 
@@ -209,56 +207,24 @@ class Run:
         same = state["recipe"]["train"]["micro_batch_size"] == self.recipe.train.micro_batch_size
         return int(state["micro_batch_size"]) if same else None
 
-    @contextmanager
-    def _log_file(self) -> Iterator[MemoryHandler]:
-        """Within, what is said is kept for log.txt; it is written from `_log_into_the_folder` on."""
-        lines = MemoryHandler(1, flushLevel=logging.CRITICAL, flushOnClose=False)
-        log.setLevel(logging.INFO)
-        log.addHandler(lines)
-        try:
-            yield lines
-        finally:
-            log.removeHandler(lines)
-            file = lines.target
-            # On a full disk the run itself says what is wrong.
-            with suppress(OSError):
-                lines.close()
-                if file is not None:
-                    file.close()
-
-    def _log_into_the_folder(self, lines: MemoryHandler) -> None:
-        def begin() -> None:
-            with self.folder.writing():
-                file = logging.FileHandler(self.folder.log)
-            file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-            file.handleError = lambda record: None  # type: ignore[method-assign]
-            lines.setTarget(file)
-            lines.flush()
-
-        self.processes.on_main(begin)
-
-    def _say(self, message: str) -> None:
-        if self.processes.is_main:
-            log.info(message)
-
     def _say_what_starts(self, found: Found) -> None:
         pairs, recipe, model = self.pairs, self.recipe, self.model
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
         count, kind = self.processes.count, self.accelerator.device.type
         joined = f" joined by {torch.distributed.get_backend()}" if count > 1 else ""
-        self._say(
+        self.log.say(
             f"{count} process{'es' * (count > 1)} on {kind}{joined}, "
             f"{self.accelerator.mixed_precision.replace('no', 'fp32')}; {model.name}: "
             f"{learning / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters learn"
         )
-        self._say(
+        self.log.say(
             f"{pairs.name}: {len(pairs.pictures)} pictures, {len(pairs.captions)} captions; "
             f"{recipe.train.epochs} epochs of {self.sampler.steps_per_epoch} steps of {recipe.train.batch_size} pairs"
         )
         for note in found.notes:
-            self._say(note)
+            self.log.say(note)
         if found.step:
-            self._say(f"goes on after step {found.step}")
+            self.log.say(f"goes on after step {found.step}")
 
     def _inputs(self, state: dict[str, Any] | None) -> TowerInputs:
         """Everything that a step needs; frozen trunks run here."""
@@ -270,7 +236,7 @@ class Run:
                 for name, store in (("pictures", inputs.image_store), ("captions", inputs.text_store))
                 if store is not None
             ]
-            self._say(f"frozen trunks ran once over all {' and '.join(stored)}")
+            self.log.say(f"frozen trunks ran once over all {' and '.join(stored)}")
         self.validation = (
             Validation(self.model, self.validation_pairs, self.processes) if self.validation_pairs else None
         )
@@ -286,9 +252,9 @@ class Run:
             recipe.train.seed,
             cut=not learns_batch_norm(self.model, recipe.model),
             asked_to_stop=lambda: self.stop.asked is not None,
-            say=self._say,
+            say=self.log.say,
         )
-        self._say(f"micro-batches of {self.backward.micro_batch_size} pairs on each process")
+        self.log.say(f"micro-batches of {self.backward.micro_batch_size} pairs on each process")
         return inputs
 
     def _loop(self, inputs: TowerInputs) -> None:
@@ -380,7 +346,7 @@ class Run:
             found = "".join(
                 f", {name} {value:.4f}" for name, value in figures.items() if name == self.recipe.eval.metric
             )
-            self._say(
+            self.log.say(
                 f"epoch {self.step // self.sampler.steps_per_epoch}/{self.recipe.train.epochs}, step {self.step}: "
                 f"loss {row['loss']:.4f}{found}"
             )
@@ -415,7 +381,7 @@ class Run:
         images = self.processes.gather(rows, self.recipe.train.batch_size)[:, 0].tolist()
         names = [self.pairs.pictures[image].name for image in images]
         self._save_checkpoint()
-        self._say(f"pictures of step {self.step + 1}: {' '.join(names)}")
+        self.log.say(f"pictures of step {self.step + 1}: {' '.join(names)}")
         raise TrainingError(
             f"step {self.step + 1}: the loss is {loss:.4g} and the gradient's norm {norm:.4g}; the weights after step "
             f"{self.step} are in {self.folder.checkpoints}, its pictures ({names[0]}, …) in {self.folder.log}; try a "
@@ -477,5 +443,5 @@ class Run:
                 write_whole(self.folder.report, run_report(self.folder.path))
 
         self.processes.on_main(write)
-        self._say(f"done in {results['seconds']:.0f} s: {self.folder.model}, {self.folder.report}")
+        self.log.say(f"done in {results['seconds']:.0f} s: {self.folder.model}, {self.folder.report}")
         return results

@@ -46,17 +46,24 @@ def test_workers_and_processes_do_not_change_a_batch(shapes: Path, monkeypatch: 
 
 def test_the_crop_changes_with_epoch_picture_and_seed_and_leaves_the_global_generator_alone() -> None:
     picture = draw("red", "cross", 64)
-    crop = SeededCrop(16, (0.2, 0.8), to_tensor, 0)
+
+    def pixels(seed: int, epoch: int, image: int) -> torch.Tensor:
+        return SeededCrop(16, (0.2, 0.8), to_tensor, seed)(picture, epoch, image)["pixel_values"]
+
     state = torch.get_rng_state()
-    first = crop(picture, 0, 0)
+    first = pixels(0, 0, 0)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(crop(picture, 0, 0), first)
-    others = [
-        crop(picture, 1, 0),
-        crop(picture, 0, 1),
-        SeededCrop(16, (0.2, 0.8), to_tensor, 1)(picture, 0, 0),
-    ]
+    assert torch.equal(pixels(0, 0, 0), first)
+    others = [pixels(0, 1, 0), pixels(0, 0, 1), pixels(1, 0, 0)]
     assert not any(torch.equal(other, first) for other in others)
+
+
+def test_a_crop_for_towers_that_take_pictures_in_their_own_shape() -> None:
+    picture = draw("red", "cross", 64)
+    shapes = {tuple(SeededCrop(None, (0.2, 0.8), to_tensor, 0)(picture, 0, n)["pixel_values"].shape) for n in range(8)}
+    assert len(shapes) > 4
+    for _, height, width in shapes:
+        assert 0.15 < height * width / 64**2 < 0.85
 
 
 def test_loading_leaves_the_global_generator_alone(shapes: Path) -> None:

@@ -17,6 +17,7 @@ from clipkit.recipe import Recipe
 from clipkit.training.checkpoint import checkpoint_steps, damage, read_state, read_tensors, write_checkpoint
 from clipkit.training.resume import find
 from clipkit.training.run_folder import RunFolder
+from tests.conftest import small_recipe
 
 Build = Callable[..., Recipe]
 CHANGES = {"train.epochs": 6, "checkpoint.every_steps": 1, "checkpoint.keep_last": 4, "train.ema": 0.9}
@@ -93,19 +94,7 @@ def alter(file: Path, choose: random.Random) -> str:
 def kept(tmp_path_factory: pytest.TempPathFactory, shapes: Path, tiny_clip: Path) -> tuple[RunFolder, Recipe]:
     """A finished run with four checkpoints at its end, the best one among them."""
     output = tmp_path_factory.mktemp("kept") / "run"
-    recipe = Recipe.from_dict(
-        {
-            "model": {"name": str(tiny_clip)},
-            "data": {
-                "train": str(shapes / "captions.csv"),
-                "validation": str(shapes / "captions.csv"),
-                "workers": 0,
-            },
-            "optim": {"lr": 1e-3},
-            "train": {"batch_size": 8},
-            "output": str(output),
-        }
-    ).override(CHANGES)
+    recipe = small_recipe(tiny_clip, shapes, output).override(CHANGES)
     clipkit.train(recipe)
     return RunFolder(output), recipe
 

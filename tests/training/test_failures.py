@@ -293,6 +293,7 @@ def test_features_that_are_not_finite_are_no_good_evaluation(recipe: Build, monk
         clipkit.train(recipe(CHANGES))
 
 
+@pytest.mark.slow
 def test_the_clock_of_several_processes(recipe: Build, tmp_path: Path) -> None:
     changes = {**CHANGES, "train.epochs": 40, "checkpoint.every_minutes": 0.02, "checkpoint.keep_last": 1000}
     file = write(recipe({**changes, "checkpoint.every_steps": 1000}), tmp_path / "r.yaml")

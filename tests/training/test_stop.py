@@ -22,7 +22,7 @@ from tests.training.test_kills import same_run
 
 Build = Callable[..., Recipe]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-CHANGES = {"train.epochs": 40, "train.batch_size": 5, "checkpoint.every_steps": 10_000, "eval.every_epochs": 1000}
+CHANGES = {"train.epochs": 25, "train.batch_size": 5, "checkpoint.every_steps": 10_000, "eval.every_epochs": 1000}
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def test_a_signal_stops_the_run_with_a_checkpoint(
         same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("to_launcher", [True, False])
+@pytest.mark.parametrize("to_launcher", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_all_processes_stop_after_the_same_step(recipe: Build, tmp_path: Path, to_launcher: bool) -> None:
     file = write(recipe(CHANGES), tmp_path / "r.yaml")
     with running(file, "--processes", "2") as process:
