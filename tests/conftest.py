@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,9 @@ from PIL import Image
 
 # Nothing may reach for the network, whatever a library does by default.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nor may anything be left in, or found in, the user's cache.
+_CACHE = tempfile.TemporaryDirectory(prefix="clipkit-tests-")
+os.environ["CLIPKIT_CACHE"] = _CACHE.name
 
 FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k"
 

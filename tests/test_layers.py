@@ -11,6 +11,7 @@ LEVELS = {
     "seeds": 0,
     "pictures": 0,
     "recipe": 0,
+    "processes": 0,
     "losses": 0,
     "metrics": 0,
     "models": 1,

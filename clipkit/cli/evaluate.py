@@ -1,12 +1,18 @@
 """`clipkit eval …`."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipkit.errors import DataError, OutputError
+
+if TYPE_CHECKING:
+    from clipkit.evaluation import Result
+    from clipkit.processes import Processes
 
 app = typer.Typer(help="Measure a model.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -14,25 +20,55 @@ Model = Annotated[str, typer.Option("--model", metavar="M", help="A Hub reposito
 BatchSize = Annotated[int, typer.Option(help="Pictures in one forward; figures do not depend on it.", min=1)]
 Json = Annotated[Path | None, typer.Option("--json", metavar="F", help="Write the result here.")]
 Report = Annotated[Path | None, typer.Option(metavar="F.html", help="Write a page to look at here.")]
+Predictions = Annotated[
+    Path | None, typer.Option(metavar="F.parquet", help="Write what each query got, with its scores, here.")
+]
+CacheFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR|none",
+        help="Where features are kept; without it $CLIPKIT_CACHE, or clipkit in your cache folder.",
+    ),
+]
+Count = Annotated[int, typer.Option("--processes", help="Processes to run on, on this machine.", min=1)]
 
 
 @app.command()
 def retrieval(
     model: Model,
     data: Annotated[str, typer.Option(metavar="D", help="A CSV or TSV with image and caption columns.")],
+    merge_captions: Annotated[
+        bool,
+        typer.Option("--merge-captions", help="Identical captions are one query, which any of their pictures answers."),
+    ] = False,
     batch_size: BatchSize = 64,
+    cache: CacheFolder = None,
     json_file: Json = None,
     report: Report = None,
+    predictions: Predictions = None,
+    processes: Count = 1,
 ) -> None:
-    """Recall at 1, 5 and 10 between pictures and captions, both ways."""
+    """Recall, ranks and mean average precision between pictures and captions, both ways."""
     from clipkit.data import read_pairs
 
     pairs = read_pairs(data)
-    _check_writable(json_file, report)
-    from clipkit import evaluation
 
-    result = evaluation.retrieval(_load(model), pairs, batch_size=batch_size, progress=True)
-    _show(dict(result), json_file, report)
+    def work(together: "Processes | None") -> "Result":
+        from clipkit import evaluation
+
+        return evaluation.retrieval(
+            _load(model),
+            pairs,
+            merge_captions=merge_captions,
+            batch_size=batch_size,
+            cache=_cache(cache),
+            predictions=predictions,
+            processes=together,
+            progress=True,
+        )
+
+    _measure(work, processes, json_file, report, predictions)
 
 
 @app.command()
@@ -40,35 +76,161 @@ def zeroshot(
     model: Model,
     data: Annotated[str, typer.Option(metavar="D", help="Class folders, or a CSV with image and label columns.")],
     classes: Annotated[
-        Path | None, typer.Option(metavar="F", help="Class names, one a line; the data's own without.")
+        str | None,
+        typer.Option(
+            metavar="F|NAME",
+            help="Class names, one a line; or a JSON of label to name or names; or imagenet. The data's own without.",
+        ),
     ] = None,
     templates: Annotated[
-        Path | None,
-        typer.Option(metavar="F", help="Prompts, one a line with {c} for the class; or a JSON of class to sentences."),
+        str | None,
+        typer.Option(
+            metavar="F|NAME",
+            help="Prompts, one a line with {c} for the class; or a JSON of class to sentences; or imagenet "
+            "(80 prompts), imagenet_simple (7).",
+        ),
     ] = None,
     batch_size: BatchSize = 64,
+    cache: CacheFolder = None,
     json_file: Json = None,
     report: Report = None,
+    predictions: Predictions = None,
+    processes: Count = 1,
 ) -> None:
-    """Accuracy of choosing among the classes' names."""
-    from clipkit.data import read_labelled
+    """Accuracy of choosing among the classes' names; with several classes a picture, mean average precision."""
+    from clipkit.data import read_classes, read_labelled, read_templates
 
     labelled = read_labelled(data)
-    names = _lines(classes) if classes is not None else None
-    prompts = _templates(templates) if templates is not None else None
-    _check_writable(json_file, report)
-    from clipkit import evaluation
-    from clipkit.evaluation.zeroshot import TEMPLATES
+    names = read_classes(classes) if classes is not None else None
+    prompts = read_templates(templates) if templates is not None else None
 
-    result = evaluation.zeroshot(
-        _load(model),
-        labelled,
-        classes=names,
-        templates=prompts or TEMPLATES,
-        batch_size=batch_size,
-        progress=True,
-    )
-    _show(dict(result), json_file, report)
+    def work(together: "Processes | None") -> "Result":
+        from clipkit import evaluation
+
+        return evaluation.zeroshot(
+            _load(model),
+            labelled,
+            classes=names,
+            templates=prompts,
+            batch_size=batch_size,
+            cache=_cache(cache),
+            predictions=predictions,
+            processes=together,
+            progress=True,
+        )
+
+    _measure(work, processes, json_file, report, predictions)
+
+
+@app.command()
+def probe(
+    model: Model,
+    data: Annotated[str, typer.Option(metavar="D", help="To learn from: class folders, or a CSV of image and label.")],
+    test: Annotated[
+        str | None, typer.Option(metavar="D", help="To measure on; without it a fifth of each class of --data.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="Learn from so many pictures a class.", min=1)] = None,
+    seeds: Annotated[int, typer.Option(help="Draws of the shots; figures are their means.", min=1)] = 3,
+    neighbours: Annotated[int, typer.Option(help="k of the nearest neighbours.", min=1)] = 20,
+    batch_size: BatchSize = 64,
+    cache: CacheFolder = None,
+    json_file: Json = None,
+    report: Report = None,
+    predictions: Predictions = None,
+    processes: Count = 1,
+) -> None:
+    """A linear classifier, and nearest neighbours, on the image features."""
+    from clipkit.data import read_labelled
+
+    learned = read_labelled(data)
+    measured = read_labelled(test) if test is not None else None
+
+    def work(together: "Processes | None") -> "Result":
+        from clipkit import evaluation
+
+        return evaluation.probe(
+            _load(model),
+            learned,
+            test=measured,
+            shots=shots,
+            seeds=seeds,
+            neighbours=neighbours,
+            batch_size=batch_size,
+            cache=_cache(cache),
+            predictions=predictions,
+            processes=together,
+            progress=True,
+        )
+
+    _measure(work, processes, json_file, report, predictions)
+
+
+@app.command()
+def compositional(
+    model: Model,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="D",
+            help="A CSV, JSON or JSONL with image, caption and negative_caption, or image_0, image_1, caption_0 and "
+            "caption_1; or a folder of such files, one a category.",
+        ),
+    ],
+    batch_size: BatchSize = 64,
+    cache: CacheFolder = None,
+    json_file: Json = None,
+    report: Report = None,
+    predictions: Predictions = None,
+    processes: Count = 1,
+) -> None:
+    """Telling apart captions, or pictures, that differ in one thing (SugarCrepe, Winoground)."""
+    from clipkit.data import read_near_misses
+
+    near = read_near_misses(data)
+
+    def work(together: "Processes | None") -> "Result":
+        from clipkit import evaluation
+
+        return evaluation.compositional(
+            _load(model),
+            near,
+            batch_size=batch_size,
+            cache=_cache(cache),
+            predictions=predictions,
+            processes=together,
+            progress=True,
+        )
+
+    _measure(work, processes, json_file, report, predictions)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A.json", help="A result, as --json writes or a run holds.")],
+    second: Annotated[Path, typer.Argument(metavar="B.json", help="Another one on the same data.")],
+    json_file: Json = None,
+) -> None:
+    """Which of two results is better, by how much, and where they disagree most."""
+    results = [_result(file) for file in (first, second)]
+    _check_writable(json_file)
+    from clipkit.cli.tables import print_comparison
+    from clipkit.evaluation import compare as compared
+
+    comparison = compared(*results)
+    print_comparison(comparison, str(first), str(second))
+    if json_file is not None:
+        _write(json_file, json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
+        print(f"comparison: {json_file}")
+
+
+def _result(file: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read as a result ({error}); give a file that --json wrote") from None
+    if not isinstance(result, dict) or not {"task", "model", "data", "settings", "metrics"} <= set(result):
+        raise DataError(f"{file}: is not a result; give a file that --json wrote, or a run's results.json")
+    return result
 
 
 def _load(model: str) -> Any:
@@ -79,27 +241,8 @@ def _load(model: str) -> Any:
     return load(model)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as lines of text ({error})") from None
-    if not lines:
-        raise DataError(f"{path}: is empty; write one entry a line")
-    return lines
-
-
-def _templates(path: Path) -> list[str] | dict[str, list[str]]:
-    lines = _lines(path)
-    if path.suffix != ".json":
-        return lines
-    try:
-        own = json.loads("\n".join(lines))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: is not valid JSON ({error})") from None
-    if not isinstance(own, dict) or not all(isinstance(sentences, list) for sentences in own.values()):
-        raise DataError(f'{path}: must be an object of class to sentences, as {{"cat": ["a cat", "a sleeping cat"]}}')
-    return own
+def _cache(folder: str | None) -> Any:
+    return False if folder == "none" else folder
 
 
 def _check_writable(*files: Path | None) -> None:
@@ -108,15 +251,51 @@ def _check_writable(*files: Path | None) -> None:
             raise OutputError(f"{file}: there is no folder {file.absolute().parent}; make it first")
 
 
-def _show(result: dict[str, Any], json_file: Path | None, report: Path | None) -> None:
+def _measure(
+    work: "Callable[[Processes | None], Result]",
+    count: int,
+    json_file: Path | None,
+    report: Path | None,
+    predictions: Path | None,
+) -> None:
+    """Evaluate on so many processes, and show and write what was found, once."""
+    _check_writable(json_file, report, predictions)
+    if count > 1:
+        from clipkit.cli.launch import run_again_on_processes
+
+        run_again_on_processes(count)
+        return
+    result = work(_joined())
+    if int(os.environ.get("RANK", "0")) == 0:
+        _show(result, json_file, report)
+
+
+def _joined() -> "Processes | None":
+    """The processes that a launcher started; None where this is the only one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from clipkit.processes import Processes, accelerator_of
+
+    return Processes(accelerator_of())
+
+
+def _show(result: "Result", json_file: Path | None, report: Path | None) -> None:
     from clipkit.cli.tables import print_metrics
+    from clipkit.evaluation import to_json
 
     print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
     if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write(json_file, to_json(result))
         print(f"result: {json_file}")
     if report is not None:
         from clipkit.report import evaluation_report
 
-        report.write_text(evaluation_report(result), encoding="utf-8")
+        _write(report, evaluation_report(result))
         print(f"report: {report}")
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written ({error.strerror}); give another place") from None

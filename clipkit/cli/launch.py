@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from uuid import uuid4
 
 from clipkit.errors import UserError
 
@@ -25,6 +26,7 @@ def run_on_processes(count: int, arguments: list[str]) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=count,
+        run_id=uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
@@ -44,3 +46,15 @@ def run_on_processes(count: int, arguments: list[str]) -> None:
     except SignalException as error:
         # It was passed on to the processes, and they have ended.
         sys.exit(130 if error.sigval == signal.SIGINT else 143)
+
+
+def run_again_on_processes(count: int) -> None:
+    """Run the command that was typed in `count` processes; exit with their code."""
+    arguments = []
+    typed = iter(sys.argv[1:])
+    for argument in typed:
+        if argument == "--processes":
+            next(typed, None)
+        elif not argument.startswith("--processes="):
+            arguments.append(argument)
+    run_on_processes(count, arguments)

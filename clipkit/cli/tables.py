@@ -1,12 +1,12 @@
 """Figures on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from clipkit.report.page import metrics_table
+from clipkit.report.page import metrics_table, number, readable
 
 
 def print_metrics(metrics: Mapping[str, Mapping[str, Any]], title: str) -> None:
@@ -17,12 +17,43 @@ def print_metrics(metrics: Mapping[str, Mapping[str, Any]], title: str) -> None:
 def print_columns(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> None:
     """Several results side by side, with chance."""
     shown = metrics_table(columns, title)
+    _print(shown.header, shown.rows, title)
+
+
+def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> None:
+    """Metrics of two results with their paired difference, and the queries that moved most."""
+    rows = []
+    for name, found in comparison["metrics"].items():
+        low, high = (number(name, found[end]).removesuffix(" %") for end in ("low", "high"))
+        difference = f"{number(name, found['difference'])} ({low} – {high})"
+        rows.append(
+            [
+                readable(name),
+                number(name, found["first"]),
+                number(name, found["second"]),
+                difference,
+                f"{found['p']:.3f}",
+            ]
+        )
+    data = comparison["data"]
+    print(f"A: {comparison['first']} ({first})\nB: {comparison['second']} ({second})")
+    _print(["", "A", "B", "B − A (95 % interval)", "p"], rows, f"{comparison['task']} on {data['name']}")
+    moved = comparison["disagreements"]
+    if moved:
+        cells = [
+            [str(query["asks"]), str(query["query"])[-80:], str(query["first_rank"]), str(query["second_rank"])]
+            for query in moved
+        ]
+        _print(["asks", "query", "rank in A", "in B"], cells, "Where they disagree most")
+
+
+def _print(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a file has no edge to wrap at
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for number, heading in enumerate(shown.header):
-        table.add_column(heading, justify="left" if number == 0 else "right")
-    for row in shown.rows:
+    for column, heading in enumerate(header):
+        table.add_column(heading, justify="left" if column == 0 else "right")
+    for row in rows:
         table.add_row(*row)
     console.print(table)

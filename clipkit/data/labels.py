@@ -1,40 +1,47 @@
-"""Pictures with a class each."""
+"""Pictures with a class each, or several."""
 
-import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from clipkit.data.prompts import Templates, read_lines
 from clipkit.data.table import IMAGE_COLUMNS, LABEL_COLUMNS, existing_pictures, read_table, split_options
 from clipkit.errors import DataError
+
+# What CLIP_benchmark's folders call them.
+_NAMES_FILE = "classnames.txt"
+_TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 
 
 @dataclass(frozen=True)
 class LabelledPictures:
-    """N pictures, and for each the index of its class among the C class names."""
+    """N pictures and C classes."""
 
     name: str
     pictures: list[Path]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.bool_]
+    """(N,) the index of each one's class; or (N, C) which classes it has, where pictures have several."""
     classes: list[str]
+    class_names: list[str] | None = None
+    """What the classes are called in prompts, where the data says so; else as in `classes`."""
+    templates: Templates | None = None
+    """The data's own prompts."""
 
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the picture names and classes in order; not of the pixels."""
-        lines = (
-            f"{path.name}\0{self.classes[label]}\0" for path, label in zip(self.pictures, self.labels, strict=True)
-        )
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    @property
+    def several(self) -> bool:
+        """Whether pictures have several classes."""
+        return self.labels.ndim == 2
 
 
 def read_labelled(source: str) -> LabelledPictures:
     """Labelled pictures from a class folder tree (`folder/class name/picture`) or from a CSV with a label column.
 
-    Classes are in alphabetical order.
+    Classes are in alphabetical order. A folder may hold `classnames.txt`, a name a line in the order of the class
+    folders, and `zeroshot_classification_templates.txt`. Rows of a CSV that name one picture are one picture with
+    several classes.
 
     Raises:
         DataError: nothing is there, or a column or a picture is missing.
@@ -42,14 +49,30 @@ def read_labelled(source: str) -> LabelledPictures:
     path, _ = split_options(source)
     if path.is_dir():
         pictures, names = _class_folders(path)
-    elif path.suffix in (".csv", ".tsv"):
-        table = read_table(source, {"image": IMAGE_COLUMNS, "label": LABEL_COLUMNS})
-        pictures, names = existing_pictures(table.path, table.columns["image"]), table.columns["label"]
-    else:
+        return _with_own_prompts(path, _labelled(str(path), pictures, names))
+    if path.suffix not in (".csv", ".tsv"):
         raise DataError(f"{source}: labels are read from .csv and .tsv files and from class folders; this is neither")
+    table = read_table(source, {"image": IMAGE_COLUMNS, "label": LABEL_COLUMNS})
+    position: dict[str, int] = {}
+    rows = [position.setdefault(name, len(position)) for name in table.columns["image"]]
+    pictures = existing_pictures(table.path, list(position))
+    names = [label.strip() for label in table.columns["label"]]
+    if "" in names:
+        raise DataError(f"{table.path}: row {names.index('') + 1} has no label; fill it in or drop the row")
+    if len(set(zip(rows, names, strict=True))) == len(pictures):
+        label_of = dict(zip(rows, names, strict=True))
+        return _labelled(str(path), pictures, [label_of[row] for row in range(len(pictures))])
     classes = sorted(set(names))
     index = {name: number for number, name in enumerate(classes)}
-    return LabelledPictures(str(path), pictures, np.array([index[name] for name in names], dtype=np.int64), classes)
+    labels = np.zeros((len(pictures), len(classes)), dtype=bool)
+    labels[rows, [index[name] for name in names]] = True
+    return LabelledPictures(str(path), pictures, labels, classes)
+
+
+def _labelled(name: str, pictures: list[Path], names: list[str]) -> LabelledPictures:
+    classes = sorted(set(names))
+    index = {own: number for number, own in enumerate(classes)}
+    return LabelledPictures(name, pictures, np.array([index[own] for own in names], dtype=np.int64), classes)
 
 
 def _class_folders(path: Path) -> tuple[list[Path], list[str]]:
@@ -58,3 +81,14 @@ def _class_folders(path: Path) -> tuple[list[Path], list[str]]:
     if not pictures:
         raise DataError(f"{path}: holds no class folders with pictures; it should look like {path / 'cat' / '1.jpg'}")
     return pictures, [file.parent.name for file in pictures]
+
+
+def _with_own_prompts(path: Path, labelled: LabelledPictures) -> LabelledPictures:
+    names = read_lines(path / _NAMES_FILE) if (path / _NAMES_FILE).is_file() else None
+    templates = read_lines(path / _TEMPLATES_FILE) if (path / _TEMPLATES_FILE).is_file() else None
+    if names is not None and len(names) != len(labelled.classes):
+        raise DataError(
+            f"{path / _NAMES_FILE}: has {len(names)} names, but there are {len(labelled.classes)} class folders; "
+            "give a name a line, in the alphabetical order of the folders"
+        )
+    return LabelledPictures(labelled.name, labelled.pictures, labelled.labels, labelled.classes, names, templates)

@@ -1,15 +1,26 @@
 """Evaluation: encode once, then score. `clipkit.evaluate` is this package."""
 
-from clipkit.evaluation.result import Result, chosen_examples, versions
-from clipkit.evaluation.retrieval import retrieval, retrieval_metrics, retrieval_result
+from clipkit.evaluation.compare import Comparison, compare
+from clipkit.evaluation.compositional import compositional
+from clipkit.evaluation.features import Features
+from clipkit.evaluation.figures import Figure
+from clipkit.evaluation.probe import probe
+from clipkit.evaluation.result import Result, chosen_examples, to_json, versions
+from clipkit.evaluation.retrieval import retrieval, retrieval_result
 from clipkit.evaluation.zeroshot import zeroshot, zeroshot_classifier
 
 __all__ = [
+    "Comparison",
+    "Features",
+    "Figure",
     "Result",
     "chosen_examples",
+    "compare",
+    "compositional",
+    "probe",
     "retrieval",
-    "retrieval_metrics",
     "retrieval_result",
+    "to_json",
     "versions",
     "zeroshot",
     "zeroshot_classifier",

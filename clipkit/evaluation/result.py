@@ -1,22 +1,17 @@
 """What an evaluation gives, as written to a results JSON."""
 
+import hashlib
+import json
 import platform
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from clipkit.metrics import interval
-
-
-class Figure(TypedDict):
-    """A metric: its value in [0, 1], its 95 % interval, and what chance would give. Undefined figures are None."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    chance: float | None
+from clipkit.evaluation.figures import Figure
+from clipkit.metrics.bootstrap import DRAWS
 
 
 class Result(TypedDict):
@@ -31,18 +26,41 @@ class Result(TypedDict):
     seconds: float
     examples: list[dict[str, Any]]
     """A few queries with their top answers, for the report."""
+    queries: dict[str, list[Any]]
+    """What each query got, so that two results can be compared query by query."""
+    classes: NotRequired[list[dict[str, Any]]]
+    """One row a class, or a category."""
 
 
-def figure(value: float | None, draws: NDArray[np.float64] | None, chance: float | None) -> Figure:
-    """A metric with the interval of its bootstrap draws."""
-    low, high = interval(draws) if draws is not None and value is not None else (None, None)
-    return {"value": value, "low": low, "high": high, "chance": chance}
+# Every result is made with these.
+INTERVAL = {"bootstrap_draws": DRAWS, "bootstrap_seed": 0, "interval": 0.95}
 
 
 def versions() -> dict[str, str]:
     """The versions that can change a figure."""
-    packages = {name: version(name) for name in ("torch", "transformers", "timm", "pillow")}
+    packages = {name: version(name) for name in ("torch", "transformers", "open_clip_torch", "timm", "pillow")}
     return {"clipkit": version("clipkit-torch"), "python": platform.python_version()} | packages
+
+
+def data_hash(pictures: Iterable[bytes], texts: Iterable[str], *relations: ArrayLike) -> str:
+    """SHA-256 over the pictures' content hashes, the texts, and which belongs to which; not over any path."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(picture)
+    for text in texts:
+        digest.update(f"{text}\0".encode())
+    for relation in relations:
+        digest.update(np.asarray(relation, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def to_json(result: Mapping[str, Any]) -> str:
+    """The text of a results JSON: readable, but for what single queries got, which is one line a list."""
+    head = json.dumps({**result, "queries": "\0"}, indent=2, ensure_ascii=False)
+    lists = [
+        f"    {json.dumps(name)}: {json.dumps(own, ensure_ascii=False)}" for name, own in result["queries"].items()
+    ]
+    return head.replace(json.dumps("\0"), "{\n" + ",\n".join(lists) + "\n  }") + "\n"
 
 
 def chosen_examples(count: int, of: int) -> list[int]:

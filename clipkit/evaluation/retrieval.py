@@ -1,35 +1,59 @@
 """Zero-shot retrieval between pictures and captions."""
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from clipkit.data import Pairs, read_pairs
-from clipkit.evaluation.result import Figure, Result, chosen_examples, figure, versions
-from clipkit.metrics import cluster_bootstrap, recalls, retrieval_chance, retrieval_ranks
-from clipkit.metrics.bootstrap import DRAWS
+from clipkit.evaluation.features import Cache, Features, content_hashes
+from clipkit.evaluation.figures import Column, Columns, Means, Queries, figures
+from clipkit.evaluation.predictions import write_retrieval_predictions
+from clipkit.evaluation.result import INTERVAL, Result, chosen_examples, data_hash, versions
+from clipkit.metrics import RetrievalRanks, retrieval_chance, retrieval_ranks
 from clipkit.models import DualEncoder
+
+if TYPE_CHECKING:
+    from clipkit.processes import Processes
 
 KS = (1, 5, 10)
 _EXAMPLES = 8
+_NAMED = 100_000  # queries whose names stand in the result too
 
 
-def retrieval(model: DualEncoder, data: str | Pairs, *, batch_size: int = 64, progress: bool = False) -> Result:
-    """Recall both ways over all pictures and captions of `data`.
+def retrieval(
+    model: DualEncoder,
+    data: str | Pairs,
+    *,
+    merge_captions: bool = False,
+    batch_size: int = 64,
+    cache: Cache = None,
+    predictions: str | Path | None = None,
+    processes: "Processes | None" = None,
+    progress: bool = False,
+) -> Result:
+    """Recall, ranks and mean average precision both ways, over all pictures and captions of `data`.
 
     Args:
         model: what `clipkit.load` gives.
         data: a captions file, or pairs already read.
+        merge_captions: make identical captions one query, which any of their pictures answers; else each is its own,
+            as in CLIP_benchmark.
         batch_size: pictures in one forward; it does not change what is measured.
+        cache: folder for features; None: the user's cache folder; False: none.
+        predictions: a Parquet file to write each query's ranks, scores and top answers to.
+        processes: share the pictures and captions; all get the result, the first writes.
         progress: show bars on the terminal.
 
     Raises:
         DataError: the data cannot be read.
+        ModelError: a feature is not finite.
 
     Example:
         >>> result = retrieval(clipkit.load("runs/a"), "dev.csv")    # doctest: +SKIP
@@ -38,9 +62,49 @@ def retrieval(model: DualEncoder, data: str | Pairs, *, batch_size: int = 64, pr
     """
     started = time.perf_counter()
     pairs = read_pairs(data) if isinstance(data, str) else data
-    image_features = model.encode_image(pairs.pictures, batch_size, progress=progress)
-    text_features = model.encode_text(pairs.captions, progress=progress)
-    return retrieval_result(image_features, text_features, pairs, model.name, time.perf_counter() - started)
+    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
+    hashes = features.content_hashes(pairs.pictures)
+    asked = AskedPairs.of(pairs, merge_captions)
+    image_features = features.images(pairs.pictures, hashes)
+    text_features = features.texts(asked.texts)
+    result = retrieval_result(
+        image_features,
+        text_features,
+        pairs,
+        model.name,
+        time.perf_counter() - started,
+        hashes=hashes,
+        asked=asked,
+        predictions=predictions if processes is None or processes.is_main else None,
+        progress=progress and (processes is None or processes.is_main),
+    )
+    result["settings"]["features"] = {"computed": features.computed, "from_cache": features.from_cache}
+    return result
+
+
+class AskedPairs:
+    """The texts that ask, and which pictures are right for each."""
+
+    def __init__(self, texts: list[str], image_of_text: np.ndarray[Any, np.dtype[np.int64]], merged: bool) -> None:
+        self.texts = texts
+        self.merged = merged
+        self.image_of_text = torch.from_numpy(image_of_text)
+        """(M,), or pairs (P, 2) where captions were merged."""
+
+    @classmethod
+    def of(cls, pairs: Pairs, merge_captions: bool) -> "AskedPairs":
+        """Each caption by itself, or identical ones as one."""
+        if not merge_captions:
+            return cls(pairs.captions, pairs.image_of_caption, merged=False)
+        place: dict[str, int] = {}
+        text = np.array([place.setdefault(caption, len(place)) for caption in pairs.captions])
+        return cls(list(place), np.stack([pairs.image_of_caption, text], axis=1), merged=True)
+
+    def right_images(self, text: int) -> set[int]:
+        """Pictures of a text."""
+        if not self.merged:
+            return {int(self.image_of_text[text])}
+        return set(self.image_of_text[self.image_of_text[:, 1] == text, 0].tolist())
 
 
 def retrieval_result(
@@ -49,12 +113,34 @@ def retrieval_result(
     pairs: Pairs,
     model_name: str,
     seconds: float,
+    *,
+    hashes: Sequence[bytes] | None = None,
+    asked: AskedPairs | None = None,
+    predictions: str | Path | None = None,
+    progress: bool = False,
 ) -> Result:
     """The result of features that are already there. `seconds` is what making them took."""
     started = time.perf_counter()
-    image_of_text = torch.from_numpy(pairs.image_of_caption)
-    metrics = retrieval_metrics(image_features, text_features, image_of_text)
-    examples = _examples(image_features, text_features, pairs)
+    asked = AskedPairs.of(pairs, merge_captions=False) if asked is None else asked
+    total = len(image_features) * len(text_features)
+    with tqdm(
+        total=total, desc="scores", unit="", unit_scale=True, disable=None if progress else True, leave=False
+    ) as bar:
+        ranks = retrieval_ranks(image_features, text_features, asked.image_of_text, bar.update)
+    queries = {
+        "image_rank": ranks.of_texts.tolist(),
+        "text_rank": ranks.of_images.tolist(),
+        "image_precision": ranks.precision_of_texts.tolist(),
+        "text_precision": ranks.precision_of_images.tolist(),
+        "image_of_text": first_image_of_text(ranks).tolist(),
+    }
+    if len(pairs.pictures) + len(asked.texts) <= _NAMED:
+        queries |= {"images": [str(picture) for picture in pairs.pictures], "texts": list(asked.texts)}
+    columns, means = retrieval_columns(queries)
+    chance = retrieval_chance(len(image_features), len(text_features), asked.image_of_text, KS)
+    if predictions is not None:
+        write_retrieval_predictions(predictions, ranks, image_features, text_features, pairs.pictures, asked.texts)
+    content = content_hashes(pairs.pictures) if hashes is None else hashes
     return {
         "task": "retrieval",
         "model": model_name,
@@ -62,64 +148,69 @@ def retrieval_result(
             "name": pairs.name,
             "images": len(pairs.pictures),
             "captions": len(pairs.captions),
-            "sha256": pairs.sha256,
+            "sha256": data_hash(content, pairs.captions, pairs.image_of_caption.tolist()),
         },
-        "metrics": metrics,
-        "settings": {"ks": list(KS), "bootstrap_draws": DRAWS, "bootstrap_seed": 0, "interval": 0.95},
+        "metrics": figures(columns, chance, means),
+        "settings": {"ks": list(KS), "merge_captions": asked.merged, **INTERVAL},
         "versions": versions(),
         "seconds": round(seconds + time.perf_counter() - started, 2),
-        "examples": examples,
+        "examples": _examples(image_features, text_features, pairs, asked),
+        "queries": queries,
     }
 
 
-def retrieval_metrics(
-    image_features: Float[Tensor, "N D"],
-    text_features: Float[Tensor, "M D"],
-    image_of_text: Int[Tensor, " M"],
-    ks: Sequence[int] = KS,
-) -> dict[str, Figure]:
-    """Recalls and their mean, each with its interval and what chance gives.
+def first_image_of_text(ranks: RetrievalRanks) -> Tensor:
+    """(M,) the cluster of each text: its image, of several the first; -1 for a text without one."""
+    first = torch.full((ranks.texts,), -1)
+    return first.scatter_reduce(0, ranks.pairs[:, 1], ranks.pairs[:, 0], "amin", include_self=False)
 
-    Images are resampled as clusters of their queries; the gallery stays whole, and all figures share the draws.
+
+def retrieval_columns(queries: Mapping[str, Sequence[Any]]) -> tuple[Columns, Means]:
+    """Every figure of retrieval, a row a query, from what a result holds of its queries.
+
+    Images are the clusters of both directions, and all figures share the draws.
     """
-    image_rank, text_rank = retrieval_ranks(image_features, text_features, image_of_text)
-    values = recalls(image_rank, text_rank, ks)
-    chance = retrieval_chance(len(image_features), image_of_text, ks)
-    images = np.arange(len(text_rank))[text_rank.numpy() > 0]
-    draws = {}
-    for k in ks:
-        hits = (image_rank <= k).double().numpy()
-        draws[f"image_retrieval_recall@{k}"] = cluster_bootstrap(hits, image_of_text.numpy())
-    for k in ks:
-        hits = (text_rank[images] <= k).double().numpy()
-        draws[f"text_retrieval_recall@{k}"] = cluster_bootstrap(hits, images)
-    draws["mean_recall"] = np.mean(list(draws.values()), axis=0)
-    return {name: figure(values[name], draws[name], chance[name]) for name in draws}
+    images = len(queries["text_rank"])
+    columns, others, recalls = {}, {}, []
+    for name, kind, clusters in (
+        ("image_retrieval", "image", np.asarray(queries["image_of_text"])),
+        ("text_retrieval", "text", np.arange(images)),
+    ):
+        rank = np.asarray(queries[f"{kind}_rank"])
+        asked = rank > 0
+        own = Queries(clusters[asked], among=images)
+        for k in KS:
+            recalls.append(f"{name}_recall@{k}")
+            columns[recalls[-1]] = Column(own, (rank[asked] <= k).astype(np.float64))
+        others[f"{name}_median_rank"] = Column(own, rank[asked].astype(np.float64), median=True)
+        others[f"{name}_mean_rank"] = Column(own, rank[asked].astype(np.float64))
+        others[f"{name}_map@r"] = Column(own, np.asarray(queries[f"{kind}_precision"])[asked])
+    return columns | others, {"mean_recall": recalls}
 
 
-def _examples(image_features: Tensor, text_features: Tensor, pairs: Pairs) -> list[dict[str, Any]]:
+def _examples(image_features: Tensor, text_features: Tensor, pairs: Pairs, asked: AskedPairs) -> list[dict[str, Any]]:
     found = []
-    for caption in chosen_examples(_EXAMPLES, len(pairs.captions)):
-        scores = image_features @ text_features[caption]
-        own = int(pairs.image_of_caption[caption])
+    for text in chosen_examples(_EXAMPLES, len(asked.texts)):
+        scores = image_features @ text_features[text]
+        own = asked.right_images(text)
         answers = [
             {
                 "image": str(pairs.pictures[image]),
                 "score": round(scores[image].item(), 4),
-                "right": image == own,
+                "right": image in own,
             }
             for image in _top(scores, 5)
         ]
-        found.append({"query": {"text": pairs.captions[caption]}, "answers": answers})
+        found.append({"query": {"text": asked.texts[text]}, "answers": answers})
     for image in chosen_examples(_EXAMPLES, len(pairs.pictures)):
         scores = text_features @ image_features[image]
         answers = [
             {
-                "text": pairs.captions[caption],
-                "score": round(scores[caption].item(), 4),
-                "right": bool(pairs.image_of_caption[caption] == image),
+                "text": asked.texts[text],
+                "score": round(scores[text].item(), 4),
+                "right": image in asked.right_images(text),
             }
-            for caption in _top(scores, 5)
+            for text in _top(scores, 5)
         ]
         found.append({"query": {"image": str(pairs.pictures[image])}, "answers": answers})
     return found

@@ -2,135 +2,294 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipkit.data import LabelledPictures, read_labelled
+from clipkit.data import Classes, LabelledPictures, Templates, prompts_of, read_labelled
 from clipkit.errors import DataError
-from clipkit.evaluation.result import Figure, Result, chosen_examples, figure, versions
-from clipkit.metrics import classification, cluster_bootstrap, true_label_ranks
-from clipkit.metrics.bootstrap import DRAWS
+from clipkit.evaluation.features import Cache, Features
+from clipkit.evaluation.figures import Column, Columns, Figure, Queries, figure, figures
+from clipkit.evaluation.predictions import write_class_predictions
+from clipkit.evaluation.result import INTERVAL, Result, chosen_examples, data_hash, versions
+from clipkit.metrics import (
+    average_precision,
+    average_precision_draws,
+    calibration_error,
+    confusion,
+    predicted_labels,
+    resampled,
+    true_label_ranks,
+)
 from clipkit.models import DualEncoder
 
+if TYPE_CHECKING:
+    from clipkit.processes import Processes
+
 TEMPLATES = ("a photo of a {c}.",)
-# Prompts with a place for the class name, or for each class its own sentences (Pratt et al. 2023, CuPL).
-Templates = Sequence[str] | Mapping[str, Sequence[str]]
 _EXAMPLES = 8
+# Pictures scored at once. Fixed: a product of another shape may round differently and break a tie the other way.
+_ROWS = 1024
+_CONFUSED = 3  # classes that a class is most often taken for
 
 
 def zeroshot(
     model: DualEncoder,
     data: str | LabelledPictures,
     *,
-    classes: Sequence[str] | None = None,
-    templates: Templates = TEMPLATES,
+    classes: Classes | None = None,
+    templates: Templates | None = None,
     batch_size: int = 64,
+    cache: Cache = None,
+    predictions: str | Path | None = None,
+    processes: "Processes | None" = None,
     progress: bool = False,
 ) -> Result:
-    """Accuracy of the class whose prompts are most similar to the picture.
+    """Accuracy of the class whose prompts are most similar to the picture; of several classes a picture, mAP.
 
     Args:
         model: what `clipkit.load` gives.
         data: class folders or a CSV with a label column, or labelled pictures already read.
-        classes: class names to choose among; those of the data where not given.
+        classes: class names to choose among, which the labels are; or for each label its name, or several, all of
+            which make prompts; those of the data where not given.
         templates: prompts with `{c}` where the class name goes, or for each class its own sentences; their features
-            are averaged.
+            are averaged. Those of the data where not given, else "a photo of a {c}.".
         batch_size: pictures in one forward; it does not change what is measured.
+        cache: folder for features; None: the user's cache folder; False: none.
+        predictions: a Parquet file to write each picture's scores to.
+        processes: share the pictures and prompts; all get the result, the first writes.
         progress: show bars on the terminal.
 
     Raises:
         DataError: the data cannot be read, a label is not among `classes`, or a template lacks `{c}`.
+        ModelError: a feature is not finite.
+
+    Example:
+        >>> result = zeroshot(clipkit.load("runs/a"), "photos_by_class/")   # doctest: +SKIP
+        >>> result["metrics"]["acc1"]["value"]                              # doctest: +SKIP
+        0.731
     """
     started = time.perf_counter()
     labelled = read_labelled(data) if isinstance(data, str) else data
-    names = list(labelled.classes if classes is None else classes)
-    labels = torch.from_numpy(_labels_among(labelled, names))
-    classifier = zeroshot_classifier(model, names, templates)
-    image_features = model.encode_image(labelled.pictures, batch_size, progress=progress)
-    scores = image_features @ classifier.T
-    examples = [
-        {
-            "query": {"image": str(labelled.pictures[image])},
-            "answers": [
-                {
-                    "text": names[c],
-                    "score": round(scores[image, c].item(), 4),
-                    "right": c == int(labels[image]),
-                }
-                for c in scores[image].argsort(descending=True, stable=True)[:5].tolist()
-            ],
-        }
-        for image in chosen_examples(_EXAMPLES, len(scores))
-    ]
+    chosen = ChosenClasses.of(labelled, classes)
+    prompts = templates if templates is not None else labelled.templates or TEMPLATES
+    labels = chosen.labels_of(labelled)
+    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
+    hashes = features.content_hashes(labelled.pictures)
+    classifier = classifier_of(features, chosen, prompts)
+    scores = class_scores(features.images(labelled.pictures, hashes), classifier)
+    titles = [names[0] for names in chosen.names]
+    if predictions is not None and (processes is None or processes.is_main):
+        write_class_predictions(predictions, labelled.pictures, scores, labels, titles)
+    scored = classification_result(scores, labels, titles, labelled.pictures, model.logit_scale.exp().item())
     return {
         "task": "zeroshot",
         "model": model.name,
         "data": {
             "name": labelled.name,
             "images": len(labelled.pictures),
-            "classes": len(names),
-            "sha256": labelled.sha256,
+            "classes": len(titles),
+            "sha256": data_hash(hashes, chosen.labels, labels.flatten().tolist()),
         },
-        "metrics": _metrics(scores, labels),
+        "metrics": scored["metrics"],
+        "classes": scored["classes"],
         "settings": {
-            "templates": dict(templates) if isinstance(templates, Mapping) else list(templates),
-            "classes": names,
-            "bootstrap_draws": DRAWS,
-            "bootstrap_seed": 0,
-            "interval": 0.95,
+            "templates": dict(prompts) if isinstance(prompts, Mapping) else list(prompts),
+            "classes": dict(zip(chosen.labels, chosen.names, strict=True)),
+            "scale": model.logit_scale.exp().item(),
+            **INTERVAL,
+            "features": {"computed": features.computed, "from_cache": features.from_cache},
         },
         "versions": versions(),
         "seconds": round(time.perf_counter() - started, 2),
-        "examples": examples,
+        "examples": scored["examples"],
+        "queries": scored["queries"],
     }
 
 
 def zeroshot_classifier(
-    model: DualEncoder, classes: Sequence[str], templates: Templates = TEMPLATES
+    model: DualEncoder, classes: Classes, templates: Templates = TEMPLATES, *, cache: Cache = False
 ) -> Float[Tensor, "C D"]:
-    """One unit vector a class: the mean of its prompts' unit features, normalised (Radford et al. 2021, 3.1.4)."""
-    prompts = [_prompts(name, templates) for name in classes]
-    features = model.encode_text([prompt for own in prompts for prompt in own])
-    means = [own.mean(dim=0) for own in features.split([len(own) for own in prompts])]
+    """One unit vector a class: the mean of its prompts' unit features, normalised (Radford et al. 2021, 3.1.4).
+
+    All classes' prompts are encoded together, similar lengths with each other and equal ones once.
+    """
+    return classifier_of(Features(model, cache=cache), ChosenClasses.named(classes), templates)
+
+
+@dataclass(frozen=True)
+class ChosenClasses:
+    """The C classes to choose among: what the data calls each, and its names in prompts."""
+
+    labels: list[str]
+    names: list[list[str]]
+
+    @classmethod
+    def named(cls, classes: Classes) -> "ChosenClasses":
+        """From class names, or names by label."""
+        if isinstance(classes, Mapping):
+            names = [[own] if isinstance(own, str) else list(own) for own in classes.values()]
+            return cls(list(classes), names)
+        return cls(list(classes), [[name] for name in classes])
+
+    @classmethod
+    def of(cls, labelled: LabelledPictures, classes: Classes | None) -> "ChosenClasses":
+        """Those given, else those of the data."""
+        if classes is not None:
+            return cls.named(classes)
+        return cls(labelled.classes, [[name] for name in labelled.class_names or labelled.classes])
+
+    def labels_of(self, labelled: LabelledPictures) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:
+        """The pictures' labels, as positions among these classes.
+
+        Raises:
+            DataError: a picture has a class that is not among them.
+        """
+        position = {name: index for index, name in enumerate(self.labels)}
+        unknown = [name for name in labelled.classes if name not in position]
+        if unknown:
+            raise DataError(
+                f"{labelled.name}: has pictures of {unknown[0]!r}, which is not among the {len(self.labels)} classes "
+                "given; give a name for each label, as a JSON object of label to name or names"
+            )
+        place = np.array([position[name] for name in labelled.classes], dtype=np.int64)
+        if not labelled.several:
+            return torch.from_numpy(place[labelled.labels])
+        labels = torch.zeros(len(labelled.pictures), len(self.labels), dtype=torch.bool)
+        labels[:, place] = torch.from_numpy(labelled.labels)
+        return labels
+
+
+def classifier_of(features: Features, chosen: ChosenClasses, templates: Templates) -> Float[Tensor, "C D"]:
+    """`zeroshot_classifier`, with features that may be in the cache."""
+    prompts = [prompts_of(label, names, templates) for label, names in zip(chosen.labels, chosen.names, strict=True)]
+    rows = features.texts([prompt for own in prompts for prompt in own])
+    means = [own.mean(dim=0) for own in rows.split([len(own) for own in prompts])]
     return F.normalize(torch.stack(means), dim=-1)
 
 
-def _prompts(name: str, templates: Templates) -> list[str]:
-    if isinstance(templates, Mapping):
-        if not templates.get(name):
-            raise DataError(f"the class-specific prompts have none for {name!r}; give at least one sentence a class")
-        return list(templates[name])
-    for template in templates:
-        if "{c}" not in template and "{}" not in template:
-            raise DataError(f"the template {template!r} has no place for the class name; write {{c}} where it goes")
-    return [template.replace("{c}", name).replace("{}", name) for template in templates]
+def class_scores(image_features: Float[Tensor, "N D"], classifier: Float[Tensor, "C D"]) -> Float[Tensor, "N C"]:
+    """Cosines, in tiles of a fixed number of pictures."""
+    return torch.cat([rows @ classifier.T for rows in image_features.split(_ROWS)])
 
 
-def _labels_among(labelled: LabelledPictures, names: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    position = {name: index for index, name in enumerate(names)}
-    unknown = [name for name in labelled.classes if name not in position]
-    if unknown:
-        raise DataError(
-            f"{labelled.name}: has pictures of {unknown[0]!r}, which is not among the {len(names)} classes given"
-        )
-    return np.array([position[name] for name in labelled.classes], dtype=np.int64)[labelled.labels]
+class Scored(TypedDict):
+    """The part of a result that comes from the scores."""
+
+    metrics: dict[str, Figure]
+    classes: list[dict[str, Any]]
+    queries: dict[str, list[Any]]
+    examples: list[dict[str, Any]]
 
 
-def _metrics(scores: Float[Tensor, "N C"], labels: Tensor) -> dict[str, Figure]:
-    values = classification(scores, labels)
-    ranks = true_label_ranks(scores, labels).numpy()
-    images, classes = np.arange(len(scores)), scores.shape[1]
-    top1, top5 = (ranks <= 1).astype(np.float64), (ranks <= 5).astype(np.float64)
-    draws = {
-        "acc1": cluster_bootstrap(top1, images),
-        "acc5": cluster_bootstrap(top5, images),
-        "mean_per_class_recall": cluster_bootstrap(top1, images, labels.numpy()),
+def classification_result(
+    scores: Float[Tensor, "N C"],
+    labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
+    titles: Sequence[str],
+    pictures: Sequence[Any],
+    scale: float,
+) -> Scored:
+    """What a result says of cosines; probabilities are the softmax of scale · cosine."""
+    if labels.ndim == 2:
+        return _several_labels(scores, labels, titles, pictures)
+    predicted = predicted_labels(scores)
+    confidence = (scores * scale).softmax(dim=1).amax(dim=1)
+    queries = {
+        "label": labels.tolist(),
+        "predicted": predicted.tolist(),
+        "true_rank": true_label_ranks(scores, labels).tolist(),
+        "confidence": [round(own, 6) for own in confidence.tolist()],
+        "images": [str(picture) for picture in pictures],
     }
-    chance = {"acc1": 1 / classes, "acc5": 5 / classes, "mean_per_class_recall": 1 / classes}
+    columns = classification_columns(queries, len(titles))
+    metrics = {name: figure(None, None, None) for name in ("acc1", "acc5")}
+    metrics |= figures(columns, {name: (5 if name == "acc5" else 1) / len(titles) for name in columns})
+    # Resampling adds to it (a mean of absolute values), so its draws would not hold the value: no interval.
+    metrics["ece"] = figure(calibration_error(confidence, predicted == labels), None, None)
     return {
-        name: figure(value, draws[name], chance[name] if value is not None else None) for name, value in values.items()
+        "metrics": metrics,
+        "classes": _class_rows(predicted, labels, titles),
+        "queries": queries,
+        "examples": _examples(scores, torch.nn.functional.one_hot(labels, len(titles)).bool(), titles, pictures),
     }
+
+
+def classification_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
+    """Every figure of single-label classification, a row a picture, from what a result holds of them."""
+    rank, labels = np.asarray(queries["true_rank"]), np.asarray(queries["label"])
+    pictures = Queries(np.arange(len(rank)))
+    by_class = Queries(pictures.clusters, strata=labels)
+    columns = {"acc1": Column(pictures, (rank <= 1).astype(np.float64))}
+    if classes >= 5:
+        columns["acc5"] = Column(pictures, (rank <= 5).astype(np.float64))
+    columns["mean_per_class_recall"] = Column(by_class, (rank <= 1).astype(np.float64))
+    return columns
+
+
+def _several_labels(scores: Tensor, labels: Tensor, titles: Sequence[str], pictures: Sequence[Any]) -> Scored:
+    per_class = average_precision(scores, labels)
+    draws = torch.cat(
+        [average_precision_draws(scores, labels, torch.from_numpy(times)) for times in resampled(len(scores))]
+    )
+    counts = labels.sum(dim=0).tolist()
+    # A random order finds a class at its share of the pictures, but for the first few.
+    chance = float(np.mean([count / len(labels) for count in counts]))
+    metrics: dict[str, Figure] = {
+        "mean_average_precision": figure(per_class.mean().item(), draws.numpy(), chance),
+    }
+    return {
+        "metrics": metrics,
+        "classes": [
+            {"class": title, "images": count, "average_precision": round(own, 6)}
+            for title, count, own in zip(titles, counts, per_class.tolist(), strict=True)
+        ],
+        "queries": {"images": [str(picture) for picture in pictures]},
+        "examples": _examples(scores, labels, titles, pictures),
+    }
+
+
+def _class_rows(predicted: Tensor, labels: Tensor, titles: Sequence[str]) -> list[dict[str, Any]]:
+    """Recall, precision and the commonest mistakes of each class."""
+    table = confusion(predicted, labels, len(titles))
+    right, images, answers = table.diagonal(), table.sum(dim=1), table.sum(dim=0)
+    mistakes = table.clone().fill_diagonal_(0)
+    counts, taken_for = mistakes.sort(dim=1, descending=True, stable=True)
+    return [
+        {
+            "class": titles[c],
+            "images": int(images[c]),
+            "recall": _share(right[c], images[c]),
+            "precision": _share(right[c], answers[c]),
+            "taken_for": {
+                titles[int(other)]: int(count)
+                for other, count in zip(taken_for[c, :_CONFUSED], counts[c, :_CONFUSED], strict=True)
+                if count
+            },
+        }
+        for c in range(len(titles))
+    ]
+
+
+def _share(part: Tensor, whole: Tensor) -> float | None:
+    return round(int(part) / int(whole), 6) if int(whole) else None
+
+
+def _examples(
+    scores: Tensor, right: Bool[Tensor, "N C"], titles: Sequence[str], pictures: Sequence[Any]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "query": {"image": str(pictures[image])},
+            "answers": [
+                {"text": titles[c], "score": round(scores[image, c].item(), 4), "right": bool(right[image, c])}
+                for c in scores[image].argsort(descending=True, stable=True)[:5].tolist()
+            ],
+        }
+        for image in chosen_examples(_EXAMPLES, len(scores))
+    ]

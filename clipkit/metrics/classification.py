@@ -1,20 +1,29 @@
-"""Single-label classification from scores."""
+"""Classification from scores: one label a picture, or several."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def classification(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> dict[str, float | None]:
-    """acc1, acc5 and mean_per_class_recall (names and definitions of CLIP_benchmark 1.6).
+def classification(
+    scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"] | Bool[Tensor, "N C"]
+) -> dict[str, float | None]:
+    """acc1, acc5 and mean_per_class_recall; for several labels a picture mean_average_precision.
 
-    `acc5` is None with fewer than five classes. `mean_per_class_recall` is the mean over the classes that occur in
-    `labels`. Ties go to the lower class index.
+    Names and definitions of CLIP_benchmark 1.6: `acc5` is None with fewer than five classes; `mean_per_class_recall`
+    is the mean over the classes that occur in `labels`; a class without a picture has an average precision of 0. Ties
+    go to the lower index.
+
+    Args:
+        scores: the higher the likelier.
+        labels: for each picture its class; or, as true and false, its classes.
 
     Example:
         >>> classification(torch.eye(3), torch.tensor([0, 1, 1]))["acc1"]
         0.6666666666666666
     """
+    if labels.ndim == 2:
+        return {"mean_average_precision": average_precision(scores, labels).mean().item()}
     ranks = true_label_ranks(scores, labels)
     correct = (ranks == 1).double()
     per_class = [correct[labels == label].mean().item() for label in labels.unique()]
@@ -33,3 +42,59 @@ def true_label_ranks(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) ->
     index = torch.arange(scores.shape[1], device=scores.device)
     before = (scores > true_score) | ((scores == true_score) & (index < target))
     return 1 + before.sum(dim=1)
+
+
+def predicted_labels(scores: Float[Tensor, "N C"]) -> Int[Tensor, " N"]:
+    """The class with the highest score, of equal ones the first; torch's argmax leaves open which."""
+    return first_best(scores, dim=1)
+
+
+def first_best(scores: Tensor, dim: int) -> Tensor:
+    """argmax along a dimension; ties go to the lower index."""
+    return (scores == scores.amax(dim=dim, keepdim=True)).int().argmax(dim=dim)
+
+
+def average_precision(
+    scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"], weights: Float[Tensor, " N"] | None = None
+) -> Float[Tensor, " C"]:
+    """Area under each class's precision over recall, by steps: the mean of the precision at each right picture.
+
+    Args:
+        scores: of pictures for classes.
+        labels: which classes a picture has.
+        weights: how often each picture counts, as in a resampled set; once where not given.
+    """
+    weights = torch.ones(len(scores), dtype=torch.float64) if weights is None else weights.double()
+    order = scores.argsort(dim=0, descending=True, stable=True)
+    return _average_precision_in_order(labels.gather(0, order), weights[order])
+
+
+def _average_precision_in_order(right: Bool[Tensor, "N C"], weights: Float[Tensor, "N C"]) -> Float[Tensor, " C"]:
+    found = (weights * right).cumsum(dim=0)
+    precision = found / weights.cumsum(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
+    return (weights * right * precision).sum(dim=0) / found[-1].clamp(min=1)
+
+
+def average_precision_draws(
+    scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"], times: Float[Tensor, "R N"]
+) -> Float[Tensor, " R"]:
+    """The mean over classes of `average_precision`, for each row of how often pictures were drawn; sorted once."""
+    order = scores.argsort(dim=0, descending=True, stable=True)
+    right = labels.gather(0, order)
+    return torch.stack([_average_precision_in_order(right, weights[order]).mean() for weights in times])
+
+
+def confusion(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"], classes: int) -> Int[Tensor, "C C"]:
+    """How often a picture of the row's class was taken for the column's."""
+    return (labels * classes + predicted).bincount(minlength=classes * classes).view(classes, classes)
+
+
+def calibration_error(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], bins: int = 15) -> float:
+    """Expected calibration error: mean of |share correct − confidence| over bins of equal width (Guo et al. 2017, 3).
+
+    >>> calibration_error(torch.tensor([0.8, 0.8]), torch.tensor([True, False]))
+    0.3000000119...
+    """
+    number = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1  # (0, 1/bins], …, as in the paper
+    gap = torch.zeros(bins, dtype=torch.float64).index_add(0, number, correct.double() - confidence.double())
+    return gap.abs().sum().item() / len(confidence)

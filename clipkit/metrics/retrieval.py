@@ -1,33 +1,32 @@
-"""Retrieval between images and their captions, any number of captions an image."""
+"""Retrieval between images and texts, any number of texts an image and images a text."""
 
 from collections.abc import Sequence
 from math import comb
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Scores held at once. Fixed, so that figures do not depend on anybody's batch size: a matrix product of another shape
-# may round differently, and that can break a tie the other way.
-_TILE = 1 << 24
+from clipkit.metrics.ranks import RetrievalRanks, retrieval_ranks, right_pairs
 
 
 def retrieval(
     image_features: Float[Tensor, "N D"],
     text_features: Float[Tensor, "M D"],
-    image_of_text: Int[Tensor, " M"],
+    image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Recall at k both ways, and their mean.
+    """Recall at k both ways and their mean, median and mean rank, mean average precision at R.
 
-    `image_retrieval_recall@k`: share of texts whose image is among the k highest-scored images.
-    `text_retrieval_recall@k`: share of images of which *any* caption is among the k highest-scored texts.
+    `image_retrieval_recall@k`: share of texts of which *any* image is among the k highest-scored images.
+    `text_retrieval_recall@k`: share of images of which *any* text is among the k highest-scored texts.
     `mean_recall`: mean of them all. (Names and definitions of CLIP_benchmark 1.6; ties go to the lower index.)
+    `…_median_rank`, `…_mean_rank`: of the best right answer, from 1; the median of an even number is rounded down.
+    `…_map@r`: Musgrave et al. 2020.
 
     Args:
         image_features: unit length.
         text_features: unit length.
-        image_of_text: for each text the row of its image.
+        image_of_text: for each text the row of its image; or (image, text) pairs.
         ks: cut-offs.
 
     Example:
@@ -35,74 +34,76 @@ def retrieval(
         >>> retrieval(x, x[[0, 0, 2, 2]], torch.tensor([0, 0, 2, 1]), ks=(1,))["image_retrieval_recall@1"]
         0.75
     """
-    image_rank, text_rank = retrieval_ranks(image_features, text_features, image_of_text)
-    return recalls(image_rank, text_rank, ks)
+    ranks = retrieval_ranks(image_features, text_features, image_of_text)
+    return recalls(ranks, ks) | _rank_figures(ranks)
 
 
-def recalls(
-    image_rank: Int[Tensor, " M"], text_rank: Int[Tensor, " N"], ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
-    """Recalls from the ranks that `retrieval_ranks` gives. An image without a caption (rank 0) is no query."""
-    queries = text_rank[text_rank > 0]
-    figures = {f"image_retrieval_recall@{k}": (image_rank <= k).double().mean().item() for k in ks}
-    figures |= {f"text_retrieval_recall@{k}": (queries <= k).double().mean().item() for k in ks}
+def recalls(ranks: RetrievalRanks, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Recalls both ways and their mean. Who has no right answer is no query."""
+    figures: dict[str, float] = {}
+    for name, of_queries in (("image_retrieval", ranks.of_texts), ("text_retrieval", ranks.of_images)):
+        queries = of_queries[of_queries > 0]
+        figures |= {f"{name}_recall@{k}": (queries <= k).double().mean().item() for k in ks}
     return figures | {"mean_recall": sum(figures.values()) / len(figures)}
 
 
-def retrieval_ranks(
-    image_features: Float[Tensor, "N D"],
-    text_features: Float[Tensor, "M D"],
-    image_of_text: Int[Tensor, " M"],
-) -> tuple[Int[Tensor, " M"], Int[Tensor, " N"]]:
-    """Rank of each text's image among the images, and rank of each image's best caption among the texts.
+def _rank_figures(ranks: RetrievalRanks) -> dict[str, float]:
+    figures = {}
+    for name, of_queries, precision in (
+        ("image_retrieval", ranks.of_texts, ranks.precision_of_texts),
+        ("text_retrieval", ranks.of_images, ranks.precision_of_images),
+    ):
+        asked = of_queries > 0
+        figures[f"{name}_median_rank"] = median_rank(of_queries[asked])
+        figures[f"{name}_mean_rank"] = of_queries[asked].double().mean().item()
+        figures[f"{name}_map@r"] = precision[asked].mean().item()
+    return figures
 
-    A rank is 1 + the number of strictly higher scores + the number of equal scores at a lower index, so it is defined
-    for ties too. Scores are float32 (float64 for float64 features). The rank of an image without a caption is 0.
+
+def median_rank(ranks: Int[Tensor, " Q"]) -> float:
+    """The middle rank; of an even number the mean of the two, rounded down (as open_clip reports it)."""
+    ordered = ranks.sort().values
+    return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2)
+
+
+def retrieval_chance(
+    images: int,
+    texts: int,
+    image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"],
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float | None]:
+    """What random scores would give, in expectation.
+
+    With c right answers among n candidates: recall 1 − C(n−c, k)/C(n, k); best rank (n+1)/(c+1); average precision at
+    R = c as in `_precision_by_chance`. The median rank has none.
     """
-    dtype = torch.promote_types(image_features.dtype, torch.float32)
-    images, texts = image_features.to(dtype), text_features.to(dtype)
-    return _image_ranks(images, texts, image_of_text), _text_ranks(images, texts, image_of_text)
+    pairs = right_pairs(image_of_text)
+    figures: dict[str, float | None] = {}
+    others: dict[str, float | None] = {}
+    for name, asking, askers, candidates in (
+        ("image_retrieval", pairs[:, 1], texts, images),
+        ("text_retrieval", pairs[:, 0], images, texts),
+    ):
+        sizes, queries = asking.bincount(minlength=askers).unique(return_counts=True)
+        share = {int(c): int(q) for c, q in zip(sizes, queries, strict=True) if c > 0}
+        total = sum(share.values())
+        for k in ks:
+            missed = sum(q * _missed(candidates, c, k) for c, q in share.items())
+            figures[f"{name}_recall@{k}"] = 1 - missed / total
+        others[f"{name}_median_rank"] = None
+        others[f"{name}_mean_rank"] = sum(q * (candidates + 1) / (c + 1) for c, q in share.items()) / total
+        others[f"{name}_map@r"] = sum(q * _precision_by_chance(candidates, c) for c, q in share.items()) / total
+    known = [value for value in figures.values() if value is not None]
+    return figures | {"mean_recall": sum(known) / len(known)} | others
 
 
-def _image_ranks(images: Tensor, texts: Tensor, image_of_text: Tensor) -> Tensor:
-    index = torch.arange(len(images), device=images.device)
-    ranks = []
-    for rows in _tiles(len(texts), len(images)):
-        scores = texts[rows] @ images.T
-        target = image_of_text[rows, None]
-        ranks.append(_rank(scores, scores.gather(1, target), target, index))
-    return torch.cat(ranks)
+def _missed(candidates: int, right: int, k: int) -> float:
+    return comb(candidates - right, k) / comb(candidates, k) if k <= candidates else 0.0
 
 
-def _text_ranks(images: Tensor, texts: Tensor, image_of_text: Tensor) -> Tensor:
-    index = torch.arange(len(texts), device=images.device)
-    ranks = []
-    for rows in _tiles(len(images), len(texts)):
-        scores = images[rows] @ texts.T
-        own = image_of_text[None, :] == torch.arange(rows.start, rows.stop, device=images.device)[:, None]
-        best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-        first = ((scores == best) & own).int().argmax(dim=1, keepdim=True)
-        ranks.append(torch.where(own.any(dim=1), _rank(scores, best, first, index), 0))
-    return torch.cat(ranks)
-
-
-def _rank(scores: Tensor, target_score: Tensor, target: Tensor, index: Tensor) -> Tensor:
-    before = (scores > target_score) | ((scores == target_score) & (index < target))
-    return 1 + before.sum(dim=1)
-
-
-def _tiles(rows: int, columns: int) -> list[slice]:
-    height = max(1, _TILE // max(1, columns))
-    return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
-
-
-def retrieval_chance(images: int, image_of_text: Int[Tensor, " M"], ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """What random scores would give: k/N for images, and 1 − C(M−c, k)/C(M, k) for an image of c captions."""
-    texts = len(image_of_text)
-    captions = torch.bincount(image_of_text.cpu(), minlength=images)
-    figures = {f"image_retrieval_recall@{k}": min(1.0, k / images) for k in ks}
-    for k in ks:
-        missed = {c: comb(texts - c, k) / comb(texts, k) if k <= texts else 0.0 for c in set(captions.tolist())}
-        hit = [1 - missed[c] for c in captions.tolist() if c > 0]
-        figures[f"text_retrieval_recall@{k}"] = sum(hit) / len(hit)
-    return figures | {"mean_recall": sum(figures.values()) / len(figures)}
+def _precision_by_chance(candidates: int, right: int) -> float:
+    """E of 1/R Σ_{k ≤ R} [k-th is right] · (right ones among the first k) / k, for a random order."""
+    if candidates == 1:
+        return 1.0
+    others = (right - 1) / (candidates - 1)
+    return sum((1 + (k - 1) * others) / k for k in range(1, right + 1)) / candidates

@@ -93,8 +93,8 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: st
     first = next(iter(results.values()))
     rows = []
     for name, shown in first.items():
-        cells = [_cell(metrics.get(name)) for metrics in results.values()]
-        rows.append([readable(name), *cells, _percent(shown["chance"])])
+        cells = [_cell(name, metrics.get(name)) for metrics in results.values()]
+        rows.append([readable(name), *cells, number(name, shown["chance"])])
     return Table(title, ["", *results, "chance"], rows, note)
 
 
@@ -105,18 +105,41 @@ def readable(name: str) -> str:
         "acc5": "top-5 accuracy",
         "mean_per_class_recall": "mean recall of the classes",
         "mean_recall": "mean of the recalls",
+        "mean_average_precision": "mean average precision",
+        "ece": "calibration error",
+        "image_acc": "captions choose their picture",
+        "text_acc": "pictures choose their caption",
+        "acc": "both",
+        "recall@": "R@",
+        "map@r": "mAP@R",
+        "median_rank": "median rank",
+        "mean_rank": "mean rank",
     }
-    direction = {"image_retrieval_recall": "text → image R", "text_retrieval_recall": "image → text R"}
+    for start, whose in (
+        ("image_retrieval_", "text → image "),
+        ("text_retrieval_", "image → text "),
+        ("lp_", "linear probe: "),
+        ("knn_", "nearest neighbours: "),
+    ):
+        if name.startswith(start):
+            return whose + readable(name.removeprefix(start))
     kind, at, k = name.partition("@")
-    return f"{direction[kind]}@{k}" if at else words.get(name, name)
+    return words.get(name) or words.get(kind + at, kind + at) + k
 
 
-def _cell(figure: Mapping[str, Any] | None) -> str:
+def number(name: str, value: float | None) -> str:
+    """A metric's value as it is shown: ranks as numbers, all else in percent."""
+    if value is None:
+        return "–"
+    if name.endswith("median_rank"):
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if name.endswith("mean_rank") else f"{100 * value:.1f} %"
+
+
+def _cell(name: str, figure: Mapping[str, Any] | None) -> str:
     if figure is None or figure["value"] is None:
         return "–"
-    interval = "" if figure["low"] is None else f" ({100 * figure['low']:.1f} – {100 * figure['high']:.1f})"
-    return _percent(figure["value"]) + interval
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    if figure["low"] is None:
+        return number(name, figure["value"])
+    low, high = (number(name, figure[end]).removesuffix(" %") for end in ("low", "high"))
+    return f"{number(name, figure['value'])} ({low} – {high})"

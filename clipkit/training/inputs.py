@@ -14,8 +14,8 @@ from clipkit.data.loader import Batch
 from clipkit.models import DualEncoder
 from clipkit.models.encode import encode_pictures, encode_strings, stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES
+from clipkit.processes import Processes
 from clipkit.recipe import DataRecipe
-from clipkit.training.processes import Processes
 
 _BATCH = 64
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipkit.models import DualEncoder
 from clipkit.models.memory import graph_bytes
-from clipkit.training.processes import Processes
+from clipkit.processes import Processes
 
 Inputs = dict[str, Tensor]
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from clipkit.data import Batch, EpochSampler, read_pairs
 from clipkit.errors import DataError, RecipeError, TrainingError, one_line
 from clipkit.evaluation import versions
+from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.report import run_report
 from clipkit.training.checkpoint import (
@@ -28,11 +29,10 @@ from clipkit.training.keeper import Keeper
 from clipkit.training.learned import Learned
 from clipkit.training.objective import objective_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
-from clipkit.training.processes import Processes
 from clipkit.training.resume import MACHINE, Found, best_evaluation, find
 from clipkit.training.run_folder import RunFolder, append, write_whole
 from clipkit.training.run_log import RunLog
-from clipkit.training.setup import accelerator_of, fingerprint, learns_batch_norm, micro_batch_size_of, model_of
+from clipkit.training.setup import fingerprint, learns_batch_norm, micro_batch_size_of, model_of
 from clipkit.training.step import Abandoned, Step, out_of_memory
 from clipkit.training.stop import StopRequest
 from clipkit.training.validation import Validation

@@ -1,68 +1,20 @@
 """What a run needs before its first step: processes, the model as it is trained, the micro-batch."""
 
-import atexit
 import hashlib
-import os
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from clipkit.data import Pairs
-from clipkit.errors import ModelError, RecipeError, TrainingError
+from clipkit.errors import ModelError, RecipeError
 from clipkit.models import DualEncoder, Tower, compose, load
+from clipkit.processes import Processes
 from clipkit.recipe import ModelRecipe, Recipe
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.micro_batch import find_micro_batch_size
-from clipkit.training.processes import Processes
-
-
-def accelerator_of(precision: str, timeout_minutes: float) -> Accelerator:
-    """Accelerate with all the processes that were started.
-
-    Args:
-        precision: the recipe's.
-        timeout_minutes: how long a process waits for another one that does not answer.
-
-    Raises:
-        TrainingError: Accelerate joined fewer than were started.
-    """
-    AcceleratorState._reset_state()  # another run in this Python may have had another precision
-    # Told that it is on a CPU, Accelerate joins the processes of a launcher; left alone, each would run by itself.
-    accelerator = Accelerator(
-        mixed_precision=_mixed_precision(precision),
-        cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
-    )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
-        raise TrainingError(
-            f"{asked} processes were started but Accelerate joined {accelerator.num_processes}; "
-            "start them with clipkit train RECIPE --processes N"
-        )
-    if asked > 1:
-        # Left to the interpreter's end, gloo's threads end the process with an abort every other time.
-        atexit.unregister(_leave_processes)
-        atexit.register(_leave_processes)
-    return accelerator
-
-
-def _leave_processes() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def _mixed_precision(precision: str) -> str:
-    if precision == "auto":
-        if not torch.cuda.is_available():
-            return "no"
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "no" if precision == "fp32" else precision
 
 
 def model_of(recipe: Recipe) -> DualEncoder:

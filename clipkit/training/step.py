@@ -13,9 +13,9 @@ from torch import Tensor
 from clipkit.data import Batch
 from clipkit.errors import TrainingError
 from clipkit.models import DualEncoder, Tower
+from clipkit.processes import Processes
 from clipkit.seeds import mix
 from clipkit.training.objective import Objective
-from clipkit.training.processes import Processes
 
 # Captions of similar length are run together even when all fit: the shorter ones carry less padding.
 _BUCKET = {"cpu": 16}

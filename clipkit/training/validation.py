@@ -11,8 +11,8 @@ from clipkit.errors import TrainingError
 from clipkit.evaluation import Result, retrieval_result
 from clipkit.metrics import recalls, retrieval_ranks
 from clipkit.models import DualEncoder
+from clipkit.processes import Processes
 from clipkit.training.inputs import TowerInputs
-from clipkit.training.processes import Processes
 
 
 class Validation:
@@ -31,7 +31,7 @@ class Validation:
     def figures(self) -> dict[str, float]:
         """The recalls alone."""
         image_features, text_features = self._features()
-        return recalls(*retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption)))
+        return recalls(retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption)))
 
     def result(self, name: str) -> dict[str, Any]:
         """All that results.json holds of them, under this model name."""

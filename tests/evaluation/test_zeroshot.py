@@ -1,13 +1,17 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
+from sklearn.metrics import confusion_matrix
 
 import clipkit
-from clipkit import evaluate
+from clipkit import evaluate, metrics
 from clipkit.data import read_labelled
 from clipkit.errors import DataError
 from clipkit.evaluation import zeroshot_classifier
+from tests.conftest import COLOURS, SHAPES, draw, write_csv
 
 TEMPLATES = ["a photo of a {c}.", "a {c} square", "{} things"]
 
@@ -18,7 +22,7 @@ def model(tiny_clip: Path) -> clipkit.DualEncoder:
 
 
 def test_the_classifier_is_the_normalised_mean_of_unit_prompts(model: clipkit.DualEncoder) -> None:
-    classes = ["red", "green", "blue"]
+    classes = ["red", "green", "blue", "red"]
     by_hand = []
     for name in classes:
         prompts = [f"a photo of a {name}.", f"a {name} square", f"{name} things"]
@@ -75,3 +79,102 @@ def test_what_is_wrong_is_one_line(model: clipkit.DualEncoder, shapes: Path) -> 
         evaluate.zeroshot(model, str(shapes / "classes.csv"), classes=["red"])
     with pytest.raises(DataError, match="no place for the class name"):
         evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=["a photo"])
+
+
+def test_several_names_a_class_make_prompts_each(model: clipkit.DualEncoder, shapes: Path) -> None:
+    classes = {"red": ["red", "crimson"], "green": "green", "blue": ["blue"], "yellow": "yellow"}
+    prompts = [template.replace("{c}", name) for name in ("red", "crimson") for template in ("a {c} thing", "{c}")]
+    mean = model.encode_text(prompts).mean(dim=0)
+    weights = zeroshot_classifier(model, classes, ["a {c} thing", "{c}"])
+    torch.testing.assert_close(weights[0], mean / mean.norm(), rtol=0, atol=1e-6)
+    result = evaluate.zeroshot(model, str(shapes / "classes.csv"), classes=classes, templates=["a {c} thing", "{c}"])
+    assert result["settings"]["classes"]["red"] == ["red", "crimson"]
+    assert [row["class"] for row in result["classes"]] == ["red", "green", "blue", "yellow"]
+
+
+def test_class_specific_sentences(model: clipkit.DualEncoder, shapes: Path) -> None:
+    own = {name: [f"something {name}", f"{name} paint"] for name in ("red", "green", "blue", "yellow")}
+    weights = zeroshot_classifier(model, list(own), own)
+    mean = model.encode_text(own["green"]).mean(dim=0)
+    torch.testing.assert_close(weights[1], mean / mean.norm(), rtol=0, atol=1e-6)
+    assert evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=own)["settings"]["templates"] == own
+    del own["green"]
+    with pytest.raises(DataError, match="none for 'green'"):
+        evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=own)
+
+
+@pytest.fixture
+def several(shapes: Path, tmp_path: Path) -> str:
+    """Pictures with a colour and a shape each."""
+    rows = []
+    for number, (colour, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
+        rows += [[str(shapes / f"images/{number:02d}.png"), own] for own in (colour, shape)]
+    return str(write_csv(tmp_path / "several.csv", ["image", "label"], rows))
+
+
+def test_several_labels_equal_clip_benchmark(model: clipkit.DualEncoder, several: str, tmp_path: Path) -> None:
+    theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification").average_precision_per_class
+    file = tmp_path / "p.parquet"
+    result = evaluate.zeroshot(model, several, predictions=file)
+    labelled = read_labelled(several)
+    assert labelled.several
+    scores = 100 * model.encode_image(labelled.pictures) @ zeroshot_classifier(model, labelled.classes).T
+    expected = theirs(scores, torch.from_numpy(labelled.labels))
+    figure = result["metrics"]["mean_average_precision"]
+    assert list(result["metrics"]) == ["mean_average_precision"]
+    assert figure["value"] == pytest.approx(expected.mean().item(), abs=1e-6)
+    assert figure["low"] < figure["value"] < figure["high"]
+    assert figure["chance"] == pytest.approx(2 / 8)
+    assert [row["images"] for row in result["classes"]] == [4] * 8
+    table = parquet.read_table(file)
+    again = theirs(torch.tensor(table["scores"].to_pylist()), torch.from_numpy(labelled.labels)).mean().item()
+    assert again == pytest.approx(figure["value"], abs=1e-6)
+    assert table["label"].to_pylist()[0] == ["red", "square"]
+
+
+def test_predictions_and_classes_give_every_figure_again(
+    model: clipkit.DualEncoder, shapes: Path, tmp_path: Path
+) -> None:
+    classes = ["red", "green", "blue", "yellow", "purple", "black"]
+    result = evaluate.zeroshot(model, str(shapes / "classes.csv"), classes=classes, predictions=tmp_path / "p.parquet")
+    table = parquet.read_table(tmp_path / "p.parquet").to_pydict()
+    scores = torch.tensor(table["scores"])
+    labels = torch.tensor([classes.index(label) for label in table["label"]])
+    for name, value in metrics.classification(scores, labels).items():
+        assert result["metrics"][name]["value"] == pytest.approx(value)
+    probabilities = (scores * model.logit_scale.exp()).softmax(dim=1)
+    error = metrics.calibration_error(probabilities.amax(dim=1), probabilities.argmax(dim=1) == labels)
+    assert result["metrics"]["ece"]["value"] == pytest.approx(error, abs=1e-6)
+    counts = confusion_matrix(table["label"], table["predicted"], labels=classes)
+    for row, own in zip(result["classes"], counts, strict=True):
+        assert row["images"] == own.sum()
+        place = classes.index(row["class"])
+        assert row["recall"] == (pytest.approx(own[place] / own.sum(), abs=1e-6) if own.sum() else None)
+        assert (
+            row["taken_for"]
+            == {
+                classes[other]: own[other] for other in np.argsort(-own, kind="stable") if own[other] and other != place
+            }
+            or len(row["taken_for"]) == 3
+        )
+
+
+def test_a_folder_may_bring_its_own_names_and_prompts(model: clipkit.DualEncoder, tmp_path: Path) -> None:
+    for place, colour in (("n01", "red"), ("n02", "blue")):
+        (tmp_path / place).mkdir()
+        draw(colour, "square").save(tmp_path / place / "1.png")
+    (tmp_path / "classnames.txt").write_text("red\nblue\n")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a {c} picture\n")
+    settings = evaluate.zeroshot(model, str(tmp_path))["settings"]
+    assert settings["classes"] == {"n01": ["red"], "n02": ["blue"]}
+    assert settings["templates"] == ["a {c} picture"]
+    assert evaluate.zeroshot(model, str(tmp_path), templates=["{c}"])["settings"]["templates"] == ["{c}"]
+    (tmp_path / "classnames.txt").write_text("red\n")
+    with pytest.raises(DataError, match="has 1 names, but there are 2 class folders"):
+        evaluate.zeroshot(model, str(tmp_path))
+
+
+def test_the_second_task_computes_no_picture_again(model: clipkit.DualEncoder, shapes: Path, tmp_path: Path) -> None:
+    evaluate.retrieval(model, str(shapes / "captions.csv"), cache=tmp_path)
+    result = evaluate.zeroshot(model, str(shapes / "classes.csv"), cache=tmp_path)
+    assert result["settings"]["features"] == {"computed": 4, "from_cache": 16}  # the four prompts are new

@@ -1,6 +1,11 @@
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    top_k_accuracy_score,
+)
 
 from clipkit import metrics
 
@@ -24,3 +29,52 @@ def test_acc5_is_undefined_below_five_classes() -> None:
 
 def test_ties_go_to_the_lower_class() -> None:
     assert metrics.true_label_ranks(torch.zeros(3, 3), torch.tensor([0, 1, 2])).tolist() == [1, 2, 3]
+
+
+def test_of_equal_scores_the_first_is_predicted() -> None:
+    assert metrics.predicted_labels(torch.tensor([[0.5, 1.0, 1.0], [2.0, 2.0, 2.0]])).tolist() == [1, 0]
+
+
+def several_labels() -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.rand(60, 5) < 0.3
+    labels[:, 3] = False
+    return torch.randn(60, 5), labels
+
+
+def test_average_precision_equals_clip_benchmark() -> None:
+    theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification").average_precision_per_class
+    scores, labels = several_labels()
+    expected = theirs(scores, labels).double()
+    torch.testing.assert_close(metrics.average_precision(scores, labels), expected, rtol=0, atol=1e-6)
+    assert metrics.average_precision(scores, labels)[3] == 0  # a class without a picture
+    assert metrics.classification(scores, labels) == {"mean_average_precision": pytest.approx(expected.mean().item())}
+
+
+def test_weighted_average_precision_equals_scikit_learn() -> None:
+    scores, labels = several_labels()
+    weights = torch.randint(0, 4, (60,)).double()
+    ours = metrics.average_precision(scores, labels, weights)
+    for c in (0, 1, 2, 4):
+        expected = average_precision_score(labels[:, c], scores[:, c], sample_weight=weights)
+        assert ours[c].item() == pytest.approx(expected)
+    draws = metrics.average_precision_draws(scores, labels, torch.stack([weights, torch.ones(60).double()]))
+    torch.testing.assert_close(draws, torch.stack([ours.mean(), metrics.average_precision(scores, labels).mean()]))
+
+
+def test_confusion_equals_scikit_learn() -> None:
+    predicted, labels = torch.randint(0, 6, (100,)), torch.randint(0, 5, (100,))
+    expected = confusion_matrix(labels, predicted, labels=range(6))
+    assert metrics.confusion(predicted, labels, 6).tolist() == expected.tolist()
+
+
+def test_calibration_error_equals_torchmetrics() -> None:
+    theirs = pytest.importorskip("torchmetrics.functional.classification").multiclass_calibration_error
+    probabilities, labels = (3 * torch.randn(500, 7)).softmax(dim=1), torch.randint(0, 7, (500,))
+    confidence, predicted = probabilities.max(dim=1)
+    ours = metrics.calibration_error(confidence, predicted == labels)
+    assert ours == pytest.approx(theirs(probabilities, labels, num_classes=7, n_bins=15).item(), abs=1e-6)
+
+
+def test_a_model_that_knows_how_sure_it_is_has_no_calibration_error() -> None:
+    assert metrics.calibration_error(torch.tensor([0.75] * 4), torch.tensor([True, True, True, False])) == 0
+    assert metrics.calibration_error(torch.ones(3), torch.tensor([False] * 3)) == 1

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from clipkit.data import Batch
 from clipkit.models import DualEncoder
 from clipkit.models.towers import ImageTower, TextTower
+from clipkit.processes import Processes
 from clipkit.recipe import LossRecipe
 from clipkit.training.objective import objective_of
-from clipkit.training.processes import Processes
 from clipkit.training.step import Step
 
 WIDTH = 12

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 import clipkit
 from clipkit.errors import DataError, OutputError, TrainingError
 from clipkit.models.towers import Tower
+from clipkit.processes import Processes
 from clipkit.recipe import Recipe
 from clipkit.training.checkpoint import checkpoint_steps, damage
-from clipkit.training.processes import Processes
 from clipkit.training.run_folder import RunFolder
 from tests.conftest import read_lines
 from tests.training import second_runs_out

@@ -8,9 +8,9 @@ from accelerate import Accelerator
 
 import clipkit
 from clipkit.models.memory import graph_bytes
+from clipkit.processes import Processes
 from clipkit.training import micro_batch
 from clipkit.training.micro_batch import available_memory, find_micro_batch_size
-from clipkit.training.processes import Processes
 
 
 def test_half_of_the_memory_is_filled_and_never_more_than_there_are_rows(

@@ -1,12 +1,17 @@
 """What the processes of a run do together: share rows, gather features with their gradient, sum gradients."""
 
+import atexit
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -14,6 +19,49 @@ from clipkit.errors import TrainingError, UserError, one_line
 
 # Numbers in one reduction: large enough to be efficient, small beside a model.
 _REDUCED_AT_ONCE = 1 << 24
+
+
+def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> Accelerator:
+    """Accelerate with all the processes that were started.
+
+    Args:
+        precision: auto, fp32, bf16 or fp16.
+        timeout_minutes: how long a process waits for another one that does not answer.
+
+    Raises:
+        TrainingError: Accelerate joined fewer than were started.
+    """
+    AcceleratorState._reset_state()  # another run in this Python may have had another precision
+    # Told that it is on a CPU, Accelerate joins the processes of a launcher; left alone, each would run by itself.
+    accelerator = Accelerator(
+        mixed_precision=_mixed_precision(precision),
+        cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
+    )
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise TrainingError(
+            f"{asked} processes were started but Accelerate joined {accelerator.num_processes}; "
+            "start them with --processes N"
+        )
+    if asked > 1:
+        # Left to the interpreter's end, gloo's threads end the process with an abort every other time.
+        atexit.unregister(_leave_processes)
+        atexit.register(_leave_processes)
+    return accelerator
+
+
+def _leave_processes() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _mixed_precision(precision: str) -> str:
+    if precision == "auto":
+        if not torch.cuda.is_available():
+            return "no"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "no" if precision == "fp32" else precision
 
 
 class Processes:
@@ -102,6 +150,15 @@ class Processes:
         with _together():
             dist.broadcast(agreed, 0)
         return int(agreed)
+
+    def rows_of_main(self, rows: Tensor) -> Tensor:
+        """The first process's values of a tensor that has this shape and type on all."""
+        if self.count == 1:
+            return rows
+        agreed = rows.to(self.device)
+        with _together():
+            dist.broadcast(agreed, 0)
+        return agreed.to(rows.device)
 
     def on_main(self, work: Callable[[], None]) -> None:
         """Let the first process do something while the others wait; where it fails, all do.

@@ -1,0 +1,156 @@
+"""Two results on the same data, query by query."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+
+from clipkit.errors import DataError
+from clipkit.evaluation.compositional import compositional_columns
+from clipkit.evaluation.figures import Columns, Means, draws, values
+from clipkit.evaluation.probe import probe_columns
+from clipkit.evaluation.retrieval import retrieval_columns
+from clipkit.evaluation.zeroshot import classification_columns
+from clipkit.metrics import interval
+from clipkit.metrics.bootstrap import DRAWS
+
+_SHOWN = 5
+
+
+class Difference(TypedDict):
+    """The second's metric less the first's, with its 95 % interval, and how often chance alone would give as much."""
+
+    first: float
+    second: float
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+class Comparison(TypedDict):
+    """What `compare` finds."""
+
+    task: str
+    first: str
+    second: str
+    data: dict[str, Any]
+    metrics: dict[str, Difference]
+    disagreements: list[dict[str, Any]]
+
+
+def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
+    """The paired difference of every metric: both are resampled with the same draws of pictures.
+
+    `p` is two-sided: twice the share of the 1,000 resampled differences on the rarer side of 0 (at least 0.002: what
+    so many draws can tell).
+
+    Args:
+        first: a result, as `clipkit.evaluate.retrieval` gives or a results JSON holds.
+        second: another one of the same task on the same data.
+
+    Raises:
+        DataError: they are of different tasks or data, or have no single answer a query.
+
+    Example:
+        >>> found = compare(before, after)                          # doctest: +SKIP
+        >>> found["metrics"]["mean_recall"]["difference"]           # doctest: +SKIP
+        0.034
+    """
+    for result in (first, second):
+        if not result.get("queries"):
+            raise DataError(
+                f"{result.get('model')}: this result does not hold what its queries got, so it cannot be compared; "
+                "evaluate again with --json"
+            )
+    _same(first, second)
+    (columns, means), (others, _) = columns_of(first), columns_of(second)
+    one, two = values(columns, means), values(others, means)
+    before, after = draws(columns, means), draws(others, means)
+    metrics: dict[str, Difference] = {}
+    for name in one:
+        low, high = interval(after[name] - before[name])
+        metrics[name] = {
+            "first": one[name],
+            "second": two[name],
+            "difference": two[name] - one[name],
+            "low": low,
+            "high": high,
+            "p": _two_sided(after[name] - before[name]),
+        }
+    return {
+        "task": first["task"],
+        "first": first["model"],
+        "second": second["model"],
+        "data": first["data"],
+        "metrics": metrics,
+        "disagreements": _disagreements(first, second),
+    }
+
+
+def columns_of(result: Mapping[str, Any]) -> tuple[Columns, Means]:
+    """A result's figures, a row a query.
+
+    Raises:
+        DataError: its task has none.
+    """
+    queries = result["queries"]
+    match result["task"]:
+        case "retrieval":
+            return retrieval_columns(queries)
+        case "zeroshot" if "true_rank" in queries:
+            return classification_columns(queries, result["data"]["classes"]), {}
+        case "probe":
+            return probe_columns(queries, result["data"]["classes"]), {}
+        case "compositional":
+            return compositional_columns(queries), {}
+        case task:
+            raise DataError(
+                f"{result['model']}: {task} with {', '.join(result['metrics'])} has no single answer a query to compare"
+            )
+
+
+def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    for what, one, two in (
+        ("task", first["task"], second["task"]),
+        ("data (its sha256)", first["data"].get("sha256"), second["data"].get("sha256")),
+        ("merge_captions", *(result["settings"].get("merge_captions") for result in (first, second))),
+        ("number of classes", first["data"].get("classes"), second["data"].get("classes")),
+    ):
+        if one != two:
+            raise DataError(
+                f"the results differ in their {what}: {one} and {two}; compare results of one task on the same data"
+            )
+
+
+def _two_sided(differences: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    rarer = min((differences <= 0).mean(), (differences >= 0).mean())
+    return float(min(1.0, max(2 * rarer, 2 / DRAWS)))
+
+
+def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The queries that moved most, both ways; ranks are compared as ratios."""
+    found = []
+    for kind, key, names in (
+        ("text", "image_rank", "texts"),
+        ("image", "text_rank", "images"),
+        ("image", "true_rank", "images"),
+    ):
+        if key not in first["queries"]:
+            continue
+        one, two = (np.asarray(result["queries"][key], dtype=np.float64) for result in (first, second))
+        ratio = np.log(np.maximum(two, 1) / np.maximum(one, 1))
+        order = np.argsort(ratio, kind="stable")
+        named = first["queries"].get(names)
+        found += [
+            _moved(kind, int(row), named, one, two)
+            for row in [*order[:_SHOWN], *order[::-1][:_SHOWN]]
+            if not math.isclose(ratio[row], 0)
+        ]
+    return found
+
+
+def _moved(kind: str, row: int, names: Sequence[Any] | None, one: Any, two: Any) -> dict[str, Any]:
+    query = names[row] if names is not None else f"row {row}"
+    return {"asks": kind, "query": query, "first_rank": int(one[row]), "second_rank": int(two[row])}

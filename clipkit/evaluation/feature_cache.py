@@ -1,0 +1,89 @@
+"""Features on disk, by the content of what they are features of."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clipkit.errors import OutputError
+
+_KEY_BYTES = 32  # of a SHA-256
+
+
+def default_folder() -> Path:
+    """`$CLIPKIT_CACHE`, or `clipkit` in the user's cache folder. It may be deleted at any time."""
+    own = os.environ.get("CLIPKIT_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipkit"
+
+
+class FeatureCache:
+    """Rows by key in files that are written once and never changed.
+
+    Args:
+        folder: of one tower; made when the first features come.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._place: dict[bytes, tuple[Path, int]] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            self._index(file)
+
+    def _index(self, file: Path) -> None:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                keys = opened.get_tensor("keys")
+        except (SafetensorError, OSError, ValueError):
+            return  # damaged: its features are computed again
+        table = keys.numpy().tobytes()
+        for row in range(len(keys)):
+            self._place[table[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]] = (file, row)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._place
+
+    def read(self, keys: Sequence[bytes]) -> tuple[Bool[Tensor, " K"], Float[Tensor, "F D"]]:
+        """Which of the keys are there, and the features of those, in order."""
+        found = torch.tensor([key in self._place for key in keys], dtype=torch.bool)
+        by_file: dict[Path, list[tuple[int, int]]] = {}
+        for place, key in enumerate(key for key in keys if key in self._place):
+            file, row = self._place[key]
+            by_file.setdefault(file, []).append((place, row))
+        features: Tensor | None = None
+        for file, places in by_file.items():
+            with safe_open(file, framework="pt") as opened:
+                stored = opened.get_tensor("features")
+            if features is None:
+                features = stored.new_empty(int(found.sum()), stored.shape[1])
+            to, rows = torch.tensor(places).T
+            features[to] = stored[rows]
+        return found, torch.empty(0, 0) if features is None else features
+
+    def add(self, keys: Sequence[bytes], features: Float[Tensor, "K D"]) -> None:
+        """Keep these rows.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
+        table = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), _KEY_BYTES)
+        file = self.folder / f"{uuid4().hex}.safetensors"
+        aside = file.with_suffix(".tmp")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({"keys": table, "features": features.contiguous()}, aside)
+            aside.replace(file)
+        except (OSError, SafetensorError) as error:
+            aside.unlink(missing_ok=True)
+            raise OutputError(
+                f"{self.folder}: features cannot be kept there ({error}); set CLIPKIT_CACHE to another folder, or "
+                "give --cache none"
+            ) from None
+        self._index(file)

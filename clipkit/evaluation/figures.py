@@ -1,0 +1,97 @@
+"""From what single queries got to figures with intervals: one way for every task."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipkit.metrics import cluster_bootstrap, cluster_bootstrap_median, interval
+
+
+class Figure(TypedDict):
+    """A metric: its value, in [0, 1] but for ranks, its 95 % interval, and what chance would give.
+
+    Undefined figures are None.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    chance: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """Who asked: the clusters that are resampled whole, as pictures, and strata to draw within, as classes."""
+
+    clusters: NDArray[np.int64]
+    strata: NDArray[np.int64] | None = None
+    among: int | None = None
+    """Number of clusters, where some have no query."""
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One figure a query. The metric is their mean (over strata, the mean of the strata's means), or their median."""
+
+    queries: Queries
+    values: NDArray[np.float64]
+    median: bool = False
+
+    @property
+    def value(self) -> float:
+        """The metric."""
+        if self.median:
+            ordered = np.sort(self.values)
+            return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2)
+        if self.queries.strata is None:
+            return float(self.values.mean())
+        _, stratum = np.unique(self.queries.strata, return_inverse=True)
+        return float(np.mean(np.bincount(stratum, weights=self.values) / np.bincount(stratum)))
+
+
+Columns = Mapping[str, Column]
+# Metrics that are the mean of others, and stand behind the last of them: name -> the others.
+Means = Mapping[str, Sequence[str]]
+
+
+def values(columns: Columns, means: Means | None = None) -> dict[str, float]:
+    """The metrics alone."""
+    found: dict[str, float] = {}
+    for name, column in columns.items():
+        found[name] = column.value
+        for mean, parts in (means or {}).items():
+            if name == parts[-1]:
+                found[mean] = float(np.mean([found[part] for part in parts]))
+    return found
+
+
+def draws(columns: Columns, means: Means | None = None) -> dict[str, NDArray[np.float64]]:
+    """Each metric over the same 1,000 resampled sets."""
+    found: dict[str, NDArray[np.float64]] = {}
+    for queries in {id(column.queries): column.queries for column in columns.values()}.values():
+        together = [name for name, c in columns.items() if c.queries is queries and not c.median]
+        if together:
+            table = np.stack([columns[name].values for name in together], axis=1)
+            resampled = cluster_bootstrap(table, queries.clusters, queries.strata, among=queries.among)
+            found |= {name: resampled[:, place] for place, name in enumerate(together)}
+    for name, column in columns.items():
+        if column.median:
+            queries = column.queries
+            ranks = column.values.astype(np.int64)
+            found[name] = cluster_bootstrap_median(ranks, queries.clusters, among=queries.among)
+    return found | {name: np.mean([found[part] for part in parts], axis=0) for name, parts in (means or {}).items()}
+
+
+def figures(columns: Columns, chance: Mapping[str, float | None], means: Means | None = None) -> dict[str, Figure]:
+    """Every metric with its interval and chance."""
+    resampled = draws(columns, means)
+    return {name: figure(value, resampled[name], chance.get(name)) for name, value in values(columns, means).items()}
+
+
+def figure(value: float | None, resampled: NDArray[np.float64] | None, chance: float | None) -> Figure:
+    """A metric with the interval of its bootstrap draws."""
+    low, high = interval(resampled) if resampled is not None and value is not None else (None, None)
+    return {"value": value, "low": low, "high": high, "chance": chance}

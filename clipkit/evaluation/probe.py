@@ -1,0 +1,297 @@
+"""Linear probe and nearest neighbours on features that stay as they are."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from clipkit.data import LabelledPictures, read_labelled
+from clipkit.errors import DataError
+from clipkit.evaluation.features import Cache, Features
+from clipkit.evaluation.figures import Column, Columns, Queries, figure, figures
+from clipkit.evaluation.predictions import write_class_predictions
+from clipkit.evaluation.result import INTERVAL, Result, data_hash, versions
+from clipkit.metrics import LinearClassifier, knn_scores, logistic_regression, true_label_ranks
+from clipkit.models import DualEncoder
+
+if TYPE_CHECKING:
+    from clipkit.processes import Processes
+
+# Tried from strong to weak, each beginning at the solution of the one before; then half and quarter decades around
+# the best one.
+_DECADES = tuple(10.0**power for power in range(2, -7, -1))
+_HELD_OUT = 0.2  # of each class: the validation part, and the test part where no test data is given
+_FEW_SHOT_VALIDATION = 4  # pictures a class at most (Zhou et al. 2022, CoOp)
+
+
+def probe(
+    model: DualEncoder,
+    data: str | LabelledPictures,
+    *,
+    test: str | LabelledPictures | None = None,
+    shots: int | None = None,
+    seeds: int = 3,
+    neighbours: int = 20,
+    batch_size: int = 64,
+    cache: Cache = None,
+    predictions: str | Path | None = None,
+    processes: "Processes | None" = None,
+    progress: bool = False,
+) -> Result:
+    """What a linear classifier and nearest neighbours make of the image features (lp_… and knn_…).
+
+    The classifier is multinomial logistic regression. Its weight decay is chosen on a validation part of the training
+    pictures, then it is fitted again to all of them; with `shots`, to the shots alone.
+
+    Args:
+        model: what `clipkit.load` gives.
+        data: labelled pictures to learn from.
+        test: labelled pictures to measure on; a fifth of each class of `data` where not given, the same whatever the
+            order, equal files always on one side.
+        shots: learn from so many pictures a class, drawn `seeds` times; figures are means over the draws.
+        seeds: number of draws; without `shots` nothing is drawn and there is one.
+        neighbours: k of the nearest neighbours.
+        batch_size: pictures in one forward.
+        cache: folder for features; None: the user's cache folder; False: none.
+        predictions: a Parquet file to write the linear classifier's scores to, draw after draw.
+        processes: share the pictures; all get the result, the first writes.
+        progress: show bars on the terminal.
+
+    Raises:
+        DataError: the data cannot be read, has several classes a picture, or has too few pictures.
+        ModelError: a feature is not finite.
+
+    Example:
+        >>> result = probe(clipkit.load("runs/a"), "train/", test="test/", shots=16)   # doctest: +SKIP
+        >>> result["metrics"]["lp_acc1"]["value"]                                      # doctest: +SKIP
+        0.91
+    """
+    started = time.perf_counter()
+    learned = _read(data)
+    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
+    hashes = features.content_hashes(learned.pictures)
+    labels = np.asarray(learned.labels, dtype=np.int64)
+    rows = features.images(learned.pictures, hashes)
+    if test is None:
+        held_out = _held_out(labels, hashes, seed=0)
+        name, pictures = learned.name, [learned.pictures[row] for row in held_out.nonzero()[0]]
+        asked = Labelled(rows[held_out], labels[held_out], [hashes[row] for row in held_out.nonzero()[0]])
+        whole = Labelled(rows[~held_out], labels[~held_out], [hashes[row] for row in (~held_out).nonzero()[0]])
+    else:
+        measured = _read(test)
+        name, pictures = measured.name, measured.pictures
+        own = features.content_hashes(measured.pictures)
+        asked = Labelled(features.images(pictures, own), _labels_among(measured, learned), own)
+        whole = Labelled(rows, labels, hashes)
+    classes = len(learned.classes)
+    attempts = [
+        _attempt(whole, asked, classes, shots, seed, neighbours, model.device, progress)
+        for seed in range(seeds if shots is not None else 1)
+    ]
+    queries = {
+        "label": asked.labels.tolist(),
+        "lp_top1": _share_right([attempt.linear for attempt in attempts], asked, 1),
+        "lp_top5": _share_right([attempt.linear for attempt in attempts], asked, 5),
+        "knn_top1": _share_right([attempt.neighbours for attempt in attempts], asked, 1),
+        "images": [str(picture) for picture in pictures],
+    }
+    columns = probe_columns(queries, classes)
+    metrics = {name: figure(None, None, None) for name in ("lp_acc1", "lp_acc5")}
+    metrics |= figures(columns, {name: (5 if "acc5" in name else 1) / classes for name in columns})
+    if predictions is not None and (processes is None or processes.is_main):
+        write_class_predictions(
+            predictions,
+            pictures * len(attempts),
+            torch.cat([attempt.linear for attempt in attempts]),
+            torch.from_numpy(asked.labels).repeat(len(attempts)),
+            learned.classes,
+        )
+    by_seed = [float((_ranks(a.linear, asked) <= 1).mean()) for a in attempts]
+    return {
+        "task": "probe",
+        "model": model.name,
+        "data": {
+            "name": name,
+            "images": len(pictures),
+            "classes": classes,
+            "learned_from": learned.name,
+            "learned_images": attempts[0].size,
+            "sha256": data_hash([*asked.hashes, *whole.hashes], learned.classes, asked.labels, whole.labels),
+        },
+        "metrics": metrics,
+        "settings": {
+            "shots": shots,
+            "lp_acc1_of_draws": by_seed,
+            "weight_decay": [attempt.weight_decay for attempt in attempts],
+            "neighbours": neighbours,
+            "classes": learned.classes,
+            **INTERVAL,
+            "features": {"computed": features.computed, "from_cache": features.from_cache},
+        },
+        "versions": versions(),
+        "seconds": round(time.perf_counter() - started, 2),
+        "examples": [],
+        "queries": queries,
+    }
+
+
+def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
+    """Every figure of a probe, a row a picture, from what a result holds of them."""
+    labels = np.asarray(queries["label"])
+    pictures = Queries(np.arange(len(labels)))
+    by_class = Queries(pictures.clusters, strata=labels)
+    linear, nearest = np.asarray(queries["lp_top1"]), np.asarray(queries["knn_top1"])
+    columns = {"lp_acc1": Column(pictures, linear)}
+    if classes >= 5:
+        columns["lp_acc5"] = Column(pictures, np.asarray(queries["lp_top5"]))
+    return columns | {
+        "lp_mean_per_class_recall": Column(by_class, linear),
+        "knn_acc1": Column(pictures, nearest),
+        "knn_mean_per_class_recall": Column(by_class, nearest),
+    }
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features, the class of each, and the hash of the picture's content."""
+
+    features: Float[Tensor, "N D"]
+    labels: NDArray[np.int64]
+    hashes: list[bytes]
+
+    def part(self, rows: NDArray[np.bool_]) -> "Labelled":
+        """Some of them."""
+        return Labelled(self.features[rows], self.labels[rows], [self.hashes[row] for row in rows.nonzero()[0]])
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    linear: Float[Tensor, "N C"]
+    neighbours: Float[Tensor, "N C"]
+    weight_decay: float
+    size: int
+
+
+def _attempt(
+    whole: Labelled,
+    asked: Labelled,
+    classes: int,
+    shots: int | None,
+    seed: int,
+    neighbours: int,
+    device: torch.device,
+    progress: bool,
+) -> _Attempt:
+    if shots is None:
+        kept_out = _held_out(whole.labels, whole.hashes, seed=1)
+        learned, validation, final = whole.part(~kept_out), whole.part(kept_out), whole
+    else:
+        drawn, kept_out = _shots(whole, shots, classes, seed)
+        learned, validation = whole.part(drawn), whole.part(kept_out)
+        final = learned
+    weight_decay = _chosen_weight_decay(learned, validation, classes, device, progress)
+    x, y = final.features.to(device), torch.from_numpy(final.labels).to(device)
+    queries = asked.features.to(device)
+    classifier = logistic_regression(x, y, classes, weight_decay)
+    votes = knn_scores(queries, x, y, classes, neighbours)
+    return _Attempt(classifier(queries).cpu(), votes.cpu(), weight_decay, len(final.labels))
+
+
+def _chosen_weight_decay(
+    learned: Labelled, validation: Labelled, classes: int, device: torch.device, progress: bool
+) -> float:
+    """The one with the most validation pictures right; of equal ones that of the smaller cross-entropy."""
+    x, y = learned.features.to(device), torch.from_numpy(learned.labels).to(device)
+    asked, labels = validation.features.to(device), torch.from_numpy(validation.labels).to(device)
+    tried: dict[float, tuple[float, float]] = {}
+    nearby: LinearClassifier | None = None
+    bar = tqdm(total=len(_DECADES) + 4, desc="weight decays", disable=None if progress else True, leave=False)
+
+    def measure(weight_decay: float) -> None:
+        nonlocal nearby
+        nearby = logistic_regression(x, y, classes, weight_decay, nearby)
+        logits = nearby(asked)
+        right = (true_label_ranks(logits, labels) == 1).double().mean().item()
+        tried[weight_decay] = (right, -torch.nn.functional.cross_entropy(logits, labels).item())
+        bar.update()
+
+    with bar:
+        for weight_decay in _DECADES:
+            measure(weight_decay)
+        for step in (10**0.5, 10**0.25):
+            best = max(tried, key=tried.__getitem__)
+            measure(best * step)
+            measure(best / step)
+    return max(tried, key=tried.__getitem__)
+
+
+def _read(data: str | LabelledPictures) -> LabelledPictures:
+    labelled = read_labelled(data) if isinstance(data, str) else data
+    if labelled.several:
+        raise DataError(f"{labelled.name}: has pictures of several classes; a probe takes one class a picture")
+    return labelled
+
+
+def _labels_among(measured: LabelledPictures, learned: LabelledPictures) -> NDArray[np.int64]:
+    position = {name: index for index, name in enumerate(learned.classes)}
+    unknown = [name for name in measured.classes if name not in position]
+    if unknown:
+        raise DataError(
+            f"{measured.name}: has pictures of {unknown[0]!r}, a class that {learned.name} has none of; "
+            "give training pictures of every class"
+        )
+    return np.array([position[name] for name in measured.classes], dtype=np.int64)[measured.labels]
+
+
+def _held_out(labels: NDArray[np.int64], hashes: list[bytes], seed: int) -> NDArray[np.bool_]:
+    """A fifth of each class, at least one picture; equal pictures together, the same whatever the order."""
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        own = (labels == label).nonzero()[0]
+        contents = sorted({hashes[row] for row in own})
+        if len(contents) < 2:
+            raise DataError(
+                f"class number {label} (from 0, in alphabetical order) has {len(contents)} different picture; "
+                "at least two a class are needed, to learn from one and measure on the other"
+            )
+        chosen = np.random.default_rng(seed).permutation(len(contents))[: max(1, round(_HELD_OUT * len(contents)))]
+        out = {contents[place] for place in chosen}
+        held_out[[row for row in own if hashes[row] in out]] = True
+    return held_out
+
+
+def _shots(whole: Labelled, shots: int, classes: int, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """So many pictures a class to learn from, and others to choose the weight decay on."""
+    drawn, kept_out = np.zeros(len(whole.labels), dtype=bool), np.zeros(len(whole.labels), dtype=bool)
+    others = min(shots, _FEW_SHOT_VALIDATION)
+    for label in range(classes):
+        own = sorted((whole.labels == label).nonzero()[0], key=lambda row: whole.hashes[row])
+        if len(own) < shots + others:
+            raise DataError(
+                f"class number {label} (from 0, in alphabetical order) has {len(own)} pictures to learn from; {shots} "
+                f"shots and {others} to choose the weight decay on need {shots + others}: give more, or fewer --shots"
+            )
+        order = np.random.default_rng((seed, label)).permutation(len(own))
+        drawn[[own[place] for place in order[:shots]]] = True
+        kept_out[[own[place] for place in order[shots : shots + others]]] = True
+    return drawn, kept_out
+
+
+def _ranks(scores: Float[Tensor, "N C"], asked: Labelled) -> NDArray[np.int64]:
+    labels: Int[Tensor, " N"] = torch.from_numpy(asked.labels)
+    ranks: NDArray[np.int64] = true_label_ranks(scores, labels).numpy()
+    return ranks
+
+
+def _share_right(attempts: list[Tensor], asked: Labelled, k: int) -> list[float]:
+    """For each picture the share of draws that have its class among the first k."""
+    share: list[float] = np.mean([_ranks(scores, asked) <= k for scores in attempts], axis=0).tolist()
+    return share

@@ -1,0 +1,38 @@
+"""Classification by nearest neighbours."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_ROWS = 1024  # queries scored at once
+
+
+def knn_scores(
+    features: Float[Tensor, "N D"],
+    train_features: Float[Tensor, "T D"],
+    train_labels: Int[Tensor, " T"],
+    classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> Float[Tensor, "N C"]:
+    """Weighted votes of the k most similar training pictures: exp(cosine / temperature) each (Wu et al. 2018, 3.4).
+
+    Args:
+        features: unit length.
+        train_features: unit length.
+        train_labels: class of each.
+        classes: number of classes C.
+        k: neighbours; all of them where there are fewer.
+        temperature: without unit; the smaller, the more the nearest count.
+
+    Example:
+        >>> knn_scores(torch.eye(2), torch.eye(2), torch.tensor([1, 0]), classes=2, k=1).argmax(dim=1).tolist()
+        [1, 0]
+    """
+    k = min(k, len(train_features))
+    votes = []
+    for start in range(0, len(features), _ROWS):
+        nearest, index = (features[start : start + _ROWS] @ train_features.T).topk(k, dim=1)
+        weight = ((nearest - nearest[:, :1]) / temperature).exp()
+        votes.append(weight.new_zeros(len(weight), classes).scatter_add(1, train_labels[index], weight))
+    return torch.cat(votes)

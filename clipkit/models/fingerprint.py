@@ -1,0 +1,76 @@
+"""What a tower's features depend on, as one hash: weights, structure, how inputs are made, and the libraries."""
+
+import hashlib
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from clipkit.models.towers import ImageTower, TextTower
+
+# What computes a feature: another version may resize, tokenise or multiply a little differently.
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "tokenizers",
+    "open_clip_torch",
+    "timm",
+    "pillow",
+    "clipkit-torch",
+)
+
+# Letters, cases, digits, punctuation, entities, other scripts, spaces, and more than any context holds.
+_PROBE_TEXTS = [
+    "a photo of a cat.",
+    "A PHOTO, of 1,234 Cats & dogs!",
+    "don't   stop — ¿señor? &amp; <b>",
+    "ein Foto von Äpfeln, 一张猫的照片, фото кота 🐈",
+    "word " * 600,
+]
+
+
+def tower_fingerprint(tower: ImageTower | TextTower) -> str:
+    """A hash that differs whenever the features of some picture or text may.
+
+    Preprocessing and tokenising are known by what they do to a few inputs; the rest by the weights, the names and
+    plain attributes of the modules, the device's kind and the libraries' versions.
+    """
+    digest = hashlib.sha256()
+    for library in _LIBRARIES:
+        digest.update(f"{library} {version(library)}\n".encode())
+    for name, module in (*tower.trunk.named_modules(prefix="trunk"), *tower.head.named_modules(prefix="head")):
+        digest.update(f"{name} {type(module).__qualname__} {_plain_attributes(module)}\n".encode())
+    for name, tensor in (*tower.named_parameters(), *tower.named_buffers()):
+        _update(digest, name, tensor)
+    inputs = (
+        [tower.preprocess(picture) for picture in _probe_pictures()]
+        if isinstance(tower, ImageTower)
+        else [tower.tokenize([text]) for text in _PROBE_TEXTS]
+    )
+    for own in inputs:
+        for name, tensor in sorted(own.items()):
+            _update(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def _plain_attributes(module: nn.Module) -> list[tuple[str, str]]:
+    return sorted(
+        (name, repr(value))
+        for name, value in vars(module).items()
+        # Where a model was loaded from and whether it is training are no part of what it computes here.
+        if name not in ("training", "name_or_path") and isinstance(value, bool | int | float | str | tuple)
+    )
+
+
+def _update(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}\n".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _probe_pictures() -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    sizes = [(64, 48), (37, 90), (400, 300)]
+    return [Image.fromarray(generator.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]

@@ -1,0 +1,91 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from clipkit.metrics import ranks as module
+from clipkit.metrics import retrieval_ranks
+
+
+def ranks_by_sorting(image: Tensor, text: Tensor, pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Sort all scores stably, then look each right pair up, both ways."""
+    among_images, among_texts = [], []
+    for i, t in pairs:
+        scores = (text[t] @ image.T).tolist()
+        among_images.append(1 + sorted(range(len(image)), key=lambda c: (-scores[c], c)).index(i))
+        scores = (image[i] @ text.T).tolist()
+        among_texts.append(1 + sorted(range(len(text)), key=lambda c: (-scores[c], c)).index(t))
+    return among_images, among_texts
+
+
+def whole_numbers(rows: int, generator: torch.Generator) -> Tensor:
+    """Features with many ties among their scores."""
+    return torch.randint(-1, 2, (rows, 3), generator=generator).float()
+
+
+@given(
+    images=st.integers(1, 9), texts=st.integers(1, 15), side=st.sampled_from([1, 2, 4, 1024]), seed=st.integers(0, 999)
+)
+@settings(max_examples=120, deadline=None)
+def test_ranks_equal_a_sort_with_ties_in_any_tile(images: int, texts: int, side: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    image, text = whole_numbers(images, generator), whole_numbers(texts, generator)
+    image_of_text = torch.randint(0, images, (texts,), generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SIDE", side)
+        ranks = retrieval_ranks(image, text, image_of_text)
+    pairs = list(zip(image_of_text.tolist(), range(texts), strict=True))
+    assert (ranks.among_images.tolist(), ranks.among_texts.tolist()) == ranks_by_sorting(image, text, pairs)
+    assert ranks.of_texts.tolist() == ranks.among_images.tolist()
+    for i in range(images):
+        own = [rank for rank, (image_row, _) in zip(ranks.among_texts.tolist(), pairs, strict=True) if image_row == i]
+        assert ranks.of_images[i] == min(own, default=0)
+
+
+@given(side=st.sampled_from([1, 3, 1024]), share=st.floats(0.05, 0.9), seed=st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_texts_may_belong_to_several_images_or_none(side: int, share: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    image, text = whole_numbers(7, generator), whole_numbers(10, generator)
+    pairs = (torch.rand(7, 10, generator=generator) < share).nonzero()
+    if not len(pairs):
+        return
+    shuffled = pairs[torch.randperm(len(pairs), generator=generator)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SIDE", side)
+        ranks = retrieval_ranks(image, text, torch.cat([shuffled, shuffled[:1]]))  # one of them named twice
+    expected = ranks_by_sorting(image, text, [(int(i), int(t)) for i, t in ranks.pairs])
+    assert (ranks.among_images.tolist(), ranks.among_texts.tolist()) == expected
+    for t in range(10):
+        own = ranks.among_images[ranks.pairs[:, 1] == t].tolist()
+        assert ranks.of_texts[t] == min(own, default=0)
+
+
+def test_identical_pictures_tie_exactly_whatever_their_tiles() -> None:
+    """The own score and the others come from products of the same shape, so an equal one is equal to the bit."""
+    image = torch.nn.functional.normalize(torch.randn(1500, 64), dim=-1)
+    image[1200] = image[1400] = image[3]
+    text = torch.nn.functional.normalize(torch.randn(1500, 64), dim=-1)
+    text[:] = torch.nn.functional.normalize(image + 0.01 * text, dim=-1)
+    text[1200] = text[1400] = text[3]
+    ranks = retrieval_ranks(image, text, torch.arange(1500))
+    assert ranks.of_texts[[1200, 1400]].tolist() == [2, 3]
+    assert ranks.of_texts[3] == 1
+    assert ranks.of_images[[3, 1200, 1400]].tolist() == [1, 2, 3]
+
+
+def test_half_precision_is_scored_in_float32_and_float64_in_float64() -> None:
+    image, text = torch.randn(40, 8), torch.randn(40, 8)
+    halves = retrieval_ranks(image.bfloat16(), text.bfloat16(), torch.arange(40))
+    whole = retrieval_ranks(image.bfloat16().float(), text.bfloat16().float(), torch.arange(40))
+    assert halves.of_texts.tolist() == whole.of_texts.tolist()
+    # Scores that differ by less than float32 tells.
+    close = torch.tensor([[1.0], [1.0 + 1e-12]], dtype=torch.float64)
+    assert retrieval_ranks(close, torch.ones(1, 1, dtype=torch.float64), torch.tensor([0])).of_texts.tolist() == [2]
+
+
+def test_every_score_is_told_to_the_bar_once() -> None:
+    told: list[int] = []
+    retrieval_ranks(torch.randn(1030, 4), torch.randn(2050, 4), torch.arange(2050) % 1030, told.append)
+    assert sum(told) == 1030 * 2050
