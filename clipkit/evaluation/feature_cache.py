@@ -11,8 +11,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipkit.errors import OutputError
-
 _KEY_BYTES = 32  # of a SHA-256
 
 
@@ -71,19 +69,17 @@ class FeatureCache:
         """Keep these rows.
 
         Raises:
-            OutputError: the folder cannot be written to.
+            OSError: the folder cannot be written to.
         """
         table = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), _KEY_BYTES)
         file = self.folder / f"{uuid4().hex}.safetensors"
         aside = file.with_suffix(".tmp")
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             save_file({"keys": table, "features": features.contiguous()}, aside)
             aside.replace(file)
-        except (OSError, SafetensorError) as error:
+        except SafetensorError as error:  # as the library calls a full disk
+            raise OSError(str(error)) from None
+        finally:
             aside.unlink(missing_ok=True)
-            raise OutputError(
-                f"{self.folder}: features cannot be kept there ({error}); set CLIPKIT_CACHE to another folder, or "
-                "give --cache none"
-            ) from None
         self._index(file)

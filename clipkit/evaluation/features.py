@@ -1,6 +1,7 @@
 """Features of a data set: each picture and each string once, whoever asks, on one process or several."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from clipkit.errors import DataError, ModelError
+from clipkit.errors import DataError, ModelError, OutputError
 from clipkit.evaluation.feature_cache import FeatureCache, default_folder
 from clipkit.models import DualEncoder
 from clipkit.models.fingerprint import tower_fingerprint
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _CHUNK = 8192
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 # A folder; None: the user's cache folder; False: none.
 Cache = str | Path | Literal[False] | None
@@ -44,6 +47,9 @@ class Features:
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: nothing is kept.
         processes: each computes its share; all get everything.
         progress: show bars on the terminal.
+
+    Raises:
+        OutputError: the folder cannot be made.
     """
 
     def __init__(
@@ -58,7 +64,7 @@ class Features:
         self.model = model
         self.batch_size = batch_size
         self.processes = processes
-        self.folder = None if cache is False else Path(cache) if cache is not None else default_folder()
+        self.folder = None if cache is False else default_folder() if cache is None else _writable(Path(cache))
         self.progress = progress and (processes is None or processes.is_main)
         self.computed = 0
         self.from_cache = 0
@@ -122,7 +128,7 @@ class Features:
                     f"({len(broken)} of {len(chunk)} alike); a model in half precision may overflow: load it in float32"
                 )
             if cache is not None and (self.processes is None or self.processes.is_main):
-                cache.add(chunk, rows)
+                self._keep(cache, chunk, rows)
             parts.append(rows)
         new = torch.cat(parts) if parts else stored
         features = new.new_empty(len(unique), new.shape[1])
@@ -130,6 +136,15 @@ class Features:
         if parts:
             features[~known] = new
         return features[[place[key] for key in keys]]
+
+    def _keep(self, cache: FeatureCache, keys: list[bytes], rows: Tensor) -> None:
+        try:
+            cache.add(keys, rows)
+        except OSError as error:
+            # What was computed is of use all the same.
+            _logger.warning(
+                "%s: features cannot be kept there (%s), the next task computes them again", cache.folder, error
+            )
 
     def _known(self, cache: FeatureCache | None, keys: list[bytes]) -> tuple[Tensor, Tensor]:
         """What the first process finds in its cache, on all of them."""
@@ -151,6 +166,14 @@ class Features:
         width = self.processes.largest(0 if rows is None else rows.shape[1])
         rows = torch.empty(0, width) if rows is None else rows
         return self.processes.gather(rows.to(self.processes.device), len(items)).cpu()
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: features cannot be kept there ({error.strerror}); give another folder") from None
+    return folder
 
 
 def content_hashes(pictures: Sequence[Picture]) -> list[bytes]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 import clipkit
 from clipkit.errors import DataError, ModelError
@@ -98,6 +99,23 @@ def test_damaged_files_of_the_cache_are_computed_again(
     for damaged in (whole[:100], b"", b"{}", whole[:-8]):
         file.write_bytes(damaged)
         assert torch.equal(Features(model, cache=tmp_path).images(pictures[:4]), first)
+
+
+def test_a_full_disk_costs_the_cache_and_nothing_else(
+    model: clipkit.DualEncoder,
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("clipkit.evaluation.feature_cache.save_file", full)
+    features = Features(model, cache=tmp_path).images(pictures[:2])
+    torch.testing.assert_close(features, model.encode_image(pictures[:2]), rtol=0, atol=1e-6)
+    assert "No space left on device" in caplog.text
+    assert list(tmp_path.glob("*/*")) == []
 
 
 def test_interrupted_it_keeps_what_was_done(

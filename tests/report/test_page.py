@@ -7,7 +7,8 @@ from pathlib import Path
 import clipkit
 from clipkit.recipe import Recipe
 from clipkit.report import evaluation_report, run_report
-from clipkit.report.page import metrics_table, thumbnail
+from clipkit.report.evaluation import classes_table
+from clipkit.report.page import metrics_table, number, readable, thumbnail
 
 
 class Outline(HTMLParser):
@@ -58,9 +59,8 @@ def test_an_evaluation_report_shows_its_figures(tiny_clip: Path, shapes: Path) -
     ):
         page = evaluation_report(json.loads(json.dumps(result)))
         Outline(page)
-        for figure in result["metrics"].values():
-            if figure["value"] is not None:
-                assert f"{100 * figure['value']:.1f} %" in page
+        for name, figure in result["metrics"].items():
+            assert number(name, figure["value"]) in page
 
 
 def test_what_users_wrote_is_escaped(tiny_clip: Path, shapes: Path) -> None:
@@ -76,3 +76,22 @@ def test_an_undefined_figure_is_a_dash() -> None:
 
 def test_a_picture_that_is_gone_leaves_the_page_whole() -> None:
     assert thumbnail("/nowhere/none.jpg").startswith("data:image/jpeg;base64,")
+
+
+def test_names_and_numbers_are_shown_as_a_reader_expects() -> None:
+    assert readable("image_retrieval_recall@5") == "text → image R@5"
+    assert readable("text_retrieval_map@r") == "image → text mAP@R"
+    assert readable("lp_mean_per_class_recall") == "linear probe: mean recall of the classes"
+    assert number("image_retrieval_mean_rank", 1234.56) == "1,234.6"
+    assert number("text_retrieval_median_rank", 7.0) == "7"
+    assert number("acc1", 0.1234) == "12.3 %"
+    assert number("acc5", None) == "–"
+
+
+def test_the_hardest_classes_come_first_with_what_they_are_taken_for(tiny_clip: Path, shapes: Path) -> None:
+    result = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"))
+    (table,) = classes_table(result["classes"])
+    recalls = [float(row[2].removesuffix(" %")) for row in table.rows]
+    assert recalls == sorted(recalls)
+    assert any(name in row[4] for row in table.rows for name in ("red", "green", "blue", "yellow"))
+    assert classes_table([]) == []

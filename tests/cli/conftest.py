@@ -1,0 +1,27 @@
+"""What the tests of the command line share."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clipkit.cli import main
+
+
+@pytest.fixture
+def said_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Type a command that is wrong, in this process: what it says is one line, and its exit code is 2."""
+
+    def type_(*arguments: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["clipkit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert ended.value.code == 2, said.out + said.err
+        lines = [line for line in said.err.splitlines() if line.startswith("clipkit: ")]
+        assert len(lines) == 1, said.err
+        assert "Traceback" not in said.err
+        return lines[0]
+
+    return type_

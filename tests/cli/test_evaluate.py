@@ -1,0 +1,149 @@
+"""`clipkit eval …` as it is typed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pyarrow import parquet
+from typer.testing import CliRunner
+
+from clipkit.cli import app
+from tests.conftest import COLOURS, SHAPES, write_csv
+
+
+def evaluated(*arguments: str | Path) -> str:
+    """Run it in this process; what it prints."""
+    done = CliRunner().invoke(app, ["eval", *map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_zeroshot(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\nyellow\npurple\n")
+    (tmp_path / "templates.txt").write_text("a {c} square\na {c} circle\n")
+    file, page, rows = (tmp_path / name for name in ("z.json", "z.html", "z.parquet"))
+    said = evaluated(
+        "zeroshot", "--model", tiny_clip, "--data", shapes / "classes.csv", "--json", file, "--report", page,
+        "--classes", tmp_path / "classes.txt", "--templates", tmp_path / "templates.txt", "--predictions", rows,
+    )  # fmt: skip
+    result = json.loads(file.read_text())
+    assert result["task"] == "zeroshot"
+    assert result["settings"]["templates"] == ["a {c} square", "a {c} circle"]
+    assert result["metrics"]["acc5"]["value"] == 1.0
+    assert "top-1 accuracy" in said
+    assert "calibration error" in said
+    assert "hardest classes" in page.read_text(encoding="utf-8")
+    assert parquet.read_table(rows).num_rows == 16
+
+
+def test_named_prompts(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "z.json"
+    data = shapes / "classes.csv"
+    evaluated("zeroshot", "--model", tiny_clip, "--data", data, "--templates", "imagenet_simple", "--json", file)
+    assert len(json.loads(file.read_text())["settings"]["templates"]) == 7
+
+
+def test_probe(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    file, data = tmp_path / "p.json", shapes / "classes.csv"
+    said = evaluated("probe", "--model", tiny_clip, "--data", data, "--test", data, "--shots", "2", "--json", file)
+    result = json.loads(file.read_text())
+    assert result["task"] == "probe"
+    assert result["settings"]["shots"] == 2
+    assert "linear probe: top-1 accuracy" in said
+
+
+def test_compositional(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    rows = [
+        [str(shapes / f"images/{4 * n + m:02d}.png"), f"a {colour} {shape}", f"a {shape}"]
+        for n, colour in enumerate(COLOURS)
+        for m, shape in enumerate(SHAPES)
+    ]
+    data = write_csv(tmp_path / "near.csv", ["image", "caption", "negative_caption"], rows)
+    file, page = tmp_path / "c.json", tmp_path / "c.html"
+    said = evaluated("compositional", "--model", tiny_clip, "--data", data, "--json", file, "--report", page)
+    assert json.loads(file.read_text())["data"]["instances"] == 16
+    assert "pictures choose their caption" in said
+    assert "By category" in page.read_text(encoding="utf-8")
+
+
+def test_compare(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    first, second, file = (tmp_path / name for name in ("a.json", "b.json", "c.json"))
+    data = shapes / "classes.csv"
+    evaluated("zeroshot", "--model", tiny_clip, "--data", data, "--json", first)
+    (tmp_path / "t.txt").write_text("{c} things\n")
+    evaluated("zeroshot", "--model", tiny_clip, "--data", data, "--templates", tmp_path / "t.txt", "--json", second)
+    said = evaluated("compare", first, second, "--json", file)
+    assert "B − A (95 % interval)" in said
+    assert json.loads(file.read_text())["metrics"]["acc1"]["p"] <= 1
+
+
+def test_what_is_computed_once_serves_every_command(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    file, cache = tmp_path / "r.json", tmp_path / "cache"
+    command = ["retrieval", "--model", tiny_clip, "--data", shapes / "captions.csv", "--json", file]
+    for options, expected in (
+        (["--cache", cache], {"computed": 48, "from_cache": 0}),
+        (["--cache", cache, "--batch-size", "3"], {"computed": 0, "from_cache": 48}),
+        (["--cache", "none"], {"computed": 48, "from_cache": 0}),
+        (["--cache", cache, "--merge-captions"], {"computed": 0, "from_cache": 48}),
+    ):
+        evaluated(*command, *options)
+        assert json.loads(file.read_text())["settings"]["features"] == expected
+
+
+@pytest.mark.parametrize("launcher", ["own", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_processes_share_the_work_and_every_picture_counts_once(
+    launcher: str, tiny_clip: Path, shapes: Path, tmp_path: Path
+) -> None:
+    file, one = tmp_path / "two.json", tmp_path / "one.json"
+    # Five pictures, two processes, and a part that is known already.
+    lines = (shapes / "captions.csv").read_text().splitlines()
+    data = shapes / "some.csv"
+    data.write_text("\n".join(lines[:11]) + "\n")
+    first = shapes / "first.csv"
+    first.write_text("\n".join(lines[:3]) + "\n")
+    environment = os.environ | {"CLIPKIT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = ["eval", "retrieval", "--model", str(tiny_clip), "--json"]
+    start = [sys.executable, "-m", "clipkit"]
+    subprocess.run([*start, *command, str(one), "--data", str(first)], env=environment, check=True, capture_output=True)
+    several = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "clipkit"]
+    typed = [*command, str(file), "--data", str(data), "--predictions", str(tmp_path / "p.parquet")]
+    typed = [*start, *typed, "--processes=2"] if launcher == "own" else [*several, *typed]
+    done = subprocess.run(typed, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.count("text → image R@1 ") == 1  # one of them speaks
+    assert "config has no run_id" not in done.stderr
+    evaluated(*command[1:], one, "--data", data, "--cache", "none")
+    two, alone = (json.loads(path.read_text()) for path in (file, one))
+    assert two["settings"]["features"] == {"computed": 12, "from_cache": 3}
+    assert two["data"] == alone["data"]
+    assert two["metrics"] == alone["metrics"]
+    assert parquet.read_table(tmp_path / "p.parquet").num_rows == 15
+    # All of it was kept, once.
+    evaluated(*command[1:], one, "--data", data, "--cache", tmp_path / "cache")
+    assert json.loads(one.read_text())["settings"]["features"]["computed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["retrieval", "--model", "no/model", "--data", "{captions}"], "no/model"),
+        (["retrieval", "--model", "{model}", "--data", "none.csv"], "no such file"),
+        (["zeroshot", "--model", "{model}", "--data", "{captions}"], "no label column"),
+        (["zeroshot", "--model", "{model}", "--data", "{classes}", "--classes", "none"], "cannot be read"),
+        (["zeroshot", "--model", "{model}", "--data", "{classes}", "--templates", "none"], "by name are imagenet"),
+        (["retrieval", "--model", "{model}", "--data", "{captions}", "--json", "no/dir/f"], "no folder"),
+        (["retrieval", "--model", "{model}", "--data", "{captions}", "--predictions", "no/f"], "no folder"),
+        (["retrieval", "--model", "{model}", "--data", "{captions}", "--cache", "{classes}"], "cannot be kept there"),
+        (["probe", "--model", "{model}", "--data", "{classes}", "--shots", "9"], "give more, or fewer --shots"),
+        (["compositional", "--model", "{model}", "--data", "{captions}"], "has no negative_caption"),
+        (["compare", "none.json", "{classes}"], "cannot be read as a result"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(
+    arguments: list[str], message: str, tiny_clip: Path, shapes: Path, said_here: Callable[..., str]
+) -> None:
+    places = {"model": tiny_clip, "captions": shapes / "captions.csv", "classes": shapes / "classes.csv"}
+    assert message in said_here("eval", *(argument.format(**places) for argument in arguments))
