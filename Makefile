@@ -15,8 +15,9 @@ BIN := .venv/bin
 demo: .venv/installed-demo
 	$(BIN)/clipkit demo $(ARGS)
 
+# In parallel: most of its time is the start of processes. One thread each, as many of them run at once.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-all: .venv/installed-dev .venv/installed-towers
 	$(BIN)/python -m pytest -m "" $(ARGS)

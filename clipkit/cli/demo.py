@@ -85,8 +85,8 @@ def _measure(model: DualEncoder, data: EmojiData) -> dict[str, Any]:
     # A group's title, as "Travel & Places", is no name that the data speaks in; names of its training emoji are.
     prompts = json.loads(data.group_prompts.read_text(encoding="utf-8"))
     return {
-        "retrieval": retrieval(model, read_pairs(str(data.held_out))),
-        "zeroshot": zeroshot(model, read_labelled(str(data.held_out_labels)), templates=prompts),
+        "retrieval": retrieval(model, read_pairs(str(data.held_out)), cache=False),
+        "zeroshot": zeroshot(model, read_labelled(str(data.held_out_labels)), templates=prompts, cache=False),
     }
 
 
