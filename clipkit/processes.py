@@ -151,6 +151,27 @@ class Processes:
             dist.broadcast(agreed, 0)
         return int(agreed)
 
+    def raise_together(self, failure: UserError | None) -> None:
+        """Where some processes found what a user has to mend, raise the first one's finding on all of them.
+
+        Raises:
+            UserError: with that process's message.
+        """
+        if self.count == 1:
+            if failure is not None:
+                raise failure
+            return
+        whose = self.smallest(self.count if failure is None else self.index)
+        if whose == self.count:
+            return
+        text = torch.zeros(2000, dtype=torch.uint8, device=self.device)
+        if whose == self.index:
+            said = str(failure).encode(errors="replace")[: len(text)]
+            text[: len(said)] = torch.frombuffer(bytearray(said), dtype=torch.uint8)
+        with _together():
+            dist.broadcast(text, whose)
+        raise UserError(bytes(text.tolist()).rstrip(b"\0").decode(errors="replace"))
+
     def rows_of_main(self, rows: Tensor) -> Tensor:
         """The first process's values of a tensor that has this shape and type on all."""
         if self.count == 1:
@@ -191,7 +212,7 @@ def _together() -> Iterator[None]:
             raise
         lost = TrainingError(
             f"another process of this run is gone or does not answer ({one_line(error)}); what was saved is whole: "
-            "start all of them again with --resume"
+            "start all of them again, a training run with --resume"
         )
         lost.everywhere = False
         raise lost from None

@@ -8,6 +8,7 @@ PACKAGE = Path(__file__).parents[1] / "clipkit"
 
 LEVELS = {
     "errors": 0,
+    "files": 0,
     "seeds": 0,
     "pictures": 0,
     "recipe": 0,

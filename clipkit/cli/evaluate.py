@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipkit.errors import DataError, OutputError
+from clipkit.files import write_whole
 
 if TYPE_CHECKING:
     from clipkit.evaluation import Result
@@ -68,7 +69,7 @@ def retrieval(
             progress=True,
         )
 
-    _measure(work, processes, json_file, report, predictions)
+    _measure(work, processes, json_file, report, predictions, data)
 
 
 @app.command()
@@ -119,7 +120,7 @@ def zeroshot(
             progress=True,
         )
 
-    _measure(work, processes, json_file, report, predictions)
+    _measure(work, processes, json_file, report, predictions, data, classes, templates)
 
 
 @app.command()
@@ -162,7 +163,7 @@ def probe(
             progress=True,
         )
 
-    _measure(work, processes, json_file, report, predictions)
+    _measure(work, processes, json_file, report, predictions, data, test)
 
 
 @app.command()
@@ -201,7 +202,7 @@ def compositional(
             progress=True,
         )
 
-    _measure(work, processes, json_file, report, predictions)
+    _measure(work, processes, json_file, report, predictions, data)
 
 
 @app.command()
@@ -212,7 +213,7 @@ def compare(
 ) -> None:
     """Which of two results is better, by how much, and where they disagree most."""
     results = [_result(file) for file in (first, second)]
-    _check_writable(json_file)
+    _check_writable(json_file, inputs=(first, second))
     from clipkit.cli.tables import print_comparison
     from clipkit.evaluation import compare as compared
 
@@ -228,7 +229,8 @@ def _result(file: Path) -> dict[str, Any]:
         result = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as a result ({error}); give a file that --json wrote") from None
-    if not isinstance(result, dict) or not {"task", "model", "data", "settings", "metrics"} <= set(result):
+    parts = {"task": str, "model": str, "data": dict, "settings": dict, "metrics": dict}
+    if not isinstance(result, dict) or not all(isinstance(result.get(name), kind) for name, kind in parts.items()):
         raise DataError(f"{file}: is not a result; give a file that --json wrote, or a run's results.json")
     return result
 
@@ -245,10 +247,19 @@ def _cache(folder: str | None) -> Any:
     return False if folder == "none" else folder
 
 
-def _check_writable(*files: Path | None) -> None:
+def _check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()) -> None:
+    """Before anything is computed: each file has a place of its own, and none is an input."""
+    taken = {Path(str(source).partition("?")[0]).resolve(): source for source in inputs if source is not None}
     for file in files:
-        if file is not None and not file.absolute().parent.is_dir():
+        if file is None:
+            continue
+        if not file.absolute().parent.is_dir():
             raise OutputError(f"{file}: there is no folder {file.absolute().parent}; make it first")
+        if file.is_dir():
+            raise OutputError(f"{file}: is a folder; give a file")
+        if file.resolve() in taken:
+            raise OutputError(f"{file}: would be overwritten, it is given as {taken[file.resolve()]} too; give another")
+        taken[file.resolve()] = file
 
 
 def _measure(
@@ -257,9 +268,10 @@ def _measure(
     json_file: Path | None,
     report: Path | None,
     predictions: Path | None,
+    *inputs: str | None,
 ) -> None:
     """Evaluate on so many processes, and show and write what was found, once."""
-    _check_writable(json_file, report, predictions)
+    _check_writable(json_file, report, predictions, inputs=inputs)
     if count > 1:
         from clipkit.cli.launch import run_again_on_processes
 
@@ -296,6 +308,6 @@ def _show(result: "Result", json_file: Path | None, report: Path | None) -> None
 
 def _write(file: Path, text: str) -> None:
     try:
-        file.write_text(text, encoding="utf-8")
+        write_whole(file, text)
     except OSError as error:
         raise OutputError(f"{file}: cannot be written ({error.strerror}); give another place") from None

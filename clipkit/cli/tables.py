@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from clipkit.report.page import metrics_table, number, readable
 
@@ -51,9 +52,9 @@ def _print(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> 
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a file has no edge to wrap at
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     for column, heading in enumerate(header):
         table.add_column(heading, justify="left" if column == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as they are: captions may have brackets, which rich takes for markup
     console.print(table)

@@ -25,7 +25,7 @@ def read_classes(source: str) -> Classes:
     Raises:
         DataError: there is no such file or set, or it does not hold that.
     """
-    if not Path(source).exists() and source == "imagenet":
+    if source == "imagenet" and not Path(source).exists():
         from open_clip import IMAGENET_CLASSNAMES
 
         synsets = (files("timm.data._info") / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
@@ -54,7 +54,7 @@ def read_templates(source: str) -> Templates:
     Raises:
         DataError: there is no such file or set, or it does not hold that.
     """
-    if not Path(source).exists() and source in _NAMED_TEMPLATES:
+    if source in _NAMED_TEMPLATES and not Path(source).exists():
         import open_clip
 
         return [template("{c}") for template in getattr(open_clip, _NAMED_TEMPLATES[source])]
@@ -107,9 +107,12 @@ def prompts_of(label: str, names: Sequence[str], templates: Templates) -> list[s
 
 
 def _existing(source: str, what: str, named: list[str]) -> Path:
-    if not Path(source).is_file():
-        raise DataError(f"{source}: cannot be read, there is no such file; {what} by name are {', '.join(named)}")
-    return Path(source)
+    try:
+        if Path(source).is_file():
+            return Path(source)
+    except OSError:  # too long for a name
+        pass
+    raise DataError(f"{source[:80]}: cannot be read, there is no such file; {what} by name are {', '.join(named)}")
 
 
 def _json(path: Path) -> object:

@@ -1,17 +1,16 @@
 """Two results on the same data, query by query."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 
-from clipkit.errors import DataError
+from clipkit.errors import DataError, one_line
 from clipkit.evaluation.compositional import compositional_columns
 from clipkit.evaluation.figures import Columns, Means, draws, values
 from clipkit.evaluation.probe import probe_columns
 from clipkit.evaluation.retrieval import retrieval_columns
-from clipkit.evaluation.zeroshot import classification_columns
+from clipkit.evaluation.zeroshot import classification_columns, several_columns
 from clipkit.metrics import interval
 from clipkit.metrics.bootstrap import DRAWS
 
@@ -19,7 +18,7 @@ _SHOWN = 5
 
 
 class Difference(TypedDict):
-    """The second's metric less the first's, with its 95 % interval, and how often chance alone would give as much."""
+    """The second's metric less the first's, with its 95 % interval and the two-sided p of the resampled differences."""
 
     first: float
     second: float
@@ -51,7 +50,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
         second: another one of the same task on the same data.
 
     Raises:
-        DataError: they are of different tasks or data, or have no single answer a query.
+        DataError: they are of different tasks or data, or lack what their queries got.
 
     Example:
         >>> found = compare(before, after)                          # doctest: +SKIP
@@ -59,13 +58,18 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
         0.034
     """
     for result in (first, second):
-        if not result.get("queries"):
+        if not result.get("queries") or not result["data"].get("sha256"):
             raise DataError(
                 f"{result.get('model')}: this result does not hold what its queries got, so it cannot be compared; "
                 "evaluate again with --json"
             )
     _same(first, second)
-    (columns, means), (others, _) = columns_of(first), columns_of(second)
+    try:
+        (columns, means), (others, _) = columns_of(first), columns_of(second)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"a result lacks what its queries got ({one_line(error)}); evaluate again with --json"
+        ) from None
     one, two = values(columns, means), values(others, means)
     before, after = draws(columns, means), draws(others, means)
     metrics: dict[str, Difference] = {}
@@ -99,16 +103,16 @@ def columns_of(result: Mapping[str, Any]) -> tuple[Columns, Means]:
     match result["task"]:
         case "retrieval":
             return retrieval_columns(queries)
-        case "zeroshot" if "true_rank" in queries:
+        case "zeroshot" if "precision" in queries:
+            return several_columns(queries, result["data"]["classes"]), {}
+        case "zeroshot":
             return classification_columns(queries, result["data"]["classes"]), {}
         case "probe":
             return probe_columns(queries, result["data"]["classes"]), {}
         case "compositional":
             return compositional_columns(queries), {}
         case task:
-            raise DataError(
-                f"{result['model']}: {task} with {', '.join(result['metrics'])} has no single answer a query to compare"
-            )
+            raise DataError(f"{result['model']}: results of {task} cannot be compared")
 
 
 def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
@@ -117,6 +121,7 @@ def _same(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
         ("data (its sha256)", first["data"].get("sha256"), second["data"].get("sha256")),
         ("merge_captions", *(result["settings"].get("merge_captions") for result in (first, second))),
         ("number of classes", first["data"].get("classes"), second["data"].get("classes")),
+        ("shots", first["settings"].get("shots"), second["settings"].get("shots")),
     ):
         if one != two:
             raise DataError(
@@ -142,12 +147,9 @@ def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
         one, two = (np.asarray(result["queries"][key], dtype=np.float64) for result in (first, second))
         ratio = np.log(np.maximum(two, 1) / np.maximum(one, 1))
         order = np.argsort(ratio, kind="stable")
+        better, worse = order[ratio[order] < 0][:_SHOWN], order[ratio[order] > 0][::-1][:_SHOWN]
         named = first["queries"].get(names)
-        found += [
-            _moved(kind, int(row), named, one, two)
-            for row in [*order[:_SHOWN], *order[::-1][:_SHOWN]]
-            if not math.isclose(ratio[row], 0)
-        ]
+        found += [_moved(kind, int(row), named, one, two) for row in [*better, *worse]]
     return found
 
 

@@ -45,25 +45,27 @@ class FeatureCache:
         for row in range(len(keys)):
             self._place[table[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]] = (file, row)
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._place
-
     def read(self, keys: Sequence[bytes]) -> tuple[Bool[Tensor, " K"], Float[Tensor, "F D"]]:
         """Which of the keys are there, and the features of those, in order."""
-        found = torch.tensor([key in self._place for key in keys], dtype=torch.bool)
+        found = torch.zeros(len(keys), dtype=torch.bool)
         by_file: dict[Path, list[tuple[int, int]]] = {}
-        for place, key in enumerate(key for key in keys if key in self._place):
-            file, row = self._place[key]
-            by_file.setdefault(file, []).append((place, row))
-        features: Tensor | None = None
+        for place, key in enumerate(keys):
+            if key in self._place:
+                file, row = self._place[key]
+                by_file.setdefault(file, []).append((place, row))
+        features = torch.empty(len(keys), 0)
         for file, places in by_file.items():
-            with safe_open(file, framework="pt") as opened:
-                stored = opened.get_tensor("features")
-            if features is None:
-                features = stored.new_empty(int(found.sum()), stored.shape[1])
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    stored = opened.get_tensor("features")
+            except (SafetensorError, OSError):
+                continue  # deleted since it was listed
+            if not features.shape[1]:
+                features = stored.new_empty(len(keys), stored.shape[1])
             to, rows = torch.tensor(places).T
             features[to] = stored[rows]
-        return found, torch.empty(0, 0) if features is None else features
+            found[to] = True
+        return found, features[found]
 
     def add(self, keys: Sequence[bytes], features: Float[Tensor, "K D"]) -> None:
         """Keep these rows.

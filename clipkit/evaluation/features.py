@@ -2,11 +2,13 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from os import cpu_count
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +16,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from clipkit.errors import DataError, ModelError, OutputError
+from clipkit.errors import DataError, ModelError, OutputError, UserError
 from clipkit.evaluation.feature_cache import FeatureCache, default_folder
 from clipkit.models import DualEncoder
 from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.models.towers import ImageTower, TextTower
-from clipkit.pictures import Picture
+from clipkit.pictures import Picture, open_picture
 
 if TYPE_CHECKING:
     from clipkit.processes import Processes
@@ -68,6 +70,7 @@ class Features:
         self.progress = progress and (processes is None or processes.is_main)
         self.computed = 0
         self.from_cache = 0
+        self._started = time.time_ns()
 
     def images(self, pictures: Sequence[Picture], hashes: list[bytes] | None = None) -> Float[Tensor, "N D"]:
         """Unit-length features of pictures, float32 on the CPU.
@@ -88,7 +91,7 @@ class Features:
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
         """Unit-length features of strings, float32 on the CPU."""
-        keys = [hashlib.sha256(text.encode()).digest() for text in texts]
+        keys = [hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in texts]
 
         def encode(own: list[str]) -> Tensor:
             return self.model.encode_text(own, progress=self.progress)
@@ -99,8 +102,10 @@ class Features:
         """SHA-256 of each picture's content; of a path that of the file."""
         if self.processes is None or self.processes.count == 1:
             return content_hashes(pictures)
-        own = content_hashes(pictures[self.processes.share(len(pictures))])
-        rows = torch.frombuffer(bytearray(b"".join(own)), dtype=torch.uint8).view(len(own), -1)
+        own: list[bytes] = []
+        with self._agreed():
+            own = content_hashes(pictures[self.processes.share(len(pictures))])
+        rows = torch.from_numpy(np.frombuffer(b"".join(own), dtype=np.uint8).reshape(len(own), 32).copy())
         together = self.processes.gather(rows.to(self.processes.device), len(pictures)).cpu().numpy()
         return [row.tobytes() for row in together]
 
@@ -116,30 +121,33 @@ class Features:
         known, stored = self._known(cache, unique)
         self.from_cache += int(known.sum())
         self.computed += len(unique) - int(known.sum())
-        parts = []
-        missing = (~known).nonzero()[:, 0].tolist()
-        for start in range(0, len(missing), _CHUNK):
-            chunk = [unique[row] for row in missing[start : start + _CHUNK]]
-            rows = self._shared([item_of[key] for key in chunk], encode)
+        missing = (~known).nonzero()[:, 0]
+        features = stored.new_empty(len(unique), stored.shape[1])
+        features[known] = stored
+        for chunk in missing.split(_CHUNK) if len(missing) else ():
+            own = [unique[row] for row in chunk.tolist()]
+            rows = self._shared([item_of[key] for key in own], encode)
+            if features.shape[1] != rows.shape[1]:  # nothing was known, so neither was the width
+                features = rows.new_empty(len(unique), rows.shape[1])
+            features[chunk] = rows
             broken = (~rows.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
             if broken:
                 raise ModelError(
-                    f"{self.model.name}: its features of {str(item_of[chunk[broken[0]]])[:80]!r} are not finite "
-                    f"({len(broken)} of {len(chunk)} alike); a model in half precision may overflow: load it in float32"
+                    f"{self.model.name}: its features of {str(item_of[own[broken[0]]])[:80]!r} are not finite "
+                    f"({len(broken)} of {len(own)} alike); a model in half precision may overflow: load it in float32"
                 )
             if cache is not None and (self.processes is None or self.processes.is_main):
-                self._keep(cache, chunk, rows)
-            parts.append(rows)
-        new = torch.cat(parts) if parts else stored
-        features = new.new_empty(len(unique), new.shape[1])
-        features[known] = stored if len(stored) else features[known]
-        if parts:
-            features[~known] = new
+                self._keep(cache, own, rows, [item_of[key] for key in own])
+        if len(unique) == len(keys):
+            return features
         return features[[place[key] for key in keys]]
 
-    def _keep(self, cache: FeatureCache, keys: list[bytes], rows: Tensor) -> None:
+    def _keep(self, cache: FeatureCache, keys: list[bytes], rows: Tensor, items: Sequence[Any]) -> None:
+        # A file that was changed since its content was hashed would give another content's features.
+        same = [row for row, item in enumerate(items) if not _changed_since(item, self._started)]
         try:
-            cache.add(keys, rows)
+            if same:
+                cache.add([keys[row] for row in same], rows[same])
         except OSError as error:
             # What was computed is of use all the same.
             _logger.warning(
@@ -148,8 +156,9 @@ class Features:
 
     def _known(self, cache: FeatureCache | None, keys: list[bytes]) -> tuple[Tensor, Tensor]:
         """What the first process finds in its cache, on all of them."""
-        nothing = torch.zeros(len(keys), dtype=torch.bool), torch.empty(0, 0)
-        found, stored = nothing if cache is None else cache.read(keys)
+        found, stored = torch.zeros(len(keys), dtype=torch.bool), torch.empty(0, 0)
+        if cache is not None and (self.processes is None or self.processes.is_main):
+            found, stored = cache.read(keys)
         if self.processes is None or self.processes.count == 1:
             return found, stored
         found = self.processes.rows_of_main(found.to(torch.uint8)).bool()
@@ -159,13 +168,34 @@ class Features:
         return found, self.processes.rows_of_main(stored) if len(stored) else stored
 
     def _shared(self, items: list[T], encode: Callable[[list[T]], Tensor]) -> Tensor:
+        """Features of all items, each computed by one process, with the model in evaluation mode."""
+        share = items if self.processes is None else items[self.processes.share(len(items))]
+        rows = torch.empty(0, 0)
+        learning = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        with self._agreed():
+            if share:
+                rows = encode(share)
+        for module in learning:
+            module.training = True
         if self.processes is None or self.processes.count == 1:
-            return encode(items)
-        share = items[self.processes.share(len(items))]
-        rows = encode(share) if share else None
-        width = self.processes.largest(0 if rows is None else rows.shape[1])
-        rows = torch.empty(0, width) if rows is None else rows
+            return rows
+        width = self.processes.largest(rows.shape[1])
+        rows = rows if share else torch.empty(0, width)
         return self.processes.gather(rows.to(self.processes.device), len(items)).cpu()
+
+    @contextmanager
+    def _agreed(self) -> Iterator[None]:
+        """Around what each process does by itself: what one finds wrong, all of them raise."""
+        failure: UserError | None = None
+        try:
+            yield
+        except UserError as error:
+            failure = error
+        if self.processes is not None:
+            self.processes.raise_together(failure)
+        elif failure is not None:
+            raise failure
 
 
 def _writable(folder: Path) -> Path:
@@ -183,16 +213,26 @@ def content_hashes(pictures: Sequence[Picture]) -> list[bytes]:
         DataError: a file cannot be read.
     """
     with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
-        return list(pool.map(_content_hash, pictures))
+        # Not all at once: each waiting task weighs more than its hash.
+        parts = (pictures[start : start + _CHUNK] for start in range(0, len(pictures), _CHUNK))
+        return [own for part in parts for own in pool.map(_content_hash, part)]
 
 
 def _content_hash(picture: Picture) -> bytes:
-    if isinstance(picture, Image.Image):
-        return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).digest()
-    if isinstance(picture, np.ndarray):
-        head = f"{picture.dtype} {picture.shape} ".encode()
-        return hashlib.sha256(head + np.ascontiguousarray(picture).tobytes()).digest()
+    if isinstance(picture, Image.Image | np.ndarray):
+        seen = open_picture(picture)  # upright, with its palette's colours: what a tower gets
+        return hashlib.sha256(f"{seen.size} ".encode() + seen.tobytes()).digest()
     try:
         return hashlib.sha256(Path(picture).read_bytes()).digest()
     except OSError as error:
         raise DataError(f"{picture}: cannot be read ({error.strerror}); check the path") from None
+
+
+def _changed_since(item: object, started: int) -> bool:
+    """Whether a picture's file was written or replaced after that time in nanoseconds."""
+    if not isinstance(item, Path):
+        return False
+    try:
+        return item.stat().st_ctime_ns >= started
+    except OSError:
+        return True

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from clipkit.metrics import cluster_bootstrap, cluster_bootstrap_median, interval
+from clipkit.metrics import cluster_bootstrap, cluster_bootstrap_median, interval, median_rank
 
 
 class Figure(TypedDict):
@@ -44,8 +45,7 @@ class Column:
     def value(self) -> float:
         """The metric."""
         if self.median:
-            ordered = np.sort(self.values)
-            return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2)
+            return median_rank(torch.from_numpy(self.values))
         if self.queries.strata is None:
             return float(self.values.mean())
         _, stratum = np.unique(self.queries.strata, return_inverse=True)

@@ -1,15 +1,18 @@
 """`--predictions F.parquet`: what each query got, with the scores from which every figure can be computed again."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipkit.errors import OutputError
-from clipkit.metrics import RetrievalRanks, predicted_labels
+from clipkit.errors import OutputError, one_line
+from clipkit.metrics import RetrievalRanks, top_answers
 
 _TOP = 10
 _ROWS = 1024  # queries written at once
@@ -42,30 +45,27 @@ def write_retrieval_predictions(
         }
     )
     image, text = ranks.pairs.T
+    of_texts, of_images = top_answers(image_features, text_features, _TOP)
     with _Writer(file, schema) as writer:
-        for kind, own, other, features, candidates, names, rank in (
-            ("text", text, image, text_features, image_features, texts, ranks.among_images),
-            ("image", image, text, image_features, text_features, pictures, ranks.among_texts),
+        for kind, own, other, (top_scores, top), names, rank in (
+            ("text", text, image, of_texts, texts, ranks.among_images),
+            ("image", image, text, of_images, pictures, ranks.among_texts),
         ):
             order = own.argsort(stable=True)
-            starts = torch.searchsorted(own[order], torch.arange(len(features) + 1)).tolist()
-            for first in range(0, len(features), _ROWS):
-                scores = features[first : first + _ROWS] @ candidates.T
-                top = scores.argsort(dim=1, descending=True, stable=True)[:, :_TOP]
-                rows = range(first, first + len(scores))
+            starts = torch.searchsorted(own[order], torch.arange(len(names) + 1)).tolist()
+            for first in range(0, len(names), _ROWS):
+                rows = range(first, min(first + _ROWS, len(names)))
                 right = [order[starts[row] : starts[row + 1]] for row in rows]
                 writer.write(
                     {
                         "asks": [kind] * len(rows),
                         "row": list(rows),
-                        "query": [str(names[row]) for row in rows],
+                        "query": [_printable(names[row]) for row in rows],
                         "right": [other[pairs].tolist() for pairs in right],
                         "right_ranks": [rank[pairs].tolist() for pairs in right],
-                        "right_scores": [
-                            scores[row - first, other[pairs]].tolist() for row, pairs in zip(rows, right, strict=True)
-                        ],
-                        "top": top.tolist(),
-                        "top_scores": scores.gather(1, top).tolist(),
+                        "right_scores": [ranks.scores[pairs].tolist() for pairs in right],
+                        "top": top[rows.start : rows.stop].tolist(),
+                        "top_scores": top_scores[rows.start : rows.stop].tolist(),
                     }
                 )
 
@@ -77,18 +77,21 @@ def write_class_predictions(
     labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
     classes: Sequence[str],
 ) -> None:
-    """One row a picture: its class or classes, the predicted class, and the score of every class, in their order."""
+    """One row a picture: its class or classes, the predicted class, and the score of every class.
+
+    Classes are positions among the names that stand, as JSON, in the schema's metadata: names may repeat.
+    """
     import pyarrow as pa
 
     several = labels.ndim == 2
     schema = pa.schema(
         {
             "image": pa.string(),
-            "label": pa.list_(pa.string()) if several else pa.string(),
-            "predicted": pa.string(),
+            "label": pa.list_(pa.int64()) if several else pa.int64(),
+            "predicted": pa.int64(),
             "scores": pa.list_(pa.float32()),
         },
-        metadata={"classes": "\n".join(classes)},
+        metadata={"classes": json.dumps(list(classes))},
     )
     with _Writer(file, schema) as writer:
         for first in range(0, len(scores), _ROWS):
@@ -96,12 +99,9 @@ def write_class_predictions(
             own = labels[rows]
             writer.write(
                 {
-                    "image": [str(picture) for picture in pictures[rows]],
-                    "label": [
-                        [classes[c] for c in row.nonzero()[:, 0].tolist()] if several else classes[int(row)]
-                        for row in own
-                    ],
-                    "predicted": [classes[c] for c in predicted_labels(scores[rows]).tolist()],
+                    "image": [_printable(picture) for picture in pictures[rows]],
+                    "label": [row.nonzero()[:, 0].tolist() for row in own] if several else own.tolist(),
+                    "predicted": scores[rows].argmax(dim=1).tolist(),
                     "scores": scores[rows].tolist(),
                 }
             )
@@ -116,31 +116,48 @@ def write_rows(file: str | Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.write(table.to_pydict())
 
 
+def _printable(name: object) -> str:
+    """As UTF-8 can hold it."""
+    return str(name).encode(errors="backslashreplace").decode()
+
+
 class _Writer:
-    """A Parquet file that has its name only when it is complete."""
+    """A Parquet file that has its name only when it is complete.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
 
     def __init__(self, file: str | Path, schema: Any) -> None:
         self.file = Path(file)
-        self.aside = self.file.with_name(self.file.name + ".tmp")
+        self.aside = self.file.with_name(f".{self.file.name}.{uuid4().hex}")
         self.schema = schema
 
     def __enter__(self) -> "_Writer":
         from pyarrow.parquet import ParquetWriter
 
-        try:
+        with self._told():
             self.writer = ParquetWriter(self.aside, self.schema, compression="zstd")
-        except OSError as error:
-            raise OutputError(f"{self.file}: cannot be written ({error.strerror}); give another place") from None
         return self
 
     def write(self, columns: dict[str, list[Any]]) -> None:
         import pyarrow as pa
 
-        self.writer.write_table(pa.table(columns, schema=self.schema))
+        with self._told():
+            self.writer.write_table(pa.table(columns, schema=self.schema))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.writer.close()
-        if kind is None:
-            self.aside.replace(self.file)
-        else:
+        try:
+            with self._told():
+                self.writer.close()
+                if kind is None:
+                    self.aside.replace(self.file)
+        finally:
             self.aside.unlink(missing_ok=True)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"{self.file}: cannot be written ({one_line(error)}); give another place") from None

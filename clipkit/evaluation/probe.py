@@ -76,26 +76,27 @@ def probe(
     """
     started = time.perf_counter()
     learned = _read(data)
+    measured = _read(test) if test is not None else None
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
-    hashes = features.content_hashes(learned.pictures)
-    labels = np.asarray(learned.labels, dtype=np.int64)
-    rows = features.images(learned.pictures, hashes)
-    if test is None:
-        held_out = _held_out(labels, hashes, seed=0)
-        name, pictures = learned.name, [learned.pictures[row] for row in held_out.nonzero()[0]]
-        asked = Labelled(rows[held_out], labels[held_out], [hashes[row] for row in held_out.nonzero()[0]])
-        whole = Labelled(rows[~held_out], labels[~held_out], [hashes[row] for row in (~held_out).nonzero()[0]])
+    # All that can be wrong with the data is found before a picture is encoded.
+    whole = Labelled.of(learned, learned.classes, features.content_hashes(learned.pictures))
+    if measured is None:
+        held_out = _held_out(whole, learned.classes, seed=0)
+        asked, whole = whole.part(held_out), whole.part(~held_out)
     else:
-        measured = _read(test)
-        name, pictures = measured.name, measured.pictures
-        own = features.content_hashes(measured.pictures)
-        asked = Labelled(features.images(pictures, own), _labels_among(measured, learned), own)
-        whole = Labelled(rows, labels, hashes)
+        asked = Labelled.of(measured, learned.classes, features.content_hashes(measured.pictures))
+    if shots is None:
+        kept_out = _held_out(whole, learned.classes, seed=1)
+        splits = [(~kept_out, kept_out)]
+    else:
+        splits = [_shots(whole, shots, learned.classes, seed) for seed in range(seeds)]
+    x, queries_x = features.images(whole.pictures, whole.hashes), features.images(asked.pictures, asked.hashes)
     classes = len(learned.classes)
     attempts = [
-        _attempt(whole, asked, classes, shots, seed, neighbours, model.device, progress)
-        for seed in range(seeds if shots is not None else 1)
+        _attempt(x, whole.labels, split, queries_x, classes, shots is None, neighbours, model.device, progress)
+        for split in splits
     ]
+    name, pictures = (learned if measured is None else measured).name, asked.pictures
     queries = {
         "label": asked.labels.tolist(),
         "lp_top1": _share_right([attempt.linear for attempt in attempts], asked, 1),
@@ -161,15 +162,29 @@ def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features, the class of each, and the hash of the picture's content."""
+    """Pictures, the class of each, and the hash of its content."""
 
-    features: Float[Tensor, "N D"]
+    pictures: list[Path]
     labels: NDArray[np.int64]
     hashes: list[bytes]
 
+    @classmethod
+    def of(cls, labelled: LabelledPictures, classes: list[str], hashes: list[bytes]) -> "Labelled":
+        """With labels as positions among `classes`."""
+        position = {name: index for index, name in enumerate(classes)}
+        unknown = [name for name in labelled.classes if name not in position]
+        if unknown:
+            raise DataError(
+                f"{labelled.name}: has pictures of {unknown[0]!r}, a class of which there are none to learn from; "
+                "give training pictures of every class"
+            )
+        place = np.array([position[name] for name in labelled.classes], dtype=np.int64)
+        return cls(labelled.pictures, place[labelled.labels], hashes)
+
     def part(self, rows: NDArray[np.bool_]) -> "Labelled":
         """Some of them."""
-        return Labelled(self.features[rows], self.labels[rows], [self.hashes[row] for row in rows.nonzero()[0]])
+        places = rows.nonzero()[0]
+        return Labelled([self.pictures[row] for row in places], self.labels[rows], [self.hashes[row] for row in places])
 
 
 @dataclass(frozen=True)
@@ -181,36 +196,36 @@ class _Attempt:
 
 
 def _attempt(
-    whole: Labelled,
-    asked: Labelled,
+    x: Float[Tensor, "T D"],
+    labels: NDArray[np.int64],
+    split: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    queries: Float[Tensor, "N D"],
     classes: int,
-    shots: int | None,
-    seed: int,
+    refit: bool,
     neighbours: int,
     device: torch.device,
     progress: bool,
 ) -> _Attempt:
-    if shots is None:
-        kept_out = _held_out(whole.labels, whole.hashes, seed=1)
-        learned, validation, final = whole.part(~kept_out), whole.part(kept_out), whole
-    else:
-        drawn, kept_out = _shots(whole, shots, classes, seed)
-        learned, validation = whole.part(drawn), whole.part(kept_out)
-        final = learned
-    weight_decay = _chosen_weight_decay(learned, validation, classes, device, progress)
-    x, y = final.features.to(device), torch.from_numpy(final.labels).to(device)
-    queries = asked.features.to(device)
-    classifier = logistic_regression(x, y, classes, weight_decay)
+    """Choose the weight decay on the split's second part, then fit to its first, or to all where `refit`."""
+    x, y, queries = x.to(device), torch.from_numpy(labels).to(device), queries.to(device)
+    learned, validation = (torch.from_numpy(rows).to(device) for rows in split)
+    weight_decay = _chosen_weight_decay(x[learned], y[learned], x[validation], y[validation], classes, progress)
+    if not refit:
+        x, y = x[learned], y[learned]
+    linear = logistic_regression(x, y, classes, weight_decay)(queries)
     votes = knn_scores(queries, x, y, classes, neighbours)
-    return _Attempt(classifier(queries).cpu(), votes.cpu(), weight_decay, len(final.labels))
+    return _Attempt(linear.cpu(), votes.cpu(), weight_decay, len(y))
 
 
 def _chosen_weight_decay(
-    learned: Labelled, validation: Labelled, classes: int, device: torch.device, progress: bool
+    x: Float[Tensor, "T D"],
+    y: Int[Tensor, " T"],
+    asked: Float[Tensor, "V D"],
+    labels: Int[Tensor, " V"],
+    classes: int,
+    progress: bool,
 ) -> float:
     """The one with the most validation pictures right; of equal ones that of the smaller cross-entropy."""
-    x, y = learned.features.to(device), torch.from_numpy(learned.labels).to(device)
-    asked, labels = validation.features.to(device), torch.from_numpy(validation.labels).to(device)
     tried: dict[float, tuple[float, float]] = {}
     nearby: LinearClassifier | None = None
     bar = tqdm(total=len(_DECADES) + 4, desc="weight decays", disable=None if progress else True, leave=False)
@@ -240,44 +255,34 @@ def _read(data: str | LabelledPictures) -> LabelledPictures:
     return labelled
 
 
-def _labels_among(measured: LabelledPictures, learned: LabelledPictures) -> NDArray[np.int64]:
-    position = {name: index for index, name in enumerate(learned.classes)}
-    unknown = [name for name in measured.classes if name not in position]
-    if unknown:
-        raise DataError(
-            f"{measured.name}: has pictures of {unknown[0]!r}, a class that {learned.name} has none of; "
-            "give training pictures of every class"
-        )
-    return np.array([position[name] for name in measured.classes], dtype=np.int64)[measured.labels]
-
-
-def _held_out(labels: NDArray[np.int64], hashes: list[bytes], seed: int) -> NDArray[np.bool_]:
-    """A fifth of each class, at least one picture; equal pictures together, the same whatever the order."""
-    held_out = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        own = (labels == label).nonzero()[0]
-        contents = sorted({hashes[row] for row in own})
+def _held_out(whole: Labelled, classes: list[str], seed: int) -> NDArray[np.bool_]:
+    """A fifth of each class, at least one picture; equal files together, the same whatever the order."""
+    class_of = {
+        own: label for label, own in sorted(zip(whole.labels.tolist(), whole.hashes, strict=True), reverse=True)
+    }
+    out: set[bytes] = set()
+    for label, name in enumerate(classes):
+        contents = sorted(own for own, first in class_of.items() if first == label)
         if len(contents) < 2:
             raise DataError(
-                f"class number {label} (from 0, in alphabetical order) has {len(contents)} different picture; "
-                "at least two a class are needed, to learn from one and measure on the other"
+                f"class {name!r} has too few different pictures to hold one out ({len(contents)}); three a class are "
+                "the least: to learn from, to choose the weight decay on, and to measure on, or give --test"
             )
         chosen = np.random.default_rng(seed).permutation(len(contents))[: max(1, round(_HELD_OUT * len(contents)))]
-        out = {contents[place] for place in chosen}
-        held_out[[row for row in own if hashes[row] in out]] = True
-    return held_out
+        out |= {contents[place] for place in chosen}
+    return np.array([own in out for own in whole.hashes])
 
 
-def _shots(whole: Labelled, shots: int, classes: int, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _shots(whole: Labelled, shots: int, classes: list[str], seed: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """So many pictures a class to learn from, and others to choose the weight decay on."""
     drawn, kept_out = np.zeros(len(whole.labels), dtype=bool), np.zeros(len(whole.labels), dtype=bool)
     others = min(shots, _FEW_SHOT_VALIDATION)
-    for label in range(classes):
+    for label, name in enumerate(classes):
         own = sorted((whole.labels == label).nonzero()[0], key=lambda row: whole.hashes[row])
         if len(own) < shots + others:
             raise DataError(
-                f"class number {label} (from 0, in alphabetical order) has {len(own)} pictures to learn from; {shots} "
-                f"shots and {others} to choose the weight decay on need {shots + others}: give more, or fewer --shots"
+                f"class {name!r} has {len(own)} pictures to learn from; {shots} shots and {others} to choose the "
+                f"weight decay on need {shots + others}: give more, or fewer --shots"
             )
         order = np.random.default_rng((seed, label)).permutation(len(own))
         drawn[[own[place] for place in order[:shots]]] = True

@@ -56,11 +56,13 @@ def data_hash(pictures: Iterable[bytes], texts: Iterable[str], *relations: Array
 
 def to_json(result: Mapping[str, Any]) -> str:
     """The text of a results JSON: readable, but for what single queries got, which is one line a list."""
-    head = json.dumps({**result, "queries": "\0"}, indent=2, ensure_ascii=False)
+    head = json.dumps({name: own for name, own in result.items() if name != "queries"}, indent=2, ensure_ascii=False)
+    if not result.get("queries"):
+        return head + "\n"
     lists = [
         f"    {json.dumps(name)}: {json.dumps(own, ensure_ascii=False)}" for name, own in result["queries"].items()
     ]
-    return head.replace(json.dumps("\0"), "{\n" + ",\n".join(lists) + "\n  }") + "\n"
+    return head.removesuffix("\n}") + ',\n  "queries": {\n' + ",\n".join(lists) + "\n  }\n}\n"
 
 
 def chosen_examples(count: int, of: int) -> list[int]:

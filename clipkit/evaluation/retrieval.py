@@ -65,17 +65,16 @@ def retrieval(
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     hashes = features.content_hashes(pairs.pictures)
     asked = AskedPairs.of(pairs, merge_captions)
-    image_features = features.images(pairs.pictures, hashes)
-    text_features = features.texts(asked.texts)
     result = retrieval_result(
-        image_features,
-        text_features,
+        features.images(pairs.pictures, hashes).to(model.device),
+        features.texts(asked.texts).to(model.device),
         pairs,
         model.name,
         time.perf_counter() - started,
         hashes=hashes,
         asked=asked,
         predictions=predictions if processes is None or processes.is_main else None,
+        processes=processes,
         progress=progress and (processes is None or processes.is_main),
     )
     result["settings"]["features"] = {"computed": features.computed, "from_cache": features.from_cache}
@@ -117,16 +116,26 @@ def retrieval_result(
     hashes: Sequence[bytes] | None = None,
     asked: AskedPairs | None = None,
     predictions: str | Path | None = None,
+    processes: "Processes | None" = None,
     progress: bool = False,
 ) -> Result:
     """The result of features that are already there. `seconds` is what making them took."""
     started = time.perf_counter()
     asked = AskedPairs.of(pairs, merge_captions=False) if asked is None else asked
-    total = len(image_features) * len(text_features)
+    share = 1 if processes is None else processes.count
+    total = len(image_features) * len(text_features) // share
     with tqdm(
         total=total, desc="scores", unit="", unit_scale=True, disable=None if progress else True, leave=False
     ) as bar:
-        ranks = retrieval_ranks(image_features, text_features, asked.image_of_text, bar.update)
+        ranks = retrieval_ranks(
+            image_features,
+            text_features,
+            asked.image_of_text,
+            on_scores=bar.update,
+            part=(0, 1) if processes is None else (processes.index, processes.count),
+            summed=(lambda counts: counts) if processes is None else processes.sum,
+        )
+    image_features, text_features = image_features.cpu(), text_features.cpu()
     queries = {
         "image_rank": ranks.of_texts.tolist(),
         "text_rank": ranks.of_images.tolist(),

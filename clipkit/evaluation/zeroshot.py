@@ -20,11 +20,11 @@ from clipkit.evaluation.predictions import write_class_predictions
 from clipkit.evaluation.result import INTERVAL, Result, chosen_examples, data_hash, versions
 from clipkit.metrics import (
     average_precision,
-    average_precision_draws,
     calibration_error,
     confusion,
-    predicted_labels,
-    resampled,
+    precision_at_right,
+    precision_by_chance,
+    similarity,
     true_label_ranks,
 )
 from clipkit.models import DualEncoder
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = ("a photo of a {c}.",)
 _EXAMPLES = 8
-# Pictures scored at once. Fixed: a product of another shape may round differently and break a tie the other way.
-_ROWS = 1024
+_ROWS = 1024  # pictures whose probabilities are held at once
 _CONFUSED = 3  # classes that a class is most often taken for
 
 
@@ -83,7 +82,7 @@ def zeroshot(
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     hashes = features.content_hashes(labelled.pictures)
     classifier = classifier_of(features, chosen, prompts)
-    scores = class_scores(features.images(labelled.pictures, hashes), classifier)
+    scores = similarity(features.images(labelled.pictures, hashes), classifier)
     titles = [names[0] for names in chosen.names]
     if predictions is not None and (processes is None or processes.is_main):
         write_class_predictions(predictions, labelled.pictures, scores, labels, titles)
@@ -136,6 +135,9 @@ class ChosenClasses:
         if isinstance(classes, Mapping):
             names = [[own] if isinstance(own, str) else list(own) for own in classes.values()]
             return cls(list(classes), names)
+        twice = [name for name in classes if list(classes).count(name) > 1] if len(set(classes)) < len(classes) else []
+        if twice:
+            raise DataError(f"the class {twice[0]!r} is given {twice.count(twice[0])} times; name each class once")
         return cls(list(classes), [[name] for name in classes])
 
     @classmethod
@@ -174,11 +176,6 @@ def classifier_of(features: Features, chosen: ChosenClasses, templates: Template
     return F.normalize(torch.stack(means), dim=-1)
 
 
-def class_scores(image_features: Float[Tensor, "N D"], classifier: Float[Tensor, "C D"]) -> Float[Tensor, "N C"]:
-    """Cosines, in tiles of a fixed number of pictures."""
-    return torch.cat([rows @ classifier.T for rows in image_features.split(_ROWS)])
-
-
 class Scored(TypedDict):
     """The part of a result that comes from the scores."""
 
@@ -198,12 +195,13 @@ def classification_result(
     """What a result says of cosines; probabilities are the softmax of scale · cosine."""
     if labels.ndim == 2:
         return _several_labels(scores, labels, titles, pictures)
-    predicted = predicted_labels(scores)
-    confidence = (scores * scale).softmax(dim=1).amax(dim=1)
+    predicted = scores.argmax(dim=1)
+    confidence = torch.cat([(rows * scale).softmax(dim=1).amax(dim=1) for rows in scores.split(_ROWS)])
+    ranks = [true_label_ranks(*rows) for rows in zip(scores.split(_ROWS), labels.split(_ROWS), strict=True)]
     queries = {
         "label": labels.tolist(),
         "predicted": predicted.tolist(),
-        "true_rank": true_label_ranks(scores, labels).tolist(),
+        "true_rank": torch.cat(ranks).tolist(),
         "confidence": [round(own, 6) for own in confidence.tolist()],
         "images": [str(picture) for picture in pictures],
     }
@@ -216,7 +214,7 @@ def classification_result(
         "metrics": metrics,
         "classes": _class_rows(predicted, labels, titles),
         "queries": queries,
-        "examples": _examples(scores, torch.nn.functional.one_hot(labels, len(titles)).bool(), titles, pictures),
+        "examples": _examples(scores, labels, titles, pictures),
     }
 
 
@@ -234,24 +232,37 @@ def classification_columns(queries: Mapping[str, Sequence[Any]], classes: int) -
 
 def _several_labels(scores: Tensor, labels: Tensor, titles: Sequence[str], pictures: Sequence[Any]) -> Scored:
     per_class = average_precision(scores, labels)
-    draws = torch.cat(
-        [average_precision_draws(scores, labels, torch.from_numpy(times)) for times in resampled(len(scores))]
-    )
     counts = labels.sum(dim=0).tolist()
-    # A random order finds a class at its share of the pictures, but for the first few.
-    chance = float(np.mean([count / len(labels) for count in counts]))
-    metrics: dict[str, Figure] = {
-        "mean_average_precision": figure(per_class.mean().item(), draws.numpy(), chance),
+    of_pictures, of_classes, precision = (part.tolist() for part in precision_at_right(scores, labels))
+    queries = {
+        "image": of_pictures,
+        "label": of_classes,
+        "precision": precision,
+        "images": [str(picture) for picture in pictures],
     }
+    pictures_of = len(labels)
+    by_chance = {count: precision_by_chance(pictures_of, count, pictures_of) if count else 0.0 for count in set(counts)}
+    chance = float(np.mean([by_chance[count] for count in counts]))
     return {
-        "metrics": metrics,
+        "metrics": figures(several_columns(queries, len(titles)), {"mean_average_precision": chance}),
         "classes": [
             {"class": title, "images": count, "average_precision": round(own, 6)}
             for title, count, own in zip(titles, counts, per_class.tolist(), strict=True)
         ],
-        "queries": {"images": [str(picture) for picture in pictures]},
+        "queries": queries,
         "examples": _examples(scores, labels, titles, pictures),
     }
+
+
+def several_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
+    """Mean average precision, a row a right answer; a class without a picture counts 0.
+
+    The gallery stays whole: a right answer's precision is what it was, and pictures are drawn within each class.
+    """
+    labels = np.asarray(queries["label"])
+    right = Queries(np.asarray(queries["image"]), strata=labels)
+    share = len(np.unique(labels)) / classes
+    return {"mean_average_precision": Column(right, np.asarray(queries["precision"]) * share)}
 
 
 def _class_rows(predicted: Tensor, labels: Tensor, titles: Sequence[str]) -> list[dict[str, Any]]:
@@ -259,18 +270,16 @@ def _class_rows(predicted: Tensor, labels: Tensor, titles: Sequence[str]) -> lis
     table = confusion(predicted, labels, len(titles))
     right, images, answers = table.diagonal(), table.sum(dim=1), table.sum(dim=0)
     mistakes = table.clone().fill_diagonal_(0)
-    counts, taken_for = mistakes.sort(dim=1, descending=True, stable=True)
+    counts, taken_for = mistakes.topk(min(_CONFUSED, len(titles)), dim=1)
     return [
         {
             "class": titles[c],
             "images": int(images[c]),
             "recall": _share(right[c], images[c]),
             "precision": _share(right[c], answers[c]),
-            "taken_for": {
-                titles[int(other)]: int(count)
-                for other, count in zip(taken_for[c, :_CONFUSED], counts[c, :_CONFUSED], strict=True)
-                if count
-            },
+            "taken_for": [
+                [titles[int(other)], int(count)] for other, count in zip(taken_for[c], counts[c], strict=True) if count
+            ],
         }
         for c in range(len(titles))
     ]
@@ -281,13 +290,19 @@ def _share(part: Tensor, whole: Tensor) -> float | None:
 
 
 def _examples(
-    scores: Tensor, right: Bool[Tensor, "N C"], titles: Sequence[str], pictures: Sequence[Any]
+    scores: Tensor,
+    labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
+    titles: Sequence[str],
+    pictures: Sequence[Any],
 ) -> list[dict[str, Any]]:
+    def right(image: int, c: int) -> bool:
+        return bool(labels[image, c]) if labels.ndim == 2 else int(labels[image]) == c
+
     return [
         {
             "query": {"image": str(pictures[image])},
             "answers": [
-                {"text": titles[c], "score": round(scores[image, c].item(), 4), "right": bool(right[image, c])}
+                {"text": titles[c], "score": round(scores[image, c].item(), 4), "right": right(image, c)}
                 for c in scores[image].argsort(descending=True, stable=True)[:5].tolist()
             ],
         }

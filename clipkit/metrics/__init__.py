@@ -3,39 +3,42 @@
 from clipkit.metrics.bootstrap import cluster_bootstrap, cluster_bootstrap_median, interval, resampled
 from clipkit.metrics.classification import (
     average_precision,
-    average_precision_draws,
     calibration_error,
     classification,
     confusion,
-    predicted_labels,
+    precision_at_right,
     true_label_ranks,
 )
 from clipkit.metrics.compositional import selection
 from clipkit.metrics.linear import LinearClassifier, logistic_regression
 from clipkit.metrics.neighbours import knn_scores
-from clipkit.metrics.ranks import RetrievalRanks, retrieval_ranks
-from clipkit.metrics.retrieval import median_rank, recalls, retrieval, retrieval_chance
+from clipkit.metrics.order import first_columns
+from clipkit.metrics.ranks import RetrievalRanks, retrieval_ranks, similarity, top_answers
+from clipkit.metrics.retrieval import median_rank, precision_by_chance, recalls, retrieval, retrieval_chance
 
 __all__ = [
     "LinearClassifier",
     "RetrievalRanks",
     "average_precision",
-    "average_precision_draws",
     "calibration_error",
     "classification",
     "cluster_bootstrap",
     "cluster_bootstrap_median",
     "confusion",
+    "first_columns",
     "interval",
     "knn_scores",
     "logistic_regression",
     "median_rank",
-    "predicted_labels",
+    "precision_at_right",
+    "precision_by_chance",
     "recalls",
     "resampled",
     "retrieval",
     "retrieval_chance",
     "retrieval_ranks",
     "selection",
+    "similarity",
+    "top_answers",
     "true_label_ranks",
 ]

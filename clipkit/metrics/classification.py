@@ -44,44 +44,31 @@ def true_label_ranks(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) ->
     return 1 + before.sum(dim=1)
 
 
-def predicted_labels(scores: Float[Tensor, "N C"]) -> Int[Tensor, " N"]:
-    """The class with the highest score, of equal ones the first; torch's argmax leaves open which."""
-    return first_best(scores, dim=1)
+def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]) -> Float[Tensor, " C"]:
+    """Each class's mean of the precision at its pictures; 0 for a class without one."""
+    _, classes, precision = precision_at_right(scores, labels)
+    total = torch.zeros(labels.shape[1], dtype=torch.float64, device=scores.device).index_add(0, classes, precision)
+    return total / labels.sum(dim=0).clamp(min=1)
 
 
-def first_best(scores: Tensor, dim: int) -> Tensor:
-    """argmax along a dimension; ties go to the lower index."""
-    return (scores == scores.amax(dim=dim, keepdim=True)).int().argmax(dim=dim)
+def precision_at_right(
+    scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]
+) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
+    """For each picture of each class the share of right pictures among those that score as high for the class.
 
-
-def average_precision(
-    scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"], weights: Float[Tensor, " N"] | None = None
-) -> Float[Tensor, " C"]:
-    """Area under each class's precision over recall, by steps: the mean of the precision at each right picture.
-
-    Args:
-        scores: of pictures for classes.
-        labels: which classes a picture has.
-        weights: how often each picture counts, as in a resampled set; once where not given.
+    Returns:
+        Pictures, classes and precisions of the P right answers.
     """
-    weights = torch.ones(len(scores), dtype=torch.float64) if weights is None else weights.double()
-    order = scores.argsort(dim=0, descending=True, stable=True)
-    return _average_precision_in_order(labels.gather(0, order), weights[order])
-
-
-def _average_precision_in_order(right: Bool[Tensor, "N C"], weights: Float[Tensor, "N C"]) -> Float[Tensor, " C"]:
-    found = (weights * right).cumsum(dim=0)
-    precision = found / weights.cumsum(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
-    return (weights * right * precision).sum(dim=0) / found[-1].clamp(min=1)
-
-
-def average_precision_draws(
-    scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"], times: Float[Tensor, "R N"]
-) -> Float[Tensor, " R"]:
-    """The mean over classes of `average_precision`, for each row of how often pictures were drawn; sorted once."""
-    order = scores.argsort(dim=0, descending=True, stable=True)
-    right = labels.gather(0, order)
-    return torch.stack([_average_precision_in_order(right, weights[order]).mean() for weights in times])
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    places = torch.arange(1, len(scores) + 1, device=scores.device)
+    for c in range(scores.shape[1]):
+        order = scores[:, c].argsort(descending=True, stable=True)
+        right = labels[order, c]
+        place = places[right]
+        precision = torch.arange(1, len(place) + 1, device=scores.device).double() / place
+        found.append((order[right], torch.full_like(place, c), precision))
+    pictures, classes, precision = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return pictures, classes, precision
 
 
 def confusion(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"], classes: int) -> Int[Tensor, "C C"]:
@@ -96,5 +83,7 @@ def calibration_error(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N
     0.3000000119...
     """
     number = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1  # (0, 1/bins], …, as in the paper
-    gap = torch.zeros(bins, dtype=torch.float64).index_add(0, number, correct.double() - confidence.double())
+    gap = torch.zeros(bins, dtype=torch.float64, device=number.device).index_add(
+        0, number, correct.double() - confidence.double()
+    )
     return gap.abs().sum().item() / len(confidence)

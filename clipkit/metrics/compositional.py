@@ -3,8 +3,6 @@
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from clipkit.metrics.classification import first_best
-
 
 def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[Tensor, " K"]]:
     """Whether each picture chooses its caption, and each caption its picture.
@@ -27,6 +25,6 @@ def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[
     """
     pairs = min(scores.shape[1:])
     right = scores.new_tensor(range(pairs)).long()
-    text = (first_best(scores, 2)[:, :pairs] == right).all(dim=1)
-    image = (first_best(scores, 1)[:, :pairs] == right).all(dim=1)
+    text = (scores.argmax(dim=2)[:, :pairs] == right).all(dim=1)
+    image = (scores.argmax(dim=1)[:, :pairs] == right).all(dim=1)
     return text, image

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipkit.metrics.order import first_columns
+
 _ROWS = 1024  # queries scored at once
 
 
@@ -22,17 +24,16 @@ def knn_scores(
         train_features: unit length.
         train_labels: class of each.
         classes: number of classes C.
-        k: neighbours; all of them where there are fewer.
+        k: neighbours; all of them where there are fewer, of equal ones the first.
         temperature: without unit; the smaller, the more the nearest count.
 
     Example:
         >>> knn_scores(torch.eye(2), torch.eye(2), torch.tensor([1, 0]), classes=2, k=1).argmax(dim=1).tolist()
         [1, 0]
     """
-    k = min(k, len(train_features))
     votes = []
     for start in range(0, len(features), _ROWS):
-        nearest, index = (features[start : start + _ROWS] @ train_features.T).topk(k, dim=1)
+        nearest, index = first_columns((features[start : start + _ROWS] @ train_features.T).float(), k)
         weight = ((nearest - nearest[:, :1]) / temperature).exp()
         votes.append(weight.new_zeros(len(weight), classes).scatter_add(1, train_labels[index], weight))
     return torch.cat(votes)

@@ -75,7 +75,7 @@ def retrieval_chance(
     """What random scores would give, in expectation.
 
     With c right answers among n candidates: recall 1 − C(n−c, k)/C(n, k); best rank (n+1)/(c+1); average precision at
-    R = c as in `_precision_by_chance`. The median rank has none.
+    R = c as in `precision_by_chance`. The median rank has none.
     """
     pairs = right_pairs(image_of_text)
     figures: dict[str, float | None] = {}
@@ -92,7 +92,7 @@ def retrieval_chance(
             figures[f"{name}_recall@{k}"] = 1 - missed / total
         others[f"{name}_median_rank"] = None
         others[f"{name}_mean_rank"] = sum(q * (candidates + 1) / (c + 1) for c, q in share.items()) / total
-        others[f"{name}_map@r"] = sum(q * _precision_by_chance(candidates, c) for c, q in share.items()) / total
+        others[f"{name}_map@r"] = sum(q * precision_by_chance(candidates, c, c) for c, q in share.items()) / total
     known = [value for value in figures.values() if value is not None]
     return figures | {"mean_recall": sum(known) / len(known)} | others
 
@@ -101,9 +101,13 @@ def _missed(candidates: int, right: int, k: int) -> float:
     return comb(candidates - right, k) / comb(candidates, k) if k <= candidates else 0.0
 
 
-def _precision_by_chance(candidates: int, right: int) -> float:
-    """E of 1/R Σ_{k ≤ R} [k-th is right] · (right ones among the first k) / k, for a random order."""
+def precision_by_chance(candidates: int, right: int, among: int) -> float:
+    """Mean precision at the right answers within the first `among` of a random order, the others counting 0.
+
+    E of 1/R Σ_{k ≤ among} [k-th is right] · (right ones among the first k) / k. With `among` = R it is chance for
+    average precision at R, with all candidates that for average precision.
+    """
     if candidates == 1:
         return 1.0
     others = (right - 1) / (candidates - 1)
-    return sum((1 + (k - 1) * others) / k for k in range(1, right + 1)) / candidates
+    return sum((1 + (k - 1) * others) / k for k in range(1, among + 1)) / candidates

@@ -59,7 +59,7 @@ def classes_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             f"{row['images']:,}",
             number("", row["recall"]),
             number("", row["precision"]),
-            ", ".join(f"{other} ({count})" for other, count in row["taken_for"].items()) or "–",
+            ", ".join(f"{other} ({count})" for other, count in row["taken_for"]) or "–",
         ]
         for row in ordered
     ]

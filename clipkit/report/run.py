@@ -66,7 +66,7 @@ def example_grids(results: dict[str, Any]) -> list[Grid]:
     note = "Evenly spaced queries, not chosen by hand. Right answers are marked ✓."
     by_text = [example for example in results["examples"] if "text" in example["query"]]
     by_image = [example for example in results["examples"] if "image" in example["query"]]
-    answers = "its captions" if results["task"] == "retrieval" else "its class"
+    answers = "its class" if results["task"] == "zeroshot" else "its captions"
     grids = [
         Grid("From text to pictures", by_text, note),
         Grid(f"From a picture to {answers}", by_image, note),

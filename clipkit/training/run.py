@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from clipkit.data import Batch, EpochSampler, read_pairs
 from clipkit.errors import DataError, RecipeError, TrainingError, one_line
-from clipkit.evaluation import versions
+from clipkit.evaluation import to_json, versions
+from clipkit.files import write_whole
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.report import run_report
@@ -30,7 +31,7 @@ from clipkit.training.learned import Learned
 from clipkit.training.objective import objective_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
 from clipkit.training.resume import MACHINE, Found, best_evaluation, find
-from clipkit.training.run_folder import RunFolder, append, write_whole
+from clipkit.training.run_folder import RunFolder, append
 from clipkit.training.run_log import RunLog
 from clipkit.training.setup import fingerprint, learns_batch_norm, micro_batch_size_of, model_of
 from clipkit.training.step import Abandoned, Step, out_of_memory
@@ -439,7 +440,7 @@ class Run:
             with self.folder.writing():
                 self.folder.replace_model(self.model.save)
                 self.folder.report.unlink(missing_ok=True)  # with both there, the run is finished
-                write_whole(self.folder.results, json.dumps(results, indent=2) + "\n")
+                write_whole(self.folder.results, to_json(results))
                 write_whole(self.folder.report, run_report(self.folder.path))
 
         self.processes.on_main(write)

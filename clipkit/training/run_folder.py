@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from clipkit.errors import OutputError, TrainingError, one_line
+from clipkit.files import write_whole
 from clipkit.training.checkpoint import checkpoint_of, checkpoint_steps, remove_checkpoint, remove_leftovers, to_disk
 
 # What belongs to a run; nothing else in the folder is ever touched.
@@ -169,16 +170,6 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that whoever looks finds the old one or the new one, never a part."""
-    aside = file.with_name(f".{file.name}.writing")
-    with aside.open("w", encoding="utf-8") as writing:
-        writing.write(text)
-        writing.flush()
-        os.fsync(writing.fileno())
-    aside.replace(file)
 
 
 def _step_of(line: str) -> float:

@@ -139,11 +139,58 @@ def test_processes_share_the_work_and_every_picture_counts_once(
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--cache", "{classes}"], "cannot be kept there"),
         (["probe", "--model", "{model}", "--data", "{classes}", "--shots", "9"], "give more, or fewer --shots"),
         (["compositional", "--model", "{model}", "--data", "{captions}"], "has no negative_caption"),
+        (["retrieval", "--model", "{model}", "--data", "{captions}", "--predictions", "{folder}"], "is a folder"),
+        (["retrieval", "--model", "{model}", "--data", "{captions}", "--json", "{captions}"], "would be overwritten"),
+        (
+            [
+                "retrieval",
+                "--model",
+                "{model}",
+                "--data",
+                "{captions}",
+                "--json",
+                "{folder}/a",
+                "--report",
+                "{folder}/a",
+            ],
+            "would be overwritten",
+        ),
+        (["zeroshot", "--model", "{model}", "--data", "{classes}", "--classes", "cat, " * 99], "cannot be read"),
         (["compare", "none.json", "{classes}"], "cannot be read as a result"),
     ],
 )
 def test_wrong_input_is_one_line_and_code_2(
     arguments: list[str], message: str, tiny_clip: Path, shapes: Path, said_here: Callable[..., str]
 ) -> None:
-    places = {"model": tiny_clip, "captions": shapes / "captions.csv", "classes": shapes / "classes.csv"}
+    files = {"captions": shapes / "captions.csv", "classes": shapes / "classes.csv"}
+    places = files | {"model": tiny_clip, "folder": shapes}
+    before = {file: file.read_bytes() for file in files.values()}
     assert message in said_here("eval", *(argument.format(**places) for argument in arguments))
+    assert {file: file.read_bytes() for file in files.values()} == before
+
+
+def test_what_one_process_finds_wrong_all_of_them_end_with(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    """Two pictures on three processes: the first has none, the last a broken one."""
+    (tmp_path / "00.png").write_bytes((shapes / "images/00.png").read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    rows = [["00.png", "a"], ["broken.png", "c"]]
+    data = write_csv(tmp_path / "d.csv", ["image", "caption"], rows)
+    command = [sys.executable, "-m", "clipkit", "eval", "retrieval", "--model", str(tiny_clip), "--data", str(data)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--processes", "3"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("clipkit: ")]
+    assert len(lines) == 1
+    assert "broken.png: is not a picture" in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_brackets_in_captions_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    from clipkit.cli.tables import print_comparison
+
+    moved = [{"asks": "text", "query": "a dog [/b] runs", "first_rank": 1, "second_rank": 9}]
+    comparison = {"task": "t", "first": "a", "second": "b", "data": {"name": "data[v1]"}, "metrics": {}}
+    print_comparison(comparison | {"disagreements": moved}, "a.json", "b.json")
+    said = capsys.readouterr().out
+    assert "a dog [/b] runs" in said
+    assert "data[v1]" in said

@@ -84,9 +84,12 @@ def test_every_task_can_be_compared(tiny_clip: Path, shapes: Path, tmp_path: Pat
     rows = [[str(shapes / f"images/{n:02d}.png"), f"a thing {n}", f"a thing {n + 1}"] for n in range(12)]
     near = str(write_csv(tmp_path / "near.csv", ["image", "caption", "negative_caption"], rows))
     classes = str(shapes / "classes.csv")
+    labels = [[str(shapes / f"images/{n:02d}.png"), own] for n in range(12) for own in (f"c{n % 3}", f"d{n % 4}")]
+    several = str(write_csv(tmp_path / "several.csv", ["image", "label"], labels))
     for first, second in (
         [evaluate.retrieval(model, str(shapes / "captions.csv")) for model in (one, two)],
         [evaluate.zeroshot(model, classes) for model in (one, two)],
+        [evaluate.zeroshot(model, several) for model in (one, two)],
         [evaluate.probe(model, classes, test=classes) for model in (one, two)],
         [evaluate.compositional(model, near) for model in (one, two)],
     ):
@@ -105,6 +108,8 @@ def test_what_cannot_be_compared_is_one_line(tiny_clip: Path, shapes: Path) -> N
         evaluate.compare(first, second | {"data": second["data"] | {"sha256": "other"}})
     with pytest.raises(DataError, match="does not hold what its queries got"):
         evaluate.compare(first, {name: value for name, value in second.items() if name != "queries"})
-    several = {**zeroshot, "queries": {"images": ["a"]}, "metrics": {"mean_average_precision": {}}}
-    with pytest.raises(DataError, match="mean_average_precision has no single answer"):
-        evaluate.compare(several, several)
+    with pytest.raises(DataError, match="lacks what its queries got"):
+        evaluate.compare(first, second | {"queries": {"image_rank": [1]}})
+    unknown = {**second, "data": {"name": "made"}}
+    with pytest.raises(DataError, match="cannot be compared"):
+        evaluate.compare(unknown, unknown)

@@ -31,10 +31,6 @@ def test_ties_go_to_the_lower_class() -> None:
     assert metrics.true_label_ranks(torch.zeros(3, 3), torch.tensor([0, 1, 2])).tolist() == [1, 2, 3]
 
 
-def test_of_equal_scores_the_first_is_predicted() -> None:
-    assert metrics.predicted_labels(torch.tensor([[0.5, 1.0, 1.0], [2.0, 2.0, 2.0]])).tolist() == [1, 0]
-
-
 def several_labels() -> tuple[torch.Tensor, torch.Tensor]:
     labels = torch.rand(60, 5) < 0.3
     labels[:, 3] = False
@@ -50,15 +46,16 @@ def test_average_precision_equals_clip_benchmark() -> None:
     assert metrics.classification(scores, labels) == {"mean_average_precision": pytest.approx(expected.mean().item())}
 
 
-def test_weighted_average_precision_equals_scikit_learn() -> None:
+def test_precision_at_right_answers_equals_scikit_learn() -> None:
     scores, labels = several_labels()
-    weights = torch.randint(0, 4, (60,)).double()
-    ours = metrics.average_precision(scores, labels, weights)
     for c in (0, 1, 2, 4):
-        expected = average_precision_score(labels[:, c], scores[:, c], sample_weight=weights)
-        assert ours[c].item() == pytest.approx(expected)
-    draws = metrics.average_precision_draws(scores, labels, torch.stack([weights, torch.ones(60).double()]))
-    torch.testing.assert_close(draws, torch.stack([ours.mean(), metrics.average_precision(scores, labels).mean()]))
+        expected = average_precision_score(labels[:, c], scores[:, c])
+        assert metrics.average_precision(scores, labels)[c].item() == pytest.approx(expected)
+    pictures, classes, precision = metrics.precision_at_right(scores, labels)
+    for picture, c, own in zip(pictures.tolist(), classes.tolist(), precision.tolist(), strict=True):
+        above = scores[:, c] >= scores[picture, c]
+        assert own == pytest.approx((labels[:, c] & above).sum().item() / above.sum().item())
+    assert len(pictures) == labels.sum()
 
 
 def test_confusion_equals_scikit_learn() -> None:

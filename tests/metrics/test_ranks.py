@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from clipkit.metrics import first_columns, retrieval_ranks, similarity, top_answers
 from clipkit.metrics import ranks as module
-from clipkit.metrics import retrieval_ranks
+from clipkit.metrics.order import of_keys, order_keys
 
 
 def ranks_by_sorting(image: Tensor, text: Tensor, pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
@@ -43,9 +44,14 @@ def test_ranks_equal_a_sort_with_ties_in_any_tile(images: int, texts: int, side:
         assert ranks.of_images[i] == min(own, default=0)
 
 
-@given(side=st.sampled_from([1, 3, 1024]), share=st.floats(0.05, 0.9), seed=st.integers(0, 999))
-@settings(max_examples=60, deadline=None)
-def test_texts_may_belong_to_several_images_or_none(side: int, share: float, seed: int) -> None:
+@given(
+    side=st.sampled_from([1, 3, 1024]),
+    layers=st.sampled_from([0, 2, 32]),
+    share=st.floats(0.05, 0.9),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=90, deadline=None)
+def test_texts_may_belong_to_several_images_or_none(side: int, layers: int, share: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     image, text = whole_numbers(7, generator), whole_numbers(10, generator)
     pairs = (torch.rand(7, 10, generator=generator) < share).nonzero()
@@ -54,6 +60,7 @@ def test_texts_may_belong_to_several_images_or_none(side: int, share: float, see
     shuffled = pairs[torch.randperm(len(pairs), generator=generator)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_SIDE", side)
+        patch.setattr(module, "_LAYERS", layers)
         ranks = retrieval_ranks(image, text, torch.cat([shuffled, shuffled[:1]]))  # one of them named twice
     expected = ranks_by_sorting(image, text, [(int(i), int(t)) for i, t in ranks.pairs])
     assert (ranks.among_images.tolist(), ranks.among_texts.tolist()) == expected
@@ -62,17 +69,61 @@ def test_texts_may_belong_to_several_images_or_none(side: int, share: float, see
         assert ranks.of_texts[t] == min(own, default=0)
 
 
-def test_identical_pictures_tie_exactly_whatever_their_tiles() -> None:
-    """The own score and the others come from products of the same shape, so an equal one is equal to the bit."""
-    image = torch.nn.functional.normalize(torch.randn(1500, 64), dim=-1)
-    image[1200] = image[1400] = image[3]
-    text = torch.nn.functional.normalize(torch.randn(1500, 64), dim=-1)
-    text[:] = torch.nn.functional.normalize(image + 0.01 * text, dim=-1)
-    text[1200] = text[1400] = text[3]
-    ranks = retrieval_ranks(image, text, torch.arange(1500))
-    assert ranks.of_texts[[1200, 1400]].tolist() == [2, 3]
-    assert ranks.of_texts[3] == 1
-    assert ranks.of_images[[3, 1200, 1400]].tolist() == [1, 2, 3]
+@pytest.mark.parametrize(("rows", "width"), [(1500, 64), (1025, 512), (2055, 512)])
+def test_identical_pictures_tie_exactly_whatever_their_tiles(rows: int, width: int) -> None:
+    """All scores come from products of one shape, so equal ones are equal to the bit."""
+    image = torch.nn.functional.normalize(torch.randn(rows, width), dim=-1)
+    image[rows - 20] = image[rows - 1] = image[3]
+    text = torch.nn.functional.normalize(image + 0.01 * torch.randn(rows, width), dim=-1)
+    text[rows - 20] = text[rows - 1] = text[3]
+    ranks = retrieval_ranks(image, text, torch.arange(rows))
+    assert ranks.of_texts[[3, rows - 20, rows - 1]].tolist() == [1, 2, 3]
+    assert ranks.of_images[[3, rows - 20, rows - 1]].tolist() == [1, 2, 3]
+    scores = similarity(image, text)
+    assert torch.equal(scores[:, 3], scores[:, rows - 20])
+    assert torch.equal(scores[:, 3], scores[:, rows - 1])
+    torch.testing.assert_close(scores, image @ text.T)
+
+
+@given(seed=st.integers(0, 999), count=st.integers(1, 8), side=st.sampled_from([2, 3, 1024]))
+@settings(max_examples=60, deadline=None)
+def test_top_answers_equal_a_stable_sort(seed: int, count: int, side: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    image, text = whole_numbers(7, generator), whole_numbers(5, generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SIDE", side)
+        (text_scores, images), (image_scores, texts) = top_answers(image, text, count)
+    scores = text @ image.T
+    assert images.tolist() == scores.argsort(dim=1, descending=True, stable=True)[:, :count].tolist()
+    assert texts.tolist() == scores.T.argsort(dim=1, descending=True, stable=True)[:, :count].tolist()
+    assert text_scores.tolist() == scores.gather(1, images).tolist()
+    assert image_scores.tolist() == scores.T.gather(1, texts).tolist()
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=9), st.integers(0, 10**9))
+@settings(max_examples=80, deadline=None)
+def test_keys_order_as_scores_do_and_give_them_back(values: list[float], first: int) -> None:
+    scores = torch.tensor([values])
+    keys = order_keys(scores, first)
+    again, index = of_keys(keys)
+    assert again.tolist() == (scores + 0.0).tolist()
+    assert index.tolist() == [list(range(first, first + len(values)))]
+    expected = sorted(range(len(values)), key=lambda place: (-values[place], place))
+    assert keys[0].argsort(descending=True).tolist() == expected
+    assert first_columns(scores, 3)[1][0].tolist() == expected[:3]
+
+
+def test_shares_of_the_tiles_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SIDE", 4)
+    image, text, image_of_text = torch.randn(13, 6), torch.randn(29, 6), torch.arange(29) % 13
+    whole = retrieval_ranks(image, text, image_of_text)
+    counted: list[list[Tensor]] = [[], [], []]
+    for index in range(3):
+        retrieval_ranks(
+            image, text, image_of_text, part=(index, 3), summed=lambda c, i=index: counted[i].append(c) or c
+        )
+    for place, ranks in enumerate((whole.among_images, whole.among_texts)):
+        assert torch.equal(1 + sum(own[place] for own in counted), ranks)
 
 
 def test_half_precision_is_scored_in_float32_and_float64_in_float64() -> None:
@@ -87,5 +138,5 @@ def test_half_precision_is_scored_in_float32_and_float64_in_float64() -> None:
 
 def test_every_score_is_told_to_the_bar_once() -> None:
     told: list[int] = []
-    retrieval_ranks(torch.randn(1030, 4), torch.randn(2050, 4), torch.arange(2050) % 1030, told.append)
+    retrieval_ranks(torch.randn(1030, 4), torch.randn(2050, 4), torch.arange(2050) % 1030, on_scores=told.append)
     assert sum(told) == 1030 * 2050

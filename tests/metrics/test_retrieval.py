@@ -78,7 +78,7 @@ def test_chance_is_what_random_scores_give() -> None:
     image_of_text = torch.tensor([0, 0, 0, 1, 2, 2, 3, 4, 5, 5])
     chance = metrics.retrieval_chance(6, 10, image_of_text, ks=(1, 3))
     found = dict.fromkeys(chance, 0.0)
-    repetitions = 1500
+    repetitions = 500
     for _ in range(repetitions):
         image, text = torch.randn(6, 20, generator=generator), torch.randn(10, 20, generator=generator)
         for name, value in metrics.retrieval(image, text, image_of_text, ks=(1, 3)).items():
@@ -87,7 +87,7 @@ def test_chance_is_what_random_scores_give() -> None:
         if "median" in name:
             assert value is None
         else:
-            assert found[name] == pytest.approx(value, abs=0.08 if "mean_rank" in name else 0.02), name
+            assert found[name] == pytest.approx(value, abs=0.15 if "mean_rank" in name else 0.035), name
 
 
 def test_mean_recall_is_the_mean_of_all_six() -> None:

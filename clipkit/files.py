@@ -1,0 +1,17 @@
+"""Writing files."""
+
+import os
+from pathlib import Path
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that whoever looks finds the old one or the new one, never a part.
+
+    What UTF-8 has no place for, as half of a surrogate pair in somebody's caption, is written as an escape.
+    """
+    aside = file.with_name(f".{file.name}.writing")
+    with aside.open("w", encoding="utf-8", errors="backslashreplace") as writing:
+        writing.write(text)
+        writing.flush()
+        os.fsync(writing.fileno())
+    aside.replace(file)
