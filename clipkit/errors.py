@@ -36,6 +36,10 @@ class TrainingError(Exception):
     """Whether every process of a run finds it, so that one of them need say it."""
 
 
+class BatchError(TrainingError):
+    """A batch for which a loss has no meaning; every process sees the whole of it."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A run that was asked to stop, and did. The command line exits with `code`: 130 after Ctrl-C, 143 otherwise."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "clipkit"
 
 LEVELS = {
+    "catalogue": 0,
     "errors": 0,
     "files": 0,
     "seeds": 0,
@@ -24,7 +25,7 @@ LEVELS = {
     "__main__": 5,
 }
 # Within level 0 the small common ones may be used by the others.
-COMMON = {"errors", "seeds"}
+COMMON = {"catalogue", "errors", "files", "seeds"}
 
 
 def room(module: str) -> str:

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from clipkit import __version__
 from clipkit.cli.evaluate import app as eval_app
@@ -67,7 +68,20 @@ def demo(
         run_demo(out)
 
 
-@app.command()
+def _losses() -> str:
+    from clipkit.catalogue import table
+
+    return "Losses (loss.name):\n\n" + table()
+
+
+class _TrainCommand(TyperCommand):
+    """Its help ends with the losses, as they are: an epilog would be wrapped anew."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        formatter.write("\n" + _losses() + "\n")
+
+
+@app.command(cls=_TrainCommand)
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML file; see recipes/ for examples.")],
     overrides: Annotated[

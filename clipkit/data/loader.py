@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int
@@ -35,6 +35,10 @@ class Batch:
     """Position of each picture in the source."""
     caption_ids: Int[Tensor, " B"]
     """Position of each caption in the source, or of the first one that is the same string."""
+    negative_text: dict[str, Tensor] = field(default_factory=dict)
+    """Wrong captions, one a pair, where the objective asks for them."""
+    caption_rows: Int[Tensor, " B"] | None = None
+    """Position of each caption itself, where the wrong ones are looked up by it."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -63,9 +67,10 @@ class _Pictures(Dataset[tuple[Sample, Loaded]]):
 
 
 class _Collate:
-    def __init__(self, pairs: Pairs, tokenize: Tokenize | None) -> None:
+    def __init__(self, pairs: Pairs, tokenize: Tokenize | None, negatives: bool) -> None:
         self.pairs = pairs
         self.tokenize = tokenize
+        self.negatives = pairs.negatives if negatives else None
 
     def __call__(self, samples: list[tuple[Sample, Loaded]]) -> Batch | DataError:
         pictures = [loaded for _, loaded in samples if isinstance(loaded, dict)]
@@ -74,11 +79,14 @@ class _Collate:
                 return loaded
         rows = [sample.caption for sample, _ in samples]
         captions = [self.pairs.captions[row] for row in rows]
+        wrong = [] if self.negatives is None else [self.negatives[row] for row in rows]
         return Batch(
             image={name: torch.stack([one[name] for one in pictures]) for name in pictures[0]} if pictures else {},
             text=self.tokenize(captions) if self.tokenize is not None else {},
             image_ids=torch.tensor([sample.image for sample, _ in samples]),
             caption_ids=torch.from_numpy(self.pairs.caption_ids[rows]),
+            negative_text=self.tokenize(wrong) if wrong and self.tokenize is not None else {},
+            caption_rows=torch.tensor(rows),
         )
 
 
@@ -88,6 +96,7 @@ def pair_loader(
     augment: Augment | None,
     tokenize: Tokenize | None,
     workers: int,
+    negatives: bool = False,
 ) -> Generator[Batch, None, None]:
     """One iterator over all the `batches` of a run, so that workers live as long as the run does.
 
@@ -99,6 +108,7 @@ def pair_loader(
         augment: picture to pixels; None where the image tower's input does not come from pixels.
         tokenize: captions to tokens; None where the text tower's input does not come from tokens.
         workers: loader processes; 0 loads here.
+        negatives: whether wrong captions come along.
 
     Raises:
         DataError: when a picture that is due cannot be decoded.
@@ -109,7 +119,7 @@ def pair_loader(
     loader: DataLoader[tuple[Sample, Loaded]] = DataLoader(
         _Pictures(pairs, augment),
         batch_sampler=chunks,
-        collate_fn=_Collate(pairs, tokenize),
+        collate_fn=_Collate(pairs, tokenize, negatives),
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
         worker_init_fn=_start_worker,
@@ -177,6 +187,8 @@ def _joined(chunks: list[Batch]) -> Batch:
         text=_joined_inputs([chunk.text for chunk in chunks]),
         image_ids=torch.cat([chunk.image_ids for chunk in chunks]),
         caption_ids=torch.cat([chunk.caption_ids for chunk in chunks]),
+        negative_text=_joined_inputs([chunk.negative_text for chunk in chunks]),
+        caption_rows=torch.cat([chunk.caption_rows for chunk in chunks if chunk.caption_rows is not None]),
     )
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, split_options
+from clipkit.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, NEGATIVE_COLUMNS, split_options
 from clipkit.errors import DataError
 
-_NEGATIVE = ("negative_caption", "negative", "foil", "hard_negative")
 _CATEGORY = ("category", "collapsed_tag", "tag", "type")
 _FILES = (".csv", ".tsv", ".json", ".jsonl")
 _ENDINGS = ("", ".png", ".jpg", ".jpeg", ".webp")  # Winoground names its pictures without
@@ -98,7 +97,7 @@ def _instance(file: Path, number: int, row: dict[str, Any]) -> tuple[list[str], 
         images, texts = given[:2], given[2:]
     else:
         names = ("image", "caption", "negative_caption")
-        given = [_first(row, own) or "" for own in (IMAGE_COLUMNS, CAPTION_COLUMNS, _NEGATIVE)]
+        given = [_first(row, own) or "" for own in (IMAGE_COLUMNS, CAPTION_COLUMNS, NEGATIVE_COLUMNS)]
         images, texts = given[:1], given[1:]
     if not all(given):
         lacking = names[given.index("")]

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, existing_pictures, read_table, split_options
+from clipkit.data.table import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    NEGATIVE_COLUMNS,
+    existing_pictures,
+    read_table,
+    split_options,
+)
 from clipkit.errors import DataError
 
 
@@ -21,6 +28,8 @@ class Pairs:
     captions: list[str]
     image_of_caption: NDArray[np.int64]
     """(M,) position of each caption's picture."""
+    negatives: list[str] | None = None
+    """(M,) for each caption one that is wrong, where the source has them."""
 
     @cached_property
     def captions_of_image(self) -> list[NDArray[np.int64]]:
@@ -45,9 +54,10 @@ class Pairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of names and captions, as above, and of the picture files' sizes."""
+        """Hash of names and captions, as above, of the picture files' sizes, and of the wrong captions."""
         sizes = np.array([picture.stat().st_size for picture in self.pictures], dtype="<i8")
-        return hashlib.sha256(self.sha256.encode() + sizes.tobytes()).hexdigest()
+        wrong = "\0".join(self.negatives or []).encode()
+        return hashlib.sha256(self.sha256.encode() + sizes.tobytes() + wrong).hexdigest()
 
 
 def read_pairs(source: str) -> Pairs:
@@ -55,7 +65,8 @@ def read_pairs(source: str) -> Pairs:
 
     Args:
         source: a path; its image and caption columns are found by name or given as
-            `photos.csv?image=file&caption=title`. Picture paths are relative to the file.
+            `photos.csv?image=file&caption=title`. Picture paths are relative to the file. A column negative_caption
+            is read where there is one.
 
     Raises:
         DataError: the file, a column, a caption or a picture is missing, or the format is not known.
@@ -69,11 +80,19 @@ def read_pairs(source: str) -> Pairs:
         raise DataError(f"{path}: is a folder; give a CSV or TSV file with the columns image and caption")
     if path.suffix not in (".csv", ".tsv"):
         raise DataError(f"{source}: captions are read from .csv and .tsv files; this is neither")
-    table = read_table(source, {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS})
+    table = read_table(
+        source, {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS}, {"negative_caption": NEGATIVE_COLUMNS}
+    )
     captions = [caption.strip() for caption in table.columns["caption"]]
     if "" in captions:
         raise DataError(f"{table.path}: row {captions.index('') + 1} has no caption; fill it in or drop the row")
     position: dict[str, int] = {}
     image_of_caption = [position.setdefault(name, len(position)) for name in table.columns["image"]]
     pictures = existing_pictures(table.path, list(position))
-    return Pairs(str(table.path), pictures, captions, np.array(image_of_caption, dtype=np.int64))
+    negatives = table.columns.get("negative_caption")
+    if negatives is not None:
+        negatives = [caption.strip() for caption in negatives]
+        if "" in negatives:
+            row = negatives.index("") + 1
+            raise DataError(f"{table.path}: row {row} has no negative_caption; fill it in, or drop the column")
+    return Pairs(str(table.path), pictures, captions, np.array(image_of_caption, dtype=np.int64), negatives)

@@ -10,6 +10,7 @@ from clipkit.errors import DataError
 
 IMAGE_COLUMNS = ("image", "filepath", "file_name", "filename", "file", "path", "image_path", "img")
 CAPTION_COLUMNS = ("caption", "text", "title", "sentence", "description")
+NEGATIVE_COLUMNS = ("negative_caption", "negative", "foil", "hard_negative")
 LABEL_COLUMNS = ("label", "class", "category")
 
 
@@ -27,28 +28,36 @@ def split_options(source: str) -> tuple[Path, dict[str, str]]:
     return Path(path).expanduser(), dict(parse_qsl(options))
 
 
-def read_table(source: str, wanted: dict[str, Sequence[str]]) -> Table:
+def read_table(
+    source: str, wanted: dict[str, Sequence[str]], optional: dict[str, Sequence[str]] | None = None
+) -> Table:
     """Read the wanted columns of a CSV or TSV file.
 
     Args:
         source: a path, with options after `?` that name a column: `photos.csv?image=file`.
         wanted: for each role the names that its column may have, likeliest first.
+        optional: roles that are read where the file has such a column.
 
     Raises:
         DataError: the file is missing, empty, not UTF-8, or lacks a column.
     """
     path, options = split_options(source)
-    unknown = [option for option in options if option not in wanted]
+    roles = wanted | (optional or {})
+    unknown = [option for option in options if option not in roles]
     if unknown:
-        raise DataError(f"{source}: {unknown[0]} is no option of a table; options are {', '.join(wanted)}")
+        raise DataError(f"{source}: {unknown[0]} is no option of a table; options are {', '.join(roles)}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
             header = next(rows, None)
             if not header:
                 raise DataError(f"{path}: is empty; its first line must name the columns, as image,caption")
-            places = {role: _column(path, header, role, options.get(role), names) for role, names in wanted.items()}
-            columns: dict[str, list[str]] = {role: [] for role in wanted}
+            places = {
+                role: _column(path, header, role, options.get(role), names)
+                for role, names in roles.items()
+                if role in wanted or role in options or {name.strip().lower() for name in header} & set(names)
+            }
+            columns: dict[str, list[str]] = {role: [] for role in places}
             for row in rows:
                 if not row:
                     continue

@@ -1,6 +1,30 @@
-"""Contrastive losses: pure functions of gathered features; no ranks, devices or models."""
+"""Contrastive losses: pure functions of gathered features; no ranks, devices or models.
 
+Each stands in the file of its name; its docstring's part "In short" is what the catalogue shows.
+"""
+
+from clipkit.losses.contrastive import contrastive
+from clipkit.losses.cross_consistency import cross_consistency
+from clipkit.losses.dcl import dcl
+from clipkit.losses.distillation import distillation
 from clipkit.losses.infonce import infonce
+from clipkit.losses.negclip import negclip
+from clipkit.losses.ntxent import ntxent
 from clipkit.losses.sigmoid import sigmoid
+from clipkit.losses.supcon import supcon
+from clipkit.losses.triplet import triplet
+from clipkit.losses.within_consistency import within_consistency
 
-__all__ = ["infonce", "sigmoid"]
+__all__ = [
+    "contrastive",
+    "cross_consistency",
+    "dcl",
+    "distillation",
+    "infonce",
+    "negclip",
+    "ntxent",
+    "sigmoid",
+    "supcon",
+    "triplet",
+    "within_consistency",
+]

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipkit.losses.positives import Duplicates, other_pairs
+from clipkit.losses.positives import Duplicates, Positives, other_pairs
 from clipkit.losses.tiles import tiled_logsumexp, tiled_row_logsumexp
 
 
@@ -16,6 +16,7 @@ def infonce(
     image_ids: Int[Tensor, " G"] | None = None,
     caption_ids: Int[Tensor, " G"] | None = None,
     duplicates: Duplicates = "positive",
+    label_smoothing: float = 0.0,
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
     r"""Symmetric InfoNCE over the G pairs of a global batch.
@@ -27,6 +28,18 @@ def infonce(
     P_i is i alone.) P_i are the pairs with the same picture or the same caption as pair i, itself included: cross
     entropy with targets spread evenly over them. At equal similarities the loss is ln G, its chance level.
 
+    With `label_smoothing` ε the targets are (1 − ε) of that and ε spread evenly over all columns (Szegedy et al. 2016,
+    "Rethinking the Inception Architecture", section 7).
+
+    In short:
+        formula: −log softmax of the pair among the batch, both ways
+        positives: own counterpart; duplicates as asked
+        needs: nothing
+        memory: tiled, O(G D)
+        chance: ln G
+        source: Radford et al. 2021, CLIP
+        take it: first
+
     Computed in float32, or float64 for float64 features, in tiles: memory grows with G, not with its square.
 
     Args:
@@ -37,6 +50,7 @@ def infonce(
         caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
         duplicates: what another pair with the same picture or caption is. positive: see above; ignore: it is left
             out of both sums (a row without any negative left gives 0); negative: as if the ids were not known.
+        label_smoothing: ε in [0, 1), for captions that are sometimes wrong.
         rows: the pairs whose terms are counted, against all columns. Over slices that cover 0..G the values sum to
             the whole loss, and so do the gradients: this is how processes share the work.
 
@@ -68,4 +82,17 @@ def infonce(
         own = (image[counted] * positives.sums(text)[counted]).sum(dim=1)
         own = own + (text[counted] * positives.sums(image)[counted]).sum(dim=1)
         own = own / positives.count[counted]
+    if label_smoothing:
+        # Mean similarity to all columns; of left out ones there is none.
+        if masked is None:
+            every = (image[counted] @ text.mean(dim=0)) + (text[counted] @ image.mean(dim=0))
+        else:
+            assert image_ids is not None
+            assert caption_ids is not None
+            groups = Positives(image_ids, caption_ids)
+            left = (pairs - groups.count[counted] + 1).to(dtype)
+            of_texts = text.sum(dim=0) - groups.sums(text)[counted] + text[counted]
+            of_images = image.sum(dim=0) - groups.sums(image)[counted] + image[counted]
+            every = ((image[counted] * of_texts).sum(dim=1) + (text[counted] * of_images).sum(dim=1)) / left
+        own = (1 - label_smoothing) * own + label_smoothing * every
     return (over_texts + over_images - scale * own).sum() / (2 * pairs)

@@ -3,9 +3,10 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from clipkit.errors import BatchError
 from clipkit.losses.tiles import PairIds
 
 Duplicates = Literal["positive", "ignore", "negative"]
@@ -72,3 +73,67 @@ def other_pairs(
     position = torch.arange(len(image_ids), device=image_ids.device)
     left_out = PairIds(position[rows], position, (image_ids[rows], caption_ids[rows]), (image_ids, caption_ids))
     return None, left_out
+
+
+class Relations:
+    """Which combinations of a batch are positives and which negatives, a band of rows at a time.
+
+    Args:
+        pairs: G.
+        image_ids: the picture of each pair, or None.
+        caption_ids: the caption of each pair, or None.
+        duplicates: what other pairs with the same picture or caption are.
+        device: of the features.
+
+    Raises:
+        BatchError: no pair has a negative.
+        ValueError: one kind of ids without the other.
+    """
+
+    def __init__(
+        self,
+        pairs: int,
+        image_ids: Tensor | None,
+        caption_ids: Tensor | None,
+        duplicates: Duplicates,
+        device: torch.device,
+    ) -> None:
+        if (image_ids is None) != (caption_ids is None):
+            raise ValueError("image_ids and caption_ids belong together: give both or none")
+        self._ids = () if image_ids is None or caption_ids is None else (image_ids, caption_ids)
+        self.duplicates = duplicates if self._ids else "negative"
+        self._position = torch.arange(pairs, device=device)
+        shared = self._position.new_ones(pairs) if not self._ids else Positives(*self._ids).count
+        own = torch.ones_like(shared)
+        self.positives: Int[Tensor, " G"] = shared if self.duplicates == "positive" else own
+        """(G,) how many positives each pair has, itself among them."""
+        self.negatives: Int[Tensor, " G"] = pairs - (own if self.duplicates == "negative" else shared)
+        """(G,) how many negatives each pair has."""
+        check_negatives(self.negatives, image_ids, caption_ids)
+
+    def of(self, rows: slice) -> tuple[Bool[Tensor, "R G"], Bool[Tensor, "R G"]]:
+        """Positives and negatives of these pairs among all."""
+        itself = self._position[rows, None] == self._position[None]
+        if self.duplicates == "negative":
+            return itself, ~itself
+        shared = torch.zeros_like(itself)
+        for ids in self._ids:
+            shared |= ids[rows, None] == ids[None]
+        return (shared if self.duplicates == "positive" else itself), ~shared
+
+
+def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, caption_ids: Tensor | None) -> None:
+    """Refuse a batch in which no pair has a negative.
+
+    Raises:
+        BatchError: names what the batch is made of.
+    """
+    if (negatives > 0).any():
+        return
+    if image_ids is None or caption_ids is None:
+        raise BatchError(f"a batch of {len(negatives)} pair has no negatives; take a larger train.batch_size")
+    raise BatchError(
+        f"the batch's {len(negatives)} pairs are of {len(image_ids.unique())} pictures and {len(caption_ids.unique())} "
+        "captions that all belong together, so none is a negative of another; take a larger train.batch_size, or mix "
+        "the data"
+    )

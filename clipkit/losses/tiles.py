@@ -21,23 +21,28 @@ _SMALL = 128
 
 
 class PairIds(NamedTuple):
-    """Who the rows and columns are, where pairs that share a picture or a caption are to be left out.
+    """Who the rows and columns are, where some combinations are to be left out: duplicates, a pair with itself.
 
-    Positions tell a pair itself, which always stays, from its duplicates.
+    Positions tell a pair itself from its duplicates, those that share its picture or caption.
     """
 
     row_position: Int[Tensor, " R"]
     column_position: Int[Tensor, " C"]
-    row_ids: tuple[Int[Tensor, " R"], Int[Tensor, " R"]]
-    """Picture and caption."""
-    column_ids: tuple[Int[Tensor, " C"], Int[Tensor, " C"]]
+    row_ids: tuple[Int[Tensor, " R"], ...] = ()
+    """Picture and caption, where duplicates are left out."""
+    column_ids: tuple[Int[Tensor, " C"], ...] = ()
+    itself_too: bool = False
+    """Whether a pair's combination with itself is left out; else it stays."""
 
     def left_out(self, rows: slice, columns: slice) -> Tensor:
-        """Which pairs of a tile are duplicates."""
-        same = torch.zeros((), dtype=torch.bool, device=self.row_position.device)
+        """Which combinations of a tile are left out."""
+        itself = self.row_position[rows, None] == self.column_position[None, columns]
+        if not self.row_ids:
+            return itself if self.itself_too else torch.zeros_like(itself)
+        same = torch.zeros_like(itself)
         for row, column in zip(self.row_ids, self.column_ids, strict=True):
-            same = same | (row[rows, None] == column[None, columns])
-        return same & (self.row_position[rows, None] != self.column_position[None, columns])
+            same |= row[rows, None] == column[None, columns]
+        return same | itself if self.itself_too else same & ~itself
 
 
 def tiled_logsumexp(

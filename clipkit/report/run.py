@@ -1,7 +1,6 @@
 """The report of a run, from the files in its folder."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +47,11 @@ def _lead(results: dict[str, Any]) -> str:
 def run_curves(folder: Path, recipe: dict[str, Any]) -> list[Curve]:
     """Loss and validation recalls over the steps."""
     steps = _rows(folder / "metrics.jsonl")
-    chance = math.log(recipe["train"]["batch_size"])
+    level = json.loads((folder / "results.json").read_text(encoding="utf-8"))["settings"].get("loss_at_chance")
+    chance = None if level is None else ("at equal similarities", level)
     x = [row["step"] for row in steps]
     loss = {"loss": (x, [row["loss"] for row in steps])}
-    curves = [Curve("Training loss", line_chart(loss, "step", "loss", ("chance, ln(batch)", chance)))]
+    curves = [Curve("Training loss", line_chart(loss, "step", "loss", chance))]
     evaluations = _rows(folder / "evaluations.jsonl")
     if evaluations:
         x = [row["step"] for row in evaluations]

@@ -31,14 +31,19 @@ class TowerInputs:
         pairs: the data.
         processes: who takes part.
         augmented: whether pictures are augmented, so that their trunk has to run each time.
+        negatives: whether the objective wants wrong captions.
     """
 
-    def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes, augmented: bool) -> None:
+    def __init__(
+        self, model: DualEncoder, pairs: Pairs, processes: Processes, augmented: bool, negatives: bool = False
+    ) -> None:
         self.model = model
         self.pairs = pairs
         self.processes = processes
+        self.negatives = negatives
         self.image_store = None
         self.text_store = None
+        self.negative_store = None
         show = processes.is_main
         if model.image.trunk_is_frozen and not augmented:
             share = pairs.pictures[processes.share(len(pairs.pictures))]
@@ -49,13 +54,17 @@ class TowerInputs:
             rows = encode_pictures(model.image, share, image_trunk, _BATCH, model.device, show)
             self.image_store = self._gathered(rows, len(pairs.pictures))
         if model.text.trunk_is_frozen:
-            captions = pairs.captions[processes.share(len(pairs.captions))]
 
             def text_trunk(inputs: dict[str, Tensor]) -> Tensor:
                 return model.text.trunk(**inputs)
 
-            rows = encode_strings(model.text, captions, text_trunk, _BATCH, model.device, show)
-            self.text_store = self._gathered(rows, len(pairs.captions))
+            def stored(captions: list[str]) -> Tensor:
+                share = captions[processes.share(len(captions))]
+                rows = encode_strings(model.text, share, text_trunk, _BATCH, model.device, show)
+                return self._gathered(rows, len(captions))
+
+            self.text_store = stored(pairs.captions)
+            self.negative_store = stored(pairs.negatives) if negatives and pairs.negatives is not None else None
 
     def _gathered(self, rows: Tensor, total: int) -> Tensor:
         # Cloned: inference-mode tensors cannot enter a graph.
@@ -78,16 +87,20 @@ class TowerInputs:
             augment if self.image_store is None else None,
             self.model.text.tokenize if self.text_store is None else None,
             recipe.workers,
+            self.negatives,
         )
         device = self.model.device
         for batch in batches:
             image = {name: value.to(device, non_blocking=True) for name, value in batch.image.items()}
             text = {name: value.to(device, non_blocking=True) for name, value in batch.text.items()}
+            wrong = {name: value.to(device, non_blocking=True) for name, value in batch.negative_text.items()}
             if self.image_store is not None:
                 image = {TRUNK_FEATURES: self.image_store[batch.image_ids]}
             if self.text_store is not None:
                 text = {TRUNK_FEATURES: self.text_store[batch.caption_ids]}
-            yield replace(batch, image=image, text=text)
+            if self.negative_store is not None:
+                wrong = {TRUNK_FEATURES: self.negative_store[batch.caption_rows]}
+            yield replace(batch, image=image, text=text, negative_text=wrong)
 
     def example(self, count: int, caption: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs of `count` pairs with this caption, for measuring."""

@@ -28,7 +28,7 @@ from clipkit.training.checkpoint import (
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.keeper import Keeper
 from clipkit.training.learned import Learned
-from clipkit.training.objective import objective_of
+from clipkit.training.objective import chance_of, needs, objective_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
 from clipkit.training.resume import MACHINE, Found, best_evaluation, find
 from clipkit.training.run_folder import RunFolder, append
@@ -36,6 +36,7 @@ from clipkit.training.run_log import RunLog
 from clipkit.training.setup import fingerprint, learns_batch_norm, micro_batch_size_of, model_of
 from clipkit.training.step import Abandoned, Step, out_of_memory
 from clipkit.training.stop import StopRequest
+from clipkit.training.teacher import teachers_of
 from clipkit.training.validation import Validation
 
 # CLIP clips the scale at 100 "to prevent training instability" (Radford et al. 2021, 2.5).
@@ -145,6 +146,11 @@ class Run:
                 f"{validation.name}: has {len(validation.pictures)} pictures, fewer than the {self.processes.count} "
                 "processes; start fewer, or validate on more"
             )
+        if needs(recipe.loss, "negative_text_features") and self.pairs.negatives is None:
+            raise DataError(
+                f"{self.pairs.name}: the loss {' + '.join(recipe.loss.names)} needs a column negative_caption, a wrong "
+                "caption beside each; add it, or take loss.name: infonce"
+            )
         self.sampler = EpochSampler(self.pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
         self.steps = recipe.train.epochs * self.sampler.steps_per_epoch
         self.schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, self.steps)
@@ -154,10 +160,13 @@ class Run:
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
         self.learned = Learned(self.model, self.optimizer.optimizer, recipe.train.ema)
         self.validation_pairs = validation
+        teachers = [term.teacher for term in recipe.loss.terms if term.teacher is not None]
+        self.teachers = teachers_of(teachers, self.pairs, self.processes)
         self.identity = {
             "the pictures or captions of data.train": self.pairs.fingerprint,
             "the pictures or captions of data.validation": validation.fingerprint if validation else None,
             "the frozen weights of the model": fingerprint(self.model),
+            "the teacher": [teacher.fingerprint for teacher in self.teachers.values()],
             "versions": versions(),
             "processes": self.processes.count,
             "device": f"{self.accelerator.device.type}, {self.accelerator.mixed_precision.replace('no', 'fp32')}",
@@ -230,7 +239,13 @@ class Run:
     def _inputs(self, state: dict[str, Any] | None) -> TowerInputs:
         """Everything that a step needs; frozen trunks run here."""
         recipe = self.recipe
-        inputs = TowerInputs(self.model, self.pairs, self.processes, recipe.data.augment != "none")
+        inputs = TowerInputs(
+            self.model,
+            self.pairs,
+            self.processes,
+            augmented=recipe.data.augment != "none",
+            negatives=needs(recipe.loss, "negative_text_features"),
+        )
         if inputs.image_store is not None or inputs.text_store is not None:
             stored = [
                 name
@@ -243,7 +258,7 @@ class Run:
         )
         self.backward = Step(
             self.model,
-            objective_of(recipe.loss),
+            objective_of(recipe.loss, self.teachers),
             self.processes,
             self.accelerator,
             recipe.train.batch_size,
@@ -301,7 +316,7 @@ class Run:
             self._stop_at_last_good(batch, loss.item(), float(norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if recipe.loss.name == "infonce":
+        if not needs(recipe.loss, "bias"):  # SigLIP's scale may rise above CLIP's largest
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=self.largest_scale)
         self.step += 1
@@ -431,6 +446,7 @@ class Run:
         results["settings"]["best"] = best and {"step": best["step"], "metric": metric, "value": best[metric]}
         results["settings"] |= {
             "steps": self.steps,
+            "loss_at_chance": chance_of(self.recipe.loss, self.recipe.train.batch_size),
             "micro_batch_size": self.backward.micro_batch_size,
             **self.settings,
         }

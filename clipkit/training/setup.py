@@ -15,6 +15,7 @@ from clipkit.processes import Processes
 from clipkit.recipe import ModelRecipe, Recipe
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.micro_batch import find_micro_batch_size
+from clipkit.training.objective import needs
 
 
 def model_of(recipe: Recipe) -> DualEncoder:
@@ -28,7 +29,7 @@ def model_of(recipe: Recipe) -> DualEncoder:
     """
     own = recipe.model
     model = compose(own) if own.name is None else load(own.name, device="cpu")
-    if recipe.loss.name == "sigmoid" and model.logit_bias is None:
+    if needs(recipe.loss, "bias") and model.logit_bias is None:
         way_out = "set model.bias, as -10" if own.name is None else "take loss.name: infonce"
         raise ModelError(f"loss.name: sigmoid needs a logit bias, which {model.name} does not have; {way_out}")
     model.image.tune(own.image.tune)

@@ -13,6 +13,7 @@ from torch import Tensor
 from clipkit.data import Batch
 from clipkit.errors import TrainingError
 from clipkit.models import DualEncoder, Tower
+from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
 from clipkit.training.objective import Objective
@@ -104,25 +105,26 @@ class Step:
 
     def _gradients(self, batch: Batch, step: int) -> Tensor:
         model, processes = self.model, self.processes
-        towers = (
-            self._encoding(model.image, self._image_parts(batch), step, 0),
-            self._encoding(model.text, self._text_parts(batch), step, 1),
-        )
+        encodings = {
+            name: _Encoding(
+                tower,
+                self._parts(tower, inputs),
+                self.accelerator,
+                (self.seed, step, processes.index, number),
+                self.asked_to_stop,
+            )
+            for number, (name, tower, inputs) in enumerate(self._to_encode(batch))
+        }
+        towers = list(encodings.values())
         everything_fits = len(batch) <= self.micro_batch_size
         with self._agreed():
             for tower in towers:
                 # The last micro-batch of all is the first one due in the backward pass: its graph can stay.
                 tower.forward(keep=len(tower.parts) if everything_fits else int(tower is towers[-1]))
-        image, text = (tower.features for tower in towers)
-        ids = processes.gather(
-            torch.stack([batch.image_ids, batch.caption_ids], dim=1).to(image.device), self.batch_size
-        )
-        gathered = {
-            "image": processes.gather(image, self.batch_size),
-            "text": processes.gather(text, self.batch_size),
-            "image_ids": ids[:, 0],
-            "caption_ids": ids[:, 1],
-        }
+        ids = torch.stack([batch.image_ids, batch.caption_ids], dim=1).to(towers[0].features.device)
+        ids = processes.gather(ids, self.batch_size)
+        gathered = {name: processes.gather(own.features, self.batch_size) for name, own in encodings.items()}
+        gathered |= {"image_ids": ids[:, 0], "caption_ids": ids[:, 1]}
         scalars = {"scale": model.logit_scale.exp()}
         if model.logit_bias is not None:
             scalars["bias"] = model.logit_bias
@@ -166,22 +168,21 @@ class Step:
             torch.accelerator.empty_cache()
         self.say(f"step {step + 1}: out of memory; begun again with micro-batches of {size // 2} instead of {size}")
 
-    def _image_parts(self, batch: Batch) -> list["_Part"]:
-        order = torch.arange(len(batch))
-        return [_Part(rows, _take(batch.image, rows)) for rows in order.split(self.micro_batch_size)]
+    def _to_encode(self, batch: Batch) -> Iterator[tuple[str, Tower, dict[str, Tensor]]]:
+        """What the objective sees, by name, and the tower and inputs that it comes from."""
+        yield "image_features", self.model.image, batch.image
+        yield "text_features", self.model.text, batch.text
+        if batch.negative_text:
+            yield "negative_text_features", self.model.text, batch.negative_text
 
-    def _text_parts(self, batch: Batch) -> list["_Part"]:
-        if "attention_mask" not in batch.text:
-            order = torch.arange(len(batch))
-            return [_Part(rows, _take(batch.text, rows)) for rows in order.split(self.micro_batch_size)]
-        lengths = batch.text["attention_mask"].sum(dim=1)
+    def _parts(self, tower: Tower, inputs: dict[str, Tensor]) -> list["_Part"]:
+        if not isinstance(tower, TextTower) or "attention_mask" not in inputs:
+            order = torch.arange(len(next(iter(inputs.values()))))
+            return [_Part(rows, _take(inputs, rows)) for rows in order.split(self.micro_batch_size)]
+        lengths = inputs["attention_mask"].sum(dim=1)
         bucket = min(self.micro_batch_size, _BUCKET.get(lengths.device.type, _ACCELERATOR_BUCKET))
         parts = lengths.argsort(stable=True).cpu().split(bucket)
-        return [_Part(rows, self.model.text.cut_padding(_take(batch.text, rows))) for rows in parts]
-
-    def _encoding(self, tower: Tower, parts: Sequence["_Part"], step: int, number: int) -> "_Encoding":
-        seeds = (self.seed, step, self.processes.index, number)
-        return _Encoding(tower, parts, self.accelerator, seeds, self.asked_to_stop)
+        return [_Part(rows, tower.cut_padding(_take(inputs, rows))) for rows in parts]
 
 
 @dataclass

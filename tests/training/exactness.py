@@ -2,19 +2,22 @@
 
 import itertools
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clipkit.data import Batch
 from clipkit.models import DualEncoder
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.processes import Processes
 from clipkit.recipe import LossRecipe
-from clipkit.training.objective import objective_of
+from clipkit.training.objective import Objective, objective_of
 from clipkit.training.step import Step
 
 WIDTH = 12
@@ -25,7 +28,25 @@ LOSSES = {
     "multi-positive": LossRecipe(duplicates="positive"),
     "ignore": LossRecipe(duplicates="ignore"),
     "sigmoid": LossRecipe(name="sigmoid"),
+    "smoothed": LossRecipe(label_smoothing=0.1),
+    "ntxent": LossRecipe(name="ntxent"),
+    "supcon": LossRecipe(name="supcon"),
+    "dcl": LossRecipe(name="dcl"),
+    "triplet": LossRecipe(name="triplet", margin=0.5),
+    "all triplets": LossRecipe(name="triplet", mining="all", margin=0.5),
+    "contrastive": LossRecipe(name="contrastive", margin=0.9),
+    "negclip": LossRecipe(name="negclip"),
+    "distillation": LossRecipe(name="distillation", teacher="made"),
+    "sum": LossRecipe(
+        name=[
+            {"name": "infonce"},
+            {"name": "cross_consistency", "weight": 0.25},
+            {"name": "within_consistency", "weight": 0.25},
+        ]
+    ),
 }
+# The new ones share their machinery: a few cuts of each will do.
+_ALL_CUTS = ("infonce", "multi-positive", "ignore", "sigmoid")
 MICRO_BATCHES = (1, 3, 8, 100)
 BATCHES = (16, 14)  # 14 pairs on 4 processes: 3, 4, 3, 4
 
@@ -76,7 +97,33 @@ def global_batch(pairs: int, dtype: torch.dtype) -> Batch:
         },
         image_ids=torch.arange(pairs) % (pairs - 3),
         caption_ids=torch.arange(pairs) // 2 * (torch.arange(pairs) % 5 > 1),
+        negative_text={
+            "input_ids": torch.randint(0, VOCABULARY, (pairs, LONGEST), generator=generator),
+            "attention_mask": (torch.arange(LONGEST) < lengths.flip(0)[:, None]).long(),
+        },
     )
+
+
+def teacher(gathered: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Features by id, as a teacher's are."""
+    generator = torch.Generator().manual_seed(8)
+    dtype = gathered["image_features"].dtype
+    image, text = (F.normalize(torch.randn(20, 7, generator=generator, dtype=dtype), dim=-1) for _ in range(2))
+    own = {
+        "teacher_image_features": image[gathered["image_ids"]],
+        "teacher_text_features": text[gathered["caption_ids"]],
+    }
+    return own | {"teacher_scale": torch.tensor(9.0, dtype=dtype)}
+
+
+def objective(loss: str) -> Objective:
+    return objective_of(LOSSES[loss], {"made": teacher})
+
+
+def cuts(loss: str) -> list[tuple[int, int]]:
+    """(pairs, micro-batch) that a loss is tried with."""
+    every = list(itertools.product(BATCHES, MICRO_BATCHES))
+    return every if loss in _ALL_CUTS else [(14, 3), (16, 100)]
 
 
 def slice_of(batch: Batch, rows: slice) -> Batch:
@@ -85,6 +132,7 @@ def slice_of(batch: Batch, rows: slice) -> Batch:
         {name: value[rows] for name, value in batch.text.items()},
         batch.image_ids[rows],
         batch.caption_ids[rows],
+        {name: value[rows] for name, value in batch.negative_text.items()},
     )
 
 
@@ -93,8 +141,11 @@ def gradients(
 ) -> dict[str, Tensor]:
     processes = Processes(accelerator)
     model = build(dtype, dropout)
-    step = Step(model, objective_of(LOSSES[loss]), processes, accelerator, pairs, micro, seed=1)
-    value = step(slice_of(global_batch(pairs, dtype), processes.share(pairs)), step=7)
+    step = Step(model, objective(loss), processes, accelerator, pairs, micro, seed=1)
+    batch = global_batch(pairs, dtype)
+    if loss != "negclip":
+        batch = replace(batch, negative_text={})
+    value = step(slice_of(batch, processes.share(pairs)), step=7)
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return found | {"loss": value}
 
@@ -102,8 +153,9 @@ def gradients(
 def main(out: Path) -> None:
     accelerator = Accelerator(cpu=True)
     found = {}
-    for dtype, loss, pairs, micro in itertools.product((torch.float64, torch.float32), LOSSES, BATCHES, MICRO_BATCHES):
-        found[(str(dtype), loss, pairs, micro)] = gradients(loss, pairs, micro, dtype, 0.0, accelerator)
+    for dtype, loss in itertools.product((torch.float64, torch.float32), LOSSES):
+        for pairs, micro in cuts(loss):
+            found[(str(dtype), loss, pairs, micro)] = gradients(loss, pairs, micro, dtype, 0.0, accelerator)
     torch.save((accelerator.num_processes, found), out / f"{accelerator.num_processes}-{accelerator.process_index}.pt")
 
 

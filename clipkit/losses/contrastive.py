@@ -1,0 +1,74 @@
+"""Contrastive loss with margin."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipkit.losses.bands import sum_over_bands
+from clipkit.losses.positives import Duplicates, Relations
+
+
+def contrastive(
+    image_features: Float[Tensor, "G D"],
+    text_features: Float[Tensor, "G D"],
+    *,
+    margin: float = 0.5,
+    image_ids: Int[Tensor, " G"] | None = None,
+    caption_ids: Int[Tensor, " G"] | None = None,
+    duplicates: Duplicates = "positive",
+    rows: slice | None = None,
+) -> Float[Tensor, ""]:
+    r"""Positives are drawn together, negatives pushed apart as far as a margin.
+
+    .. math:: L = \tfrac12\, \overline{d_{ij}^2}\Big|_{positives}
+        + \tfrac12\, \overline{[m - d_{ij}]_+^2}\Big|_{negatives}, \quad d_{ij} = 1 - x_i \cdot y_j
+
+    (Hadsell et al. 2006, "Dimensionality Reduction by Learning an Invariant Mapping", equation 4, with the cosine
+    distance and each kind averaged by itself: among G² combinations nearly all are negatives.)
+
+    In short:
+        formula: ½ mean d² over positives + ½ mean [m − d]²₊ over negatives
+        positives: own counterpart; duplicates as asked
+        needs: nothing
+        memory: in bands, O(G D)
+        chance: none of its own; it depends on the similarities
+        source: Hadsell et al. 2006
+        take it: where a fixed threshold of similarity is to separate pairs; it ignores the model's scale
+
+    Args:
+        image_features: unit length, one row a pair.
+        text_features: unit length, row i belongs to row i of the images.
+        margin: cosine distance, in [0, 2], beyond which a negative is far enough.
+        image_ids: the picture of each pair, where pictures may repeat.
+        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
+        duplicates: another pair with the same picture or caption is a positive, left out, or a negative.
+        rows: the images whose terms are counted, against all texts; over slices that cover 0..G the values sum to the
+            whole loss.
+
+    Returns:
+        The sum over the counted images, each kind divided by its number in the whole batch.
+
+    Raises:
+        BatchError: no pair has a negative.
+        ValueError: one kind of ids without the other.
+
+    Example:
+        >>> x = torch.eye(3)
+        >>> contrastive(x, x).item(), contrastive(x, x.roll(1, 0)).item()
+        (0.0, 0.5625)
+    """
+    dtype = torch.promote_types(image_features.dtype, torch.float32)
+    image, text = image_features.to(dtype), text_features.to(dtype)
+    pairs = len(image)
+    relations = Relations(pairs, image_ids, caption_ids, duplicates, image.device)
+    positives, negatives = relations.positives.sum(), relations.negatives.sum()
+
+    def of_band(band: slice) -> Tensor:
+        with torch.autocast(image.device.type, enabled=False):
+            distance = 1 - image[band] @ text.T
+            positive, negative = relations.of(band)
+            near = distance.square().masked_fill(~positive, 0).sum() / positives
+            far = (margin - distance).clamp(min=0).square().masked_fill(~negative, 0).sum() / negatives
+            return (near + far) / 2
+
+    return sum_over_bands(slice(0, pairs) if rows is None else rows, pairs, of_band)

@@ -1,0 +1,59 @@
+"""Decoupled contrastive loss."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipkit.losses.joint import joint
+from clipkit.losses.positives import Duplicates
+
+
+def dcl(
+    image_features: Float[Tensor, "G D"],
+    text_features: Float[Tensor, "G D"],
+    scale: Float[Tensor, ""] | float,
+    *,
+    image_ids: Int[Tensor, " G"] | None = None,
+    caption_ids: Int[Tensor, " G"] | None = None,
+    duplicates: Duplicates = "positive",
+    rows: slice | None = None,
+) -> Float[Tensor, ""]:
+    r"""NT-Xent without the positive in the denominator, so that an easy positive does not quench its negatives.
+
+    .. math:: L = \frac{1}{2G} \sum_a \Big[ \mathrm{lse}_{b \in N_a}(s\,z_a \cdot z_b)
+        - \frac{s}{|P_a|} \sum_{p \in P_a} z_a \cdot z_p \Big]
+
+    (Yeh et al. 2022, "Decoupled Contrastive Learning".) N_a are the features of the other pairs on both
+    sides. It may be negative. An anchor without a negative counts 0.
+
+    In short:
+        formula: log Σ exp over the negatives − positive
+        positives: own counterpart; duplicates as asked
+        needs: nothing
+        memory: tiled, O(G D)
+        chance: ln(2G − 2)
+        source: Yeh et al. 2022
+        take it: for small batches
+
+    Args:
+        image_features: unit length, one row a pair; the first views.
+        text_features: unit length, row i belongs to row i of the images; the second views.
+        scale: inverse temperature, without unit; 10 in the paper.
+        image_ids: the picture of each pair, where pictures may repeat.
+        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
+        duplicates: another pair with the same picture or caption is a positive, left out, or a negative.
+        rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
+
+    Returns:
+        The sum over the counted pairs' two anchors, divided by 2G.
+
+    Raises:
+        BatchError: no pair has a negative.
+        ValueError: one kind of ids without the other.
+
+    Example:
+        >>> import torch
+        >>> x = torch.eye(4)
+        >>> round(dcl(x, x, 0.0).item(), 4)
+        1.7918
+    """
+    return joint(image_features, text_features, scale, image_ids, caption_ids, duplicates, rows, decoupled=True)

@@ -1,0 +1,67 @@
+"""The part that NT-Xent, supervised and decoupled contrastive loss share: all 2G features compete with each other."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipkit.losses.positives import Duplicates, Positives, check_negatives
+from clipkit.losses.tiles import PairIds, tiled_row_logsumexp
+
+
+def joint(
+    image: Float[Tensor, "G D"],
+    text: Float[Tensor, "G D"],
+    scale: Float[Tensor, ""] | float,
+    image_ids: Int[Tensor, " G"] | None,
+    caption_ids: Int[Tensor, " G"] | None,
+    duplicates: Duplicates,
+    rows: slice | None,
+    decoupled: bool,
+) -> Float[Tensor, ""]:
+    """Mean over 2G anchors of log Σ exp over the others less the mean over the positives.
+
+    Args:
+        image: unit length.
+        text: unit length.
+        scale: inverse temperature.
+        image_ids: the picture of each pair.
+        caption_ids: the caption of each pair.
+        duplicates: what another pair with the same picture or caption is, in both modalities.
+        rows: pairs whose two anchors are counted.
+        decoupled: leave the positives out of the sum of exponentials.
+    """
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    image, text = image.to(dtype), text.to(dtype)
+    scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
+    pairs = len(image)
+    counted = slice(0, pairs) if rows is None else rows
+    if (image_ids is None) != (caption_ids is None):
+        raise ValueError("image_ids and caption_ids belong together: give both or none")
+    ids = () if image_ids is None or caption_ids is None or duplicates == "negative" else (image_ids, caption_ids)
+    groups = Positives(*ids) if ids else None
+    position = torch.arange(pairs, device=image.device)
+    shared = torch.ones_like(position) if groups is None else groups.count
+    check_negatives(pairs - shared, image_ids, caption_ids)
+    left_out = ids if duplicates == "ignore" or decoupled else ()
+    own = tuple(one[counted] for one in left_out)
+    cross = PairIds(position[counted], position, own, left_out, itself_too=decoupled)
+    within = PairIds(position[counted], position, own, left_out, itself_too=True)
+    total = image.new_zeros(())
+    for asking, other in ((image, text), (text, image)):
+        over_all = torch.logaddexp(
+            tiled_row_logsumexp(asking[counted], other, scale, cross if left_out or decoupled else None),
+            tiled_row_logsumexp(asking[counted], asking, scale, within),
+        )
+        if groups is None or duplicates != "positive":
+            positive = (asking[counted] * other[counted]).sum(dim=1)
+        else:
+            together = groups.sums(other)[counted] + groups.sums(asking)[counted] - asking[counted]
+            positive = (asking[counted] * together).sum(dim=1) / (2 * groups.count[counted] - 1)
+        # Who has no negative left asks nothing.
+        terms = (
+            torch.where(shared[counted] < pairs, over_all - scale * positive, 0.0)
+            if decoupled
+            else (over_all - scale * positive)
+        )
+        total = total + terms.sum()
+    return total / (2 * pairs)

@@ -1,0 +1,72 @@
+"""InfoNCE with hard negative captions."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipkit.losses.infonce import infonce
+from clipkit.losses.positives import Duplicates, other_pairs
+from clipkit.losses.tiles import tiled_row_logsumexp
+
+
+def negclip(
+    image_features: Float[Tensor, "G D"],
+    text_features: Float[Tensor, "G D"],
+    negative_text_features: Float[Tensor, "H D"],
+    scale: Float[Tensor, ""] | float,
+    *,
+    image_ids: Int[Tensor, " G"] | None = None,
+    caption_ids: Int[Tensor, " G"] | None = None,
+    duplicates: Duplicates = "positive",
+    rows: slice | None = None,
+) -> Float[Tensor, ""]:
+    r"""InfoNCE in which pictures have more texts to choose from: captions that were made wrong on purpose.
+
+    .. math:: L = L_{InfoNCE} + \frac{1}{2G} \sum_i \Big[ \mathrm{lse}\big(\mathrm{lse}_j(s\,x_i \cdot y_j),
+        \mathrm{lse}_h(s\,x_i \cdot n_h)\big) - \mathrm{lse}_j(s\,x_i \cdot y_j) \Big]
+
+    (Yuksekgonul et al. 2023, "When and Why Vision-Language Models Behave like Bags-of-Words", section 4.) Every picture
+    sees all of the batch's wrong captions; these have no picture of their own, so they do not ask.
+
+    In short:
+        formula: InfoNCE, with H more texts in the pictures' softmax
+        positives: as infonce
+        needs: a column negative_caption in data.train
+        memory: tiled, O(G D)
+        chance: (ln(G + H) + ln G) / 2
+        source: Yuksekgonul et al. 2023, NegCLIP
+        take it: to teach word order, attributes and relations; see eval compositional
+
+    Args:
+        image_features: unit length, one row a pair.
+        text_features: unit length, row i belongs to row i of the images.
+        negative_text_features: unit length, in any order.
+        scale: exp(logit_scale).
+        image_ids: the picture of each pair, where pictures may repeat.
+        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
+        duplicates: another pair with the same picture or caption is a positive, left out, or a negative.
+        rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
+
+    Returns:
+        The sum over the counted pairs, divided by 2G.
+
+    Raises:
+        ValueError: one kind of ids without the other.
+
+    Example:
+        >>> x = torch.eye(4)
+        >>> round(negclip(x, x, x[:2], 0.0).item(), 4)
+        1.589
+    """
+    dtype = torch.promote_types(image_features.dtype, torch.float32)
+    image, text, wrong = (own.to(dtype) for own in (image_features, text_features, negative_text_features))
+    scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
+    pairs = len(image)
+    counted = slice(0, pairs) if rows is None else rows
+    plain = infonce(
+        image, text, scale, image_ids=image_ids, caption_ids=caption_ids, duplicates=duplicates, rows=counted
+    )
+    _, left_out = other_pairs(image_ids, caption_ids, duplicates, counted)
+    over_texts = tiled_row_logsumexp(image[counted], text, scale, left_out)
+    over_wrong = tiled_row_logsumexp(image[counted], wrong, scale)
+    return plain + (torch.logaddexp(over_texts, over_wrong) - over_texts).sum() / (2 * pairs)

@@ -1,0 +1,60 @@
+"""NT-Xent, the loss of SimCLR."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipkit.losses.joint import joint
+from clipkit.losses.positives import Duplicates
+
+
+def ntxent(
+    image_features: Float[Tensor, "G D"],
+    text_features: Float[Tensor, "G D"],
+    scale: Float[Tensor, ""] | float,
+    *,
+    image_ids: Int[Tensor, " G"] | None = None,
+    caption_ids: Int[Tensor, " G"] | None = None,
+    duplicates: Duplicates = "positive",
+    rows: slice | None = None,
+) -> Float[Tensor, ""]:
+    r"""As InfoNCE, but the features of one side compete with each other too: pictures with pictures, texts with texts.
+
+    .. math:: L = \frac{1}{2G} \sum_{a} \Big[ \mathrm{lse}_{b \neq a}(s\,z_a \cdot z_b)
+        - \frac{s}{|P_a|} \sum_{p \in P_a} z_a \cdot z_p \Big]
+
+    (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", equation 1, where P_a
+    is the other view alone.) The 2G anchors z are all images and all texts; with views of one picture in the place of
+    images and texts it is SimCLR's. With duplicates as positives it is `supcon`.
+
+    In short:
+        formula: log Σ exp over the 2G − 1 others − positive
+        positives: own counterpart; duplicates as asked
+        needs: nothing
+        memory: tiled, O(G D)
+        chance: ln(2G − 1)
+        source: Chen et al. 2020, SimCLR
+        take it: for views of one thing; for captions where the sides should spread by themselves too
+
+    Args:
+        image_features: unit length, one row a pair; the first views.
+        text_features: unit length, row i belongs to row i of the images; the second views.
+        scale: inverse temperature, without unit: 2 in SimCLR's code for CIFAR, 10 in SLIP.
+        image_ids: the picture of each pair, where pictures may repeat.
+        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
+        duplicates: another pair with the same picture or caption is a positive, left out, or a negative.
+        rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
+
+    Returns:
+        The sum over the counted pairs' two anchors, divided by 2G.
+
+    Raises:
+        BatchError: no pair has a negative.
+        ValueError: one kind of ids without the other.
+
+    Example:
+        >>> import torch
+        >>> x = torch.eye(4)
+        >>> round(ntxent(x, x, 0.0).item(), 4)
+        1.9459
+    """
+    return joint(image_features, text_features, scale, image_ids, caption_ids, duplicates, rows, decoupled=False)

@@ -1,0 +1,57 @@
+"""Supervised contrastive loss."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipkit.losses.joint import joint
+
+
+def supcon(
+    image_features: Float[Tensor, "G D"],
+    text_features: Float[Tensor, "G D"],
+    scale: Float[Tensor, ""] | float,
+    *,
+    image_ids: Int[Tensor, " G"] | None = None,
+    caption_ids: Int[Tensor, " G"] | None = None,
+    rows: slice | None = None,
+) -> Float[Tensor, ""]:
+    r"""All features of one class are each other's positives, on both sides.
+
+    .. math:: L = \frac{1}{2G} \sum_a \frac{-1}{|P_a|} \sum_{p \in P_a}
+        \ln \frac{\exp(s\,z_a \cdot z_p)}{\sum_{b \neq a} \exp(s\,z_a \cdot z_b)}
+
+    (Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, L_out.) Pairs are of one class where they share
+    a picture or a caption: with captions made from class names, the caption is the class. Labels of your own go in as
+    both ids.
+
+    In short:
+        formula: mean over positives of −log softmax over the 2G − 1 others
+        positives: all of the same picture, caption or class
+        needs: nothing; classes as captions
+        memory: tiled, O(G D)
+        chance: ln(2G − 1)
+        source: Khosla et al. 2020
+        take it: for class folders, where many pictures share a caption
+
+    Args:
+        image_features: unit length, one row a pair.
+        text_features: unit length, row i belongs to row i of the images.
+        scale: inverse temperature, without unit; 10 in the paper.
+        image_ids: the picture of each pair, where pictures may repeat.
+        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
+        rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
+
+    Returns:
+        The sum over the counted pairs' two anchors, divided by 2G.
+
+    Raises:
+        BatchError: no pair has a negative.
+        ValueError: one kind of ids without the other.
+
+    Example:
+        >>> import torch
+        >>> x, classes = torch.eye(4)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1])
+        >>> round(supcon(x, x, 50.0, image_ids=classes, caption_ids=classes).item(), 4)
+        1.0986
+    """
+    return joint(image_features, text_features, scale, image_ids, caption_ids, "positive", rows, decoupled=False)

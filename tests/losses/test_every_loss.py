@@ -1,0 +1,283 @@
+"""What every loss has in common: its definition by loops, slices of rows, order, extremes."""
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from clipkit import losses
+from clipkit.errors import BatchError
+from tests.losses import oracles
+from tests.losses.oracles import features
+from tests.losses.test_infonce import CAPTION_IDS, DUPLICATES, IMAGE_IDS
+
+G = len(IMAGE_IDS)
+DISTINCT = list(range(G))
+TEACHER = [own.detach() for own in features(G, 6, seed=7)]
+WRONG = features(4, 5, seed=9)[0].detach()
+Loss = Callable[..., Tensor]
+
+
+def ours(name: str, options: dict[str, Any]) -> Loss:
+    """(image, text, scale, ids…, rows) -> our loss."""
+
+    def of(
+        image: Tensor, text: Tensor, scale: Tensor, image_ids: Tensor, caption_ids: Tensor, rows: Any = None
+    ) -> Tensor:
+        ids = {"image_ids": image_ids, "caption_ids": caption_ids}
+        match name:
+            case "infonce" | "ntxent" | "dcl" | "supcon":
+                return getattr(losses, name)(image, text, scale, **ids, **options, rows=rows)
+            case "sigmoid":
+                return losses.sigmoid(image, text, scale, -1.0, **ids, **options, rows=rows)
+            case "triplet" | "contrastive":
+                return getattr(losses, name)(image, text, **ids, **options, rows=rows)
+            case "negclip":
+                wrong = WRONG.to(image.dtype)
+                return losses.negclip(image, text, wrong, scale, **ids, **options, rows=rows)
+            case "distillation":
+                teacher = [own[: len(image)].to(image.dtype) for own in TEACHER]
+                return losses.distillation(image, text, scale, *teacher, 20.0, rows=rows)
+            case _:
+                return getattr(losses, name)(image, text, rows=rows)
+
+    return of
+
+
+def by_loops(name: str, options: dict[str, Any]) -> Loss:
+    """The same by its definition."""
+    duplicates = options.get("duplicates", "positive")
+
+    def of(image: Tensor, text: Tensor, scale: Tensor, image_ids: list[int], caption_ids: list[int]) -> Tensor:
+        ids = (image_ids, caption_ids)
+        match name:
+            case "infonce":
+                return oracles.infonce_by_loops(image, text, scale, *ids, duplicates)
+            case "sigmoid":
+                return oracles.sigmoid_by_loops(image, text, scale, torch.tensor(-1.0), *ids, duplicates)
+            case "ntxent" | "supcon" | "dcl":
+                return oracles.joint_by_loops(image, text, scale, *ids, duplicates, name == "dcl")
+            case "triplet":
+                own = options["margin"], options["mining"], options["distance"]
+                return oracles.triplet_by_loops(image, text, *own, *ids, duplicates)
+            case "contrastive":
+                return oracles.contrastive_by_loops(image, text, options["margin"], *ids, duplicates)
+            case "negclip":
+                return oracles.negclip_by_loops(image, text, WRONG, scale)
+            case "distillation":
+                return oracles.distillation_by_loops(image, text, scale, *TEACHER, 20.0)
+            case _:
+                return oracles.consistency_by_loops(image, text, name == "within_consistency")
+
+    return of
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {"duplicates": own}) for name in ("infonce", "sigmoid", "ntxent", "dcl") for own in DUPLICATES),
+    *(
+        ("triplet", {"duplicates": own, "mining": mining, "distance": distance, "margin": 0.3})
+        for own in DUPLICATES
+        for mining in ("all", "semihard", "hard")
+        for distance in ("cosine", "euclidean")
+    ),
+    *(("contrastive", {"duplicates": own, "margin": 0.9}) for own in DUPLICATES),
+    ("supcon", {}),
+    ("negclip", {"duplicates": "negative"}),
+    ("distillation", {}),
+    ("cross_consistency", {}),
+    ("within_consistency", {}),
+]
+NAMES = [f"{name} {' '.join(map(str, options.values()))}" for name, options in CASES]
+every_loss = pytest.mark.parametrize(("name", "options"), CASES, ids=NAMES)
+ONE_OF_EACH = list({name: (name, options) for name, options in CASES}.values())
+
+
+@pytest.fixture(autouse=True)
+def small_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several bands and tiles, of which the last are cut."""
+    monkeypatch.setattr("clipkit.losses.bands._HELD", 4 * G)
+    monkeypatch.setattr(import_module("clipkit.losses.tiles"), "_CPU_TILE", (4, 3))
+
+
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    image, text = features(G, 5)
+    return image, text, torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+
+
+def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [torch.zeros_like(leaf) if own is None else own for own, leaf in zip(found, leaves, strict=True)]
+
+
+def test_every_public_loss_is_tested_here() -> None:
+    assert {name for name, _ in CASES} == set(losses.__all__)
+
+
+@every_loss
+def test_equals_its_definition_with_its_gradients(name: str, options: dict[str, Any]) -> None:
+    image, text, leaf = inputs()
+    loss = ours(name, options)(image, text, leaf.exp(), torch.tensor(IMAGE_IDS), torch.tensor(CAPTION_IDS))
+    expected = by_loops(name, options)(image, text, leaf.exp(), IMAGE_IDS, CAPTION_IDS)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+    for mine, wanted, own in zip(
+        *(gradients(value, [image, text, leaf]) for value in (loss, expected)), (image, text, None), strict=True
+    ):
+        if own is not None and options.get("distance") == "euclidean":  # ‖x − y‖ of unit vectors, along the sphere
+            mine, wanted = (one - (one * own).sum(dim=1, keepdim=True) * own for one in (mine, wanted))
+        torch.testing.assert_close(mine, wanted, rtol=1e-10, atol=1e-10)
+
+
+@every_loss
+def test_slices_of_rows_sum_to_the_whole_with_their_gradients(name: str, options: dict[str, Any]) -> None:
+    image, text, leaf = inputs()
+    ids = torch.tensor(IMAGE_IDS), torch.tensor(CAPTION_IDS)
+    whole = ours(name, options)(image, text, leaf.exp(), *ids)
+    cut = (slice(0, 2), slice(2, 3), slice(3, G))
+    parts = sum(ours(name, options)(image, text, leaf.exp(), *ids, rows=rows) for rows in cut)
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+    leaves = [image, text, leaf]
+    torch.testing.assert_close(gradients(parts, leaves), gradients(whole, leaves), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "options"), ONE_OF_EACH, ids=[name for name, _ in ONE_OF_EACH])
+@given(seed=st.integers(0, 200))
+@settings(max_examples=10, deadline=None)
+def test_a_common_permutation_changes_nothing(name: str, options: dict[str, Any], seed: int) -> None:
+    if name == "distillation":
+        return  # the teacher's rows would have to move too
+    generator = torch.Generator().manual_seed(seed)
+    image, text = features(G, 5, seed)
+    ids = torch.randint(0, 6, (2, G), generator=generator)
+    order = torch.randperm(G, generator=generator)
+    loss = ours(name, options)
+    moved = loss(image[order], text[order], 10.0, ids[0, order], ids[1, order])
+    assert moved.item() == pytest.approx(loss(image, text, 10.0, *ids).item(), abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "chance"),
+    [
+        ("infonce", {}, math.log(G)),
+        ("infonce", {"label_smoothing": 0.2}, math.log(G)),
+        ("ntxent", {}, math.log(2 * G - 1)),
+        ("supcon", {}, math.log(2 * G - 1)),
+        ("dcl", {}, math.log(2 * G - 2)),
+        ("triplet", {"margin": 0.3}, 0.3),
+        ("triplet", {"margin": 0.3, "mining": "all"}, 0.3),
+        ("negclip", {}, (math.log(G + 4) + math.log(G)) / 2),
+        ("distillation", {}, math.log(G)),
+        ("cross_consistency", {}, 0.0),
+        ("within_consistency", {}, 0.0),
+    ],
+)
+def test_chance_level_at_equal_similarities(name: str, options: dict[str, Any], chance: float) -> None:
+    same = F.normalize(torch.ones(G, 5, dtype=torch.float64), dim=-1)
+    ids = torch.arange(G), torch.arange(G)
+    if name == "negclip":
+        loss = losses.negclip(same, same, same[:4], 7.0)
+    else:
+        loss = ours(name, options)(same, same, 7.0, *ids)
+    assert loss.item() == pytest.approx(chance, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["infonce", "sigmoid", "ntxent", "supcon", "dcl", "triplet", "contrastive", "negclip"])
+@given(seed=st.integers(0, 100), pair=st.integers(0, G - 1))
+@settings(max_examples=15, deadline=None)
+def test_raising_one_pairs_own_similarity_lowers_the_loss(name: str, seed: int, pair: int) -> None:
+    """In the similarity matrix itself: with unit vectors as texts, the images are its rows."""
+    similarity = 0.5 * torch.rand(G, G, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    higher = similarity.clone()
+    higher[pair, pair] += 0.1
+    eye = torch.eye(G, dtype=torch.float64)
+    ids = torch.arange(G), torch.arange(G)
+    options = {"margin": 1.5} if name == "triplet" else {}
+    if name == "negclip":
+        before, after = (losses.negclip(own, eye, torch.zeros(2, G).double(), 5.0) for own in (similarity, higher))
+    elif name in ("ntxent", "supcon", "dcl"):
+        # Pictures compete with each other too: room of their own, in which they are at right angles.
+        wide = [torch.cat([own, torch.eye(G).double() * 3], dim=1) for own in (similarity, higher)]
+        texts = torch.cat([eye, torch.zeros(G, G).double()], dim=1)
+        before, after = (_cross_only(name, own, texts) for own in wide)
+    else:
+        before, after = (ours(name, options)(own, eye, 5.0, *ids) for own in (similarity, higher))
+    assert after < before
+
+
+def _cross_only(name: str, image: Tensor, text: Tensor) -> Tensor:
+    # Features not of unit length: the similarity of a picture with itself is in no sum.
+    return getattr(losses, name)(image, text, 1.0)
+
+
+@pytest.mark.parametrize(("name", "options"), ONE_OF_EACH, ids=[name for name, _ in ONE_OF_EACH])
+def test_gradients_are_right_by_finite_differences(name: str, options: dict[str, Any]) -> None:
+    image, text = features(5, 3, seed=3)
+    ids = torch.tensor([0, 1, 2, 0, 4]), torch.arange(5)
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    if name == "negclip":
+        wrong = features(2, 3, seed=4)[0].detach()
+        assert torch.autograd.gradcheck(lambda x, y, s: losses.negclip(x, y, wrong, s), (image, text, scale))
+        return
+    assert torch.autograd.gradcheck(lambda x, y, s: ours(name, options)(x, y, s.exp(), *ids), (image, text, scale))
+
+
+@pytest.mark.parametrize(("name", "options"), ONE_OF_EACH, ids=[name for name, _ in ONE_OF_EACH])
+@pytest.mark.parametrize("case", ["random", "perfect", "opposite", "collapsed"])
+def test_is_finite_and_float32_for_bfloat16_at_extremes(name: str, options: dict[str, Any], case: str) -> None:
+    image, text = (own.detach().float() for own in features(G, 5))
+    text = {"random": text, "perfect": image.clone(), "opposite": -image, "collapsed": image[:1].expand(G, 5)}[case]
+    image = image[:1].expand(G, 5).contiguous() if case == "collapsed" else image
+    leaves = [own.bfloat16().requires_grad_() for own in (image, text)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = ours(name, options)(*leaves, torch.tensor(100.0), torch.tensor(IMAGE_IDS), torch.tensor(CAPTION_IDS))
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert all(own.isfinite().all() for own in gradients(loss, leaves))
+
+
+@pytest.mark.parametrize("name", ["ntxent", "supcon", "dcl", "triplet", "contrastive"])
+def test_a_batch_without_a_negative_is_refused_with_its_make_up(name: str) -> None:
+    image, text = features(4, 3)
+    options = {} if name == "supcon" else {"duplicates": "positive"}
+    own = {} if name in ("triplet", "contrastive") else {"scale": 1.0}
+    with pytest.raises(BatchError, match="4 pairs are of 1 pictures and 4 captions that all belong together"):
+        getattr(losses, name)(
+            image, text, **own, image_ids=torch.zeros(4).long(), caption_ids=torch.arange(4), **options
+        )
+    with pytest.raises(BatchError, match="a batch of 1 pair has no negatives"):
+        getattr(losses, name)(image[:1], text[:1], **own)
+
+
+def test_a_batch_of_one_has_a_meaning_elsewhere() -> None:
+    image, text = features(1, 3)
+    assert losses.infonce(image, text, 5.0).item() == pytest.approx(0, abs=1e-12)
+    assert losses.sigmoid(image, text, 0.0, 0.0).item() == pytest.approx(math.log(2))
+    assert losses.cross_consistency(image, text).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_ids_come_together() -> None:
+    image, text = features(4, 3)
+    for name in ("ntxent", "dcl", "supcon"):
+        with pytest.raises(ValueError, match="belong together"):
+            getattr(losses, name)(image, text, 1.0, image_ids=torch.arange(4))
+    for name in ("triplet", "contrastive"):
+        with pytest.raises(ValueError, match="belong together"):
+            getattr(losses, name)(image, text, caption_ids=torch.arange(4))
+
+
+def test_no_loss_holds_the_matrix_between_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What autograd keeps of 256 pairs is far less than one 256 × 256 matrix, let alone G³."""
+    monkeypatch.setattr("clipkit.losses.bands._HELD", 32 * 256)
+    image, text = (own.detach().float().requires_grad_() for own in features(256, 8))
+    for name in ("triplet", "contrastive", "ntxent", "cross_consistency"):
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            scale = [10.0] if name == "ntxent" else []
+            getattr(losses, name)(image, text, *scale).backward()
+        assert max(kept, default=0) < 256 * 256, name
