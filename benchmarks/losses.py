@@ -146,8 +146,8 @@ def dense(name: str) -> Loss:
 
 
 NAMES = [
-    "infonce", "infonce, smoothed", "sigmoid", "ntxent", "supcon", "dcl", "triplet, hard", "triplet, all", "contrastive",
-    "negclip", "distillation", "within consistency", "cross consistency",
+    "infonce", "infonce, smoothed", "sigmoid", "ntxent", "supcon", "dcl", "triplet, hard", "triplet, all",
+    "contrastive", "negclip", "distillation", "within consistency", "cross consistency",
 ]  # fmt: skip
 
 
