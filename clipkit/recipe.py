@@ -18,10 +18,12 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -151,6 +153,10 @@ def _check_loss(name: str) -> str:
 LossName = Annotated[str, AfterValidator(_check_loss)]
 
 
+def _one_or_several(value: object) -> str:
+    return "several" if isinstance(value, list) else "one"
+
+
 class LossOptions(Section):
     """What losses can be told; `clipkit train --help` says which heeds what."""
 
@@ -158,12 +164,12 @@ class LossOptions(Section):
     """What another pair of the batch with the same picture or the same caption is."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target that is spread over the whole batch."""
-    margin: PositiveFloat | None = None
+    margin: float | None = Field(default=None, gt=0, le=2)
     """In cosine or euclidean distance; the loss's own (triplet 0.2, contrastive 0.5) where this is not given."""
     mining: Literal["all", "semihard", "hard"] = "hard"
     """Which triplets count."""
     distance: Literal["cosine", "euclidean"] = "cosine"
-    teacher: str | None = None
+    teacher: str | None = Field(default=None, min_length=1)
     """The model to learn similarities from, named as any model."""
 
     def unheeded(self, names: Sequence[str]) -> list[str]:
@@ -177,13 +183,15 @@ class LossTerm(LossOptions):
     """One loss of a sum."""
 
     name: LossName
-    weight: PositiveFloat = 1.0
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class LossRecipe(LossOptions):
     """The objective: a loss, or a list of losses with their weights and options, which are added up."""
 
-    name: LossName | list[LossTerm] = "infonce"
+    name: Annotated[
+        Annotated[LossName, Tag("one")] | Annotated[list[LossTerm], Tag("several")], Discriminator(_one_or_several)
+    ] = "infonce"
 
     @property
     def terms(self) -> list[LossTerm]:
@@ -204,6 +212,11 @@ class LossRecipe(LossOptions):
                 raise ValueError("name is an empty list; name at least one loss")
             if self.unheeded([]):
                 raise ValueError(f"{self.unheeded([])[0]} stands beside a list of losses; give it to one of them")
+        if all(catalogue.losses()[name].fields["needs"].startswith("another loss") for name in self.names):
+            raise ValueError(
+                f"{' + '.join(self.names)} is least where all features are the same; put it in a list with another "
+                "loss, as infonce"
+            )
         for term in self.terms:
             if term.unheeded([term.name]):
                 raise ValueError(
@@ -384,11 +397,14 @@ def _first_problem(error: ValidationError) -> str:
     # An unknown key first: it is the likelier cause of a missing one than the other way round.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    # Without the tags of a union's branches.
+    key = ".".join(str(part) for part in problem["loc"] if part not in ("one", "several"))
     match problem["type"]:
         case "extra_forbidden":
             known = _known_keys(Recipe)
             siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+            if key.startswith("loss.name."):
+                siblings = [f"{key.rpartition('.')[0]}.{own}" for own in LossTerm.model_fields]
             last_part = {name.rpartition(".")[2]: name for name in reversed(known)}
             near = [_ELSEWHERE[last] for last in [key.rpartition(".")[2]] if last in _ELSEWHERE]
             near = (

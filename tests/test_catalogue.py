@@ -31,7 +31,7 @@ def test_every_loss_is_there_with_all_its_facts() -> None:
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_loss_can_be_named_in_a_recipe(name: str) -> None:
     own = {"name": name} | ({"teacher": "t"} if "teacher" in ENTRIES[name].options else {})
-    (term,) = recipe(own).loss.terms
+    term, _ = recipe({"name": [own, {"name": "infonce"}]}).loss.terms
     assert loss_of(term).function is getattr(losses, name)
     for option in ENTRIES[name].options:
         assert option == "teacher" or option in inspect.signature(loss_of(term).function).parameters
@@ -63,7 +63,13 @@ def test_a_sum_of_losses_with_weights_and_options() -> None:
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        ({"name": "infonse"}, "did you mean infonce?"),
+        ({"name": "infonse"}, "loss.name 'infonse' is no loss; did you mean infonce?"),
+        ({"name": [{"name": "infonse"}]}, "loss.name.0.name 'infonse' is no loss; did you mean infonce?"),
+        ({"name": [{"name": "infonce", "wieght": 1}]}, "did you mean loss.name.0.weight?"),
+        ({"name": [{"name": "infonce", "weight": 0}]}, "loss.name.0.weight is 0"),
+        ({"name": [{"weight": 1}]}, "loss.name.0.name is missing"),
+        ({"name": "within_consistency"}, "put it in a list with another loss"),
+        ({"name": "triplet", "margin": 5}, "margin is 5"),
         ({"name": "xyz"}, "there are contrastive, cross_consistency"),
         ({"name": "infonce", "margin": 0.1}, "margin is no option of infonce, which heeds duplicates, label_smoothing"),
         ({"name": "ntxent", "mining": "all"}, "mining is no option of ntxent"),

@@ -4,7 +4,7 @@ from clipkit.data.augment import SeededCrop, Unaugmented
 from clipkit.data.labels import LabelledPictures, read_labelled
 from clipkit.data.loader import Batch, pair_loader
 from clipkit.data.near_misses import NearMisses, read_near_misses
-from clipkit.data.pairs import Pairs, read_pairs
+from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
 from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
 from clipkit.data.sampler import EpochSampler, Sample
 
@@ -19,6 +19,7 @@ __all__ = [
     "SeededCrop",
     "Templates",
     "Unaugmented",
+    "checked_negatives",
     "pair_loader",
     "prompts_of",
     "read_classes",

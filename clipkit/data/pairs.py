@@ -54,10 +54,31 @@ class Pairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of names and captions, as above, of the picture files' sizes, and of the wrong captions."""
+        """Hash of names and captions, as above, and of the picture files' sizes."""
         sizes = np.array([picture.stat().st_size for picture in self.pictures], dtype="<i8")
-        wrong = "\0".join(self.negatives or []).encode()
-        return hashlib.sha256(self.sha256.encode() + sizes.tobytes() + wrong).hexdigest()
+        return hashlib.sha256(self.sha256.encode() + sizes.tobytes()).hexdigest()
+
+
+def checked_negatives(pairs: Pairs) -> list[str]:
+    """The wrong captions, where a loss wants them.
+
+    Raises:
+        DataError: the source has none, a row lacks its own, or one is a right caption of its picture.
+    """
+    if pairs.negatives is None:
+        raise DataError(
+            f"{pairs.name}: the loss needs a column negative_caption, a wrong caption beside each; add it, or take "
+            "loss.name: infonce"
+        )
+    right = set(zip(pairs.image_of_caption.tolist(), pairs.captions, strict=True))
+    for row, (image, wrong) in enumerate(zip(pairs.image_of_caption.tolist(), pairs.negatives, strict=True), 1):
+        if not wrong:
+            raise DataError(f"{pairs.name}: row {row} has no negative_caption; fill it in or drop the row")
+        if (image, wrong) in right:
+            raise DataError(
+                f"{pairs.name}: row {row}'s negative_caption {wrong[:60]!r} is a caption of its picture; mend it"
+            )
+    return pairs.negatives
 
 
 def read_pairs(source: str) -> Pairs:
@@ -90,9 +111,5 @@ def read_pairs(source: str) -> Pairs:
     image_of_caption = [position.setdefault(name, len(position)) for name in table.columns["image"]]
     pictures = existing_pictures(table.path, list(position))
     negatives = table.columns.get("negative_caption")
-    if negatives is not None:
-        negatives = [caption.strip() for caption in negatives]
-        if "" in negatives:
-            row = negatives.index("") + 1
-            raise DataError(f"{table.path}: row {row} has no negative_caption; fill it in, or drop the column")
-    return Pairs(str(table.path), pictures, captions, np.array(image_of_caption, dtype=np.int64), negatives)
+    wrong = None if negatives is None else [caption.strip() for caption in negatives]
+    return Pairs(str(table.path), pictures, captions, np.array(image_of_caption, dtype=np.int64), wrong)

@@ -1,6 +1,6 @@
 """Sums over a matrix of combinations, a band of rows at a time, each made again for the gradient."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,13 +22,12 @@ def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]
         checkpoint(of_band, band, use_reentrant=False, preserve_rng_state=False)
         if torch.is_grad_enabled()
         else of_band(band)
-        for band in bands(rows, columns)
+        for band in bands(rows, columns) or [rows]
     ]
     return torch.stack(parts).sum()
 
 
-def bands(rows: slice, columns: int) -> Iterator[slice]:
+def bands(rows: slice, columns: int) -> list[slice]:
     """The rows, cut."""
     height = max(1, _HELD // max(1, columns))
-    for start in range(rows.start, rows.stop, height):
-        yield slice(start, min(start + height, rows.stop))
+    return [slice(start, min(start + height, rows.stop)) for start in range(rows.start, rows.stop, height)]

@@ -22,7 +22,7 @@ def cross_consistency(
         formula: 1/G Σ (x_i · y_j − x_j · y_i)²
         positives: none
         needs: another loss beside it, in a sum
-        memory: O(D²)
+        memory: O(G D + D²)
         chance: 0 at equal similarities
         source: Goel et al. 2022, CyCLIP
         take it: beside InfoNCE, for geometry that is alike on both sides

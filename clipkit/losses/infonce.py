@@ -85,7 +85,7 @@ def infonce(
     if label_smoothing:
         # Mean similarity to all columns; of left out ones there is none.
         if masked is None:
-            every = (image[counted] @ text.mean(dim=0)) + (text[counted] @ image.mean(dim=0))
+            every = (image[counted] * text.mean(dim=0) + text[counted] * image.mean(dim=0)).sum(dim=1)
         else:
             assert image_ids is not None
             assert caption_ids is not None

@@ -46,22 +46,19 @@ def joint(
     own = tuple(one[counted] for one in left_out)
     cross = PairIds(position[counted], position, own, left_out, itself_too=decoupled)
     within = PairIds(position[counted], position, own, left_out, itself_too=True)
+    # Who has no negative has nobody but its positives.
+    lonely = shared[counted] == pairs
     total = image.new_zeros(())
     for asking, other in ((image, text), (text, image)):
-        over_all = torch.logaddexp(
-            tiled_row_logsumexp(asking[counted], other, scale, cross if left_out or decoupled else None),
-            tiled_row_logsumexp(asking[counted], asking, scale, within),
-        )
+        over_others = tiled_row_logsumexp(asking[counted], other, scale, cross if left_out or decoupled else None)
+        over_own = tiled_row_logsumexp(asking[counted], asking, scale, within)
         if groups is None or duplicates != "positive":
             positive = (asking[counted] * other[counted]).sum(dim=1)
         else:
             together = groups.sums(other)[counted] + groups.sums(asking)[counted] - asking[counted]
             positive = (asking[counted] * together).sum(dim=1) / (2 * groups.count[counted] - 1)
-        # Who has no negative left asks nothing.
-        terms = (
-            torch.where(shared[counted] < pairs, over_all - scale * positive, 0.0)
-            if decoupled
-            else (over_all - scale * positive)
-        )
-        total = total + terms.sum()
+        if decoupled:  # no denominator then, so no question
+            over_others, over_own = (own.masked_fill(lonely, 0) for own in (over_others, over_own))
+        terms = torch.logaddexp(over_others, over_own) - scale * positive
+        total = total + (terms.masked_fill(lonely, 0) if decoupled else terms).sum()
     return total / (2 * pairs)

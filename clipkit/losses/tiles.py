@@ -137,6 +137,8 @@ class _LogSumExp(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, y, scale, lse_rows, lse_columns = ctx.saved_tensors
         to_rows, to_columns = gradients
+        # Where all was left out the sum is empty: any finite number makes its weights exp(−∞) = 0.
+        lse_rows, lse_columns = (lse.masked_fill(lse == -torch.inf, 0) for lse in (lse_rows, lse_columns))
         # Of Σ_j w_ij y_j and Σ_i w_ij x_i the scale's gradient follows without another pass: Σ_ij w_ij x_i · y_j.
         mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)
         with torch.autocast(x.device.type, enabled=False):

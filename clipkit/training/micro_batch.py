@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from clipkit.models import DualEncoder
+from clipkit.models import DualEncoder, Tower
 from clipkit.models.memory import graph_bytes
 from clipkit.processes import Processes
 
@@ -16,7 +16,7 @@ Inputs = dict[str, Tensor]
 
 
 def find_micro_batch_size(
-    model: DualEncoder, image: Inputs, text: Inputs, rows: int, processes: Processes, accelerator: Accelerator
+    model: DualEncoder, encoded: list[tuple[Tower, Inputs]], rows: int, processes: Processes, accelerator: Accelerator
 ) -> int:
     """The largest micro-batch that fits on every process, at most `rows`.
 
@@ -25,8 +25,8 @@ def find_micro_batch_size(
 
     Args:
         model: the model.
-        image: inputs of two pictures.
-        text: inputs of two captions of the greatest length.
+        encoded: for all that a step encodes the tower, and inputs of two pictures or of two captions of the greatest
+            length.
         rows: the largest slice that a process gets.
         processes: who has to agree.
         accelerator: mixed precision.
@@ -34,13 +34,13 @@ def find_micro_batch_size(
     # BatchNorm that learns its statistics would learn them from the measuring too.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     if model.device.type == "cpu":
-        # One tower at a time has a graph, so the larger one counts.
+        # Where the whole slice fits, the graphs of all encodings are there together.
         with accelerator.autocast():
-            needed = max(graph_bytes(model.image, image), graph_bytes(model.text, text))
+            needed = sum(graph_bytes(tower, inputs) for tower, inputs in encoded)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         fitting = int(available_memory() / 2 / local // max(1, needed // 2))
     else:
-        fitting = _by_trying(model, image, text, rows, accelerator)
+        fitting = _by_trying(model, encoded, rows, accelerator)
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     return processes.smallest(max(1, min(rows, fitting)))
@@ -60,16 +60,19 @@ def available_memory() -> int:
     return max(0, free)
 
 
-def _by_trying(model: DualEncoder, image: Inputs, text: Inputs, rows: int, accelerator: Accelerator) -> int:
+def _by_trying(model: DualEncoder, encoded: list[tuple[Tower, Inputs]], rows: int, accelerator: Accelerator) -> int:
     size = rows
     while size > 1:
         try:
-            for tower, inputs in ((model.image, image), (model.text, text)):
+            held = []
+            for tower, inputs in encoded:
                 repeated = {
                     name: value[:1].expand(size, *value.shape[1:]).contiguous() for name, value in inputs.items()
                 }
                 with accelerator.autocast():
                     features = tower(repeated)
+                held.append(features)
+            for features in held:
                 if features.requires_grad:
                     features.sum().backward()
             return size

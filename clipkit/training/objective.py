@@ -42,7 +42,8 @@ def loss_of(term: LossTerm) -> Loss:
         case "dcl":
             return Loss(losses.dcl, lambda pairs: math.log(2 * pairs - 2))
         case "triplet":
-            return Loss(losses.triplet, lambda pairs: 0.2 if term.margin is None else term.margin)
+            level = 0.2 if term.margin is None else term.margin
+            return Loss(losses.triplet, lambda pairs: 0.0 if term.mining == "semihard" else level)
         case "contrastive":
             return Loss(losses.contrastive)
         case "negclip":

@@ -1,5 +1,6 @@
 """A run: from a recipe to a model, and everything it leaves in its folder."""
 
+import hashlib
 import json
 import math
 import time
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from clipkit.data import Batch, EpochSampler, read_pairs
+from clipkit.data import Batch, EpochSampler, checked_negatives, read_pairs
 from clipkit.errors import DataError, RecipeError, TrainingError, one_line
 from clipkit.evaluation import to_json, versions
 from clipkit.files import write_whole
@@ -146,11 +147,7 @@ class Run:
                 f"{validation.name}: has {len(validation.pictures)} pictures, fewer than the {self.processes.count} "
                 "processes; start fewer, or validate on more"
             )
-        if needs(recipe.loss, "negative_text_features") and self.pairs.negatives is None:
-            raise DataError(
-                f"{self.pairs.name}: the loss {' + '.join(recipe.loss.names)} needs a column negative_caption, a wrong "
-                "caption beside each; add it, or take loss.name: infonce"
-            )
+        wrong = checked_negatives(self.pairs) if needs(recipe.loss, "negative_text_features") else []
         self.sampler = EpochSampler(self.pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
         self.steps = recipe.train.epochs * self.sampler.steps_per_epoch
         self.schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, self.steps)
@@ -167,6 +164,7 @@ class Run:
             "the pictures or captions of data.validation": validation.fingerprint if validation else None,
             "the frozen weights of the model": fingerprint(self.model),
             "the teacher": [teacher.fingerprint for teacher in self.teachers.values()],
+            "the wrong captions": hashlib.sha256("\0".join(wrong).encode()).hexdigest(),
             "versions": versions(),
             "processes": self.processes.count,
             "device": f"{self.accelerator.device.type}, {self.accelerator.mixed_precision.replace('no', 'fp32')}",

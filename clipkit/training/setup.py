@@ -34,6 +34,12 @@ def model_of(recipe: Recipe) -> DualEncoder:
         raise ModelError(f"loss.name: sigmoid needs a logit bias, which {model.name} does not have; {way_out}")
     model.image.tune(own.image.tune)
     model.text.tune(own.text.tune)
+    learns = any(p.requires_grad for tower in (model.image, model.text) for p in tower.parameters())
+    if not learns and not needs(recipe.loss, "scale"):
+        raise RecipeError(
+            f"model.image.tune and model.text.tune are frozen, and the loss {' + '.join(recipe.loss.names)} heeds no "
+            "scale: nothing would learn; tune a tower"
+        )
     model.eval()
     for norm in _scratch_batch_norms(model, own):
         norm.train()
@@ -77,9 +83,10 @@ def micro_batch_size_of(
     if asked != "auto" or found is not None:
         size = min(found or int(asked), rows)
     else:
-        longest = max(pairs.captions, key=len)
-        image, text = inputs.example(2, longest)
-        size = find_micro_batch_size(model, image, text, rows, processes, accelerator)
+        wrong = pairs.negatives if inputs.negatives and pairs.negatives is not None else []
+        image, text = inputs.example(2, max([*pairs.captions, *wrong], key=len))
+        encoded = [(model.image, image), (model.text, text), *([(model.text, text)] if wrong else [])]
+        size = find_micro_batch_size(model, encoded, rows, processes, accelerator)
     if learns_batch_norm(model, recipe.model) and (processes.count > 1 or size < rows):
         raise RecipeError(
             f"BatchNorm would learn its statistics from {processes.count} × {size} rows at a time instead of the "

@@ -241,6 +241,41 @@ def test_is_finite_and_float32_for_bfloat16_at_extremes(name: str, options: dict
     assert all(own.isfinite().all() for own in gradients(loss, leaves))
 
 
+@every_loss
+def test_an_anchor_without_a_negative_upsets_nothing(name: str, options: dict[str, Any]) -> None:
+    """The second pair belongs with both others: by its picture with one, by its caption with the other."""
+    image, text, leaf = inputs()
+    image_ids, caption_ids = [0, 0, 1], [0, 1, 1]
+    if name in ("distillation", "negclip"):
+        return  # their oracles are of whole batches; the rest is infonce's
+    own = [part[:3] for part in (image, text)]
+    loss = ours(name, options)(*own, leaf.exp(), torch.tensor(image_ids), torch.tensor(caption_ids))
+    expected = by_loops(name, options)(*own, leaf.exp(), image_ids, caption_ids)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+    found = gradients(loss, [image, text, leaf])
+    assert all(one.isfinite().all() for one in found)
+    if options.get("distance") != "euclidean" and expected.requires_grad:
+        torch.testing.assert_close(found, gradients(expected, [image, text, leaf]), rtol=1e-10, atol=1e-10)
+
+
+def test_few_violations_among_many_are_summed_exactly() -> None:
+    """In float32 too, where they are the small difference of large sums."""
+    generator = torch.Generator().manual_seed(0)
+    image, text = (F.normalize(0.7 + torch.randn(3000, 16, generator=generator), dim=-1) for _ in range(2))
+    text = F.normalize(image + 0.02 * text, dim=-1)
+    single, double = (
+        losses.triplet(image.to(dtype), text.to(dtype), margin=0.01, mining="all")
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert single.item() == pytest.approx(double.item(), rel=1e-4)
+
+
+def test_no_rows_count_nothing() -> None:
+    image, text = features(4, 3)
+    for name in ("triplet", "contrastive"):
+        assert getattr(losses, name)(image, text, rows=slice(2, 2)).item() == 0
+
+
 @pytest.mark.parametrize("name", ["ntxent", "supcon", "dcl", "triplet", "contrastive"])
 def test_a_batch_without_a_negative_is_refused_with_its_make_up(name: str) -> None:
     image, text = features(4, 3)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import clipkit
-from clipkit.data import read_pairs
-from clipkit.errors import DataError, TrainingError, UserError
+from clipkit.data import checked_negatives, read_pairs
+from clipkit.errors import DataError, RecipeError, TrainingError, UserError
 from clipkit.losses import distillation, negclip
 from clipkit.recipe import Recipe
 from tests.conftest import read_lines, write_csv
@@ -62,8 +62,13 @@ def test_without_negatives_it_says_what_is_missing(recipe: Callable[..., Recipe]
 def test_a_row_without_its_negative_is_named(shapes: Path, tmp_path: Path) -> None:
     rows = [[str(shapes / "images/00.png"), "a", "b"], [str(shapes / "images/01.png"), "c", ""]]
     file = write_csv(tmp_path / "d.csv", ["image", "caption", "negative_caption"], rows)
+    assert read_pairs(str(file)).captions == ["a", "c"]  # who does not ask for them is not bothered
     with pytest.raises(DataError, match="row 2 has no negative_caption"):
-        read_pairs(str(file))
+        checked_negatives(read_pairs(str(file)))
+    rows = [[str(shapes / "images/00.png"), "a", "b"], [str(shapes / "images/00.png"), "b", "c"]]
+    file = write_csv(tmp_path / "d.csv", ["image", "caption", "negative_caption"], rows)
+    with pytest.raises(DataError, match="row 1's negative_caption 'b' is a caption of its picture"):
+        checked_negatives(read_pairs(str(file)))
 
 
 @pytest.fixture
@@ -121,9 +126,15 @@ def test_a_sum_is_the_sum(recipe: Callable[..., Recipe], tmp_path: Path) -> None
         clipkit.train(recipe({"loss.name": names, "train.epochs": 1, "data.augment": "none"}), overwrite=True)
         return first_loss(tmp_path / "run")
 
-    parts = loss_of("infonce"), loss_of("within_consistency")
-    both = loss_of([{"name": "infonce"}, {"name": "within_consistency", "weight": 0.25}])
+    parts = loss_of("infonce"), loss_of("ntxent")
+    both = loss_of([{"name": "infonce"}, {"name": "ntxent", "weight": 0.25}])
     assert both == pytest.approx(parts[0] + 0.25 * parts[1], rel=1e-6)
+
+
+def test_what_would_learn_nothing_is_refused(recipe: Callable[..., Recipe]) -> None:
+    frozen = {"model.image.tune": "frozen", "model.text.tune": "frozen"}
+    with pytest.raises(RecipeError, match="nothing would learn"):
+        clipkit.train(recipe(frozen | {"loss.name": "triplet"}))
 
 
 def test_a_batch_without_negatives_ends_the_run_with_its_make_up(

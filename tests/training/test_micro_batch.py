@@ -19,11 +19,12 @@ def test_half_of_the_memory_is_filled_and_never_more_than_there_are_rows(
     model, accelerator = clipkit.load(tiny_clip, device="cpu"), Accelerator(cpu=True)
     image = {"pixel_values": torch.zeros(2, 3, 32, 32)}
     text = model.text.tokenize(["red square " * 40] * 2)
-    pair = max(graph_bytes(tower, inputs) for tower, inputs in ((model.image, image), (model.text, text))) // 2
+    encoded = [(model.image, image), (model.text, text)]
+    pair = sum(graph_bytes(tower, inputs) for tower, inputs in encoded) // 2
 
     def found(memory: int) -> int:
         monkeypatch.setattr(micro_batch, "available_memory", lambda: memory)
-        return find_micro_batch_size(model, image, text, 64, Processes(accelerator), accelerator)
+        return find_micro_batch_size(model, encoded, 64, Processes(accelerator), accelerator)
 
     assert found(40 * pair) == 20
     assert found(10000 * pair) == 64
