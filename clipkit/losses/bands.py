@@ -16,7 +16,7 @@ def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]
     Args:
         rows: of the matrix.
         columns: of the matrix; bands are as high as memory allows.
-        of_band: rows of a band to its part of the sum.
+        of_band: rows of a band to its part of the sum, a number or several.
     """
     parts = [
         checkpoint(of_band, band, use_reentrant=False, preserve_rng_state=False)
@@ -24,7 +24,7 @@ def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]
         else of_band(band)
         for band in bands(rows, columns) or [rows]
     ]
-    return torch.stack(parts).sum()
+    return torch.stack(parts).sum(dim=0)
 
 
 def bands(rows: slice, columns: int) -> list[slice]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipkit.losses.bands import bands, sum_over_bands
+from clipkit.losses.bands import sum_over_bands
 from clipkit.losses.positives import Duplicates, Relations
 
 Mining = Literal["all", "semihard", "hard"]
@@ -38,7 +38,7 @@ def triplet(
     but within the margin.
 
     All triplets are summed by sorting, in O(G² log G) time; no G³ anything is there. Every process counts the
-    violations of the whole batch, so this time is not shared.
+    violations of the others' rows too, so this time is not shared.
 
     In short:
         formula: [m + d(positive) − d(negative)]₊
@@ -84,20 +84,24 @@ def triplet(
             nearness = _nearness(asking[band], others, distance)
             positive, negative = relations.of(band)
             if mining == "hard":
-                return _hardest(nearness, positive, negative, margin), negative.any(dim=1).sum()
+                return _hardest(nearness, positive, negative, margin), nearness.new_zeros(())
             return _violations(nearness, positive, negative, margin, semihard=mining == "semihard")
 
     def both_ways(band: slice) -> Tensor:
-        return sums(image, text, band)[0] + sums(text, image, band)[0]
+        """Sum and number, in float64, which holds both exactly enough."""
+        found = [sums(*sides, band) for sides in ((image, text), (text, image))]
+        return torch.stack([torch.stack([part.double() for part in own]) for own in found]).sum(dim=0)
 
+    value, number = sum_over_bands(counted, pairs, both_ways)
+    # The mean is over all rows, whoever counts them.
     if mining == "hard":
-        count = 2 * (relations.negatives > 0).sum()
+        number = 2 * (relations.negatives > 0).sum()
     else:
         with torch.no_grad():
-            every = bands(slice(0, pairs), pairs)
-            found = [sums(*sides, band)[1] for sides in ((image, text), (text, image)) for band in every]
-        count = torch.stack(found).sum().clamp(min=1)
-    return sum_over_bands(counted, pairs, both_ways) / count
+            for others in (slice(0, counted.start), slice(counted.stop, pairs)):
+                if others.start < others.stop:
+                    number = number + sum_over_bands(others, pairs, both_ways)[1]
+    return (value / number.detach().clamp(min=1)).to(dtype)
 
 
 def _nearness(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], distance: Distance) -> Float[Tensor, "R C"]:
