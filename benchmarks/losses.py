@@ -4,8 +4,8 @@
 
 The peers are those that the tests compare with: lightly (ntxent, dcl), open_clip (infonce, sigmoid, distillation),
 pytorch-metric-learning (supcon, triplet), torch (label smoothing), and, where nobody ships a loss, its plain definition
-as a few lines of dense PyTorch (contrastive, consistencies, negclip). Each measurement is a process of its own, at most
-`--gigabytes` of extra memory are let: beyond, the peer is left out with the reason.
+as a few lines of dense PyTorch (contrastive, consistencies, negclip). Each measurement is a process of its own; what
+wants more than `--gigabytes` of extra memory or `--seconds` is left out, with the reason.
 """
 
 import argparse
@@ -160,23 +160,26 @@ def measured(loss: Loss, pairs: int, width: int, repetitions: int) -> dict[str, 
     )
     scale = torch.tensor(10.0, device=DEVICE, requires_grad=True)
 
+    seconds: list[float] = []
+    values: list[float] = []
+
     def work(rows: int = pairs) -> None:
-        torch.autograd.grad(loss(image[:rows], text[:rows], scale), [image, text])
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
+        began = time.perf_counter()
+        value = loss(image[:rows], text[:rows], scale)
+        torch.autograd.grad(value, [image, text])
+        values.append(value.item())
+        seconds.append(time.perf_counter() - began)
 
     work(256)
+    seconds.clear()
     memory = peak_of(work)
-    seconds = []
-    for _ in range(repetitions):
-        began = time.perf_counter()
+    for _ in range(repetitions - 1):
         work()
-        seconds.append(time.perf_counter() - began)
     return {
         "seconds": round(statistics.median(seconds), 4),
         "spread": round(max(seconds) - min(seconds), 4),
         "extra_gb": round(memory, 3),
-        "value": loss(image, text, scale).item(),
+        "value": values[-1],
     }
 
 
@@ -189,6 +192,15 @@ def limited(gigabytes: float) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + int(gigabytes * 1e9),) * 2)
 
 
+def one(command: list[str], seconds: float) -> Any:
+    """What a process of its own measures, or why it does not."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"not done in {seconds:.0f} s"
+    return json.loads(done.stdout) if done.returncode == 0 else done.stderr.strip().splitlines()[-1][:120]
+
+
 def main() -> None:
     """One JSON object: a row a loss and a number of pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,6 +209,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--losses", nargs="+", default=NAMES)
     parser.add_argument("--gigabytes", type=float, default=14.0)
+    parser.add_argument(
+        "--seconds", type=float, default=600.0, help="for one measurement; what takes longer is left out"
+    )
     parser.add_argument("--one", help="whose, in a process of its own")
     arguments = parser.parse_args()
     if arguments.one is not None:
@@ -213,11 +228,7 @@ def main() -> None:
                 command = [sys.executable, __file__, "--one", whose, "--losses", name, "--pairs", str(pairs)]
                 command += ["--width", str(arguments.width), "--repetitions", str(arguments.repetitions)]
                 command += ["--gigabytes", str(arguments.gigabytes)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                key = whose if whose == "clipkit" else "peers"
-                row[key] = (
-                    json.loads(done.stdout) if done.returncode == 0 else done.stderr.strip().splitlines()[-1][:120]
-                )
+                row[whose if whose == "clipkit" else "peers"] = one(command, arguments.seconds)
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
     machine = {"device": DEVICE, "threads": torch.get_num_threads(), "torch": torch.__version__}
