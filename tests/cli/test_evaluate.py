@@ -108,7 +108,7 @@ def test_processes_share_the_work_and_every_picture_counts_once(
     environment = os.environ | {"CLIPKIT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     command = ["eval", "retrieval", "--model", str(tiny_clip), "--json"]
     start = [sys.executable, "-m", "clipkit"]
-    subprocess.run([*start, *command, str(one), "--data", str(first)], env=environment, check=True, capture_output=True)
+    evaluated(*command[1:], one, "--data", first, "--cache", tmp_path / "cache")
     several = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "clipkit"]
     typed = [*command, str(file), "--data", str(data), "--predictions", str(tmp_path / "p.parquet")]
     typed = [*start, *typed, "--processes=2"] if launcher == "own" else [*several, *typed]

@@ -249,7 +249,7 @@ def test_out_of_memory_where_a_cut_does_not_help(recipe: Build, monkeypatch: pyt
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     if where == "objective":
-        monkeypatch.setattr(run, "objective_of", lambda own: full)
+        monkeypatch.setattr(run, "objective_of", lambda own, teachers: full)
         message = "out of memory with 1 pair on each process"
     else:
         monkeypatch.setattr(torch.optim.AdamW, "step", full)

@@ -60,7 +60,7 @@ def write(recipe: Recipe, file: Path) -> Path:
 @pytest.mark.parametrize(
     ("number", "code", "whole_group"),
     [
-        (signal.SIGTERM, 143, True),
+        pytest.param(signal.SIGTERM, 143, True, marks=pytest.mark.slow),
         (signal.SIGINT, 130, True),
         pytest.param(signal.SIGUSR1, 143, False, marks=pytest.mark.slow),
     ],
