@@ -1,5 +1,6 @@
 """Pictures with a class each, or several."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,18 @@ class LabelledPictures:
     def several(self) -> bool:
         """Whether pictures have several classes."""
         return self.labels.ndim == 2
+
+    def places_among(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
+        """(C,) where each of these classes stands among others.
+
+        Raises:
+            DataError: one does not; `otherwise` says what that means and what to do.
+        """
+        position = {name: index for index, name in enumerate(classes)}
+        unknown = [name for name in self.classes if name not in position]
+        if unknown:
+            raise DataError(f"{self.name}: has pictures of {unknown[0]!r}, {otherwise}")
+        return np.array([position[name] for name in self.classes], dtype=np.int64)
 
 
 def read_labelled(source: str) -> LabelledPictures:

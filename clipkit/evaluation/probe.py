@@ -171,14 +171,9 @@ class Labelled:
     @classmethod
     def of(cls, labelled: LabelledPictures, classes: list[str], hashes: list[bytes]) -> "Labelled":
         """With labels as positions among `classes`."""
-        position = {name: index for index, name in enumerate(classes)}
-        unknown = [name for name in labelled.classes if name not in position]
-        if unknown:
-            raise DataError(
-                f"{labelled.name}: has pictures of {unknown[0]!r}, a class of which there are none to learn from; "
-                "give training pictures of every class"
-            )
-        place = np.array([position[name] for name in labelled.classes], dtype=np.int64)
+        place = labelled.places_among(
+            classes, "a class of which there are none to learn from; give training pictures of every class"
+        )
         return cls(labelled.pictures, place[labelled.labels], hashes)
 
     def part(self, rows: NDArray[np.bool_]) -> "Labelled":

@@ -153,14 +153,11 @@ class ChosenClasses:
         Raises:
             DataError: a picture has a class that is not among them.
         """
-        position = {name: index for index, name in enumerate(self.labels)}
-        unknown = [name for name in labelled.classes if name not in position]
-        if unknown:
-            raise DataError(
-                f"{labelled.name}: has pictures of {unknown[0]!r}, which is not among the {len(self.labels)} classes "
-                "given; give a name for each label, as a JSON object of label to name or names"
-            )
-        place = np.array([position[name] for name in labelled.classes], dtype=np.int64)
+        place = labelled.places_among(
+            self.labels,
+            f"which is not among the {len(self.labels)} classes given; give a name for each label, as a JSON object of "
+            "label to name or names",
+        )
         if not labelled.several:
             return torch.from_numpy(place[labelled.labels])
         labels = torch.zeros(len(labelled.pictures), len(self.labels), dtype=torch.bool)
