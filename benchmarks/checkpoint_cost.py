@@ -2,11 +2,11 @@
 
     python benchmarks/checkpoint_cost.py recipes/flickr8k_towers.yaml [--overrides train.epochs=10 …] [--pairs 16]
 
-First the recipe is run with the checkpoints it asks for, and the seconds inside of checkpoint writing are counted.
-Then a model of CLIP ViT-B/32's size, both towers learning, is trained for a few steps on random pictures: seconds a
-step, seconds a checkpoint, and what the latter is of the time from one checkpoint to the next by the default recipe
-(500 steps or 15 minutes, whichever comes first). Beside it, what torch.save takes for the same tensors, synced to the
-disk too, but without hashes.
+That recipe's towers are made by benchmarks/pretrained_towers.py. First the recipe is run with the checkpoints it asks
+for, and the seconds inside of checkpoint writing are counted. Then a model of CLIP ViT-B/32's size, both towers
+learning, is trained for a few steps on random pictures: seconds a step, seconds a checkpoint, and what the latter is of
+the time from one checkpoint to the next by the default recipe (500 steps or 15 minutes, whichever comes first). Beside
+it, what torch.save takes for the same tensors, synced to the disk too, but without hashes.
 """
 
 import argparse

@@ -112,6 +112,7 @@ def pair_loader(
 
     Raises:
         DataError: when a picture that is due cannot be decoded.
+        RuntimeError: a worker died, in the words of torch: "DataLoader worker …".
     """
     # More workers than cores only get into each other's way; the batches are the same whatever their number.
     workers = min(workers, os.cpu_count() or 1) if augment is not None else 0
@@ -127,7 +128,7 @@ def pair_loader(
         generator=torch.Generator(),
     )
     arrived: list[Batch] = []
-    for chunk in loader:
+    for chunk in _from_living(loader):
         if isinstance(chunk, DataError):
             chunk.everywhere = False  # the other processes' slices may be fine
             raise chunk
@@ -136,6 +137,16 @@ def pair_loader(
             chunks.sizes.popleft()
             yield _joined(arrived)
             arrived = []
+
+
+def _from_living(loader: DataLoader[tuple[Sample, Loaded]]) -> Iterator[Batch | DataError]:
+    """What the loader gives. A worker that dies while it hands a chunk over is met here as a lost connection."""
+    try:
+        yield from loader
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        if not loader.num_workers:
+            raise
+        raise RuntimeError(f"DataLoader worker is gone: {str(error) or type(error).__name__}") from error
 
 
 def _start_worker(worker: int) -> None:

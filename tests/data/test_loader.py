@@ -82,3 +82,15 @@ def test_a_picture_that_cannot_be_decoded_is_one_line(tmp_path: Path, workers: i
     with pytest.raises(DataError, match=r"3.png: is not a picture that Pillow can read") as caught:
         batches_of(pairs, workers)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "lost", [ConnectionResetError(104, "Connection reset by peer"), EOFError(), FileNotFoundError(2, "gone")]
+)
+def test_a_worker_that_dies_while_it_hands_over(shapes: Path, monkeypatch: pytest.MonkeyPatch, lost: Exception) -> None:
+    def broken(self: object) -> object:
+        raise lost
+
+    monkeypatch.setattr(loader.DataLoader, "__iter__", broken)
+    with pytest.raises(RuntimeError, match="^DataLoader worker is gone: ."):
+        batches_of(read_pairs(str(shapes / "captions.csv")), 1)
