@@ -50,15 +50,19 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     sides = (("image", f"{size} × {size} pixels" if size else "pictures in their own shape"), ("text", ""))
     lines = [("layout", str(found["layout"]))]
     for side, own in sides:
+        if found[f"{side}_tower"] is None:
+            lines.append((f"{side} tower", "none"))
+            continue
         if side == "text":
             cut = "padding is cut" if found["padding_is_cut"] else "always at full length"
             own = f"{found['context_length']} tokens, {cut}; vocabulary {found['vocabulary']:,}"
         activation = found[f"{side}_activation"] or "activation not stated"
         tower = f"{found[f'{side}_tower']}, {found[f'{side}_parameters'] / 1e6:.1f} M parameters"
         lines.append((f"{side} tower", f"{tower}, {activation}; {own}"))
+    lines.append(("shared space", f"{found['embed_dim']} dimensions"))
+    if found["image_tower"] is not None:
+        lines.append(("preprocessing", f"mean {_numbers(found['mean'])}, std {_numbers(found['std'])}"))
     lines += [
-        ("shared space", f"{found['embed_dim']} dimensions"),
-        ("preprocessing", f"mean {_numbers(found['mean'])}, std {_numbers(found['std'])}"),
         ("loss family", str(found["loss"])),
         ("scale", f"{found['scale']:.4g}" + (f", bias {found['bias']:.4g}" if found["bias"] is not None else "")),
         ("licence", found["licence"] or "not stated"),

@@ -1,65 +1,190 @@
 """Augmentation, seeded by what is augmented."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import RandomResizedCrop
+from torchvision.transforms import v2 as T
 
+from clipkit.data.pairs import Pairs
+from clipkit.recipe import Step
+from clipkit.recipe import policies as steps
 from clipkit.seeds import mix
 
+Inputs = dict[str, Tensor]
+Finish = Callable[[Image.Image], Inputs]
+
 _AUGMENT = 2  # beside the sampler's streams of the same seed
+_GREY = 128
+
+_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_COLOURS = re.compile(
+    r"\b(black|white|gr[ae]y|red(dish)?|green(ish)?|blue|bluish|yellow|orange|purple|violet|pink|brown|gold(en)?|silver"
+    r"|beige|tan|cream|turquoise|teal|maroon|navy|crimson|scarlet|magenta|cyan|lavender|blond|blonde|brunette"
+    r"|(\w*-)?colou?r(s|ed|ful)?|multicolou?red|dark|light|bright)\b",
+    re.IGNORECASE,
+)
 
 
-class SeededCrop:
-    """A random resized crop (Szegedy et al. 2015), the only augmentation that CLIP was trained with.
+class Policy:
+    """An augmentation policy as a function of the picture and of who it is.
 
-    What it draws depends on (seed, epoch, image) alone, never on the process or worker, and torch's global
+    What it draws depends on (seed, epoch, image, view) alone, never on the process or worker, and torch's global
     generator is left as it was.
 
     Args:
-        image_size: side of the result in pixels; None: the crop keeps its own size.
-        scale: share of the picture's area that is kept, lowest and highest.
-        finish: a crop -> inputs by name, as pixel_values (3, H, W).
+        policy: its steps, in order; none: the evaluation preprocessing.
+        image_size: side of the tower's input in pixels; None: crops keep their own size.
+        of_crop: a picture of the input's size -> inputs by name, as pixel_values (3, H, W).
+        evaluate: any picture -> inputs; for policies without a crop, which come before it.
         seed: the run's.
+        view: which of a picture's views this is; 0 for the picture beside a caption.
+        safe: which of the pictures may not be flipped, and whose colours may not change; None: all may.
+
+    Example:
+        >>> from clipkit.recipe import steps_of
+        >>> pixels = lambda picture: {"pixel_values": T.functional.pil_to_tensor(picture)}
+        >>> policy = Policy(steps_of("simclr"), 32, pixels, pixels, seed=0, view=1)
+        >>> policy(Image.new("RGB", (64, 48)), 0, 7)["pixel_values"].shape
+        torch.Size([3, 32, 32])
     """
 
     def __init__(
         self,
+        policy: Sequence[Step],
         image_size: int | None,
-        scale: tuple[float, float],
-        finish: Callable[[Image.Image], dict[str, Tensor]],
+        of_crop: Finish,
+        evaluate: Finish,
         seed: int,
+        view: int = 0,
+        safe: "TextSafe | None" = None,
     ) -> None:
-        # The size of a crop that keeps its own is not used.
-        self.crop = RandomResizedCrop(image_size or 1, scale, interpolation=InterpolationMode.BICUBIC)
-        self.resized = image_size is not None
-        self.finish = finish
+        self.image_size = image_size
+        self.finish = of_crop if any(isinstance(step, steps.Crop) for step in policy) else evaluate
         self.seed = seed
+        self.view = view
+        self.safe = safe
+        self._applied = {
+            (may_flip, may_colour): self._transforms(policy, may_flip, may_colour)
+            for may_flip in (False, True)
+            for may_colour in (False, True)
+        }
 
-    def __call__(self, picture: Image.Image, epoch: int, image: int) -> dict[str, Tensor]:
-        """The crop that this image gets in this epoch."""
+    def __call__(self, picture: Image.Image, epoch: int, image: int) -> Inputs:
+        """The inputs of this view of this image in this epoch."""
+        return self.finish(self.augmented(picture, epoch, image))
+
+    def augmented(self, picture: Image.Image, epoch: int, image: int) -> Image.Image:
+        """The picture before it becomes an input."""
+        may = (True, True) if self.safe is None else self.safe.of(image)
         state = torch.get_rng_state()
         try:
             # Not torch.manual_seed, which would reseed the accelerators' generators too.
-            torch.default_generator.manual_seed(mix(self.seed, _AUGMENT, epoch, image))
-            if self.resized:
-                return self.finish(self.crop(picture))
-            box = self.crop.make_params([picture])
-            left, top = box["left"], box["top"]
-            return self.finish(picture.crop((left, top, left + box["width"], top + box["height"])))
+            own = (self.view,) if self.view else ()
+            torch.default_generator.manual_seed(mix(self.seed, _AUGMENT, epoch, image, *own))
+            for transform in self._applied[may]:
+                picture = transform(picture)
+            return picture
         finally:
             torch.set_rng_state(state)
 
+    def _transforms(
+        self, policy: Sequence[Step], may_flip: bool, may_colour: bool
+    ) -> list[Callable[[Image.Image], Image.Image]]:
+        found: list[Callable[[Image.Image], Image.Image]] = []
+        for step in policy:
+            match step:
+                case steps.Crop():
+                    crop = T.RandomResizedCrop(
+                        self.image_size or 1, step.scale, step.ratio, interpolation=InterpolationMode.BICUBIC
+                    )
+                    found.append(crop if self.image_size is not None else _OwnSize(crop))
+                case steps.Flip() if may_flip and step.direction == "horizontal":
+                    found.append(T.RandomHorizontalFlip(step.p))
+                case steps.Flip() if may_flip:
+                    found.append(T.RandomVerticalFlip(step.p))
+                case steps.Rotate():
+                    rotate = T.RandomRotation(step.degrees, InterpolationMode.BILINEAR, fill=_GREY)
+                    found.append(_sometimes(rotate, step.p))
+                case steps.Jitter():
+                    colours = {"saturation": step.saturation, "hue": step.hue} if may_colour else {}
+                    jitter = T.ColorJitter(step.brightness, step.contrast, **colours)
+                    found.append(_sometimes(jitter, step.p))
+                case steps.Grey() if may_colour:
+                    found.append(T.RandomGrayscale(step.p))
+                case steps.Blur():
+                    # Three deviations to each side: nothing of the bell is cut.
+                    blur = T.GaussianBlur(2 * int(np.ceil(3 * step.sigma[1])) + 1, step.sigma)
+                    found.append(_sometimes(blur, step.p))
+                case steps.Solarise() if may_colour:
+                    found.append(T.RandomSolarize(step.threshold, step.p))
+                case steps.Cutout():
+                    found.append(_Cutout(step))
+                case steps.RandAugment() if may_colour:
+                    found.append(T.RandAugment(step.count, step.magnitude, interpolation=InterpolationMode.BILINEAR))
+        return found
 
-class Unaugmented:
-    """A model's own evaluation preprocessing, in the place of an augmentation."""
 
-    def __init__(self, evaluate: Callable[[Image.Image], dict[str, Tensor]]) -> None:
-        self.evaluate = evaluate
+class TextSafe:
+    """What augmentation may do to each picture without making its captions wrong.
 
-    def __call__(self, picture: Image.Image, epoch: int, image: int) -> dict[str, Tensor]:
-        """The same pixels in every epoch."""
-        return self.evaluate(picture)
+    Args:
+        pairs: the pictures; of each all captions count.
+
+    Example:
+        >>> from pathlib import Path
+        >>> pairs = Pairs("made", [Path("a"), Path("b")], ["a red car", "a man turns left"], np.array([0, 1]))
+        >>> TextSafe(pairs).of(0), TextSafe(pairs).of(1)
+        ((True, False), (False, True))
+    """
+
+    def __init__(self, pairs: Pairs) -> None:
+        self._may_flip = self._without(pairs, _SIDES)
+        self._may_colour = self._without(pairs, _COLOURS)
+
+    def of(self, image: int) -> tuple[bool, bool]:
+        """Whether it may be flipped, and whether its colours may change."""
+        return bool(self._may_flip[image]), bool(self._may_colour[image])
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many pictures may not be flipped, and how many may not change their colours."""
+        return int((~self._may_flip).sum()), int((~self._may_colour).sum())
+
+    @staticmethod
+    def _without(pairs: Pairs, words: re.Pattern[str]) -> NDArray[np.bool_]:
+        said = np.array([words.search(caption) is not None for caption in pairs.captions])
+        allowed = np.ones(len(pairs.pictures), dtype=bool)
+        allowed[pairs.image_of_caption[said]] = False
+        return allowed
+
+
+def _sometimes(transform: T.Transform, p: float) -> T.Transform:
+    return transform if p == 1 else T.RandomApply([transform], p)
+
+
+class _OwnSize:
+    """A random crop that is not resized."""
+
+    def __init__(self, crop: T.RandomResizedCrop) -> None:
+        self.crop = crop
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        box = self.crop.make_params([picture])
+        left, top = box["left"], box["top"]
+        return picture.crop((left, top, left + box["width"], top + box["height"]))
+
+
+class _Cutout:
+    """RandomErasing, which takes no PIL pictures."""
+
+    def __init__(self, step: steps.Cutout) -> None:
+        self.erase = T.RandomErasing(step.p, step.scale, value=_GREY)
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        return T.functional.to_pil_image(self.erase(T.functional.pil_to_tensor(picture)))

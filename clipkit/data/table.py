@@ -1,7 +1,7 @@
 """CSV and TSV files: columns found by name."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -11,6 +11,7 @@ from clipkit.errors import DataError
 IMAGE_COLUMNS = ("image", "filepath", "file_name", "filename", "file", "path", "image_path", "img")
 CAPTION_COLUMNS = ("caption", "text", "title", "sentence", "description")
 NEGATIVE_COLUMNS = ("negative_caption", "negative", "foil", "hard_negative")
+PARAPHRASE_COLUMNS = ("paraphrase", "positive")
 LABEL_COLUMNS = ("label", "class", "category")
 
 
@@ -29,7 +30,7 @@ def split_options(source: str) -> tuple[Path, dict[str, str]]:
 
 
 def read_table(
-    source: str, wanted: dict[str, Sequence[str]], optional: dict[str, Sequence[str]] | None = None
+    source: str, wanted: Mapping[str, Sequence[str]], optional: Mapping[str, Sequence[str]] | None = None
 ) -> Table:
     """Read the wanted columns of a CSV or TSV file.
 
@@ -42,7 +43,7 @@ def read_table(
         DataError: the file is missing, empty, not UTF-8, or lacks a column.
     """
     path, options = split_options(source)
-    roles = wanted | (optional or {})
+    roles = {**wanted, **(optional or {})}
     unknown = [option for option in options if option not in roles]
     if unknown:
         raise DataError(f"{source}: {unknown[0]} is no option of a table; options are {', '.join(roles)}")
@@ -61,7 +62,7 @@ def read_table(
             for row in rows:
                 if not row:
                     continue
-                if len(row) <= max(places.values()):
+                if len(row) <= max(places.values(), default=0):
                     raise DataError(
                         f"{path}: line {rows.line_num} has {len(row)} fields, the header has {len(header)}; mend it"
                     )
@@ -73,6 +74,8 @@ def read_table(
         raise DataError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
+    if not columns:
+        raise DataError(f"{path}: has none of the columns {', '.join(roles)}; its columns are {', '.join(header)}")
     if not next(iter(columns.values())):
         raise DataError(f"{path}: has a header but no rows; there is nothing to read")
     return Table(path, columns)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Tried from strong to weak, each beginning at the solution of the one before; then half and quarter decades around
 # the best one.
 _DECADES = tuple(10.0**power for power in range(2, -7, -1))
+_UNLEARNED = "a class of which there are none to learn from; give training pictures of every class"
 _HELD_OUT = 0.2  # of each class: the validation part, and the test part where no test data is given
 _FEW_SHOT_VALIDATION = 4  # pictures a class at most (Zhou et al. 2022, CoOp)
 
@@ -160,6 +161,25 @@ def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns
     }
 
 
+def check_labelled(learned: LabelledPictures, measured: LabelledPictures | None) -> None:
+    """See that a probe of these is possible, as far as can be seen without opening a picture.
+
+    Raises:
+        DataError: it is not.
+    """
+    for labelled in filter(None, (learned, measured)):
+        _read(labelled)
+    if measured is not None:
+        measured.places_among(learned.classes, _UNLEARNED)
+    least = 2 if measured is not None else 3
+    for label, name in enumerate(learned.classes):
+        if (learned.labels == label).sum() < least:
+            raise DataError(
+                f"{learned.name}: class {name!r} has fewer than {least} pictures: to learn from, to choose the weight "
+                "decay on, and to measure on; give more, or leave the class out"
+            )
+
+
 @dataclass(frozen=True)
 class Labelled:
     """Pictures, the class of each, and the hash of its content."""
@@ -171,9 +191,7 @@ class Labelled:
     @classmethod
     def of(cls, labelled: LabelledPictures, classes: list[str], hashes: list[bytes]) -> "Labelled":
         """With labels as positions among `classes`."""
-        place = labelled.places_among(
-            classes, "a class of which there are none to learn from; give training pictures of every class"
-        )
+        place = labelled.places_among(classes, _UNLEARNED)
         return cls(labelled.pictures, place[labelled.labels], hashes)
 
     def part(self, rows: NDArray[np.bool_]) -> "Labelled":

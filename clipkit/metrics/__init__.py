@@ -15,10 +15,12 @@ from clipkit.metrics.neighbours import knn_scores
 from clipkit.metrics.order import first_columns
 from clipkit.metrics.ranks import RetrievalRanks, retrieval_ranks, similarity, top_answers
 from clipkit.metrics.retrieval import median_rank, precision_by_chance, recalls, retrieval, retrieval_chance
+from clipkit.metrics.views import alignment, uniformity
 
 __all__ = [
     "LinearClassifier",
     "RetrievalRanks",
+    "alignment",
     "average_precision",
     "calibration_error",
     "classification",
@@ -41,4 +43,5 @@ __all__ = [
     "similarity",
     "top_answers",
     "true_label_ranks",
+    "uniformity",
 ]

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipkit.errors import ModelError, one_line
+from clipkit.models.absent import absent_image_tower, absent_text_tower, is_absent
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.hub import local_folder
 from clipkit.models.preprocess import Preprocess, TransformCall
@@ -72,46 +73,53 @@ class Composed:
         from safetensors.torch import save_file
         from timm.models import save_for_hf
 
-        image: Any = model.image.trunk.native
-        text: Any = model.text.trunk.native
-        projection: Any = model.image.head
-        size = model.image.preprocess.image_size
-        assert size is not None
-        save_for_hf(image, str(folder / "image"), safe_serialization=True, data_config=_data_config(image, size))
-        with without_weight_bars():
-            text.save_pretrained(folder / "text")
-        model.text.tokenize.save(folder / "text")
-        heads = {f"image.{name}": value for name, value in model.image.head.state_dict().items()}
-        heads |= {f"text.{name}": value for name, value in model.text.head.state_dict().items()}
-        heads["logit_scale"] = model.logit_scale.detach()
+        heads = {"logit_scale": model.logit_scale.detach()}
         if model.logit_bias is not None:
             heads["logit_bias"] = model.logit_bias.detach()
+        layout: dict[str, Any] = {"layout": "clipkit-composed", "version": 1, "embed_dim": None, "projection": "linear"}
+        for side, tower in (("image", model.image), ("text", model.text)):
+            if not is_absent(tower):
+                projection: Any = tower.head
+                heads |= {f"{side}.{name}": value for name, value in projection.state_dict().items()}
+                if not isinstance(projection, nn.Identity):
+                    layout["embed_dim"] = projection[-1].out_features
+                    layout["projection"] = "mlp" if len(projection) > 2 else "linear"
+        if not is_absent(model.image):
+            image: Any = model.image.trunk.native
+            size = model.image.preprocess.image_size
+            assert size is not None
+            save_for_hf(image, str(folder / "image"), safe_serialization=True, data_config=_data_config(image, size))
+        if not is_absent(model.text):
+            text: Any = model.text.trunk.native
+            with without_weight_bars():
+                text.save_pretrained(folder / "text")
+            tokenize = model.text.tokenize
+            tokenize.save(folder / "text")
+            layout |= {
+                "tokenizer": tokenize.source,
+                "context_length": tokenize.context_length,
+                "pooling": model.text.trunk.pooling,
+            }
         save_file({name: value.contiguous().cpu() for name, value in heads.items()}, folder / _HEADS_FILE)
-        layout = {
-            "layout": "clipkit-composed",
-            "version": 1,
-            "embed_dim": projection[-1].out_features,
-            "projection": "mlp" if len(projection) > 2 else "linear",
-            "tokenizer": model.text.tokenize.source,
-            "context_length": model.text.tokenize.context_length,
-            "pooling": model.text.trunk.pooling,
-        }
         (folder / LAYOUT_FILE).write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
 
 
 def compose(recipe: ModelRecipe) -> DualEncoder:
-    """Two towers and new projections, as the recipe names them.
+    """Two towers and new projections, or one tower, as the recipe names them.
+
+    One tower has a projection only where the recipe gives its width.
 
     Random parts are drawn from torch's global generator: seed it first.
 
     Raises:
         ModelError: a tower cannot be found or opened.
     """
-    embed_dim = recipe.embed_dim or 512
-    image = _image_tower(recipe.image, embed_dim, recipe.projection)
-    text = _text_tower(recipe.text, embed_dim, recipe.projection)
+    both = recipe.image.name is not None and recipe.text.name is not None
+    embed_dim = recipe.embed_dim or (512 if both else None)
+    image = _image_tower(recipe.image, embed_dim, recipe.projection) if recipe.image.name else absent_image_tower()
+    text = _text_tower(recipe.text, embed_dim, recipe.projection) if recipe.text.name else absent_text_tower()
     logit_scale = nn.Parameter(-torch.tensor(recipe.temperature or 0.07).log())
-    name = f"{recipe.image.name} + {recipe.text.name}"
+    name = " + ".join(filter(None, (recipe.image.name, recipe.text.name)))
     logit_bias = None if recipe.bias is None else nn.Parameter(torch.tensor(recipe.bias))
     return DualEncoder(image, text, logit_scale, logit_bias, Composed(), name).eval()
 
@@ -122,15 +130,19 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
 
     try:
         layout = json.loads((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
-        text = TextTowerRecipe(
-            name=str(folder / "text"),
-            tokenizer=layout["tokenizer"],
-            context_length=layout["context_length"],
-            pooling=layout["pooling"],
-        )
+        image, text = ImageTowerRecipe(), TextTowerRecipe()
+        if (folder / "image").is_dir():
+            image = ImageTowerRecipe(name=str(folder / "image"))
+        if "tokenizer" in layout:
+            text = TextTowerRecipe(
+                name=str(folder / "text"),
+                tokenizer=layout["tokenizer"],
+                context_length=layout["context_length"],
+                pooling=layout["pooling"],
+            )
         model = compose(
             ModelRecipe(
-                image=ImageTowerRecipe(name=str(folder / "image")),
+                image=image,
                 text=text,
                 embed_dim=layout["embed_dim"],
                 projection=layout["projection"],
@@ -152,14 +164,16 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
     return model
 
 
-def _projection(width: int, embed_dim: int, kind: str) -> nn.Sequential:
+def _projection(width: int, embed_dim: int | None, kind: str) -> nn.Module:
+    if embed_dim is None:
+        return nn.Identity()
     if kind == "mlp":
         layers = [nn.Linear(width, embed_dim), nn.GELU(), nn.Linear(embed_dim, embed_dim, bias=False)]
         return nn.Sequential(nn.LayerNorm(width), *layers)
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, embed_dim, bias=False))
 
 
-def _image_tower(recipe: ImageTowerRecipe, embed_dim: int, projection: str) -> ImageTower:
+def _image_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str) -> ImageTower:
     import timm
 
     name = str(recipe.name)
@@ -200,7 +214,7 @@ def _preprocess(native: Any, size: int) -> Preprocess:
     return Preprocess(transform, size, config["mean"], config["std"])
 
 
-def _text_tower(recipe: TextTowerRecipe, embed_dim: int, projection: str) -> TextTower:
+def _text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) -> TextTower:
     from transformers import AutoModel
 
     name = str(recipe.name)

@@ -4,11 +4,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from clipkit.errors import ModelError
+from clipkit.models.absent import is_absent
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.encode import stack_inputs
 from clipkit.models.from_transformers import FAMILIES
@@ -61,27 +63,31 @@ def describe(name: str) -> dict[str, Any]:
         ModelError: it cannot be loaded.
     """
     model = load(name, device="cpu")
-    grey = Image.new("RGB", (224, 224), (128, 128, 128))
-    image = stack_inputs([model.image.preprocess(grey)])
-    length = model.text.tokenize.context_length
-    text = model.text.tokenize([" ".join(["word"] * length)])
     weights = sum(p.nbytes for p in model.parameters())
-    layer = max(widest_layer_bytes(model.image, image), widest_layer_bytes(model.text, text))
-    graph = max(graph_bytes(model.image, image), graph_bytes(model.text, text))
-    return {
-        "name": name,
-        "layout": model.backend.kind,
-        "image_tower": _tower_name(model.image),
-        "text_tower": _tower_name(model.text),
-        "image_parameters": _count(model.image),
-        "text_parameters": _count(model.text),
-        "embed_dim": model.encode_text(["a"]).shape[1],
+    inputs: dict[str, dict[str, Tensor]] = {}
+    length = model.text.tokenize.context_length
+    if not is_absent(model.image):
+        inputs["image"] = stack_inputs([model.image.preprocess(Image.new("RGB", (224, 224), (128, 128, 128)))])
+    if not is_absent(model.text):
+        inputs["text"] = model.text.tokenize([" ".join(["word"] * length)])
+    towers: dict[str, Tower] = {side: getattr(model, side) for side in inputs}
+    layer = max(widest_layer_bytes(tower, inputs[side]) for side, tower in towers.items())
+    graph = max(graph_bytes(tower, inputs[side]) for side, tower in towers.items())
+    with torch.no_grad():
+        side, tower = next(reversed(towers.items()))
+        width = tower(inputs[side]).shape[1]
+    found: dict[str, Any] = {"name": name, "layout": model.backend.kind}
+    for side in ("image", "text"):
+        own = towers.get(side)
+        found[f"{side}_tower"] = _tower_name(own) if own is not None else None
+        found[f"{side}_parameters"] = _count(own) if own is not None else 0
+        found[f"{side}_activation"] = _activation(own) if own is not None else None
+    return found | {
+        "embed_dim": width,
         "image_size": model.image.preprocess.image_size,
-        "context_length": length,
-        "padding_is_cut": "attention_mask" in text,
-        "vocabulary": model.text.tokenize.vocab_size,
-        "image_activation": _activation(model.image),
-        "text_activation": _activation(model.text),
+        "context_length": length if "text" in inputs else None,
+        "padding_is_cut": "attention_mask" in inputs.get("text", {}),
+        "vocabulary": model.text.tokenize.vocab_size if "text" in inputs else None,
         "mean": list(model.image.preprocess.mean),
         "std": list(model.image.preprocess.std),
         "loss": "sigmoid" if model.logit_bias is not None else "softmax (InfoNCE)",

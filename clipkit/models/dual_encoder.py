@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clipkit.models.encode import encode_pictures, encode_strings
 from clipkit.models.towers import ImageTower, TextTower
+from clipkit.models.view_heads import save_view_heads
 from clipkit.pictures import Picture
 
 
@@ -55,11 +56,17 @@ class DualEncoder(nn.Module):
         self.logit_bias = logit_bias
         self.backend = backend
         self.name = name
+        self.view_heads = nn.ModuleDict()
+        """`image` and `text`: heads on the trunks' outputs, for losses that compare views."""
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.logit_scale.device
+
+    def view_head(self, tower: str) -> nn.Module | None:
+        """The head of a tower's views, where there is one."""
+        return self.view_heads[tower] if tower in self.view_heads else None  # noqa: SIM401, it has no get
 
     def encode_image(
         self, images: Picture | Sequence[Picture], batch_size: int = 64, *, progress: bool = False
@@ -98,3 +105,4 @@ class DualEncoder(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(self, folder)
+        save_view_heads(self.view_heads, folder)

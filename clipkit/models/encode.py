@@ -41,7 +41,7 @@ def encode_pictures(
     def inputs_of(picture: Picture) -> Inputs:
         return tower.preprocess(open_picture(picture))
 
-    dtype = next(tower.parameters()).dtype
+    dtype = next((parameter.dtype for parameter in tower.parameters()), torch.float32)
     if device.type == "cpu":
         batch_size = min(batch_size, _CPU_BATCH)
     bar = tqdm(total=len(pictures), desc="pictures", unit="", disable=None if progress else True, leave=False)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from clipkit.models.absent import is_absent
 from clipkit.models.towers import ImageTower, TextTower
 
 # What computes a feature: another version may resize, tokenise or multiply a little differently.
@@ -39,6 +40,8 @@ def tower_fingerprint(tower: ImageTower | TextTower) -> str:
     plain attributes of the modules, the device's kind and the libraries' versions.
     """
     digest = hashlib.sha256()
+    if is_absent(tower):
+        return digest.hexdigest()
     for library in _LIBRARIES:
         digest.update(f"{library} {version(library)}\n".encode())
     for name, module in (*tower.trunk.named_modules(prefix="trunk"), *tower.head.named_modules(prefix="head")):

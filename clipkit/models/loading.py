@@ -11,6 +11,7 @@ from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.from_open_clip import CONFIG_FILE, load_open_clip, load_open_clip_folder
 from clipkit.models.from_transformers import FAMILIES, load_transformers
 from clipkit.models.hub import local_folder
+from clipkit.models.view_heads import load_view_heads
 from clipkit.models.weights import has_weights
 
 
@@ -31,32 +32,34 @@ def load(
     Example:
         >>> model = load("openai/clip-vit-base-patch32")   # doctest: +SKIP
     """
-    model = _open(str(name))
+    model, folder = _open(str(name))
+    if folder is not None:
+        model.view_heads = load_view_heads(folder)
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     return model.to(device=device, dtype=dtype).eval()
 
 
-def _open(name: str) -> DualEncoder:
+def _open(name: str) -> tuple[DualEncoder, Path | None]:
     if name.startswith("open_clip:"):
-        return load_open_clip(name)
+        return load_open_clip(name), None
     folder = local_folder(name, FAMILIES)
     if (folder / "recipe.yaml").is_file():
         if not (folder / "model").is_dir():
             raise ModelError(f"{name}: this run has not saved a model yet; let it finish with --resume")
         folder = folder / "model"
     if (folder / LAYOUT_FILE).is_file():
-        return load_composed(folder, name)
+        return load_composed(folder, name), folder
     kind = _model_type(folder)
     # A repository that has both layouts holds one model twice; transformers' is the one with a class of its own.
     if (folder / CONFIG_FILE).is_file() and not (kind in FAMILIES and has_weights(folder)):
-        return load_open_clip_folder(folder, name)
+        return load_open_clip_folder(folder, name), folder
     if kind is None:
         raise ModelError(
             f"{name}: holds no model that clipkit knows; it needs {LAYOUT_FILE} (clipkit), {CONFIG_FILE} (open_clip) "
             "or config.json (transformers)"
         )
-    return load_transformers(folder, name, kind)
+    return load_transformers(folder, name, kind), folder
 
 
 def _model_type(folder: Path) -> str | None:

@@ -1,7 +1,11 @@
-"""What towers need in memory."""
+"""What towers need in memory, and how wide they are."""
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+
+from clipkit.models.encode import stack_inputs
+from clipkit.models.towers import ImageTower, TextTower
 
 
 def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
@@ -40,3 +44,16 @@ def widest_layer_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
         for hook in hooks:
             hook.remove()
     return widest + sum(value.nbytes for value in inputs.values())
+
+
+@torch.no_grad()
+def trunk_width(tower: ImageTower | TextTower) -> int:
+    """Numbers that the trunk makes of an input."""
+    if isinstance(tower, ImageTower):
+        inputs = stack_inputs([tower.preprocess(Image.new("RGB", (224, 224)))])
+    else:
+        inputs = tower.tokenize(["a"])
+    training, device = tower.training, next(tower.parameters()).device
+    width: int = tower.eval().trunk(**{name: value.to(device) for name, value in inputs.items()}).shape[1]
+    tower.train(training)
+    return width

@@ -52,6 +52,8 @@ class Page:
     tables: Sequence[Table] = ()
     curves: Sequence[Curve] = ()
     grids: Sequence[Grid] = ()
+    map: Sequence[Mapping[str, Any]] = ()
+    """Where items lie in two dimensions, in the form of a result's `map`."""
     details: Mapping[str, str] = field(default_factory=dict)
     """Long texts to fold away, as the recipe."""
     credit: str = ""
@@ -70,13 +72,13 @@ def render(page: Page) -> str:
     return environment.get_template("page.html").render(page=page)
 
 
-def thumbnail(path: str) -> str:
-    """A picture as a data URI; an empty one where the file is gone."""
+def thumbnail(path: str, side: int = _THUMBNAIL) -> str:
+    """A picture as a data URI, at most so many pixels wide; an empty one where the file is gone."""
     try:
         picture = open_picture(path)
     except DataError:
         picture = Image.new("RGB", (1, 1), "white")
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    picture.thumbnail((side, side))
     encoded = io.BytesIO()
     picture.save(encoded, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
@@ -112,6 +114,8 @@ def readable(name: str) -> str:
         "acc": "both",
         "recall@": "R@",
         "map@r": "mAP@R",
+        "alignment": "alignment",
+        "uniformity": "uniformity",
         "median_rank": "median rank",
         "mean_rank": "mean rank",
     }
@@ -120,6 +124,10 @@ def readable(name: str) -> str:
         ("text_retrieval_", "image → text "),
         ("lp_", "linear probe: "),
         ("knn_", "nearest neighbours: "),
+        ("image_view_", "picture → its other view "),
+        ("text_view_", "wording → its caption "),
+        ("image_", "pictures: ") if name.endswith(("alignment", "uniformity")) else ("\0", ""),
+        ("text_", "texts: ") if name.endswith(("alignment", "uniformity")) else ("\0", ""),
     ):
         if name.startswith(start):
             return whose + readable(name.removeprefix(start))
@@ -131,6 +139,8 @@ def number(name: str, value: float | None) -> str:
     """A metric's value as it is shown: ranks as numbers, all else in percent."""
     if value is None:
         return "–"
+    if name.endswith(("alignment", "uniformity")):
+        return f"{value:.2f}"
     if name.endswith("median_rank"):
         return f"{value:,.0f}"
     return f"{value:,.1f}" if name.endswith("mean_rank") else f"{100 * value:.1f} %"

@@ -15,25 +15,48 @@ def run_report(folder: str | Path) -> str:
     folder = Path(folder)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     recipe_text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    kinds = {
+        "retrieval_": f"Retrieval on {results['data'].get('name')}",
+        "view_": f"Views of {results['data'].get('name')}",
+        "": f"Labelled pictures: {results['data'].get('labelled', results['data']).get('name')}",
+    }
     tables = []
-    if results["metrics"]:
-        data = results["data"]
-        tables.append(
-            metrics_table(
-                {"this run": results["metrics"]},
-                f"Retrieval on {data['name']}",
-                f"{data['images']} pictures, {data['captions']} captions; in brackets the 95 % interval over pictures.",
-            )
-        )
+    for kind, title in kinds.items():
+        own = {name: figure for name, figure in results["metrics"].items() if _kind(name) == kind}
+        if own:
+            tables.append(metrics_table({"this run": own}, title, "In brackets the 95 % interval over pictures."))
     page = Page(
         title=str(results["model"]),
         lead=_lead(results),
         tables=tables,
         curves=run_curves(folder, yaml.safe_load(recipe_text)),
         grids=example_grids(results),
+        map=results.get("map") or [],
         details={"Recipe": recipe_text, "Versions": json.dumps(results.get("versions", {}), indent=2)},
     )
     return render(page)
+
+
+# What is drawn together, and what it is called.
+_DRAWN = (
+    ("image_retrieval_recall@10", "text_retrieval_recall@10", "mean_recall"),
+    ("image_view_recall@1", "image_view_recall@10", "text_view_recall@1", "text_view_recall@10"),
+    ("image_alignment", "image_uniformity", "text_alignment", "text_uniformity"),
+    ("knn_acc1", "lp_acc1"),
+)
+_TITLES = {
+    "image_retrieval_recall@10": "Validation: captions",
+    "image_view_recall@1": "Validation: views",
+    "image_alignment": "Alignment and uniformity: the lower, the better",
+    "knn_acc1": "Labelled pictures",
+}
+
+
+def _kind(name: str) -> str:
+    """Of a metric: the part of its name that says what was measured."""
+    if name == "mean_recall" or "_retrieval_" in name:
+        return "retrieval_"
+    return "view_" if any(part in name for part in ("_view_", "alignment", "uniformity")) else ""
 
 
 def _lead(results: dict[str, Any]) -> str:
@@ -53,23 +76,30 @@ def run_curves(folder: Path, recipe: dict[str, Any]) -> list[Curve]:
     loss = {"loss": (x, [row["loss"] for row in steps])}
     curves = [Curve("Training loss", line_chart(loss, "step", "loss", chance))]
     evaluations = _rows(folder / "evaluations.jsonl")
-    if evaluations:
-        x = [row["step"] for row in evaluations]
-        names = ["image_retrieval_recall@10", "text_retrieval_recall@10", "mean_recall"]
-        recalls = {readable(name): (x, [row[name] for row in evaluations]) for name in names}
-        curves.append(Curve("Validation", line_chart(recalls, "step", "recall")))
+    x = [row["step"] for row in evaluations]
+    for names in _DRAWN:
+        here = [name for name in names if evaluations and name in evaluations[0]]
+        if here:
+            drawn = {readable(name): (x, [row[name] for row in evaluations]) for name in here}
+            label = "on the sphere" if "alignment" in names[0] else "share"
+            curves.append(Curve(_TITLES[names[0]], line_chart(drawn, "step", label)))
     return curves
 
 
 def example_grids(results: dict[str, Any]) -> list[Grid]:
     """The result's examples, by what asks."""
     note = "Evenly spaced queries, not chosen by hand. Right answers are marked ✓."
-    by_text = [example for example in results["examples"] if "text" in example["query"]]
-    by_image = [example for example in results["examples"] if "image" in example["query"]]
+    near = [example for example in results["examples"] if example.get("neighbours")]
+    asked = [example for example in results["examples"] if not example.get("neighbours")]
+    by_text = [example for example in asked if "text" in example["query"]]
+    by_image = [example for example in asked if "image" in example["query"]]
     answers = "its class" if results["task"] == "zeroshot" else "its captions"
     grids = [
         Grid("From text to pictures", by_text, note),
         Grid(f"From a picture to {answers}", by_image, note),
+        Grid(
+            "Nearest neighbours", near, "Evenly spaced, not chosen by hand; beside each the five most similar others."
+        ),
     ]
     return [grid for grid in grids if grid.examples]
 

@@ -19,7 +19,7 @@ class Keeper:
         metric: what the best ones are best at.
     """
 
-    def __init__(self, folder: RunFolder, recipe: CheckpointRecipe, metric: str) -> None:
+    def __init__(self, folder: RunFolder, recipe: CheckpointRecipe, metric: str | None) -> None:
         self.folder = folder
         self.recipe = recipe
         self.metric = metric
@@ -61,5 +61,5 @@ class Keeper:
 
     def _best_steps(self, rows: list[dict[str, Any]], count: int) -> list[int]:
         # The sort is stable: of equals the earlier is the better one.
-        best = sorted(rows, key=lambda row: row[self.metric], reverse=True)
+        best = sorted(rows, key=lambda row: row[str(self.metric)], reverse=True)
         return [row["step"] for row in best[:count]]

@@ -1,101 +1,59 @@
-"""Objectives: from gathered features, by name, to a scalar. The step knows nothing else about a loss."""
+"""Objectives: what they see, and what they make of it. The step knows nothing else about what is learned."""
 
-import inspect
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from torch import Tensor
 
-from clipkit import losses
-from clipkit.recipe import LossRecipe, LossTerm
+from clipkit.data import Augment, TextOf
 
 Gathered = Mapping[str, Tensor]
-"""Of the global batch: features by name, unit length, as `image_features` and `text_features` (G, D); ids `image_ids`
-and `caption_ids` (G,)."""
+"""Of the global batch: features by name, as `image_features` and `text_features` (G, D); ids `image_ids` and
+`caption_ids` (G,)."""
 Scalars = Mapping[str, Tensor]
 """`scale`, exp(logit_scale), and, where the model has one, `bias`."""
-Objective = Callable[[Gathered, Scalars, slice], Tensor]
+Value = Callable[[Gathered, Scalars, slice], Tensor]
 """(gathered, scalars, rows whose terms this process counts) -> its part of the loss."""
 
 
 @dataclass(frozen=True)
-class Loss:
-    """A loss, and its value at equal similarities in a batch of G pairs where that does not depend on them."""
+class Encoded:
+    """A kind of features that an objective sees."""
 
-    function: Callable[..., Tensor]
-    chance: Callable[[int], float | None] = lambda pairs: None
-
-
-def loss_of(term: LossTerm) -> Loss:
-    """The loss that a recipe names."""
-    match term.name:
-        case "infonce":
-            return Loss(losses.infonce, math.log)
-        case "sigmoid":
-            return Loss(losses.sigmoid)
-        case "ntxent":
-            return Loss(losses.ntxent, lambda pairs: math.log(2 * pairs - 1))
-        case "supcon":
-            return Loss(losses.supcon, lambda pairs: math.log(2 * pairs - 1))
-        case "dcl":
-            return Loss(losses.dcl, lambda pairs: math.log(2 * pairs - 2))
-        case "triplet":
-            level = 0.2 if term.margin is None else term.margin
-            return Loss(losses.triplet, lambda pairs: 0.0 if term.mining == "semihard" else level)
-        case "contrastive":
-            return Loss(losses.contrastive)
-        case "negclip":
-            return Loss(losses.negclip, lambda pairs: (math.log(2 * pairs) + math.log(pairs)) / 2)
-        case "distillation":
-            return Loss(losses.distillation, math.log)
-        case "cross_consistency":
-            return Loss(losses.cross_consistency, lambda pairs: 0.0)
-        case "within_consistency":
-            return Loss(losses.within_consistency, lambda pairs: 0.0)
-        case name:
-            raise NotImplementedError(f"{name} has a file in clipkit/losses, but no line here")
+    tower: Literal["image", "text"]
+    make: Augment | TextOf
+    """For the image tower from a picture to its input, for the text tower from a sample to a string."""
+    of_trunk: bool = False
+    """The trunk's output as it is, (G, W), for a head in the objective; else the tower's features of unit length."""
 
 
-def objective_of(recipe: LossRecipe, teachers: Mapping[str, Callable[[Gathered], Gathered]] | None = None) -> Objective:
-    """The sum of the losses that the recipe names.
+@dataclass(frozen=True)
+class Objective:
+    """One thing that is learned.
 
-    Args:
-        recipe: names and weights.
-        teachers: by name, from ids to a teacher's features and scale.
+    Over slices of rows that cover the batch its values sum to the whole: that is all that processes and micro-batches
+    ask of it.
     """
-    terms = [(term, loss_of(term).function) for term in recipe.terms]
 
-    def objective(gathered: Gathered, scalars: Scalars, rows: slice) -> Tensor:
-        total: Tensor | None = None
-        for term, function in terms:
-            given: dict[str, Any] = {**gathered, **scalars, **_options(term), "rows": rows}
-            if term.teacher is not None:
-                given |= (teachers or {})[term.teacher](gathered)
-            # A loss takes what it names; whether that is there was seen to before the first step.
-            wanted = inspect.signature(function).parameters
-            value = term.weight * function(**{name: own for name, own in given.items() if name in wanted})
-            total = value if total is None else total + value
-        assert total is not None
-        return total
-
-    return objective
+    name: str
+    encoded: Mapping[str, Encoded]
+    value: Value
+    chance: float | None
+    """Its value at equal similarities; None where it has no level of its own."""
 
 
-def chance_of(recipe: LossRecipe, pairs: int) -> float | None:
-    """The objective at equal similarities; None where it has no level of its own."""
-    levels = [(term.weight, loss_of(term).chance(pairs)) for term in recipe.terms]
-    if any(level is None for _, level in levels):
-        return None
-    return sum(weight * level for weight, level in levels if level is not None)
+def weighted_sum(objectives: Sequence[Objective], weights: Mapping[str, float]) -> Objective:
+    """Several objectives as one."""
 
+    def value(gathered: Gathered, scalars: Scalars, rows: slice) -> Tensor:
+        first, *others = [weights[own.name] * own.value(gathered, scalars, rows) for own in objectives]
+        return sum(others, first)
 
-def needs(recipe: LossRecipe, what: str) -> bool:
-    """Whether a loss takes this and cannot do without: bias, negative_text_features…"""
-    return any(what in inspect.signature(loss_of(term).function).parameters for term in recipe.terms)
-
-
-def _options(term: LossTerm) -> dict[str, Any]:
-    options = term.model_dump(exclude={"name", "weight", "teacher"})
-    return {name: value for name, value in options.items() if value is not None}
+    levels = [own.chance for own in objectives]
+    return Objective(
+        " + ".join(own.name for own in objectives),
+        {name: encoded for own in objectives for name, encoded in own.encoded.items()},
+        value,
+        None if None in levels else sum(weights[own.name] * own.chance for own in objectives if own.chance is not None),
+    )

@@ -21,6 +21,8 @@ _MAY_CHANGE = (
     "train.timeout_minutes",
     "data.train",
     "data.validation",
+    "data.labelled",
+    "data.labelled_test",
     "data.workers",
     "eval.every_epochs",
     "eval.metric",
@@ -95,11 +97,11 @@ def find(folder: RunFolder, recipe: Recipe, steps: int, identity: Mapping[str, A
     return Found(step, notes, finished=done)
 
 
-def best_evaluation(folder: RunFolder, metric: str) -> dict[str, Any] | None:
+def best_evaluation(folder: RunFolder, metric: str | None) -> dict[str, Any] | None:
     """The first of the best evaluations of which there still is a checkpoint."""
     kept = set(checkpoint_steps(folder.checkpoints))
     rows = [row for row in read_rows(folder.evaluations) if row["step"] in kept]
-    return max(rows, key=lambda row: row[metric], default=None)
+    return max(rows, key=lambda row: row[str(metric)], default=None)
 
 
 def _without_checkpoints(folder: RunFolder, recipe: Recipe, steps: int) -> Found:

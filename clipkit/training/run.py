@@ -4,15 +4,16 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from clipkit.data import Batch, EpochSampler, checked_negatives, read_pairs
+from clipkit.data import Batch, EpochSampler, Pairs, checked_negatives, read_labelled, read_pairs
 from clipkit.errors import DataError, RecipeError, TrainingError, one_line
 from clipkit.evaluation import to_json, versions
 from clipkit.files import write_whole
@@ -28,8 +29,12 @@ from clipkit.training.checkpoint import (
 )
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.keeper import Keeper
+from clipkit.training.label_validation import LabelValidation
 from clipkit.training.learned import Learned
-from clipkit.training.objective import chance_of, needs, objective_of
+from clipkit.training.loss_sum import needs
+from clipkit.training.measurements import Measurement, merged_results
+from clipkit.training.objectives import objective_of
+from clipkit.training.objectives.views import image_views
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
 from clipkit.training.resume import MACHINE, Found, best_evaluation, find
 from clipkit.training.run_folder import RunFolder, append
@@ -38,7 +43,8 @@ from clipkit.training.setup import fingerprint, learns_batch_norm, micro_batch_s
 from clipkit.training.step import Abandoned, Step, out_of_memory
 from clipkit.training.stop import StopRequest
 from clipkit.training.teacher import teachers_of
-from clipkit.training.validation import Validation
+from clipkit.training.validation import CaptionValidation
+from clipkit.training.view_validation import ImageViewValidation, TextViewValidation
 
 # CLIP clips the scale at 100 "to prevent training instability" (Radford et al. 2021, 2.5).
 _LARGEST_LOGIT_SCALE = math.log(100)
@@ -107,7 +113,7 @@ class Run:
         self.accelerator = accelerator_of(recipe.train.precision, recipe.train.timeout_minutes)
         self.processes = Processes(self.accelerator)
         self.log = RunLog(self.processes.is_main)
-        self.keeper = Keeper(self.folder, recipe.checkpoint, recipe.eval.metric)
+        self.keeper = Keeper(self.folder, recipe.checkpoint, recipe.metric)
         self.step = 0
         self.saved_at = 0
         self.seconds_before = 0.0
@@ -135,19 +141,21 @@ class Run:
 
     def _prepare(self) -> None:
         recipe = self.recipe
-        self.pairs = read_pairs(recipe.data.train)
+        self.pairs = self._read(recipe.data.train)
         if recipe.train.batch_size < self.processes.count:
             raise RecipeError(
                 f"train.batch_size is {recipe.train.batch_size}, fewer pairs than the {self.processes.count} processes"
                 "; start fewer"
             )
-        validation = read_pairs(recipe.data.validation) if recipe.data.validation else None
+        validation = self._read(recipe.data.validation) if recipe.data.validation else None
         if validation is not None and len(validation.pictures) < self.processes.count:
             raise DataError(
                 f"{validation.name}: has {len(validation.pictures)} pictures, fewer than the {self.processes.count} "
                 "processes; start fewer, or validate on more"
             )
-        wrong = checked_negatives(self.pairs) if needs(recipe.loss, "negative_text_features") else []
+        captions = "captions" in recipe.objective
+        wrong = checked_negatives(self.pairs) if captions and needs(recipe.loss, "negative_text_features") else []
+        self.labelled = [read_labelled(own) for own in (recipe.data.labelled, recipe.data.labelled_test) if own]
         self.sampler = EpochSampler(self.pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
         self.steps = recipe.train.epochs * self.sampler.steps_per_epoch
         self.schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, self.steps)
@@ -157,18 +165,33 @@ class Run:
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
         self.learned = Learned(self.model, self.optimizer.optimizer, recipe.train.ema)
         self.validation_pairs = validation
-        teachers = [term.teacher for term in recipe.loss.terms if term.teacher is not None]
+        teachers = [term.teacher for term in recipe.loss.terms if term.teacher is not None and captions]
         self.teachers = teachers_of(teachers, self.pairs, self.processes)
+        self.objective = objective_of(recipe, self.model, self.pairs, self.teachers)
         self.identity = {
             "the pictures or captions of data.train": self.pairs.fingerprint,
             "the pictures or captions of data.validation": validation.fingerprint if validation else None,
             "the frozen weights of the model": fingerprint(self.model),
             "the teacher": [teacher.fingerprint for teacher in self.teachers.values()],
-            "the wrong captions": hashlib.sha256("\0".join(wrong).encode()).hexdigest(),
+            "the wrong captions": _hash_of(wrong),
+            "the paraphrases": _hash_of(self.pairs.paraphrases or []),
+            "the pictures of data.labelled": [own.fingerprint for own in self.labelled],
             "versions": versions(),
             "processes": self.processes.count,
             "device": f"{self.accelerator.device.type}, {self.accelerator.mixed_precision.replace('no', 'fp32')}",
         }
+
+    def _read(self, source: str) -> Pairs:
+        """Pairs, or what of them the objective needs."""
+        recipe, views = self.recipe, self.recipe.image_views
+        captions = "captions" in recipe.objective
+        return read_pairs(
+            source,
+            pictures=captions or views is not None,
+            captions=captions
+            or recipe.text_views is not None
+            or (views is not None and (views.safe or views.positives == "caption")),
+        )
 
     def _find(self, resume: bool) -> Found:
         """What the first process finds to go on from, on all of them."""
@@ -241,28 +264,22 @@ class Run:
             self.model,
             self.pairs,
             self.processes,
-            augmented=recipe.data.augment != "none",
-            negatives=needs(recipe.loss, "negative_text_features"),
+            self.objective.encoded,
+            augmented=bool(recipe.data.augmentation),
         )
-        if inputs.image_store is not None or inputs.text_store is not None:
-            stored = [
-                name
-                for name, store in (("pictures", inputs.image_store), ("captions", inputs.text_store))
-                if store is not None
-            ]
+        if inputs.stores:
+            kinds = {"image_features": "pictures", "text_features": "captions"}
+            stored = [kind for name, kind in kinds.items() if name in inputs.stores]
             self.log.say(f"frozen trunks ran once over all {' and '.join(stored)}")
-        self.validation = (
-            Validation(self.model, self.validation_pairs, self.processes) if self.validation_pairs else None
-        )
+        self.measurements = list(self._measurements())
         self.backward = Step(
             self.model,
-            objective_of(recipe.loss, self.teachers),
+            inputs.encoders,
+            self.objective.value,
             self.processes,
             self.accelerator,
             recipe.train.batch_size,
-            micro_batch_size_of(
-                recipe, self.model, inputs, self.pairs, self.processes, self.accelerator, self._found_size(state)
-            ),
+            micro_batch_size_of(recipe, self.model, inputs, self.processes, self.accelerator, self._found_size(state)),
             recipe.train.seed,
             cut=not learns_batch_norm(self.model, recipe.model),
             asked_to_stop=lambda: self.stop.asked is not None,
@@ -271,9 +288,23 @@ class Run:
         self.log.say(f"micro-batches of {self.backward.micro_batch_size} pairs on each process")
         return inputs
 
+    def _measurements(self) -> Iterator[Measurement]:
+        """What is measured on the way, by the metric's likelihood to choose."""
+        recipe, pairs = self.recipe, self.validation_pairs
+        if pairs is not None and "captions" in recipe.objective:
+            yield CaptionValidation(self.model, pairs, self.processes)
+        if pairs is not None and recipe.image_views is not None:
+            views = image_views(recipe.image_views, recipe.train.seed, self.model, pairs, recipe.train.batch_size)
+            yield ImageViewValidation(dict(views.encoded), recipe, self.model, pairs, self.processes)
+        if pairs is not None and recipe.text_views is not None:
+            yield TextViewValidation(recipe, self.model, pairs, self.processes)
+        if self.labelled:
+            yield LabelValidation(self.model, self.labelled[0], next(iter(self.labelled[1:]), None), self.processes)
+
     def _loop(self, inputs: TowerInputs) -> None:
         recipe = self.recipe
-        batches = inputs.batches(self.sampler, recipe.data, recipe.train.seed, self.step, self.steps)
+        rows = self.processes.share(recipe.train.batch_size)
+        batches = inputs.batches(self.sampler.slices(self.step, self.steps, rows), recipe.data.workers)
         bar = tqdm(
             total=self.steps * recipe.train.batch_size,
             initial=self.step * recipe.train.batch_size,
@@ -314,7 +345,9 @@ class Run:
             self._stop_at_last_good(batch, loss.item(), float(norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if not needs(recipe.loss, "bias"):  # SigLIP's scale may rise above CLIP's largest
+        if "captions" not in recipe.objective or not needs(
+            recipe.loss, "bias"
+        ):  # SigLIP's scale may rise above CLIP's largest
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=self.largest_scale)
         self.step += 1
@@ -326,7 +359,7 @@ class Run:
             "seen": self.step * recipe.train.batch_size,
             "loss": loss.item(),
             "lr": lr,
-            "scale": self.model.logit_scale.exp().item(),
+            **({"scale": self.model.logit_scale.exp().item()} if "captions" in recipe.objective else {}),
             "grad_norm": float(norm),
         }
 
@@ -353,13 +386,11 @@ class Run:
             raise self.failure or TrainingError("the first process cannot write")
         if asked := self.processes.largest(int(self.stop.asked or 0)):
             self._stop(asked)
-        if (ends and self.validation is not None) or old or self.step == self.steps or self.keeper.due(self.step):
+        if (ends and self.measurements) or old or self.step == self.steps or self.keeper.due(self.step):
             self._save_checkpoint()
         if ends:
             figures = self._evaluate()
-            found = "".join(
-                f", {name} {value:.4f}" for name, value in figures.items() if name == self.recipe.eval.metric
-            )
+            found = "".join(f", {name} {value:.4f}" for name, value in figures.items() if name == self.recipe.metric)
             self.log.say(
                 f"epoch {self.step // self.sampler.steps_per_epoch}/{self.recipe.train.epochs}, step {self.step}: "
                 f"loss {row['loss']:.4f}{found}"
@@ -404,28 +435,41 @@ class Run:
 
     def _evaluate(self) -> dict[str, float]:
         """Score the validation pairs, and keep these weights where they are the best so far."""
-        if self.validation is None:
+        if not self.measurements:
             return {}
         with self.learned.chosen():
             with self.stop.deferred(False):  # it may take long, and its checkpoint is written
-                figures = self.validation.figures()
+                figures = {name: value for own in self.measurements for name, value in own.figures().items()}
 
             def keep() -> None:
                 with self.folder.writing():
                     append(self.folder.evaluations, {"step": self.step, **figures})
-                    best = best_evaluation(self.folder, self.recipe.eval.metric)
+                    best = best_evaluation(self.folder, self.recipe.metric)
                     if best is not None and best["step"] == self.step:
-                        self.folder.replace_model(self.model.save)
+                        self.folder.replace_model(self._save_model)
                     self.keeper.prune()
 
             self.processes.on_main(keep)
         return figures
 
+    def _save_model(self, folder: Path) -> None:
+        """Without the heads that the recipe drops."""
+        heads = self.model.view_heads
+        kept = {"image": self.recipe.image_views, "text": self.recipe.text_views}
+        sides = [
+            side for side, views in kept.items() if views is not None and views.head is not None and views.head.keep
+        ]
+        self.model.view_heads = nn.ModuleDict({side: heads[side] for side in sides})
+        try:
+            self.model.save(folder)
+        finally:
+            self.model.view_heads = heads
+
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
 
     def _finish(self) -> dict[str, Any]:
-        best = best_evaluation(self.folder, self.recipe.eval.metric) if self.processes.is_main else None
+        best = best_evaluation(self.folder, self.recipe.metric) if self.processes.is_main else None
         best_step = self.processes.of_main(best["step"] if best is not None else self.step)
         if best_step != self.step:
             self.learned.load_chosen(checkpoint_of(self.folder.checkpoints, best_step))
@@ -435,16 +479,12 @@ class Run:
 
     def _write_results(self, best: dict[str, Any] | None) -> dict[str, Any]:
         """Of the weights that the model has now, which are kept."""
-        name, metric = str(self.folder.path), self.recipe.eval.metric
-        results: dict[str, Any] = (
-            self.validation.result(name)
-            if self.validation is not None
-            else {"task": "train", "model": name, "data": {}, "metrics": {}, "settings": {}, "examples": []}
-        )
-        results["settings"]["best"] = best and {"step": best["step"], "metric": metric, "value": best[metric]}
+        name, metric = str(self.folder.path), self.recipe.metric
+        results = merged_results(self.measurements, name)
+        results["settings"]["best"] = best and {"step": best["step"], "metric": metric, "value": best[str(metric)]}
         results["settings"] |= {
             "steps": self.steps,
-            "loss_at_chance": chance_of(self.recipe.loss, self.recipe.train.batch_size),
+            "loss_at_chance": self.objective.chance,
             "micro_batch_size": self.backward.micro_batch_size,
             **self.settings,
         }
@@ -452,7 +492,7 @@ class Run:
 
         def write() -> None:
             with self.folder.writing():
-                self.folder.replace_model(self.model.save)
+                self.folder.replace_model(self._save_model)
                 self.folder.report.unlink(missing_ok=True)  # with both there, the run is finished
                 write_whole(self.folder.results, to_json(results))
                 write_whole(self.folder.report, run_report(self.folder.path))
@@ -460,3 +500,7 @@ class Run:
         self.processes.on_main(write)
         self.log.say(f"done in {results['seconds']:.0f} s: {self.folder.model}, {self.folder.report}")
         return results
+
+
+def _hash_of(texts: list[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()

@@ -8,14 +8,15 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from clipkit.data import Pairs
 from clipkit.errors import ModelError, RecipeError
 from clipkit.models import DualEncoder, Tower, compose, load
+from clipkit.models.memory import trunk_width
+from clipkit.models.view_heads import ViewHead
 from clipkit.processes import Processes
 from clipkit.recipe import ModelRecipe, Recipe
 from clipkit.training.inputs import TowerInputs
+from clipkit.training.loss_sum import needs
 from clipkit.training.micro_batch import find_micro_batch_size
-from clipkit.training.objective import needs
 
 
 def model_of(recipe: Recipe) -> DualEncoder:
@@ -29,16 +30,18 @@ def model_of(recipe: Recipe) -> DualEncoder:
     """
     own = recipe.model
     model = compose(own) if own.name is None else load(own.name, device="cpu")
-    if needs(recipe.loss, "bias") and model.logit_bias is None:
+    captions = "captions" in recipe.objective
+    if captions and needs(recipe.loss, "bias") and model.logit_bias is None:
         way_out = "set model.bias, as -10" if own.name is None else "take loss.name: infonce"
         raise ModelError(f"loss.name: sigmoid needs a logit bias, which {model.name} does not have; {way_out}")
-    model.image.tune(own.image.tune)
-    model.text.tune(own.text.tune)
-    learns = any(p.requires_grad for tower in (model.image, model.text) for p in tower.parameters())
-    if not learns and not needs(recipe.loss, "scale"):
+    for side, tower, tune in (("image", model.image, own.image.tune), ("text", model.text, own.text.tune)):
+        if own.has(side):
+            tower.tune(tune)
+    model.view_heads = _view_heads(recipe, model)
+    if not _learns(recipe, model):
         raise RecipeError(
-            f"model.image.tune and model.text.tune are frozen, and the loss {' + '.join(recipe.loss.names)} heeds no "
-            "scale: nothing would learn; tune a tower"
+            "of what the objective sees nothing is tuned, and it heeds no scale: nothing would learn; set "
+            "model.image.tune or model.text.tune"
         )
     model.eval()
     for norm in _scratch_batch_norms(model, own):
@@ -46,20 +49,42 @@ def model_of(recipe: Recipe) -> DualEncoder:
     if own.text.dropout > 0:
         _set_dropout(model.text, own.text.dropout)
     if recipe.train.gradient_checkpointing:
-        for tower in (model.image, model.text):
-            _checkpoint_gradients(tower)
+        for side, tower in (("image", model.image), ("text", model.text)):
+            if own.has(side):
+                _checkpoint_gradients(tower)
     if recipe.train.compile:
-        # In place, so that the names of the parameters stay.
-        model.image.trunk.compile(dynamic=True)
-        model.text.trunk.compile(dynamic=True)
+        for tower in (model.image, model.text):
+            tower.trunk.compile(dynamic=True)  # in place, so that the names of the parameters stay
     return model
+
+
+def _view_heads(recipe: Recipe, model: DualEncoder) -> nn.ModuleDict:
+    """Those that the views ask for: kept ones that the model came with, where they are alike, else new ones."""
+    heads = nn.ModuleDict()
+    for side, views, tower in (
+        ("image", recipe.image_views, model.image),
+        ("text", recipe.text_views, model.text),
+    ):
+        if views is None or views.head is None:
+            continue
+        before = model.view_head(side)
+        made = before.recipe if isinstance(before, ViewHead) else None
+        alike = made is not None and made.model_copy(update={"keep": views.head.keep}) == views.head
+        heads[side] = before if before is not None and alike else ViewHead(views.head, trunk_width(tower))
+    return heads
+
+
+def _learns(recipe: Recipe, model: DualEncoder) -> bool:
+    towers: list[nn.Module] = [model.image] * ("captions" in recipe.objective or recipe.image_views is not None)
+    towers += [model.text] * ("captions" in recipe.objective or recipe.text_views is not None)
+    learning = any(p.requires_grad for part in (*towers, model.view_heads) for p in part.parameters())
+    return learning or ("captions" in recipe.objective and needs(recipe.loss, "scale"))
 
 
 def micro_batch_size_of(
     recipe: Recipe,
     model: DualEncoder,
     inputs: TowerInputs,
-    pairs: Pairs,
     processes: Processes,
     accelerator: Accelerator,
     found: int | None,
@@ -69,8 +94,7 @@ def micro_batch_size_of(
     Args:
         recipe: asks for a size or for what fits.
         model: the model.
-        inputs: of its towers.
-        pairs: the data.
+        inputs: of what the objective sees.
         processes: who takes part.
         accelerator: mixed precision.
         found: what fitted before the run was interrupted: the same cut gives the same bits.
@@ -83,9 +107,8 @@ def micro_batch_size_of(
     if asked != "auto" or found is not None:
         size = min(found or int(asked), rows)
     else:
-        wrong = pairs.negatives if inputs.negatives and pairs.negatives is not None else []
-        image, text = inputs.example(2, max([*pairs.captions, *wrong], key=len))
-        encoded = [(model.image, image), (model.text, text), *([(model.text, text)] if wrong else [])]
+        examples = inputs.example(2)
+        encoded = [(encoder.tower, examples[name]) for name, encoder in inputs.encoders.items()]
         size = find_micro_batch_size(model, encoded, rows, processes, accelerator)
     if learns_batch_norm(model, recipe.model) and (processes.count > 1 or size < rows):
         raise RecipeError(

@@ -1,6 +1,6 @@
 """The training step: the gradient of one global batch, however it is cut."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipkit.data import Batch
 from clipkit.errors import TrainingError
@@ -16,7 +16,7 @@ from clipkit.models import DualEncoder, Tower
 from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
-from clipkit.training.objective import Objective
+from clipkit.training.objective import Value
 
 # Captions of similar length are run together even when all fit: the shorter ones carry less padding.
 _BUCKET = {"cpu": 16}
@@ -26,6 +26,22 @@ _ACCELERATOR_BUCKET = 256
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an accelerator had no room: torch says so in one way, the libraries below it in theirs."""
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What makes one kind of features: a tower, or its trunk alone."""
+
+    tower: Tower
+    of_trunk: bool = False
+
+    def __call__(self, inputs: dict[str, Tensor]) -> Float[Tensor, "B D"]:
+        """Features, not normalised."""
+        return self.tower.trunk(**inputs) if self.of_trunk else self.tower(inputs)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of what it runs."""
+        return (self.tower.trunk if self.of_trunk else self.tower).parameters()
 
 
 class Abandoned(Exception):
@@ -46,7 +62,8 @@ class Step:
 
     Args:
         model: its towers are run as they are, without a distributed wrapper.
-        objective: gathered features to this process's part of the loss.
+        encoders: what the objective sees, by the names that the batch's inputs have too, in a fixed order.
+        value: gathered features to this process's part of the loss.
         processes: who takes part.
         accelerator: mixed precision and the gradient scaler.
         batch_size: pairs in the global batch, G.
@@ -61,7 +78,8 @@ class Step:
     def __init__(
         self,
         model: DualEncoder,
-        objective: Objective,
+        encoders: Mapping[str, Encoder],
+        value: Value,
         processes: Processes,
         accelerator: Accelerator,
         batch_size: int,
@@ -73,7 +91,8 @@ class Step:
         say: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.model = model
-        self.objective = objective
+        self.encoders = encoders
+        self.value = value
         self.processes = processes
         self.accelerator = accelerator
         self.batch_size = batch_size
@@ -107,13 +126,13 @@ class Step:
         model, processes = self.model, self.processes
         encodings = {
             name: _Encoding(
-                tower,
-                self._parts(tower, inputs),
+                encoder,
+                self._parts(encoder.tower, batch.inputs[name]),
                 self.accelerator,
                 (self.seed, step, processes.index, number),
                 self.asked_to_stop,
             )
-            for number, (name, tower, inputs) in enumerate(self._to_encode(batch))
+            for number, (name, encoder) in enumerate(self.encoders.items())
         }
         towers = list(encodings.values())
         everything_fits = len(batch) <= self.micro_batch_size
@@ -129,7 +148,7 @@ class Step:
         if model.logit_bias is not None:
             scalars["bias"] = model.logit_bias
         with self._agreed():
-            loss = self.objective(gathered, scalars, processes.share(self.batch_size))
+            loss = self.value(gathered, scalars, processes.share(self.batch_size))
         self.accelerator.backward(loss)
         with self._agreed():
             for tower in reversed(towers):
@@ -168,13 +187,6 @@ class Step:
             torch.accelerator.empty_cache()
         self.say(f"step {step + 1}: out of memory; begun again with micro-batches of {size // 2} instead of {size}")
 
-    def _to_encode(self, batch: Batch) -> Iterator[tuple[str, Tower, dict[str, Tensor]]]:
-        """What the objective sees, by name, and the tower and inputs that it comes from."""
-        yield "image_features", self.model.image, batch.image
-        yield "text_features", self.model.text, batch.text
-        if batch.negative_text:
-            yield "negative_text_features", self.model.text, batch.negative_text
-
     def _parts(self, tower: Tower, inputs: dict[str, Tensor]) -> list["_Part"]:
         if not isinstance(tower, TextTower) or "attention_mask" not in inputs:
             order = torch.arange(len(next(iter(inputs.values()))))
@@ -199,18 +211,18 @@ class _Encoding:
 
     def __init__(
         self,
-        tower: Tower,
+        encoder: Encoder,
         parts: Sequence[_Part],
         accelerator: Accelerator,
         seeds: tuple[int, ...],
         asked_to_stop: Callable[[], bool],
     ) -> None:
-        self.tower = tower
+        self.encoder = encoder
         self.parts = parts
         self.accelerator = accelerator
         self.seeds = seeds
         self.asked_to_stop = asked_to_stop
-        self.learns = any(parameter.requires_grad for parameter in tower.parameters())
+        self.learns = any(parameter.requires_grad for parameter in encoder.parameters())
         self.features = torch.empty(0)
 
     def forward(self, keep: int) -> None:
@@ -242,8 +254,9 @@ class _Encoding:
         # The random state is a function of what is computed: setting it is all the replay there is.
         torch.manual_seed(mix(*self.seeds, index))
         with self.accelerator.autocast():
-            features = self.tower(self.parts[index].inputs)
-        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+            features = self.encoder(self.parts[index].inputs)
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        return features if self.encoder.of_trunk else F.normalize(features, dim=-1)
 
 
 def _take(inputs: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The validation pairs during a run."""
+"""The validation pairs during a run: captions."""
 
 from typing import Any
 
@@ -6,16 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipkit.data import Pairs
+from clipkit.data import Pairs, Policy, TextView
 from clipkit.errors import TrainingError
 from clipkit.evaluation import Result, retrieval_result
 from clipkit.metrics import recalls, retrieval_ranks
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.training.inputs import TowerInputs
+from clipkit.training.objective import Encoded
 
 
-class Validation:
+class CaptionValidation:
     """Retrieval on held-out pairs with the weights as they are.
 
     Args:
@@ -26,7 +27,14 @@ class Validation:
 
     def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
         self.pairs = pairs
-        self.inputs = TowerInputs(model, pairs, processes, augmented=False)
+        preprocess = model.image.preprocess
+        encoded = {
+            "image_features": Encoded(
+                "image", Policy((), preprocess.image_size, preprocess.of_crop, preprocess, seed=0)
+            ),
+            "text_features": Encoded("text", TextView("same", pairs)),
+        }
+        self.inputs = TowerInputs(model, pairs, processes, encoded, augmented=False)
 
     def figures(self) -> dict[str, float]:
         """The recalls alone."""
@@ -40,9 +48,15 @@ class Validation:
         return dict(result)
 
     def _features(self) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
-        image_features, text_features = self.inputs.features()
-        if not (image_features.isfinite().all() and text_features.isfinite().all()):
-            raise TrainingError(
-                f"{self.pairs.name}: its features are not finite; try a lower optim.lr, or train.precision: fp32"
-            )
-        return image_features, text_features
+        return finite(self.pairs.name, *self.inputs.features())
+
+
+def finite(name: str, *features: Tensor) -> Any:
+    """The features, if they are.
+
+    Raises:
+        TrainingError: some are not.
+    """
+    if not all(own.isfinite().all() for own in features):
+        raise TrainingError(f"{name}: its features are not finite; try a lower optim.lr, or train.precision: fp32")
+    return features

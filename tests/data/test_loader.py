@@ -4,9 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
-from clipkit.data import EpochSampler, Pairs, SeededCrop, loader, pair_loader, read_pairs
+from clipkit.data import EpochSampler, Pairs, Policy, TextView, loader, pair_loader, read_pairs
 from clipkit.data.loader import Batch
 from clipkit.errors import DataError
+from clipkit.recipe.policies import Crop
 from tests.conftest import draw, write_csv
 
 
@@ -25,8 +26,9 @@ def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:
 
 def batches_of(pairs: Pairs, workers: int, rows: slice = slice(0, 6), seed: int = 0) -> list[Batch]:
     sampler = EpochSampler(pairs, "one", 6, seed)
-    crop = SeededCrop(16, (0.3, 1.0), to_tensor, seed)
-    return list(pair_loader(pairs, sampler.slices(0, 5, rows), crop, tokenize, workers))
+    crop = Policy([Crop(scale=(0.3, 1.0))], 16, to_tensor, to_tensor, seed)
+    texts = {"text_features": TextView("same", pairs)}
+    return list(pair_loader(pairs, sampler.slices(0, 5, rows), {"image_features": crop}, texts, tokenize, workers))
 
 
 def test_workers_and_processes_do_not_change_a_batch(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,19 +38,20 @@ def test_workers_and_processes_do_not_change_a_batch(shapes: Path, monkeypatch: 
     alone = batches_of(pairs, 0)
     for other in (batches_of(pairs, 2), [*batches_of(pairs, 0)]):
         for one, two in zip(alone, other, strict=True):
-            assert torch.equal(one.image["pixel_values"], two.image["pixel_values"])
-            assert torch.equal(one.text["input_ids"], two.text["input_ids"])
+            assert torch.equal(one.inputs["image_features"]["pixel_values"], two.inputs["image_features"]["pixel_values"])
+            assert torch.equal(one.inputs["text_features"]["input_ids"], two.inputs["text_features"]["input_ids"])
             assert torch.equal(one.caption_ids, two.caption_ids)
     second_half = batches_of(pairs, 0, slice(3, 6))
     for one, two in zip(alone, second_half, strict=True):
-        assert torch.equal(one.image["pixel_values"][3:], two.image["pixel_values"])
+        assert torch.equal(one.inputs["image_features"]["pixel_values"][3:], two.inputs["image_features"]["pixel_values"])
 
 
 def test_the_crop_changes_with_epoch_picture_and_seed_and_leaves_the_global_generator_alone() -> None:
     picture = draw("red", "cross", 64)
 
     def pixels(seed: int, epoch: int, image: int) -> torch.Tensor:
-        return SeededCrop(16, (0.2, 0.8), to_tensor, seed)(picture, epoch, image)["pixel_values"]
+        policy = Policy([Crop(scale=(0.2, 0.8))], 16, to_tensor, to_tensor, seed)
+        return policy(picture, epoch, image)["pixel_values"]
 
     state = torch.get_rng_state()
     first = pixels(0, 0, 0)
@@ -60,7 +63,7 @@ def test_the_crop_changes_with_epoch_picture_and_seed_and_leaves_the_global_gene
 
 def test_a_crop_for_towers_that_take_pictures_in_their_own_shape() -> None:
     picture = draw("red", "cross", 64)
-    shapes = {tuple(SeededCrop(None, (0.2, 0.8), to_tensor, 0)(picture, 0, n)["pixel_values"].shape) for n in range(8)}
+    shapes = {tuple(Policy([Crop(scale=(0.2, 0.8))], None, to_tensor, to_tensor, 0)(picture, 0, n)["pixel_values"].shape) for n in range(8)}
     assert len(shapes) > 4
     for _, height, width in shapes:
         assert 0.15 < height * width / 64**2 < 0.85

@@ -3,7 +3,6 @@
 import itertools
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,12 @@ from clipkit.data import Batch
 from clipkit.models import DualEncoder
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.processes import Processes
-from clipkit.recipe import LossRecipe
-from clipkit.training.objective import Objective, objective_of
-from clipkit.training.step import Step
+from clipkit.models.view_heads import ViewHead
+from clipkit.recipe import HeadRecipe, LossRecipe
+from clipkit.training.loss_sum import loss_sum
+from clipkit.training.objective import Value
+from clipkit.training.objectives.views import value_of_views
+from clipkit.training.step import Encoder, Step
 
 WIDTH = 12
 LONGEST = 9
@@ -45,6 +47,25 @@ LOSSES = {
         ]
     ),
 }
+# Views: what is seen of them, and the loss between two.
+_IMAGES, _TEXTS = [f"image_view_{view}" for view in (1, 2, 3)], [f"text_view_{view}" for view in (1, 2)]
+VIEWS = {
+    "SimCLR, image, head": _IMAGES[:2],
+    "SimCLR, image, batch norm head": _IMAGES[:2],
+    "triplet, image": _IMAGES[:2],
+    "three views, image": _IMAGES,
+    "SimCSE, text": _TEXTS,
+    "SimCSE, text, head": _TEXTS,
+}
+VIEW_LOSSES = {
+    "SimCLR, image, head": LossRecipe(name="ntxent"),
+    "SimCLR, image, batch norm head": LossRecipe(name="ntxent"),
+    "triplet, image": LossRecipe(name="triplet", mining="all", margin=0.5),
+    "three views, image": LossRecipe(name="ntxent"),
+    "SimCSE, text": LossRecipe(name="infonce"),
+    "SimCSE, text, head": LossRecipe(name="infonce"),
+}
+OBJECTIVES = [*LOSSES, *VIEWS]
 # The new ones share their machinery: a few cuts of each will do.
 _ALL_CUTS = ("infonce", "multi-positive", "ignore", "sigmoid")
 MICRO_BATCHES = (1, 3, 8, 100)
@@ -76,12 +97,16 @@ class Words(nn.Module):
         return (states * mask).sum(1) / mask.sum(1)
 
 
-def build(dtype: torch.dtype, dropout: float) -> DualEncoder:
+def build(dtype: torch.dtype, dropout: float, head: str = "layer") -> DualEncoder:
     torch.manual_seed(3)
     image: Any = ImageTower(Pixels(dropout), nn.Linear(20, WIDTH, bias=False), [["layers.0.weight"]], None)  # type: ignore[arg-type]
     text: Any = TextTower(Words(dropout), nn.Linear(16, WIDTH, bias=False), [["words.weight"]], None)  # type: ignore[arg-type]
     scale, bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-1.0))
-    model = DualEncoder(image, text, scale, bias, None, "made").to(dtype)  # type: ignore[arg-type]
+    model = DualEncoder(image, text, scale, bias, None, "made")  # type: ignore[arg-type]
+    norm: Any = "batch" if head == "batch" else "layer"
+    model.view_heads["image"] = ViewHead(HeadRecipe(width=14, dim=WIDTH, norm=norm), 20)
+    model.view_heads["text"] = ViewHead(HeadRecipe(width=14, dim=WIDTH, norm=norm), 16)
+    model = model.to(dtype)
     return model.requires_grad_(True).train(dropout > 0)
 
 
@@ -90,17 +115,32 @@ def global_batch(pairs: int, dtype: torch.dtype) -> Batch:
     generator = torch.Generator().manual_seed(5)
     lengths = torch.randint(1, LONGEST + 1, (pairs,), generator=generator)
     return Batch(
-        image={"pixel_values": torch.randn(pairs, 3, 4, 4, generator=generator, dtype=dtype)},
-        text={
-            "input_ids": torch.randint(0, VOCABULARY, (pairs, LONGEST), generator=generator),
-            "attention_mask": (torch.arange(LONGEST) < lengths[:, None]).long(),
+        {
+            "image_features": {"pixel_values": torch.randn(pairs, 3, 4, 4, generator=generator, dtype=dtype)},
+            "text_features": {
+                "input_ids": torch.randint(0, VOCABULARY, (pairs, LONGEST), generator=generator),
+                "attention_mask": (torch.arange(LONGEST) < lengths[:, None]).long(),
+            },
+            "negative_text_features": {
+                "input_ids": torch.randint(0, VOCABULARY, (pairs, LONGEST), generator=generator),
+                "attention_mask": (torch.arange(LONGEST) < lengths.flip(0)[:, None]).long(),
+            },
+            # Three views of each picture, two of each caption, of different length.
+            **{
+                f"image_view_{view}": {"pixel_values": torch.randn(pairs, 3, 4, 4, generator=generator, dtype=dtype)}
+                for view in (1, 2, 3)
+            },
+            **{
+                f"text_view_{view}": {
+                    "input_ids": torch.randint(0, VOCABULARY, (pairs, LONGEST), generator=generator),
+                    "attention_mask": (torch.arange(LONGEST) < lengths.roll(view)[:, None]).long(),
+                }
+                for view in (1, 2)
+            },
         },
         image_ids=torch.arange(pairs) % (pairs - 3),
         caption_ids=torch.arange(pairs) // 2 * (torch.arange(pairs) % 5 > 1),
-        negative_text={
-            "input_ids": torch.randint(0, VOCABULARY, (pairs, LONGEST), generator=generator),
-            "attention_mask": (torch.arange(LONGEST) < lengths.flip(0)[:, None]).long(),
-        },
+        caption_rows=torch.arange(pairs),
     )
 
 
@@ -116,8 +156,26 @@ def teacher(gathered: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return own | {"teacher_scale": torch.tensor(9.0, dtype=dtype)}
 
 
-def objective(loss: str) -> Objective:
-    return objective_of(LOSSES[loss], {"made": teacher})
+def seen(loss: str) -> list[str]:
+    """Names of the features that the objective sees."""
+    if loss in VIEWS:
+        return list(VIEWS[loss])
+    return ["image_features", "text_features", *(["negative_text_features"] if loss == "negclip" else [])]
+
+
+def encoders(loss: str, model: DualEncoder) -> dict[str, Encoder]:
+    return {
+        name: Encoder(model.image if name.startswith("image") else model.text, of_trunk=loss in VIEWS and "head" in loss)
+        for name in seen(loss)
+    }
+
+
+def value(loss: str, model: DualEncoder) -> Value:
+    if loss not in VIEWS:
+        return loss_sum(LOSSES[loss], {"made": teacher})
+    head = model.view_head("image" if "image" in loss else "text") if "head" in loss else None
+    ids = ("image_ids", "image_ids") if "image" in loss else ("caption_ids", "caption_ids")
+    return value_of_views(seen(loss), VIEW_LOSSES[loss], 0.2, head, ids)
 
 
 def cuts(loss: str) -> list[tuple[int, int]]:
@@ -128,11 +186,10 @@ def cuts(loss: str) -> list[tuple[int, int]]:
 
 def slice_of(batch: Batch, rows: slice) -> Batch:
     return Batch(
-        {name: value[rows] for name, value in batch.image.items()},
-        {name: value[rows] for name, value in batch.text.items()},
+        {name: {key: values[rows] for key, values in own.items()} for name, own in batch.inputs.items()},
         batch.image_ids[rows],
         batch.caption_ids[rows],
-        {name: value[rows] for name, value in batch.negative_text.items()},
+        batch.caption_rows[rows],
     )
 
 
@@ -140,20 +197,17 @@ def gradients(
     loss: str, pairs: int, micro: int, dtype: torch.dtype, dropout: float, accelerator: Accelerator
 ) -> dict[str, Tensor]:
     processes = Processes(accelerator)
-    model = build(dtype, dropout)
-    step = Step(model, objective(loss), processes, accelerator, pairs, micro, seed=1)
-    batch = global_batch(pairs, dtype)
-    if loss != "negclip":
-        batch = replace(batch, negative_text={})
-    value = step(slice_of(batch, processes.share(pairs)), step=7)
+    model = build(dtype, dropout, "batch" if "batch norm" in loss else "layer")
+    step = Step(model, encoders(loss, model), value(loss, model), processes, accelerator, pairs, micro, seed=1)
+    whole = step(slice_of(global_batch(pairs, dtype), processes.share(pairs)), step=7)
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return found | {"loss": value}
+    return found | {"loss": whole}
 
 
 def main(out: Path) -> None:
     accelerator = Accelerator(cpu=True)
     found = {}
-    for dtype, loss in itertools.product((torch.float64, torch.float32), LOSSES):
+    for dtype, loss in itertools.product((torch.float64, torch.float32), OBJECTIVES):
         for pairs, micro in cuts(loss):
             found[(str(dtype), loss, pairs, micro)] = gradients(loss, pairs, micro, dtype, 0.0, accelerator)
     torch.save((accelerator.num_processes, found), out / f"{accelerator.num_processes}-{accelerator.process_index}.pt")

@@ -1,0 +1,40 @@
+"""A recipe: everything that determines a run, typed, validated once at the edge, and never checked again after that.
+
+>>> recipe = Recipe.from_dict({"model": {"name": "my/clip"}, "data": {"train": "train.csv"}, "output": "runs/a"})
+>>> recipe.optim.lr
+1e-05
+>>> print(recipe.override({"optim.lr": 5e-6}).optim.lr)
+5e-06
+"""
+
+from clipkit.recipe.data import DataRecipe
+from clipkit.recipe.loop import CheckpointRecipe, EvalRecipe, OptimRecipe, TrainRecipe
+from clipkit.recipe.loss import LossOptions, LossRecipe, LossTerm
+from clipkit.recipe.model import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
+from clipkit.recipe.overrides import parse_overrides
+from clipkit.recipe.policies import Policy, Step, steps_of
+from clipkit.recipe.views import HeadRecipe, ImageViewsRecipe, TextViewsRecipe, ViewsRecipe
+from clipkit.recipe.whole import Recipe
+
+__all__ = [
+    "CheckpointRecipe",
+    "DataRecipe",
+    "EvalRecipe",
+    "HeadRecipe",
+    "ImageTowerRecipe",
+    "ImageViewsRecipe",
+    "LossOptions",
+    "LossRecipe",
+    "LossTerm",
+    "ModelRecipe",
+    "OptimRecipe",
+    "Policy",
+    "Recipe",
+    "Step",
+    "TextTowerRecipe",
+    "TextViewsRecipe",
+    "TrainRecipe",
+    "ViewsRecipe",
+    "parse_overrides",
+    "steps_of",
+]

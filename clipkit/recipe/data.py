@@ -1,0 +1,45 @@
+"""The data of a recipe."""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from clipkit.recipe.policies import Crop, Policy, Step, steps_of
+from clipkit.recipe.section import Section
+
+
+class DataRecipe(Section):
+    """Where the pairs come from."""
+
+    train: str
+    """Captions; for views alone also pictures without, as a folder of pictures or of class folders."""
+    validation: str | None = None
+    labelled: str | None = None
+    """Pictures with classes, for nearest neighbours and a linear probe while training."""
+    labelled_test: str | None = None
+    """What these are measured on; a fifth of each class of `labelled` where not given."""
+    captions: Literal["one", "all"] = "one"
+    """one: one caption of each picture an epoch, another one each time; all: every caption each epoch."""
+    augment: Policy = "crop"
+    """Of the pictures beside captions. crop: a random resized crop; none: the model's own evaluation preprocessing; or
+    any other policy."""
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.0)
+    """Share of the picture's area that `augment: crop` keeps, lowest and highest."""
+    safe: bool = False
+    """No flips of pictures whose captions say left or right, no change of colour where they name one."""
+    workers: int = Field(default=4, ge=0)
+    """Loader processes on each process of the run; 0 loads in the run itself."""
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> Self:
+        low, high = self.crop_scale
+        if not low <= high <= 1:
+            raise ValueError(f"crop_scale is {[low, high]}: it must rise and end at most at 1, as [0.8, 1.0]")
+        return self
+
+    @property
+    def augmentation(self) -> tuple[Step, ...]:
+        """The steps of the pictures beside captions."""
+        if self.augment == "crop":
+            return (Crop(scale=self.crop_scale),)
+        return steps_of(self.augment)

@@ -1,0 +1,170 @@
+"""Augmentation policies: lists of steps, each with its strength, and the ones that have a name.
+
+A new policy is one more entry of `POLICIES`. Sizes are in pixels of the tower's input, angles in degrees, p is the
+probability that a step is applied to a picture.
+
+>>> [step.name for step in steps_of("slip")]
+['crop', 'jitter', 'grey', 'blur', 'flip']
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PositiveFloat, Tag
+
+from clipkit.recipe.section import Section
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"is {list(pair)}: the first must be at most the second")
+    return pair
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Shares = Annotated[tuple[Share, Share], AfterValidator(_check_rising)]
+
+
+class Crop(Section):
+    """A random part of the picture, resized to the input's size (Szegedy et al. 2015)."""
+
+    name: Literal["crop"] = "crop"
+    scale: Shares = (0.08, 1.0)
+    """Share of the picture's area, lowest and highest."""
+    ratio: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_check_rising)] = (3 / 4, 4 / 3)
+    """Width to height, lowest and highest."""
+
+
+class Flip(Section):
+    """The mirror image."""
+
+    name: Literal["flip"] = "flip"
+    direction: Literal["horizontal", "vertical"] = "horizontal"
+    p: Probability = 0.5
+
+
+class Rotate(Section):
+    """A rotation around the centre; corners become grey."""
+
+    name: Literal["rotate"] = "rotate"
+    degrees: float = Field(default=30.0, gt=0, le=180)
+    """At most so far to either side."""
+    p: Probability = 1.0
+
+
+class Jitter(Section):
+    """Colours changed: factors in [1 − x, 1 + x], hue by at most a share of the circle."""
+
+    name: Literal["jitter"] = "jitter"
+    brightness: float = Field(default=0.4, ge=0)
+    contrast: float = Field(default=0.4, ge=0)
+    saturation: float = Field(default=0.4, ge=0)
+    hue: float = Field(default=0.1, ge=0, le=0.5)
+    p: Probability = 0.8
+
+
+class Grey(Section):
+    """No colour."""
+
+    name: Literal["grey"] = "grey"
+    p: Probability = 0.2
+
+
+class Blur(Section):
+    """A Gaussian blur."""
+
+    name: Literal["blur"] = "blur"
+    sigma: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_check_rising)] = (0.1, 2.0)
+    """Lowest and highest, in pixels."""
+    p: Probability = 0.5
+
+
+class Solarise(Section):
+    """Values above the threshold, of 255, are inverted."""
+
+    name: Literal["solarise"] = "solarise"
+    threshold: float = Field(default=128.0, ge=0, le=255)
+    p: Probability = 0.2
+
+
+class Cutout(Section):
+    """A grey rectangle over a part of the picture (Zhong et al. 2020)."""
+
+    name: Literal["cutout"] = "cutout"
+    scale: Shares = (0.02, 0.33)
+    """Share of the area, lowest and highest."""
+    p: Probability = 0.5
+
+
+class RandAugment(Section):
+    """A few operations drawn from fourteen (Cubuk et al. 2020)."""
+
+    name: Literal["randaugment"] = "randaugment"
+    count: int = Field(default=2, ge=1)
+    magnitude: int = Field(default=9, ge=0, le=30)
+
+
+Step = Crop | Flip | Rotate | Jitter | Grey | Blur | Solarise | Cutout | RandAugment
+
+POLICIES: dict[str, tuple[Step, ...]] = {
+    # The model's own evaluation preprocessing.
+    "none": (),
+    # A careful one for fine-tuning; its scale is data.crop_scale beside captions.
+    "crop": (Crop(scale=(0.8, 1.0)),),
+    # open_clip's for CLIP from scratch.
+    "clip": (Crop(scale=(0.9, 1.0)),),
+    # Chen et al. 2020, appendix A, with colour strength 1.
+    "simclr": (Crop(), Flip(), Jitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2), Grey(), Blur()),
+    # Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning".
+    "moco": (Crop(scale=(0.2, 1.0)), Jitter(), Grey(), Blur(), Flip()),
+    # Mu et al. 2022, for the two views beside the captions'.
+    "slip": (Crop(), Jitter(), Grey(), Blur(), Flip()),
+    # Grill et al. 2020, appendix B: one for each view.
+    "byol_first": (Crop(), Flip(), Jitter(saturation=0.2), Grey(), Blur(p=1.0)),
+    "byol_second": (Crop(), Flip(), Jitter(saturation=0.2), Grey(), Blur(p=0.1), Solarise()),
+}
+
+
+def _check_policy(name: str) -> str:
+    if name not in POLICIES:
+        near = difflib.get_close_matches(name, POLICIES, 1, 0.5)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(POLICIES)}"
+        raise ValueError(f"{name!r} is no augmentation policy; {advice} (or give a list of steps, as [crop, flip])")
+    return name
+
+
+def _name_alone(step: object) -> object:
+    return {"name": step} if isinstance(step, str) else step
+
+
+# By name, or a list of steps, of which each may be its name alone: [crop, {name: rotate, degrees: 15}].
+Policy = Annotated[
+    Annotated[str, AfterValidator(_check_policy), Tag("one")]
+    | Annotated[
+        list[Annotated[Annotated[Step, Field(discriminator="name")], BeforeValidator(_name_alone)]], Tag("several")
+    ],
+    Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
+]
+
+
+def steps_of(policy: str | Sequence[Step]) -> tuple[Step, ...]:
+    """The steps of a policy."""
+    return POLICIES[policy] if isinstance(policy, str) else tuple(policy)
+
+
+def table() -> str:
+    """A line a named policy, for a terminal."""
+    return "\n".join(f"{name}: {', '.join(map(_written, steps)) or 'nothing'}" for name, steps in POLICIES.items())
+
+
+def _written(step: Step) -> str:
+    values = step.model_dump(exclude={"name"})
+    own = ", ".join(
+        f"{key} {value}" if not isinstance(value, tuple) else f"{key} {value[0]:.3g} to {value[1]:.3g}"
+        for key, value in values.items()
+        if key != "ratio"
+    )
+    return f"{step.name} ({own})"

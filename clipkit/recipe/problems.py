@@ -1,0 +1,63 @@
+"""What is wrong with a recipe, in one line."""
+
+import difflib
+from typing import get_args
+
+from pydantic import BaseModel, ValidationError
+
+from clipkit.recipe.loss import LossTerm
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        for own in (field.annotation, *get_args(field.annotation)):
+            if isinstance(own, type) and issubclass(own, BaseModel):
+                keys += _known_keys(own, f"{prefix}{name}.")
+    return keys
+
+
+# What other tools call them.
+_ELSEWHERE = {
+    "learning_rate": "optim.lr",
+    "wd": "optim.weight_decay",
+    "grad_clip_norm": "optim.clip",
+    "max_grad_norm": "optim.clip",
+    "num_train_epochs": "train.epochs",
+    "mixed_precision": "train.precision",
+    "num_workers": "data.workers",
+    "output_dir": "output",
+}
+
+
+def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
+    """The likeliest cause, with the key and what to do."""
+    # An unknown key first: it is the likelier cause of a missing one than the other way round.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problem = problems[0]
+    # Without the tags of a union's branches.
+    key = ".".join(str(part) for part in problem["loc"] if part not in ("one", "several"))
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _known_keys(recipe)
+            siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+            if key.startswith("loss.name."):
+                siblings = [f"{key.rpartition('.')[0]}.{own}" for own in LossTerm.model_fields]
+            last_part = {name.rpartition(".")[2]: name for name in reversed(known)}
+            near = [_ELSEWHERE[last] for last in [key.rpartition(".")[2]] if last in _ELSEWHERE]
+            near = (
+                near
+                or [name for name in siblings if name.startswith(key)]
+                or difflib.get_close_matches(key, siblings, 1, 0.5)
+                or difflib.get_close_matches(key, known, 1, 0.6)
+            )
+            near = near or [last_part[n] for n in difflib.get_close_matches(key.rpartition(".")[2], last_part, 1, 0.6)]
+            advice = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(siblings or known)}"
+            return f"{key} is not an option; {advice}"
+        case "missing":
+            return f"{key} is missing; every run needs it"
+        case "value_error":
+            return f"{key} {problem['msg'].removeprefix('Value error, ')}".strip()
+        case _:
+            return f"{key} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

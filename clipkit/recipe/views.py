@@ -1,0 +1,85 @@
+"""Views: the positives of a picture or a text are other views of itself."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from clipkit import catalogue
+from clipkit.recipe.loss import LossRecipe
+from clipkit.recipe.policies import Policy, Shares
+from clipkit.recipe.section import Section
+
+
+def _check_loss_of_views(loss: LossRecipe) -> LossRecipe:
+    for name in loss.names:
+        needs = catalogue.losses()[name].fields["needs"]
+        if not needs.startswith(("nothing", "another loss")):
+            raise ValueError(f"{name} needs {needs}, which views do not have; take ntxent, infonce or triplet")
+    return loss
+
+
+LossOfViews = Annotated[LossRecipe, AfterValidator(_check_loss_of_views)]
+
+
+class HeadRecipe(Section):
+    """A projection head on the trunk's output, for the loss of the views alone (Chen et al. 2020, section 4.2).
+
+    It is computed on the gathered features of the whole batch, so that BatchNorm sees all of it, whatever the
+    processes and micro-batches.
+    """
+
+    layers: PositiveInt = 2
+    """Linear maps; between them a normalisation and a ReLU."""
+    width: PositiveInt | None = None
+    """Of the layers between; the trunk's own where not given."""
+    dim: PositiveInt = 128
+    """Width of the features that the loss sees."""
+    norm: Literal["layer", "batch"] = "layer"
+    keep: bool = False
+    """Whether the saved model has it, as `view_heads`."""
+
+
+class ImageViewsRecipe(Section):
+    """Views of pictures: augmented two times or more."""
+
+    policies: list[Policy] = Field(default=["simclr", "simclr"], min_length=2)
+    """One a view. With more than two the loss is the mean over all pairs of views."""
+    safe: bool = False
+    """No flips of pictures whose captions say left or right, no change of colour where they name one."""
+    positives: Literal["picture", "caption"] = "picture"
+    """picture: the views of one picture; caption: those of all pictures with an equal caption, or of one class."""
+    loss: LossOfViews = LossRecipe(name="ntxent")
+    temperature: PositiveFloat = 0.1
+    """Fixed; for losses that heed a scale."""
+    head: HeadRecipe | None = HeadRecipe()
+    """null: the loss sees the tower's own features."""
+
+
+class TextViewsRecipe(Section):
+    """Views of captions (Gao et al. 2021, SimCSE)."""
+
+    policies: list[Literal["same", "crop", "paraphrase", "sibling"]] = Field(default=["same", "same"], min_length=2)
+    """One a view. same: as it is (with model.text.dropout no two passes are); crop: some of its words, side by side;
+    paraphrase: the data's column of that name; sibling: another caption of the picture."""
+    crop: Shares = (0.5, 0.9)
+    """Share of the words that a crop keeps, lowest and highest."""
+    positives: Literal["caption", "picture"] = "caption"
+    """caption: the views of one string; picture: those of all captions of the picture."""
+    loss: LossOfViews = LossRecipe(name="infonce")
+    temperature: PositiveFloat = 0.05
+    head: HeadRecipe | None = None
+
+
+class ViewsRecipe(Section):
+    """Which tower learns from views of its own inputs; both may."""
+
+    image: ImageViewsRecipe | None = None
+    text: TextViewsRecipe | None = None
+
+    @model_validator(mode="after")
+    def _of_something(self) -> Self:
+        if self.image is None and self.text is None:
+            raise ValueError(
+                "names no tower; give image: {policies: [simclr, simclr]} or text: {policies: [same, same]}"
+            )
+        return self

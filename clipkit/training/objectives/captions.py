@@ -1,0 +1,36 @@
+"""Captions: a picture's positive is its caption."""
+
+from collections.abc import Mapping
+
+from clipkit.data import Pairs, Policy, TextSafe, TextView, WrongCaption, checked_negatives
+from clipkit.models import DualEncoder
+from clipkit.recipe import Recipe
+from clipkit.training.loss_sum import chance_of, loss_sum, needs
+from clipkit.training.objective import Encoded, Objective
+from clipkit.training.teacher import Teacher
+
+
+def captions(recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]) -> Objective:
+    """`image_features` and `text_features`, and `negative_text_features` where the loss asks for them.
+
+    Raises:
+        DataError: the data lacks wrong captions.
+    """
+    preprocess = model.image.preprocess
+    augment = Policy(
+        recipe.data.augmentation,
+        preprocess.image_size,
+        preprocess.of_crop,
+        preprocess,
+        recipe.train.seed,
+        safe=TextSafe(pairs) if recipe.data.safe else None,
+    )
+    encoded = {
+        "image_features": Encoded("image", augment),
+        "text_features": Encoded("text", TextView("same", pairs)),
+    }
+    if needs(recipe.loss, "negative_text_features"):
+        encoded["negative_text_features"] = Encoded("text", WrongCaption(checked_negatives(pairs)))
+    return Objective(
+        "captions", encoded, loss_sum(recipe.loss, teachers), chance_of(recipe.loss, recipe.train.batch_size)
+    )
