@@ -1,4 +1,4 @@
-"""What a run's image tower learned, as JSON: nearest neighbours and a linear probe beside an untrained tower and pixels.
+"""What a run's image tower learned, as JSON: neighbours and a linear probe beside an untrained tower and pixels.
 
     python benchmarks/nearest_neighbours.py runs/simclr_images --labelled emoji/train_groups.csv \
         [--test emoji/held_out_groups.csv]

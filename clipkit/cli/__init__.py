@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from clipkit import __version__
+from clipkit.cli.data import app as data_app
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.errors import Interrupted, TrainingError, UserError
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(eval_app, name="eval")
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:

@@ -111,9 +111,8 @@ class Policy:
                 case steps.Rotate():
                     rotate = T.RandomRotation(step.degrees, InterpolationMode.BILINEAR, fill=_GREY)
                     found.append(_sometimes(rotate, step.p))
-                case steps.Jitter():
-                    colours = {"saturation": step.saturation, "hue": step.hue} if may_colour else {}
-                    jitter = T.ColorJitter(step.brightness, step.contrast, **colours)
+                case steps.Jitter() if may_colour:  # brightness and contrast too: a white dog soon is a grey one
+                    jitter = T.ColorJitter(step.brightness, step.contrast, step.saturation, step.hue)
                     found.append(_sometimes(jitter, step.p))
                 case steps.Grey() if may_colour:
                     found.append(T.RandomGrayscale(step.p))

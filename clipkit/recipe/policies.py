@@ -8,11 +8,23 @@ probability that a step is applied to a picture.
 """
 
 import difflib
+import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PositiveFloat, Tag
+import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 
+from clipkit.errors import RecipeError
 from clipkit.recipe.section import Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -155,9 +167,28 @@ def steps_of(policy: str | Sequence[Step]) -> tuple[Step, ...]:
     return POLICIES[policy] if isinstance(policy, str) else tuple(policy)
 
 
+def parse_policy(text: str) -> tuple[Step, ...]:
+    """A policy as it is written on the command line: a name, or a list of steps in YAML.
+
+    Raises:
+        RecipeError: it is neither.
+    """
+    try:
+        return steps_of(TypeAdapter(Policy).validate_python(yaml.safe_load(text)))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{text!r} is no policy: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise RecipeError(f"--policy {text}: {problem['msg'].removeprefix('Value error, ')}") from None
+
+
 def table() -> str:
-    """A line a named policy, for a terminal."""
-    return "\n".join(f"{name}: {', '.join(map(_written, steps)) or 'nothing'}" for name, steps in POLICIES.items())
+    """Named policies with their strengths, for a terminal."""
+    rows = []
+    for name, steps in POLICIES.items():
+        line = f"{name}: {', '.join(map(_written, steps)) or 'nothing'}"
+        rows.append("\n  ".join(textwrap.wrap(line, 96)))
+    return "\n".join(rows)
 
 
 def _written(step: Step) -> str:

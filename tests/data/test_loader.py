@@ -38,12 +38,16 @@ def test_workers_and_processes_do_not_change_a_batch(shapes: Path, monkeypatch: 
     alone = batches_of(pairs, 0)
     for other in (batches_of(pairs, 2), [*batches_of(pairs, 0)]):
         for one, two in zip(alone, other, strict=True):
-            assert torch.equal(one.inputs["image_features"]["pixel_values"], two.inputs["image_features"]["pixel_values"])
+            assert torch.equal(
+                one.inputs["image_features"]["pixel_values"], two.inputs["image_features"]["pixel_values"]
+            )
             assert torch.equal(one.inputs["text_features"]["input_ids"], two.inputs["text_features"]["input_ids"])
             assert torch.equal(one.caption_ids, two.caption_ids)
     second_half = batches_of(pairs, 0, slice(3, 6))
     for one, two in zip(alone, second_half, strict=True):
-        assert torch.equal(one.inputs["image_features"]["pixel_values"][3:], two.inputs["image_features"]["pixel_values"])
+        assert torch.equal(
+            one.inputs["image_features"]["pixel_values"][3:], two.inputs["image_features"]["pixel_values"]
+        )
 
 
 def test_the_crop_changes_with_epoch_picture_and_seed_and_leaves_the_global_generator_alone() -> None:
@@ -63,7 +67,10 @@ def test_the_crop_changes_with_epoch_picture_and_seed_and_leaves_the_global_gene
 
 def test_a_crop_for_towers_that_take_pictures_in_their_own_shape() -> None:
     picture = draw("red", "cross", 64)
-    shapes = {tuple(Policy([Crop(scale=(0.2, 0.8))], None, to_tensor, to_tensor, 0)(picture, 0, n)["pixel_values"].shape) for n in range(8)}
+    shapes = {
+        tuple(Policy([Crop(scale=(0.2, 0.8))], None, to_tensor, to_tensor, 0)(picture, 0, n)["pixel_values"].shape)
+        for n in range(8)
+    }
     assert len(shapes) > 4
     for _, height, width in shapes:
         assert 0.15 < height * width / 64**2 < 0.85

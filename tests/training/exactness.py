@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from clipkit.data import Batch
 from clipkit.models import DualEncoder
 from clipkit.models.towers import ImageTower, TextTower
-from clipkit.processes import Processes
 from clipkit.models.view_heads import ViewHead
+from clipkit.processes import Processes
 from clipkit.recipe import HeadRecipe, LossRecipe
 from clipkit.training.loss_sum import loss_sum
 from clipkit.training.objective import Value
@@ -165,7 +165,9 @@ def seen(loss: str) -> list[str]:
 
 def encoders(loss: str, model: DualEncoder) -> dict[str, Encoder]:
     return {
-        name: Encoder(model.image if name.startswith("image") else model.text, of_trunk=loss in VIEWS and "head" in loss)
+        name: Encoder(
+            model.image if name.startswith("image") else model.text, of_trunk=loss in VIEWS and "head" in loss
+        )
         for name in seen(loss)
     }
 

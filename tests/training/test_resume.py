@@ -229,10 +229,10 @@ def _hold(folder: Path, ready: Any, done: Any) -> None:
 
 def test_what_is_kept(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last two, the best two, and what was the best when one of the last was written."""
-    from clipkit.training.validation import Validation
+    from clipkit.training.validation import CaptionValidation
 
     values = iter([0.5, 0.9, 0.2, 0.7, 0.3, 0.4])
-    monkeypatch.setattr(Validation, "figures", lambda self: dict.fromkeys(METRICS, next(values)))
+    monkeypatch.setattr(CaptionValidation, "figures", lambda self: dict.fromkeys(METRICS, next(values)))
     changes = {"train.epochs": 6, "train.batch_size": 8, "checkpoint.every_steps": 1, "checkpoint.keep_best": 2}
     clipkit.train(recipe(changes))
     assert checkpoint_steps(tmp_path / "run" / "checkpoints") == [4, 8, 11, 12]
@@ -245,10 +245,10 @@ def test_what_is_kept(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_is_saved_is_the_best_not_the_last(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clipkit.training.checkpoint import checkpoint_of, read_tensors
-    from clipkit.training.validation import Validation
+    from clipkit.training.validation import CaptionValidation
 
     values = iter([0.5, 0.9, 0.2])
-    monkeypatch.setattr(Validation, "figures", lambda self: dict.fromkeys(METRICS, next(values)))
+    monkeypatch.setattr(CaptionValidation, "figures", lambda self: dict.fromkeys(METRICS, next(values)))
     result = clipkit.train(recipe({"train.epochs": 3, "train.batch_size": 8, "optim.lr": 1e-2}))
     saved = clipkit.load(tmp_path / "run")
     kept = read_tensors(checkpoint_of(tmp_path / "run" / "checkpoints", 4), "model")

@@ -162,21 +162,21 @@ def test_from_python_it_is_a_keyboard_interrupt(recipe: Build, tmp_path: Path) -
 def test_an_evaluation_is_broken_off_and_made_again(
     recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipkit.training.validation import Validation
+    from clipkit.training.validation import CaptionValidation
 
     changes = {"train.epochs": 4, "checkpoint.every_steps": 100}
     clipkit.train(recipe({**changes, "output": str(tmp_path / "whole")}))
     with monkeypatch.context() as patched:
-        figures, calls = Validation.figures, 0
+        figures, calls = CaptionValidation.figures, 0
 
-        def asked_in_the_second(self: Validation) -> dict[str, float]:
+        def asked_in_the_second(self: CaptionValidation) -> dict[str, float]:
             nonlocal calls
             calls += 1
             if calls == 2:
                 signal.raise_signal(signal.SIGTERM)
             return figures(self)
 
-        patched.setattr(Validation, "figures", asked_in_the_second)
+        patched.setattr(CaptionValidation, "figures", asked_in_the_second)
         with pytest.raises(Interrupted, match="stopped by SIGTERM; what was saved is whole"):
             clipkit.train(recipe(changes))
         assert calls == 2

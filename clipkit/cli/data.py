@@ -1,0 +1,56 @@
+"""`clipkit data …`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from clipkit.errors import OutputError, RecipeError
+
+app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _data() -> None:
+    """Look at data before training on it."""
+
+
+class _PreviewCommand(TyperCommand):
+    """Its help ends with the policies, as they are: an epilog would be wrapped anew."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from clipkit.recipe.policies import table
+
+        formatter.write("\nPolicies, with their strengths:\n\n" + table() + "\n")
+
+
+@app.command(cls=_PreviewCommand)
+def preview(
+    data: Annotated[str, typer.Argument(metavar="D", help="A CSV or TSV with an image column, or a folder.")],
+    policy: Annotated[
+        str, typer.Option(help="A policy's name, or steps, as '[crop, {name: rotate, degrees: 15}]'.")
+    ] = "simclr",
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("preview.png"),
+    count: Annotated[int, typer.Option(help="Pictures, a row each.", min=1)] = 8,
+    views: Annotated[int, typer.Option(help="Views of each picture.", min=1)] = 5,
+    size: Annotated[int, typer.Option(help="Side of a view in pixels.", min=8)] = 160,
+    safe: Annotated[bool, typer.Option("--safe", help="Heed what captions say of sides and colours.")] = False,
+    seed: Annotated[int, typer.Option(help="The run's seed.", min=0)] = 0,
+) -> None:
+    """Pictures beside their augmented views, as one picture."""
+    from clipkit.recipe.policies import parse_policy
+
+    steps = parse_policy(policy)
+    from clipkit.data import read_pairs
+    from clipkit.data.preview import preview as sheet_of
+
+    pairs = read_pairs(data, captions=safe)
+    if not pairs.has_pictures:
+        raise RecipeError(f"{data}: has captions alone; a preview shows pictures")
+    sheet = sheet_of(pairs, steps, count=count, views=views, size=size, safe=safe, seed=seed)
+    try:
+        sheet.save(out)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{out}: cannot be written ({error}); give a file as preview.png") from None
+    print(f"{out}: {min(count, len(pairs.pictures))} of {len(pairs.pictures)} pictures, {views} views of each")
