@@ -58,11 +58,11 @@ VIEWS = {
     "SimCSE, text, head": _TEXTS,
 }
 VIEW_LOSSES = {
-    "SimCLR, image, head": LossRecipe(name="ntxent"),
-    "SimCLR, image, batch norm head": LossRecipe(name="ntxent"),
+    "SimCLR, image, head": LossRecipe(name="ntxent", duplicates="negative"),
+    "SimCLR, image, batch norm head": LossRecipe(name="ntxent", duplicates="negative"),
     "triplet, image": LossRecipe(name="triplet", mining="all", margin=0.5),
     "three views, image": LossRecipe(name="ntxent"),
-    "SimCSE, text": LossRecipe(name="infonce"),
+    "SimCSE, text": LossRecipe(name="infonce", duplicates="negative"),
     "SimCSE, text, head": LossRecipe(name="infonce"),
 }
 OBJECTIVES = [*LOSSES, *VIEWS]

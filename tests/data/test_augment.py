@@ -1,0 +1,132 @@
+"""Policies of pictures, views of captions: what they draw depends on what they are of."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipkit.data import Pairs, Policy, Sample, TextSafe, TextView, read_pairs
+from clipkit.data.preview import preview
+from clipkit.errors import DataError
+from clipkit.recipe import Step, policies, steps_of
+from tests.conftest import write_csv
+
+EVERY: list[Step] = [
+    policies.Crop(), policies.Flip(p=1), policies.Flip(p=1, direction="vertical"), policies.Rotate(degrees=20),
+    policies.Jitter(p=1), policies.Grey(p=1), policies.Blur(p=1), policies.Solarise(p=1), policies.Cutout(p=1),
+    policies.RandAugment(),
+]  # fmt: skip
+
+
+def pixels(picture: Image.Image) -> dict[str, torch.Tensor]:
+    return {"pixel_values": torch.from_numpy(np.asarray(picture).copy())}
+
+
+def made(steps: list[Step], view: int = 1, epoch: int = 0, image: int = 0, seed: int = 0) -> torch.Tensor:
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (140, 160, 3), dtype=np.uint8))
+    return Policy(steps, 24, pixels, pixels, seed, view)(picture, epoch, image)["pixel_values"]
+
+
+@pytest.mark.parametrize("step", EVERY, ids=lambda step: step.name)
+def test_every_step_changes_the_picture_and_nothing_else(step: Step) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    changed = made([step])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(made([step]), changed)
+    plain = made([])
+    assert changed.shape != plain.shape or not torch.equal(changed, plain)
+    assert changed.shape == ((24, 24, 3) if step.name == "crop" else (140, 160, 3))
+
+
+def test_steps_do_what_they_say() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8))
+
+    def of(step: Step) -> np.ndarray:
+        return np.asarray(Policy([step], 24, pixels, pixels, 0, 1).augmented(picture, 0, 0))
+
+    plain = np.asarray(picture)
+    assert (of(policies.Flip(p=1)) == plain[:, ::-1]).all()
+    assert (of(policies.Flip(p=1, direction="vertical")) == plain[::-1]).all()
+    assert (np.ptp(of(policies.Grey(p=1)), axis=2) == 0).all()
+    assert (of(policies.Solarise(p=1, threshold=128)) == np.where(plain >= 128, 255 - plain, plain)).all()
+    cut = of(policies.Cutout(p=1, scale=(0.25, 0.25)))
+    assert 0.2 < (cut == 128).all(axis=2).mean() < 0.3
+    assert (of(policies.Blur(p=1, sigma=(3, 3))).std() < 0.5 * plain.std()).all()
+    turned = of(policies.Rotate(degrees=45))
+    assert turned.shape == plain.shape
+    assert (of(policies.Flip(p=0)) == plain).all()
+
+
+@pytest.mark.parametrize("name", policies.POLICIES)
+def test_what_a_policy_draws_depends_on_seed_epoch_picture_and_view(name: str) -> None:
+    steps = list(steps_of(name))
+    first = made(steps)
+    assert torch.equal(made(steps), first)
+    if name == "none":
+        assert torch.equal(first, made(steps, view=2, epoch=3, image=4, seed=5))
+        return
+    others = [made(steps, view=2), made(steps, epoch=1), made(steps, image=1), made(steps, seed=1)]
+    assert sum(not torch.equal(other, first) for other in others) == 4
+
+
+def test_text_safe_keeps_what_the_captions_say() -> None:
+    said = ["a dog", "a man turns LEFT", "a white dog", "the right hand of a girl in reddish light", "a bright orange"]
+    pairs = Pairs("made", [Path(str(n)) for n in range(4)], said, np.array([0, 1, 2, 3, 1]))
+    safe = TextSafe(pairs)
+    assert [safe.of(image) for image in range(4)] == [(True, True), (False, False), (True, False), (False, False)]
+    assert safe.counts == (2, 3)
+    for words in ("leftover rice on a plate", "a reddening of skin", "a tangled net"):
+        assert TextSafe(Pairs("m", [Path("a")], [words], np.array([0]))).of(0) == (True, True), words
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    every = [step for step in EVERY if step.name in ("flip", "jitter", "grey", "solarise", "randaugment")]
+    policy = Policy(every, 24, pixels, pixels, 0, 1, safe)
+    assert np.array_equal(policy.augmented(picture, 0, 1), picture)
+    assert not np.array_equal(policy.augmented(picture, 0, 0), picture)
+    flipped = policy.augmented(picture, 0, 2)
+    assert np.array_equal(flipped, np.asarray(picture)[::-1, ::-1])
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, shapes: Path) -> Pairs:
+    rows = [[str(shapes / "images/00.png"), f"one two three four five {n}", f"other {n}"] for n in range(3)]
+    rows.append([str(shapes / "images/01.png"), "alone", "again"])
+    return read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption", "paraphrase"], rows)))
+
+
+def test_views_of_captions(pairs: Pairs) -> None:
+    sample = Sample(epoch=0, image=0, caption=1)
+    assert TextView("same", pairs)(sample) == "one two three four five 1"
+    assert TextView("paraphrase", pairs)(sample) == "other 1"
+    siblings = {TextView("sibling", pairs, view=1)(sample._replace(epoch=epoch)) for epoch in range(20)}
+    assert siblings == {"one two three four five 0", "one two three four five 2"}
+    assert TextView("sibling", pairs)(Sample(0, 1, 3)) == "alone"
+    crops = [TextView("crop", pairs, (0.5, 0.7), 0, 1)(sample._replace(epoch=epoch)) for epoch in range(30)]
+    assert len(set(crops)) > 3
+    assert {len(crop.split()) for crop in crops} == {3, 4}
+    assert all(crop in "one two three four five 1" for crop in crops)
+    assert crops[0] == TextView("crop", pairs, (0.5, 0.7), 0, 1)(sample)
+    assert TextView("crop", pairs, (0.5, 0.7), 0, 1)(Sample(0, 1, 3)) == "alone"
+
+
+def test_what_a_view_of_captions_needs(shapes: Path, tmp_path: Path) -> None:
+    plain = read_pairs(str(write_csv(tmp_path / "p.csv", ["caption"], [["a"], ["b"]])), pictures=False)
+    with pytest.raises(DataError, match="paraphrase needs a column of that name"):
+        TextView("paraphrase", plain)
+    with pytest.raises(DataError, match="sibling needs pictures with several captions, and none has"):
+        TextView("sibling", plain)
+
+
+def test_the_preview_shows_the_views_of_the_first_epoch(shapes: Path) -> None:
+    pairs = read_pairs(str(shapes / "captions.csv"))
+    steps = [policies.Crop(scale=(0.5, 1.0)), policies.Jitter(p=1)]
+    sheet = preview(pairs, steps, count=3, views=2, size=40, safe=False, seed=3)
+    assert sheet.size == (3 * 46 + 18, 3 * (46 + 16) + 6)
+    own = Policy(steps, 40, pixels, pixels, 3, 2).augmented(Image.open(pairs.pictures[8]).convert("RGB"), 0, 8)
+    left, top = 6 + 2 * 46 + 12, 6 + 62
+    assert np.array_equal(sheet.crop((left, top, left + 40, top + 40)), own)
+    kept = preview(pairs, steps, count=3, views=2, size=40, safe=True, seed=3)
+    assert not np.array_equal(kept, sheet)
