@@ -2,8 +2,8 @@
 
     python benchmarks/flickr8k_labels.py ../shared/flickr8k flickr8k_labels
 
-A picture is of a class when at least three of its five captions name it and no other class reaches three. Pictures of no
-class or of several are left out.
+A picture is of a class when at least three of its five captions name it and no other class reaches three. Pictures of
+no class or of several are left out.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What losses there are, read from their files without importing them: for --help, the recipe and the documentation.
+"""What losses and objectives there are, by their files, unimported: for --help, the recipe and the documentation.
 
 python -m clipkit.catalogue > docs/losses.md
 """
@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 _FILES = Path(__file__).parent / "losses"
+_OBJECTIVES = Path(__file__).parent / "training" / "objectives"
 _FIELDS = ("formula", "positives", "needs", "memory", "chance", "source", "take it")
 # What a loss is given by the step, not by the recipe.
 _GIVEN = ("image_ids", "caption_ids", "rows")
@@ -40,6 +41,12 @@ def losses() -> dict[str, Entry]:
                 if entry is not None:
                     found[entry.name] = entry
     return found
+
+
+@cache
+def objectives() -> tuple[str, ...]:
+    """Names that a recipe's objective may have: the files of `clipkit/training/objectives`."""
+    return tuple(sorted(file.stem for file in _OBJECTIVES.glob("[a-z]*.py")))
 
 
 def _entry(node: ast.FunctionDef) -> Entry | None:

@@ -78,3 +78,81 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda f: f.stem)
 def test_the_shipped_recipes_are_valid(file: Path) -> None:
     Recipe.from_yaml(file)
+
+
+ONE_TOWER = {"image": {"name": "timm:resnet10t", "pretrained": False}}
+VIEWS = MINIMAL | {"model": ONE_TOWER, "objective": "views", "views": {"image": {}}}
+
+
+def test_views_read_back_the_same() -> None:
+    steps = ["crop", {"name": "rotate", "degrees": 15}]
+    recipe = Recipe.from_dict(VIEWS).override({"views.image.policies": ["simclr", steps], "data.validation": "v.csv"})
+    assert Recipe.from_dict(recipe.model_dump(mode="json")) == recipe
+    assert recipe.image_views is not None
+    assert [step.name for step in recipe.image_views.policies[1]] == ["crop", "rotate"]
+    assert recipe.metric == "image_view_recall@1"
+    both = Recipe.from_dict(MINIMAL | {"objective": {"captions": 1, "views": 0.5}, "views": {"image": {}, "text": {}}} |
+                            {"model": {"name": "a/b", "text": {"dropout": 0.1}}})  # fmt: skip
+    assert both.override({"objective.views": 2}).objective == {"captions": 1.0, "views": 2.0}
+    assert both.metric is None
+    assert both.override({"data.validation": "v.csv"}).metric == "mean_recall"
+    assert both.override({"data.labelled": "l.csv"}).metric == "knn_acc1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "view"}, "objective is 'view'; take captions or views"),
+        ({"objective": {"views": 0}}, "objective.views"),
+        ({"views": None}, "add views: {image:"),
+        ({"views": {}}, "names no tower"),
+        ({"objective": "captions"}, "either name (a whole model) or both"),
+        ({"model": {"name": "a/b"}, "objective": "captions"}, "views stands beside an objective without it"),
+        ({"views.image.policies": ["simcl", "simclr"]}, "did you mean simclr?"),
+        ({"views.image.policies": ["slip"]}, "at least 2 items"),
+        ({"views.image.policies": [[{"name": "rotate", "degrees": 400}], "slip"]}, "degrees is 400"),
+        ({"views.image.policies": [[{"name": "crop", "scale": [0.5, 0.2]}], "slip"]}, "the first must be at most"),
+        ({"views.image.policies": [["kropp"], "slip"]}, "'kropp'"),
+        ({"views.image.policies": ["none", []]}, "two views are equal"),
+        ({"views.image.loss.name": "sigmoid"}, "sigmoid needs a logit bias"),
+        ({"views.text": {}}, "views.text needs a text tower"),
+        ({"model.embed_dim": 64}, "a projection, which nothing would teach"),
+        ({"model.text.name": "hf:bert"}, "model.text is a new tower that no objective sees"),
+        ({"loss.name": "triplet"}, "loss.name is of captions, which are no objective here"),
+        ({"data.safe": True}, "data.safe is of captions"),
+        ({"data.labelled_test": "t"}, "data.labelled_test stands alone"),
+        ({"eval.metric": "mean_recal"}, "did you mean mean_recall?"),
+        (
+            {"eval.metric": "mean_recall", "data.validation": "v"},
+            "mean_recall is not measured here; there are image_view",
+        ),
+    ],
+)
+def test_what_is_wrong_with_views(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_dict(VIEWS).override(changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_views_of_captions_have_to_differ() -> None:
+    text = MINIMAL | {"model": {"text": {"name": "hf:bert"}}, "objective": "views", "views": {"text": {}}}
+    assert "without dropout its views are equal" in problem(text)
+    assert Recipe.from_dict(text | {"model": {"text": {"name": "hf:bert", "dropout": 0.1}}}).text_views is not None
+    paraphrases = {"text": {"policies": ["paraphrase", "paraphrase"]}}
+    assert "without dropout its views are equal" in problem(text | {"views": paraphrases})
+    assert "data.labelled are pictures" in problem(
+        text | {"views": {"text": {"policies": ["same", "crop"]}}, "data": {"train": "t", "labelled": "l"}}
+    )
+
+
+def test_the_crop_of_captions() -> None:
+    recipe = Recipe.from_dict(MINIMAL)
+    assert recipe.override({"data.crop_scale": [0.5, 0.9]}).data.augmentation[0].scale == (0.5, 0.9)
+    assert recipe.override({"data.augment": "none"}).data.augmentation == ()
+    assert [step.name for step in recipe.override({"data.augment": ["crop", "flip"]}).data.augmentation] == [
+        "crop",
+        "flip",
+    ]
+    with pytest.raises(RecipeError, match="crop_scale is for augment: crop"):
+        recipe.override({"data.augment": "simclr", "data.crop_scale": [0.5, 0.9]})

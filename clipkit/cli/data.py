@@ -50,6 +50,8 @@ def preview(
         raise RecipeError(f"{data}: has captions alone; a preview shows pictures")
     sheet = sheet_of(pairs, steps, count=count, views=views, size=size, safe=safe, seed=seed)
     try:
+        if Path(data).is_dir() and out.resolve().parent == Path(data).resolve():
+            raise OutputError(f"{out}: would become one of the pictures of {data}; give --out another folder")
         sheet.save(out)
     except (OSError, ValueError) as error:
         raise OutputError(f"{out}: cannot be written ({error}); give a file as preview.png") from None

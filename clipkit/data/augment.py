@@ -17,6 +17,7 @@ from clipkit.recipe import policies as steps
 from clipkit.seeds import mix
 
 Inputs = dict[str, Tensor]
+Change = Callable[[Image.Image], Image.Image]
 Finish = Callable[[Image.Image], Inputs]
 
 _AUGMENT = 2  # beside the sampler's streams of the same seed
@@ -93,10 +94,8 @@ class Policy:
         finally:
             torch.set_rng_state(state)
 
-    def _transforms(
-        self, policy: Sequence[Step], may_flip: bool, may_colour: bool
-    ) -> list[Callable[[Image.Image], Image.Image]]:
-        found: list[Callable[[Image.Image], Image.Image]] = []
+    def _transforms(self, policy: Sequence[Step], may_flip: bool, may_colour: bool) -> list[Change]:
+        found: list[Change] = []
         for step in policy:
             match step:
                 case steps.Crop():
@@ -109,7 +108,9 @@ class Policy:
                 case steps.Flip() if may_flip:
                     found.append(T.RandomVerticalFlip(step.p))
                 case steps.Rotate():
-                    rotate = T.RandomRotation(step.degrees, InterpolationMode.BILINEAR, fill=_GREY)
+                    # By more than half a right angle left and right would begin to change places.
+                    degrees = step.degrees if may_flip else min(step.degrees, 45.0)
+                    rotate = T.RandomRotation(degrees, InterpolationMode.BILINEAR, fill=_GREY)
                     found.append(_sometimes(rotate, step.p))
                 case steps.Jitter() if may_colour:  # brightness and contrast too: a white dog soon is a grey one
                     jitter = T.ColorJitter(step.brightness, step.contrast, step.saturation, step.hue)
@@ -117,9 +118,7 @@ class Policy:
                 case steps.Grey() if may_colour:
                     found.append(T.RandomGrayscale(step.p))
                 case steps.Blur():
-                    # Three deviations to each side: nothing of the bell is cut.
-                    blur = T.GaussianBlur(2 * int(np.ceil(3 * step.sigma[1])) + 1, step.sigma)
-                    found.append(_sometimes(blur, step.p))
+                    found.append(_sometimes(_Blur(step), step.p))
                 case steps.Solarise() if may_colour:
                     found.append(T.RandomSolarize(step.threshold, step.p))
                 case steps.Cutout():
@@ -163,7 +162,7 @@ class TextSafe:
         return allowed
 
 
-def _sometimes(transform: T.Transform, p: float) -> T.Transform:
+def _sometimes(transform: Change, p: float) -> Change:
     return transform if p == 1 else T.RandomApply([transform], p)
 
 
@@ -177,6 +176,17 @@ class _OwnSize:
         box = self.crop.make_params([picture])
         left, top = box["left"], box["top"]
         return picture.crop((left, top, left + box["width"], top + box["height"]))
+
+
+class _Blur:
+    """GaussianBlur with a kernel of three deviations to each side, as far as the picture has so many pixels."""
+
+    def __init__(self, step: steps.Blur) -> None:
+        self.sigma = step.sigma
+        self.reach = int(np.ceil(3 * step.sigma[1]))
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        return T.GaussianBlur(2 * min(self.reach, min(picture.size) - 1) + 1, self.sigma)(picture)
 
 
 class _Cutout:

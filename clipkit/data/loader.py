@@ -79,8 +79,13 @@ class _Collate:
                 return loaded
             pictures.append(loaded)
         inputs = {name: _stacked([loaded[name] for loaded in pictures]) for name in pictures[0]}
+        strings: list[str] = []
+        tokens: dict[str, Tensor] = {}
         for name, view in self.texts.items():
-            inputs[name] = self.tokenize([view(sample) for sample, _ in samples])
+            before, strings = strings, [view(sample) for sample, _ in samples]
+            if strings != before:  # two passes of the same captions have the same tokens
+                tokens = self.tokenize(strings)
+            inputs[name] = tokens
         rows = [sample.caption for sample, _ in samples]
         return Batch(
             inputs,

@@ -122,11 +122,11 @@ def read_pairs(source: str, *, pictures: bool = True, captions: bool = True) -> 
         | {"negative_caption": NEGATIVE_COLUMNS, "paraphrase": PARAPHRASE_COLUMNS},
     )
     columns = {role: [cell.strip() for cell in cells] for role, cells in table.columns.items() if role != "image"}
-    for role in ("caption", "paraphrase"):
-        if "" in columns.get(role, []):
-            raise DataError(
-                f"{table.path}: row {columns[role].index('') + 1} has no {role}; fill it in or drop the row"
-            )
+    if "" in columns.get("caption", []):
+        if captions:
+            row = columns["caption"].index("") + 1
+            raise DataError(f"{table.path}: row {row} has no caption; fill it in or drop the row")
+        del columns["caption"]
     names = table.columns.get("image")
     if names is None and "caption" not in columns:
         raise DataError(f"{table.path}: has neither pictures nor captions in its columns; name one as ?image=COLUMN")
@@ -136,23 +136,28 @@ def read_pairs(source: str, *, pictures: bool = True, captions: bool = True) -> 
     else:
         position: dict[str, int] = {}
         image_of_caption = [position.setdefault(name, len(position)) for name in names]
-        files = existing_pictures(table.path, list(position))
+        # Where pictures are not needed they only say which captions belong together.
+        files = existing_pictures(table.path, list(position)) if pictures else [Path(name) for name in position]
     if "caption" not in columns:
-        image_of_caption = list(range(len(files)))
+        return Pairs(str(table.path), files, [""] * len(files), np.arange(len(files)), has_captions=False)
     return Pairs(
         str(table.path),
         files,
-        columns.get("caption", [""] * len(image_of_caption)),
+        columns["caption"],
         np.array(image_of_caption, dtype=np.int64),
         columns.get("negative_caption"),
         columns.get("paraphrase"),
-        has_pictures=names is not None,
-        has_captions="caption" in columns,
+        has_pictures=names is not None and pictures,
     )
 
 
 def _of_folder(path: Path, captions: bool) -> Pairs:
-    alone = pictures_in(path)
+    alone, inside = pictures_in(path), pictures_in(path, "*/*")
+    if alone and inside:
+        raise DataError(
+            f"{path}: has {len(alone)} pictures of its own, as {alone[0].name}, beside {len(inside)} in class folders, "
+            f"as {inside[0].relative_to(path)}; keep one of the two kinds"
+        )
     if alone and captions:
         raise DataError(
             f"{path}: is a folder of pictures without captions; give a CSV or TSV file with the columns image and "

@@ -11,7 +11,7 @@ from clipkit.errors import DataError
 IMAGE_COLUMNS = ("image", "filepath", "file_name", "filename", "file", "path", "image_path", "img")
 CAPTION_COLUMNS = ("caption", "text", "title", "sentence", "description")
 NEGATIVE_COLUMNS = ("negative_caption", "negative", "foil", "hard_negative")
-PARAPHRASE_COLUMNS = ("paraphrase", "positive")
+PARAPHRASE_COLUMNS = ("paraphrase",)
 LABEL_COLUMNS = ("label", "class", "category")
 
 

@@ -41,6 +41,9 @@ class TextView:
     ) -> None:
         if policy == "paraphrase" and pairs.paraphrases is None:
             raise DataError(f"{pairs.name}: the policy paraphrase needs a column of that name; add it, or take crop")
+        if policy == "paraphrase" and pairs.paraphrases is not None and "" in pairs.paraphrases:
+            row = pairs.paraphrases.index("") + 1
+            raise DataError(f"{pairs.name}: row {row} has no paraphrase; fill it in or drop the row")
         if policy == "sibling" and max(map(len, pairs.captions_of_image)) < 2:
             raise DataError(
                 f"{pairs.name}: the policy sibling needs pictures with several captions, and none has; take crop"
@@ -54,12 +57,11 @@ class TextView:
     def __call__(self, sample: Sample) -> str:
         """The view of this sample's caption in its epoch."""
         captions = self.pairs.captions
-        generator = np.random.default_rng(mix(self.seed, _TEXT_VIEW, sample.epoch, sample.caption, self.view))
         match self.policy:
             case "same":
                 return captions[sample.caption]
             case "crop":
-                words = captions[sample.caption].split()
+                words, generator = captions[sample.caption].split(), self._generator(sample)
                 kept = max(1, round(generator.uniform(*self.crop) * len(words)))
                 start = int(generator.integers(len(words) - kept + 1))
                 return " ".join(words[start : start + kept])
@@ -69,9 +71,12 @@ class TextView:
             case "sibling":
                 own = self.pairs.captions_of_image[sample.image]
                 others = own[own != sample.caption]
-                return captions[generator.choice(others) if len(others) else sample.caption]
+                return captions[self._generator(sample).choice(others) if len(others) else sample.caption]
             case other:
                 raise NotImplementedError(f"{other} is in the recipe, but no policy of captions")
+
+    def _generator(self, sample: Sample) -> np.random.Generator:
+        return np.random.default_rng(mix(self.seed, _TEXT_VIEW, sample.epoch, sample.caption, self.view))
 
 
 class WrongCaption:

@@ -16,6 +16,7 @@ from clipkit.evaluation.predictions import write_rows
 from clipkit.evaluation.result import INTERVAL, Result, chosen_examples, data_hash, versions
 from clipkit.metrics import selection
 from clipkit.models import DualEncoder
+from clipkit.models.absent import check_present
 
 if TYPE_CHECKING:
     from clipkit.processes import Processes
@@ -54,6 +55,7 @@ def compositional(
         ModelError: a feature is not finite.
     """
     started = time.perf_counter()
+    check_present(model.name, image=model.image, text=model.text)
     near = read_near_misses(data) if isinstance(data, str) else data
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     hashes = features.content_hashes(near.pictures)

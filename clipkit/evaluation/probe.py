@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from clipkit.data import LabelledPictures, read_labelled
 from clipkit.errors import DataError
-from clipkit.evaluation.features import Cache, Features
+from clipkit.evaluation.features import Cache, Features, content_hashes
 from clipkit.evaluation.figures import Column, Columns, Queries, figure, figures
 from clipkit.evaluation.predictions import write_class_predictions
 from clipkit.evaluation.result import INTERVAL, Result, data_hash, versions
 from clipkit.metrics import LinearClassifier, knn_scores, logistic_regression, true_label_ranks
 from clipkit.models import DualEncoder
+from clipkit.models.absent import check_present
 
 if TYPE_CHECKING:
     from clipkit.processes import Processes
@@ -76,6 +77,7 @@ def probe(
         0.91
     """
     started = time.perf_counter()
+    check_present(model.name, image=model.image)
     learned = _read(data)
     measured = _read(test) if test is not None else None
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
@@ -162,22 +164,19 @@ def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns
 
 
 def check_labelled(learned: LabelledPictures, measured: LabelledPictures | None) -> None:
-    """See that a probe of these is possible, as far as can be seen without opening a picture.
+    """See that a probe of these is possible, as far as can be seen without decoding a picture.
 
     Raises:
         DataError: it is not.
     """
     for labelled in filter(None, (learned, measured)):
         _read(labelled)
+    whole = Labelled.of(learned, learned.classes, content_hashes(learned.pictures))
     if measured is not None:
         measured.places_among(learned.classes, _UNLEARNED)
-    least = 2 if measured is not None else 3
-    for label, name in enumerate(learned.classes):
-        if (learned.labels == label).sum() < least:
-            raise DataError(
-                f"{learned.name}: class {name!r} has fewer than {least} pictures: to learn from, to choose the weight "
-                "decay on, and to measure on; give more, or leave the class out"
-            )
+    else:
+        whole = whole.part(~_held_out(whole, learned.classes, seed=0))
+    _held_out(whole, learned.classes, seed=1)
 
 
 @dataclass(frozen=True)

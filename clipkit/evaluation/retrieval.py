@@ -18,6 +18,7 @@ from clipkit.evaluation.predictions import write_retrieval_predictions
 from clipkit.evaluation.result import INTERVAL, Result, chosen_examples, data_hash, versions
 from clipkit.metrics import RetrievalRanks, retrieval_chance, retrieval_ranks
 from clipkit.models import DualEncoder
+from clipkit.models.absent import check_present
 
 if TYPE_CHECKING:
     from clipkit.processes import Processes
@@ -61,6 +62,7 @@ def retrieval(
         0.191
     """
     started = time.perf_counter()
+    check_present(model.name, image=model.image, text=model.text)
     pairs = read_pairs(data) if isinstance(data, str) else data
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     hashes = features.content_hashes(pairs.pictures)

@@ -28,6 +28,7 @@ from clipkit.metrics import (
     true_label_ranks,
 )
 from clipkit.models import DualEncoder
+from clipkit.models.absent import check_present
 
 if TYPE_CHECKING:
     from clipkit.processes import Processes
@@ -75,6 +76,7 @@ def zeroshot(
         0.731
     """
     started = time.perf_counter()
+    check_present(model.name, image=model.image, text=model.text)
     labelled = read_labelled(data) if isinstance(data, str) else data
     chosen = ChosenClasses.of(labelled, classes)
     prompts = templates if templates is not None else labelled.templates or TEMPLATES

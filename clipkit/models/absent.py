@@ -26,9 +26,24 @@ def is_absent(tower: nn.Module) -> bool:
     return isinstance(tower.trunk, _Absent)
 
 
-def _refuse(side: str) -> NoReturn:
+def check_present(model_name: str, **towers: nn.Module) -> None:
+    """See that these towers are there.
+
+    Args:
+        model_name: what the user called the model.
+        towers: by side, `image` or `text`.
+
+    Raises:
+        ModelError: one is not.
+    """
+    for side, tower in towers.items():
+        if is_absent(tower):
+            _refuse(side, model_name)
+
+
+def _refuse(side: str, model_name: str = "this model") -> NoReturn:
     made_of = {"image": "captions", "text": "pictures"}[side]
-    raise ModelError(f"this model has no {side} tower: it was made of {made_of} alone; take one that has both")
+    raise ModelError(f"{model_name} has no {side} tower: it was made of {made_of} alone; take one that has both")
 
 
 def _no_picture(picture: Image.Image) -> Inputs:

@@ -76,7 +76,13 @@ class Composed:
         heads = {"logit_scale": model.logit_scale.detach()}
         if model.logit_bias is not None:
             heads["logit_bias"] = model.logit_bias.detach()
-        layout: dict[str, Any] = {"layout": "clipkit-composed", "version": 1, "embed_dim": None, "projection": "linear"}
+        layout: dict[str, Any] = {
+            "layout": "clipkit-composed",
+            "version": 1,
+            "embed_dim": None,
+            "projection": "linear",
+            "image": False,
+        }
         for side, tower in (("image", model.image), ("text", model.text)):
             if not is_absent(tower):
                 projection: Any = tower.head
@@ -88,6 +94,7 @@ class Composed:
             image: Any = model.image.trunk.native
             size = model.image.preprocess.image_size
             assert size is not None
+            layout["image"] = True
             save_for_hf(image, str(folder / "image"), safe_serialization=True, data_config=_data_config(image, size))
         if not is_absent(model.text):
             text: Any = model.text.trunk.native
@@ -131,7 +138,7 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
     try:
         layout = json.loads((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
         image, text = ImageTowerRecipe(), TextTowerRecipe()
-        if (folder / "image").is_dir():
+        if layout["image"]:
             image = ImageTowerRecipe(name=str(folder / "image"))
         if "tokenizer" in layout:
             text = TextTowerRecipe(

@@ -10,7 +10,7 @@ from clipkit.errors import ModelError, one_line
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 # Configurations, vocabularies, a model card; not the weights of other frameworks.
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md", "1_Pooling/*")
-_CLIPKIT_FILES = ("clipkit.json", "heads.safetensors", "image/*", "text/*")
+_CLIPKIT_FILES = ("clipkit.json", "heads.safetensors", "view_heads.safetensors", "image/*", "text/*")
 # Each list from the likeliest on, safetensors before pickles: the first that is there is all that is fetched.
 _TRANSFORMERS_WEIGHTS = (
     ("model.safetensors", "model.safetensors"),
@@ -109,7 +109,7 @@ def _needed(repository: str, sha: str | None, files: list[str], model_types: Col
     weights = _first(files, _TRANSFORMERS_WEIGHTS) if ours else []
     if "open_clip_config.json" in files and not weights:
         weights = _first(files, _OPEN_CLIP_WEIGHTS)
-    return [*_SMALL_FILES, *weights]
+    return [*_SMALL_FILES, "view_heads.safetensors", *weights]
 
 
 def _model_type(repository: str, sha: str | None) -> str | None:

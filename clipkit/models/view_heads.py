@@ -10,7 +10,7 @@ from clipkit.errors import ModelError, one_line
 from clipkit.models.weights import check_safetensors
 from clipkit.recipe import HeadRecipe
 
-_FILE = "view_heads.safetensors"
+VIEW_HEADS_FILE = "view_heads.safetensors"
 
 
 class ViewHead(nn.Module):
@@ -49,12 +49,13 @@ def save_view_heads(heads: nn.ModuleDict, folder: Path) -> None:
     from safetensors.torch import save_file
 
     if not heads:
+        (folder / VIEW_HEADS_FILE).unlink(missing_ok=True)
         return
     made = {
         name: json.dumps({**_own(head).recipe.model_dump(), "in": _own(head).width}) for name, head in heads.items()
     }
     tensors = {name: value.detach().contiguous().cpu() for name, value in heads.state_dict().items()}
-    save_file(tensors, folder / _FILE, metadata=made)
+    save_file(tensors, folder / VIEW_HEADS_FILE, metadata=made)
 
 
 def load_view_heads(folder: Path) -> nn.ModuleDict:
@@ -66,7 +67,7 @@ def load_view_heads(folder: Path) -> nn.ModuleDict:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    file = folder / _FILE
+    file = folder / VIEW_HEADS_FILE
     heads = nn.ModuleDict()
     if not file.is_file():
         return heads

@@ -35,6 +35,10 @@ class DataRecipe(Section):
         low, high = self.crop_scale
         if not low <= high <= 1:
             raise ValueError(f"crop_scale is {[low, high]}: it must rise and end at most at 1, as [0.8, 1.0]")
+        if self.augment != "crop" and self.crop_scale != type(self).model_fields["crop_scale"].default:
+            raise ValueError(
+                "crop_scale is for augment: crop; give the scale to the step, as {name: crop, scale: [0.5, 1]}"
+            )
         return self
 
     @property

@@ -44,7 +44,7 @@ class Crop(Section):
     """A random part of the picture, resized to the input's size (Szegedy et al. 2015)."""
 
     name: Literal["crop"] = "crop"
-    scale: Shares = (0.08, 1.0)
+    scale: Shares = (0.8, 1.0)
     """Share of the picture's area, lowest and highest."""
     ratio: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_check_rising)] = (3 / 4, 4 / 3)
     """Width to height, lowest and highest."""
@@ -125,18 +125,24 @@ POLICIES: dict[str, tuple[Step, ...]] = {
     # The model's own evaluation preprocessing.
     "none": (),
     # A careful one for fine-tuning; its scale is data.crop_scale beside captions.
-    "crop": (Crop(scale=(0.8, 1.0)),),
+    "crop": (Crop(),),
     # open_clip's for CLIP from scratch.
     "clip": (Crop(scale=(0.9, 1.0)),),
     # Chen et al. 2020, appendix A, with colour strength 1.
-    "simclr": (Crop(), Flip(), Jitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2), Grey(), Blur()),
+    "simclr": (
+        Crop(scale=(0.08, 1.0)),
+        Flip(),
+        Jitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
+        Grey(),
+        Blur(),
+    ),
     # Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning".
     "moco": (Crop(scale=(0.2, 1.0)), Jitter(), Grey(), Blur(), Flip()),
     # Mu et al. 2022, for the two views beside the captions'.
-    "slip": (Crop(), Jitter(), Grey(), Blur(), Flip()),
+    "slip": (Crop(scale=(0.08, 1.0)), Jitter(), Grey(), Blur(), Flip()),
     # Grill et al. 2020, appendix B: one for each view.
-    "byol_first": (Crop(), Flip(), Jitter(saturation=0.2), Grey(), Blur(p=1.0)),
-    "byol_second": (Crop(), Flip(), Jitter(saturation=0.2), Grey(), Blur(p=0.1), Solarise()),
+    "byol_first": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grey(), Blur(p=1.0)),
+    "byol_second": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grey(), Blur(p=0.1), Solarise()),
 }
 
 

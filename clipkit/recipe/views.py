@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from clipkit import catalogue
 from clipkit.recipe.loss import LossRecipe
-from clipkit.recipe.policies import Policy, Shares
+from clipkit.recipe.policies import Policy, Shares, steps_of
 from clipkit.recipe.section import Section
 
 
@@ -52,7 +52,13 @@ class ImageViewsRecipe(Section):
     temperature: PositiveFloat = 0.1
     """Fixed; for losses that heed a scale."""
     head: HeadRecipe | None = HeadRecipe()
-    """null: the loss sees the tower's own features."""
+    """null: the loss sees the tower's own features. With a head the tower's projection, where it has one, has no part
+    in the views: captions beside them teach it."""
+
+    @property
+    def are_equal(self) -> bool:
+        """Whether two views of a picture are the same."""
+        return sum(not steps_of(policy) for policy in self.policies) > 1
 
 
 class TextViewsRecipe(Section):
@@ -68,6 +74,11 @@ class TextViewsRecipe(Section):
     loss: LossOfViews = LossRecipe(name="infonce")
     temperature: PositiveFloat = 0.05
     head: HeadRecipe | None = None
+
+    @property
+    def are_equal(self) -> bool:
+        """Whether two views of a caption are the same, dropout aside."""
+        return any(self.policies.count(policy) > 1 for policy in ("same", "paraphrase"))
 
 
 class ViewsRecipe(Section):

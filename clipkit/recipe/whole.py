@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import BeforeValidator, Field, PositiveFloat, ValidationError, model_validator
 
+from clipkit import catalogue
 from clipkit.errors import RecipeError
 from clipkit.recipe.data import DataRecipe
 from clipkit.recipe.loop import (
@@ -25,18 +26,19 @@ from clipkit.recipe.problems import first_problem
 from clipkit.recipe.section import Section
 from clipkit.recipe.views import ImageViewsRecipe, TextViewsRecipe, ViewsRecipe
 
-_OBJECTIVES = ("captions", "views")
-
 
 def _with_weights(objective: object) -> object:
     """A name alone as a sum of one."""
     weights = {objective: 1.0} if isinstance(objective, str) else objective
-    if not isinstance(weights, dict) or not weights or not set(weights) <= set(_OBJECTIVES):
-        raise ValueError(f"is {objective!r}; take captions, views, or both with weights, as {{captions: 1, views: 1}}")
+    known = catalogue.objectives()
+    if not isinstance(weights, dict) or not weights or not set(weights) <= set(known):
+        raise ValueError(
+            f"is {objective!r}; take {' or '.join(known)}, or several with their weights, as {{captions: 1, views: 1}}"
+        )
     return weights
 
 
-Objective = Annotated[dict[Literal["captions", "views"], PositiveFloat], BeforeValidator(_with_weights)]
+Objective = Annotated[dict[str, PositiveFloat], BeforeValidator(_with_weights)]
 
 
 class Recipe(Section):
@@ -100,11 +102,32 @@ class Recipe(Section):
                 raise ValueError(
                     f"views.{tower} needs an {tower} tower; give model.{tower}.name".replace("an text", "a text")
                 )
-        text = self.text_views
-        if text is not None and set(text.policies) == {"same"} and model.text.dropout == 0:
+            if own is None and "captions" not in self.objective and model.name is None and model.has(tower):
+                raise ValueError(f"model.{tower} is a new tower that no objective sees; leave it out, or add captions")
+            if own is not None and own.head is not None and "captions" not in self.objective and model.embed_dim:
+                raise ValueError(
+                    f"model.embed_dim asks for a projection, which nothing would teach beside views.{tower}.head; "
+                    f"leave out embed_dim, or set views.{tower}.head: null"
+                )
+        if "captions" not in self.objective:
+            for section, keys in (
+                (self.data, ("augment", "crop_scale", "safe")),
+                (self.loss, tuple(type(self.loss).model_fields)),
+            ):
+                for key in keys:
+                    if getattr(section, key) != type(section).model_fields[key].default:
+                        name = "data" if section is self.data else "loss"
+                        raise ValueError(
+                            f"{name}.{key} is of captions, which are no objective here; set it in views instead"
+                        )
+        if self.image_views is not None and self.image_views.are_equal:
             raise ValueError(
-                "views.text.policies are all the same, and without dropout so are the views; set model.text.dropout, "
-                "as 0.1, or take crop, paraphrase or sibling"
+                "views.image.policies has none twice, so two views are equal; take augmentations, as [moco, moco]"
+            )
+        if self.text_views is not None and model.text.dropout == 0 and self.text_views.are_equal:
+            raise ValueError(
+                "views.text.policies has one twice that changes nothing, and without dropout its views are equal; set "
+                "model.text.dropout, as 0.1, or take crop or sibling"
             )
         if self.data.labelled is not None and not model.has("image"):
             raise ValueError("data.labelled are pictures, and the model has no image tower; leave it out")

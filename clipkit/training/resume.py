@@ -36,6 +36,9 @@ _MAY_CHANGE = (
 # Parts of a run's identity that change its bits but not the run.
 MACHINE = ("versions", "processes", "device")
 
+# Those that only change what is measured.
+MEASURED = ("the pictures of data.labelled",)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -82,7 +85,9 @@ def find(folder: RunFolder, recipe: Recipe, steps: int, identity: Mapping[str, A
         now = identity[name]
         if before == now:
             continue
-        if name in MACHINE:
+        if name in MEASURED:
+            notes.append(f"{name} changed since: what was measured before was measured on others")
+        elif name in MACHINE:
             notes.append(f"{name} changed since ({_short(before)} → {_short(now)}): the same run to rounding only")
         else:
             raise RecipeError(

@@ -87,7 +87,7 @@ def train(
         try:
             return run.go(resume, overwrite)
         except RuntimeError as error:
-            if "DataLoader worker" in str(error):
+            if str(error).startswith("DataLoader worker"):
                 reason = (
                     f"a loader worker died ({one_line(error)}); the system ends processes when memory runs out: "
                     "lower data.workers if it did"
@@ -153,6 +153,8 @@ class Run:
                 f"{validation.name}: has {len(validation.pictures)} pictures, fewer than the {self.processes.count} "
                 "processes; start fewer, or validate on more"
             )
+        if validation is not None and recipe.views is not None and len(validation.pictures) < 2:
+            raise DataError(f"{validation.name}: has one sample, so that no view can be looked for; validate on more")
         captions = "captions" in recipe.objective
         wrong = checked_negatives(self.pairs) if captions and needs(recipe.loss, "negative_text_features") else []
         self.labelled = [read_labelled(own) for own in (recipe.data.labelled, recipe.data.labelled_test) if own]
@@ -174,7 +176,7 @@ class Run:
             "the frozen weights of the model": fingerprint(self.model),
             "the teacher": [teacher.fingerprint for teacher in self.teachers.values()],
             "the wrong captions": _hash_of(wrong),
-            "the paraphrases": _hash_of(self.pairs.paraphrases or []),
+            "the paraphrases": [_hash_of(own.paraphrases or []) for own in (self.pairs, validation) if own is not None],
             "the pictures of data.labelled": [own.fingerprint for own in self.labelled],
             "versions": versions(),
             "processes": self.processes.count,

@@ -10,6 +10,7 @@ from torch import nn
 
 from clipkit.errors import ModelError, RecipeError
 from clipkit.models import DualEncoder, Tower, compose, load
+from clipkit.models.absent import check_present, is_absent
 from clipkit.models.memory import trunk_width
 from clipkit.models.view_heads import ViewHead
 from clipkit.processes import Processes
@@ -31,11 +32,15 @@ def model_of(recipe: Recipe) -> DualEncoder:
     own = recipe.model
     model = compose(own) if own.name is None else load(own.name, device="cpu")
     captions = "captions" in recipe.objective
+    if captions or recipe.image_views is not None or recipe.data.labelled is not None:
+        check_present(model.name, image=model.image)
+    if captions or recipe.text_views is not None:
+        check_present(model.name, text=model.text)
     if captions and needs(recipe.loss, "bias") and model.logit_bias is None:
         way_out = "set model.bias, as -10" if own.name is None else "take loss.name: infonce"
         raise ModelError(f"loss.name: sigmoid needs a logit bias, which {model.name} does not have; {way_out}")
-    for side, tower, tune in (("image", model.image, own.image.tune), ("text", model.text, own.text.tune)):
-        if own.has(side):
+    for tower, tune in ((model.image, own.image.tune), (model.text, own.text.tune)):
+        if not is_absent(tower):
             tower.tune(tune)
     model.view_heads = _view_heads(recipe, model)
     if not _learns(recipe, model):
@@ -49,8 +54,8 @@ def model_of(recipe: Recipe) -> DualEncoder:
     if own.text.dropout > 0:
         _set_dropout(model.text, own.text.dropout)
     if recipe.train.gradient_checkpointing:
-        for side, tower in (("image", model.image), ("text", model.text)):
-            if own.has(side):
+        for tower in (model.image, model.text):
+            if not is_absent(tower):
                 _checkpoint_gradients(tower)
     if recipe.train.compile:
         for tower in (model.image, model.text):
@@ -75,10 +80,19 @@ def _view_heads(recipe: Recipe, model: DualEncoder) -> nn.ModuleDict:
 
 
 def _learns(recipe: Recipe, model: DualEncoder) -> bool:
-    towers: list[nn.Module] = [model.image] * ("captions" in recipe.objective or recipe.image_views is not None)
-    towers += [model.text] * ("captions" in recipe.objective or recipe.text_views is not None)
-    learning = any(p.requires_grad for part in (*towers, model.view_heads) for p in part.parameters())
-    return learning or ("captions" in recipe.objective and needs(recipe.loss, "scale"))
+    """Whether anything that stays does."""
+    captions = "captions" in recipe.objective
+    parts: list[nn.Module] = [model.image, model.text] * captions
+    for side, views, tower in (
+        ("image", recipe.image_views, model.image),
+        ("text", recipe.text_views, model.text),
+    ):
+        if views is not None:
+            parts.append(tower if views.head is None else tower.trunk)
+            parts += [model.view_heads[side]] * (views.head is not None and views.head.keep)
+    return any(p.requires_grad for part in parts for p in part.parameters()) or (
+        captions and needs(recipe.loss, "scale")
+    )
 
 
 def micro_batch_size_of(

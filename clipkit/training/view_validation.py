@@ -104,7 +104,7 @@ class ImageViewValidation:
 class TextViewValidation:
     """Another wording is to find its caption among those of all pictures.
 
-    The wordings are the other captions of the picture where there are any, else the paraphrases, else crops.
+    Of each picture they are its other captions where there are any, else its paraphrase, else a crop of its caption.
 
     Args:
         recipe: the run's.
@@ -118,16 +118,19 @@ class TextViewValidation:
         self.model = model
         self.pairs = pairs
         self.processes = processes
-        first = [int(own[0]) for own in pairs.captions_of_image]
-        others = sorted(set(range(len(pairs.captions))) - set(first))
-        self.captions = [pairs.captions[row] for row in first]
-        self.wordings = [pairs.captions[row] for row in others]
-        self.of = torch.from_numpy(pairs.image_of_caption[others])
-        if not others:
-            policy = "paraphrase" if pairs.paraphrases is not None else "crop"
-            view = TextView(policy, pairs, recipe.text_views.crop, recipe.train.seed, 1)
-            self.wordings = [view(Sample(0, image, row)) for image, row in enumerate(first)]
-            self.of = torch.arange(len(first))
+        crop = TextView("crop", pairs, recipe.text_views.crop, recipe.train.seed, 1)
+        self.captions: list[str] = []
+        self.wordings: list[str] = []
+        of: list[int] = []
+        for image, rows in enumerate(pairs.captions_of_image):
+            first, others = int(rows[0]), rows[1:]
+            self.captions.append(pairs.captions[first])
+            own = [pairs.captions[row] for row in others]
+            if not own and pairs.paraphrases is not None and pairs.paraphrases[first]:
+                own = [pairs.paraphrases[first]]
+            self.wordings += own or [crop(Sample(0, image, first))]
+            of += [image] * max(1, len(own))
+        self.of = torch.tensor(of)
 
     def figures(self) -> dict[str, float]:
         """Recalls, alignment, uniformity."""

@@ -130,3 +130,20 @@ def test_the_preview_shows_the_views_of_the_first_epoch(shapes: Path) -> None:
     assert np.array_equal(sheet.crop((left, top, left + 40, top + 40)), own)
     kept = preview(pairs, steps, count=3, views=2, size=40, safe=True, seed=3)
     assert not np.array_equal(kept, sheet)
+
+
+def test_a_blur_reaches_no_farther_than_the_picture() -> None:
+    for size in ((5, 9), (1, 1)):
+        picture = Image.new("RGB", size, (9, 8, 7))
+        policy = Policy([policies.Blur(sigma=(0.1, 20), p=1)], 24, pixels, pixels, 0, 1)
+        assert policy.augmented(picture, 0, 0).size == size
+
+
+def test_text_safe_rotations_leave_left_and_right_in_place() -> None:
+    pairs = Pairs("m", [Path("a")], ["the left one"], np.array([0]))
+    policy = Policy([policies.Rotate(degrees=180)], 24, pixels, pixels, 0, 1, TextSafe(pairs))
+    sides = np.zeros((40, 40, 3), dtype=np.uint8)
+    sides[:, :20] = 255
+    for epoch in range(40):
+        turned = np.asarray(policy.augmented(Image.fromarray(sides), epoch, 0))
+        assert turned[20, 12:16].mean() > turned[20, 24:28].mean()

@@ -98,3 +98,35 @@ def test_labels_from_a_table_and_from_class_folders(folder: Path) -> None:
     assert (tree.classes, tree.labels.tolist()) == (["cat", "dog"], [0, 1])
     with pytest.raises(DataError, match="no class folders"):
         read_labelled(str(folder / "tree" / "dog"))
+
+
+def test_what_is_not_asked_for_is_not_in_the_way(shapes: Path, tmp_path: Path) -> None:
+    image = str(shapes / "images/00.png")
+    gaps = write_csv(tmp_path / "g.csv", ["image", "caption", "paraphrase"], [[image, "", "x"], [image, "b", ""]])
+    alone = read_pairs(str(gaps), captions=False)
+    assert (alone.captions, alone.has_captions, alone.paraphrases) == ([""], False, None)
+    with pytest.raises(DataError, match="row 1 has no caption"):
+        read_pairs(str(gaps))
+    gone = write_csv(tmp_path / "t.csv", ["path", "sentence"], [["a.png", "x"], ["a.png", "y"], ["b.png", "z"]])
+    text = read_pairs(str(gone), pictures=False)
+    assert (text.captions, text.image_of_caption.tolist(), text.has_pictures) == (["x", "y", "z"], [0, 0, 1], False)
+    assert text.fingerprint
+    with pytest.raises(DataError, match="2 of its 2 pictures are missing"):
+        read_pairs(str(gone))
+
+
+def test_folders(shapes: Path, tmp_path: Path) -> None:
+    alone = read_pairs(str(shapes / "images"), captions=False)
+    assert len(alone.pictures) == 16
+    assert not alone.has_captions
+    with pytest.raises(DataError, match="is a folder of pictures without captions"):
+        read_pairs(str(shapes / "images"))
+    for name in ("b/1.png", "a/2.png", "a/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((shapes / "images/00.png").read_bytes())
+    classes = read_pairs(str(tmp_path))
+    assert classes.captions == ["a", "a", "b"]
+    assert classes.caption_ids.tolist() == [0, 0, 2]
+    (tmp_path / "sheet.png").write_bytes(b"")
+    with pytest.raises(DataError, match="1 pictures of its own, as sheet.png, beside 3 in class folders, as a/1.png"):
+        read_pairs(str(tmp_path))

@@ -26,21 +26,31 @@ CHANGES = {
     "checkpoint.every_steps": 3,
     "eval.every_epochs": 2,
 }
+# Beside the captions views of pictures and of captions, through a head that learns too.
+VIEWS = {
+    "objective": {"captions": 1.0, "views": 1.0},
+    "views": {
+        "image": {"policies": ["moco", "moco"], "head": {"norm": "batch", "keep": True}},
+        "text": {"policies": ["crop", "sibling"]},
+    },
+}
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.parametrize(
-    ("processes", "times", "epochs"),
+    ("processes", "times", "epochs", "views"),
     [
-        (1, 3, 5),
-        pytest.param(1, 20, 30, marks=pytest.mark.slow),
-        pytest.param(2, 10, 20, marks=pytest.mark.slow),
+        (1, 3, 5, True),
+        pytest.param(1, 20, 30, False, marks=pytest.mark.slow),
+        pytest.param(2, 10, 20, True, marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed_it_is_the_same_run(
-    recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path, processes: int, times: int, epochs: int
+    recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path, processes: int, times: int, epochs: int, views: bool
 ) -> None:
     changes = {**CHANGES, "data.validation": str(shapes / "captions.csv"), "train.epochs": epochs}
+    if views:
+        changes |= VIEWS
     files = [tmp_path / "whole.yaml", tmp_path / "killed.yaml"]
     for file in files:
         file.write_text(recipe({**changes, "output": str(file.with_suffix(""))}).to_yaml())

@@ -17,10 +17,8 @@ from clipkit.data import Policy, TextSafe, read_pairs
 from clipkit.errors import DataError, ModelError, RecipeError, UserError
 from clipkit.models import DualEncoder
 from clipkit.recipe import Recipe, steps_of
-from clipkit.training.checkpoint import checkpoint_of, checkpoint_steps, remove_checkpoint
 from tests.conftest import draw, read_lines, write_csv
 from tests.training.exactness import build, encoders, global_batch, gradients
-from tests.training.test_kills import same_run
 from tests.training.test_run import COMPOSED
 
 Build = Callable[..., Recipe]
@@ -221,26 +219,6 @@ def test_a_kept_head_comes_with_the_model_and_goes_on_learning(recipe: Build, tm
         torch.testing.assert_close(moved.state_dict()[name], value, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_goes_on_from_inside_an_epoch_is_the_same(recipe: Build, tmp_path: Path, workers: int) -> None:
-    own = {
-        "model": COMPOSED, "objective": {"captions": 1.0, "views": 1.0}, "train.epochs": 2, "train.batch_size": 5,
-        "views": {"image": {"head": {"norm": "batch", "keep": True}}, "text": {"policies": ["crop", "sibling"]}},
-        "checkpoint": {"every_steps": 1, "keep_last": 9}, "data.workers": workers, "train.micro_batch_size": 2,
-        "model.text.dropout": 0.1,
-    }  # fmt: skip
-    clipkit.train(recipe({**own, "output": str(tmp_path / "whole")}))
-    clipkit.train(recipe(own))
-    run = tmp_path / "run"
-    for step in checkpoint_steps(run / "checkpoints"):
-        if step > 4:  # of three steps an epoch
-            remove_checkpoint(checkpoint_of(run / "checkpoints", step))
-    for name in ("results.json", "report.html"):
-        (run / name).unlink()
-    clipkit.train(recipe(own), resume=True)
-    same_run(run, tmp_path / "whole")
-
-
 def test_classes_are_positives(recipe: Build, tmp_path: Path) -> None:
     """Pictures of one class folder are drawn together by a triplet loss."""
     for number, colour in enumerate(("red", "blue", "green")):
@@ -279,7 +257,8 @@ def test_classes_are_positives(recipe: Build, tmp_path: Path) -> None:
             DataError,
             "of which there are none to learn",
         ),
-        ({"model.image.tune": "frozen", "views.image.head": None}, RecipeError, "nothing would learn"),
+        ({"model.image.tune": "frozen"}, RecipeError, "nothing would learn"),  # but a head that is dropped
+        ({"data.validation": "{one}"}, DataError, "has one sample"),
     ],
 )
 def test_what_cannot_be_is_said_before_the_first_step(
@@ -289,6 +268,7 @@ def test_what_cannot_be_is_said_before_the_first_step(
         "images": shapes / "images",
         "classes": shapes / "classes.csv",
         "text": write_csv(tmp_path / "text.csv", ["caption"], [["a"]] * 9),
+        "one": write_csv(tmp_path / "one.csv", ["image"], [[str(shapes / "images/00.png")]]),
         "others": write_csv(tmp_path / "o.csv", ["image", "label"], [[str(shapes / "images/00.png"), "pink"]]),
     }
     own = {key: value.format(**places) if isinstance(value, str) else value for key, value in changes.items()}
@@ -302,3 +282,44 @@ def test_without_anything_measured_there_is_a_report_too(recipe: Build, tmp_path
     assert result["metrics"] == {}
     assert "last weights are kept" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "run" / "results.json").read_text())["settings"]["best"] is None
+
+
+def test_a_model_of_one_tower_is_known_by_what_it_lacks(recipe: Build, tmp_path: Path, shapes: Path) -> None:
+    clipkit.train(recipe({"model": IMAGE_ALONE, **VIEWS, "data.validation": None, "train.epochs": 1}))
+    run = {"model": {"name": str(tmp_path / "run")}, "output": str(tmp_path / "further"), "train.epochs": 1}
+    text = {"objective": "views", "views": {"text": {"policies": ["same", "crop"]}}}
+    for changes in ({}, text):
+        with pytest.raises(ModelError, match="run has no text tower: it was made of pictures alone"):
+            clipkit.train(recipe({**run, **changes}))
+    assert not (tmp_path / "further" / "recipe.yaml").exists()
+    clipkit.train(recipe({**run, **VIEWS, "train.gradient_checkpointing": True}))
+
+
+def test_other_labelled_pictures_are_only_noted(recipe: Build, tmp_path: Path, shapes: Path) -> None:
+    own = {"model": IMAGE_ALONE, **VIEWS, "data.validation": None, "data.labelled": str(shapes / "classes.csv")}
+    clipkit.train(recipe({**own, "train.epochs": 1}))
+    rows = [[str(shapes / f"images/{number:02d}.png"), "ab"[number % 2]] for number in range(16)]
+    other = str(write_csv(tmp_path / "other.csv", ["image", "label"], rows))
+    clipkit.train(recipe({**own, "train.epochs": 2, "data.labelled": other}), resume=True)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "the pictures of data.labelled changed since: what was measured before was measured on others" in log
+
+
+def test_wordings_are_found_for_each_picture_by_itself(shapes: Path, tmp_path: Path, recipe: Build) -> None:
+    from accelerate import Accelerator
+
+    from clipkit.processes import Processes
+    from clipkit.training.view_validation import TextViewValidation
+
+    images = [str(shapes / f"images/{number:02d}.png") for number in range(3)]
+    rows = [[images[0], "one two three four", ""], [images[1], "five six", "six five"], [images[2], "seven", "eight"],
+            [images[2], "nine", "ten"]]  # fmt: skip
+    pairs = read_pairs(str(write_csv(tmp_path / "w.csv", ["image", "caption", "paraphrase"], rows)))
+    own = recipe({"objective": "views", "views": {"text": {"policies": ["same", "crop"]}}})
+    model = clipkit.load(own.model.name)
+    validation = TextViewValidation(own, model, pairs, Processes(Accelerator(cpu=True)))
+    assert validation.captions == ["one two three four", "five six", "seven"]
+    first, *others = validation.wordings
+    assert first in "one two three four"
+    assert others == ["six five", "nine"]
+    assert validation.of.tolist() == [0, 1, 2]

@@ -27,7 +27,7 @@ def objective_of(recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Map
     """
 
     def parts() -> Iterator[Objective]:
-        for name in recipe.objective:
+        for name in sorted(recipe.objective):  # whatever order they were written in
             match name:
                 case "captions":
                     yield captions(recipe, model, pairs, teachers)
@@ -36,5 +36,7 @@ def objective_of(recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Map
                         yield image_views(recipe.image_views, recipe.train.seed, model, pairs, recipe.train.batch_size)
                     if recipe.text_views is not None:
                         yield text_views(recipe.text_views, recipe.train.seed, model, pairs, recipe.train.batch_size)
+                case other:
+                    raise NotImplementedError(f"{other} has a file in clipkit/training/objectives, but no line here")
 
-    return weighted_sum(list(parts()), {str(name): weight for name, weight in recipe.objective.items()})
+    return weighted_sum(list(parts()), recipe.objective)
