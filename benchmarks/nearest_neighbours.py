@@ -4,7 +4,7 @@
         [--test emoji/held_out_groups.csv]
 
 Three image towers go through `clipkit.evaluate.probe`: the run's, the same tower as it was before the first step (the
-recipe's seed), and the pixels themselves, resized to the run's input. Differences are paired, with 95 % intervals over
+recipe's seed), and the pixels themselves, at 24 × 24. Differences are paired, with 95 % intervals over
 pictures (1,000 bootstrap draws); without --test, on a fifth of the labelled pictures.
 """
 
@@ -24,15 +24,18 @@ from clipkit.recipe import Recipe
 from clipkit.training.setup import model_of
 
 
+_SIDE = 24  # pixels
+
+
 class Pixels(nn.Module):
-    """The input itself, flattened."""
+    """The input itself, as small as leaves something to see, flattened."""
 
     def __init__(self) -> None:
         super().__init__()
         self.nothing = nn.Parameter(torch.zeros(()))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return pixel_values.flatten(1)
+        return torch.nn.functional.adaptive_avg_pool2d(pixel_values, _SIDE).flatten(1)
 
 
 def towers_of(run: Path) -> dict[str, DualEncoder]:

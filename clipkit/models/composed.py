@@ -138,7 +138,7 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
     try:
         layout = json.loads((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
         image, text = ImageTowerRecipe(), TextTowerRecipe()
-        if layout["image"]:
+        if layout.get("image", True):
             image = ImageTowerRecipe(name=str(folder / "image"))
         if "tokenizer" in layout:
             text = TextTowerRecipe(

@@ -89,7 +89,8 @@ def _learns(recipe: Recipe, model: DualEncoder) -> bool:
     ):
         if views is not None:
             parts.append(tower if views.head is None else tower.trunk)
-            parts += [model.view_heads[side]] * (views.head is not None and views.head.keep)
+            if views.head is not None and views.head.keep:
+                parts.append(model.view_heads[side])
     return any(p.requires_grad for part in parts for p in part.parameters()) or (
         captions and needs(recipe.loss, "scale")
     )
