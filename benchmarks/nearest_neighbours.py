@@ -23,7 +23,6 @@ from clipkit.models.absent import absent_text_tower
 from clipkit.recipe import Recipe
 from clipkit.training.setup import model_of
 
-
 _SIDE = 24  # pixels
 
 

@@ -165,7 +165,7 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
             own = {key.removeprefix(prefix): value for key, value in heads.items() if key.startswith(prefix)}
             tower.head.load_state_dict(own)
             tower.head_is_new = False
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{name}: is not a complete clipkit model ({one_line(error)})") from None
     model.name = name
     return model

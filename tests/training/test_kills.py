@@ -40,7 +40,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 @pytest.mark.parametrize(
     ("processes", "times", "epochs", "views"),
     [
-        (1, 3, 5, True),
+        (1, 2, 3, True),
         pytest.param(1, 20, 30, False, marks=pytest.mark.slow),
         pytest.param(2, 10, 20, True, marks=pytest.mark.slow),
     ],

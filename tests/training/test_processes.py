@@ -28,8 +28,9 @@ def torchrun(processes: int, *arguments: str) -> str:
 
 # An odd batch, so that two processes get unequal slices; 20 steps.
 SGD = {"optim.name": "sgd", "optim.lr": 0.05, "optim.weight_decay": 0.0}
+VIEWS = {"views": {"image": {"policies": ["moco", "moco"]}}}
 KINDS = {
-    "sgd": {"train.batch_size": 7, "train.epochs": 10, **SGD},
+    "sgd": {"train.batch_size": 7, "train.epochs": 10, "objective": {"captions": 1.0, "views": 1.0}, **VIEWS, **SGD},
     "adamw": {"train.batch_size": 7, "train.epochs": 10, "optim.lr": 1e-3},
     # 32 captions of 16 pictures in batches of 20: every batch holds pictures twice.
     "duplicates": {"train.batch_size": 20, "train.epochs": 20, "data.captions": "all", **SGD},
