@@ -1,7 +1,16 @@
 """All that a run measures on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
+
+from clipkit.data import LabelledPictures, Pairs
+from clipkit.models import DualEncoder
+from clipkit.processes import Processes
+from clipkit.recipe import Recipe
+from clipkit.training.label_validation import LabelValidation
+from clipkit.training.objectives.views import image_views
+from clipkit.training.validation import CaptionValidation
+from clipkit.training.view_validation import ImageViewValidation, TextViewValidation
 
 
 class Measurement(Protocol):
@@ -12,6 +21,29 @@ class Measurement(Protocol):
 
     def result(self, name: str) -> dict[str, Any]:
         """What a result file holds, under this model name."""
+
+
+def measurements_of(
+    recipe: Recipe,
+    model: DualEncoder,
+    validation: Pairs | None,
+    labelled: Sequence[LabelledPictures],
+    processes: Processes,
+) -> Iterator[Measurement]:
+    """What a recipe measures, in the order in which its figures are likeliest to choose the best weights.
+
+    Raises:
+        DataError: the labelled pictures do not go together.
+    """
+    if validation is not None and "captions" in recipe.objective:
+        yield CaptionValidation(model, validation, processes)
+    if validation is not None and recipe.image_views is not None:
+        views = image_views(recipe.image_views, recipe.train.seed, model, validation, recipe.train.batch_size)
+        yield ImageViewValidation(dict(views.encoded), recipe, model, validation, processes)
+    if validation is not None and recipe.text_views is not None:
+        yield TextViewValidation(recipe, model, validation, processes)
+    if labelled:
+        yield LabelValidation(model, labelled[0], labelled[1] if len(labelled) > 1 else None, processes)
 
 
 def merged_results(measurements: Sequence[Measurement], name: str) -> dict[str, Any]:

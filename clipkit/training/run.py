@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from clipkit.data import Batch, EpochSampler, Pairs, checked_negatives, read_labelled, read_pairs
+from clipkit.data import Batch, EpochSampler, checked_negatives, read_labelled
 from clipkit.errors import DataError, RecipeError, TrainingError, one_line
 from clipkit.evaluation import to_json, versions
 from clipkit.files import write_whole
@@ -29,22 +29,18 @@ from clipkit.training.checkpoint import (
 )
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.keeper import Keeper
-from clipkit.training.label_validation import LabelValidation
 from clipkit.training.learned import Learned
 from clipkit.training.loss_sum import needs
-from clipkit.training.measurements import Measurement, merged_results
+from clipkit.training.measurements import measurements_of, merged_results
 from clipkit.training.objectives import objective_of
-from clipkit.training.objectives.views import image_views
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
 from clipkit.training.resume import MACHINE, Found, best_evaluation, find
 from clipkit.training.run_folder import RunFolder, append
 from clipkit.training.run_log import RunLog
-from clipkit.training.setup import fingerprint, learns_batch_norm, micro_batch_size_of, model_of
+from clipkit.training.setup import fingerprint, learns_batch_norm, micro_batch_size_of, model_of, read_pairs_of
 from clipkit.training.step import Abandoned, Step, out_of_memory
 from clipkit.training.stop import StopRequest
 from clipkit.training.teacher import teachers_of
-from clipkit.training.validation import CaptionValidation
-from clipkit.training.view_validation import ImageViewValidation, TextViewValidation
 
 # CLIP clips the scale at 100 "to prevent training instability" (Radford et al. 2021, 2.5).
 _LARGEST_LOGIT_SCALE = math.log(100)
@@ -141,13 +137,13 @@ class Run:
 
     def _prepare(self) -> None:
         recipe = self.recipe
-        self.pairs = self._read(recipe.data.train)
+        self.pairs = read_pairs_of(recipe, recipe.data.train)
         if recipe.train.batch_size < self.processes.count:
             raise RecipeError(
                 f"train.batch_size is {recipe.train.batch_size}, fewer pairs than the {self.processes.count} processes"
                 "; start fewer"
             )
-        validation = self._read(recipe.data.validation) if recipe.data.validation else None
+        validation = read_pairs_of(recipe, recipe.data.validation) if recipe.data.validation else None
         if validation is not None and len(validation.pictures) < self.processes.count:
             raise DataError(
                 f"{validation.name}: has {len(validation.pictures)} pictures, fewer than the {self.processes.count} "
@@ -182,18 +178,6 @@ class Run:
             "processes": self.processes.count,
             "device": f"{self.accelerator.device.type}, {self.accelerator.mixed_precision.replace('no', 'fp32')}",
         }
-
-    def _read(self, source: str) -> Pairs:
-        """Pairs, or what of them the objective needs."""
-        recipe, views = self.recipe, self.recipe.image_views
-        captions = "captions" in recipe.objective
-        return read_pairs(
-            source,
-            pictures=captions or views is not None,
-            captions=captions
-            or recipe.text_views is not None
-            or (views is not None and (views.safe or views.positives == "caption")),
-        )
 
     def _find(self, resume: bool) -> Found:
         """What the first process finds to go on from, on all of them."""
@@ -273,7 +257,9 @@ class Run:
             kinds = {"image_features": "pictures", "text_features": "captions"}
             stored = [kind for name, kind in kinds.items() if name in inputs.stores]
             self.log.say(f"frozen trunks ran once over all {' and '.join(stored)}")
-        self.measurements = list(self._measurements())
+        self.measurements = list(
+            measurements_of(recipe, self.model, self.validation_pairs, self.labelled, self.processes)
+        )
         self.backward = Step(
             self.model,
             inputs.encoders,
@@ -289,19 +275,6 @@ class Run:
         )
         self.log.say(f"micro-batches of {self.backward.micro_batch_size} pairs on each process")
         return inputs
-
-    def _measurements(self) -> Iterator[Measurement]:
-        """What is measured on the way, by the metric's likelihood to choose."""
-        recipe, pairs = self.recipe, self.validation_pairs
-        if pairs is not None and "captions" in recipe.objective:
-            yield CaptionValidation(self.model, pairs, self.processes)
-        if pairs is not None and recipe.image_views is not None:
-            views = image_views(recipe.image_views, recipe.train.seed, self.model, pairs, recipe.train.batch_size)
-            yield ImageViewValidation(dict(views.encoded), recipe, self.model, pairs, self.processes)
-        if pairs is not None and recipe.text_views is not None:
-            yield TextViewValidation(recipe, self.model, pairs, self.processes)
-        if self.labelled:
-            yield LabelValidation(self.model, self.labelled[0], next(iter(self.labelled[1:]), None), self.processes)
 
     def _loop(self, inputs: TowerInputs) -> None:
         recipe = self.recipe

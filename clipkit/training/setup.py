@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from clipkit.data import Pairs, read_pairs
 from clipkit.errors import ModelError, RecipeError
 from clipkit.models import DualEncoder, Tower, compose, load
 from clipkit.models.absent import check_present, is_absent
@@ -61,6 +62,21 @@ def model_of(recipe: Recipe) -> DualEncoder:
         for tower in (model.image, model.text):
             tower.trunk.compile(dynamic=True)  # in place, so that the names of the parameters stay
     return model
+
+
+def read_pairs_of(recipe: Recipe, source: str) -> Pairs:
+    """Pairs, or what of them the objective needs.
+
+    Raises:
+        DataError: the source lacks it.
+    """
+    captions, views = "captions" in recipe.objective, recipe.image_views
+    named = views is not None and (views.safe or views.positives == "caption")
+    return read_pairs(
+        source,
+        pictures=captions or views is not None,
+        captions=captions or recipe.text_views is not None or named,
+    )
 
 
 def _view_heads(recipe: Recipe, model: DualEncoder) -> nn.ModuleDict:
