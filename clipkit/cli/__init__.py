@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from clipkit import __version__
 from clipkit.cli.data import app as data_app
+from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.errors import Interrupted, TrainingError, UserError
 
@@ -76,14 +76,7 @@ def _losses() -> str:
     return "Losses (loss.name):\n\n" + table()
 
 
-class _TrainCommand(TyperCommand):
-    """Its help ends with the losses, as they are: an epilog would be wrapped anew."""
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        formatter.write("\n" + _losses() + "\n")
-
-
-@app.command(cls=_TrainCommand)
+@app.command(cls=ending_with(_losses))
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML file; see recipes/ for examples.")],
     overrides: Annotated[

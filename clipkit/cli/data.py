@@ -1,11 +1,11 @@
 """`clipkit data …`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
+from clipkit.cli.epilog import ending_with
 from clipkit.errors import OutputError, RecipeError
 
 app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
@@ -16,16 +16,13 @@ def _data() -> None:
     """Look at data before training on it."""
 
 
-class _PreviewCommand(TyperCommand):
-    """Its help ends with the policies, as they are: an epilog would be wrapped anew."""
+def _policies() -> str:
+    from clipkit.recipe.policies import table
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        from clipkit.recipe.policies import table
-
-        formatter.write("\nPolicies, with their strengths:\n\n" + table() + "\n")
+    return "Policies, with their strengths:\n\n" + table()
 
 
-@app.command(cls=_PreviewCommand)
+@app.command(cls=ending_with(_policies))
 def preview(
     data: Annotated[str, typer.Argument(metavar="D", help="A CSV or TSV with an image column, or a folder.")],
     policy: Annotated[

@@ -99,9 +99,8 @@ class Recipe(Section):
             raise ValueError("views stands beside an objective without it; take objective: {captions: 1, views: 1}")
         for tower, own in (("image", self.image_views), ("text", self.text_views)):
             if own is not None and not model.has(tower):
-                raise ValueError(
-                    f"views.{tower} needs an {tower} tower; give model.{tower}.name".replace("an text", "a text")
-                )
+                article = "an" if tower == "image" else "a"
+                raise ValueError(f"views.{tower} needs {article} {tower} tower; give model.{tower}.name")
             if own is None and "captions" not in self.objective and model.name is None and model.has(tower):
                 raise ValueError(f"model.{tower} is a new tower that no objective sees; leave it out, or add captions")
             if own is not None and own.head is not None and "captions" not in self.objective and model.embed_dim:

@@ -114,8 +114,10 @@ def readable(name: str) -> str:
         "acc": "both",
         "recall@": "R@",
         "map@r": "mAP@R",
-        "alignment": "alignment",
-        "uniformity": "uniformity",
+        "image_alignment": "pictures: alignment",
+        "image_uniformity": "pictures: uniformity",
+        "text_alignment": "texts: alignment",
+        "text_uniformity": "texts: uniformity",
         "median_rank": "median rank",
         "mean_rank": "mean rank",
     }
@@ -126,8 +128,6 @@ def readable(name: str) -> str:
         ("knn_", "nearest neighbours: "),
         ("image_view_", "picture → its other view "),
         ("text_view_", "wording → its caption "),
-        ("image_", "pictures: ") if name.endswith(("alignment", "uniformity")) else ("\0", ""),
-        ("text_", "texts: ") if name.endswith(("alignment", "uniformity")) else ("\0", ""),
     ):
         if name.startswith(start):
             return whose + readable(name.removeprefix(start))

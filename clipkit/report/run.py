@@ -15,16 +15,16 @@ def run_report(folder: str | Path) -> str:
     folder = Path(folder)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     recipe_text = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    kinds = {
-        "retrieval_": f"Retrieval on {results['data'].get('name')}",
-        "view_": f"Views of {results['data'].get('name')}",
-        "": f"Labelled pictures: {results['data'].get('labelled', results['data']).get('name')}",
-    }
+    data = results["data"]
+    kinds = {"retrieval_": ("Retrieval on", data), "view_": ("Views of", data)}
+    kinds[""] = ("Labelled pictures:", data.get("labelled", data))
     tables = []
-    for kind, title in kinds.items():
+    for kind, (title, measured) in kinds.items():
         own = {name: figure for name, figure in results["metrics"].items() if _kind(name) == kind}
         if own:
-            tables.append(metrics_table({"this run": own}, title, "In brackets the 95 % interval over pictures."))
+            counts = [f"{measured[what]} {what}" for what in ("images", "captions", "classes") if measured.get(what)]
+            note = f"{', '.join(counts).replace('images', 'pictures')}; in brackets the 95 % interval over pictures."
+            tables.append(metrics_table({"this run": own}, f"{title} {measured['name']}", note))
     page = Page(
         title=str(results["model"]),
         lead=_lead(results),

@@ -50,6 +50,7 @@ def test_a_run_leaves_what_the_design_says(recipe: Build, tmp_path: Path, shapes
     assert json.loads((run / "results.json").read_text()) == result
     assert set(result["metrics"]["mean_recall"]) == {"value", "low", "high", "chance"}
     assert "1 process on" in (run / "log.txt").read_text()
+    assert "16 pictures, 32 captions; in brackets" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_it_learns_and_what_it_reports_is_what_it_saved(recipe: Build, tmp_path: Path, shapes: Path) -> None:
