@@ -58,11 +58,15 @@ def encode_pictures(
 
 
 def stack_inputs(pictures: Sequence[Inputs]) -> dict[str, Tensor]:
-    """Inputs of several pictures as a batch; pixels with their channels last in memory, which convolutions like."""
-    batch = {name: torch.stack([inputs[name] for inputs in pictures]) for name in pictures[0]}
+    """Inputs of several pictures as a batch."""
+    return channels_last({name: torch.stack([inputs[name] for inputs in pictures]) for name in pictures[0]})
+
+
+def channels_last(inputs: Inputs) -> Inputs:
+    """The same values, pixels with their channels last in memory: convolutions are up to twice as fast with them."""
     return {
         name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
-        for name, value in batch.items()
+        for name, value in inputs.items()
     }
 
 

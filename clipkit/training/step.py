@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clipkit.data import Batch
 from clipkit.errors import TrainingError
 from clipkit.models import DualEncoder, Tower
+from clipkit.models.encode import channels_last
 from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
@@ -260,4 +261,4 @@ class _Encoding:
 
 
 def _take(inputs: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    return {name: value[rows.to(value.device)] for name, value in inputs.items()}
+    return channels_last({name: value[rows.to(value.device)] for name, value in inputs.items()})
