@@ -1,7 +1,15 @@
-"""Writing files."""
+"""Writing files, and where."""
 
 import os
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """`$CLIPKIT_CACHE`, or `clipkit` in the user's cache folder. It may be deleted at any time."""
+    own = os.environ.get("CLIPKIT_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipkit"
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -1,20 +1,69 @@
 """Opening pictures: whatever a user holds becomes an upright RGB picture."""
 
+import io
+import warnings
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from clipkit.errors import DataError
-
-Picture = str | Path | Image.Image | np.ndarray[Any, Any]
+from clipkit.errors import DataError, one_line
 
 
-def open_picture(picture: Picture) -> Image.Image:
-    """An RGB PIL image from a path, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+class Stored(ABC):
+    """A picture's file inside something larger, as a tar or a table; named and read as a Path is.
 
-    EXIF rotation is applied; transparency is laid on white.
+    `str` of it says where it lies, for a person.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The file's own name, or its row's."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """In bytes; -1 where it is not known."""
+
+    @abstractmethod
+    def read_bytes(self) -> bytes:
+        """The file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+
+
+Picture = str | Path | Stored | Image.Image | np.ndarray[Any, Any]
+
+# The limit is ours to check, and an error; Pillow's own would be a warning up to twice of it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+MAX_PIXELS = 178_956_970
+"""Pillow's own limit for an error."""
+
+
+def limit_pixels(most: int) -> None:
+    """Refuse, in this process, to decode pictures of more pixels, which may be made to fill the memory."""
+    Image.MAX_IMAGE_PIXELS = most
+
+
+limit_pixels(MAX_PIXELS)
+
+
+def open_picture(picture: Picture, draft: int | None = None) -> Image.Image:
+    """An RGB PIL image from a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+
+    EXIF rotation is applied; transparency is laid on white; of an animation the first frame is taken; 16 bits become 8.
+
+    Args:
+        picture: what it is.
+        draft: decode a JPEG to a half, a quarter or an eighth of its size while its short side keeps so many pixels,
+            which is faster and not quite the same.
 
     Raises:
         DataError: the file is missing or cannot be decoded, or the array is not a picture.
@@ -29,14 +78,40 @@ def open_picture(picture: Picture) -> Image.Image:
             )
         return _rgb(Image.fromarray(picture))
     try:
-        with Image.open(picture) as opened:
+        file = io.BytesIO(picture.read_bytes()) if isinstance(picture, Stored) else picture
+        with Image.open(file) as opened:
+            width, height = opened.size
+            if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+                raise DataError(
+                    f"{picture}: has {width} × {height} pixels, over the limit of {Image.MAX_IMAGE_PIXELS}; raise "
+                    "data.max_pixels (or call clipkit.pictures.limit_pixels) if it is to be trusted"
+                )
+            if draft is not None and opened.format == "JPEG" and min(width, height) >= 2 * draft:
+                opened.draft(None, (width * draft // min(width, height), height * draft // min(width, height)))
             return _rgb(opened)
     except FileNotFoundError:
         raise DataError(f"{picture}: there is no such picture; check the path") from None
     except UnidentifiedImageError:
         raise DataError(f"{picture}: is not a picture that Pillow can read; replace it or drop its rows") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{picture}: cannot be decoded ({error}); replace the file or drop its rows") from None
+    # Pillow's decoders meet a broken file with whatever their arithmetic comes to.
+    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, SyntaxError, MemoryError) as error:
+        raise DataError(
+            f"{picture}: cannot be decoded ({one_line(error)}); replace the file or drop its rows"
+        ) from None
+    except (AttributeError, RuntimeError, EOFError, NotImplementedError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{picture}: cannot be decoded ({one_line(error)}); replace the file or drop its rows"
+        ) from None
+
+
+def size_of(picture: Path | Stored) -> int:
+    """Bytes of its file; -1 where there is none."""
+    if isinstance(picture, Stored):
+        return picture.size
+    try:
+        return picture.stat().st_size
+    except OSError:
+        return -1
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
@@ -44,8 +119,16 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if upright.mode == "RGB":
         upright.load()
         return upright
+    if upright.mode.startswith("I"):
+        return _of_16_bits(upright).convert("RGB")
     if "A" in upright.mode or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return upright.convert("RGB")
+
+
+def _of_16_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits, which conversion alone would cut off at 255."""
+    values = np.asarray(picture).astype(np.int64)
+    return Image.fromarray((values.clip(0, 65535) // 256).astype(np.uint8))

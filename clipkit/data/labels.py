@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from clipkit.data.missing import check_there
 from clipkit.data.prompts import Templates, read_lines
-from clipkit.data.table import IMAGE_COLUMNS, LABEL_COLUMNS, existing_pictures, read_table, split_options
+from clipkit.data.sequences import first_places
+from clipkit.data.sources.read import read_rows
 from clipkit.errors import DataError
+from clipkit.pictures import Stored, size_of
 
 # What CLIP_benchmark's folders call them.
 _NAMES_FILE = "classnames.txt"
@@ -23,7 +25,7 @@ class LabelledPictures:
     """N pictures and C classes."""
 
     name: str
-    pictures: list[Path]
+    pictures: list[Path | Stored]
     labels: NDArray[np.int64] | NDArray[np.bool_]
     """(N,) the index of each one's class; or (N, C) which classes it has, where pictures have several."""
     classes: list[str]
@@ -42,7 +44,7 @@ class LabelledPictures:
         """Hash of names, classes and file sizes."""
         digest = hashlib.sha256("\0".join(self.classes).encode() + np.asarray(self.labels, dtype="<i8").tobytes())
         for picture in self.pictures:
-            digest.update(f"{picture.name}\0{picture.stat().st_size}\0".encode())
+            digest.update(f"{picture.name}\0{size_of(picture)}\0".encode())
         return digest.hexdigest()
 
     def places_among(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
@@ -59,60 +61,42 @@ class LabelledPictures:
 
 
 def read_labelled(source: str) -> LabelledPictures:
-    """Labelled pictures from a class folder tree (`folder/class name/picture`) or from a CSV with a label column.
+    """Labelled pictures from class folders (`folder/class name/picture`), or from any source with a label column.
 
     Classes are in alphabetical order. A folder may hold `classnames.txt`, a name a line in the order of the class
-    folders, and `zeroshot_classification_templates.txt`. Rows of a CSV that name one picture are one picture with
-    several classes.
+    folders, and `zeroshot_classification_templates.txt`. Rows that name one picture, and rows with a list of labels,
+    are one picture with several classes.
 
     Raises:
         DataError: nothing is there, or a column or a picture is missing.
     """
-    path, _ = split_options(source)
-    if path.is_dir():
-        pictures, names = class_folders(path)
-        return _with_own_prompts(path, _labelled(str(path), pictures, names))
-    if path.suffix not in (".csv", ".tsv"):
-        raise DataError(f"{source}: labels are read from .csv and .tsv files and from class folders; this is neither")
-    table = read_table(source, {"image": IMAGE_COLUMNS, "label": LABEL_COLUMNS})
-    position: dict[str, int] = {}
-    rows = [position.setdefault(name, len(position)) for name in table.columns["image"]]
-    pictures = existing_pictures(table.path, list(position))
-    names = [label.strip() for label in table.columns["label"]]
-    if "" in names:
-        raise DataError(f"{table.path}: row {names.index('') + 1} has no label; fill it in or drop the row")
-    if len(set(zip(rows, names, strict=True))) == len(pictures):
-        label_of = dict(zip(rows, names, strict=True))
-        return _labelled(str(path), pictures, [label_of[row] for row in range(len(pictures))])
-    classes = sorted(set(names))
+    rows = read_rows(source, ["image", "label"])
+    assert rows.pictures is not None
+    which, first = first_places(rows.keys)
+    pictures = [rows.pictures[row] for row in first.tolist()]
+    check_there(rows.name, pictures)
+    named = [own if isinstance(own, list) else [own] for own in rows.columns["label"].to_pylist()]
+    pairs = [(image, label.strip()) for image, own in zip(which.tolist(), named, strict=True) for label in own]
+    if not all(label for _, label in pairs) or not all(named):
+        row = next(row for row, own in enumerate(named) if not own or not all(label.strip() for label in own))
+        raise DataError(f"{rows.name}: {rows.row} {row + 1} has no label; fill it in or drop the {rows.row}")
+    if len(set(pairs)) == len(pictures):
+        label_of = dict(pairs)
+        labelled = _labelled(rows.name, pictures, [label_of[image] for image in range(len(pictures))])
+        folder = Path(rows.name)
+        return _with_own_prompts(folder, labelled) if folder.is_dir() else labelled
+    classes = sorted({label for _, label in pairs})
     index = {name: number for number, name in enumerate(classes)}
     labels = np.zeros((len(pictures), len(classes)), dtype=bool)
-    labels[rows, [index[name] for name in names]] = True
-    return LabelledPictures(str(path), pictures, labels, classes)
+    for image, label in pairs:
+        labels[image, index[label]] = True
+    return LabelledPictures(rows.name, pictures, labels, classes)
 
 
-def _labelled(name: str, pictures: list[Path], names: list[str]) -> LabelledPictures:
+def _labelled(name: str, pictures: list[Path | Stored], names: list[str]) -> LabelledPictures:
     classes = sorted(set(names))
     index = {own: number for number, own in enumerate(classes)}
     return LabelledPictures(name, pictures, np.array([index[own] for own in names], dtype=np.int64), classes)
-
-
-def pictures_in(path: Path, pattern: str = "*") -> list[Path]:
-    """Files that are named as pictures, in alphabetical order."""
-    known = Image.registered_extensions()
-    return sorted(file for file in path.glob(pattern) if file.suffix.lower() in known)
-
-
-def class_folders(path: Path) -> tuple[list[Path], list[str]]:
-    """The pictures of a class folder tree, and the class of each.
-
-    Raises:
-        DataError: there are none.
-    """
-    pictures = pictures_in(path, "*/*")
-    if not pictures:
-        raise DataError(f"{path}: holds no class folders with pictures; it should look like {path / 'cat' / '1.jpg'}")
-    return pictures, [file.parent.name for file in pictures]
 
 
 def _with_own_prompts(path: Path, labelled: LabelledPictures) -> LabelledPictures:

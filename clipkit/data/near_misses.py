@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, NEGATIVE_COLUMNS, split_options
+from clipkit.data.sources.columns import NAMES, split_options
 from clipkit.errors import DataError
 
 _CATEGORY = ("category", "collapsed_tag", "tag", "type")
@@ -44,7 +45,8 @@ def read_near_misses(source: str) -> NearMisses:
     Raises:
         DataError: nothing is there, a column or a picture is missing, or the forms are mixed.
     """
-    path, options = split_options(source)
+    name, options = split_options(source)
+    path = Path(name).expanduser()
     unknown = [option for option in options if option != "images"]
     if unknown:
         raise DataError(f"{source}: {unknown[0]} is no option here; the option is images, the pictures' folder")
@@ -97,7 +99,7 @@ def _instance(file: Path, number: int, row: dict[str, Any]) -> tuple[list[str], 
         images, texts = given[:2], given[2:]
     else:
         names = ("image", "caption", "negative_caption")
-        given = [_first(row, own) or "" for own in (IMAGE_COLUMNS, CAPTION_COLUMNS, NEGATIVE_COLUMNS)]
+        given = [_first(row, own) or "" for own in (NAMES["image"], NAMES["caption"], NAMES["negative_caption"])]
         images, texts = given[:1], given[1:]
     if not all(given):
         lacking = names[given.index("")]
@@ -105,7 +107,7 @@ def _instance(file: Path, number: int, row: dict[str, Any]) -> tuple[list[str], 
     return images, texts, category
 
 
-def _first(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
+def _first(row: dict[str, Any], names: Sequence[str]) -> str | None:
     return next((str(row[name]).strip() for name in names if row.get(name)), None)
 
 

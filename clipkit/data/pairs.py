@@ -1,24 +1,26 @@
 """Pictures with their captions, the one thing that every source becomes."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipkit.data.labels import class_folders, pictures_in
-from clipkit.data.table import (
-    CAPTION_COLUMNS,
-    IMAGE_COLUMNS,
-    NEGATIVE_COLUMNS,
-    PARAPHRASE_COLUMNS,
-    existing_pictures,
-    read_table,
-    split_options,
-)
+from clipkit.data.missing import check_there
+from clipkit.data.prompts import prompts_of, read_templates
+from clipkit.data.sequences import Chosen, Files, Strings, first_places
+from clipkit.data.sources.columns import Rows, split_options
+from clipkit.data.sources.read import read_rows
 from clipkit.errors import DataError
+from clipkit.pictures import Stored, size_of
+
+_SIZES = 10_000
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,20 @@ class Pairs:
     """N pictures and M captions; a picture's position is its identity."""
 
     name: str
-    pictures: list[Path]
-    captions: list[str]
+    pictures: Sequence[Path | Stored]
+    captions: Sequence[str]
     image_of_caption: NDArray[np.int64]
     """(M,) position of each caption's picture."""
-    negatives: list[str] | None = None
+    negatives: Sequence[str] | None = None
     """(M,) for each caption one that is wrong, where the source has them."""
-    paraphrases: list[str] | None = None
+    paraphrases: Sequence[str] | None = None
     """(M,) for each caption another wording, where the source has them."""
     has_pictures: bool = True
     """Whether there are pictures, or captions alone, of which each then stands by itself."""
     has_captions: bool = True
     """Whether there are captions, or pictures alone, of which each then has the empty one."""
+    found: dict[str, str] = field(default_factory=dict)
+    """The column that each role was found in, where the source has columns."""
 
     @cached_property
     def captions_of_image(self) -> list[NDArray[np.int64]]:
@@ -48,27 +52,46 @@ class Pairs:
 
     @cached_property
     def caption_ids(self) -> NDArray[np.int64]:
-        """(M,) which caption each one is: equal strings have equal ids."""
-        first: dict[str, int] = {}
-        return np.array([first.setdefault(caption, row) for row, caption in enumerate(self.captions)], dtype=np.int64)
+        """(M,) which caption each one is: equal strings have equal ids, the position of their first."""
+        which, first = first_places(Strings.of(self.captions).column)
+        return first[which]
 
     @cached_property
     def sha256(self) -> str:
         """Hash of the picture names and captions in order; not of the pixels."""
         digest = hashlib.sha256()
-        for caption, image in zip(self.captions, self.image_of_caption, strict=True):
-            digest.update(f"{self.pictures[image].name}\0{caption}\0".encode())
+        for names in (_names(self.pictures), self.captions):
+            digest.update("\0".join(names).encode() + b"\0\0")
+        digest.update(self.image_of_caption.astype("<i8").tobytes())
         return digest.hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of names and captions, as above, and of the picture files' sizes."""
-        files = self.pictures if self.has_pictures else []
-        sizes = np.array([picture.stat().st_size for picture in files], dtype="<i8")
+        """Hash of names and captions, as above, and of the picture files' sizes: of 10,000 of them, evenly spaced."""
+        count = len(self.pictures) if self.has_pictures else 0
+        places = np.linspace(0, count - 1, min(count, _SIZES)).round().astype(int).tolist()
+        sizes = np.array([size_of(self.pictures[place]) for place in places], dtype="<i8")
         return hashlib.sha256(self.sha256.encode() + sizes.tobytes()).hexdigest()
 
+    def take(self, images: NDArray[np.int64]) -> "Pairs":
+        """These pictures, in this order, with all their captions."""
+        rows = np.concatenate([self.captions_of_image[image] for image in images.tolist()])
+        counts = [len(self.captions_of_image[image]) for image in images.tolist()]
 
-def checked_negatives(pairs: Pairs) -> list[str]:
+        def of_rows(texts: Sequence[str] | None) -> Sequence[str] | None:
+            return None if texts is None else Strings.of(texts).take(rows)
+
+        return replace(
+            self,
+            pictures=_chosen(self.pictures, images),
+            captions=Strings.of(self.captions).take(rows),
+            image_of_caption=np.repeat(np.arange(len(images), dtype=np.int64), counts),
+            negatives=of_rows(self.negatives),
+            paraphrases=of_rows(self.paraphrases),
+        )
+
+
+def checked_negatives(pairs: Pairs) -> Sequence[str]:
     """The wrong captions, where a loss wants them.
 
     Raises:
@@ -90,81 +113,129 @@ def checked_negatives(pairs: Pairs) -> list[str]:
     return pairs.negatives
 
 
-def read_pairs(source: str, *, pictures: bool = True, captions: bool = True) -> Pairs:
-    """Pairs from a CSV or TSV file, one row a caption, or from a folder.
+def read_pairs(source: str, *, pictures: bool = True, captions: bool = True, broken: Collection[str] = ()) -> Pairs:
+    """Pairs from any source.
 
-    Rows that name one picture are one picture. A folder of class folders gives pictures whose caption is their class; a
-    folder of pictures gives pictures alone.
+    Rows that name one picture are one picture. Class folders, and a table with labels and without captions, give
+    pictures whose caption is their class, or with `?templates=` the class in each of the templates.
 
     Args:
-        source: a path; the columns of a file are found by name or given as `photos.csv?image=file&caption=title`.
-            Picture paths are relative to the file. Columns negative_caption and paraphrase are read where they are.
+        source: a .csv, .tsv, .jsonl or .parquet file; a folder of pictures with metadata.csv or .jsonl or a .txt beside
+            each, or of class folders; hf:NAME[:SPLIT]; a folder saved by `datasets`; shards-{000..099}.tar. Columns are
+            found by name or given as `photos.csv?image=file&caption=title`; columns negative_caption and paraphrase are
+            read where they are. Picture paths are relative to the file.
         pictures: whether there have to be pictures.
         captions: whether there have to be captions.
+        broken: what may be broken: "pictures", which then may be missing, and "captions", which then may be empty.
 
     Raises:
-        DataError: the file, a column, a caption or a picture is missing, or the format is not known.
+        DataError: the source, a column, a caption or a picture is missing, or the format is not known.
 
     Example:
         >>> read_pairs("captions.csv").captions[0]    # doctest: +SKIP
         'A black dog is running after a white dog in the snow .'
     """
-    path, _ = split_options(source)
-    if path.is_dir():
-        return _of_folder(path, captions)
-    if path.suffix not in (".csv", ".tsv"):
-        raise DataError(f"{source}: captions are read from .csv and .tsv files and from class folders; this is neither")
-    roles = {"image": (IMAGE_COLUMNS, pictures), "caption": (CAPTION_COLUMNS, captions)}
-    table = read_table(
-        source,
-        {role: names for role, (names, needed) in roles.items() if needed},
-        {role: names for role, (names, needed) in roles.items() if not needed}
-        | {"negative_caption": NEGATIVE_COLUMNS, "paraphrase": PARAPHRASE_COLUMNS},
-    )
-    columns = {role: [cell.strip() for cell in cells] for role, cells in table.columns.items() if role != "image"}
-    if "" in columns.get("caption", []):
-        if captions:
-            row = columns["caption"].index("") + 1
-            raise DataError(f"{table.path}: row {row} has no caption; fill it in or drop the row")
-        del columns["caption"]
-    names = table.columns.get("image")
-    if names is None and "caption" not in columns:
-        raise DataError(f"{table.path}: has neither pictures nor captions in its columns; name one as ?image=COLUMN")
-    if names is None:
-        files = [Path(f"row {row}") for row in range(1, len(columns["caption"]) + 1)]
-        image_of_caption = list(range(len(files)))
+    _, options = split_options(source)
+    needed = ["image"] * pictures + ["caption"] * (captions and "templates" not in options)
+    optional = ["image", "caption", "negative_caption", "paraphrase", "label"]
+    rows = read_rows(source, needed, optional)
+    if "label" in rows.columns and ("templates" in options or ("caption" not in rows.columns and captions)):
+        rows = _with_prompts(rows, options.get("templates"))
+    pairs = _of_rows(rows, pictures, captions, "captions" in broken)
+    if pairs.has_pictures and "pictures" not in broken:
+        check_there(pairs.name, pairs.pictures)
+    return pairs
+
+
+def _of_rows(rows: Rows, pictures: bool, captions: bool, may_be_empty: bool) -> Pairs:
+    texts, row_of_text = _texts(rows)
+    if "caption" in texts and not may_be_empty:
+        empty = pc.index(texts["caption"].column, "").as_py()
+        if empty >= 0 and captions:
+            raise DataError(
+                f"{rows.name}: {rows.row} {row_of_text[empty] + 1} has no caption; fill it in or drop the {rows.row} "
+                "(clipkit data check --fix does)"
+            )
+        if empty >= 0:
+            del texts["caption"]
+    if rows.pictures is None and "caption" not in texts:
+        raise DataError(f"{rows.name}: has neither pictures nor captions in its columns; name one as ?image=COLUMN")
+    if rows.pictures is None:
+        count = len(texts["caption"])
+        numbers = pa.array([f"{rows.row} {row}" for row in range(1, count + 1)], pa.large_string())
+        files: Sequence[Path | Stored] = Files.of(Path(), numbers)
+        image_of_text = np.arange(count, dtype=np.int64)
     else:
-        position: dict[str, int] = {}
-        image_of_caption = [position.setdefault(name, len(position)) for name in names]
-        # Where pictures are not needed they only say which captions belong together.
-        files = existing_pictures(table.path, list(position)) if pictures else [Path(name) for name in position]
-    if "caption" not in columns:
-        return Pairs(str(table.path), files, [""] * len(files), np.arange(len(files)), has_captions=False)
+        which, first = first_places(rows.keys)
+        files, image_of_text = _chosen(rows.pictures, first), which[row_of_text]
+    if "caption" not in texts:
+        every = np.arange(len(files), dtype=np.int64)
+        return Pairs(rows.name, files, [""] * len(files), every, has_captions=False, found=rows.found)
     return Pairs(
-        str(table.path),
+        rows.name,
         files,
-        columns["caption"],
-        np.array(image_of_caption, dtype=np.int64),
-        columns.get("negative_caption"),
-        columns.get("paraphrase"),
-        has_pictures=names is not None and pictures,
+        texts["caption"],
+        image_of_text,
+        texts.get("negative_caption"),
+        texts.get("paraphrase"),
+        has_pictures=rows.pictures is not None and pictures,
+        found=rows.found,
     )
 
 
-def _of_folder(path: Path, captions: bool) -> Pairs:
-    alone, inside = pictures_in(path), pictures_in(path, "*/*")
-    if alone and inside:
-        raise DataError(
-            f"{path}: has {len(alone)} pictures of its own, as {alone[0].name}, beside {len(inside)} in class folders, "
-            f"as {inside[0].relative_to(path)}; keep one of the two kinds"
-        )
-    if alone and captions:
-        raise DataError(
-            f"{path}: is a folder of pictures without captions; give a CSV or TSV file with the columns image and "
-            "caption, or a folder of class folders"
-        )
-    if alone:
-        every = np.arange(len(alone), dtype=np.int64)
-        return Pairs(str(path), alone, [""] * len(alone), every, has_captions=False)
-    pictures, classes = class_folders(path)
-    return Pairs(str(path), pictures, classes, np.arange(len(pictures), dtype=np.int64))
+def _texts(rows: Rows) -> tuple[dict[str, Strings], NDArray[np.int64]]:
+    """Columns of texts, a row a caption, and for each the row of the source that it comes from."""
+    columns = {role: column for role, column in rows.columns.items() if role != "label"}
+    several = {role: column for role, column in columns.items() if pa.types.is_large_list(column.type)}
+    count = len(next(iter(columns.values()))) if columns else len(rows.pictures or [])
+    row_of_text = np.arange(count, dtype=np.int64)
+    if several:
+        # An empty list is a caption that is missing, not a row that is.
+        filled = {role: _at_least_one(column) for role, column in several.items()}
+        lengths = {role: pc.list_value_length(column).to_numpy() for role, column in filled.items()}
+        first = next(iter(lengths))
+        for role in columns:
+            if role not in lengths or not np.array_equal(lengths[role], lengths[first]):
+                own = lengths.get(role, np.ones(count))
+                row = int(np.flatnonzero(own != lengths[first])[0]) + 1 if (own != lengths[first]).any() else 0
+                if row:
+                    raise DataError(f"{rows.name}: {rows.row} {row} has not as many {role}s as {first}s; give one each")
+        row_of_text = np.repeat(row_of_text, lengths[first].astype(np.int64))
+        columns |= {role: pc.list_flatten(column) for role, column in filled.items()}
+    trimmed = {role: Strings(pc.utf8_trim_whitespace(pc.fill_null(own, ""))) for role, own in columns.items()}
+    return trimmed, row_of_text
+
+
+def _at_least_one(column: Any) -> Any:
+    lengths = pc.fill_null(pc.list_value_length(column), 0)
+    if pc.min(lengths).as_py() > 0:
+        return column
+    return pa.array([own or [""] for own in column.to_pylist()], column.type)
+
+
+def _with_prompts(rows: Rows, templates: str | None) -> Rows:
+    """Captions that are the class, or the class in each template."""
+    labels = rows.columns["label"]
+    if pa.types.is_large_list(labels.type):
+        labels = pa.array([", ".join(own or []) for own in labels.to_pylist()], pa.large_string())
+    if templates is None:
+        return replace(rows, columns={"caption": labels})
+    prompts = read_templates(templates)
+    made = {label: prompts_of(label, [label], prompts) for label in labels.unique().to_pylist()}
+    several = pa.array([made[label] for label in labels.to_pylist()], pa.large_list(pa.large_string()))
+    return replace(rows, columns={"caption": several})
+
+
+def _chosen(pictures: Sequence[Path | Stored], places: NDArray[np.int64]) -> Sequence[Path | Stored]:
+    if isinstance(pictures, Files):
+        return Files(pictures.folder, pictures.names.take(places))
+    if len(places) == len(pictures) and (places == np.arange(len(places))).all():
+        return pictures
+    return Chosen(pictures, places)
+
+
+def _names(pictures: Sequence[Path | Stored]) -> list[str]:
+    """Each one's own name."""
+    if isinstance(pictures, Files):
+        return [name.rpartition("/")[2] for name in pictures.names]
+    return [picture.name for picture in pictures]

@@ -1,6 +1,6 @@
 """Views of captions, seeded by what they are of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class TextView:
 class WrongCaption:
     """The wrong caption beside a sample's own."""
 
-    def __init__(self, negatives: list[str]) -> None:
+    def __init__(self, negatives: Sequence[str]) -> None:
         self.negatives = negatives
 
     def __call__(self, sample: Sample) -> str:

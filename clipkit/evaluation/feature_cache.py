@@ -1,6 +1,5 @@
 """Features on disk, by the content of what they are features of."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
@@ -12,14 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _KEY_BYTES = 32  # of a SHA-256
-
-
-def default_folder() -> Path:
-    """`$CLIPKIT_CACHE`, or `clipkit` in the user's cache folder. It may be deleted at any time."""
-    own = os.environ.get("CLIPKIT_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipkit"
 
 
 class FeatureCache:

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit.errors import DataError, ModelError, OutputError, UserError
-from clipkit.evaluation.feature_cache import FeatureCache, default_folder
+from clipkit.evaluation.feature_cache import FeatureCache
+from clipkit.files import cache_folder
 from clipkit.models import DualEncoder
 from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.models.towers import ImageTower, TextTower
@@ -66,7 +67,7 @@ class Features:
         self.model = model
         self.batch_size = batch_size
         self.processes = processes
-        self.folder = None if cache is False else default_folder() if cache is None else _writable(Path(cache))
+        self.folder = None if cache is False else cache_folder() if cache is None else _writable(Path(cache))
         self.progress = progress and (processes is None or processes.is_main)
         self.computed = 0
         self.from_cache = 0
@@ -223,7 +224,7 @@ def _content_hash(picture: Picture) -> bytes:
         seen = open_picture(picture)  # upright, with its palette's colours: what a tower gets
         return hashlib.sha256(f"{seen.size} ".encode() + seen.tobytes()).digest()
     try:
-        return hashlib.sha256(Path(picture).read_bytes()).digest()
+        return hashlib.sha256((Path(picture) if isinstance(picture, str) else picture).read_bytes()).digest()
     except OSError as error:
         raise DataError(f"{picture}: cannot be read ({error.strerror}); check the path") from None
 

@@ -22,6 +22,7 @@ from clipkit.evaluation.result import INTERVAL, Result, data_hash, versions
 from clipkit.metrics import LinearClassifier, knn_scores, logistic_regression, true_label_ranks
 from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
+from clipkit.pictures import Stored
 
 if TYPE_CHECKING:
     from clipkit.processes import Processes
@@ -183,7 +184,7 @@ def check_labelled(learned: LabelledPictures, measured: LabelledPictures | None)
 class Labelled:
     """Pictures, the class of each, and the hash of its content."""
 
-    pictures: list[Path]
+    pictures: list[Path | Stored]
     labels: NDArray[np.int64]
     hashes: list[bytes]
 

@@ -86,7 +86,7 @@ def retrieval(
 class AskedPairs:
     """The texts that ask, and which pictures are right for each."""
 
-    def __init__(self, texts: list[str], image_of_text: np.ndarray[Any, np.dtype[np.int64]], merged: bool) -> None:
+    def __init__(self, texts: Sequence[str], image_of_text: np.ndarray[Any, np.dtype[np.int64]], merged: bool) -> None:
         self.texts = texts
         self.merged = merged
         self.image_of_text = torch.from_numpy(image_of_text)

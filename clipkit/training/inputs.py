@@ -1,6 +1,6 @@
 """Where the towers' inputs come from: pictures and captions each time, or a frozen trunk's output, computed once."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
@@ -68,7 +68,7 @@ class TowerInputs:
             def text_trunk(inputs: dict[str, Tensor]) -> Tensor:
                 return model.text.trunk(**inputs)
 
-            def stored(captions: list[str]) -> Tensor:
+            def stored(captions: Sequence[str]) -> Tensor:
                 share = captions[processes.share(len(captions))]
                 rows = encode_strings(model.text, share, text_trunk, _BATCH, model.device, show)
                 return self._gathered(rows, len(captions))

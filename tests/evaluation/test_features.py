@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 import clipkit
 from clipkit.errors import DataError, ModelError
 from clipkit.evaluation import Features
-from clipkit.evaluation.feature_cache import FeatureCache, default_folder
+from clipkit.evaluation.feature_cache import FeatureCache
+from clipkit.files import cache_folder
 from tests.conftest import draw
 
 
@@ -198,12 +199,12 @@ def test_a_cache_that_is_deleted_meanwhile_is_no_error(tmp_path: Path) -> None:
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "own"))
-    assert default_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("CLIPKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "clipkit"
+    assert cache_folder() == tmp_path / "clipkit"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_folder() == Path.home() / ".cache" / "clipkit"
+    assert cache_folder() == Path.home() / ".cache" / "clipkit"
 
 
 def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""CSV and TSV files."""
+
+import csv
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
+
+from clipkit.data.sequences import Files
+from clipkit.data.sources.columns import Rows, Wanted
+from clipkit.errors import DataError, one_line
+
+
+def read_delimited(path: Path, wanted: Wanted) -> Rows:
+    """Rows of a CSV file, or of a TSV file by its ending. Picture paths are relative to it.
+
+    Raises:
+        DataError: the file is missing, empty, not UTF-8, malformed, or lacks a column; with the line.
+    """
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        header = _header(path, delimiter)
+        names = wanted.columns_among(path, header)
+        table = arrow_csv.read_csv(
+            path,
+            parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=list(dict.fromkeys(names.values())),
+                column_types=dict.fromkeys(names.values(), pa.large_string()),
+                strings_can_be_null=False,
+            ),
+        ).combine_chunks()
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; paths are relative to the working directory") from None
+    except UnicodeDecodeError:
+        raise DataError(_what_is_wrong(path, delimiter) or f"{path}: is not UTF-8; save it as UTF-8") from None
+    except (pa.ArrowException, csv.Error) as error:
+        said = _what_is_wrong(path, delimiter)
+        raise DataError(said or f"{path}: cannot be read ({one_line(error)}); mend it") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check it") from None
+    if not len(table):
+        raise DataError(f"{path}: has a header but no rows; there is nothing to read")
+    columns = {role: _whole(table[name]) for role, name in names.items()}
+    _check_quotes(path, delimiter, columns)
+    images = columns.pop("image", None)
+    pictures = None if images is None else Files.of(path.parent, images)
+    return Rows(str(path), columns, pictures, images, names)
+
+
+def _header(path: Path, delimiter: str) -> list[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file, delimiter=delimiter), None)
+    if not header:
+        raise DataError(f"{path}: is empty; its first line must name the columns, as image,caption")
+    return header
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _check_quotes(path: Path, delimiter: str, columns: dict[str, pa.Array]) -> None:
+    """A quotation mark that is never closed makes the rest of the file one field, silently."""
+    if any(len(column[len(column) - 1].as_py()) > 1000 or "\n" in column[len(column) - 1].as_py()
+           for column in columns.values()):  # fmt: skip
+        said = _what_is_wrong(path, delimiter)
+        if said is not None:
+            raise DataError(said)
+
+
+def _what_is_wrong(path: Path, delimiter: str) -> str | None:
+    """The first line that cannot be read, found slowly."""
+    line = 0
+    with path.open("rb") as raw:
+        for line, content in enumerate(raw, 1):
+            try:
+                content.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                return (
+                    f"{path}: line {line} is not UTF-8 (byte {content[error.start]:#04x} at place {error.start + 1}); "
+                    "save the file as UTF-8"
+                )
+    csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter=delimiter, strict=True)
+        begins, width = 1, None
+        try:
+            for row in rows:
+                if row and width is not None and len(row) != width:
+                    advice = "; put quotation marks around a field with a comma" if len(row) > width else ""
+                    return f"{path}: line {begins} has {len(row)} fields, the header has {width}; mend it{advice}"
+                width = width or len(row)
+                begins = rows.line_num + 1
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                return f"{path}: line {begins} opens a quotation mark that is never closed; close it"
+    return None

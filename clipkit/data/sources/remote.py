@@ -1,0 +1,36 @@
+"""Pictures that are named by an address."""
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from clipkit.errors import one_line
+from clipkit.pictures import Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Remote(Stored):
+    """A picture at an address that fsspec knows, as https://… or s3://…; its size is not asked for."""
+
+    address: str
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.address.partition("?")[0]).name
+
+    @property
+    def size(self) -> int:
+        return -1
+
+    def __str__(self) -> str:
+        return self.address
+
+    def read_bytes(self) -> bytes:
+        import fsspec
+
+        try:
+            with fsspec.open(self.address, "rb") as file:
+                return bytes(file.read())
+        except (OSError, ValueError, ImportError) as error:  # a protocol that is unknown, or not installed
+            raise OSError(one_line(error) or type(error).__name__) from None
+        except Exception as error:  # each protocol has errors of its own
+            raise OSError(f"{type(error).__name__} {one_line(error)}") from None

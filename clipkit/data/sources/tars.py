@@ -1,0 +1,267 @@
+"""WebDataset shards: tars in which files that share their name up to the first dot are one sample.
+
+Each tar is read through once, for where its files lie; that is kept beside the features in the user's cache, and the
+tar is then as indexable as a folder.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+from braceexpand import braceexpand
+from PIL import Image
+from pyarrow import parquet
+from tqdm import tqdm
+
+from clipkit.data.sources.columns import NAMES, Rows, Wanted
+from clipkit.data.sources.json_lines import strings_or_lists
+from clipkit.errors import DataError, one_line
+from clipkit.files import cache_folder
+from clipkit.pictures import Stored
+
+# Whatever a sample has of these says what its captions are, likeliest first.
+_TEXT_ENDINGS = ("txt", "caption", "json")
+_LABEL_ENDINGS = ("cls", "json")
+_LAYOUT = "1"  # of the kept index
+
+
+def shards_of(pattern: str) -> list[Path]:
+    """The files that `shards-{000..099}.tar`, `shards-*.tar` or one name mean.
+
+    Raises:
+        DataError: one is not there.
+    """
+    try:
+        names = list(braceexpand(pattern))
+    except ValueError:
+        raise DataError(f"{pattern}: its braces do not match; write shards-{{000..099}}.tar") from None
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        found = sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else [path]
+        paths += found or [path]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        count = f"{len(missing)} of its {len(paths)} shards are missing, the first is " if len(paths) > 1 else ""
+        raise DataError(f"{pattern}: {count}{missing[0]}: there is no such file")
+    return paths
+
+
+def read_tars(pattern: str, wanted: Wanted) -> Rows:
+    """Rows of local shards, in the order of the shards and of their files.
+
+    Raises:
+        DataError: a shard is missing or damaged, or no sample has what is needed.
+    """
+    paths = shards_of(pattern)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        bar = tqdm(pool.map(_index_of, paths), total=len(paths), desc="shards", unit="", disable=None, leave=False)
+        tables = [_checked(path, table) for path, table in zip(paths, bar, strict=True)]
+    table = pa.concat_tables(tables).combine_chunks()
+    shard = np.repeat(np.arange(len(paths)), [len(own) for own in tables])
+    if not len(table):
+        raise DataError(f"{pattern}: holds no samples; a sample is files of one name, as 000.jpg and 000.txt")
+    columns: dict[str, pa.Array] = {}
+    for role, name in (("caption", "captions"), ("label", "label")):
+        if role not in wanted.needed and role not in wanted.optional:
+            continue
+        column = table[name].combine_chunks()
+        if column.null_count < len(column):
+            columns[role] = _filled(column)
+        elif role in wanted.needed:
+            endings = ", ".join(f".{ending}" for ending in (_TEXT_ENDINGS if role == "caption" else _LABEL_ENDINGS))
+            raise DataError(f"{pattern}: none of its {len(table)} samples has a {role}; one is in a file {endings}")
+    pictures = None
+    if "image" in wanted.needed or "image" in wanted.optional:
+        offsets, sizes = (table[name].to_numpy().astype(np.int64) for name in ("offset", "size"))
+        if (offsets >= 0).any():
+            pictures = TarPictures(paths, shard, table["picture"].combine_chunks(), offsets, sizes)
+        elif "image" in wanted.needed:
+            raise DataError(f"{pattern}: none of its {len(table)} samples has a picture, as 000.jpg")
+    keys = pa.array(np.arange(len(table))) if pictures is not None else None
+    return Rows(pattern, columns, pictures, keys, row="sample")
+
+
+class TarPictures(Sequence[Stored]):
+    """The pictures of shards, a sample each."""
+
+    def __init__(
+        self, paths: list[Path], shard: np.ndarray[Any, Any], names: pa.Array, offsets: Any, sizes: Any
+    ) -> None:
+        self.paths = paths
+        self.shard = shard
+        self.names = names
+        self.offsets = offsets
+        self.sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    @overload
+    def __getitem__(self, place: int) -> Stored: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Stored]: ...
+    def __getitem__(self, place: int | slice) -> Stored | list[Stored]:
+        if isinstance(place, slice):
+            return [self[row] for row in range(*place.indices(len(self)))]
+        row = range(len(self))[int(place)]
+        path = self.paths[int(self.shard[row])]
+        return InTar(path, self.names[row].as_py(), int(self.offsets[row]), int(self.sizes[row]))
+
+
+@dataclass(frozen=True, slots=True)
+class InTar(Stored):
+    """A file in a tar: where its bytes lie."""
+
+    path: Path
+    member: str
+    offset: int
+    length: int
+
+    @property
+    def name(self) -> str:
+        return Path(self.member).name
+
+    @property
+    def size(self) -> int:
+        return self.length
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self.member}"
+
+    def read_bytes(self) -> bytes:
+        if self.offset < 0:
+            raise OSError("the sample has no picture")
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.length)
+
+
+def _index_of(path: Path) -> pa.Table | DataError:
+    """A row a sample: its picture's member name, offset and size, its captions, its label."""
+    found = path.stat()
+    state = f"{_LAYOUT} {found.st_size} {found.st_mtime_ns}".encode()
+    kept = cache_folder() / "shards" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.parquet"
+    try:
+        table = parquet.read_table(kept)
+        if table.schema.metadata is not None and table.schema.metadata.get(b"state") == state:
+            return table
+    except (OSError, pa.ArrowException):
+        pass
+    try:
+        table = _scan(path).replace_schema_metadata({b"state": state})
+    except DataError as error:
+        return error
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        return DataError(f"{path}: is a damaged tar ({one_line(error)}); fetch or write it again, or leave it out")
+    aside = kept.with_name(f"{kept.name}.{uuid4().hex}")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(table, aside)
+        aside.replace(kept)
+    except OSError:  # a cache that cannot be written costs time only
+        aside.unlink(missing_ok=True)
+    return table
+
+
+def _checked(path: Path, table: pa.Table | DataError) -> pa.Table:
+    if isinstance(table, DataError):
+        raise table
+    return table
+
+
+def _scan(path: Path) -> pa.Table:
+    rows: dict[str, list[Any]] = {name: [] for name in ("picture", "offset", "size", "captions", "label")}
+    with tarfile.open(path, "r:") as tar:
+        end = path.stat().st_size
+        for key, members in _samples(tar):
+            for member in members.values():
+                if member.offset_data + member.size > end:
+                    raise DataError(
+                        f"{path}: is cut off within {member.name}; fetch or write it again, or leave it out"
+                    )
+            picture = next(
+                (own for ending, own in members.items() if f".{ending}" in Image.registered_extensions()), None
+            )
+            rows["picture"].append(key if picture is None else picture.name)
+            rows["offset"].append(-1 if picture is None else picture.offset_data)
+            rows["size"].append(-1 if picture is None else picture.size)
+            texts = {
+                ending: _text(path, tar, members[ending])
+                for ending in dict.fromkeys((*_TEXT_ENDINGS, *_LABEL_ENDINGS))
+                if ending in members
+            }
+            rows["captions"].append(_said(path, key, texts, _TEXT_ENDINGS, "caption"))
+            rows["label"].append(_said(path, key, texts, _LABEL_ENDINGS, "label"))
+    several = pa.large_list(pa.large_string())
+    return pa.table(
+        {
+            "picture": pa.array(rows["picture"], pa.large_string()),
+            "offset": pa.array(rows["offset"], pa.int64()),
+            "size": pa.array(rows["size"], pa.int64()),
+            "captions": pa.array(rows["captions"], several),
+            "label": pa.array(rows["label"], several),
+        }
+    )
+
+
+def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """Files side by side whose names are the same up to the first dot of their last part; by what follows it."""
+    key: str | None = None
+    members: dict[str, tarfile.TarInfo] = {}
+    for member in tar:
+        folder, _, name = member.name.rpartition("/")
+        stem, dot, ending = name.partition(".")
+        if not member.isfile() or not dot or not stem:
+            continue
+        own = f"{folder}/{stem}" if folder else stem
+        if own != key:
+            if key is not None:
+                yield key, members
+            key, members = own, {}
+        members[ending.lower()] = member
+    if key is not None:
+        yield key, members
+
+
+def _text(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    opened = tar.extractfile(member)
+    assert opened is not None
+    try:
+        return opened.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}/{member.name}: is not UTF-8 (byte {error.start}); write it as UTF-8") from None
+
+
+def _said(path: Path, key: str, texts: dict[str, str], endings: tuple[str, ...], role: str) -> list[str] | None:
+    for ending in endings:
+        if ending not in texts:
+            continue
+        if ending != "json":
+            return [texts[ending].strip()]
+        try:
+            values = json.loads(texts[ending])
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}/{key}.json: is not JSON ({error}); mend it") from None
+        name = next((name for name in NAMES[role] if isinstance(values, dict) and name in values), None)
+        if name is None:
+            continue
+        value = values[name] if isinstance(values[name], list) else [values[name]]
+        return [str(own) for own in value if own is not None]
+    return None
+
+
+def _filled(column: pa.Array) -> pa.Array:
+    lists = column.to_pylist()
+    if all(own is not None and len(own) == 1 for own in lists):
+        return strings_or_lists([own[0] for own in lists])
+    return strings_or_lists([own or [""] for own in lists])
