@@ -62,11 +62,12 @@ class Wanted:
             DataError: a needed one is not there, one that was named is not, or there are two of one name.
         """
         lower = [name.strip().lower() for name in header]
+        has = _shown(header)
         found = {}
         for role in [*self.needed, *self.optional]:
             given = self.options.get(role)
             if given is not None and given.lower() not in lower:
-                raise DataError(f"{source}: has no column {given}; its columns are {', '.join(header)}")
+                raise DataError(f"{source}: has no column {given}; its columns are {has}")
             names = [given.lower()] if given is not None else NAMES[role]
             here = next((name for name in names if name in lower), None)
             if here is not None:
@@ -76,15 +77,21 @@ class Wanted:
             elif role in self.needed:
                 raise DataError(
                     f"{source}: has no {role} column (one of {', '.join(names)}); its columns are "
-                    f"{', '.join(header)}: rename one, or name it as {Path(str(source)).name}?{role}=COLUMN"
+                    f"{has}: rename one, or name it as {Path(str(source)).name}?{role}=COLUMN"
                 )
         if not found:
             roles = [*self.needed, *self.optional]
             raise DataError(
-                f"{source}: has none of the columns {', '.join(roles)}; its columns are {', '.join(header)}: name one "
+                f"{source}: has none of the columns {', '.join(roles)}; its columns are {has}: name one "
                 f"as {Path(str(source)).name}?{roles[0]}=COLUMN"
             )
         return found
+
+
+def _shown(header: Sequence[str]) -> str:
+    """Names of columns in one line, whatever they are."""
+    names = [" ".join(name.split())[:40] for name in header[:20]]
+    return ", ".join(names) + " …" * (len(header) > len(names))
 
 
 def split_options(source: str) -> tuple[str, dict[str, str]]:

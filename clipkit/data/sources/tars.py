@@ -181,6 +181,7 @@ def _checked(path: Path, table: pa.Table | DataError) -> pa.Table:
 
 def _scan(path: Path) -> pa.Table:
     rows: dict[str, list[Any]] = {name: [] for name in ("picture", "offset", "size", "captions", "label")}
+    _check_end(path)
     with tarfile.open(path, "r:") as tar:
         end = path.stat().st_size
         for key, members in _samples(tar):
@@ -212,6 +213,15 @@ def _scan(path: Path) -> pa.Table:
             "label": pa.array(rows["label"], several),
         }
     )
+
+
+def _check_end(path: Path) -> None:
+    """See that it ends as a tar does: tarfile takes one that is cut off between two members for a whole one."""
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 2 * tarfile.BLOCKSIZE))
+        if any(file.read()):
+            raise DataError(f"{path}: is no tar, or is cut off; fetch or write it again, or leave it out")
 
 
 def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
