@@ -3,6 +3,8 @@
 import io
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,18 @@ MAX_PIXELS = 178_956_970
 """Pillow's own limit for an error."""
 
 
-def limit_pixels(most: int) -> None:
-    """Refuse, in this process, to decode pictures of more pixels, which may be made to fill the memory."""
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+@contextmanager
+def pixel_limit(most: int) -> Iterator[None]:
+    """Within, this process refuses to decode pictures of more pixels, which may be made to fill the memory."""
+    before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = most
-
-
-limit_pixels(MAX_PIXELS)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def open_picture(picture: Picture, draft: int | None = None) -> Image.Image:
@@ -82,13 +90,15 @@ def open_picture(picture: Picture, draft: int | None = None) -> Image.Image:
         with Image.open(file) as opened:
             width, height = opened.size
             if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-                raise DataError(
-                    f"{picture}: has {width} × {height} pixels, over the limit of {Image.MAX_IMAGE_PIXELS}; raise "
-                    "data.max_pixels (or call clipkit.pictures.limit_pixels) if it is to be trusted"
-                )
+                raise Image.DecompressionBombError(f"{width} × {height} pixels")
             if draft is not None and opened.format == "JPEG" and min(width, height) >= 2 * draft:
                 opened.draft(None, (width * draft // min(width, height), height * draft // min(width, height)))
             return _rgb(opened)
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{picture}: is over the limit of {Image.MAX_IMAGE_PIXELS} pixels ({one_line(error)[:40]}); drop its "
+            "rows, or raise data.max_pixels in a recipe, else PIL.Image.MAX_IMAGE_PIXELS, where it is to be trusted"
+        ) from None
     except FileNotFoundError:
         raise DataError(f"{picture}: there is no such picture; check the path") from None
     except UnidentifiedImageError:
@@ -98,7 +108,7 @@ def open_picture(picture: Picture, draft: int | None = None) -> Image.Image:
         raise DataError(
             f"{picture}: cannot be decoded ({one_line(error)}); replace the file or drop its rows"
         ) from None
-    except (AttributeError, RuntimeError, EOFError, NotImplementedError, Image.DecompressionBombError) as error:
+    except (AttributeError, RuntimeError, EOFError, NotImplementedError) as error:
         raise DataError(
             f"{picture}: cannot be decoded ({one_line(error)}); replace the file or drop its rows"
         ) from None

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipkit.errors import TrainingError, UserError, one_line
+
+T = TypeVar("T")
 
 # Numbers in one reduction: large enough to be efficient, small beside a model.
 _REDUCED_AT_ONCE = 1 << 24
@@ -150,6 +152,15 @@ class Processes:
         with _together():
             dist.broadcast(agreed, 0)
         return int(agreed)
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every process's value, in order; anything that pickles."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        with _together():
+            dist.all_gather_object(found, value)
+        return found
 
     def raise_together(self, failure: UserError | None) -> None:
         """Where some processes found what a user has to mend, raise the first one's finding on all of them.

@@ -2,7 +2,8 @@
 
 from clipkit.data.augment import Policy, TextSafe
 from clipkit.data.labels import LabelledPictures, read_labelled
-from clipkit.data.loader import Augment, Batch, pair_loader
+from clipkit.data.loader import AtWork, Augment, Batch, StandIn, pair_loader
+from clipkit.data.missing import broken_pictures, missing_places
 from clipkit.data.near_misses import NearMisses, read_near_misses
 from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
 from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
@@ -10,6 +11,7 @@ from clipkit.data.sampler import EpochSampler, Sample
 from clipkit.data.text_views import TextOf, TextView, WrongCaption
 
 __all__ = [
+    "AtWork",
     "Augment",
     "Batch",
     "Classes",
@@ -19,12 +21,15 @@ __all__ = [
     "Pairs",
     "Policy",
     "Sample",
+    "StandIn",
     "Templates",
     "TextOf",
     "TextSafe",
     "TextView",
     "WrongCaption",
+    "broken_pictures",
     "checked_negatives",
+    "missing_places",
     "pair_loader",
     "prompts_of",
     "read_classes",

@@ -1,18 +1,19 @@
 """Batches of inputs by name, loaded ahead."""
 
 import os
+import re
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from clipkit.data.pairs import Pairs
 from clipkit.data.sampler import Sample
@@ -22,7 +23,9 @@ from clipkit.pictures import open_picture
 
 # (picture, epoch, position) -> inputs of the image tower by name
 Augment = Callable[[Image.Image, int, int], dict[str, Tensor]]
-Loaded = dict[str, dict[str, Tensor]] | DataError
+Loaded = dict[str, dict[str, Tensor]]
+# (sample, attempt) -> what takes its place where its picture cannot be had
+StandIn = Callable[[Sample, int], Sample]
 Tokenize = Callable[[list[str]], dict[str, Int[Tensor, "B L"]]]
 
 
@@ -38,6 +41,8 @@ class Batch:
     """Position of each caption in the source, or of the first one that is the same string."""
     caption_rows: Int[Tensor, " B"]
     """Position of each caption itself."""
+    bad: Mapping[int, str] = field(default_factory=dict)
+    """Pictures that were due and could not be had, by position: why. Others stand in for them."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -48,22 +53,84 @@ _CHUNK = 64
 _AHEAD = 4
 
 
-class _Pictures(Dataset[tuple[Sample, Loaded]]):
+# Stand-ins that are tried for one sample. Where half of all pictures are bad, so many fail once in 10^19 samples.
+_ATTEMPTS = 64
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A sample, or the one that stands in for it, with its pictures as inputs."""
+
+    sample: Sample
+    inputs: Loaded
+    bad: dict[int, str]
+
+
+class AtWork:
+    """Which picture each worker is at, so that one that dies can be reported with it.
+
+    Args:
+        pairs: the pictures.
+    """
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+        self._seats = torch.full((os.cpu_count() or 1, 2), -1).share_memory_()  # a row a worker: process, picture
+
+    def begin(self, image: int) -> None:
+        """A worker opens a picture; elsewhere this does nothing."""
+        worker = get_worker_info()
+        if worker is not None:
+            self._seats[worker.id] = torch.tensor([os.getpid(), image])
+
+    def last_seen(self, reason: str) -> str:
+        """The pictures that the workers whose processes `reason` names were at, or all of them; "" if none is."""
+        began = {process: image for process, image in self._seats.tolist() if image >= 0}
+        named = [image for process, image in began.items() if re.search(rf"\b{process}\b", reason)]
+        return " or ".join(str(self.pairs.pictures[image]) for image in named or began.values())
+
+
+class _Pictures(Dataset[_Drawn | DataError]):
     """Pictures of samples; what a user got wrong travels as a value, so that it stays one line on the other side."""
 
-    def __init__(self, pairs: Pairs, augments: Mapping[str, Augment]) -> None:
+    def __init__(
+        self,
+        pairs: Pairs,
+        augments: Mapping[str, Augment],
+        stand_in: StandIn | None,
+        known_bad: Collection[int],
+        at_work: "AtWork",
+        draft: int | None,
+    ) -> None:
         self.pairs = pairs
         self.augments = augments
+        self.stand_in = stand_in
+        self.known_bad = known_bad
+        self.at_work = at_work
+        self.draft = draft
+        self.max_pixels = Image.MAX_IMAGE_PIXELS
 
-    def __getitem__(self, sample: Sample) -> tuple[Sample, Loaded]:
-        if not self.augments:
-            return sample, {}
-        try:
-            picture = open_picture(self.pairs.pictures[sample.image])
-            made = {name: augment(picture, sample.epoch, sample.image) for name, augment in self.augments.items()}
-            return sample, made
-        except DataError as error:
-            return sample, error
+    def __getitem__(self, sample: Sample) -> _Drawn | DataError:
+        bad: dict[int, str] = {}
+        for attempt in range(_ATTEMPTS):
+            own = self.stand_in(sample, attempt) if attempt and self.stand_in is not None else sample
+            if own.image in self.known_bad or own.image in bad:
+                continue
+            if not self.augments:
+                return _Drawn(own, {}, bad)
+            self.at_work.begin(own.image)
+            try:
+                picture = open_picture(self.pairs.pictures[own.image], self.draft)
+                made = {name: augment(picture, own.epoch, own.image) for name, augment in self.augments.items()}
+                return _Drawn(own, made, bad)
+            except DataError as error:
+                if self.stand_in is None:
+                    return error
+                bad[own.image] = str(error)
+        return DataError(
+            f"{self.pairs.name}: of {_ATTEMPTS} pictures that were tried in place of a broken one none can be decoded "
+            f"({next(iter(bad.values()), 'all are missing')}); look at it with clipkit data check"
+        )
 
 
 class _Collate:
@@ -72,26 +139,31 @@ class _Collate:
         self.texts = texts
         self.tokenize = tokenize
 
-    def __call__(self, samples: list[tuple[Sample, Loaded]]) -> Batch | DataError:
-        pictures: list[dict[str, dict[str, Tensor]]] = []
-        for _, loaded in samples:
-            if isinstance(loaded, DataError):
-                return loaded
-            pictures.append(loaded)
-        inputs = {name: _stacked([loaded[name] for loaded in pictures]) for name in pictures[0]}
+    def __call__(self, drawn: list[_Drawn | DataError]) -> Batch | DataError:
+        samples: list[Sample] = []
+        pictures: list[Loaded] = []
+        bad: dict[int, str] = {}
+        for own in drawn:
+            if isinstance(own, DataError):
+                return own
+            samples.append(own.sample)
+            pictures.append(own.inputs)
+            bad |= own.bad
+        inputs = {name: _stacked([own[name] for own in pictures]) for name in pictures[0]}
         strings: list[str] = []
         tokens: dict[str, Tensor] = {}
         for name, view in self.texts.items():
-            before, strings = strings, [view(sample) for sample, _ in samples]
+            before, strings = strings, [view(sample) for sample in samples]
             if strings != before:  # two passes of the same captions have the same tokens
                 tokens = self.tokenize(strings)
             inputs[name] = tokens
-        rows = [sample.caption for sample, _ in samples]
+        rows = [sample.caption for sample in samples]
         return Batch(
             inputs,
-            image_ids=torch.tensor([sample.image for sample, _ in samples]),
+            image_ids=torch.tensor([sample.image for sample in samples]),
             caption_ids=torch.from_numpy(self.pairs.caption_ids[rows]),
             caption_rows=torch.tensor(rows),
+            bad=bad,
         )
 
 
@@ -106,6 +178,10 @@ def pair_loader(
     texts: Mapping[str, TextOf],
     tokenize: Tokenize,
     workers: int,
+    stand_in: StandIn | None = None,
+    at_work: AtWork | None = None,
+    known_bad: Collection[int] = (),
+    draft: int | None = None,
 ) -> Generator[Batch, None, None]:
     """One iterator over all the `batches` of a run, so that workers live as long as the run does.
 
@@ -118,16 +194,20 @@ def pair_loader(
         texts: for each kind that comes from tokens, sample to string.
         tokenize: strings to tokens.
         workers: loader processes; 0 loads here.
+        stand_in: what takes the place of a sample whose picture cannot be had; None: nothing does.
+        at_work: where workers say what they are at.
+        known_bad: positions of pictures that are known to be such.
+        draft: short side in pixels down to which a JPEG may be decoded at a half, a quarter or an eighth of its size.
 
     Raises:
-        DataError: when a picture that is due cannot be decoded.
+        DataError: a picture that is due cannot be decoded, nor one of those that would stand in for it.
         RuntimeError: a worker died, in the words of torch: "DataLoader worker …".
     """
     # More workers than cores only get into each other's way; the batches are the same whatever their number.
     workers = min(workers, os.cpu_count() or 1) if augments else 0
     chunks = _Chunks(batches, _CHUNK if workers else None)
-    loader: DataLoader[tuple[Sample, Loaded]] = DataLoader(
-        _Pictures(pairs, augments),
+    loader: DataLoader[_Drawn | DataError] = DataLoader(
+        _Pictures(pairs, augments, stand_in, frozenset(known_bad), at_work or AtWork(pairs), draft),
         batch_sampler=chunks,
         collate_fn=_Collate(pairs, texts, tokenize),
         num_workers=workers,
@@ -148,7 +228,7 @@ def pair_loader(
             arrived = []
 
 
-def _from_living(loader: DataLoader[tuple[Sample, Loaded]]) -> Iterator[Batch | DataError]:
+def _from_living(loader: DataLoader[_Drawn | DataError]) -> Iterator[Batch | DataError]:
     """What the loader gives. A worker that dies while it hands a chunk over is met here as a lost connection."""
     try:
         yield from loader
@@ -161,6 +241,9 @@ def _from_living(loader: DataLoader[tuple[Sample, Loaded]]) -> Iterator[Batch | 
 def _start_worker(worker: int) -> None:
     # The threads of the tokenizer do not survive the fork: in parallel it would wait for them for ever.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    info = get_worker_info()
+    if info is not None and isinstance(info.dataset, _Pictures):
+        Image.MAX_IMAGE_PIXELS = info.dataset.max_pixels
     _leave_signals_to_the_run()
 
 
@@ -207,6 +290,7 @@ def _joined(chunks: list[Batch]) -> Batch:
         image_ids=torch.cat([chunk.image_ids for chunk in chunks]),
         caption_ids=torch.cat([chunk.caption_ids for chunk in chunks]),
         caption_rows=torch.cat([chunk.caption_rows for chunk in chunks]),
+        bad={image: reason for chunk in chunks for image, reason in chunk.bad.items()},
     )
 
 

@@ -1,6 +1,8 @@
-"""Which picture files are not there."""
+"""Which pictures are not there, or broken."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os import cpu_count
 from os.path import isfile, join
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 
 from clipkit.data.sequences import Files
 from clipkit.errors import DataError
-from clipkit.pictures import Stored
+from clipkit.pictures import Stored, open_picture
 
 
 def missing_places(pictures: Sequence[Path | Stored]) -> NDArray[np.int64]:
@@ -27,6 +29,21 @@ def missing_places(pictures: Sequence[Path | Stored]) -> NDArray[np.int64]:
             place for place, picture in enumerate(pictures) if isinstance(picture, Path) and not picture.is_file()
         ]
     return np.array(missing, dtype=np.int64)
+
+
+def broken_pictures(pictures: Sequence[Path | Stored]) -> dict[int, str]:
+    """Which of these cannot be decoded, by position: why. Reads and decodes all of them, in parallel."""
+
+    def look(place: int) -> str | None:
+        try:
+            open_picture(pictures[place])
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
+        said = pool.map(look, range(len(pictures)))
+        return {place: why for place, why in enumerate(said) if why is not None}
 
 
 def check_there(name: str, pictures: Sequence[Path | Stored]) -> None:

@@ -12,7 +12,7 @@ from clipkit.errors import DataError
 from clipkit.seeds import mix
 
 # So that the streams of one seed for different purposes are different streams.
-_ORDER, _CAPTION = 0, 1
+_ORDER, _CAPTION, _STAND_IN = 0, 1, 4
 
 
 class Sample(NamedTuple):
@@ -65,13 +65,25 @@ class EpochSampler:
         if self.captions == "one":
             images = generator.permutation(len(self.pairs.pictures))
             captions = self._permuted[self._start[images] + epoch % self._count[images]]
-            rows = list(zip(images.tolist(), captions.tolist(), strict=True))
         else:
             captions = generator.permutation(len(self.pairs.captions))
             images = self.pairs.image_of_caption[captions]
             rows = _apart(list(zip(images.tolist(), captions.tolist(), strict=True)), self.batch_size)
+            images, captions = np.array(rows, dtype=np.int64).T
         for start in range(0, self.steps_per_epoch * self.batch_size, self.batch_size):
-            yield [Sample(epoch, image, caption) for image, caption in rows[start : start + self.batch_size]]
+            batch = slice(start, start + self.batch_size)
+            dealt = zip(images[batch].tolist(), captions[batch].tolist(), strict=True)
+            yield [Sample(epoch, image, caption) for image, caption in dealt]
+
+    def stand_in(self, sample: Sample, attempt: int) -> Sample:
+        """What takes the place of a sample whose picture cannot be had: another picture with its own caption.
+
+        A function of the seed, the sample and the attempt (1, 2…) alone, so that every process and every worker, at
+        any time, finds the same one.
+        """
+        image = mix(self.seed, _STAND_IN, *sample, attempt) % len(self.pairs.pictures)
+        caption = self._permuted[self._start[image] + sample.epoch % self._count[image]]
+        return Sample(sample.epoch, image, int(caption))
 
     def slices(self, first_step: int, last_step: int, rows: slice) -> Iterator[list[Sample]]:
         """One process's `rows` of the global batches from `first_step` up to before `last_step`, across epochs."""

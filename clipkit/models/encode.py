@@ -7,9 +7,11 @@ from typing import TypeVar
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from clipkit.errors import DataError
 from clipkit.models.preprocess import Inputs
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.pictures import Picture, open_picture
@@ -35,11 +37,24 @@ def encode_pictures(
     batch_size: int,
     device: torch.device,
     progress: bool = False,
+    bad: dict[int, str] | None = None,
 ) -> Float[Tensor, "N W"]:
-    """`through` on every picture, float32 on the CPU. Threads decode ahead: Pillow lets go of the interpreter."""
+    """`through` on every picture, float32 on the CPU. Threads decode ahead: Pillow lets go of the interpreter.
 
-    def inputs_of(picture: Picture) -> Inputs:
-        return tower.preprocess(open_picture(picture))
+    Those that cannot be decoded come into `bad`, where it is given, by position and why; their rows mean nothing.
+
+    Raises:
+        DataError: one cannot be decoded, and `bad` is not given.
+    """
+
+    def inputs_of(place: int) -> Inputs:
+        try:
+            return tower.preprocess(open_picture(pictures[place]))
+        except DataError as error:
+            if bad is None:
+                raise
+            bad[place] = str(error)
+            return tower.preprocess(Image.new("RGB", (224, 224)))
 
     dtype = next((parameter.dtype for parameter in tower.parameters()), torch.float32)
     if device.type == "cpu":
@@ -47,7 +62,7 @@ def encode_pictures(
     bar = tqdm(total=len(pictures), desc="pictures", unit="", disable=None if progress else True, leave=False)
     features = []
     with torch.inference_mode(), bar, ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
-        for decoded in _ahead(pool, inputs_of, pictures, batch_size):
+        for decoded in _ahead(pool, inputs_of, range(len(pictures)), batch_size):
             batch = {
                 name: value.to(device, dtype if value.is_floating_point() else None)
                 for name, value in stack_inputs(decoded).items()

@@ -27,6 +27,11 @@ class DataRecipe(Section):
     """Share of the picture's area that `augment: crop` keeps, lowest and highest."""
     safe: bool = False
     """No flips of pictures whose captions say left or right, no change of colour where they name one."""
+    max_bad: float = Field(default=0.01, ge=0)
+    """Pictures that may turn out to be missing or broken before the run stops: a share of them where below 1, else a
+    count. Another pair stands in for each, and bad_samples.jsonl lists them."""
+    max_pixels: int = Field(default=178_956_970, ge=1)
+    """Width times height from which a picture counts as broken, because it may be made to fill the memory."""
     workers: int = Field(default=4, ge=0)
     """Loader processes on each process of the run; 0 loads in the run itself."""
 

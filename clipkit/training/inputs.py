@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.data import Augment, Batch, Pairs, Sample, TextOf, pair_loader
+from clipkit.data import AtWork, Augment, Batch, Pairs, Sample, StandIn, TextOf, pair_loader
 from clipkit.models import DualEncoder
 from clipkit.models.encode import encode_pictures, encode_strings, stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES
@@ -34,6 +34,8 @@ class TowerInputs:
         processes: who takes part.
         encoded: what is wanted, by the name of the features.
         augmented: whether the pictures beside captions are augmented, so that their trunk has to run each time.
+        stand_in: what takes the place of a sample whose picture cannot be had; None: none may be such.
+        bad: pictures that are known to be such.
     """
 
     def __init__(
@@ -43,9 +45,15 @@ class TowerInputs:
         processes: Processes,
         encoded: Mapping[str, Encoded],
         augmented: bool,
+        stand_in: StandIn | None = None,
+        bad: Mapping[int, str] | None = None,
     ) -> None:
         self.model = model
         self.pairs = pairs
+        self.stand_in = stand_in
+        self.bad = dict(bad or {})
+        """Pictures that cannot be had, as far as is known before the first batch, by position: why."""
+        self.at_work = AtWork(pairs)
         self.processes = processes
         self.encoded = encoded
         self.encoders = {
@@ -56,12 +64,23 @@ class TowerInputs:
         """Outputs of frozen trunks by the name of the features: a row a picture, or a row a caption."""
         show = processes.is_main
         if "image_features" in encoded and model.image.trunk_is_frozen and not augmented:
-            share = pairs.pictures[processes.share(len(pairs.pictures))]
+            share = processes.share(len(pairs.pictures))
+            bad_here: dict[int, str] = {}
 
             def image_trunk(inputs: dict[str, Tensor]) -> Tensor:
                 return model.image.trunk(**inputs)
 
-            rows = encode_pictures(model.image, share, image_trunk, _BATCH, model.device, show)
+            rows = encode_pictures(
+                model.image,
+                pairs.pictures[share],
+                image_trunk,
+                _BATCH,
+                model.device,
+                show,
+                None if stand_in is None else bad_here,
+            )
+            for own in processes.gather_objects({share.start + place: said for place, said in bad_here.items()}):
+                self.bad |= own
             self.stores["image_features"] = self._gathered(rows, len(pairs.pictures))
         if "text_features" in encoded and model.text.trunk_is_frozen:
 
@@ -92,6 +111,9 @@ class TowerInputs:
             {name: cast(TextOf, own.make) for name, own in wanted.items() if own.tower == "text"},
             self.model.text.tokenize,
             workers,
+            self.stand_in,
+            self.at_work,
+            self.bad,
         )
         device = self.model.device
         for batch in batches:

@@ -23,6 +23,7 @@ _MAY_CHANGE = (
     "data.validation",
     "data.labelled",
     "data.labelled_test",
+    "data.max_bad",
     "data.workers",
     "eval.every_epochs",
     "eval.metric",

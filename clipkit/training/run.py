@@ -13,13 +13,24 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from clipkit.data import Batch, EpochSampler, checked_negatives, read_labelled
+from clipkit.data import (
+    AtWork,
+    Batch,
+    EpochSampler,
+    Pairs,
+    broken_pictures,
+    checked_negatives,
+    missing_places,
+    read_labelled,
+)
 from clipkit.errors import DataError, RecipeError, TrainingError, one_line
 from clipkit.evaluation import to_json, versions
 from clipkit.files import write_whole
+from clipkit.pictures import pixel_limit
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.report import run_report
+from clipkit.training.bad_samples import BadSamples
 from clipkit.training.checkpoint import (
     checkpoint_of,
     checkpoint_steps,
@@ -78,15 +89,17 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe.from_yaml(recipe)
-    with StopRequest() as stop:
-        run = Run(recipe.override(overrides or {}), stop)
+    recipe = recipe.override(overrides or {})
+    with StopRequest() as stop, pixel_limit(recipe.data.max_pixels):
+        run = Run(recipe, stop)
         try:
             return run.go(resume, overwrite)
         except RuntimeError as error:
             if str(error).startswith("DataLoader worker"):
+                seen = run.at_work.last_seen(str(error)) if run.at_work is not None else ""
                 reason = (
-                    f"a loader worker died ({one_line(error)}); the system ends processes when memory runs out: "
-                    "lower data.workers if it did"
+                    f"a loader worker died ({one_line(error)}){f' at {seen}' if seen else ''}; the system ends "
+                    "processes when memory runs out: lower data.workers if it did"
                 )
             elif out_of_memory(error):
                 reason = f"out of memory ({one_line(error)}); set train.micro_batch_size to less than it found"
@@ -115,6 +128,7 @@ class Run:
         self.seconds_before = 0.0
         self.settings: dict[str, Any] = {"processes": self.processes.count}
         self.failure: TrainingError | None = None
+        self.at_work: AtWork | None = None
 
     def go(self, resume: bool, overwrite: bool) -> dict[str, Any]:
         """From the first check to the report."""
@@ -132,12 +146,13 @@ class Run:
             inputs = self._inputs(state)
             # Up to here, whatever was wrong, the folder is as it was.
             self._open(found, state)
+            self._take_in_bad(inputs)
             self._loop(inputs)
             return self._finish()
 
     def _prepare(self) -> None:
         recipe = self.recipe
-        self.pairs = read_pairs_of(recipe, recipe.data.train)
+        self.pairs = read_pairs_of(recipe, recipe.data.train, broken=("pictures",))
         if recipe.train.batch_size < self.processes.count:
             raise RecipeError(
                 f"train.batch_size is {recipe.train.batch_size}, fewer pairs than the {self.processes.count} processes"
@@ -152,6 +167,7 @@ class Run:
         if validation is not None and recipe.views is not None and len(validation.pictures) < 2:
             raise DataError(f"{validation.name}: has one sample, so that no view can be looked for; validate on more")
         captions = "captions" in recipe.objective
+        self._check_pictures(validation)
         wrong = checked_negatives(self.pairs) if captions and needs(recipe.loss, "negative_text_features") else []
         self.labelled = [read_labelled(own) for own in (recipe.data.labelled, recipe.data.labelled_test) if own]
         self.sampler = EpochSampler(self.pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
@@ -178,6 +194,33 @@ class Run:
             "processes": self.processes.count,
             "device": f"{self.accelerator.device.type}, {self.accelerator.mixed_precision.replace('no', 'fp32')}",
         }
+
+    def _check_pictures(self, validation: Pairs | None) -> None:
+        """The cheap part of `clipkit data check`, before any model is loaded.
+
+        Raises:
+            DataError: so many training pictures are missing that the run would stop, or one to validate on is broken.
+        """
+        recipe, processes = self.recipe, self.processes
+        self.bad_samples = BadSamples(self.pairs, recipe.data.max_bad, self.folder, processes)
+        missing = missing_places(self.pairs.pictures).tolist() if self.pairs.has_pictures else []
+        self.missing = dict.fromkeys(missing, "there is no such file")
+        if len(missing) > self.bad_samples.most:
+            raise DataError(
+                f"{self.pairs.name}: {len(missing)} of its {len(self.pairs.pictures)} pictures are missing, the first "
+                f"is {self.pairs.pictures[missing[0]]}; mend the paths, drop the rows (clipkit data check --fix), or "
+                f"raise data.max_bad (now {recipe.data.max_bad:g})"
+            )
+        failure = None
+        if validation is not None and validation.has_pictures:
+            share = validation.pictures[processes.share(len(validation.pictures))]
+            broken = broken_pictures(share)
+            if broken:
+                failure = DataError(
+                    f"{validation.name}: {len(broken)} pictures cannot be validated on, the first: "
+                    f"{next(iter(broken.values()))}"
+                )
+        processes.raise_together(failure)
 
     def _find(self, resume: bool) -> Found:
         """What the first process finds to go on from, on all of them."""
@@ -252,7 +295,10 @@ class Run:
             self.processes,
             self.objective.encoded,
             augmented=bool(recipe.data.augmentation),
+            stand_in=self.sampler.stand_in,
+            bad=self.missing,
         )
+        self.at_work = inputs.at_work
         if inputs.stores:
             kinds = {"image_features": "pictures", "text_features": "captions"}
             stored = [kind for name, kind in kinds.items() if name in inputs.stores]
@@ -276,6 +322,16 @@ class Run:
         self.log.say(f"micro-batches of {self.backward.micro_batch_size} pairs on each process")
         return inputs
 
+    def _take_in_bad(self, inputs: TowerInputs) -> None:
+        """What is known to be bad before the first step."""
+        self.bad_samples.go_on()
+        if self.bad_samples.unknown(inputs.bad):
+            self.bad_samples.add(inputs.bad, self.step)
+        if inputs.bad:
+            first = self.pairs.pictures[min(inputs.bad)]
+            self.log.say(f"{len(inputs.bad)} pictures cannot be had, as {first}; other pairs stand in for them")
+        self.bad_samples.check(self.step)
+
     def _loop(self, inputs: TowerInputs) -> None:
         recipe = self.recipe
         rows = self.processes.share(recipe.train.batch_size)
@@ -298,7 +354,7 @@ class Run:
                 bar.update(recipe.train.batch_size)
                 bar.set_postfix_str(f"loss {row['loss']:.3f}")
                 self._log(row, waited=began - waited_from, took=time.perf_counter() - began)
-                self._after_step(row)
+                self._after_step(row, batch.bad)
                 waited_from = time.perf_counter()
 
     def _step(self, batch: Batch) -> dict[str, Any]:
@@ -354,11 +410,18 @@ class Run:
         except TrainingError as error:
             self.failure = error  # raised where the other processes learn of it
 
-    def _after_step(self, row: dict[str, Any]) -> None:
+    def _after_step(self, row: dict[str, Any], bad: Mapping[int, str]) -> None:
         ends = self._stage_ends()
-        failed, old = self.processes.any(self.failure is not None, self.processes.is_main and self.keeper.old())
+        failed, old, met = self.processes.any(
+            self.failure is not None, self.processes.is_main and self.keeper.old(), self.bad_samples.unknown(bad)
+        )
         if failed:
             raise self.failure or TrainingError("the first process cannot write")
+        if met:
+            self.bad_samples.add(bad, self.step)
+            if len(self.bad_samples.images) > self.bad_samples.most:
+                self._save_checkpoint()
+                self.bad_samples.check(self.step)
         if asked := self.processes.largest(int(self.stop.asked or 0)):
             self._stop(asked)
         if (ends and self.measurements) or old or self.step == self.steps or self.keeper.due(self.step):

@@ -25,6 +25,7 @@ _FILES = (
     "metrics.jsonl",
     "speed.jsonl",
     "evaluations.jsonl",
+    "bad_samples.jsonl",
     "results.json",
     "report.html",
     "log.txt",
@@ -45,6 +46,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.speed = self.path / "speed.jsonl"
         self.evaluations = self.path / "evaluations.jsonl"
+        self.bad_samples = self.path / "bad_samples.jsonl"
         self.results = self.path / "results.json"
         self.report = self.path / "report.html"
         self.log = self.path / "log.txt"
@@ -100,7 +102,7 @@ class RunFolder:
     def mark(self) -> dict[str, Any]:
         """How far the logs that the recipe determines have come; what is in them is on the disk."""
         marks = {}
-        for file in (self.metrics, self.evaluations):
+        for file in (self.metrics, self.evaluations, self.bad_samples):
             content = b""
             if file.is_file():
                 with file.open("rb") as log:

@@ -1,7 +1,7 @@
 """What a run needs before its first step: processes, the model as it is trained, the micro-batch."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -64,8 +64,13 @@ def model_of(recipe: Recipe) -> DualEncoder:
     return model
 
 
-def read_pairs_of(recipe: Recipe, source: str) -> Pairs:
+def read_pairs_of(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
     """Pairs, or what of them the objective needs.
+
+    Args:
+        recipe: says what that is.
+        source: of the pairs.
+        broken: what may be, as of `read_pairs`.
 
     Raises:
         DataError: the source lacks it.
@@ -76,6 +81,7 @@ def read_pairs_of(recipe: Recipe, source: str) -> Pairs:
         source,
         pictures=captions or views is not None,
         captions=captions or recipe.text_views is not None or named,
+        broken=broken,
     )
 
 

@@ -1,3 +1,5 @@
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,11 +26,14 @@ def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:
     }
 
 
-def batches_of(pairs: Pairs, workers: int, rows: slice = slice(0, 6), seed: int = 0) -> list[Batch]:
+def batches_of(
+    pairs: Pairs, workers: int, rows: slice = slice(0, 6), seed: int = 0, stand_in: bool = True
+) -> list[Batch]:
     sampler = EpochSampler(pairs, "one", 6, seed)
     crop = Policy([Crop(scale=(0.3, 1.0))], 16, to_tensor, to_tensor, seed)
     texts = {"text_features": TextView("same", pairs)}
-    return list(pair_loader(pairs, sampler.slices(0, 5, rows), {"image_features": crop}, texts, tokenize, workers))
+    slices, own = sampler.slices(0, 5, rows), sampler.stand_in if stand_in else None
+    return list(pair_loader(pairs, slices, {"image_features": crop}, texts, tokenize, workers, own))
 
 
 def test_workers_and_processes_do_not_change_a_batch(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +95,7 @@ def test_a_picture_that_cannot_be_decoded_is_one_line(tmp_path: Path, workers: i
     rows = [[f"{number}.png", "words"] for number in range(6)]
     pairs = read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption"], rows)))
     with pytest.raises(DataError, match=r"3.png: is not a picture that Pillow can read") as caught:
-        batches_of(pairs, workers)
+        batches_of(pairs, workers, stand_in=False)
     assert "\n" not in str(caught.value)
 
 
@@ -104,3 +109,80 @@ def test_a_worker_that_dies_while_it_hands_over(shapes: Path, monkeypatch: pytes
     monkeypatch.setattr(loader.DataLoader, "__iter__", broken)
     with pytest.raises(RuntimeError, match="^DataLoader worker is gone: ."):
         batches_of(read_pairs(str(shapes / "captions.csv")), 1)
+
+
+BROKEN = {
+    1: b"<html>not found</html>",
+    4: b"",
+    9: b"\x89PNG\r\n\x1a\n truncated",
+}
+
+
+def test_others_stand_in_for_pictures_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_CHUNK", 4)
+    for number in range(20):
+        draw("red", "circle", shift=number % 5).save(tmp_path / f"{number}.png")
+    rows = [[f"{number}.png", f"words {number} {other}"] for number in range(20) for other in range(2)]
+    pairs = read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption"], rows)))
+    sound = batches_of(pairs, 0)
+    for number, content in BROKEN.items():
+        (tmp_path / f"{number}.png").write_bytes(content)
+    (tmp_path / "12.png").unlink()
+    bad = {*BROKEN, 12}
+    sampler = EpochSampler(pairs, "one", 6, 0)
+    expected = []
+    for batch in sampler.slices(0, 5, slice(0, 6)):
+        for sample in batch:
+            attempt = 0
+            own = sample
+            while own.image in bad:
+                attempt += 1
+                own = sampler.stand_in(sample, attempt)
+            expected.append((own.image, own.caption))
+            assert pairs.image_of_caption[own.caption] == own.image
+    for workers in (0, 2):
+        found = batches_of(pairs, workers)
+        rows_found = [
+            row for batch in found for row in zip(batch.image_ids.tolist(), batch.caption_rows.tolist(), strict=True)
+        ]
+        assert rows_found == expected
+        met = {image: reason for batch in found for image, reason in batch.bad.items()}
+        assert met.keys() == bad
+        assert "no such picture" in met[12]
+        for one, two in zip(sound, found, strict=True):
+            kept = one.image_ids == two.image_ids
+            assert kept.tolist() == [image not in bad for image in one.image_ids.tolist()]
+            for name in ("image_features", "text_features"):
+                for key, values in one.inputs[name].items():
+                    width = min(values.shape[-1], two.inputs[name][key].shape[-1])
+                    assert torch.equal(values[kept][..., :width], two.inputs[name][key][kept][..., :width])
+    # Their captions follow them: a stand-in's text is its own.
+    assert all((row[1] // 2) == row[0] for row in rows_found)
+
+
+def test_where_nothing_can_be_decoded(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(b"<html>")
+    rows = [[f"{number}.png", "words"] for number in range(6)]
+    pairs = read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption"], rows)))
+    with pytest.raises(DataError, match="none can be decoded .*is not a picture"):
+        batches_of(pairs, 0)
+
+
+def test_a_worker_that_dies_is_reported_with_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        draw("red", "circle").save(tmp_path / f"{number}.png")
+    rows = [[f"{number}.png", "words"] for number in range(6)]
+    pairs = read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption"], rows)))
+
+    def deadly(picture: Path, draft: object) -> Image.Image:
+        if picture.name == "3.png":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return draw("red", "circle")
+
+    monkeypatch.setattr(loader, "open_picture", deadly)
+    sampler, at_work = EpochSampler(pairs, "one", 6, 0), loader.AtWork(pairs)
+    crop = Policy([Crop()], 16, to_tensor, to_tensor, 0)
+    with pytest.raises(RuntimeError, match="DataLoader worker") as caught:
+        list(pair_loader(pairs, sampler.epoch(0), {"x": crop}, {}, tokenize, 1, sampler.stand_in, at_work))
+    assert at_work.last_seen(str(caught.value)) == str(tmp_path / "3.png")

@@ -163,7 +163,7 @@ def _batches(pairs: Pairs, workers: int = 0) -> list[dict[str, torch.Tensor]]:
             "image_ids": batch.image_ids,
             "caption_ids": batch.caption_ids,
         }
-        for batch in pair_loader(pairs, slices, {"image_features": policy}, texts, tokenize, workers)
+        for batch in pair_loader(pairs, slices, {"image_features": policy}, texts, tokenize, workers, sampler.stand_in)
     ]
 
 

@@ -1,0 +1,69 @@
+"""Pictures of a run that cannot be had: counted, listed, and too many of them a reason to stop."""
+
+import math
+from collections.abc import Mapping
+
+from clipkit.data import Pairs
+from clipkit.errors import TrainingError
+from clipkit.processes import Processes
+from clipkit.training.run_folder import RunFolder, append, read_rows
+
+
+class BadSamples:
+    """The distinct pictures that were due and could not be had.
+
+    Args:
+        pairs: the data.
+        max_bad: how many may be: a share of the pictures below 1, else a count.
+        folder: where bad_samples.jsonl lists each of them once: the step that first met it, its position, name, reason.
+        processes: who takes part; all of them agree on what is bad.
+    """
+
+    def __init__(self, pairs: Pairs, max_bad: float, folder: RunFolder, processes: Processes) -> None:
+        self.pairs = pairs
+        self.most = math.floor(max_bad * len(pairs.pictures)) if max_bad < 1 else math.floor(max_bad)
+        self.folder = folder
+        self.processes = processes
+        self.images: set[int] = set()
+
+    def go_on(self) -> None:
+        """Know what was listed before."""
+        self.images = set(
+            self.processes.gather_objects([row["image"] for row in read_rows(self.folder.bad_samples)])[0]
+        )
+
+    def unknown(self, bad: Mapping[int, str]) -> bool:
+        """Whether any of these is new."""
+        return any(image not in self.images for image in bad)
+
+    def add(self, bad: Mapping[int, str], step: int) -> None:
+        """Take in what this step met, on all processes together.
+
+        Raises:
+            TrainingError: the list cannot be written.
+        """
+        met = {image: reason for own in self.processes.gather_objects(dict(bad)) for image, reason in own.items()}
+        new = sorted(image for image in met if image not in self.images)
+        self.images |= set(new)
+
+        def write() -> None:
+            with self.folder.writing():
+                for image in new:
+                    row = {"step": step, "image": image, "picture": str(self.pairs.pictures[image])}
+                    append(self.folder.bad_samples, {**row, "reason": met[image]})
+
+        self.processes.on_main(write)
+
+    def check(self, step: int) -> None:
+        """See that there are not too many.
+
+        Raises:
+            TrainingError: there are.
+        """
+        if len(self.images) > self.most:
+            raise TrainingError(
+                f"step {step}: of the {len(self.pairs.pictures)} pictures of {self.pairs.name} "
+                f"{len(self.images)} could not be had, more than data.max_bad allows ({self.most}); "
+                f"{self.folder.bad_samples} lists them: mend them and begin again, or raise data.max_bad and go on "
+                "with --resume"
+            )
