@@ -4,6 +4,7 @@ from clipkit.data.augment import Policy, TextSafe
 from clipkit.data.labels import LabelledPictures, read_labelled
 from clipkit.data.loader import AtWork, Augment, Batch, StandIn, pair_loader
 from clipkit.data.missing import broken_pictures, missing_places
+from clipkit.data.mixture import join, split
 from clipkit.data.near_misses import NearMisses, read_near_misses
 from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
 from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
@@ -29,6 +30,7 @@ __all__ = [
     "WrongCaption",
     "broken_pictures",
     "checked_negatives",
+    "join",
     "missing_places",
     "pair_loader",
     "prompts_of",
@@ -37,4 +39,5 @@ __all__ = [
     "read_near_misses",
     "read_pairs",
     "read_templates",
+    "split",
 ]

@@ -24,6 +24,17 @@ _SIZES = 10_000
 
 
 @dataclass(frozen=True)
+class Part:
+    """What came from one of several sources."""
+
+    images: NDArray[np.int64]
+    captions: NDArray[np.int64]
+    """Positions of its pictures and of its captions among all."""
+    weight: float
+    """How often they come in an epoch."""
+
+
+@dataclass(frozen=True)
 class Pairs:
     """N pictures and M captions; a picture's position is its identity."""
 
@@ -42,6 +53,8 @@ class Pairs:
     """Whether there are captions, or pictures alone, of which each then has the empty one."""
     found: dict[str, str] = field(default_factory=dict)
     """The column that each role was found in, where the source has columns."""
+    parts: Sequence["Part"] = ()
+    """Where pairs come from several sources: what is whose. None: all of them come once an epoch."""
 
     @cached_property
     def captions_of_image(self) -> list[NDArray[np.int64]]:
@@ -88,6 +101,7 @@ class Pairs:
             image_of_caption=np.repeat(np.arange(len(images), dtype=np.int64), counts),
             negatives=of_rows(self.negatives),
             paraphrases=of_rows(self.paraphrases),
+            parts=[_part(part, images, len(self.pictures), rows, len(self.captions)) for part in self.parts],
         )
 
 
@@ -232,6 +246,17 @@ def _chosen(pictures: Sequence[Path | Stored], places: NDArray[np.int64]) -> Seq
     if len(places) == len(pictures) and (places == np.arange(len(places))).all():
         return pictures
     return Chosen(pictures, places)
+
+
+def _part(part: Part, images: NDArray[np.int64], image_count: int, rows: NDArray[np.int64], row_count: int) -> Part:
+    """What of a part is left, at its new places."""
+    return Part(_places(part.images, images, image_count), _places(part.captions, rows, row_count), part.weight)
+
+
+def _places(own: NDArray[np.int64], kept: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    place = np.full(count, -1)
+    place[kept] = np.arange(len(kept))
+    return place[own][place[own] >= 0]
 
 
 def _names(pictures: Sequence[Path | Stored]) -> list[str]:

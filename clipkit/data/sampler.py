@@ -1,18 +1,20 @@
 """Which pairs meet in which batch: a function of the data, the batch size, the seed and the epoch; of nothing else."""
 
+import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from clipkit.data.pairs import Pairs
+from clipkit.data.pairs import Pairs, Part
 from clipkit.errors import DataError
 from clipkit.seeds import mix
 
 # So that the streams of one seed for different purposes are different streams.
-_ORDER, _CAPTION, _STAND_IN = 0, 1, 4
+_ORDER, _CAPTION, _STAND_IN, _SHARE = 0, 1, 4, 5
 
 
 class Sample(NamedTuple):
@@ -27,7 +29,8 @@ class EpochSampler:
     """Deals each epoch's permutation of the data into global batches.
 
     With `captions: one` each picture comes once an epoch, with the caption that the picture's own permutation names
-    for this epoch. With `all` every caption comes once an epoch, and never two of one picture in a batch while that
+    for this epoch. With `all` every caption comes once an epoch. What has a weight comes so many times an epoch: of
+    one with 0.5 each half of the pictures comes in every other epoch. Never two of one picture in a batch while that
     can be avoided. The last partial batch is dropped.
 
     Args:
@@ -41,7 +44,16 @@ class EpochSampler:
     """
 
     def __init__(self, pairs: Pairs, captions: str, batch_size: int, seed: int) -> None:
-        available = len(pairs.pictures) if captions == "one" else len(pairs.captions)
+        self._parts = (
+            [Part(np.arange(len(pairs.pictures)), np.arange(len(pairs.captions)), 1.0)]
+            if not pairs.parts
+            else list(pairs.parts)
+        )
+        self._items = [part.images if captions == "one" else part.captions for part in self._parts]
+        # By Hermite's identity, what `_dealt` deals of a part is never less.
+        available = sum(
+            math.floor(len(items) * part.weight + 1e-9) for part, items in zip(self._parts, self._items, strict=True)
+        )
         if batch_size > available:
             what = "pictures (captions: one)" if captions == "one" else "captions"
             raise DataError(
@@ -62,18 +74,35 @@ class EpochSampler:
     def epoch(self, epoch: int) -> Iterator[list[Sample]]:
         """The global batches of one epoch, in order."""
         generator = np.random.default_rng(mix(self.seed, _ORDER, epoch))
+        dealt = [self._dealt(part, epoch) for part in range(len(self._parts))]
+        items, times = (np.concatenate(own) for own in zip(*dealt, strict=True))
+        order = generator.permutation(len(items))
+        items, times = items[order], times[order]
         if self.captions == "one":
-            images = generator.permutation(len(self.pairs.pictures))
-            captions = self._permuted[self._start[images] + epoch % self._count[images]]
+            images, captions = items, self._permuted[self._start[items] + times % self._count[items]]
         else:
-            captions = generator.permutation(len(self.pairs.captions))
-            images = self.pairs.image_of_caption[captions]
+            images, captions = self.pairs.image_of_caption[items], items
+        if self.captions == "all" or self.pairs.parts:
             rows = _apart(list(zip(images.tolist(), captions.tolist(), strict=True)), self.batch_size)
             images, captions = np.array(rows, dtype=np.int64).T
         for start in range(0, self.steps_per_epoch * self.batch_size, self.batch_size):
             batch = slice(start, start + self.batch_size)
-            dealt = zip(images[batch].tolist(), captions[batch].tolist(), strict=True)
-            yield [Sample(epoch, image, caption) for image, caption in dealt]
+            of_batch = zip(images[batch].tolist(), captions[batch].tolist(), strict=True)
+            yield [Sample(epoch, image, caption) for image, caption in of_batch]
+
+    def _dealt(self, part: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pictures, or captions, that come in this epoch, and how many times each had come before.
+
+        By the end of epoch e an item has come ⌊w (e + 1) + r / n⌋ times, where r is its rank among the n of its part.
+        """
+        items, weight = self._items[part], self._parts[part].weight
+        if weight == 1:
+            return items, np.full(len(items), epoch)
+        offset = np.random.default_rng(mix(self.seed, _SHARE, part)).permutation(len(items)) / max(1, len(items))
+        before, after = (np.floor(weight * end + offset + 1e-9).astype(np.int64) for end in (epoch, epoch + 1))
+        count = after - before
+        nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        return np.repeat(items, count), np.repeat(before, count) + nth
 
     def stand_in(self, sample: Sample, attempt: int) -> Sample:
         """What takes the place of a sample whose picture cannot be had: another picture with its own caption.

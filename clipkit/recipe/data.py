@@ -1,19 +1,39 @@
 """The data of a recipe."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from annotated_types import MinLen
+from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
 
 from clipkit.recipe.policies import Crop, Policy, Step, steps_of
 from clipkit.recipe.section import Section
 
 
+class Source(Section):
+    """One of several places that pairs come from."""
+
+    source: str
+    weight: PositiveFloat = 1.0
+    """How often each of its pictures comes in an epoch: 3: three times; 0.5: every other epoch."""
+
+
+def _source_alone(source: object) -> object:
+    return {"source": source} if isinstance(source, str) else source
+
+
 class DataRecipe(Section):
     """Where the pairs come from."""
 
-    train: str
-    """Captions; for views alone also pictures without, as a folder of pictures or of class folders."""
-    validation: str | None = None
+    train: Annotated[
+        Annotated[str, Tag("one")]
+        | Annotated[list[Annotated[Source, BeforeValidator(_source_alone)]], MinLen(1), Tag("several")],
+        Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
+    ]
+    """Captions; for views alone also pictures without, as a folder of pictures or of class folders. Several sources as
+    a list, each with its weight: [photos.csv, {source: hf:me/mine, weight: 3}]."""
+    validation: str | float | None = None
+    """Pairs to measure on; or a share of the training pictures that is kept for that, as 0.1: which ones depends on
+    their names alone, so the same ones whatever the order of the rows."""
     labelled: str | None = None
     """Pictures with classes, for nearest neighbours and a linear probe while training."""
     labelled_test: str | None = None
@@ -45,6 +65,19 @@ class DataRecipe(Section):
                 "crop_scale is for augment: crop; give the scale to the step, as {name: crop, scale: [0.5, 1]}"
             )
         return self
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _is_path_or_share(cls, value: object) -> object:
+        share = isinstance(value, float) and 0 < value < 1
+        if not (share or value is None or (isinstance(value, str) and value)):
+            raise ValueError(f"validation is {value}: give a path, or a share of the training pictures, as 0.1")
+        return value
+
+    @property
+    def sources(self) -> list[Source]:
+        """Those of `train`."""
+        return [Source(source=self.train)] if isinstance(self.train, str) else self.train
 
     @property
     def augmentation(self) -> tuple[Step, ...]:

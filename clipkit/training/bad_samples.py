@@ -1,6 +1,5 @@
 """Pictures of a run that cannot be had: counted, listed, and too many of them a reason to stop."""
 
-import math
 from collections.abc import Mapping
 
 from clipkit.data import Pairs
@@ -14,14 +13,14 @@ class BadSamples:
 
     Args:
         pairs: the data.
-        max_bad: how many may be: a share of the pictures below 1, else a count.
+        max_bad: how many may be.
         folder: where bad_samples.jsonl lists each of them once: the step that first met it, its position, name, reason.
         processes: who takes part; all of them agree on what is bad.
     """
 
-    def __init__(self, pairs: Pairs, max_bad: float, folder: RunFolder, processes: Processes) -> None:
+    def __init__(self, pairs: Pairs, max_bad: int, folder: RunFolder, processes: Processes) -> None:
         self.pairs = pairs
-        self.most = math.floor(max_bad * len(pairs.pictures)) if max_bad < 1 else math.floor(max_bad)
+        self.most = max_bad
         self.folder = folder
         self.processes = processes
         self.images: set[int] = set()

@@ -13,17 +13,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from clipkit.data import (
-    AtWork,
-    Batch,
-    EpochSampler,
-    Pairs,
-    broken_pictures,
-    checked_negatives,
-    missing_places,
-    read_labelled,
-)
-from clipkit.errors import DataError, RecipeError, TrainingError, one_line
+from clipkit.data import AtWork, Batch, EpochSampler
+from clipkit.errors import TrainingError, one_line
 from clipkit.evaluation import to_json, versions
 from clipkit.files import write_whole
 from clipkit.pictures import pixel_limit
@@ -46,9 +37,10 @@ from clipkit.training.measurements import measurements_of, merged_results
 from clipkit.training.objectives import objective_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
 from clipkit.training.resume import MACHINE, Found, best_evaluation, find
+from clipkit.training.run_data import read_data
 from clipkit.training.run_folder import RunFolder, append
 from clipkit.training.run_log import RunLog
-from clipkit.training.setup import fingerprint, learns_batch_norm, micro_batch_size_of, model_of, read_pairs_of
+from clipkit.training.setup import fingerprint, learns_batch_norm, micro_batch_size_of, model_of
 from clipkit.training.step import Abandoned, Step, out_of_memory
 from clipkit.training.stop import StopRequest
 from clipkit.training.teacher import teachers_of
@@ -152,24 +144,9 @@ class Run:
 
     def _prepare(self) -> None:
         recipe = self.recipe
-        self.pairs = read_pairs_of(recipe, recipe.data.train, broken=("pictures",))
-        if recipe.train.batch_size < self.processes.count:
-            raise RecipeError(
-                f"train.batch_size is {recipe.train.batch_size}, fewer pairs than the {self.processes.count} processes"
-                "; start fewer"
-            )
-        validation = read_pairs_of(recipe, recipe.data.validation) if recipe.data.validation else None
-        if validation is not None and len(validation.pictures) < self.processes.count:
-            raise DataError(
-                f"{validation.name}: has {len(validation.pictures)} pictures, fewer than the {self.processes.count} "
-                "processes; start fewer, or validate on more"
-            )
-        if validation is not None and recipe.views is not None and len(validation.pictures) < 2:
-            raise DataError(f"{validation.name}: has one sample, so that no view can be looked for; validate on more")
-        captions = "captions" in recipe.objective
-        self._check_pictures(validation)
-        wrong = checked_negatives(self.pairs) if captions and needs(recipe.loss, "negative_text_features") else []
-        self.labelled = [read_labelled(own) for own in (recipe.data.labelled, recipe.data.labelled_test) if own]
+        self.data = data = read_data(recipe, self.processes)
+        self.pairs, validation = data.train, data.validation
+        self.bad_samples = BadSamples(self.pairs, data.max_bad, self.folder, self.processes)
         self.sampler = EpochSampler(self.pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
         self.steps = recipe.train.epochs * self.sampler.steps_per_epoch
         self.schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, self.steps)
@@ -178,49 +155,24 @@ class Run:
         self.largest_scale = max(_LARGEST_LOGIT_SCALE, self.model.logit_scale.item())
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
         self.learned = Learned(self.model, self.optimizer.optimizer, recipe.train.ema)
-        self.validation_pairs = validation
+        captions = "captions" in recipe.objective
+        wrong = captions and needs(recipe.loss, "negative_text_features")
         teachers = [term.teacher for term in recipe.loss.terms if term.teacher is not None and captions]
         self.teachers = teachers_of(teachers, self.pairs, self.processes)
         self.objective = objective_of(recipe, self.model, self.pairs, self.teachers)
         self.identity = {
             "the pictures or captions of data.train": self.pairs.fingerprint,
+            "the weights of data.train": [own.weight for own in recipe.data.sources],
             "the pictures or captions of data.validation": validation.fingerprint if validation else None,
             "the frozen weights of the model": fingerprint(self.model),
             "the teacher": [teacher.fingerprint for teacher in self.teachers.values()],
-            "the wrong captions": _hash_of(wrong),
+            "the wrong captions": _hash_of(data.wrong_captions if wrong else []),
             "the paraphrases": [_hash_of(own.paraphrases or []) for own in (self.pairs, validation) if own is not None],
-            "the pictures of data.labelled": [own.fingerprint for own in self.labelled],
+            "the pictures of data.labelled": [own.fingerprint for own in data.labelled],
             "versions": versions(),
             "processes": self.processes.count,
             "device": f"{self.accelerator.device.type}, {self.accelerator.mixed_precision.replace('no', 'fp32')}",
         }
-
-    def _check_pictures(self, validation: Pairs | None) -> None:
-        """The cheap part of `clipkit data check`, before any model is loaded.
-
-        Raises:
-            DataError: so many training pictures are missing that the run would stop, or one to validate on is broken.
-        """
-        recipe, processes = self.recipe, self.processes
-        self.bad_samples = BadSamples(self.pairs, recipe.data.max_bad, self.folder, processes)
-        missing = missing_places(self.pairs.pictures).tolist() if self.pairs.has_pictures else []
-        self.missing = dict.fromkeys(missing, "there is no such file")
-        if len(missing) > self.bad_samples.most:
-            raise DataError(
-                f"{self.pairs.name}: {len(missing)} of its {len(self.pairs.pictures)} pictures are missing, the first "
-                f"is {self.pairs.pictures[missing[0]]}; mend the paths, drop the rows (clipkit data check --fix), or "
-                f"raise data.max_bad (now {recipe.data.max_bad:g})"
-            )
-        failure = None
-        if validation is not None and validation.has_pictures:
-            share = validation.pictures[processes.share(len(validation.pictures))]
-            broken = broken_pictures(share)
-            if broken:
-                failure = DataError(
-                    f"{validation.name}: {len(broken)} pictures cannot be validated on, the first: "
-                    f"{next(iter(broken.values()))}"
-                )
-        processes.raise_together(failure)
 
     def _find(self, resume: bool) -> Found:
         """What the first process finds to go on from, on all of them."""
@@ -281,7 +233,9 @@ class Run:
             f"{pairs.name}: {len(pairs.pictures)} pictures, {len(pairs.captions)} captions; "
             f"{recipe.train.epochs} epochs of {self.sampler.steps_per_epoch} steps of {recipe.train.batch_size} pairs"
         )
-        for note in found.notes:
+        if pairs.found:
+            self.log.say(f"columns: {', '.join(f'{role} from {column}' for role, column in pairs.found.items())}")
+        for note in (*self.data.notes, *found.notes):
             self.log.say(note)
         if found.step:
             self.log.say(f"goes on after step {found.step}")
@@ -296,7 +250,7 @@ class Run:
             self.objective.encoded,
             augmented=bool(recipe.data.augmentation),
             stand_in=self.sampler.stand_in,
-            bad=self.missing,
+            bad=self.data.missing,
         )
         self.at_work = inputs.at_work
         if inputs.stores:
@@ -304,7 +258,7 @@ class Run:
             stored = [kind for name, kind in kinds.items() if name in inputs.stores]
             self.log.say(f"frozen trunks ran once over all {' and '.join(stored)}")
         self.measurements = list(
-            measurements_of(recipe, self.model, self.validation_pairs, self.labelled, self.processes)
+            measurements_of(recipe, self.model, self.data.validation, self.data.labelled, self.processes)
         )
         self.backward = Step(
             self.model,

@@ -1,14 +1,13 @@
 """What a run needs before its first step: processes, the model as it is trained, the micro-batch."""
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from clipkit.data import Pairs, read_pairs
 from clipkit.errors import ModelError, RecipeError
 from clipkit.models import DualEncoder, Tower, compose, load
 from clipkit.models.absent import check_present, is_absent
@@ -62,27 +61,6 @@ def model_of(recipe: Recipe) -> DualEncoder:
         for tower in (model.image, model.text):
             tower.trunk.compile(dynamic=True)  # in place, so that the names of the parameters stay
     return model
-
-
-def read_pairs_of(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
-    """Pairs, or what of them the objective needs.
-
-    Args:
-        recipe: says what that is.
-        source: of the pairs.
-        broken: what may be, as of `read_pairs`.
-
-    Raises:
-        DataError: the source lacks it.
-    """
-    captions, views = "captions" in recipe.objective, recipe.image_views
-    named = views is not None and (views.safe or views.positives == "caption")
-    return read_pairs(
-        source,
-        pictures=captions or views is not None,
-        captions=captions or recipe.text_views is not None or named,
-        broken=broken,
-    )
 
 
 def _view_heads(recipe: Recipe, model: DualEncoder) -> nn.ModuleDict:

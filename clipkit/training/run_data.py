@@ -1,0 +1,124 @@
+"""The data of a run, read and looked at before any model is."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from clipkit.data import (
+    LabelledPictures,
+    Pairs,
+    broken_pictures,
+    checked_negatives,
+    join,
+    missing_places,
+    read_labelled,
+    read_pairs,
+    split,
+)
+from clipkit.errors import DataError, RecipeError
+from clipkit.processes import Processes
+from clipkit.recipe import Recipe
+from clipkit.training.loss_sum import needs
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run learns from and is measured on."""
+
+    train: Pairs
+    validation: Pairs | None
+    labelled: list[LabelledPictures]
+    """To learn classes from, and, where it is given, to be asked about."""
+    missing: dict[int, str]
+    """Training pictures that are not there, by position: why."""
+    max_bad: int
+    """How many training pictures may turn out to be missing or broken."""
+    notes: list[str]
+    """What the user should know."""
+
+    @property
+    def wrong_captions(self) -> list[str]:
+        """Those of the training pairs, where there are any."""
+        return list(self.train.negatives or [])
+
+
+def read_data(recipe: Recipe, processes: Processes) -> RunData:
+    """Read the sources, and see what can be seen without opening every training picture.
+
+    Raises:
+        DataError: a source lacks what the objective needs; so many training pictures are missing that the run would
+            stop; a picture to validate on is broken; there are too few.
+        RecipeError: there are more processes than pairs in a batch.
+    """
+    data = recipe.data
+    if recipe.train.batch_size < processes.count:
+        raise RecipeError(
+            f"train.batch_size is {recipe.train.batch_size}, fewer pairs than the {processes.count} processes; start "
+            "fewer"
+        )
+    train = join(
+        [_read(recipe, own.source, broken=("pictures",)) for own in data.sources],
+        [own.weight for own in data.sources],
+    )
+    notes = []
+    if isinstance(data.validation, float):
+        train, kept = split(train, data.validation)
+        validation: Pairs | None = replace(kept, name=f"{data.validation:g} of {train.name}", parts=())
+    else:
+        validation = _read(recipe, data.validation) if data.validation is not None else None
+    count = len(train.pictures)
+    max_bad = int(data.max_bad * count if data.max_bad < 1 else data.max_bad)
+    missing = missing_places(train.pictures).tolist() if train.has_pictures else []
+    if len(missing) > max_bad:
+        raise DataError(
+            f"{train.name}: {len(missing)} of its {count} pictures are missing, the first is "
+            f"{train.pictures[missing[0]]}; mend the paths, drop the rows (clipkit data check --fix), or raise "
+            f"data.max_bad (now {data.max_bad:g})"
+        )
+    if validation is not None:
+        broken = _broken(validation, processes)
+        first = next(iter(broken.values()), "")
+        if broken and isinstance(data.validation, str):
+            raise DataError(f"{validation.name}: {len(broken)} pictures cannot be validated on, the first: {first}")
+        if broken:
+            notes.append(f"{validation.name}: {len(broken)} pictures left out, the first: {first}")
+            validation = validation.take(np.setdiff1d(np.arange(len(validation.pictures)), sorted(broken)))
+        _check_enough(recipe, validation, processes)
+    if "captions" in recipe.objective and needs(recipe.loss, "negative_text_features"):
+        checked_negatives(train)
+    labelled = [read_labelled(own) for own in (data.labelled, data.labelled_test) if own]
+    return RunData(train, validation, labelled, dict.fromkeys(missing, "there is no such file"), max_bad, notes)
+
+
+def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
+    """Pairs, or what of them the objective needs."""
+    captions, views = "captions" in recipe.objective, recipe.image_views
+    named = views is not None and (views.safe or views.positives == "caption")
+    return read_pairs(
+        source,
+        pictures=captions or views is not None,
+        captions=captions or recipe.text_views is not None or named,
+        broken=broken,
+    )
+
+
+def _broken(pairs: Pairs, processes: Processes) -> dict[int, str]:
+    """Pictures that cannot be decoded, by position: why. Each process looks at its share."""
+    if not pairs.has_pictures:
+        return {}
+    share = processes.share(len(pairs.pictures))
+    here = broken_pictures(pairs.pictures[share])
+    every = processes.gather_objects({share.start + place: why for place, why in here.items()})
+    return {place: why for own in every for place, why in own.items()}
+
+
+def _check_enough(recipe: Recipe, validation: Pairs, processes: Processes) -> None:
+    count = len(validation.pictures)
+    if count < processes.count:
+        raise DataError(
+            f"{validation.name}: has {count} pictures, fewer than the {processes.count} processes; start fewer, or "
+            "validate on more"
+        )
+    if recipe.views is not None and count < 2:
+        raise DataError(f"{validation.name}: has one sample, so that no view can be looked for; validate on more")
