@@ -5,6 +5,7 @@ from clipkit.data.labels import LabelledPictures, read_labelled
 from clipkit.data.loader import Augment, Batch, pair_loader
 from clipkit.data.near_misses import NearMisses, read_near_misses
 from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
+from clipkit.data.prepare import Prepared, prepare, read_for_shards
 from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
 from clipkit.data.sampler import EpochSampler, Sample
 from clipkit.data.text_views import TextOf, TextView, WrongCaption
@@ -18,6 +19,7 @@ __all__ = [
     "NearMisses",
     "Pairs",
     "Policy",
+    "Prepared",
     "Sample",
     "Templates",
     "TextOf",
@@ -26,8 +28,10 @@ __all__ = [
     "WrongCaption",
     "checked_negatives",
     "pair_loader",
+    "prepare",
     "prompts_of",
     "read_classes",
+    "read_for_shards",
     "read_labelled",
     "read_near_misses",
     "read_pairs",

@@ -13,6 +13,7 @@ from clipkit.pictures import Stored, open_picture
 # What keeps its bytes where it is small enough, and the ending of its file.
 _KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION = 0x0112  # in EXIF
+_BICUBIC = Image.Resampling.BICUBIC  # antialiased, as Pillow does it
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def encoded(picture: Path | Stored, size: int, quality: int = 90, lossless: bool
     else:
         # Cut off, not rounded: resizing to this size in training then finds nothing left to do.
         longer = int(size * long / short)
-        opened = opened.resize((size, longer) if opened.width <= opened.height else (longer, size), Image.BICUBIC)
+        opened = opened.resize((size, longer) if opened.width <= opened.height else (longer, size), _BICUBIC)
     opened.info = {}  # comments and profiles that Pillow would copy
     file = io.BytesIO()
     try:

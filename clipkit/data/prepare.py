@@ -8,18 +8,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from clipkit.data.encoded import Encoded, encoded
 from clipkit.data.manifest import Done, Manifest, Settings, Skipped, read_manifest
 from clipkit.data.pairs import Pairs, read_pairs
-from clipkit.data.sequences import Files, Strings
-from clipkit.data.shards import WRITERS, Format, Shard, ShardSample, ShardWriter, aside_of, read_shard
+from clipkit.data.sequences import Files
+from clipkit.data.shards import WRITERS, Format, ShardSample, ShardWriter, read_shard
 from clipkit.errors import DataError, Interrupted, OutputError, UserError
 from clipkit.pictures import Stored
 
@@ -101,16 +102,13 @@ def prepare(
     settings = Settings(size=size, quality=quality, lossless=lossless, format=format, shard_size=shard_size)
     _check(pairs, settings, workers)
     out = Path(out).expanduser()
+    workers = workers or os.cpu_count() or 1
     with _as_output_errors(out), _alone_in(out):
         manifest = _begun(pairs, out, settings)
         try:
-            with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-                try:
-                    _make(pairs, manifest, pool)
-                    return _verified(pairs, manifest, pool)
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+            with _Workers(workers) as pool:
+                made = _make(pairs, manifest, pool)
+                return _verified(pairs, manifest, made, pool)
         except KeyboardInterrupt:
             total = len(_stretches(pairs, settings))
             raise Interrupted(
@@ -180,29 +178,45 @@ def _stretches(pairs: Pairs, settings: Settings) -> list[range]:
     return [range(start, min(start + settings.shard_size, count)) for start in range(0, count, settings.shard_size)]
 
 
-def _make(pairs: Pairs, manifest: Manifest, pool: ThreadPoolExecutor) -> None:
-    """Every shard that is missing or damaged."""
+class _Workers(ThreadPoolExecutor):
+    """Threads: Pillow lets others work while it decodes, resizes and encodes."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.count = count
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.shutdown(cancel_futures=True)  # of what was not asked for, nothing is waited for
+
+
+def _make(pairs: Pairs, manifest: Manifest, pool: _Workers) -> list[int]:
+    """Make every shard that is missing or damaged; which stretches those were."""
     settings, stretches = manifest.settings, _stretches(pairs, manifest.settings)
     for left in manifest.folder.glob(".shards-*.writing"):
         left.unlink()
-    found = pool.map(partial(_found, manifest), range(len(manifest.done)))
-    whole = list(tqdm(found, total=len(manifest.done), desc="verifying", unit="", disable=None, leave=False))
-    missing = [stretch for stretch in range(len(stretches)) if stretch >= len(whole) or not whole[stretch]]
-    if not missing:
-        return
-    if manifest.complete:
+    damaged = _damaged(manifest, range(len(manifest.done)), pool)
+    missing = [*damaged, *range(len(manifest.done), len(stretches))]
+    if missing and manifest.complete:
         manifest.complete = False
         manifest.write()
-    for stretch in missing:
-        if stretch < len(manifest.done) and manifest.done[stretch].name is not None:
-            (manifest.folder / str(manifest.done[stretch].name)).unlink(missing_ok=True)
+    for stretch in damaged:
+        if (name := manifest.done[stretch].name) is not None:
+            (manifest.folder / name).unlink(missing_ok=True)
     encode = partial(_encoded_at, pairs.pictures, settings)
     places = list(chain.from_iterable(stretches[stretch] for stretch in missing))
     total, ready = len(pairs.pictures), _in_order(pool, encode, places)
     with tqdm(total=total, initial=total - len(places), desc="pictures", unit="", disable=None, leave=False) as bar:
         for stretch in missing:
-            done, skipped = _make_one(pairs, manifest, stretch, _counted(zip(stretches[stretch], ready), bar))
-            manifest.finish(stretch, done, skipped)
+            # Not strict: that would take the first picture of the next shard.
+            own = _counted(zip(stretches[stretch], ready, strict=False), bar)
+            manifest.finish(stretch, *_make_one(pairs, manifest, stretch, own))
+    return missing
+
+
+def _damaged(manifest: Manifest, stretches: Sequence[int], pool: _Workers) -> list[int]:
+    found = pool.map(partial(_found, manifest), stretches)
+    bar = tqdm(found, total=len(stretches), desc="verifying", unit="", disable=None, leave=False)
+    return [stretch for stretch, whole in zip(stretches, bar, strict=True) if not whole]
 
 
 def _found(manifest: Manifest, stretch: int) -> bool:
@@ -229,6 +243,12 @@ def _make_one(
                 continue
             source_bytes += own.source_bytes
             writer.add(ShardSample(_key(pairs, place), _name(pairs, place), own, _texts(pairs, place)))
+        if before is not None and (before.name is None) != (not writer.samples):
+            # The numbers of the shards behind it would no longer be right.
+            raise DataError(
+                f"{pairs.name}: other pictures can be read than when {manifest.folder} was begun; give --out another "
+                "folder"
+            )
         if writer.samples:
             made = writer.finish()
             done = Done(
@@ -240,10 +260,6 @@ def _make_one(
                 sha256=made.sha256,
             )
             return done, skipped
-    if before is not None and before.name is not None:
-        raise DataError(
-            f"{pairs.name}: the pictures of {name}, which was damaged, are gone ({skipped[0].reason}); put them back"
-        )
     return Done(name=None, samples=0, skipped=len(skipped), source_bytes=0), skipped
 
 
@@ -264,28 +280,28 @@ def _encoded_at(pictures: Sequence[Path | Stored], settings: Settings, place: in
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, encode: Callable[[int], Encoded | DataError], places: Sequence[int]
+    pool: _Workers, encode: Callable[[int], Encoded | DataError], places: Sequence[int]
 ) -> Iterator[Encoded | DataError]:
     """Results in order, of which only so many are waiting at a time."""
     ahead: deque[Future[Encoded | DataError]] = deque()
     for place in places:
         ahead.append(pool.submit(encode, place))
-        if len(ahead) >= _AHEAD * pool._max_workers:
+        if len(ahead) >= _AHEAD * pool.count:
             yield ahead.popleft().result()
     while ahead:
         yield ahead.popleft().result()
 
 
 def _counted(
-    pictures: Iterable[tuple[int, Encoded | DataError]], bar: "tqdm[object]"
+    pictures: Iterable[tuple[int, Encoded | DataError]], bar: "tqdm[NoReturn]"
 ) -> Iterator[tuple[int, Encoded | DataError]]:
     for own in pictures:
         yield own
         bar.update()
 
 
-def _verified(pairs: Pairs, manifest: Manifest, pool: ThreadPoolExecutor) -> Prepared:
-    """Read everything back, and say so in the manifest."""
+def _verified(pairs: Pairs, manifest: Manifest, made: list[int], pool: _Workers) -> Prepared:
+    """Read back what was made, and say in the manifest that all is there."""
     folder, done = manifest.folder, manifest.done
     shards = [own for own in done if own.name is not None]
     if not shards:
@@ -295,11 +311,10 @@ def _verified(pairs: Pairs, manifest: Manifest, pool: ThreadPoolExecutor) -> Pre
             folder.rmdir()
         raise DataError(f"{pairs.name}: none of its {len(pairs.pictures)} pictures can be used; the first: {first}")
     if not manifest.complete:
-        whole = list(pool.map(partial(_found, manifest), range(len(done))))
-        if not all(whole):
+        if damaged := _damaged(manifest, made, pool):
+            name = done[damaged[0]].name or manifest.skipped_file.name
             raise OutputError(
-                f"{folder / str(done[whole.index(False)].name)}: is not as it was written; check the disk, and give "
-                "the same command again"
+                f"{folder / name}: is not as it was written; check the disk, and give the same command again"
             )
         if sum(own.samples + own.skipped for own in done) != len(pairs.pictures):
             raise OutputError(f"{folder}: has not all of the {len(pairs.pictures)} pictures; delete it and begin again")

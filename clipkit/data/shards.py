@@ -188,6 +188,8 @@ class _Hashed(io.RawIOBase):
 
     def write(self, content: Any) -> int:
         data = bytes(content)
+        if self.closed:  # a shard was dropped, and Arrow ends its file nevertheless
+            return len(data)
         self._file.write(data)
         self.digest.update(data)
         self.written += len(data)
