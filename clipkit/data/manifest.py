@@ -1,11 +1,13 @@
 """prepared.json and skipped.jsonl: what a folder of shards was made of, with what settings, and how far it is."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from clipkit.data.pairs import Pairs
 from clipkit.data.shards import Format, Shard
 from clipkit.errors import OutputError, one_line
 from clipkit.files import write_whole
@@ -132,6 +134,42 @@ class Manifest:
         self.file.unlink(missing_ok=True)
 
 
+def begin(pairs: Pairs, out: Path, settings: Settings) -> Manifest:
+    """What is in the folder already; an empty manifest, written, where that is nothing.
+
+    Raises:
+        OutputError: it holds something else, or was begun with other pairs or settings.
+    """
+    if set("{}*?[]") & set(str(out)):
+        raise OutputError(f"{out}: has signs in its name that patterns of shards are made of; give --out another name")
+    source = {
+        "name": pairs.name,
+        "fingerprint": _fingerprint(pairs),
+        "pictures": len(pairs.pictures),
+        "captions": len(pairs.captions) if pairs.has_captions else 0,
+    }
+    manifest = read_manifest(out)
+    if manifest is None:
+        other = sorted(file.name for file in out.iterdir() if file.name != ".prepared.json.writing")
+        if other:
+            raise OutputError(f"{out}: is not empty (it has {other[0]}), and not from here; give --out another folder")
+        manifest = Manifest(out, source, settings)
+        manifest.write()
+        return manifest
+    if manifest.source["fingerprint"] != source["fingerprint"]:
+        raise OutputError(
+            f"{out}: was begun with other data ({manifest.source['name']}, or it has changed since); give --out "
+            "another folder, or delete this one"
+        )
+    for name, own in asdict(settings).items():
+        before = getattr(manifest.settings, name)
+        if before != own:
+            raise OutputError(
+                f"{out}: was begun with {name} {before}, not {own}; give the same, or --out another folder"
+            )
+    return manifest
+
+
 def read_manifest(folder: Path) -> Manifest | None:
     """What a folder says of itself; None where it has no prepared.json.
 
@@ -156,6 +194,16 @@ def read_manifest(folder: Path) -> Manifest | None:
     manifest = Manifest(folder, source, settings, done, complete=complete)
     manifest.skipped = _read_skipped(manifest)
     return manifest
+
+
+def _fingerprint(pairs: Pairs) -> str:
+    """The pairs' own, and of the texts that go into the shards beside their captions."""
+    digest = hashlib.sha256(pairs.fingerprint.encode())
+    for texts in (pairs.negatives, pairs.paraphrases):
+        if texts is not None:
+            digest.update("\0".join(texts).encode())
+        digest.update(b"\0\0")
+    return digest.hexdigest()
 
 
 def _known(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,11 @@
 """Pictures made as small as training needs them, in shards: once, instead of at every epoch."""
 
-import errno
-import hashlib
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,7 +14,8 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from clipkit.data.encoded import Encoded, encoded
-from clipkit.data.manifest import Done, Manifest, Settings, Skipped, read_manifest
+from clipkit.data.manifest import Done, Manifest, Settings, Skipped, begin
+from clipkit.data.output_folder import alone_in, as_output_errors
 from clipkit.data.pairs import Pairs, read_pairs
 from clipkit.data.sequences import Files
 from clipkit.data.shards import WRITERS, Format, ShardSample, ShardWriter, read_shard
@@ -103,8 +101,8 @@ def prepare(
     _check(pairs, settings, workers)
     out = Path(out).expanduser()
     workers = workers or os.cpu_count() or 1
-    with _as_output_errors(out), _alone_in(out):
-        manifest = _begun(pairs, out, settings)
+    with as_output_errors(out), alone_in(out):
+        manifest = begin(pairs, out, settings)
         try:
             with _Workers(workers) as pool:
                 made = _make(pairs, manifest, pool)
@@ -128,48 +126,6 @@ def _check(pairs: Pairs, settings: Settings, workers: int | None) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise UserError(f"{name} is {number}; give 1 or more")
-
-
-def _begun(pairs: Pairs, out: Path, settings: Settings) -> Manifest:
-    """What is in the folder already; an empty manifest, written, where that is nothing."""
-    if set("{}*?[]") & set(str(out)):
-        raise OutputError(f"{out}: has signs in its name that patterns of shards are made of; give --out another name")
-    source = {
-        "name": pairs.name,
-        "fingerprint": _fingerprint(pairs),
-        "pictures": len(pairs.pictures),
-        "captions": len(pairs.captions) if pairs.has_captions else 0,
-    }
-    manifest = read_manifest(out)
-    if manifest is None:
-        other = sorted(file.name for file in out.iterdir() if file.name != ".prepared.json.writing")
-        if other:
-            raise OutputError(f"{out}: is not empty (it has {other[0]}), and not from here; give --out another folder")
-        manifest = Manifest(out, source, settings)
-        manifest.write()
-        return manifest
-    if manifest.source["fingerprint"] != source["fingerprint"]:
-        raise OutputError(
-            f"{out}: was begun with other data ({manifest.source['name']}, or it has changed since); give --out "
-            "another folder, or delete this one"
-        )
-    for name, own in asdict(settings).items():
-        before = getattr(manifest.settings, name)
-        if before != own:
-            raise OutputError(
-                f"{out}: was begun with {name} {before}, not {own}; give the same, or --out another folder"
-            )
-    return manifest
-
-
-def _fingerprint(pairs: Pairs) -> str:
-    """The pairs' own, and of the texts that go into the shards beside their captions."""
-    digest = hashlib.sha256(pairs.fingerprint.encode())
-    for texts in (pairs.negatives, pairs.paraphrases):
-        if texts is not None:
-            digest.update("\0".join(texts).encode())
-        digest.update(b"\0\0")
-    return digest.hexdigest()
 
 
 def _stretches(pairs: Pairs, settings: Settings) -> list[range]:
@@ -200,8 +156,11 @@ def _make(pairs: Pairs, manifest: Manifest, pool: _Workers) -> list[int]:
         manifest.complete = False
         manifest.write()
     for stretch in damaged:
+        manifest.skipped.pop(stretch, None)
         if (name := manifest.done[stretch].name) is not None:
             (manifest.folder / name).unlink(missing_ok=True)
+    if missing:
+        manifest.write_skipped()  # without what a kill cut short, to which lines would be added
     encode = partial(_encoded_at, pairs.pictures, settings)
     places = list(chain.from_iterable(stretches[stretch] for stretch in missing))
     total, ready = len(pairs.pictures), _in_order(pool, encode, places)
@@ -358,37 +317,3 @@ def _texts(pairs: Pairs, place: int) -> dict[str, list[str]]:
     columns = {"caption": pairs.captions, "negative_caption": pairs.negatives, "paraphrase": pairs.paraphrases}
     rows = pairs.captions_of_image[place].tolist()
     return {role: [own[row] for row in rows] for role, own in columns.items() if own is not None}
-
-
-@contextmanager
-def _as_output_errors(out: Path) -> Iterator[None]:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{out}: cannot be written to ({error.strerror or error}); make room or give --out another folder, then "
-            "give the same command again"
-        ) from None
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Nobody else prepares data in the folder meanwhile; the system lets go of it when a process is killed."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            os.close(descriptor)
-            raise OutputError(f"{folder}: is being written to by another process; wait for it") from None
-        # A file system that knows no locks.
-    try:
-        yield
-    finally:
-        os.close(descriptor)
