@@ -148,8 +148,6 @@ class _Workers(ThreadPoolExecutor):
 def _make(pairs: Pairs, manifest: Manifest, pool: _Workers) -> list[int]:
     """Make every shard that is missing or damaged; which stretches those were."""
     settings, stretches = manifest.settings, _stretches(pairs, manifest.settings)
-    for left in manifest.folder.glob(".shards-*.writing"):
-        left.unlink()
     damaged = _damaged(manifest, range(len(manifest.done)), pool)
     missing = [*damaged, *range(len(manifest.done), len(stretches))]
     if missing and manifest.complete:

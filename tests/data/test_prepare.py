@@ -261,9 +261,6 @@ def test_interrupted_it_goes_on(
     assert not complete(out)
     finished = [f"shards-{number:06d}.{format}" for number in range(after // 4)]
     assert sorted(name for name in bytes_in(out) if "shards" in name) == finished
-    if after > 8:  # the broken one's line, and what a kill may leave of the next
-        with (out / "skipped.jsonl").open("a") as file:
-            file.write('{"picture": 10, "na')
     seen: list[Path] = []
     with monkeypatch.context() as patched:
         patched.setattr(MODULE, "encoded", lambda *own: (seen.append(own[0]), encoded(*own))[1])
@@ -271,6 +268,24 @@ def test_interrupted_it_goes_on(
     assert len(seen) == 11 - after // 4 * 4  # what was finished is not made again
     assert bytes_in(out) == bytes_in(tmp_path / "whole")
     assert complete(out)
+
+
+def test_a_list_that_was_cut_short_is_mended(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("09.png", "04.jpg"):  # one in each of the first two shards
+        (source.parent / name).write_bytes(b"broken")
+    pairs, out = read_pairs(str(source)), tmp_path / "out"
+    for after in (4, 4):
+        with monkeypatch.context() as patched:
+            interrupting(patched, after)
+            with pytest.raises(Interrupted):
+                prepare(pairs, out, size=24, shard_size=4, workers=1)
+        with (out / "skipped.jsonl").open("a") as file:
+            file.write('{"picture": 10, "na')
+    seen: list[None] = []
+    interrupting(monkeypatch, 99, lambda: seen.append(None))
+    made = prepare(pairs, out, size=24, shard_size=4)
+    assert len(seen) == 3
+    assert [own["picture"] for own in read_lines(out / "skipped.jsonl")] == [1, 6] == [n.picture for n in made.skipped]
 
 
 def test_nothing_half_written_is_named_like_a_shard(
@@ -326,21 +341,23 @@ def test_killed_it_goes_on(source: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_one_line_and_130(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Type) -> None:
-    calls = []
+    calls, out = [], tmp_path / "out"
 
     def look() -> None:
         calls.append(0)
         if len(calls) == 8:
+            end = time.monotonic() + 30
+            while len(json.loads((out / "prepared.json").read_text())["shards"]) < 2 and time.monotonic() < end:
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.05)
+            time.sleep(0.3)
 
     interrupting(monkeypatch, 99, look)
-    monkeypatch.setattr(MODULE, "_AHEAD", 1)
     code, _, said = typed(source, "--out", "out", "--size", 24, "--shard-size", 3, "--workers", 1)
     assert (code, said) == (130, "clipkit: interrupted with 2 of 4 shards finished in out; the same command goes on\n")
-    assert len(calls) <= 9
-    assert (tmp_path / "out" / "shards-000001.tar").is_file()
-    assert not list((tmp_path / "out").glob(".*"))
+    assert len(calls) == 8  # those that were waiting for their turn are given up
+    assert (out / "shards-000001.tar").is_file()
+    assert not list(out.glob(".*"))
 
 
 def cut(path: Path) -> None:
