@@ -50,6 +50,10 @@ def read_for_shards(source: str) -> Pairs:
 
     Raises:
         DataError: the source cannot be read, has no pictures, or one of its captions is empty.
+
+    Example:
+        >>> prepare(read_for_shards("photos/"), "small", size=224).pictures    # doctest: +SKIP
+        6000
     """
     try:
         return read_pairs(source, broken=("pictures",))
