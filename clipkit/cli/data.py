@@ -1,12 +1,13 @@
 """`clipkit data …`."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from clipkit.cli.epilog import ending_with
-from clipkit.errors import OutputError, RecipeError
+from clipkit.errors import Interrupted, OutputError, RecipeError
 
 app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -53,3 +54,44 @@ def preview(
     except (OSError, ValueError) as error:
         raise OutputError(f"{out}: cannot be written ({error}); give a file as preview.png") from None
     print(f"{out}: {min(count, len(pairs.pictures))} of {len(pairs.pictures)} pictures, {views} views of each")
+
+
+@app.command()
+def prepare(
+    data: Annotated[str, typer.Argument(metavar="D", help="Data of any kind, with captions or without.")],
+    out: Annotated[Path, typer.Option(help="Folder for the shards: new, or begun by this command.")],
+    size: Annotated[int, typer.Option(help="Short side in pixels; smaller pictures stay as they are.", min=1)] = 256,
+    quality: Annotated[int, typer.Option(help="Of JPEG.", min=1, max=100)] = 90,
+    lossless: Annotated[bool, typer.Option("--lossless", help="PNG instead of JPEG.")] = False,
+    format: Annotated[Literal["tar", "parquet"], typer.Option(help="WebDataset's tar, or the Hub's Parquet.")] = "tar",
+    shard_size: Annotated[int, typer.Option(help="Pictures of the source in a shard.", min=1)] = 1000,
+    workers: Annotated[int | None, typer.Option(help="Threads; without it, one for each core.", min=1)] = None,
+) -> None:
+    """Resize pictures to what training needs and pack them with their captions into shards.
+
+    Interrupted, the same command goes on.
+    """
+    from clipkit.data.prepare import prepare as run
+    from clipkit.data.prepare import read_for_shards
+
+    try:
+        made = run(
+            read_for_shards(data),
+            out,
+            size=size,
+            quality=quality,
+            lossless=lossless,
+            format=format,
+            shard_size=shard_size,
+            workers=workers,
+        )
+    except Interrupted as error:
+        sys.stderr.write(f"clipkit: {error}\n")
+        raise typer.Exit(error.code) from None
+    print(
+        f"{out}: {made.pictures:,} pictures in {made.shards:,} shards; {made.source_bytes / 1e6:,.1f} MB before, "
+        f"{made.bytes / 1e6:,.1f} MB after"
+    )
+    if made.skipped:
+        print(f"{len(made.skipped):,} pictures were skipped; {out / 'skipped.jsonl'} says which and why")
+    print(f"data.train: {made.pattern}")

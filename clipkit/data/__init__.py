@@ -7,6 +7,7 @@ from clipkit.data.missing import broken_pictures, missing_places
 from clipkit.data.mixture import join, split
 from clipkit.data.near_misses import NearMisses, read_near_misses
 from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
+from clipkit.data.prepare import Prepared, prepare, read_for_shards
 from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
 from clipkit.data.sampler import EpochSampler, Sample
 from clipkit.data.text_views import TextOf, TextView, WrongCaption
@@ -21,6 +22,7 @@ __all__ = [
     "NearMisses",
     "Pairs",
     "Policy",
+    "Prepared",
     "Sample",
     "StandIn",
     "Templates",
@@ -33,8 +35,10 @@ __all__ = [
     "join",
     "missing_places",
     "pair_loader",
+    "prepare",
     "prompts_of",
     "read_classes",
+    "read_for_shards",
     "read_labelled",
     "read_near_misses",
     "read_pairs",

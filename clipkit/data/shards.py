@@ -1,0 +1,205 @@
+"""Shards of pictures with their texts, as tar or Parquet files; written aside, and there only once they are whole.
+
+The same samples give the same bytes: nothing in a shard says when or by whom it was written.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from clipkit.data.encoded import Encoded
+
+Format = Literal["tar", "parquet"]
+
+# Rows that a reader of Parquet has to hold at least; the Hub's viewer asks for so few with pictures.
+_ROWS_IN_GROUP = 100
+_AT_ONCE = 1 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSample:
+    """A picture with its texts, as it goes into a shard."""
+
+    key: str
+    """Its position in the source, in digits: no other sample has it."""
+    name: str
+    """Of the picture in its source."""
+    picture: Encoded
+    texts: Mapping[str, Sequence[str]]
+    """By role: caption, and where the source has them negative_caption and paraphrase."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What a shard's file holds."""
+
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class ShardWriter(ABC):
+    """Writes a shard beside its place, under a name that no pattern of shards matches.
+
+    Args:
+        path: where it stands once it is whole.
+        roles: of the texts that each sample has.
+    """
+
+    def __init__(self, path: Path, roles: Sequence[str]) -> None:
+        self.path = path
+        self.roles = roles
+        self.aside = aside_of(path)
+        self._file = _Hashed(self.aside)
+        self.samples = 0
+
+    @abstractmethod
+    def _write(self, sample: ShardSample) -> None: ...
+    @abstractmethod
+    def _end(self) -> None: ...
+
+    def add(self, sample: ShardSample) -> None:
+        """Write one more.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        self._write(sample)
+        self.samples += 1
+
+    def finish(self) -> Shard:
+        """Put the file in its place.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        self._end()
+        self._file.sync()
+        self._file.close()
+        self.aside.replace(self.path)
+        return Shard(self.samples, self._file.written, self._file.digest.hexdigest())
+
+    def drop(self) -> None:
+        """Leave nothing behind; after `finish` it does nothing."""
+        self._file.close()
+        self.aside.unlink(missing_ok=True)
+
+
+class TarWriter(ShardWriter):
+    """WebDataset's layout: 000000.jpg with 000000.json, which holds the texts as lists and the picture's name."""
+
+    def __init__(self, path: Path, roles: Sequence[str]) -> None:
+        super().__init__(path, roles)
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+
+    def _write(self, sample: ShardSample) -> None:
+        texts = {role: list(own) for role, own in sample.texts.items()} | {"name": sample.name}
+        self._member(f"{sample.key}.{sample.picture.ending}", sample.picture.content)
+        self._member(f"{sample.key}.json", json.dumps(texts, ensure_ascii=False).encode())
+
+    def _member(self, name: str, content: bytes) -> None:
+        member = tarfile.TarInfo(name)  # its time, user and group are 0 unless they are set
+        member.size = len(content)
+        member.mode = 0o644
+        self._tar.addfile(member, io.BytesIO(content))
+
+    def _end(self) -> None:
+        self._tar.close()
+
+
+class ParquetWriter(ShardWriter):
+    """The Hub's layout: columns image, which `datasets` decodes, a list of strings for each role of text, and name."""
+
+    def __init__(self, path: Path, roles: Sequence[str]) -> None:
+        from datasets import Features, Image, List, Value
+
+        super().__init__(path, roles)
+        texts = {role: List(Value("string")) for role in roles}
+        self._schema = Features({"image": Image(), **texts, "name": Value("string")}).arrow_schema
+        self._rows: list[dict[str, Any]] = []
+        # Dictionaries and statistics of pictures would be copies of them.
+        self._table = parquet.ParquetWriter(
+            pa.PythonFile(self._file, mode="w"), self._schema, use_dictionary=False, write_statistics=False
+        )
+
+    def _write(self, sample: ShardSample) -> None:
+        picture = {"bytes": sample.picture.content, "path": f"{sample.key}.{sample.picture.ending}"}
+        self._rows.append({"image": picture, **sample.texts, "name": sample.name})
+        if len(self._rows) == _ROWS_IN_GROUP:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        self._table.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+    def _end(self) -> None:
+        if self._rows:
+            self._write_group()
+        self._table.close()
+
+
+WRITERS: Mapping[Format, type[ShardWriter]] = {"tar": TarWriter, "parquet": ParquetWriter}
+
+
+def read_shard(path: Path) -> Shard | None:
+    """What is in a shard's file as it lies on the disk; None where it is missing or damaged."""
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if path.suffix == ".tar":
+            with tarfile.open(path, "r:") as tar:
+                samples = len({member.name.partition(".")[0] for member in tar})
+        else:
+            samples = parquet.read_metadata(path).num_rows
+        return Shard(samples, path.stat().st_size, sha256)
+    except (OSError, tarfile.TarError, EOFError, ValueError, pa.ArrowException):
+        return None
+
+
+def aside_of(path: Path) -> Path:
+    """Where a shard is written."""
+    return path.with_name(f".{path.name}.writing")
+
+
+class _Hashed(io.RawIOBase):
+    """A file that is written from its start to its end, and hashed on the way."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file: IO[bytes] = path.open("wb", buffering=_AT_ONCE)
+        self.digest = hashlib.sha256()
+        self.written = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.written
+
+    def write(self, content: Any) -> int:
+        data = bytes(content)
+        if self.closed:  # a shard was dropped, and Arrow ends its file nevertheless
+            return len(data)
+        self._file.write(data)
+        self.digest.update(data)
+        self.written += len(data)
+        return len(data)
+
+    def sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._file.close()
