@@ -1,9 +1,8 @@
 """Which pictures are not there, or broken."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from os import cpu_count
-from os.path import isfile, join
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +12,38 @@ from clipkit.data.sequences import Files
 from clipkit.errors import DataError
 from clipkit.pictures import Stored, open_picture
 
+# Files of one folder that are asked for one by one.
+_FEW = 100
+
 
 def missing_places(pictures: Sequence[Path | Stored]) -> NDArray[np.int64]:
     """Positions of those whose file is not there. What lies in something larger, or at an address, counts as there."""
     if isinstance(pictures, Files):
-        folder = str(pictures.folder)
-        # Strings, not Paths: a million of them take two seconds, not twenty.
-        missing = [
-            place
-            for place, name in enumerate(pictures.names)
-            if "://" not in name and not isfile(join(folder, name))  # noqa: PTH113, PTH118
-        ]
-    else:
-        missing = [
-            place for place, picture in enumerate(pictures) if isinstance(picture, Path) and not picture.is_file()
-        ]
+        return _missing_files(str(pictures.folder), pictures.names)
+    missing = [place for place, picture in enumerate(pictures) if isinstance(picture, Path) and not picture.is_file()]
     return np.array(missing, dtype=np.int64)
+
+
+def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
+    """Folder by folder: to list one is many times faster than to ask for each of its files."""
+    wanted: dict[str, dict[str, list[int]]] = {}
+    for place, name in enumerate(names):
+        if "://" not in name:
+            folder, _, own = name.rpartition("/")
+            wanted.setdefault(folder, {}).setdefault(own, []).append(place)
+    missing: list[int] = []
+    for folder, places_of in wanted.items():
+        where = Path(root, folder)
+        if len(places_of) < _FEW:
+            gone = {own for own in places_of if not (where / own).is_file()}
+        else:
+            try:
+                with os.scandir(where) as entries:
+                    gone = places_of.keys() - {entry.name for entry in entries if entry.is_file()}
+            except OSError:
+                gone = set(places_of)
+        missing += [place for own in gone for place in places_of[own]]
+    return np.array(sorted(missing), dtype=np.int64)
 
 
 def broken_pictures(pictures: Sequence[Path | Stored]) -> dict[int, str]:
@@ -41,7 +56,7 @@ def broken_pictures(pictures: Sequence[Path | Stored]) -> dict[int, str]:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         said = pool.map(look, range(len(pictures)))
         return {place: why for place, why in enumerate(said) if why is not None}
 

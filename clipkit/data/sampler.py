@@ -73,22 +73,31 @@ class EpochSampler:
 
     def epoch(self, epoch: int) -> Iterator[list[Sample]]:
         """The global batches of one epoch, in order."""
-        generator = np.random.default_rng(mix(self.seed, _ORDER, epoch))
-        dealt = [self._dealt(part, epoch) for part in range(len(self._parts))]
-        items, times = (np.concatenate(own) for own in zip(*dealt, strict=True))
-        order = generator.permutation(len(items))
-        items, times = items[order], times[order]
-        if self.captions == "one":
-            images, captions = items, self._permuted[self._start[items] + times % self._count[items]]
-        else:
-            images, captions = self.pairs.image_of_caption[items], items
-        if self.captions == "all" or self.pairs.parts:
-            rows = _apart(list(zip(images.tolist(), captions.tolist(), strict=True)), self.batch_size)
-            images, captions = np.array(rows, dtype=np.int64).T
+        images, captions = self._order(epoch)
         for start in range(0, self.steps_per_epoch * self.batch_size, self.batch_size):
             batch = slice(start, start + self.batch_size)
             of_batch = zip(images[batch].tolist(), captions[batch].tolist(), strict=True)
             yield [Sample(epoch, image, caption) for image, caption in of_batch]
+
+    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The epoch's pictures and captions, one after the other."""
+        generator = np.random.default_rng(mix(self.seed, _ORDER, epoch))
+        times: NDArray[np.int64] | int = epoch
+        if self.pairs.parts:
+            dealt = [self._dealt(part, epoch) for part in range(len(self._parts))]
+            items, times = (np.concatenate(own) for own in zip(*dealt, strict=True))
+            order = generator.permutation(len(items))
+            items, times = items[order], times[order]
+        else:
+            items = generator.permutation(len(self._items[0]))
+        if self.captions == "one":
+            images, captions = items, self._permuted[self._start[items] + times % self._count[items]]
+        else:
+            images, captions = self.pairs.image_of_caption[items], items
+        if (self.captions == "all" or self.pairs.parts) and len(np.unique(images)) < len(images):
+            rows = _apart(list(zip(images.tolist(), captions.tolist(), strict=True)), self.batch_size)
+            images, captions = np.array(rows, dtype=np.int64).T
+        return images, captions
 
     def _dealt(self, part: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pictures, or captions, that come in this epoch, and how many times each had come before.

@@ -145,5 +145,9 @@ def first_places(keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """
     encoded: Any = keys.dictionary_encode()
     which = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    _, first = np.unique(which, return_index=True)
-    return which, first.astype(np.int64)
+    count = len(encoded.dictionary)
+    del encoded
+    pa.default_memory_pool().release_unused()  # of a million strings, a quarter of a gigabyte
+    first = np.full(count, -1, dtype=np.int64)
+    first[which[::-1]] = np.arange(len(which) - 1, -1, -1)  # the last to be written is the first row
+    return which, first

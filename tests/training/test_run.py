@@ -13,7 +13,7 @@ from transformers import CLIPModel
 import clipkit
 from clipkit.errors import DataError, ModelError, OutputError, RecipeError, TrainingError
 from clipkit.recipe import Recipe
-from tests.conftest import draw, read_lines, write_csv
+from tests.conftest import read_lines
 
 Build = Callable[..., Recipe]
 COMPOSED = {
