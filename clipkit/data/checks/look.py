@@ -18,8 +18,10 @@ from tqdm import tqdm
 from clipkit.errors import DataError, one_line
 from clipkit.pictures import Stored, open_picture
 
-SIDE = 16
+SIDE = 8
 """Of the miniature in pixels."""
+GONE = "there is no such file"
+"""Why a picture cannot be opened whose file is missing."""
 # Of a JPEG decoded while it is made smaller, which is several times faster; hashes look at 32 pixels a side.
 _DRAFT = 64
 # Handed to the threads at once: each waiting task weighs more than what comes of it.
@@ -40,7 +42,7 @@ class Looked:
     hashes: NDArray[np.uint64]
     """(N,) perceptual hashes; 0 where a picture is of one colour."""
     miniatures: NDArray[np.uint8]
-    """(N, 16, 16, 3) the pictures squeezed into a square."""
+    """(N, 8, 8, 3) the pictures squeezed into a square."""
     sizes: NDArray[np.int32]
     """(N, 2) width and height in pixels, upright."""
     file_bytes: NDArray[np.int64]
@@ -94,7 +96,7 @@ def _look(picture: Path | Stored, place: int, looked: Looked) -> str | None:
     try:
         content = picture.read_bytes()
     except FileNotFoundError:
-        return "there is no such file"
+        return GONE
     except Exception as error:  # whatever stands between us and the bytes
         return f"cannot be read ({_said(error)})"
     looked.file_bytes[place] = len(content)
