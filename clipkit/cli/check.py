@@ -101,14 +101,15 @@ def print_report(report: Report) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a file has no edge to wrap at
-    table = Table(title=Text(report.data), title_justify="left", box=None, pad_edge=False)
+    console.print(Text(report.data))
+    for line in _more(report.facts):
+        console.print(Text(f"  {line}"))
+    table = Table(box=None, padding=(0, 2))
     for heading in ("", "min", "median", "95 %", "max"):
         table.add_column(heading, justify="right" if heading else "left")
     for row in _facts(report.facts):
         table.add_row(*map(Text, row))
     console.print(table)
-    for line in _more(report.facts):
-        console.print(Text(line))
     console.print()
     if not report.findings:
         console.print(Text("Nothing to mend was found."))
@@ -119,6 +120,7 @@ def print_report(report: Report) -> None:
     )
     width = max(len(f"{one.count:,}") for one in report.findings)
     for one in report.findings:
+        console.print()
         head = f"{one.severity:<8} {one.count:>{width},} ({_share(one.share)})  "
         _wrapped(console, head, f"{one.message}  [{one.name}]")
         shown = "; ".join(one.examples[:_SHOWN])

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipkit.data.checks.findings import Finding, counted, finding_of, some
+from clipkit.data.checks.findings import Finding, Severity, counted, finding_of, some
 from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Strings, first_places
 
@@ -29,7 +29,9 @@ _ADDRESS = r"(?i)^(https?://|www\.)\S+$"
 # Written without spaces between words: a caption of these has more than one word.
 _WITHOUT_SPACES = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 # One caption on so many different pictures says nothing of them, however large the set; in a smaller one a share of it.
-_ON_PICTURES, _AT_LEAST, _ON_SHARE = 100, 5, 0.001
+_ON_PICTURES, _AT_LEAST, _ON_SHARE = 100, 5, 0.002
+# A photo of a dog is said to be one in any large set; only where it is the rule does it cost anything.
+_OFTEN_SHARED = 0.05
 _TOKENS_AT_ONCE = 10_000
 
 
@@ -87,9 +89,14 @@ def caption_findings(pairs: Pairs, names: Callable[[int], str]) -> list[Finding 
     full = np.ones(total, bool)
     full[empty] = False
     keys = normalised(pairs.captions)
-    stock, file_name, address = (
-        np.flatnonzero(full & _true(pc.match_substring_regex(own, pattern=pattern)))
-        for own, pattern in ((keys, f"^{_OF_ANY}$"), (column, _FILE_NAME), (column, _ADDRESS))
+    matching = [
+        full & _true(pc.match_substring_regex(own, pattern=pattern))
+        for own, pattern in ((column, _ADDRESS), (column, _FILE_NAME), (keys, f"^{_OF_ANY}$"))
+    ]
+    # Each caption once: www.example.org/a.jpg is an address, img-1234 a file name.
+    address, file_name, stock = (
+        np.flatnonzero(own & ~np.logical_or.reduce(matching[:place], initial=False))
+        for place, own in enumerate(matching)
     )
     found += [
         finding_of(
@@ -175,6 +182,7 @@ def _repetitive(
     def often_said(own: int) -> str:
         return f"{pairs.captions[int(first[own])]!r:.100} (on {counted(int(pictures_with[own]), 'picture')})"
 
+    severity: Severity = "warning" if shared.sum() >= _OFTEN_SHARED * total else "note"
     found: list[Finding | None] = [
         finding_of(
             "one_word_captions", None, np.flatnonzero(usual & one_word & ~boilerplate), total, "captions of one word",
@@ -195,7 +203,7 @@ def _repetitive(
         )  # fmt: skip
     found.append(
         finding_of(
-            "shared_captions", None, np.flatnonzero(shared), total, "captions that another picture has too", said,
+            "shared_captions", severity, np.flatnonzero(shared), total, "captions that another picture has too", said,
             "in one batch they are false negatives: take a loss that counts equal captions as positives, as clipkit's "
             "do; in retrieval give --merge-captions",
         )

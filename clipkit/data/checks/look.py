@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -93,6 +92,8 @@ def look_at(pictures: Sequence[Path | Stored], workers: int | None = None, name:
 
 def _look(picture: Path | Stored, place: int, looked: Looked) -> str | None:
     """Fill in its row; why it cannot be opened, or None."""
+    from imagehash import phash  # it brings SciPy, which a loader's worker has no use for
+
     try:
         content = picture.read_bytes()
     except FileNotFoundError:
@@ -110,7 +111,7 @@ def _look(picture: Path | Stored, place: int, looked: Looked) -> str | None:
             turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         seen = open_picture(held, draft=_DRAFT)
         miniature = np.asarray(seen.resize((SIDE, SIDE), Image.Resampling.BOX))
-        bits = imagehash.phash(seen).hash
+        bits = phash(seen).hash
     except DataError as error:
         return _reason(str(picture), str(error), content)
     except Exception as error:  # decoders fail in ways of their own; one picture must not end the check
