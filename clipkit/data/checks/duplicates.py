@@ -16,9 +16,11 @@ _DISTANCE = 7
 # Two hashes that differ in at most 7 bits have, of four bands of 16 bits, one that differs in at most one bit.
 _BANDS = 4
 _BAND_BITS = 16
-# Of drawings many share a hash (flags, clock faces, one figure with other hair). How far the miniatures may be apart,
-# relative to what a picture varies by itself: copies as above are below 0.12, cut by 5 % mostly below 0.2.
-_DIFFERENCE = 0.2
+# Drawings often share a hash (flags, one figure with other hair), and differ in one part by much. How far any one of
+# the miniatures' 64 places may be apart, relative to what a picture varies by. Of 3,548 emoji 123 are then near an
+# earlier one, half of them drawn the same. Of the copies above none is lost, of those cut by 2 % one in 25, by 5 %
+# three in five.
+_DIFFERENCE = 0.4
 # The mean colour may have moved so far, in the same unit: a brighter copy is a copy.
 _SHIFT = 0.5
 # Below this, of 255, what a picture varies by is noise.
@@ -153,7 +155,8 @@ def _verified(looked: Looked, one: NDArray[np.int64], other: NDArray[np.int64]) 
         a -= a.mean(axis=1, keepdims=True)
         b -= b.mean(axis=1, keepdims=True)
         varies = np.maximum(np.minimum(_rms(a), _rms(b)), _VARIES)
-        same = (_rms(a - b) <= _DIFFERENCE * varies) & (shift <= _SHIFT * varies)
+        apart = np.sqrt(np.square(a - b).mean(axis=2)).max(axis=1)
+        same = (apart <= _DIFFERENCE * varies) & (shift <= _SHIFT * varies)
         yield np.stack([left[same], right[same]], axis=1)
 
 

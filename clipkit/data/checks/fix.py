@@ -21,17 +21,17 @@ from clipkit.errors import DataError, OutputError, one_line
 from clipkit.pictures import Stored
 
 
-def check_place(out: Path, data: str) -> None:
+def check_place(out: Path, data: str | None = None) -> None:
     """Before anything is read: whether a cleaned copy may be written there.
 
     Args:
         out: the folder to be.
-        data: the source, as the user wrote it.
+        data: the source, as the user wrote it, of which the copy must not become a part.
 
     Raises:
         OutputError: something is there, its parent is not, or it lies within the data.
     """
-    place, source = out.absolute(), Path(data.partition("?")[0]).absolute()
+    place = out.absolute()
     try:
         taken = place.is_symlink() or (place.exists() and (not place.is_dir() or any(place.iterdir())))
     except OSError as error:
@@ -40,7 +40,8 @@ def check_place(out: Path, data: str) -> None:
         raise OutputError(f"{out}: is there already; give a new folder, or an empty one")
     if not place.parent.is_dir():
         raise OutputError(f"{out}: there is no folder {place.parent}; make it first")
-    if source.is_dir() and place.resolve().is_relative_to(source.resolve()):
+    source = None if data is None else Path(data.partition("?")[0]).expanduser()
+    if source is not None and source.is_dir() and place.resolve().is_relative_to(source.resolve()):
         raise OutputError(f"{out}: would become a part of {data}; give a folder outside of it")
 
 
@@ -63,7 +64,7 @@ def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
         OutputError: the folder holds something, or cannot be written.
         DataError: nothing is left.
     """
-    check_place(out, "")
+    check_place(out)
     rows, dropped = _sorted_out(pairs, report)
     if not rows:
         raise DataError(f"{pairs.name}: nothing is left after the fix; see what the check finds")
