@@ -222,7 +222,7 @@ def test_the_fix_overwrites_nothing(faulty: Path, clean: Path, tmp_path: Path) -
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "work.txt").write_text("dear")
     for place in (tmp_path / "mine", tmp_path / "mine" / "work.txt", tmp_path / "none" / "out"):
-        with pytest.raises(OutputError):
+        with pytest.raises(OutputError, match="is there already|there is no folder"):
             fix(pairs, report, place)
     (tmp_path / "empty").mkdir()
     assert fix(pairs, report, tmp_path / "empty")["captions"] == 2 * CLEAN
@@ -231,6 +231,37 @@ def test_the_fix_overwrites_nothing(faulty: Path, clean: Path, tmp_path: Path) -
     with pytest.raises(DataError, match="nothing is left"):
         fix(gone, report, tmp_path / "gone")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty", "g.csv", "mine"]
+
+
+def test_a_fix_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    class Gone(InMemory):
+        def read_bytes(self) -> bytes:
+            raise OSError("gone")
+
+    pairs = Pairs("x", [Gone(b"")], ["a dog"], np.zeros(1, np.int64))
+    with pytest.raises(DataError, match="can no longer be read"):
+        fix(pairs, Report("x", None, {}, [], keepers=np.zeros(1, np.int64)), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_merged_into_what_is_dropped(tmp_path: Path) -> None:
+    """The leaked picture is the largest, and between the two others in brightness."""
+    soft = scene(0).point(lambda value: 60 + value // 4)
+    lighter, lightest = (soft.point(lambda value, by=by: value + by) for by in (6, 12))
+    soft.save(tmp_path / "there.png")
+    lighter.resize((192, 144)).save(tmp_path / "leaked.png")
+    lightest.save(tmp_path / "own.png")
+    header = ["image", "caption"]
+    there = read_pairs(str(write_csv(tmp_path / "e.csv", header, [["there.png", "what is there"]])))
+    rows = [["leaked.png", "it is leaked"], ["own.png", "it is our own"]]
+    pairs = read_pairs(str(write_csv(tmp_path / "d.csv", header, rows)))
+    report = check(pairs, there, batch_size=2)
+    assert {"near_duplicate_pictures", "leaked_near_pictures"} <= {finding.name for finding in report.findings}
+    fix(pairs, report, tmp_path / "out")
+    cleaned = read_pairs(str(tmp_path / "out" / "captions.csv"))
+    assert [(picture.name, text) for picture, text in zip(cleaned.pictures, cleaned.captions, strict=True)] == [
+        ("own.png", "it is our own")
+    ]
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
@@ -368,6 +399,20 @@ def test_near_copies_are_found_and_other_pictures_are_not() -> None:
     assert len(wanted & found) >= 0.8 * len(wanted)  # noise is harder to know again than a photo
 
 
+def test_one_hash_is_not_enough() -> None:
+    """A figure with other hair: as light, of another colour."""
+    red, green = ((200, 40, 40), (0, 131, 60))
+    looked = looked_at([_with_patch(colour) for colour in (red, green)])
+    assert int(np.bitwise_count(looked.hashes[0] ^ looked.hashes[1])) <= 7
+    assert not len(alike(looked).near)
+
+
+def _with_patch(colour: tuple[int, int, int]) -> Image.Image:
+    picture = scene(7)
+    picture.paste(colour, (30, 20, 60, 50))
+    return picture
+
+
 def test_blank_pictures_are_the_same_where_their_colours_are() -> None:
     blanks = [Image.new("RGB", (40 + place, 40), colour)
               for place, colour in enumerate([(9, 9, 9)] * 200 + [(200, 9, 9)] * 3 + [(90, 90, 90)])]  # fmt: skip
@@ -378,6 +423,12 @@ def test_blank_pictures_are_the_same_where_their_colours_are() -> None:
     assert not set(groups[:200].tolist()) & set(groups[200:].tolist())
     assert len(set(groups[200:203].tolist())) == 1
     assert groups[203] == 203
+    greys = alike(looked_at([Image.new("L", (32, 32), 100 + place % 3) for place in range(3)]))
+    assert len(greys.near) == 3
+    # The grain of a camera's black frame is all that a hash would see.
+    rng = np.random.default_rng(0)
+    grain = alike(looked_at([Image.fromarray(rng.integers(8, 14, (64, 64), dtype=np.uint8)) for _ in range(3)]))
+    assert len(grain.near) == 3
 
 
 def test_candidates_are_those_of_the_slow_way() -> None:
@@ -428,6 +479,14 @@ def test_false_negatives_to_expect_are_those_of_drawn_batches() -> None:
     assert found["same_picture"] == pytest.approx(shown / draws, rel=0.03)
     whole = expected_false_negatives(pairs, same, 100)
     assert (whole["size"], whole["same_picture"]) == (100, 4)
+
+
+def test_a_rare_false_negative_is_no_finding(clean: Path, tmp_path: Path) -> None:
+    rows = [[str(clean.parent / f"{seed:03d}.jpg"), "a scene as any other"] for seed in (0, 1)]
+    rows += [[str(clean.parent / f"{seed:03d}.jpg"), f"scene {seed} in full"] for seed in range(CLEAN)]
+    report = check(read_pairs(str(write_csv(tmp_path / "d.csv", ["image", "caption"], rows))), batch_size=2)
+    assert 0 < report.facts["batch"]["same_caption"] < 0.01
+    assert [(finding.name, finding.severity) for finding in report.findings] == [("shared_captions", "warning")]
 
 
 def test_a_batch_larger_than_the_data_is_told(clean: Path) -> None:

@@ -62,7 +62,7 @@ def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
 
     Raises:
         OutputError: the folder holds something, or cannot be written.
-        DataError: nothing is left.
+        DataError: nothing is left, or a picture is no longer there.
     """
     check_place(out)
     rows, dropped = _sorted_out(pairs, report)
@@ -159,7 +159,10 @@ def _place_of(pairs: Pairs, place: int, number: int, folder: Path, out: Path) ->
             return os.path.relpath(_real(picture.parent) / picture.name, _real(out.parent) / out.name)
         except ValueError:  # on another drive
             return str(picture.absolute())
-    content = picture.read_bytes()
+    try:
+        content = picture.read_bytes()
+    except OSError as error:
+        raise DataError(f"{picture}: can no longer be read ({one_line(error)}); check again") from None
     (folder / "images").mkdir(exist_ok=True)
     name = f"images/{number:06d}{_ending(picture.name, content)}"
     (folder / name).write_bytes(content)
