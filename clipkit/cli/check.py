@@ -103,7 +103,7 @@ def print_report(report: Report) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a file has no edge to wrap at
-    console.print(Text(report.data))
+    console.print(Text(report.data + (f", against {report.against}" if report.against is not None else "")))
     for line in _more(report.facts):
         console.print(Text(f"  {line}"))
     table = Table(box=None, padding=(0, 2))
