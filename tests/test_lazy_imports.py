@@ -34,6 +34,7 @@ except SystemExit as stop:
         HELP.format(argv=["clipkit", "eval", "zeroshot", "--help"]),
         HELP.format(argv=["clipkit", "demo", "--help"]),
         HELP.format(argv=["clipkit", "models", "--help"]),
+        HELP.format(argv=["clipkit", "data", "check", "--help"]),
         HELP.format(argv=["clipkit", "--version"]),
     ],
 )

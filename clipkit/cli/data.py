@@ -95,3 +95,31 @@ def prepare(
     if made.skipped:
         print(f"{len(made.skipped):,} pictures were skipped; {out / 'skipped.jsonl'} says which and why")
     print(f"data.train: {made.pattern}")
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(metavar="D", help="Any data, as for training.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="D2", help="Data that must not be in D, as the set to measure on.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="M", help="Count captions in this model's tokens, and heed its picture size.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(metavar="G", help="Pairs in a batch, for the false negatives to expect in one.", min=2)
+    ] = 512,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="F", help="Write what was found here.")] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Write a cleaned copy into this new folder, with a list of what was dropped."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads; one a core without it.", min=1)] = None,
+) -> None:
+    """Look for what is wrong with data before training on it: broken, double and leaked pictures, poor captions.
+
+    Exits with 0 when the check ran, whatever it found.
+    """
+    from clipkit.cli.check import run_check
+
+    run_check(data, against, model, batch_size, json_file, fix, workers)

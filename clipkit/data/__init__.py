@@ -1,6 +1,7 @@
 """Data: sources to pairs, decoding, augmentation, sampling and collation; preprocessing comes in as a callable."""
 
 from clipkit.data.augment import Policy, TextSafe
+from clipkit.data.checks import Finding, Report, check, fix, quick_findings
 from clipkit.data.labels import LabelledPictures, read_labelled
 from clipkit.data.loader import AtWork, Augment, Batch, StandIn, pair_loader
 from clipkit.data.missing import broken_pictures, missing_places
@@ -18,11 +19,13 @@ __all__ = [
     "Batch",
     "Classes",
     "EpochSampler",
+    "Finding",
     "LabelledPictures",
     "NearMisses",
     "Pairs",
     "Policy",
     "Prepared",
+    "Report",
     "Sample",
     "StandIn",
     "Templates",
@@ -31,12 +34,15 @@ __all__ = [
     "TextView",
     "WrongCaption",
     "broken_pictures",
+    "check",
     "checked_negatives",
+    "fix",
     "join",
     "missing_places",
     "pair_loader",
     "prepare",
     "prompts_of",
+    "quick_findings",
     "read_classes",
     "read_for_shards",
     "read_labelled",

@@ -1,0 +1,7 @@
+"""What a careful person wants to know of data before training on it, and a cleaned copy."""
+
+from clipkit.data.checks.findings import Finding
+from clipkit.data.checks.fix import check_place, fix
+from clipkit.data.checks.whole import Report, check, quick_findings
+
+__all__ = ["Finding", "Report", "check", "check_place", "fix", "quick_findings"]

@@ -1,0 +1,100 @@
+"""`clipkit data check` as it is typed."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clipkit.cli import main
+from tests.conftest import write_csv
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    """Run the command in this process: it ends well, and this is what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["clipkit", "data", "check", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        said = capsys.readouterr()
+        assert stop.value.code in (0, None), said.err
+        assert "Traceback" not in said.err
+        return " ".join(said.out.split())
+
+    return run
+
+
+def test_clean_data(typed: Callable[..., str], shapes: Path) -> None:
+    said = typed(shapes / "captions.csv", "--batch-size", 4)
+    assert "16 pictures of" in said
+    assert "32 captions, 32 of them different" in said
+    assert said.endswith("Nothing to mend was found.")
+
+
+def test_faults_in_a_models_tokens_with_json_and_a_cleaned_copy(
+    typed: Callable[..., str], shapes: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    image = str(shapes / "images" / "00.png")
+    Image.linear_gradient("L").resize((24, 24)).save(tmp_path / "small.png")
+    rows = [["gone.png", "a lost one"], [image, "a red square"], [image, "word " * 200], ["small.png", "it is small"]]
+    data = write_csv(tmp_path / "d.csv", ["image", "caption"], rows)
+    said = typed(
+        data, "--against", shapes / "captions.csv", "--model", tiny_clip, "--batch-size", 2, "--json", "f.json",
+        "--fix", "out", "--workers", 1,
+    )  # fmt: skip
+    assert "error 1 (33.3 %) pictures that are not there [missing_pictures] gone.png → check the paths" in said
+    assert "tokens a caption" in said
+    assert "25 % of the captions are longer than the model's 77 tokens" in said
+    assert "findings: f.json" in said
+    assert "(1 picture, 1 caption)" in said
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert found["settings"] == {"model": str(tiny_clip), "batch_size": 2}
+    assert {"missing_pictures", "leaked_pictures", "cut_captions", "tiny_pictures"} <= {
+        finding["name"] for finding in found["findings"]
+    }
+    assert found["facts"]["context_length"] == 77
+    assert found["facts"]["input_size"] == 32
+    dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    assert {"image": "gone.png", "reason": "cannot be opened: there is no such file"} in dropped
+    assert (tmp_path / "out" / "captions.csv").read_text().splitlines() == [
+        "image,caption",
+        f"{os.path.relpath(tmp_path / 'small.png', tmp_path / 'out')},it is small",
+    ]
+
+
+def test_pictures_without_captions_and_captions_without_pictures(
+    typed: Callable[..., str], shapes: Path, tmp_path: Path
+) -> None:
+    said = typed(shapes / "images", "--batch-size", 4)
+    assert "16 pictures of" in said
+    assert "caption" not in said
+    said = typed(write_csv(tmp_path / "t.csv", ["caption"], [["a dog runs"], ["two cats sit"]]))
+    assert "2 captions, 2 of them different" in said
+    assert "pixels" not in said
+
+
+def test_what_cannot_be_checked(said_here: Callable[..., str], shapes: Path, tmp_path: Path) -> None:
+    data = shapes / "captions.csv"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    own = write_csv(tmp_path / "own.csv", ["image", "caption"], [["x.png", "y z"]])
+    for arguments, message in [
+        (("none.csv",), "there is no such file"),
+        ((data, "--against", "none.csv"), "there is no such file"),
+        ((data, "--model", "none"), "none"),
+        ((data, "--json", tmp_path / "no" / "f.json"), "there is no folder"),
+        ((own, "--json", own), "is the data itself"),
+        ((data, "--fix", tmp_path / "full"), "is there already"),
+        ((data, "--fix", tmp_path / "no" / "out"), "there is no folder"),
+        ((shapes / "images", "--fix", shapes / "images" / "out"), "would become a part of"),
+        ((own, "--fix", tmp_path / "new"), "nothing is left"),
+    ]:
+        assert message in said_here("data", "check", *arguments)
+    assert not (shapes / "images" / "out").exists()
+    assert not (tmp_path / "new").exists()
