@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -32,11 +33,19 @@ class Preprocess:
         return self.evaluate(picture)
 
     def of_crop(self, picture: Image.Image) -> Inputs:
-        """Inputs of a picture that is a crop of the input's size already."""
-        if self.finish is not None:
-            return self.finish(picture)
-        pixels = F.to_dtype(F.pil_to_tensor(picture), scale=True)
-        return {"pixel_values": F.normalize(pixels, list(self.mean), list(self.std))}
+        """Inputs of a picture that is a crop of the input's size already: bytes, which `normalised` makes the rest of.
+
+        A quarter of the memory, and of what goes from a loader worker to the device.
+        """
+        return self.finish(picture) if self.finish is not None else {"pixel_values": F.pil_to_tensor(picture)}
+
+    def normalised(self, inputs: Inputs) -> Inputs:
+        """Inputs of one picture or of several, with pixels that are bytes scaled to [0, 1] and normalised."""
+        pixels = inputs.get("pixel_values")
+        if pixels is None or pixels.dtype != torch.uint8:
+            return inputs
+        scaled = F.normalize(F.to_dtype(pixels, scale=True), list(self.mean), list(self.std), inplace=True)
+        return {**inputs, "pixel_values": scaled}
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,10 @@ class Tower(nn.Module):
         """Features, not normalised. Inputs are the trunk's own, or `trunk_features` (B, W) already computed."""
         return self.head(inputs[TRUNK_FEATURES] if TRUNK_FEATURES in inputs else self.trunk(**inputs))
 
+    def ready(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs as the trunk takes them, from those that the loader gives."""
+        return inputs
+
     def tune(self, tune: str) -> None:
         """Set which parameters learn: full, last:N (blocks, and the head), head or frozen.
 
@@ -115,6 +119,9 @@ class ImageTower(Tower):
     ) -> None:
         super().__init__(trunk, head, blocks, head_is_new, head_names)
         self.preprocess = preprocess
+
+    def ready(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.preprocess.normalised(inputs)
 
 
 class TextTower(Tower):

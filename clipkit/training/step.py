@@ -38,6 +38,7 @@ class Encoder:
 
     def __call__(self, inputs: dict[str, Tensor]) -> Float[Tensor, "B D"]:
         """Features, not normalised."""
+        inputs = self.tower.ready(inputs)
         return self.tower.trunk(**inputs) if self.of_trunk else self.tower(inputs)
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from clipkit.data import Batch
 from clipkit.models import DualEncoder
+from clipkit.models.preprocess import Preprocess
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.view_heads import ViewHead
 from clipkit.processes import Processes
@@ -83,6 +84,9 @@ class Pixels(nn.Module):
         return self.layers(pixel_values.flatten(1))
 
 
+PREPROCESS = Preprocess(lambda picture: {}, None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
 class Words(nn.Module):
     """Attention under a mask, then the mean over what is not padding."""
 
@@ -99,7 +103,7 @@ class Words(nn.Module):
 
 def build(dtype: torch.dtype, dropout: float, head: str = "layer") -> DualEncoder:
     torch.manual_seed(3)
-    image: Any = ImageTower(Pixels(dropout), nn.Linear(20, WIDTH, bias=False), [["layers.0.weight"]], None)  # type: ignore[arg-type]
+    image: Any = ImageTower(Pixels(dropout), nn.Linear(20, WIDTH, bias=False), [["layers.0.weight"]], PREPROCESS)
     text: Any = TextTower(Words(dropout), nn.Linear(16, WIDTH, bias=False), [["words.weight"]], None)  # type: ignore[arg-type]
     scale, bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-1.0))
     model = DualEncoder(image, text, scale, bias, None, "made")  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Learning from views: others' losses through the whole objective, whole runs, what they measure and leave."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import clipkit
 from clipkit.data import Policy, TextSafe, read_pairs
 from clipkit.errors import DataError, ModelError, RecipeError, UserError
 from clipkit.models import DualEncoder
+from clipkit.pictures import Stored
 from clipkit.recipe import Recipe, steps_of
 from tests.conftest import draw, read_lines, write_csv
 from tests.training.exactness import build, encoders, global_batch, gradients
@@ -98,13 +99,16 @@ def first_loss(run: Path) -> float:
     return float(read_lines(run / "metrics.jsonl")[0]["loss"])
 
 
-def views_of(model: DualEncoder, pictures: list[Path], policy: str, view: int, safe: TextSafe | None = None) -> Tensor:
+def views_of(
+    model: DualEncoder, pictures: Sequence[Path | Stored], policy: str, view: int, safe: TextSafe | None = None
+) -> Tensor:
     preprocess = model.image.preprocess
     own = Policy(steps_of(policy), preprocess.image_size, preprocess.of_crop, preprocess, 0, view, safe)
     inputs = [
         own(clipkit.pictures.open_picture(picture), 0, row)["pixel_values"] for row, picture in enumerate(pictures)
     ]
-    return F.normalize(model.image({"pixel_values": torch.stack(inputs)}), dim=-1).detach()
+    ready = model.image.ready({"pixel_values": torch.stack(inputs)})
+    return F.normalize(model.image(ready), dim=-1).detach()
 
 
 @pytest.mark.parametrize("safe", [False, True])
@@ -170,7 +174,7 @@ def test_text_views_need_neither_pictures_nor_dropout(recipe: Build, tmp_path: P
     scores = model.encode_text(pairs.paraphrases) @ model.encode_text(pairs.captions).T
     expected = (scores.argmax(dim=1) == torch.arange(6)).double().mean().item()
     assert result["metrics"]["text_view_recall@1"]["value"] == pytest.approx(expected)
-    (tmp_path / "t.csv").write_text("text,paraphrase\n" + "\n".join(f"{a},not {b}" for a, b in rows), encoding="utf-8")
+    write_csv(tmp_path / "t.csv", ["text", "paraphrase"], [[a, f"not {b}"] for a, b in rows])
     with pytest.raises(UserError, match="the paraphrases changed"):
         clipkit.train(recipe({**own, "train.epochs": 4}), resume=True)
 
