@@ -12,6 +12,7 @@ from clipkit.data.prepare import Prepared, prepare, read_for_shards
 from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
 from clipkit.data.sampler import EpochSampler, Sample
 from clipkit.data.text_views import TextOf, TextView, WrongCaption
+from clipkit.data.tokens import TokenStore
 
 __all__ = [
     "AtWork",
@@ -32,6 +33,7 @@ __all__ = [
     "TextOf",
     "TextSafe",
     "TextView",
+    "TokenStore",
     "WrongCaption",
     "broken_pictures",
     "check",

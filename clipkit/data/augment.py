@@ -1,5 +1,6 @@
 """Augmentation, seeded by what is augmented."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -71,6 +72,7 @@ class Policy:
         self.seed = seed
         self.view = view
         self.safe = safe
+        self._scales = [step.scale[0] for step in policy if isinstance(step, steps.Crop)]
         self._applied = {
             (may_flip, may_colour): self._transforms(policy, may_flip, may_colour)
             for may_flip in (False, True)
@@ -80,6 +82,13 @@ class Policy:
     def __call__(self, picture: Image.Image, epoch: int, image: int) -> Inputs:
         """The inputs of this view of this image in this epoch."""
         return self.finish(self.augmented(picture, epoch, image))
+
+    @property
+    def draft(self) -> int | None:
+        """Short side in pixels that a picture has to keep for the smallest crop to have the input's size; None: all."""
+        if self.image_size is None or not self._scales:
+            return None
+        return math.ceil(self.image_size / math.sqrt(min(self._scales)))
 
     def augmented(self, picture: Image.Image, epoch: int, image: int) -> Image.Image:
         """The picture before it becomes an input."""

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from clipkit.data.pairs import Pairs
 from clipkit.data.sampler import Sample
-from clipkit.data.text_views import TextOf
+from clipkit.data.text_views import TextOf, TextView
+from clipkit.data.tokens import Tokenize, TokenStore
 from clipkit.errors import DataError
 from clipkit.pictures import open_picture
 
@@ -26,7 +27,6 @@ Augment = Callable[[Image.Image, int, int], dict[str, Tensor]]
 Loaded = dict[str, dict[str, Tensor]]
 # (sample, attempt) -> what takes its place where its picture cannot be had
 StandIn = Callable[[Sample, int], Sample]
-Tokenize = Callable[[list[str]], dict[str, Int[Tensor, "B L"]]]
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,11 @@ class _Pictures(Dataset[_Drawn | DataError]):
 
 
 class _Collate:
-    def __init__(self, pairs: Pairs, texts: Mapping[str, TextOf], tokenize: Tokenize) -> None:
+    def __init__(self, pairs: Pairs, texts: Mapping[str, TextOf], tokenize: Tokenize, store: TokenStore | None) -> None:
         self.pairs = pairs
         self.texts = texts
         self.tokenize = tokenize
+        self.store = store
 
     def __call__(self, drawn: list[_Drawn | DataError]) -> Batch | DataError:
         samples: list[Sample] = []
@@ -153,6 +154,9 @@ class _Collate:
         strings: list[str] = []
         tokens: dict[str, Tensor] = {}
         for name, view in self.texts.items():
+            if self.store is not None and isinstance(view, TextView) and view.policy == "same":
+                inputs[name] = self.store([sample.caption for sample in samples])
+                continue
             before, strings = strings, [view(sample) for sample in samples]
             if strings != before:  # two passes of the same captions have the same tokens
                 tokens = self.tokenize(strings)
@@ -182,6 +186,7 @@ def pair_loader(
     at_work: AtWork | None = None,
     known_bad: Collection[int] = (),
     draft: int | None = None,
+    store: TokenStore | None = None,
 ) -> Generator[Batch, None, None]:
     """One iterator over all the `batches` of a run, so that workers live as long as the run does.
 
@@ -198,6 +203,7 @@ def pair_loader(
         at_work: where workers say what they are at.
         known_bad: positions of pictures that are known to be such.
         draft: short side in pixels down to which a JPEG may be decoded at a half, a quarter or an eighth of its size.
+        store: keeps the tokens of the captions themselves; None: they are made each time.
 
     Raises:
         DataError: a picture that is due cannot be decoded, nor one of those that would stand in for it.
@@ -209,7 +215,7 @@ def pair_loader(
     loader: DataLoader[_Drawn | DataError] = DataLoader(
         _Pictures(pairs, augments, stand_in, frozenset(known_bad), at_work or AtWork(pairs), draft),
         batch_sampler=chunks,
-        collate_fn=_Collate(pairs, texts, tokenize),
+        collate_fn=_Collate(pairs, texts, tokenize, store),
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
         worker_init_fn=_start_worker,

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.data import AtWork, Augment, Batch, Pairs, Sample, StandIn, TextOf, pair_loader
+from clipkit.data import AtWork, Augment, Batch, Pairs, Policy, Sample, StandIn, TextOf, TokenStore, pair_loader
 from clipkit.models import DualEncoder
 from clipkit.models.encode import encode_pictures, encode_strings, stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES
@@ -114,6 +114,8 @@ class TowerInputs:
             self.stand_in,
             self.at_work,
             self.bad,
+            draft=_draft([own.make for own in wanted.values() if own.tower == "image"]),
+            store=self._token_store(wanted),
         )
         device = self.model.device
         for batch in batches:
@@ -125,6 +127,14 @@ class TowerInputs:
             for name, store in self.stores.items():
                 inputs[name] = {TRUNK_FEATURES: store[rows.get(name, batch.caption_rows)]}
             yield replace(batch, inputs=inputs)
+
+    def _token_store(self, wanted: Mapping[str, Encoded]) -> TokenStore | None:
+        captions, tokenize = self.pairs.captions, self.model.text.tokenize
+        if not any(own.tower == "text" for own in wanted.values()):
+            return None
+        if not TokenStore.fits(len(captions), tokenize.context_length):
+            return None
+        return TokenStore(captions, tokenize, tokenize.context_length, tokenize.pad_id)
 
     def example(self, count: int) -> dict[str, dict[str, Tensor]]:
         """Inputs of `count` samples with the longest captions, for measuring."""
@@ -159,6 +169,13 @@ class TowerInputs:
                 captions = self.pairs.captions[processes.share(len(self.pairs.captions))]
                 text = processes.gather(model.encode_text(captions).to(model.device), len(self.pairs.captions))
         return image.cpu(), text.cpu()
+
+
+def _draft(makers: Sequence[object]) -> int | None:
+    """The short side that is enough for all of them."""
+    sides = [maker.draft if isinstance(maker, Policy) else None for maker in makers]
+    enough = [side for side in sides if side is not None]
+    return max(enough) if enough and len(enough) == len(sides) else None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from clipkit.data import (
     checked_negatives,
     join,
     missing_places,
+    quick_findings,
     read_labelled,
     read_pairs,
     split,
@@ -20,6 +21,9 @@ from clipkit.errors import DataError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
 from clipkit.training.loss_sum import needs
+
+# More pictures than this are looked at by `clipkit data check` alone: a run begins at once.
+_LOOKED_AT = 100_000
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,12 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
         _check_enough(recipe, validation, processes)
     if "captions" in recipe.objective and needs(recipe.loss, "negative_text_features"):
         checked_negatives(train)
+    if count <= _LOOKED_AT:
+        notes += [
+            f"{one.severity}: {one.count} {one.message}; {one.advice}"
+            for one in quick_findings(train)
+            if one.severity == "warning"
+        ]
     labelled = [read_labelled(own) for own in (data.labelled, data.labelled_test) if own]
     return RunData(train, validation, labelled, dict.fromkeys(missing, "there is no such file"), max_bad, notes)
 

@@ -5,13 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
+from torchvision.transforms import v2 as T
 
 from clipkit.data import Pairs, Policy, Sample, TextSafe, TextView, read_pairs
 from clipkit.data.preview import preview
 from clipkit.errors import DataError
+from clipkit.pictures import open_picture
 from clipkit.recipe import Step, policies, steps_of
-from tests.conftest import write_csv
+from clipkit.seeds import mix
+from tests.conftest import draw, write_csv
 
 EVERY: list[Step] = [
     policies.Crop(), policies.Flip(p=1), policies.Flip(p=1, direction="vertical"), policies.Rotate(degrees=20),
@@ -147,3 +150,34 @@ def test_text_safe_rotations_leave_left_and_right_in_place() -> None:
     for epoch in range(40):
         turned = np.asarray(policy.augmented(Image.fromarray(sides), epoch, 0))
         assert turned[20, 12:16].mean() > turned[20, 24:28].mean()
+
+
+def test_a_draft_leaves_enough_for_the_smallest_crop(tmp_path: Path) -> None:
+    policy = Policy(steps_of("simclr"), 32, pixels, pixels, 0)
+    assert policy.draft == 114  # 32 / sqrt(0.08)
+    assert Policy((), 32, pixels, pixels, 0).draft is None
+    draw("red", "circle", 512).resize((640, 480)).save(tmp_path / "a.jpg", quality=95)
+    draw("red", "circle", 512).resize((640, 480)).save(tmp_path / "a.png")
+    assert open_picture(tmp_path / "a.jpg").size == (640, 480)
+    for side, size in ((241, (640, 480)), (240, (320, 240)), (114, (160, 120)), (31, (80, 60))):
+        assert open_picture(tmp_path / "a.jpg", draft=side).size == size
+        assert open_picture(tmp_path / "a.png", draft=side).size == (640, 480)
+    small, whole = open_picture(tmp_path / "a.jpg", draft=240), open_picture(tmp_path / "a.jpg").resize((320, 240))
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 2
+
+
+def test_crops_are_pillows_to_one_level() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1.5))  # as smooth as a photograph
+    for step in (policies.Crop(scale=(0.1, 1.0)), policies.Crop(scale=(0.9, 1.0))):
+        for image in range(6):
+            found = Policy([step], 24, pixels, pixels, 0).augmented(picture, 0, image)
+            torch.default_generator.manual_seed(mix(0, 2, 0, image))
+            box = T.RandomResizedCrop(1, step.scale, step.ratio).make_params([picture])
+            left, top = box["left"], box["top"]
+            expected = picture.crop((left, top, left + box["width"], top + box["height"])).resize(
+                (24, 24), Image.Resampling.BICUBIC
+            )
+            difference = np.abs(np.asarray(found).astype(int) - np.asarray(expected))
+            assert difference.max() <= 1
+            assert (difference > 0).mean() < 0.1
