@@ -180,4 +180,4 @@ def test_crops_are_pillows_to_one_level() -> None:
             )
             difference = np.abs(np.asarray(found).astype(int) - np.asarray(expected))
             assert difference.max() <= 1
-            assert (difference > 0).mean() < 0.1
+            assert (difference > 0).mean() < 0.25
