@@ -6,11 +6,19 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def _unbroken(message: str) -> str:
+    """In one line, although a name of a file or a column may hold a line break."""
+    return " ".join(message.splitlines())
+
+
 class UserError(Exception):
     """Wrong input. The command line prints its message as one line and exits with code 2."""
 
     everywhere = True
     """Whether every process of a run finds it, so that one of them need say it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_unbroken(message))
 
 
 class RecipeError(UserError):
@@ -34,6 +42,9 @@ class TrainingError(Exception):
 
     everywhere = True
     """Whether every process of a run finds it, so that one of them need say it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_unbroken(message))
 
 
 class BatchError(TrainingError):

@@ -12,6 +12,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipkit"
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there. A name that no file can have, as one that is too long, is the name of none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def write_whole(file: Path, text: str) -> None:
     """Write a file so that whoever looks finds the old one or the new one, never a part.
 

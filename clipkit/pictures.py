@@ -47,6 +47,8 @@ Picture = str | Path | Stored | Image.Image | np.ndarray[Any, Any]
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 MAX_PIXELS = 178_956_970
 """Pillow's own limit for an error."""
+# A model's short side is a few hundred pixels, to which a strip of one pixel by 60,000 is enlarged: to gigabytes.
+_LONGEST = 200
 
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -74,9 +76,11 @@ def open_picture(picture: Picture, draft: int | None = None) -> Image.Image:
             which is faster and not quite the same.
 
     Raises:
-        DataError: the file is missing or cannot be decoded, or the array is not a picture.
+        DataError: the file is missing or cannot be decoded, the array is not a picture, or it is a strip that is more
+            than 200 times as long as wide.
     """
     if isinstance(picture, Image.Image):
+        _check_shape(picture.size)
         return _rgb(picture)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,), (4,)):
@@ -84,6 +88,7 @@ def open_picture(picture: Picture, draft: int | None = None) -> Image.Image:
                 f"an array of shape {picture.shape} and type {picture.dtype} is not a picture: "
                 "give uint8 values in (H, W), (H, W, 3) or (H, W, 4)"
             )
+        _check_shape((picture.shape[1], picture.shape[0]))
         return _rgb(Image.fromarray(picture))
     try:
         file = io.BytesIO(picture.read_bytes()) if isinstance(picture, Stored) else picture
@@ -91,9 +96,12 @@ def open_picture(picture: Picture, draft: int | None = None) -> Image.Image:
             width, height = opened.size
             if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{width} × {height} pixels")
+            _check_shape(opened.size, f"{picture}: ")
             if draft is not None and opened.format == "JPEG" and min(width, height) >= 2 * draft:
                 opened.draft(None, (width * draft // min(width, height), height * draft // min(width, height)))
             return _rgb(opened)
+    except DataError:
+        raise
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{picture}: is over the limit of {Image.MAX_IMAGE_PIXELS} pixels ({one_line(error)[:40]}); drop its "
@@ -103,15 +111,19 @@ def open_picture(picture: Picture, draft: int | None = None) -> Image.Image:
         raise DataError(f"{picture}: there is no such picture; check the path") from None
     except UnidentifiedImageError:
         raise DataError(f"{picture}: is not a picture that Pillow can read; replace it or drop its rows") from None
-    # Pillow's decoders meet a broken file with whatever their arithmetic comes to.
-    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, SyntaxError, MemoryError) as error:
+    # Pillow has some forty decoders, and each meets a broken file with whatever its arithmetic comes to.
+    except Exception as error:
+        said = one_line(error) or type(error).__name__
+        raise DataError(f"{picture}: cannot be decoded ({said}); replace the file or drop its rows") from None
+
+
+def _check_shape(size: tuple[int, int], name: str = "") -> None:
+    width, height = size
+    if max(size) > _LONGEST * min(size):
         raise DataError(
-            f"{picture}: cannot be decoded ({one_line(error)}); replace the file or drop its rows"
-        ) from None
-    except (AttributeError, RuntimeError, EOFError, NotImplementedError) as error:
-        raise DataError(
-            f"{picture}: cannot be decoded ({one_line(error)}); replace the file or drop its rows"
-        ) from None
+            f"{name}a picture of {width} × {height} pixels is a strip, more than {_LONGEST} times as long as wide; "
+            "crop it or drop its rows"
+        )
 
 
 def size_of(picture: Path | Stored) -> int:
@@ -120,7 +132,7 @@ def size_of(picture: Path | Stored) -> int:
         return picture.size
     try:
         return picture.stat().st_size
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return -1
 
 

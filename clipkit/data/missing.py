@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from clipkit.data.sequences import Files
 from clipkit.errors import DataError
+from clipkit.files import is_file
 from clipkit.pictures import Stored, open_picture
 
 # Files of one folder that are asked for one by one.
@@ -20,7 +21,7 @@ def missing_places(pictures: Sequence[Path | Stored]) -> NDArray[np.int64]:
     """Positions of those whose file is not there. What lies in something larger, or at an address, counts as there."""
     if isinstance(pictures, Files):
         return _missing_files(str(pictures.folder), pictures.names)
-    missing = [place for place, picture in enumerate(pictures) if isinstance(picture, Path) and not picture.is_file()]
+    missing = [place for place, picture in enumerate(pictures) if isinstance(picture, Path) and not is_file(picture)]
     return np.array(missing, dtype=np.int64)
 
 
@@ -35,12 +36,12 @@ def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
     for folder, places_of in wanted.items():
         where = Path(root, folder)
         if len(places_of) < _FEW:
-            gone = {own for own in places_of if not (where / own).is_file()}
+            gone = {own for own in places_of if not is_file(where / own)}
         else:
             try:
                 with os.scandir(where) as entries:
                     gone = places_of.keys() - {entry.name for entry in entries if entry.is_file()}
-            except OSError:
+            except (OSError, ValueError):
                 gone = set(places_of)
         missing += [place for own in gone for place in places_of[own]]
     return np.array(sorted(missing), dtype=np.int64)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clipkit.data.sources.columns import NAMES, split_options
 from clipkit.errors import DataError
+from clipkit.files import is_file
 
 _CATEGORY = ("category", "collapsed_tag", "tag", "type")
 _FILES = (".csv", ".tsv", ".json", ".jsonl")
@@ -114,6 +115,6 @@ def _first(row: dict[str, Any], names: Sequence[str]) -> str | None:
 def _picture(folder: Path, name: str, file: Path) -> Path:
     for ending in _ENDINGS:
         for picture in (folder / f"{name}{ending}", folder / "images" / f"{name}{ending}"):
-            if picture.is_file():
+            if is_file(picture):
                 return picture
     raise DataError(f"{file}: its picture {folder / name} is missing; give their folder as {file.name}?images=FOLDER")

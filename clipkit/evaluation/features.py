@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from clipkit.errors import DataError, ModelError, OutputError, UserError
+from clipkit.errors import DataError, ModelError, OutputError, UserError, one_line
 from clipkit.evaluation.feature_cache import FeatureCache
 from clipkit.files import cache_folder
 from clipkit.models import DualEncoder
@@ -225,8 +225,9 @@ def _content_hash(picture: Picture) -> bytes:
         return hashlib.sha256(f"{seen.size} ".encode() + seen.tobytes()).digest()
     try:
         return hashlib.sha256((Path(picture) if isinstance(picture, str) else picture).read_bytes()).digest()
-    except OSError as error:
-        raise DataError(f"{picture}: cannot be read ({error.strerror}); check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        said = getattr(error, "strerror", None) or one_line(error)
+        raise DataError(f"{picture}: cannot be read ({said}); check the path") from None
 
 
 def _changed_since(item: object, started: int) -> bool:

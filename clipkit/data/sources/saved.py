@@ -43,7 +43,7 @@ def read_parquet(path: str, wanted: Wanted) -> Rows:
             parquet.ParquetFile(file).close()
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; paths are relative to the working directory") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last from the name of a column
         raise DataError(f"{path}: cannot be read as Parquet ({one_line(error)}); fetch or write it again") from None
     from datasets import Dataset
 
@@ -146,6 +146,10 @@ def _of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -
 def _texts(name: str, own: str, column: Any) -> pa.Array:
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     kind = column.type
+    try:
+        column.validate(full=True)  # Parquet is read without a look at whether its strings are UTF-8
+    except pa.ArrowException as error:
+        raise DataError(f"{name}: its column {own} is damaged ({one_line(error)}); fetch or write it again") from None
     if _is_string(kind):
         return pc.fill_null(column.cast(pa.large_string()), "")
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):

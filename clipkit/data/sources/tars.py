@@ -25,13 +25,13 @@ from tqdm import tqdm
 from clipkit.data.sources.columns import NAMES, Rows, Wanted
 from clipkit.data.sources.json_lines import strings_or_lists
 from clipkit.errors import DataError, one_line
-from clipkit.files import cache_folder
+from clipkit.files import cache_folder, is_file
 from clipkit.pictures import Stored
 
 # Whatever a sample has of these says what its captions are, likeliest first.
 _TEXT_ENDINGS = ("txt", "caption", "json")
 _LABEL_ENDINGS = ("cls", "json")
-_LAYOUT = "1"  # of the kept index
+_LAYOUT = "2"  # of the kept index
 
 
 def shards_of(pattern: str) -> list[Path]:
@@ -49,7 +49,7 @@ def shards_of(pattern: str) -> list[Path]:
         path = Path(name).expanduser()
         found = sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else [path]
         paths += found or [path]
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not is_file(path)]
     if missing:
         count = f"{len(missing)} of its {len(paths)} shards are missing, the first is " if len(paths) > 1 else ""
         raise DataError(f"{pattern}: {count}{missing[0]}: there is no such file")
@@ -161,8 +161,10 @@ def _index_of(path: Path) -> pa.Table | DataError:
         table = _scan(path).replace_schema_metadata({b"state": state})
     except DataError as error:
         return error
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        return DataError(f"{path}: is a damaged tar ({one_line(error)}); fetch or write it again, or leave it out")
+    # tarfile believes what headers say, and fails wherever that leads it.
+    except Exception as error:
+        said = one_line(error) or type(error).__name__
+        return DataError(f"{path}: is a damaged tar ({said}); fetch or write it again, or leave it out")
     aside = kept.with_name(f"{kept.name}.{uuid4().hex}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -203,6 +205,7 @@ def _scan(path: Path) -> pa.Table:
             }
             rows["captions"].append(_said(path, key, texts, _TEXT_ENDINGS, "caption"))
             rows["label"].append(_said(path, key, texts, _LABEL_ENDINGS, "label"))
+        _check_rest(path, tar.offset)
     several = pa.large_list(pa.large_string())
     return pa.table(
         {
@@ -224,11 +227,25 @@ def _check_end(path: Path) -> None:
             raise DataError(f"{path}: is no tar, or is cut off; fetch or write it again, or leave it out")
 
 
+def _check_rest(path: Path, start: int) -> None:
+    """See that only zeros follow its last file: tarfile takes a header that is damaged for the end."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while block := file.read(1 << 20):
+            if any(block):
+                raise DataError(
+                    f"{path}: is a damaged tar (there is no header at byte {start}, and more follows); fetch or write "
+                    "it again, or leave it out"
+                )
+
+
 def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Files side by side whose names are the same up to the first dot of their last part; by what follows it."""
     key: str | None = None
     members: dict[str, tarfile.TarInfo] = {}
     for member in tar:
+        if member.size < 0:  # the next header would lie before this one, and so on for ever
+            raise tarfile.ReadError(f"{member.size} bytes in {member.name}")
         folder, _, name = member.name.rpartition("/")
         stem, dot, ending = name.partition(".")
         if not member.isfile() or not dot or not stem:
