@@ -11,6 +11,8 @@ from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
 from clipkit.data.prepare import Prepared, prepare, read_for_shards
 from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
 from clipkit.data.sampler import EpochSampler, Sample
+from clipkit.data.sequences import longest
+from clipkit.data.stream import StreamPairs, StreamSampler, Stretch, read_stream, stream_loader
 from clipkit.data.text_views import TextOf, TextView, WrongCaption
 from clipkit.data.tokens import TokenStore
 
@@ -29,6 +31,9 @@ __all__ = [
     "Report",
     "Sample",
     "StandIn",
+    "StreamPairs",
+    "StreamSampler",
+    "Stretch",
     "Templates",
     "TextOf",
     "TextSafe",
@@ -40,6 +45,7 @@ __all__ = [
     "checked_negatives",
     "fix",
     "join",
+    "longest",
     "missing_places",
     "pair_loader",
     "prepare",
@@ -50,6 +56,8 @@ __all__ = [
     "read_labelled",
     "read_near_misses",
     "read_pairs",
+    "read_stream",
     "read_templates",
     "split",
+    "stream_loader",
 ]

@@ -150,7 +150,7 @@ class _Collate:
             samples.append(own.sample)
             pictures.append(own.inputs)
             bad |= own.bad
-        inputs = {name: _stacked([own[name] for own in pictures]) for name in pictures[0]}
+        inputs = {name: stacked([own[name] for own in pictures]) for name in pictures[0]}
         strings: list[str] = []
         tokens: dict[str, Tensor] = {}
         for name, view in self.texts.items():
@@ -171,7 +171,8 @@ class _Collate:
         )
 
 
-def _stacked(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def stacked(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Inputs of several pictures as a batch."""
     return {name: torch.stack([one[name] for one in inputs]) for name in inputs[0]}
 
 
@@ -218,7 +219,7 @@ def pair_loader(
         collate_fn=_Collate(pairs, texts, tokenize, store),
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         # Of its own: an iterator over a loader draws a seed, which must not come from the global generator.
         generator=torch.Generator(),
     )
@@ -230,7 +231,7 @@ def pair_loader(
         arrived.append(chunk)
         if sum(len(one) for one in arrived) == chunks.sizes[0]:
             chunks.sizes.popleft()
-            yield _joined(arrived)
+            yield joined(arrived)
             arrived = []
 
 
@@ -244,7 +245,8 @@ def _from_living(loader: DataLoader[_Drawn | DataError]) -> Iterator[Batch | Dat
         raise RuntimeError(f"DataLoader worker is gone: {str(error) or type(error).__name__}") from error
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """What a loader worker does first."""
     # The threads of the tokenizer do not survive the fork: in parallel it would wait for them for ever.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     info = get_worker_info()
@@ -288,7 +290,8 @@ class _Chunks:
                 yield batch[start : start + step]
 
 
-def _joined(chunks: list[Batch]) -> Batch:
+def joined(chunks: list[Batch]) -> Batch:
+    """Rows one below the other."""
     if len(chunks) == 1:
         return chunks[0]
     return Batch(

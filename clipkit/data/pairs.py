@@ -86,6 +86,10 @@ class Pairs:
         sizes = np.array([size_of(self.pictures[place]) for place in places], dtype="<i8")
         return hashlib.sha256(self.sha256.encode() + sizes.tobytes()).hexdigest()
 
+    def picture_name(self, image: int) -> str:
+        """Where a picture lies, for a person."""
+        return str(self.pictures[image])
+
     def take(self, images: NDArray[np.int64]) -> "Pairs":
         """These pictures, in this order, with all their captions."""
         rows = np.concatenate([self.captions_of_image[image] for image in images.tolist()])

@@ -6,6 +6,7 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipkit.data.sources.remote import Remote
@@ -133,6 +134,17 @@ class Joined(Sequence[T]):
         place = range(len(self))[int(place)]
         part = int(np.searchsorted(self.ends, place, side="right"))
         return self.parts[part][place - int(self.ends[part]) + len(self.parts[part])]
+
+
+def longest(strings: Sequence[str]) -> str:
+    """The first of the longest.
+
+    Example:
+        >>> longest(["a", "dog", "cat"])
+        'dog'
+    """
+    lengths = pc.utf8_length(Strings.of(strings).column)
+    return strings[pc.index(lengths, pc.max(lengths)).as_py()]
 
 
 def first_places(keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -31,6 +31,9 @@ class DataRecipe(Section):
     ]
     """Captions; for views alone also pictures without, as a folder of pictures or of class folders. Several sources as
     a list, each with its weight: [photos.csv, {source: hf:me/mine, weight: 3}]."""
+    samples: int | None = Field(default=None, ge=1)
+    """Pairs of an epoch of a stream (shards at an address, or hf:NAME?stream=true), whose length nobody knows: at most
+    as many as it has."""
     validation: str | float | None = None
     """Pairs to measure on; or a share of the training pictures that is kept for that, as 0.1: which ones depends on
     their names alone, so the same ones whatever the order of the rows."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from clipkit.data import Pairs
-from clipkit.errors import TrainingError
+from clipkit.errors import DataError, TrainingError
 from clipkit.processes import Processes
 from clipkit.training.run_folder import RunFolder, append, read_rows
 
@@ -31,6 +31,18 @@ class BadSamples:
             self.processes.gather_objects([row["image"] for row in read_rows(self.folder.bad_samples)])[0]
         )
 
+    def check_known(self, bad: Mapping[int, str]) -> None:
+        """See that what is bad before the first step is not too much already.
+
+        Raises:
+            DataError: it is.
+        """
+        if len(bad) > self.most:
+            raise DataError(
+                f"{self.pairs.name}: {len(bad)} of its {len(self.pairs.pictures)} pictures cannot be had, the first: "
+                f"{bad[min(bad)]}; mend them, drop their rows (clipkit data check --fix), or raise data.max_bad"
+            )
+
     def unknown(self, bad: Mapping[int, str]) -> bool:
         """Whether any of these is new."""
         return any(image not in self.images for image in bad)
@@ -48,7 +60,7 @@ class BadSamples:
         def write() -> None:
             with self.folder.writing():
                 for image in new:
-                    row = {"step": step, "image": image, "picture": str(self.pairs.pictures[image])}
+                    row = {"step": step, "image": image, "picture": self.pairs.picture_name(image)}
                     append(self.folder.bad_samples, {**row, "reason": met[image]})
 
         self.processes.on_main(write)

@@ -11,7 +11,22 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.data import AtWork, Augment, Batch, Pairs, Policy, Sample, StandIn, TextOf, TokenStore, pair_loader
+from clipkit.data import (
+    AtWork,
+    Augment,
+    Batch,
+    Pairs,
+    Policy,
+    Sample,
+    StandIn,
+    StreamPairs,
+    Stretch,
+    TextOf,
+    TokenStore,
+    longest,
+    pair_loader,
+    stream_loader,
+)
 from clipkit.models import DualEncoder
 from clipkit.models.encode import encode_pictures, encode_strings, stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES
@@ -34,6 +49,7 @@ class TowerInputs:
         processes: who takes part.
         encoded: what is wanted, by the name of the features.
         augmented: whether the pictures beside captions are augmented, so that their trunk has to run each time.
+        seed: the run's, for the order of a stream.
         stand_in: what takes the place of a sample whose picture cannot be had; None: none may be such.
         bad: pictures that are known to be such.
     """
@@ -45,11 +61,13 @@ class TowerInputs:
         processes: Processes,
         encoded: Mapping[str, Encoded],
         augmented: bool,
+        seed: int = 0,
         stand_in: StandIn | None = None,
         bad: Mapping[int, str] | None = None,
     ) -> None:
         self.model = model
         self.pairs = pairs
+        self.seed = seed
         self.stand_in = stand_in
         self.bad = dict(bad or {})
         """Pictures that cannot be had, as far as is known before the first batch, by position: why."""
@@ -62,6 +80,8 @@ class TowerInputs:
         }
         self.stores: dict[str, Tensor] = {}
         """Outputs of frozen trunks by the name of the features: a row a picture, or a row a caption."""
+        if isinstance(pairs, StreamPairs):
+            return
         show = processes.is_main
         if "image_features" in encoded and model.image.trunk_is_frozen and not augmented:
             share = processes.share(len(pairs.pictures))
@@ -101,22 +121,33 @@ class TowerInputs:
         device = self.model.device
         return self.processes.gather(rows.to(device), total).clone()
 
-    def batches(self, slices: Iterable[list[Sample]], workers: int) -> Generator[Batch, None, None]:
-        """Batches of these samples, on the model's device."""
+    def batches(self, slices: Iterable[list[Sample]] | Stretch, workers: int) -> Generator[Batch, None, None]:
+        """Batches of these samples, or of this stretch of a stream, on the model's device."""
         wanted = {name: own for name, own in self.encoded.items() if name not in self.stores}
-        batches = pair_loader(
-            self.pairs,
-            slices,
-            {name: cast(Augment, own.make) for name, own in wanted.items() if own.tower == "image"},
-            {name: cast(TextOf, own.make) for name, own in wanted.items() if own.tower == "text"},
-            self.model.text.tokenize,
-            workers,
-            self.stand_in,
-            self.at_work,
-            self.bad,
-            draft=_draft([own.make for own in wanted.values() if own.tower == "image"]),
-            store=self._token_store(wanted),
-        )
+        augments = {name: cast(Augment, own.make) for name, own in wanted.items() if own.tower == "image"}
+        texts = {name: cast(TextOf, own.make) for name, own in wanted.items() if own.tower == "text"}
+        draft = _draft(list(augments.values()))
+        tokenize = self.model.text.tokenize if texts else _no_tokens
+        if isinstance(slices, Stretch):
+            assert isinstance(self.pairs, StreamPairs)
+            process = (self.processes.index, self.processes.count)
+            batches = stream_loader(
+                self.pairs, slices, augments, list(texts), tokenize, workers, self.seed, process, draft
+            )
+        else:
+            batches = pair_loader(
+                self.pairs,
+                slices,
+                augments,
+                texts,
+                tokenize,
+                workers,
+                self.stand_in,
+                self.at_work,
+                self.bad,
+                draft=draft,
+                store=self._token_store(wanted),
+            )
         device = self.model.device
         for batch in batches:
             inputs = {
@@ -138,7 +169,7 @@ class TowerInputs:
 
     def example(self, count: int) -> dict[str, dict[str, Tensor]]:
         """Inputs of `count` samples with the longest captions, for measuring."""
-        pairs, device = self.pairs, self.model.device
+        device = self.model.device
         grey = Image.new("RGB", (224, 224), (128, 128, 128))
         inputs: dict[str, dict[str, Tensor]] = {}
         for name, own in self.encoded.items():
@@ -148,10 +179,15 @@ class TowerInputs:
             if own.tower == "image":
                 made = stack_inputs([self.model.image.preprocess(grey)] * count)
             else:
-                longest = max([*pairs.captions, *(pairs.negatives or []), *(pairs.paraphrases or [])], key=len)
-                made = self.model.text.tokenize([longest] * count)
+                made = self.model.text.tokenize([self._longest()] * count)
             inputs[name] = {key: value.to(device) for key, value in made.items()}
         return inputs
+
+    def _longest(self) -> str:
+        if isinstance(self.pairs, StreamPairs):
+            return "a " * self.model.text.tokenize.context_length
+        texts = (self.pairs.captions, self.pairs.negatives, self.pairs.paraphrases)
+        return max((longest(own) for own in texts if own is not None), key=len)
 
     @torch.no_grad()
     def features(self) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
@@ -169,6 +205,10 @@ class TowerInputs:
                 captions = self.pairs.captions[processes.share(len(self.pairs.captions))]
                 text = processes.gather(model.encode_text(captions).to(model.device), len(self.pairs.captions))
         return image.cpu(), text.cpu()
+
+
+def _no_tokens(texts: list[str]) -> dict[str, Tensor]:
+    raise NotImplementedError("nothing asks for tokens")
 
 
 def _draft(makers: Sequence[object]) -> int | None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from clipkit.data import AtWork, Batch, EpochSampler
+from clipkit.data import AtWork, Batch, EpochSampler, StreamPairs, StreamSampler
 from clipkit.errors import TrainingError, one_line
 from clipkit.evaluation import to_json, versions
 from clipkit.files import write_whole
@@ -136,6 +136,7 @@ class Run:
             self._say_what_starts(found)
             state = read_state(checkpoint_of(self.folder.checkpoints, found.step)) if found.step else None
             inputs = self._inputs(state)
+            self.bad_samples.check_known(inputs.bad)
             # Up to here, whatever was wrong, the folder is as it was.
             self._open(found, state)
             self._take_in_bad(inputs)
@@ -147,7 +148,11 @@ class Run:
         self.data = data = read_data(recipe, self.processes)
         self.pairs, validation = data.train, data.validation
         self.bad_samples = BadSamples(self.pairs, data.max_bad, self.folder, self.processes)
-        self.sampler = EpochSampler(self.pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
+        self.sampler = (
+            StreamSampler(self.pairs, recipe.train.batch_size)
+            if isinstance(self.pairs, StreamPairs)
+            else EpochSampler(self.pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
+        )
         self.steps = recipe.train.epochs * self.sampler.steps_per_epoch
         self.schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, self.steps)
         torch.manual_seed(recipe.train.seed)  # new parts of a model are the same on every process
@@ -169,6 +174,9 @@ class Run:
             "the wrong captions": _hash_of(data.wrong_captions if wrong else []),
             "the paraphrases": [_hash_of(own.paraphrases or []) for own in (self.pairs, validation) if own is not None],
             "the pictures of data.labelled": [own.fingerprint for own in data.labelled],
+            "the processes and workers that read the stream": (
+                [self.processes.count, recipe.data.workers] if isinstance(self.pairs, StreamPairs) else None
+            ),
             "versions": versions(),
             "processes": self.processes.count,
             "device": f"{self.accelerator.device.type}, {self.accelerator.mixed_precision.replace('no', 'fp32')}",
@@ -229,8 +237,11 @@ class Run:
             f"{self.accelerator.mixed_precision.replace('no', 'fp32')}; {model.name}: "
             f"{learning / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters learn"
         )
+        amount = f"{len(pairs.pictures)} pictures, {len(pairs.captions)} captions"
+        if isinstance(pairs, StreamPairs):
+            amount = f"a stream in {len(pairs.stream.parts)} parts, {len(pairs.pictures)} pairs an epoch"
         self.log.say(
-            f"{pairs.name}: {len(pairs.pictures)} pictures, {len(pairs.captions)} captions; "
+            f"{pairs.name}: {amount}; "
             f"{recipe.train.epochs} epochs of {self.sampler.steps_per_epoch} steps of {recipe.train.batch_size} pairs"
         )
         if pairs.found:
@@ -249,6 +260,7 @@ class Run:
             self.processes,
             self.objective.encoded,
             augmented=bool(recipe.data.augmentation),
+            seed=recipe.train.seed,
             stand_in=self.sampler.stand_in,
             bad=self.data.missing,
         )
@@ -284,7 +296,6 @@ class Run:
         if inputs.bad:
             first = self.pairs.pictures[min(inputs.bad)]
             self.log.say(f"{len(inputs.bad)} pictures cannot be had, as {first}; other pairs stand in for them")
-        self.bad_samples.check(self.step)
 
     def _loop(self, inputs: TowerInputs) -> None:
         recipe = self.recipe
@@ -416,7 +427,7 @@ class Run:
         """Nothing was updated yet: keep the state, say which pictures the step had, and stop."""
         rows = batch.image_ids[:, None].to(self.accelerator.device)
         images = self.processes.gather(rows, self.recipe.train.batch_size)[:, 0].tolist()
-        names = [self.pairs.pictures[image].name for image in images]
+        names = [Path(self.pairs.picture_name(image)).name for image in images]
         self._save_checkpoint()
         self.log.say(f"pictures of step {self.step + 1}: {' '.join(names)}")
         raise TrainingError(

@@ -15,6 +15,7 @@ from clipkit.data import (
     quick_findings,
     read_labelled,
     read_pairs,
+    read_stream,
     split,
 )
 from clipkit.errors import DataError, RecipeError
@@ -61,44 +62,91 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
             f"train.batch_size is {recipe.train.batch_size}, fewer pairs than the {processes.count} processes; start "
             "fewer"
         )
-    train = join(
+    streamed = read_stream(data.sources[0].source, data.samples)
+    if streamed is not None:
+        _check_streamable(recipe, streamed.name)
+    train: Pairs = streamed or join(
         [_read(recipe, own.source, broken=("pictures",)) for own in data.sources],
         [own.weight for own in data.sources],
     )
-    notes = []
+    notes: list[str] = []
     if isinstance(data.validation, float):
         train, kept = split(train, data.validation)
         validation: Pairs | None = replace(kept, name=f"{data.validation:g} of {train.name}", parts=())
     else:
         validation = _read(recipe, data.validation) if data.validation is not None else None
+    if validation is not None:
+        validation = _sound(recipe, validation, processes, notes)
     count = len(train.pictures)
     max_bad = int(data.max_bad * count if data.max_bad < 1 else data.max_bad)
-    missing = missing_places(train.pictures).tolist() if train.has_pictures else []
-    if len(missing) > max_bad:
-        raise DataError(
-            f"{train.name}: {len(missing)} of its {count} pictures are missing, the first is "
-            f"{train.pictures[missing[0]]}; mend the paths, drop the rows (clipkit data check --fix), or raise "
-            f"data.max_bad (now {data.max_bad:g})"
-        )
-    if validation is not None:
-        broken = _broken(validation, processes)
-        first = next(iter(broken.values()), "")
-        if broken and isinstance(data.validation, str):
-            raise DataError(f"{validation.name}: {len(broken)} pictures cannot be validated on, the first: {first}")
-        if broken:
-            notes.append(f"{validation.name}: {len(broken)} pictures left out, the first: {first}")
-            validation = validation.take(np.setdiff1d(np.arange(len(validation.pictures)), sorted(broken)))
-        _check_enough(recipe, validation, processes)
-    if "captions" in recipe.objective and needs(recipe.loss, "negative_text_features"):
-        checked_negatives(train)
-    if count <= _LOOKED_AT:
+    missing = [] if streamed is not None else _missing(train, max_bad)
+    if streamed is None and count <= _LOOKED_AT:
         notes += [
             f"{one.severity}: {one.count} {one.message}; {one.advice}"
             for one in quick_findings(train)
             if one.severity == "warning"
         ]
+    if "captions" in recipe.objective and needs(recipe.loss, "negative_text_features"):
+        checked_negatives(train)
     labelled = [read_labelled(own) for own in (data.labelled, data.labelled_test) if own]
     return RunData(train, validation, labelled, dict.fromkeys(missing, "there is no such file"), max_bad, notes)
+
+
+def _check_streamable(recipe: Recipe, name: str) -> None:
+    """See that nothing asks for what a stream has not: positions, a length, columns beside captions.
+
+    Raises:
+        RecipeError: something does.
+    """
+    data, views = recipe.data, recipe.views
+    refused = {
+        "several sources in data.train": len(data.sources) > 1 or data.sources[0].weight != 1,
+        "a share in data.validation": isinstance(data.validation, float),
+        "data.captions: all": data.captions == "all",
+        "data.safe": data.safe,
+        "views of captions": views is not None and views.text is not None,
+        "views.image.safe or .positives": views is not None
+        and views.image is not None
+        and (views.image.safe or views.image.positives != "picture"),
+        "loss.teacher": any(term.teacher is not None for term in recipe.loss.terms),
+        "negative captions": needs(recipe.loss, "negative_text_features"),
+    }
+    found = [what for what, asked in refused.items() if asked]
+    if found:
+        raise RecipeError(f"{name}: is a stream, for which {found[0]} cannot be had; prepare it as local shards first")
+
+
+def _missing(train: Pairs, max_bad: int) -> list[int]:
+    """Pictures that are not there.
+
+    Raises:
+        DataError: they are too many.
+    """
+    missing: list[int] = missing_places(train.pictures).tolist() if train.has_pictures else []
+    if len(missing) > max_bad:
+        raise DataError(
+            f"{train.name}: {len(missing)} of its {len(train.pictures)} pictures are missing, the first is "
+            f"{train.pictures[missing[0]]}; mend the paths, drop the rows (clipkit data check --fix), or raise "
+            f"data.max_bad (it allows {max_bad})"
+        )
+    return missing
+
+
+def _sound(recipe: Recipe, validation: Pairs, processes: Processes, notes: list[str]) -> Pairs:
+    """What can be decoded of a share kept for validation; of a set that was named, all has to be.
+
+    Raises:
+        DataError: it cannot, or too little is left.
+    """
+    broken = _broken(validation, processes)
+    first = next(iter(broken.values()), "")
+    if broken and isinstance(recipe.data.validation, str):
+        raise DataError(f"{validation.name}: {len(broken)} pictures cannot be validated on, the first: {first}")
+    if broken:
+        notes.append(f"{validation.name}: {len(broken)} pictures left out, the first: {first}")
+        validation = validation.take(np.setdiff1d(np.arange(len(validation.pictures)), sorted(broken)))
+    _check_enough(recipe, validation, processes)
+    return validation
 
 
 def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:

@@ -350,7 +350,7 @@ def test_ctrl_c_is_one_line_and_130(source: Path, tmp_path: Path, monkeypatch: p
             while len(json.loads((out / "prepared.json").read_text())["shards"]) < 2 and time.monotonic() < end:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.3)
+            time.sleep(1.5)  # until the main thread has heard it
 
     interrupting(monkeypatch, 99, look)
     code, _, said = typed(source, "--out", "out", "--size", 24, "--shard-size", 3, "--workers", 1)

@@ -1,9 +1,10 @@
 """One data set in every form that it may come in is one data set."""
 
 import io
+import itertools
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,18 @@ def _hub(made: Made, out: Path) -> str:
 
 
 def _tars(made: Made, out: Path) -> str:
-    for shard, places in enumerate((range(70), range(70, _COUNT))):
-        with tarfile.open(out / f"shards-{shard:03d}.tar", "w") as tar:
-            for place in places:
-                _add(tar, f"./{place:03d}.png", made.bytes_of(made.names[place]))
-                _add(tar, f"./{place:03d}.json", json.dumps({"caption": made.captions[place]}).encode())
+    write_shards(made, out, (70,))
     return str(out / "shards-{000..001}.tar")
+
+
+def write_shards(made: Made, out: Path, cuts: tuple[int, ...], broken: Collection[str] = ()) -> None:
+    """Tars of consecutive samples, cut at these places; some pictures broken."""
+    for shard, (start, end) in enumerate(itertools.pairwise((0, *cuts, _COUNT))):
+        with tarfile.open(out / f"shards-{shard:03d}.tar", "w") as tar:
+            for place in range(start, end):
+                name = made.names[place]
+                _add(tar, f"./{name}", b"<html>" if name in broken else made.bytes_of(name))
+                _add(tar, f"./{place:03d}.json", json.dumps({"caption": made.captions[place]}).encode())
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -82,7 +82,7 @@ def read_hub(name: str, wanted: Wanted) -> Rows:
         return of_dataset(name, dataset, wanted)
 
 
-class _as_data_errors:  # noqa: N801: reads as what it does
+class _as_data_errors:  # reads as what it does
     """What `datasets` raises for what a user gave, as one line."""
 
     def __init__(self, name: str) -> None:

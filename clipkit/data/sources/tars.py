@@ -8,11 +8,11 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 from uuid import uuid4
 
 import numpy as np
@@ -28,10 +28,13 @@ from clipkit.errors import DataError, one_line
 from clipkit.files import cache_folder, is_file
 from clipkit.pictures import Stored
 
-# Whatever a sample has of these says what its captions are, likeliest first.
-_TEXT_ENDINGS = ("txt", "caption", "json")
-_LABEL_ENDINGS = ("cls", "json")
+# Files of a sample that say something, likeliest first; of other roles JSON alone does.
+_ENDINGS = {"caption": ("txt", "caption", "json"), "label": ("cls", "json")}
+_TEXTS = ("txt", "caption", "cls", "json")
+_ROLES = ("caption", "label", "negative_caption", "paraphrase")
 _LAYOUT = "2"  # of the kept index
+
+T = TypeVar("T")
 
 
 def shards_of(pattern: str) -> list[Path]:
@@ -71,14 +74,14 @@ def read_tars(pattern: str, wanted: Wanted) -> Rows:
     if not len(table):
         raise DataError(f"{pattern}: holds no samples; a sample is files of one name, as 000.jpg and 000.txt")
     columns: dict[str, pa.Array] = {}
-    for role, name in (("caption", "captions"), ("label", "label")):
+    for role in _ROLES:
         if role not in wanted.needed and role not in wanted.optional:
             continue
-        column = table[name].combine_chunks()
+        column = table[role].combine_chunks()
         if column.null_count < len(column):
             columns[role] = _filled(column)
         elif role in wanted.needed:
-            endings = ", ".join(f".{ending}" for ending in (_TEXT_ENDINGS if role == "caption" else _LABEL_ENDINGS))
+            endings = ", ".join(f".{ending}" for ending in _ENDINGS[role])
             raise DataError(f"{pattern}: none of its {len(table)} samples has a {role}; one is in a file {endings}")
     pictures = None
     if "image" in wanted.needed or "image" in wanted.optional:
@@ -175,6 +178,12 @@ def _index_of(path: Path) -> pa.Table | DataError:
     return table
 
 
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    opened = tar.extractfile(member)
+    assert opened is not None
+    return opened.read()
+
+
 def _checked(path: Path, table: pa.Table | DataError) -> pa.Table:
     if isinstance(table, DataError):
         raise table
@@ -182,11 +191,11 @@ def _checked(path: Path, table: pa.Table | DataError) -> pa.Table:
 
 
 def _scan(path: Path) -> pa.Table:
-    rows: dict[str, list[Any]] = {name: [] for name in ("picture", "offset", "size", "captions", "label")}
+    rows: dict[str, list[Any]] = {name: [] for name in ("picture", "offset", "size", *_ROLES)}
     _check_end(path)
     with tarfile.open(path, "r:") as tar:
         end = path.stat().st_size
-        for key, members in _samples(tar):
+        for key, members in grouped(_members(tar)):
             for member in members.values():
                 if member.offset_data + member.size > end:
                     raise DataError(
@@ -198,13 +207,9 @@ def _scan(path: Path) -> pa.Table:
             rows["picture"].append(key if picture is None else picture.name)
             rows["offset"].append(-1 if picture is None else picture.offset_data)
             rows["size"].append(-1 if picture is None else picture.size)
-            texts = {
-                ending: _text(path, tar, members[ending])
-                for ending in dict.fromkeys((*_TEXT_ENDINGS, *_LABEL_ENDINGS))
-                if ending in members
-            }
-            rows["captions"].append(_said(path, key, texts, _TEXT_ENDINGS, "caption"))
-            rows["label"].append(_said(path, key, texts, _LABEL_ENDINGS, "label"))
+            contents = {ending: _content(tar, members[ending]) for ending in _TEXTS if ending in members}
+            for role in _ROLES:
+                rows[role].append(said_of(f"{path}/{key}", contents, role))
         _check_rest(path, tar.offset)
     several = pa.large_list(pa.large_string())
     return pa.table(
@@ -212,8 +217,7 @@ def _scan(path: Path) -> pa.Table:
             "picture": pa.array(rows["picture"], pa.large_string()),
             "offset": pa.array(rows["offset"], pa.int64()),
             "size": pa.array(rows["size"], pa.int64()),
-            "captions": pa.array(rows["captions"], several),
-            "label": pa.array(rows["label"], several),
+            **{role: pa.array(rows[role], several) for role in _ROLES},
         }
     )
 
@@ -239,46 +243,52 @@ def _check_rest(path: Path, start: int) -> None:
                 )
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Files side by side whose names are the same up to the first dot of their last part; by what follows it."""
-    key: str | None = None
-    members: dict[str, tarfile.TarInfo] = {}
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
     for member in tar:
         if member.size < 0:  # the next header would lie before this one, and so on for ever
             raise tarfile.ReadError(f"{member.size} bytes in {member.name}")
-        folder, _, name = member.name.rpartition("/")
+        if member.isfile():
+            yield member.name, member
+
+
+def grouped(files: Iterator[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
+    """Files side by side whose names are the same up to the first dot of their last part; by what follows it."""
+    key: str | None = None
+    members: dict[str, T] = {}
+    for path, file in files:
+        folder, _, name = path.rpartition("/")
         stem, dot, ending = name.partition(".")
-        if not member.isfile() or not dot or not stem:
+        if not dot or not stem:
             continue
         own = f"{folder}/{stem}" if folder else stem
         if own != key:
             if key is not None:
                 yield key, members
             key, members = own, {}
-        members[ending.lower()] = member
+        members[ending.lower()] = file
     if key is not None:
         yield key, members
 
 
-def _text(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    opened = tar.extractfile(member)
-    assert opened is not None
-    try:
-        return opened.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}/{member.name}: is not UTF-8 (byte {error.start}); write it as UTF-8") from None
+def said_of(where: str, contents: Mapping[str, bytes], role: str) -> list[str] | None:
+    """What the files of a sample, by ending, say of a role; None: nothing.
 
-
-def _said(path: Path, key: str, texts: dict[str, str], endings: tuple[str, ...], role: str) -> list[str] | None:
-    for ending in endings:
-        if ending not in texts:
+    Raises:
+        DataError: a file is not UTF-8, or not JSON.
+    """
+    for ending in _ENDINGS.get(role, ("json",)):
+        if ending not in contents:
             continue
-        if ending != "json":
-            return [texts[ending].strip()]
         try:
-            values = json.loads(texts[ending])
+            text = contents[ending].decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}.{ending}: is not UTF-8 (byte {error.start}); write it as UTF-8") from None
+        if ending != "json":
+            return [text.strip()]
+        try:
+            values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}/{key}.json: is not JSON ({error}); mend it") from None
+            raise DataError(f"{where}.json: is not JSON ({one_line(error)}); mend it") from None
         name = next((name for name in NAMES[role] if isinstance(values, dict) and name in values), None)
         if name is None:
             continue

@@ -1,0 +1,234 @@
+"""Streams: each sample once an epoch, and exact from any step on."""
+
+import functools
+import http.server
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+import clipkit
+from clipkit.data import Batch, Policy, StreamPairs, StreamSampler, read_stream, stream, stream_loader
+from clipkit.data.sources import streams
+from clipkit.errors import DataError, Interrupted, RecipeError
+from clipkit.recipe import Recipe, steps_of
+from clipkit.training.run import Run
+from tests.conftest import read_lines
+from tests.data.test_sources import Made, _hub, write_shards
+
+_COUNT = 200
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture(scope="module")
+def address(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Shards of 60, 50, 45 and 45 samples behind an HTTP server that knows nothing of ranges."""
+    folder = tmp_path_factory.mktemp("served")
+    write_shards(made, folder, (60, 110, 155))
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/shards-{{000..003}}.tar"
+        server.shutdown()
+
+
+def tokenize(texts: list[str]) -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.tensor([list(text.encode().ljust(40)[:40]) for text in texts])}
+
+
+def pixels(picture: Image.Image) -> dict[str, torch.Tensor]:
+    return {"pixel_values": F.pil_to_tensor(picture)}
+
+
+def opened(source: str, samples: int = _COUNT) -> StreamPairs:
+    pairs = read_stream(source, samples)
+    assert pairs is not None
+    return pairs
+
+
+def batches(
+    pairs: StreamPairs, first: int, last: int, workers: int, process: tuple[int, int] = (0, 1), size: int = 20
+) -> list[Batch]:
+    sampler = StreamSampler(pairs, size * process[1])
+    stretch = sampler.slices(first, last, slice(process[0] * size, (process[0] + 1) * size))
+    augments = {"image_features": Policy(steps_of("moco"), 8, pixels, pixels, 3)}
+    return list(stream_loader(pairs, stretch, augments, ["text_features"], tokenize, workers, 3, process))
+
+
+def texts_of(found: list[Batch]) -> list[str]:
+    rows = [row for batch in found for row in batch.inputs["text_features"]["input_ids"].tolist()]
+    return [bytes(row).decode().strip() for row in rows]
+
+
+def same(one: list[Batch], two: list[Batch]) -> bool:
+    def values(batch: Batch) -> list[torch.Tensor]:
+        return [value for own in batch.inputs.values() for value in own.values()] + [batch.image_ids, batch.caption_ids]
+
+    return len(one) == len(two) and all(
+        torch.equal(a, b) for x, y in zip(one, two, strict=True) for a, b in zip(values(x), values(y), strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_each_sample_once_an_epoch_and_exact_from_any_step(
+    made: Made, address: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_CHUNK", 16)
+    monkeypatch.setattr(stream, "_BUFFER", 30)
+    pairs = opened(address)
+    found = batches(pairs, 0, 20, workers)
+    numbers = []
+    for epoch in (0, 1):
+        texts = texts_of(found[10 * epoch : 10 * epoch + 10])
+        numbers.append([int(text.split()[1].rstrip(",")) for text in texts])
+        assert sorted(numbers[-1]) == list(range(_COUNT))
+        assert all(text in made.captions[number] for text, number in zip(texts, numbers[-1], strict=True))
+        ids = [batch.image_ids for batch in found[10 * epoch : 10 * epoch + 10]]
+        assert len(torch.cat(ids).unique()) == _COUNT
+    assert numbers[0] != numbers[1]
+    said = {int(text.split()[1].rstrip(",")): text for text in texts_of(found[:10])}
+    again = {int(text.split()[1].rstrip(",")): text for text in texts_of(found[10:])}
+    assert all((said[number] != again[number]) == (number % 3 > 0) for number in range(_COUNT))
+    for first in (3, 9, 13, 19):
+        assert same(batches(pairs, first, 20, workers), found[first:])
+
+
+def test_what_was_seen_is_not_decoded_again(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "_CHUNK", 16)
+    pictures = []
+
+    def counted(picture: Any, draft: Any) -> Image.Image:
+        pictures.append(str(picture))
+        return clipkit.pictures.open_picture(picture, draft)
+
+    monkeypatch.setattr(stream, "open_picture", counted)
+    batches(opened(address), 8, 10, 0)
+    assert len(pictures) <= 3 * 16
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_processes_share_the_stream(address: str, workers: int) -> None:
+    pairs = opened(address, 160)
+    found = [texts_of(batches(pairs, 0, 4, workers, (index, 2))) for index in range(2)]
+    numbers = [[int(text.split()[1].rstrip(",")) for text in own] for own in found]
+    assert [len(set(own)) for own in numbers] == [80, 80]
+    assert set(numbers[0]).isdisjoint(numbers[1])
+
+
+def test_another_stands_in_for_what_cannot_be_decoded(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_CHUNK", 16)
+    write_shards(made, tmp_path, (100,))
+    sound = batches(opened(f"{tmp_path}/shards-{{000..001}}.tar?stream=true"), 0, 10, 0)
+    broken = {f"{number:03d}.png" for number in (3, 77, 150)}
+    write_shards(made, tmp_path, (100,), broken)
+    pairs = opened(f"{tmp_path}/shards-{{000..001}}.tar?stream=true")
+    found = batches(pairs, 0, 10, 0)
+    assert sum(len(batch) for batch in found) == _COUNT
+    bad = {image: why for batch in found for image, why in batch.bad.items()}
+    assert {why.split(": ")[0].rpartition("/")[2] for why in bad.values()} == broken
+    for one, two in zip(sound, found, strict=True):
+        kept = torch.tensor([image not in bad for image in one.image_ids.tolist()])
+        assert torch.equal(one.image_ids[kept], two.image_ids[kept])
+        assert not set(two.image_ids.tolist()) & bad.keys()
+        for name, key in (("image_features", "pixel_values"), ("text_features", "input_ids")):
+            assert torch.equal(one.inputs[name][key][kept], two.inputs[name][key][kept])
+    assert same(batches(pairs, 6, 10, 0), found[6:])
+
+
+def test_a_data_set_of_the_hub_is_streamed(made: Made, tmp_path: Path) -> None:
+    source = _hub(made, tmp_path)
+    found = texts_of(batches(opened(f"{source}?stream=true"), 0, 10, 0))
+    assert sorted(int(text.split()[1].rstrip(",")) for text in found) == list(range(_COUNT))
+
+
+def test_what_is_wrong_is_one_line(made: Made, address: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a stream, whose length is not known; say how many"):
+        read_stream(address, None)
+    with pytest.raises(
+        DataError, match=r"the stream ended after 200 of .* 220 samples of an epoch; lower data.samples"
+    ):
+        batches(opened(address, 220), 0, 11, 0)
+    with pytest.raises(DataError, match=r"shards-00\d.tar: cannot be read on \(FileNotFoundError") as caught:
+        batches(opened(address.replace("003}", "009}"), 400), 0, 20, 1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="stream_ is no option of a stream"):
+        read_stream(f"{address}?stream_=1", 10)
+    with pytest.raises(DataError, match="only .tar shards and hf:NAME can be streamed"):
+        read_stream("p.csv?stream=true", 10)
+    assert read_stream("p.csv", None) is None
+    assert read_stream("p-{000..003}.tar", None) is None
+    write_shards(made, tmp_path, ())
+    whole = (tmp_path / "shards-000.tar").read_bytes()
+    (tmp_path / "shards-000.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="cannot be read on"):
+        batches(opened(f"{tmp_path}/shards-000.tar?stream=true"), 0, 10, 0)
+
+
+def test_a_run_on_a_stream_that_is_interrupted(
+    recipe: Callable[..., Recipe], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"data.train": address, "data.samples": 200, "train.batch_size": 40, "data.workers": 2}
+    clipkit.train(recipe({**own, "output": str(tmp_path / "whole")}))
+    log = Run._log
+
+    def interrupting(self: Run, *args: Any, **kwargs: Any) -> None:
+        log(self, *args, **kwargs)
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "_log", interrupting)
+    with pytest.raises(Interrupted):
+        clipkit.train(recipe(own))
+    monkeypatch.setattr(Run, "_log", log)
+    with pytest.raises(RecipeError, match="the processes and workers that read the stream changed"):
+        clipkit.train(recipe({**own, "data.workers": 1}), resume=True)
+    clipkit.train(recipe(own), resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 10
+    assert "a stream in 4 parts, 200 pairs an epoch" in (tmp_path / "run" / "log.txt").read_text()
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.captions": "all"}, "is a stream, for which data.captions: all cannot be had"),
+        ({"data.validation": 0.1}, "is a stream, for which a share in data.validation"),
+        ({"data.safe": True}, "is a stream, for which data.safe"),
+        ({"loss.name": "negclip"}, "is a stream, for which negative captions"),
+        ({"data.samples": 4}, "train.batch_size is 8, but data.samples 4"),
+        ({"data.samples": None}, "say how many pairs an epoch has: data.samples"),
+    ],
+)
+def test_what_a_stream_has_not(recipe: Callable[..., Recipe], changes: dict[str, Any], message: str) -> None:
+    own = {"data.train": "http://127.0.0.1:9/a.tar", "data.samples": 100, **changes}
+    with pytest.raises((RecipeError, DataError), match=message):
+        clipkit.train(recipe(own))
+
+
+def test_identities_are_of_the_place_and_of_the_words() -> None:
+    held = streams.Held("http://a/b.tar/1.jpg", b"")
+    assert streams.StreamSample(held, ["x"]).identity == streams.StreamSample(held, ["y"]).identity
+    assert streams.caption_identity("x") == streams.caption_identity("x") != streams.caption_identity("y")
+    assert 0 <= streams.caption_identity("x") < 2**63
+    assert np.int64(streams.caption_identity("x")) >= 0
