@@ -114,7 +114,30 @@ def stream_of(source: str) -> Stream | None:
 def _of_tar(address: str) -> Iterator[StreamSample]:
     import fsspec
 
-    with fsspec.open(address, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+    with fsspec.open(address, "rb") as opened:
+        file = _Tailed(opened)
+        yield from _of_open_tar(address, file)
+        while file.read(1 << 20):
+            pass
+        if any(file.tail):  # tarfile takes a tar that is cut off between two files for a whole one
+            raise DataError(f"{address}: is cut off; fetch or write it again, or leave it out")
+
+
+class _Tailed:
+    """A file that remembers what it gave last."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.tail = b""
+
+    def read(self, size: int) -> bytes:
+        content = bytes(self.file.read(size))
+        self.tail = (self.tail + content)[-2 * tarfile.BLOCKSIZE :]
+        return content
+
+
+def _of_open_tar(address: str, file: _Tailed) -> Iterator[StreamSample]:
+    with tarfile.open(fileobj=file, mode="r|") as tar:  # type: ignore[call-overload]
         for key, members in grouped(_read(tar)):
             picture = next(
                 (own for ending, own in members.items() if f".{ending}" in Image.registered_extensions()), None
