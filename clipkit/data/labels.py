@@ -76,6 +76,7 @@ def read_labelled(source: str) -> LabelledPictures:
     pictures = [rows.pictures[row] for row in first.tolist()]
     check_there(rows.name, pictures)
     named = [own if isinstance(own, list) else [own] for own in rows.columns["label"].to_pylist()]
+    named = [[label or "" for label in own] for own in named]
     pairs = [(image, label.strip()) for image, own in zip(which.tolist(), named, strict=True) for label in own]
     if not all(label for _, label in pairs) or not all(named):
         row = next(row for row, own in enumerate(named) if not own or not all(label.strip() for label in own))

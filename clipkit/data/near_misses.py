@@ -84,7 +84,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
                 raise DataError(f"{file}: instances are read from {', '.join(_FILES)} and folders of them")
     except FileNotFoundError:
         raise DataError(f"{file}: there is no such file; paths are relative to the working directory") from None
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"{file}: cannot be read ({error})") from None
     rows = list(rows.values()) if isinstance(rows, dict) else rows
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):

@@ -237,7 +237,9 @@ def _with_prompts(rows: Rows, templates: str | None) -> Rows:
     """Captions that are the class, or the class in each template."""
     labels = rows.columns["label"]
     if pa.types.is_large_list(labels.type):
-        labels = pa.array([", ".join(own or []) for own in labels.to_pylist()], pa.large_string())
+        labels = pa.array(
+            [", ".join(label or "" for label in own or []) for own in labels.to_pylist()], pa.large_string()
+        )
     if templates is None:
         return replace(rows, columns={"caption": labels})
     prompts = read_templates(templates)

@@ -118,7 +118,7 @@ def _existing(source: str, what: str, named: list[str]) -> Path:
 def _json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not valid JSON ({error})") from None
 
 

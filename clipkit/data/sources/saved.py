@@ -114,6 +114,9 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
     if not len(dataset):
         raise DataError(f"{name}: has no rows; there is nothing to read")
     names = wanted.columns_among(name, dataset.column_names)
+    for own in names.values():
+        # Its files are mapped as they are: one wrong offset in them would end the process.
+        dataset.data.table.column(own).validate(full=True)
     arrow = dataset.with_format("arrow")
     texts: list[str] = [own for role, own in names.items() if role != "image"]
     label = names.get("label")
@@ -136,7 +139,7 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
 
 
 def _of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
-    columns = {role: _texts(name, own, table[own].combine_chunks()) for role, own in names.items()}
+    columns = {role: _texts(name, own, table[own]) for role, own in names.items()}
     if not all(len(column) for column in columns.values()):
         raise DataError(f"{name}: has no rows; there is nothing to read")
     images = columns.pop("image", None)
@@ -144,24 +147,24 @@ def _of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -
 
 
 def _texts(name: str, own: str, column: Any) -> pa.Array:
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     kind = column.type
     try:
         column.validate(full=True)  # Parquet is read without a look at whether its strings are UTF-8
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if _is_string(kind) or pa.types.is_integer(kind):
+            return pc.fill_null(column.cast(pa.large_string()), "")
+        lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        if lists and _is_string(kind.value_type):
+            return column.cast(pa.large_list(pa.large_string()))
     except pa.ArrowException as error:
         raise DataError(f"{name}: its column {own} is damaged ({one_line(error)}); fetch or write it again") from None
-    if _is_string(kind):
-        return pc.fill_null(column.cast(pa.large_string()), "")
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        if _is_string(kind.value_type):
-            return column.cast(pa.large_list(pa.large_string()))
-    elif pa.types.is_integer(kind):
-        return column.cast(pa.large_string())
     raise DataError(f"{name}: its column {own} holds {kind}, neither text nor lists of texts; name another")
 
 
 def _is_string(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if pa.types.is_dictionary(kind):  # as a table's categories are
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -224,6 +227,8 @@ class InTable(Stored):
             paths = pc.struct_field(values, "path") if values.type.get_field_index("path") >= 0 else None
         else:
             content, paths = values, None
+        if pa.types.is_null(content.type):  # not one row has bytes
+            content = content.cast(pa.binary())
         sizes = pc.fill_null(pc.binary_length(content), -1).to_numpy().astype(np.int64)
         named = [""] * len(sizes) if paths is None else pc.fill_null(paths, "").to_pylist()
         return TablePictures(source, column, Strings.of(named), sizes)
@@ -240,8 +245,11 @@ class InTable(Stored):
         return f"{self.table.source}, row {self.row + 1}" + f" ({self.name})" * bool(self.table.names[self.row])
 
     def read_bytes(self) -> bytes:
-        value = self.table.column[self.row].column(0)[0].as_py()
+        try:
+            value = self.table.column[self.row].column(0)[0].as_py()
+        except (pa.ArrowException, ValueError) as error:
+            raise OSError(one_line(error)) from None
         content = value["bytes"] if isinstance(value, dict) else value
-        if content is None:
+        if not isinstance(content, bytes):
             raise OSError("the row has no picture")
-        return bytes(content)
+        return content
