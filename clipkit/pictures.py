@@ -1,10 +1,12 @@
 """Opening pictures: whatever a user holds becomes an upright RGB picture."""
 
+import base64
 import io
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,7 @@ def open_picture(picture: Picture, draft: int | None = None) -> Image.Image:
         return _rgb(Image.fromarray(picture))
     try:
         file = io.BytesIO(picture.read_bytes()) if isinstance(picture, Stored) else picture
-        with Image.open(file) as opened:
+        with Image.open(file, formats=_formats()) as opened:
             width, height = opened.size
             if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{width} × {height} pixels")
@@ -126,6 +128,31 @@ def _check_shape(size: tuple[int, int], name: str = "") -> None:
         )
 
 
+DATA_URI = "data:image/jpeg;base64,"
+
+
+def as_data_uri(picture: Picture, side: int) -> str:
+    """A JPEG of it at most `side` pixels wide and high, in a string that HTML takes for a file.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    small = open_picture(picture)
+    if isinstance(picture, Image.Image):
+        small = small.copy()
+    small.thumbnail((side, side))
+    encoded = io.BytesIO()
+    small.save(encoded, "JPEG", quality=80)
+    return DATA_URI + base64.b64encode(encoded.getvalue()).decode()
+
+
+@cache
+def _formats() -> list[str]:
+    """Pillow's, but for the one that is a program, which another program would run."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
+
+
 def size_of(picture: Path | Stored) -> int:
     """Bytes of its file; -1 where there is none."""
     if isinstance(picture, Stored):
@@ -137,7 +164,10 @@ def size_of(picture: Path | Stored) -> int:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(picture)
+    try:
+        upright = ImageOps.exif_transpose(picture)
+    except Exception:  # what EXIF says may be broken in as many ways as the rest, and the picture still be whole
+        upright = picture
     if upright.mode == "RGB":
         upright.load()
         return upright

@@ -25,7 +25,7 @@ def _policies() -> str:
 
 @app.command(cls=ending_with(_policies))
 def preview(
-    data: Annotated[str, typer.Argument(metavar="D", help="A CSV or TSV with an image column, or a folder.")],
+    data: Annotated[str, typer.Argument(metavar="D", help="Pictures: a table, a folder, shards, hf:NAME.")],
     policy: Annotated[
         str, typer.Option(help="A policy's name, or steps, as '[crop, {name: rotate, degrees: 15}]'.")
     ] = "simclr",

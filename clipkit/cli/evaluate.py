@@ -38,7 +38,7 @@ Count = Annotated[int, typer.Option("--processes", help="Processes to run on, on
 @app.command()
 def retrieval(
     model: Model,
-    data: Annotated[str, typer.Option(metavar="D", help="A CSV or TSV with image and caption columns.")],
+    data: Annotated[str, typer.Option(metavar="D", help="Pictures with captions: a table, a folder, shards, hf:NAME.")],
     merge_captions: Annotated[
         bool,
         typer.Option("--merge-captions", help="Identical captions are one query, which any of their pictures answers."),
@@ -75,7 +75,7 @@ def retrieval(
 @app.command()
 def zeroshot(
     model: Model,
-    data: Annotated[str, typer.Option(metavar="D", help="Class folders, or a CSV with image and label columns.")],
+    data: Annotated[str, typer.Option(metavar="D", help="Class folders, or a table, shards or hf:NAME with labels.")],
     classes: Annotated[
         str | None,
         typer.Option(
@@ -126,7 +126,7 @@ def zeroshot(
 @app.command()
 def probe(
     model: Model,
-    data: Annotated[str, typer.Option(metavar="D", help="To learn from: class folders, or a CSV of image and label.")],
+    data: Annotated[str, typer.Option(metavar="D", help="To learn from: class folders, or anything with labels.")],
     test: Annotated[
         str | None, typer.Option(metavar="D", help="To measure on; without it a fifth of each class of --data.")
     ] = None,

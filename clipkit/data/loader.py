@@ -314,5 +314,14 @@ def _joined_inputs(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         if values[0].ndim == 2:
             longest = max(value.shape[1] for value in values)
             values = [torch.nn.functional.pad(value, (0, longest - value.shape[1])) for value in values]
-        joined[name] = torch.cat(values)
+        joined[name] = _cat(values)
     return joined
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    """One below the other; where there is a GPU in memory that it reads by itself, while the processor goes on."""
+    if not torch.cuda.is_available():
+        return torch.cat(parts)
+    rows = sum(len(part) for part in parts)
+    whole = torch.empty((rows, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=True)
+    return torch.cat(parts, out=whole)

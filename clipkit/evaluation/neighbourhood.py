@@ -1,28 +1,33 @@
 """How an embedding lies: nearest neighbours to look at, and a map."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipkit.evaluation.result import chosen_examples
+from clipkit.evaluation.result import chosen_examples, shown
 from clipkit.metrics import first_columns
+from clipkit.pictures import Stored
 
 _EXAMPLES = 8
 _NEIGHBOURS = 5
 _ON_THE_MAP = 240
+_SMALL = 36  # pixels of a picture on the map
 
 Kind = Literal["image", "text"]
 
 
-def neighbour_examples(features: Float[Tensor, "N D"], items: Sequence[str], kind: Kind) -> list[dict[str, Any]]:
+def neighbour_examples(
+    features: Float[Tensor, "N D"], items: Sequence[str | Path | Stored], kind: Kind
+) -> list[dict[str, Any]]:
     """Evenly spaced items, and the others that are most similar to them.
 
     Args:
         features: unit length, of the items.
-        items: paths of pictures, or texts.
+        items: pictures, or texts.
         kind: which of the two.
     """
     found = []
@@ -31,21 +36,24 @@ def neighbour_examples(features: Float[Tensor, "N D"], items: Sequence[str], kin
         scores[row] = -torch.inf
         nearest, index = first_columns(scores[None], min(_NEIGHBOURS, len(items) - 1))
         answers = [
-            {kind: items[place], "score": round(score, 4), "right": False}
+            {kind: shown(items[place]), "score": round(score, 4), "right": False}
             for score, place in zip(nearest[0].tolist(), index[0].tolist(), strict=True)
         ]
-        found.append({"query": {kind: items[row]}, "answers": answers, "neighbours": True})
+        found.append({"query": {kind: shown(items[row])}, "answers": answers, "neighbours": True})
     return found
 
 
 def embedding_map(
-    features: Float[Tensor, "N D"], items: Sequence[str], kind: Kind, labels: Sequence[str] | None = None
+    features: Float[Tensor, "N D"],
+    items: Sequence[str | Path | Stored],
+    kind: Kind,
+    labels: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Where at most 240 items, evenly spaced, lie in two dimensions (t-SNE, van der Maaten and Hinton 2008).
 
     Args:
         features: unit length.
-        items: paths of pictures, or texts.
+        items: pictures, or texts.
         kind: which of the two.
         labels: the class of each, if known.
 
@@ -63,7 +71,7 @@ def embedding_map(
     low, high = places.min(axis=0), places.max(axis=0)
     scaled = (places - low) / (high - low).clip(min=1e-9)
     return [
-        {kind: items[row], "x": round(float(x), 4), "y": round(float(y), 4)}
+        {kind: shown(items[row], _SMALL), "x": round(float(x), 4), "y": round(float(y), 4)}
         | ({} if labels is None else {"label": labels[row]})
         for row, (x, y) in zip(rows, scaled, strict=True)
     ]

@@ -5,13 +5,16 @@ import json
 import platform
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from clipkit.errors import DataError
 from clipkit.evaluation.figures import Figure
 from clipkit.metrics.bootstrap import DRAWS
+from clipkit.pictures import Stored, as_data_uri
 
 
 class Result(TypedDict):
@@ -63,6 +66,16 @@ def to_json(result: Mapping[str, Any]) -> str:
         f"    {json.dumps(name)}: {json.dumps(own, ensure_ascii=False)}" for name, own in result["queries"].items()
     ]
     return head.removesuffix("\n}") + ',\n  "queries": {\n' + ",\n".join(lists) + "\n  }\n}\n"
+
+
+def shown(picture: str | Path | Stored, side: int = 112) -> str:
+    """A picture in an example: its path, or, where it lies in a tar or a table, itself, so small as a report shows it."""
+    if not isinstance(picture, Stored):
+        return str(picture)
+    try:
+        return as_data_uri(picture, side)
+    except DataError:
+        return str(picture)
 
 
 def chosen_examples(count: int, of: int) -> list[int]:

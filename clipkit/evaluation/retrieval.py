@@ -15,7 +15,7 @@ from clipkit.data import Pairs, read_pairs
 from clipkit.evaluation.features import Cache, Features, content_hashes
 from clipkit.evaluation.figures import Column, Columns, Means, Queries, figures
 from clipkit.evaluation.predictions import write_retrieval_predictions
-from clipkit.evaluation.result import INTERVAL, Result, chosen_examples, data_hash, versions
+from clipkit.evaluation.result import INTERVAL, Result, chosen_examples, data_hash, shown, versions
 from clipkit.metrics import RetrievalRanks, retrieval_chance, retrieval_ranks
 from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
@@ -206,7 +206,7 @@ def _examples(image_features: Tensor, text_features: Tensor, pairs: Pairs, asked
         own = asked.right_images(text)
         answers = [
             {
-                "image": str(pairs.pictures[image]),
+                "image": shown(pairs.pictures[image]),
                 "score": round(scores[image].item(), 4),
                 "right": image in own,
             }
@@ -223,7 +223,7 @@ def _examples(image_features: Tensor, text_features: Tensor, pairs: Pairs, asked
             }
             for text in _top(scores, 5)
         ]
-        found.append({"query": {"image": str(pairs.pictures[image])}, "answers": answers})
+        found.append({"query": {"image": shown(pairs.pictures[image])}, "answers": answers})
     return found
 
 

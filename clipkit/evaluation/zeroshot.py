@@ -17,7 +17,7 @@ from clipkit.errors import DataError
 from clipkit.evaluation.features import Cache, Features
 from clipkit.evaluation.figures import Column, Columns, Figure, Queries, figure, figures
 from clipkit.evaluation.predictions import write_class_predictions
-from clipkit.evaluation.result import INTERVAL, Result, chosen_examples, data_hash, versions
+from clipkit.evaluation.result import INTERVAL, Result, chosen_examples, data_hash, shown, versions
 from clipkit.metrics import (
     average_precision,
     calibration_error,
@@ -299,7 +299,7 @@ def _examples(
 
     return [
         {
-            "query": {"image": str(pictures[image])},
+            "query": {"image": shown(pictures[image])},
             "answers": [
                 {"text": titles[c], "score": round(scores[image, c].item(), 4), "right": right(image, c)}
                 for c in scores[image].argsort(descending=True, stable=True)[:5].tolist()

@@ -1,7 +1,5 @@
 """The page that every report is: headline, tables, curves, and queries with their answers."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +9,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from clipkit.errors import DataError
-from clipkit.pictures import open_picture
+from clipkit.pictures import DATA_URI, as_data_uri
 
 _THUMBNAIL = 112  # pixels
 
@@ -74,14 +72,12 @@ def render(page: Page) -> str:
 
 def thumbnail(path: str, side: int = _THUMBNAIL) -> str:
     """A picture as a data URI, at most so many pixels wide; an empty one where the file is gone."""
+    if path.startswith(DATA_URI):  # a picture out of a tar or a table is in the result itself
+        return path
     try:
-        picture = open_picture(path)
+        return as_data_uri(path, side)
     except DataError:
-        picture = Image.new("RGB", (1, 1), "white")
-    picture.thumbnail((side, side))
-    encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
+        return as_data_uri(Image.new("RGB", (1, 1), "white"), side)
 
 
 def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: str = "") -> Table:

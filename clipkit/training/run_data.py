@@ -113,7 +113,9 @@ def _check_streamable(recipe: Recipe, name: str) -> None:
     }
     found = [what for what, asked in refused.items() if asked]
     if found:
-        raise RecipeError(f"{name}: is a stream, for which {found[0]} cannot be had; prepare it as local shards first")
+        raise RecipeError(
+            f"{name}: is a stream, for which {found[0]} cannot be had; fetch it, and name it where it then lies"
+        )
 
 
 def _missing(train: Pairs, max_bad: int) -> list[int]:

@@ -66,7 +66,7 @@ class ImageViewValidation:
         with evaluating(self.model):
             own = self.model.encode_image(share).to(self.model.device)
         features = self.processes.gather(own, len(self.pairs.pictures)).cpu()
-        items = [str(picture) for picture in self.pairs.pictures]
+        items = self.pairs.pictures
         return _result("image", name, self.pairs, len(items), self._columns()) | {
             "examples": neighbour_examples(features, items, "image"),
             "map": embedding_map(features, items, "image"),

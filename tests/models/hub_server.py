@@ -62,14 +62,22 @@ def serving(hub: Hub) -> Iterator[Hub]:
         def do_GET(self) -> None:
             self.answer(with_body=True)
 
+        def do_POST(self) -> None:
+            """What is asked of paths; whatever they are, the whole tree answers."""
+            self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            self.answer(with_body=True)
+
         def answer(self, with_body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path, self.headers.get("Range")))
             parts = path.strip("/").split("/")
-            if parts[:2] == ["api", "models"]:
+            if parts[:1] == ["datasets"]:
+                parts = parts[1:]
+            if parts[:2] in (["api", "models"], ["api", "datasets"]):
                 name, rest = "/".join(parts[2:4]), parts[4:]
-                revision = rest[1] if rest[:1] in (["revision"], ["tree"]) else "main"
-                self.with_repository(name, revision, "tree/" if rest[:1] == ["tree"] else None, with_body)
+                revision = rest[1] if rest[:1] in (["revision"], ["tree"], ["paths-info"]) else "main"
+                listed = rest[:1] in (["tree"], ["paths-info"])
+                self.with_repository(name, revision, "tree/" if listed else None, with_body)
             elif len(parts) > 4 and parts[2] == "resolve":
                 self.with_repository("/".join(parts[:2]), parts[3], "/".join(parts[4:]), with_body)
             else:

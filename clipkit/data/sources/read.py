@@ -1,5 +1,6 @@
 """Rows from whatever a user names."""
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -19,6 +20,18 @@ KINDS = (
 _OPTIONS = ("split", "templates")
 
 
+def _check_finished(manifest: Path) -> None:
+    """See that a folder of shards is not one that `clipkit data prepare` has still to finish."""
+    try:
+        finished = json.loads(manifest.read_text(encoding="utf-8")).get("complete", True)
+    except (OSError, ValueError, AttributeError):
+        return
+    if not finished:
+        raise DataError(
+            f"{manifest.parent}: is not finished yet; run clipkit data prepare --out {manifest.parent} again"
+        )
+
+
 def read_rows(source: str, needed: Collection[str], optional: Collection[str] = ()) -> Rows:
     """Rows of any source.
 
@@ -35,6 +48,11 @@ def read_rows(source: str, needed: Collection[str], optional: Collection[str] = 
     if unknown:
         raise DataError(f"{source}: {unknown[0]} is no option of data; options are {', '.join((*NAMES, *_OPTIONS))}")
     wanted = Wanted(source, options, needed, [role for role in optional if role not in needed])
+    if "://" in name:
+        raise DataError(
+            f"{source}: lies at an address; shards there can be streamed for training (data.samples), to read them here "
+            "fetch them"
+        )
     if name.startswith("hf:"):
         return read_hub(name, wanted)
     path = Path(name).expanduser()
@@ -44,6 +62,7 @@ def read_rows(source: str, needed: Collection[str], optional: Collection[str] = 
             return read_saved(path, wanted) if saved else read_folder(path, wanted)
     except OSError as error:
         raise DataError(f"{source[:200]}: cannot be opened ({error.strerror}); check the path") from None
+    _check_finished(path.parent / "prepared.json")
     match path.suffix.lower():
         case ".csv" | ".tsv":
             return read_delimited(path, wanted)

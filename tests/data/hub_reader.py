@@ -1,0 +1,26 @@
+"""Read the data that the arguments name and say what came of it, as JSON: run by test_hub_data."""
+
+import json
+import sys
+
+from clipkit.data import read_pairs, read_stream
+from clipkit.errors import DataError
+
+
+def captions_of(source: str) -> list[str]:
+    streamed = read_stream(source, 1)
+    if streamed is None:
+        return list(read_pairs(source).captions)
+    samples = [sample for part in streamed.stream.parts for sample in streamed.stream.samples(part)]
+    assert all(len(sample.picture.read_bytes()) for sample in samples)
+    return [caption for sample in samples for caption in sample.captions]
+
+
+if __name__ == "__main__":
+    found = []
+    for source in sys.argv[1:]:
+        try:
+            found.append({"captions": captions_of(source)})
+        except DataError as error:
+            found.append({"error": str(error)})
+    print(json.dumps(found))
