@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from clipkit.data.pairs import Pairs
 from clipkit.data.sampler import Sample
@@ -173,7 +173,7 @@ class _Collate:
 
 def stacked(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Inputs of several pictures as a batch."""
-    return {name: torch.stack([one[name] for one in inputs]) for name in inputs[0]}
+    return dict(default_collate(inputs))  # in a worker straight into shared memory
 
 
 def pair_loader(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
 
 from clipkit.data.augment import Inputs, Policy, TextSafe
 from clipkit.data.pairs import Pairs
@@ -55,5 +56,5 @@ def _said(pairs: Pairs, row: int, guard: TextSafe | None) -> str:
     return f"{caption} [{', '.join(kept)}]" if kept else caption
 
 
-def _nothing(picture: Image.Image) -> Inputs:
+def _nothing(picture: Image.Image | Tensor) -> Inputs:
     return {}

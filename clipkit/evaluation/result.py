@@ -69,7 +69,7 @@ def to_json(result: Mapping[str, Any]) -> str:
 
 
 def shown(picture: str | Path | Stored, side: int = 112) -> str:
-    """A picture in an example: its path, or, where it lies in a tar or a table, itself, so small as a report shows it."""
+    """A picture in an example: its path, or, where it lies in a tar or a table, itself, as small as a report needs."""
     if not isinstance(picture, Stored):
         return str(picture)
     try:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -32,19 +33,27 @@ class Preprocess:
         """Resize, crop, scale to [0, 1] and normalise."""
         return self.evaluate(picture)
 
-    def of_crop(self, picture: Image.Image) -> Inputs:
-        """Inputs of a picture that is a crop of the input's size already: bytes, which `normalised` makes the rest of.
+    def of_crop(self, crop: Image.Image | UInt8[Tensor, "3 H W"]) -> Inputs:
+        """Inputs of a crop that already has the input's size: bytes, which `normalised` makes the rest of.
 
         A quarter of the memory, and of what goes from a loader worker to the device.
         """
-        return self.finish(picture) if self.finish is not None else {"pixel_values": F.pil_to_tensor(picture)}
+        if self.finish is not None:
+            return self.finish(F.to_pil_image(crop) if isinstance(crop, Tensor) else crop)
+        return {"pixel_values": crop if isinstance(crop, Tensor) else F.pil_to_tensor(crop)}
 
     def normalised(self, inputs: Inputs) -> Inputs:
         """Inputs of one picture or of several, with pixels that are bytes scaled to [0, 1] and normalised."""
         pixels = inputs.get("pixel_values")
         if pixels is None or pixels.dtype != torch.uint8:
             return inputs
-        scaled = F.normalize(F.to_dtype(pixels, scale=True), list(self.mean), list(self.std), inplace=True)
+        mean, std = (torch.tensor(own, device=pixels.device)[:, None, None] for own in (self.mean, self.std))
+        scaled = torch.empty_like(pixels, dtype=torch.float32)
+        # On a processor one by one: what is worked on stays in its cache.
+        for bytes_, own in (
+            zip(pixels, scaled, strict=True) if pixels.is_cpu and pixels.ndim == 4 else [(pixels, scaled)]
+        ):
+            own.copy_(bytes_).mul_(1 / 255).sub_(mean).div_(std)
         return {**inputs, "pixel_values": scaled}
 
 

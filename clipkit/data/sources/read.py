@@ -50,7 +50,7 @@ def read_rows(source: str, needed: Collection[str], optional: Collection[str] = 
     wanted = Wanted(source, options, needed, [role for role in optional if role not in needed])
     if "://" in name:
         raise DataError(
-            f"{source}: lies at an address; shards there can be streamed for training (data.samples), to read them here "
+            f"{source}: lies at an address; shards there can be streamed for training (data.samples), for the rest "
             "fetch them"
         )
     if name.startswith("hf:"):
