@@ -148,9 +148,10 @@ def as_data_uri(picture: Picture, side: int) -> str:
 
 @cache
 def _formats() -> list[str]:
-    """Pillow's, but for the one that is a program, which another program would run."""
+    """Pillow's, but for the one that is a program, which another program would run; the usual ones are tried first."""
     Image.init()
-    return [name for name in Image.ID if name != "EPS"]
+    usual = ["JPEG", "PNG", "WEBP"]
+    return usual + [name for name in Image.ID if name not in (*usual, "EPS")]
 
 
 def size_of(picture: Path | Stored) -> int:

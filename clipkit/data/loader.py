@@ -49,8 +49,8 @@ class Batch:
 
 
 # Samples that a worker hands over at once, and chunks that each worker prepares ahead.
-_CHUNK = 64
-_AHEAD = 4
+_CHUNK = 256
+_AHEAD = 2
 
 
 # Stand-ins that are tried for one sample. Where half of all pictures are bad, so many fail once in 10^19 samples.
