@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from clipkit.errors import DataError, one_line
 
@@ -126,6 +126,17 @@ def _check_shape(size: tuple[int, int], name: str = "") -> None:
             f"{name}a picture of {width} × {height} pixels is a strip, more than {_LONGEST} times as long as wide; "
             "crop it or drop its rows"
         )
+
+
+def upright_size(content: bytes) -> tuple[int, int]:
+    """Width and height after EXIF rotation of the picture in a file's bytes, without decoding it."""
+    with Image.open(io.BytesIO(content), formats=_formats()) as opened:
+        width, height = opened.size
+        try:
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        except Exception:  # as in `_rgb`
+            turned = False
+    return (height, width) if turned else (width, height)
 
 
 DATA_URI = "data:image/jpeg;base64,"

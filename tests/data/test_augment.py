@@ -23,7 +23,9 @@ EVERY: list[Step] = [
 ]  # fmt: skip
 
 
-def pixels(picture: Image.Image) -> dict[str, torch.Tensor]:
+def pixels(picture: Image.Image | torch.Tensor) -> dict[str, torch.Tensor]:
+    if isinstance(picture, torch.Tensor):  # what a crop at the end gives
+        return {"pixel_values": picture.permute(1, 2, 0)}
     return {"pixel_values": torch.from_numpy(np.asarray(picture).copy())}
 
 

@@ -25,7 +25,7 @@ def test_a_data_set_by_its_name(tmp_path: Path) -> None:
     with serving(Hub({"me/mine": Repository({"main": tmp_path / "repository"})})) as hub:
         environment = os.environ | {
             "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "1", "CUDA_VISIBLE_DEVICES": "",
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "CUDA_VISIBLE_DEVICES": "",
         }  # fmt: skip
         sources = ["hf:me/mine:train", "hf:me/mine:test?stream=true", "hf:me/mine", "hf:me/other", "hf:me/mine:dev"]
         done = subprocess.run(

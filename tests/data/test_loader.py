@@ -13,10 +13,11 @@ from clipkit.recipe.policies import Crop
 from tests.conftest import draw, write_csv
 
 
-def to_tensor(picture: Image.Image) -> dict[str, torch.Tensor]:
+def to_tensor(picture: Image.Image | torch.Tensor) -> dict[str, torch.Tensor]:
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    return {"pixel_values": pil_to_tensor(picture).float()}
+    pixels = picture if isinstance(picture, torch.Tensor) else pil_to_tensor(picture)
+    return {"pixel_values": pixels.float()}
 
 
 def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:

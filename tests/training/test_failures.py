@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import clipkit
-from clipkit.errors import OutputError, TrainingError
+from clipkit.errors import DataError, OutputError, TrainingError
 from clipkit.models.towers import Tower
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe

@@ -1,7 +1,6 @@
 """One pass over pictures: of each a few hundred bytes by which to know it again, never its pixels."""
 
 import hashlib
-import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from clipkit.errors import DataError, one_line
-from clipkit.pictures import Stored, open_picture
+from clipkit.pictures import Stored, open_picture, upright_size
 
 SIDE = 8
 """Of the miniature in pixels."""
@@ -27,7 +26,6 @@ _DRAFT = 64
 _AT_ONCE = 4096
 # A picture whose miniature varies by less than this has no structure for a perceptual hash, whose bits are then noise.
 _FLAT = 2.0
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -106,9 +104,7 @@ def _look(picture: Path | Stored, place: int, looked: Looked) -> str | None:
         return "the file is empty"
     try:
         held = _Held(str(picture), content)
-        with Image.open(io.BytesIO(content)) as opened:
-            width, height = opened.size
-            turned = opened.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        size = upright_size(content)
         seen = open_picture(held, draft=_DRAFT)
         miniature = np.asarray(seen.resize((SIDE, SIDE), Image.Resampling.BOX))
         bits = phash(seen).hash
@@ -116,7 +112,7 @@ def _look(picture: Path | Stored, place: int, looked: Looked) -> str | None:
         return _reason(str(picture), str(error), content)
     except Exception as error:  # decoders fail in ways of their own; one picture must not end the check
         return _reason(str(picture), f"cannot be decoded ({_said(error)})", content)
-    looked.sizes[place] = (height, width) if turned else (width, height)
+    looked.sizes[place] = size
     looked.miniatures[place] = miniature
     if miniature.std(axis=(0, 1)).max() >= _FLAT:
         looked.hashes[place] = np.packbits(bits).view(">u8")[0]
