@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_right"
 
@@ -52,6 +52,7 @@ class Hub:
 def serving(hub: Hub) -> Iterator[Hub]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        listed: tuple[str, bool, list[str] | None]
 
         def log_message(self, *arguments: Any) -> None:
             pass
@@ -63,11 +64,10 @@ def serving(hub: Hub) -> Iterator[Hub]:
             self.answer(with_body=True)
 
         def do_POST(self) -> None:
-            """What is asked of paths; whatever they are, the whole tree answers."""
-            self.rfile.read(int(self.headers.get("Content-Length", "0")))
-            self.answer(with_body=True)
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))) or b"{}")
+            self.answer(with_body=True, paths=body.get("paths", []))
 
-        def answer(self, with_body: bool) -> None:
+        def answer(self, with_body: bool, paths: list[str] | None = None) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path, self.headers.get("Range")))
             parts = path.strip("/").split("/")
@@ -76,12 +76,16 @@ def serving(hub: Hub) -> Iterator[Hub]:
             if parts[:2] in (["api", "models"], ["api", "datasets"]):
                 name, rest = "/".join(parts[2:4]), parts[4:]
                 revision = rest[1] if rest[:1] in (["revision"], ["tree"], ["paths-info"]) else "main"
-                listed = rest[:1] in (["tree"], ["paths-info"])
-                self.with_repository(name, revision, "tree/" if listed else None, with_body)
+                if rest[:1] in (["tree"], ["paths-info"]):
+                    deep = "true" in parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower()
+                    self.listed = ("/".join(rest[2:]), deep, paths)
+                    return self.with_repository(name, revision, "tree/", with_body)
+                self.with_repository(name, revision, None, with_body)
             elif len(parts) > 4 and parts[2] == "resolve":
                 self.with_repository("/".join(parts[:2]), parts[3], "/".join(parts[4:]), with_body)
             else:
                 self.refuse(404, "EntryNotFound")
+            return None
 
         def with_repository(self, name: str, revision: str, file: str | None, with_body: bool) -> None:
             repository = hub.repositories.get(name)
@@ -123,14 +127,17 @@ def serving(hub: Hub) -> Iterator[Hub]:
             return json.dumps(values).encode()
 
         def tree(self, folder: Path) -> bytes:
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            entries = [
-                {
-                    "type": "file", "path": str(file.relative_to(folder)), "size": file.stat().st_size,
-                    "oid": hashlib.sha256(file.read_bytes()).hexdigest(),
-                }
-                for file in files
-            ]  # fmt: skip
+            below, deep, paths = self.listed
+            entries = []
+            for path in sorted(folder.rglob("*")):
+                name = str(path.relative_to(folder))
+                inside = name.startswith(f"{below}/") if below else True
+                direct = "/" not in name.removeprefix(f"{below}/" if below else "")
+                if name in paths if paths is not None else inside and (deep or direct):
+                    content = path.read_bytes() if path.is_file() else b""
+                    kind = "file" if path.is_file() else "directory"
+                    oid = hashlib.sha256(content).hexdigest()
+                    entries.append({"type": kind, "path": name, "size": len(content), "oid": oid})
             return json.dumps(entries).encode()
 
         def send(self, content: bytes, headers: dict[str, str], with_body: bool, breaks: bool = False) -> None:
