@@ -122,7 +122,10 @@ class TowerInputs:
         return self.processes.gather(rows.to(device), total).clone()
 
     def batches(self, slices: Iterable[list[Sample]] | Stretch, workers: int) -> Generator[Batch, None, None]:
-        """Batches of these samples, or of this stretch of a stream, on the model's device."""
+        """Batches of these samples, or of this stretch of a stream, on the model's device.
+
+        What came from a frozen trunk is overwritten by the next batch.
+        """
         wanted = {name: own for name, own in self.encoded.items() if name not in self.stores}
         augments = {name: cast(Augment, own.make) for name, own in wanted.items() if own.tower == "image"}
         texts = {name: cast(TextOf, own.make) for name, own in wanted.items() if own.tower == "text"}
@@ -149,6 +152,8 @@ class TowerInputs:
                 store=self._token_store(wanted),
             )
         device = self.model.device
+        # Fresh memory for every batch would cost more than the copy.
+        held: dict[str, Tensor] = {}
         for batch in batches:
             inputs = {
                 name: {key: value.to(device, non_blocking=True) for key, value in own.items()}
@@ -156,7 +161,10 @@ class TowerInputs:
             }
             rows = {"image_features": batch.image_ids, "text_features": batch.caption_ids}
             for name, store in self.stores.items():
-                inputs[name] = {TRUNK_FEATURES: store[rows.get(name, batch.caption_rows)]}
+                own = rows.get(name, batch.caption_rows).to(store.device)
+                if name not in held or len(held[name]) != len(own):
+                    held[name] = store.new_empty(len(own), store.shape[1])
+                inputs[name] = {TRUNK_FEATURES: torch.index_select(store, 0, own, out=held[name])}
             yield replace(batch, inputs=inputs)
 
     def _token_store(self, wanted: Mapping[str, Encoded]) -> TokenStore | None:
@@ -174,7 +182,8 @@ class TowerInputs:
         inputs: dict[str, dict[str, Tensor]] = {}
         for name, own in self.encoded.items():
             if name in self.stores:
-                inputs[name] = {TRUNK_FEATURES: self.stores[name][:count]}
+                # Not a view: the graph would seem to keep the whole store for two pairs.
+                inputs[name] = {TRUNK_FEATURES: self.stores[name][:count].clone()}
                 continue
             if own.tower == "image":
                 made = stack_inputs([self.model.image.preprocess(grey)] * count)
