@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import TracebackType
 
 import torch
 from jaxtyping import Int
@@ -252,7 +253,14 @@ def start_worker(worker: int) -> None:
     info = get_worker_info()
     if info is not None and isinstance(info.dataset, _Pictures):
         Image.MAX_IMAGE_PIXELS = info.dataset.max_pixels
+    sys.excepthook = _unless_the_run_is_gone
     _leave_signals_to_the_run()
+
+
+def _unless_the_run_is_gone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What threads of a worker could not deal with; that the run ended while they talked to it is no news."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _leave_signals_to_the_run() -> None:

@@ -1,5 +1,7 @@
+import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,3 +189,16 @@ def test_a_worker_that_dies_is_reported_with_its_picture(tmp_path: Path, monkeyp
     with pytest.raises(RuntimeError, match="DataLoader worker") as caught:
         list(pair_loader(pairs, sampler.epoch(0), {"x": crop}, {}, tokenize, 1, sampler.stand_in, at_work))
     assert at_work.last_seen(str(caught.value)) == str(tmp_path / "3.png")
+
+
+def test_a_worker_whose_run_is_gone_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        loader.start_worker(0)
+        for error in (ConnectionResetError(104, "Connection reset by peer"), ValueError("a real one")):
+            sys.excepthook(type(error), error, None)
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    assert capfd.readouterr().err == "ValueError: a real one\n"
