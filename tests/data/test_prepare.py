@@ -353,7 +353,12 @@ def test_ctrl_c_is_one_line_and_130(source: Path, tmp_path: Path, monkeypatch: p
             time.sleep(1.5)  # until the main thread has heard it
 
     interrupting(monkeypatch, 99, look)
-    code, _, said = typed(source, "--out", "out", "--size", 24, "--shard-size", 3, "--workers", 1)
+    # As in a program of its own: where tests run side by side, their processes are told to ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, _, said = typed(source, "--out", "out", "--size", 24, "--shard-size", 3, "--workers", 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, said) == (130, "clipkit: interrupted with 2 of 4 shards finished in out; the same command goes on\n")
     assert len(calls) == 8  # those that were waiting for their turn are given up
     assert (out / "shards-000001.tar").is_file()
