@@ -87,7 +87,7 @@ def same(one: list[Batch], two: list[Batch]) -> bool:
     )
 
 
-@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("workers", [0, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_each_sample_once_an_epoch_and_exact_from_any_step(
     made: Made, address: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +124,7 @@ def test_what_was_seen_is_not_decoded_again(address: str, monkeypatch: pytest.Mo
     assert len(pictures) <= 3 * 16
 
 
-@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("workers", [0, 1, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_share_the_stream(address: str, workers: int) -> None:
     pairs = opened(address, 160)
     found = [texts_of(batches(pairs, 0, 4, workers, (index, 2))) for index in range(2)]
