@@ -1,0 +1,48 @@
+"""What a way out is: it writes a folder, and opens it again by the library that it is for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from clipkit.models.dual_encoder import DualEncoder
+
+
+class Format(Protocol):
+    """A layout that another library opens."""
+
+    tolerance: float
+    """Largest difference between a value of a unit-length feature there and here that still is the same model."""
+
+    def write(self, model: DualEncoder, folder: Path) -> None:
+        """Write the model into an empty folder.
+
+        Raises:
+            ModelError: it cannot be said in this layout; says what about it cannot.
+        """
+
+    def encode(
+        self, folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+        """Unit-length features of pictures and captions, by the other library alone, its own preprocessing included."""
+
+    def usage(self, folder: Path) -> str:
+        """The lines of Python with which a user opens the folder."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the other library made of the same pictures and captions."""
+
+    pictures: int
+    captions: int
+    image_difference: float
+    text_difference: float
+    """Largest difference of a value of a unit-length feature."""
+    scale_difference: float
+    tolerance: float
+    usage: str
