@@ -22,9 +22,9 @@ from clipkit.models.weights import check_safetensors, read_pickle
 log = logging.getLogger("clipkit")
 
 CONFIG_FILE = "open_clip_config.json"
-_WEIGHTS = "open_clip_model.safetensors"
+WEIGHTS = "open_clip_model.safetensors"
 # In the order in which open_clip itself looks for them.
-_WEIGHT_FILES = (_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors")
+_WEIGHT_FILES = (WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors")
 
 _TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 
@@ -101,18 +101,23 @@ class FromOpenClip:
         self.config = config
         self.tokenizer = tokenizer
 
-    def save(self, model: DualEncoder, folder: Path) -> None:
-        """What `open_clip.create_model_from_pretrained("local-dir:FOLDER")` opens."""
-        from open_clip.push_to_hf_hub import save_config_for_hf
-        from safetensors.torch import save_file
-
-        tensors = self.native.state_dict()
+    def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
+        """The weights by open_clip's names, with what the towers took out of its model."""
+        tensors: dict[str, Tensor] = self.native.state_dict()
         if isinstance(model.image.head, Projection):
             tensors["visual.proj"] = model.image.head.weight.detach()
         tensors["logit_scale"] = model.logit_scale.detach().reshape(self.native.logit_scale.shape)
         if model.logit_bias is not None:
             tensors["logit_bias"] = model.logit_bias.detach().reshape(self.native.logit_bias.shape)
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, folder / _WEIGHTS)
+        return tensors
+
+    def save(self, model: DualEncoder, folder: Path) -> None:
+        """What `open_clip.create_model_from_pretrained("local-dir:FOLDER")` opens."""
+        from open_clip.push_to_hf_hub import save_config_for_hf
+        from safetensors.torch import save_file
+
+        tensors = self.tensors(model)
+        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, folder / WEIGHTS)
         save_config_for_hf(self.native, folder / CONFIG_FILE, self.config)
         self.tokenizer.save(folder)
 
@@ -160,7 +165,7 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
         raise ModelError(f"{folder / CONFIG_FILE}: is no configuration of open_clip ({one_line(error)})") from None
     found = [folder / file for file in _WEIGHT_FILES if (folder / file).is_file()]
     if not found:
-        raise ModelError(f"{folder}: has no weights; it needs {_WEIGHTS} or open_clip_pytorch_model.bin")
+        raise ModelError(f"{folder}: has no weights; it needs {WEIGHTS} or open_clip_pytorch_model.bin")
     refuse_code(folder / "tokenizer_config.json")
     native = _create(name, f"local-dir:{folder}", None, config, _Weights(found[0], name))
     tokenizer = _tokenizer_of(f"local-dir:{folder}", name, config)

@@ -88,8 +88,8 @@ class FromTransformers:
         self.processor = processor
         self.tokenizer = tokenizer
 
-    def save(self, model: DualEncoder, folder: Path) -> None:
-        """What the class's `from_pretrained` and `AutoProcessor` open."""
+    def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
+        """The weights by transformers' names, with the scale and bias that the towers have."""
         with torch.no_grad():
             if hasattr(self.native, "temperature"):  # ALIGN divides by it
                 self.native.temperature.copy_(torch.exp(-model.logit_scale))
@@ -97,6 +97,12 @@ class FromTransformers:
                 own, theirs = getattr(model, name), getattr(self.native, name, None)
                 if theirs is not None and theirs is not own:
                     theirs.copy_(own.reshape(theirs.shape))
+        tensors: dict[str, Tensor] = self.native.state_dict()
+        return tensors
+
+    def save(self, model: DualEncoder, folder: Path) -> None:
+        """What the class's `from_pretrained` and `AutoProcessor` open."""
+        self.tensors(model)  # puts scale and bias in place
         with without_weight_bars():
             self.native.save_pretrained(folder)
         self.processor.save_pretrained(folder)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -89,6 +90,8 @@ class OpenClipTokenizer:
         inner = getattr(native, "tokenizer", native)  # transformers' own, inside of open_clip's
         self.vocab_size = len(inner) if inner is not native else int(native.vocab_size)
         self.pad_id = padding or 0
+        # As transformers' CLIP tokenizer has it.
+        self.end_is_padding = padding is not None and getattr(inner, "eos_token_id", None) == padding
 
     def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]:
         ids = self.native(texts, context_length=self.context_length)
@@ -96,6 +99,8 @@ class OpenClipTokenizer:
             return {"input_ids": ids}
         # The padding's id may be that of a real token too, as CLIP's 0: only what stands at the end is padding.
         real = (ids != self.padding).flip(1).cummax(dim=1).values.flip(1)
+        if self.end_is_padding:  # the first of them is the end token
+            real = torch.cat([torch.ones_like(real[:, :1]), real[:, :-1]], dim=1)
         longest = max(1, int(real.sum(dim=1).max()))
         return {"input_ids": ids[:, :longest], "attention_mask": real[:, :longest].long()}
 

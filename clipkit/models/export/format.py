@@ -16,10 +16,10 @@ class Format(Protocol):
     """A layout that another library opens."""
 
     tolerance: float
-    """Largest difference between a value of a unit-length feature there and here that still is the same model."""
+    """How far a value of a unit-length feature may be off there for it still to be the same model."""
 
-    def write(self, model: DualEncoder, folder: Path) -> None:
-        """Write the model into an empty folder.
+    def write(self, model: DualEncoder, folder: Path) -> list[str]:
+        """Write the model into an empty folder. Gives what is known not to be the same there.
 
         Raises:
             ModelError: it cannot be said in this layout; says what about it cannot.
@@ -43,6 +43,6 @@ class Proof:
     image_difference: float
     text_difference: float
     """Largest difference of a value of a unit-length feature."""
-    scale_difference: float
-    tolerance: float
     usage: str
+    notes: list[str]
+    """What is known not to be the same there."""

@@ -28,3 +28,18 @@ def pictures() -> list[Image.Image]:
         temple.crop((300, 80, 600, 380)).convert("L"),
         flower.resize((97, 64)).convert("P"),
     ]
+
+
+def with_even_margins(picture: Image.Image, image_size: int | None) -> Image.Image:
+    """The picture, its longer side a little shorter where a square in its middle would not lie on whole pixels.
+
+    Resized to `image_size` on its shorter side, what is cut off on both sides of the longer one may be an odd number of
+    pixels. Then it is a library's own choice where the middle lies, and no property of the model.
+    """
+    shorter = min(picture.size)
+    if image_size is None or picture.width == picture.height:
+        return picture
+    longer = max(picture.size)
+    while (longer * image_size // shorter - image_size) % 2:
+        longer -= 1
+    return picture.crop((0, 0, longer, shorter) if picture.width > picture.height else (0, 0, shorter, longer))

@@ -1,0 +1,227 @@
+"""To open_clip: CLIP and SigLIP of transformers, said by open_clip's own configuration."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from clipkit.errors import ModelError
+from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.export.clip_bpe import is_clips
+from clipkit.models.export.names import clip_rules, renamed, siglip_rules
+from clipkit.models.from_open_clip import CONFIG_FILE, WEIGHTS, FromOpenClip
+from clipkit.models.from_transformers import FromTransformers
+from clipkit.models.quiet import without_root_messages
+
+BESIDE = "."
+"""What the configuration calls a tokenizer whose files lie beside it; a Hub repository has its own name there."""
+
+# transformers' names of activations -> whether it is QuickGELU, and what open_clip's GELU is called with.
+_ACTIVATIONS: dict[str, tuple[bool, dict[str, str] | None]] = {
+    "quick_gelu": (True, None),
+    "gelu": (False, None),
+    "gelu_pytorch_tanh": (False, {"approximate": "tanh"}),
+}
+_INTERPOLATIONS = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
+_OPEN_CLIP_EPS = 1e-5
+
+
+class OpenClip:
+    """What `open_clip.create_model_from_pretrained("local-dir:FOLDER")` opens."""
+
+    tolerance = 1e-5
+
+    def write(self, model: DualEncoder, folder: Path) -> list[str]:
+        from safetensors.torch import save_file
+
+        backend = model.backend
+        if isinstance(backend, FromOpenClip):
+            backend.save(model, folder)
+            return []
+        if not isinstance(backend, FromTransformers):
+            raise ModelError(f"{model.name}: is made of two towers that open_clip has no architecture for")
+        kind = backend.native.config.model_type
+        if kind not in ("clip", "metaclip_2", "siglip"):
+            raise ModelError(
+                f"{model.name}: is a {type(backend.native).__name__}, for which open_clip has no architecture; CLIP, "
+                "MetaCLIP 2 and SigLIP have one"
+            )
+        config, notes = _siglip_config(model, backend) if kind == "siglip" else (_clip_config(model, backend), [])
+        tensors = backend.tensors(model)
+        scale = {name: tensors.pop(name) for name in ("logit_scale", "logit_bias") if name in tensors}
+        rules = siglip_rules() if kind == "siglip" else clip_rules()
+        weights = renamed(tensors, rules, "open_clip", model.name)
+        weights |= {name: value.reshape(()) for name, value in scale.items()}
+        save_file({name: value.contiguous().cpu() for name, value in weights.items()}, folder / WEIGHTS)
+        if "hf_tokenizer_name" in config["text_cfg"]:
+            backend.tokenizer.save(folder)
+        written = {"model_cfg": config, "preprocess_cfg": _preprocessing(model, backend.processor)}
+        (folder / CONFIG_FILE).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        return notes
+
+    def encode(
+        self, folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+        import open_clip
+
+        with torch.inference_mode(), without_root_messages():
+            native, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}", device="cpu")
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+            native.eval()
+            # A palette picture gets its colours first: open_clip alone would resize the numbers of its colours.
+            pixels = torch.stack([preprocess(picture.convert("RGB")) for picture in pictures])
+            image = native.encode_image(pixels, normalize=True)
+            return image, native.encode_text(tokenizer(list(captions)), normalize=True)
+
+    def usage(self, folder: Path) -> str:
+        return (
+            f'model, preprocess = open_clip.create_model_from_pretrained("local-dir:{folder}")\n'
+            f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")'
+        )
+
+
+def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any]:
+    vision, text = backend.native.config.vision_config, backend.native.config.text_config
+    (quick, image_options), (text_quick, text_options) = (_activation(own, model.name) for own in (vision, text))
+    if quick != text_quick:
+        raise ModelError(
+            f"{model.name}: its towers have {vision.hidden_act} and {text.hidden_act}; open_clip has QuickGELU in both "
+            "or in neither"
+        )
+    config: dict[str, Any] = {
+        "embed_dim": backend.native.config.projection_dim,
+        "vision_cfg": _vision(vision, model.name) | _norm(vision) | _options(image_options),
+        "text_cfg": _text(text, backend, model.name) | _norm(text) | _options(text_options),
+    }
+    end, highest = text.eos_token_id, text.vocab_size - 1
+    # 2 stands in old configurations of CLIP, where transformers too takes the highest id for the end.
+    if not (end == highest or (end == 2 and backend.native.config.model_type == "clip")):
+        config["text_cfg"] |= {"pool_type": "eos", "eos_id": end}
+    return config | ({"quick_gelu": True} if quick else {})
+
+
+def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[str, Any], list[str]]:
+    """The configuration, and what about it is not the same."""
+    vision, text = backend.native.config.vision_config, backend.native.config.text_config
+    quick, options = _activation(text, model.name)
+    if quick or _activation(vision, model.name)[0]:
+        raise ModelError(f"{model.name}: has QuickGELU, which open_clip's SigLIP cannot have; it has GELU")
+    architecture, activation = _timm_architecture(vision, model.name)
+    notes = []
+    if activation != vision.hidden_act:
+        notes.append(
+            f"its image tower has {vision.hidden_act}, timm's {architecture}, which open_clip takes, has {activation}"
+        )
+    config = {
+        "embed_dim": vision.hidden_size,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": vision.image_size, "timm_model_name": architecture, "timm_model_pretrained": False,
+            "timm_pool": "map", "timm_proj": "none",
+        },
+        "text_cfg": _text(text, backend, model.name)
+        | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+        | _norm(text)
+        | _options(options),
+    }  # fmt: skip
+    return config, notes
+
+
+def _timm_architecture(vision: Any, name: str) -> tuple[str, str]:
+    """timm's name of SigLIP's image tower, and its activation by transformers' name; one with the same if there is."""
+    import timm
+
+    found = []
+    for architecture in timm.list_models(f"vit_*_patch{vision.patch_size}_siglip_{vision.image_size}"):
+        with torch.device("meta"):
+            native: Any = timm.create_model(architecture, num_classes=0, global_pool="map")
+        block = native.blocks[0]
+        if (native.embed_dim, len(native.blocks), block.attn.num_heads, block.mlp.fc1.out_features) == (
+            vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads, vision.intermediate_size,
+        ):  # fmt: skip
+            approximate = getattr(block.mlp.act, "approximate", "tanh")
+            found.append((architecture, "gelu" if approximate == "none" else "gelu_pytorch_tanh"))
+    if not found:
+        raise ModelError(
+            f"{name}: timm, which open_clip takes SigLIP's image tower from, has none of {vision.num_hidden_layers} "
+            f"layers of width {vision.hidden_size} with patches of {vision.patch_size} on {vision.image_size} pixels"
+        )
+    return max(found, key=lambda own: own[1] == vision.hidden_act)
+
+
+def _vision(vision: Any, name: str) -> dict[str, Any]:
+    heads, width = vision.num_attention_heads, vision.hidden_size
+    return {
+        "image_size": vision.image_size, "layers": vision.num_hidden_layers, "width": width,
+        "head_width": width // heads, "patch_size": vision.patch_size,
+    } | _mlp(vision)  # fmt: skip
+
+
+def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
+    tokenizer = backend.tokenizer
+    if tokenizer.context_length != text.max_position_embeddings:
+        raise ModelError(
+            f"{name}: its tokenizer cuts captions at {tokenizer.context_length} tokens, its text tower has "
+            f"{text.max_position_embeddings} positions; open_clip has one length for both"
+        )
+    config: dict[str, Any] = {
+        "context_length": tokenizer.context_length, "vocab_size": text.vocab_size, "width": text.hidden_size,
+        "heads": text.num_attention_heads, "layers": text.num_hidden_layers,
+    } | _mlp(text)  # fmt: skip
+    if not is_clips(tokenizer.native):
+        config["hf_tokenizer_name"] = BESIDE
+        if tokenizer.lower:
+            config["tokenizer_kwargs"] = {"clean": "lower"}
+    return config
+
+
+def _mlp(config: Any) -> dict[str, float]:
+    """The ratio from which open_clip finds the width of the hidden layer, rounding down."""
+    width, hidden = config.hidden_size, config.intermediate_size
+    ratio = hidden / width
+    return {} if ratio == 4 else {"mlp_ratio": ratio if int(width * ratio) == hidden else (hidden + 0.5) / width}
+
+
+def _norm(config: Any) -> dict[str, Any]:
+    return {} if config.layer_norm_eps == _OPEN_CLIP_EPS else {"norm_kwargs": {"eps": config.layer_norm_eps}}
+
+
+def _options(options: dict[str, str] | None) -> dict[str, Any]:
+    return {} if options is None else {"act_kwargs": options}
+
+
+def _activation(config: Any, name: str) -> tuple[bool, dict[str, str] | None]:
+    if config.hidden_act not in _ACTIVATIONS:
+        raise ModelError(f"{name}: its activation is {config.hidden_act}; open_clip has {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[config.hidden_act]
+
+
+def _preprocessing(model: DualEncoder, processor: Any) -> dict[str, Any]:
+    """open_clip's words for what a processor of transformers does.
+
+    Raises:
+        ModelError: it does something that open_clip has no word for.
+    """
+    size = model.image.preprocess.image_size
+    cropped = getattr(processor, "do_center_crop", False)
+    resized = processor.size.get("shortest_edge") if cropped else processor.size.get("height")
+    interpolation = _INTERPOLATIONS.get(processor.resample)
+    if not processor.do_resize or resized != size or interpolation is None or model.image.preprocess.finish is not None:
+        raise ModelError(
+            f"{model.name}: its preprocessor_config.json prepares pictures in a way that open_clip has no words for"
+        )
+    return {
+        "size": size,
+        "mode": "RGB",
+        "mean": list(model.image.preprocess.mean),
+        "std": list(model.image.preprocess.std),
+        "interpolation": interpolation,
+        "resize_mode": "shortest" if cropped else "squash",
+        "fill_color": 0,
+    }

@@ -1,0 +1,290 @@
+"""To transformers: open_clip's CLIP and SigLIP, as CLIPModel, MetaClip2Model and SiglipModel."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from clipkit.errors import ModelError
+from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.export.clip_bpe import for_transformers
+from clipkit.models.export.names import clip_rules, renamed, siglip_rules
+from clipkit.models.from_open_clip import FromOpenClip
+from clipkit.models.from_transformers import FAMILIES, FromTransformers
+from clipkit.models.quiet import without_weight_bars
+
+# What may differ from open_clip's defaults, because transformers has a word for it, or only training heeds it.
+_IMAGE_KEYS = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"}
+_TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "pad_id", "eos_id"}
+_TEXT_KEYS |= {"hf_tokenizer_name", "tokenizer_kwargs", "hf_model_pretrained"}
+_BOTH_KEYS = {"act_kwargs", "norm_kwargs", "output_tokens"}
+_SIGLIP_IMAGE_KEYS = {"image_size", "timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj"}
+_SIGLIP_TEXT_KEYS = _TEXT_KEYS | {"no_causal_mask", "proj_bias"}
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class Transformers:
+    """What `from_pretrained` of the class that its config.json names opens, and a pipeline."""
+
+    tolerance = 1e-5
+
+    def write(self, model: DualEncoder, folder: Path) -> list[str]:
+        from safetensors.torch import save_file
+
+        backend = model.backend
+        if isinstance(backend, FromTransformers):
+            backend.save(model, folder)
+            return []
+        if not isinstance(backend, FromOpenClip):
+            raise ModelError(
+                f"{model.name}: is made of two towers and projections that no class of transformers has; save() writes "
+                "its text tower for transformers and its image tower for timm"
+            )
+        siglip = bool(backend.config["vision_cfg"].get("timm_model_name"))
+        config = _siglip_config(model, backend) if siglip else _clip_config(model, backend)
+        tensors = backend.tensors(model)
+        scale = {name: tensors.pop(name) for name in ("logit_scale", "logit_bias") if name in tensors}
+        text_prefix = "text." if any(name.startswith("text.") for name in tensors) else ""
+        rules = siglip_rules() if siglip else clip_rules(text_prefix)
+        weights = renamed(tensors, rules, "transformers", model.name)
+        weights |= {name: value.reshape((1,) if siglip else ()) for name, value in scale.items()}
+        tokenizer = _tokenizer(model, backend)
+        if siglip:  # which looks at its padding, so nobody is to mask it
+            tokenizer.model_input_names = ["input_ids"]
+            tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
+        save_file(
+            {name: value.contiguous().cpu() for name, value in weights.items()},
+            folder / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        config.architectures = [FAMILIES[config.model_type].class_name]
+        config.save_pretrained(folder)
+        _processor(model, backend.native.visual.preprocess_cfg).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return []
+
+    def encode(
+        self, folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+        with torch.inference_mode(), without_weight_bars():
+            native, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+            if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
+                raise ModelError(f"{folder}: transformers finds its weights and config.json apart ({wrong[0]})")
+            native.eval()
+            processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            pixels = processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")
+            length = getattr(native.config.text_config, "max_position_embeddings", 10**9)
+            # SigLIP looks at the padding, so it is a part of the caption.
+            padding = "max_length" if native.config.model_type.startswith("siglip") else True
+            tokens = tokenizer(
+                list(captions),
+                padding=padding,
+                truncation=True,
+                max_length=min(tokenizer.model_max_length, length),
+                return_tensors="pt",
+            )
+            image = native.get_image_features(**pixels).pooler_output
+            text = native.get_text_features(**tokens).pooler_output
+        return torch.nn.functional.normalize(image, dim=-1), torch.nn.functional.normalize(text, dim=-1)
+
+    def usage(self, folder: Path) -> str:
+        return (
+            f'model = transformers.AutoModel.from_pretrained("{folder}")\n'
+            f'classify = transformers.pipeline("zero-shot-image-classification", model="{folder}")'
+        )
+
+
+def _clip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+    from transformers import CLIPConfig, MetaClip2Config
+
+    config = backend.config
+    _refuse_others(model.name, config, _IMAGE_KEYS | _BOTH_KEYS, _TEXT_KEYS | _BOTH_KEYS, "CLIPModel")
+    if model.logit_bias is not None:
+        raise ModelError(
+            f"{model.name}: has a bias of the sigmoid loss ({model.logit_bias.item():.3g}), for which transformers' "
+            "CLIPModel has no place"
+        )
+    image, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
+    if not isinstance(image.layers, int):
+        raise ModelError(f"{model.name}: its image tower is a ResNet, which transformers' CLIPModel has no place for")
+    quick = bool(config.get("quick_gelu"))
+    width = config["embed_dim"]
+    vision_config = {
+        "hidden_size": image.width, "intermediate_size": int(image.width * image.mlp_ratio),
+        "num_hidden_layers": image.layers, "num_attention_heads": image.width // image.head_width,
+        "image_size": image.image_size, "patch_size": image.patch_size, "projection_dim": width,
+        "hidden_act": _activation(quick, image.act_kwargs, model.name), "layer_norm_eps": _eps(image.norm_kwargs),
+    }  # fmt: skip
+    text_config = {
+        "vocab_size": text.vocab_size, "max_position_embeddings": text.context_length, "projection_dim": width,
+        "hidden_size": text.width, "intermediate_size": int(text.width * text.mlp_ratio),
+        "num_hidden_layers": text.layers, "num_attention_heads": text.heads,
+        "hidden_act": _activation(quick, text.act_kwargs, model.name), "layer_norm_eps": _eps(text.norm_kwargs),
+        **_special_ids(backend, text),
+    }  # fmt: skip
+    match text.pool_type:
+        case "argmax":
+            return CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=width)
+        case "eos":  # CLIPModel takes the highest id where the end token's is 2, as MetaCLIP 2's is
+            return MetaClip2Config(text_config=text_config, vision_config=vision_config, projection_dim=width)
+    raise ModelError(f"{model.name}: pools captions by {text.pool_type!r}, which transformers' CLIPModel does not")
+
+
+def _special_ids(backend: FromOpenClip, text: Any) -> dict[str, int]:
+    native = backend.tokenizer.native
+    inner = getattr(native, "tokenizer", None)
+    if inner is None:
+        return {
+            "bos_token_id": native.sot_token_id,
+            "eos_token_id": native.eot_token_id,
+            "pad_token_id": native.eot_token_id,
+        }
+    end = text.eos_id if text.pool_type == "eos" else text.vocab_size - 1
+    begin = inner.bos_token_id if inner.bos_token_id is not None else inner.cls_token_id
+    return {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": inner.pad_token_id}
+
+
+def _siglip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
+    from open_clip.model import CLIPTextCfg
+    from transformers import SiglipConfig
+
+    config = backend.config
+    name, trunk = model.name, backend.native.visual.trunk
+    pool = getattr(trunk, "attn_pool", None)
+    if (
+        config["vision_cfg"].get("timm_pool") != "map"
+        or pool is None
+        or config["vision_cfg"].get("timm_proj") != "none"
+    ):
+        raise ModelError(
+            f"{name}: its image tower is timm's {config['vision_cfg']['timm_model_name']}; of timm's towers only "
+            "SigLIP's have a place in transformers' dual encoders"
+        )
+    _refuse_others(name, config, _SIGLIP_IMAGE_KEYS | {"patch_dropout"}, _SIGLIP_TEXT_KEYS | _BOTH_KEYS, "SiglipModel")
+    text = CLIPTextCfg(**config["text_cfg"])
+    if not (text.no_causal_mask and text.pool_type == "last" and text.proj_bias) or model.logit_bias is None:
+        raise ModelError(f"{name}: has SigLIP's image tower, but not its text tower or bias; SiglipModel has all three")
+    block = trunk.blocks[0]
+    vision_config = {
+        "hidden_size": trunk.embed_dim, "intermediate_size": block.mlp.fc1.out_features,
+        "num_hidden_layers": len(trunk.blocks), "num_attention_heads": block.attn.num_heads,
+        "image_size": trunk.patch_embed.img_size[0], "patch_size": trunk.patch_embed.patch_size[0],
+        "hidden_act": _timm_activation(block.mlp.act), "layer_norm_eps": trunk.norm.eps,
+    }  # fmt: skip
+    inner = backend.tokenizer.native.tokenizer
+    text_config = {
+        "vocab_size": text.vocab_size, "max_position_embeddings": text.context_length, "hidden_size": text.width,
+        "intermediate_size": int(text.width * text.mlp_ratio), "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads, "projection_size": config["embed_dim"],
+        "hidden_act": _activation(False, text.act_kwargs, name), "layer_norm_eps": _eps(text.norm_kwargs),
+        "pad_token_id": inner.pad_token_id, "eos_token_id": inner.eos_token_id, "bos_token_id": inner.bos_token_id,
+    }  # fmt: skip
+    return SiglipConfig(text_config=text_config, vision_config=vision_config)
+
+
+def _refuse_others(
+    name: str, config: Mapping[str, Any], image_keys: set[str], text_keys: set[str], class_name: str
+) -> None:
+    """An option that changes the model, and that the class has no word for, is not left out silently."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    if "multimodal_cfg" in config:
+        raise ModelError(f"{name}: is a CoCa, whose captioning half {class_name} has no place for")
+    if config["text_cfg"].get("hf_model_name"):
+        raise ModelError(
+            f"{name}: its text tower is {config['text_cfg']['hf_model_name']}, which {class_name} has no place for"
+        )
+    for section, keys, defaults in (
+        ("vision_cfg", image_keys, CLIPVisionCfg()),
+        ("text_cfg", text_keys, CLIPTextCfg()),
+    ):
+        for key, value in config[section].items():
+            if key not in keys and value != getattr(defaults, key, None):
+                raise ModelError(f"{name}: has {section}.{key} {value!r}, which transformers' {class_name} cannot have")
+
+
+def _activation(quick: bool, options: Mapping[str, Any] | None, name: str) -> str:
+    if not options:
+        return "quick_gelu" if quick else "gelu"
+    if quick or dict(options) != {"approximate": "tanh"}:
+        raise ModelError(f"{name}: its activation has the options {options}, which transformers has no name for")
+    return "gelu_pytorch_tanh"
+
+
+def _timm_activation(native: Any) -> str:
+    return "gelu" if getattr(native, "approximate", "tanh") == "none" else "gelu_pytorch_tanh"
+
+
+def _eps(options: Mapping[str, Any] | None) -> float:
+    return float((options or {}).get("eps", 1e-5))
+
+
+def _processor(model: DualEncoder, preprocess: Mapping[str, Any]) -> Any:
+    from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+
+    size = model.image.preprocess.image_size
+    resampling = _RESAMPLING.get(preprocess["interpolation"])
+    if resampling is None or preprocess["resize_mode"] not in ("shortest", "squash"):
+        raise ModelError(
+            f"{model.name}: its pictures are resized by {preprocess['interpolation']}, {preprocess['resize_mode']}, "
+            "for which transformers' processors have no word"
+        )
+    both = {
+        "resample": resampling, "image_mean": list(model.image.preprocess.mean),
+        "image_std": list(model.image.preprocess.std), "do_convert_rgb": True,
+    }  # fmt: skip
+    square = {"height": size, "width": size}
+    if preprocess["resize_mode"] == "squash":
+        return SiglipImageProcessorPil(size=square, **both)
+    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=square, **both)
+
+
+def _tokenizer(model: DualEncoder, backend: FromOpenClip) -> Any:
+    """transformers' tokenizer that gives open_clip's ids.
+
+    Raises:
+        ModelError: it does something to captions that transformers' cannot.
+    """
+    native, length = backend.tokenizer.native, backend.tokenizer.context_length
+    inner = getattr(native, "tokenizer", None)
+    if inner is None:
+        return for_transformers(native, length, model.name)
+    return with_cleaning(native, length, model.name)
+
+
+def with_cleaning(native: Any, context_length: int, name: str) -> Any:
+    """The tokenizer inside of open_clip's HFTokenizer, which does its cleaning by itself."""
+    from open_clip.tokenizer import get_clean_fn
+    from tokenizers import Regex, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    if native.strip_sep_token or native.tokenizer_mode:
+        raise ModelError(f"{name}: its tokenizer changes tokens afterwards, which transformers' tokenizers do not")
+    inner = native.tokenizer
+    steps: list[Any] = []
+    if native.clean_fn is get_clean_fn("canonicalize"):
+        steps = [
+            normalizers.Replace("_", " "),
+            normalizers.Replace(Regex(r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^`{|}~]"""), ""),
+        ]
+    if native.clean_fn is not get_clean_fn("whitespace"):
+        steps += [normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    inner.model_max_length = context_length
+    inner.padding_side = "right"
+    if not steps:
+        return inner
+    backend = inner.backend_tokenizer
+    own = [backend.normalizer] if backend.normalizer is not None else []
+    backend.normalizer = normalizers.Sequence([*steps, *own])
+    special = {name: value for name, value in inner.special_tokens_map.items() if isinstance(value, str)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=context_length, padding_side="right", **special
+    )

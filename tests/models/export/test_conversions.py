@@ -1,0 +1,237 @@
+"""transformers to open_clip and back: the same bits, and the same features by either library alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+import transformers
+from open_clip.model import set_model_preprocess_cfg
+from open_clip.push_to_hf_hub import save_for_hf
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+
+import clipkit
+from clipkit.errors import ModelError, OutputError
+from clipkit.models.export import export
+from clipkit.models.export.samples import CAPTIONS, pictures, with_even_margins
+from tests.models.families import SMALL, VISION, build, clip, save, sentencepiece_model
+
+
+def vit_tiny_patch8_siglip_32(pretrained: bool = False, **options: Any) -> VisionTransformer:
+    """A SigLIP tower of timm's own kind, small enough for a test."""
+    options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None), options.pop("cache_dir", None)
+    return VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, class_token=False, **options
+    )
+
+
+timm.models.register_model(vit_tiny_patch8_siglip_32)
+
+
+def siglip(folder: Path, activation: str = "gelu") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "spiece.model").write_bytes(sentencepiece_model(pad_id=0, eos_id=1, unk_id=2, bos_id=-1))
+    tokenizer = transformers.SiglipTokenizer(str(folder / "spiece.model"), model_max_length=16)
+    text = SMALL | {"vocab_size": 200, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 1}
+    config = transformers.SiglipConfig(
+        text_config=text | {"num_hidden_layers": 3}, vision_config=VISION | {"hidden_act": activation}
+    )
+    model = transformers.SiglipModel(config)
+    with torch.no_grad():
+        model.logit_scale.fill_(1.5), model.logit_bias.fill_(-7.25)
+    save(folder, model, tokenizer, transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32}))
+    return folder
+
+
+def clip_of(activation: str, legacy: bool = False) -> Any:
+    def make(folder: Path) -> Path:
+        folder.mkdir()
+        clip(folder, activation, legacy)
+        return folder
+
+    return make
+
+
+SOURCES = {
+    "quickgelu": clip_of("quick_gelu"),
+    "gelu": clip_of("gelu"),
+    "tanh": clip_of("gelu_pytorch_tanh"),
+    "legacy": clip_of("gelu", legacy=True),
+    "metaclip_2": lambda folder: build("metaclip_2", folder),
+    "siglip": siglip,
+}
+
+
+def features_of_transformers(folder: Path) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """By the class that config.json names, from raw pictures and strings."""
+    native = transformers.AutoModel.from_pretrained(folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text_length = native.config.text_config.max_position_embeddings
+    tokens = tokenizer(
+        list(CAPTIONS), padding="max_length", truncation=True, max_length=text_length, return_tensors="pt"
+    )
+    if native.config.model_type == "siglip":  # it looks at its padding
+        tokens.pop("attention_mask", None)
+    pixels = processor([own.convert("RGB") for own in even_pictures()], return_tensors="pt")
+    with torch.inference_mode():
+        image, text = native.get_image_features(**pixels), native.get_text_features(**tokens)
+    return image.pooler_output, text.pooler_output, native.logit_scale.item()
+
+
+def features_of_open_clip(folder: Path) -> tuple[torch.Tensor, torch.Tensor, float]:
+    native, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    with torch.inference_mode():
+        image = native.eval().encode_image(torch.stack([preprocess(own.convert("RGB")) for own in even_pictures()]))
+        return image, native.encode_text(tokenizer(list(CAPTIONS))), native.logit_scale.item()
+
+
+def even_pictures() -> list[Any]:
+    return [with_even_margins(picture, 32) for picture in pictures()]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_round_trip_leaves_every_weight_and_feature(source: str, tmp_path: Path) -> None:
+    start = SOURCES[source](tmp_path / "start")
+    there = export(clipkit.load(start), "open_clip", tmp_path / "there")
+    back = export(clipkit.load(tmp_path / "there"), "transformers", tmp_path / "back")
+    assert max(there.image_difference, there.text_difference, back.image_difference, back.text_difference) < 1e-5
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    wanted = features_of_transformers(tmp_path / "start")
+    for found in (features_of_open_clip(tmp_path / "there"), features_of_transformers(tmp_path / "back")):
+        torch.testing.assert_close(found[0], wanted[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found[1], wanted[1], atol=1e-5, rtol=1e-5)
+        assert found[2] == wanted[2]
+    if source == "siglip":  # a pipeline would hand a mask on
+        assert "attention_mask" not in transformers.AutoTokenizer.from_pretrained(tmp_path / "back")(["a"])
+    if source != "legacy":  # whose end token's id was wrong, and is right now
+        kinds = [
+            json.loads((tmp_path / name / "config.json").read_text())["architectures"] for name in ("start", "back")
+        ]
+        assert kinds[0] == kinds[1]
+
+
+def test_architectures_of_open_clip_open_in_transformers(tmp_path: Path) -> None:
+    small = {"width": 64, "heads": 1, "layers": 2}
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "head_width": 32, "layers": 1, "mlp_ratio": 2.5}
+    config = {"embed_dim": 48, "vision_cfg": vision, "text_cfg": small | {"context_length": 20, "vocab_size": 49408}}
+    for custom in (False, True):
+        folder = tmp_path / f"open_clip_{custom}"
+        native = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+        preprocess = {"size": 32, "mode": "RGB", "mean": [0.5] * 3, "std": [0.2] * 3, "fill_color": 0}
+        set_model_preprocess_cfg(native, preprocess | {"interpolation": "bilinear", "resize_mode": "squash"})
+        save_for_hf(
+            native, _SavesNothing(), config | ({"custom_text": True} if custom else {}), folder, safe_serialization=True
+        )
+        proof = export(clipkit.load(folder), "transformers", tmp_path / f"transformers_{custom}")
+        assert max(proof.image_difference, proof.text_difference) < 1e-5
+        wanted, found = features_of_open_clip(folder), features_of_transformers(tmp_path / f"transformers_{custom}")
+        torch.testing.assert_close(found[0], wanted[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found[1], wanted[1], atol=1e-5, rtol=1e-5)
+
+
+class _SavesNothing:
+    def save_pretrained(self, folder: Path) -> None:
+        """CLIP's own vocabulary comes with open_clip."""
+
+
+def test_an_activation_that_timm_does_not_have_is_taken_only_when_asked_for(tmp_path: Path) -> None:
+    model = clipkit.load(siglip(tmp_path / "tanh", "gelu_pytorch_tanh"))
+    with pytest.raises(ModelError, match=r"gelu_pytorch_tanh.*raise the tolerance"):
+        export(model, "open_clip", tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+    assert sorted(own.name for own in tmp_path.iterdir()) == ["tanh"]
+    proof = export(model, "open_clip", tmp_path / "there", tolerance=1e-2)
+    assert 1e-5 < proof.image_difference < 1e-2
+    assert "gelu_pytorch_tanh" in proof.notes[0]
+
+
+def test_what_the_other_library_has_no_place_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is a AltCLIPModel, for which open_clip has no architecture"):
+        export(clipkit.load(build("altclip", tmp_path / "altclip")), "open_clip", tmp_path / "out")
+    odd = siglip(tmp_path / "odd")
+    config = json.loads((odd / "config.json").read_text())
+    config["vision_config"]["image_size"] = 64
+    native = transformers.SiglipModel(transformers.SiglipConfig(**config))
+    save(odd, native, transformers.SiglipImageProcessorPil(size={"height": 64, "width": 64}))
+    model = clipkit.load(odd)
+    with pytest.raises(ModelError, match=r"timm.*has none of 2 layers of width 32 with patches of 8 on 64 pixels"):
+        export(model, "open_clip", tmp_path / "out")
+    folder = clip_of("gelu")(tmp_path / "clip")
+    model = clipkit.load(folder)
+    with pytest.raises(ModelError, match="takes? one of transformers, open_clip"):
+        export(model, "safetensors", tmp_path / "out")
+    with pytest.raises(OutputError, match="something is there already"):
+        export(model, "open_clip", folder)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_with_an_option_that_transformers_lacks_is_refused_by_its_name(tmp_path: Path) -> None:
+    model = clipkit.load(clip_of("gelu")(tmp_path / "clip"))
+    export(model, "open_clip", tmp_path / "open_clip")
+    file = tmp_path / "open_clip" / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    for section, key, value in (
+        ("vision_cfg", "ls_init_value", 0.1),
+        ("text_cfg", "pool_type", "first"),
+        ("text_cfg", "no_causal_mask", True),
+    ):
+        model = clipkit.load(tmp_path / "open_clip")
+        model.backend.config = json.loads(file.read_text())["model_cfg"]
+        model.backend.config[section][key] = value
+        with pytest.raises(ModelError, match=f"{key}|pools captions by 'first'"):
+            export(model, "transformers", tmp_path / "out")
+    assert config["preprocess_cfg"]["resize_mode"] == "shortest"
+
+
+def test_a_bias_without_a_place_is_not_dropped(tmp_path: Path) -> None:
+    model = clipkit.load(clip_of("gelu")(tmp_path / "clip"))
+    export(model, "open_clip", tmp_path / "open_clip")
+    model = clipkit.load(tmp_path / "open_clip")
+    model.logit_bias = torch.nn.Parameter(torch.tensor(-3.0))
+    with pytest.raises(ModelError, match=r"bias of the sigmoid loss \(-3\)"):
+        export(model, "transformers", tmp_path / "out")
+
+
+def test_a_wrong_weight_is_noticed_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipkit.models.export import open_clip as target
+
+    model = clipkit.load(clip_of("gelu")(tmp_path / "clip"))
+    rules = target.clip_rules()
+    swap = {"visual.ln_pre.bias": "visual.ln_post.bias", "visual.ln_post.bias": "visual.ln_pre.bias"}
+    with torch.no_grad():
+        model.backend.native.vision_model.post_layernorm.bias.fill_(0.5)
+    wrong = [target_rule(rule, swap) for rule in rules]
+    monkeypatch.setattr(target, "clip_rules", lambda: wrong)
+    with pytest.raises(ModelError, match="gives the same pictures other features"):
+        export(model, "open_clip", tmp_path / "out")
+    assert [own.name for own in tmp_path.iterdir()] == ["clip"]
+
+
+def target_rule(rule: Any, swap: dict[str, str]) -> Any:
+    return type(rule)(
+        tuple(swap.get(name, name) for name in rule.open_clip), rule.transformers, rule.turned, rule.leading
+    )
+
+
+def test_pictures_with_odd_margins_are_told_apart(tmp_path: Path) -> None:
+    proof = export(clipkit.load(clip_of("gelu")(tmp_path / "clip")), "open_clip", tmp_path / "out")
+    assert any("cut one pixel apart" in note for note in proof.notes)
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 427), (427, 640), (33, 70), (101, 70), (64, 64), (1000, 333)])
+def test_even_margins(width: int, height: int) -> None:
+    from PIL import Image
+
+    even = with_even_margins(Image.new("RGB", (width, height)), 224)
+    longer, shorter = max(even.size), min(even.size)
+    assert (longer * 224 // shorter - 224) % 2 == 0
+    assert shorter == min(width, height)
+    assert max(width, height) - longer <= 3
