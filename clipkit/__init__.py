@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from clipkit import evaluation as evaluate
     from clipkit import losses, metrics
     from clipkit.models import DualEncoder, load
+    from clipkit.models.export import export
+    from clipkit.models.merge import merge
     from clipkit.recipe import Recipe
     from clipkit.training import train
 
@@ -23,13 +25,15 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "DualEncoder": ("clipkit.models", "DualEncoder"),
     "Recipe": ("clipkit.recipe", "Recipe"),
     "evaluate": ("clipkit.evaluation", None),
+    "export": ("clipkit.models.export", "export"),
     "load": ("clipkit.models", "load"),
     "losses": ("clipkit.losses", None),
+    "merge": ("clipkit.models.merge", "merge"),
     "metrics": ("clipkit.metrics", None),
     "train": ("clipkit.training", "train"),
 }
 
-__all__ = ["DualEncoder", "Recipe", "__version__", "evaluate", "load", "losses", "metrics", "train"]
+__all__ = ["DualEncoder", "Recipe", "__version__", "evaluate", "export", "load", "losses", "merge", "metrics", "train"]
 
 
 def __getattr__(name: str) -> Any:

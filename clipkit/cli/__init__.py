@@ -15,6 +15,7 @@ from clipkit import __version__
 from clipkit.cli.data import app as data_app
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
+from clipkit.cli.export import export, merge
 from clipkit.errors import Interrupted, TrainingError, UserError
 
 app = typer.Typer(
@@ -27,6 +28,8 @@ app = typer.Typer(
 )
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
+app.command()(export)
+app.command()(merge)
 
 
 def main() -> None:

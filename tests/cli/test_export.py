@@ -1,0 +1,64 @@
+"""`clipkit export` and `clipkit merge`, as they are typed."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+import clipkit
+from clipkit.cli import main
+from tests.models.families import build
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("clip", tmp_path_factory.mktemp("model") / "clip")
+
+
+def type_(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["clipkit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+
+
+def test_export_says_what_it_compared_and_how_to_open_it(
+    model: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "there"
+    type_(monkeypatch, "export", model, "--to", "open_clip", "--out", out, "--data", shapes / "captions.csv")
+    said = capsys.readouterr().out
+    assert "16 pictures: largest difference" in said
+    assert "32 captions:" in said
+    opening = [line.strip() for line in said.splitlines() if "open_clip." in line]
+    names: dict[str, object] = {"open_clip": open_clip}
+    exec("\n".join(opening), names)  # what it says works
+    assert callable(names["tokenizer"])
+
+
+def test_merge(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = clipkit.load(model)
+    with torch.no_grad():
+        tuned.logit_scale.add_(1.0)
+    tuned.save(tmp_path / "tuned")
+    type_(monkeypatch, "merge", model, tmp_path / "tuned", "--alpha", "0.25", "--out", tmp_path / "merged")
+    assert "0.75 and 0.25" in capsys.readouterr().out
+    wanted = clipkit.load(model).logit_scale.item() + 0.25
+    assert clipkit.load(tmp_path / "merged").logit_scale.item() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_what_a_user_gets_wrong_is_one_line(model: Path, tmp_path: Path, said_here: Callable[..., str]) -> None:
+    assert "is one model; give two or more" in said_here("merge", model, "--out", tmp_path / "out")
+    assert "leave it out for a soup" in said_here(
+        "merge", model, model, model, "--alpha", 0.5, "--out", tmp_path / "out"
+    )
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    for command in (["merge", model, model], ["export", model, "--to", "open_clip"]):
+        assert "something is there already" in said_here(*command, "--out", tmp_path / "full")
+    assert [own.name for own in tmp_path.iterdir()] == ["full"]
