@@ -96,7 +96,8 @@ def _prove(
         usage=target.usage(out),
         notes=[],
     )
-    if odd and (apart := _largest(image[len(even) :], ours[len(even) :])) > target.tolerance:
+    apart = _largest(image[len(even) :], ours[len(even) :]) if odd else 0.0
+    if apart > max(target.tolerance, 2 * proof.image_difference):
         proof.notes.append(
             "pictures that leave an odd number of pixels beside the square in their middle are cut one pixel apart by "
             f"the two libraries: their features differ by up to {apart:.2g}"
@@ -110,7 +111,7 @@ def _judge(proof: Proof, tolerance: float, name: str) -> None:
             why = f": {'; '.join(proof.notes)}" if proof.notes else ""
             raise ModelError(
                 f"{name}: what was written gives the same {kind} other features (by {found:.2g}, more than "
-                f"{tolerance:g}){why}; nothing was kept; to take it all the same, raise the tolerance"
+                f"{tolerance:g}){why}; nothing was kept; to take it all the same, raise the tolerance (--tolerance)"
             )
 
 
