@@ -16,6 +16,7 @@ from clipkit.cli.data import app as data_app
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.cli.export import export, merge
+from clipkit.cli.runs import doctor, runs
 from clipkit.errors import Interrupted, TrainingError, UserError
 
 app = typer.Typer(
@@ -30,6 +31,8 @@ app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
 app.command()(export)
 app.command()(merge)
+app.command()(doctor)
+app.command()(runs)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ def print_metrics(metrics: Mapping[str, Mapping[str, Any]], title: str) -> None:
 def print_columns(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> None:
     """Several results side by side, with chance."""
     shown = metrics_table(columns, title)
-    _print(shown.header, shown.rows, title)
+    print_table(shown.header, shown.rows, title)
 
 
 def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> None:
@@ -38,17 +38,18 @@ def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> 
         )
     data = comparison["data"]
     print(f"A: {comparison['first']} ({first})\nB: {comparison['second']} ({second})")
-    _print(["", "A", "B", "B − A (95 % interval)", "p"], rows, f"{comparison['task']} on {data['name']}")
+    print_table(["", "A", "B", "B − A (95 % interval)", "p"], rows, f"{comparison['task']} on {data['name']}")
     moved = comparison["disagreements"]
     if moved:
         cells = [
             [str(query["asks"]), str(query["query"])[-80:], str(query["first_rank"]), str(query["second_rank"])]
             for query in moved
         ]
-        _print(["asks", "query", "rank in A", "in B"], cells, "Where they disagree most")
+        print_table(["asks", "query", "rank in A", "in B"], cells, "Where they disagree most")
 
 
-def _print(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    """A table, its first column set to the left."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a file has no edge to wrap at

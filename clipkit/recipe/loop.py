@@ -25,6 +25,19 @@ class OptimRecipe(Section):
     """Largest norm of the gradient; null to leave it."""
 
 
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+
+
+def _check_tracker(name: str) -> str:
+    if name not in TRACKERS:
+        near = difflib.get_close_matches(name, TRACKERS, 1, 0.5)
+        raise ValueError(
+            f"{name!r} is no tracker that Accelerate knows; "
+            + (f"did you mean {near[0]}?" if near else f"it knows {', '.join(TRACKERS)}")
+        )
+    return name
+
+
 class TrainRecipe(Section):
     """The loop."""
 
@@ -43,6 +56,8 @@ class TrainRecipe(Section):
     """torch.compile for both trunks."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of the averaged weights, as 0.999; with it they are what is evaluated and kept. null: none."""
+    log_with: list[Annotated[str, AfterValidator(_check_tracker)]] = Field(default=[])
+    """Accelerate's trackers, as [tensorboard, wandb], beside the files of the run."""
     timeout_minutes: PositiveFloat = 10.0
     """How long processes wait for one that does not answer."""
 
@@ -87,3 +102,11 @@ class EvalRecipe(Section):
     every_epochs: PositiveInt = 1
     metric: Annotated[str, AfterValidator(_check_metric)] = "auto"
     """By which the best weights are chosen. auto: mean_recall with captions, else the recall of views."""
+    retention: str | None = None
+    """A small set of what the model should not forget, with classes or with captions, measured at the start and at each
+    evaluation. null: of a pretrained model its own similarities on held-out pairs."""
+    patience: PositiveInt | None = None
+    """Evaluations without a better one after which the run ends; null: it goes on to its last epoch."""
+    interpolate: bool = False
+    """After training, measure weights between start and end (alpha 0, 0.25, 0.5, 0.75, 1) and keep those with the
+    highest mean of eval.metric and retention."""

@@ -132,6 +132,15 @@ class Recipe(Section):
             raise ValueError("data.labelled are pictures, and the model has no image tower; leave it out")
         if self.data.labelled is None and self.data.labelled_test is not None:
             raise ValueError("data.labelled_test stands alone; give data.labelled, to learn its classes from")
+        if self.eval.interpolate and (self.model.name is None or not self.metrics):
+            raise ValueError(
+                "eval.interpolate measures weights between a whole model's and the tuned ones; give model.name, and "
+                "data.validation to measure on, or leave it out"
+            )
+        if self.eval.patience is not None and not self.metrics:
+            raise ValueError(
+                "eval.patience waits for a better evaluation, and nothing is measured; give data.validation"
+            )
         if self.eval.metric != "auto" and self.metrics and self.eval.metric not in self.metrics:
             raise ValueError(
                 f"eval.metric {self.eval.metric} is not measured here; there are {', '.join(self.metrics)}"

@@ -46,6 +46,13 @@ def find_micro_batch_size(
     return processes.smallest(max(1, min(rows, fitting)))
 
 
+def memory_in_use() -> int:
+    """Bytes: the largest that were allocated on the GPU so far, or what this process has in memory now."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return int(psutil.Process().memory_info().rss)
+
+
 def available_memory() -> int:
     """Bytes that this machine, or the control group that the process is in, still has."""
     free = psutil.virtual_memory().available

@@ -41,10 +41,14 @@ class Objective:
     value: Value
     chance: float | None
     """Its value at equal similarities; None where it has no level of its own."""
+    compared: Callable[[Gathered], tuple[Tensor, Tensor]]
+    """The two kinds of features (G, D), of unit length, that are to find each other."""
+    sides: tuple[str, str]
+    """What they are called."""
 
 
 def weighted_sum(objectives: Sequence[Objective], weights: Mapping[str, float]) -> Objective:
-    """Several objectives as one."""
+    """Several objectives as one; what is compared is the first one's."""
 
     def value(gathered: Gathered, scalars: Scalars, rows: slice) -> Tensor:
         first, *others = [weights[own.name] * own.value(gathered, scalars, rows) for own in objectives]
@@ -56,4 +60,6 @@ def weighted_sum(objectives: Sequence[Objective], weights: Mapping[str, float]) 
         {name: encoded for own in objectives for name, encoded in own.encoded.items()},
         value,
         None if None in levels else sum(weights[own.name] * own.chance for own in objectives if own.chance is not None),
+        objectives[0].compared,
+        objectives[0].sides,
     )

@@ -18,6 +18,7 @@ _MAY_CHANGE = (
     "train.micro_batch_size",
     "train.gradient_checkpointing",
     "train.log_every",
+    "train.log_with",
     "train.timeout_minutes",
     "data.train",
     "data.validation",
@@ -26,7 +27,10 @@ _MAY_CHANGE = (
     "data.max_bad",
     "data.workers",
     "eval.every_epochs",
+    "eval.interpolate",
     "eval.metric",
+    "eval.patience",
+    "eval.retention",
     "checkpoint.every_steps",
     "checkpoint.every_minutes",
     "checkpoint.keep_last",
@@ -99,7 +103,8 @@ def find(folder: RunFolder, recipe: Recipe, steps: int, identity: Mapping[str, A
             f"{folder.path}: is at step {step} already, and train.epochs: {recipe.train.epochs} ends at step {steps}; "
             "give more epochs, or another output"
         )
-    done = step == steps and folder.report.exists() and _steps_of_results(folder) == steps
+    at_end = step == steps or out_of_patience(folder, recipe)
+    done = at_end and folder.report.exists() and _steps_of_results(folder) == step
     return Found(step, notes, finished=done)
 
 
@@ -108,6 +113,16 @@ def best_evaluation(folder: RunFolder, metric: str | None) -> dict[str, Any] | N
     kept = set(checkpoint_steps(folder.checkpoints))
     rows = [row for row in read_rows(folder.evaluations) if row["step"] in kept]
     return max(rows, key=lambda row: row[str(metric)], default=None)
+
+
+def out_of_patience(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether as many evaluations as the recipe waits for were no better than the best one before them."""
+    patience, metric = recipe.eval.patience, recipe.metric
+    rows = read_rows(folder.evaluations)
+    if patience is None or metric is None or len(rows) <= patience:
+        return False
+    best = max(rows, key=lambda row: row[metric])  # of equals the first
+    return len(rows) - 1 - rows.index(best) >= patience
 
 
 def _without_checkpoints(folder: RunFolder, recipe: Recipe, steps: int) -> Found:

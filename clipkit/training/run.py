@@ -22,6 +22,7 @@ from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.report import run_report
 from clipkit.training.bad_samples import BadSamples
+from clipkit.training.batch_statistics import batch_statistics
 from clipkit.training.checkpoint import (
     checkpoint_of,
     checkpoint_steps,
@@ -29,21 +30,35 @@ from clipkit.training.checkpoint import (
     remove_checkpoint,
     remove_leftovers,
 )
+from clipkit.training.guards import (
+    Facts,
+    Finding,
+    Guards,
+    before_first_step,
+    is_pretrained,
+    other_settings,
+    read_findings,
+)
 from clipkit.training.inputs import TowerInputs
+from clipkit.training.interpolation import interpolated, start_of
 from clipkit.training.keeper import Keeper
 from clipkit.training.learned import Learned
 from clipkit.training.loss_sum import needs
 from clipkit.training.measurements import measurements_of, merged_results
+from clipkit.training.micro_batch import memory_in_use
+from clipkit.training.objective import Gathered
 from clipkit.training.objectives import objective_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
-from clipkit.training.resume import MACHINE, Found, best_evaluation, find
+from clipkit.training.resume import MACHINE, Found, best_evaluation, find, out_of_patience
+from clipkit.training.retention import retention_of
 from clipkit.training.run_data import read_data
-from clipkit.training.run_folder import RunFolder, append
+from clipkit.training.run_folder import RunFolder, append, read_rows
 from clipkit.training.run_log import RunLog
 from clipkit.training.setup import fingerprint, learns_batch_norm, micro_batch_size_of, model_of
 from clipkit.training.step import Abandoned, Step, out_of_memory
 from clipkit.training.stop import StopRequest
 from clipkit.training.teacher import teachers_of
+from clipkit.training.trackers import Trackers
 
 # CLIP clips the scale at 100 "to prevent training instability" (Radford et al. 2021, 2.5).
 _LARGEST_LOGIT_SCALE = math.log(100)
@@ -115,12 +130,16 @@ class Run:
         self.processes = Processes(self.accelerator)
         self.log = RunLog(self.processes.is_main)
         self.keeper = Keeper(self.folder, recipe.checkpoint, recipe.metric)
+        self.guards = Guards(self.folder.path, self.log.say)
+        self.trackers = Trackers(self.accelerator, recipe, self.folder.path)
         self.step = 0
         self.saved_at = 0
         self.seconds_before = 0.0
         self.settings: dict[str, Any] = {"processes": self.processes.count}
         self.failure: TrainingError | None = None
         self.at_work: AtWork | None = None
+        self.statistics: dict[str, float] = {}
+        self.ended = False
 
     def go(self, resume: bool, overwrite: bool) -> dict[str, Any]:
         """From the first check to the report."""
@@ -137,11 +156,15 @@ class Run:
             state = read_state(checkpoint_of(self.folder.checkpoints, found.step)) if found.step else None
             inputs = self._inputs(state)
             self.bad_samples.check_known(inputs.bad)
+            findings = self._look_before(state)
             # Up to here, whatever was wrong, the folder is as it was.
             self._open(found, state)
+            self._begin_guards(findings, state)
             self._take_in_bad(inputs)
             self._loop(inputs)
-            return self._finish()
+            results = self._finish()
+            self.trackers.end()
+            return results
 
     def _prepare(self) -> None:
         recipe = self.recipe
@@ -158,6 +181,8 @@ class Run:
         torch.manual_seed(recipe.train.seed)  # new parts of a model are the same on every process
         self.model = model_of(recipe).to(self.accelerator.device)
         self.largest_scale = max(_LARGEST_LOGIT_SCALE, self.model.logit_scale.item())
+        self.start_scale = self.model.logit_scale.exp().item()
+        self.start = start_of(self.model) if recipe.eval.interpolate else {}
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
         self.learned = Learned(self.model, self.optimizer.optimizer, recipe.train.ema)
         captions = "captions" in recipe.objective
@@ -284,9 +309,58 @@ class Run:
             cut=not learns_batch_norm(self.model, recipe.model),
             asked_to_stop=lambda: self.stop.asked is not None,
             say=self.log.say,
+            look=self._look,
         )
         self.log.say(f"micro-batches of {self.backward.micro_batch_size} pairs on each process")
         return inputs
+
+    def _look_before(self, state: dict[str, Any] | None) -> list[Finding]:
+        """What there is to find before the first step, with the weights as they came."""
+        recipe, validation = self.recipe, self.data.validation
+        self.retention = retention_of(recipe, self.model, validation, self.processes)
+        self.retention_start = self.retention.value() if self.retention is not None else None
+        if not self.processes.is_main:
+            return []
+        if state is not None:
+            kept = read_findings(self.folder.path)
+            return [] if kept is None else [own for own in kept[1] if own.step is None]
+        findings = before_first_step(recipe, self.model, self.pairs, validation, self.steps, self.schedule.rising)
+        if "captions" in recipe.objective and is_pretrained(recipe) and not isinstance(self.pairs, StreamPairs):
+            findings += other_settings(self.model, self.pairs)
+        return findings
+
+    def _begin_guards(self, findings: list[Finding], state: dict[str, Any] | None) -> None:
+        heeds_bias = "captions" in self.recipe.objective and needs(self.recipe.loss, "bias")
+        facts = Facts(
+            batch_size=self.recipe.train.batch_size,
+            rising=self.schedule.rising,
+            steps=self.steps,
+            chance=self.objective.chance,
+            start_scale=self.start_scale,
+            largest_scale=None if heeds_bias else math.exp(self.largest_scale),
+            metric=self.recipe.metric,
+            sides=self.objective.sides,
+            retention=self.retention.metric if self.retention is not None else None,
+            retention_start=self.retention_start,
+        )
+
+        def begin() -> None:
+            files = (self.folder.metrics, self.folder.speed, self.folder.evaluations)
+            logs = [read_rows(file) for file in files] if state is not None else [[], [], []]
+            with self.folder.writing():
+                self.guards.begin(findings, facts, *logs)
+            self.trackers.start()
+
+        self.processes.on_main(begin)
+
+    def _look(self, gathered: Gathered) -> None:
+        """At the features of a step that is logged."""
+        if self.processes.is_main and self._is_logged(self.step + 1):
+            ids = gathered["image_ids"], gathered["caption_ids"]
+            self.statistics = batch_statistics(*self.objective.compared(gathered), *ids, self.objective.sides)
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.recipe.train.log_every == 0 or step == self.steps
 
     def _take_in_bad(self, inputs: TowerInputs) -> None:
         """What is known to be bad before the first step."""
@@ -320,6 +394,8 @@ class Run:
                 bar.set_postfix_str(f"loss {row['loss']:.3f}")
                 self._log(row, waited=began - waited_from, took=time.perf_counter() - began)
                 self._after_step(row, batch.bad)
+                if self.ended:
+                    break
                 waited_from = time.perf_counter()
 
     def _step(self, batch: Batch) -> dict[str, Any]:
@@ -356,22 +432,29 @@ class Run:
             "loss": loss.item(),
             "lr": lr,
             **({"scale": self.model.logit_scale.exp().item()} if "captions" in recipe.objective else {}),
+            **({"bias": self.model.logit_bias.item()} if self.model.logit_bias is not None else {}),
             "grad_norm": float(norm),
+            **self.statistics,
         }
 
     def _log(self, row: dict[str, Any], waited: float, took: float) -> None:
-        if not self.processes.is_main or (self.step % self.recipe.train.log_every and self.step != self.steps):
+        if not self.processes.is_main or not self._is_logged(self.step):
             return
+        memory = memory_in_use()
         speed = {
             "step": self.step,
             "pairs_per_second": round(self.recipe.train.batch_size / (took + waited), 2),
             "step_seconds": round(took, 4),
             "data_wait_seconds": round(waited, 4),
+            "memory_bytes": memory,
         }
         try:
             with self.folder.writing():
                 append(self.folder.metrics, row)
                 append(self.folder.speed, speed)
+                self.guards.step(row, speed, memory)
+            self.trackers.log("train", row, self.step)
+            self.trackers.log("speed", speed, self.step)
         except TrainingError as error:
             self.failure = error  # raised where the other processes learn of it
 
@@ -393,11 +476,32 @@ class Run:
             self._save_checkpoint()
         if ends:
             figures = self._evaluate()
-            found = "".join(f", {name} {value:.4f}" for name, value in figures.items() if name == self.recipe.metric)
             self.log.say(
                 f"epoch {self.step // self.sampler.steps_per_epoch}/{self.recipe.train.epochs}, step {self.step}: "
-                f"loss {row['loss']:.4f}{found}"
+                f"loss {row['loss']:.4f}{self._said_of(figures)}"
             )
+            self.ended = self.step < self.steps and bool(
+                self.processes.of_main(int(self.processes.is_main and out_of_patience(self.folder, self.recipe)))
+            )
+            if self.ended:
+                self.log.say(f"{self.recipe.eval.patience} evaluations were no better than the best one: the run ends")
+
+    def _said_of(self, figures: Mapping[str, float]) -> str:
+        """The figures that a person follows."""
+        metric = self.recipe.metric
+        if not self.processes.is_main or metric is None or metric not in figures:
+            return ""
+        best = best_evaluation(self.folder, metric)
+        said = f", {metric} {figures[metric]:.4f}"
+        if best is not None:
+            said += (
+                " (the best so far)"
+                if best["step"] == self.step
+                else f" (best {best[metric]:.4f}, step {best['step']})"
+            )
+        if self.retention is not None:
+            said += f", {self.retention.metric} {figures[self.retention.metric]:.4f} (start {self.retention_start:.4f})"
+        return said
 
     def _stage_ends(self) -> bool:
         """Whether it is time to look at how far the run has come."""
@@ -429,6 +533,15 @@ class Run:
         images = self.processes.gather(rows, self.recipe.train.batch_size)[:, 0].tolist()
         names = [Path(self.pairs.picture_name(image)).name for image in images]
         self._save_checkpoint()
+        if self.processes.is_main:
+            with self.folder.writing():
+                self.guards.stopped(
+                    Finding(
+                        "not_finite", "error", f"the loss was {loss:.4g} and the gradient's norm {norm:.4g}",
+                        "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; a picture or caption of the "
+                        "step may be at fault: log.txt names them", self.step + 1,
+                    )
+                )  # fmt: skip
         self.log.say(f"pictures of step {self.step + 1}: {' '.join(names)}")
         raise TrainingError(
             f"step {self.step + 1}: the loss is {loss:.4g} and the gradient's norm {norm:.4g}; the weights after step "
@@ -442,17 +555,28 @@ class Run:
             return {}
         with self.learned.chosen():
             with self.stop.deferred(False):  # it may take long, and its checkpoint is written
-                figures = {name: value for own in self.measurements for name, value in own.figures().items()}
+                figures = self._figures()
 
             def keep() -> None:
+                row = {"step": self.step, **figures}
                 with self.folder.writing():
-                    append(self.folder.evaluations, {"step": self.step, **figures})
+                    append(self.folder.evaluations, row)
+                    self.guards.evaluation(row)
+                self.trackers.log("eval", figures, self.step)
+                with self.folder.writing():
                     best = best_evaluation(self.folder, self.recipe.metric)
                     if best is not None and best["step"] == self.step:
                         self.folder.replace_model(self._save_model)
                     self.keeper.prune()
 
             self.processes.on_main(keep)
+        return figures
+
+    def _figures(self) -> dict[str, float]:
+        """Everything that is measured, of the weights as they are."""
+        figures = {name: value for own in self.measurements for name, value in own.figures().items()}
+        if self.retention is not None:
+            figures[self.retention.metric] = self.retention.value()
         return figures
 
     def _save_model(self, folder: Path) -> None:
@@ -480,18 +604,35 @@ class Run:
         with self.learned.chosen():
             return self._write_results(best)
 
+    def _interpolate(self) -> None:
+        """Keep the best of the weights between those that the model came with and those that it has."""
+        metric = str(self.recipe.metric)
+        own = {} if self.retention is None else {"retention": self.retention.metric}
+        curve = interpolated(self.model, self.start, self._figures, {"target": metric, **own})
+        alpha = curve.chosen
+        self.settings |= {"interpolation": curve.rows, "alpha": alpha}
+        self.log.say(f"between start (0) and end (1) the weights at alpha {alpha:g} are best and kept")
+
     def _write_results(self, best: dict[str, Any] | None) -> dict[str, Any]:
         """Of the weights that the model has now, which are kept."""
         name, metric = str(self.folder.path), self.recipe.metric
+        if self.start:
+            self._interpolate()
+        if self.retention is not None:
+            self.settings["retention"] = {
+                "name": self.retention.name, "metric": self.retention.metric,
+                "start": self.retention_start, "chosen": self.retention.value(),
+            }  # fmt: skip
         results = merged_results(self.measurements, name)
         results["settings"]["best"] = best and {"step": best["step"], "metric": metric, "value": best[str(metric)]}
         results["settings"] |= {
-            "steps": self.steps,
+            "steps": self.step,
             "loss_at_chance": self.objective.chance,
             "micro_batch_size": self.backward.micro_batch_size,
             **self.settings,
         }
         results["seconds"] = round(self._seconds(), 2)
+        results["findings"] = [finding.to_dict() for finding in self.guards.found]
 
         def write() -> None:
             with self.folder.writing():

@@ -26,11 +26,12 @@ _FILES = (
     "speed.jsonl",
     "evaluations.jsonl",
     "bad_samples.jsonl",
+    "findings.json",
     "results.json",
     "report.html",
     "log.txt",
 )
-_FOLDERS = ("checkpoints", "model")
+_FOLDERS = ("checkpoints", "model", "tracking")
 
 
 class RunFolder:
@@ -96,6 +97,7 @@ class RunFolder:
         if left := checkpoint_steps(self.checkpoints):
             raise OSError(0, f"the checkpoint of step {left[0]} cannot be removed")
         _remove(self.model)
+        _remove(self.path / "tracking")
         for name in reversed(_FILES):
             (self.path / name).unlink(missing_ok=True)
 

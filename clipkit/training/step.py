@@ -17,7 +17,7 @@ from clipkit.models.encode import channels_last
 from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
-from clipkit.training.objective import Value
+from clipkit.training.objective import Gathered, Value
 
 # Captions of similar length are run together even when all fit: the shorter ones carry less padding.
 _BUCKET = {"cpu": 16}
@@ -75,6 +75,7 @@ class Step:
         cut: whether the batch may be cut into more micro-batches when it does not fit.
         asked_to_stop: looked at between micro-batches.
         say: where a smaller micro-batch is told.
+        look: is shown the gathered features of each step, without their gradient.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Step:
         cut: bool = True,
         asked_to_stop: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda message: None,
+        look: Callable[[Gathered], None] = lambda gathered: None,
     ) -> None:
         self.model = model
         self.encoders = encoders
@@ -105,6 +107,7 @@ class Step:
         # a step that has begun has to be finished.
         self.asked_to_stop = asked_to_stop if cut else lambda: False
         self.say = say
+        self.look = look
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """The loss of the global batch, the same on every process.
@@ -151,6 +154,8 @@ class Step:
             scalars["bias"] = model.logit_bias
         with self._agreed():
             loss = self.value(gathered, scalars, processes.share(self.batch_size))
+            with torch.no_grad():
+                self.look(gathered)
         self.accelerator.backward(loss)
         with self._agreed():
             for tower in reversed(towers):

@@ -40,11 +40,14 @@ def test_a_run_leaves_what_the_design_says(recipe: Build, tmp_path: Path, shapes
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
         "recipe.yaml", "metrics.jsonl", "speed.jsonl", "evaluations.jsonl", "results.json", "report.html",
-        "checkpoints", "model", "log.txt",
+        "checkpoints", "model", "log.txt", "findings.json",
     }  # fmt: skip
     rows = read_lines(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 7))
-    assert set(rows[0]) == {"step", "epoch", "seen", "loss", "lr", "scale", "grad_norm"}
+    assert set(rows[0]) == {
+        "step", "epoch", "seen", "loss", "lr", "scale", "grad_norm", "image_accuracy", "text_accuracy",
+        "positive_cosine", "negative_cosine", "image_cosine", "text_cosine",
+    }  # fmt: skip
     assert rows[-1]["seen"] == 48
     assert Recipe.from_yaml(run / "recipe.yaml") == recipe({"train.epochs": 3})
     assert json.loads((run / "results.json").read_text()) == result

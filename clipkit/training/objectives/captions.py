@@ -32,5 +32,10 @@ def captions(recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping
     if needs(recipe.loss, "negative_text_features"):
         encoded["negative_text_features"] = Encoded("text", WrongCaption(checked_negatives(pairs)))
     return Objective(
-        "captions", encoded, loss_sum(recipe.loss, teachers), chance_of(recipe.loss, recipe.train.batch_size)
+        "captions",
+        encoded,
+        loss_sum(recipe.loss, teachers),
+        chance_of(recipe.loss, recipe.train.batch_size),
+        compared=lambda gathered: (gathered["image_features"], gathered["text_features"]),
+        sides=("image", "text"),
     )

@@ -27,7 +27,7 @@ def image_views(recipe: ImageViewsRecipe, seed: int, model: DualEncoder, pairs: 
     }
     other_ids = "image_ids" if recipe.positives == "picture" else "caption_ids"
     value = value_of_views(list(encoded), recipe.loss, recipe.temperature, head, ("image_ids", other_ids))
-    return Objective("views", encoded, value, chance_of(recipe.loss, batch_size))
+    return _objective(encoded, value, recipe.loss, head, batch_size)
 
 
 def text_views(recipe: TextViewsRecipe, seed: int, model: DualEncoder, pairs: Pairs, batch_size: int) -> Objective:
@@ -45,7 +45,18 @@ def text_views(recipe: TextViewsRecipe, seed: int, model: DualEncoder, pairs: Pa
     }
     other_ids = "caption_ids" if recipe.positives == "caption" else "image_ids"
     value = value_of_views(list(encoded), recipe.loss, recipe.temperature, head, ("caption_ids", other_ids))
-    return Objective("views", encoded, value, chance_of(recipe.loss, batch_size))
+    return _objective(encoded, value, recipe.loss, head, batch_size)
+
+
+def _objective(
+    encoded: dict[str, Encoded], value: Value, loss: LossRecipe, head: nn.Module | None, batch_size: int
+) -> Objective:
+    one, two, *_ = encoded
+
+    def compared(gathered: Gathered) -> tuple[Tensor, Tensor]:
+        return through_head(gathered[one], head), through_head(gathered[two], head)
+
+    return Objective("views", encoded, value, chance_of(loss, batch_size), compared, sides=(one, two))
 
 
 def value_of_views(

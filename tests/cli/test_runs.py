@@ -1,0 +1,72 @@
+"""`clipkit doctor` and `clipkit runs`, as they are typed."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import clipkit
+from clipkit.cli import main
+from tests.conftest import small_recipe
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, shapes: Path) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, lr in (("low", 1e-5), ("high", 3e-3)):
+        clipkit.train(small_recipe(tiny_clip, shapes, folder / name).override({"optim.lr": lr, "train.epochs": 3}))
+    return folder
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    monkeypatch.setattr(sys, "argv", ["clipkit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    return capsys.readouterr().out
+
+
+def test_runs_side_by_side(two_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    said = typed(monkeypatch, capsys, "runs", two_runs)
+    assert all(name in said for name in ("low", "high", "finished", "captions.csv", "mean of the recalls"))
+    said = typed(monkeypatch, capsys, "runs", "compare", two_runs / "low", two_runs / "high")
+    assert "optim.lr" in said
+    assert "B − A (95 % interval)" in said
+    assert "data.train" not in said  # it is the same
+
+
+def test_doctor_of_a_finished_run(
+    two_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = typed(monkeypatch, capsys, "doctor", two_runs / "high")
+    assert "finished after step 6" in said
+    assert "optim.lr is 0.003, pretrained weights are tuned with at most 0.0001" in said
+    found = json.loads(typed(monkeypatch, capsys, "doctor", two_runs / "low", "--json"))
+    assert "high_learning_rate" not in [own["name"] for own in found["findings"]]
+
+
+def test_doctor_of_a_run_that_was_stopped(
+    two_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(two_runs / "high", tmp_path / "run")
+    for name in ("results.json", "report.html"):
+        (tmp_path / "run" / name).unlink()
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    metrics.write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])  # killed while it wrote
+    said = typed(monkeypatch, capsys, "doctor", tmp_path / "run")
+    assert "is at step 4 of 6, not finished" in said
+    assert "--resume" in said
+    (tmp_path / "run" / "findings.json").write_text("{")
+    assert "is at step 4, not finished" in typed(monkeypatch, capsys, "doctor", tmp_path / "run")
+
+
+def test_what_a_user_gets_wrong_is_one_line(two_runs: Path, tmp_path: Path, said_here: Callable[..., str]) -> None:
+    assert "is no run (it has no recipe.yaml)" in said_here("doctor", tmp_path)
+    assert "has no run in it" in said_here("runs", tmp_path)
+    assert "there is no such folder" in said_here("runs", tmp_path / "nowhere")
+    assert "write clipkit runs DIR, or clipkit runs compare A B" in said_here("runs", "compare", two_runs)
+    assert "is no run" in said_here("runs", "compare", two_runs / "low", tmp_path)

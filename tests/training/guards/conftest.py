@@ -1,0 +1,20 @@
+"""What the tests of guards share."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_csv
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
+    """64 pairs whose captions all differ."""
+    folder = tmp_path_factory.mktemp("plain")
+    pictures = sorted((shapes / "images").iterdir())
+    rows = []
+    for number in range(64):
+        shutil.copy(pictures[number % len(pictures)], folder / f"{number}.png")
+        rows.append([f"{number}.png", f"a {'very ' * (number % 3)}nice picture number {number}"])
+    return write_csv(folder / "pairs.csv", ["image", "caption"], rows)

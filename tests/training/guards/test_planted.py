@@ -1,0 +1,139 @@
+"""Mistakes planted into the recipe that people start from, by what names them: a guard, or the doctor afterwards."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import clipkit
+from clipkit.data import read_pairs
+from clipkit.errors import TrainingError, UserError
+from clipkit.recipe import Recipe
+from clipkit.training.guards import other_settings
+from clipkit.training.guards.doctor import examine
+from tests.conftest import draw, write_csv
+
+RECIPE = Path(__file__).parents[3] / "recipes" / "finetune_clip.yaml"
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> tuple[Path, Path]:
+    """A tiny CLIP that knows its pairs, and the pairs: shapes whose colours and places captions tell."""
+    folder = tmp_path_factory.mktemp("fitted")
+    rows = []
+    colours, forms = ("red", "green", "blue", "yellow"), ("square", "circle", "stripe", "cross")
+    for number in range(64):
+        colour, form, shift = colours[number % 4], forms[number // 4 % 4], number // 16 * 3 - 4
+        draw(colour, form, shift=shift).save(folder / f"{number}.png")
+        rows.append([f"{number}.png", f"a {colour} {form} at {shift}"])
+    data = write_csv(folder / "pairs.csv", ["image", "caption"], rows)
+    recipe = {
+        "model": {"name": str(tiny_clip)}, "data": {"train": str(data), "augment": "none"},
+        "optim": {"lr": 3e-3}, "train": {"epochs": 60, "batch_size": 32}, "output": str(folder / "run"),
+    }  # fmt: skip
+    clipkit.train(Recipe.from_dict(recipe))
+    return folder / "run" / "model", data
+
+
+def tuned(model: Path, data: Path, output: Path, changes: dict[str, Any]) -> Recipe:
+    """The shipped recipe on these, changed."""
+    own = {
+        "model.name": str(model), "data.train": str(data), "data.validation": None, "data.workers": 0,
+        "train.batch_size": 16, "train.epochs": 1, "output": str(output),
+    }  # fmt: skip
+    return Recipe.from_yaml(RECIPE).override(own | changes)
+
+
+def named(recipe: Recipe) -> set[str]:
+    """Names of what the run and the doctor find."""
+    try:
+        result = clipkit.train(recipe)
+    except (TrainingError, UserError):
+        return {own.name for own in examine(recipe.output)[1]}
+    found = {own["name"] for own in result["findings"]}
+    assert found <= {own.name for own in examine(recipe.output)[1]}  # the doctor says the same afterwards
+    return {own.name for own in examine(recipe.output)[1]} | found
+
+
+def test_the_recipe_as_it_is(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    model, data = fitted
+    held_out = tmp_path / "held_out"
+    held_out.mkdir()
+    rows = []
+    for number in range(16):
+        draw("red", "cross", size=40, shift=number - 8).save(held_out / f"{number}.png")
+        rows.append([f"{number}.png", f"a red cross somewhere, number {number}"])
+    validation = write_csv(held_out / "pairs.csv", ["image", "caption"], rows)
+    good = tuned(model, data, tmp_path / "run", {"data.validation": str(validation)})
+    assert named(good) == set()
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {name.replace("__", "."): value for name, value in changes.items()}
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "the learning rate of a model from scratch": (settings(optim__lr=1e-3), "high_learning_rate"),
+    "the learning rate in the wrong unit": (settings(optim__lr=1e-9), "low_learning_rate"),
+    "nothing tuned": (settings(model__image__tune="frozen", model__text__tune="frozen"), "nothing_to_train"),
+    "a warmup as long as the run": (settings(optim__warmup=0.9), "long_warmup"),
+    "validated on what it is trained on": (settings(data__validation="TRAIN"), "validation_leaks"),
+    "nothing to validate on": ({}, "nothing_measured"),
+    "a learning rate at which it breaks": (settings(optim__lr=1e20, optim__clip=None), "not_finite"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_recipe_is_named(mistake: str, fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    model, data = fitted
+    changes, name = MISTAKES[mistake]
+    changes = {key: str(data) if value == "TRAIN" else value for key, value in changes.items()}
+    assert name in named(tuned(model, data, tmp_path / "run", changes))
+
+
+def test_a_run_that_learns_nothing_stays_at_chance(fitted: tuple[Path, Path], tiny_clip: Path, tmp_path: Path) -> None:
+    data = fitted[1]
+    changes = settings(train__epochs=12, optim__lr=1e-6)  # as good as not learning
+    model = clipkit.load(tiny_clip)
+    with torch.no_grad():  # to which all pictures and all captions are the same
+        for tower in (model.image, model.text):
+            tower.head.weight.mul_(0).add_(0.01)
+    model.save(tmp_path / "blind")
+    recipe = tuned(tmp_path / "blind", data, tmp_path / "run", changes)
+    assert {"loss_at_chance", "collapsed"} <= named(recipe)
+
+
+def test_pictures_too_small_captions_too_long_and_the_same_caption_everywhere(
+    fitted: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, data = fitted
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = []
+    for number in range(64):
+        Image.open(data.parent / f"{number}.png").resize((12, 12)).save(folder / f"{number}.png")
+        rows.append([f"{number}.png", "a picture" if number % 4 else f"{'word ' * 100}{number}"])
+    bad = write_csv(folder / "pairs.csv", ["image", "caption"], rows)
+    found = named(tuned(model, bad, tmp_path / "run", settings(loss__duplicates="negative")))
+    assert {"small_pictures", "captions_cut", "false_negatives"} <= found
+
+
+def test_bad_files(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    model, data = fitted
+    shutil.copytree(data.parent, tmp_path / "data", ignore=shutil.ignore_patterns("run"))
+    (tmp_path / "data" / "5.png").write_bytes(b"not a picture")
+    recipe = tuned(model, tmp_path / "data" / "pairs.csv", tmp_path / "run", settings(data__max_bad=3))
+    assert "bad_samples" in named(recipe)
+
+
+def test_a_model_with_another_normalisation_than_it_was_trained_with(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    model, data = fitted
+    shutil.copytree(model, tmp_path / "model")
+    assert other_settings(clipkit.load(tmp_path / "model"), read_pairs(str(data))) == []
+    file = tmp_path / "model" / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    assert "other_normalisation" in named(tuned(tmp_path / "model", data, tmp_path / "run", {}))
