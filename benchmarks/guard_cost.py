@@ -1,0 +1,71 @@
+"""What guards and logging cost a run: the share of its time that goes into them.
+
+    python benchmarks/guard_cost.py recipes/flickr8k_towers.yaml
+
+Runs the recipe once into a temporary folder, with a clock around everything that guards and logging do: the findings
+before the first step, the batch's figures, the rules, the lines in the files, what is retained.
+"""
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import clipkit.training.run as run_module
+from clipkit.recipe import Recipe
+from clipkit.training.guards import Guards
+from clipkit.training.run import Run
+from clipkit.training.stop import StopRequest
+
+SPENT: dict[str, float] = defaultdict(float)
+
+
+def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with a clock around it."""
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            SPENT[name] += time.perf_counter() - began
+
+    return wrapped
+
+
+def main() -> None:
+    """Run the recipe and print what the clocks say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    patched: list[tuple[Any, str, str]] = [
+        (run_module, "before_first_step", "before the first step"),
+        (run_module, "other_settings", "before the first step"),
+        (run_module, "retention_of", "retention"),
+        (run_module, "batch_statistics", "figures of a batch"),
+        (Guards, "step", "rules"),
+        (Guards, "evaluation", "rules"),
+        (run_module, "append", "lines in the files"),
+        (run_module, "memory_in_use", "lines in the files"),
+    ]
+    for owner, attribute, name in patched:
+        setattr(owner, attribute, timed(name, getattr(owner, attribute)))
+    with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
+        recipe = Recipe.from_yaml(arguments.recipe, [*arguments.overrides, f"output={folder}/run"])
+        run = Run(recipe, stop)
+        began = time.perf_counter()
+        run.go(resume=False, overwrite=False)
+        took = time.perf_counter() - began
+        run.folder.release()
+        steps = run.step
+    for name, seconds in SPENT.items():
+        print(f"{name:24} {seconds:8.3f} s {seconds / took:8.2%}")
+    total = sum(SPENT.values())
+    print(f"{'all of them':24} {total:8.3f} s {total / took:8.2%} of {took:.1f} s, {steps} steps")
+
+
+if __name__ == "__main__":
+    main()
