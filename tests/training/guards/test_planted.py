@@ -13,8 +13,9 @@ import clipkit
 from clipkit.data import read_pairs
 from clipkit.errors import TrainingError, UserError
 from clipkit.recipe import Recipe
-from clipkit.training.guards import other_settings
+from clipkit.training.guards import before_first_step, other_settings
 from clipkit.training.guards.doctor import examine
+from clipkit.training.setup import model_of
 from tests.conftest import draw, write_csv
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "finetune_clip.yaml"
@@ -137,3 +138,11 @@ def test_a_model_with_another_normalisation_than_it_was_trained_with(fitted: tup
     file = tmp_path / "model" / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
     assert "other_normalisation" in named(tuned(tmp_path / "model", data, tmp_path / "run", {}))
+
+
+@pytest.mark.parametrize("name", ["simclr_images", "simcse_text", "slip_captions"])
+def test_shipped_recipes_raise_nothing_before_they_begin(name: str, flickr8k: Path) -> None:
+    data = {"data.train": str(flickr8k / "train.csv"), "data.validation": str(flickr8k / "dev.csv")}
+    recipe = Recipe.from_yaml(RECIPE.with_name(f"{name}.yaml")).override(data)
+    train, validation = (read_pairs(str(own)) for own in data.values())
+    assert before_first_step(recipe, model_of(recipe), train, validation, steps=500, rising=50) == []
