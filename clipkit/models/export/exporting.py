@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from clipkit.errors import ModelError, OutputError
+from clipkit.models.absent import is_absent
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.export.format import Format, Proof
 from clipkit.models.export.open_clip import OpenClip
 from clipkit.models.export.samples import CAPTIONS, with_even_margins
 from clipkit.models.export.samples import pictures as sample_pictures
+from clipkit.models.export.sentence_transformers import SentenceTransformers
 from clipkit.models.export.transformers import Transformers
 
 FORMATS = ("transformers", "open_clip", "sentence-transformers", "onnx")
@@ -59,7 +61,9 @@ def export(
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         notes = target.write(model, aside)
-        proof = _prove(model, target, aside, out, list(pictures or sample_pictures()), list(captions or CAPTIONS))
+        pictures = [] if is_absent(model.image) else list(pictures or sample_pictures())
+        captions = [] if is_absent(model.text) else list(captions or CAPTIONS)
+        proof = _prove(model, target, aside, out, pictures, captions)
         proof.notes[:0] = notes
         _judge(proof, target.tolerance if tolerance is None else tolerance, model.name)
         if out.is_dir():
@@ -78,6 +82,8 @@ def _format(to: str) -> Format:
             return Transformers()
         case "open_clip":
             return OpenClip()
+        case "sentence-transformers":
+            return SentenceTransformers()
     raise ModelError(f"{to}: is no layout that clipkit writes; take one of {', '.join(FORMATS)}")
 
 
@@ -87,12 +93,12 @@ def _prove(
     even = [with_even_margins(picture, model.image.preprocess.image_size) for picture in pictures]
     odd = [picture for picture, own in zip(pictures, even, strict=True) if own.size != picture.size]
     image, text = target.encode(written, even + odd, captions)
-    ours = model.encode_image(even + odd)
+    ours = model.encode_image(even + odd) if even else torch.empty(0, 1)
     proof = Proof(
         pictures=len(even),
         captions=len(captions),
         image_difference=_largest(image[: len(even)], ours[: len(even)]),
-        text_difference=_largest(text, model.encode_text(captions)),
+        text_difference=_largest(text, model.encode_text(captions) if captions else torch.empty(0, 1)),
         usage=target.usage(out),
         notes=[],
     )
@@ -116,4 +122,6 @@ def _judge(proof: Proof, tolerance: float, name: str) -> None:
 
 
 def _largest(theirs: torch.Tensor, ours: torch.Tensor) -> float:
+    if not len(ours):
+        return 0.0
     return float((F.normalize(theirs.float().cpu(), dim=-1) - ours).abs().max())

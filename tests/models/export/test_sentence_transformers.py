@@ -1,0 +1,97 @@
+"""What `SentenceTransformer(folder)` makes of an exported model, beside what clipkit makes of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+
+import clipkit
+from clipkit.models import DualEncoder, compose
+from clipkit.models.export import export
+from clipkit.models.export.samples import CAPTIONS
+from clipkit.recipe import ModelRecipe
+from tests.models.families import FAMILIES, SMALL, bert_tokenizer, build
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+QUICK = ("clip", "siglip", "siglip2", "metaclip_2")
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("towers")
+    torch.manual_seed(0)
+    tokenizer = bert_tokenizer()
+    config = transformers.BertConfig(**SMALL | {"vocab_size": len(tokenizer), "max_position_embeddings": 64})
+    transformers.BertModel(config).save_pretrained(folder / "text")
+    tokenizer.save_pretrained(folder / "text")
+    image = timm.create_model("test_vit", num_classes=0)
+    timm.models.save_for_hf(image, str(folder / "image"), safe_serialization=True)
+    return folder
+
+
+def opened(model: DualEncoder, folder: Path) -> Any:
+    proof = export(model, "sentence-transformers", folder)
+    assert max(proof.image_difference, proof.text_difference) < 1e-5
+    return sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
+def test_families(family: str, pictures: list[Path], tmp_path: Path) -> None:
+    model = clipkit.load(build(family, tmp_path / "model"))
+    theirs = opened(model, tmp_path / "out")
+    texts = theirs.encode(list(CAPTIONS), convert_to_tensor=True, batch_size=3)
+    torch.testing.assert_close(texts, model.encode_text(CAPTIONS), atol=1e-5, rtol=0)
+    files = [str(own) for own in pictures if own.name != "3.png"]  # whose palette is turned into colours otherwise
+    images = theirs.encode(files, convert_to_tensor=True)
+    torch.testing.assert_close(images, model.encode_image(files), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        theirs.similarity(images, texts), model.encode_image(files) @ model.encode_text(CAPTIONS).T, atol=1e-5, rtol=0
+    )
+
+
+def test_open_clips_go_by_way_of_transformers(tmp_path: Path) -> None:
+    export(clipkit.load(build("clip", tmp_path / "clip")), "open_clip", tmp_path / "open_clip")
+    model = clipkit.load(tmp_path / "open_clip")
+    texts = opened(model, tmp_path / "out").encode(list(CAPTIONS), convert_to_tensor=True)
+    torch.testing.assert_close(texts, model.encode_text(CAPTIONS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("projection", ["linear", "mlp"])
+def test_two_towers(projection: str, towers: Path, pictures: list[Path], tmp_path: Path) -> None:
+    recipe = {
+        "image": {"name": str(towers / "image")}, "text": {"name": str(towers / "text")}, "projection": projection,
+    }  # fmt: skip
+    model = compose(ModelRecipe.model_validate(recipe))
+    theirs = opened(model, tmp_path / "out")
+    files = [str(own) for own in pictures[:3]]
+    torch.testing.assert_close(
+        theirs.encode(files, convert_to_tensor=True), model.encode_image(files), atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        theirs.encode(list(CAPTIONS), convert_to_tensor=True), model.encode_text(CAPTIONS), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_a_text_tower_alone(pooling: str, towers: Path, tmp_path: Path) -> None:
+    model = compose(ModelRecipe.model_validate({"text": {"name": str(towers / "text"), "pooling": pooling}}))
+    texts = opened(model, tmp_path / "out").encode(list(CAPTIONS), convert_to_tensor=True)
+    torch.testing.assert_close(texts, model.encode_text(CAPTIONS), atol=1e-5, rtol=0)
+
+
+def test_a_tower_with_clips_own_tokenizer(tmp_path: Path) -> None:
+    recipe = {
+        "text": {
+            "name": "hf:bert", "pretrained": False, "tokenizer": "open_clip:ViT-B-32", "context_length": 24,
+            "config": SMALL,
+        },
+        "embed_dim": 16,
+    }  # fmt: skip
+    model = compose(ModelRecipe.model_validate(recipe))
+    texts = opened(model, tmp_path / "out").encode(list(CAPTIONS), convert_to_tensor=True)
+    torch.testing.assert_close(texts, model.encode_text(CAPTIONS), atol=1e-5, rtol=0)
