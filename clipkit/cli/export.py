@@ -23,6 +23,7 @@ def export(
     data: Annotated[
         str | None, typer.Option(metavar="D", help="Pictures and captions to prove it on, instead of a few of ours.")
     ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX with 8-bit weights; says what they cost.")] = False,
     tolerance: Annotated[
         float | None, typer.Option(help="Largest difference of a feature's value that is taken.", min=0)
     ] = None,
@@ -32,10 +33,14 @@ def export(
     from clipkit.models import load
     from clipkit.models.export import export as write
 
-    proof = write(load(model, device="cpu"), to, out, tolerance=tolerance, pictures=pictures, captions=captions)
+    proof = write(
+        load(model, device="cpu"), to, out, int8=int8, tolerance=tolerance, pictures=pictures, captions=captions
+    )
     print(f"{out}: written for {to}, opened by it and compared with {model}")
     print(f"  {proof.pictures} pictures: largest difference of a feature's value {proof.image_difference:.1e}")
     print(f"  {proof.captions} captions: {proof.text_difference:.1e}")
+    if int8:
+        print(f"  8-bit weights: mean cosine with the model's own {proof.image_cosine:.4f} and {proof.text_cosine:.4f}")
     for note in proof.notes:
         print(f"  note: {note}")
     print("open it with")

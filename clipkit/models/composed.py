@@ -95,7 +95,7 @@ class Composed:
             size = model.image.preprocess.image_size
             assert size is not None
             layout["image"] = True
-            save_for_hf(image, str(folder / "image"), safe_serialization=True, data_config=_data_config(image, size))
+            save_for_hf(image, str(folder / "image"), safe_serialization=True, data_config=data_config(image, size))
         if not is_absent(model.text):
             text: Any = model.text.trunk.native
             with without_weight_bars():
@@ -207,7 +207,8 @@ def _image_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: st
     )
 
 
-def _data_config(native: Any, size: int) -> dict[str, Any]:
+def data_config(native: Any, size: int) -> dict[str, Any]:
+    """timm's own words for how pictures of this size are prepared."""
     from timm.data import resolve_data_config
 
     return resolve_data_config({"input_size": (3, size, size)}, pretrained_cfg=native.pretrained_cfg)
@@ -216,7 +217,7 @@ def _data_config(native: Any, size: int) -> dict[str, Any]:
 def _preprocess(native: Any, size: int) -> Preprocess:
     from timm.data import create_transform
 
-    config = _data_config(native, size)
+    config = data_config(native, size)
     transform = TransformCall(create_transform(**config, is_training=False))
     return Preprocess(transform, size, config["mean"], config["std"])
 

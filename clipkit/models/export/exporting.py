@@ -12,6 +12,7 @@ from clipkit.errors import ModelError, OutputError
 from clipkit.models.absent import is_absent
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.export.format import Format, Proof
+from clipkit.models.export.onnx import Onnx
 from clipkit.models.export.open_clip import OpenClip
 from clipkit.models.export.samples import CAPTIONS, with_even_margins
 from clipkit.models.export.samples import pictures as sample_pictures
@@ -26,6 +27,7 @@ def export(
     to: str,
     out: str | Path,
     *,
+    int8: bool = False,
     tolerance: float | None = None,
     pictures: Sequence[Image.Image] | None = None,
     captions: Sequence[str] | None = None,
@@ -36,6 +38,7 @@ def export(
         model: in float32, as `load` gives it.
         to: one of `FORMATS`.
         out: a folder that is not there yet, or is empty.
+        int8: of ONNX: weights as 8-bit integers.
         tolerance: largest difference of a value of a unit-length feature that is taken; the layout's own, 1e-5 or 1e-4,
             where none is given.
         pictures: to prove it on; photographs that come with scikit-learn where none are given.
@@ -53,7 +56,9 @@ def export(
         >>> export(load("openai/clip-vit-base-patch32"), "open_clip", "clip_for_open_clip")   # doctest: +SKIP
     """
     out = Path(out)
-    target = _format(to)
+    target = _format(to, int8)
+    if int8 and to != "onnx":
+        raise ModelError(f"int8 is an option of ONNX, not of {to}; leave it out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: something is there already; give an empty or a new folder")
     aside = out.with_name(f".{out.name}.writing")
@@ -76,12 +81,14 @@ def export(
     return proof
 
 
-def _format(to: str) -> Format:
+def _format(to: str, int8: bool) -> Format:
     match to:
         case "transformers":
             return Transformers()
         case "open_clip":
             return OpenClip()
+        case "onnx":
+            return Onnx(int8)
         case "sentence-transformers":
             return SentenceTransformers()
     raise ModelError(f"{to}: is no layout that clipkit writes; take one of {', '.join(FORMATS)}")
@@ -94,11 +101,14 @@ def _prove(
     odd = [picture for picture, own in zip(pictures, even, strict=True) if own.size != picture.size]
     image, text = target.encode(written, even + odd, captions)
     ours = model.encode_image(even + odd) if even else torch.empty(0, 1)
+    texts = model.encode_text(captions) if captions else torch.empty(0, 1)
     proof = Proof(
         pictures=len(even),
         captions=len(captions),
         image_difference=_largest(image[: len(even)], ours[: len(even)]),
-        text_difference=_largest(text, model.encode_text(captions) if captions else torch.empty(0, 1)),
+        text_difference=_largest(text, texts),
+        image_cosine=_cosine(image[: len(even)], ours[: len(even)]),
+        text_cosine=_cosine(text, texts),
         usage=target.usage(out),
         notes=[],
     )
@@ -119,6 +129,12 @@ def _judge(proof: Proof, tolerance: float, name: str) -> None:
                 f"{name}: what was written gives the same {kind} other features (by {found:.2g}, more than "
                 f"{tolerance:g}){why}; nothing was kept; to take it all the same, raise the tolerance (--tolerance)"
             )
+
+
+def _cosine(theirs: torch.Tensor, ours: torch.Tensor) -> float:
+    if not len(ours):
+        return 1.0
+    return float(F.cosine_similarity(theirs.float().cpu(), ours, dim=-1).mean())
 
 
 def _largest(theirs: torch.Tensor, ours: torch.Tensor) -> float:

@@ -43,6 +43,9 @@ class Proof:
     image_difference: float
     text_difference: float
     """Largest difference of a value of a unit-length feature."""
+    image_cosine: float
+    text_cosine: float
+    """Mean cosine between a feature there and here."""
     usage: str
     notes: list[str]
     """What is known not to be the same there."""
