@@ -16,6 +16,7 @@ from clipkit.cli.data import app as data_app
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.cli.export import export, merge
+from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
 from clipkit.errors import Interrupted, TrainingError, UserError
 
@@ -31,6 +32,7 @@ app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
 app.command()(export)
 app.command()(merge)
+app.command(name="push")(push_command)
 app.command()(doctor)
 app.command()(runs)
 
@@ -92,6 +94,8 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
     processes: Annotated[int, typer.Option(help="Processes to run on, on this machine.", min=1)] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and stop.")] = False,
+    push: Annotated[str | None, typer.Option(metavar="REPO", help="Put the model on the Hub afterwards.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Of --push: only you see the repository.")] = False,
 ) -> None:
     """Train what a recipe says. The result does not depend on the number of processes."""
     from clipkit.recipe import Recipe
@@ -105,17 +109,26 @@ def train(
     if processes > 1:
         from clipkit.cli.launch import run_on_processes
 
-        chosen = ["--resume"] * resume + ["--overwrite"] * overwrite
+        chosen = ["--resume"] * resume + ["--overwrite"] * overwrite + ["--private"] * private
+        chosen += ["--push", push] if push is not None else []
         run_on_processes(processes, ["train", str(recipe), *(overrides or []), *chosen])
         return
     _start_process()
     from clipkit.cli.tables import print_metrics
     from clipkit.training import train as run
 
+    if push is not None:
+        from clipkit.cli.push import check_first
+
+        check_first(push, private)
     with _interruptible():
         result = run(complete, resume=resume, overwrite=overwrite)
     if result["metrics"] and int(os.environ.get("RANK", "0")) == 0:
         print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
+    if push is not None and int(os.environ.get("RANK", "0")) == 0:
+        from clipkit.cli.push import push as push_model
+
+        push_model(complete.output, push, private)
 
 
 @app.command()

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from clipkit.errors import ModelError
 from clipkit.models.absent import is_absent
-from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.encode import stack_inputs
 from clipkit.models.from_transformers import FAMILIES
 from clipkit.models.hub import local_folder
@@ -93,7 +92,7 @@ def describe(name: str) -> dict[str, Any]:
         "loss": "sigmoid" if model.logit_bias is not None else "softmax (InfoNCE)",
         "scale": model.logit_scale.exp().item(),
         "bias": model.logit_bias.item() if model.logit_bias is not None else None,
-        "licence": _licence(model, name),
+        "licence": licence_of(name),
         "inference_bytes": weights + layer,
         # Weights, their gradients and AdamW's two moments, and the graph of one pair: one tower at a time has one.
         "training_bytes": 4 * weights + graph,
@@ -119,24 +118,25 @@ def _activation(tower: nn.Module) -> str | None:
     return found.most_common(1)[0][0] if found else None
 
 
-def _licence(model: DualEncoder, name: str) -> str | None:
-    """What the model card's header states."""
+def licence_of(name: str) -> str | None:
+    """What the header of a model's card states."""
     if name.startswith("open_clip:"):
         return None
     try:
-        folder = local_folder(name, model_types=())
+        folder = local_folder(name.removeprefix("hf:"), model_types=())
         for card in (folder / "README.md", folder / "model" / "README.md"):
             if card.is_file():
-                return _stated(card)
+                licence = stated(card).get("license")
+                return str(licence) if licence is not None else None
     except (ModelError, OSError, yaml.YAMLError):
         return None
     return None
 
 
-def _stated(card: Path) -> str | None:
+def stated(card: Path) -> dict[str, Any]:
+    """The header of a model card."""
     parts = card.read_text(encoding="utf-8").split("---\n", 2)
     if len(parts) < 3 or parts[0].strip():
-        return None
+        return {}
     header = yaml.safe_load(parts[1])
-    licence = header.get("license") if isinstance(header, dict) else None
-    return str(licence) if licence is not None else None
+    return header if isinstance(header, dict) else {}

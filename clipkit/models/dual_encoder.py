@@ -106,3 +106,24 @@ class DualEncoder(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(self, folder)
         save_view_heads(self.view_heads, folder)
+
+    def push(self, repository: str, *, private: bool = False) -> str:
+        """Save it, with a model card, as one commit of a Hub repository. Gives the commit's address.
+
+        Args:
+            repository: `org/name`; made where there is none.
+            private: whether only its owner sees it, where it is made.
+
+        Raises:
+            ModelError: the repository cannot be written to, or the transfer broke; the same call goes on.
+        """
+        import tempfile
+
+        from clipkit.models.card import card
+        from clipkit.models.layout import layout_of
+        from clipkit.models.push import push, signed
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            (Path(folder) / "README.md").write_text(signed(card(layout_of(self))), encoding="utf-8")
+            return push(Path(folder), repository, private=private).url

@@ -2,6 +2,7 @@
 
 from clipkit.report.demo import demo_report
 from clipkit.report.evaluation import evaluation_report
+from clipkit.report.model_card import model_card
 from clipkit.report.run import run_report
 
-__all__ = ["demo_report", "evaluation_report", "run_report"]
+__all__ = ["demo_report", "evaluation_report", "model_card", "run_report"]

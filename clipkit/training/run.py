@@ -17,10 +17,12 @@ from clipkit.data import AtWork, Batch, EpochSampler, StreamPairs, StreamSampler
 from clipkit.errors import TrainingError, one_line
 from clipkit.evaluation import to_json, versions
 from clipkit.files import write_whole
+from clipkit.models.layout import layout_of
+from clipkit.models.push import signed
 from clipkit.pictures import pixel_limit
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
-from clipkit.report import run_report
+from clipkit.report import model_card, run_report
 from clipkit.training.bad_samples import BadSamples
 from clipkit.training.batch_statistics import batch_statistics
 from clipkit.training.checkpoint import (
@@ -139,6 +141,7 @@ class Run:
         self.failure: TrainingError | None = None
         self.at_work: AtWork | None = None
         self.statistics: dict[str, float] = {}
+        self.results: list[dict[str, Any]] = []
         self.ended = False
 
     def go(self, resume: bool, overwrite: bool) -> dict[str, Any]:
@@ -181,6 +184,8 @@ class Run:
         torch.manual_seed(recipe.train.seed)  # new parts of a model are the same on every process
         self.model = model_of(recipe).to(self.accelerator.device)
         self.largest_scale = max(_LARGEST_LOGIT_SCALE, self.model.logit_scale.item())
+        self.layout = layout_of(self.model, recipe.model)
+        self.settings["trained_on"] = {"images": len(self.pairs.pictures), "captions": len(self.pairs.captions)}
         self.start_scale = self.model.logit_scale.exp().item()
         self.start = start_of(self.model) if recipe.eval.interpolate else {}
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
@@ -589,6 +594,8 @@ class Run:
         self.model.view_heads = nn.ModuleDict({side: heads[side] for side in sides})
         try:
             self.model.save(folder)
+            card = model_card(self.layout, self.results, self.recipe.model_dump(mode="json"))
+            (folder / "README.md").write_text(signed(card), encoding="utf-8")
         finally:
             self.model.view_heads = heads
 
@@ -633,6 +640,7 @@ class Run:
         }
         results["seconds"] = round(self._seconds(), 2)
         results["findings"] = [finding.to_dict() for finding in self.guards.found]
+        self.results = [results]
 
         def write() -> None:
             with self.folder.writing():

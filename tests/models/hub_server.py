@@ -1,5 +1,6 @@
 """A small Hub on loopback: what the real client asks of the real one, from folders."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -40,6 +41,15 @@ class Hub:
     break_once: set[str] = field(default_factory=set)
     """Files of which the first transfer ends in the middle."""
     url: str = ""
+    uploads: Path | None = None
+    """Where what is pushed goes; without it nothing may be."""
+    read_only: bool = False
+    """Whether the token may not write."""
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """Large files that have arrived, by their SHA-256."""
+    received: list[tuple[str, int]] = field(default_factory=list)
+    """SHA-256 and bytes of each transfer of a large file, also of a broken one."""
+    commits: list[dict[str, Any]] = field(default_factory=list)
 
     def files_sent(self, repository: str) -> list[str]:
         """Names of the files whose content went out."""
@@ -64,13 +74,105 @@ def serving(hub: Hub) -> Iterator[Hub]:
             self.answer(with_body=True)
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))) or b"{}")
-            self.answer(with_body=True, paths=body.get("paths", []))
+            content = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            path = unquote(urlsplit(self.path).path)
+            answer = self.write_answers(path, content)
+            if answer is None:
+                return self.answer(with_body=True, paths=json.loads(content or b"{}").get("paths", []))
+            hub.requests.append((self.command, path, None))
+            if isinstance(answer, int):
+                return self.refuse(answer, "Refused")
+            return self.send(json.dumps(answer).encode(), {"Content-Type": "application/json"}, True)
+
+        def do_PUT(self) -> None:
+            """A large file, by its SHA-256."""
+            name = self.path.rpartition("/")[2]
+            hub.requests.append((self.command, self.path, None))
+            size = int(self.headers.get("Content-Length", "0"))
+            breaks = f"PUT {size}" in hub.break_once
+            content = self.rfile.read(size // 2 if breaks else size)
+            hub.received.append((name, len(content)))
+            if breaks:
+                hub.break_once.discard(f"PUT {size}")
+                self.close_connection = True
+                self.connection.close()
+                return
+            assert hashlib.sha256(content).hexdigest() == name
+            hub.objects[name] = content
+            self.send(b"", {}, True)
+
+        def write_answers(self, path: str, content: bytes) -> Any:
+            """What the API says to who writes; None: this is no such request."""
+            parts = path.strip("/").split("/")
+            known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+            if path == "/api/validate-yaml":
+                import yaml
+
+                text = json.loads(content)["content"]
+                header = yaml.safe_load(text.split("---\n")[1])
+                wrong = [] if isinstance(header, dict) else ["no header"]
+                return {"errors": [{"message": own} for own in wrong], "warnings": []}
+            if path == "/api/repos/create":
+                if not known or hub.read_only:
+                    return 403 if known else 401
+                body = json.loads(content)
+                name = f"{body.get('organization') or 'me'}/{body['name']}"
+                if name in hub.repositories:
+                    return 409
+                assert hub.uploads is not None
+                (hub.uploads / name).mkdir(parents=True)
+                hub.repositories[name] = Repository(
+                    {"main": hub.uploads / name}, private=body.get("visibility") == "private"
+                )
+                return {"url": f"{hub.url}/{name}"}
+            name = "/".join(parts[2:4])
+            if parts[:2] == ["api", "models"] and parts[4:5] == ["preupload"]:
+                if not known or hub.read_only:
+                    return 403 if known else 401
+                files = json.loads(content)["files"]
+                large = (".safetensors", ".bin", ".onnx")
+                return {
+                    "files": [
+                        {
+                            "path": own["path"], "shouldIgnore": False, "oid": None,
+                            "uploadMode": "lfs" if own["path"].endswith(large) else "regular",
+                        }
+                        for own in files
+                    ]
+                }  # fmt: skip
+            if path.endswith(".git/info/lfs/objects/batch"):
+                objects = []
+                for own in json.loads(content)["objects"]:
+                    missing = own["oid"] not in hub.objects
+                    actions = {"upload": {"href": f"{hub.url}/lfs/{own['oid']}", "header": {}}}
+                    objects.append({**own, **({"actions": actions} if missing else {})})
+                return {"transfer": "basic", "objects": objects}
+            if parts[:2] == ["api", "models"] and parts[4:5] == ["commit"]:
+                return self.commit(name, [json.loads(line) for line in content.splitlines()])
+            return None
+
+        def commit(self, name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+            folder = hub.repositories[name].revisions["main"]
+            for line in lines:
+                if line["key"] not in ("file", "lfsFile"):
+                    continue
+                file = folder / line["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                own = line["value"]
+                large = line["key"] == "lfsFile"
+                file.write_bytes(hub.objects[own["oid"]] if large else base64.b64decode(own["content"]))
+            hub.commits.append({"repository": name, "lines": lines})
+            oid = hashlib.sha1(json.dumps(lines).encode()).hexdigest()
+            return {"success": True, "commitOid": oid, "commitUrl": f"{hub.url}/{name}/commit/{oid}", "hookOutput": ""}
 
         def answer(self, with_body: bool, paths: list[str] | None = None) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path, self.headers.get("Range")))
             parts = path.strip("/").split("/")
+            if path == "/api/whoami-v2":
+                if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                    return self.refuse(401, "Unauthorized")
+                return self.send(b'{"name": "me", "type": "user", "orgs": []}', {}, with_body)
             if parts[:1] == ["datasets"]:
                 parts = parts[1:]
             if parts[:2] in (["api", "models"], ["api", "datasets"]):

@@ -1,0 +1,81 @@
+"""`clipkit push`."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clipkit.errors import DataError
+
+
+def push(
+    model: Annotated[str, typer.Argument(metavar="M", help="A run, or any model that `clipkit models` lists.")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="On the Hub, as org/name; made if need be.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you see it, where it is made.")] = False,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload with clipkit",
+    results: Annotated[
+        list[Path] | None, typer.Option(help="A results JSON for the model card; may be given several times.")
+    ] = None,
+) -> None:
+    """Put a model with its card on the Hugging Face Hub; a broken transfer goes on where it was."""
+    from clipkit.models.push import push as upload
+
+    measured = [_read(file) for file in results or []]
+    run = Path(model)
+    with tempfile.TemporaryDirectory() as aside:
+        if (run / "recipe.yaml").is_file() and (run / "model").is_dir() and not measured:
+            folder = run / "model"
+        else:
+            folder = Path(aside) / "model"
+            _save(model, folder, measured)
+        done = upload(folder, repository, private=private, message=message)
+    print(f"{done.url}: {done.files} files, {done.size / 1e6:,.1f} MB")
+    for note in done.notes:
+        print(f"  note: {note}")
+
+
+def check_first(repository: str, private: bool) -> None:
+    """Before a long run, on the first process: see that its model can be pushed afterwards.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    if int(os.environ.get("RANK", "0")) == 0:
+        from clipkit.models.push import check_pushable
+
+        check_pushable(repository, private)
+
+
+def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
+    """The model in its own layout, with a card: the user's own, where the folder has one and nothing is to be added."""
+    from clipkit.models import load
+    from clipkit.models.layout import layout_of
+    from clipkit.models.push import signed
+    from clipkit.report import model_card
+    from clipkit.report.runs import recipe_of, results_of
+
+    opened = load(model, device="cpu")
+    opened.save(folder)
+    own = Path(model) / "README.md"
+    if own.is_file() and not measured:
+        (folder / "README.md").write_text(own.read_text(encoding="utf-8"), encoding="utf-8")
+        return
+    recipe = None
+    if (Path(model) / "recipe.yaml").is_file():
+        recipe = recipe_of(Path(model))
+        results = results_of(Path(model))
+        measured = [*([results] if results is not None else []), *measured]
+    (folder / "README.md").write_text(signed(model_card(layout_of(opened), measured, recipe)), encoding="utf-8")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: is no results JSON ({error}); write one with clipkit eval … --json {file}") from None
+    if not isinstance(content, dict) or not {"task", "metrics", "data"} <= content.keys():
+        raise DataError(f"{file}: is no results JSON; write one with clipkit eval … --json {file}")
+    return content
