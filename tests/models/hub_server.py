@@ -63,6 +63,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         listed: tuple[str, bool, list[str] | None]
+        status = 200
 
         def log_message(self, *arguments: Any) -> None:
             pass
@@ -82,7 +83,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
             hub.requests.append((self.command, path, None))
             if isinstance(answer, int):
                 return self.refuse(answer, "Refused")
-            return self.send(json.dumps(answer).encode(), {"Content-Type": "application/json"}, True)
+            status, self.status = self.status, 200
+            return self.send(json.dumps(answer).encode(), {"Content-Type": "application/json"}, True, status=status)
 
         def do_PUT(self) -> None:
             """A large file, by its SHA-256."""
@@ -118,7 +120,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 body = json.loads(content)
                 name = f"{body.get('organization') or 'me'}/{body['name']}"
                 if name in hub.repositories:
-                    return 409
+                    self.status = 409
+                    return {"url": f"{hub.url}/{name}"}
                 assert hub.uploads is not None
                 (hub.uploads / name).mkdir(parents=True)
                 hub.repositories[name] = Repository(
@@ -242,10 +245,12 @@ def serving(hub: Hub) -> Iterator[Hub]:
                     entries.append({"type": kind, "path": name, "size": len(content), "oid": oid})
             return json.dumps(entries).encode()
 
-        def send(self, content: bytes, headers: dict[str, str], with_body: bool, breaks: bool = False) -> None:
+        def send(
+            self, content: bytes, headers: dict[str, str], with_body: bool, breaks: bool = False, status: int = 200
+        ) -> None:
             asked = self.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
             start = int(asked) if asked else 0
-            self.send_response(206 if asked else 200)
+            self.send_response(206 if asked else status)
             if asked:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             for key, value in headers.items():
