@@ -210,10 +210,11 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="A.json", help="A result, as --json writes or a run holds.")],
     second: Annotated[Path, typer.Argument(metavar="B.json", help="Another one on the same data.")],
     json_file: Json = None,
+    report: Report = None,
 ) -> None:
     """Which of two results is better, by how much, and where they disagree most."""
     results = [_result(file) for file in (first, second)]
-    _check_writable(json_file, inputs=(first, second))
+    _check_writable(json_file, report, inputs=(first, second))
     from clipkit.cli.tables import print_comparison
     from clipkit.evaluation import compare as compared
 
@@ -222,6 +223,11 @@ def compare(
     if json_file is not None:
         _write(json_file, json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
         print(f"comparison: {json_file}")
+    if report is not None:
+        from clipkit.report import comparison_report
+
+        _write(report, comparison_report(comparison, results[0], results[1]))
+        print(f"report: {report}")
 
 
 def _result(file: Path) -> dict[str, Any]:

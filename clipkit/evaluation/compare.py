@@ -149,10 +149,21 @@ def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
         order = np.argsort(ratio, kind="stable")
         better, worse = order[ratio[order] < 0][:_SHOWN], order[ratio[order] > 0][::-1][:_SHOWN]
         named = first["queries"].get(names)
-        found += [_moved(kind, int(row), named, one, two) for row in [*better, *worse]]
+        found += [
+            _moved(kind, int(row), named, one, two) | _picture_of(first["queries"], key, int(row))
+            for row in [*better, *worse]
+        ]
     return found
 
 
 def _moved(kind: str, row: int, names: Sequence[Any] | None, one: Any, two: Any) -> dict[str, Any]:
     query = names[row] if names is not None else f"row {row}"
     return {"asks": kind, "query": query, "first_rank": int(one[row]), "second_rank": int(two[row])}
+
+
+def _picture_of(queries: Mapping[str, Any], key: str, row: int) -> dict[str, str]:
+    """The picture that asks, or that a caption asks for."""
+    if "images" not in queries:
+        return {}
+    place = queries["image_of_text"][row] if key == "image_rank" else row
+    return {"image": queries["images"][place]} if place >= 0 else {}

@@ -68,10 +68,35 @@ def embedding_map(
     places = TSNE(
         perplexity=min(30, (len(rows) - 1) / 3), metric="cosine", init="random", random_state=0
     ).fit_transform(features[rows].numpy())
-    low, high = places.min(axis=0), places.max(axis=0)
-    scaled = (places - low) / (high - low).clip(min=1e-9)
     return [
-        {kind: shown(items[row], _SMALL), "x": round(float(x), 4), "y": round(float(y), 4)}
-        | ({} if labels is None else {"label": labels[row]})
-        for row, (x, y) in zip(rows, scaled, strict=True)
+        {kind: shown(items[row], _SMALL), **place} | ({} if labels is None else {"label": labels[row]})
+        for row, place in zip(rows, _scaled(torch.from_numpy(places)), strict=True)
     ]
+
+
+def map_of_classes(features: Float[Tensor, "N D"], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Where at most 240 pictures, evenly spaced, lie along their two principal components.
+
+    Args:
+        features: unit length.
+        labels: the class of each.
+
+    Returns:
+        Of each `x` and `y` in [0, 1], and `label`.
+    """
+    rows = chosen_examples(_ON_THE_MAP, len(labels))
+    if len(rows) < 4:
+        return []
+    chosen = features[rows].double()
+    centred = chosen - chosen.mean(dim=0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    # A direction's sign is arbitrary: the largest part points up, so that a picture is the same every time.
+    first = directions[:2]
+    first = first * first.gather(1, first.abs().argmax(dim=1, keepdim=True)).sign()
+    return [{**place, "label": labels[row]} for row, place in zip(rows, _scaled(centred @ first.T), strict=True)]
+
+
+def _scaled(places: Float[Tensor, "N 2"]) -> list[dict[str, float]]:
+    low, high = places.amin(dim=0), places.amax(dim=0)
+    scaled = (places - low) / (high - low).clamp(min=1e-9)
+    return [{"x": round(x, 4), "y": round(y, 4)} for x, y in scaled.tolist()]

@@ -33,6 +33,10 @@ class Result(TypedDict):
     """What each query got, so that two results can be compared query by query."""
     classes: NotRequired[list[dict[str, Any]]]
     """One row a class, or a category."""
+    prompts: NotRequired[list[dict[str, Any]]]
+    """The accuracy of each prompt by itself."""
+    map: NotRequired[list[dict[str, Any]]]
+    """Where some of the pictures lie in two dimensions."""
 
 
 # Every result is made with these.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KS = (1, 5, 10)
 _EXAMPLES = 8
+_EXTREMES = 6
 _NAMED = 100_000  # queries whose names stand in the result too
 
 
@@ -165,7 +166,10 @@ def retrieval_result(
         "settings": {"ks": list(KS), "merge_captions": asked.merged, **INTERVAL},
         "versions": versions(),
         "seconds": round(seconds + time.perf_counter() - started, 2),
-        "examples": _examples(image_features, text_features, pairs, asked),
+        "examples": [
+            *_examples(image_features, text_features, pairs, asked),
+            *_extremes(ranks, image_features, text_features, pairs, asked),
+        ],
         "queries": queries,
     }
 
@@ -224,6 +228,39 @@ def _examples(image_features: Tensor, text_features: Tensor, pairs: Pairs, asked
             for text in _top(scores, 5)
         ]
         found.append({"query": {"image": shown(pairs.pictures[image])}, "answers": answers})
+    return found
+
+
+def _extremes(
+    all_ranks: RetrievalRanks, image_features: Tensor, text_features: Tensor, pairs: Pairs, asked: AskedPairs
+) -> list[dict[str, Any]]:
+    """The captions whose picture is found surest, and those whose picture is found last."""
+    found = []
+    ranks = all_ranks.of_texts.cpu()
+    asking = (ranks > 0).nonzero()[:, 0]
+    pictures = first_image_of_text(all_ranks).cpu()[asking]
+    own = (text_features[asking] * image_features[pictures]).sum(dim=1)
+    first = asking[ranks[asking] == 1]
+    surest = first[own[ranks[asking] == 1].argsort(descending=True, stable=True)[:_EXTREMES]]
+    last = asking[ranks[asking].argsort(descending=True, stable=True)[:_EXTREMES]]
+    for kind, texts in (("best", surest), ("worst", last)):
+        for text in texts.tolist():
+            scores = image_features @ text_features[text]
+            right = asked.right_images(text)
+            top = _top(scores, 5)
+            if not right & set(top):
+                top = [*top[:4], max(right, key=lambda image: float(scores[image]))]  # the right one, wherever it is
+            answers = [
+                {
+                    "image": shown(pairs.pictures[image]),
+                    "score": round(scores[image].item(), 4),
+                    "right": image in right,
+                }
+                for image in top
+            ]
+            query = {"query": {"text": asked.texts[text]}, "answers": answers, "kind": kind, "rank": int(ranks[text])}
+            if kind == "best" or ranks[text] > 1:
+                found.append(query)
     return found
 
 

@@ -16,6 +16,7 @@ from clipkit.data import Classes, LabelledPictures, Templates, prompts_of, read_
 from clipkit.errors import DataError
 from clipkit.evaluation.features import Cache, Features
 from clipkit.evaluation.figures import Column, Columns, Figure, Queries, figure, figures
+from clipkit.evaluation.neighbourhood import map_of_classes
 from clipkit.evaluation.predictions import write_class_predictions
 from clipkit.evaluation.result import INTERVAL, Result, chosen_examples, data_hash, shown, versions
 from clipkit.metrics import (
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from clipkit.processes import Processes
 
 TEMPLATES = ("a photo of a {c}.",)
+_MISTAKES = 12
+# Prompts that are measured each by itself, and products of classes, prompts and pictures or widths up to which.
+_PROMPTS = 100
+_LARGEST = 2_000_000_000
 _EXAMPLES = 8
 _ROWS = 1024  # pictures whose probabilities are held at once
 _CONFUSED = 3  # classes that a class is most often taken for
@@ -84,7 +89,8 @@ def zeroshot(
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     hashes = features.content_hashes(labelled.pictures)
     classifier = classifier_of(features, chosen, prompts)
-    scores = similarity(features.images(labelled.pictures, hashes), classifier)
+    image_features = features.images(labelled.pictures, hashes)
+    scores = similarity(image_features, classifier)
     titles = [names[0] for names in chosen.names]
     if predictions is not None and (processes is None or processes.is_main):
         write_class_predictions(predictions, labelled.pictures, scores, labels, titles)
@@ -111,6 +117,8 @@ def zeroshot(
         "seconds": round(time.perf_counter() - started, 2),
         "examples": scored["examples"],
         "queries": scored["queries"],
+        "prompts": prompt_accuracies(features, chosen, prompts, image_features, labels),
+        "map": [] if labels.ndim == 2 else map_of_classes(image_features.cpu(), [titles[c] for c in labels.tolist()]),
     }
 
 
@@ -175,6 +183,27 @@ def classifier_of(features: Features, chosen: ChosenClasses, templates: Template
     return F.normalize(torch.stack(means), dim=-1)
 
 
+def prompt_accuracies(
+    features: Features,
+    chosen: ChosenClasses,
+    templates: Templates,
+    image_features: Float[Tensor, "N D"],
+    labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
+) -> list[dict[str, Any]]:
+    """The accuracy of each prompt alone; none where classes have their own sentences, or where it would take long."""
+    count, pictures = len(chosen.labels), len(image_features)
+    if isinstance(templates, Mapping) or labels.ndim == 2 or not 2 <= len(templates) <= _PROMPTS:
+        return []
+    if count * len(templates) * max(pictures, image_features.shape[1]) > _LARGEST:
+        return []
+    found = []
+    for template in templates:
+        scores = similarity(image_features, classifier_of(features, chosen, [template]))
+        right = (scores.argmax(dim=1) == labels.to(scores.device)).float().mean()
+        found.append({"prompt": template, "acc1": round(float(right), 6)})
+    return found
+
+
 class Scored(TypedDict):
     """The part of a result that comes from the scores."""
 
@@ -213,7 +242,10 @@ def classification_result(
         "metrics": metrics,
         "classes": _class_rows(predicted, labels, titles),
         "queries": queries,
-        "examples": _examples(scores, labels, titles, pictures),
+        "examples": [
+            *_examples(scores, labels, titles, pictures),
+            *_mistakes(scores, labels, predicted, confidence, titles, pictures),
+        ],
     }
 
 
@@ -286,6 +318,31 @@ def _class_rows(predicted: Tensor, labels: Tensor, titles: Sequence[str]) -> lis
 
 def _share(part: Tensor, whole: Tensor) -> float | None:
     return round(int(part) / int(whole), 6) if int(whole) else None
+
+
+def _mistakes(
+    scores: Tensor,
+    labels: Int[Tensor, " N"],
+    predicted: Int[Tensor, " N"],
+    confidence: Float[Tensor, " N"],
+    titles: Sequence[str],
+    pictures: Sequence[Any],
+) -> list[dict[str, Any]]:
+    """The wrong answers that the model was surest of."""
+    wrong = (predicted != labels).nonzero()[:, 0]
+    order = confidence[wrong].argsort(descending=True, stable=True)[:_MISTAKES]
+    return [
+        {
+            "query": {"image": shown(pictures[image])},
+            "answers": [
+                {"text": titles[c], "score": round(scores[image, c].item(), 4), "right": c == int(labels[image])}
+                for c in (int(predicted[image]), int(labels[image]))
+            ],
+            "kind": "mistake",
+            "confidence": round(float(confidence[image]), 4),
+        }
+        for image in wrong[order].tolist()
+    ]
 
 
 def _examples(

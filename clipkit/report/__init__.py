@@ -1,8 +1,9 @@
 """Reports: one HTML file without network, made from result files alone."""
 
+from clipkit.report.comparison import comparison_report
 from clipkit.report.demo import demo_report
 from clipkit.report.evaluation import evaluation_report
 from clipkit.report.model_card import model_card
 from clipkit.report.run import run_report
 
-__all__ = ["demo_report", "evaluation_report", "model_card", "run_report"]
+__all__ = ["comparison_report", "demo_report", "evaluation_report", "model_card", "run_report"]

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import yaml
-
 from clipkit.report.page import Page, metrics_table, render
 from clipkit.report.run import example_grids, run_curves
 
@@ -36,7 +34,7 @@ def demo_report(folder: Path) -> str:
                 "The prompts of a group are the names of its training emoji.",
             ),
         ],
-        curves=run_curves(run, yaml.safe_load(recipe)),
+        curves=run_curves(run, json.loads((run / "results.json").read_text(encoding="utf-8"))),
         grids=[*example_grids(trained["retrieval"]), *example_grids(trained["zeroshot"])],
         details={"Recipe": recipe},
         credit=CREDIT,

@@ -1,10 +1,12 @@
 """The report of one evaluation, from its result."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipkit.report.page import Page, Table, metrics_table, number, readable, render
+from clipkit.report.curves import bar_chart, confusion_chart, reliability_chart
+from clipkit.report.page import Curve, Page, Table, metrics_table, number, readable, render
 from clipkit.report.run import example_grids
 
 _NAMES = {
@@ -14,6 +16,9 @@ _NAMES = {
     "compositional": "Near misses",
 }
 _HARDEST = 20
+_PAIRS = 12
+_MATRIX = 24
+_SHOWN = 20
 
 
 def evaluation_report(result: Mapping[str, Any]) -> str:
@@ -30,8 +35,11 @@ def evaluation_report(result: Mapping[str, Any]) -> str:
     page = Page(
         title=f"{name}: {result['model']}",
         lead=f"{data['name']}: {counts}; {result['seconds']:.0f} s",
-        tables=[table, *classes_table(result.get("classes", []))],
+        tables=[table, *classes_table(result.get("classes", [])), *hardest_pairs(result)],
+        curves=_charts(result),
+        curves_title="How it classifies",
         grids=example_grids(dict(result)),
+        map=result.get("map") or [],
         details={
             "Settings": json.dumps(result["settings"], indent=2, ensure_ascii=False),
             "Versions": json.dumps(result["versions"], indent=2),
@@ -64,3 +72,62 @@ def classes_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         for row in ordered
     ]
     return [Table(f"The {len(cells)} hardest classes", ["", "images", "recall", "precision", "taken for"], cells)]
+
+
+def hardest_pairs(result: Mapping[str, Any]) -> list[Table]:
+    """Which classes are taken for which most often."""
+    counted = _confused(result)
+    if not counted:
+        return []
+    titles = [row["class"] for row in result["classes"]]
+    images = [row["images"] for row in result["classes"]]
+    cells = [
+        [f"{titles[label]} → {titles[taken]}", f"{count:,}", number("", count / images[label])]
+        for (label, taken), count in counted.most_common(_PAIRS)
+    ]
+    return [Table("The hardest pairs", ["is → taken for", "pictures", "of the class"], cells)]
+
+
+def _confused(result: Mapping[str, Any]) -> Counter[tuple[int, int]]:
+    """Wrong answers by (class, what it was taken for)."""
+    queries = result.get("queries", {})
+    if result["task"] != "zeroshot" or "predicted" not in queries:
+        return Counter()
+    pairs = zip(queries["label"], queries["predicted"], strict=True)
+    return Counter((label, taken) for label, taken in pairs if label != taken)
+
+
+def _charts(result: Mapping[str, Any]) -> list[Curve]:
+    queries = result.get("queries", {})
+    if result["task"] != "zeroshot" or "confidence" not in queries:
+        return []
+    right = [label == taken for label, taken in zip(queries["label"], queries["predicted"], strict=True)]
+    curves = [Curve("Confidence and truth", reliability_chart(queries["confidence"], right))]
+    curves.append(_confusion(result))
+    prompts = result.get("prompts") or []
+    if prompts:
+        ordered = sorted(prompts, key=lambda own: -own["acc1"])
+        shown = ordered if len(ordered) <= _SHOWN else [*ordered[: _SHOWN // 2], *ordered[-_SHOWN // 2 :]]
+        bars = {own["prompt"]: own["acc1"] for own in shown}
+        title = "Each prompt alone" + ("" if len(shown) == len(ordered) else ": the best and the worst")
+        all_of_them = result["metrics"]["acc1"]["value"]
+        curves.append(Curve(title, bar_chart(bars, "top-1 accuracy", ("all together", all_of_them))))
+    return curves
+
+
+def _confusion(result: Mapping[str, Any]) -> Curve:
+    """The classes that are confused most, or all of them where they are few."""
+    queries, titles = result["queries"], [row["class"] for row in result["classes"]]
+    weight: Counter[int] = Counter()
+    for (label, taken), count in _confused(result).items():
+        weight[label] += count
+        weight[taken] += count
+    everything = len(titles) <= _MATRIX
+    chosen = list(range(len(titles))) if everything else sorted(own for own, _ in weight.most_common(_MATRIX))
+    place = {own: index for index, own in enumerate(chosen)}
+    shares = [[0.0] * len(chosen) for _ in chosen]
+    for label, taken in zip(queries["label"], queries["predicted"], strict=True):
+        if label in place and taken in place:
+            shares[place[label]][place[taken]] += 1 / result["classes"][label]["images"]
+    title = "Confusion" if everything else f"Confusion among the {len(chosen)} classes that are mixed up most"
+    return Curve(title, confusion_chart(shares, [titles[own] for own in chosen]))

@@ -1,5 +1,6 @@
 """The page that every report is: headline, tables, curves, and queries with their answers."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from PIL import Image
 
 from clipkit.errors import DataError
 from clipkit.pictures import DATA_URI, as_data_uri
+from clipkit.report.curves import CATEGORIES
 
 _THUMBNAIL = 112  # pixels
 
@@ -42,13 +44,27 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """One picture, as of augmented samples."""
+
+    title: str
+    picture: str
+    """A data URI."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Page:
     """A report."""
 
     title: str
     lead: str
+    findings: Sequence[Mapping[str, Any]] | None = None
+    """In the form of a result's `findings`; None: nobody looked."""
     tables: Sequence[Table] = ()
     curves: Sequence[Curve] = ()
+    curves_title: str = "Course of the run"
+    sheets: Sequence[Sheet] = ()
     grids: Sequence[Grid] = ()
     map: Sequence[Mapping[str, Any]] = ()
     """Where items lie in two dimensions, in the form of a result's `map`."""
@@ -66,8 +82,16 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["thumbnail"] = thumbnail
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
+    environment.globals["colour_of"] = colours_of(page.map)
     environment.filters["svg"] = Markup
     return environment.get_template("page.html").render(page=page)
+
+
+def colours_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A colour for each of the commonest classes on a map; the others share a grey."""
+    common = Counter(str(item["label"]) for item in items if item.get("label")).most_common(len(CATEGORIES))
+    return {label: colour for (label, _), colour in zip(common, CATEGORIES, strict=False)}
 
 
 def thumbnail(path: str, side: int = _THUMBNAIL) -> str:
@@ -114,6 +138,9 @@ def readable(name: str) -> str:
         "image_uniformity": "pictures: uniformity",
         "text_alignment": "texts: alignment",
         "text_uniformity": "texts: uniformity",
+        "retention_similarity": "similarities as at the start",
+        "retention_acc1": "retained: top-1 accuracy",
+        "retention_mean_recall": "retained: mean of the recalls",
         "median_rank": "median rank",
         "mean_rank": "mean rank",
     }

@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clipkit.report.curves import line_chart
-from clipkit.report.page import Curve, Grid, Page, metrics_table, readable, render
+from clipkit.report.page import Curve, Grid, Page, Sheet, Table, metrics_table, number, readable, render
 
 
 def run_report(folder: str | Path) -> str:
@@ -28,8 +26,10 @@ def run_report(folder: str | Path) -> str:
     page = Page(
         title=str(results["model"]),
         lead=_lead(results),
-        tables=tables,
-        curves=run_curves(folder, yaml.safe_load(recipe_text)),
+        findings=results.get("findings"),
+        tables=[*tables, *_retention(results)],
+        curves=run_curves(folder, results),
+        sheets=_sheets(results),
         grids=example_grids(results),
         map=results.get("map") or [],
         details={"Recipe": recipe_text, "Versions": json.dumps(results.get("versions", {}), indent=2)},
@@ -67,15 +67,31 @@ def _lead(results: dict[str, Any]) -> str:
     return f"{took}; the weights after step {best['step']} had the best {readable(best['metric'])} and are kept"
 
 
-def run_curves(folder: Path, recipe: dict[str, Any]) -> list[Curve]:
-    """Loss and validation recalls over the steps."""
+def run_curves(folder: Path, results: dict[str, Any]) -> list[Curve]:
+    """What was logged at each step and evaluation: loss, accuracies, cosines, scale, figures, speed."""
     steps = _rows(folder / "metrics.jsonl")
-    level = json.loads((folder / "results.json").read_text(encoding="utf-8"))["settings"].get("loss_at_chance")
+    settings = results["settings"]
+    level = settings.get("loss_at_chance")
     chance = None if level is None else ("at equal similarities", level)
     x = [row["step"] for row in steps]
     loss = {"loss": (x, [row["loss"] for row in steps])}
     curves = [Curve("Training loss", line_chart(loss, "step", "loss", chance))]
-    evaluations = _rows(folder / "evaluations.jsonl")
+    curves += _of_evaluations(_rows(folder / "evaluations.jsonl"), settings)
+    curves += _of_batches(steps)
+    speeds = _rows(folder / "speed.jsonl")
+    if len(speeds) > 1:
+        series = {"pairs a second": ([row["step"] for row in speeds], [row["pairs_per_second"] for row in speeds])}
+        waited = sum(row["data_wait_seconds"] for row in speeds)
+        total = waited + sum(row["step_seconds"] for row in speeds)
+        title = f"Throughput ({waited / max(total, 1e-9):.1%} of it waiting for data)"
+        curves.append(Curve(title, line_chart(series, "step", "pairs a second")))
+    if settings.get("interpolation"):
+        curves.append(_interpolation(settings))
+    return curves
+
+
+def _of_evaluations(evaluations: list[dict[str, Any]], settings: dict[str, Any]) -> list[Curve]:
+    curves = []
     x = [row["step"] for row in evaluations]
     for names in _DRAWN:
         here = [name for name in names if evaluations and name in evaluations[0]]
@@ -83,20 +99,86 @@ def run_curves(folder: Path, recipe: dict[str, Any]) -> list[Curve]:
             drawn = {readable(name): (x, [row[name] for row in evaluations]) for name in here}
             label = "on the sphere" if "alignment" in names[0] else "share"
             curves.append(Curve(_TITLES[names[0]], line_chart(drawn, "step", label)))
+    retention = settings.get("retention")
+    if retention and evaluations and retention["metric"] in evaluations[0]:
+        name = retention["metric"]
+        kept = {readable(name): ([0, *x], [retention["start"], *(row[name] for row in evaluations)])}
+        best = settings.get("best")
+        if best and best["metric"] in evaluations[0]:
+            kept[readable(best["metric"])] = (x, [row[best["metric"]] for row in evaluations])
+        curves.append(Curve("Gain against retention", line_chart(kept, "step", "share")))
     return curves
+
+
+def _of_batches(steps: list[dict[str, Any]]) -> list[Curve]:
+    """Accuracy, cosines and scale in the batches, where they were logged."""
+    if not steps:
+        return []
+    x = [row["step"] for row in steps]
+    curves = []
+    for title, ending, label in (
+        ("In the batch: finds its own", "_accuracy", "share"),
+        ("In the batch: cosines", "_cosine", "mean cosine"),
+    ):
+        names = [name for name in steps[0] if name.endswith(ending) and all(name in row for row in steps)]
+        if names:
+            drawn = {name.removesuffix(ending).replace("_", " "): (x, [row[name] for row in steps]) for name in names}
+            curves.append(Curve(title, line_chart(drawn, "step", label)))
+    if "scale" in steps[0]:
+        curves.append(Curve("Scale", line_chart({"scale": (x, [row["scale"] for row in steps])}, "step", "scale")))
+    return curves
+
+
+def _interpolation(settings: dict[str, Any]) -> Curve:
+    rows = settings["interpolation"]
+    x = [row["alpha"] for row in rows]
+    names = {"target": "target", "retention": "retained"}
+    drawn = {title: (x, [row[name] for row in rows]) for name, title in names.items() if name in rows[0]}
+    title = f"Weights between start and end (kept: alpha {settings['alpha']:g})"
+    return Curve(title, line_chart(drawn, "alpha", "share"))
+
+
+def _retention(results: dict[str, Any]) -> list[Table]:
+    """Gain against what was retained."""
+    settings = results["settings"]
+    kept = settings.get("retention")
+    if not kept:
+        return []
+    name = kept["metric"]
+    change = kept["chosen"] - kept["start"]
+    cells = [readable(name), number(name, kept["start"]), number(name, kept["chosen"]), f"{100 * change:+.1f} %"]
+    note = f"On {kept['name']}: before the first step, and of the weights that are kept."
+    return [Table("What is left of what it knew", ["", "start", "kept", "change"], [cells], note)]
+
+
+def _sheets(results: dict[str, Any]) -> list[Sheet]:
+    picture = results.get("augmented")
+    note = "On the left of each row the picture, beside it what the image tower may see of it."
+    return [Sheet("Augmented samples", picture, note)] if picture else []
 
 
 def example_grids(results: dict[str, Any]) -> list[Grid]:
     """The result's examples, by what asks."""
     note = "Evenly spaced queries, not chosen by hand. Right answers are marked ✓."
-    near = [example for example in results["examples"] if example.get("neighbours")]
-    asked = [example for example in results["examples"] if not example.get("neighbours")]
+    examples = results["examples"]
+    near = [example for example in examples if example.get("neighbours")]
+    asked = [example for example in examples if not (example.get("neighbours") or example.get("kind"))]
+    kinds = {kind: [own for own in examples if own.get("kind") == kind] for kind in ("best", "worst", "mistake")}
     by_text = [example for example in asked if "text" in example["query"]]
     by_image = [example for example in asked if "image" in example["query"]]
     answers = "its class" if results["task"] == "zeroshot" else "its captions"
     grids = [
         Grid("From text to pictures", by_text, note),
         Grid(f"From a picture to {answers}", by_image, note),
+        Grid("Found surest", kinds["best"], "The captions whose own picture comes first with the highest similarity."),
+        Grid(
+            "Found last", kinds["worst"], "The captions whose own picture comes last; it stands at the end, marked ✓."
+        ),
+        Grid(
+            "Surest mistakes",
+            kinds["mistake"],
+            "The wrong answers with the highest confidence; the right class, marked ✓, comes second.",
+        ),
         Grid(
             "Nearest neighbours", near, "Evenly spaced, not chosen by hand; beside each the five most similar others."
         ),

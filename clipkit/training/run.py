@@ -23,6 +23,7 @@ from clipkit.pictures import pixel_limit
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.report import model_card, run_report
+from clipkit.training.augmented_sheet import augmented_sheet
 from clipkit.training.bad_samples import BadSamples
 from clipkit.training.batch_statistics import batch_statistics
 from clipkit.training.checkpoint import (
@@ -640,6 +641,8 @@ class Run:
         }
         results["seconds"] = round(self._seconds(), 2)
         results["findings"] = [finding.to_dict() for finding in self.guards.found]
+        if self.processes.is_main and (sheet := augmented_sheet(self.recipe, self.pairs)) is not None:
+            results["augmented"] = sheet
         self.results = [results]
 
         def write() -> None:

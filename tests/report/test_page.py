@@ -4,10 +4,13 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+import torch
+
 import clipkit
 from clipkit.recipe import Recipe
-from clipkit.report import evaluation_report, run_report
-from clipkit.report.evaluation import classes_table
+from clipkit.report import comparison_report, evaluation_report, run_report
+from clipkit.report.evaluation import classes_table, hardest_pairs
 from clipkit.report.page import metrics_table, number, readable, thumbnail
 
 
@@ -45,7 +48,18 @@ def test_a_run_report_is_one_file_with_everything_inside(recipe: Callable[..., R
     assert all(picture["alt"] for picture in outline.pictures)
     # Nothing is fetched: pictures are data, links inside the SVGs point into them.
     assert all(address.startswith(("data:", "#")) for address in outline.addresses)
-    assert page.count("<svg") == 2
+    for title in (
+        "Training loss",
+        "In the batch: cosines",
+        "Scale",
+        "Throughput",
+        "Gain against retention",
+        "Findings",
+    ):
+        assert title in page
+    assert "optim.lr is 0.001" in page  # a finding
+    assert "Augmented samples" in page
+    assert len(page.encode()) < 5_000_000
     assert "text → image R@1" in page
     assert "chance" in page
     assert "✓" in page
@@ -60,7 +74,7 @@ def test_an_evaluation_report_shows_its_figures(tiny_clip: Path, shapes: Path) -
         page = evaluation_report(json.loads(json.dumps(result)))
         Outline(page)
         for name, figure in result["metrics"].items():
-            assert number(name, figure["value"]) in page
+            assert number(name, figure["value"]).replace(" %", "\N{NO-BREAK SPACE}%") in page
 
 
 def test_what_users_wrote_is_escaped(tiny_clip: Path, shapes: Path) -> None:
@@ -95,3 +109,53 @@ def test_the_hardest_classes_come_first_with_what_they_are_taken_for(tiny_clip: 
     assert recalls == sorted(recalls)
     assert any(name in row[4] for row in table.rows for name in ("red", "green", "blue", "yellow"))
     assert classes_table([]) == []
+
+
+def test_a_classification_report_shows_where_it_errs(tiny_clip: Path, shapes: Path) -> None:
+    templates = ["a photo of a {c}", "a {c} shape", "something {c}"]
+    result = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"), templates=templates)
+    alone = {own["prompt"]: own["acc1"] for own in result["prompts"]}
+    for template in templates:
+        own = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"), templates=[template])
+        assert alone[template] == pytest.approx(own["metrics"]["acc1"]["value"], abs=1e-6)
+        assert own["prompts"] == []
+    mistakes = [own for own in result["examples"] if own.get("kind") == "mistake"]
+    wrong = [
+        label != taken for label, taken in zip(result["queries"]["label"], result["queries"]["predicted"], strict=True)
+    ]
+    assert len(mistakes) == min(12, sum(wrong))
+    sure = [own["confidence"] for own in mistakes]
+    assert sure == sorted(sure, reverse=True)
+    assert all([answer["right"] for answer in own["answers"]] == [False, True] for own in mistakes)
+    assert len(result["map"]) == 16
+    assert {own["label"] for own in result["map"]} == {"red", "green", "blue", "yellow"}
+    (table,) = hardest_pairs(result)
+    counted = sum(int(row[1]) for row in table.rows)
+    assert counted == sum(wrong)
+    page = evaluation_report(json.loads(json.dumps(result)))
+    for title in ("Confidence and truth", "Confusion", "Each prompt alone", "Surest mistakes", "Map of the embedding"):
+        assert title in page
+
+
+def test_a_retrieval_report_shows_best_and_worst(tiny_clip: Path, shapes: Path) -> None:
+    result = clipkit.evaluate.retrieval(clipkit.load(tiny_clip), str(shapes / "captions.csv"))
+    ranks = result["queries"]["image_rank"]
+    worst = [own for own in result["examples"] if own.get("kind") == "worst"]
+    assert [own["rank"] for own in worst] == sorted(ranks, reverse=True)[: len(worst)]
+    assert all(own["rank"] == 1 for own in result["examples"] if own.get("kind") == "best")
+    assert all(any(answer["right"] for answer in own["answers"]) for own in worst)
+    assert "its picture comes at place" in evaluation_report(result)
+
+
+def test_two_models_side_by_side(tiny_clip: Path, shapes: Path) -> None:
+    model = clipkit.load(tiny_clip)
+    first = clipkit.evaluate.retrieval(model, str(shapes / "captions.csv"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    second = clipkit.evaluate.retrieval(model, str(shapes / "captions.csv"))
+    page = comparison_report(clipkit.evaluate.compare(first, second), first, second)
+    outline = Outline(page)
+    assert "Side by side" in page
+    assert "Where B is better than A" in page
+    assert len(outline.pictures) >= 10
