@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import clipkit.training.run as run_module
+import clipkit.training.run_guard as guard_module
 from clipkit.recipe import Recipe
 from clipkit.training.guards import Guards
 from clipkit.training.run import Run
@@ -42,10 +43,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     patched: list[tuple[Any, str, str]] = [
-        (run_module, "before_first_step", "before the first step"),
-        (run_module, "other_settings", "before the first step"),
-        (run_module, "retention_of", "retention"),
-        (run_module, "batch_statistics", "figures of a batch"),
+        (guard_module, "before_first_step", "before the first step"),
+        (guard_module, "other_settings", "before the first step"),
+        (guard_module, "retention_of", "retention"),
+        (guard_module, "batch_statistics", "figures of a batch"),
         (Guards, "step", "rules"),
         (Guards, "evaluation", "rules"),
         (run_module, "append", "lines in the files"),

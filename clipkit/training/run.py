@@ -25,22 +25,12 @@ from clipkit.recipe import Recipe
 from clipkit.report import model_card, run_report
 from clipkit.training.augmented_sheet import augmented_sheet
 from clipkit.training.bad_samples import BadSamples
-from clipkit.training.batch_statistics import batch_statistics
 from clipkit.training.checkpoint import (
     checkpoint_of,
     checkpoint_steps,
     read_state,
     remove_checkpoint,
     remove_leftovers,
-)
-from clipkit.training.guards import (
-    Facts,
-    Finding,
-    Guards,
-    before_first_step,
-    is_pretrained,
-    other_settings,
-    read_findings,
 )
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.interpolation import interpolated, start_of
@@ -49,13 +39,12 @@ from clipkit.training.learned import Learned
 from clipkit.training.loss_sum import needs
 from clipkit.training.measurements import measurements_of, merged_results
 from clipkit.training.micro_batch import memory_in_use
-from clipkit.training.objective import Gathered
 from clipkit.training.objectives import objective_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
 from clipkit.training.resume import MACHINE, Found, best_evaluation, find, out_of_patience
-from clipkit.training.retention import retention_of
 from clipkit.training.run_data import read_data
-from clipkit.training.run_folder import RunFolder, append, read_rows
+from clipkit.training.run_folder import RunFolder, append
+from clipkit.training.run_guard import RunGuard
 from clipkit.training.run_log import RunLog
 from clipkit.training.setup import fingerprint, learns_batch_norm, micro_batch_size_of, model_of
 from clipkit.training.step import Abandoned, Step, out_of_memory
@@ -133,7 +122,7 @@ class Run:
         self.processes = Processes(self.accelerator)
         self.log = RunLog(self.processes.is_main)
         self.keeper = Keeper(self.folder, recipe.checkpoint, recipe.metric)
-        self.guards = Guards(self.folder.path, self.log.say)
+        self.guard = RunGuard(recipe, self.folder, self.processes, self.log.say)
         self.trackers = Trackers(self.accelerator, recipe, self.folder.path)
         self.step = 0
         self.saved_at = 0
@@ -141,7 +130,6 @@ class Run:
         self.settings: dict[str, Any] = {"processes": self.processes.count}
         self.failure: TrainingError | None = None
         self.at_work: AtWork | None = None
-        self.statistics: dict[str, float] = {}
         self.results: list[dict[str, Any]] = []
         self.ended = False
 
@@ -160,10 +148,13 @@ class Run:
             state = read_state(checkpoint_of(self.folder.checkpoints, found.step)) if found.step else None
             inputs = self._inputs(state)
             self.bad_samples.check_known(inputs.bad)
-            findings = self._look_before(state)
+            self.guard.look_before(self.model, self.data, self.steps, self.schedule.rising, resumed=state is not None)
             # Up to here, whatever was wrong, the folder is as it was.
             self._open(found, state)
-            self._begin_guards(findings, state)
+            self.guard.begin(
+                self.objective, self.steps, self.schedule.rising, self.largest_scale, resumed=state is not None
+            )
+            self.processes.on_main(self.trackers.start)
             self._take_in_bad(inputs)
             self._loop(inputs)
             results = self._finish()
@@ -187,7 +178,6 @@ class Run:
         self.largest_scale = max(_LARGEST_LOGIT_SCALE, self.model.logit_scale.item())
         self.layout = layout_of(self.model, recipe.model)
         self.settings["trained_on"] = {"images": len(self.pairs.pictures), "captions": len(self.pairs.captions)}
-        self.start_scale = self.model.logit_scale.exp().item()
         self.start = start_of(self.model) if recipe.eval.interpolate else {}
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
         self.learned = Learned(self.model, self.optimizer.optimizer, recipe.train.ema)
@@ -315,55 +305,10 @@ class Run:
             cut=not learns_batch_norm(self.model, recipe.model),
             asked_to_stop=lambda: self.stop.asked is not None,
             say=self.log.say,
-            look=self._look,
+            look=lambda gathered: self.guard.look(gathered, self.objective, self._is_logged(self.step + 1)),
         )
         self.log.say(f"micro-batches of {self.backward.micro_batch_size} pairs on each process")
         return inputs
-
-    def _look_before(self, state: dict[str, Any] | None) -> list[Finding]:
-        """What there is to find before the first step, with the weights as they came."""
-        recipe, validation = self.recipe, self.data.validation
-        self.retention = retention_of(recipe, self.model, validation, self.processes)
-        self.retention_start = self.retention.value() if self.retention is not None else None
-        if not self.processes.is_main:
-            return []
-        if state is not None:
-            kept = read_findings(self.folder.path)
-            return [] if kept is None else [own for own in kept[1] if own.step is None]
-        findings = before_first_step(recipe, self.model, self.pairs, validation, self.steps, self.schedule.rising)
-        if "captions" in recipe.objective and is_pretrained(recipe) and not isinstance(self.pairs, StreamPairs):
-            findings += other_settings(self.model, self.pairs)
-        return findings
-
-    def _begin_guards(self, findings: list[Finding], state: dict[str, Any] | None) -> None:
-        heeds_bias = "captions" in self.recipe.objective and needs(self.recipe.loss, "bias")
-        facts = Facts(
-            batch_size=self.recipe.train.batch_size,
-            rising=self.schedule.rising,
-            steps=self.steps,
-            chance=self.objective.chance,
-            start_scale=self.start_scale,
-            largest_scale=None if heeds_bias else math.exp(self.largest_scale),
-            metric=self.recipe.metric,
-            sides=self.objective.sides,
-            retention=self.retention.metric if self.retention is not None else None,
-            retention_start=self.retention_start,
-        )
-
-        def begin() -> None:
-            files = (self.folder.metrics, self.folder.speed, self.folder.evaluations)
-            logs = [read_rows(file) for file in files] if state is not None else [[], [], []]
-            with self.folder.writing():
-                self.guards.begin(findings, facts, *logs)
-            self.trackers.start()
-
-        self.processes.on_main(begin)
-
-    def _look(self, gathered: Gathered) -> None:
-        """At the features of a step that is logged."""
-        if self.processes.is_main and self._is_logged(self.step + 1):
-            ids = gathered["image_ids"], gathered["caption_ids"]
-            self.statistics = batch_statistics(*self.objective.compared(gathered), *ids, self.objective.sides)
 
     def _is_logged(self, step: int) -> bool:
         return step % self.recipe.train.log_every == 0 or step == self.steps
@@ -440,7 +385,7 @@ class Run:
             **({"scale": self.model.logit_scale.exp().item()} if "captions" in recipe.objective else {}),
             **({"bias": self.model.logit_bias.item()} if self.model.logit_bias is not None else {}),
             "grad_norm": float(norm),
-            **self.statistics,
+            **self.guard.statistics,
         }
 
     def _log(self, row: dict[str, Any], waited: float, took: float) -> None:
@@ -458,7 +403,7 @@ class Run:
             with self.folder.writing():
                 append(self.folder.metrics, row)
                 append(self.folder.speed, speed)
-                self.guards.step(row, speed, memory)
+                self.guard.guards.step(row, speed, memory)
             self.trackers.log("train", row, self.step)
             self.trackers.log("speed", speed, self.step)
         except TrainingError as error:
@@ -484,30 +429,13 @@ class Run:
             figures = self._evaluate()
             self.log.say(
                 f"epoch {self.step // self.sampler.steps_per_epoch}/{self.recipe.train.epochs}, step {self.step}: "
-                f"loss {row['loss']:.4f}{self._said_of(figures)}"
+                f"loss {row['loss']:.4f}{self.guard.said_of(figures, self.step)}"
             )
             self.ended = self.step < self.steps and bool(
                 self.processes.of_main(int(self.processes.is_main and out_of_patience(self.folder, self.recipe)))
             )
             if self.ended:
                 self.log.say(f"{self.recipe.eval.patience} evaluations were no better than the best one: the run ends")
-
-    def _said_of(self, figures: Mapping[str, float]) -> str:
-        """The figures that a person follows."""
-        metric = self.recipe.metric
-        if not self.processes.is_main or metric is None or metric not in figures:
-            return ""
-        best = best_evaluation(self.folder, metric)
-        said = f", {metric} {figures[metric]:.4f}"
-        if best is not None:
-            said += (
-                " (the best so far)"
-                if best["step"] == self.step
-                else f" (best {best[metric]:.4f}, step {best['step']})"
-            )
-        if self.retention is not None:
-            said += f", {self.retention.metric} {figures[self.retention.metric]:.4f} (start {self.retention_start:.4f})"
-        return said
 
     def _stage_ends(self) -> bool:
         """Whether it is time to look at how far the run has come."""
@@ -539,15 +467,7 @@ class Run:
         images = self.processes.gather(rows, self.recipe.train.batch_size)[:, 0].tolist()
         names = [Path(self.pairs.picture_name(image)).name for image in images]
         self._save_checkpoint()
-        if self.processes.is_main:
-            with self.folder.writing():
-                self.guards.stopped(
-                    Finding(
-                        "not_finite", "error", f"the loss was {loss:.4g} and the gradient's norm {norm:.4g}",
-                        "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; a picture or caption of the "
-                        "step may be at fault: log.txt names them", self.step + 1,
-                    )
-                )  # fmt: skip
+        self.guard.not_finite(self.step + 1, loss, norm)
         self.log.say(f"pictures of step {self.step + 1}: {' '.join(names)}")
         raise TrainingError(
             f"step {self.step + 1}: the loss is {loss:.4g} and the gradient's norm {norm:.4g}; the weights after step "
@@ -567,7 +487,7 @@ class Run:
                 row = {"step": self.step, **figures}
                 with self.folder.writing():
                     append(self.folder.evaluations, row)
-                    self.guards.evaluation(row)
+                    self.guard.guards.evaluation(row)
                 self.trackers.log("eval", figures, self.step)
                 with self.folder.writing():
                     best = best_evaluation(self.folder, self.recipe.metric)
@@ -581,9 +501,7 @@ class Run:
     def _figures(self) -> dict[str, float]:
         """Everything that is measured, of the weights as they are."""
         figures = {name: value for own in self.measurements for name, value in own.figures().items()}
-        if self.retention is not None:
-            figures[self.retention.metric] = self.retention.value()
-        return figures
+        return figures | self.guard.retained()
 
     def _save_model(self, folder: Path) -> None:
         """Without the heads that the recipe drops."""
@@ -615,7 +533,7 @@ class Run:
     def _interpolate(self) -> None:
         """Keep the best of the weights between those that the model came with and those that it has."""
         metric = str(self.recipe.metric)
-        own = {} if self.retention is None else {"retention": self.retention.metric}
+        own = {} if self.guard.retention is None else {"retention": self.guard.retention.metric}
         curve = interpolated(self.model, self.start, self._figures, {"target": metric, **own})
         alpha = curve.chosen
         self.settings |= {"interpolation": curve.rows, "alpha": alpha}
@@ -626,11 +544,7 @@ class Run:
         name, metric = str(self.folder.path), self.recipe.metric
         if self.start:
             self._interpolate()
-        if self.retention is not None:
-            self.settings["retention"] = {
-                "name": self.retention.name, "metric": self.retention.metric,
-                "start": self.retention_start, "chosen": self.retention.value(),
-            }  # fmt: skip
+        self.settings |= self.guard.settings()
         results = merged_results(self.measurements, name)
         results["settings"]["best"] = best and {"step": best["step"], "metric": metric, "value": best[str(metric)]}
         results["settings"] |= {
@@ -640,7 +554,7 @@ class Run:
             **self.settings,
         }
         results["seconds"] = round(self._seconds(), 2)
-        results["findings"] = [finding.to_dict() for finding in self.guards.found]
+        results["findings"] = [finding.to_dict() for finding in self.guard.guards.found]
         if self.processes.is_main and (sheet := augmented_sheet(self.recipe, self.pairs)) is not None:
             results["augmented"] = sheet
         self.results = [results]
