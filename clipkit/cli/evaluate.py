@@ -206,6 +206,53 @@ def compositional(
 
 
 @app.command()
+def suite(
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped suite or data set, or a YAML file.")],
+    models: Annotated[list[str], typer.Option("--model", metavar="M", help="May be given several times.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; one that is begun is gone on with.")] = Path(
+        "suite"
+    ),
+    cache: CacheFolder = None,
+    processes: Count = 1,
+) -> None:
+    """Many data sets with several models: one table, one report; goes on where it was stopped."""
+    from clipkit.evaluation.suites import read_suite, run_suite
+
+    chosen = read_suite(name)
+    if processes > 1:
+        from clipkit.cli.launch import run_again_on_processes
+
+        run_again_on_processes(processes)
+        return
+    from clipkit.cli.process import keep_freed_memory
+
+    keep_freed_memory()
+    together = _joined()
+    is_main = together is None or together.is_main
+
+    def say(line: str) -> None:
+        if is_main:
+            print(line, flush=True)
+
+    try:
+        found = run_suite(chosen, models, out, cache=_cache(cache), processes=together, say=say, progress=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written to ({error.strerror or error}); give another folder") from None
+    if is_main:
+        from clipkit.cli.tables import print_table
+        from clipkit.report import suite_markdown, suite_report, suite_tables
+
+        result = found.to_dict()
+        for table in suite_tables(result):
+            print_table(table.header, table.rows, f"\n{table.title}")
+        _write(out / "table.md", suite_markdown(result))
+        _write(out / "report.html", suite_report(result))
+        print(f"{out}: results.json, table.md, report.html, and a result for each data set and model")
+    if found.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A.json", help="A result, as --json writes or a run holds.")],
     second: Annotated[Path, typer.Argument(metavar="B.json", help="Another one on the same data.")],

@@ -140,6 +140,23 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
     return data
 
 
+def write_names(data: EmojiData, language: str) -> Path:
+    """`held_out_LANGUAGE.csv`: the held-out pictures with their CLDR names in a language, as de or fr."""
+    import emoji
+
+    emoji.config.load_language(language)  # the package comes with English alone in memory
+    names = {_plain(map(ord, text)): entry.get(language) for text, entry in emoji.EMOJI_DATA.items()}
+    file = data.held_out.with_name(f"held_out_{language}.csv")
+    with data.held_out.open(encoding="utf-8", newline="") as rows:
+        pictures = [row["image"] for row in csv.DictReader(rows)]
+    found = [(own, names.get(_plain(int(code, 16) for code in Path(own).stem.split("-")))) for own in pictures]
+    with file.open("w", encoding="utf-8", newline="") as written:
+        writer = csv.writer(written)
+        writer.writerow(["image", "caption"])
+        writer.writerows([own, name.strip(":").replace("_", " ")] for own, name in found if name)
+    return file
+
+
 def write_class_folders(data: EmojiData, folder: Path) -> None:
     """`train/GROUP/picture` and `held_out/GROUP/picture` below `folder`, of the files with groups."""
     for part, file in (("train", data.train_labels), ("held_out", data.held_out_labels)):

@@ -1,0 +1,6 @@
+"""Suites: many data sets in one command, resumed where they stopped."""
+
+from clipkit.evaluation.suites.entries import DataSet, Suite, read_suite, suites_folder
+from clipkit.evaluation.suites.run import SuiteResult, run_suite
+
+__all__ = ["DataSet", "Suite", "SuiteResult", "read_suite", "run_suite", "suites_folder"]

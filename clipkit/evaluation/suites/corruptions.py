@@ -1,0 +1,87 @@
+"""Pictures made worse on the fly: the same picture at the same level is the same bytes every time.
+
+Four of the kinds of Hendrycks and Dietterich 2019 ("Benchmarking neural network robustness to common corruptions and
+perturbations"), with levels of our own, relative to the picture's size: figures are not those of ImageNet-C.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from clipkit.evaluation.suites.entries import Corruption
+from clipkit.pictures import Stored, open_picture, size_of
+
+# By level, 1 to 5.
+BLUR = (0.004, 0.008, 0.013, 0.02, 0.03)
+"""Radius of a Gaussian, as a share of the shorter side."""
+NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)
+"""Standard deviation of Gaussian noise, of a range of 1."""
+JPEG = (25, 18, 12, 8, 5)
+"""Quality."""
+BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
+"""What is added, of a range of 1."""
+
+
+class Corrupted(Stored):
+    """A picture that is made worse whenever it is read."""
+
+    __slots__ = ("corruption", "source")
+
+    def __init__(self, source: Path | Stored, corruption: Corruption) -> None:
+        self.source = source
+        self.corruption = corruption
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name}~{self.corruption.name}-{self.corruption.level}"
+
+    @property
+    def size(self) -> int:
+        return size_of(self.source)
+
+    def __str__(self) -> str:
+        return f"{self.source}~{self.corruption.name}-{self.corruption.level}"
+
+    def read_bytes(self) -> bytes:
+        content = io.BytesIO()
+        worse(open_picture(self.source), self.corruption, self.source.name).save(content, "PNG", compress_level=1)
+        return content.getvalue()
+
+
+def worse(picture: Image.Image, corruption: Corruption, seed: str) -> Image.Image:
+    """The picture after the corruption.
+
+    Args:
+        picture: RGB.
+        corruption: which, how much.
+        seed: what noise depends on, beside the level: the picture's name.
+
+    Example:
+        >>> grey = Image.new("RGB", (8, 8), (100, 100, 100))
+        >>> worse(grey, Corruption(name="brightness", level=2), "a").getpixel((0, 0))
+        (151, 151, 151)
+    """
+    level = corruption.level - 1
+    match corruption.name:
+        case "blur":
+            return picture.filter(ImageFilter.GaussianBlur(BLUR[level] * min(picture.size)))
+        case "jpeg":
+            content = io.BytesIO()
+            picture.save(content, "JPEG", quality=JPEG[level])
+            with Image.open(content) as opened:
+                return opened.convert("RGB")
+        case "brightness":
+            return Image.fromarray(_clipped(np.asarray(picture, dtype=np.float32) + 255 * BRIGHTNESS[level]))
+        case "noise":
+            digest = hashlib.sha256(f"{seed}\0{corruption.level}".encode()).digest()
+            noise = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+            pixels = np.asarray(picture, dtype=np.float32)
+            return Image.fromarray(_clipped(pixels + noise.normal(0, 255 * NOISE[level], pixels.shape)))
+
+
+def _clipped(pixels: Any) -> Any:
+    return pixels.round().clip(0, 255).astype(np.uint8)

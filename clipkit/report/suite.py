@@ -1,0 +1,100 @@
+"""What a suite found, as a table and as a page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clipkit.report.page import Page, Table, number, readable, render
+
+
+def suite_tables(result: Mapping[str, Any]) -> list[Table]:
+    """Data sets by models, and robustness where there are versions of one."""
+    models = list(result["models"])
+    names = list(dict.fromkeys(row["dataset"] for row in result["rows"]))
+    value = {(row["dataset"], row["model"]): row for row in result["rows"]}
+    published = result.get("published", {})
+    rows = []
+    for name in names:
+        first = next(row for row in result["rows"] if row["dataset"] == name)
+        cells = [_cell(value.get((name, model)), first["metric"]) for model in models]
+        known = "; ".join(
+            f"{own['model']} {number(own['metric'], own['value'])}"
+            for own in published.get(name, [])
+            if own["metric"] == first["metric"]
+        )
+        rows.append(
+            [first["title"], readable(first["metric"]), *cells, number(first["metric"], first["chance"]), known]
+        )
+    columns = ["", "figure", *models, "chance", "published"]
+    shown = [index for index in range(len(columns)) if columns[index] != "published" or any(row[-1] for row in rows)]
+    tables = [
+        Table(
+            result["title"] or result["suite"],
+            [columns[index] for index in shown],
+            [[row[index] for index in shown] for row in rows],
+            "In brackets the 95 % interval over pictures.",
+        )
+    ]
+    if result.get("robustness"):
+        drops = [
+            [
+                own["dataset"], own["version_of"], own["model"], number("", own["original"]), number("", own["value"]),
+                number("", own["relative_drop"]),
+                "–" if own["effective_robustness"] is None else f"{100 * own['effective_robustness']:+.1f} %",
+            ]
+            for own in result["robustness"]
+        ]  # fmt: skip
+        note = (
+            "Relative drop: the share of the original figure that is lost. Effective robustness: how far the figure on "
+            "the version lies above what the baseline leads to expect."
+        )
+        header = ["version", "of", "model", "original", "version", "relative drop", "effective robustness"]
+        tables.append(Table("Robustness", header, drops, note))
+    return tables
+
+
+def suite_markdown(result: Mapping[str, Any]) -> str:
+    """The tables for a README."""
+    parts = []
+    for table in suite_tables(result):
+        lines = [
+            f"### {table.title}",
+            "",
+            "| " + " | ".join(table.header) + " |",
+            "| " + " | ".join("---" for _ in table.header) + " |",
+            *("| " + " | ".join(row) + " |" for row in table.rows),
+            "",
+            table.note,
+        ]
+        parts.append("\n".join(lines))
+    parts += [f"Not reached: {name}: {why}" for name, why in result["unreached"].items()]
+    parts += [f"Failed: {name}: {why}" for name, why in result["failed"].items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def suite_report(result: Mapping[str, Any]) -> str:
+    """The HTML of a suite."""
+    problems = [
+        {"level": "note", "step": None, "message": f"{name} was not reached", "advice": why}
+        for name, why in result["unreached"].items()
+    ] + [
+        {"level": "error", "step": None, "message": f"{name} failed", "advice": why}
+        for name, why in result["failed"].items()
+    ]
+    measured = len({row["dataset"] for row in result["rows"]})
+    page = Page(
+        title=result["title"] or result["suite"],
+        lead=f"{measured} data sets, {len(result['models'])} models",
+        findings=problems or None,
+        tables=suite_tables(result),
+        details={"Versions": "\n".join(f"{name} {version}" for name, version in result["versions"].items())},
+    )
+    return render(page)
+
+
+def _cell(row: Mapping[str, Any] | None, metric: str) -> str:
+    if row is None or row["value"] is None:
+        return "–"
+    if row["low"] is None:
+        return number(metric, row["value"])
+    low, high = (number(metric, row[end]).removesuffix(" %") for end in ("low", "high"))
+    return f"{number(metric, row['value'])} ({low} – {high})"
