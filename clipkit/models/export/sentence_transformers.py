@@ -75,7 +75,7 @@ class SentenceTransformers:
     def usage(self, folder: Path) -> str:
         return (
             f'model = sentence_transformers.SentenceTransformer("{folder}")\n'
-            'model.encode(["a cat", "a dog"])  # or pictures, as PIL images'
+            'model.encode(["a cat", "a dog"])  # or pictures, as PIL images: model.modalities says which it takes'
         )
 
 
