@@ -40,7 +40,7 @@ class TransformersTokenizer:
         context_length: longest in tokens; what is longer is cut.
         fixed: always pad to `context_length`, for towers that look at the padding.
         mask: give the mask; those of transformers that look at the padding are not told which it is.
-        lower: lowercase first.
+        lower: lowercase first; of Gemma's, which SigLIP 2 takes.
     """
 
     source = None
@@ -69,7 +69,15 @@ class TransformersTokenizer:
         return {name: tokens[name] for name in wanted}
 
     def save(self, folder: Path) -> None:
+        """Files with which transformers, its pipelines too, makes the same tokens without being told how."""
+        if not self.mask:
+            self.native.model_input_names = ["input_ids"]
+            self.native.init_kwargs["model_input_names"] = ["input_ids"]
         self.native.save_pretrained(folder)
+        if self.lower:  # the same tokenizer by the name under which transformers lowercases first
+            file = folder / "tokenizer_config.json"
+            config = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": "Siglip2Tokenizer"}
+            file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 class OpenClipTokenizer:

@@ -141,8 +141,8 @@ def metaclip_2(folder: Path) -> None:
 def siglip(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spiece.model").write_bytes(sentencepiece_model(pad_id=0, eos_id=1, unk_id=2, bos_id=-1))
-    tokenizer = transformers.SiglipTokenizer(str(folder / "spiece.model"), model_max_length=16)
-    text = SMALL | {"vocab_size": 200, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 1}
+    tokenizer = transformers.SiglipTokenizer(str(folder / "spiece.model"), model_max_length=64)
+    text = SMALL | {"vocab_size": 200, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 1}
     config = transformers.SiglipConfig(text_config=text, vision_config=VISION)
     processor = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
     save(folder, transformers.SiglipModel(config), tokenizer, processor)

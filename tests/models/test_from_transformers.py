@@ -84,6 +84,41 @@ def test_cut_captions_equal_whole_ones(family: tuple[str, Path]) -> None:
         torch.testing.assert_close(cut, model.text(tokens), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("template", ["This is a photo of {}.", "the {}"])
+def test_a_pipeline_scores_what_was_saved_as_clipkit_does(
+    family: tuple[str, Path], template: str, pictures: list[Path], tmp_path: Path
+) -> None:
+    _, folder = family
+    model = clipkit.load(folder)
+    with torch.no_grad():
+        model.logit_scale.fill_(2.5)
+        if model.logit_bias is not None:
+            model.logit_bias.fill_(-1.5)
+    model.save(tmp_path)
+    check_pipeline(model, tmp_path, ["red square", "two DOGS running", "x"], template, pictures)
+
+
+def check_pipeline(model: Any, folder: Path, labels: list[str], template: str, pictures: list[Path]) -> None:
+    """SigLIP's scores are sigmoids, each label's own; the others' are a softmax over the labels."""
+    classify = transformers.pipeline("zero-shot-image-classification", model=str(folder))
+    prompts = [template.format(label) for label in labels]
+    wanted = model.classify(pictures, prompts)
+    if model.logit_bias is not None:
+        cosines = model.encode_image(pictures) @ model.encode_text(prompts).T
+        wanted = (cosines * model.logit_scale.detach().exp() + model.logit_bias.detach()).sigmoid()
+    assert wanted.std(dim=1).min() > 1e-4  # labels are told apart
+    files = [str(picture) for picture in pictures]
+    # It resizes by torchvision unless told otherwise, which is nearly the same.
+    for tolerance in (5e-3, 1e-5):
+        found = [
+            {own["label"]: own["score"] for own in scores}
+            for scores in classify(files, candidate_labels=labels, hypothesis_template=template)
+        ]
+        rows = torch.tensor([[scores[label] for label in labels] for scores in found])
+        torch.testing.assert_close(rows, wanted, rtol=0, atol=tolerance)
+        classify.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+
 def test_one_epoch_and_back_to_the_familys_own_loader(
     family: tuple[str, Path], recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path, pictures: list[Path]
 ) -> None:
@@ -142,6 +177,11 @@ def test_gemmas_tokenizer_is_lowercased_for_siglip(tmp_path: Path, pictures: lis
     save(tmp_path, transformers.SiglipModel(config), tokenizer, processor)
     model = clipkit.load(tmp_path)
     torch.testing.assert_close(model.encode_text(["A Red SQUARE"]), model.encode_text(["a red square"]), rtol=0, atol=0)
+    # Whoever opens what is saved need not know: a pipeline's own prompt begins with a capital.
+    model.save(tmp_path / "saved")
+    check_pipeline(model, tmp_path / "saved", ["Red", "a DOG"], "This is a photo of {}.", pictures)
+    again = clipkit.load(tmp_path / "saved")
+    torch.testing.assert_close(again.encode_text(["A Red SQUARE"]), model.encode_text(["a red square"]), rtol=0, atol=0)
 
 
 def test_another_class_is_refused_by_name(tmp_path: Path) -> None:

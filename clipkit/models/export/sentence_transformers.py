@@ -23,6 +23,12 @@ from clipkit.models.tokenizer import TransformersTokenizer
 _CONFIG = "sentence_bert_config.json"
 # Pillow's resizing is what CLIPs were trained with; the other one differs by up to 0.015 a pixel.
 _PILLOW = {"backend": "pil"}
+_TIMM = "TimmWrapperImageProcessor"
+# transformers' own processors would convert them, but cut the middle of some a pixel apart from timm.
+_RGB_ALONE = (
+    "the image tower is timm's, whose preprocessing takes nothing but PIL images in RGB there: no paths, no grey ones; "
+    'give Image.open(path).convert("RGB")'
+)
 
 
 class SentenceTransformers:
@@ -45,6 +51,8 @@ class SentenceTransformers:
             if "image" in written.get("modality_config", {}):  # the library does not keep it by itself
                 written["processor_kwargs"] = _PILLOW
                 config.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        if isinstance(model.backend, Composed) and not is_absent(model.image):
+            return [_RGB_ALONE]
         return []
 
     def encode(
@@ -55,7 +63,9 @@ class SentenceTransformers:
         with without_weight_bars():
             opened = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
         found = []
-        for modality, inputs in (("image", [own.convert("RGB") for own in pictures]), ("text", list(captions))):
+        timm = any(type(getattr(own, "processor", None)).__name__ == _TIMM for own in opened.modules())
+        shown = [own.convert("RGB") for own in pictures] if timm else list(pictures)
+        for modality, inputs in (("image", shown), ("text", list(captions))):
             if modality in opened.modalities:
                 found.append(opened.encode(inputs, convert_to_tensor=True, show_progress_bar=False))
             else:
@@ -65,7 +75,7 @@ class SentenceTransformers:
     def usage(self, folder: Path) -> str:
         return (
             f'model = sentence_transformers.SentenceTransformer("{folder}")\n'
-            'model.encode(["a cat", "a dog"])  # or pictures, as PIL images'
+            'model.encode(["a cat", "a dog"])  # or pictures, as PIL images: model.modalities says which it takes'
         )
 
 
@@ -84,6 +94,7 @@ def _of_whole(model: DualEncoder, parts: Path) -> list[Any]:
     from sentence_transformers.base.modules import Normalize, Transformer
 
     Transformers().write(model, parts)
+    _convert_to_rgb(parts / "preprocessor_config.json")
     if not isinstance(model.backend, FromTransformers):
         from clipkit.models.loading import load
 
@@ -108,6 +119,12 @@ def _of_whole(model: DualEncoder, parts: Path) -> list[Any]:
         do_lower_case=tokenizer.lower,
     )
     return [whole, Normalize()]
+
+
+def _convert_to_rgb(preprocessing: Path) -> None:
+    """Not every family's processor does it unasked; then a grey picture would be an error."""
+    config = json.loads(preprocessing.read_text(encoding="utf-8")) | {"do_convert_rgb": True}
+    preprocessing.write_text(json.dumps(config), encoding="utf-8")
 
 
 def _of_towers(model: DualEncoder, parts: Path) -> list[Any]:

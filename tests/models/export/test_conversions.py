@@ -137,6 +137,13 @@ def test_architectures_of_open_clip_open_in_transformers(tmp_path: Path) -> None
         torch.testing.assert_close(found[1], wanted[1], atol=1e-5, rtol=1e-5)
 
 
+def test_siglip2_stays_itself(tmp_path: Path) -> None:
+    """Its tokenizer gives a mask unasked, which the model was never trained with."""
+    proof = export(clipkit.load(build("siglip2", tmp_path / "start")), "transformers", tmp_path / "out")
+    assert proof.text_difference < 1e-5
+    assert "attention_mask" not in transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(["a"])
+
+
 class _SavesNothing:
     def save_pretrained(self, folder: Path) -> None:
         """CLIP's own vocabulary comes with open_clip."""

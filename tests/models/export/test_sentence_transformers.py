@@ -10,6 +10,7 @@ import transformers
 from PIL import Image
 
 import clipkit
+from clipkit.errors import ModelError
 from clipkit.models import DualEncoder, compose
 from clipkit.models.export import export
 from clipkit.models.export.samples import CAPTIONS
@@ -47,8 +48,12 @@ def test_families(family: str, pictures: list[Path], tmp_path: Path) -> None:
     theirs = opened(model, tmp_path / "out")
     texts = theirs.encode(list(CAPTIONS), convert_to_tensor=True, batch_size=3)
     torch.testing.assert_close(texts, model.encode_text(CAPTIONS), atol=1e-5, rtol=0)
-    files = [str(own) for own in pictures if own.name != "3.png"]  # whose palette is turned into colours otherwise
+    files = [str(own) for own in pictures]
     images = theirs.encode(files, convert_to_tensor=True)
+    held = theirs.encode([Image.open(own) for own in pictures], convert_to_tensor=True)  # grey and palette among them
+    torch.testing.assert_close(held, images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(images.norm(dim=1), torch.ones(len(files)), atol=1e-5, rtol=0)
+    assert theirs.similarity_fn_name == "cosine"
     torch.testing.assert_close(images, model.encode_image(files), atol=1e-5, rtol=0)
     torch.testing.assert_close(
         theirs.similarity(images, texts), model.encode_image(files) @ model.encode_text(CAPTIONS).T, atol=1e-5, rtol=0
@@ -76,6 +81,39 @@ def test_two_towers(projection: str, towers: Path, pictures: list[Path], tmp_pat
     torch.testing.assert_close(
         theirs.encode(list(CAPTIONS), convert_to_tensor=True), model.encode_text(CAPTIONS), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("embed_dim", [None, 16])
+def test_an_image_tower_alone(embed_dim: int | None, towers: Path, pictures: list[Path], tmp_path: Path) -> None:
+    recipe = {"image": {"name": str(towers / "image")}, "embed_dim": embed_dim}
+    model = compose(ModelRecipe.model_validate(recipe))
+    theirs = opened(model, tmp_path / "out")
+    files = [Image.open(own).convert("RGB") for own in pictures]
+    torch.testing.assert_close(
+        theirs.encode(files, convert_to_tensor=True), model.encode_image(files), atol=1e-5, rtol=0
+    )
+
+
+def test_what_timms_preprocessing_takes_is_said(towers: Path, pictures: list[Path], tmp_path: Path) -> None:
+    proof = export(
+        compose(ModelRecipe.model_validate({"image": {"name": str(towers / "image")}})),
+        "sentence-transformers",
+        tmp_path / "out",
+    )
+    assert 'Image.open(path).convert("RGB")' in proof.notes[0]
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    for other in (str(pictures[0]), Image.open(pictures[2])):  # once one of them works, the note is wrong
+        with pytest.raises((ValueError, RuntimeError)):
+            theirs.encode([other])
+
+
+def test_without_the_library(towers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = compose(ModelRecipe.model_validate({"text": {"name": str(towers / "text")}}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"pip install clipkit-torch\[sentence-transformers\]") as caught:
+        export(model, "sentence-transformers", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
