@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-import pytest
-
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
