@@ -107,7 +107,7 @@ def check_pipeline(model: Any, folder: Path, labels: list[str], template: str, p
         wanted = (cosines * model.logit_scale.detach().exp() + model.logit_bias.detach()).sigmoid()
     assert wanted.std(dim=1).min() > 1e-4  # labels are told apart
     files = [str(picture) for picture in pictures]
-    # It resizes by torchvision unless told otherwise, which is not quite the same, and differs between Pillow's versions.
+    # It resizes by torchvision unless told otherwise, which is not quite the same, and varies with Pillow's version.
     for tolerance in (3e-2, 1e-5):
         found = [
             {own["label"]: own["score"] for own in scores}
