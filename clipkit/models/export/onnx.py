@@ -248,12 +248,15 @@ def _preprocessing(model: DualEncoder) -> dict[str, Any] | None:
 def _text(model: DualEncoder, inputs: dict[str, Tensor], folder: Path) -> dict[str, Any]:
     """What the example needs to know of captions; its tokenizer goes into the folder."""
     tokenizer: Any = model.text.tokenize
+    native, lower, own = tokenizer.native, False, False
     if isinstance(tokenizer, TransformersTokenizer):
-        native, lower = tokenizer.native, tokenizer.lower
-    elif getattr(tokenizer.native, "tokenizer", None) is not None:
-        native, lower = with_cleaning(tokenizer.native, tokenizer.context_length, model.name), False
+        lower = tokenizer.lower
+    elif getattr(native, "tokenizer", None) is not None:
+        native = with_cleaning(native, tokenizer.context_length, model.name)
     else:
-        native, lower = for_transformers(tokenizer.native, tokenizer.context_length, model.name), False
+        native, own = for_transformers(native, tokenizer.context_length, model.name), True
+    # open_clip's own pads with 0, and towers that see their padding know no other.
+    padding = (tokenizer.native.decoder[0], 0) if own else (native.pad_token, native.pad_token_id)
     backend = getattr(native, "backend_tokenizer", None)
     if backend is not None:
         # What the last call asked for is no part of the file.
@@ -266,8 +269,8 @@ def _text(model: DualEncoder, inputs: dict[str, Tensor], folder: Path) -> dict[s
         "inputs": list(inputs),
         "context_length": tokenizer.context_length,
         "fixed_length": "attention_mask" not in inputs,
-        "pad_id": native.pad_token_id,
-        "pad_token": native.pad_token if backend is not None else None,
+        "pad_id": padding[1],
+        "pad_token": padding[0] if backend is not None else None,
         "lowercase": lower,
     }
 
