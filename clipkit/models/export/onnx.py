@@ -31,7 +31,7 @@ from clipkit.models.export.samples import pictures as sample_pictures
 from clipkit.models.export.transformers import with_cleaning
 from clipkit.models.from_open_clip import FromOpenClip
 from clipkit.models.from_transformers import FromTransformers
-from clipkit.models.tokenizer import TransformersTokenizer
+from clipkit.models.tokenizer import OpenClipTokenizer, TransformersTokenizer
 from clipkit.models.towers import Tower
 
 OPSET = 18
@@ -79,6 +79,11 @@ class Onnx:
                 model, model.text, inputs, folder / "text.onnx", ["text_features"], (0, 1) if masked else (0,)
             )
             config["text"] = _text(model, inputs, folder)
+            if isinstance(model.text.tokenize, OpenClipTokenizer):
+                notes.append(
+                    "open_clip mends broken letters and HTML entities (&amp;) in a caption first, which tokenizer.json "
+                    "does not: give it mended captions"
+                )
             if config["text"]["pad_token"] is None:
                 notes.append("its tokenizer has no tokenizer.json, only its own files: tokenise as before")
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
