@@ -74,6 +74,7 @@ def test_families(family: str, pictures: list[Path], tmp_path: Path) -> None:
     check(clipkit.load(build(family, tmp_path / "model")), tmp_path / "out", pictures)
 
 
+@pytest.mark.slow
 def test_pictures_in_their_own_shape(tmp_path: Path) -> None:
     """Of shapes that are not those of the two pictures it was traced with, by what the folder says of patches."""
     model = clipkit.load(build("siglip2", tmp_path / "model"))
