@@ -62,6 +62,7 @@ def _example(query: Mapping[str, Any], second_is_better: bool) -> dict[str, Any]
         {
             "name": name,
             "rank": f"place {query[f'{whose}_rank']:,}",
+            "right": query[f"{whose}_rank"] == 1,
             "image": query.get(f"{whose}_image"),
             "text": query.get(f"{whose}_text"),
             "better": (whose == "second") == second_is_better,

@@ -42,6 +42,8 @@ def line_chart(
         axes.grid(alpha=0.25)
         if len(series) > 1 or reference is not None:
             _legend(axes)
+        axes.ticklabel_format(axis="y", scilimits=(-3, 5))
+        axes.yaxis.get_offset_text().set_color(_WORDS)
         courses = [f"{name} from {y[0]:.4g} to {y[-1]:.4g}" for name, (_, y) in series.items() if len(y)]
         ends = next(((x[0], x[-1]) for x, _ in series.values() if len(x)), ("–", "–"))
         drawing.said = f"{'; '.join(courses)}, between {x_label} {ends[0]} and {ends[1]}"
@@ -50,66 +52,53 @@ def line_chart(
 
 def bar_chart(bars: Mapping[str, float], x_label: str, reference: tuple[str, float] | None = None) -> str:
     """Horizontal bars in percent, each below its name, the first on top, with an optional dotted level."""
-    names, values = list(bars), [100 * value for value in bars.values()]
-    with _drawing(x_label, "", (_SIZE[0], 0.9 + 0.42 * len(names))) as drawing:
+    values = {name: 100 * value for name, value in bars.items()}
+    level = 0.0 if reference is None else 100 * reference[1]
+    low, high = min(0.0, *values.values()), max(0.0, level, *values.values())
+    width = high - low or 1.0
+    with _drawing(x_label, "", (_SIZE[0], 0.9 + 0.42 * len(bars))) as drawing:
         axes = drawing.axes
-        places = range(len(names))
-        axes.barh(places, values, color=_LINES[0], height=0.3)
-        for place, name, value in zip(places, names, values, strict=True):
-            axes.text(
-                0,
-                place - 0.22,
-                _short(name, 48),
-                fontsize=9,
-                color=_WORDS,
-                va="bottom",
-                parse_math=False,
-                in_layout=False,
-            )
-            axes.text(value, place, f" {value:.1f}", fontsize=9, color=_WORDS, va="center", in_layout=False)
+        axes.barh(range(len(values)), list(values.values()), color=_LINES[0], height=0.3)
+        _name_rows(axes, list(values), low)
+        for place, value in enumerate(values.values()):
+            axes.text(max(0.0, value) + 0.01 * width, place, _signed(value), fontsize=9, color=_WORDS, va="center")
         if reference is not None:
-            axes.axvline(100 * reference[1], color=_INK, linewidth=1, linestyle=":", label=reference[0])
+            axes.axvline(level, color=_INK, linewidth=1, linestyle=":", label=reference[0])
             axes.legend(
                 frameon=False, labelcolor=_WORDS, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0
             )
-        axes.set_yticks([])
-        axes.set_xlim(0, max(1e-9, *values, 100 * (reference or ("", 0))[1]) * 1.14)
-        axes.set_ylim(len(names) - 0.6, -0.9)
-        axes.grid(alpha=0.25, axis="x")
-        drawing.said = "; ".join(f"{name}: {value:.1f} %" for name, value in zip(names, values, strict=True))
+        axes.set_xlim(low - (0.02 * width if low < 0 else 0), high + 0.14 * width)
+        drawing.said = "; ".join(f"{name}: {value:.1f}" for name, value in values.items())
     return drawing.svg
 
 
 def interval_chart(rows: Mapping[str, tuple[float, float, float]], x_label: str) -> str:
     """For each name a value between the ends of its interval, the first on top, and a line at 0."""
-    names = list(rows)
-    with _drawing(x_label, "", (_SIZE[0], 0.7 + 0.42 * len(names))) as drawing:
+    lows, highs = min(0.0, *(low for _, low, _ in rows.values())), max(0.0, *(high for _, _, high in rows.values()))
+    width = highs - lows or 1.0
+    with _drawing(x_label, "", (_SIZE[0], 0.7 + 0.42 * len(rows))) as drawing:
         axes = drawing.axes
         axes.axvline(0, color=_INK, linewidth=1)
         for place, (value, low, high) in enumerate(rows.values()):
-            sure = low > 0 or high < 0
-            axes.plot([low, high], [place, place], color=_LINES[0] if sure else _INK, linewidth=2.4)
-            axes.plot([value], [place], color=_LINES[0] if sure else _INK, marker="o", markersize=6)
-        ends = [0.0, *(end for _, low, high in rows.values() for end in (low, high))]
-        width = max(ends) - min(ends) or 1.0
-        axes.set_xlim(min(ends) - 0.06 * width, max(ends) + 0.06 * width)
-        for place, name in enumerate(names):
-            axes.text(
-                min(ends) - 0.05 * width,
-                place - 0.18,
-                _short(name, 48),
-                fontsize=9,
-                color=_WORDS,
-                va="bottom",
-                parse_math=False,
-            )
-        axes.set_yticks([])
-        axes.set_ylim(len(names) - 0.6, -0.9)
-        axes.grid(alpha=0.25, axis="x")
+            colour = _LINES[0] if low > 0 or high < 0 else _INK
+            axes.plot([low, high], [place, place], color=colour, linewidth=2.4)
+            axes.plot([value], [place], color=colour, marker="o", markersize=6)
+        _name_rows(axes, list(rows), lows - 0.05 * width)
+        axes.set_xlim(lows - 0.06 * width, highs + 0.06 * width)
         drawing.said = "; ".join(
             f"{name}: {value:+.1f}, between {low:+.1f} and {high:+.1f}" for name, (value, low, high) in rows.items()
         )
     return drawing.svg
+
+
+def _name_rows(axes: Any, names: Sequence[str], left: float) -> None:
+    """Each name above its row: long ones have the whole width."""
+    for place, name in enumerate(names):
+        said = axes.text(left, place - 0.2, _short(name, 48), fontsize=9, color=_WORDS, va="bottom", parse_math=False)
+        said.set_in_layout(False)
+    axes.set_yticks([])
+    axes.set_ylim(len(names) - 0.6, -0.9)
+    axes.grid(alpha=0.25, axis="x")
 
 
 def reliability_chart(confidence: Sequence[float], right: Sequence[bool], bins: int = 15) -> str:
@@ -181,7 +170,7 @@ def _drawing(x_label: str, y_label: str, size: tuple[float, float] = _SIZE) -> I
     # Measuring what labels need is half of drawing: charts of one size have margins that fit them.
     usual = size == _SIZE
     figure = Figure(figsize=size, layout=None if usual else "constrained")
-    drawing = _Drawing(figure.add_axes((0.15, 0.17, 0.83, 0.8)) if usual else figure.add_subplot())
+    drawing = _Drawing(figure.add_axes((0.15, 0.17, 0.83, 0.75)) if usual else figure.add_subplot())
     yield drawing
     axes = drawing.axes
     axes.set_xlabel(x_label, color=_WORDS)
@@ -197,6 +186,10 @@ def _drawing(x_label: str, y_label: str, size: tuple[float, float] = _SIZE) -> I
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "var(--axis)").replace(_WORDS, "var(--soft)")
     drawing.svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(drawing.said)}"', 1)
+
+
+def _signed(value: float) -> str:
+    return f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _short(name: str, most: int) -> str:

@@ -121,7 +121,7 @@ def colours_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def unbroken(text: str) -> Markup:
     """A figure's unit and what stands in its brackets are never on lines of their own."""
-    bound = re.sub(r"(?<=\d) (?=%|points|to )|(?<= to) ", "\N{NO-BREAK SPACE}", str(escape(text)))
+    bound = re.sub(r"(?<=\d) (?=%|points|GB|to )|(?<= to) ", "\N{NO-BREAK SPACE}", str(escape(text)))
     return Markup(re.sub(r"\([^()]{1,24}\)", r"<span>\g<0></span>", bound))
 
 
@@ -147,7 +147,7 @@ def headlines(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) ->
         figure = metrics.get(name)
         if figure is None or figure["value"] is None:
             continue
-        ends = [] if figure["low"] is None else [f"95 % within {_ends(name, figure)}"]
+        ends = [] if figure["low"] is None else [f"({_ends(name, figure)})"]
         chance = [] if figure["chance"] is None else [f"chance {number(name, figure['chance'])}"]
         found.append(Headline(readable(name), number(name, figure["value"]), [*ends, *chance]))
     return found
