@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clipkit.data import Pairs, read_pairs
+from clipkit.errors import ModelError
 from clipkit.evaluation.features import Cache, Features, content_hashes
 from clipkit.evaluation.figures import Column, Columns, Means, Queries, figures
 from clipkit.evaluation.predictions import write_retrieval_predictions
@@ -123,8 +124,14 @@ def retrieval_result(
     processes: "Processes | None" = None,
     progress: bool = False,
 ) -> Result:
-    """The result of features that are already there. `seconds` is what making them took."""
+    """The result of features that are already there. `seconds` is what making them took.
+
+    Raises:
+        ModelError: a feature is not finite.
+    """
     started = time.perf_counter()
+    if not (image_features.isfinite().all() and text_features.isfinite().all()):
+        raise ModelError(f"{model_name}: its features of {pairs.name} are not finite, so nothing can be ranked by them")
     asked = AskedPairs.of(pairs, merge_captions=False) if asked is None else asked
     share = 1 if processes is None else processes.count
     total = len(image_features) * len(text_features) // share

@@ -210,3 +210,24 @@ def test_missing_and_misshapen_weights_are_refused(family: tuple[str, Path], tmp
 
 def test_sentencepiece_trains() -> None:
     assert len(sentencepiece_model()) > 1000
+
+
+def test_a_text_tower_that_nobody_has_tried_gets_its_mask(tmp_path: Path) -> None:
+    from tests.models.families import SMALL, VISION, bert_tokenizer, save, vit_processor
+
+    tokenizer = bert_tokenizer()
+    text = transformers.AlbertConfig(
+        **SMALL, embedding_size=16, vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=0
+    )
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
+        transformers.ViTConfig(**VISION), text, projection_dim=24
+    )
+    native = transformers.VisionTextDualEncoderModel(config).eval()
+    save(tmp_path, native, tokenizer, vit_processor())
+    texts = ["x", "two dogs running through a low body of water"]
+    with torch.inference_mode():
+        wanted = native.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
+    model = clipkit.load(tmp_path)
+    torch.testing.assert_close(model.encode_text(texts), F.normalize(wanted, dim=-1), rtol=0, atol=1e-5)
+    assert not model.text.padding_may_be_cut
+    assert model.text.cut_padding(model.text.tokenize(["x"]))["input_ids"].shape == (1, 64)

@@ -273,7 +273,7 @@ def _text(model: DualEncoder, inputs: dict[str, Tensor], folder: Path) -> dict[s
     return {
         "inputs": list(inputs),
         "context_length": tokenizer.context_length,
-        "fixed_length": "attention_mask" not in inputs,
+        "fixed_length": "attention_mask" not in inputs or not model.text.padding_may_be_cut,
         "pad_id": padding[1],
         "pad_token": padding[0] if backend is not None else None,
         "lowercase": lower,
