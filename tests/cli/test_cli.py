@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from clipkit.recipe import Recipe
+from clipkit.training import train
 
 
 def clipkit(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -85,9 +86,9 @@ def test_wrong_input_of_the_command_itself() -> None:
 
 
 def test_a_run_can_be_replaced_and_resumed(recipe: Callable[..., Recipe], recipe_file: Path, tmp_path: Path) -> None:
-    clipkit("train", recipe_file)
+    train(recipe())
     first = (tmp_path / "run" / "metrics.jsonl").read_text()
-    clipkit("train", recipe_file, "--resume")
+    train(recipe(), resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == first
     clipkit("train", recipe_file, "train.seed=5", "--overwrite")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() != first

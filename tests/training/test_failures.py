@@ -149,6 +149,7 @@ def test_out_of_memory_halves_the_micro_batch(
         clipkit.train(recipe(changes), overwrite=True)
 
 
+@pytest.mark.slow
 def test_out_of_memory_on_one_process_is_agreed(recipe: Build, tmp_path: Path) -> None:
     changes = {**CHANGES, "train.epochs": 2, "train.micro_batch_size": 3, "optim.name": "sgd", "optim.lr": 0.05}
     file = write(recipe(changes), tmp_path / "r.yaml")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -70,6 +71,7 @@ def test_the_cut_and_the_processes_do_not_change_a_run(
                 assert (other[name] - value).norm() <= tolerance * update, (kind, name)
 
 
+@pytest.mark.slow
 def test_the_scale_is_the_same_on_both_processes(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(recipe({**KINDS["adamw"], "train.epochs": 5, "train.micro_batch_size": 2}).to_yaml())
@@ -91,6 +93,7 @@ def test_processes_of_the_command_line(recipe_file: Path, tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_more_processes_than_pairs_are_refused(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(recipe({"train.batch_size": 2}).to_yaml())

@@ -8,7 +8,6 @@ from typing import Any, Literal, Self, TypeVar
 import yaml
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-import clipkit
 from clipkit.errors import DataError
 from clipkit.recipe.problems import first_problem
 from clipkit.recipe.section import Section
@@ -103,7 +102,7 @@ Kind = TypeVar("Kind", DataSet, Suite)
 
 def suites_folder() -> Path:
     """Where the shipped files lie: inside the installed package, or beside it in a checkout."""
-    package = Path(clipkit.__file__).parent
+    package = Path(__file__).parents[2]
     installed = package / "suites"
     return installed if installed.is_dir() else package.parent / "benchmarks" / "suites"
 

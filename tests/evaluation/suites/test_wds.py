@@ -14,6 +14,9 @@ import torch
 import yaml
 
 import clipkit
+from clipkit.data import LabelledPictures, Pairs
+from clipkit.errors import DataError
+from clipkit.evaluation.suites.sources import open_wds
 from tests.conftest import COLOURS, SHAPES, draw
 from tests.evaluation.suites import suite_client
 from tests.evaluation.test_zeroshot import ForClipBenchmark, Tokens
@@ -50,7 +53,22 @@ def shards(folder: Path, kind: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["classification", pytest.param("retrieval", marks=pytest.mark.slow)])
+def test_shards_have_their_classes_prompts_and_captions(tmp_path: Path) -> None:
+    opened = open_wds(shards(tmp_path / "classes", "classification"), "test")
+    assert isinstance(opened.data, LabelledPictures)
+    assert opened.data.class_names == list(CLASSES)
+    assert opened.templates == list(TEMPLATES)
+    assert [CLASSES[label] for label in opened.data.labels[:4].tolist()] == ["red", "red", "green", "green"]
+    captions = open_wds(shards(tmp_path / "captions", "retrieval"), "test").data
+    assert isinstance(captions, Pairs)
+    assert captions.captions[:2] == ["a red square", "the square is red"]
+    assert captions.image_of_caption[:4].tolist() == [0, 0, 1, 1]
+    with pytest.raises(DataError, match=r"has no shards train/0\.tar"):
+        open_wds(tmp_path / "classes", "train")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classification", "retrieval"])
 def test_the_same_as_clip_benchmark_from_the_same_shards(kind: str, tiny_clip: Path, tmp_path: Path) -> None:
     builder = pytest.importorskip("clip_benchmark.datasets.builder")
     pytest.importorskip("webdataset")
