@@ -30,7 +30,7 @@ _HEADLINES = {
     "retrieval": ("mean_recall", "image_retrieval_recall@1", "text_retrieval_recall@1"),
     "zeroshot": ("acc1", "acc5", "mean_per_class_recall", "mean_average_precision"),
     "probe": ("lp_acc1", "knn_acc1"),
-    "compositional": ("acc", "text_acc", "image_acc"),
+    "compositional": ("text_acc", "image_acc", "acc"),
 }
 _HARDEST = 20
 _PAIRS = 12
@@ -72,7 +72,7 @@ def classes_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     if "category" in rows[0]:
         metrics = [name for name in rows[0] if name not in ("category", "instances")]
         cells = [[row["category"], f"{row['instances']:,}", *(number(m, row[m]) for m in metrics)] for row in rows]
-        return [Table("By category", ["", "instances", *map(readable, metrics)], cells)]
+        return [Table("By category", ["", "instances", *map(readable, metrics)], cells, strong=2)]
     if "average_precision" in rows[0]:
         ordered = sorted(rows, key=lambda row: row["average_precision"])[:_HARDEST]
         cells = [[row["class"], f"{row['images']:,}", number("", row["average_precision"])] for row in ordered]

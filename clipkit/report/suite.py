@@ -32,6 +32,8 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
             [columns[index] for index in shown],
             [[row[index] for index in shown] for row in rows],
             "In brackets the 95 % interval over pictures.",
+            strong=None,
+            words=[1],
         )
     ]
     if result.get("robustness"):
@@ -48,7 +50,7 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
             "the version lies above what the baseline leads to expect."
         )
         header = ["version", "of", "model", "original", "version", "relative drop", "effective robustness"]
-        tables.append(Table("Robustness", header, drops, note))
+        tables.append(Table("Robustness", header, drops, note, strong=5, words=[1, 2]))
     return tables
 
 
