@@ -89,7 +89,7 @@ def test_the_card_passes_the_hubs_own_reading(hub: Hub, client: Client, run: Pat
     assert card.data.pipeline_tag == "zero-shot-image-classification"
     results = json.loads((run / "results.json").read_text())
     name, found = model_index_to_eval_results(card.data.to_dict()["model-index"])
-    assert name == "NAME"
+    assert name == "ORG/NAME"
     assert {own.metric_type: own.metric_value for own in found} == {
         metric: figure["value"] for metric, figure in results["metrics"].items() if figure["value"] is not None
     }
@@ -110,7 +110,7 @@ def test_a_broken_transfer_goes_on(hub: Hub, client: Client, run: Path) -> None:
     before = len(hub.commits)
     broken = client.ask("me/broken", two)
     if "error" in broken:  # the client may have tried once more by itself
-        assert "give the same command again" in broken["error"]
+        assert "push again" in broken["error"]
         assert len(hub.commits) == before
         client.ask("me/broken", two)
     assert len(hub.commits) == before + 1
