@@ -6,7 +6,15 @@ HERE = "ORG/NAME"
 """What stands for the repository in a card that is not on the Hub yet."""
 
 # transformers' pipeline knows these classes, and pads captions as they were trained with.
-_PIPELINE = ("AlignModel", "AltCLIPModel", "CLIPModel", "ChineseCLIPModel", "MetaClip2Model", "SiglipModel")
+_PIPELINE = (
+    "AlignModel",
+    "AltCLIPModel",
+    "CLIPModel",
+    "ChineseCLIPModel",
+    "MetaClip2Model",
+    "SiglipModel",
+    "Siglip2Model",
+)
 _SIGMOID = ("SiglipModel", "Siglip2Model")
 _FIXED_LENGTH = {"AlignModel": 64, "SiglipModel": 64, "Siglip2Model": 64}
 

@@ -43,6 +43,8 @@ class Hub:
     """Method, path, and Range where there was one."""
     break_once: set[str] = field(default_factory=set)
     """Files of which the first transfer ends in the middle."""
+    full: bool = False
+    """Whether there is no room for another commit."""
     url: str = ""
     uploads: Path | None = None
     """Where what is pushed goes; without it nothing may be."""
@@ -71,6 +73,7 @@ def _wrong_in_header(card: str) -> list[str]:
     if not isinstance(header, dict):
         return ["there is no header"]
     bases = header.get("base_model", [])
+    bases = [bases] if isinstance(bases, str) else bases
     wrong = [
         f'"base_model" with value "{own}" is not valid' for own in bases if not re.fullmatch(r"[\w.-]+/[\w.-]+", own)
     ]
@@ -115,7 +118,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 return self.answer(with_body=True, paths=json.loads(content or b"{}").get("paths", []))
             hub.requests.append((self.command, path, None))
             if isinstance(answer, int):
-                return self.refuse(answer, "Refused")
+                return self.refuse(answer, "Storage limit reached" if hub.full else "Refused")
             status, self.status = self.status, 200
             return self.send(json.dumps(answer).encode(), {"Content-Type": "application/json"}, True, status=status)
 
@@ -181,7 +184,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
                     objects.append({**own, **({"actions": actions} if missing else {})})
                 return {"transfer": "basic", "objects": objects}
             if parts[:2] == ["api", "models"] and parts[4:5] == ["commit"]:
-                if not known or hub.read_only:
+                if not known or hub.read_only or hub.full:
                     return 403 if known else 401
                 return self.commit(name, [json.loads(line) for line in content.splitlines()])
             return None
