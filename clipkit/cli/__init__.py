@@ -106,6 +106,8 @@ def train(
         return
     if resume and overwrite:
         raise UserError("--resume and --overwrite were both given; give one of them")
+    if private and push is None:
+        raise UserError("--private is for --push, which was not given; add --push ORG/NAME, or leave it out")
     if processes > 1:
         from clipkit.cli.launch import run_on_processes
 
@@ -126,9 +128,9 @@ def train(
     if result["metrics"] and int(os.environ.get("RANK", "0")) == 0:
         print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
     if push is not None and int(os.environ.get("RANK", "0")) == 0:
-        from clipkit.cli.push import push as push_model
+        from clipkit.cli.push import push_run
 
-        push_model(complete.output, push, private)
+        push_run(complete.output, push, private)
 
 
 @app.command()

@@ -2,13 +2,17 @@
 
 import json
 import os
+import shlex
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipkit.errors import DataError
+from clipkit.errors import DataError, ModelError, TrainingError
+
+if TYPE_CHECKING:
+    from clipkit.models.push import Pushed
 
 
 def push(
@@ -32,9 +36,24 @@ def push(
             folder = Path(aside) / "model"
             _save(model, folder, measured)
         done = upload(folder, repository, private=private, message=message)
-    print(f"{done.url}: {done.files} files, {done.size / 1e6:,.1f} MB")
-    for note in done.notes:
-        print(f"  note: {note}")
+    _say(done)
+
+
+def push_run(run: str, repository: str, private: bool) -> None:
+    """After a long run: put its model on the Hub.
+
+    Raises:
+        TrainingError: it did not arrive; the model is in the run all the same.
+    """
+    from clipkit.models.push import push as upload
+
+    try:
+        _say(upload(Path(run) / "model", repository, private=private))
+    except ModelError as error:
+        command = shlex.join(["clipkit", "push", run, repository, *(["--private"] if private else [])])
+        raise TrainingError(
+            f"the model is whole in {run}/model but not on the Hub ({error}); push it with: {command}"
+        ) from None
 
 
 def check_first(repository: str, private: bool) -> None:
@@ -47,6 +66,12 @@ def check_first(repository: str, private: bool) -> None:
         from clipkit.models.push import check_pushable
 
         check_pushable(repository, private)
+
+
+def _say(done: "Pushed") -> None:
+    print(f"{done.url}: {done.files} files, {done.size / 1e6:,.1f} MB")
+    for note in done.notes:
+        print(f"  note: {note}")
 
 
 def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
@@ -76,6 +101,7 @@ def _read(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: is no results JSON ({error}); write one with clipkit eval … --json {file}") from None
-    if not isinstance(content, dict) or not {"task", "metrics", "data"} <= content.keys():
+    whole = isinstance(content, dict) and {"task", "metrics", "data"} <= content.keys()
+    if not whole or not all(isinstance(own, dict) and "value" in own for own in content["metrics"].values()):
         raise DataError(f"{file}: is no results JSON; write one with clipkit eval … --json {file}")
     return content

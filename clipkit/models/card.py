@@ -1,10 +1,13 @@
 """Model cards: what can be said of a model without what it was trained on and measured by."""
 
+import filecmp
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from clipkit.models.layout import Layout
-from clipkit.models.push import HERE
+from clipkit.models.card_usage import HERE, usage
+from clipkit.models.layout import Base, Layout
+from clipkit.models.push import CARD, WEIGHTS
 
 
 def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, eval_results: Sequence[Any] = ()) -> str:
@@ -18,14 +21,18 @@ def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, ev
     """
     from huggingface_hub import ModelCardData
 
+    licence, licence_name, licence_link = _licence(layout.bases)
     both = len(layout.sides) == 2
+    one_sided = {"image": "image-feature-extraction", "text": "feature-extraction"}
     data = ModelCardData(
-        library_name={"transformers": "transformers", "open_clip": "open_clip"}.get(layout.library),
-        license=_licence(layout),
-        base_model=list(layout.bases) or None,
-        pipeline_tag="zero-shot-image-classification" if both else None,
+        library_name=layout.library,
+        license=licence,
+        license_name=licence_name,
+        license_link=licence_link,
+        base_model=layout.repositories or None,
+        pipeline_tag="zero-shot-image-classification" if both else one_sided[layout.sides[0]],
         tags=["clip", "clipkit", *(["image-text-retrieval"] if both else ["feature-extraction"])],
-        model_name=HERE.rpartition("/")[2],
+        model_name=HERE,
         eval_results=list(eval_results) or None,
     )
     return (
@@ -35,14 +42,22 @@ def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, ev
                 f"# {HERE}",
                 _what(layout, trained),
                 "## How to use it",
-                _usage(layout),
+                usage(layout),
                 *parts,
                 *(["## Limits", _LIMITS] if trained else []),
-                *_of_licence(layout),
+                *_of_licence(layout.bases),
             ]
         )
         + "\n"
     )
+
+
+def kept_card(source: Path, saved: Path) -> str | None:
+    """The card of the folder, or of the run, that a model was loaded from, where the model has its weights still."""
+    folder = source / "model" if (source / "model" / CARD).is_file() else source
+    weights = [path.relative_to(saved) for path in saved.rglob("*") if path.suffix in WEIGHTS]
+    same = all((folder / own).is_file() and filecmp.cmp(folder / own, saved / own, shallow=False) for own in weights)
+    return (folder / CARD).read_text(encoding="utf-8") if same and (folder / CARD).is_file() else None
 
 
 _LIMITS = (
@@ -58,60 +73,33 @@ def _what(layout: Layout, trained: bool) -> str:
         what = "A dual encoder: pictures and captions become unit vectors, and those that belong together lie close"
     else:
         what = f"An encoder: {kinds[layout.sides[0]]} become unit vectors, and similar ones lie close"
-    made = " and ".join(f"[{base}](https://huggingface.co/{base})" for base in layout.bases)
+    made = " and ".join(f"[{base}](https://huggingface.co/{base})" for base in layout.repositories)
     came = f", made of {made}" if made else ""
     tuned = ", trained with clipkit" if trained else ""
     return f"{what}{came}{tuned}."
 
 
-def _usage(layout: Layout) -> str:
-    blocks = []
-    if layout.library == "transformers":
-        lines = [
-            "from transformers import AutoImageProcessor, AutoTokenizer, " + str(layout.class_name),
-            "",
-            f'model = {layout.class_name}.from_pretrained("{HERE}")',
-        ]
-        if layout.class_name in ("CLIPModel", "SiglipModel", "Siglip2Model", "MetaClip2Model"):
-            lines = [
-                "from transformers import pipeline",
-                "",
-                f'classify = pipeline("zero-shot-image-classification", model="{HERE}")',
-                'classify("photo.jpg", candidate_labels=["a cat", "a dog"])',
-            ]
-        blocks.append(("transformers", lines))
-    if layout.library == "open_clip":
-        lines = [
-            "import open_clip",
-            "",
-            f'model, preprocess = open_clip.create_model_from_pretrained("hf-hub:{HERE}")',
-            f'tokenizer = open_clip.get_tokenizer("hf-hub:{HERE}")',
-        ]
-        blocks.append(("open_clip", lines))
-    lines = ["import clipkit", "", f'model = clipkit.load("{HERE}")']
-    if layout.sides == ("image", "text"):
-        lines.append('model.classify(["photo.jpg"], ["a cat", "a dog"])')
-    if "image" in layout.sides:
-        lines.append('model.encode_image(["photo.jpg"])')
-    if "text" in layout.sides:
-        lines.append('model.encode_text(["a cat", "a dog"])')
-    blocks.append(("clipkit", lines))
-    return "\n\n".join(f"With {name}:\n\n```python\n" + "\n".join(own) + "\n```" for name, own in blocks)
+def _licence(bases: Sequence[Base]) -> tuple[str | None, str | None, str | None]:
+    """For the header, with its name and address: none where a base states none, other where they differ."""
+    licences = {(base.licence, base.licence_name, base.licence_link) for base in bases}
+    if not bases or any(base.licence is None for base in bases):
+        return None, None, None
+    return licences.pop() if len(licences) == 1 else ("other", None, None)
 
 
-def _licence(layout: Layout) -> str | None:
-    found = set(layout.licences)
-    return None if not found else next(iter(found)) if len(found) == 1 else "other"
-
-
-def _of_licence(layout: Layout) -> list[str]:
-    if not layout.pretrained:
+def _of_licence(bases: Sequence[Base]) -> list[str]:
+    """In words, where the header cannot say it."""
+    distinct = {(base.licence, base.licence_name, base.licence_link) for base in bases}
+    if len(distinct) < 2 and not any(base.licence is None for base in bases):
         return []
-    if not layout.licences:
-        return [
-            "## Licence",
-            "The model that it came from states none that was found; ask its owner before you pass it on.",
-        ]
-    if len(set(layout.licences)) > 1:
-        return ["## Licence", f"Its parts have licences of their own: {', '.join(layout.licences)}."]
-    return []
+    lines = [f"- {base.name}: {_words(base)}" for base in bases]
+    advice = "Where none was found, ask the owner before you pass the model on."
+    unknown = any(base.licence is None for base in bases)
+    return ["## Licence", "What it was made of has these licences:", "\n".join(lines), *([advice] if unknown else [])]
+
+
+def _words(base: Base) -> str:
+    if base.licence is None:
+        return "none was found"
+    name = base.licence_name or base.licence
+    return f"[{name}]({base.licence_link})" if base.licence_link and "://" in base.licence_link else name

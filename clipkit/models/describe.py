@@ -1,7 +1,6 @@
 """What can be loaded, and what one model is."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,23 +119,21 @@ def _activation(tower: nn.Module) -> str | None:
 
 def licence_of(name: str) -> str | None:
     """What the header of a model's card states."""
+    licence = header_of(name).get("license")
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence and str(licence)
+
+
+def header_of(name: str) -> dict[str, Any]:
+    """The header of a model's card, of a folder, a run or a Hub repository; empty where there is none that is sound."""
     if name.startswith("open_clip:"):
-        return None
+        return {}
     try:
         folder = local_folder(name.removeprefix("hf:"), model_types=())
         for card in (folder / "README.md", folder / "model" / "README.md"):
             if card.is_file():
-                licence = stated(card).get("license")
-                return str(licence) if licence is not None else None
-    except (ModelError, OSError, yaml.YAMLError):
-        return None
-    return None
-
-
-def stated(card: Path) -> dict[str, Any]:
-    """The header of a model card."""
-    parts = card.read_text(encoding="utf-8").split("---\n", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return {}
-    header = yaml.safe_load(parts[1])
-    return header if isinstance(header, dict) else {}
+                parts = card.read_text(encoding="utf-8").split("---\n", 2)
+                header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+                return header if isinstance(header, dict) else {}
+    except (ModelError, OSError, ValueError, yaml.YAMLError):
+        pass
+    return {}

@@ -110,6 +110,8 @@ class DualEncoder(nn.Module):
     def push(self, repository: str, *, private: bool = False) -> str:
         """Save it, with a model card, as one commit of a Hub repository. Gives the commit's address.
 
+        The card is that of the run or folder it was loaded from as long as its weights are the same; else a new one.
+
         Args:
             repository: `org/name`; made where there is none.
             private: whether only its owner sees it, where it is made.
@@ -119,11 +121,13 @@ class DualEncoder(nn.Module):
         """
         import tempfile
 
-        from clipkit.models.card import card
+        from clipkit.models.card import card, kept_card
         from clipkit.models.layout import layout_of
         from clipkit.models.push import push, signed
 
         with tempfile.TemporaryDirectory() as folder:
-            self.save(folder)
-            (Path(folder) / "README.md").write_text(signed(card(layout_of(self))), encoding="utf-8")
-            return push(Path(folder), repository, private=private).url
+            saved = Path(folder)
+            self.save(saved)
+            text = kept_card(Path(self.name), saved) or signed(card(layout_of(self)))
+            (saved / "README.md").write_text(text, encoding="utf-8")
+            return push(saved, repository, private=private).url

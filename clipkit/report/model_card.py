@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from clipkit.models.card import card
-from clipkit.models.layout import Layout
+from clipkit.models.layout import Layout, public_name
 from clipkit.report.page import number, readable
 
 # Hub names of what is measured.
@@ -31,7 +32,7 @@ def model_card(
         recipe: of the run.
 
     Example:
-        >>> layout = Layout("open_clip", None, ("image", "text"), (), (), False)
+        >>> layout = Layout("open_clip", None, ("image", "text"))
         >>> "open_clip.create_model_from_pretrained" in model_card(layout)
         True
     """
@@ -66,6 +67,9 @@ def _figures(results: Sequence[Mapping[str, Any]]) -> list[str]:
         note = f"{title} on {name} ({', '.join(counts)}); intervals are bootstrapped over pictures."
         if result.get("settings", {}).get("best"):
             note += " This data also chose the weights that are here."
+        # A reader must know it; other findings are for who trains.
+        leaked = [own["message"] for own in result.get("findings", []) if own["name"] == "validation_leaks"]
+        note += "".join(f" Mind that {message}: the figures are too good." for message in leaked)
         parts += [note, "\n".join(rows)]
     return ["## What was measured", *parts] if parts else []
 
@@ -82,14 +86,30 @@ def _training(results: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any] | 
     took = f", {steps:,} steps" if steps else ""
     objective = " + ".join(recipe["objective"])
     lines = [
+        f"- model: {_model(recipe['model'])}",
         f"- data: {', '.join(map(_short, sources))}{of}",
         f"- objective: {objective}" + (f", loss {' + '.join(losses)}" if "captions" in recipe["objective"] else ""),
         f"- {train['epochs']} epochs{took} of {train['batch_size']:,} pairs, {recipe['optim']['name']} with a peak "
         f"learning rate of {recipe['optim']['lr']:g}, seed {train['seed']}",
     ]
+    terms = [loss] if isinstance(loss["name"], str) else loss["name"]
+    lines += [f"- teacher: {public_name(own['teacher'])}" for own in terms if own.get("teacher")]
     text = yaml.safe_dump(_without_paths(recipe), sort_keys=False, allow_unicode=True).rstrip()
     details = f"<details><summary>The complete recipe</summary>\n\n```yaml\n{text}\n```\n\n</details>"
     return ["## How it was trained", "\n".join(lines), details]
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    """What was trained, and which part of it."""
+    if model["name"] is not None:
+        towers = [f"{side} tower {model[side]['tune']}" for side in ("image", "text")]
+        return f"{public_name(model['name'])}, tuned: {', '.join(towers)}"
+    towers = [
+        f"{side} tower {public_name(own['name'])} ({own['tune'] if own['pretrained'] else 'from random weights'})"
+        for side in ("image", "text")
+        if (own := model[side])["name"] is not None
+    ]
+    return " and ".join(towers) + (f", new projections to {model['embed_dim'] or 512}" if len(towers) == 2 else "")
 
 
 def _eval_results(result: Mapping[str, Any]) -> list[Any]:
@@ -98,12 +118,14 @@ def _eval_results(result: Mapping[str, Any]) -> list[Any]:
 
     kind, title = _TASKS.get(result["task"], (result["task"], result["task"]))
     name = _short(result["data"].get("name", "")) or "unnamed"
+    repository, _, split = name.removeprefix("hf:").partition(":")
     return [
         EvalResult(
             task_type=kind,
             task_name=title,
-            dataset_type=name,
-            dataset_name=name,
+            dataset_type=repository,
+            dataset_name=repository,
+            dataset_split=split or None,
             metric_type=metric,
             metric_name=readable(metric),
             metric_value=figure["value"],
@@ -114,23 +136,33 @@ def _eval_results(result: Mapping[str, Any]) -> list[Any]:
 
 
 def _short(source: str) -> str:
-    """The name of a file or folder, without where it lies on somebody's machine."""
-    source = str(source)
-    return source if source.startswith(("hf:", "http://", "https://")) else PurePath(source).name or source
+    """The name of data for others: not where it lies on somebody's machine, nor a key to an address."""
+    source = str(source).partition("?")[0]
+    if source.startswith(("http://", "https://")):
+        parts = urlsplit(source)
+        return f"{parts.scheme}://{parts.hostname}{parts.path}"
+    if source.startswith("hf:"):
+        return source
+    return PurePath(source).name or source
+
+
+# Keys of a recipe whose values name models, and data.
+_MODELS = ("teacher", "tokenizer")
+_DATA = ("train", "source", "validation", "labelled", "labelled_test", "retention", "output")
 
 
 def _without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe as it is, but for folders of the machine that it ran on."""
 
-    def short(key: str, value: Any) -> Any:
+    def short(key: str, value: Any, section: str) -> Any:
         if isinstance(value, Mapping):
-            return {name: short(name, own) for name, own in value.items()}
+            return {name: short(name, own, section) for name, own in value.items()}
         if isinstance(value, list):
-            return [short(key, own) for own in value]
-        is_path = isinstance(value, str) and key in (
-            "train", "validation", "labelled", "labelled_test", "source", "output", "name", "tokenizer", "retention",
-            "teacher",
-        )  # fmt: skip
-        return _short(value) if is_path and value.startswith(("/", "~", ".")) else value
+            return [short(key, own, section) for own in value]
+        if not isinstance(value, str):
+            return value
+        if key in _MODELS or (section == "model" and key == "name"):
+            return public_name(value)
+        return _short(value) if key in _DATA else value
 
-    return {name: short(name, own) for name, own in recipe.items()}
+    return {name: short(name, own, name) for name, own in recipe.items()}

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 TOKEN = "hf_right"
 
@@ -40,6 +43,8 @@ class Hub:
     """Method, path, and Range where there was one."""
     break_once: set[str] = field(default_factory=set)
     """Files of which the first transfer ends in the middle."""
+    full: bool = False
+    """Whether there is no room for another commit."""
     url: str = ""
     uploads: Path | None = None
     """Where what is pushed goes; without it nothing may be."""
@@ -56,6 +61,37 @@ class Hub:
         prefix = f"/{repository}/resolve/"
         paths = [path for method, path, _ in self.requests if method == "GET" and path.startswith(prefix)]
         return sorted({path.removeprefix(prefix).partition("/")[2] for path in paths})
+
+
+def _wrong_in_header(card: str) -> list[str]:
+    """What the Hub's own validation would not take of a card's header."""
+    parts = card.split("---\n")
+    try:
+        header = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else None
+    except yaml.YAMLError as error:
+        return [str(error)]
+    if not isinstance(header, dict):
+        return ["there is no header"]
+    bases = header.get("base_model", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    wrong = [
+        f'"base_model" with value "{own}" is not valid' for own in bases if not re.fullmatch(r"[\w.-]+/[\w.-]+", own)
+    ]
+    wrong += [f'"{key}" must be a string' for key in _STRINGS if not isinstance(header.get(key, ""), str)]
+    for model in header.get("model-index", []):
+        for result in model["results"]:
+            named = (
+                result["task"].get("type"),
+                result["dataset"].get("type"),
+                result["dataset"].get("name"),
+                model["name"],
+            )
+            if not all(named) or not all({"type", "value"} <= metric.keys() for metric in result["metrics"]):
+                wrong.append('"model-index" lacks something')
+    return wrong
+
+
+_STRINGS = ("license", "license_name", "license_link", "library_name", "pipeline_tag")
 
 
 @contextmanager
@@ -82,7 +118,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 return self.answer(with_body=True, paths=json.loads(content or b"{}").get("paths", []))
             hub.requests.append((self.command, path, None))
             if isinstance(answer, int):
-                return self.refuse(answer, "Refused")
+                return self.refuse(answer, "Storage limit reached" if hub.full else "Refused")
             status, self.status = self.status, 200
             return self.send(json.dumps(answer).encode(), {"Content-Type": "application/json"}, True, status=status)
 
@@ -108,11 +144,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
             parts = path.strip("/").split("/")
             known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
             if path == "/api/validate-yaml":
-                import yaml
-
-                text = json.loads(content)["content"]
-                header = yaml.safe_load(text.split("---\n")[1])
-                wrong = [] if isinstance(header, dict) else ["no header"]
+                wrong = _wrong_in_header(json.loads(content)["content"])
+                self.status = 400 if wrong else 200
                 return {"errors": [{"message": own} for own in wrong], "warnings": []}
             if path == "/api/repos/create":
                 if not known or hub.read_only:
@@ -151,6 +184,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
                     objects.append({**own, **({"actions": actions} if missing else {})})
                 return {"transfer": "basic", "objects": objects}
             if parts[:2] == ["api", "models"] and parts[4:5] == ["commit"]:
+                if not known or hub.read_only or hub.full:
+                    return 403 if known else 401
                 return self.commit(name, [json.loads(line) for line in content.splitlines()])
             return None
 
@@ -176,6 +211,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                     return self.refuse(401, "Unauthorized")
                 return self.send(b'{"name": "me", "type": "user", "orgs": []}', {}, with_body)
+            if parts[-2:] == ["auth-check", "write"] and hub.read_only:
+                return self.refuse(403, "Forbidden")
             if parts[:1] == ["datasets"]:
                 parts = parts[1:]
             if parts[:2] in (["api", "models"], ["api", "datasets"]):

@@ -16,8 +16,11 @@ if __name__ == "__main__":
         if what["token"]:
             os.environ["HF_TOKEN"] = what["token"]
         try:
-            if what["by"] == "model":
-                answer = {"url": clipkit.load(what["folder"]).push(what["repository"])}
+            if what["by"] in ("model", "changed model"):
+                model = clipkit.load(what["folder"])
+                if what["by"] == "changed model":
+                    model.logit_scale.data += 1
+                answer = {"url": model.push(what["repository"])}
             elif what["by"] == "load":
                 features = clipkit.load(what["repository"]).encode_text(["a red square"])
                 answer = {"features": features[0, :4].tolist()}

@@ -89,7 +89,7 @@ def test_the_card_passes_the_hubs_own_reading(hub: Hub, client: Client, run: Pat
     assert card.data.pipeline_tag == "zero-shot-image-classification"
     results = json.loads((run / "results.json").read_text())
     name, found = model_index_to_eval_results(card.data.to_dict()["model-index"])
-    assert name == "NAME"
+    assert name == "ORG/NAME"
     assert {own.metric_type: own.metric_value for own in found} == {
         metric: figure["value"] for metric, figure in results["metrics"].items() if figure["value"] is not None
     }
@@ -97,6 +97,7 @@ def test_the_card_passes_the_hubs_own_reading(hub: Hub, client: Client, run: Pat
     value = results["metrics"]["image_retrieval_recall@10"]
     assert f"{100 * value['low']:.1f} % – {100 * value['high']:.1f} %" in text
     assert "16 pictures, 32 captions" in text
+    assert "Mind that 16 of the 16 validation pictures are trained on too: the figures are too good." in text
     assert str(shapes) not in text  # nothing of the machine it ran on
     assert str(run.parent) not in text
 
@@ -110,7 +111,7 @@ def test_a_broken_transfer_goes_on(hub: Hub, client: Client, run: Path) -> None:
     before = len(hub.commits)
     broken = client.ask("me/broken", two)
     if "error" in broken:  # the client may have tried once more by itself
-        assert "give the same command again" in broken["error"]
+        assert "push again" in broken["error"]
         assert len(hub.commits) == before
         client.ask("me/broken", two)
     assert len(hub.commits) == before + 1
@@ -120,18 +121,32 @@ def test_a_broken_transfer_goes_on(hub: Hub, client: Client, run: Path) -> None:
     assert len(sizes) <= 3  # the weights, which are the same as before or arrived the first time, at most once
 
 
+def test_a_header_that_the_hub_does_not_take(hub: Hub, client: Client, run: Path, tmp_path: Path) -> None:
+    clipkit.load(run / "model").save(tmp_path)
+    (tmp_path / "README.md").write_text("---\nbase_model: [/home/me/base]\n---\nMine.\n")
+    before = len(hub.commits)
+    assert "does not take the model card" in client.ask("me/header", tmp_path)["error"]
+    assert len(hub.commits) == before
+
+
 def test_who_may_not(hub: Hub, client: Client, run: Path) -> None:
     assert "the token is not valid" in client.ask("me/first", run / "model", token="hf_wrong")["error"]
     assert "log in with `hf auth login`" in client.ask("me/first", run / "model", token="")["error"]
     hub.read_only = True
     try:
         assert "may not write there" in client.ask("org/other", run / "model")["error"]
+        # One that is there is known before anything is sent.
+        hub.received.clear()
+        assert "may not write there" in client.ask("me/first", run / "model")["error"]
+        assert not [path for _, path, _ in hub.requests[-5:] if "/preupload/" in path]
     finally:
         hub.read_only = False
-    assert "no name of a Hub repository" in client.ask("a/b/c", run / "model")["error"]
+    for name in ("a/b/c", "alone", "me/what is this"):
+        assert "no name of a Hub repository" in client.ask(name, run / "model")["error"]
+    assert "is there and public" in client.ask("me/first", run / "model", private=True)["error"]
 
 
-def test_what_is_in_a_repository_stays(hub: Hub, client: Client, run: Path) -> None:
+def test_what_is_in_a_repository_stays(hub: Hub, client: Client, run: Path, tmp_path: Path) -> None:
     client.ask("me/existing", run / "model", private=True)
     assert hub.repositories["me/existing"].private
     folder = hub.repositories["me/existing"].revisions["main"]
@@ -144,12 +159,28 @@ def test_what_is_in_a_repository_stays(hub: Hub, client: Client, run: Path) -> N
     once_more = client.ask("me/existing", run / "model")
     assert any("README.md was changed on the Hub" in note for note in once_more["notes"])
     assert "My dual encoder" in card.read_text()
+    own = clipkit.load(run / "model")
+    own.save(tmp_path)
+    (tmp_path / "README.md").write_text("Another card of my own.\n")
+    assert any("README.md was changed on the Hub" in note for note in client.ask("me/existing", tmp_path)["notes"])
+    assert "My dual encoder" in card.read_text()
 
 
 def test_any_model_can_be_pushed(hub: Hub, client: Client, run: Path) -> None:
-    answer = client.ask("me/short", run / "model", by="model")
+    answer = client.ask("me/short", run.parent / "base", by="model")
     assert answer["url"].startswith(hub.url)
     card = ModelCard((hub.repositories["me/short"].revisions["main"] / "README.md").read_text())
+    assert card.text.strip().startswith("A base.")  # its weights are the same, and so is its card
+
+
+def test_from_python_the_card_stays_with_the_weights(hub: Hub, client: Client, run: Path) -> None:
+    client.ask("me/python", run, by="model")
+    folder = hub.repositories["me/python"].revisions["main"]
+    assert "The complete recipe" in (folder / "README.md").read_text()
+    client.ask("me/changed", run, by="changed model")
+    card = ModelCard((hub.repositories["me/changed"].revisions["main"] / "README.md").read_text())
+    assert card.data.eval_results is None  # what was measured was another model
+    assert card.data.base_model == ["org/first"]
     assert card.data.license == "mit"
     assert "clipkit.load" in card.text
 
