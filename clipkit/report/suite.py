@@ -38,8 +38,7 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
         drops = [
             [
                 own["dataset"], own["version_of"], own["model"], number("", own["original"]), number("", own["value"]),
-                number("", own["relative_drop"]),
-                "–" if own["effective_robustness"] is None else f"{100 * own['effective_robustness']:+.1f} %",
+                number("", own["relative_drop"]), _signed(own["effective_robustness"]),
             ]
             for own in result["robustness"]
         ]  # fmt: skip
@@ -49,6 +48,15 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
         )
         header = ["version", "of", "model", "original", "version", "relative drop", "effective robustness"]
         tables.append(Table("Robustness", header, drops, note))
+        means = [
+            [
+                own["version_of"], own["model"], str(own["versions"]), number("", own["relative_drop"]),
+                _signed(own["effective_robustness"]),
+            ]
+            for own in result["robustness_means"]
+        ]  # fmt: skip
+        header = ["of", "model", "versions", "mean relative drop", "mean effective robustness"]
+        tables.append(Table("Robustness over all versions", header, means))
     return tables
 
 
@@ -65,7 +73,7 @@ def suite_markdown(result: Mapping[str, Any]) -> str:
             "",
             table.note,
         ]
-        parts.append("\n".join(lines))
+        parts.append("\n".join(lines).rstrip())
     parts += [f"Not reached: {name}: {why}" for name, why in result["unreached"].items()]
     parts += [f"Failed: {name}: {why}" for name, why in result["failed"].items()]
     return "\n\n".join(parts) + "\n"
@@ -89,6 +97,10 @@ def suite_report(result: Mapping[str, Any]) -> str:
         details={"Versions": "\n".join(f"{name} {version}" for name, version in result["versions"].items())},
     )
     return render(page)
+
+
+def _signed(difference: float | None) -> str:
+    return "–" if difference is None else f"{100 * difference:+.1f} %"
 
 
 def _cell(row: Mapping[str, Any] | None, metric: str) -> str:
