@@ -35,28 +35,36 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
         )
     ]
     if result.get("robustness"):
-        drops = [
-            [
-                own["dataset"], own["version_of"], own["model"], number("", own["original"]), number("", own["value"]),
-                number("", own["relative_drop"]), _signed(own["effective_robustness"]),
-            ]
-            for own in result["robustness"]
-        ]  # fmt: skip
-        note = (
-            "Relative drop: the share of the original figure that is lost. Effective robustness: how far the figure on "
-            "the version lies above what the baseline leads to expect."
-        )
-        header = ["version", "of", "model", "original", "version", "relative drop", "effective robustness"]
-        tables.append(Table("Robustness", header, drops, note))
-        means = [
-            [
-                own["version_of"], own["model"], str(own["versions"]), number("", own["relative_drop"]),
-                _signed(own["effective_robustness"]),
-            ]
-            for own in result["robustness_means"]
-        ]  # fmt: skip
-        header = ["of", "model", "versions", "mean relative drop", "mean effective robustness"]
-        tables.append(Table("Robustness over all versions", header, means))
+        tables += _robustness_tables(result, {row["dataset"]: row["title"] for row in result["rows"]})
+    return tables
+
+
+def _robustness_tables(result: Mapping[str, Any], title_of: Mapping[str, str]) -> list[Table]:
+    """A row a version and model; and the means, where a data set has several versions."""
+    rows = [
+        [
+            title_of[own["dataset"]], title_of[own["version_of"]], own["model"], number("", own["original"]),
+            number("", own["value"]), number("", own["relative_drop"]), _signed(own["effective_robustness"]),
+        ]
+        for own in result["robustness"]
+    ]  # fmt: skip
+    header = ["", "of", "model", "original", "here", "relative drop", "effective robustness"]
+    note = (
+        "Relative drop: the share of the original figure that is lost. Effective robustness: how far the figure lies "
+        "above what the baseline leads to expect; the baseline itself has none."
+    )
+    means = [
+        [
+            title_of[own["version_of"]], own["model"], str(own["versions"]), number("", own["relative_drop"]),
+            _signed(own["effective_robustness"]),
+        ]
+        for own in result["robustness_means"]
+        if own["versions"] > 1
+    ]  # fmt: skip
+    tables = [Table("Robustness", header, rows, note)]
+    if means:
+        header = ["", "model", "versions", "mean relative drop", "mean effective robustness"]
+        tables.append(Table("Robustness, over the versions of each", header, means))
     return tables
 
 

@@ -1,8 +1,11 @@
 """Suites: their files, what they measure, and how they go on."""
 
+import ast
 import json
 import math
+import re
 import shutil
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +112,13 @@ def test_several_models_and_published_figures_stand_side_by_side(mine: Path, tin
     mine.write_text(yaml.safe_dump(values))
     models = [str(tiny_clip), str(other)]
     result = run_suite(read_suite(str(mine)), models, tmp_path / "out", cache=False).to_dict()
-    main, robust, means = suite_tables(result)
+    main, robust = suite_tables(result)
     assert main.header == ["", "figure", *models, "chance", "published"]
     assert main.rows[0][-1] == "theirs 63.3 %"
     assert [row[2] for row in robust.rows] == models
-    assert [row[1] for row in means.rows] == models
+    assert robust.rows[0][:2] == ["noisy", "colours"]
+    result["robustness_means"][0]["versions"] = 2
+    assert suite_tables(result)[2].rows[0][:3] == ["colours", models[0], "2"]
 
 
 @pytest.mark.parametrize(
@@ -303,16 +308,20 @@ def test_every_shipped_file(name: str) -> None:
 
 
 def test_class_counts_are_those_of_their_sources() -> None:
-    """CLIP_benchmark's class names, where it has them."""
+    """CLIP_benchmark's class names and timm's lists, where they have them."""
     import clip_benchmark.datasets
+    from clip_benchmark.datasets import voc2007
 
     folder = Path(clip_benchmark.datasets.__file__).parent
-    known = json.loads((folder / "en_classnames.json").read_text())
-    checked = 0
-    for name in SHIPPED:
-        for entry in read_suite(name).datasets:
-            theirs = entry.source.rpartition("/wds_")[2].removeprefix("vtab-").partition("@")[0]
-            if entry.source.startswith("wds:") and entry.class_count is not None and theirs in known:
-                assert entry.class_count == len(known[theirs]), name
-                checked += 1
-    assert checked >= 8
+    count = {name: len(own) for name, own in json.loads((folder / "en_classnames.json").read_text()).items()}
+    count |= dict.fromkeys(("imagenetv2", "imagenet_sketch"), count["imagenet1k"])
+    count["voc2007_multilabel"] = len(voc2007.object_categories)
+    for name in ("imagenet_a", "imagenet_r"):
+        count[name] = len((files("timm.data._info") / f"{name}_synsets.txt").read_text().split())
+    theirs = re.search(r"imagenet_o_wnids = (\[.*?\])", (folder / "builder.py").read_text())
+    assert theirs is not None
+    count["imagenet_o"] = len(set(ast.literal_eval(theirs[1])))
+    entries = {name: read_suite(name) for name in SHIPPED}
+    checked = {name for name, suite in entries.items() if len(suite.datasets) == 1 and name in count}
+    assert {name: entries[name].datasets[0].class_count for name in checked} == {name: count[name] for name in checked}
+    assert len(checked) == 17
