@@ -28,7 +28,7 @@ from clipkit.errors import DataError, UnreachedError, one_line
 from clipkit.evaluation.suites.corruptions import Corrupted
 from clipkit.evaluation.suites.entries import DataSet
 from clipkit.files import cache_folder
-from clipkit.pictures import Stored
+from clipkit.pictures import Stored, size_of
 
 LANGUAGES = ("de", "en", "es", "fr", "it", "pt")
 
@@ -45,9 +45,14 @@ class Opened:
     @property
     def fingerprint(self) -> str:
         """Of what would change a result."""
-        names = self.data.fingerprint if not isinstance(self.data, NearMisses) else "\0".join(self.data.captions)
+        names: Any = self.data.fingerprint if not isinstance(self.data, NearMisses) else _said_of(self.data)
         train = self.train.fingerprint if self.train is not None else ""
         return json.dumps([names, train, self.classes, self.templates], ensure_ascii=False)
+
+
+def _said_of(data: NearMisses) -> list[Any]:
+    pictures = [[own.name, size_of(own)] for own in data.pictures]
+    return [pictures, data.captions, data.images.tolist(), data.texts.tolist(), data.categories]
 
 
 def open_data(entry: DataSet) -> Opened:

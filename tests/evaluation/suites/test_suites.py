@@ -92,6 +92,20 @@ def test_what_was_measured_is_kept_until_something_changes(mine: Path, tiny_clip
     assert not any("measured before" in line for line in said(other))
 
 
+def test_a_result_is_of_the_data_it_was_measured_on(shapes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "swap.csv"
+    header = "image,caption,negative_caption,category\n"
+
+    def fingerprint(row: str) -> str:
+        file.write_text(f"{header}{row}\n")
+        source = f"{file}?images={shapes / 'images'}"
+        return open_data(DataSet(name="own", task="compositional", source=source)).fingerprint
+
+    first, *others = (fingerprint(row) for row in ("00.png,a,b,x", "01.png,a,b,x", "00.png,b,a,x", "00.png,a,b,y"))
+    assert first == fingerprint("00.png,a,b,x")
+    assert first not in others
+
+
 def test_one_failure_is_not_the_others(mine: Path, tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(shapes, data)
