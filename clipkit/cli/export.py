@@ -41,6 +41,7 @@ def export(
     print(f"  {proof.captions} captions: {proof.text_difference:.1e}")
     if int8:
         print(f"  8-bit weights: mean cosine with the model's own {proof.image_cosine:.4f} and {proof.text_cosine:.4f}")
+        print(f"  {proof.changed} of {proof.captions} captions have another picture as their most similar one")
     for note in proof.notes:
         print(f"  note: {note}")
     print("open it with")

@@ -149,10 +149,15 @@ def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
         order = np.argsort(ratio, kind="stable")
         better, worse = order[ratio[order] < 0][:_SHOWN], order[ratio[order] > 0][::-1][:_SHOWN]
         named = first["queries"].get(names)
-        found += [
-            _moved(kind, int(row), named, one, two) | _picture_of(first["queries"], key, int(row))
-            for row in [*better, *worse]
-        ]
+        for row in map(int, [*better, *worse]):
+            found.append(
+                _moved(kind, row, named, one, two)
+                | _picture_of(first["queries"], key, row)
+                | _answer("first", first, key, row)
+                | _answer("second", second, key, row)
+            )
+            if key == "true_rank" and "classes" in first:
+                found[-1]["right"] = first["classes"][first["queries"]["label"][row]]["class"]
     return found
 
 
@@ -167,3 +172,17 @@ def _picture_of(queries: Mapping[str, Any], key: str, row: int) -> dict[str, str
         return {}
     place = queries["image_of_text"][row] if key == "image_rank" else row
     return {"image": queries["images"][place]} if place >= 0 else {}
+
+
+def _answer(whose: str, result: Mapping[str, Any], key: str, row: int) -> dict[str, str]:
+    """What a model puts first: a picture, a caption or a class."""
+    queries = result["queries"]
+    match key:
+        case "image_rank" if "first_image" in queries:
+            return {f"{whose}_image": queries["images"][queries["first_image"][row]]}
+        case "text_rank" if "first_text" in queries:
+            return {f"{whose}_text": queries["texts"][queries["first_text"][row]]}
+        case "true_rank" if "classes" in result:
+            return {f"{whose}_text": result["classes"][queries["predicted"][row]]["class"]}
+        case _:
+            return {}

@@ -17,6 +17,7 @@ from clipkit.data import LabelledPictures, read_labelled
 from clipkit.errors import DataError
 from clipkit.evaluation.features import Cache, Features, content_hashes
 from clipkit.evaluation.figures import Column, Columns, Queries, figure, figures
+from clipkit.evaluation.neighbourhood import map_of_classes
 from clipkit.evaluation.predictions import write_class_predictions
 from clipkit.evaluation.result import INTERVAL, Result, data_hash, versions
 from clipkit.metrics import LinearClassifier, knn_scores, logistic_regression, true_label_ranks
@@ -144,6 +145,7 @@ def probe(
         "versions": versions(),
         "seconds": round(time.perf_counter() - started, 2),
         "examples": [],
+        "map": map_of_classes(queries_x, [learned.classes[label] for label in asked.labels.tolist()]),
         "queries": queries,
     }
 

@@ -34,7 +34,7 @@ class Result(TypedDict):
     classes: NotRequired[list[dict[str, Any]]]
     """One row a class, or a category."""
     prompts: NotRequired[list[dict[str, Any]]]
-    """The accuracy of each prompt by itself."""
+    """The accuracy of each prompt by itself, and of the others without it."""
     map: NotRequired[list[dict[str, Any]]]
     """Where some of the pictures lie in two dimensions."""
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clipkit.data import Pairs, read_pairs
+from clipkit.errors import ModelError
 from clipkit.evaluation.features import Cache, Features, content_hashes
 from clipkit.evaluation.figures import Column, Columns, Means, Queries, figures
 from clipkit.evaluation.predictions import write_retrieval_predictions
 from clipkit.evaluation.result import INTERVAL, Result, chosen_examples, data_hash, shown, versions
-from clipkit.metrics import RetrievalRanks, retrieval_chance, retrieval_ranks
+from clipkit.metrics import RetrievalRanks, retrieval_chance, retrieval_ranks, top_answers
 from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
 
@@ -27,6 +28,7 @@ KS = (1, 5, 10)
 _EXAMPLES = 8
 _EXTREMES = 6
 _NAMED = 100_000  # queries whose names stand in the result too
+_SCORED = 200_000_000  # scores up to which each query's first answer does
 
 
 def retrieval(
@@ -122,8 +124,14 @@ def retrieval_result(
     processes: "Processes | None" = None,
     progress: bool = False,
 ) -> Result:
-    """The result of features that are already there. `seconds` is what making them took."""
+    """The result of features that are already there. `seconds` is what making them took.
+
+    Raises:
+        ModelError: a feature is not finite.
+    """
     started = time.perf_counter()
+    if not (image_features.isfinite().all() and text_features.isfinite().all()):
+        raise ModelError(f"{model_name}: its features of {pairs.name} are not finite, so nothing can be ranked by them")
     asked = AskedPairs.of(pairs, merge_captions=False) if asked is None else asked
     share = 1 if processes is None else processes.count
     total = len(image_features) * len(text_features) // share
@@ -148,6 +156,9 @@ def retrieval_result(
     }
     if len(pairs.pictures) + len(asked.texts) <= _NAMED:
         queries |= {"images": [str(picture) for picture in pairs.pictures], "texts": list(asked.texts)}
+        if len(image_features) * len(text_features) <= _SCORED:
+            (_, images), (_, texts) = top_answers(image_features, text_features, 1)
+            queries |= {"first_image": images[:, 0].tolist(), "first_text": texts[:, 0].tolist()}
     columns, means = retrieval_columns(queries)
     chance = retrieval_chance(len(image_features), len(text_features), asked.image_of_text, KS)
     if predictions is not None:

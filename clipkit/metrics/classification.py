@@ -18,10 +18,15 @@ def classification(
         scores: the higher the likelier.
         labels: for each picture its class; or, as true and false, its classes.
 
+    Raises:
+        ValueError: a score is NaN.
+
     Example:
         >>> classification(torch.eye(3), torch.tensor([0, 1, 1]))["acc1"]
         0.6666666666666666
     """
+    if scores.isnan().any():
+        raise ValueError("a score is NaN, so nothing can be ranked by the scores")
     if labels.ndim == 2:
         return {"mean_average_precision": average_precision(scores, labels).mean().item()}
     ranks = true_label_ranks(scores, labels)

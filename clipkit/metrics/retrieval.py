@@ -29,11 +29,16 @@ def retrieval(
         image_of_text: for each text the row of its image; or (image, text) pairs.
         ks: cut-offs.
 
+    Raises:
+        ValueError: a feature is not finite: nothing is greater than NaN, so it would count as found first.
+
     Example:
         >>> x = torch.eye(3)
         >>> retrieval(x, x[[0, 0, 2, 2]], torch.tensor([0, 0, 2, 1]), ks=(1,))["image_retrieval_recall@1"]
         0.75
     """
+    if not (image_features.isfinite().all() and text_features.isfinite().all()):
+        raise ValueError("the features are not finite, so nothing can be ranked by them")
     ranks = retrieval_ranks(image_features, text_features, image_of_text)
     return recalls(ranks, ks) | _rank_figures(ranks)
 

@@ -30,6 +30,10 @@ from clipkit.recipe import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 
 LAYOUT_FILE = "clipkit.json"
 _HEADS_FILE = "heads.safetensors"
+_OLD_POOLING = tuple(
+    f"pooling_mode_{own}"
+    for own in ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+)
 _POOLING_FILE = Path("1_Pooling") / "config.json"
 
 
@@ -157,9 +161,9 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
         )
         check_safetensors(folder / _HEADS_FILE)
         heads = load_file(folder / _HEADS_FILE)
-        model.logit_scale.data = heads.pop("logit_scale")
+        model.logit_scale.data = heads.pop("logit_scale").reshape(())
         if "logit_bias" in heads:
-            model.logit_bias = nn.Parameter(heads.pop("logit_bias"))
+            model.logit_bias = nn.Parameter(heads.pop("logit_bias").reshape(()))
         for side, tower in (("image", model.image), ("text", model.text)):
             prefix = f"{side}."
             own = {key.removeprefix(prefix): value for key, value in heads.items() if key.startswith(prefix)}
@@ -292,9 +296,19 @@ def _pooling(folder: Path) -> Literal["mean", "cls", "last"]:
     if not file.is_file():
         return "mean"
     config = json.loads(file.read_text(encoding="utf-8"))
-    if config.get("pooling_mode_cls_token"):
-        return "cls"
-    return "last" if config.get("pooling_mode_lasttoken") else "mean"
+    named = config.get("pooling_mode")
+    if named is None:  # as its versions before 6 wrote it
+        named = [key.removeprefix("pooling_mode_") for key, value in config.items() if key in _OLD_POOLING and value]
+    modes = {named} if isinstance(named, str) else set(named)
+    known: dict[str, Literal["mean", "cls", "last"]] = {
+        "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last",
+    }  # fmt: skip
+    if len(modes) != 1 or not modes <= set(known):
+        raise ModelError(
+            f"{file}: pools by {', '.join(sorted(modes)) or 'nothing'}; of sentence-transformers' ways clipkit has "
+            "mean, cls and lasttoken: give model.text.pooling"
+        )
+    return known[modes.pop()]
 
 
 def _existing_folder(name: str) -> Path:

@@ -85,7 +85,7 @@ def describe(name: str) -> dict[str, Any]:
         "embed_dim": width,
         "image_size": model.image.preprocess.image_size,
         "context_length": length if "text" in inputs else None,
-        "padding_is_cut": "attention_mask" in inputs.get("text", {}),
+        "padding_is_cut": "attention_mask" in inputs.get("text", {}) and model.text.padding_may_be_cut,
         "vocabulary": model.text.tokenize.vocab_size if "text" in inputs else None,
         "mean": list(model.image.preprocess.mean),
         "std": list(model.image.preprocess.std),

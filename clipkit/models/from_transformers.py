@@ -146,6 +146,7 @@ def load_transformers(folder: Path, name: str, kind: str) -> DualEncoder:
         prefixed_blocks(native.text_model, with_pooler=family.text is Pooled),
         tokenizer,
         head_names=_pooling_head(native.text_model),
+        padding_may_be_cut=not tokenizer.fixed,
     )
     backend = FromTransformers(native, processor, tokenizer)
     return DualEncoder(image, text, _logit_scale(native), _scalar(getattr(native, "logit_bias", None)), backend, name)
@@ -180,7 +181,9 @@ def _processor(folder: Path, name: str) -> Any:
 def _tokenizer(native: Any, family: Family, folder: Path) -> TransformersTokenizer:
     config = native.text_model.config
     fixed = config.model_type not in PADDING_MAY_BE_CUT
-    tokenizer = transformers_tokenizer(folder, family.longest, positions_of(config), fixed=fixed, mask=not fixed)
+    # SigLIP alone looks at its padding; of another encoder that nobody has tried, padding stays, and is masked.
+    mask = not config.model_type.startswith("siglip")
+    tokenizer = transformers_tokenizer(folder, family.longest, positions_of(config), fixed=fixed, mask=mask)
     # SigLIP 2 was trained on lowercased captions with Gemma's tokenizer, which does not lowercase by itself.
     tokenizer.lower = config.model_type.startswith("siglip") and type(tokenizer.native).__name__.startswith("Gemma")
     return tokenizer

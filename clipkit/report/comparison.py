@@ -1,9 +1,12 @@
 """The report of two models side by side, from a comparison and the results it compares."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from clipkit.report.page import Grid, Page, Table, metrics_table, number, readable, render
+from clipkit.report.curves import interval_chart
+from clipkit.report.evaluation import TASKS
+from clipkit.report.page import Curve, Grid, Page, Table, difference, metrics_table, place_of, readable, render
 
 
 def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
@@ -14,44 +17,57 @@ def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], s
         first: the result that it calls the first.
         second: the other one.
     """
-    names = {"A": str(comparison["first"]), "B": str(comparison["second"])}
-    data = comparison["data"]
-    cells = []
+    data, task = comparison["data"], comparison["task"]
+    cells, drawn = [], {}
     for name, found in comparison["metrics"].items():
-        low, high = (number(name, found[end]).removesuffix(" %") for end in ("low", "high"))
-        cells.append([readable(name), f"{number(name, found['difference'])} ({low} – {high})", f"{found['p']:.3f}"])
-    note = "In brackets the 95 % interval; both are resampled with the same draws of pictures, p is two-sided."
+        low, high = (difference(name, found[end]).removesuffix(" points") for end in ("low", "high"))
+        cells.append([readable(name), difference(name, found["difference"]), f"{low} to {high}", f"{found['p']:.3f}"])
+        if cells[-1][1].endswith("points"):
+            drawn[readable(name)] = tuple(100 * found[end] for end in ("difference", "low", "high"))
+    note = (
+        "The interval holds 95 % of 1,000 draws of pictures, the same for both models; p is two-sided, 0.002 the least "
+        "it can be."
+    )
     columns = {letter: own["metrics"] for letter, own in zip("AB", (first, second), strict=True)}
+    side_by_side = metrics_table(columns, "Side by side", "In brackets the 95 % interval over pictures.")
+    chart = Curve("B − A in points", interval_chart(drawn, "points"), "Blue where the interval does not hold 0.")
     page = Page(
-        title=f"{comparison['task']}: two models on {data['name']}",
-        lead=f"A is {names['A']}, B is {names['B']}.",
-        tables=[
-            metrics_table(columns, "Side by side", "In brackets the 95 % interval over pictures."),
-            Table("B − A", ["", "difference", "p"], cells, note),
-        ],
+        title=f"{TASKS[task]}: two models on {place_of(data['name'])}",
+        lead=f"A is {comparison['first']}, B is {comparison['second']}.",
+        tables=[replace(side_by_side, strong=None)],
+        curves_title="The difference",
+        curves=[chart] if drawn else [],
+        tables_below=[Table("B − A", ["", "difference", "95 % interval", "p"], cells, note)],
         grids=_disagreements(comparison["disagreements"]),
     )
     return render(page)
 
 
-def _disagreements(moved: list[Mapping[str, Any]]) -> list[Grid]:
+def _disagreements(moved: Sequence[Mapping[str, Any]]) -> list[Grid]:
     grids = []
     for title, better in (("Where B is better than A", True), ("Where A is better than B", False)):
         own = [
             query for query in moved if (query["second_rank"] < query["first_rank"]) == better and query.get("image")
         ]
-        examples = [
-            {
-                "query": {"image": query["image"]},
-                "caption": query["query"] if query["asks"] == "text" else "",
-                "answers": [
-                    {"text": f"A: place {query['first_rank']:,}", "right": not better},
-                    {"text": f"B: place {query['second_rank']:,}", "right": better},
-                ],
-            }
-            for query in own
-        ]
-        if examples:
-            note = "The queries whose right answer moved most. With a caption it is the caption that asks."
-            grids.append(Grid(title, examples, note))
+        for asks, who in (("text", "captions"), ("image", "pictures")):
+            examples = [_example(query, better) for query in own if query["asks"] == asks]
+            if examples:
+                note = f"The {who} whose right answer moved most, and what each model puts first."
+                grids.append(Grid(f"{title}: {who} ask", examples, note))
     return grids
+
+
+def _example(query: Mapping[str, Any], second_is_better: bool) -> dict[str, Any]:
+    sides = [
+        {
+            "name": name,
+            "rank": f"place {query[f'{whose}_rank']:,}",
+            "right": query[f"{whose}_rank"] == 1,
+            "image": query.get(f"{whose}_image"),
+            "text": query.get(f"{whose}_text"),
+            "better": (whose == "second") == second_is_better,
+        }
+        for name, whose in (("A", "first"), ("B", "second"))
+    ]
+    caption = query["query"] if query["asks"] == "text" else ""
+    return {"query": {"image": query["image"]}, "caption": caption, "right": query.get("right"), "sides": sides}

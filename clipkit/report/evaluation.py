@@ -6,18 +6,36 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipkit.report.curves import bar_chart, confusion_chart, reliability_chart
-from clipkit.report.page import Curve, Page, Table, metrics_table, number, readable, render
+from clipkit.report.page import (
+    Curve,
+    Page,
+    Table,
+    duration,
+    headlines,
+    metrics_table,
+    number,
+    place_of,
+    readable,
+    render,
+)
 from clipkit.report.run import example_grids
 
-_NAMES = {
+TASKS = {
     "retrieval": "Retrieval",
     "zeroshot": "Zero-shot classification",
     "probe": "Linear probe",
     "compositional": "Near misses",
 }
+_HEADLINES = {
+    "retrieval": ("mean_recall", "image_retrieval_recall@1", "text_retrieval_recall@1"),
+    "zeroshot": ("acc1", "acc5", "mean_per_class_recall", "mean_average_precision"),
+    "probe": ("lp_acc1", "knn_acc1"),
+    "compositional": ("text_acc", "image_acc", "acc"),
+}
 _HARDEST = 20
 _PAIRS = 12
 _MATRIX = 24
+_NARROW = 12
 _SHOWN = 20
 
 
@@ -26,21 +44,20 @@ def evaluation_report(result: Mapping[str, Any]) -> str:
     data = result["data"]
     kinds = ("images", "captions", "instances", "classes")
     counts = ", ".join(f"{data[kind]:,} {kind}" for kind in kinds if kind in data)
-    name = _NAMES[result["task"]]
-    table = metrics_table(
-        {str(result["model"]): result["metrics"]},
-        f"{name} on {data['name']}",
-        "In brackets the 95 % interval over pictures.",
-    )
+    name, measured = TASKS[result["task"]], place_of(data["name"])
+    table = metrics_table({"value": result["metrics"]}, "All figures", "In brackets the 95 % interval over pictures.")
     page = Page(
-        title=f"{name}: {result['model']}",
-        lead=f"{data['name']}: {counts}; {result['seconds']:.0f} s",
-        tables=[table, *classes_table(result.get("classes", [])), *hardest_pairs(result)],
+        title=f"{name}: {place_of(str(result['model']))}",
+        lead=f"On {measured}: {counts}; it took {duration(result['seconds'])}.",
+        headlines=headlines(result["metrics"], _HEADLINES[result["task"]]),
+        tables=[table],
+        tables_below=[*hardest_pairs(result), *classes_table(result.get("classes", []))],
         curves=_charts(result),
         curves_title="How it classifies",
         grids=example_grids(dict(result)),
         map=result.get("map") or [],
         details={
+            "Model and data": json.dumps({"model": result["model"], "data": data}, indent=2, ensure_ascii=False),
             "Settings": json.dumps(result["settings"], indent=2, ensure_ascii=False),
             "Versions": json.dumps(result["versions"], indent=2),
         },
@@ -55,11 +72,11 @@ def classes_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     if "category" in rows[0]:
         metrics = [name for name in rows[0] if name not in ("category", "instances")]
         cells = [[row["category"], f"{row['instances']:,}", *(number(m, row[m]) for m in metrics)] for row in rows]
-        return [Table("By category", ["", "instances", *map(readable, metrics)], cells)]
+        return [Table("By category", ["", "instances", *map(readable, metrics)], cells, strong=2)]
     if "average_precision" in rows[0]:
         ordered = sorted(rows, key=lambda row: row["average_precision"])[:_HARDEST]
         cells = [[row["class"], f"{row['images']:,}", number("", row["average_precision"])] for row in ordered]
-        return [Table(f"The {len(cells)} hardest classes", ["", "images", "average precision"], cells)]
+        return [Table(f"The {len(cells)} hardest classes", ["", "images", "average precision"], cells, strong=2)]
     ordered = sorted((row for row in rows if row["images"]), key=lambda row: row["recall"])[:_HARDEST]
     cells = [
         [
@@ -71,7 +88,8 @@ def classes_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         ]
         for row in ordered
     ]
-    return [Table(f"The {len(cells)} hardest classes", ["", "images", "recall", "precision", "taken for"], cells)]
+    title = "The classes, the hardest first" if len(cells) == len(rows) else f"The {len(cells)} hardest classes"
+    return [Table(title, ["", "images", "recall", "precision", "taken for"], cells, strong=2, words=[4])]
 
 
 def hardest_pairs(result: Mapping[str, Any]) -> list[Table]:
@@ -102,16 +120,40 @@ def _charts(result: Mapping[str, Any]) -> list[Curve]:
     if result["task"] != "zeroshot" or "confidence" not in queries:
         return []
     right = [label == taken for label, taken in zip(queries["label"], queries["predicted"], strict=True)]
-    curves = [Curve("Confidence and truth", reliability_chart(queries["confidence"], right))]
-    curves.append(_confusion(result))
+    curves = [
+        _confusion(result),
+        Curve(
+            "Confidence and truth",
+            reliability_chart(queries["confidence"], right),
+            "Below the dotted line it is surer than it should be.",
+        ),
+    ]
+    return [*curves, *_prompts(result)]
+
+
+def _prompts(result: Mapping[str, Any]) -> list[Curve]:
+    """What each prompt can do by itself, and what would be lost without it."""
     prompts = result.get("prompts") or []
-    if prompts:
-        ordered = sorted(prompts, key=lambda own: -own["acc1"])
-        shown = ordered if len(ordered) <= _SHOWN else [*ordered[: _SHOWN // 2], *ordered[-_SHOWN // 2 :]]
-        bars = {own["prompt"]: own["acc1"] for own in shown}
-        title = "Each prompt alone" + ("" if len(shown) == len(ordered) else ": the best and the worst")
-        all_of_them = result["metrics"]["acc1"]["value"]
-        curves.append(Curve(title, bar_chart(bars, "top-1 accuracy", ("all together", all_of_them))))
+    everything = result["metrics"]["acc1"]["value"]
+    curves = []
+    for title, note, name, rows in (
+        ("Each prompt alone", "Top-1 accuracy in percent.", "acc1", {own["prompt"]: own["acc1"] for own in prompts}),
+        (
+            "What each prompt adds",
+            "Points of top-1 accuracy that would be lost without it.",
+            "without",
+            {own["prompt"]: everything - own["without"] for own in prompts if "without" in own},
+        ),
+    ):
+        if not rows:
+            continue
+        ordered = dict(sorted(rows.items(), key=lambda own: -own[1]))
+        if len(ordered) > _SHOWN:
+            title += f": the best and the worst of {len(ordered)}"
+            kept = [*list(ordered)[: _SHOWN // 2], *list(ordered)[-_SHOWN // 2 :]]
+            ordered = {prompt: ordered[prompt] for prompt in kept}
+        level = ("all together", everything) if name == "acc1" else None
+        curves.append(Curve(title, bar_chart(ordered, "%" if level else "points", level), note))
     return curves
 
 
@@ -130,4 +172,5 @@ def _confusion(result: Mapping[str, Any]) -> Curve:
         if label in place and taken in place:
             shares[place[label]][place[taken]] += 1 / result["classes"][label]["images"]
     title = "Confusion" if everything else f"Confusion among the {len(chosen)} classes that are mixed up most"
-    return Curve(title, confusion_chart(shares, [titles[own] for own in chosen]))
+    note = "In a row, in percent of its pictures, what they were taken for."
+    return Curve(title, confusion_chart(shares, [titles[own] for own in chosen]), note, wide=len(chosen) > _NARROW)

@@ -1,13 +1,14 @@
 """The page that every report is: headline, tables, curves, and queries with their answers."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
-from PIL import Image
+from markupsafe import Markup, escape
 
 from clipkit.errors import DataError
 from clipkit.pictures import DATA_URI, as_data_uri
@@ -24,6 +25,20 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    strong: int | None = 1
+    """The column to look at first."""
+    words: Sequence[int] = ()
+    """Columns that hold words, beside the first."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A figure to see before all others."""
+
+    name: str
+    value: str
+    beside: Sequence[str] = ()
+    """Its interval and chance, each on a line."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,9 @@ class Curve:
 
     title: str
     svg: str
+    note: str = ""
+    wide: bool = False
+    """Of many parts: it takes the whole width, and is moved sideways on a phone."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,8 @@ class Grid:
     title: str
     examples: Sequence[Mapping[str, Any]]
     note: str = ""
+    small: bool = False
+    """Little is said of each: more stand side by side."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +79,14 @@ class Page:
 
     title: str
     lead: str
+    headlines: Sequence[Headline] = ()
     findings: Sequence[Mapping[str, Any]] | None = None
     """In the form of a result's `findings`; None: nobody looked."""
     tables: Sequence[Table] = ()
     curves: Sequence[Curve] = ()
     curves_title: str = "Course of the run"
+    tables_below: Sequence[Table] = ()
+    """Behind the curves."""
     sheets: Sequence[Sheet] = ()
     grids: Sequence[Grid] = ()
     map: Sequence[Mapping[str, Any]] = ()
@@ -82,9 +105,11 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["thumbnail"] = thumbnail
-    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
+    environment.filters["unbroken"] = unbroken
+    environment.filters["signed"] = lambda score: f"{score:.2f}".replace("-", "\N{MINUS SIGN}")
+    environment.filters["file_name"] = lambda path: "" if path.startswith(DATA_URI) else PurePath(path).name
     environment.globals["colour_of"] = colours_of(page.map)
-    environment.filters["svg"] = Markup
+    environment.filters["svg"] = _inside
     return environment.get_template("page.html").render(page=page)
 
 
@@ -94,14 +119,66 @@ def colours_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {label: colour for (label, _), colour in zip(common, CATEGORIES, strict=False)}
 
 
+def unbroken(text: str) -> Markup:
+    """A figure's unit and what stands in its brackets are never on lines of their own."""
+    bound = re.sub(r"(?<=\d) (?=%|points|GB|to )|(?<= to) ", "\N{NO-BREAK SPACE}", str(escape(text)))
+    return Markup(re.sub(r"\([^()]{1,24}\)", r"<span>\g<0></span>", bound))
+
+
+def _inside(svg: str, place: int) -> Markup:
+    """The SVG with names of its own: a page that holds several has each name once."""
+    return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>c{place}-", svg))
+
+
 def thumbnail(path: str, side: int = _THUMBNAIL) -> str:
-    """A picture as a data URI, at most so many pixels wide; an empty one where the file is gone."""
+    """A picture as a data URI, at most so many pixels wide; an empty string where the file is gone."""
     if path.startswith(DATA_URI):  # a picture out of a tar or a table is in the result itself
         return path
     try:
         return as_data_uri(path, side)
     except DataError:
-        return as_data_uri(Image.new("RGB", (1, 1), "white"), side)
+        return ""
+
+
+def headlines(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[Headline]:
+    """Those of a result's metrics that it has, with interval and chance."""
+    found = []
+    for name in names:
+        figure = metrics.get(name)
+        if figure is None or figure["value"] is None:
+            continue
+        ends = [] if figure["low"] is None else [f"({_ends(name, figure)})"]
+        chance = [] if figure["chance"] is None else [f"chance {number(name, figure['chance'])}"]
+        found.append(Headline(readable(name), number(name, figure["value"]), [*ends, *chance]))
+    return found
+
+
+def _ends(name: str, figure: Mapping[str, Any]) -> str:
+    low, high = (number(name, figure[end]).removesuffix(" %") for end in ("low", "high"))
+    return f"{low} – {high}"
+
+
+def difference(name: str, value: float) -> str:
+    """A difference of two figures: its sign, and points where the figures are in percent."""
+    said = number(name, value)
+    said = f"{said.removesuffix(' %')} points" if said.endswith(" %") else said
+    return said.replace("-", "\N{MINUS SIGN}") if said.startswith("-") else f"+{said}"
+
+
+def place_of(name: str) -> str:
+    """Of a path the last two parts, which tell it from others in a heading; other names as they are."""
+    parts = PurePath(name).parts
+    return name if len(parts) < 3 else "/".join(parts[-2:])
+
+
+def duration(seconds: float) -> str:
+    """In the units that a reader expects."""
+    if seconds < 1:
+        return "less than a second"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: str = "") -> Table:
@@ -174,5 +251,4 @@ def _cell(name: str, figure: Mapping[str, Any] | None) -> str:
         return "–"
     if figure["low"] is None:
         return number(name, figure["value"])
-    low, high = (number(name, figure[end]).removesuffix(" %") for end in ("low", "high"))
-    return f"{number(name, figure['value'])} ({low} – {high})"
+    return f"{number(name, figure['value'])} ({_ends(name, figure)})"

@@ -2,10 +2,26 @@
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from clipkit.report.curves import line_chart
-from clipkit.report.page import Curve, Grid, Page, Sheet, Table, metrics_table, number, readable, render
+from clipkit.report.page import (
+    Curve,
+    Grid,
+    Headline,
+    Page,
+    Sheet,
+    Table,
+    difference,
+    duration,
+    headlines,
+    metrics_table,
+    number,
+    place_of,
+    readable,
+    render,
+)
 
 
 def run_report(folder: str | Path) -> str:
@@ -20,12 +36,13 @@ def run_report(folder: str | Path) -> str:
     for kind, (title, measured) in kinds.items():
         own = {name: figure for name, figure in results["metrics"].items() if _kind(name) == kind}
         if own:
-            counts = [f"{measured[what]} {what}" for what in ("images", "captions", "classes") if measured.get(what)]
+            counts = [f"{measured[what]:,} {what}" for what in ("images", "captions", "classes") if measured.get(what)]
             note = f"{', '.join(counts).replace('images', 'pictures')}; in brackets the 95 % interval over pictures."
-            tables.append(metrics_table({"this run": own}, f"{title} {measured['name']}", note))
+            tables.append(metrics_table({"this run": own}, f"{title} {place_of(measured['name'])}", note))
     page = Page(
-        title=str(results["model"]),
+        title=f"Run {place_of(str(results['model']))}",
         lead=_lead(results),
+        headlines=[*headlines(results["metrics"], _HEADLINES), *_kept(results)][:_MOST],
         findings=results.get("findings"),
         tables=[*tables, *_retention(results)],
         curves=run_curves(folder, results),
@@ -37,6 +54,12 @@ def run_report(folder: str | Path) -> str:
     return render(page)
 
 
+_HEADLINES = (
+    "mean_recall", "image_retrieval_recall@1", "text_retrieval_recall@1", "image_view_recall@1", "text_view_recall@1",
+    "lp_acc1", "knn_acc1",
+)  # fmt: skip
+_MOST = 4
+
 # What is drawn together, and what it is called.
 _DRAWN = (
     ("image_retrieval_recall@10", "text_retrieval_recall@10", "mean_recall"),
@@ -44,6 +67,7 @@ _DRAWN = (
     ("image_alignment", "image_uniformity", "text_alignment", "text_uniformity"),
     ("knn_acc1", "lp_acc1"),
 )
+_SINGLE = {"scale": "Scale", "bias": "Bias", "grad_norm": "Gradient norm", "lr": "Learning rate"}
 _TITLES = {
     "image_retrieval_recall@10": "Validation: captions",
     "image_view_recall@1": "Validation: views",
@@ -61,10 +85,10 @@ def _kind(name: str) -> str:
 
 def _lead(results: dict[str, Any]) -> str:
     best = results["settings"].get("best")
-    took = f"{results['settings']['steps']} steps in {results['seconds']:.0f} s"
+    took = f"{results['settings']['steps']:,} steps in {duration(results['seconds'])}"
     if best is None:
-        return f"{took}; there were no validation pairs, so the last weights are kept"
-    return f"{took}; the weights after step {best['step']} had the best {readable(best['metric'])} and are kept"
+        return f"{took}; there were no validation pairs, so the last weights are kept."
+    return f"{took}; the weights after step {best['step']:,} had the best {readable(best['metric'])} and are kept."
 
 
 def run_curves(folder: Path, results: dict[str, Any]) -> list[Curve]:
@@ -78,16 +102,22 @@ def run_curves(folder: Path, results: dict[str, Any]) -> list[Curve]:
     curves = [Curve("Training loss", line_chart(loss, "step", "loss", chance))]
     curves += _of_evaluations(_rows(folder / "evaluations.jsonl"), settings)
     curves += _of_batches(steps)
-    speeds = _rows(folder / "speed.jsonl")
-    if len(speeds) > 1:
-        series = {"pairs a second": ([row["step"] for row in speeds], [row["pairs_per_second"] for row in speeds])}
-        waited = sum(row["data_wait_seconds"] for row in speeds)
-        total = waited + sum(row["step_seconds"] for row in speeds)
-        title = f"Throughput ({waited / max(total, 1e-9):.1%} of it waiting for data)"
-        curves.append(Curve(title, line_chart(series, "step", "pairs a second")))
     if settings.get("interpolation"):
         curves.append(_interpolation(settings))
-    return curves
+    return [*curves, *_throughput(_rows(folder / "speed.jsonl"))]
+
+
+def _throughput(speeds: list[dict[str, Any]]) -> list[Curve]:
+    if len(speeds) < 2:
+        return []
+    pairs = [row["pairs_per_second"] for row in speeds]
+    waited = sum(row["data_wait_seconds"] for row in speeds)
+    total = waited + sum(row["step_seconds"] for row in speeds)
+    memory = max(row.get("memory_bytes") or 0 for row in speeds)
+    note = f"Median {median(pairs):,.0f} pairs a second; {100 * waited / max(total, 1e-9):.1f} % of it waiting for data"
+    note += f"; at most {memory / 1e9:.1f} GB of memory." if memory else "."
+    drawn = {"pairs a second": ([row["step"] for row in speeds], pairs)}
+    return [Curve("Throughput", line_chart(drawn, "step", "pairs a second"), note)]
 
 
 def _of_evaluations(evaluations: list[dict[str, Any]], settings: dict[str, Any]) -> list[Curve]:
@@ -124,8 +154,10 @@ def _of_batches(steps: list[dict[str, Any]]) -> list[Curve]:
         if names:
             drawn = {name.removesuffix(ending).replace("_", " "): (x, [row[name] for row in steps]) for name in names}
             curves.append(Curve(title, line_chart(drawn, "step", label)))
-    if "scale" in steps[0]:
-        curves.append(Curve("Scale", line_chart({"scale": (x, [row["scale"] for row in steps])}, "step", "scale")))
+    for name, title in _SINGLE.items():
+        if all(isinstance(row.get(name), float | int) for row in steps):
+            drawn = {name: (x, [row[name] for row in steps])}
+            curves.append(Curve(title, line_chart(drawn, "step", title.lower())))
     return curves
 
 
@@ -145,10 +177,19 @@ def _retention(results: dict[str, Any]) -> list[Table]:
     if not kept:
         return []
     name = kept["metric"]
-    change = kept["chosen"] - kept["start"]
-    cells = [readable(name), number(name, kept["start"]), number(name, kept["chosen"]), f"{100 * change:+.1f} %"]
+    change = difference(name, kept["chosen"] - kept["start"])
+    cells = [readable(name), number(name, kept["start"]), number(name, kept["chosen"]), change]
     note = f"On {kept['name']}: before the first step, and of the weights that are kept."
-    return [Table("What is left of what it knew", ["", "start", "kept", "change"], [cells], note)]
+    return [Table("What is left of what it knew", ["", "start", "kept", "change"], [cells], note, strong=3)]
+
+
+def _kept(results: dict[str, Any]) -> list[Headline]:
+    kept = results["settings"].get("retention")
+    if not kept:
+        return []
+    name = kept["metric"]
+    change = difference(name, kept["chosen"] - kept["start"])
+    return [Headline(readable(name), number(name, kept["chosen"]), [f"{number(name, kept['start'])} before", change])]
 
 
 def _sheets(results: dict[str, Any]) -> list[Sheet]:
@@ -177,7 +218,8 @@ def example_grids(results: dict[str, Any]) -> list[Grid]:
         Grid(
             "Surest mistakes",
             kinds["mistake"],
-            "The wrong answers with the highest confidence; the right class, marked ✓, comes second.",
+            "The wrong answers, marked ✗, with the highest confidence; the right class is marked ✓.",
+            small=True,
         ),
         Grid(
             "Nearest neighbours", near, "Evenly spaced, not chosen by hand; beside each the five most similar others."

@@ -32,6 +32,8 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
             [columns[index] for index in shown],
             [[row[index] for index in shown] for row in rows],
             "In brackets the 95 % interval over pictures.",
+            strong=None,
+            words=[1],
         )
     ]
     if result.get("robustness"):
@@ -61,10 +63,10 @@ def _robustness_tables(result: Mapping[str, Any], title_of: Mapping[str, str]) -
         for own in result["robustness_means"]
         if own["versions"] > 1
     ]  # fmt: skip
-    tables = [Table("Robustness", header, rows, note)]
+    tables = [Table("Robustness", header, rows, note, strong=5, words=[1, 2])]
     if means:
         header = ["", "model", "versions", "mean relative drop", "mean effective robustness"]
-        tables.append(Table("Robustness, over the versions of each", header, means))
+        tables.append(Table("Robustness, over the versions of each", header, means, strong=3, words=[1]))
     return tables
 
 

@@ -72,6 +72,14 @@ def test_where_they_disagree_most(shapes: Path) -> None:
     assert sorted(shown) == pytest.approx(sorted([*np.sort(ratio)[:5], *np.sort(ratio)[-5:]]))
     row = int(texts[0]["query"].split()[1])
     assert first["queries"]["image_rank"][row] == texts[0]["first_rank"]
+    for query in moved:
+        row = int(query["query"].split()[1]) if query["asks"] == "text" else None
+        for whose in ("first", "second"):
+            if row is not None and query[f"{whose}_rank"] == 1:
+                assert query[f"{whose}_image"] == query["image"]
+            if row is None and query[f"{whose}_rank"] == 1:
+                place = first["queries"]["images"].index(query["image"])
+                assert int(query[f"{whose}_text"].split()[1]) // 3 % 16 == place % 16
 
 
 def test_every_task_can_be_compared(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:

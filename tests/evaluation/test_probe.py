@@ -44,8 +44,10 @@ def test_it_learns_what_can_be_seen(model: clipkit.DualEncoder, coloured: Path, 
     assert figure["chance"] == 0.25
     assert result["metrics"]["lp_acc5"]["value"] is None
     assert result["metrics"]["knn_acc1"]["value"] > 0.5
+    asked = clipkit.data.read_labelled(test)
+    assert [own["label"] for own in result["map"]] == [asked.classes[label] for label in asked.labels]
     # The classifier is scikit-learn's at the weight decay that was chosen.
-    labelled, asked = clipkit.data.read_labelled(train), clipkit.data.read_labelled(test)
+    labelled = clipkit.data.read_labelled(train)
     (weight_decay,) = result["settings"]["weight_decay"]
     theirs = LogisticRegression(C=1 / (weight_decay * 40), max_iter=10_000, tol=1e-8)
     theirs.fit(model.encode_image(labelled.pictures).double().numpy(), labelled.labels)

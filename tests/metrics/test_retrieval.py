@@ -101,3 +101,11 @@ def test_an_even_number_of_ranks_has_its_median_rounded_down() -> None:
     assert metrics.median_rank(torch.tensor([4, 1, 2, 9])) == 3
     assert metrics.median_rank(torch.tensor([2, 1])) == 1
     assert metrics.median_rank(torch.tensor([7, 1, 3])) == 3
+
+
+def test_what_is_not_a_number_is_never_found() -> None:
+    features = torch.full((3, 4), float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.retrieval(features, torch.randn(3, 4), torch.arange(3))
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.classification(torch.full((3, 6), float("nan")), torch.arange(3))

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertM
 
 import clipkit
 from clipkit.errors import ModelError
-from clipkit.models import DualEncoder, compose
+from clipkit.models import DualEncoder, compose, composed
 from clipkit.models.encode import stack_inputs
 from clipkit.models.towers import last_token, mean_of_tokens
 from clipkit.recipe import ModelRecipe
@@ -146,7 +146,7 @@ def test_a_folder_of_transformers_is_a_text_tower(bert: Path) -> None:
 @pytest.mark.parametrize(("file", "pooling"), [("cls", "cls"), ("lasttoken", "last"), ("mean", "mean")])
 def test_pooling_comes_from_the_folder(bert: Path, file: str, pooling: str) -> None:
     (bert / "1_Pooling").mkdir()
-    key = "pooling_mode_cls_token" if file == "cls" else f"pooling_mode_{file}"
+    key = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}.get(file, f"pooling_mode_{file}")
     (bert / "1_Pooling" / "config.json").write_text(f'{{"{key}": true}}')
     assert model_of(text={"name": str(bert)}).text.trunk.pooling == pooling
     assert model_of(text={"name": str(bert), "pooling": "cls"}).text.trunk.pooling == "cls"
@@ -232,3 +232,14 @@ def test_code_beside_a_configuration_is_never_run(bert: Path, monkeypatch: pytes
                     {"image": model_image(), "text": {"name": str(bert), "pretrained": pretrained}}
                 )
             )
+
+
+@pytest.mark.parametrize(("mode", "own"), [("cls", "cls"), ("mean", "mean"), ("lasttoken", "last")])
+def test_pooling_as_sentence_transformers_writes_it_now(mode: str, own: str, tmp_path: Path) -> None:
+    pooling = pytest.importorskip("sentence_transformers.sentence_transformer.modules").Pooling
+    (tmp_path / "1_Pooling").mkdir()
+    pooling(32, pooling_mode=mode).save(str(tmp_path / "1_Pooling"))
+    assert composed._pooling(tmp_path) == own
+    pooling(32, pooling_mode="max").save(str(tmp_path / "1_Pooling"))
+    with pytest.raises(ModelError, match=r"pools by max; .*give model\.text\.pooling"):
+        composed._pooling(tmp_path)

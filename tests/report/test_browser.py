@@ -36,7 +36,9 @@ addEventListener("load", () => {
       width: root.clientWidth, needs: root.scrollWidth,
       wide: wide.slice(0, 5).map((own) => own.tagName + "." + own.className),
       pictures: [...inner.images].map((own) => own.naturalWidth),
-      unnamed: [...inner.images].filter((own) => !own.alt).length,
+      unnamed: [...inner.images].filter((own) => !own.alt).length
+        + [...inner.querySelectorAll("svg")].filter((own) => !own.getAttribute("aria-label")).length,
+      twice: [...inner.querySelectorAll("[id]")].map((own) => own.id).filter((own, at, all) => all.indexOf(own) !== at),
     }),
   }));
 });
@@ -98,6 +100,7 @@ def test_a_browser_shows_all_of_it(name: str, width: int, pages: dict[str, str],
     assert all(own > 0 for own in found["pictures"])
     assert found["pictures"]
     assert found["unnamed"] == 0
+    assert found["twice"] == []
 
 
 def test_the_measuring_notices(pages: dict[str, str], tmp_path: Path) -> None:

@@ -10,8 +10,20 @@ import torch
 import clipkit
 from clipkit.recipe import Recipe
 from clipkit.report import comparison_report, evaluation_report, run_report
+from clipkit.report.curves import bar_chart, confusion_chart, interval_chart, line_chart, reliability_chart
 from clipkit.report.evaluation import classes_table, hardest_pairs
-from clipkit.report.page import metrics_table, number, readable, thumbnail
+from clipkit.report.page import (
+    Page,
+    difference,
+    duration,
+    metrics_table,
+    number,
+    place_of,
+    readable,
+    render,
+    thumbnail,
+    unbroken,
+)
 
 
 class Outline(HTMLParser):
@@ -88,8 +100,16 @@ def test_an_undefined_figure_is_a_dash() -> None:
     assert table.rows == [["top-5 accuracy", "–", "–"]]
 
 
-def test_a_picture_that_is_gone_leaves_the_page_whole() -> None:
-    assert thumbnail("/nowhere/none.jpg").startswith("data:image/jpeg;base64,")
+def test_a_picture_that_is_gone_leaves_the_page_whole(tiny_clip: Path, shapes: Path) -> None:
+    assert thumbnail("/nowhere/none.jpg") == ""
+    result = clipkit.evaluate.retrieval(clipkit.load(tiny_clip), str(shapes / "captions.csv"))
+    for example in result["examples"]:
+        for answer in example["answers"]:
+            if "image" in answer:
+                answer["image"] = "/nowhere/none.jpg"
+    page = evaluation_report(result)
+    assert all((picture["src"] or "").startswith("data:") for picture in Outline(page).pictures)
+    assert 'class="gone" role="img" aria-label="answer 1' in page
 
 
 def test_names_and_numbers_are_shown_as_a_reader_expects() -> None:
@@ -100,6 +120,55 @@ def test_names_and_numbers_are_shown_as_a_reader_expects() -> None:
     assert number("text_retrieval_median_rank", 7.0) == "7"
     assert number("acc1", 0.1234) == "12.3 %"
     assert number("acc5", None) == "–"
+    assert difference("acc1", -0.131) == "−13.1 points"
+    assert difference("acc1", 0.02) == "+2.0 points"
+    assert difference("image_retrieval_median_rank", 3.0) == "+3"
+    assert [duration(seconds) for seconds in (0.2, 59, 294, 7260)] == [
+        "less than a second", "59 s", "4 min 54 s", "2 h 1 min",
+    ]  # fmt: skip
+    assert place_of("/data/flickr8k/dev.csv") == "flickr8k/dev.csv"
+    assert place_of("openai/clip-vit-base-patch32") == "openai/clip-vit-base-patch32"
+
+
+def test_a_figure_stays_on_its_line() -> None:
+    assert unbroken("80.3 % (76.6 – 83.7)") == "80.3\N{NO-BREAK SPACE}% <span>(76.6 – 83.7)</span>"
+    assert unbroken("−64.1 to −59.8").count("\N{NO-BREAK SPACE}") == 2
+    assert unbroken("<b> & (<i>)") == "&lt;b&gt; &amp; <span>(&lt;i&gt;)</span>"
+
+
+@pytest.mark.parametrize("light", [True, False])
+def test_words_stand_out_from_the_page(light: bool) -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    schemes = re.findall(r":root \{([^}]*--ink[^}]*)\}", render(Page("", "")))
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", schemes[0 if light else 1]))
+    for word in ("ink", "soft", "good", "bad"):
+        for ground in ("page", "card"):
+            lighter, darker = sorted(luminance(colours[name]) for name in (word, ground))[::-1]
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (word, ground)
+
+
+def test_charts_say_what_they_show_and_take_any_name() -> None:
+    names = ["costs $5 and $6 <b>", "pays $\\frac{$", "{c}"]
+    charts = [
+        line_chart({"loss": ([1, 2], [3.0, 1.5])}, "step", "loss", ("chance", 2.0)),
+        bar_chart(dict(zip(names, (0.5, -0.25, 0.0), strict=True)), "points"),
+        interval_chart(dict.fromkeys(names, (1.0, -1.0, 2.0)), "points"),
+        confusion_chart([[0.9, 0.1, 0], [0, 1, 0], [0.5, 0.5, 0]], names),
+        reliability_chart([0.9, 0.2, 0.95], [True, False, False]),
+    ]
+    said = [found[1] for chart in charts if (found := re.match(r'<svg role="img" aria-label="([^"]+)"', chart))]
+    assert len(said) == len(charts)
+    assert "loss from 3 to 1.5, between step 1 and 2" in said[0]
+    assert "costs $5 and $6 &lt;b&gt;: 50.0" in said[1]
+    for chart in charts[1:4]:
+        assert "costs $5 and $6" in chart.partition(">")[2]
+        assert "<b>" not in chart
+    # Grey is the page's own, which differs on a dark one.
+    assert all("var(--soft)" in chart and "#80889" not in chart for chart in charts)
 
 
 def test_the_hardest_classes_come_first_with_what_they_are_taken_for(tiny_clip: Path, shapes: Path) -> None:
@@ -119,6 +188,10 @@ def test_a_classification_report_shows_where_it_errs(tiny_clip: Path, shapes: Pa
         own = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"), templates=[template])
         assert alone[template] == pytest.approx(own["metrics"]["acc1"]["value"], abs=1e-6)
         assert own["prompts"] == []
+        others = [other for other in templates if other != template]
+        without = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"), templates=others)
+        (found,) = (own["without"] for own in result["prompts"] if own["prompt"] == template)
+        assert found == pytest.approx(without["metrics"]["acc1"]["value"], abs=1e-6)
     mistakes = [own for own in result["examples"] if own.get("kind") == "mistake"]
     wrong = [
         label != taken for label, taken in zip(result["queries"]["label"], result["queries"]["predicted"], strict=True)
@@ -133,8 +206,18 @@ def test_a_classification_report_shows_where_it_errs(tiny_clip: Path, shapes: Pa
     counted = sum(int(row[1]) for row in table.rows)
     assert counted == sum(wrong)
     page = evaluation_report(json.loads(json.dumps(result)))
-    for title in ("Confidence and truth", "Confusion", "Each prompt alone", "Surest mistakes", "Map of the embedding"):
+    for title in (
+        "Confidence and truth",
+        "Confusion",
+        "Each prompt alone",
+        "What each prompt adds",
+        "Surest mistakes",
+        "Map of the embedding",
+    ):
         assert title in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
 
 
 def test_a_retrieval_report_shows_best_and_worst(tiny_clip: Path, shapes: Path) -> None:
@@ -157,5 +240,22 @@ def test_two_models_side_by_side(tiny_clip: Path, shapes: Path) -> None:
     page = comparison_report(clipkit.evaluate.compare(first, second), first, second)
     outline = Outline(page)
     assert "Side by side" in page
-    assert "Where B is better than A" in page
+    assert "Where B is better than A: captions ask" in page
     assert len(outline.pictures) >= 10
+
+
+def test_where_two_classifiers_disagree(tiny_clip: Path, shapes: Path) -> None:
+    model = clipkit.load(tiny_clip)
+    first = clipkit.evaluate.zeroshot(model, str(shapes / "classes.csv"))
+    second = clipkit.evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=["{c}"])
+    comparison = clipkit.evaluate.compare(first, second)
+    assert comparison["disagreements"]
+    for moved in comparison["disagreements"]:
+        row = first["queries"]["images"].index(moved["image"])
+        assert moved["right"] == first["classes"][first["queries"]["label"][row]]["class"]
+        for whose, own in (("first", first), ("second", second)):
+            assert (moved[f"{whose}_text"] == moved["right"]) == (moved[f"{whose}_rank"] == 1)
+            assert moved[f"{whose}_text"] == own["classes"][own["queries"]["predicted"][row]]["class"]
+    page = comparison_report(comparison, first, second)
+    Outline(page)
+    assert "pictures ask" in page

@@ -19,6 +19,9 @@ from clipkit.models.export.samples import pictures as sample_pictures
 from clipkit.models.export.sentence_transformers import SentenceTransformers
 from clipkit.models.export.transformers import Transformers
 
+LEAST_COSINE = 0.99
+"""Between features of 8-bit weights and the model's own, on average: the largest difference says little of them, as it
+shrinks with the number of values."""
 FORMATS = ("transformers", "open_clip", "sentence-transformers", "onnx")
 
 
@@ -40,7 +43,7 @@ def export(
         out: a folder that is not there yet, or is empty.
         int8: of ONNX: weights as 8-bit integers.
         tolerance: largest difference of a value of a unit-length feature that is taken; the layout's own, 1e-5 or 1e-4,
-            where none is given.
+            where none is given; of 8-bit weights then a mean cosine of 0.99.
         pictures: to prove it on; photographs that come with scikit-learn where none are given.
         captions: likewise.
 
@@ -70,7 +73,10 @@ def export(
         captions = [] if is_absent(model.text) else list(captions or CAPTIONS)
         proof = _prove(model, target, aside, out, pictures, captions)
         proof.notes[:0] = notes
-        _judge(proof, target.tolerance if tolerance is None else tolerance, model.name)
+        if int8 and tolerance is None:
+            _judge_cosines(proof, model.name)
+        else:
+            _judge(proof, target.tolerance if tolerance is None else tolerance, model.name)
         if out.is_dir():
             out.rmdir()
         aside.replace(out)
@@ -109,6 +115,7 @@ def _prove(
         text_difference=_largest(text, texts),
         image_cosine=_cosine(image[: len(even)], ours[: len(even)]),
         text_cosine=_cosine(text, texts),
+        changed=_changed(image, text, ours, texts),
         usage=target.usage(out),
         notes=[],
     )
@@ -129,6 +136,23 @@ def _judge(proof: Proof, tolerance: float, name: str) -> None:
                 f"{name}: what was written gives the same {kind} other features (by {found:.2g}, more than "
                 f"{tolerance:g}){why}; nothing was kept; to take it all the same, raise the tolerance (--tolerance)"
             )
+
+
+def _judge_cosines(proof: Proof, name: str) -> None:
+    for kind, found in (("pictures", proof.image_cosine), ("captions", proof.text_cosine)):
+        if not found >= LEAST_COSINE:
+            raise ModelError(
+                f"{name}: 8-bit weights change its features of {kind} too much (mean cosine {found:.4f}, less than "
+                f"{LEAST_COSINE}); nothing was kept; leave out int8, or say with a tolerance what may differ "
+                "(--tolerance)"
+            )
+
+
+def _changed(image: torch.Tensor, text: torch.Tensor, our_image: torch.Tensor, our_text: torch.Tensor) -> int:
+    if not len(our_image) or not len(our_text):
+        return 0
+    theirs = (text.float().cpu() @ F.normalize(image.float().cpu(), dim=-1).T).argmax(dim=1)
+    return int((theirs != (our_text @ our_image.T).argmax(dim=1)).sum())
 
 
 def _cosine(theirs: torch.Tensor, ours: torch.Tensor) -> float:

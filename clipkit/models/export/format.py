@@ -46,6 +46,8 @@ class Proof:
     image_cosine: float
     text_cosine: float
     """Mean cosine between a feature there and here."""
+    changed: int
+    """Captions whose most similar picture is another one there; 0 where there is one tower."""
     usage: str
     notes: list[str]
     """What is known not to be the same there."""

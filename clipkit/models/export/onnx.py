@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import logging
+import math
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from clipkit.models.export.samples import pictures as sample_pictures
 from clipkit.models.export.transformers import with_cleaning
 from clipkit.models.from_open_clip import FromOpenClip
 from clipkit.models.from_transformers import FromTransformers
-from clipkit.models.tokenizer import TransformersTokenizer
+from clipkit.models.tokenizer import OpenClipTokenizer, TransformersTokenizer
 from clipkit.models.towers import Tower
 
 OPSET = 18
@@ -47,7 +49,7 @@ class Onnx:
 
     def __init__(self, int8: bool = False) -> None:
         self.int8 = int8
-        self.tolerance = 0.1 if int8 else 1e-4
+        self.tolerance = math.inf if int8 else 1e-4  # 8 bits are judged by their cosines
         self._model: DualEncoder | None = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
@@ -66,11 +68,6 @@ class Onnx:
         if not is_absent(model.image):
             picture = sample_pictures()[0]
             inputs = stack_inputs([model.image.preprocess(picture)] * 2)
-            if set(inputs) != {"pixel_values"}:
-                raise ModelError(
-                    f"{model.name}: its image tower resizes its positions to each picture's own shape, which has no "
-                    "ONNX operator; only towers of one picture size can be exported"
-                )
             self._write_tower(model, model.image, inputs, folder / "image.onnx", ["image_features"], (0,))
             config["preprocessing"] = _preprocessing(model)
             if config["preprocessing"] is None:
@@ -82,8 +79,13 @@ class Onnx:
                 model, model.text, inputs, folder / "text.onnx", ["text_features"], (0, 1) if masked else (0,)
             )
             config["text"] = _text(model, inputs, folder)
+            if isinstance(model.text.tokenize, OpenClipTokenizer):
+                notes.append(
+                    "open_clip mends broken letters and HTML entities (&amp;) in a caption first, which tokenizer.json "
+                    "does not: give it mended captions"
+                )
             if config["text"]["pad_token"] is None:
-                notes.append("its tokenizer has no tokenizer.json: tokenise as before")
+                notes.append("its tokenizer has no tokenizer.json, only its own files: tokenise as before")
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copy(onnx_example.__file__, folder / "example.py")
         return notes
@@ -98,30 +100,30 @@ class Onnx:
         dynamic: tuple[int, ...],
     ) -> None:
         shapes = tuple(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC) for _ in inputs)
-        weights = sum(parameter.numel() * 4 for parameter in tower.parameters())
+        large = sum(parameter.numel() * 4 for parameter in tower.parameters()) > _LARGEST
+        # Large weights lie beside their file, by a name within it: what is quantised has a folder of its own.
+        whole = file.parent / "float32" / file.name if self.int8 else file
+        whole.parent.mkdir(exist_ok=True)
         try:
             with _quiet(), torch.no_grad():
                 torch.onnx.export(
                     _Unit(tower, list(inputs)).eval(),
                     tuple(inputs.values()),
-                    str(file),
+                    str(whole),
                     input_names=list(inputs),
                     output_names=outputs,
                     dynamic_shapes=(shapes,),
                     opset_version=OPSET,
-                    external_data=weights > _LARGEST,
+                    external_data=large,
+                    custom_translation_table={torch.ops.aten._is_all_true.default: _all_true},
                     dynamo=True,
                     verbose=False,
                 )
                 if self.int8:
                     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-                    whole = file.with_name(f"float32-{file.name}")
-                    file.replace(whole)
-                    quantize_dynamic(
-                        whole, file, weight_type=QuantType.QInt8, use_external_data_format=weights > 4 * _LARGEST
-                    )
-                    whole.unlink()
+                    quantize_dynamic(whole, file, weight_type=QuantType.QInt8, use_external_data_format=large)
+                    shutil.rmtree(whole.parent)
         except Exception as error:  # the exporter raises whatever its passes raise
             raise ModelError(
                 f"{model.name}: its {file.stem} tower cannot be said in ONNX ({one_line(error)})"
@@ -131,11 +133,15 @@ class Onnx:
         self, folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
         """By the example in the folder, which has nothing but the folder."""
-        spec = importlib.util.spec_from_file_location("clipkit_onnx_example", folder / "example.py")
-        assert spec is not None
-        assert spec.loader is not None
-        example = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(example)
+        example = _example(folder)
+        try:
+            return self._by(example, pictures, captions)
+        except Exception as error:  # onnxruntime raises whatever its kernels raise
+            raise ModelError(f"onnxruntime cannot run what was written ({one_line(error)}); nothing was kept") from None
+
+    def _by(
+        self, example: Any, pictures: Sequence[Image.Image], captions: Sequence[str]
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
         image = text = np.zeros((0, 1), np.float32)
         model = self._model
         if pictures:
@@ -173,6 +179,30 @@ def _check_installed() -> None:
         raise ModelError(f"{missing[0]} is not installed, which ONNX takes; pip install clipkit-torch[onnx]")
 
 
+def _all_true(values: Any) -> Any:
+    """What the exporter has no word for; SigLIP 2 checks the shapes of its pictures by it."""
+    from onnx import TensorProto
+    from onnxscript import opset18
+
+    op: Any = opset18
+    return op.Cast(op.ReduceMin(op.Cast(values, to=TensorProto.INT32), keepdims=0), to=TensorProto.BOOL)
+
+
+def _example(folder: Path) -> Any:
+    """The folder's own example.py as a module; nothing is written beside it."""
+    spec = importlib.util.spec_from_file_location("clipkit_onnx_example", folder / "example.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    before = sys.dont_write_bytecode
+    try:
+        sys.dont_write_bytecode = True
+        spec.loader.exec_module(example)
+    finally:
+        sys.dont_write_bytecode = before
+    return example
+
+
 def _arrays(inputs: dict[str, Tensor]) -> dict[str, Any]:
     return {name: value.numpy() for name, value in inputs.items()}
 
@@ -181,6 +211,15 @@ def _preprocessing(model: DualEncoder) -> dict[str, Any] | None:
     """How pictures are prepared, in the example's words; None where it has none for it."""
     preprocess, backend = model.image.preprocess, model.backend
     how: tuple[str, int, str, str] | None = None
+    if isinstance(backend, FromTransformers) and preprocess.image_size is None:
+        processor = backend.processor
+        return {
+            "patch": processor.patch_size,
+            "patches": processor.max_num_patches,
+            "interpolation": Image.Resampling(processor.resample).name.lower(),
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+        }
     if isinstance(backend, FromTransformers) and preprocess.finish is None:
         processor = backend.processor
         cropped = getattr(processor, "do_center_crop", False)
@@ -214,24 +253,29 @@ def _preprocessing(model: DualEncoder) -> dict[str, Any] | None:
 def _text(model: DualEncoder, inputs: dict[str, Tensor], folder: Path) -> dict[str, Any]:
     """What the example needs to know of captions; its tokenizer goes into the folder."""
     tokenizer: Any = model.text.tokenize
+    native, lower, own = tokenizer.native, False, False
     if isinstance(tokenizer, TransformersTokenizer):
-        native, lower = tokenizer.native, tokenizer.lower
-    elif getattr(tokenizer.native, "tokenizer", None) is not None:
-        native, lower = with_cleaning(tokenizer.native, tokenizer.context_length, model.name), False
+        lower = tokenizer.lower
+    elif getattr(native, "tokenizer", None) is not None:
+        native = with_cleaning(native, tokenizer.context_length, model.name)
     else:
-        native, lower = for_transformers(tokenizer.native, tokenizer.context_length, model.name), False
+        native, own = for_transformers(native, tokenizer.context_length, model.name), True
+    # open_clip's own pads with 0, and towers that see their padding know no other.
+    padding = (tokenizer.native.decoder[0], 0) if own else (native.pad_token, native.pad_token_id)
     backend = getattr(native, "backend_tokenizer", None)
     if backend is not None:
         # What the last call asked for is no part of the file.
         backend.no_truncation()
         backend.no_padding()
         backend.save(str(folder / "tokenizer.json"))
+    else:
+        tokenizer.save(folder)
     return {
         "inputs": list(inputs),
         "context_length": tokenizer.context_length,
-        "fixed_length": "attention_mask" not in inputs,
-        "pad_id": native.pad_token_id,
-        "pad_token": native.pad_token if backend is not None else None,
+        "fixed_length": "attention_mask" not in inputs or not model.text.padding_may_be_cut,
+        "pad_id": padding[1],
+        "pad_token": padding[0] if backend is not None else None,
         "lowercase": lower,
     }
 

@@ -6,8 +6,10 @@
 """
 
 import json
+import math
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ if (FOLDER / "clipkit_onnx.json").is_file():
     CONFIG = json.loads((FOLDER / "clipkit_onnx.json").read_text(encoding="utf-8"))
 
 
-def pixels(picture: Image.Image) -> Any:
-    """Resize, cut the middle out, scale to [0, 1], normalise: (3, H, W)."""
+def pixels(picture: Image.Image) -> dict[str, Any]:
+    """Inputs of image.onnx by name, of one picture: (3, H, W), or as many patches as the model takes."""
     how = CONFIG["preprocessing"]
     if how is None:
         raise SystemExit("clipkit_onnx.json does not say how pictures are prepared: this model has a way of its own")
     picture = picture.convert("RGB")
+    if "patches" in how:
+        return patches(picture)
     side, resize = how["size"], how["resize"]
     if how["resize_mode"] == "squash":
         size = (resize, resize)
@@ -37,9 +41,36 @@ def pixels(picture: Image.Image) -> Any:
     # Libraries disagree where the middle lies if an odd number of pixels is left over.
     half = round if how["crop_offset"] == "round" else int
     left, top = half((picture.width - side) / 2), half((picture.height - side) / 2)
-    scaled = np.asarray(picture.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
-    mean, std = (np.asarray(how[name], dtype=np.float32) for name in ("mean", "std"))
-    return ((scaled - mean) / std).transpose(2, 0, 1)
+    return {"pixel_values": normalised(picture.crop((left, top, left + side, top + side))).transpose(2, 0, 1)}
+
+
+def patches(picture: Image.Image) -> dict[str, Any]:
+    """A picture in its own shape as rows of square patches: (P, 3 * side * side), filled up with zeros."""
+    how = CONFIG["preprocessing"]
+    side, most = how["patch"], how["patches"]
+
+    def grid(scale: float) -> tuple[int, int]:
+        return tuple(max(1, math.ceil(scale * length / side)) for length in (picture.height, picture.width))
+
+    # The largest scale at which there are not too many; searched as coarsely as the model's own library does.
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.prod(grid(middle)) <= most else (low, middle)
+    rows, columns = grid(low)
+    resized = picture.resize((columns * side, rows * side), getattr(Image.Resampling, how["interpolation"].upper()))
+    cut = normalised(resized).reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(rows * columns, -1)
+    return {
+        "pixel_values": np.pad(cut, ((0, most - len(cut)), (0, 0))),
+        "pixel_attention_mask": (np.arange(most) < len(cut)).astype(np.int32),
+        "spatial_shapes": np.array([rows, columns], dtype=np.int64),
+    }
+
+
+def normalised(picture: Image.Image) -> Any:
+    """(H, W, 3) in float32."""
+    mean, std = (np.asarray(CONFIG["preprocessing"][name], dtype=np.float32) for name in ("mean", "std"))
+    return (np.asarray(picture, dtype=np.float32) / 255 - mean) / std
 
 
 def tokens(texts: Sequence[str]) -> dict[str, Any]:
@@ -47,6 +78,8 @@ def tokens(texts: Sequence[str]) -> dict[str, Any]:
     from tokenizers import Tokenizer
 
     how = CONFIG["text"]
+    if how["pad_token"] is None:
+        raise SystemExit("this folder has no tokenizer.json: tokenise with the model's own library")
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     tokenizer.enable_truncation(how["context_length"])
     # A tower that looks at its padding always gets its whole length.
@@ -59,17 +92,23 @@ def tokens(texts: Sequence[str]) -> dict[str, Any]:
     return {name: given[name] for name in how["inputs"]}
 
 
-def run(file: str, inputs: dict[str, Any]) -> Any:
-    """The only output of a model."""
+@cache
+def session(file: str) -> Any:
+    """A model of this folder, opened once."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(FOLDER / file, providers=["CPUExecutionProvider"])
-    return session.run(None, inputs)[0]
+    return onnxruntime.InferenceSession(FOLDER / file, providers=["CPUExecutionProvider"])
+
+
+def run(file: str, inputs: dict[str, Any]) -> Any:
+    """The only output of a model."""
+    return session(file).run(None, inputs)[0]
 
 
 def encode_images(pictures: Sequence[Image.Image]) -> Any:
     """(N, D)."""
-    return run("image.onnx", {"pixel_values": np.stack([pixels(own) for own in pictures])})
+    prepared = [pixels(own) for own in pictures]
+    return run("image.onnx", {name: np.stack([own[name] for own in prepared]) for name in prepared[0]})
 
 
 def encode_texts(texts: Sequence[str]) -> Any:
@@ -80,6 +119,8 @@ def encode_texts(texts: Sequence[str]) -> Any:
 def main() -> None:
     """Probability of each caption for the picture: softmax, or sigmoid where the model has a bias."""
     picture, *texts = sys.argv[1:]
+    if CONFIG["text"] is None or not (FOLDER / "image.onnx").is_file():
+        raise SystemExit("this model has one tower: there is nothing to compare; call encode_images or encode_texts")
     with Image.open(picture) as opened:
         logits = CONFIG["scale"] * (encode_images([opened]) @ encode_texts(texts).T)[0]
     if CONFIG["bias"] is not None:

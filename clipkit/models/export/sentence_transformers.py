@@ -107,7 +107,7 @@ def _of_whole(model: DualEncoder, parts: Path) -> list[Any]:
             "padding": "max_length",
             "max_length": tokenizer.context_length,
             "truncation": True,
-            "return_attention_mask": False,
+            "return_attention_mask": tokenizer.mask,
         }
     processor: Any = model.backend.processor if isinstance(model.backend, FromTransformers) else None
     if hasattr(processor, "max_num_patches"):  # its library calls it with 16 and 256, whatever the configuration says

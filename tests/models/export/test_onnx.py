@@ -1,10 +1,13 @@
 """What onnxruntime makes of an exported model, from pictures and strings, beside what clipkit makes of it."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -12,10 +15,13 @@ from PIL import Image
 import clipkit
 from clipkit.errors import ModelError
 from clipkit.models import DualEncoder, compose
-from clipkit.models.export import export
+from clipkit.models.encode import stack_inputs
+from clipkit.models.export import export, exporting
+from clipkit.models.export import onnx as onnx_format
 from clipkit.models.export.samples import CAPTIONS
 from clipkit.recipe import ModelRecipe
 from tests.models.families import FAMILIES, SMALL, build
+from tests.models.test_from_open_clip import CONFIGS
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -29,8 +35,8 @@ def check(model: DualEncoder, folder: Path, pictures: list[Path]) -> None:
     text = onnxruntime.InferenceSession(folder / "text.onnx", providers=["CPUExecutionProvider"])
     for count in (1, 3):
         opened = [Image.open(own).convert("RGB") for own in pictures[:count]]
-        pixels = torch.stack([model.image.preprocess(own)["pixel_values"] for own in opened])
-        found = image.run(["image_features"], {"pixel_values": pixels.numpy()})[0]
+        inputs = stack_inputs([model.image.preprocess(own) for own in opened])
+        found = image.run(["image_features"], {name: own.numpy() for name, own in inputs.items()})[0]
         torch.testing.assert_close(torch.from_numpy(found), model.encode_image(opened), atol=1e-4, rtol=0)
         captions = list(CAPTIONS[3 : 3 + count])
         tokens = {name: own.numpy() for name, own in model.text.tokenize(captions).items()}
@@ -38,9 +44,12 @@ def check(model: DualEncoder, folder: Path, pictures: list[Path]) -> None:
         torch.testing.assert_close(torch.from_numpy(found), model.encode_text(captions), atol=1e-4, rtol=0)
 
 
-def test_clip_and_the_example_beside_it(pictures: list[Path], tmp_path: Path) -> None:
+def test_clip_and_the_example_beside_it(pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = clipkit.load(build("clip", tmp_path / "model"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     check(model, tmp_path / "out", pictures)
+    written = {"image.onnx", "text.onnx", "tokenizer.json", "clipkit_onnx.json", "example.py"}
+    assert {own.name for own in (tmp_path / "out").iterdir()} == written
     config = json.loads((tmp_path / "out" / "clipkit_onnx.json").read_text())
     for side in ("image", "text"):
         graph = onnx.load(tmp_path / "out" / f"{side}.onnx")
@@ -60,9 +69,77 @@ def test_clip_and_the_example_beside_it(pictures: list[Path], tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("clip", "siglip2")])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "clip"])
 def test_families(family: str, pictures: list[Path], tmp_path: Path) -> None:
     check(clipkit.load(build(family, tmp_path / "model")), tmp_path / "out", pictures)
+
+
+@pytest.mark.slow
+def test_pictures_in_their_own_shape(tmp_path: Path) -> None:
+    """Of shapes that are not those of the two pictures it was traced with, by what the folder says of patches."""
+    model = clipkit.load(build("siglip2", tmp_path / "model"))
+    export(model, "onnx", tmp_path / "out")
+    example = onnx_format._example(tmp_path / "out")
+    opened = [Image.effect_noise(size, 90).convert("RGB") for size in ((90, 11), (17, 203), (64, 64), (3, 2), (1, 80))]
+    shapes = [tuple(example.pixels(own)["spatial_shapes"]) for own in opened]
+    assert len(set(shapes)) == len(shapes)
+    for own in opened:
+        for name, value in model.image.preprocess(own).items():
+            torch.testing.assert_close(torch.from_numpy(example.pixels(own)[name]), value, atol=1e-6, rtol=0)
+    for some in (opened, opened[1:2]):
+        found = torch.from_numpy(example.encode_images(some))
+        torch.testing.assert_close(found, model.encode_image(some), atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def architecture(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """open_clip knows a tiny architecture while a test runs."""
+    from open_clip import factory
+
+    before = list(factory._MODEL_CONFIG_PATHS)
+
+    def add(name: str) -> str:
+        (tmp_path / "configs").mkdir()
+        (tmp_path / "configs" / f"{name}.json").write_text(json.dumps(CONFIGS[name]))
+        factory.add_model_config(tmp_path / "configs")
+        return f"open_clip:{name}"
+
+    yield add
+    factory._MODEL_CONFIG_PATHS[:] = before
+    factory._rescan_model_configs()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "tiny-bert"])
+def test_kinds_of_open_clip(
+    name: str, architecture: Callable[[str], str], pictures: list[Path], tmp_path: Path
+) -> None:
+    check(clipkit.load(architecture(name)), tmp_path / "out", pictures)
+
+
+def test_padding_is_open_clips_where_a_tower_sees_it(architecture: Callable[[str], str], tmp_path: Path) -> None:
+    model = clipkit.load(architecture("tiny-clipa"))
+    text = onnx_format._text(model, model.text.tokenize(["x"]), tmp_path)
+    (tmp_path / "clipkit_onnx.json").write_text(json.dumps({"text": text}))
+    shutil.copy(onnx_format.onnx_example.__file__, tmp_path / "example.py")
+    found = onnx_format._example(tmp_path).tokens([*CAPTIONS, "! wow!!", "0 0"])["input_ids"]
+    wanted = open_clip.get_tokenizer("tiny-clipa")([*CAPTIONS, "! wow!!", "0 0"])
+    assert found.tolist() == wanted.tolist()
+
+
+@pytest.mark.slow
+def test_one_tower(tmp_path: Path) -> None:
+    image = {"image": {"name": "timm:test_vit", "pretrained": False}, "embed_dim": 16}
+    export(compose(ModelRecipe.model_validate(image)), "onnx", tmp_path / "image")
+    text = {"text": {"name": "hf:bert", "pretrained": False, "tokenizer": "open_clip:ViT-B-32", "config": SMALL}}
+    export(compose(ModelRecipe.model_validate(text | {"embed_dim": 16})), "onnx", tmp_path / "text")
+    always = {"clipkit_onnx.json", "example.py"}
+    assert {own.name for own in (tmp_path / "image").iterdir()} == always | {"image.onnx"}
+    assert {own.name for own in (tmp_path / "text").iterdir()} == always | {"text.onnx", "tokenizer.json"}
+    for side in ("image", "text"):
+        command = [sys.executable, str(tmp_path / side / "example.py"), "x.jpg", "x"]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "this model has one tower" in said.stderr
 
 
 @pytest.mark.slow
@@ -80,26 +157,65 @@ def test_two_towers(pictures: list[Path], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_open_clips(pictures: list[Path], tmp_path: Path) -> None:
     export(clipkit.load(build("clip", tmp_path / "clip")), "open_clip", tmp_path / "small")
-    check(clipkit.load(tmp_path / "small"), tmp_path / "out", pictures)
+    small = clipkit.load(tmp_path / "small")
+    check(small, tmp_path / "out", pictures)
+    assert "HTML entities" in export(small, "onnx", tmp_path / "again").notes[0]
     check(clipkit.load("open_clip:ViT-B-32"), tmp_path / "large", pictures)
 
 
 @pytest.mark.slow
-def test_8_bits_say_what_they_cost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_8_bits_say_what_they_cost(large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the weights are too many for one file and lie beside it: nothing of the float32 ones stays."""
+    if large:
+        monkeypatch.setattr(onnx_format, "_LARGEST", 1000)
     model = clipkit.load(build("clip", tmp_path / "model"))
     whole = export(model, "onnx", tmp_path / "whole")
     small = export(model, "onnx", tmp_path / "small", int8=True)
     assert whole.text_cosine == pytest.approx(1.0, abs=1e-6)
+    assert whole.changed == 0
     assert 0.99 < small.text_cosine < 0.99999
     assert small.text_difference > 1e-4
-    sizes = [(tmp_path / name / "text.onnx").stat().st_size for name in ("whole", "small")]
+    names = [{own.name for own in (tmp_path / folder).iterdir()} for folder in ("whole", "small")]
+    assert names[0] == names[1]
+    assert ("text.onnx.data" in names[1]) == large
+    file = "text.onnx.data" if large else "text.onnx"
+    sizes = [(tmp_path / folder / file).stat().st_size for folder in ("whole", "small")]
     assert sizes[1] < 0.7 * sizes[0]
     assert json.loads((tmp_path / "small" / "clipkit_onnx.json").read_text())["weights"] == "int8"
 
 
-def test_what_has_no_operator_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="picture's own shape, which has no ONNX operator"):
-        export(clipkit.load(build("siglip2", tmp_path / "model")), "onnx", tmp_path / "out")
+@pytest.mark.slow
+def test_8_bits_that_cost_too_much_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = clipkit.load(build("clip", tmp_path / "model"))
+    monkeypatch.setattr(exporting, "LEAST_COSINE", 0.999999)
+    with pytest.raises(ModelError, match=r"8-bit weights change its features of pictures.*less than 0.999999"):
+        export(model, "onnx", tmp_path / "out", int8=True)
+    assert not (tmp_path / "out").exists()
+    export(model, "onnx", tmp_path / "out", int8=True, tolerance=0.5)
+
+
+def test_captions_whose_picture_is_another() -> None:
+    eye, turned = torch.eye(3), torch.eye(3)[[1, 0, 2]]
+    assert exporting._changed(eye, eye, eye, eye) == 0
+    assert exporting._changed(eye, turned, eye, eye) == 2
+    assert exporting._changed(5 * turned, eye, eye, eye) == 2
+    assert exporting._changed(torch.zeros(0, 1), eye, torch.zeros(0, 1), eye) == 0
+
+
+def test_what_onnxruntime_cannot_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = clipkit.load(build("clip", tmp_path / "model"))
+
+    def nothing(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(onnx_format.Onnx, "_write_tower", nothing)
+    with pytest.raises(ModelError, match="onnxruntime cannot run what was written"):
+        export(model, "onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_8_bits_are_of_onnx(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="int8 is an option of ONNX, not of open_clip"):
         export(clipkit.load(build("clip", tmp_path / "clip")), "open_clip", tmp_path / "out", int8=True)
     assert not (tmp_path / "out").exists()
