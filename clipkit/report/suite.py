@@ -8,7 +8,8 @@ from clipkit.report.page import Page, Table, number, readable, render
 
 def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     """Data sets by models, and robustness where there are versions of one."""
-    models = list(result["models"])
+    measured = {row["model"] for row in result["rows"]}
+    models = [own for own in result["models"] if own in measured]
     names = list(dict.fromkeys(row["dataset"] for row in result["rows"]))
     value = {(row["dataset"], row["model"]): row for row in result["rows"]}
     published = result.get("published", {})
@@ -50,7 +51,7 @@ def _robustness_tables(result: Mapping[str, Any], title_of: Mapping[str, str]) -
         ]
         for own in result["robustness"]
     ]  # fmt: skip
-    header = ["", "of", "model", "original", "here", "relative drop", "effective robustness"]
+    header = ["", "of", "model", "original", "here", "relative drop", "effective robustness (points)"]
     note = (
         "Relative drop: the share of the original figure that is lost. Effective robustness: how far the figure lies "
         "above what the baseline leads to expect; the baseline itself has none."
@@ -65,7 +66,7 @@ def _robustness_tables(result: Mapping[str, Any], title_of: Mapping[str, str]) -
     ]  # fmt: skip
     tables = [Table("Robustness", header, rows, note, strong=5, words=[1, 2])]
     if means:
-        header = ["", "model", "versions", "mean relative drop", "mean effective robustness"]
+        header = ["", "model", "versions", "mean relative drop", "mean effective robustness (points)"]
         tables.append(Table("Robustness, over the versions of each", header, means, strong=3, words=[1]))
     return tables
 
@@ -98,10 +99,10 @@ def suite_report(result: Mapping[str, Any]) -> str:
         {"level": "error", "step": None, "message": f"{name} failed", "advice": why}
         for name, why in result["failed"].items()
     ]
-    measured = len({row["dataset"] for row in result["rows"]})
+    datasets, models = (len({row[what] for row in result["rows"]}) for what in ("dataset", "model"))
     page = Page(
         title=result["title"] or result["suite"],
-        lead=f"{measured} data sets, {len(result['models'])} models",
+        lead=f"{datasets} data sets, {models} models",
         findings=problems or None,
         tables=suite_tables(result),
         details={"Versions": "\n".join(f"{name} {version}" for name, version in result["versions"].items())},
@@ -110,7 +111,7 @@ def suite_report(result: Mapping[str, Any]) -> str:
 
 
 def _signed(difference: float | None) -> str:
-    return "–" if difference is None else f"{100 * difference:+.1f} %"
+    return "–" if difference is None else f"{100 * difference:+.1f}"
 
 
 def _cell(row: Mapping[str, Any] | None, metric: str) -> str:

@@ -20,7 +20,7 @@ from clipkit.evaluation.suites.sources import Opened, open_data
 from clipkit.evaluation.zeroshot import zeroshot
 from clipkit.files import write_whole
 from clipkit.models import DualEncoder, load
-from clipkit.models.absent import is_absent
+from clipkit.models.absent import check_present, is_absent
 from clipkit.models.fingerprint import tower_fingerprint
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def run_suite(
         progress: show bars on the terminal.
 
     Raises:
-        UserError: the only model cannot be loaded, or one is named twice.
+        UserError: the only model cannot be loaded or lacks a tower, or one is named twice.
         OSError: the folder cannot be written to.
     """
     names = list(models)
@@ -100,6 +100,8 @@ def run_suite(
     for name in names:
         try:
             model = load(name)
+            if all(entry.task != "probe" for entry in suite.datasets):  # which needs one tower alone
+                check_present(name, image=model.image, text=model.text)
         except UserError as error:
             if len(names) == 1:
                 raise

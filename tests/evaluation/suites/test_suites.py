@@ -277,6 +277,7 @@ def test_a_model_that_cannot_be_loaded_is_not_the_others(mine: Path, tiny_clip: 
     found = run_suite(suite, ["no/such/model", str(tiny_clip)], tmp_path / "out", cache=False)
     assert list(found.failed) == ["no/such/model"]
     assert {row["model"] for row in found.rows} == {str(tiny_clip)}
+    assert suite_tables(found.to_dict())[0].header == ["", "figure", str(tiny_clip), "chance"]
     with pytest.raises(UserError):
         run_suite(suite, ["no/such/model"], tmp_path / "out", cache=False)
     with pytest.raises(UserError, match="given as a model twice"):
