@@ -22,6 +22,7 @@ from clipkit.evaluation.suites.corruptions import Corrupted, worse
 from clipkit.evaluation.suites.entries import Corruption, DataSet
 from clipkit.evaluation.suites.robustness import expected, robustness, robustness_means
 from clipkit.evaluation.suites.sources import open_data
+from clipkit.pictures import open_picture
 from clipkit.report import suite_markdown, suite_report
 from clipkit.report.suite import suite_tables
 from tests.conftest import draw
@@ -187,6 +188,7 @@ def test_corruptions_are_the_same_every_time_and_worse_by_level(name: Any, tmp_p
         assert own.read_bytes() == own.read_bytes()
         assert own.name == f"a.png~{name}-{level}"
         changed = np.asarray(worse(picture, corruption, "a.png"), dtype=float)
+        assert (np.asarray(open_picture(own), dtype=float) == changed).all()
         off.append(abs(changed - np.asarray(picture, dtype=float)).mean())
     assert off == sorted(off)
     assert off[0] > 0
@@ -286,6 +288,9 @@ def test_a_model_that_cannot_be_loaded_is_not_the_others(mine: Path, tiny_clip: 
 
 def test_the_corrupted_are_not_taken_for_the_clean(mine: Path, tiny_clip: Path, tmp_path: Path) -> None:
     """With a cache of features, as without one."""
+    values = yaml.safe_load(mine.read_text())
+    del values["datasets"][0]["templates"]  # the pictures alone differ
+    mine.write_text(yaml.safe_dump(values))
     suite = read_suite(str(mine))
 
     def scores(out: str, cache: Any) -> list[Any]:
@@ -300,8 +305,10 @@ def test_the_corrupted_are_not_taken_for_the_clean(mine: Path, tiny_clip: Path, 
     assert scores("second", False) == first
 
 
-def test_a_data_set_alone_and_a_suite_of_named_ones() -> None:
+def test_a_data_set_alone_and_a_suite_of_named_ones(tmp_path: Path) -> None:
     assert read_suite("imagenetv2").datasets[0].version_of is None
+    (tmp_path / "mine.yaml").write_text("name: mine\ndatasets: [imagenetv2, mnist]\n")
+    assert [own.version_of for own in read_suite(str(tmp_path / "mine.yaml")).datasets] == [None, None]
     shifts = read_suite("imagenet_shifts")
     assert [own.version_of for own in shifts.datasets] == [None] + ["imagenet1k"] * 5
 
