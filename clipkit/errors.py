@@ -29,6 +29,10 @@ class DataError(UserError):
     """Data that is missing, empty or broken."""
 
 
+class UnreachedError(DataError):
+    """Data that is elsewhere, and cannot be got from there now."""
+
+
 class ModelError(UserError):
     """A model that cannot be found, opened or built."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipkit.errors import DataError, OutputError
+from clipkit.errors import DataError, OutputError, TrainingError
 from clipkit.files import write_whole
 
 if TYPE_CHECKING:
@@ -238,6 +238,10 @@ def suite(
         found = run_suite(chosen, models, out, cache=_cache(cache), processes=together, say=say, progress=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to ({error.strerror or error}); give another folder") from None
+    if not found.rows:
+        reasons = {"could not be reached": found.unreached, "failed": found.failed}
+        said = " and ".join(f"{len(own)} {what}" for what, own in reasons.items() if own)
+        raise TrainingError(f"{name}: nothing was measured, {said}; why stands above")
     if is_main:
         from clipkit.cli.tables import print_table
         from clipkit.report import suite_markdown, suite_report, suite_tables

@@ -55,7 +55,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str
         console = Console(width=120)  # a file has no edge to wrap at
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     for column, heading in enumerate(header):
-        table.add_column(heading, justify="left" if column == 0 else "right")
+        table.add_column(heading, justify="left" if column == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # as they are: captions may have brackets, which rich takes for markup
     console.print(table)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from clipkit.errors import DataError
+from clipkit.pictures import size_of
 
 _JOINER, _EMOJI_STYLE = 0x200D, 0xFE0F
 _GENDER_SIGNS = {0x2640, 0x2642}
@@ -104,7 +105,9 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
 
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for one in [*train, *tested]:
-        shutil.copyfile(one.picture, folder / "images" / one.picture.name)
+        copy = folder / "images" / one.picture.name
+        if size_of(copy) != size_of(one.picture):  # somebody else may be reading it
+            shutil.copyfile(one.picture, copy)
     data = EmojiData(
         folder / "train.csv",
         folder / "train_shuffled.csv",

@@ -8,7 +8,8 @@ from clipkit.report.page import Page, Table, number, readable, render
 
 def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     """Data sets by models, and robustness where there are versions of one."""
-    models = list(result["models"])
+    measured = {row["model"] for row in result["rows"]}
+    models = [own for own in result["models"] if own in measured]
     names = list(dict.fromkeys(row["dataset"] for row in result["rows"]))
     value = {(row["dataset"], row["model"]): row for row in result["rows"]}
     published = result.get("published", {})
@@ -37,20 +38,36 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
         )
     ]
     if result.get("robustness"):
-        drops = [
-            [
-                own["dataset"], own["version_of"], own["model"], number("", own["original"]), number("", own["value"]),
-                number("", own["relative_drop"]),
-                "–" if own["effective_robustness"] is None else f"{100 * own['effective_robustness']:+.1f} %",
-            ]
-            for own in result["robustness"]
-        ]  # fmt: skip
-        note = (
-            "Relative drop: the share of the original figure that is lost. Effective robustness: how far the figure on "
-            "the version lies above what the baseline leads to expect."
-        )
-        header = ["version", "of", "model", "original", "version", "relative drop", "effective robustness"]
-        tables.append(Table("Robustness", header, drops, note, strong=5, words=[1, 2]))
+        tables += _robustness_tables(result, {row["dataset"]: row["title"] for row in result["rows"]})
+    return tables
+
+
+def _robustness_tables(result: Mapping[str, Any], title_of: Mapping[str, str]) -> list[Table]:
+    """A row a version and model; and the means, where a data set has several versions."""
+    rows = [
+        [
+            title_of[own["dataset"]], title_of[own["version_of"]], own["model"], number("", own["original"]),
+            number("", own["value"]), number("", own["relative_drop"]), _signed(own["effective_robustness"]),
+        ]
+        for own in result["robustness"]
+    ]  # fmt: skip
+    header = ["", "of", "model", "original", "here", "relative drop", "effective robustness (points)"]
+    note = (
+        "Relative drop: the share of the original figure that is lost. Effective robustness: how far the figure lies "
+        "above what the baseline leads to expect; the baseline itself has none."
+    )
+    means = [
+        [
+            title_of[own["version_of"]], own["model"], str(own["versions"]), number("", own["relative_drop"]),
+            _signed(own["effective_robustness"]),
+        ]
+        for own in result["robustness_means"]
+        if own["versions"] > 1
+    ]  # fmt: skip
+    tables = [Table("Robustness", header, rows, note, strong=5, words=[1, 2])]
+    if means:
+        header = ["", "model", "versions", "mean relative drop", "mean effective robustness (points)"]
+        tables.append(Table("Robustness, over the versions of each", header, means, strong=3, words=[1]))
     return tables
 
 
@@ -67,7 +84,7 @@ def suite_markdown(result: Mapping[str, Any]) -> str:
             "",
             table.note,
         ]
-        parts.append("\n".join(lines))
+        parts.append("\n".join(lines).rstrip())
     parts += [f"Not reached: {name}: {why}" for name, why in result["unreached"].items()]
     parts += [f"Failed: {name}: {why}" for name, why in result["failed"].items()]
     return "\n\n".join(parts) + "\n"
@@ -82,15 +99,19 @@ def suite_report(result: Mapping[str, Any]) -> str:
         {"level": "error", "step": None, "message": f"{name} failed", "advice": why}
         for name, why in result["failed"].items()
     ]
-    measured = len({row["dataset"] for row in result["rows"]})
+    datasets, models = (len({row[what] for row in result["rows"]}) for what in ("dataset", "model"))
     page = Page(
         title=result["title"] or result["suite"],
-        lead=f"{measured} data sets, {len(result['models'])} models",
+        lead=f"{datasets} data sets, {models} models",
         findings=problems or None,
         tables=suite_tables(result),
         details={"Versions": "\n".join(f"{name} {version}" for name, version in result["versions"].items())},
     )
     return render(page)
+
+
+def _signed(difference: float | None) -> str:
+    return "–" if difference is None else f"{100 * difference:+.1f}"
 
 
 def _cell(row: Mapping[str, Any] | None, metric: str) -> str:

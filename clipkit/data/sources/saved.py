@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from clipkit.data.sequences import Files, Strings
 from clipkit.data.sources.columns import Rows, Wanted
-from clipkit.errors import DataError, one_line
+from clipkit.errors import DataError, UnreachedError, one_line
 from clipkit.pictures import Stored
 
 if TYPE_CHECKING:
@@ -94,8 +94,9 @@ class _as_data_errors:  # reads as what it does
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, DataError):
             cause = error.__cause__ or error
-            raise DataError(f"{self.name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name, "
-                            "the network, or fetch it again") from None  # fmt: skip
+            own = UnreachedError if self.name.startswith("hf:") else DataError
+            raise own(f"{self.name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name, "
+                      "the network, or fetch it again") from None  # fmt: skip
 
 
 def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Dataset":

@@ -5,6 +5,7 @@ tar is then as indexable as a folder.
 """
 
 import hashlib
+import io
 import json
 import os
 import tarfile
@@ -29,10 +30,10 @@ from clipkit.files import cache_folder, is_file
 from clipkit.pictures import Stored
 
 # Files of a sample that say something, likeliest first; of other roles JSON alone does.
-_ENDINGS = {"caption": ("txt", "caption", "json"), "label": ("cls", "json")}
-_TEXTS = ("txt", "caption", "cls", "json")
+_ENDINGS = {"caption": ("txt", "caption", "json"), "label": ("cls", "npy", "json")}
+_READ = ("txt", "caption", "cls", "npy", "json")
 _ROLES = ("caption", "label", "negative_caption", "paraphrase")
-_LAYOUT = "2"  # of the kept index
+_LAYOUT = "3"  # of the kept index
 
 T = TypeVar("T")
 
@@ -207,7 +208,7 @@ def _scan(path: Path) -> pa.Table:
             rows["picture"].append(key if picture is None else picture.name)
             rows["offset"].append(-1 if picture is None else picture.offset_data)
             rows["size"].append(-1 if picture is None else picture.size)
-            contents = {ending: _content(tar, members[ending]) for ending in _TEXTS if ending in members}
+            contents = {ending: _content(tar, members[ending]) for ending in _READ if ending in members}
             for role in _ROLES:
                 rows[role].append(said_of(f"{path}/{key}", contents, role))
         _check_rest(path, tar.offset)
@@ -279,6 +280,11 @@ def said_of(where: str, contents: Mapping[str, bytes], role: str) -> list[str] |
     for ending in _ENDINGS.get(role, ("json",)):
         if ending not in contents:
             continue
+        if ending == "npy":
+            classes = _classes_of(contents[ending])
+            if classes is not None:
+                return classes
+            continue
         try:
             text = contents[ending].decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -295,6 +301,17 @@ def said_of(where: str, contents: Mapping[str, bytes], role: str) -> list[str] |
         value = values[name] if isinstance(values[name], list) else [values[name]]
         return [str(own) for own in value if own is not None]
     return None
+
+
+def _classes_of(content: bytes) -> list[str] | None:
+    """Where the ones are in a vector of zeros and ones, CLIP_benchmark's form of several labels; None: it is none."""
+    try:
+        vector = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError):
+        return None
+    if vector.ndim != 1 or not np.isin(vector, (0, 1)).all():
+        return None
+    return [str(place) for place in np.flatnonzero(vector)]
 
 
 def _filled(column: pa.Array) -> pa.Array:

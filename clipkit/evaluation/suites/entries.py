@@ -1,6 +1,7 @@
 """What a suite is made of: data sets with their tasks, one YAML file each, and lists of them."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -14,6 +15,8 @@ from clipkit.recipe.section import Section
 
 # The figure that stands for a task, where a file names no other.
 MAIN = {"zeroshot": "acc1", "retrieval": "mean_recall", "compositional": "acc", "probe": "lp_acc1"}
+_OF_HUB = re.compile(r"wds:[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_NEAR = 3  # names that are put forward for one that is none
 
 
 class Published(Section):
@@ -37,7 +40,7 @@ class Corruption(Section):
 class DataSet(Section):
     """One data set with its task."""
 
-    name: str = Field(pattern=r"[\w.-]+")
+    name: str = Field(pattern=r"^[\w.-]+$")
     title: str = ""
     task: Literal["zeroshot", "retrieval", "compositional", "probe"]
     source: str
@@ -46,7 +49,7 @@ class DataSet(Section):
     split: str = "test"
     """Of `wds:` sets."""
     train: str | None = None
-    """Of a probe: what it learns from."""
+    """Of a probe: what it learns from; of a `wds:` set the name of a split."""
     classes: str | list[str] | dict[str, str | list[str]] | None = None
     """Names in prompts, in a file or here; the data's own where not given."""
     templates: str | list[str] | None = None
@@ -59,7 +62,7 @@ class DataSet(Section):
     """The figure in the table; acc1, mean_recall, acc or lp_acc1 where not given."""
     corruption: Corruption | None = None
     version_of: str | None = None
-    """The data set of the suite whose shifted version this is."""
+    """The data set whose shifted version this is; of no consequence where a suite names this one without that one."""
     published: list[Published] = Field(default=[])
 
     @property
@@ -73,17 +76,24 @@ class DataSet(Section):
             raise ValueError(f"train belongs to a probe, and {self.name} is of {self.task}")
         if self.task == "probe" and self.train is None:
             raise ValueError(f"{self.name} is a probe, which learns from something; give train")
+        if self.source.startswith("wds:") and not _OF_HUB.fullmatch(self.source):
+            raise ValueError(f"{self.source} is no data set of the Hub; write wds:ORG/NAME or wds:ORG/NAME@REVISION")
         return self
 
 
 class Suite(Section):
     """Several data sets, measured together."""
 
-    name: str = Field(pattern=r"[\w.-]+")
+    name: str = Field(pattern=r"^[\w.-]+$")
     title: str = ""
     datasets: list[DataSet] = Field(min_length=1)
-    baseline: str | None = None
-    """The model that robustness is held against; the first one that is measured where not given."""
+    baseline: str | list[str] = Field(default=[])
+    """The models that robustness is held against; the first one that is measured where not given."""
+
+    @property
+    def baselines(self) -> list[str]:
+        """The models that robustness is held against."""
+        return [self.baseline] if isinstance(self.baseline, str) else self.baseline
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
@@ -122,17 +132,35 @@ def read_suite(name: str) -> Suite:
         path = suites_folder() / f"{name}.yaml"
         if not path.is_file():
             known = sorted(own.stem for own in suites_folder().glob("*.yaml"))
-            near = difflib.get_close_matches(name, known, 1, 0.5)
-            hint = f"did you mean {near[0]}" if near else f"there are {', '.join(known)}"
+            longer = [own for own in known if own.startswith(name)]
+            near = (longer or difflib.get_close_matches(name, known, _NEAR, 0.5))[:_NEAR]
+            suites = [own for own in known if "datasets" in _values(suites_folder() / f"{own}.yaml")]
+            hint = (
+                f"did you mean {' or '.join(near)}"
+                if near
+                else f"there are {', '.join(suites)}, and {len(known) - len(suites)} single data sets"
+            )
             raise DataError(f"{name}: there is no such suite; {hint}, or is it a file of your own (.yaml)?")
     values = _values(path)
     if "datasets" not in values:
-        entry = _checked(DataSet, values, path)
+        entry = _checked(DataSet, {own: value for own, value in values.items() if own != "version_of"}, path)
         return Suite(name=entry.name, title=entry.title, datasets=[entry])
     datasets = values["datasets"]
     if isinstance(datasets, list):
-        datasets = [_named(own, path) if isinstance(own, str) else own for own in datasets]
+        datasets = _all_of(datasets, path)
     return _checked(Suite, {**values, "datasets": datasets}, path)
+
+
+def _all_of(datasets: list[Any], path: Path) -> list[Any]:
+    """With those that are named read from their files. A version of something that is not here is one by itself."""
+    found = [_named(own, path) if isinstance(own, str) else own for own in datasets]
+    names = {own.get("name") for own in found if isinstance(own, dict)}
+    return [
+        {key: value for key, value in own.items() if key != "version_of"}
+        if isinstance(given, str) and own.get("version_of") not in names
+        else own
+        for given, own in zip(datasets, found, strict=True)
+    ]
 
 
 def _named(name: str, path: Path) -> dict[str, Any]:

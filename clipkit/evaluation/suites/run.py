@@ -8,23 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipkit.errors import TrainingError, UserError, one_line
+from clipkit.errors import TrainingError, UnreachedError, UserError, one_line
 from clipkit.evaluation.compositional import compositional
 from clipkit.evaluation.features import Cache
 from clipkit.evaluation.probe import probe
 from clipkit.evaluation.result import to_json, versions
 from clipkit.evaluation.retrieval import retrieval
 from clipkit.evaluation.suites.entries import DataSet, Suite
-from clipkit.evaluation.suites.robustness import robustness
+from clipkit.evaluation.suites.robustness import robustness, robustness_means
 from clipkit.evaluation.suites.sources import Opened, open_data
 from clipkit.evaluation.zeroshot import zeroshot
 from clipkit.files import write_whole
 from clipkit.models import DualEncoder, load
-from clipkit.models.absent import is_absent
+from clipkit.models.absent import check_present, is_absent
 from clipkit.models.fingerprint import tower_fingerprint
 
 if TYPE_CHECKING:
     from clipkit.processes import Processes
+
+_TROUBLE = (UserError, TrainingError, OSError, ValueError, RuntimeError)
 
 
 @dataclass
@@ -39,8 +41,9 @@ class SuiteResult:
     unreached: dict[str, str] = field(default_factory=dict)
     """Data sets that are not here: why."""
     failed: dict[str, str] = field(default_factory=dict)
-    """`DATASET with MODEL`: why."""
+    """`DATASET`, `DATASET with MODEL` or `MODEL`: why."""
     robustness: list[dict[str, Any]] = field(default_factory=list)
+    robustness_means: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in results.json."""
@@ -53,6 +56,7 @@ class SuiteResult:
             "unreached": self.unreached,
             "failed": self.failed,
             "robustness": self.robustness,
+            "robustness_means": self.robustness_means,
             "versions": versions(),
         }
 
@@ -79,32 +83,54 @@ def run_suite(
         progress: show bars on the terminal.
 
     Raises:
-        UserError: a model cannot be loaded.
+        UserError: the only model cannot be loaded or lacks a tower, or one is named twice.
+        OSError: the folder cannot be written to.
     """
-    found = SuiteResult(suite, list(models))
+    names = list(models)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"{twice[0]}: is given as a model twice; give each once")
+    found = SuiteResult(suite, names)
     is_main = processes is None or processes.is_main
     if is_main:
         out.mkdir(parents=True, exist_ok=True)
+    # What one process alone meets would leave the others waiting, so that with several it ends the run.
+    caught = _TROUBLE if processes is None or processes.count == 1 else UserError
     opened: dict[str, Opened] = {}
-    for entry in suite.datasets:
+    for name in names:
         try:
-            opened[entry.name] = open_data(entry)
+            model = load(name)
+            if all(entry.task != "probe" for entry in suite.datasets):  # which needs one tower alone
+                check_present(name, image=model.image, text=model.text)
         except UserError as error:
-            found.unreached[entry.name] = str(error)
-            say(f"{entry.name}: not reached: {error}")
-    for name in models:
-        model = load(name)
+            if len(names) == 1:
+                raise
+            found.failed[name] = str(error)
+            say(f"{name}: failed: {error}")
+            continue
         weights = _weights(model)
         for entry in suite.datasets:
-            if entry.name not in opened:
+            if entry.name in found.unreached or entry.name in found.failed:
+                continue
+            try:
+                # Not all at once: a data set of the Hub is fetched when its turn has come.
+                opened[entry.name] = opened.get(entry.name) or _opened(entry, processes)
+            except UnreachedError as error:
+                found.unreached[entry.name] = str(error)
+                say(f"{entry.name}: not reached: {error}")
+                continue
+            except caught as error:
+                found.failed[entry.name] = one_line(error)
+                say(f"{entry.name}: failed: {one_line(error)}")
                 continue
             file = out / f"{_slug(name)}--{entry.name}.json"
             key = _key(entry, weights, opened[entry.name])
-            result = _kept(file, key)
+            result = _kept(file, key, processes)
+            before = result is not None
             if result is None:
                 try:
                     result = _measured(model, entry, opened[entry.name], cache, processes, progress and is_main)
-                except (UserError, TrainingError, OSError, ValueError, RuntimeError) as error:
+                except caught as error:
                     # One data set's trouble is not the others'.
                     found.failed[f"{entry.name} with {name}"] = one_line(error)
                     say(f"{entry.name} with {name}: failed: {one_line(error)}")
@@ -112,14 +138,36 @@ def run_suite(
                 result["settings"]["suite"] = {"name": suite.name, "entry": entry.model_dump(mode="json"), "key": key}
                 if is_main:
                     write_whole(file, to_json(result))
-                say(f"{entry.name} with {name}: {_said(entry, result)}")
-            else:
-                say(f"{entry.name} with {name}: {_said(entry, result)} (measured before)")
+            say(f"{entry.name} with {name}: {_said(entry, result)}{' (measured before)' if before else ''}")
             found.rows.append(_row(entry, name, result, file))
-    found.robustness = robustness(suite, found.rows, list(models))
+    found.robustness = robustness(suite, found.rows, names)
+    found.robustness_means = robustness_means(found.robustness)
     if is_main:
         write_whole(out / "results.json", json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return found
+
+
+def _opened(entry: DataSet, processes: "Processes | None") -> Opened:
+    """The data, which processes read one after the other, as they may share the folders it is fetched into.
+
+    Raises:
+        UserError: one of them cannot; on all.
+    """
+    if processes is None or processes.count == 1:
+        return open_data(entry)
+    opened: Opened | None = None
+    failure: UserError | None = None
+    for index in range(processes.count):
+        if index == processes.index:
+            try:
+                opened = open_data(entry)
+            except UserError as error:
+                failure = error
+        failures = [own for own in processes.gather_objects(failure) if own is not None]
+        if failures:
+            raise failures[0]
+    assert opened is not None
+    return opened
 
 
 def _measured(
@@ -155,12 +203,17 @@ def _key(entry: DataSet, weights: str, opened: Opened) -> str:
     return hashlib.sha256(f"{json.dumps(settings)}\0{weights}\0{opened.fingerprint}".encode()).hexdigest()
 
 
-def _kept(file: Path, key: str) -> dict[str, Any] | None:
-    try:
-        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return result if result["settings"]["suite"]["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _kept(file: Path, key: str, processes: "Processes | None") -> dict[str, Any] | None:
+    """The result that the first process finds there, of the same model and data."""
+    result: dict[str, Any] | None = None
+    if processes is None or processes.is_main:
+        try:
+            result = json.loads(file.read_text(encoding="utf-8"))
+            if result is None or result["settings"]["suite"]["key"] != key:
+                result = None
+        except (OSError, ValueError, KeyError, TypeError):
+            result = None
+    return result if processes is None else processes.gather_objects(result)[0]
 
 
 def _row(entry: DataSet, model: str, result: dict[str, Any], file: Path) -> dict[str, Any]:

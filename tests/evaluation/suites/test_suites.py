@@ -1,8 +1,11 @@
 """Suites: their files, what they measure, and how they go on."""
 
+import ast
 import json
 import math
+import re
 import shutil
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ import yaml
 from PIL import Image
 
 import clipkit
-from clipkit.errors import DataError
+from clipkit.errors import DataError, UnreachedError, UserError
 from clipkit.evaluation.suites import read_suite, run_suite, suites_folder
 from clipkit.evaluation.suites.corruptions import Corrupted, worse
-from clipkit.evaluation.suites.entries import Corruption
-from clipkit.evaluation.suites.robustness import expected, robustness
+from clipkit.evaluation.suites.entries import Corruption, DataSet
+from clipkit.evaluation.suites.robustness import expected, robustness, robustness_means
+from clipkit.evaluation.suites.sources import open_data
+from clipkit.pictures import open_picture
 from clipkit.report import suite_markdown, suite_report
 from clipkit.report.suite import suite_tables
 from tests.conftest import draw
@@ -88,6 +93,20 @@ def test_what_was_measured_is_kept_until_something_changes(mine: Path, tiny_clip
     assert not any("measured before" in line for line in said(other))
 
 
+def test_a_result_is_of_the_data_it_was_measured_on(shapes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "swap.csv"
+    header = "image,caption,negative_caption,category\n"
+
+    def fingerprint(row: str) -> str:
+        file.write_text(f"{header}{row}\n")
+        source = f"{file}?images={shapes / 'images'}"
+        return open_data(DataSet(name="own", task="compositional", source=source)).fingerprint
+
+    first, *others = (fingerprint(row) for row in ("00.png,a,b,x", "01.png,a,b,x", "00.png,b,a,x", "00.png,a,b,y"))
+    assert first == fingerprint("00.png,a,b,x")
+    assert first not in others
+
+
 def test_one_failure_is_not_the_others(mine: Path, tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(shapes, data)
@@ -112,6 +131,9 @@ def test_several_models_and_published_figures_stand_side_by_side(mine: Path, tin
     assert main.header == ["", "figure", *models, "chance", "published"]
     assert main.rows[0][-1] == "theirs 63.3 %"
     assert [row[2] for row in robust.rows] == models
+    assert robust.rows[0][:2] == ["noisy", "colours"]
+    result["robustness_means"][0]["versions"] = 2
+    assert suite_tables(result)[2].rows[0][:3] == ["colours", models[0], "2"]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +144,8 @@ def test_several_models_and_published_figures_stand_side_by_side(mine: Path, tin
         ({"datasets": [{"name": "a", "task": "zeroshot", "source": "x", "version_of": "b"}]}, "not among the datasets"),
         ({"datasets": ["nothing_of_the_kind"]}, "there is no file nothing_of_the_kind.yaml"),
         ({"datasets": [{"name": "a", "task": "probe", "source": "x"}]}, "give train"),
+        ({"datasets": [{"name": "../a", "task": "zeroshot", "source": "x"}]}, "datasets.0.name"),
+        ({"datasets": [{"name": "a", "task": "zeroshot", "source": "wds:cifar10"}]}, "wds:ORG/NAME"),
         ({"datasets": [{"name": "a", "task": "probe", "source": "x", "corruption": {"name": "rain"}}]}, "corruption"),
     ],
 )  # fmt: skip
@@ -136,6 +160,10 @@ def test_what_is_wrong_in_a_file_is_one_line(change: dict[str, Any], message: st
 def test_names_that_are_none() -> None:
     with pytest.raises(DataError, match="did you mean offline"):
         read_suite("ofline")
+    with pytest.raises(DataError, match="imagenet1k"):
+        read_suite("imagenet")
+    with pytest.raises(DataError, match="there are fine_grained,"):
+        read_suite("nosuch")
     with pytest.raises(DataError, match="there is no such file"):
         read_suite("nowhere.yaml")
 
@@ -145,7 +173,8 @@ def test_a_set_with_other_counts_is_refused(mine: Path, tiny_clip: Path, tmp_pat
     values["datasets"][1]["pictures"] = 17
     mine.write_text(yaml.safe_dump(values))
     found = run_suite(read_suite(str(mine)), [str(tiny_clip)], tmp_path / "out", cache=False)
-    assert "has 16 pictures, and captions should have 17" in found.unreached["captions"]
+    assert "has 16 pictures, and captions should have 17" in found.failed["captions"]
+    assert list(found.unreached) == ["elsewhere"]
 
 
 @pytest.mark.parametrize("name", ["blur", "noise", "jpeg", "brightness"])
@@ -159,6 +188,7 @@ def test_corruptions_are_the_same_every_time_and_worse_by_level(name: Any, tmp_p
         assert own.read_bytes() == own.read_bytes()
         assert own.name == f"a.png~{name}-{level}"
         changed = np.asarray(worse(picture, corruption, "a.png"), dtype=float)
+        assert (np.asarray(open_picture(own), dtype=float) == changed).all()
         off.append(abs(changed - np.asarray(picture, dtype=float)).mean())
     assert off == sorted(off)
     assert off[0] > 0
@@ -190,8 +220,97 @@ def test_effective_robustness_by_hand(mine: Path) -> None:
     assert first["effective_robustness"] is None
     assert first["relative_drop"] == pytest.approx(1 / 3)
     odds = (0.8 / 0.2) * (0.4 / 0.6) / (0.6 / 0.4)
-    assert expected(0.8, 0.6, 0.4) == pytest.approx(odds / (1 + odds))
+    assert expected(0.8, [(0.6, 0.4)]) == pytest.approx(odds / (1 + odds))
     assert second["effective_robustness"] == pytest.approx(0.7 - odds / (1 + odds))
+
+
+def test_effective_robustness_against_a_line_and_against_published_figures(mine: Path) -> None:
+    values = yaml.safe_load(mine.read_text())
+    values["baseline"] = ["first", "second", "third"]
+    points = {"first": (0.3, 0.2), "second": (0.5, 0.45), "third": (0.7, 0.55)}
+    for place, dataset in enumerate([values["datasets"][0], values["datasets"][2]]):
+        dataset["published"] = [
+            {"model": model, "metric": "acc1", "value": own[place], "source": "a paper"}
+            for model, own in points.items()
+        ]
+    mine.write_text(yaml.safe_dump(values))
+    rows = [{"dataset": name, "model": "ours", "value": own} for name, own in (("colours", 0.6), ("noisy", 0.58))]
+    (row,) = robustness(read_suite(str(mine)), rows, ["ours"])
+    logits = np.log(np.array(list(points.values()))) - np.log1p(-np.array(list(points.values())))
+    slope, height = np.polyfit(*logits.T, 1)
+    on_line = 1 / (1 + math.exp(-(slope * math.log(0.6 / 0.4) + height)))
+    assert row["effective_robustness"] == pytest.approx(0.58 - on_line)
+
+
+def test_means_over_the_versions_of_each_data_set() -> None:
+    rows = [
+        {"version_of": "a", "model": "m", "relative_drop": 0.1, "effective_robustness": None},
+        {"version_of": "a", "model": "m", "relative_drop": 0.3, "effective_robustness": 0.02},
+        {"version_of": "b", "model": "m", "relative_drop": None, "effective_robustness": None},
+    ]
+    first, second = robustness_means(rows)
+    assert (first["versions"], first["relative_drop"]) == (2, pytest.approx(0.2))
+    assert first["effective_robustness"] == 0.02
+    assert second == {"version_of": "b", "model": "m", "versions": 1, "relative_drop": None,
+                      "effective_robustness": None}  # fmt: skip
+
+
+def test_what_is_not_there_and_what_is_wrong_are_told_apart(shapes: Path, tmp_path: Path) -> None:
+    def opened(source: str, task: Any = "retrieval", **more: Any) -> None:
+        open_data(DataSet(name="own", task=task, source=source, **more))
+
+    near_misses = tmp_path / "swap.csv"
+    near_misses.write_text("image,caption,negative_caption\na.png,a,b\n")
+    for missing in ("nowhere.csv", f"{tmp_path}/none/{{000..001}}.tar", "https://example.org/a.csv"):
+        with pytest.raises(UnreachedError):
+            opened(missing)
+    with pytest.raises(UnreachedError):
+        opened(f"{near_misses}?images={tmp_path / 'val2017'}", "compositional")
+    with pytest.raises(UnreachedError, match=r"nowhere/"):
+        opened(str(shapes / "classes.csv"), "probe", train="nowhere/")
+    for wrong in (str(near_misses), f"{tmp_path}/{{000..001}}.tar", "twemoji:nl", "twemoji:groups"):
+        with pytest.raises(DataError) as error:
+            opened(wrong)
+        assert not isinstance(error.value, UnreachedError)
+
+
+def test_a_model_that_cannot_be_loaded_is_not_the_others(mine: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    suite = read_suite(str(mine))
+    found = run_suite(suite, ["no/such/model", str(tiny_clip)], tmp_path / "out", cache=False)
+    assert list(found.failed) == ["no/such/model"]
+    assert {row["model"] for row in found.rows} == {str(tiny_clip)}
+    assert suite_tables(found.to_dict())[0].header == ["", "figure", str(tiny_clip), "chance"]
+    with pytest.raises(UserError):
+        run_suite(suite, ["no/such/model"], tmp_path / "out", cache=False)
+    with pytest.raises(UserError, match="given as a model twice"):
+        run_suite(suite, [str(tiny_clip)] * 2, tmp_path / "out", cache=False)
+
+
+def test_the_corrupted_are_not_taken_for_the_clean(mine: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    """With a cache of features, as without one."""
+    values = yaml.safe_load(mine.read_text())
+    del values["datasets"][0]["templates"]  # the pictures alone differ
+    mine.write_text(yaml.safe_dump(values))
+    suite = read_suite(str(mine))
+
+    def scores(out: str, cache: Any) -> list[Any]:
+        run_suite(suite, [str(tiny_clip)], tmp_path / out, cache=cache)
+        files = sorted((tmp_path / out).glob("*--*.json"))
+        return [json.loads(own.read_text())["queries"] for own in files if "captions" not in own.name]
+
+    first = scores("first", tmp_path / "cache")
+    assert first[0]["confidence"] != first[1]["confidence"]
+    shutil.rmtree(tmp_path / "first")
+    assert scores("first", tmp_path / "cache") == first  # all from the cache
+    assert scores("second", False) == first
+
+
+def test_a_data_set_alone_and_a_suite_of_named_ones(tmp_path: Path) -> None:
+    assert read_suite("imagenetv2").datasets[0].version_of is None
+    (tmp_path / "mine.yaml").write_text("name: mine\ndatasets: [imagenetv2, mnist]\n")
+    assert [own.version_of for own in read_suite(str(tmp_path / "mine.yaml")).datasets] == [None, None]
+    shifts = read_suite("imagenet_shifts")
+    assert [own.version_of for own in shifts.datasets] == [None] + ["imagenet1k"] * 5
 
 
 SHIPPED = sorted(own.stem for own in suites_folder().glob("*.yaml"))
@@ -211,16 +330,20 @@ def test_every_shipped_file(name: str) -> None:
 
 
 def test_class_counts_are_those_of_their_sources() -> None:
-    """CLIP_benchmark's class names, where it has them."""
+    """CLIP_benchmark's class names and timm's lists, where they have them."""
     import clip_benchmark.datasets
+    from clip_benchmark.datasets import voc2007
 
     folder = Path(clip_benchmark.datasets.__file__).parent
-    known = json.loads((folder / "en_classnames.json").read_text())
-    checked = 0
-    for name in SHIPPED:
-        for entry in read_suite(name).datasets:
-            theirs = entry.source.rpartition("/wds_")[2].removeprefix("vtab-").partition("@")[0]
-            if entry.source.startswith("wds:") and entry.class_count is not None and theirs in known:
-                assert entry.class_count == len(known[theirs]), name
-                checked += 1
-    assert checked >= 8
+    count = {name: len(own) for name, own in json.loads((folder / "en_classnames.json").read_text()).items()}
+    count |= dict.fromkeys(("imagenetv2", "imagenet_sketch"), count["imagenet1k"])
+    count["voc2007_multilabel"] = len(voc2007.object_categories)
+    for name in ("imagenet_a", "imagenet_r"):
+        count[name] = len((files("timm.data._info") / f"{name}_synsets.txt").read_text().split())
+    theirs = re.search(r"imagenet_o_wnids = (\[.*?\])", (folder / "builder.py").read_text())
+    assert theirs is not None
+    count["imagenet_o"] = len(set(ast.literal_eval(theirs[1])))
+    entries = {name: read_suite(name) for name in SHIPPED}
+    checked = {name for name, suite in entries.items() if len(suite.datasets) == 1 and name in count}
+    assert {name: entries[name].datasets[0].class_count for name in checked} == {name: count[name] for name in checked}
+    assert len(checked) == 17

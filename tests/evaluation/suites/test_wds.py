@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,8 +27,15 @@ CLASSES = ("red", "green", "blue", "yellow", "purple")  # of the last there is n
 TEMPLATES = ("a photo of a {c} thing", "something {c}")
 
 
+def vector(classes: list[int]) -> bytes:
+    """A one for each class, in NumPy's format."""
+    content = io.BytesIO()
+    np.save(content, np.isin(np.arange(len(CLASSES)), classes).astype(np.float32))
+    return content.getvalue()
+
+
 def shards(folder: Path, kind: str) -> Path:
-    """Two tars of shapes with their colours, or with two captions each, as CLIP_benchmark's exporter writes them."""
+    """Two tars of shapes with their colours, with colour and size, or with captions, as CLIP_benchmark writes them."""
     samples = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     (folder / "test").mkdir(parents=True)
     for number in range(2):
@@ -35,14 +43,13 @@ def shards(folder: Path, kind: str) -> Path:
             for place, (colour, shape) in enumerate(samples[number::2]):
                 content = io.BytesIO()
                 draw(colour, shape, shift=place % 3).save(content, "PNG")
-                text = (
-                    f"a {colour} {shape}\nthe {shape} is {colour}"
-                    if kind == "retrieval"
-                    else str(CLASSES.index(colour))
-                )
-                files = {"png": content.getvalue(), ("txt" if kind == "retrieval" else "cls"): text.encode()}
-                for ending, own in files.items():
-                    member = tarfile.TarInfo(f"s{place:04d}.{ending}")
+                ending, said = {
+                    "retrieval": ("txt", f"a {colour} {shape}\nthe {shape} is {colour}".encode()),
+                    "classification": ("cls", str(CLASSES.index(colour)).encode()),
+                    "multilabel": ("npy", vector([CLASSES.index(colour), 4] if place % 3 else [])),
+                }[kind]
+                for name, own in {"png": content.getvalue(), ending: said}.items():
+                    member = tarfile.TarInfo(f"s{place:04d}.{name}")
                     member.size = len(own)
                     tar.addfile(member, io.BytesIO(own))
     (folder / "test" / "nshards.txt").write_text("2\n")
@@ -63,18 +70,47 @@ def test_shards_have_their_classes_prompts_and_captions(tmp_path: Path) -> None:
     assert isinstance(captions, Pairs)
     assert captions.captions[:2] == ["a red square", "the square is red"]
     assert captions.image_of_caption[:4].tolist() == [0, 0, 1, 1]
-    with pytest.raises(DataError, match=r"has no shards train/0\.tar"):
-        open_wds(tmp_path / "classes", "train")
+    several = open_wds(shards(tmp_path / "several", "multilabel"), "test").data
+    assert isinstance(several, LabelledPictures)
+    assert several.labels[:3].tolist() == [[False] * 5, [True, False, False, False, True],
+                                           [False, True, False, False, True]]  # fmt: skip
+
+
+def test_what_shards_lack_is_said(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "classes", "classification")
+    with pytest.raises(DataError, match="has no split train"):
+        open_wds(folder, "train")
+    (folder / "classnames.txt").write_text("red\ngreen\nblue\n")
+    with pytest.raises(DataError, match=r"has the label 3, and classnames\.txt 3 names"):
+        open_wds(folder, "test")
+    (folder / "test" / "1.tar").unlink()  # as of a download that was broken off, without the network
+    with pytest.raises(DataError, match=r"1 of its 2 shards are missing, the first is .*1\.tar"):
+        open_wds(folder, "test")
+    (folder / "test" / "nshards.txt").write_text("many")
+    with pytest.raises(DataError, match="says 'many'"):
+        open_wds(folder, "test")
+    several = shards(tmp_path / "several", "multilabel")
+    (several / "classnames.txt").write_text("red\ngreen\n")
+    with pytest.raises(DataError, match=r"has the label '4', and classnames\.txt 2 names"):
+        open_wds(several, "test")
+    (several / "dataset_type.txt").unlink()
+    (several / "classnames.txt").write_text("\n".join(CLASSES))
+    with pytest.raises(DataError):  # CLIP_benchmark takes it for classes too, and fails
+        open_wds(several, "test")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["classification", "retrieval"])
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "retrieval"])
 def test_the_same_as_clip_benchmark_from_the_same_shards(kind: str, tiny_clip: Path, tmp_path: Path) -> None:
     builder = pytest.importorskip("clip_benchmark.datasets.builder")
     pytest.importorskip("webdataset")
     folder = shards(tmp_path / "wds_fake", kind)
-    task = {"classification": "zeroshot", "retrieval": "retrieval"}[kind]
-    entry = {"name": "fake", "task": task, "source": "wds:clip-benchmark/wds_fake", "pictures": 16}
+    task = "retrieval" if kind == "retrieval" else "zeroshot"
+    entry: dict[str, Any] = {
+        "name": "fake", "task": task, "source": "wds:clip-benchmark/wds_fake", "pictures": 16
+    }  # fmt: skip
+    if kind == "multilabel":
+        entry["metric"] = "mean_average_precision"
     missing = {"name": "missing", "task": task, "source": "wds:clip-benchmark/wds_missing"}
     (tmp_path / "fake.yaml").write_text(yaml.safe_dump({"name": "fakes", "datasets": [entry, missing]}))
     with serving(Hub({"clip-benchmark/wds_fake": Repository({"main": folder})})) as hub:
@@ -100,14 +136,20 @@ def test_the_same_as_clip_benchmark_from_the_same_shards(kind: str, tiny_clip: P
     theirs = builder.build_wds_dataset("fake", lambda picture: picture.convert("RGB"), data_dir=str(folder))
     pictures, targets = zip(*theirs, strict=True)
     features = model.encode_image(list(pictures))
-    if kind == "classification":
+    if kind != "retrieval":
         from clip_benchmark.metrics import zeroshot_classification as metrics
 
         weights = metrics.zero_shot_classifier(
             ForClipBenchmark(model), lambda texts: Tokens(model.text.tokenize(texts)), theirs.classes, theirs.templates,
             "cpu", amp=False,
         )  # fmt: skip
-        scores, labels = 100 * features @ weights, torch.tensor(targets)
+        scores = 100 * features @ weights
+        if kind == "multilabel":
+            wanted_precision = metrics.average_precision_per_class(scores, torch.tensor(np.stack(targets)))
+            precision = result["metrics"]["mean_average_precision"]["value"]
+            assert precision == pytest.approx(wanted_precision.mean().item(), abs=1e-6)
+            return
+        labels = torch.tensor(targets)
         top = scores.topk(5, dim=1).indices == labels[:, None]  # its own accuracy() fails with this numpy
         assert result["metrics"]["acc1"]["value"] == pytest.approx(top[:, 0].double().mean().item(), abs=1e-6)
         assert result["metrics"]["acc5"]["value"] == pytest.approx(top.any(dim=1).double().mean().item(), abs=1e-6)
