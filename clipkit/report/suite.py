@@ -12,27 +12,35 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     models = [own for own in result["models"] if own in measured]
     names = list(dict.fromkeys(row["dataset"] for row in result["rows"]))
     value = {(row["dataset"], row["model"]): row for row in result["rows"]}
-    published = result.get("published", {})
+    metric = {row["dataset"]: row["metric"] for row in result["rows"]}
+    known = [
+        (name, own)
+        for name in names
+        for own in result.get("published", {}).get(name, [])
+        if own["metric"] == metric[name]  # others say nothing beside the measured ones
+    ]
+    theirs = {(name, own["model"]): number(own["metric"], own["value"]) for name, own in known}
+    others = list(dict.fromkeys(model for _, model in theirs))
     rows = []
     for name in names:
         first = next(row for row in result["rows"] if row["dataset"] == name)
-        cells = [_cell(value.get((name, model)), first["metric"]) for model in models]
-        known = "; ".join(
-            f"{own['model']} {number(own['metric'], own['value'])}"
-            for own in published.get(name, [])
-            if own["metric"] == first["metric"]
-        )
+        cells = [_cell(value.get((name, model)), metric[name]) for model in models]
         rows.append(
-            [first["title"], readable(first["metric"]), *cells, number(first["metric"], first["chance"]), known]
-        )
-    columns = ["", "figure", *models, "chance", "published"]
-    shown = [index for index in range(len(columns)) if columns[index] != "published" or any(row[-1] for row in rows)]
+            [
+                first["title"], readable(metric[name]), *cells, number(metric[name], first["chance"]),
+                *(theirs.get((name, model), "–") for model in others),
+            ]
+        )  # fmt: skip
+    note = "In brackets the 95 % interval over pictures."
+    if others:
+        sources = ", ".join(dict.fromkeys(own["source"] for _, own in known))
+        note += f" Published figures are those of {sources}."
     tables = [
         Table(
             result["title"] or result["suite"],
-            [columns[index] for index in shown],
-            [[row[index] for index in shown] for row in rows],
-            "In brackets the 95 % interval over pictures.",
+            ["", "figure", *models, "chance", *(f"{model}, published" for model in others)],
+            rows,
+            note,
             strong=None,
             words=[1],
         )

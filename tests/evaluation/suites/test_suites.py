@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import yaml
@@ -123,13 +124,15 @@ def test_several_models_and_published_figures_stand_side_by_side(mine: Path, tin
     other = tmp_path / "other"
     shutil.copytree(tiny_clip, other)
     values = yaml.safe_load(mine.read_text())
-    values["datasets"][0]["published"] = [{"model": "theirs", "metric": "acc1", "value": 0.633, "source": "a paper"}]
+    theirs = {"model": "theirs", "value": 0.633, "source": "a paper"}
+    values["datasets"][0]["published"] = [theirs | {"metric": "acc1"}, theirs | {"model": "no", "metric": "acc5"}]
     mine.write_text(yaml.safe_dump(values))
     models = [str(tiny_clip), str(other)]
     result = run_suite(read_suite(str(mine)), models, tmp_path / "out", cache=False).to_dict()
     main, robust = suite_tables(result)
-    assert main.header == ["", "figure", *models, "chance", "published"]
-    assert main.rows[0][-1] == "theirs 63.3 %"
+    assert main.header == ["", "figure", *models, "chance", "theirs, published"]
+    assert [row[-1] for row in main.rows] == ["63.3 %", "–", "–"]
+    assert main.note.endswith("Published figures are those of a paper.")
     assert [row[2] for row in robust.rows] == models
     assert robust.rows[0][:2] == ["noisy", "colours"]
     result["robustness_means"][0]["versions"] = 2
@@ -325,6 +328,9 @@ def test_every_shipped_file(name: str) -> None:
         assert entry.title
         for own in entry.published:
             assert own.source
+            assert own.metric == entry.main_metric  # else the table leaves it out
+            architecture, _, tag = own.model.removeprefix("open_clip:").partition("/")
+            assert (architecture, tag) in open_clip.list_pretrained()
         if "datasets" not in values:
             assert entry.name == name
 
@@ -337,7 +343,7 @@ def test_class_counts_are_those_of_their_sources() -> None:
     folder = Path(clip_benchmark.datasets.__file__).parent
     count = {name: len(own) for name, own in json.loads((folder / "en_classnames.json").read_text()).items()}
     count |= dict.fromkeys(("imagenetv2", "imagenet_sketch"), count["imagenet1k"])
-    count["voc2007_multilabel"] = len(voc2007.object_categories)
+    count |= dict.fromkeys(("voc2007", "voc2007_multilabel"), len(voc2007.object_categories))
     for name in ("imagenet_a", "imagenet_r"):
         count[name] = len((files("timm.data._info") / f"{name}_synsets.txt").read_text().split())
     theirs = re.search(r"imagenet_o_wnids = (\[.*?\])", (folder / "builder.py").read_text())
@@ -346,4 +352,4 @@ def test_class_counts_are_those_of_their_sources() -> None:
     entries = {name: read_suite(name) for name in SHIPPED}
     checked = {name for name, suite in entries.items() if len(suite.datasets) == 1 and name in count}
     assert {name: entries[name].datasets[0].class_count for name in checked} == {name: count[name] for name in checked}
-    assert len(checked) == 17
+    assert len(checked) == 18
