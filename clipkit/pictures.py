@@ -78,8 +78,8 @@ def open_picture(picture: Picture, draft: int | None = None) -> Image.Image:
             which is faster and not quite the same.
 
     Raises:
-        DataError: the file is missing or cannot be decoded, the array is not a picture, or it is a strip that is more
-            than 200 times as long as wide.
+        DataError: the file is missing or cannot be decoded, it is something else, or it is a strip that is more than
+            200 times as long as wide.
     """
     if isinstance(picture, Image.Image):
         _check_shape(picture.size)
@@ -92,6 +92,8 @@ def open_picture(picture: Picture, draft: int | None = None) -> Image.Image:
             )
         _check_shape((picture.shape[1], picture.shape[0]))
         return _rgb(Image.fromarray(picture))
+    if not isinstance(picture, str | Path | Stored):
+        raise DataError(f"{kind_of(picture)} is not a picture: give a path, a PIL image or a uint8 array")
     try:
         file = io.BytesIO(picture.read_bytes()) if isinstance(picture, Stored) else picture
         with Image.open(file, formats=_formats()) as opened:
@@ -117,6 +119,14 @@ def open_picture(picture: Picture, draft: int | None = None) -> Image.Image:
     except Exception as error:
         said = one_line(error) or type(error).__name__
         raise DataError(f"{picture}: cannot be decoded ({said}); replace the file or drop its rows") from None
+
+
+def kind_of(thing: object) -> str:
+    """What something is, for a message about what it should have been."""
+    if thing is None:
+        return "None"
+    name = type(thing).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _check_shape(size: tuple[int, int], name: str = "") -> None:

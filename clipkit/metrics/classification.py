@@ -19,7 +19,7 @@ def classification(
         labels: for each picture its class; or, as true and false, its classes.
 
     Raises:
-        ValueError: a score is NaN.
+        ValueError: a score is NaN, or the labels do not fit the scores.
 
     Example:
         >>> classification(torch.eye(3), torch.tensor([0, 1, 1]))["acc1"]
@@ -27,6 +27,13 @@ def classification(
     """
     if scores.isnan().any():
         raise ValueError("a score is NaN, so nothing can be ranked by the scores")
+    wanted = scores.shape if labels.ndim == 2 else scores.shape[:1]
+    if not len(scores) or labels.shape != wanted:
+        raise ValueError(f"{tuple(labels.shape)} labels for {tuple(scores.shape)} scores; give one a row, at least one")
+    if labels.ndim == 1 and not (0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]):
+        raise ValueError(
+            f"the labels go from {labels.min()} to {labels.max()}, and there are {scores.shape[1]} classes"
+        )
     if labels.ndim == 2:
         return {"mean_average_precision": average_precision(scores, labels).mean().item()}
     ranks = true_label_ranks(scores, labels)

@@ -7,9 +7,11 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.models.encode import encode_pictures, encode_strings
+from clipkit.errors import DataError
+from clipkit.models.encode import encode_pictures, encode_strings, listed_pictures, listed_strings
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.view_heads import save_view_heads
 from clipkit.pictures import Picture
@@ -74,30 +76,52 @@ class DualEncoder(nn.Module):
         """Unit-length features of pictures, float32 on the CPU.
 
         Args:
-            images: paths, PIL images or uint8 arrays (H, W, 3); one of them or several.
+            images: paths, PIL images or uint8 arrays (H, W, 3); one of them or any number, also none.
             batch_size: pictures in one forward.
             progress: show a bar on the terminal.
 
         Raises:
-            DataError: a picture is missing or cannot be decoded.
+            DataError: a picture is missing or cannot be decoded, or it is something else.
+            UserError: the batch size is not positive.
         """
-        several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+        several = listed_pictures(images)
+        if not several:
+            return self.encode_image(Image.new("RGB", (64, 64)))[:0]
         features = encode_pictures(self.image, several, self.image, batch_size, self.device, progress)
         return F.normalize(features, dim=-1)
 
     def encode_text(
         self, texts: str | Sequence[str], batch_size: int = 256, *, progress: bool = False
     ) -> Float[Tensor, "M D"]:
-        """Unit-length features of strings, float32 on the CPU. Identical strings are encoded once."""
-        several = [texts] if isinstance(texts, str) else texts
+        """Unit-length features of strings, float32 on the CPU. Identical strings are encoded once.
+
+        Args:
+            texts: a string, or any number of them, also none.
+            batch_size: strings in one forward.
+            progress: show a bar on the terminal.
+
+        Raises:
+            DataError: something is not a string.
+            UserError: the batch size is not positive.
+        """
+        several = listed_strings(texts)
+        if not several:
+            return self.encode_text("")[:0]
         features = encode_strings(self.text, several, self.text, batch_size, self.device, progress)
         return F.normalize(features, dim=-1)
 
     def classify(
         self, images: Picture | Sequence[Picture], texts: Sequence[str], batch_size: int = 64
     ) -> Float[Tensor, "N C"]:
-        """Probability of each text for each image: the softmax of scale · cosine over the texts."""
-        similarity = self.encode_image(images, batch_size) @ self.encode_text(texts).T
+        """Probability of each text for each image: the softmax of scale · cosine over the texts.
+
+        Raises:
+            DataError: as `encode_image` and `encode_text`, or there are no texts to choose from.
+        """
+        choices = listed_strings(texts)
+        if not choices:
+            raise DataError("there are no texts to choose from; give one or more")
+        similarity = self.encode_image(images, batch_size) @ self.encode_text(choices).T
         return (similarity * self.logit_scale.detach().exp().cpu()).softmax(dim=-1)
 
     def save(self, folder: str | Path) -> None:

@@ -1,20 +1,22 @@
 """Pictures and strings through a tower, in batches, without gradients."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
+from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from clipkit.errors import DataError
+from clipkit.errors import DataError, UserError
 from clipkit.models.preprocess import Inputs
 from clipkit.models.towers import ImageTower, TextTower
-from clipkit.pictures import Picture, open_picture
+from clipkit.pictures import Picture, Stored, kind_of, open_picture
 
 # Larger activations fall out of the cache and are returned to the system after each layer: on two cores an
 # EfficientNet-Lite0 ran 200 pictures a second in batches of 8, 60 in batches of 64.
@@ -28,6 +30,36 @@ R = TypeVar("R")
 
 # What is run on a batch of inputs by name: a whole tower, or its trunk alone.
 Through = Callable[[dict[str, Tensor]], Tensor]
+
+
+def listed_pictures(pictures: Picture | Iterable[Picture]) -> list[Picture]:
+    """One picture or several as a list.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if isinstance(pictures, str | Path | Stored | Image.Image | np.ndarray):
+        return [pictures]
+    if not isinstance(pictures, Iterable):
+        raise DataError(f"{kind_of(pictures)} is not a picture: give paths, PIL images or uint8 arrays")
+    return list(pictures)
+
+
+def listed_strings(texts: str | Iterable[str]) -> list[str]:
+    """One string or several as a list.
+
+    Raises:
+        DataError: something in it is not a string.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, Iterable):
+        raise DataError(f"{kind_of(texts)} is no text: give strings")
+    several = list(texts)
+    for place, text in enumerate(several):
+        if not isinstance(text, str):
+            raise DataError(f"text {place} of {len(several)} is {kind_of(text)}: give strings")
+    return several
 
 
 def encode_pictures(
@@ -45,7 +77,9 @@ def encode_pictures(
 
     Raises:
         DataError: one cannot be decoded, and `bad` is not given.
+        UserError: the batch size is not positive.
     """
+    _check_batch_size(batch_size)
 
     def inputs_of(place: int) -> Inputs:
         try:
@@ -102,7 +136,12 @@ def encode_strings(
     device: torch.device,
     progress: bool = False,
 ) -> Float[Tensor, "M W"]:
-    """`through` on every string, float32 on the CPU; identical strings once, similar lengths together."""
+    """`through` on every string, float32 on the CPU; identical strings once, similar lengths together.
+
+    Raises:
+        UserError: the batch size is not positive.
+    """
+    _check_batch_size(batch_size)
     by_length = sorted(dict.fromkeys(texts), key=len)
     row_of: dict[str, int] = {}
     features: list[Tensor] = []
@@ -122,6 +161,11 @@ def encode_strings(
     if not features:
         return torch.empty(0, 0)
     return torch.cat(features)[[row_of[text] for text in texts]]
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size {batch_size}: give 1 or more")
 
 
 def _by_tokens(tokens: dict[str, Tensor]) -> Tensor:

@@ -109,3 +109,33 @@ def test_what_is_not_a_number_is_never_found() -> None:
         metrics.retrieval(features, torch.randn(3, 4), torch.arange(3))
     with pytest.raises(ValueError, match="NaN"):
         metrics.classification(torch.full((3, 6), float("nan")), torch.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("image_of_text", "message"),
+    [
+        (torch.tensor([0, 1]), "has 2 entries for 4 texts"),
+        (torch.tensor([0, 1, 2, 3]), "the image 3, and there are 3"),
+        (torch.tensor([0, 1, 2, -1]), "the image -1"),
+        (torch.tensor([[0, 0], [1, 4]]), "the text 4, and there are 4"),
+        (torch.zeros(0, 2, dtype=torch.long), "is empty"),
+    ],
+)
+def test_right_answers_that_do_not_fit_the_features(image_of_text: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.retrieval(torch.eye(3), torch.eye(3)[[0, 0, 1, 2]], image_of_text)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        (torch.eye(3), torch.tensor([0, 1]), r"\(2,\) labels for \(3, 3\) scores"),
+        (torch.eye(3), torch.tensor([0, 1, 3]), "go from 0 to 3, and there are 3 classes"),
+        (torch.eye(3), torch.tensor([0, -1, 2]), "go from -1 to 2"),
+        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), "at least one"),
+        (torch.eye(3), torch.eye(3, 2).bool(), r"\(3, 2\) labels"),
+    ],
+)
+def test_labels_that_do_not_fit_the_scores(scores: torch.Tensor, labels: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.classification(scores, labels)

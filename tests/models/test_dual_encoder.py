@@ -1,0 +1,57 @@
+"""What is handed to a model from Python."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import clipkit
+from clipkit.errors import UserError
+from clipkit.models import DualEncoder
+from tests.conftest import draw
+
+
+@pytest.fixture(scope="module")
+def model(tiny_clip: Path) -> DualEncoder:
+    return clipkit.load(str(tiny_clip))
+
+
+def test_one_several_and_none(model: DualEncoder, tmp_path: Path) -> None:
+    pictures = [draw("red", "circle"), draw("blue", "cross")]
+    pictures[0].save(tmp_path / "a.png")
+    features = model.encode_image(pictures)
+    for one in (pictures[0], np.asarray(pictures[0]), tmp_path / "a.png", str(tmp_path / "a.png")):
+        torch.testing.assert_close(model.encode_image(one), features[:1])
+    for several in (tuple(pictures), iter(pictures), np.stack([np.asarray(own) for own in pictures])):
+        if isinstance(several, np.ndarray):  # an array is one picture
+            with pytest.raises(UserError, match=r"shape \(2, 32, 32, 3\)"):
+                model.encode_image(several)
+        else:
+            torch.testing.assert_close(model.encode_image(several), features)
+    texts = model.encode_text(["a dog", "a cat"])
+    torch.testing.assert_close(model.encode_text("a dog"), texts[:1])
+    torch.testing.assert_close(model.encode_text(own for own in ("a dog", "a cat")), texts)
+    assert model.encode_image([]).shape == model.encode_text([]).shape == (0, 24)
+    assert model.classify([], ["a dog", "a cat"]).shape == (0, 2)
+    assert (model.encode_image([]) @ texts.T).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda model: model.encode_image(torch.zeros(3, 8, 8)), "a Tensor is not a picture: give a path"),
+        (lambda model: model.encode_image([3]), "an int is not a picture"),
+        (lambda model: model.encode_image(None), "None is not a picture"),
+        (lambda model: model.encode_image([draw("red", "circle")], batch_size=0), "batch_size 0: give 1 or more"),
+        (lambda model: model.encode_text(["a", None]), "text 1 of 2 is None: give strings"),
+        (lambda model: model.encode_text(7), "an int is no text"),
+        (lambda model: model.encode_text("a", batch_size=-1), "batch_size -1"),
+        (lambda model: model.classify(draw("red", "circle"), []), "no texts to choose from"),
+    ],
+)
+def test_what_is_neither_is_said(ask: Callable[[DualEncoder], Any], message: str, model: DualEncoder) -> None:
+    with pytest.raises(UserError, match=message):
+        ask(model)
