@@ -12,12 +12,12 @@ import yaml
 
 from clipkit.recipe import Recipe
 from clipkit.training import train
+from tests.forked import python
 
 
 def clipkit(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run it; with an exit code of 2 what it says must be one line of its own, and no traceback."""
-    command = [sys.executable, "-m", "clipkit", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = python("-m", "clipkit", *arguments)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     if code == 2:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from clipkit.cli import app
 from tests.conftest import COLOURS, SHAPES, write_csv
+from tests.forked import together
 
 
 def evaluated(*arguments: str | Path) -> str:
@@ -94,9 +95,11 @@ def test_what_is_computed_once_serves_every_command(tiny_clip: Path, shapes: Pat
         assert json.loads(file.read_text())["settings"]["features"] == expected
 
 
-@pytest.mark.parametrize("launcher", ["own", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "launcher", [None, *(pytest.param(own, marks=pytest.mark.slow) for own in ("own", "torchrun"))]
+)
 def test_processes_share_the_work_and_every_picture_counts_once(
-    launcher: str, tiny_clip: Path, shapes: Path, tmp_path: Path
+    launcher: str | None, tiny_clip: Path, shapes: Path, tmp_path: Path
 ) -> None:
     file, one = tmp_path / "two.json", tmp_path / "one.json"
     # Five pictures, two processes, and a part that is known already.
@@ -107,14 +110,18 @@ def test_processes_share_the_work_and_every_picture_counts_once(
     first.write_text("\n".join(lines[:3]) + "\n")
     environment = os.environ | {"CLIPKIT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     command = ["eval", "retrieval", "--model", str(tiny_clip), "--json"]
-    start = [sys.executable, "-m", "clipkit"]
     evaluated(*command[1:], one, "--data", first, "--cache", tmp_path / "cache")
     several = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "clipkit"]
     typed = [*command, str(file), "--data", str(data), "--predictions", str(tmp_path / "p.parquet")]
-    typed = [*start, *typed, "--processes=2"] if launcher == "own" else [*several, *typed]
-    done = subprocess.run(typed, env=environment, check=True, capture_output=True, text=True)
-    assert done.stdout.count("text → image R@1 ") == 1  # one of them speaks
-    assert "config has no run_id" not in done.stderr
+    if launcher is None:
+        said, complained = together(2, "-m", "clipkit", *typed, environment=environment)
+    else:
+        start = [sys.executable, "-m", "clipkit"]
+        typed = [*start, *typed, "--processes=2"] if launcher == "own" else [*several, *typed]
+        done = subprocess.run(typed, env=environment, check=True, capture_output=True, text=True)
+        said, complained = done.stdout, done.stderr
+    assert said.count("text → image R@1 ") == 1  # one of them speaks
+    assert "config has no run_id" not in complained
     evaluated(*command[1:], one, "--data", data, "--cache", "none")
     two, alone = (json.loads(path.read_text()) for path in (file, one))
     assert two["settings"]["features"] == {"computed": 12, "from_cache": 3}
@@ -175,14 +182,12 @@ def test_what_one_process_finds_wrong_all_of_them_end_with(tiny_clip: Path, shap
     (tmp_path / "broken.png").write_bytes(b"no picture")
     rows = [["00.png", "a"], ["broken.png", "c"]]
     data = write_csv(tmp_path / "d.csv", ["image", "caption"], rows)
-    command = [sys.executable, "-m", "clipkit", "eval", "retrieval", "--model", str(tiny_clip), "--data", str(data)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--processes", "3"], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("clipkit: ")]
+    command = ["-m", "clipkit", "eval", "retrieval", "--model", tiny_clip, "--data", data]
+    _, said = together(3, *command, code=2)
+    lines = [line for line in said.splitlines() if line.startswith("clipkit: ")]
     assert len(lines) == 1
     assert "broken.png: is not a picture" in lines[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in said
 
 
 def test_brackets_in_captions_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:

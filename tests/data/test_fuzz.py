@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import struct
-import subprocess
 import sys
 import tarfile
 import warnings
@@ -48,8 +47,8 @@ from clipkit.recipe.policies import Crop
 from tests.conftest import draw, read_lines, write_csv
 from tests.data.mutations import HTML, mutated, pictures, tables
 from tests.data.test_loader import to_tensor, tokenize
+from tests.forked import python, together
 from tests.training import several_runs
-from tests.training.test_processes import ENVIRONMENT, torchrun
 
 Build = Callable[..., Recipe]
 _EACH_TABLE = 30  # of 7 kinds
@@ -366,7 +365,7 @@ def test_many_damaged_pictures_on_one_process_and_on_two(
     one, two = tmp_path / "one", tmp_path / "two"
     _train(recipe, data, one, bad)
     (tmp_path / "two.yaml").write_text(recipe({**_changes(data, two), "data.workers": 1}).to_yaml())
-    torchrun(2, several_runs.__file__, str(tmp_path / "two.yaml"))
+    together(2, several_runs.__file__, str(tmp_path / "two.yaml"))
     assert (tmp_path / "two-1-of-2.txt").exists()
     assert read_lines(one / "bad_samples.jsonl") == read_lines(two / "bad_samples.jsonl")
     losses = [[row["loss"] for row in read_lines(run / "metrics.jsonl")] for run in (one, two)]
@@ -379,8 +378,7 @@ def test_damaged_files_on_the_command_line(recipe: Build, tiny_clip: Path, tmp_p
     bad = data.damage()
 
     def clipkit_(code: int, *arguments: object) -> str:
-        command = [sys.executable, "-m", "clipkit", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
+        done = python("-m", "clipkit", *map(str, arguments))
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == code, done.stderr
         return done.stderr

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import tarfile
 import time
@@ -24,6 +23,7 @@ from clipkit.data.shards import Format, read_shard
 from clipkit.errors import DataError, Interrupted, OutputError, UserError
 from clipkit.pictures import open_picture
 from tests.conftest import draw, read_lines, write_csv
+from tests.forked import Running
 
 MODULE = sys.modules[prepare.__module__]  # which the function hides
 FORMATS: list[Format] = ["tar", "parquet"]
@@ -326,14 +326,13 @@ prepare(read_pairs(sys.argv[1]), sys.argv[2], size=24, shard_size=3, workers=1)
 def test_killed_it_goes_on(source: Path, tmp_path: Path) -> None:
     pairs, out = read_pairs(str(source)), tmp_path / "out"
     prepare(pairs, tmp_path / "whole", size=24, shard_size=3)
-    running = subprocess.Popen([sys.executable, "-c", KILLED, str(source), str(out)])
+    running = Running(["-c", KILLED, source, out])
     end = time.monotonic() + 60
     while not (list(out.glob("shards-000000.tar")) and list(out.glob(".shards-*"))) and time.monotonic() < end:
         time.sleep(0.01)
     with pytest.raises(OutputError, match="is being written to by another process"):
         prepare(pairs, out, size=24, shard_size=3)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    running.kill()
     assert list(out.glob(".shards-*.writing"))
     assert not complete(out)
     prepare(pairs, out, size=24, shard_size=3)

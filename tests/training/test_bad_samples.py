@@ -9,8 +9,8 @@ import clipkit
 from clipkit.errors import DataError, TrainingError
 from clipkit.recipe import Recipe
 from tests.conftest import draw, read_lines, write_csv
+from tests.forked import together
 from tests.training import several_runs
-from tests.training.test_processes import torchrun
 
 Build = Callable[..., Recipe]
 BAD = {"3.png": b"<html>not found</html>", "7.png": b"", "11.png": b"\x89PNG\r\n\x1a\n cut"}
@@ -51,7 +51,7 @@ def test_processes_and_workers_find_the_same(recipe: Build, broken: Path, tmp_pa
         (tmp_path / f"{name}.yaml").write_text(own.to_yaml())
         files.append(tmp_path / f"{name}.yaml")
     clipkit.train(files[0])
-    torchrun(2, several_runs.__file__, str(files[1]))
+    together(2, several_runs.__file__, str(files[1]))
     one, two = (tmp_path / name for name in ("one", "two"))
     assert (tmp_path / "two-1-of-2.txt").exists()
     assert read_lines(one / "bad_samples.jsonl") == read_lines(two / "bad_samples.jsonl")

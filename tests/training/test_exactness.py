@@ -11,9 +11,9 @@ from torch import Tensor
 
 from clipkit.seeds import mix
 from clipkit.training import step as step_module
+from tests.forked import together
 from tests.training import exactness
 from tests.training.exactness import OBJECTIVES, build, global_batch, gradients
-from tests.training.test_processes import torchrun
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -51,7 +51,7 @@ def test_micro_batches_on_one_process(loss: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_micro_batches_on_several_processes(processes: int, tmp_path: Path) -> None:
-    torchrun(processes, exactness.__file__, str(tmp_path))
+    together(processes, exactness.__file__, str(tmp_path))
     every = [torch.load(tmp_path / f"{processes}-{index}.pt", weights_only=False) for index in range(processes)]
     assert [count for count, _ in every] == [processes] * processes
     first: dict[Any, dict[str, Tensor]] = every[0][1]

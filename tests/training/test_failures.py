@@ -1,8 +1,6 @@
 """What breaks under a run: one line that says so, and nothing lost that was saved."""
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,11 +21,11 @@ from clipkit.recipe import Recipe
 from clipkit.training.checkpoint import checkpoint_steps, damage
 from clipkit.training.run_folder import RunFolder
 from tests.conftest import read_lines
+from tests.forked import python, together
 from tests.training import second_runs_out
 from tests.training.second_runs_out import OutOfMemory
 from tests.training.test_kills import same_run
-from tests.training.test_processes import torchrun
-from tests.training.test_stop import ENVIRONMENT, running, wait_for_steps, write
+from tests.training.test_stop import running, wait_for_steps, write
 
 Build = Callable[..., Recipe]
 CHANGES = {"train.epochs": 30, "train.batch_size": 5, "checkpoint.every_steps": 4, "eval.every_epochs": 1000}
@@ -82,8 +80,7 @@ def test_a_full_disk(recipe: Build, tmp_path: Path, limit: int, what: str) -> No
     if what == "a checkpoint":  # it is full from the second checkpoint on: the optimiser's file has grown
         changes["checkpoint.every_steps"] = 1
     file = write(recipe(changes), tmp_path / "r.yaml")
-    command = [sys.executable, "-c", LIMITED, str(limit), "train", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=ENVIRONMENT, check=False)
+    done = python("-c", LIMITED, str(limit), "train", file)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("clipkit: ")]
@@ -153,7 +150,7 @@ def test_out_of_memory_halves_the_micro_batch(
 def test_out_of_memory_on_one_process_is_agreed(recipe: Build, tmp_path: Path) -> None:
     changes = {**CHANGES, "train.epochs": 2, "train.micro_batch_size": 3, "optim.name": "sgd", "optim.lr": 0.05}
     file = write(recipe(changes), tmp_path / "r.yaml")
-    said = torchrun(2, second_runs_out.__file__, str(file))
+    said, _ = together(2, second_runs_out.__file__, str(file))
     assert said.count("step 1: out of memory; begun again with micro-batches of 1 instead of 3") == 1
     clipkit.train(recipe({**changes, "train.micro_batch_size": 5, "output": str(tmp_path / "whole")}))
     for one, two in zip(
@@ -300,14 +297,13 @@ def test_features_that_are_not_finite_are_no_good_evaluation(recipe: Build, monk
 def test_the_clock_of_several_processes(recipe: Build, tmp_path: Path) -> None:
     changes = {**CHANGES, "train.epochs": 40, "checkpoint.every_minutes": 0.02, "checkpoint.keep_last": 1000}
     file = write(recipe({**changes, "checkpoint.every_steps": 1000}), tmp_path / "r.yaml")
-    torchrun(2, "-m", "clipkit", "train", str(file))
+    together(2, "-m", "clipkit", "train", str(file))
     # 120 steps take seconds: there is one every 1.2 of them, not one after each step.
     assert len(sound_checkpoints(tmp_path / "run")) < 40
 
 
 def test_a_terminal_that_is_gone_is_no_reason_to_stop(recipe: Build, tmp_path: Path) -> None:
     file = write(recipe({**CHANGES, "train.epochs": 2}), tmp_path / "r.yaml")
-    command = [sys.executable, "-m", "clipkit", "train", str(file)]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+    gone = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1); from clipkit.cli import main; main()"
+    done = python("-c", gone, "train", file)
     assert (tmp_path / "run" / "report.html").is_file(), done.stderr

@@ -1,9 +1,6 @@
 """Killed at random moments, again and again: the same bits as the run that nobody touched."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 import clipkit
 from clipkit.recipe import Recipe
 from tests.conftest import read_lines
+from tests.forked import python
 from tests.training import kills
 from tests.training.test_run import COMPOSED
 
@@ -34,7 +32,6 @@ VIEWS = {
         "text": {"policies": ["crop", "sibling"]},
     },
 }
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.parametrize(
@@ -54,8 +51,7 @@ def test_killed_and_resumed_it_is_the_same_run(
     files = [tmp_path / "whole.yaml", tmp_path / "killed.yaml"]
     for file in files:
         file.write_text(recipe({**changes, "output": str(file.with_suffix(""))}).to_yaml())
-    command = [sys.executable, kills.__file__, str(processes), str(times), *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=ENVIRONMENT, check=False)
+    done = python(kills.__file__, str(processes), str(times), *files, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     killed = json.loads(done.stdout.splitlines()[-1])
     assert sum(killed.values()) == times

@@ -1,6 +1,5 @@
 """Real processes, by gloo: the same recipe, cut and shared in every way, is the same run."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,19 +12,8 @@ from safetensors.torch import load_file
 import clipkit
 from clipkit.recipe import Recipe
 from tests.conftest import read_lines
+from tests.forked import ENVIRONMENT, python, together
 from tests.training import several_runs
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def torchrun(processes: int, *arguments: str) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
-    done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
 
 # An odd batch, so that two processes get unequal slices; 20 steps.
 SGD = {"optim.name": "sgd", "optim.lr": 0.05, "optim.weight_decay": 0.0}
@@ -53,7 +41,7 @@ def test_the_cut_and_the_processes_do_not_change_a_run(
                 of_these.append(str(file))
     for file in files[1]:
         clipkit.train(file)
-    torchrun(2, several_runs.__file__, *files[2])
+    together(2, several_runs.__file__, *files[2])
     start = load_file(tiny_clip / "model.safetensors")
     for kind in KINDS:
         runs = [tmp_path / f"{kind}-{cut}-{processes}" for cut in CUTS for processes in (1, 2)]
@@ -75,7 +63,7 @@ def test_the_cut_and_the_processes_do_not_change_a_run(
 def test_the_scale_is_the_same_on_both_processes(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(recipe({**KINDS["adamw"], "train.epochs": 5, "train.micro_batch_size": 2}).to_yaml())
-    torchrun(2, several_runs.__file__, str(file))
+    together(2, several_runs.__file__, str(file))
     one, two = ((tmp_path / f"run-{index}-of-2.txt").read_text() for index in range(2))
     assert one == two != clipkit.load(recipe().model.name or "").logit_scale.item().hex()
 
@@ -97,7 +85,6 @@ def test_processes_of_the_command_line(recipe_file: Path, tmp_path: Path) -> Non
 def test_more_processes_than_pairs_are_refused(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(recipe({"train.batch_size": 2}).to_yaml())
-    command = [sys.executable, "-m", "clipkit", "train", str(file), "--processes", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
+    done = python("-m", "clipkit", "train", file, "--processes", "3")
     assert done.returncode == 2, done.stderr
     assert "fewer pairs than the 3 processes" in done.stderr

@@ -17,8 +17,8 @@ from clipkit.training import run as run_module
 from clipkit.training import run_folder
 from clipkit.training.checkpoint import checkpoint_steps
 from tests.conftest import draw, read_lines, write_csv
+from tests.forked import together
 from tests.training.test_kills import same_run
-from tests.training.test_processes import torchrun
 
 Build = Callable[..., Recipe]
 METRICS = ["mean_recall", "image_retrieval_recall@10", "text_retrieval_recall@10"]
@@ -191,7 +191,7 @@ def test_on_another_number_of_processes_it_is_the_same_to_rounding(recipe: Build
     interrupted(recipe({**CHANGES, **sgd}), after=7)
     file = tmp_path / "r.yaml"
     file.write_text(recipe({**CHANGES, **sgd}).to_yaml())
-    said = torchrun(2, "-m", "clipkit", "train", str(file), "--resume")
+    said, _ = together(2, "-m", "clipkit", "train", str(file), "--resume")
     assert "processes changed since (1 → 2): the same run to rounding only" in said
     rows = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("run", "whole")]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,30 +16,20 @@ from clipkit.errors import Interrupted
 from clipkit.recipe import Recipe
 from clipkit.training.stop import StopRequest
 from tests.conftest import read_lines
+from tests.forked import Running
 from tests.training.test_kills import same_run
 
 Build = Callable[..., Recipe]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 CHANGES = {"train.epochs": 25, "train.batch_size": 5, "checkpoint.every_steps": 10_000, "eval.every_epochs": 1000}
 
 
 @contextmanager
-def running(file: Path, *arguments: str, module: tuple[str, ...] = ("clipkit",)) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", *module, "train", str(file), *arguments]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        start_new_session=True,
-    )
+def running(file: Path, *arguments: str) -> Iterator[Running]:
+    process = Running(["-m", "clipkit", "train", file, *arguments])
     try:
         yield process
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
 
 
 def wait_for_steps(run: Path, steps: int) -> None:
@@ -128,8 +116,7 @@ def test_a_second_ctrl_c_ends_at_once(recipe: Build, tmp_path: Path) -> None:
         "main()\n"
     )
     file = write(recipe({**CHANGES, "checkpoint.every_steps": 2}), tmp_path / "r.yaml")
-    command = [sys.executable, str(slow), "train", str(file)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT)
+    process = Running([slow, "train", file])
     wait_for_steps(tmp_path / "run", 4)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)

@@ -1,0 +1,123 @@
+"""Python processes for tests, forked from one that has imported torch and clipkit already.
+
+Their start takes milliseconds instead of the seconds of the imports, which were most of what the quick suite did. What
+is run, and how it ends, is as under `python ARGUMENTS`; a test of the start itself, or of settings that libraries read
+while they are imported, takes `subprocess`.
+"""
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
+from pathlib import Path
+
+import torch
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+_ROOT = Path(__file__).parents[1]
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload([__name__])
+
+
+class Running:
+    """As much of `subprocess.Popen` as tests use; it leads a session of its own."""
+
+    def __init__(self, arguments: Sequence[str | Path], environment: Mapping[str, str] = ENVIRONMENT) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        said = Path(self._folder.name)
+        self.stdout, self.stderr = said / "out", said / "err"
+        typed = [str(own) for own in arguments]
+        self._process = _FORKS.Process(target=_run, args=(typed, dict(environment), str(self.stdout), str(self.stderr)))
+        with contextlib.chdir(_ROOT):  # where the server finds this module, once
+            forkserver.ensure_running()
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self.kill()
+            raise subprocess.TimeoutExpired(self._process.name, timeout, *self.said())
+        return self.said()
+
+    def said(self) -> tuple[str, str]:
+        out, err = (file.read_text(errors="replace") if file.exists() else "" for file in (self.stdout, self.stderr))
+        return out, err
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.join()
+
+
+def python(
+    *arguments: str | Path, environment: Mapping[str, str] = ENVIRONMENT, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS`, to its end."""
+    running = Running(arguments, environment)
+    out, err = running.communicate(timeout)
+    return subprocess.CompletedProcess(list(arguments), running.returncode or 0, out, err)
+
+
+def together(
+    processes: int, *arguments: str | Path, environment: Mapping[str, str] = ENVIRONMENT, code: int = 0
+) -> tuple[str, str]:
+    """What `python ARGUMENTS` said in processes that know of each other, as under torchrun; all end with `code`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        Running(
+            arguments,
+            {**environment, **{name: str(own) for name, own in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}},
+        )
+        for rank in range(processes)
+    ]
+    said = [running.communicate() for running in started]
+    out, err = ("".join(own) for own in zip(*said, strict=True))
+    assert [running.returncode for running in started] == [code] * processes, out + err
+    return out, err
+
+
+def _run(arguments: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
+    """In the fork."""
+    os.setsid()
+    for number, file in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        match arguments:
+            case ["-m", module, *rest]:
+                sys.argv = [module, *rest]
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            case ["-c", code, *rest]:
+                sys.argv = ["-c", *rest]
+                exec(code, {"__name__": "__main__"})
+            case [script, *rest]:
+                sys.argv = [script, *rest]
+                runpy.run_path(script, run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
