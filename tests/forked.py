@@ -101,6 +101,7 @@ def together(
 def _run(arguments: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
     """In the fork."""
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # its own workers start as everybody's do
     for number, file in ((1, stdout), (2, stderr)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()

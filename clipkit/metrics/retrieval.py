@@ -49,7 +49,7 @@ def _check_pairs(images: int, texts: int, image_of_text: Tensor) -> None:
     """Of what the caller put together, a part would be scored without a word."""
     if image_of_text.ndim == 1 and len(image_of_text) != texts:
         raise ValueError(
-            f"image_of_text has {len(image_of_text)} entries, and there are {texts} texts; give one a text"
+            f"image_of_text has {len(image_of_text)} entries for {texts} texts; give one a text"
         )
     pairs = right_pairs(image_of_text)
     if not len(pairs):

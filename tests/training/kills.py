@@ -83,7 +83,7 @@ def main(file: str, count: int, kills: int) -> None:
                 os.kill(choose.choice(sorted(pids)), signal.SIGKILL)
                 done[kind] += 1
                 killed, began = True, time.monotonic()
-            time.sleep(0.001)
+            time.sleep(0.004)
         if not killed:
             print(json.dumps(done))
             return
