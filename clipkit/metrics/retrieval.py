@@ -48,9 +48,7 @@ def retrieval(
 def _check_pairs(images: int, texts: int, image_of_text: Tensor) -> None:
     """Of what the caller put together, a part would be scored without a word."""
     if image_of_text.ndim == 1 and len(image_of_text) != texts:
-        raise ValueError(
-            f"image_of_text has {len(image_of_text)} entries for {texts} texts; give one a text"
-        )
+        raise ValueError(f"image_of_text has {len(image_of_text)} entries for {texts} texts; give one a text")
     pairs = right_pairs(image_of_text)
     if not len(pairs):
         raise ValueError("image_of_text is empty, so there is nothing to find")
