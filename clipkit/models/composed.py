@@ -227,7 +227,7 @@ def _preprocess(native: Any, size: int) -> Preprocess:
 
 
 def _text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) -> TextTower:
-    from transformers import AutoModel
+    from transformers import AutoConfig
 
     name = str(recipe.name)
     kind, colon, rest = name.partition(":")
@@ -236,12 +236,13 @@ def _text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str)
     try:
         if not recipe.pretrained:
             config = _new_text_config(source, recipe, tokenizer)
-            native = AutoModel.from_config(config, trust_remote_code=False)
+            native = _encoder_of(config, name).from_config(config, trust_remote_code=False)
         else:
             folder = local_folder(source)
             check_weights(folder)
             with without_weight_bars():
-                native, info = AutoModel.from_pretrained(
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+                native, info = _encoder_of(config, name).from_pretrained(
                     folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
                 )
             missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
@@ -267,6 +268,20 @@ def _text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str)
     blocks = [[f"native.{parameter}" for parameter in block] for block in transformers_blocks(native)]
     head = _projection(native.config.hidden_size, embed_dim, projection)
     return TextTower(trunk, head, blocks, tokenizer, head_is_new=True, padding_may_be_cut=cut)
+
+
+def _encoder_of(config: Any, name: str) -> Any:
+    """The class of transformers that builds an encoder of texts: of T5 and the like, the half that is one."""
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
+
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return AutoModelForTextEncoding
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"model.text.name {name}: a {config.model_type} has a decoder too, and transformers has no class for its "
+            "encoder alone; take an encoder, as BERT's or T5's"
+        )
+    return AutoModel
 
 
 def _new_text_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | None) -> Any:

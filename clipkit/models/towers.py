@@ -28,11 +28,14 @@ PADDING_MAY_BE_CUT = (
     "electra",
     "metaclip_2_text_model",
     "mpnet",
+    "mt5",
     "roberta",
+    "t5",
+    "umt5",
     "xlm-roberta",
 )
 # Their positions begin after the padding's id.
-_OFFSET_POSITIONS = ("altclip_text_model", "camembert", "roberta", "xlm-roberta", "mpnet")
+_OFFSET_POSITIONS = ("altclip_text_model", "camembert", "data2vec-text", "roberta", "xlm-roberta", "mpnet")
 
 
 class Tower(nn.Module):

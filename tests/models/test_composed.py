@@ -7,13 +7,26 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BartConfig,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    Data2VecTextConfig,
+    RobertaConfig,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
+)
 
 import clipkit
 from clipkit.errors import ModelError
 from clipkit.models import DualEncoder, compose, composed
 from clipkit.models.encode import stack_inputs
-from clipkit.models.towers import last_token, mean_of_tokens
+from clipkit.models.towers import last_token, mean_of_tokens, positions_of
 from clipkit.recipe import ModelRecipe
 
 TEXTS = ["a dog", "two dogs run in the snow", "snow"]
@@ -141,6 +154,43 @@ def test_a_folder_of_transformers_is_a_text_tower(bert: Path) -> None:
         features = model.text.trunk(**model.text.tokenize(TEXTS))
     torch.testing.assert_close(features, mean)
     assert model.text.tokenize.context_length == 20
+
+
+def test_of_a_t5_the_encoder_is_the_tower(bert: Path, tmp_path: Path) -> None:
+    config = T5Config(vocab_size=13, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, pad_token_id=0)
+    T5Model(config).save_pretrained(bert)
+    model = model_of(text={"name": str(bert), "context_length": 12})
+    tokens = AutoTokenizer.from_pretrained(bert)(TEXTS, padding="max_length", max_length=12, return_tensors="pt")
+    native = T5EncoderModel.from_pretrained(bert).eval()
+    with torch.inference_mode():  # whole captions here, cut ones there
+        states = native(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        pooled = mean_of_tokens(states, tokens["attention_mask"])
+        expected = F.normalize(model.text.head(pooled), dim=-1)
+    assert model.text.tokenize(TEXTS)["input_ids"].shape[1] < 12
+    torch.testing.assert_close(model.encode_text(TEXTS), expected, rtol=0, atol=1e-6)
+    model.save(tmp_path / "m")
+    torch.testing.assert_close(clipkit.load(tmp_path / "m").encode_text(TEXTS), expected, rtol=0, atol=1e-6)
+
+
+def test_a_decoder_is_no_text_tower(bert: Path) -> None:
+    config = BartConfig(vocab_size=13, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2)
+    AutoModel.from_config(config).save_pretrained(bert)
+    with pytest.raises(ModelError, match="a bart has a decoder too"):
+        model_of(text={"name": str(bert)})
+
+
+@pytest.mark.parametrize("config", [RobertaConfig, Data2VecTextConfig])
+def test_positions_begin_after_the_paddings(config: Any) -> None:
+    assert positions_of(config(max_position_embeddings=514, pad_token_id=1)) == 512
+    longest = AutoModel.from_config(
+        config(
+            max_position_embeddings=8, pad_token_id=1, vocab_size=9, hidden_size=8, num_hidden_layers=1,
+            num_attention_heads=2, intermediate_size=8,
+        )
+    )  # fmt: skip
+    longest(input_ids=torch.full((1, 6), 5))
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        longest(input_ids=torch.full((1, 7), 5))
 
 
 @pytest.mark.parametrize(("file", "pooling"), [("cls", "cls"), ("lasttoken", "last"), ("mean", "mean")])
