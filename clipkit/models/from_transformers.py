@@ -16,7 +16,7 @@ from clipkit.models.preprocess import Inputs, Preprocess
 from clipkit.models.quiet import without_weight_bars
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
 from clipkit.models.towers import PADDING_MAY_BE_CUT, ImageTower, TextTower, positions_of, transformers_blocks
-from clipkit.models.weights import check_weights
+from clipkit.models.weights import check_loaded, check_weights
 
 
 class Pooled(nn.Module):
@@ -156,14 +156,16 @@ def _native(kind: Any, folder: Path, name: str) -> Any:
     try:
         with without_weight_bars():
             native, info = kind.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, local_files_only=True
+                folder,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+                local_files_only=True,
             )
     except Exception as error:  # transformers raises whatever its readers raise
         raise ModelError(f"{name}: cannot be opened as a transformers {kind.__name__} ({one_line(error)})") from None
-    missing = sorted(info["missing_keys"])
-    if missing:
-        # transformers would go on with random numbers in their place.
-        raise ModelError(f"{folder}: its weights lack {missing[0]} ({len(missing)} tensors in all); fetch them again")
+    check_loaded(info, folder)
     return native.eval()
 
 

@@ -7,14 +7,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_weight_bars() -> Iterator[None]:
-    """No bars from transformers while it reads or writes weights; as before afterwards."""
+    """No bars or reports from transformers while it reads or writes weights; as before afterwards."""
     from transformers.utils import logging as bars
 
-    shown = bars.is_progress_bar_enabled()
+    shown, level = bars.is_progress_bar_enabled(), bars.get_verbosity()
     bars.disable_progress_bar()
+    bars.set_verbosity_error()  # what is wrong with weights we say
     try:
         yield
     finally:
+        bars.set_verbosity(level)
         if shown:
             bars.enable_progress_bar()
 

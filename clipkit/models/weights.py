@@ -3,7 +3,9 @@
 import json
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -99,3 +101,28 @@ def _files_of_index(index: Path) -> list[Path]:
         if not (index.parent / name).is_file():
             raise ModelError(f"{index}: names {name}, which is not there; fetch it")
     return [index.parent / name for name in sorted(names)]
+
+
+def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: str = "\0") -> None:
+    """See that transformers found every weight, in the shape that the configuration gives it.
+
+    Left alone it goes on with random numbers in place of those it did not find.
+
+    Args:
+        info: what `from_pretrained` gives with `output_loading_info` and `ignore_mismatched_sizes`.
+        folder: where the weights are.
+        unneeded: how the names begin of those that nobody uses.
+
+    Raises:
+        ModelError: one is missing or has another shape.
+    """
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(unneeded))
+    if missing:
+        raise ModelError(f"{folder}: its weights lack {missing[0]} ({len(missing)} tensors in all); fetch them again")
+    others = sorted(own for own in info["mismatched_keys"] if not own[0].startswith(unneeded))
+    if others:
+        name, saved, wanted = others[0]
+        raise ModelError(
+            f"{folder}: its weights hold {name} as {tuple(saved)}, and config.json asks for {tuple(wanted)} "
+            f"({len(others)} tensors in all); they do not belong together: fetch both again"
+        )

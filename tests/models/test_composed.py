@@ -267,6 +267,9 @@ def test_missing_and_cut_weights_are_refused(bert: Path, tmp_path: Path) -> None
     save_file({name: value for name, value in tensors.items() if name != missing}, file)
     with pytest.raises(ModelError, match=f"its weights lack {missing}"):
         clipkit.load(tmp_path / "m")
+    save_file({**tensors, missing: torch.zeros(2, 5)}, file)
+    with pytest.raises(ModelError, match=rf"its weights hold {missing} as \(2, 5\), and config.json asks for"):
+        clipkit.load(tmp_path / "m")
 
 
 def test_code_beside_a_configuration_is_never_run(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
