@@ -113,8 +113,8 @@ def test_loader_workers_do_not_wait_for_the_tokenizers_threads(recipe_file: Path
     """They are forked after the tokenizer has run in parallel in the parent; it once hung for ever."""
     environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
     environment |= {"TOKENIZERS_PARALLELISM": parallel} if parallel else {}
-    command = [sys.executable, "-m", "clipkit", "train", str(recipe_file), "data.workers=1", "--overwrite"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    arguments = ["-m", "clipkit", "train", recipe_file, "data.workers=1", "--overwrite"]
+    done = python(*arguments, environment=environment, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "TOKENIZERS_PARALLELISM" not in done.stderr
 

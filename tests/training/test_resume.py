@@ -206,7 +206,7 @@ def test_a_live_run_is_refused_and_a_dead_ones_lock_taken_over(recipe: Build, tm
     import multiprocessing
 
     folder = tmp_path / "run"
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # tests.forked has set it up
     ready, done = context.Event(), context.Event()
     holder = context.Process(target=_hold, args=(folder, ready, done))
     holder.start()
