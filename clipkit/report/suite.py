@@ -1,6 +1,6 @@
 """What a suite found, as a table and as a page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipkit.report.page import Page, Table, number, readable, render
@@ -13,41 +13,52 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     names = list(dict.fromkeys(row["dataset"] for row in result["rows"]))
     value = {(row["dataset"], row["model"]): row for row in result["rows"]}
     metric = {row["dataset"]: row["metric"] for row in result["rows"]}
-    known = [
-        (name, own)
-        for name in names
-        for own in result.get("published", {}).get(name, [])
-        if own["metric"] == metric[name]  # others say nothing beside the measured ones
-    ]
-    theirs = {(name, own["model"]): number(own["metric"], own["value"]) for name, own in known}
-    others = list(dict.fromkeys(model for _, model in theirs))
     rows = []
     for name in names:
         first = next(row for row in result["rows"] if row["dataset"] == name)
         cells = [_cell(value.get((name, model)), metric[name]) for model in models]
-        rows.append(
-            [
-                first["title"], readable(metric[name]), *cells, number(metric[name], first["chance"]),
-                *(theirs.get((name, model), "–") for model in others),
-            ]
-        )  # fmt: skip
-    note = "In brackets the 95 % interval over pictures."
-    if others:
-        sources = ", ".join(dict.fromkeys(own["source"] for _, own in known))
-        note += f" Published figures are those of {sources}."
+        rows.append([first["title"], readable(metric[name]), *cells, number(metric[name], first["chance"])])
     tables = [
         Table(
             result["title"] or result["suite"],
-            ["", "figure", *models, "chance", *(f"{model}, published" for model in others)],
+            ["", "figure", *models, "chance"],
             rows,
-            note,
+            "In brackets the 95 % interval over pictures.",
             strong=None,
             words=[1],
-        )
+        ),
+        *_published(result, models, value),
     ]
     if result.get("robustness"):
         tables += _robustness_tables(result, {row["dataset"]: row["title"] for row in result["rows"]})
     return tables
+
+
+def _published(
+    result: Mapping[str, Any], models: Sequence[str], value: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> list[Table]:
+    """What others published of the same figures, beside the measured ones."""
+    metric = {row["dataset"]: row["metric"] for row in result["rows"]}
+    title = {row["dataset"]: row["title"] for row in result["rows"]}
+    known = [
+        (name, own)
+        for name in metric
+        for own in result.get("published", {}).get(name, [])
+        if own["metric"] == metric[name]
+    ]
+    if not known:
+        return []
+    theirs = {(name, own["model"]): own["value"] for name, own in known}
+    others = list(dict.fromkeys(model for _, model in theirs))
+    rows = []
+    for name in dict.fromkeys(name for name, _ in known):
+        figures = [value[name, own]["value"] if (name, own) in value else None for own in models]
+        figures += [theirs.get((name, own)) for own in others]
+        rows.append([title[name], readable(metric[name]), *(number(metric[name], own) for own in figures)])
+    header = ["", "figure", *models, *(own.removeprefix("open_clip:") for own in others)]
+    sources = ", ".join(dict.fromkeys(own["source"] for _, own in known))
+    note = f"{', '.join(others)}: as published in {sources}."
+    return [Table("Beside published figures", header, rows, note, strong=None, words=[1])]
 
 
 def _robustness_tables(result: Mapping[str, Any], title_of: Mapping[str, str]) -> list[Table]:
@@ -59,10 +70,10 @@ def _robustness_tables(result: Mapping[str, Any], title_of: Mapping[str, str]) -
         ]
         for own in result["robustness"]
     ]  # fmt: skip
-    header = ["", "of", "model", "original", "here", "relative drop", "effective robustness (points)"]
+    header = ["", "of", "model", "original", "here", "relative drop", "robustness"]
     note = (
-        "Relative drop: the share of the original figure that is lost. Effective robustness: how far the figure lies "
-        "above what the baseline leads to expect; the baseline itself has none."
+        "Relative drop: the share of the original figure that is lost. Robustness: effective robustness, by how many "
+        "points the figure is above what the baseline leads to expect; the baseline itself has none."
     )
     means = [
         [
@@ -74,7 +85,7 @@ def _robustness_tables(result: Mapping[str, Any], title_of: Mapping[str, str]) -
     ]  # fmt: skip
     tables = [Table("Robustness", header, rows, note, strong=5, words=[1, 2])]
     if means:
-        header = ["", "model", "versions", "mean relative drop", "mean effective robustness (points)"]
+        header = ["", "model", "versions", "mean relative drop", "mean robustness"]
         tables.append(Table("Robustness, over the versions of each", header, means, strong=3, words=[1]))
     return tables
 
@@ -110,7 +121,7 @@ def suite_report(result: Mapping[str, Any]) -> str:
     datasets, models = (len({row[what] for row in result["rows"]}) for what in ("dataset", "model"))
     page = Page(
         title=result["title"] or result["suite"],
-        lead=f"{datasets} data sets, {models} models",
+        lead=f"{datasets} data set{'s' * (datasets != 1)}, {models} model{'s' * (models != 1)}",
         findings=problems or None,
         tables=suite_tables(result),
         details={"Versions": "\n".join(f"{name} {version}" for name, version in result["versions"].items())},

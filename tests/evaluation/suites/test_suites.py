@@ -129,14 +129,17 @@ def test_several_models_and_published_figures_stand_side_by_side(mine: Path, tin
     mine.write_text(yaml.safe_dump(values))
     models = [str(tiny_clip), str(other)]
     result = run_suite(read_suite(str(mine)), models, tmp_path / "out", cache=False).to_dict()
-    main, robust = suite_tables(result)
-    assert main.header == ["", "figure", *models, "chance", "theirs, published"]
-    assert [row[-1] for row in main.rows] == ["63.3 %", "–", "–"]
-    assert main.note.endswith("Published figures are those of a paper.")
+    main, beside, robust = suite_tables(result)
+    assert main.header == ["", "figure", *models, "chance"]
+    assert beside.header == ["", "figure", *models, "theirs"]
+    assert [row[0] for row in beside.rows] == [main.rows[0][0]]
+    assert beside.rows[0][-1] == "63.3 %"
+    assert all(cell.startswith(own) for cell, own in zip(main.rows[0][2:4], beside.rows[0][2:4], strict=True))
+    assert beside.note == "theirs: as published in a paper."
     assert [row[2] for row in robust.rows] == models
     assert robust.rows[0][:2] == ["noisy", "colours"]
     result["robustness_means"][0]["versions"] = 2
-    assert suite_tables(result)[2].rows[0][:3] == ["colours", models[0], "2"]
+    assert suite_tables(result)[3].rows[0][:3] == ["colours", models[0], "2"]
 
 
 @pytest.mark.parametrize(
