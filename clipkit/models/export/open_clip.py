@@ -44,7 +44,9 @@ class OpenClip:
             backend.save(model, folder)
             return []
         if not isinstance(backend, FromTransformers):
-            raise ModelError(f"{model.name}: is made of two towers that open_clip has no architecture for")
+            raise ModelError(
+                f"{model.name}: is made of two towers that open_clip has no architecture for; sentence-transformers and onnx take it"
+            )
         kind = backend.native.config.model_type
         if kind not in ("clip", "metaclip_2", "siglip"):
             raise ModelError(
