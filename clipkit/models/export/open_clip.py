@@ -45,7 +45,8 @@ class OpenClip:
             return []
         if not isinstance(backend, FromTransformers):
             raise ModelError(
-                f"{model.name}: is made of two towers that open_clip has no architecture for; sentence-transformers and onnx take it"
+                f"{model.name}: is made of two towers that open_clip has no architecture for; sentence-transformers "
+                "and onnx take it"
             )
         kind = backend.native.config.model_type
         if kind not in ("clip", "metaclip_2", "siglip"):
