@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clipkit.report.page import metrics_table, number, readable
+from clipkit.report.page import metrics_table, number, readable, standing
 
 
 def print_metrics(metrics: Mapping[str, Mapping[str, Any]], title: str) -> None:
@@ -42,10 +42,10 @@ def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> 
     moved = comparison["disagreements"]
     if moved:
         cells = [
-            [str(query["asks"]), str(query["query"])[-80:], str(query["first_rank"]), str(query["second_rank"])]
+            [str(query["asks"]), str(query["query"])[-80:], *(standing(query, whose) for whose in ("first", "second"))]
             for query in moved
         ]
-        print_table(["asks", "query", "rank in A", "in B"], cells, "Where they disagree most")
+        print_table(["asks", "query", "in A", "in B"], cells, "Where they disagree most")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:

@@ -89,7 +89,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
         "second": second["model"],
         "data": first["data"],
         "metrics": metrics,
-        "disagreements": _disagreements(first, second),
+        "disagreements": [*_disagreements(first, second), *_turned(first, second)],
     }
 
 
@@ -159,6 +159,34 @@ def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
             if key == "true_rank" and "classes" in first:
                 found[-1]["right"] = first["classes"][first["queries"]["label"][row]]["class"]
     return found
+
+
+def _turned(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Pictures of a probe or of near misses that one model has right and the other has not; of shots by their share."""
+    queries = first["queries"]
+    match first["task"]:
+        case "probe":
+            one, two = (np.asarray(result["queries"]["lp_top1"]) for result in (first, second))
+            names = queries["images"]
+            pictures = names
+            right = [first["settings"]["classes"][label] for label in queries["label"]]
+        case "compositional":
+            one, two = (compositional_columns(result["queries"])["acc"].values for result in (first, second))
+            names = [" | ".join(own) for own in queries["texts"]]
+            pictures = [own[0] for own in queries["images"]]
+            right = [own[0] for own in queries["texts"]]
+        case _:
+            return []
+    gain = two - one
+    order = np.argsort(-gain, kind="stable")
+    better, worse = order[gain[order] > 0][:_SHOWN], order[gain[order] < 0][::-1][:_SHOWN]
+    return [
+        {
+            "asks": "image", "query": names[row], "image": pictures[row], "right": right[row],
+            "first_right": float(one[row]), "second_right": float(two[row]),
+        }
+        for row in map(int, [*better, *worse])
+    ]  # fmt: skip
 
 
 def _moved(kind: str, row: int, names: Sequence[Any] | None, one: Any, two: Any) -> dict[str, Any]:

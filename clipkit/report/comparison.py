@@ -6,7 +6,18 @@ from typing import Any
 
 from clipkit.report.curves import interval_chart
 from clipkit.report.evaluation import TASKS
-from clipkit.report.page import Curve, Grid, Page, Table, difference, metrics_table, place_of, readable, render
+from clipkit.report.page import (
+    Curve,
+    Grid,
+    Page,
+    Table,
+    difference,
+    metrics_table,
+    place_of,
+    readable,
+    render,
+    standing,
+)
 
 
 def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
@@ -46,23 +57,30 @@ def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], s
 def _disagreements(moved: Sequence[Mapping[str, Any]]) -> list[Grid]:
     grids = []
     for title, better in (("Where B is better than A", True), ("Where A is better than B", False)):
-        own = [
-            query for query in moved if (query["second_rank"] < query["first_rank"]) == better and query.get("image")
-        ]
+        own = [query for query in moved if _second_is_better(query) == better and query.get("image")]
         for asks, who in (("text", "captions"), ("image", "pictures")):
-            examples = [_example(query, better) for query in own if query["asks"] == asks]
-            if examples:
-                note = f"The {who} whose right answer moved most, and what each model puts first."
-                grids.append(Grid(f"{title}: {who} ask", examples, note))
+            asking = [query for query in own if query["asks"] == asks]
+            if not asking:
+                continue
+            note = f"The {who} whose right answer moved most, and what each model puts first."
+            if "first_right" in asking[0]:
+                note = f"The {who} whose answer is right with one model and wrong with the other."
+            grids.append(Grid(f"{title}: {who} ask", [_example(query, better) for query in asking], note))
     return grids
+
+
+def _second_is_better(query: Mapping[str, Any]) -> bool:
+    if "first_right" in query:
+        return bool(query["second_right"] > query["first_right"])
+    return bool(query["second_rank"] < query["first_rank"])
 
 
 def _example(query: Mapping[str, Any], second_is_better: bool) -> dict[str, Any]:
     sides = [
         {
             "name": name,
-            "rank": f"place {query[f'{whose}_rank']:,}",
-            "right": query[f"{whose}_rank"] == 1,
+            "standing": standing(query, whose),
+            "right": query.get(f"{whose}_rank") == 1 or query.get(f"{whose}_right") == 1,
             "image": query.get(f"{whose}_image"),
             "text": query.get(f"{whose}_text"),
             "better": (whose == "second") == second_is_better,

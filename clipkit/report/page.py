@@ -158,6 +158,14 @@ def _ends(name: str, figure: Mapping[str, Any]) -> str:
     return f"{low} – {high}"
 
 
+def standing(query: Mapping[str, Any], whose: str) -> str:
+    """How a query of a comparison fared with the `first` or the `second` model, in words."""
+    if f"{whose}_rank" in query:
+        return f"place {query[f'{whose}_rank']:,}"
+    share = query[f"{whose}_right"]
+    return {0.0: "wrong", 1.0: "right"}.get(share, f"right in {100 * share:.0f} % of the draws")
+
+
 def difference(name: str, value: float) -> str:
     """A difference of two figures: its sign, and points where the figures are in percent."""
     said = number(name, value)

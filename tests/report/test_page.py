@@ -3,6 +3,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from clipkit.report.page import (
     thumbnail,
     unbroken,
 )
+from tests.conftest import COLOURS, SHAPES, write_csv
 
 
 class Outline(HTMLParser):
@@ -259,3 +261,38 @@ def test_where_two_classifiers_disagree(tiny_clip: Path, shapes: Path) -> None:
     page = comparison_report(comparison, first, second)
     Outline(page)
     assert "pictures ask" in page
+    assert "right at place" in page
+
+
+def test_where_two_probes_and_near_misses_disagree(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    model = clipkit.load(tiny_clip)
+    rows = [
+        [str(shapes / f"images/{4 * n + m:02d}.png"), f"a {colour} {shape}", f"a {shape}"]
+        for n, colour in enumerate(COLOURS)
+        for m, shape in enumerate(SHAPES)
+    ]
+    near = str(write_csv(tmp_path / "near.csv", ["image", "caption", "negative_caption"], rows))
+
+    def measured() -> list[Any]:
+        return [clipkit.evaluate.probe(model, str(shapes / "classes.csv"), shots=1, seeds=3),
+                clipkit.evaluate.compositional(model, near)]  # fmt: skip
+
+    before = measured()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for first, second in zip(before, measured(), strict=True):
+        comparison = clipkit.evaluate.compare(first, second)
+        probed = first["task"] == "probe"
+        right = [own["queries"]["lp_top1" if probed else "text_right"] for own in (first, second)]
+        most = max(abs(two - one) for one, two in zip(*right, strict=True))
+        gains = [own["second_right"] - own["first_right"] for own in comparison["disagreements"]]
+        assert max(map(abs, gains)) == pytest.approx(most)
+        assert 0 not in gains
+        for moved in comparison["disagreements"]:
+            row = [own if probed else own[0] for own in first["queries"]["images"]].index(moved["image"])
+            assert [moved["first_right"], moved["second_right"]] == [own[row] for own in right]
+        page = comparison_report(comparison, first, second)
+        Outline(page)
+        assert "pictures ask" in page
+        assert ("of the draws" if probed else "<span>wrong</span>") in page
