@@ -58,6 +58,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
             own = f"{found['context_length']} tokens, {cut}; vocabulary {found['vocabulary']:,}"
         activation = found[f"{side}_activation"] or "activation not stated"
         tower = f"{found[f'{side}_tower']}, {found[f'{side}_parameters'] / 1e6:.1f} M parameters"
+        tower += f" in {found[f'{side}_blocks']} blocks"
         lines.append((f"{side} tower", f"{tower}, {activation}; {own}"))
     lines.append(("shared space", f"{found['embed_dim']} dimensions"))
     if found["image_tower"] is not None:

@@ -79,6 +79,7 @@ def describe(name: str) -> dict[str, Any]:
         own = towers.get(side)
         found[f"{side}_tower"] = _tower_name(own) if own is not None else None
         found[f"{side}_parameters"] = _count(own) if own is not None else 0
+        found[f"{side}_blocks"] = len(own.blocks) if own is not None else 0  # what `tune: last:N` counts
         found[f"{side}_activation"] = _activation(own) if own is not None else None
     return found | {
         "embed_dim": width,

@@ -31,6 +31,7 @@ def test_a_clip(tiny_clip: Path) -> None:
     assert found["image_tower"] == "CLIPVisionModel"
     assert found["image_parameters"] + found["text_parameters"] + 1 == sum(p.numel() for p in model.parameters())
     assert (found["embed_dim"], found["image_size"], found["context_length"]) == (24, 32, 77)
+    assert found["image_blocks"] == found["text_blocks"] == 3
     assert found["image_activation"] == found["text_activation"] == "QuickGELU"
     assert found["mean"] == pytest.approx([0.48145466, 0.4578275, 0.40821073])
     assert found["loss"] == "softmax (InfoNCE)"
