@@ -146,10 +146,8 @@ def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
             continue
         one, two = (np.asarray(result["queries"][key], dtype=np.float64) for result in (first, second))
         ratio = np.log(np.maximum(two, 1) / np.maximum(one, 1))
-        order = np.argsort(ratio, kind="stable")
-        better, worse = order[ratio[order] < 0][:_SHOWN], order[ratio[order] > 0][::-1][:_SHOWN]
         named = first["queries"].get(names)
-        for row in map(int, [*better, *worse]):
+        for row in _furthest(ratio):
             found.append(
                 _moved(kind, row, named, one, two)
                 | _picture_of(first["queries"], key, row)
@@ -177,16 +175,20 @@ def _turned(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[st
             right = [own[0] for own in queries["texts"]]
         case _:
             return []
-    gain = two - one
-    order = np.argsort(-gain, kind="stable")
-    better, worse = order[gain[order] > 0][:_SHOWN], order[gain[order] < 0][::-1][:_SHOWN]
     return [
         {
             "asks": "image", "query": names[row], "image": pictures[row], "right": right[row],
             "first_right": float(one[row]), "second_right": float(two[row]),
         }
-        for row in map(int, [*better, *worse])
+        for row in _furthest(one - two)
     ]  # fmt: skip
+
+
+def _furthest(change: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:
+    """The rows that fell most, then those that rose most."""
+    order = np.argsort(change, kind="stable")
+    fell, rose = order[change[order] < 0][:_SHOWN], order[change[order] > 0][::-1][:_SHOWN]
+    return [int(row) for row in (*fell, *rose)]
 
 
 def _moved(kind: str, row: int, names: Sequence[Any] | None, one: Any, two: Any) -> dict[str, Any]:

@@ -77,12 +77,16 @@ def retrieval_ranks(
         part: which of how many shares of the tiles to go over, where several processes do it together.
         summed: adds up their counts (P,).
 
+    Raises:
+        ValueError: `image_of_text` does not fit the features.
+
     Example:
         >>> ranks = retrieval_ranks(torch.eye(3), torch.eye(3)[[0, 2]], torch.tensor([0, 1]))
         >>> ranks.of_texts.tolist(), ranks.of_images.tolist()
         ([1, 3], [1, 2, 0])
     """
     pairs = right_pairs(image_of_text)
+    _check_fit(pairs, len(image_features), len(text_features), a_text_each=image_of_text.ndim == 1)
     tiles = Tiles(image_features, text_features)
     image, text = pairs.T.to(image_features.device)
     scores = tiles.scores_of(image, text)
@@ -145,6 +149,18 @@ def right_pairs(image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"]) -> Int[Te
     if image_of_text.ndim == 2:
         return image_of_text.cpu().unique(dim=0)
     return torch.stack([image_of_text.cpu(), torch.arange(len(image_of_text))], dim=1)
+
+
+def _check_fit(pairs: Int[Tensor, "P 2"], images: int, texts: int, a_text_each: bool) -> None:
+    """Else a part of what the caller has would be scored without a word."""
+    if a_text_each and len(pairs) != texts:
+        raise ValueError(f"image_of_text has {len(pairs)} entries for {texts} texts; give one a text")
+    if not len(pairs):
+        raise ValueError("image_of_text is empty, so there is nothing to find")
+    for kind, count, rows in (("image", images, pairs[:, 0]), ("text", texts, pairs[:, 1])):
+        wrong = rows[(rows < 0) | (rows >= count)]
+        if len(wrong):
+            raise ValueError(f"image_of_text has the {kind} {int(wrong[0])}, and there are {count}, counted from 0")
 
 
 class Tiles:

@@ -40,22 +40,8 @@ def retrieval(
     """
     if not (image_features.isfinite().all() and text_features.isfinite().all()):
         raise ValueError("the features are not finite, so nothing can be ranked by them")
-    _check_pairs(len(image_features), len(text_features), image_of_text)
     ranks = retrieval_ranks(image_features, text_features, image_of_text)
     return recalls(ranks, ks) | _rank_figures(ranks)
-
-
-def _check_pairs(images: int, texts: int, image_of_text: Tensor) -> None:
-    """Of what the caller put together, a part would be scored without a word."""
-    if image_of_text.ndim == 1 and len(image_of_text) != texts:
-        raise ValueError(f"image_of_text has {len(image_of_text)} entries for {texts} texts; give one a text")
-    pairs = right_pairs(image_of_text)
-    if not len(pairs):
-        raise ValueError("image_of_text is empty, so there is nothing to find")
-    for kind, count, rows in (("image", images, pairs[:, 0]), ("text", texts, pairs[:, 1])):
-        wrong = rows[(rows < 0) | (rows >= count)]
-        if len(wrong):
-            raise ValueError(f"image_of_text has the {kind} {int(wrong[0])}, and there are {count}, counted from 0")
 
 
 def recalls(ranks: RetrievalRanks, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:

@@ -249,7 +249,7 @@ def _text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str)
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,
                 )
-            check_loaded(info, folder, unneeded="pooler.")
+            check_loaded(info, folder, unneeded=("pooler.",))
     except ModelError:
         raise
     except Exception as error:  # transformers raises whatever its builders raise

@@ -1,13 +1,12 @@
 """The dual encoder: two towers, a scale and a bias."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
 from clipkit.errors import DataError
@@ -71,7 +70,7 @@ class DualEncoder(nn.Module):
         return self.view_heads[tower] if tower in self.view_heads else None  # noqa: SIM401, it has no get
 
     def encode_image(
-        self, images: Picture | Sequence[Picture], batch_size: int = 64, *, progress: bool = False
+        self, images: Picture | Iterable[Picture], batch_size: int = 64, *, progress: bool = False
     ) -> Float[Tensor, "N D"]:
         """Unit-length features of pictures, float32 on the CPU.
 
@@ -85,13 +84,11 @@ class DualEncoder(nn.Module):
             UserError: the batch size is not positive.
         """
         several = listed_pictures(images)
-        if not several:
-            return self.encode_image(Image.new("RGB", (64, 64)))[:0]
         features = encode_pictures(self.image, several, self.image, batch_size, self.device, progress)
         return F.normalize(features, dim=-1)
 
     def encode_text(
-        self, texts: str | Sequence[str], batch_size: int = 256, *, progress: bool = False
+        self, texts: str | Iterable[str], batch_size: int = 256, *, progress: bool = False
     ) -> Float[Tensor, "M D"]:
         """Unit-length features of strings, float32 on the CPU. Identical strings are encoded once.
 
@@ -105,13 +102,11 @@ class DualEncoder(nn.Module):
             UserError: the batch size is not positive.
         """
         several = listed_strings(texts)
-        if not several:
-            return self.encode_text("")[:0]
         features = encode_strings(self.text, several, self.text, batch_size, self.device, progress)
         return F.normalize(features, dim=-1)
 
     def classify(
-        self, images: Picture | Sequence[Picture], texts: Sequence[str], batch_size: int = 64
+        self, images: Picture | Iterable[Picture], texts: str | Iterable[str], batch_size: int = 64
     ) -> Float[Tensor, "N C"]:
         """Probability of each text for each image: the softmax of scale · cosine over the texts.
 

@@ -80,6 +80,8 @@ def encode_pictures(
         UserError: the batch size is not positive.
     """
     _check_batch_size(batch_size)
+    if not len(pictures):  # their width is known by a forward alone
+        return encode_pictures(tower, [Image.new("RGB", (64, 64))], through, batch_size, device)[:0]
 
     def inputs_of(place: int) -> Inputs:
         try:
@@ -103,7 +105,7 @@ def encode_pictures(
             }
             features.append(through(batch).float().cpu())
             bar.update(len(decoded))
-    return torch.cat(features) if features else torch.empty(0, 0)
+    return torch.cat(features)
 
 
 def stack_inputs(pictures: Sequence[Inputs]) -> dict[str, Tensor]:
@@ -142,6 +144,8 @@ def encode_strings(
         UserError: the batch size is not positive.
     """
     _check_batch_size(batch_size)
+    if not len(texts):
+        return encode_strings(tower, [""], through, batch_size, device)[:0]
     by_length = sorted(dict.fromkeys(texts), key=len)
     row_of: dict[str, int] = {}
     features: list[Tensor] = []
@@ -158,8 +162,6 @@ def encode_strings(
                 bar.update(len(rows))
             for row in order.tolist():
                 row_of[chunk[row]] = len(row_of)
-    if not features:
-        return torch.empty(0, 0)
     return torch.cat(features)[[row_of[text] for text in texts]]
 
 

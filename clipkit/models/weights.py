@@ -103,7 +103,7 @@ def _files_of_index(index: Path) -> list[Path]:
     return [index.parent / name for name in sorted(names)]
 
 
-def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: str = "\0") -> None:
+def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: tuple[str, ...] = ()) -> None:
     """See that transformers found every weight, in the shape that the configuration gives it.
 
     Left alone it goes on with random numbers in place of those it did not find.

@@ -10,14 +10,12 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     """Data sets by models, and robustness where there are versions of one."""
     measured = {row["model"] for row in result["rows"]}
     models = [own for own in result["models"] if own in measured]
-    names = list(dict.fromkeys(row["dataset"] for row in result["rows"]))
     value = {(row["dataset"], row["model"]): row for row in result["rows"]}
-    metric = {row["dataset"]: row["metric"] for row in result["rows"]}
+    one_of = {row["dataset"]: row for row in result["rows"]}  # a row of each: title, metric and chance are its own
     rows = []
-    for name in names:
-        first = next(row for row in result["rows"] if row["dataset"] == name)
-        cells = [_cell(value.get((name, model)), metric[name]) for model in models]
-        rows.append([first["title"], readable(metric[name]), *cells, number(metric[name], first["chance"])])
+    for name, one in one_of.items():
+        cells = [_cell(value.get((name, model)), one["metric"]) for model in models]
+        rows.append([one["title"], readable(one["metric"]), *cells, number(one["metric"], one["chance"])])
     tables = [
         Table(
             result["title"] or result["suite"],
@@ -27,24 +25,22 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
             strong=None,
             words=[1],
         ),
-        *_published(result, models, value),
+        *_published(result.get("published", {}), models, value, one_of),
     ]
     if result.get("robustness"):
-        tables += _robustness_tables(result, {row["dataset"]: row["title"] for row in result["rows"]})
+        tables += _robustness_tables(result, {name: one["title"] for name, one in one_of.items()})
     return tables
 
 
 def _published(
-    result: Mapping[str, Any], models: Sequence[str], value: Mapping[tuple[str, str], Mapping[str, Any]]
+    published: Mapping[str, Sequence[Mapping[str, Any]]],
+    models: Sequence[str],
+    value: Mapping[tuple[str, str], Mapping[str, Any]],
+    one_of: Mapping[str, Mapping[str, Any]],
 ) -> list[Table]:
     """What others published of the same figures, beside the measured ones."""
-    metric = {row["dataset"]: row["metric"] for row in result["rows"]}
-    title = {row["dataset"]: row["title"] for row in result["rows"]}
     known = [
-        (name, own)
-        for name in metric
-        for own in result.get("published", {}).get(name, [])
-        if own["metric"] == metric[name]
+        (name, own) for name, one in one_of.items() for own in published.get(name, []) if own["metric"] == one["metric"]
     ]
     if not known:
         return []
@@ -54,7 +50,8 @@ def _published(
     for name in dict.fromkeys(name for name, _ in known):
         figures = [value[name, own]["value"] if (name, own) in value else None for own in models]
         figures += [theirs.get((name, own)) for own in others]
-        rows.append([title[name], readable(metric[name]), *(number(metric[name], own) for own in figures)])
+        metric = one_of[name]["metric"]
+        rows.append([one_of[name]["title"], readable(metric), *(number(metric, own) for own in figures)])
     header = ["", "figure", *models, *(own.removeprefix("open_clip:") for own in others)]
     sources = ", ".join(dict.fromkeys(own["source"] for _, own in known))
     note = f"{', '.join(others)}: as published in {sources}."
