@@ -15,16 +15,20 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 
+import psutil
 import torch
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 _ROOT = Path(__file__).parents[1]
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__])
+_FORKS.set_forkserver_preload(
+    [__name__, "clipkit.training", "clipkit.evaluation", "transformers.models.clip.modeling_clip"]
+)
 
 
 class Running:
@@ -53,11 +57,24 @@ class Running:
         os.kill(self.pid, number)
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """What it said, when it and all that it started have ended: a pipe would have an end no sooner."""
+        end = time.monotonic() + timeout
         self._process.join(timeout)
-        if self._process.exitcode is None:
-            self.kill()
-            raise subprocess.TimeoutExpired(self._process.name, timeout, *self.said())
+        while self._process.exitcode is None or self._others():
+            if time.monotonic() > end:
+                self.kill()
+                raise subprocess.TimeoutExpired(self._process.name, timeout, *self.said())
+            time.sleep(0.05)
         return self.said()
+
+    def _others(self) -> list[int]:
+        """Who is alive in its session, after its own end."""
+        alive = []
+        for process in psutil.process_iter(["status"]):
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(process.pid) == self.pid and process.info["status"] != psutil.STATUS_ZOMBIE:
+                    alive.append(process.pid)
+        return alive
 
     def said(self) -> tuple[str, str]:
         out, err = (file.read_text(errors="replace") if file.exists() else "" for file in (self.stdout, self.stderr))
@@ -82,20 +99,26 @@ def together(
     processes: int, *arguments: str | Path, environment: Mapping[str, str] = ENVIRONMENT, code: int = 0
 ) -> tuple[str, str]:
     """What `python ARGUMENTS` said in processes that know of each other, as under torchrun; all end with `code`."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        Running(
-            arguments,
-            {**environment, **{name: str(own) for name, own in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}},
-        )
-        for rank in range(processes)
-    ]
+    port = free_port()
+    started = [Running(arguments, {**environment, **place_of(rank, processes, port)}) for rank in range(processes)]
     said = [running.communicate() for running in started]
     out, err = ("".join(own) for own in zip(*said, strict=True))
     assert [running.returncode for running in started] == [code] * processes, out + err
     return out, err
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+def place_of(rank: int, processes: int, port: int) -> dict[str, str]:
+    """What torchrun says in the environment of each process."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
 
 
 def _run(arguments: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:

@@ -332,7 +332,8 @@ def test_killed_it_goes_on(source: Path, tmp_path: Path) -> None:
         time.sleep(0.01)
     with pytest.raises(OutputError, match="is being written to by another process"):
         prepare(pairs, out, size=24, shard_size=3)
-    running.kill()
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
     assert list(out.glob(".shards-*.writing"))
     assert not complete(out)
     prepare(pairs, out, size=24, shard_size=3)

@@ -8,14 +8,15 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
 
-import clipkit.report.run as report
 import clipkit.training  # before any fork
 from clipkit.recipe import Recipe
+from clipkit.report import run as report
+from tests.forked import free_port, place_of
+from tests.training.conftest import not_drawn
 
 _PATIENCE = 60.0
 
@@ -29,10 +30,7 @@ def start(recipe: Recipe, index: int, count: int, port: int) -> int:
     if pid:
         return pid
     if count > 1:
-        os.environ |= {
-            "RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
+        os.environ |= place_of(index, count, port)
     real = os.fsync
 
     def slow(descriptor: int) -> None:  # so that a checkpoint takes long enough to be killed in
@@ -57,8 +55,7 @@ def main(file: str, count: int, kills: int) -> None:
     done = {"lines": 0, "writing": 0, "any moment": 0}
     while True:
         changed = recipe.override({"data.workers": choose.choice([0, 1])})
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         kind, more = choose.choice(list(done)), choose.randint(1, 6)
         wait = choose.random() * 0.4
         began, at_start = time.monotonic(), lines_of(metrics)
@@ -91,7 +88,7 @@ def main(file: str, count: int, kills: int) -> None:
 
 
 if __name__ == "__main__":
-    report.line_chart = lambda series, *said: ""  # half of what so small a run takes
+    report.line_chart = not_drawn
     *whole, killed = sys.argv[3:]
     for file in whole:
         main(file, int(sys.argv[1]), 0)

@@ -37,7 +37,7 @@ VIEWS = {
 @pytest.mark.parametrize(
     ("processes", "times", "epochs", "views"),
     [
-        (1, 2, 2, True),
+        (1, 2, 3, True),
         pytest.param(1, 20, 30, False, marks=pytest.mark.slow),
         pytest.param(2, 10, 20, True, marks=pytest.mark.slow),
     ],

@@ -1,7 +1,5 @@
 """Real processes, by gloo: the same recipe, cut and shared in every way, is the same run."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from safetensors.torch import load_file
 import clipkit
 from clipkit.recipe import Recipe
 from tests.conftest import read_lines
-from tests.forked import ENVIRONMENT, python, together
+from tests.forked import python, together
 from tests.training import several_runs
 
 # An odd batch, so that two processes get unequal slices; 10 steps.
@@ -71,12 +69,13 @@ def test_the_scale_is_the_same_on_both_processes(recipe: Callable[..., Recipe], 
 
 
 def test_processes_of_the_command_line(recipe_file: Path, tmp_path: Path) -> None:
-    said, _ = together(2, "-m", "clipkit", "train", recipe_file)  # what torchrun starts
-    assert said.startswith("2 processes on cpu joined by gloo, fp32")
+    command = ["-m", "clipkit", "train", recipe_file, "--processes", "2"]
+    done = python(*command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 processes on cpu joined by gloo, fp32")
     assert [row["step"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
-    # Started by itself the exit code is the processes' own, and what is wrong is said once.
-    command = [sys.executable, "-m", "clipkit", "train", str(recipe_file), "--processes", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
+    # The exit code is the processes' own, and what is wrong is said once.
+    done = python(*command)
     assert done.returncode == 2
     assert done.stderr.count("already holds a run") == 1
     assert "Traceback" not in done.stderr
