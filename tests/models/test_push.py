@@ -132,18 +132,19 @@ def test_a_header_that_the_hub_does_not_take(hub: Hub, client: Client, run: Path
 def test_who_may_not(hub: Hub, client: Client, run: Path) -> None:
     assert "the token is not valid" in client.ask("me/first", run / "model", token="hf_wrong")["error"]
     assert "log in with `hf auth login`" in client.ask("me/first", run / "model", token="")["error"]
+    client.ask("me/mine", run / "model")
     hub.read_only = True
     try:
         assert "may not write there" in client.ask("org/other", run / "model")["error"]
         # One that is there is known before anything is sent.
         hub.received.clear()
-        assert "may not write there" in client.ask("me/first", run / "model")["error"]
+        assert "may not write there" in client.ask("me/mine", run / "model")["error"]
         assert not [path for _, path, _ in hub.requests[-5:] if "/preupload/" in path]
     finally:
         hub.read_only = False
     for name in ("a/b/c", "alone", "me/what is this"):
         assert "no name of a Hub repository" in client.ask(name, run / "model")["error"]
-    assert "is there and public" in client.ask("me/first", run / "model", private=True)["error"]
+    assert "is there and public" in client.ask("me/mine", run / "model", private=True)["error"]
 
 
 def test_what_is_in_a_repository_stays(hub: Hub, client: Client, run: Path, tmp_path: Path) -> None:

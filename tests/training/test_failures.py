@@ -1,6 +1,8 @@
 """What breaks under a run: one line that says so, and nothing lost that was saved."""
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +23,7 @@ from clipkit.recipe import Recipe
 from clipkit.training.checkpoint import checkpoint_steps, damage
 from clipkit.training.run_folder import RunFolder
 from tests.conftest import read_lines
-from tests.forked import python, together
+from tests.forked import ENVIRONMENT, python, together
 from tests.training import second_runs_out
 from tests.training.second_runs_out import OutOfMemory
 from tests.training.test_kills import same_run
@@ -80,7 +82,9 @@ def test_a_full_disk(recipe: Build, tmp_path: Path, limit: int, what: str) -> No
     if what == "a checkpoint":  # it is full from the second checkpoint on: the optimiser's file has grown
         changes["checkpoint.every_steps"] = 1
     file = write(recipe(changes), tmp_path / "r.yaml")
-    done = python("-c", LIMITED, str(limit), "train", file)
+    # Through pipes: the limit would be one for files that take what it says, too.
+    command = [sys.executable, "-c", LIMITED, str(limit), "train", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=ENVIRONMENT, check=False)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("clipkit: ")]
