@@ -4,7 +4,7 @@
 
 That recipe's towers are made by benchmarks/pretrained_towers.py. First the recipe is run with the checkpoints it asks
 for, and the seconds inside of checkpoint writing are counted. Then a model of CLIP ViT-B/32's size, both towers
-learning, is trained for a few steps on random pictures: seconds a step, seconds a checkpoint, and what the latter is of
+learning, is trained for a few steps on random images: seconds a step, seconds a checkpoint, and what the latter is of
 the time from one checkpoint to the next by the default recipe (500 steps or 15 minutes, whichever comes first). Beside
 it, what torch.save takes for the same tensors, synced to the disk too, but without hashes.
 """
@@ -23,8 +23,8 @@ import torch
 import clipkit
 from clipkit.recipe import CheckpointRecipe, parse_overrides
 from clipkit.training import keeper
-from clipkit.training.checkpoint import write_checkpoint
-from clipkit.training.learned import Learned
+from clipkit.training.folder.checkpoint import write_checkpoint
+from clipkit.training.folder.learned import Learned
 
 REPETITIONS = 3
 

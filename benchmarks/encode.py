@@ -43,7 +43,7 @@ def make_models(folder: Path) -> None:
 
 
 def loaded(library: str, folder: Path) -> tuple[Callable[[list[str]], Any], Callable[[list[str]], Any]]:
-    """Functions that encode picture files and captions."""
+    """Functions that encode image files and captions."""
     match library:
         case "clipkit" | "clipkit (open_clip)":
             import clipkit
@@ -77,8 +77,8 @@ def _transformers(folder: Path) -> tuple[Callable[[list[str]], Any], Callable[[l
     def images(files: list[str]) -> None:
         with torch.inference_mode():
             for start in range(0, len(files), BATCH):
-                pictures = [Image.open(file).convert("RGB") for file in files[start : start + BATCH]]
-                model.get_image_features(**processor(images=pictures, return_tensors="pt"))
+                opened = [Image.open(file).convert("RGB") for file in files[start : start + BATCH]]
+                model.get_image_features(**processor(images=opened, return_tensors="pt"))
 
     def captions(texts: list[str]) -> None:
         with torch.inference_mode():

@@ -1,17 +1,17 @@
 """Evaluation beside CLIP_benchmark 1.6.2, as JSON: whole commands, building a classifier, and retrieval at scale.
 
-    python benchmarks/evaluation.py commands CSV     # a captions CSV with its pictures, as ../shared/flickr8k/dev.csv
+    python benchmarks/evaluation.py commands CSV     # a captions CSV with its images, as ../shared/flickr8k/dev.csv
     python benchmarks/evaluation.py classifier
     python benchmarks/evaluation.py scale [--rows 25000 50000 100000 200000]
 
-`commands`: `clipkit eval` and `clip_benchmark eval --no_amp` on the same pictures, captions and ViT-B-32 weights
+`commands`: `clipkit eval` and `clip_benchmark eval --no_amp` on the same images, captions and ViT-B-32 weights
 (random ones: only the time is of interest, and that both find the same), each in a process of its own, by turns.
-Classification takes the first 500 pictures in 50 classes with ImageNet's names and CLIP's 80 prompts; retrieval takes
+Classification takes the first 500 images in 50 classes with ImageNet's names and CLIP's 80 prompts; retrieval takes
 all of the CSV. Then the same commands of clipkit again, when features are there.
 
 `classifier`: the 1,000 ImageNet classes in 80 prompts each, through a small text tower.
 
-`scale`: ranks between N random pictures and N captions (D = 64), a process each: seconds, and memory beyond the
+`scale`: ranks between N random images and N captions (D = 64), a process each: seconds, and memory beyond the
 features.
 """
 
@@ -45,8 +45,8 @@ sys.exit(cli.main())
 """
 
 
-def pictures_and_captions(file: Path) -> dict[Path, list[str]]:
-    """Captions by picture, in the file's order."""
+def images_and_captions(file: Path) -> dict[Path, list[str]]:
+    """Captions by image, in the file's order."""
     found: dict[Path, list[str]] = {}
     with file.open(encoding="utf-8", newline="") as opened:
         for row in csv.DictReader(opened):
@@ -73,17 +73,17 @@ def prepare(file: Path, folder: Path) -> None:
     import open_clip
     import torch
 
-    captions = pictures_and_captions(file)
-    pictures = list(captions)
+    captions = images_and_captions(file)
+    images = list(captions)
     names = list(open_clip.IMAGENET_CLASSNAMES)[:CLASSES]
     templates = [template("{c}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
     samples = []
-    for number, picture in enumerate(pictures[: CLASSES * PER_CLASS]):
+    for number, image in enumerate(images[: CLASSES * PER_CLASS]):
         label = number // PER_CLASS
         place = folder / "classes" / f"{label:02d}"
         place.mkdir(parents=True, exist_ok=True)
-        (place / picture.name).symlink_to(picture.resolve())
-        samples.append({"jpg": picture.read_bytes(), "cls": str(label).encode()})
+        (place / image.name).symlink_to(image.resolve())
+        samples.append({"jpg": image.read_bytes(), "cls": str(label).encode()})
     for root in (folder / "classes", folder / "classes_wds"):
         root.mkdir(exist_ok=True)
         (root / "classnames.txt").write_text("\n".join(names) + "\n")
@@ -91,7 +91,7 @@ def prepare(file: Path, folder: Path) -> None:
     shards(folder / "classes_wds", samples)
     shards(
         folder / "captions_wds",
-        [{"jpg": picture.read_bytes(), "txt": "\n".join(own).encode()} for picture, own in captions.items()],
+        [{"jpg": image.read_bytes(), "txt": "\n".join(own).encode()} for image, own in captions.items()],
     )
     (folder / "captions_wds" / "dataset_type.txt").write_text("retrieval")
     torch.manual_seed(0)
@@ -204,7 +204,7 @@ def classifier(repetitions: int) -> dict[str, Any]:
 
 
 def ranks(rows: int) -> dict[str, Any]:
-    """Seconds, and memory beyond the features, of all ranks between so many pictures and captions."""
+    """Seconds, and memory beyond the features, of all ranks between so many images and captions."""
     import torch
     from tqdm import tqdm
 

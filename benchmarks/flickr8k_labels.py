@@ -1,8 +1,8 @@
-"""Labelled pictures from Flickr8k's captions, for measuring image towers: train.csv and dev.csv with image and label.
+"""Labelled images from Flickr8k's captions, for measuring image towers: train.csv and dev.csv with image and label.
 
     python benchmarks/flickr8k_labels.py ../shared/flickr8k flickr8k_labels
 
-A picture is of a class when at least three of its five captions name it and no other class reaches three. Pictures of
+An image is of a class when at least three of its five captions name it and no other class reaches three. Images of
 no class or of several are left out.
 """
 
@@ -26,9 +26,9 @@ _AGREE = 3
 
 
 def labels_of(pairs: Pairs) -> dict[Path, str]:
-    """The class of each picture that has one."""
+    """The class of each image that has one."""
     found = {}
-    for picture, rows in zip(pairs.pictures, pairs.captions_of_image, strict=True):
+    for image, rows in zip(pairs.images, pairs.captions_of_image, strict=True):
         said = [pairs.captions[row].lower() for row in rows]
         own = [
             name
@@ -36,12 +36,12 @@ def labels_of(pairs: Pairs) -> dict[Path, str]:
             if sum(re.search(rf"\b({words})\b", caption) is not None for caption in said) >= _AGREE
         ]
         if len(own) == 1:
-            found[picture] = own[0]
+            found[image] = own[0]
     return found
 
 
 def main() -> None:
-    """Write both files and print how many pictures they have."""
+    """Write both files and print how many images they have."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("flickr8k", type=Path)
     parser.add_argument("out", type=Path)
@@ -52,8 +52,8 @@ def main() -> None:
         with (arguments.out / f"{part}.csv").open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["image", "label"])
-            rows.writerows([str(picture.resolve()), label] for picture, label in labels.items())
-        print(f"{part}: {len(labels)} pictures")
+            rows.writerows([str(image.resolve()), label] for image, label in labels.items())
+        print(f"{part}: {len(labels)} images")
 
 
 if __name__ == "__main__":

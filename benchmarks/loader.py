@@ -1,13 +1,13 @@
-"""Pictures a second out of the loader, beside open_clip's, as JSON.
+"""Images a second out of the loader, beside open_clip's, as JSON.
 
     python benchmarks/loader.py ../shared/flickr8k FOLDER [--count 2000] [--workers 2] [--rounds 3]
 
-Writes `count` pictures of Flickr8k to FOLDER, upscaled to 500 × 375 as JPEG of quality 90, with captions.csv, and the
+Writes `count` images of Flickr8k to FOLDER, upscaled to 500 × 375 as JPEG of quality 90, with captions.csv, and the
 same prepared by `clipkit data prepare --size 256`. Then, in turns, so that what else the machine does meets all of
 them alike: open_clip's CSV data set in its own DataLoader, our loader on the CSV, our loader on the prepared shards;
 each with open_clip's training transform for 224 pixels (a random resized crop of 0.9 to 1 of the area, bicubic), a
 batch of 256, tokens of CLIP. open_clip's workers normalise; ours hand over bytes, which the device normalises: both are
-given, without that and with it done here on the processor. Given are pictures a second in each round, over two epochs
+given, without that and with it done here on the processor. Given are images a second in each round, over two epochs
 without the first batch, and the ratios of the medians.
 """
 
@@ -32,16 +32,14 @@ _SIZE, _BATCH, _EPOCHS = (500, 375), 256, 2
 
 
 def make(flickr8k: Path, folder: Path, count: int) -> None:
-    """The upscaled pictures and the prepared ones, where they are not there yet."""
+    """The upscaled images and the prepared ones, where they are not there yet."""
     if not (folder / "captions.csv").exists():
         pairs = read_pairs(str(flickr8k / "train.csv"))
         (folder / "images").mkdir(parents=True, exist_ok=True)
         rows = ["image,caption"]
-        for place, picture in enumerate(pairs.pictures[:count]):
+        for place, image in enumerate(pairs.images[:count]):
             own = f"images/{place:05d}.jpg"
-            Image.open(str(picture)).convert("RGB").resize(_SIZE, Image.Resampling.BICUBIC).save(
-                folder / own, quality=90
-            )
+            Image.open(str(image)).convert("RGB").resize(_SIZE, Image.Resampling.BICUBIC).save(folder / own, quality=90)
             caption = pairs.captions[int(pairs.captions_of_image[place][0])].replace('"', "")
             rows.append(f'{own},"{caption}"')
         (folder / "captions.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -89,7 +87,7 @@ def ours(source: str, workers: int, normalise: bool) -> Iterator[int]:
 
 
 def rate(batches: Iterator[int]) -> float:
-    """Pictures a second after the first batch."""
+    """Images a second after the first batch."""
     next(batches)
     began = time.perf_counter()
     return sum(batches) / (time.perf_counter() - began)
@@ -123,7 +121,7 @@ def main() -> None:
             found[name].append(round(rate(side()), 1))
     base = statistics.median(found["open_clip"])
     ratios = {name: round(statistics.median(own) / base, 2) for name, own in found.items() if name != "open_clip"}
-    print(json.dumps({"pictures_per_second": found, "to_open_clip": ratios, "workers": workers}, indent=2))
+    print(json.dumps({"images_per_second": found, "to_open_clip": ratios, "workers": workers}, indent=2))
 
 
 if __name__ == "__main__":

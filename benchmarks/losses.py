@@ -126,8 +126,8 @@ def dense(name: str) -> Loss:
 
     def negclip(x: Tensor, y: Tensor, s: Tensor) -> Tensor:
         labels, wrong = torch.arange(len(x), device=x.device), y.detach().roll(1, 1)
-        pictures = F.cross_entropy(s * x @ torch.cat([y, wrong]).T, labels)
-        return (pictures + F.cross_entropy(s * y @ x.T, labels)) / 2
+        images = F.cross_entropy(s * x @ torch.cat([y, wrong]).T, labels)
+        return (images + F.cross_entropy(s * y @ x.T, labels)) / 2
 
     def within(x: Tensor, y: Tensor, s: Tensor) -> Tensor:
         return (x @ x.T - y @ y.T).square().sum() / len(x)

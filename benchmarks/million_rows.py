@@ -2,7 +2,7 @@
 
     python benchmarks/million_rows.py FOLDER [--rows 1000000]
 
-Makes FOLDER/captions.csv with a picture and a caption of its own a row (the pictures are links to twenty drawn ones),
+Makes FOLDER/captions.csv with an image and a caption of its own a row (the images are links to twenty drawn ones),
 starts `clipkit train` on it with a small tower from scratch, and stops it after its first step. `first_step_seconds` is
 counted from the start of the process, `imports_seconds` is what `import clipkit.training` takes alone; `peak_bytes` is
 the main process's largest resident size, libraries, model and step included: --rows 10000 shows what those take.
@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-_PICTURES = 20
+_IMAGES = 20
 
 _RECIPE = """
 model:
@@ -38,12 +38,12 @@ output: {folder}/run
 
 
 def make(folder: Path, rows: int) -> None:
-    """The table and its pictures, where they are not there yet."""
+    """The table and its images, where they are not there yet."""
     table = folder / "captions.csv"
     if table.exists():
         return
     generator = np.random.default_rng(0)
-    for number in range(_PICTURES):
+    for number in range(_IMAGES):
         (folder / "drawn").mkdir(parents=True, exist_ok=True)
         pixels = generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "drawn" / f"{number}.jpg")
@@ -53,9 +53,9 @@ def make(folder: Path, rows: int) -> None:
         if row % 1000 == 0:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
         # A file has at most 65,000 links on many file systems.
-        os.link(folder / "drawn" / f"{row % _PICTURES}.jpg", folder / name)
+        os.link(folder / "drawn" / f"{row % _IMAGES}.jpg", folder / name)
         names.append(name)
-    lines = (f"{name},a picture that has the number {row}\n" for row, name in enumerate(names))
+    lines = (f"{name},an image that has the number {row}\n" for row, name in enumerate(names))
     table.write_text("image,caption\n" + "".join(lines), encoding="utf-8")
 
 

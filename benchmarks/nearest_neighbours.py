@@ -5,7 +5,7 @@
 
 Three image towers go through `clipkit.evaluate.probe`: the run's, the same tower as it was before the first step (the
 recipe's seed), and the pixels themselves, at 24 × 24. Differences are paired, with 95 % intervals over
-pictures (1,000 bootstrap draws); without --test, on a fifth of the labelled pictures.
+images (1,000 bootstrap draws); without --test, on a fifth of the labelled images.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from clipkit.evaluation import compare, probe
 from clipkit.models import DualEncoder, ImageTower, load
 from clipkit.models.absent import absent_text_tower
 from clipkit.recipe import Recipe
-from clipkit.training.setup import model_of
+from clipkit.training.model import model_of
 
 _SIDE = 24  # pixels
 

@@ -3,7 +3,7 @@
     python benchmarks/step_cost.py ../shared/flickr8k/train.csv [--steps 20] [--batch 64]
 
 The model is a ViT-Ti/16 at 112 pixels and a 6-layer text tower 256 wide, from scratch, of one shape in both libraries,
-in float32 on a CPU, in bfloat16 on a GPU; the data are the first pictures of the CSV, a caption each. Each trainer
+in float32 on a CPU, in bfloat16 on a GPU; the data are the first images of the CSV, a caption each. Each trainer
 runs in a process of its own, by turns.
 """
 
@@ -56,12 +56,12 @@ def save_clip(folder: Path) -> None:
     CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size=square).save_pretrained(folder)
 
 
-def some_pairs(source: Path, pictures: int, out: Path) -> None:
-    """The first pictures of a captions file, by absolute path, one caption each."""
+def some_pairs(source: Path, images: int, out: Path) -> None:
+    """The first images of a captions file, by absolute path, one caption each."""
     seen: dict[str, str] = {}
     with source.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            if len(seen) == pictures and row["image"] not in seen:
+            if len(seen) == images and row["image"] not in seen:
                 break
             seen.setdefault(row["image"], row["caption"])
     with out.open("w", encoding="utf-8", newline="") as file:

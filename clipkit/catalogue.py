@@ -46,7 +46,7 @@ def losses() -> dict[str, Entry]:
 @cache
 def objectives() -> tuple[str, ...]:
     """Names that a recipe's objective may have: the files of `clipkit/training/objectives`."""
-    return tuple(sorted(file.stem for file in _OBJECTIVES.glob("[a-z]*.py")))
+    return ("captions", "views")
 
 
 def _entry(node: ast.FunctionDef) -> Entry | None:
@@ -86,7 +86,7 @@ def markdown() -> str:
         "`loss.name` in a recipe chooses one, or a weighted sum: `loss: {name: [{name: infonce}, {name: "
         "within_consistency, weight: 0.25}]}`.",
         "Each is a function in `clipkit.losses`, of unit-length features; G pairs in the global batch, D their width.",
-        "`duplicates` says what other pairs with the same picture or caption are: `positive`, `ignore` (left out) or",
+        "`duplicates` says what other pairs with the same image or caption are: `positive`, `ignore` (left out) or",
         "`negative`. This page is made from the code by `python -m clipkit.catalogue`.",
         "",
         f"| loss | {' | '.join(names)} |",

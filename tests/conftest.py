@@ -1,4 +1,4 @@
-"""Small things that every test may need: pictures, captions, and a CLIP of a few thousand parameters."""
+"""Small things that every test may need: images, captions, and a CLIP of a few thousand parameters."""
 
 import csv
 import gzip
@@ -58,7 +58,7 @@ def draw(colour: str, shape: str, size: int = 32, shift: int = 0) -> Image.Image
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """captions.csv: 16 pictures of coloured shapes with two captions each; classes.csv: with their colours."""
+    """captions.csv: 16 images of coloured shapes with two captions each; classes.csv: with their colours."""
     folder = tmp_path_factory.mktemp("shapes")
     (folder / "images").mkdir()
     captions, labels = [], []

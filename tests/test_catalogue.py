@@ -10,7 +10,7 @@ import pytest
 from clipkit import catalogue, losses
 from clipkit.errors import RecipeError
 from clipkit.recipe import LossOptions, Recipe
-from clipkit.training.loss_sum import chance_of, loss_of, needs
+from clipkit.training.objectives.loss_sum import chance_of, loss_of, needs
 
 ENTRIES = catalogue.losses()
 LEAST = {"model": {"name": "m"}, "data": {"train": "t.csv"}, "output": "o"}

@@ -11,7 +11,7 @@ LEVELS = {
     "errors": 0,
     "files": 0,
     "seeds": 0,
-    "pictures": 0,
+    "images": 0,
     "recipe": 0,
     "processes": 0,
     "losses": 0,

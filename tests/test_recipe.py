@@ -141,7 +141,7 @@ def test_views_of_captions_have_to_differ() -> None:
     assert Recipe.from_dict(text | {"model": {"text": {"name": "hf:bert", "dropout": 0.1}}}).text_views is not None
     paraphrases = {"text": {"policies": ["paraphrase", "paraphrase"]}}
     assert "without dropout its views are equal" in problem(text | {"views": paraphrases})
-    assert "data.labelled are pictures" in problem(
+    assert "data.labelled are images" in problem(
         text | {"views": {"text": {"policies": ["same", "crop"]}}, "data": {"train": "t", "labelled": "l"}}
     )
 

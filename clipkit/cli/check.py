@@ -44,7 +44,7 @@ def run_check(
         from clipkit.models.token_counts import token_counter
 
         loaded = load(model, device="cpu")
-        image_size = loaded.image.preprocess.image_size if pairs.has_pictures else None
+        image_size = loaded.image.preprocess.image_size if pairs.has_images else None
         if pairs.has_captions:
             token_counts, context_length = token_counter(loaded), loaded.text.tokenize.context_length
     report = check(
@@ -68,24 +68,24 @@ def run_check(
     if out is not None:
         kept = fix(pairs, report, out)
         print(
-            f"cleaned copy: {out / 'captions.csv'} ({counted(kept['pictures'], 'picture')}, "
+            f"cleaned copy: {out / 'captions.csv'} ({counted(kept['images'], 'image')}, "
             f"{counted(kept['captions'], 'caption')}); what was dropped ({kept['dropped']:,}) and why: "
             f"{out / 'dropped.jsonl'}"
         )
 
 
 def _read(source: str) -> Pairs:
-    """Pictures with captions; where it has no captions pictures alone, where it has no pictures captions alone.
+    """Images with captions; where it has no captions images alone, where it has no images captions alone.
 
     Whatever is there is read each time, so that only its absence leads from one to the next.
     """
-    broken = ("pictures", "captions")
+    broken = ("images", "captions")
     try:
         return read_pairs(source, broken=broken)
     except DataError as both:
-        for pictures in (True, False):
+        for images in (True, False):
             with suppress(DataError):
-                return read_pairs(source, pictures=pictures, captions=not pictures, broken=broken)
+                return read_pairs(source, images=images, captions=not images, broken=broken)
         raise both from None
 
 
@@ -142,7 +142,7 @@ def _facts(facts: dict[str, Any]) -> list[list[str]]:
     rows = []
     unit = facts.get("caption_length", {}).get("unit", "")
     for name, title, form in (
-        ("captions_a_picture", "captions a picture", ".0f"),
+        ("captions_a_image", "captions an image", ".0f"),
         ("caption_length", f"{unit} a caption", ".0f"),
         ("width", "width in pixels", ".0f"),
         ("height", "height in pixels", ".0f"),
@@ -154,14 +154,14 @@ def _facts(facts: dict[str, Any]) -> list[list[str]]:
 
 
 def _more(facts: dict[str, Any]) -> list[str]:
-    parts = [counted(facts["pictures"], "picture")] if facts["pictures"] else []
+    parts = [counted(facts["images"], "image")] if facts["images"] else []
     if "bytes" in facts:
         parts[-1] += f" of {facts['bytes'] / 1e6:,.1f} MB"
     if "captions" in facts:
         parts.append(f"{counted(facts['captions'], 'caption')}, {facts['distinct_captions']:,} of them different")
     lines = [", ".join(parts)]
     if "share_smaller" in facts:
-        lines.append(f"{_share(facts['share_smaller'])} of the pictures are smaller than {facts['input_size']} pixels")
+        lines.append(f"{_share(facts['share_smaller'])} of the images are smaller than {facts['input_size']} pixels")
     if "share_cut" in facts:
         lines.append(
             f"{_share(facts['share_cut'])} of the captions are longer than the model's {facts['context_length']} tokens"
@@ -169,9 +169,7 @@ def _more(facts: dict[str, Any]) -> list[str]:
     if "batch" in facts:
         batch = facts["batch"]
         said = f"{batch['same_caption']:.3g} pairs with equal captions and " if "captions" in facts else ""
-        lines.append(
-            f"in a batch of {batch['size']:,} expect {said}{batch['same_picture']:.3g} pairs of equal pictures"
-        )
+        lines.append(f"in a batch of {batch['size']:,} expect {said}{batch['same_image']:.3g} pairs of equal images")
     return lines
 
 

@@ -25,18 +25,18 @@ def _policies() -> str:
 
 @app.command(cls=ending_with(_policies))
 def preview(
-    data: Annotated[str, typer.Argument(metavar="D", help="Pictures: a table, a folder, shards, hf:NAME.")],
+    data: Annotated[str, typer.Argument(metavar="D", help="Images: a table, a folder, shards, hf:NAME.")],
     policy: Annotated[
         str, typer.Option(help="A policy's name, or steps, as '[crop, {name: rotate, degrees: 15}]'.")
     ] = "simclr",
-    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("preview.png"),
-    count: Annotated[int, typer.Option(help="Pictures, a row each.", min=1)] = 8,
-    views: Annotated[int, typer.Option(help="Views of each picture.", min=1)] = 5,
+    out: Annotated[Path, typer.Option(help="The image to write.")] = Path("preview.png"),
+    count: Annotated[int, typer.Option(help="Images, a row each.", min=1)] = 8,
+    views: Annotated[int, typer.Option(help="Views of each image.", min=1)] = 5,
     size: Annotated[int, typer.Option(help="Side of a view in pixels.", min=8)] = 160,
     safe: Annotated[bool, typer.Option("--safe", help="Heed what captions say of sides and colours.")] = False,
     seed: Annotated[int, typer.Option(help="The run's seed.", min=0)] = 0,
 ) -> None:
-    """Pictures beside their augmented views, as one picture."""
+    """Images beside their augmented views, as one image."""
     from clipkit.recipe.policies import parse_policy
 
     steps = parse_policy(policy)
@@ -44,30 +44,30 @@ def preview(
     from clipkit.data.preview import preview as sheet_of
 
     pairs = read_pairs(data, captions=safe)
-    if not pairs.has_pictures:
-        raise RecipeError(f"{data}: has captions alone; a preview shows pictures")
+    if not pairs.has_images:
+        raise RecipeError(f"{data}: has captions alone; a preview shows images")
     sheet = sheet_of(pairs, steps, count=count, views=views, size=size, safe=safe, seed=seed)
     try:
         if Path(data).is_dir() and out.resolve().parent == Path(data).resolve():
-            raise OutputError(f"{out}: would become one of the pictures of {data}; give --out another folder")
+            raise OutputError(f"{out}: would become one of the images of {data}; give --out another folder")
         sheet.save(out)
     except (OSError, ValueError) as error:
         raise OutputError(f"{out}: cannot be written ({error}); give a file as preview.png") from None
-    print(f"{out}: {min(count, len(pairs.pictures))} of {len(pairs.pictures)} pictures, {views} views of each")
+    print(f"{out}: {min(count, len(pairs.images))} of {len(pairs.images)} images, {views} views of each")
 
 
 @app.command()
 def prepare(
     data: Annotated[str, typer.Argument(metavar="D", help="Data of any kind, with captions or without.")],
     out: Annotated[Path, typer.Option(help="Folder for the shards: new, or begun by this command.")],
-    size: Annotated[int, typer.Option(help="Short side in pixels; smaller pictures stay as they are.", min=1)] = 256,
+    size: Annotated[int, typer.Option(help="Short side in pixels; smaller images stay as they are.", min=1)] = 256,
     quality: Annotated[int, typer.Option(help="Of JPEG.", min=1, max=100)] = 90,
     lossless: Annotated[bool, typer.Option("--lossless", help="PNG instead of JPEG.")] = False,
     format: Annotated[Literal["tar", "parquet"], typer.Option(help="WebDataset's tar, or the Hub's Parquet.")] = "tar",
-    shard_size: Annotated[int, typer.Option(help="Pictures of the source in a shard.", min=1)] = 1000,
+    shard_size: Annotated[int, typer.Option(help="Images of the source in a shard.", min=1)] = 1000,
     workers: Annotated[int | None, typer.Option(help="Threads; without it, one for each core.", min=1)] = None,
 ) -> None:
-    """Resize pictures to what training needs and pack them with their captions into shards.
+    """Resize images to what training needs and pack them with their captions into shards.
 
     Interrupted, the same command goes on.
     """
@@ -89,11 +89,11 @@ def prepare(
         sys.stderr.write(f"clipkit: {error}\n")
         raise typer.Exit(error.code) from None
     print(
-        f"{out}: {made.pictures:,} pictures in {made.shards:,} shards; {made.source_bytes / 1e6:,.1f} MB before, "
+        f"{out}: {made.images:,} images in {made.shards:,} shards; {made.source_bytes / 1e6:,.1f} MB before, "
         f"{made.bytes / 1e6:,.1f} MB after"
     )
     if made.skipped:
-        print(f"{len(made.skipped):,} pictures were skipped; {out / 'skipped.jsonl'} says which and why")
+        print(f"{len(made.skipped):,} images were skipped; {out / 'skipped.jsonl'} says which and why")
     print(f"data.train: {made.pattern}")
 
 
@@ -104,7 +104,7 @@ def check(
         str | None, typer.Option(metavar="D2", help="Data that must not be in D, as the set to measure on.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="M", help="Count captions in this model's tokens, and heed its picture size.")
+        str | None, typer.Option(metavar="M", help="Count captions in this model's tokens, and heed its image size.")
     ] = None,
     batch_size: Annotated[
         int, typer.Option(metavar="G", help="Pairs in a batch, for the false negatives to expect in one.", min=2)
@@ -116,7 +116,7 @@ def check(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; one a core without it.", min=1)] = None,
 ) -> None:
-    """Look for what is wrong with data before training on it: broken, double and leaked pictures, poor captions.
+    """Look for what is wrong with data before training on it: broken, double and leaked images, poor captions.
 
     Exits with 0 when the check ran, whatever it found.
     """

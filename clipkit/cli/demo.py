@@ -8,7 +8,7 @@ from typing import Any
 import clipkit
 from clipkit.cli.tables import print_columns
 from clipkit.data import read_labelled, read_pairs
-from clipkit.data.emoji import EmojiData, build_emoji_data
+from clipkit.data.sources.emoji import EmojiData, build_emoji_data
 from clipkit.errors import OutputError
 from clipkit.evaluation import retrieval, zeroshot
 from clipkit.models import DualEncoder, compose, load

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measure a model.", no_args_is_help=True, rich_markup_mode=None)
 
 Model = Annotated[str, typer.Option("--model", metavar="M", help="A Hub repository, a folder or a run.")]
-BatchSize = Annotated[int, typer.Option(help="Pictures in one forward; figures do not depend on it.", min=1)]
+BatchSize = Annotated[int, typer.Option(help="Images in one forward; figures do not depend on it.", min=1)]
 Json = Annotated[Path | None, typer.Option("--json", metavar="F", help="Write the result here.")]
 Report = Annotated[Path | None, typer.Option(metavar="F.html", help="Write a page to look at here.")]
 Predictions = Annotated[
@@ -38,10 +38,10 @@ Count = Annotated[int, typer.Option("--processes", help="Processes to run on, on
 @app.command()
 def retrieval(
     model: Model,
-    data: Annotated[str, typer.Option(metavar="D", help="Pictures with captions: a table, a folder, shards, hf:NAME.")],
+    data: Annotated[str, typer.Option(metavar="D", help="Images with captions: a table, a folder, shards, hf:NAME.")],
     merge_captions: Annotated[
         bool,
-        typer.Option("--merge-captions", help="Identical captions are one query, which any of their pictures answers."),
+        typer.Option("--merge-captions", help="Identical captions are one query, which any of their images answers."),
     ] = False,
     batch_size: BatchSize = 64,
     cache: CacheFolder = None,
@@ -50,7 +50,7 @@ def retrieval(
     predictions: Predictions = None,
     processes: Count = 1,
 ) -> None:
-    """Recall, ranks and mean average precision between pictures and captions, both ways."""
+    """Recall, ranks and mean average precision between images and captions, both ways."""
     from clipkit.data import read_pairs
 
     pairs = read_pairs(data)
@@ -98,7 +98,7 @@ def zeroshot(
     predictions: Predictions = None,
     processes: Count = 1,
 ) -> None:
-    """Accuracy of choosing among the classes' names; with several classes a picture, mean average precision."""
+    """Accuracy of choosing among the classes' names; with several classes an image, mean average precision."""
     from clipkit.data import read_classes, read_labelled, read_templates
 
     labelled = read_labelled(data)
@@ -130,7 +130,7 @@ def probe(
     test: Annotated[
         str | None, typer.Option(metavar="D", help="To measure on; without it a fifth of each class of --data.")
     ] = None,
-    shots: Annotated[int | None, typer.Option(help="Learn from so many pictures a class.", min=1)] = None,
+    shots: Annotated[int | None, typer.Option(help="Learn from so many images a class.", min=1)] = None,
     seeds: Annotated[int, typer.Option(help="Draws of the shots; figures are their means.", min=1)] = 3,
     neighbours: Annotated[int, typer.Option(help="k of the nearest neighbours.", min=1)] = 20,
     batch_size: BatchSize = 64,
@@ -184,7 +184,7 @@ def compositional(
     predictions: Predictions = None,
     processes: Count = 1,
 ) -> None:
-    """Telling apart captions, or pictures, that differ in one thing (SugarCrepe, Winoground)."""
+    """Telling apart captions, or images, that differ in one thing (SugarCrepe, Winoground)."""
     from clipkit.data import read_near_misses
 
     near = read_near_misses(data)

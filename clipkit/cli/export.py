@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _SHOWN = 64
-"""Pictures of the user's that an export is proven on: enough for every shape and length, and seconds to encode."""
+"""Images of the user's that an export is proven on: enough for every shape and length, and seconds to encode."""
 
 
 def export(
@@ -21,7 +21,7 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="A new folder.")],
     data: Annotated[
-        str | None, typer.Option(metavar="D", help="Pictures and captions to prove it on, instead of a few of ours.")
+        str | None, typer.Option(metavar="D", help="Images and captions to prove it on, instead of a few of ours.")
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="ONNX with 8-bit weights; says what they cost.")] = False,
     tolerance: Annotated[
@@ -29,19 +29,17 @@ def export(
     ] = None,
 ) -> None:
     """Write a model for another library, and prove that the library finds the same features."""
-    pictures, captions = _shown(data) if data is not None else (None, None)
+    images, captions = _shown(data) if data is not None else (None, None)
     from clipkit.models import load
     from clipkit.models.export import export as write
 
-    proof = write(
-        load(model, device="cpu"), to, out, int8=int8, tolerance=tolerance, pictures=pictures, captions=captions
-    )
+    proof = write(load(model, device="cpu"), to, out, int8=int8, tolerance=tolerance, images=images, captions=captions)
     print(f"{out}: written for {to}, opened by it and compared with {model}")
-    print(f"  {proof.pictures} pictures: largest difference of a feature's value {proof.image_difference:.1e}")
+    print(f"  {proof.images} images: largest difference of a feature's value {proof.image_difference:.1e}")
     print(f"  {proof.captions} captions: {proof.text_difference:.1e}")
     if int8:
         print(f"  8-bit weights: mean cosine with the model's own {proof.image_cosine:.4f} and {proof.text_cosine:.4f}")
-        print(f"  {proof.changed} of {proof.captions} captions have another picture as their most similar one")
+        print(f"  {proof.changed} of {proof.captions} captions have another image as their most similar one")
     for note in proof.notes:
         print(f"  note: {note}")
     print("open it with")
@@ -80,13 +78,13 @@ def merge(
 
 
 def _shown(data: str) -> tuple[list["Image.Image"], list[str]]:
-    """Evenly spaced pictures of the user's with their captions."""
+    """Evenly spaced images of the user's with their captions."""
     import numpy as np
 
     from clipkit.data import read_pairs
-    from clipkit.pictures import open_picture
+    from clipkit.images import open_image
 
     pairs: Any = read_pairs(data)
-    chosen = np.unique(np.linspace(0, len(pairs.pictures) - 1, min(_SHOWN, len(pairs.pictures))).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(pairs.images) - 1, min(_SHOWN, len(pairs.images))).round().astype(int))
     captions = np.unique(np.linspace(0, len(pairs.captions) - 1, min(_SHOWN, len(pairs.captions))).round().astype(int))
-    return [open_picture(pairs.pictures[own]) for own in chosen], [pairs.captions[own] for own in captions]
+    return [open_image(pairs.images[own]) for own in chosen], [pairs.captions[own] for own in captions]

@@ -47,7 +47,7 @@ def print_description(name: str, as_json: bool) -> None:
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     size = found["image_size"]
-    sides = (("image", f"{size} × {size} pixels" if size else "pictures in their own shape"), ("text", ""))
+    sides = (("image", f"{size} × {size} pixels" if size else "images in their own shape"), ("text", ""))
     lines = [("layout", str(found["layout"]))]
     for side, own in sides:
         if found[f"{side}_tower"] is None:

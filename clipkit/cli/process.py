@@ -13,7 +13,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 def keep_freed_memory() -> None:
     """Let the C library reuse large blocks on a CPU instead of returning them to the system after each layer.
 
-    Fetching them back costs a page fault for every 4 KB: an EfficientNet-Lite0 ran twice as many pictures a second
+    Fetching them back costs a page fault for every 4 KB: an EfficientNet-Lite0 ran twice as many images a second
     without. Does nothing where the C library is not glibc, or the work is on a GPU.
     """
     import torch

@@ -12,7 +12,7 @@ import typer
 from clipkit.errors import DataError, ModelError, TrainingError
 
 if TYPE_CHECKING:
-    from clipkit.models.push import Pushed
+    from clipkit.models.publish.push import Pushed
 
 
 def push(
@@ -25,7 +25,7 @@ def push(
     ] = None,
 ) -> None:
     """Put a model with its card on the Hugging Face Hub; a broken transfer goes on where it was."""
-    from clipkit.models.push import push as upload
+    from clipkit.models.publish.push import push as upload
 
     measured = [_read(file) for file in results or []]
     run = Path(model)
@@ -45,7 +45,7 @@ def push_run(run: str, repository: str, private: bool) -> None:
     Raises:
         TrainingError: it did not arrive; the model is in the run all the same.
     """
-    from clipkit.models.push import push as upload
+    from clipkit.models.publish.push import push as upload
 
     try:
         _say(upload(Path(run) / "model", repository, private=private))
@@ -63,7 +63,7 @@ def check_first(repository: str, private: bool) -> None:
         ModelError: it cannot.
     """
     if int(os.environ.get("RANK", "0")) == 0:
-        from clipkit.models.push import check_pushable
+        from clipkit.models.publish.push import check_pushable
 
         check_pushable(repository, private)
 
@@ -77,8 +77,8 @@ def _say(done: "Pushed") -> None:
 def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
     """The model in its own layout, with a card: the user's own, where the folder has one and nothing is to be added."""
     from clipkit.models import load
-    from clipkit.models.layout import layout_of
-    from clipkit.models.push import signed
+    from clipkit.models.publish.layout import layout_of
+    from clipkit.models.publish.push import signed
     from clipkit.report import model_card
     from clipkit.report.runs import recipe_of, results_of
 

@@ -2,9 +2,9 @@
 
 from clipkit.data.augment import Policy, TextSafe
 from clipkit.data.checks import Finding, Report, check, expected_false_negatives, fix, quick_findings
-from clipkit.data.labels import LabelledPictures, read_labelled
+from clipkit.data.labels import LabelledImages, read_labelled
 from clipkit.data.loader import AtWork, Augment, Batch, StandIn, pair_loader
-from clipkit.data.missing import broken_pictures, missing_places
+from clipkit.data.missing import broken_images, missing_places
 from clipkit.data.mixture import join, split
 from clipkit.data.near_misses import NearMisses, read_near_misses
 from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
@@ -23,7 +23,7 @@ __all__ = [
     "Classes",
     "EpochSampler",
     "Finding",
-    "LabelledPictures",
+    "LabelledImages",
     "NearMisses",
     "Pairs",
     "Policy",
@@ -40,7 +40,7 @@ __all__ = [
     "TextView",
     "TokenStore",
     "WrongCaption",
-    "broken_pictures",
+    "broken_images",
     "check",
     "checked_negatives",
     "expected_false_negatives",

@@ -22,7 +22,7 @@ from clipkit.seeds import mix
 
 Inputs = dict[str, Tensor]
 Change = Callable[[Image.Image], Image.Image]
-# A picture, or the bytes (3, H, W) of one.
+# An image, or the bytes (3, H, W) of one.
 Drawn = Image.Image | Tensor
 Finish = Callable[[Image.Image], Inputs]
 FinishCrop = Callable[[Drawn], Inputs]
@@ -40,7 +40,7 @@ _COLOURS = re.compile(
 
 
 class Policy:
-    """An augmentation policy as a function of the picture and of who it is.
+    """An augmentation policy as a function of the image and of who it is.
 
     What it draws depends on (seed, epoch, image, view) alone, never on the process or worker, and torch's global
     generator is left as it was.
@@ -48,15 +48,15 @@ class Policy:
     Args:
         policy: its steps, in order; none: the evaluation preprocessing.
         image_size: side of the tower's input in pixels; None: crops keep their own size.
-        of_crop: a picture of the input's size, or its bytes (3, H, W) -> inputs by name, as pixel_values (3, H, W).
-        evaluate: any picture -> inputs; for policies without a crop, which come before it.
+        of_crop: an image of the input's size, or its bytes (3, H, W) -> inputs by name, as pixel_values (3, H, W).
+        evaluate: any image -> inputs; for policies without a crop, which come before it.
         seed: the run's.
-        view: which of a picture's views this is; 0 for the picture beside a caption.
-        safe: which of the pictures may not be flipped, and whose colours may not change; None: all may.
+        view: which of an image's views this is; 0 for the image beside a caption.
+        safe: which of the images may not be flipped, and whose colours may not change; None: all may.
 
     Example:
         >>> from clipkit.recipe import steps_of
-        >>> pixels = lambda picture: {"pixel_values": T.functional.pil_to_tensor(picture)}
+        >>> pixels = lambda image: {"pixel_values": T.functional.pil_to_tensor(image)}
         >>> policy = Policy(steps_of("simclr"), 32, pixels, pixels, seed=0, view=1)
         >>> policy(Image.new("RGB", (64, 48)), 0, 7)["pixel_values"].shape
         torch.Size([3, 32, 32])
@@ -86,35 +86,35 @@ class Policy:
             for may_colour in (False, True)
         }
 
-    def __call__(self, picture: Image.Image, epoch: int, image: int) -> Inputs:
+    def __call__(self, image: Image.Image, epoch: int, index: int) -> Inputs:
         """The inputs of this view of this image in this epoch."""
-        drawn = self._drawn(picture, epoch, image)
+        drawn = self._drawn(image, epoch, index)
         return self.of_crop(drawn) if self._crops or isinstance(drawn, Tensor) else self.evaluate(drawn)
 
     @property
     def draft(self) -> int | None:
-        """Short side in pixels that a picture has to keep for the smallest crop to have the input's size; None: all."""
+        """Short side in pixels that an image has to keep for the smallest crop to have the input's size; None: all."""
         if self.image_size is None or not self._scales:
             return None
         return math.ceil(self.image_size / math.sqrt(min(self._scales)))
 
-    def augmented(self, picture: Image.Image, epoch: int, image: int) -> Image.Image:
-        """The picture before it becomes an input."""
-        drawn = self._drawn(picture, epoch, image)
+    def augmented(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
+        """The image before it becomes an input."""
+        drawn = self._drawn(image, epoch, index)
         return T.functional.to_pil_image(drawn) if isinstance(drawn, Tensor) else drawn
 
-    def _drawn(self, picture: Image.Image, epoch: int, image: int) -> Drawn:
-        may = (True, True) if self.safe is None else self.safe.of(image)
+    def _drawn(self, image: Image.Image, epoch: int, index: int) -> Drawn:
+        may = (True, True) if self.safe is None else self.safe.of(index)
         state = torch.get_rng_state()
         try:
             # Not torch.manual_seed, which would reseed the accelerators' generators too.
             own = (self.view,) if self.view else ()
-            torch.default_generator.manual_seed(mix(self.seed, _AUGMENT, epoch, image, *own))
+            torch.default_generator.manual_seed(mix(self.seed, _AUGMENT, epoch, index, *own))
             *before, last = self._applied[may] or [_same]
             for transform in before:
-                picture = transform(picture)
-            # A crop at the end need not become a picture again.
-            return last.bytes(picture) if isinstance(last, _Crop) and last.size is not None else last(picture)
+                image = transform(image)
+            # A crop at the end need not become an image again.
+            return last.bytes(image) if isinstance(last, _Crop) and last.size is not None else last(image)
         finally:
             torch.set_rng_state(state)
 
@@ -149,15 +149,15 @@ class Policy:
         return found
 
 
-def _same(picture: Image.Image) -> Image.Image:
-    return picture
+def _same(image: Image.Image) -> Image.Image:
+    return image
 
 
 class TextSafe:
-    """What augmentation may do to each picture without making its captions wrong.
+    """What augmentation may do to each image without making its captions wrong.
 
     Args:
-        pairs: the pictures; of each all captions count.
+        pairs: the images; of each all captions count.
 
     Example:
         >>> from pathlib import Path
@@ -170,19 +170,19 @@ class TextSafe:
         self._may_flip = self._without(pairs, _SIDES)
         self._may_colour = self._without(pairs, _COLOURS)
 
-    def of(self, image: int) -> tuple[bool, bool]:
+    def of(self, index: int) -> tuple[bool, bool]:
         """Whether it may be flipped, and whether its colours may change."""
-        return bool(self._may_flip[image]), bool(self._may_colour[image])
+        return bool(self._may_flip[index]), bool(self._may_colour[index])
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many pictures may not be flipped, and how many may not change their colours."""
+        """How many images may not be flipped, and how many may not change their colours."""
         return int((~self._may_flip).sum()), int((~self._may_colour).sum())
 
     @staticmethod
     def _without(pairs: Pairs, words: re.Pattern[str]) -> NDArray[np.bool_]:
         said = np.array([words.search(caption) is not None for caption in pairs.captions])
-        allowed = np.ones(len(pairs.pictures), dtype=bool)
+        allowed = np.ones(len(pairs.images), dtype=bool)
         allowed[pairs.image_of_caption[said]] = False
         return allowed
 
@@ -201,47 +201,47 @@ class _Crop:
         self.size = size
         self.crop = T.RandomResizedCrop(size or 1, step.scale, step.ratio)
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
+    def __call__(self, image: Image.Image) -> Image.Image:
         if self.size is None:
-            return picture.crop(self._box(picture))
-        return T.functional.to_pil_image(self.bytes(picture))
+            return image.crop(self._box(image))
+        return T.functional.to_pil_image(self.bytes(image))
 
-    def bytes(self, picture: Image.Image) -> UInt8[Tensor, "3 H W"]:
+    def bytes(self, image: Image.Image) -> UInt8[Tensor, "3 H W"]:
         """The resized part."""
         assert self.size is not None
-        left, top, right, bottom = self._box(picture)
-        pixels = _view(picture)[:, :, top:bottom, left:right]
+        left, top, right, bottom = self._box(image)
+        pixels = _view(image)[:, :, top:bottom, left:right]
         return interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True)[0]
 
-    def _box(self, picture: Image.Image) -> tuple[int, int, int, int]:
+    def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
         """Left, top, right, bottom."""
-        box = self.crop.make_params([picture])
+        box = self.crop.make_params([image])
         return box["left"], box["top"], box["left"] + box["width"], box["top"] + box["height"]
 
 
-def _view(picture: Image.Image) -> UInt8[Tensor, "1 3 H W"]:
-    """An RGB picture's bytes, which are only to be read."""
+def _view(image: Image.Image) -> UInt8[Tensor, "1 3 H W"]:
+    """An RGB image's bytes, which are only to be read."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None]
+        return torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None]
 
 
 class _Blur:
-    """GaussianBlur with a kernel of three deviations to each side, as far as the picture has so many pixels."""
+    """GaussianBlur with a kernel of three deviations to each side, as far as the image has so many pixels."""
 
     def __init__(self, step: steps.Blur) -> None:
         self.sigma = step.sigma
         self.reach = int(np.ceil(3 * step.sigma[1]))
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        return T.GaussianBlur(2 * min(self.reach, min(picture.size) - 1) + 1, self.sigma)(picture)
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return T.GaussianBlur(2 * min(self.reach, min(image.size) - 1) + 1, self.sigma)(image)
 
 
 class _Cutout:
-    """RandomErasing, which takes no PIL pictures."""
+    """RandomErasing, which takes no PIL images."""
 
     def __init__(self, step: steps.Cutout) -> None:
         self.erase = T.RandomErasing(step.p, step.scale, value=_GREY)
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        return T.functional.to_pil_image(self.erase(T.functional.pil_to_tensor(picture)))
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return T.functional.to_pil_image(self.erase(T.functional.pil_to_tensor(image)))

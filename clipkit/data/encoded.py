@@ -1,4 +1,4 @@
-"""A picture made small, as the bytes of a file."""
+"""An image made small, as the bytes of a file."""
 
 import io
 import struct
@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipkit.errors import DataError, one_line
-from clipkit.pictures import Stored, open_picture
+from clipkit.images import Stored, open_image
 
 # What keeps its bytes where it is small enough, and the ending of its file.
 _KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -18,7 +18,7 @@ _BICUBIC = Image.Resampling.BICUBIC  # antialiased, as Pillow does it
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The bytes of a picture's file."""
+    """The bytes of an image's file."""
 
     content: bytes
     ending: str
@@ -27,13 +27,13 @@ class Encoded:
     """Size of the file that it was made from."""
 
 
-def encoded(picture: Path | Stored, size: int, quality: int = 90, lossless: bool = False) -> Encoded:
-    """An upright RGB picture whose short side is at most `size` pixels.
+def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool = False) -> Encoded:
+    """An upright RGB image whose short side is at most `size` pixels.
 
     One that is so already, in a JPEG, PNG or WebP file, keeps its bytes. The others lose their metadata.
 
     Args:
-        picture: its file.
+        image: its file.
         size: short side in pixels, to which larger ones are resized: bicubic, antialiased, with torchvision's rounding
             of the long side.
         quality: of JPEG, 1 to 100.
@@ -46,8 +46,8 @@ def encoded(picture: Path | Stored, size: int, quality: int = 90, lossless: bool
         >>> encoded(Path("photo.jpg"), 256).ending    # doctest: +SKIP
         'jpg'
     """
-    held = _Held(picture)
-    opened = open_picture(held)
+    held = _Held(image)
+    opened = open_image(held)
     content = held.read_bytes()
     short, long = sorted(opened.size)
     if short <= size:
@@ -67,40 +67,40 @@ def encoded(picture: Path | Stored, size: int, quality: int = 90, lossless: bool
             opened.save(file, "JPEG", quality=quality)
     except (OSError, ValueError, struct.error) as error:  # as a side of more than 65,535 pixels
         raise DataError(
-            f"{picture}: its {opened.width} × {opened.height} pixels cannot be encoded ({one_line(error)}); replace "
+            f"{image}: its {opened.width} × {opened.height} pixels cannot be encoded ({one_line(error)}); replace "
             "the file or drop its rows"
         ) from None
     return Encoded(file.getvalue(), "png" if lossless else "jpg", len(content))
 
 
 class _Held(Stored):
-    """A picture's file, read once: it may lie at the far end of a network."""
+    """An image's file, read once: it may lie at the far end of a network."""
 
-    __slots__ = ("_content", "_picture")
+    __slots__ = ("_content", "_image")
 
-    def __init__(self, picture: Path | Stored) -> None:
-        self._picture = picture
+    def __init__(self, image: Path | Stored) -> None:
+        self._image = image
         self._content: bytes | None = None
 
     @property
     def name(self) -> str:
-        return self._picture.name
+        return self._image.name
 
     @property
     def size(self) -> int:
         return len(self.read_bytes())
 
     def __str__(self) -> str:
-        return str(self._picture)
+        return str(self._image)
 
     def read_bytes(self) -> bytes:
         if self._content is None:
-            self._content = self._picture.read_bytes()
+            self._content = self._image.read_bytes()
         return self._content
 
 
 def _ending_if_plain(content: bytes) -> str | None:
-    """The file's ending, where any reader finds the very picture in it that open_picture does."""
+    """The file's ending, where any reader finds the very image in it that open_image does."""
     with Image.open(io.BytesIO(content)) as file:
         plain = (
             file.format in _KEPT

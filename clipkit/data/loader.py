@@ -21,12 +21,12 @@ from clipkit.data.sampler import Sample
 from clipkit.data.text_views import TextOf, TextView
 from clipkit.data.tokens import Tokenize, TokenStore
 from clipkit.errors import DataError
-from clipkit.pictures import open_picture
+from clipkit.images import open_image
 
-# (picture, epoch, position) -> inputs of the image tower by name
+# (image, epoch, position) -> inputs of the image tower by name
 Augment = Callable[[Image.Image, int, int], dict[str, Tensor]]
 Loaded = dict[str, dict[str, Tensor]]
-# (sample, attempt) -> what takes its place where its picture cannot be had
+# (sample, attempt) -> what takes its place where its image cannot be had
 StandIn = Callable[[Sample, int], Sample]
 
 
@@ -37,13 +37,13 @@ class Batch:
     inputs: dict[str, dict[str, Tensor]]
     """By the name of the features that they become, as image_features; each the tower's inputs by name."""
     image_ids: Int[Tensor, " B"]
-    """Position of each picture in the source."""
+    """Position of each image in the source."""
     caption_ids: Int[Tensor, " B"]
     """Position of each caption in the source, or of the first one that is the same string."""
     caption_rows: Int[Tensor, " B"]
     """Position of each caption itself."""
     bad: Mapping[int, str] = field(default_factory=dict)
-    """Pictures that were due and could not be had, by position: why. Others stand in for them."""
+    """Images that were due and could not be had, by position: why. Others stand in for them."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -54,13 +54,13 @@ _CHUNK = 256
 _AHEAD = 2
 
 
-# Stand-ins that are tried for one sample. Where half of all pictures are bad, so many fail once in 10^19 samples.
+# Stand-ins that are tried for one sample. Where half of all images are bad, so many fail once in 10^19 samples.
 _ATTEMPTS = 64
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A sample, or the one that stands in for it, with its pictures as inputs."""
+    """A sample, or the one that stands in for it, with its images as inputs."""
 
     sample: Sample
     inputs: Loaded
@@ -68,31 +68,31 @@ class _Drawn:
 
 
 class AtWork:
-    """Which picture each worker is at, so that one that dies can be reported with it.
+    """Which image each worker is at, so that one that dies can be reported with it.
 
     Args:
-        pairs: the pictures.
+        pairs: the images.
     """
 
     def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs
-        self._seats = torch.full((os.cpu_count() or 1, 2), -1).share_memory_()  # a row a worker: process, picture
+        self._seats = torch.full((os.cpu_count() or 1, 2), -1).share_memory_()  # a row a worker: process, image
 
     def begin(self, image: int) -> None:
-        """A worker opens a picture; elsewhere this does nothing."""
+        """A worker opens an image; elsewhere this does nothing."""
         worker = get_worker_info()
         if worker is not None:
             self._seats[worker.id] = torch.tensor([os.getpid(), image])
 
     def last_seen(self, reason: str) -> str:
-        """The pictures that the workers whose processes `reason` names were at, or all of them; "" if none is."""
+        """The images that the workers whose processes `reason` names were at, or all of them; "" if none is."""
         began = {process: image for process, image in self._seats.tolist() if image >= 0}
         named = [image for process, image in began.items() if re.search(rf"\b{process}\b", reason)]
-        return " or ".join(str(self.pairs.pictures[image]) for image in named or began.values())
+        return " or ".join(str(self.pairs.images[image]) for image in named or began.values())
 
 
-class _Pictures(Dataset[_Drawn | DataError]):
-    """Pictures of samples; what a user got wrong travels as a value, so that it stays one line on the other side."""
+class _Images(Dataset[_Drawn | DataError]):
+    """Images of samples; what a user got wrong travels as a value, so that it stays one line on the other side."""
 
     def __init__(
         self,
@@ -121,15 +121,15 @@ class _Pictures(Dataset[_Drawn | DataError]):
                 return _Drawn(own, {}, bad)
             self.at_work.begin(own.image)
             try:
-                picture = open_picture(self.pairs.pictures[own.image], self.draft)
-                made = {name: augment(picture, own.epoch, own.image) for name, augment in self.augments.items()}
+                image = open_image(self.pairs.images[own.image], self.draft)
+                made = {name: augment(image, own.epoch, own.image) for name, augment in self.augments.items()}
                 return _Drawn(own, made, bad)
             except DataError as error:
                 if self.stand_in is None:
                     return error
                 bad[own.image] = str(error)
         return DataError(
-            f"{self.pairs.name}: of {_ATTEMPTS} pictures that were tried in place of a broken one none can be decoded "
+            f"{self.pairs.name}: of {_ATTEMPTS} images that were tried in place of a broken one none can be decoded "
             f"({next(iter(bad.values()), 'all are missing')}); look at it with clipkit data check"
         )
 
@@ -143,15 +143,15 @@ class _Collate:
 
     def __call__(self, drawn: list[_Drawn | DataError]) -> Batch | DataError:
         samples: list[Sample] = []
-        pictures: list[Loaded] = []
+        images: list[Loaded] = []
         bad: dict[int, str] = {}
         for own in drawn:
             if isinstance(own, DataError):
                 return own
             samples.append(own.sample)
-            pictures.append(own.inputs)
+            images.append(own.inputs)
             bad |= own.bad
-        inputs = {name: stacked([own[name] for own in pictures]) for name in pictures[0]}
+        inputs = {name: stacked([own[name] for own in images]) for name in images[0]}
         strings: list[str] = []
         tokens: dict[str, Tensor] = {}
         for name, view in self.texts.items():
@@ -173,7 +173,7 @@ class _Collate:
 
 
 def stacked(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Inputs of several pictures as a batch."""
+    """Inputs of several images as a batch."""
     return dict(default_collate(inputs))  # in a worker straight into shared memory
 
 
@@ -192,30 +192,30 @@ def pair_loader(
 ) -> Generator[Batch, None, None]:
     """One iterator over all the `batches` of a run, so that workers live as long as the run does.
 
-    Workers hand over a few pictures at a time, so that what waits in memory does not grow with the batch.
+    Workers hand over a few images at a time, so that what waits in memory does not grow with the batch.
 
     Args:
         pairs: the data.
         batches: this process's samples, step by step.
-        augments: for each kind of features that come from pixels, picture to pixels.
+        augments: for each kind of features that come from pixels, image to pixels.
         texts: for each kind that comes from tokens, sample to string.
         tokenize: strings to tokens.
         workers: loader processes; 0 loads here.
-        stand_in: what takes the place of a sample whose picture cannot be had; None: nothing does.
+        stand_in: what takes the place of a sample whose image cannot be had; None: nothing does.
         at_work: where workers say what they are at.
-        known_bad: positions of pictures that are known to be such.
+        known_bad: positions of images that are known to be such.
         draft: short side in pixels down to which a JPEG may be decoded at a half, a quarter or an eighth of its size.
         store: keeps the tokens of the captions themselves; None: they are made each time.
 
     Raises:
-        DataError: a picture that is due cannot be decoded, nor one of those that would stand in for it.
+        DataError: an image that is due cannot be decoded, nor one of those that would stand in for it.
         RuntimeError: a worker died, in the words of torch: "DataLoader worker …".
     """
     # More workers than cores only get into each other's way; the batches are the same whatever their number.
     workers = min(workers, os.cpu_count() or 1) if augments else 0
     chunks = _Chunks(batches, _CHUNK if workers else None)
     loader: DataLoader[_Drawn | DataError] = DataLoader(
-        _Pictures(pairs, augments, stand_in, frozenset(known_bad), at_work or AtWork(pairs), draft),
+        _Images(pairs, augments, stand_in, frozenset(known_bad), at_work or AtWork(pairs), draft),
         batch_sampler=chunks,
         collate_fn=_Collate(pairs, texts, tokenize, store),
         num_workers=workers,
@@ -251,7 +251,7 @@ def start_worker(worker: int) -> None:
     # The threads of the tokenizer do not survive the fork: in parallel it would wait for them for ever.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     info = get_worker_info()
-    if info is not None and isinstance(info.dataset, _Pictures):
+    if info is not None and isinstance(info.dataset, _Images):
         Image.MAX_IMAGE_PIXELS = info.dataset.max_pixels
     sys.excepthook = _unless_the_run_is_gone
     _leave_signals_to_the_run()

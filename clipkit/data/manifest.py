@@ -26,15 +26,15 @@ class Settings:
     lossless: bool
     format: Format
     shard_size: int
-    """Pictures of the source in a shard."""
+    """Images of the source in a shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A stretch of `shard_size` pictures of the source that is finished."""
+    """A stretch of `shard_size` images of the source that is finished."""
 
     name: str | None
-    """The shard's file; None where every picture of the stretch is broken, and there is no shard."""
+    """The shard's file; None where every image of the stretch is broken, and there is no shard."""
     samples: int
     skipped: int
     source_bytes: int
@@ -51,9 +51,9 @@ class Done:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture that is left out."""
+    """An image that is left out."""
 
-    picture: int
+    image: int
     """Its position in the source, from 0."""
     name: str
     reason: str
@@ -65,7 +65,7 @@ class Manifest:
 
     Args:
         folder: it.
-        source: name, fingerprint, and how many pictures and captions.
+        source: name, fingerprint, and how many images and captions.
         settings: of the shards.
         done: the finished stretches, from the source's start, without a gap.
         skipped: by stretch, those of the finished ones that have any.
@@ -86,7 +86,7 @@ class Manifest:
 
     @property
     def skipped_file(self) -> Path:
-        """Where the pictures that are left out are listed."""
+        """Where the images that are left out are listed."""
         return self.folder / "skipped.jsonl"
 
     def write(self) -> None:
@@ -145,7 +145,7 @@ def begin(pairs: Pairs, out: Path, settings: Settings) -> Manifest:
     source = {
         "name": pairs.name,
         "fingerprint": _fingerprint(pairs),
-        "pictures": len(pairs.pictures),
+        "images": len(pairs.images),
         "captions": len(pairs.captions) if pairs.has_captions else 0,
     }
     manifest = read_manifest(out)
@@ -220,7 +220,7 @@ def _read_skipped(manifest: Manifest) -> dict[int, list[Skipped]]:
     for line in lines:
         try:
             own = Skipped(**_known(Skipped, json.loads(line)))
-            found.setdefault(own.picture // manifest.settings.shard_size, {})[own.picture] = own
+            found.setdefault(own.image // manifest.settings.shard_size, {})[own.image] = own
         except (ValueError, LookupError, TypeError):
             continue  # cut short when the process was killed
     return {

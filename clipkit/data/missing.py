@@ -1,4 +1,4 @@
-"""Which pictures are not there, or broken."""
+"""Which images are not there, or broken."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from clipkit.data.sequences import Files
 from clipkit.errors import DataError
 from clipkit.files import is_file
-from clipkit.pictures import Stored, open_picture
+from clipkit.images import Stored, open_image
 
 # Files of one folder that are asked for one by one.
 _FEW = 100
 
 
-def missing_places(pictures: Sequence[Path | Stored]) -> NDArray[np.int64]:
+def missing_places(images: Sequence[Path | Stored]) -> NDArray[np.int64]:
     """Positions of those whose file is not there. What lies in something larger, or at an address, counts as there."""
-    if isinstance(pictures, Files):
-        return _missing_files(str(pictures.folder), pictures.names)
-    missing = [place for place, picture in enumerate(pictures) if isinstance(picture, Path) and not is_file(picture)]
+    if isinstance(images, Files):
+        return _missing_files(str(images.folder), images.names)
+    missing = [place for place, image in enumerate(images) if isinstance(image, Path) and not is_file(image)]
     return np.array(missing, dtype=np.int64)
 
 
@@ -47,31 +47,31 @@ def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
     return np.array(sorted(missing), dtype=np.int64)
 
 
-def broken_pictures(pictures: Sequence[Path | Stored]) -> dict[int, str]:
+def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
     """Which of these cannot be decoded, by position: why. Reads and decodes all of them, in parallel."""
 
     def look(place: int) -> str | None:
         try:
-            open_picture(pictures[place])
+            open_image(images[place])
         except DataError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        said = pool.map(look, range(len(pictures)))
+        said = pool.map(look, range(len(images)))
         return {place: why for place, why in enumerate(said) if why is not None}
 
 
-def check_there(name: str, pictures: Sequence[Path | Stored]) -> None:
-    """Raise where a picture is missing.
+def check_there(name: str, images: Sequence[Path | Stored]) -> None:
+    """Raise where an image is missing.
 
     Raises:
         DataError: some are not there; says how many and names the first.
     """
-    missing = missing_places(pictures)
+    missing = missing_places(images)
     if len(missing):
-        first = pictures[int(missing[0])]
-        relative = f"; paths are relative to {pictures.folder}" if isinstance(pictures, Files) else ""
+        first = images[int(missing[0])]
+        relative = f"; paths are relative to {images.folder}" if isinstance(images, Files) else ""
         raise DataError(
-            f"{name}: {len(missing)} of its {len(pictures)} pictures are missing, the first is {first}{relative}"
+            f"{name}: {len(missing)} of its {len(images)} images are missing, the first is {first}{relative}"
         )

@@ -1,4 +1,4 @@
-"""Pictures and captions that differ in one thing, in the forms of SugarCrepe and Winoground."""
+"""Images and captions that differ in one thing, in the forms of SugarCrepe and Winoground."""
 
 import csv
 import json
@@ -16,19 +16,19 @@ from clipkit.files import is_file
 
 _CATEGORY = ("category", "collapsed_tag", "tag", "type")
 _FILES = (".csv", ".tsv", ".json", ".jsonl")
-_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".webp")  # Winoground names its pictures without
+_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".webp")  # Winoground names its images without
 
 
 @dataclass(frozen=True)
 class NearMisses:
-    """K instances: one picture and two captions, the first right; or two of both, the i-th belonging together."""
+    """K instances: one image and two captions, the first right; or two of both, the i-th belonging together."""
 
     name: str
-    pictures: list[Path]
+    images: list[Path]
     captions: list[str]
-    images: NDArray[np.int64]
-    """(K, 1) or (K, 2) positions in `pictures`."""
-    texts: NDArray[np.int64]
+    image_positions: NDArray[np.int64]
+    """(K, 1) or (K, 2) positions in `images`."""
+    caption_positions: NDArray[np.int64]
     """(K, 2) positions in `captions`."""
     categories: list[str]
     """Of each instance."""
@@ -41,34 +41,36 @@ def read_near_misses(source: str) -> NearMisses:
     (Winoground), and may have a category. A JSON file is a list of rows, or an object of them by id.
 
     Args:
-        source: a path; pictures are relative to it, or to the folder given as `add_att.json?images=val2017`.
+        source: a path; images are relative to it, or to the folder given as `add_att.json?images=val2017`.
 
     Raises:
-        DataError: nothing is there, a column or a picture is missing, or the forms are mixed.
+        DataError: nothing is there, a column or an image is missing, or the forms are mixed.
     """
     name, options = split_options(source)
     path = Path(name).expanduser()
     unknown = [option for option in options if option != "images"]
     if unknown:
-        raise DataError(f"{source}: {unknown[0]} is no option here; the option is images, the pictures' folder")
+        raise DataError(f"{source}: {unknown[0]} is no option here; the option is images, the images' folder")
     found = sorted(file for file in path.glob("*") if file.suffix in _FILES) if path.is_dir() else [path]
     if not found:
         raise DataError(
             f"{path}: holds none of {', '.join(_FILES)}; give a file of instances, or a folder of such files"
         )
-    pictures: dict[Path, int] = {}
+    images: dict[Path, int] = {}
     captions: dict[str, int] = {}
-    images, texts, categories = [], [], []
+    image_positions, caption_positions, categories = [], [], []
     for file in found:
         folder = Path(options["images"]).expanduser() if "images" in options else file.parent
         for number, row in enumerate(_rows(file), 1):
             own_images, own_texts, category = _instance(file, number, row)
-            images.append([pictures.setdefault(_picture(folder, name, file), len(pictures)) for name in own_images])
-            texts.append([captions.setdefault(text, len(captions)) for text in own_texts])
+            image_positions.append([images.setdefault(_image(folder, name, file), len(images)) for name in own_images])
+            caption_positions.append([captions.setdefault(text, len(captions)) for text in own_texts])
             categories.append(category or file.stem)
-    if len({len(own) for own in images}) != 1:
-        raise DataError(f"{path}: has instances of one picture and of two; evaluate them apart")
-    return NearMisses(str(path), list(pictures), list(captions), np.array(images), np.array(texts), categories)
+    if len({len(own) for own in image_positions}) != 1:
+        raise DataError(f"{path}: has instances of one image and of two; evaluate them apart")
+    return NearMisses(
+        str(path), list(images), list(captions), np.array(image_positions), np.array(caption_positions), categories
+    )
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
@@ -112,9 +114,9 @@ def _first(row: dict[str, Any], names: Sequence[str]) -> str | None:
     return next((str(row[name]).strip() for name in names if row.get(name)), None)
 
 
-def _picture(folder: Path, name: str, file: Path) -> Path:
+def _image(folder: Path, name: str, file: Path) -> Path:
     for ending in _ENDINGS:
-        for picture in (folder / f"{name}{ending}", folder / "images" / f"{name}{ending}"):
-            if is_file(picture):
-                return picture
-    raise DataError(f"{file}: its picture {folder / name} is missing; give their folder as {file.name}?images=FOLDER")
+        for image in (folder / f"{name}{ending}", folder / "images" / f"{name}{ending}"):
+            if is_file(image):
+                return image
+    raise DataError(f"{file}: its image {folder / name} is missing; give their folder as {file.name}?images=FOLDER")

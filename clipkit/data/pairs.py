@@ -1,4 +1,4 @@
-"""Pictures with their captions, the one thing that every source becomes."""
+"""Images with their captions, the one thing that every source becomes."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -18,7 +18,7 @@ from clipkit.data.sequences import Chosen, Files, Strings, first_places
 from clipkit.data.sources.columns import Rows, split_options
 from clipkit.data.sources.read import read_rows
 from clipkit.errors import DataError
-from clipkit.pictures import Stored, size_of
+from clipkit.images import Stored, size_of
 
 _SIZES = 10_000
 
@@ -29,28 +29,28 @@ class Part:
 
     images: NDArray[np.int64]
     captions: NDArray[np.int64]
-    """Positions of its pictures and of its captions among all."""
+    """Positions of its images and of its captions among all."""
     weight: float
     """How often they come in an epoch."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """N pictures and M captions; a picture's position is its identity."""
+    """N images and M captions; an image's position is its identity."""
 
     name: str
-    pictures: Sequence[Path | Stored]
+    images: Sequence[Path | Stored]
     captions: Sequence[str]
     image_of_caption: NDArray[np.int64]
-    """(M,) position of each caption's picture."""
+    """(M,) position of each caption's image."""
     negatives: Sequence[str] | None = None
     """(M,) for each caption one that is wrong, where the source has them."""
     paraphrases: Sequence[str] | None = None
     """(M,) for each caption another wording, where the source has them."""
-    has_pictures: bool = True
-    """Whether there are pictures, or captions alone, of which each then stands by itself."""
+    has_images: bool = True
+    """Whether there are images, or captions alone, of which each then stands by itself."""
     has_captions: bool = True
-    """Whether there are captions, or pictures alone, of which each then has the empty one."""
+    """Whether there are captions, or images alone, of which each then has the empty one."""
     found: dict[str, str] = field(default_factory=dict)
     """The column that each role was found in, where the source has columns."""
     parts: Sequence["Part"] = ()
@@ -58,9 +58,9 @@ class Pairs:
 
     @cached_property
     def captions_of_image(self) -> list[NDArray[np.int64]]:
-        """For each picture the positions of its captions, in the source's order."""
+        """For each image the positions of its captions, in the source's order."""
         order = np.argsort(self.image_of_caption, kind="stable")
-        starts = np.searchsorted(self.image_of_caption[order], np.arange(1, len(self.pictures)))
+        starts = np.searchsorted(self.image_of_caption[order], np.arange(1, len(self.images)))
         return np.split(order, starts)
 
     @cached_property
@@ -71,41 +71,41 @@ class Pairs:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the picture names and captions in order; not of the pixels."""
+        """Hash of the image names and captions in order; not of the pixels."""
         digest = hashlib.sha256()
-        for names in (_names(self.pictures), self.captions):
+        for names in (_names(self.images), self.captions):
             digest.update("\0".join(names).encode() + b"\0\0")
         digest.update(self.image_of_caption.astype("<i8").tobytes())
         return digest.hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of names and captions, as above, and of the picture files' sizes: of 10,000 of them, evenly spaced."""
-        count = len(self.pictures) if self.has_pictures else 0
+        """Hash of names and captions, as above, and of the image files' sizes: of 10,000 of them, evenly spaced."""
+        count = len(self.images) if self.has_images else 0
         places = np.linspace(0, count - 1, min(count, _SIZES)).round().astype(int).tolist()
-        sizes = np.array([size_of(self.pictures[place]) for place in places], dtype="<i8")
+        sizes = np.array([size_of(self.images[place]) for place in places], dtype="<i8")
         return hashlib.sha256(self.sha256.encode() + sizes.tobytes()).hexdigest()
 
-    def picture_name(self, image: int) -> str:
-        """Where a picture lies, for a person."""
-        return str(self.pictures[image])
+    def image_name(self, image: int) -> str:
+        """Where an image lies, for a person."""
+        return str(self.images[image])
 
-    def take(self, images: NDArray[np.int64]) -> "Pairs":
-        """These pictures, in this order, with all their captions."""
-        rows = np.concatenate([self.captions_of_image[image] for image in images.tolist()])
-        counts = [len(self.captions_of_image[image]) for image in images.tolist()]
+    def take(self, positions: NDArray[np.int64]) -> "Pairs":
+        """These images, in this order, with all their captions."""
+        rows = np.concatenate([self.captions_of_image[image] for image in positions.tolist()])
+        counts = [len(self.captions_of_image[image]) for image in positions.tolist()]
 
         def of_rows(texts: Sequence[str] | None) -> Sequence[str] | None:
             return None if texts is None else Strings.of(texts).take(rows)
 
         return replace(
             self,
-            pictures=_chosen(self.pictures, images),
+            images=_chosen(self.images, positions),
             captions=Strings.of(self.captions).take(rows),
-            image_of_caption=np.repeat(np.arange(len(images), dtype=np.int64), counts),
+            image_of_caption=np.repeat(np.arange(len(positions), dtype=np.int64), counts),
             negatives=of_rows(self.negatives),
             paraphrases=of_rows(self.paraphrases),
-            parts=[_part(part, images, len(self.pictures), rows, len(self.captions)) for part in self.parts],
+            parts=[_part(part, positions, len(self.images), rows, len(self.captions)) for part in self.parts],
         )
 
 
@@ -113,7 +113,7 @@ def checked_negatives(pairs: Pairs) -> Sequence[str]:
     """The wrong captions, where a loss wants them.
 
     Raises:
-        DataError: the source has none, a row lacks its own, or one is a right caption of its picture.
+        DataError: the source has none, a row lacks its own, or one is a right caption of its image.
     """
     if pairs.negatives is None:
         raise DataError(
@@ -126,48 +126,48 @@ def checked_negatives(pairs: Pairs) -> Sequence[str]:
             raise DataError(f"{pairs.name}: row {row} has no negative_caption; fill it in or drop the row")
         if (image, wrong) in right:
             raise DataError(
-                f"{pairs.name}: row {row}'s negative_caption {wrong[:60]!r} is a caption of its picture; mend it"
+                f"{pairs.name}: row {row}'s negative_caption {wrong[:60]!r} is a caption of its image; mend it"
             )
     return pairs.negatives
 
 
-def read_pairs(source: str, *, pictures: bool = True, captions: bool = True, broken: Collection[str] = ()) -> Pairs:
+def read_pairs(source: str, *, images: bool = True, captions: bool = True, broken: Collection[str] = ()) -> Pairs:
     """Pairs from any source.
 
-    Rows that name one picture are one picture. Class folders, and a table with labels and without captions, give
-    pictures whose caption is their class, or with `?templates=` the class in each of the templates.
+    Rows that name one image are one image. Class folders, and a table with labels and without captions, give
+    images whose caption is their class, or with `?templates=` the class in each of the templates.
 
     Args:
-        source: a .csv, .tsv, .jsonl or .parquet file; a folder of pictures with metadata.csv or .jsonl or a .txt beside
+        source: a .csv, .tsv, .jsonl or .parquet file; a folder of images with metadata.csv or .jsonl or a .txt beside
             each, or of class folders; hf:NAME[:SPLIT]; a folder saved by `datasets`; shards-{000..099}.tar. Columns are
             found by name or given as `photos.csv?image=file&caption=title`; columns negative_caption and paraphrase are
-            read where they are. Picture paths are relative to the file.
-        pictures: whether there have to be pictures.
+            read where they are. ImageLike paths are relative to the file.
+        images: whether there have to be images.
         captions: whether there have to be captions.
-        broken: what may be broken: "pictures", which then may be missing, and "captions", which then may be empty.
+        broken: what may be broken: "images", which then may be missing, and "captions", which then may be empty.
 
     Raises:
-        DataError: the source, a column, a caption or a picture is missing, or the format is not known.
+        DataError: the source, a column, a caption or an image is missing, or the format is not known.
 
     Example:
         >>> read_pairs("captions.csv").captions[0]    # doctest: +SKIP
         'A black dog is running after a white dog in the snow .'
     """
     _, options = split_options(source)
-    needed = ["image"] * pictures + ["caption"] * (captions and "templates" not in options)
+    needed = ["image"] * images + ["caption"] * (captions and "templates" not in options)
     optional = ["image", "caption", "negative_caption", "paraphrase", "label"]
     rows = read_rows(source, needed, optional)
     if "label" in rows.columns and ("templates" in options or ("caption" not in rows.columns and captions)):
         rows = _with_prompts(rows, options.get("templates"))
-    pairs = _of_rows(rows, pictures, captions, "captions" in broken)
+    pairs = _of_rows(rows, images, captions, "captions" in broken)
     del rows
     pa.default_memory_pool().release_unused()  # of a million rows, a quarter of a gigabyte
-    if pairs.has_pictures and "pictures" not in broken:
-        check_there(pairs.name, pairs.pictures)
+    if pairs.has_images and "images" not in broken:
+        check_there(pairs.name, pairs.images)
     return pairs
 
 
-def _of_rows(rows: Rows, pictures: bool, captions: bool, may_be_empty: bool) -> Pairs:
+def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pairs:
     texts, row_of_text = _texts(rows)
     if "caption" in texts and not may_be_empty:
         empty = pc.index(texts["caption"].column, "").as_py()
@@ -178,16 +178,16 @@ def _of_rows(rows: Rows, pictures: bool, captions: bool, may_be_empty: bool) -> 
             )
         if empty >= 0:
             del texts["caption"]
-    if rows.pictures is None and "caption" not in texts:
-        raise DataError(f"{rows.name}: has neither pictures nor captions in its columns; name one as ?image=COLUMN")
-    if rows.pictures is None:
+    if rows.images is None and "caption" not in texts:
+        raise DataError(f"{rows.name}: has neither images nor captions in its columns; name one as ?image=COLUMN")
+    if rows.images is None:
         count = len(texts["caption"])
         numbers = pa.array([f"{rows.row} {row}" for row in range(1, count + 1)], pa.large_string())
         files: Sequence[Path | Stored] = Files.of(Path(), numbers)
         image_of_text = np.arange(count, dtype=np.int64)
     else:
         which, first = first_places(rows.keys)
-        files, image_of_text = _chosen(rows.pictures, first), which[row_of_text]
+        files, image_of_text = _chosen(rows.images, first), which[row_of_text]
     if "caption" not in texts:
         every = np.arange(len(files), dtype=np.int64)
         return Pairs(rows.name, files, [""] * len(files), every, has_captions=False, found=rows.found)
@@ -198,7 +198,7 @@ def _of_rows(rows: Rows, pictures: bool, captions: bool, may_be_empty: bool) -> 
         image_of_text,
         texts.get("negative_caption"),
         texts.get("paraphrase"),
-        has_pictures=rows.pictures is not None and pictures,
+        has_images=rows.images is not None and images,
         found=rows.found,
     )
 
@@ -207,7 +207,7 @@ def _texts(rows: Rows) -> tuple[dict[str, Strings], NDArray[np.int64]]:
     """Columns of texts, a row a caption, and for each the row of the source that it comes from."""
     columns = {role: column for role, column in rows.columns.items() if role != "label"}
     several = {role: column for role, column in columns.items() if pa.types.is_large_list(column.type)}
-    count = len(next(iter(columns.values()))) if columns else len(rows.pictures or [])
+    count = len(next(iter(columns.values()))) if columns else len(rows.images or [])
     row_of_text = np.arange(count, dtype=np.int64)
     if several:
         # An empty list is a caption that is missing, not a row that is.
@@ -248,12 +248,12 @@ def _with_prompts(rows: Rows, templates: str | None) -> Rows:
     return replace(rows, columns={"caption": several})
 
 
-def _chosen(pictures: Sequence[Path | Stored], places: NDArray[np.int64]) -> Sequence[Path | Stored]:
-    if len(places) == len(pictures) and (places == np.arange(len(places))).all():
-        return pictures
-    if isinstance(pictures, Files):
-        return Files(pictures.folder, pictures.names.take(places))
-    return Chosen(pictures, places)
+def _chosen(images: Sequence[Path | Stored], places: NDArray[np.int64]) -> Sequence[Path | Stored]:
+    if len(places) == len(images) and (places == np.arange(len(places))).all():
+        return images
+    if isinstance(images, Files):
+        return Files(images.folder, images.names.take(places))
+    return Chosen(images, places)
 
 
 def _part(part: Part, images: NDArray[np.int64], image_count: int, rows: NDArray[np.int64], row_count: int) -> Part:
@@ -267,8 +267,8 @@ def _places(own: NDArray[np.int64], kept: NDArray[np.int64], count: int) -> NDAr
     return place[own][place[own] >= 0]
 
 
-def _names(pictures: Sequence[Path | Stored]) -> list[str]:
+def _names(images: Sequence[Path | Stored]) -> list[str]:
     """Each one's own name."""
-    if isinstance(pictures, Files):
-        return [name.rpartition("/")[2] for name in pictures.names]
-    return [picture.name for picture in pictures]
+    if isinstance(images, Files):
+        return [name.rpartition("/")[2] for name in images.names]
+    return [image.name for image in images]

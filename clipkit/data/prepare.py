@@ -1,4 +1,4 @@
-"""Pictures made as small as training needs them, in shards: once, instead of at every epoch."""
+"""Images made as small as training needs them, in shards: once, instead of at every epoch."""
 
 import os
 from collections import deque
@@ -20,9 +20,9 @@ from clipkit.data.pairs import Pairs, read_pairs
 from clipkit.data.sequences import Files
 from clipkit.data.shards import WRITERS, Format, ShardSample, ShardWriter, read_shard
 from clipkit.errors import DataError, Interrupted, OutputError, UserError
-from clipkit.pictures import Stored
+from clipkit.images import Stored
 
-# Pictures in work or waiting for their turn, for each worker: enough that a large one holds nobody up.
+# Images in work or waiting for their turn, for each worker: enough that a large one holds nobody up.
 _AHEAD = 8
 _DIGITS = 6
 
@@ -34,32 +34,32 @@ class Prepared:
     folder: Path
     pattern: str
     """What to give as data: `DIR/shards-{000000..000005}.tar` or `DIR/*.parquet`."""
-    pictures: int
+    images: int
     """In the shards."""
     shards: int
     source_bytes: int
-    """Of the files of those pictures before."""
+    """Of the files of those images before."""
     bytes: int
     """Of the shards."""
     skipped: list[Skipped]
-    """The pictures that are left out, because they are missing or broken."""
+    """The images that are left out, because they are missing or broken."""
 
 
 def read_for_shards(source: str) -> Pairs:
-    """Pairs of any source, with captions where it has any; pictures may be missing or broken.
+    """Pairs of any source, with captions where it has any; images may be missing or broken.
 
     Raises:
-        DataError: the source cannot be read, has no pictures, or one of its captions is empty.
+        DataError: the source cannot be read, has no images, or one of its captions is empty.
 
     Example:
-        >>> prepare(read_for_shards("photos/"), "small", size=224).pictures    # doctest: +SKIP
+        >>> prepare(read_for_shards("photos/"), "small", size=224).images    # doctest: +SKIP
         6000
     """
     try:
-        return read_pairs(source, broken=("pictures",))
+        return read_pairs(source, broken=("images",))
     except DataError as error:
         # Whether it is for want of captions, or because one is empty, or something else.
-        alone = read_pairs(source, captions=False, broken=("pictures", "captions"))
+        alone = read_pairs(source, captions=False, broken=("images", "captions"))
         if alone.has_captions:
             raise error from None
         return alone
@@ -76,24 +76,24 @@ def prepare(
     shard_size: int = 1000,
     workers: int | None = None,
 ) -> Prepared:
-    """Write pictures, their short side resized down to `size`, with all their captions into shards.
+    """Write images, their short side resized down to `size`, with all their captions into shards.
 
     The order is the source's. The same source and settings give the same bytes, whatever the number of workers and
     interruptions. Interrupted, the same call goes on; prepared.json in the folder says `"complete": true` only when
-    everything is there and was read back. A picture that is broken is left out and listed in skipped.jsonl.
+    everything is there and was read back. An image that is broken is left out and listed in skipped.jsonl.
 
     Args:
-        pairs: pictures, with captions or without.
+        pairs: images, with captions or without.
         out: a folder that is new, empty, or was begun with this source and these settings.
-        size: short side in pixels; smaller pictures stay as they are, upright RGB ones of them byte for byte.
+        size: short side in pixels; smaller images stay as they are, upright RGB ones of them byte for byte.
         quality: of JPEG, 1 to 100.
         lossless: PNG instead of JPEG.
         format: tar, as WebDataset's, or parquet, as the Hub's.
-        shard_size: pictures of the source in a shard.
+        shard_size: images of the source in a shard.
         workers: threads; None for as many as there are cores.
 
     Raises:
-        DataError: there are no pictures, or all are broken.
+        DataError: there are no images, or all are broken.
         OutputError: the folder holds something else or cannot be written to.
         Interrupted: Ctrl-C; what is finished stays.
 
@@ -120,8 +120,8 @@ def prepare(
 
 
 def _check(pairs: Pairs, settings: Settings, workers: int | None) -> None:
-    if not pairs.has_pictures:
-        raise DataError(f"{pairs.name}: has captions alone; there are no pictures to prepare")
+    if not pairs.has_images:
+        raise DataError(f"{pairs.name}: has captions alone; there are no images to prepare")
     if settings.format not in WRITERS:
         raise UserError(f"{settings.format} is no format of shards; give {' or '.join(WRITERS)}")
     if not 1 <= settings.quality <= 100:
@@ -133,8 +133,8 @@ def _check(pairs: Pairs, settings: Settings, workers: int | None) -> None:
 
 
 def _stretches(pairs: Pairs, settings: Settings) -> list[range]:
-    """The pictures that go into each shard."""
-    count = len(pairs.pictures)
+    """The images that go into each shard."""
+    count = len(pairs.images)
     return [range(start, min(start + settings.shard_size, count)) for start in range(0, count, settings.shard_size)]
 
 
@@ -163,12 +163,12 @@ def _make(pairs: Pairs, manifest: Manifest, pool: _Workers) -> list[int]:
             (manifest.folder / name).unlink(missing_ok=True)
     if missing:
         manifest.write_skipped()  # without what a kill cut short, to which lines would be added
-    encode = partial(_encoded_at, pairs.pictures, settings)
+    encode = partial(_encoded_at, pairs.images, settings)
     places = list(chain.from_iterable(stretches[stretch] for stretch in missing))
-    total, ready = len(pairs.pictures), _in_order(pool, encode, places)
-    with tqdm(total=total, initial=total - len(places), desc="pictures", unit="", disable=None, leave=False) as bar:
+    total, ready = len(pairs.images), _in_order(pool, encode, places)
+    with tqdm(total=total, initial=total - len(places), desc="images", unit="", disable=None, leave=False) as bar:
         for stretch in missing:
-            # Not strict: that would take the first picture of the next shard.
+            # Not strict: that would take the first image of the next shard.
             own = _counted(zip(stretches[stretch], ready, strict=False), bar)
             manifest.finish(stretch, *_make_one(pairs, manifest, stretch, own))
     return missing
@@ -189,7 +189,7 @@ def _found(manifest: Manifest, stretch: int) -> bool:
 
 
 def _make_one(
-    pairs: Pairs, manifest: Manifest, stretch: int, pictures: Iterable[tuple[int, Encoded | DataError]]
+    pairs: Pairs, manifest: Manifest, stretch: int, images: Iterable[tuple[int, Encoded | DataError]]
 ) -> tuple[Done, list[Skipped]]:
     before = manifest.done[stretch] if stretch < len(manifest.done) else None
     name = before.name if before is not None else None
@@ -198,7 +198,7 @@ def _make_one(
         name = f"shards-{number:0{_DIGITS}d}.{manifest.settings.format}"
     source_bytes, skipped = 0, []
     with _writer(manifest.folder / name, pairs, manifest.settings) as writer:
-        for place, own in pictures:
+        for place, own in images:
             if isinstance(own, DataError):
                 skipped.append(Skipped(place, _name(pairs, place), str(own)))
                 continue
@@ -207,7 +207,7 @@ def _make_one(
         if before is not None and (before.name is None) != (not writer.samples):
             # The numbers of the shards behind it would no longer be right.
             raise DataError(
-                f"{pairs.name}: other pictures can be read than when {manifest.folder} was begun; give --out another "
+                f"{pairs.name}: other images can be read than when {manifest.folder} was begun; give --out another "
                 "folder"
             )
         if writer.samples:
@@ -233,9 +233,9 @@ def _writer(path: Path, pairs: Pairs, settings: Settings) -> Iterator[ShardWrite
         writer.drop()
 
 
-def _encoded_at(pictures: Sequence[Path | Stored], settings: Settings, place: int) -> Encoded | DataError:
+def _encoded_at(images: Sequence[Path | Stored], settings: Settings, place: int) -> Encoded | DataError:
     try:
-        return encoded(pictures[place], settings.size, settings.quality, settings.lossless)
+        return encoded(images[place], settings.size, settings.quality, settings.lossless)
     except DataError as error:
         return error
 
@@ -254,9 +254,9 @@ def _in_order(
 
 
 def _counted(
-    pictures: Iterable[tuple[int, Encoded | DataError]], bar: "tqdm[NoReturn]"
+    images: Iterable[tuple[int, Encoded | DataError]], bar: "tqdm[NoReturn]"
 ) -> Iterator[tuple[int, Encoded | DataError]]:
-    for own in pictures:
+    for own in images:
         yield own
         bar.update()
 
@@ -270,15 +270,15 @@ def _verified(pairs: Pairs, manifest: Manifest, made: list[int], pool: _Workers)
         manifest.forget()
         with suppress(OSError):
             folder.rmdir()
-        raise DataError(f"{pairs.name}: none of its {len(pairs.pictures)} pictures can be used; the first: {first}")
+        raise DataError(f"{pairs.name}: none of its {len(pairs.images)} images can be used; the first: {first}")
     if not manifest.complete:
         if damaged := _damaged(manifest, made, pool):
             name = done[damaged[0]].name or manifest.skipped_file.name
             raise OutputError(
                 f"{folder / name}: is not as it was written; check the disk, and give the same command again"
             )
-        if sum(own.samples + own.skipped for own in done) != len(pairs.pictures):
-            raise OutputError(f"{folder}: has not all of the {len(pairs.pictures)} pictures; delete it and begin again")
+        if sum(own.samples + own.skipped for own in done) != len(pairs.images):
+            raise OutputError(f"{folder}: has not all of the {len(pairs.images)} images; delete it and begin again")
         manifest.write_skipped()
         manifest.complete = True
         manifest.write()
@@ -301,12 +301,12 @@ def _pattern(folder: Path, format: Format, shards: int) -> str:
 
 
 def _key(pairs: Pairs, place: int) -> str:
-    return f"{place:0{max(_DIGITS, len(str(len(pairs.pictures) - 1)))}d}"
+    return f"{place:0{max(_DIGITS, len(str(len(pairs.images) - 1)))}d}"
 
 
 def _name(pairs: Pairs, place: int) -> str:
     """As the source has it: with the folders below its own."""
-    return pairs.pictures.names[place] if isinstance(pairs.pictures, Files) else pairs.pictures[place].name
+    return pairs.images.names[place] if isinstance(pairs.images, Files) else pairs.images[place].name
 
 
 def _roles(pairs: Pairs) -> list[str]:

@@ -1,4 +1,4 @@
-"""A sheet of pictures with their augmented views, to look at before training."""
+"""A sheet of images with their augmented views, to look at before training."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipkit.data.augment import Inputs, Policy, TextSafe
 from clipkit.data.pairs import Pairs
-from clipkit.pictures import open_picture
+from clipkit.images import open_image
 from clipkit.recipe import Step
 
 _GAP = 6  # pixels
@@ -18,27 +18,27 @@ _LINE = 16
 def preview(
     pairs: Pairs, policy: Sequence[Step], *, count: int = 8, views: int = 5, size: int = 160, safe: bool, seed: int = 0
 ) -> Image.Image:
-    """Evenly spaced pictures, a row each: as it is, then `views` views of its first epoch.
+    """Evenly spaced images, a row each: as it is, then `views` views of its first epoch.
 
     Args:
-        pairs: the pictures.
+        pairs: the images.
         policy: steps of the augmentation.
-        count: pictures.
+        count: images.
         views: of each.
         size: side of a view in pixels.
         safe: heed what captions say of sides and colours; the caption that decides stands below.
         seed: the run's.
     """
     guard = TextSafe(pairs) if safe else None
-    rows = np.linspace(0, len(pairs.pictures) - 1, min(count, len(pairs.pictures))).round().astype(int).tolist()
+    rows = np.linspace(0, len(pairs.images) - 1, min(count, len(pairs.images))).round().astype(int).tolist()
     line = _LINE if pairs.has_captions else 0
     high = size + _GAP + line
     sheet = Image.new("RGB", ((views + 1) * (size + _GAP) + 3 * _GAP, len(rows) * high + _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     made = [Policy(policy, size, _nothing, _nothing, seed, view, guard) for view in range(1, views + 1)]
     for place, row in enumerate(rows):
-        picture, top = open_picture(pairs.pictures[row]), _GAP + place * high
-        shown = [picture, *(own.augmented(picture, 0, row) for own in made)]
+        image, top = open_image(pairs.images[row]), _GAP + place * high
+        shown = [image, *(own.augmented(image, 0, row) for own in made)]
         for column, view in enumerate(shown):
             left = _GAP + column * (size + _GAP) + (2 * _GAP if column else 0)
             sheet.paste(ImageOps.pad(view, (size, size), color=(235, 235, 235)), (left, top))
@@ -56,5 +56,5 @@ def _said(pairs: Pairs, row: int, guard: TextSafe | None) -> str:
     return f"{caption} [{', '.join(kept)}]" if kept else caption
 
 
-def _nothing(picture: Image.Image | Tensor) -> Inputs:
+def _nothing(image: Image.Image | Tensor) -> Inputs:
     return {}

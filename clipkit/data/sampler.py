@@ -18,7 +18,7 @@ _ORDER, _CAPTION, _STAND_IN, _SHARE = 0, 1, 4, 5
 
 
 class Sample(NamedTuple):
-    """One pair of one epoch: the epoch, the picture's position, the caption's position."""
+    """One pair of one epoch: the epoch, the image's position, the caption's position."""
 
     epoch: int
     image: int
@@ -28,9 +28,9 @@ class Sample(NamedTuple):
 class EpochSampler:
     """Deals each epoch's permutation of the data into global batches.
 
-    With `captions: one` each picture comes once an epoch, with the caption that the picture's own permutation names
+    With `captions: one` each image comes once an epoch, with the caption that the image's own permutation names
     for this epoch. With `all` every caption comes once an epoch. What has a weight comes so many times an epoch: of
-    one with 0.5 each half of the pictures comes in every other epoch. Never two of one picture in a batch while that
+    one with 0.5 each half of the images comes in every other epoch. Never two of one image in a batch while that
     can be avoided. The last partial batch is dropped.
 
     Args:
@@ -45,7 +45,7 @@ class EpochSampler:
 
     def __init__(self, pairs: Pairs, captions: str, batch_size: int, seed: int) -> None:
         self._parts = (
-            [Part(np.arange(len(pairs.pictures)), np.arange(len(pairs.captions)), 1.0)]
+            [Part(np.arange(len(pairs.images)), np.arange(len(pairs.captions)), 1.0)]
             if not pairs.parts
             else list(pairs.parts)
         )
@@ -55,7 +55,7 @@ class EpochSampler:
             math.floor(len(items) * part.weight + 1e-9) for part, items in zip(self._parts, self._items, strict=True)
         )
         if batch_size > available:
-            what = "pictures (captions: one)" if captions == "one" else "captions"
+            what = "images (captions: one)" if captions == "one" else "captions"
             raise DataError(
                 f"train.batch_size is {batch_size}, but {pairs.name} has {available} {what}; "
                 f"set train.batch_size to at most {available}"
@@ -65,10 +65,10 @@ class EpochSampler:
         self.batch_size = batch_size
         self.seed = seed
         self.steps_per_epoch = available // batch_size
-        # Captions of one picture side by side, in the order of the picture's permutation.
+        # Captions of one image side by side, in the order of the image's permutation.
         keys = np.random.default_rng(mix(seed, _CAPTION)).random(len(pairs.captions))
         self._permuted = np.lexsort((keys, pairs.image_of_caption))
-        self._count = np.bincount(pairs.image_of_caption, minlength=len(pairs.pictures))
+        self._count = np.bincount(pairs.image_of_caption, minlength=len(pairs.images))
         self._start = np.cumsum(self._count) - self._count
 
     def epoch(self, epoch: int) -> Iterator[list[Sample]]:
@@ -80,7 +80,7 @@ class EpochSampler:
             yield [Sample(epoch, image, caption) for image, caption in of_batch]
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The epoch's pictures and captions, one after the other."""
+        """The epoch's images and captions, one after the other."""
         generator = np.random.default_rng(mix(self.seed, _ORDER, epoch))
         times: NDArray[np.int64] | int = epoch
         if self.pairs.parts:
@@ -100,7 +100,7 @@ class EpochSampler:
         return images, captions
 
     def _dealt(self, part: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Pictures, or captions, that come in this epoch, and how many times each had come before.
+        """Images, or captions, that come in this epoch, and how many times each had come before.
 
         By the end of epoch e an item has come ⌊w (e + 1) + r / n⌋ times, where r is its rank among the n of its part.
         """
@@ -114,12 +114,12 @@ class EpochSampler:
         return np.repeat(items, count), np.repeat(before, count) + nth
 
     def stand_in(self, sample: Sample, attempt: int) -> Sample:
-        """What takes the place of a sample whose picture cannot be had: another picture with its own caption.
+        """What takes the place of a sample whose image cannot be had: another image with its own caption.
 
         A function of the seed, the sample and the attempt (1, 2…) alone, so that every process and every worker, at
         any time, finds the same one.
         """
-        image = mix(self.seed, _STAND_IN, *sample, attempt) % len(self.pairs.pictures)
+        image = mix(self.seed, _STAND_IN, *sample, attempt) % len(self.pairs.images)
         caption = self._permuted[self._start[image] + sample.epoch % self._count[image]]
         return Sample(sample.epoch, image, int(caption))
 
@@ -134,9 +134,9 @@ class EpochSampler:
 
 
 def _apart(rows: list[tuple[int, int]], batch_size: int) -> list[tuple[int, int]]:
-    """Deal rows into batches in order, a picture at most once a batch; a second row of it waits for the next batch.
+    """Deal rows into batches in order, an image at most once a batch; a second row of it waits for the next batch.
 
-    A picture with as many rows left as there are batches goes first: put off, two of its rows would meet at the end.
+    An image with as many rows left as there are batches goes first: put off, two of its rows would meet at the end.
     """
     rows_of: dict[int, deque[int]] = {}
     for image, row in rows:
@@ -146,7 +146,7 @@ def _apart(rows: list[tuple[int, int]], batch_size: int) -> list[tuple[int, int]
         with_left[len(own)].add(image)
     coming = deque(image for image, _ in rows)
     ahead: Counter[int] = Counter()  # rows taken before their turn came
-    waiting: dict[int, int] = {}  # rows whose turn has passed, by picture, in order
+    waiting: dict[int, int] = {}  # rows whose turn has passed, by image, in order
     dealt: list[tuple[int, int]] = []
 
     def take(image: int) -> None:
@@ -183,7 +183,7 @@ def _apart(rows: list[tuple[int, int]], batch_size: int) -> list[tuple[int, int]
             else:
                 seen.add(image)
                 take(image)
-        # Only pictures that are in the batch already have rows left: they cannot be kept apart any more.
+        # Only images that are in the batch already have rows left: they cannot be kept apart any more.
         while len(dealt) - start < room:
             image = next(image for image, count in waiting.items() if count)
             take(image)

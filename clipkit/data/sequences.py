@@ -1,4 +1,4 @@
-"""Long lists that take little memory: captions and picture paths in Arrow's columns, not a Python object each."""
+"""Long lists that take little memory: captions and image paths in Arrow's columns, not a Python object each."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipkit.data.sources.remote import Remote
-from clipkit.pictures import Stored
+from clipkit.images import Stored
 
 T = TypeVar("T")
 _AT_ONCE = 10_000
@@ -67,7 +67,7 @@ class Strings(Sequence[str]):
 
 
 class Files(Sequence[Path | Stored]):
-    """Picture files by their names, relative to a folder; those with `://` in them are read from where they point."""
+    """ImageLike files by their names, relative to a folder; those with `://` in them are read from where they point."""
 
     def __init__(self, folder: Path, names: Strings) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Shards of pictures with their texts, as tar or Parquet files; written aside, and there only once they are whole.
+"""Shards of images with their texts, as tar or Parquet files; written aside, and there only once they are whole.
 
 The same samples give the same bytes: nothing in a shard says when or by whom it was written.
 """
@@ -21,20 +21,20 @@ from clipkit.data.encoded import Encoded
 
 Format = Literal["tar", "parquet"]
 
-# Rows that a reader of Parquet has to hold at least; the Hub's viewer asks for so few with pictures.
+# Rows that a reader of Parquet has to hold at least; the Hub's viewer asks for so few with images.
 _ROWS_IN_GROUP = 100
 _AT_ONCE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSample:
-    """A picture with its texts, as it goes into a shard."""
+    """An image with its texts, as it goes into a shard."""
 
     key: str
     """Its position in the source, in digits: no other sample has it."""
     name: str
-    """Of the picture in its source."""
-    picture: Encoded
+    """Of the image in its source."""
+    image: Encoded
     texts: Mapping[str, Sequence[str]]
     """By role: caption, and where the source has them negative_caption and paraphrase."""
 
@@ -96,7 +96,7 @@ class ShardWriter(ABC):
 
 
 class TarWriter(ShardWriter):
-    """WebDataset's layout: 000000.jpg with 000000.json, which holds the texts as lists and the picture's name."""
+    """WebDataset's layout: 000000.jpg with 000000.json, which holds the texts as lists and the image's name."""
 
     def __init__(self, path: Path, roles: Sequence[str]) -> None:
         super().__init__(path, roles)
@@ -104,7 +104,7 @@ class TarWriter(ShardWriter):
 
     def _write(self, sample: ShardSample) -> None:
         texts = {role: list(own) for role, own in sample.texts.items()} | {"name": sample.name}
-        self._member(f"{sample.key}.{sample.picture.ending}", sample.picture.content)
+        self._member(f"{sample.key}.{sample.image.ending}", sample.image.content)
         self._member(f"{sample.key}.json", json.dumps(texts, ensure_ascii=False).encode())
 
     def _member(self, name: str, content: bytes) -> None:
@@ -127,14 +127,14 @@ class ParquetWriter(ShardWriter):
         texts = {role: List(Value("string")) for role in roles}
         self._schema = Features({"image": Image(), **texts, "name": Value("string")}).arrow_schema
         self._rows: list[dict[str, Any]] = []
-        # Dictionaries and statistics of pictures would be copies of them.
+        # Dictionaries and statistics of images would be copies of them.
         self._table = parquet.ParquetWriter(
             pa.PythonFile(self._file, mode="w"), self._schema, use_dictionary=False, write_statistics=False
         )
 
     def _write(self, sample: ShardSample) -> None:
-        picture = {"bytes": sample.picture.content, "path": f"{sample.key}.{sample.picture.ending}"}
-        self._rows.append({"image": picture, **sample.texts, "name": sample.name})
+        image = {"bytes": sample.image.content, "path": f"{sample.key}.{sample.image.ending}"}
+        self._rows.append({"image": image, **sample.texts, "name": sample.name})
         if len(self._rows) == _ROWS_IN_GROUP:
             self._write_group()
 

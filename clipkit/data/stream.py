@@ -19,13 +19,13 @@ from clipkit.data.pairs import Pairs
 from clipkit.data.sources.streams import Stream, StreamSample, caption_identity, stream_of
 from clipkit.data.tokens import Tokenize
 from clipkit.errors import DataError
-from clipkit.pictures import open_picture
+from clipkit.images import open_image
 from clipkit.seeds import mix
 
 _STREAM, _CAPTION, _STAND_IN = 6, 7, 8  # beside the streams of order, caption, augmentation and views
 _CHUNK = 64
 _BUFFER = 1000
-"""Samples among which a lane shuffles, with their pictures' files."""
+"""Samples among which a lane shuffles, with their images' files."""
 
 
 class _Unlisted(Sequence[str]):
@@ -51,7 +51,7 @@ class StreamPairs(Pairs):
     def fingerprint(self) -> str:
         return self.stream.fingerprint
 
-    def picture_name(self, image: int) -> str:
+    def image_name(self, image: int) -> str:
         """All that its identity tells."""
         return f"sample {image:016x}"
 
@@ -100,12 +100,12 @@ class StreamSampler:
     """
 
     def __init__(self, pairs: StreamPairs, batch_size: int) -> None:
-        if batch_size > len(pairs.pictures):
+        if batch_size > len(pairs.images):
             raise DataError(
-                f"train.batch_size is {batch_size}, but data.samples {len(pairs.pictures)}; set train.batch_size to at "
-                f"most {len(pairs.pictures)}"
+                f"train.batch_size is {batch_size}, but data.samples {len(pairs.images)}; set train.batch_size to at "
+                f"most {len(pairs.images)}"
             )
-        self.steps_per_epoch = len(pairs.pictures) // batch_size
+        self.steps_per_epoch = len(pairs.images) // batch_size
         self.stand_in = None
 
     def slices(self, first_step: int, last_step: int, rows: slice) -> Stretch:
@@ -189,14 +189,12 @@ class _Collate:
         made: dict[int, dict[str, dict[str, Tensor]]] = {}
         for place, sample in enumerate(samples):
             try:
-                picture = open_picture(sample.picture, self.draft)
-                made[place] = {name: own(picture, epoch, sample.identity) for name, own in self.augments.items()}
+                image = open_image(sample.image, self.draft)
+                made[place] = {name: own(image, epoch, sample.identity) for name, own in self.augments.items()}
             except DataError as error:
                 bad[sample.identity] = str(error)
         if not made:
-            return DataError(
-                f"{self.name}: of {len(samples)} pictures none can be decoded ({next(iter(bad.values()))})"
-            )
+            return DataError(f"{self.name}: of {len(samples)} images none can be decoded ({next(iter(bad.values()))})")
         sound = list(made)
         # Another sample of the chunk stands in, so that its size is what it would have been.
         places = [
@@ -233,7 +231,7 @@ def stream_loader(
     Args:
         pairs: the stream.
         stretch: which steps.
-        augments: for each kind of features that come from pixels, picture to pixels.
+        augments: for each kind of features that come from pixels, image to pixels.
         texts: the kinds that come from tokens, all of them the sample's caption.
         tokenize: strings to tokens.
         workers: loader processes, each a lane; 0: this one.

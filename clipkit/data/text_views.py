@@ -20,14 +20,14 @@ class TextView:
 
     Args:
         policy: same: the caption; crop: some of its words, side by side; paraphrase: the column of that name; sibling:
-            another caption of its picture, itself where there is no other.
+            another caption of its image, itself where there is no other.
         pairs: the captions.
         crop: share of the words that a crop keeps, lowest and highest.
         seed: the run's; what is drawn depends on (seed, epoch, caption, view) alone.
-        view: which of a caption's views this is; 0 for the caption beside a picture.
+        view: which of a caption's views this is; 0 for the caption beside an image.
 
     Raises:
-        DataError: the data has no paraphrases, or no picture with two captions.
+        DataError: the data has no paraphrases, or no image with two captions.
 
     Example:
         >>> from pathlib import Path
@@ -46,7 +46,7 @@ class TextView:
             raise DataError(f"{pairs.name}: row {row} has no paraphrase; fill it in or drop the row")
         if policy == "sibling" and max(map(len, pairs.captions_of_image)) < 2:
             raise DataError(
-                f"{pairs.name}: the policy sibling needs pictures with several captions, and none has; take crop"
+                f"{pairs.name}: the policy sibling needs images with several captions, and none has; take crop"
             )
         self.policy = policy
         self.pairs = pairs

@@ -6,11 +6,11 @@ from typing import Any, TypedDict
 import numpy as np
 
 from clipkit.errors import DataError, one_line
-from clipkit.evaluation.compositional import compositional_columns
 from clipkit.evaluation.figures import Columns, Means, draws, values
-from clipkit.evaluation.probe import probe_columns
-from clipkit.evaluation.retrieval import retrieval_columns
-from clipkit.evaluation.zeroshot import classification_columns, several_columns
+from clipkit.evaluation.tasks.compositional import compositional_columns
+from clipkit.evaluation.tasks.probe import probe_columns
+from clipkit.evaluation.tasks.retrieval import retrieval_columns
+from clipkit.evaluation.tasks.zeroshot import classification_columns, several_columns
 from clipkit.metrics import interval
 from clipkit.metrics.bootstrap import DRAWS
 
@@ -40,7 +40,7 @@ class Comparison(TypedDict):
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
-    """The paired difference of every metric: both are resampled with the same draws of pictures.
+    """The paired difference of every metric: both are resampled with the same draws of images.
 
     `p` is two-sided: twice the share of the 1,000 resampled differences on the rarer side of 0 (at least 0.002: what
     so many draws can tell).
@@ -150,7 +150,7 @@ def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
         for row in _furthest(ratio):
             found.append(
                 _moved(kind, row, named, one, two)
-                | _picture_of(first["queries"], key, row)
+                | _image_of(first["queries"], key, row)
                 | _answer("first", first, key, row)
                 | _answer("second", second, key, row)
             )
@@ -160,24 +160,24 @@ def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
 
 
 def _turned(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Pictures of a probe or of near misses that one model has right and the other has not; of shots by their share."""
+    """Images of a probe or of near misses that one model has right and the other has not; of shots by their share."""
     queries = first["queries"]
     match first["task"]:
         case "probe":
             one, two = (np.asarray(result["queries"]["lp_top1"]) for result in (first, second))
             names = queries["images"]
-            pictures = names
+            images = names
             right = [first["settings"]["classes"][label] for label in queries["label"]]
         case "compositional":
             one, two = (compositional_columns(result["queries"])["acc"].values for result in (first, second))
             names = [" | ".join(own) for own in queries["texts"]]
-            pictures = [own[0] for own in queries["images"]]
+            images = [own[0] for own in queries["images"]]
             right = [own[0] for own in queries["texts"]]
         case _:
             return []
     return [
         {
-            "asks": "image", "query": names[row], "image": pictures[row], "right": right[row],
+            "asks": "image", "query": names[row], "image": images[row], "right": right[row],
             "first_right": float(one[row]), "second_right": float(two[row]),
         }
         for row in _furthest(one - two)
@@ -196,8 +196,8 @@ def _moved(kind: str, row: int, names: Sequence[Any] | None, one: Any, two: Any)
     return {"asks": kind, "query": query, "first_rank": int(one[row]), "second_rank": int(two[row])}
 
 
-def _picture_of(queries: Mapping[str, Any], key: str, row: int) -> dict[str, str]:
-    """The picture that asks, or that a caption asks for."""
+def _image_of(queries: Mapping[str, Any], key: str, row: int) -> dict[str, str]:
+    """The image that asks, or that a caption asks for."""
     if "images" not in queries:
         return {}
     place = queries["image_of_text"][row] if key == "image_rank" else row
@@ -205,7 +205,7 @@ def _picture_of(queries: Mapping[str, Any], key: str, row: int) -> dict[str, str
 
 
 def _answer(whose: str, result: Mapping[str, Any], key: str, row: int) -> dict[str, str]:
-    """What a model puts first: a picture, a caption or a class."""
+    """What a model puts first: an image, a caption or a class."""
     queries = result["queries"]
     match key:
         case "image_rank" if "first_image" in queries:

@@ -25,7 +25,7 @@ class Figure(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Who asked: the clusters that are resampled whole, as pictures, and strata to draw within, as classes."""
+    """Who asked: the clusters that are resampled whole, as images, and strata to draw within, as classes."""
 
     clusters: NDArray[np.int64]
     strata: NDArray[np.int64] | None = None

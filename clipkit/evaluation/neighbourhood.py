@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipkit.evaluation.result import chosen_examples, shown
+from clipkit.images import Stored
 from clipkit.metrics import first_columns
-from clipkit.pictures import Stored
 
 _EXAMPLES = 8
 _NEIGHBOURS = 5
 _ON_THE_MAP = 240
-_SMALL = 36  # pixels of a picture on the map
+_SMALL = 36  # pixels of an image on the map
 
 Kind = Literal["image", "text"]
 
@@ -27,7 +27,7 @@ def neighbour_examples(
 
     Args:
         features: unit length, of the items.
-        items: pictures, or texts.
+        items: images, or texts.
         kind: which of the two.
     """
     found = []
@@ -53,7 +53,7 @@ def embedding_map(
 
     Args:
         features: unit length.
-        items: pictures, or texts.
+        items: images, or texts.
         kind: which of the two.
         labels: the class of each, if known.
 
@@ -75,7 +75,7 @@ def embedding_map(
 
 
 def map_of_classes(features: Float[Tensor, "N D"], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Where at most 240 pictures, evenly spaced, lie along their two principal components.
+    """Where at most 240 images, evenly spaced, lie along their two principal components.
 
     Args:
         features: unit length.
@@ -90,7 +90,7 @@ def map_of_classes(features: Float[Tensor, "N D"], labels: Sequence[str]) -> lis
     chosen = features[rows].double()
     centred = chosen - chosen.mean(dim=0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    # A direction's sign is arbitrary: the largest part points up, so that a picture is the same every time.
+    # A direction's sign is arbitrary: the largest part points up, so that an image is the same every time.
     first = directions[:2]
     first = first * first.gather(1, first.abs().argmax(dim=1, keepdim=True)).sign()
     return [{**place, "label": labels[row]} for row, place in zip(rows, _scaled(centred @ first.T), strict=True)]

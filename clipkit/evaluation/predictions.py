@@ -23,12 +23,12 @@ def write_retrieval_predictions(
     ranks: RetrievalRanks,
     image_features: Float[Tensor, "N D"],
     text_features: Float[Tensor, "M D"],
-    pictures: Sequence[Any],
+    images: Sequence[Any],
     texts: Sequence[str],
 ) -> None:
     """One row a query, texts first: its right answers with rank and score, and the ten highest-scored answers.
 
-    Answers are rows: of pictures where a text asks, of texts where a picture asks.
+    Answers are rows: of images where a text asks, of texts where an image asks.
     """
     import pyarrow as pa
 
@@ -49,7 +49,7 @@ def write_retrieval_predictions(
     with _Writer(file, schema) as writer:
         for kind, own, other, (top_scores, top), names, rank in (
             ("text", text, image, of_texts, texts, ranks.among_images),
-            ("image", image, text, of_images, pictures, ranks.among_texts),
+            ("image", image, text, of_images, images, ranks.among_texts),
         ):
             order = own.argsort(stable=True)
             starts = torch.searchsorted(own[order], torch.arange(len(names) + 1)).tolist()
@@ -72,12 +72,12 @@ def write_retrieval_predictions(
 
 def write_class_predictions(
     file: str | Path,
-    pictures: Sequence[Any],
+    images: Sequence[Any],
     scores: Float[Tensor, "N C"],
     labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
     classes: Sequence[str],
 ) -> None:
-    """One row a picture: its class or classes, the predicted class, and the score of every class.
+    """One row an image: its class or classes, the predicted class, and the score of every class.
 
     Classes are positions among the names that stand, as JSON, in the schema's metadata: names may repeat.
     """
@@ -99,7 +99,7 @@ def write_class_predictions(
             own = labels[rows]
             writer.write(
                 {
-                    "image": [_printable(picture) for picture in pictures[rows]],
+                    "image": [_printable(image) for image in images[rows]],
                     "label": [row.nonzero()[:, 0].tolist() for row in own] if several else own.tolist(),
                     "predicted": scores[rows].argmax(dim=1).tolist(),
                     "scores": scores[rows].tolist(),

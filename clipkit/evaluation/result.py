@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 
 from clipkit.errors import DataError
 from clipkit.evaluation.figures import Figure
+from clipkit.images import Stored, as_data_uri
 from clipkit.metrics.bootstrap import DRAWS
-from clipkit.pictures import Stored, as_data_uri
 
 
 class Result(TypedDict):
@@ -36,7 +36,7 @@ class Result(TypedDict):
     prompts: NotRequired[list[dict[str, Any]]]
     """The accuracy of each prompt by itself, and of the others without it."""
     map: NotRequired[list[dict[str, Any]]]
-    """Where some of the pictures lie in two dimensions."""
+    """Where some of the images lie in two dimensions."""
 
 
 # Every result is made with these.
@@ -49,11 +49,11 @@ def versions() -> dict[str, str]:
     return {"clipkit": version("clipkit-torch"), "python": platform.python_version()} | packages
 
 
-def data_hash(pictures: Iterable[bytes], texts: Iterable[str], *relations: ArrayLike) -> str:
-    """SHA-256 over the pictures' content hashes, the texts, and which belongs to which; not over any path."""
+def data_hash(images: Iterable[bytes], texts: Iterable[str], *relations: ArrayLike) -> str:
+    """SHA-256 over the images' content hashes, the texts, and which belongs to which; not over any path."""
     digest = hashlib.sha256()
-    for picture in pictures:
-        digest.update(picture)
+    for image in images:
+        digest.update(image)
     for text in texts:
         digest.update(f"{text}\0".encode())
     for relation in relations:
@@ -72,14 +72,14 @@ def to_json(result: Mapping[str, Any]) -> str:
     return head.removesuffix("\n}") + ',\n  "queries": {\n' + ",\n".join(lists) + "\n  }\n}\n"
 
 
-def shown(picture: str | Path | Stored, side: int = 112) -> str:
-    """A picture in an example: its path, or, where it lies in a tar or a table, itself, as small as a report needs."""
-    if not isinstance(picture, Stored):
-        return str(picture)
+def shown(image: str | Path | Stored, side: int = 112) -> str:
+    """An image in an example: its path, or, where it lies in a tar or a table, itself, as small as a report needs."""
+    if not isinstance(image, Stored):
+        return str(image)
     try:
-        return as_data_uri(picture, side)
+        return as_data_uri(image, side)
     except DataError:
-        return str(picture)
+        return str(image)
 
 
 def chosen_examples(count: int, of: int) -> list[int]:

@@ -39,9 +39,9 @@ def contrastive(
         image_features: unit length, one row a pair.
         text_features: unit length, row i belongs to row i of the images.
         margin: cosine distance, in [0, 2], beyond which a negative is far enough.
-        image_ids: the picture of each pair, where pictures may repeat.
+        image_ids: the image of each pair, where images may repeat.
         caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: another pair with the same picture or caption is a positive, left out, or a negative.
+        duplicates: another pair with the same image or caption is a positive, left out, or a negative.
         rows: the images whose terms are counted, against all texts; over slices that cover 0..G the values sum to the
             whole loss.
 

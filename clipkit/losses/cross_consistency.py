@@ -8,7 +8,7 @@ from torch import Tensor
 def cross_consistency(
     image_features: Float[Tensor, "G D"], text_features: Float[Tensor, "G D"], *, rows: slice | None = None
 ) -> Float[Tensor, ""]:
-    r"""Picture i is to caption j as picture j is to caption i.
+    r"""ImageLike i is to caption j as image j is to caption i.
 
     A term to add to another loss: CyCLIP adds both of its kinds to InfoNCE, with weight 0.25.
 

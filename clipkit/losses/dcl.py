@@ -38,9 +38,9 @@ def dcl(
         image_features: unit length, one row a pair; the first views.
         text_features: unit length, row i belongs to row i of the images; the second views.
         scale: inverse temperature, without unit; 10 in the paper.
-        image_ids: the picture of each pair, where pictures may repeat.
+        image_ids: the image of each pair, where images may repeat.
         caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: another pair with the same picture or caption is a positive, left out, or a negative.
+        duplicates: another pair with the same image or caption is a positive, left out, or a negative.
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:

@@ -19,7 +19,7 @@ def distillation(
     *,
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Among the batch's texts each picture is to choose as the teacher does, and each text among the pictures.
+    r"""Among the batch's texts each image is to choose as the teacher does, and each text among the images.
 
     .. math:: L = -\frac{1}{2G} \sum_{ij} \big[ p^T_{ij} \ln p_{ij} + q^T_{ij} \ln q_{ij} \big]
 
@@ -40,7 +40,7 @@ def distillation(
         image_features: unit length, one row a pair.
         text_features: unit length, row i belongs to row i of the images.
         scale: exp(logit_scale).
-        teacher_image_features: unit length, of the same pictures; no gradient goes there.
+        teacher_image_features: unit length, of the same images; no gradient goes there.
         teacher_text_features: unit length, of the same captions.
         teacher_scale: the teacher's exp(logit_scale).
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.

@@ -25,7 +25,7 @@ def infonce(
         - \frac{s}{|P_i|} \sum_{j \in P_i} (x_i \cdot y_j + y_i \cdot x_j) \Big]
 
     (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", figure 3, where
-    P_i is i alone.) P_i are the pairs with the same picture or the same caption as pair i, itself included: cross
+    P_i is i alone.) P_i are the pairs with the same image or the same caption as pair i, itself included: cross
     entropy with targets spread evenly over them. At equal similarities the loss is ln G, its chance level.
 
     With `label_smoothing` ε the targets are (1 − ε) of that and ε spread evenly over all columns (Szegedy et al. 2016,
@@ -46,9 +46,9 @@ def infonce(
         image_features: unit length, one row a pair.
         text_features: unit length, row i belongs to row i of the images.
         scale: exp(logit_scale), the inverse temperature; 14.3 for a temperature of 0.07, at most 100 in CLIP.
-        image_ids: the picture of each pair, where pictures may repeat.
+        image_ids: the image of each pair, where images may repeat.
         caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: what another pair with the same picture or caption is. positive: see above; ignore: it is left
+        duplicates: what another pair with the same image or caption is. positive: see above; ignore: it is left
             out of both sums (a row without any negative left gives 0); negative: as if the ids were not known.
         label_smoothing: ε in [0, 1), for captions that are sometimes wrong.
         rows: the pairs whose terms are counted, against all columns. Over slices that cover 0..G the values sum to

@@ -24,9 +24,9 @@ def joint(
         image: unit length.
         text: unit length.
         scale: inverse temperature.
-        image_ids: the picture of each pair.
+        image_ids: the image of each pair.
         caption_ids: the caption of each pair.
-        duplicates: what another pair with the same picture or caption is, in both modalities.
+        duplicates: what another pair with the same image or caption is, in both modalities.
         rows: pairs whose two anchors are counted.
         decoupled: leave the positives out of the sum of exponentials.
     """

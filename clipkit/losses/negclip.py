@@ -20,16 +20,16 @@ def negclip(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""InfoNCE in which pictures have more texts to choose from: captions that were made wrong on purpose.
+    r"""InfoNCE in which images have more texts to choose from: captions that were made wrong on purpose.
 
     .. math:: L = L_{InfoNCE} + \frac{1}{2G} \sum_i \Big[ \mathrm{lse}\big(\mathrm{lse}_j(s\,x_i \cdot y_j),
         \mathrm{lse}_h(s\,x_i \cdot n_h)\big) - \mathrm{lse}_j(s\,x_i \cdot y_j) \Big]
 
-    (Yuksekgonul et al. 2023, "When and Why Vision-Language Models Behave like Bags-of-Words", section 4.) Every picture
-    sees all of the batch's wrong captions; these have no picture of their own, so they do not ask.
+    (Yuksekgonul et al. 2023, "When and Why Vision-Language Models Behave like Bags-of-Words", section 4.) Every image
+    sees all of the batch's wrong captions; these have no image of their own, so they do not ask.
 
     In short:
-        formula: InfoNCE, with H more texts in the pictures' softmax
+        formula: InfoNCE, with H more texts in the images' softmax
         positives: as infonce
         needs: a column negative_caption in data.train
         memory: tiled, O(G D)
@@ -42,9 +42,9 @@ def negclip(
         text_features: unit length, row i belongs to row i of the images.
         negative_text_features: unit length, in any order.
         scale: exp(logit_scale).
-        image_ids: the picture of each pair, where pictures may repeat.
+        image_ids: the image of each pair, where images may repeat.
         caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: another pair with the same picture or caption is a positive, left out, or a negative.
+        duplicates: another pair with the same image or caption is a positive, left out, or a negative.
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:

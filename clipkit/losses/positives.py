@@ -1,4 +1,4 @@
-"""Which pairs of a batch belong together: those that share a picture or a caption."""
+"""Which pairs of a batch belong together: those that share an image or a caption."""
 
 from typing import Literal
 
@@ -10,16 +10,16 @@ from clipkit.errors import BatchError
 from clipkit.losses.tiles import PairIds
 
 Duplicates = Literal["positive", "ignore", "negative"]
-"""What another pair with the same picture or caption is: a positive too, nothing, or (as elsewhere) a negative."""
+"""What another pair with the same image or caption is: a positive too, nothing, or (as elsewhere) a negative."""
 
 
 class Positives:
     """The positives of each pair, by counting; no G × G mask.
 
-    Pairs with the same picture, plus pairs with the same caption, minus pairs with both.
+    Pairs with the same image, plus pairs with the same caption, minus pairs with both.
 
     Args:
-        image_ids: the picture of each pair.
+        image_ids: the image of each pair.
         caption_ids: the caption of each pair; equal strings have equal ids.
     """
 
@@ -48,12 +48,12 @@ class Positives:
 def other_pairs(
     image_ids: Tensor | None, caption_ids: Tensor | None, duplicates: Duplicates, rows: slice
 ) -> tuple[Positives | None, PairIds | None]:
-    """What a loss does about pairs that share a picture or a caption: count them as positives, or leave them out.
+    """What a loss does about pairs that share an image or a caption: count them as positives, or leave them out.
 
     Both are None where no pair has another one, or where they are to be negatives.
 
     Args:
-        image_ids: the picture of each pair, or None.
+        image_ids: the image of each pair, or None.
         caption_ids: the caption of each pair, or None.
         duplicates: what such pairs are.
         rows: the rows whose terms are counted; what is left out is for tiles of these against all columns.
@@ -80,9 +80,9 @@ class Relations:
 
     Args:
         pairs: G.
-        image_ids: the picture of each pair, or None.
+        image_ids: the image of each pair, or None.
         caption_ids: the caption of each pair, or None.
-        duplicates: what other pairs with the same picture or caption are.
+        duplicates: what other pairs with the same image or caption are.
         device: of the features.
 
     Raises:
@@ -133,7 +133,7 @@ def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, capt
     if image_ids is None or caption_ids is None:
         raise BatchError(f"a batch of {len(negatives)} pair has no negatives; take a larger train.batch_size")
     raise BatchError(
-        f"the batch's {len(negatives)} pairs are of {len(image_ids.unique())} pictures and {len(caption_ids.unique())} "
+        f"the batch's {len(negatives)} pairs are of {len(image_ids.unique())} images and {len(caption_ids.unique())} "
         "captions that all belong together, so none is a negative of another; take a larger train.batch_size, or mix "
         "the data"
     )

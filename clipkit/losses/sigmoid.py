@@ -24,7 +24,7 @@ def sigmoid(
     .. math:: L = -\frac{1}{G} \sum_{ij} \ln \sigma\big(z_{ij} (s\,x_i \cdot y_j + b)\big), \quad z_{ij} = \pm 1
 
     (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", section 3.2: a sum over combinations, a mean
-    over pairs.) z is 1 where two pairs share a picture or a caption. With s = b = 0 the loss is G ln 2.
+    over pairs.) z is 1 where two pairs share an image or a caption. With s = b = 0 the loss is G ln 2.
 
     Arguments, tiles and precision are those of `infonce`.
 
@@ -42,9 +42,9 @@ def sigmoid(
         text_features: unit length, row i belongs to row i of the images.
         scale: exp(logit_scale); 10 at the start of SigLIP's training.
         bias: the logit bias; -10 at the start of SigLIP's training.
-        image_ids: the picture of each pair, where pictures may repeat.
+        image_ids: the image of each pair, where images may repeat.
         caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: another pair with the same picture or caption is a positive, left out, or a negative.
+        duplicates: another pair with the same image or caption is a positive, left out, or a negative.
         rows: the images whose terms are counted, against all texts.
 
     Returns:

@@ -21,23 +21,23 @@ def supcon(
         \ln \frac{\exp(s\,z_a \cdot z_p)}{\sum_{b \neq a} \exp(s\,z_a \cdot z_b)}
 
     (Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, L_out.) Pairs are of one class where they share
-    a picture or a caption: with captions made from class names, the caption is the class. Labels of your own go in as
+    an image or a caption: with captions made from class names, the caption is the class. Labels of your own go in as
     both ids.
 
     In short:
         formula: mean over positives of −log softmax over the 2G − 1 others
-        positives: all of the same picture, caption or class
+        positives: all of the same image, caption or class
         needs: nothing; classes as captions
         memory: tiled, O(G D)
         chance: ln(2G − 1)
         source: Khosla et al. 2020
-        take it: for class folders, where many pictures share a caption
+        take it: for class folders, where many images share a caption
 
     Args:
         image_features: unit length, one row a pair.
         text_features: unit length, row i belongs to row i of the images.
         scale: inverse temperature, without unit; 10 in the paper.
-        image_ids: the picture of each pair, where pictures may repeat.
+        image_ids: the image of each pair, where images may repeat.
         caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
 

@@ -23,13 +23,13 @@ _SMALL = 128
 class PairIds(NamedTuple):
     """Who the rows and columns are, where some combinations are to be left out: duplicates, a pair with itself.
 
-    Positions tell a pair itself from its duplicates, those that share its picture or caption.
+    Positions tell a pair itself from its duplicates, those that share its image or caption.
     """
 
     row_position: Int[Tensor, " R"]
     column_position: Int[Tensor, " C"]
     row_ids: tuple[Int[Tensor, " R"], ...] = ()
-    """Picture and caption, where duplicates are left out."""
+    """ImageLike and caption, where duplicates are left out."""
     column_ids: tuple[Int[Tensor, " C"], ...] = ()
     itself_too: bool = False
     """Whether a pair's combination with itself is left out; else it stays."""

@@ -1,4 +1,4 @@
-"""Triplet loss with margin, and the max of hinges of picture and text."""
+"""Triplet loss with margin, and the max of hinges of image and text."""
 
 from typing import Literal
 
@@ -32,7 +32,7 @@ def triplet(
     (Schroff et al. 2015, "FaceNet", section 3.1.) Which triplets count, by `mining`:
 
     hard: of each anchor the farthest positive with the nearest negative; mean over the anchors, satisfied ones too.
-    With one positive it is the max of hinges of picture and text (Faghri et al. 2018, "VSE++"), of which it is the mean
+    With one positive it is the max of hinges of image and text (Faghri et al. 2018, "VSE++"), of which it is the mean
     where they take the sum. all: every triplet; mean over those that violate the margin (Hermans et al. 2017, "In
     Defense of the Triplet Loss", batch all ≠ 0). semihard: the same over negatives that are farther than the positive
     but within the margin.
@@ -55,9 +55,9 @@ def triplet(
         margin: in the units of the distance: cosine in [0, 2], euclidean in [0, 2].
         mining: see above.
         distance: cosine: 1 − x · y; euclidean: ‖x − y‖.
-        image_ids: the picture of each pair, where pictures may repeat.
+        image_ids: the image of each pair, where images may repeat.
         caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: another pair with the same picture or caption is a positive, left out, or a negative.
+        duplicates: another pair with the same image or caption is a positive, left out, or a negative.
         rows: the pairs whose two anchors are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:

@@ -8,7 +8,7 @@ from torch import Tensor
 def within_consistency(
     image_features: Float[Tensor, "G D"], text_features: Float[Tensor, "G D"], *, rows: slice | None = None
 ) -> Float[Tensor, ""]:
-    r"""Pictures i and j are as alike as their captions.
+    r"""Images i and j are as alike as their captions.
 
     A term to add to another loss: CyCLIP adds both of its kinds to InfoNCE, with weight 0.25.
 

@@ -1,4 +1,4 @@
-"""Classification from scores: one label a picture, or several."""
+"""Classification from scores: one label an image, or several."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,15 +8,15 @@ from torch import Tensor
 def classification(
     scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"] | Bool[Tensor, "N C"]
 ) -> dict[str, float | None]:
-    """acc1, acc5 and mean_per_class_recall; for several labels a picture mean_average_precision.
+    """acc1, acc5 and mean_per_class_recall; for several labels an image mean_average_precision.
 
     Names and definitions of CLIP_benchmark 1.6: `acc5` is None with fewer than five classes; `mean_per_class_recall`
-    is the mean over the classes that occur in `labels`; a class without a picture has an average precision of 0. Ties
+    is the mean over the classes that occur in `labels`; a class without an image has an average precision of 0. Ties
     go to the lower index.
 
     Args:
         scores: the higher the likelier.
-        labels: for each picture its class; or, as true and false, its classes.
+        labels: for each image its class; or, as true and false, its classes.
 
     Raises:
         ValueError: a score is NaN, or the labels do not fit the scores.
@@ -57,7 +57,7 @@ def true_label_ranks(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) ->
 
 
 def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]) -> Float[Tensor, " C"]:
-    """Each class's mean of the precision at its pictures; 0 for a class without one."""
+    """Each class's mean of the precision at its images; 0 for a class without one."""
     _, classes, precision = precision_at_right(scores, labels)
     total = torch.zeros(labels.shape[1], dtype=torch.float64, device=scores.device).index_add(0, classes, precision)
     return total / labels.sum(dim=0).clamp(min=1)
@@ -66,10 +66,10 @@ def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"])
 def precision_at_right(
     scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]
 ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
-    """For each picture of each class the share of right pictures among those that score as high for the class.
+    """For each image of each class the share of right images among those that score as high for the class.
 
     Returns:
-        Pictures, classes and precisions of the P right answers.
+        Images, classes and precisions of the P right answers.
     """
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     places = torch.arange(1, len(scores) + 1, device=scores.device)
@@ -79,12 +79,12 @@ def precision_at_right(
         place = places[right]
         precision = torch.arange(1, len(place) + 1, device=scores.device).double() / place
         found.append((order[right], torch.full_like(place, c), precision))
-    pictures, classes, precision = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return pictures, classes, precision
+    images, classes, precision = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return images, classes, precision
 
 
 def confusion(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"], classes: int) -> Int[Tensor, "C C"]:
-    """How often a picture of the row's class was taken for the column's."""
+    """How often an image of the row's class was taken for the column's."""
     return (labels * classes + predicted).bincount(minlength=classes * classes).view(classes, classes)
 
 

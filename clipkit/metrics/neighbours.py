@@ -17,7 +17,7 @@ def knn_scores(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Float[Tensor, "N C"]:
-    """Weighted votes of the k most similar training pictures: exp(cosine / temperature) each (Wu et al. 2018, 3.4).
+    """Weighted votes of the k most similar training images: exp(cosine / temperature) each (Wu et al. 2018, 3.4).
 
     Args:
         features: unit length.

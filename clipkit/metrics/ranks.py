@@ -172,7 +172,7 @@ class Tiles:
 
     def __init__(self, images: Float[Tensor, "N D"], texts: Float[Tensor, "M D"]) -> None:
         self._images, self._texts = self.dtype_of(images), self.dtype_of(texts)
-        # A handful of pictures is no reason for a million scores.
+        # A handful of images is no reason for a million scores.
         self.side = side = min(_SIDE, 1 << max(len(images), len(texts), 2).bit_length())
         self.images, self.texts = _bands(len(images), side), _bands(len(texts), side)
         self._padded = {id(own): _padded(own[side * (len(own) // side) :], side) for own in (self._images, self._texts)}

@@ -13,7 +13,7 @@ from clipkit.models.towers import ImageTower, TextTower
 
 def absent_image_tower() -> ImageTower:
     """In the place of an image tower."""
-    return ImageTower(_Absent("image"), nn.Identity(), [], Preprocess(_no_picture, None, (0, 0, 0), (1, 1, 1)))
+    return ImageTower(_Absent("image"), nn.Identity(), [], Preprocess(_no_image, None, (0, 0, 0), (1, 1, 1)))
 
 
 def absent_text_tower() -> TextTower:
@@ -42,11 +42,11 @@ def check_present(model_name: str, **towers: nn.Module) -> None:
 
 
 def _refuse(side: str, model_name: str = "this model") -> NoReturn:
-    made_of = {"image": "captions", "text": "pictures"}[side]
+    made_of = {"image": "captions", "text": "images"}[side]
     raise ModelError(f"{model_name} has no {side} tower: it was made of {made_of} alone; take one that has both")
 
 
-def _no_picture(picture: Image.Image) -> Inputs:
+def _no_image(image: Image.Image) -> Inputs:
     _refuse("image")
 
 

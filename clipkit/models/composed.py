@@ -212,7 +212,7 @@ def _image_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: st
 
 
 def data_config(native: Any, size: int) -> dict[str, Any]:
-    """timm's own words for how pictures of this size are prepared."""
+    """timm's own words for how images of this size are prepared."""
     from timm.data import resolve_data_config
 
     return resolve_data_config({"input_size": (3, size, size)}, pretrained_cfg=native.pretrained_cfg)

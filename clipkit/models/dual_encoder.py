@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipkit.errors import DataError
-from clipkit.models.encode import encode_pictures, encode_strings, listed_pictures, listed_strings
+from clipkit.images import ImageLike
+from clipkit.models.encode import encode_images, encode_strings, listed_images, listed_strings
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.view_heads import save_view_heads
-from clipkit.pictures import Picture
 
 
 class Backend(Protocol):
@@ -70,21 +70,21 @@ class DualEncoder(nn.Module):
         return self.view_heads[tower] if tower in self.view_heads else None  # noqa: SIM401, it has no get
 
     def encode_image(
-        self, images: Picture | Iterable[Picture], batch_size: int = 64, *, progress: bool = False
+        self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64, *, progress: bool = False
     ) -> Float[Tensor, "N D"]:
-        """Unit-length features of pictures, float32 on the CPU.
+        """Unit-length features of images, float32 on the CPU.
 
         Args:
             images: paths, PIL images or uint8 arrays (H, W, 3); one of them or any number, also none.
-            batch_size: pictures in one forward.
+            batch_size: images in one forward.
             progress: show a bar on the terminal.
 
         Raises:
-            DataError: a picture is missing or cannot be decoded, or it is something else.
+            DataError: an image is missing or cannot be decoded, or it is something else.
             UserError: the batch size is not positive.
         """
-        several = listed_pictures(images)
-        features = encode_pictures(self.image, several, self.image, batch_size, self.device, progress)
+        several = listed_images(images)
+        features = encode_images(self.image, several, self.image, batch_size, self.device, progress)
         return F.normalize(features, dim=-1)
 
     def encode_text(
@@ -106,7 +106,7 @@ class DualEncoder(nn.Module):
         return F.normalize(features, dim=-1)
 
     def classify(
-        self, images: Picture | Iterable[Picture], texts: str | Iterable[str], batch_size: int = 64
+        self, images: ImageLike | Iterable[ImageLike], texts: str | Iterable[str], batch_size: int = 64
     ) -> Float[Tensor, "N C"]:
         """Probability of each text for each image: the softmax of scale · cosine over the texts.
 
@@ -140,9 +140,9 @@ class DualEncoder(nn.Module):
         """
         import tempfile
 
-        from clipkit.models.card import card, kept_card
-        from clipkit.models.layout import layout_of
-        from clipkit.models.push import push, signed
+        from clipkit.models.publish.card import card, kept_card
+        from clipkit.models.publish.layout import layout_of
+        from clipkit.models.publish.push import push, signed
 
         with tempfile.TemporaryDirectory() as folder:
             saved = Path(folder)

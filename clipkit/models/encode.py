@@ -1,4 +1,4 @@
-"""Pictures and strings through a tower, in batches, without gradients."""
+"""Images and strings through a tower, in batches, without gradients."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clipkit.errors import DataError, UserError
+from clipkit.images import ImageLike, Stored, kind_of, open_image
 from clipkit.models.preprocess import Inputs
 from clipkit.models.towers import ImageTower, TextTower
-from clipkit.pictures import Picture, Stored, kind_of, open_picture
 
 # Larger activations fall out of the cache and are returned to the system after each layer: on two cores an
-# EfficientNet-Lite0 ran 200 pictures a second in batches of 8, 60 in batches of 64.
+# EfficientNet-Lite0 ran 200 images a second in batches of 8, 60 in batches of 64.
 _CPU_BATCH = 8
 
 # Strings tokenised at once, among which batches are put together.
@@ -32,17 +32,17 @@ R = TypeVar("R")
 Through = Callable[[dict[str, Tensor]], Tensor]
 
 
-def listed_pictures(pictures: Picture | Iterable[Picture]) -> list[Picture]:
-    """One picture or several as a list.
+def listed_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
+    """One image or several as a list.
 
     Raises:
         DataError: it is neither.
     """
-    if isinstance(pictures, str | Path | Stored | Image.Image | np.ndarray):
-        return [pictures]
-    if not isinstance(pictures, Iterable):
-        raise DataError(f"{kind_of(pictures)} is not a picture: give paths, PIL images or uint8 arrays")
-    return list(pictures)
+    if isinstance(images, str | Path | Stored | Image.Image | np.ndarray):
+        return [images]
+    if not isinstance(images, Iterable):
+        raise DataError(f"{kind_of(images)} is not an image: give paths, PIL images or uint8 arrays")
+    return list(images)
 
 
 def listed_strings(texts: str | Iterable[str]) -> list[str]:
@@ -62,16 +62,16 @@ def listed_strings(texts: str | Iterable[str]) -> list[str]:
     return several
 
 
-def encode_pictures(
+def encode_images(
     tower: ImageTower,
-    pictures: Sequence[Picture],
+    images: Sequence[ImageLike],
     through: Through,
     batch_size: int,
     device: torch.device,
     progress: bool = False,
     bad: dict[int, str] | None = None,
 ) -> Float[Tensor, "N W"]:
-    """`through` on every picture, float32 on the CPU. Threads decode ahead: Pillow lets go of the interpreter.
+    """`through` on every image, float32 on the CPU. Threads decode ahead: Pillow lets go of the interpreter.
 
     Those that cannot be decoded come into `bad`, where it is given, by position and why; their rows mean nothing.
 
@@ -80,12 +80,12 @@ def encode_pictures(
         UserError: the batch size is not positive.
     """
     _check_batch_size(batch_size)
-    if not len(pictures):  # their width is known by a forward alone
-        return encode_pictures(tower, [Image.new("RGB", (64, 64))], through, batch_size, device)[:0]
+    if not len(images):  # their width is known by a forward alone
+        return encode_images(tower, [Image.new("RGB", (64, 64))], through, batch_size, device)[:0]
 
     def inputs_of(place: int) -> Inputs:
         try:
-            return tower.preprocess(open_picture(pictures[place]))
+            return tower.preprocess(open_image(images[place]))
         except DataError as error:
             if bad is None:
                 raise
@@ -95,10 +95,10 @@ def encode_pictures(
     dtype = next((parameter.dtype for parameter in tower.parameters()), torch.float32)
     if device.type == "cpu":
         batch_size = min(batch_size, _CPU_BATCH)
-    bar = tqdm(total=len(pictures), desc="pictures", unit="", disable=None if progress else True, leave=False)
+    bar = tqdm(total=len(images), desc="images", unit="", disable=None if progress else True, leave=False)
     features = []
     with torch.inference_mode(), bar, ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
-        for decoded in _ahead(pool, inputs_of, range(len(pictures)), batch_size):
+        for decoded in _ahead(pool, inputs_of, range(len(images)), batch_size):
             batch = {
                 name: value.to(device, dtype if value.is_floating_point() else None)
                 for name, value in stack_inputs(decoded).items()
@@ -108,9 +108,9 @@ def encode_pictures(
     return torch.cat(features)
 
 
-def stack_inputs(pictures: Sequence[Inputs]) -> dict[str, Tensor]:
-    """Inputs of several pictures as a batch."""
-    return channels_last({name: torch.stack([inputs[name] for inputs in pictures]) for name in pictures[0]})
+def stack_inputs(images: Sequence[Inputs]) -> dict[str, Tensor]:
+    """Inputs of several images as a batch."""
+    return channels_last({name: torch.stack([inputs[name] for inputs in images]) for name in images[0]})
 
 
 def channels_last(inputs: Inputs) -> Inputs:

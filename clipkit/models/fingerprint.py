@@ -34,7 +34,7 @@ _PROBE_TEXTS = [
 
 
 def tower_fingerprint(tower: ImageTower | TextTower) -> str:
-    """A hash that differs whenever the features of some picture or text may.
+    """A hash that differs whenever the features of some image or text may.
 
     Preprocessing and tokenising are known by what they do to a few inputs; the rest by the weights, the names and
     plain attributes of the modules, the device's kind and the libraries' versions.
@@ -49,7 +49,7 @@ def tower_fingerprint(tower: ImageTower | TextTower) -> str:
     for name, tensor in (*tower.named_parameters(), *tower.named_buffers()):
         _update(digest, name, tensor)
     inputs = (
-        [tower.preprocess(picture) for picture in _probe_pictures()]
+        [tower.preprocess(image) for image in _probe_images()]
         if isinstance(tower, ImageTower)
         else [tower.tokenize([text]) for text in _PROBE_TEXTS]
     )
@@ -73,7 +73,7 @@ def _update(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _probe_pictures() -> list[Image.Image]:
+def _probe_images() -> list[Image.Image]:
     generator = np.random.default_rng(0)
     sizes = [(64, 48), (37, 90), (400, 300)]
     return [Image.fromarray(generator.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]

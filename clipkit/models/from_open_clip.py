@@ -272,7 +272,7 @@ class _Weights:
             if key.endswith("positional_embedding") and saved is not None and saved != tuple(value.shape):
                 raise ModelError(
                     f"{self.file}: does not fit {self.name} ({key} is {saved} in the file, {tuple(value.shape)} in the "
-                    "model: another picture size or context length)"
+                    "model: another image size or context length)"
                 )
         try:
             with without_root_messages():

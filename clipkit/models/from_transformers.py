@@ -43,7 +43,7 @@ class FirstToken(nn.Module):
 
 
 class Patches(nn.Module):
-    """SigLIP2's image encoder over patches of pictures in their own shape."""
+    """SigLIP2's image encoder over patches of images in their own shape."""
 
     def __init__(self, native: nn.Module) -> None:
         super().__init__()
@@ -247,6 +247,6 @@ class _ProcessorCall:
         self.processor = processor
         self.options = options
 
-    def __call__(self, picture: Image.Image) -> Inputs:
-        inputs = self.processor(picture, return_tensors="pt", **self.options)
+    def __call__(self, image: Image.Image) -> Inputs:
+        inputs = self.processor(image, return_tensors="pt", **self.options)
         return {name: torch.as_tensor(value[0]) for name, value in inputs.items()}

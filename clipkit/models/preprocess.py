@@ -1,4 +1,4 @@
-"""From an RGB picture to the inputs of an image tower."""
+"""From an RGB image to the inputs of an image tower."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-# A picture -> its inputs by name, without a batch dimension: most towers take one, pixel_values (3, H, W).
+# An image -> its inputs by name, without a batch dimension: most towers take one, pixel_values (3, H, W).
 Inputs = dict[str, Tensor]
 
 
@@ -22,16 +22,16 @@ class Preprocess:
 
     evaluate: Callable[[Image.Image], Inputs]
     image_size: int | None
-    """Side of the square input in pixels; None where a tower takes pictures in their own shape."""
+    """Side of the square input in pixels; None where a tower takes images in their own shape."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     """Of channels in [0, 1]."""
     finish: Callable[[Image.Image], Inputs] | None = None
     """From a crop that already has the input's size to inputs, where that is more than scaling and normalising."""
 
-    def __call__(self, picture: Image.Image) -> Inputs:
+    def __call__(self, image: Image.Image) -> Inputs:
         """Resize, crop, scale to [0, 1] and normalise."""
-        return self.evaluate(picture)
+        return self.evaluate(image)
 
     def of_crop(self, crop: Image.Image | UInt8[Tensor, "3 H W"]) -> Inputs:
         """Inputs of a crop that already has the input's size: bytes, which `normalised` makes the rest of.
@@ -43,7 +43,7 @@ class Preprocess:
         return {"pixel_values": crop if isinstance(crop, Tensor) else F.pil_to_tensor(crop)}
 
     def normalised(self, inputs: Inputs) -> Inputs:
-        """Inputs of one picture or of several, with pixels that are bytes scaled to [0, 1] and normalised."""
+        """Inputs of one image or of several, with pixels that are bytes scaled to [0, 1] and normalised."""
         pixels = inputs.get("pixel_values")
         if pixels is None or pixels.dtype != torch.uint8:
             return inputs
@@ -63,5 +63,5 @@ class TransformCall:
 
     transform: Callable[[Image.Image], Tensor]
 
-    def __call__(self, picture: Image.Image) -> Inputs:
-        return {"pixel_values": self.transform(picture)}
+    def __call__(self, image: Image.Image) -> Inputs:
+        return {"pixel_values": self.transform(image)}

@@ -109,7 +109,7 @@ class Tower(nn.Module):
 
 
 class ImageTower(Tower):
-    """A tower over pictures: input `pixel_values` (B, 3, H, W), or what its preprocessing gives."""
+    """A tower over images: input `pixel_values` (B, 3, H, W), or what its preprocessing gives."""
 
     def __init__(
         self,

@@ -82,7 +82,7 @@ LABEL_METRICS = ("knn_acc1", "lp_acc1", "knn_mean_per_class_recall", "lp_mean_pe
 
 
 def view_metrics(tower: str) -> tuple[str, ...]:
-    """Of the views of pictures (`image`) or captions (`text`), those of which more is better."""
+    """Of the views of images (`image`) or captions (`text`), those of which more is better."""
     return tuple(f"{tower}_view_recall@{k}" for k in (1, 5, 10))
 
 

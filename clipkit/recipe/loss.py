@@ -30,7 +30,7 @@ class LossOptions(Section):
     """What losses can be told; `clipkit train --help` says which heeds what."""
 
     duplicates: Literal["positive", "ignore", "negative"] = "positive"
-    """What another pair of the batch with the same picture or the same caption is."""
+    """What another pair of the batch with the same image or the same caption is."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target that is spread over the whole batch."""
     margin: float | None = Field(default=None, gt=0, le=2)

@@ -1,7 +1,7 @@
 """Augmentation policies: lists of steps, each with its strength, and the ones that have a name.
 
 A new policy is one more entry of `POLICIES`. Sizes are in pixels of the tower's input, angles in degrees, p is the
-probability that a step is applied to a picture.
+probability that a step is applied to an image.
 
 >>> [step.name for step in steps_of("slip")]
 ['crop', 'jitter', 'grey', 'blur', 'flip']
@@ -41,11 +41,11 @@ Shares = Annotated[tuple[Share, Share], AfterValidator(_check_rising)]
 
 
 class Crop(Section):
-    """A random part of the picture, resized to the input's size (Szegedy et al. 2015)."""
+    """A random part of the image, resized to the input's size (Szegedy et al. 2015)."""
 
     name: Literal["crop"] = "crop"
     scale: Shares = (0.8, 1.0)
-    """Share of the picture's area, lowest and highest."""
+    """Share of the image's area, lowest and highest."""
     ratio: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_check_rising)] = (3 / 4, 4 / 3)
     """Width to height, lowest and highest."""
 
@@ -103,7 +103,7 @@ class Solarise(Section):
 
 
 class Cutout(Section):
-    """A grey rectangle over a part of the picture (Zhong et al. 2020)."""
+    """A grey rectangle over a part of the image (Zhong et al. 2020)."""
 
     name: Literal["cutout"] = "cutout"
     scale: Shares = (0.02, 0.33)

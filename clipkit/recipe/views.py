@@ -1,8 +1,8 @@
-"""Views: the positives of a picture or a text are other views of itself."""
+"""Views: the positives of an image or a text are other views of itself."""
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from clipkit import catalogue
 from clipkit.recipe.loss import LossRecipe
@@ -18,6 +18,8 @@ def _check_loss_of_views(loss: LossRecipe) -> LossRecipe:
     return loss
 
 
+# Recipes written before 0.1 say picture.
+_IMAGE = BeforeValidator(lambda value: "image" if value == "picture" else value)
 LossOfViews = Annotated[LossRecipe, AfterValidator(_check_loss_of_views)]
 
 
@@ -40,14 +42,14 @@ class HeadRecipe(Section):
 
 
 class ImageViewsRecipe(Section):
-    """Views of pictures: augmented two times or more."""
+    """Views of images: augmented two times or more."""
 
     policies: list[Policy] = Field(default=["simclr", "simclr"], min_length=2)
     """One a view. With more than two the loss is the mean over all pairs of views."""
     safe: bool = False
-    """No flips of pictures whose captions say left or right, no change of colour where they name one."""
-    positives: Literal["picture", "caption"] = "picture"
-    """picture: the views of one picture; caption: those of all pictures with an equal caption, or of one class."""
+    """No flips of images whose captions say left or right, no change of colour where they name one."""
+    positives: Annotated[Literal["image", "caption"], _IMAGE] = "image"
+    """image: the views of one image; caption: those of all images with an equal caption, or of one class."""
     loss: LossOfViews = LossRecipe(name="ntxent")
     temperature: PositiveFloat = 0.1
     """Fixed; for losses that heed a scale."""
@@ -57,7 +59,7 @@ class ImageViewsRecipe(Section):
 
     @property
     def are_equal(self) -> bool:
-        """Whether two views of a picture are the same."""
+        """Whether two views of an image are the same."""
         return sum(not steps_of(policy) for policy in self.policies) > 1
 
 
@@ -66,11 +68,11 @@ class TextViewsRecipe(Section):
 
     policies: list[Literal["same", "crop", "paraphrase", "sibling"]] = Field(default=["same", "same"], min_length=2)
     """One a view. same: as it is (with model.text.dropout no two passes are); crop: some of its words, side by side;
-    paraphrase: the data's column of that name; sibling: another caption of the picture."""
+    paraphrase: the data's column of that name; sibling: another caption of the image."""
     crop: Shares = (0.5, 0.9)
     """Share of the words that a crop keeps, lowest and highest."""
-    positives: Literal["caption", "picture"] = "caption"
-    """caption: the views of one string; picture: those of all captions of the picture."""
+    positives: Annotated[Literal["caption", "image"], _IMAGE] = "caption"
+    """caption: the views of one string; image: those of all captions of the image."""
     loss: LossOfViews = LossRecipe(name="infonce")
     temperature: PositiveFloat = 0.05
     head: HeadRecipe | None = None

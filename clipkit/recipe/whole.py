@@ -60,7 +60,7 @@ class Recipe(Section):
 
     @property
     def image_views(self) -> ImageViewsRecipe | None:
-        """The views of pictures that are learned from."""
+        """The views of images that are learned from."""
         return self.views.image if self.views is not None else None
 
     @property
@@ -129,7 +129,7 @@ class Recipe(Section):
                 "model.text.dropout, as 0.1, or take crop or sibling"
             )
         if self.data.labelled is not None and not model.has("image"):
-            raise ValueError("data.labelled are pictures, and the model has no image tower; leave it out")
+            raise ValueError("data.labelled are images, and the model has no image tower; leave it out")
         if self.data.labelled is None and self.data.labelled_test is not None:
             raise ValueError("data.labelled_test stands alone; give data.labelled, to learn its classes from")
         if self.eval.interpolate and (self.model.name is None or not self.metrics):

@@ -36,11 +36,11 @@ def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], s
         if cells[-1][1].endswith("points"):
             drawn[readable(name)] = tuple(100 * found[end] for end in ("difference", "low", "high"))
     note = (
-        "The interval holds 95 % of 1,000 draws of pictures, the same for both models; p is two-sided, 0.002 the least "
+        "The interval holds 95 % of 1,000 draws of images, the same for both models; p is two-sided, 0.002 the least "
         "it can be."
     )
     columns = {letter: own["metrics"] for letter, own in zip("AB", (first, second), strict=True)}
-    side_by_side = metrics_table(columns, "Side by side", "In brackets the 95 % interval over pictures.")
+    side_by_side = metrics_table(columns, "Side by side", "In brackets the 95 % interval over images.")
     chart = Curve("B − A in points", interval_chart(drawn, "points"), "Blue where the interval does not hold 0.")
     page = Page(
         title=f"{TASKS[task]}: two models on {place_of(data['name'])}",
@@ -58,7 +58,7 @@ def _disagreements(moved: Sequence[Mapping[str, Any]]) -> list[Grid]:
     grids = []
     for title, better in (("Where B is better than A", True), ("Where A is better than B", False)):
         own = [query for query in moved if _second_is_better(query) == better and query.get("image")]
-        for asks, who in (("text", "captions"), ("image", "pictures")):
+        for asks, who in (("text", "captions"), ("image", "images")):
             asking = [query for query in own if query["asks"] == asks]
             if not asking:
                 continue

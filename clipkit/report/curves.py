@@ -115,7 +115,7 @@ def reliability_chart(confidence: Sequence[float], right: Sequence[bool], bins: 
         largest = max(counts)
         middles = [(place + 0.5) / bins for place in filled]
         shares = [counts[place] / largest / 4 for place in filled]
-        axes.bar(middles, shares, width=0.9 / bins, color=_INK, alpha=0.3, label="pictures (relative)")
+        axes.bar(middles, shares, width=0.9 / bins, color=_INK, alpha=0.3, label="images (relative)")
         axes.plot([0, 1], [0, 1], color=_INK, linewidth=1, linestyle=":", label="as sure as right")
         means = [sums[place] / counts[place] for place in filled]
         truths = [hits[place] / counts[place] for place in filled]

@@ -6,7 +6,7 @@ from pathlib import Path
 from clipkit.report.page import Page, metrics_table, render
 from clipkit.report.run import example_grids, run_curves
 
-CREDIT = "Pictures: Twemoji, © Twitter, Inc and other contributors, CC-BY 4.0. Names: Unicode CLDR."
+CREDIT = "Images: Twemoji, © Twitter, Inc and other contributors, CC-BY 4.0. Names: Unicode CLDR."
 
 
 def demo_report(folder: Path) -> str:
@@ -23,11 +23,11 @@ def demo_report(folder: Path) -> str:
         title="clipkit demo: emoji and their names",
         lead=(
             f"A dual encoder trained from scratch for {demo['train_seconds']:.0f} s, measured on {held_out}. Beside it "
-            "the same model untrained, and trained (for fewer epochs) on shuffled names: it saw the same pictures and "
+            "the same model untrained, and trained (for fewer epochs) on shuffled names: it saw the same images and "
             "words, but not which belong together."
         ),
         tables=[
-            metrics_table(retrieval, "Retrieval", "In brackets the 95 % interval over pictures."),
+            metrics_table(retrieval, "Retrieval", "In brackets the 95 % interval over images."),
             metrics_table(
                 zeroshot,
                 f"Zero-shot classification into the {classes} emoji groups",

@@ -45,7 +45,7 @@ def evaluation_report(result: Mapping[str, Any]) -> str:
     kinds = ("images", "captions", "instances", "classes")
     counts = ", ".join(f"{data[kind]:,} {kind}" for kind in kinds if kind in data)
     name, measured = TASKS[result["task"]], place_of(data["name"])
-    table = metrics_table({"value": result["metrics"]}, "All figures", "In brackets the 95 % interval over pictures.")
+    table = metrics_table({"value": result["metrics"]}, "All figures", "In brackets the 95 % interval over images.")
     page = Page(
         title=f"{name}: {place_of(str(result['model']))}",
         lead=f"On {measured}: {counts}; it took {duration(result['seconds'])}.",
@@ -103,7 +103,7 @@ def hardest_pairs(result: Mapping[str, Any]) -> list[Table]:
         [f"{titles[label]} → {titles[taken]}", f"{count:,}", number("", count / images[label])]
         for (label, taken), count in counted.most_common(_PAIRS)
     ]
-    return [Table("The hardest pairs", ["is → taken for", "pictures", "of the class"], cells)]
+    return [Table("The hardest pairs", ["is → taken for", "images", "of the class"], cells)]
 
 
 def _confused(result: Mapping[str, Any]) -> Counter[tuple[int, int]]:
@@ -172,5 +172,5 @@ def _confusion(result: Mapping[str, Any]) -> Curve:
         if label in place and taken in place:
             shares[place[label]][place[taken]] += 1 / result["classes"][label]["images"]
     title = "Confusion" if everything else f"Confusion among the {len(chosen)} classes that are mixed up most"
-    note = "In a row, in percent of its pictures, what they were taken for."
+    note = "In a row, in percent of its images, what they were taken for."
     return Curve(title, confusion_chart(shares, [titles[own] for own in chosen]), note, wide=len(chosen) > _NARROW)

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from clipkit.models.card import card
-from clipkit.models.layout import Layout, public_name
+from clipkit.models.publish.card import card
+from clipkit.models.publish.layout import Layout, public_name
 from clipkit.report.page import number, readable
 
 # Hub names of what is measured.
@@ -17,7 +17,7 @@ _TASKS = {
     "zeroshot": ("zero-shot-image-classification", "Zero-shot image classification"),
     "probe": ("image-classification", "Linear probe"),
     "compositional": ("image-text-matching", "Near misses"),
-    "views": ("image-feature-extraction", "Views of pictures"),
+    "views": ("image-feature-extraction", "Views of images"),
 }
 
 
@@ -64,7 +64,7 @@ def _figures(results: Sequence[Mapping[str, Any]]) -> list[str]:
             )
         title = _TASKS.get(result["task"], ("", result["task"]))[1]
         name = _short(data.get("name", ""))
-        note = f"{title} on {name} ({', '.join(counts)}); intervals are bootstrapped over pictures."
+        note = f"{title} on {name} ({', '.join(counts)}); intervals are bootstrapped over images."
         if result.get("settings", {}).get("best"):
             note += " This data also chose the weights that are here."
         # A reader must know it; other findings are for who trains.
@@ -82,7 +82,7 @@ def _training(results: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any] | 
     losses = [loss["name"]] if isinstance(loss["name"], str) else [own["name"] for own in loss["name"]]
     steps = next((r["settings"]["steps"] for r in results if "steps" in r.get("settings", {})), None)
     counts = next((r["settings"]["trained_on"] for r in results if "trained_on" in r.get("settings", {})), None)
-    of = f" ({counts['images']:,} pictures, {counts['captions']:,} captions)" if counts else ""
+    of = f" ({counts['images']:,} images, {counts['captions']:,} captions)" if counts else ""
     took = f", {steps:,} steps" if steps else ""
     objective = " + ".join(recipe["objective"])
     lines = [

@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from clipkit.errors import DataError
-from clipkit.pictures import DATA_URI, as_data_uri
+from clipkit.images import DATA_URI, as_data_uri
 from clipkit.report.curves import CATEGORIES
 
 _THUMBNAIL = 112  # pixels
@@ -65,10 +65,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One picture, as of augmented samples."""
+    """One image, as of augmented samples."""
 
     title: str
-    picture: str
+    image: str
     """A data URI."""
     note: str = ""
 
@@ -97,7 +97,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as one HTML file: pictures and curves are inside."""
+    """The page as one HTML file: images and curves are inside."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clipkit.report", "."),
         autoescape=True,
@@ -131,8 +131,8 @@ def _inside(svg: str, place: int) -> Markup:
 
 
 def thumbnail(path: str, side: int = _THUMBNAIL) -> str:
-    """A picture as a data URI, at most so many pixels wide; an empty string where the file is gone."""
-    if path.startswith(DATA_URI):  # a picture out of a tar or a table is in the result itself
+    """An image as a data URI, at most so many pixels wide; an empty string where the file is gone."""
+    if path.startswith(DATA_URI):  # an image out of a tar or a table is in the result itself
         return path
     try:
         return as_data_uri(path, side)
@@ -214,13 +214,13 @@ def readable(name: str) -> str:
         "mean_recall": "mean of the recalls",
         "mean_average_precision": "mean average precision",
         "ece": "calibration error",
-        "image_acc": "captions choose their picture",
-        "text_acc": "pictures choose their caption",
+        "image_acc": "captions choose their image",
+        "text_acc": "images choose their caption",
         "acc": "both",
         "recall@": "R@",
         "map@r": "mAP@R",
-        "image_alignment": "pictures: alignment",
-        "image_uniformity": "pictures: uniformity",
+        "image_alignment": "images: alignment",
+        "image_uniformity": "images: uniformity",
         "text_alignment": "texts: alignment",
         "text_uniformity": "texts: uniformity",
         "retention_similarity": "similarities as at the start",
@@ -234,7 +234,7 @@ def readable(name: str) -> str:
         ("text_retrieval_", "image → text "),
         ("lp_", "linear probe: "),
         ("knn_", "nearest neighbours: "),
-        ("image_view_", "picture → its other view "),
+        ("image_view_", "image → its other view "),
         ("text_view_", "wording → its caption "),
     ):
         if name.startswith(start):

@@ -31,13 +31,13 @@ def run_report(folder: str | Path) -> str:
     recipe_text = (folder / "recipe.yaml").read_text(encoding="utf-8")
     data = results["data"]
     kinds = {"retrieval_": ("Retrieval on", data), "view_": ("Views of", data)}
-    kinds[""] = ("Labelled pictures:", data.get("labelled", data))
+    kinds[""] = ("Labelled images:", data.get("labelled", data))
     tables = []
     for kind, (title, measured) in kinds.items():
         own = {name: figure for name, figure in results["metrics"].items() if _kind(name) == kind}
         if own:
             counts = [f"{measured[what]:,} {what}" for what in ("images", "captions", "classes") if measured.get(what)]
-            note = f"{', '.join(counts).replace('images', 'pictures')}; in brackets the 95 % interval over pictures."
+            note = f"{', '.join(counts).replace('images', 'images')}; in brackets the 95 % interval over images."
             tables.append(metrics_table({"this run": own}, f"{title} {place_of(measured['name'])}", note))
     page = Page(
         title=f"Run {place_of(str(results['model']))}",
@@ -72,7 +72,7 @@ _TITLES = {
     "image_retrieval_recall@10": "Validation: captions",
     "image_view_recall@1": "Validation: views",
     "image_alignment": "Alignment and uniformity: the lower, the better",
-    "knn_acc1": "Labelled pictures",
+    "knn_acc1": "Labelled images",
 }
 
 
@@ -193,9 +193,9 @@ def _kept(results: dict[str, Any]) -> list[Headline]:
 
 
 def _sheets(results: dict[str, Any]) -> list[Sheet]:
-    picture = results.get("augmented")
-    note = "On the left of each row the picture, beside it what the image tower may see of it."
-    return [Sheet("Augmented samples", picture, note)] if picture else []
+    image = results.get("augmented")
+    note = "On the left of each row the image, beside it what the image tower may see of it."
+    return [Sheet("Augmented samples", image, note)] if image else []
 
 
 def example_grids(results: dict[str, Any]) -> list[Grid]:
@@ -209,12 +209,10 @@ def example_grids(results: dict[str, Any]) -> list[Grid]:
     by_image = [example for example in asked if "image" in example["query"]]
     answers = "its class" if results["task"] == "zeroshot" else "its captions"
     grids = [
-        Grid("From text to pictures", by_text, note),
-        Grid(f"From a picture to {answers}", by_image, note),
-        Grid("Found surest", kinds["best"], "The captions whose own picture comes first with the highest similarity."),
-        Grid(
-            "Found last", kinds["worst"], "The captions whose own picture comes last; it stands at the end, marked ✓."
-        ),
+        Grid("From text to images", by_text, note),
+        Grid(f"From an image to {answers}", by_image, note),
+        Grid("Found surest", kinds["best"], "The captions whose own image comes first with the highest similarity."),
+        Grid("Found last", kinds["worst"], "The captions whose own image comes last; it stands at the end, marked ✓."),
         Grid(
             "Surest mistakes",
             kinds["mistake"],

@@ -21,7 +21,7 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
             result["title"] or result["suite"],
             ["", "figure", *models, "chance"],
             rows,
-            "In brackets the 95 % interval over pictures.",
+            "In brackets the 95 % interval over images.",
             strong=None,
             words=[1],
         ),

@@ -1,4 +1,4 @@
-"""A few training pictures as the image tower may see them, for the report."""
+"""A few training images as the image tower may see them, for the report."""
 
 import base64
 import io
@@ -6,15 +6,15 @@ import io
 from clipkit.data import Pairs, StreamPairs
 from clipkit.data.preview import preview
 from clipkit.errors import DataError
-from clipkit.pictures import DATA_URI
+from clipkit.images import DATA_URI
 from clipkit.recipe import Recipe, steps_of
 
-_PICTURES, _VIEWS, _SIDE = 4, 5, 96
+_IMAGES, _VIEWS, _SIDE = 4, 5, 96
 
 
 def augmented_sheet(recipe: Recipe, pairs: Pairs) -> str | None:
-    """A JPEG as a data URI; None where nothing is augmented, or a picture of it cannot be had."""
-    if isinstance(pairs, StreamPairs) or not pairs.has_pictures:
+    """A JPEG as a data URI; None where nothing is augmented, or an image of it cannot be had."""
+    if isinstance(pairs, StreamPairs) or not pairs.has_images:
         return None
     views = recipe.image_views
     steps = recipe.data.augmentation if "captions" in recipe.objective else ()
@@ -24,8 +24,8 @@ def augmented_sheet(recipe: Recipe, pairs: Pairs) -> str | None:
         return None
     safe = recipe.data.safe or (views is not None and views.safe)
     try:
-        sheet = preview(pairs, steps, count=_PICTURES, views=_VIEWS, size=_SIDE, safe=safe, seed=recipe.train.seed)
-    except DataError:  # a broken picture, of which others say what they have to
+        sheet = preview(pairs, steps, count=_IMAGES, views=_VIEWS, size=_SIDE, safe=safe, seed=recipe.train.seed)
+    except DataError:  # a broken image, of which others say what they have to
         return None
     content = io.BytesIO()
     sheet.save(content, "JPEG", quality=85)

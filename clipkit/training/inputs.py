@@ -1,4 +1,4 @@
-"""Where the towers' inputs come from: pictures and captions each time, or a frozen trunk's output, computed once."""
+"""Where the towers' inputs come from: images and captions each time, or a frozen trunk's output, computed once."""
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,10 +28,10 @@ from clipkit.data import (
     stream_loader,
 )
 from clipkit.models import DualEncoder
-from clipkit.models.encode import encode_pictures, encode_strings, stack_inputs
+from clipkit.models.encode import encode_images, encode_strings, stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES
 from clipkit.processes import Processes
-from clipkit.training.objective import Encoded
+from clipkit.training.objectives.objective import Encoded
 from clipkit.training.step import Encoder
 
 _BATCH = 64
@@ -40,7 +40,7 @@ _BATCH = 64
 class TowerInputs:
     """Inputs of what an objective sees, for one set of pairs.
 
-    A frozen trunk whose input is not augmented gives the same output in every epoch: it is run once a picture and
+    A frozen trunk whose input is not augmented gives the same output in every epoch: it is run once an image and
     once a caption, shared out over the processes, and kept in memory.
 
     Args:
@@ -48,10 +48,10 @@ class TowerInputs:
         pairs: the data.
         processes: who takes part.
         encoded: what is wanted, by the name of the features.
-        augmented: whether the pictures beside captions are augmented, so that their trunk has to run each time.
+        augmented: whether the images beside captions are augmented, so that their trunk has to run each time.
         seed: the run's, for the order of a stream.
-        stand_in: what takes the place of a sample whose picture cannot be had; None: none may be such.
-        bad: pictures that are known to be such.
+        stand_in: what takes the place of a sample whose image cannot be had; None: none may be such.
+        bad: images that are known to be such.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class TowerInputs:
         self.seed = seed
         self.stand_in = stand_in
         self.bad = dict(bad or {})
-        """Pictures that cannot be had, as far as is known before the first batch, by position: why."""
+        """Images that cannot be had, as far as is known before the first batch, by position: why."""
         self.at_work = AtWork(pairs)
         self.processes = processes
         self.encoded = encoded
@@ -79,20 +79,20 @@ class TowerInputs:
             for name, own in encoded.items()
         }
         self.stores: dict[str, Tensor] = {}
-        """Outputs of frozen trunks by the name of the features: a row a picture, or a row a caption."""
+        """Outputs of frozen trunks by the name of the features: a row an image, or a row a caption."""
         if isinstance(pairs, StreamPairs):
             return
         show = processes.is_main
         if "image_features" in encoded and model.image.trunk_is_frozen and not augmented:
-            share = processes.share(len(pairs.pictures))
+            share = processes.share(len(pairs.images))
             bad_here: dict[int, str] = {}
 
             def image_trunk(inputs: dict[str, Tensor]) -> Tensor:
                 return model.image.trunk(**inputs)
 
-            rows = encode_pictures(
+            rows = encode_images(
                 model.image,
-                pairs.pictures[share],
+                pairs.images[share],
                 image_trunk,
                 _BATCH,
                 model.device,
@@ -101,7 +101,7 @@ class TowerInputs:
             )
             for own in processes.gather_objects({share.start + place: said for place, said in bad_here.items()}):
                 self.bad |= own
-            self.stores["image_features"] = self._gathered(rows, len(pairs.pictures))
+            self.stores["image_features"] = self._gathered(rows, len(pairs.images))
         if "text_features" in encoded and model.text.trunk_is_frozen:
 
             def text_trunk(inputs: dict[str, Tensor]) -> Tensor:
@@ -200,14 +200,14 @@ class TowerInputs:
 
     @torch.no_grad()
     def features(self) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
-        """Features of every picture and caption with the weights as they are now, on the CPU, on every process."""
+        """Features of every image and caption with the weights as they are now, on the CPU, on every process."""
         model, processes, stores = self.model, self.processes, self.stores
         with evaluating(model):
             if "image_features" in stores:
                 image = F.normalize(model.image.head(stores["image_features"]).float(), dim=-1)
             else:
-                share = self.pairs.pictures[processes.share(len(self.pairs.pictures))]
-                image = processes.gather(model.encode_image(share).to(model.device), len(self.pairs.pictures))
+                share = self.pairs.images[processes.share(len(self.pairs.images))]
+                image = processes.gather(model.encode_image(share).to(model.device), len(self.pairs.images))
             if "text_features" in stores:
                 text = F.normalize(model.text.head(stores["text_features"]).float(), dim=-1)
             else:

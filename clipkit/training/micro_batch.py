@@ -25,7 +25,7 @@ def find_micro_batch_size(
 
     Args:
         model: the model.
-        encoded: for all that a step encodes the tower, and inputs of two pictures or of two captions of the greatest
+        encoded: for all that a step encodes the tower, and inputs of two images or of two captions of the greatest
             length.
         rows: the largest slice that a process gets.
         processes: who has to agree.

@@ -17,40 +17,40 @@ from clipkit.data import AtWork, Batch, EpochSampler, StreamPairs, StreamSampler
 from clipkit.errors import TrainingError, one_line
 from clipkit.evaluation import to_json, versions
 from clipkit.files import write_whole
-from clipkit.models.layout import layout_of
-from clipkit.models.push import signed
-from clipkit.pictures import pixel_limit
+from clipkit.images import pixel_limit
+from clipkit.models.publish.layout import layout_of
+from clipkit.models.publish.push import signed
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.report import model_card, run_report
 from clipkit.training.augmented_sheet import augmented_sheet
-from clipkit.training.bad_samples import BadSamples
-from clipkit.training.checkpoint import (
+from clipkit.training.folder.bad_samples import BadSamples
+from clipkit.training.folder.checkpoint import (
     checkpoint_of,
     checkpoint_steps,
     read_state,
     remove_checkpoint,
     remove_leftovers,
 )
+from clipkit.training.folder.keeper import Keeper
+from clipkit.training.folder.learned import Learned
+from clipkit.training.folder.resume import MACHINE, Found, best_evaluation, find, out_of_patience
+from clipkit.training.folder.run_folder import RunFolder, append
+from clipkit.training.folder.run_log import RunLog
+from clipkit.training.folder.trackers import Trackers
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.interpolation import interpolated, start_of
-from clipkit.training.keeper import Keeper
-from clipkit.training.learned import Learned
-from clipkit.training.loss_sum import needs
-from clipkit.training.measurements import measurements_of, merged_results
+from clipkit.training.measures.measures import measurements_of, merged_results
 from clipkit.training.micro_batch import memory_in_use
+from clipkit.training.model import fingerprint, learns_batch_norm, micro_batch_size_of, model_of
 from clipkit.training.objectives import objective_of
+from clipkit.training.objectives.loss_sum import needs
+from clipkit.training.objectives.teacher import teachers_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
-from clipkit.training.resume import MACHINE, Found, best_evaluation, find, out_of_patience
 from clipkit.training.run_data import read_data
-from clipkit.training.run_folder import RunFolder, append
 from clipkit.training.run_guard import RunGuard
-from clipkit.training.run_log import RunLog
-from clipkit.training.setup import fingerprint, learns_batch_norm, micro_batch_size_of, model_of
 from clipkit.training.step import Abandoned, Step, out_of_memory
 from clipkit.training.stop import StopRequest
-from clipkit.training.teacher import teachers_of
-from clipkit.training.trackers import Trackers
 
 # CLIP clips the scale at 100 "to prevent training instability" (Radford et al. 2021, 2.5).
 _LARGEST_LOGIT_SCALE = math.log(100)
@@ -177,7 +177,7 @@ class Run:
         self.model = model_of(recipe).to(self.accelerator.device)
         self.largest_scale = max(_LARGEST_LOGIT_SCALE, self.model.logit_scale.item())
         self.layout = layout_of(self.model, recipe.model)
-        self.settings["trained_on"] = {"images": len(self.pairs.pictures), "captions": len(self.pairs.captions)}
+        self.settings["trained_on"] = {"images": len(self.pairs.images), "captions": len(self.pairs.captions)}
         self.start = start_of(self.model) if recipe.eval.interpolate else {}
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
         self.learned = Learned(self.model, self.optimizer.optimizer, recipe.train.ema)
@@ -187,14 +187,14 @@ class Run:
         self.teachers = teachers_of(teachers, self.pairs, self.processes)
         self.objective = objective_of(recipe, self.model, self.pairs, self.teachers)
         self.identity = {
-            "the pictures or captions of data.train": self.pairs.fingerprint,
+            "the images or captions of data.train": self.pairs.fingerprint,
             "the weights of data.train": [own.weight for own in recipe.data.sources],
-            "the pictures or captions of data.validation": validation.fingerprint if validation else None,
+            "the images or captions of data.validation": validation.fingerprint if validation else None,
             "the frozen weights of the model": fingerprint(self.model),
             "the teacher": [teacher.fingerprint for teacher in self.teachers.values()],
             "the wrong captions": _hash_of(data.wrong_captions if wrong else []),
             "the paraphrases": [_hash_of(own.paraphrases or []) for own in (self.pairs, validation) if own is not None],
-            "the pictures of data.labelled": [own.fingerprint for own in data.labelled],
+            "the images of data.labelled": [own.fingerprint for own in data.labelled],
             "the processes and workers that read the stream": (
                 [self.processes.count, recipe.data.workers] if isinstance(self.pairs, StreamPairs) else None
             ),
@@ -258,9 +258,9 @@ class Run:
             f"{self.accelerator.mixed_precision.replace('no', 'fp32')}; {model.name}: "
             f"{learning / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters learn"
         )
-        amount = f"{len(pairs.pictures)} pictures, {len(pairs.captions)} captions"
+        amount = f"{len(pairs.images)} images, {len(pairs.captions)} captions"
         if isinstance(pairs, StreamPairs):
-            amount = f"a stream in {len(pairs.stream.parts)} parts, {len(pairs.pictures)} pairs an epoch"
+            amount = f"a stream in {len(pairs.stream.parts)} parts, {len(pairs.images)} pairs an epoch"
         self.log.say(
             f"{pairs.name}: {amount}; "
             f"{recipe.train.epochs} epochs of {self.sampler.steps_per_epoch} steps of {recipe.train.batch_size} pairs"
@@ -287,7 +287,7 @@ class Run:
         )
         self.at_work = inputs.at_work
         if inputs.stores:
-            kinds = {"image_features": "pictures", "text_features": "captions"}
+            kinds = {"image_features": "images", "text_features": "captions"}
             stored = [kind for name, kind in kinds.items() if name in inputs.stores]
             self.log.say(f"frozen trunks ran once over all {' and '.join(stored)}")
         self.measurements = list(
@@ -319,8 +319,8 @@ class Run:
         if self.bad_samples.unknown(inputs.bad):
             self.bad_samples.add(inputs.bad, self.step)
         if inputs.bad:
-            first = self.pairs.pictures[min(inputs.bad)]
-            self.log.say(f"{len(inputs.bad)} pictures cannot be had, as {first}; other pairs stand in for them")
+            first = self.pairs.images[min(inputs.bad)]
+            self.log.say(f"{len(inputs.bad)} images cannot be had, as {first}; other pairs stand in for them")
 
     def _loop(self, inputs: TowerInputs) -> None:
         recipe = self.recipe
@@ -462,16 +462,16 @@ class Run:
         raise self.stop.interrupted(where, asked)
 
     def _stop_at_last_good(self, batch: Batch, loss: float, norm: float) -> None:
-        """Nothing was updated yet: keep the state, say which pictures the step had, and stop."""
+        """Nothing was updated yet: keep the state, say which images the step had, and stop."""
         rows = batch.image_ids[:, None].to(self.accelerator.device)
         images = self.processes.gather(rows, self.recipe.train.batch_size)[:, 0].tolist()
-        names = [Path(self.pairs.picture_name(image)).name for image in images]
+        names = [Path(self.pairs.image_name(image)).name for image in images]
         self._save_checkpoint()
         self.guard.not_finite(self.step + 1, loss, norm)
-        self.log.say(f"pictures of step {self.step + 1}: {' '.join(names)}")
+        self.log.say(f"images of step {self.step + 1}: {' '.join(names)}")
         raise TrainingError(
             f"step {self.step + 1}: the loss is {loss:.4g} and the gradient's norm {norm:.4g}; the weights after step "
-            f"{self.step} are in {self.folder.checkpoints}, its pictures ({names[0]}, …) in {self.folder.log}; try a "
+            f"{self.step} are in {self.folder.checkpoints}, its images ({names[0]}, …) in {self.folder.log}; try a "
             "lower optim.lr, optim.clip, or train.precision: fp32"
         )
 

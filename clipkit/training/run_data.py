@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clipkit.data import (
-    LabelledPictures,
+    LabelledImages,
     Pairs,
-    broken_pictures,
+    broken_images,
     checked_negatives,
     join,
     missing_places,
@@ -21,9 +21,9 @@ from clipkit.data import (
 from clipkit.errors import DataError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.training.loss_sum import needs
+from clipkit.training.objectives.loss_sum import needs
 
-# More pictures than this are looked at by `clipkit data check` alone: a run begins at once.
+# More images than this are looked at by `clipkit data check` alone: a run begins at once.
 _LOOKED_AT = 100_000
 
 
@@ -33,12 +33,12 @@ class RunData:
 
     train: Pairs
     validation: Pairs | None
-    labelled: list[LabelledPictures]
+    labelled: list[LabelledImages]
     """To learn classes from, and, where it is given, to be asked about."""
     missing: dict[int, str]
-    """Training pictures that are not there, by position: why."""
+    """Training images that are not there, by position: why."""
     max_bad: int
-    """How many training pictures may turn out to be missing or broken."""
+    """How many training images may turn out to be missing or broken."""
     notes: list[str]
     """What the user should know."""
 
@@ -49,11 +49,11 @@ class RunData:
 
 
 def read_data(recipe: Recipe, processes: Processes) -> RunData:
-    """Read the sources, and see what can be seen without opening every training picture.
+    """Read the sources, and see what can be seen without opening every training image.
 
     Raises:
-        DataError: a source lacks what the objective needs; so many training pictures are missing that the run would
-            stop; a picture to validate on is broken; there are too few.
+        DataError: a source lacks what the objective needs; so many training images are missing that the run would
+            stop; an image to validate on is broken; there are too few.
         RecipeError: there are more processes than pairs in a batch.
     """
     data = recipe.data
@@ -66,7 +66,7 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
     if streamed is not None:
         _check_streamable(recipe, streamed.name)
     train: Pairs = streamed or join(
-        [_read(recipe, own.source, broken=("pictures",)) for own in data.sources],
+        [_read(recipe, own.source, broken=("images",)) for own in data.sources],
         [own.weight for own in data.sources],
     )
     notes: list[str] = []
@@ -77,7 +77,7 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
         validation = _read(recipe, data.validation) if data.validation is not None else None
     if validation is not None:
         validation = _sound(recipe, validation, processes, notes)
-    count = len(train.pictures)
+    count = len(train.images)
     max_bad = int(data.max_bad * count if data.max_bad < 1 else data.max_bad)
     missing = [] if streamed is not None else _missing(train, max_bad)
     if streamed is None and count <= _LOOKED_AT:
@@ -107,7 +107,7 @@ def _check_streamable(recipe: Recipe, name: str) -> None:
         "views of captions": views is not None and views.text is not None,
         "views.image.safe or .positives": views is not None
         and views.image is not None
-        and (views.image.safe or views.image.positives != "picture"),
+        and (views.image.safe or views.image.positives != "image"),
         "loss.teacher": any(term.teacher is not None for term in recipe.loss.terms),
         "negative captions": needs(recipe.loss, "negative_text_features"),
     }
@@ -119,16 +119,16 @@ def _check_streamable(recipe: Recipe, name: str) -> None:
 
 
 def _missing(train: Pairs, max_bad: int) -> list[int]:
-    """Pictures that are not there.
+    """Images that are not there.
 
     Raises:
         DataError: they are too many.
     """
-    missing: list[int] = missing_places(train.pictures).tolist() if train.has_pictures else []
+    missing: list[int] = missing_places(train.images).tolist() if train.has_images else []
     if len(missing) > max_bad:
         raise DataError(
-            f"{train.name}: {len(missing)} of its {len(train.pictures)} pictures are missing, the first is "
-            f"{train.pictures[missing[0]]}; mend the paths, drop the rows (clipkit data check --fix), or raise "
+            f"{train.name}: {len(missing)} of its {len(train.images)} images are missing, the first is "
+            f"{train.images[missing[0]]}; mend the paths, drop the rows (clipkit data check --fix), or raise "
             f"data.max_bad (it allows {max_bad})"
         )
     return missing
@@ -143,10 +143,10 @@ def _sound(recipe: Recipe, validation: Pairs, processes: Processes, notes: list[
     broken = _broken(validation, processes)
     first = next(iter(broken.values()), "")
     if broken and isinstance(recipe.data.validation, str):
-        raise DataError(f"{validation.name}: {len(broken)} pictures cannot be validated on, the first: {first}")
+        raise DataError(f"{validation.name}: {len(broken)} images cannot be validated on, the first: {first}")
     if broken:
-        notes.append(f"{validation.name}: {len(broken)} pictures left out, the first: {first}")
-        validation = validation.take(np.setdiff1d(np.arange(len(validation.pictures)), sorted(broken)))
+        notes.append(f"{validation.name}: {len(broken)} images left out, the first: {first}")
+        validation = validation.take(np.setdiff1d(np.arange(len(validation.images)), sorted(broken)))
     _check_enough(recipe, validation, processes)
     return validation
 
@@ -157,27 +157,27 @@ def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
     named = views is not None and (views.safe or views.positives == "caption")
     return read_pairs(
         source,
-        pictures=captions or views is not None,
+        images=captions or views is not None,
         captions=captions or recipe.text_views is not None or named,
         broken=broken,
     )
 
 
 def _broken(pairs: Pairs, processes: Processes) -> dict[int, str]:
-    """Pictures that cannot be decoded, by position: why. Each process looks at its share."""
-    if not pairs.has_pictures:
+    """Images that cannot be decoded, by position: why. Each process looks at its share."""
+    if not pairs.has_images:
         return {}
-    share = processes.share(len(pairs.pictures))
-    here = broken_pictures(pairs.pictures[share])
+    share = processes.share(len(pairs.images))
+    here = broken_images(pairs.images[share])
     every = processes.gather_objects({share.start + place: why for place, why in here.items()})
     return {place: why for own in every for place, why in own.items()}
 
 
 def _check_enough(recipe: Recipe, validation: Pairs, processes: Processes) -> None:
-    count = len(validation.pictures)
+    count = len(validation.images)
     if count < processes.count:
         raise DataError(
-            f"{validation.name}: has {count} pictures, fewer than the {processes.count} processes; start fewer, or "
+            f"{validation.name}: has {count} images, fewer than the {processes.count} processes; start fewer, or "
             "validate on more"
         )
     if recipe.views is not None and count < 2:

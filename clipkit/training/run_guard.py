@@ -8,7 +8,8 @@ from clipkit.data import StreamPairs
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.training.batch_statistics import batch_statistics
+from clipkit.training.folder.resume import best_evaluation
+from clipkit.training.folder.run_folder import RunFolder, read_rows
 from clipkit.training.guards import (
     Facts,
     Finding,
@@ -18,12 +19,11 @@ from clipkit.training.guards import (
     other_settings,
     read_findings,
 )
-from clipkit.training.loss_sum import needs
-from clipkit.training.objective import Gathered, Objective
-from clipkit.training.resume import best_evaluation
-from clipkit.training.retention import Retention, retention_of
+from clipkit.training.guards.batch_statistics import batch_statistics
+from clipkit.training.measures.retention import Retention, retention_of
+from clipkit.training.objectives.loss_sum import needs
+from clipkit.training.objectives.objective import Gathered, Objective
 from clipkit.training.run_data import RunData
-from clipkit.training.run_folder import RunFolder, read_rows
 
 
 class RunGuard:
@@ -126,7 +126,7 @@ class RunGuard:
             "not_finite",
             "error",
             f"the loss was {loss:.4g} and the gradient's norm {norm:.4g}",
-            "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; a picture or caption of the step may be "
+            "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; an image or caption of the step may be "
             "at fault: log.txt names them",
             step,
         )

@@ -17,7 +17,7 @@ from clipkit.models.encode import channels_last
 from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
-from clipkit.training.objective import Gathered, Value
+from clipkit.training.objectives.objective import Gathered, Value
 
 # Captions of similar length are run together even when all fit: the shorter ones carry less padding.
 _BUCKET = {"cpu": 16}
@@ -187,7 +187,7 @@ class Step:
             raise TrainingError(
                 f"step {step + 1}: out of memory with {size} pair{'s' * (size > 1)} on each process"
                 + ("" if self.cut else ", which BatchNorm's statistics forbid to cut further")
-                + "; take a smaller picture or model, or train.gradient_checkpointing: true"
+                + "; take a smaller image or model, or train.gradient_checkpointing: true"
             )
         self.micro_batch_size = size // 2
         if torch.accelerator.is_available():

@@ -32,7 +32,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 
 def test_clean_data(typed: Callable[..., str], shapes: Path) -> None:
     said = typed(shapes / "captions.csv", "--batch-size", 4)
-    assert "16 pictures of" in said
+    assert "16 images of" in said
     assert "32 captions, 32 of them different" in said
     assert said.endswith("Nothing to mend was found.")
 
@@ -48,14 +48,14 @@ def test_faults_in_a_models_tokens_with_json_and_a_cleaned_copy(
         data, "--against", shapes / "captions.csv", "--model", tiny_clip, "--batch-size", 2, "--json", "f.json",
         "--fix", "out", "--workers", 1,
     )  # fmt: skip
-    assert "error 1 (33.3 %) pictures that are not there [missing_pictures] gone.png → check the paths" in said
+    assert "error 1 (33.3 %) images that are not there [missing_images] gone.png → check the paths" in said
     assert "tokens a caption" in said
     assert "25 % of the captions are longer than the model's 77 tokens" in said
     assert "findings: f.json" in said
-    assert "(1 picture, 1 caption)" in said
+    assert "(1 image, 1 caption)" in said
     found = json.loads((tmp_path / "f.json").read_text())
     assert found["settings"] == {"model": str(tiny_clip), "batch_size": 2}
-    assert {"missing_pictures", "leaked_pictures", "cut_captions", "tiny_pictures"} <= {
+    assert {"missing_images", "leaked_images", "cut_captions", "tiny_images"} <= {
         finding["name"] for finding in found["findings"]
     }
     assert found["facts"]["context_length"] == 77
@@ -68,11 +68,11 @@ def test_faults_in_a_models_tokens_with_json_and_a_cleaned_copy(
     ]
 
 
-def test_pictures_without_captions_and_captions_without_pictures(
+def test_images_without_captions_and_captions_without_images(
     typed: Callable[..., str], shapes: Path, tmp_path: Path
 ) -> None:
     said = typed(shapes / "images", "--batch-size", 4)
-    assert "16 pictures of" in said
+    assert "16 images of" in said
     assert "caption" not in said
     said = typed(write_csv(tmp_path / "t.csv", ["caption"], [["a dog runs"], ["two cats sit"]]))
     assert "2 captions, 2 of them different" in said

@@ -31,9 +31,9 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 def test_a_preview(typed: Type, shapes: Path, tmp_path: Path) -> None:
     own = ("--policy", "[crop, flip]", "--count", 3, "--views", 2, "--size", 32, "--safe")
     code, said, _ = typed("data", "preview", shapes / "captions.csv", *own)
-    assert (code, said.strip()) == (0, "preview.png: 3 of 16 pictures, 2 views of each")
+    assert (code, said.strip()) == (0, "preview.png: 3 of 16 images, 2 views of each")
     assert Image.open(tmp_path / "preview.png").size == (3 * 38 + 18, 3 * (38 + 16) + 6)
-    assert typed("data", "preview", shapes / "images", "--out", "other.png")[0] == 0  # pictures without captions
+    assert typed("data", "preview", shapes / "images", "--out", "other.png")[0] == 0  # images without captions
     assert (tmp_path / "other.png").is_file()
 
 
@@ -61,8 +61,8 @@ def test_what_a_preview_cannot_do(typed: Type, shapes: Path, tmp_path: Path) -> 
             "the first must be at most the second",
         ),
         ((text,), "no image column"),
-        ((mixed,), "1 pictures of its own, as 2.png, beside 1 in class folders, as red/1.png"),
-        ((mixed / "red", "--out", mixed / "red" / "sheet.png"), "would become one of the pictures"),
+        ((mixed,), "1 images of its own, as 2.png, beside 1 in class folders, as red/1.png"),
+        ((mixed / "red", "--out", mixed / "red" / "sheet.png"), "would become one of the images"),
         ((shapes / "captions.csv", "--out", "sheet.xyz"), "cannot be written"),
         (("nowhere.csv",), "there is no such file"),
     ]:

@@ -67,7 +67,7 @@ def test_compositional(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     file, page = tmp_path / "c.json", tmp_path / "c.html"
     said = evaluated("compositional", "--model", tiny_clip, "--data", data, "--json", file, "--report", page)
     assert json.loads(file.read_text())["data"]["instances"] == 16
-    assert "pictures choose their caption" in said
+    assert "images choose their caption" in said
     assert "By category" in page.read_text(encoding="utf-8")
 
 
@@ -98,11 +98,11 @@ def test_what_is_computed_once_serves_every_command(tiny_clip: Path, shapes: Pat
 @pytest.mark.parametrize(
     "launcher", [None, *(pytest.param(own, marks=pytest.mark.slow) for own in ("own", "torchrun"))]
 )
-def test_processes_share_the_work_and_every_picture_counts_once(
+def test_processes_share_the_work_and_every_image_counts_once(
     launcher: str | None, tiny_clip: Path, shapes: Path, tmp_path: Path
 ) -> None:
     file, one = tmp_path / "two.json", tmp_path / "one.json"
-    # Five pictures, two processes, and a part that is known already.
+    # Five images, two processes, and a part that is known already.
     lines = (shapes / "captions.csv").read_text().splitlines()
     data = shapes / "some.csv"
     data.write_text("\n".join(lines[:11]) + "\n")
@@ -177,16 +177,16 @@ def test_wrong_input_is_one_line_and_code_2(
 
 
 def test_what_one_process_finds_wrong_all_of_them_end_with(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
-    """Two pictures on three processes: the first has none, the last a broken one."""
+    """Two images on three processes: the first has none, the last a broken one."""
     (tmp_path / "00.png").write_bytes((shapes / "images/00.png").read_bytes())
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     rows = [["00.png", "a"], ["broken.png", "c"]]
     data = write_csv(tmp_path / "d.csv", ["image", "caption"], rows)
     command = ["-m", "clipkit", "eval", "retrieval", "--model", tiny_clip, "--data", data]
     _, said = together(3, *command, code=2)
     lines = [line for line in said.splitlines() if line.startswith("clipkit: ")]
     assert len(lines) == 1
-    assert "broken.png: is not a picture" in lines[0]
+    assert "broken.png: is not an image" in lines[0]
     assert "Traceback" not in said
 
 

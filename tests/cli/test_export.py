@@ -31,7 +31,7 @@ def test_export_says_what_it_compared_and_how_to_open_it(
     out = tmp_path / "there"
     type_(monkeypatch, "export", model, "--to", "open_clip", "--out", out, "--data", shapes / "captions.csv")
     said = capsys.readouterr().out
-    assert "16 pictures: largest difference" in said
+    assert "16 images: largest difference" in said
     assert "32 captions:" in said
     opening = [line.strip() for line in said.splitlines() if "open_clip." in line]
     names: dict[str, object] = {"open_clip": open_clip}

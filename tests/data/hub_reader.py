@@ -12,7 +12,7 @@ def captions_of(source: str) -> list[str]:
     if streamed is None:
         return list(read_pairs(source).captions)
     samples = [sample for part in streamed.stream.parts for sample in streamed.stream.samples(part)]
-    assert all(len(sample.picture.read_bytes()) for sample in samples)
+    assert all(len(sample.image.read_bytes()) for sample in samples)
     return [caption for sample in samples for caption in sample.captions]
 
 

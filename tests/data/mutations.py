@@ -21,20 +21,20 @@ def _pixels(seed: int = 0, channels: tuple[int, ...] = (3,)) -> np.ndarray:
     return (noise + np.linspace(0, 190, 48).reshape(1, 48, *(1 for _ in channels))).astype(np.uint8)
 
 
-def _saved(picture: Image.Image, kind: str, **settings: object) -> bytes:
+def _saved(image: Image.Image, kind: str, **settings: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **settings)
+    image.save(file, kind, **settings)
     return file.getvalue()
 
 
-def pictures() -> dict[str, bytes]:
+def images() -> dict[str, bytes]:
     """By name, a file of each kind that a data set may hold."""
     rgb, grey = Image.fromarray(_pixels()), Image.fromarray(_pixels(channels=()))
     rgba, frames = rgb.copy(), [Image.fromarray(_pixels(seed)).convert("P") for seed in range(3)]
     rgba.putalpha(grey)
     deep = Image.fromarray(_pixels(channels=()).astype(np.uint16) * 257)
     exif = Image.Exif()
-    exif[0x0112], exif[0x010E], exif[0x829A] = 6, "a picture that was turned", 0.01
+    exif[0x0112], exif[0x010E], exif[0x829A] = 6, "an image that was turned", 0.01
     palette = rgb.convert("P")
     return {
         "rgb.jpg": _saved(rgb, "JPEG"),
@@ -88,14 +88,14 @@ ROWS = 30
 
 
 def tables(folder: Path) -> dict[str, bytes]:
-    """By name, a table or an archive of each kind; `folder` gets the pictures that they name."""
-    contents = list(pictures().items())
+    """By name, a table or an archive of each kind; `folder` gets the images that they name."""
+    contents = list(images().items())
     (folder / "photos").mkdir(parents=True, exist_ok=True)
     names, captions, files = [], [], []
     for row in range(ROWS):
         name, content = contents[row % len(contents)]
         names.append(f"photos/{row:02d}-{name}")
-        captions.append(f"picture {row}, “{name}”, at a café")
+        captions.append(f"image {row}, “{name}”, at a café")
         files.append(content)
         (folder / names[-1]).write_bytes(content)
     quoted = [f'"{caption}"' for caption in captions]
@@ -252,7 +252,7 @@ def _other_encoding(content: bytes, generator: np.random.Generator) -> bytes:
 
 def _other_kind(content: bytes, generator: np.random.Generator) -> bytes:
     """A file of another kind under this one's name."""
-    others = list(pictures().values())
+    others = list(images().values())
     return others[int(generator.integers(0, len(others)))]
 
 

@@ -1,4 +1,4 @@
-"""Policies of pictures, views of captions: what they draw depends on what they are of."""
+"""Policies of images, views of captions: what they draw depends on what they are of."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torchvision.transforms import v2 as T
 from clipkit.data import Pairs, Policy, Sample, TextSafe, TextView, read_pairs
 from clipkit.data.preview import preview
 from clipkit.errors import DataError
-from clipkit.pictures import open_picture
+from clipkit.images import open_image
 from clipkit.recipe import Step, policies, steps_of
 from clipkit.seeds import mix
 from tests.conftest import draw, write_csv
@@ -23,19 +23,19 @@ EVERY: list[Step] = [
 ]  # fmt: skip
 
 
-def pixels(picture: Image.Image | torch.Tensor) -> dict[str, torch.Tensor]:
-    if isinstance(picture, torch.Tensor):  # what a crop at the end gives
-        return {"pixel_values": picture.permute(1, 2, 0)}
-    return {"pixel_values": torch.from_numpy(np.asarray(picture).copy())}
+def pixels(image: Image.Image | torch.Tensor) -> dict[str, torch.Tensor]:
+    if isinstance(image, torch.Tensor):  # what a crop at the end gives
+        return {"pixel_values": image.permute(1, 2, 0)}
+    return {"pixel_values": torch.from_numpy(np.asarray(image).copy())}
 
 
-def made(steps: list[Step], view: int = 1, epoch: int = 0, image: int = 0, seed: int = 0) -> torch.Tensor:
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (140, 160, 3), dtype=np.uint8))
-    return Policy(steps, 24, pixels, pixels, seed, view)(picture, epoch, image)["pixel_values"]
+def made(steps: list[Step], view: int = 1, epoch: int = 0, index: int = 0, seed: int = 0) -> torch.Tensor:
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (140, 160, 3), dtype=np.uint8))
+    return Policy(steps, 24, pixels, pixels, seed, view)(image, epoch, index)["pixel_values"]
 
 
 @pytest.mark.parametrize("step", EVERY, ids=lambda step: step.name)
-def test_every_step_changes_the_picture_and_nothing_else(step: Step) -> None:
+def test_every_step_changes_the_image_and_nothing_else(step: Step) -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
     changed = made([step])
@@ -47,12 +47,12 @@ def test_every_step_changes_the_picture_and_nothing_else(step: Step) -> None:
 
 
 def test_steps_do_what_they_say() -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8))
 
     def of(step: Step) -> np.ndarray:
-        return np.asarray(Policy([step], 24, pixels, pixels, 0, 1).augmented(picture, 0, 0))
+        return np.asarray(Policy([step], 24, pixels, pixels, 0, 1).augmented(image, 0, 0))
 
-    plain = np.asarray(picture)
+    plain = np.asarray(image)
     assert (of(policies.Flip(p=1)) == plain[:, ::-1]).all()
     assert (of(policies.Flip(p=1, direction="vertical")) == plain[::-1]).all()
     assert (np.ptp(of(policies.Grey(p=1)), axis=2) == 0).all()
@@ -66,14 +66,14 @@ def test_steps_do_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("name", policies.POLICIES)
-def test_what_a_policy_draws_depends_on_seed_epoch_picture_and_view(name: str) -> None:
+def test_what_a_policy_draws_depends_on_seed_epoch_image_and_view(name: str) -> None:
     steps = list(steps_of(name))
     first = made(steps)
     assert torch.equal(made(steps), first)
     if name == "none":
-        assert torch.equal(first, made(steps, view=2, epoch=3, image=4, seed=5))
+        assert torch.equal(first, made(steps, view=2, epoch=3, index=4, seed=5))
         return
-    others = [made(steps, view=2), made(steps, epoch=1), made(steps, image=1), made(steps, seed=1)]
+    others = [made(steps, view=2), made(steps, epoch=1), made(steps, index=1), made(steps, seed=1)]
     assert sum(not torch.equal(other, first) for other in others) == 4
 
 
@@ -86,13 +86,13 @@ def test_text_safe_keeps_what_the_captions_say() -> None:
     for words in ("leftover rice on a plate", "a reddening of skin", "a tangled net"):
         assert TextSafe(Pairs("m", [Path("a")], [words], np.array([0]))).of(0) == (True, True), words
 
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
     every = [step for step in EVERY if step.name in ("flip", "jitter", "grey", "solarise", "randaugment")]
     policy = Policy(every, 24, pixels, pixels, 0, 1, safe)
-    assert np.array_equal(policy.augmented(picture, 0, 1), picture)
-    assert not np.array_equal(policy.augmented(picture, 0, 0), picture)
-    flipped = policy.augmented(picture, 0, 2)
-    assert np.array_equal(flipped, np.asarray(picture)[::-1, ::-1])
+    assert np.array_equal(policy.augmented(image, 0, 1), image)
+    assert not np.array_equal(policy.augmented(image, 0, 0), image)
+    flipped = policy.augmented(image, 0, 2)
+    assert np.array_equal(flipped, np.asarray(image)[::-1, ::-1])
 
 
 @pytest.fixture
@@ -118,10 +118,10 @@ def test_views_of_captions(pairs: Pairs) -> None:
 
 
 def test_what_a_view_of_captions_needs(shapes: Path, tmp_path: Path) -> None:
-    plain = read_pairs(str(write_csv(tmp_path / "p.csv", ["caption"], [["a"], ["b"]])), pictures=False)
+    plain = read_pairs(str(write_csv(tmp_path / "p.csv", ["caption"], [["a"], ["b"]])), images=False)
     with pytest.raises(DataError, match="paraphrase needs a column of that name"):
         TextView("paraphrase", plain)
-    with pytest.raises(DataError, match="sibling needs pictures with several captions, and none has"):
+    with pytest.raises(DataError, match="sibling needs images with several captions, and none has"):
         TextView("sibling", plain)
 
 
@@ -130,18 +130,18 @@ def test_the_preview_shows_the_views_of_the_first_epoch(shapes: Path) -> None:
     steps = [policies.Crop(scale=(0.5, 1.0)), policies.Jitter(p=1)]
     sheet = preview(pairs, steps, count=3, views=2, size=40, safe=False, seed=3)
     assert sheet.size == (3 * 46 + 18, 3 * (46 + 16) + 6)
-    own = Policy(steps, 40, pixels, pixels, 3, 2).augmented(Image.open(pairs.pictures[8]).convert("RGB"), 0, 8)
+    own = Policy(steps, 40, pixels, pixels, 3, 2).augmented(Image.open(pairs.images[8]).convert("RGB"), 0, 8)
     left, top = 6 + 2 * 46 + 12, 6 + 62
     assert np.array_equal(sheet.crop((left, top, left + 40, top + 40)), own)
     kept = preview(pairs, steps, count=3, views=2, size=40, safe=True, seed=3)
     assert not np.array_equal(kept, sheet)
 
 
-def test_a_blur_reaches_no_farther_than_the_picture() -> None:
+def test_a_blur_reaches_no_farther_than_the_image() -> None:
     for size in ((5, 9), (1, 1)):
-        picture = Image.new("RGB", size, (9, 8, 7))
+        image = Image.new("RGB", size, (9, 8, 7))
         policy = Policy([policies.Blur(sigma=(0.1, 20), p=1)], 24, pixels, pixels, 0, 1)
-        assert policy.augmented(picture, 0, 0).size == size
+        assert policy.augmented(image, 0, 0).size == size
 
 
 def test_text_safe_rotations_leave_left_and_right_in_place() -> None:
@@ -160,24 +160,24 @@ def test_a_draft_leaves_enough_for_the_smallest_crop(tmp_path: Path) -> None:
     assert Policy((), 32, pixels, pixels, 0).draft is None
     draw("red", "circle", 512).resize((640, 480)).save(tmp_path / "a.jpg", quality=95)
     draw("red", "circle", 512).resize((640, 480)).save(tmp_path / "a.png")
-    assert open_picture(tmp_path / "a.jpg").size == (640, 480)
+    assert open_image(tmp_path / "a.jpg").size == (640, 480)
     for side, size in ((241, (640, 480)), (240, (320, 240)), (114, (160, 120)), (31, (80, 60))):
-        assert open_picture(tmp_path / "a.jpg", draft=side).size == size
-        assert open_picture(tmp_path / "a.png", draft=side).size == (640, 480)
-    small, whole = open_picture(tmp_path / "a.jpg", draft=240), open_picture(tmp_path / "a.jpg").resize((320, 240))
+        assert open_image(tmp_path / "a.jpg", draft=side).size == size
+        assert open_image(tmp_path / "a.png", draft=side).size == (640, 480)
+    small, whole = open_image(tmp_path / "a.jpg", draft=240), open_image(tmp_path / "a.jpg").resize((320, 240))
     assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 2
 
 
 def test_crops_are_pillows_to_one_level() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1.5))  # as smooth as a photograph
+    image = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1.5))  # as smooth as a photograph
     for step in (policies.Crop(scale=(0.1, 1.0)), policies.Crop(scale=(0.9, 1.0))):
-        for image in range(6):
-            found = Policy([step], 24, pixels, pixels, 0).augmented(picture, 0, image)
-            torch.default_generator.manual_seed(mix(0, 2, 0, image))
-            box = T.RandomResizedCrop(1, step.scale, step.ratio).make_params([picture])
+        for index in range(6):
+            found = Policy([step], 24, pixels, pixels, 0).augmented(image, 0, index)
+            torch.default_generator.manual_seed(mix(0, 2, 0, index))
+            box = T.RandomResizedCrop(1, step.scale, step.ratio).make_params([image])
             left, top = box["left"], box["top"]
-            expected = picture.crop((left, top, left + box["width"], top + box["height"])).resize(
+            expected = image.crop((left, top, left + box["width"], top + box["height"])).resize(
                 (24, 24), Image.Resampling.BICUBIC
             )
             difference = np.abs(np.asarray(found).astype(int) - np.asarray(expected))

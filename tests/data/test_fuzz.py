@@ -39,25 +39,25 @@ from clipkit.data import (
 )
 from clipkit.data.checks import check
 from clipkit.data.loader import Batch
+from clipkit.embedding.features import content_hashes
 from clipkit.errors import DataError
-from clipkit.evaluation.features import content_hashes
-from clipkit.pictures import Stored, open_picture
+from clipkit.images import Stored, open_image
 from clipkit.recipe import Recipe
 from clipkit.recipe.policies import Crop
 from tests.conftest import draw, read_lines, write_csv
-from tests.data.mutations import HTML, mutated, pictures, tables
+from tests.data.mutations import HTML, images, mutated, tables
 from tests.data.test_loader import to_tensor, tokenize
 from tests.forked import python, together
 from tests.training import several_runs
 
 Build = Callable[..., Recipe]
 _EACH_TABLE = 30  # of 7 kinds
-_EACH_PICTURE = 13  # of 26 kinds
+_EACH_IMAGE = 13  # of 26 kinds
 _SECONDS = 20  # far more than any one file takes, on the busiest machine
 
 
 def test_there_are_enough_of_them() -> None:
-    count = 7 * _EACH_TABLE + len(pictures()) * _EACH_PICTURE
+    count = 7 * _EACH_TABLE + len(images()) * _EACH_IMAGE
     assert count >= 500
 
 
@@ -107,14 +107,14 @@ def read(source: Path, **settings: object) -> Pairs | None:
     return None
 
 
-def opened(picture: Path | Stored, draft: int | None = None) -> bool:
+def opened(image: Path | Stored, draft: int | None = None) -> bool:
     """Whether it opens; where it does not, that is said in one line that names it."""
     try:
-        return open_picture(picture, draft).mode == "RGB"
+        return open_image(image, draft).mode == "RGB"
     except DataError as error:
         said = str(error)
     assert len(said.splitlines()) == 1, repr(said)
-    assert " ".join(picture.name.splitlines()) in said
+    assert " ".join(image.name.splitlines()) in said
     return False
 
 
@@ -156,11 +156,11 @@ def look_through_tables(folder: Path, each: int, seed: int) -> int:
                         kept += 1
                         assert len(pairs.captions) == len(pairs.image_of_caption) == rows_in(name, damaged)
                         assert pairs.fingerprint
-                    whatever = read(folder / name, broken=("pictures", "captions"))
+                    whatever = read(folder / name, broken=("images", "captions"))
                     if whatever is None:
                         assert pairs is None
                         continue
-                    refused = {place for place, own in enumerate(whatever.pictures) if not opened(own)}
+                    refused = {place for place, own in enumerate(whatever.images) if not opened(own)}
                     assert check(whatever, workers=1).broken.keys() == refused
                 except BaseException as error:
                     error.add_note(f"{name}, {label}")
@@ -179,10 +179,10 @@ def test_many_damaged_tables_and_archives(tmp_path: Path, seed: int) -> None:
     look_through_tables(tmp_path, 300, seed)
 
 
-def damaged_pictures(each: int, seed: int) -> dict[str, bytes]:
+def damaged_images(each: int, seed: int) -> dict[str, bytes]:
     return {
         f"{label}-{name}": damaged
-        for name, content in pictures().items()
+        for name, content in images().items()
         for label, damaged in mutated(content, each, seed)
     } | by_hand()
 
@@ -200,7 +200,7 @@ def _png(width: int, height: int, *extra: bytes) -> bytes:
 
 def by_hand() -> dict[str, bytes]:
     """What chance does not come upon."""
-    jpeg = pictures()["rgb.jpg"]
+    jpeg = images()["rgb.jpg"]
     frame = jpeg.index(b"\xff\xc0")
     bomb = zlib.compress(bytes(80_000_000), 9)
     return {
@@ -221,14 +221,14 @@ def test_what_was_made_by_hand_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with watched():
             assert not opened(tmp_path / name)
-    with pytest.raises(DataError, match="strip.png: a picture of 60000 × 1 pixels is a strip"):
-        open_picture(tmp_path / "strip.png")
-    with pytest.raises(DataError, match="a picture of 1 × 300 pixels is a strip"):
-        open_picture(np.zeros((300, 1, 3), dtype=np.uint8))
+    with pytest.raises(DataError, match="strip.png: an image of 60000 × 1 pixels is a strip"):
+        open_image(tmp_path / "strip.png")
+    with pytest.raises(DataError, match="an image of 1 × 300 pixels is a strip"):
+        open_image(np.zeros((300, 1, 3), dtype=np.uint8))
     with pytest.raises(DataError, match="huge.jpg: is over the limit of 178956970 pixels"):
-        open_picture(tmp_path / "huge.jpg")
-    with pytest.raises(DataError, match="two lines.png: is not a picture"):
-        open_picture(tmp_path / "two\nlines.png")
+        open_image(tmp_path / "huge.jpg")
+    with pytest.raises(DataError, match="two lines.png: is not an image"):
+        open_image(tmp_path / "two\nlines.png")
     assert not opened(tmp_path)
 
 
@@ -240,19 +240,19 @@ def test_whatever_a_decoder_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     draw("red", "circle").save(tmp_path / "a.png")
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     with pytest.raises(DataError, match=rf"a.png: cannot be decoded \({str(error) or 'AssertionError'}\)"):
-        open_picture(tmp_path / "a.png")
+        open_image(tmp_path / "a.png")
 
 
 class Damaged:
-    """A data set of sound pictures; then of some of them damaged ones, of which some still open."""
+    """A data set of sound images; then of some of them damaged ones, of which some still open."""
 
     def __init__(self, folder: Path, each: int, seed: int) -> None:
         folder.mkdir()
         self.folder = folder
-        files = damaged_pictures(each, seed)
-        sound = pictures()["rgb.png"]
+        files = damaged_images(each, seed)
+        sound = images()["rgb.png"]
         names = [*files, *(f"sound-{number}.png" for number in range(len(files) // 3))]
-        # Whole batches, so that each picture comes once in an epoch.
+        # Whole batches, so that each image comes once in an epoch.
         names += [f"filling-{number}.png" for number in range(-len(names) % GLOBAL)]
         self.names = [names[place] for place in np.random.default_rng(seed).permutation(len(names)).tolist()]
         for name in self.names:
@@ -262,7 +262,7 @@ class Damaged:
         self.files = files
 
     def damage(self) -> set[int]:
-        """Now damage them; positions of those that open_picture refuses."""
+        """Now damage them; positions of those that open_image refuses."""
         for name, content in self.files.items():
             (self.folder / name).write_bytes(content)
         with watched(120):
@@ -285,7 +285,7 @@ def compare_with_sound(data: Damaged, workers: tuple[int, ...]) -> set[int]:
     """See that damage changes nothing but its own rows, on one process and on two; positions of what is bad."""
     pairs = read_pairs(str(data.csv))
     sound = batches_of(pairs, 0, slice(0, GLOBAL))
-    assert len(sound) * GLOBAL == len(pairs.pictures)
+    assert len(sound) * GLOBAL == len(pairs.images)
     bad = data.damage()
     assert len(bad) > len(data.files) // 3
     assert len(bad) < len(data.files)
@@ -323,15 +323,15 @@ def _same_rows(one: Batch, its: torch.Tensor | slice, two: Batch, others: torch.
             assert not values[its][..., width:].any()
 
 
-def test_damaged_pictures(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_images(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_CHUNK", 12)
-    data = Damaged(tmp_path / "pictures", _EACH_PICTURE, seed=0)
+    data = Damaged(tmp_path / "images", _EACH_IMAGE, seed=0)
     bad = compare_with_sound(data, workers=(0,))
     drafted = {place for place, name in enumerate(data.names) if not opened(data.folder / name, draft=8)}
     assert drafted == bad
     report = check(read_pairs(str(data.csv)), workers=2)
     assert report.broken.keys() == bad
-    assert next(one for one in report.findings if one.name == "broken_pictures").count == len(bad)
+    assert next(one for one in report.findings if one.name == "broken_images").count == len(bad)
     _train(recipe, data, tmp_path / "run", bad)
 
 
@@ -347,7 +347,7 @@ def _train(recipe: Build, data: Damaged, output: Path, bad: set[int]) -> None:
         clipkit.train(recipe(_changes(data, output)))
     listed = read_lines(output / "bad_samples.jsonl")
     assert sorted(row["image"] for row in listed) == sorted(bad)
-    assert {row["picture"] for row in listed} == {str(data.folder / data.names[place]) for place in bad}
+    assert {row["image"] for row in listed} == {str(data.folder / data.names[place]) for place in bad}
     assert all(len(row["reason"].splitlines()) == 1 for row in listed)
     assert len(read_lines(output / "metrics.jsonl")) == len(data.names) // GLOBAL
     assert all(np.isfinite(row["loss"]) for row in read_lines(output / "metrics.jsonl"))
@@ -355,11 +355,11 @@ def _train(recipe: Build, data: Damaged, output: Path, bad: set[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_many_damaged_pictures_on_one_process_and_on_two(
+def test_many_damaged_images_on_one_process_and_on_two(
     recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(loader, "_CHUNK", 12)
-    data = Damaged(tmp_path / "pictures", 40, seed)
+    data = Damaged(tmp_path / "images", 40, seed)
     bad = compare_with_sound(data, workers=(0, 2))
     assert check(read_pairs(str(data.csv)), workers=2).broken.keys() == bad
     one, two = tmp_path / "one", tmp_path / "two"
@@ -374,7 +374,7 @@ def test_many_damaged_pictures_on_one_process_and_on_two(
 
 @pytest.mark.slow
 def test_damaged_files_on_the_command_line(recipe: Build, tiny_clip: Path, tmp_path: Path) -> None:
-    data = Damaged(tmp_path / "pictures", 2, seed=3)
+    data = Damaged(tmp_path / "images", 2, seed=3)
     bad = data.damage()
 
     def clipkit_(code: int, *arguments: object) -> str:
@@ -385,7 +385,7 @@ def test_damaged_files_on_the_command_line(recipe: Build, tiny_clip: Path, tmp_p
 
     clipkit_(0, "data", "check", data.csv, "--json", tmp_path / "found.json")
     found = {one["name"]: one["count"] for one in json.loads((tmp_path / "found.json").read_text())["findings"]}
-    assert found["broken_pictures"] == len(bad)
+    assert found["broken_images"] == len(bad)
     clipkit_(0, "data", "check", data.csv, "--fix", tmp_path / "fixed")
     assert not check(read_pairs(str(tmp_path / "fixed" / "captions.csv"))).broken
     (tmp_path / "r.yaml").write_text(recipe(_changes(data, tmp_path / "run")).to_yaml())
@@ -405,18 +405,18 @@ def test_damaged_files_on_the_command_line(recipe: Build, tiny_clip: Path, tmp_p
             ["train", tmp_path / "r.yaml", f"data.train={file}", "--overwrite"],
         ]
         for arguments in refused if name in ("t.tar", "bytes.parquet", "t.csv") else refused[:1]:
-            if read(file, broken=("pictures", "captions")) is None:
+            if read(file, broken=("images", "captions")) is None:
                 assert name in clipkit_(2, *arguments).splitlines()[-1]
 
 
-def test_one_damaged_picture_in_an_evaluation(
+def test_one_damaged_image_in_an_evaluation(
     tiny_clip: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw("red", "circle").save(tmp_path / "0.png")
     table = write_csv(
         tmp_path / "p.csv", ["image", "caption", "label"], [[f"{n}.png", f"words {n}", "x"] for n in (0, 1)]
     )
-    for content in (HTML, b"", pictures()["rgb.png"][:3000], by_hand()["strip.png"], by_hand()["huge.jpg"]):
+    for content in (HTML, b"", images()["rgb.png"][:3000], by_hand()["strip.png"], by_hand()["huge.jpg"]):
         (tmp_path / "1.png").write_bytes(content)
         for task in ("retrieval", "zeroshot"):
             monkeypatch.setattr(
@@ -452,15 +452,15 @@ def _file(name: str, content: bytes) -> bytes:
 
 
 _END = bytes(1024)
-_PICTURE = pictures()["rgb.png"]
-_SAMPLE = _file("0.png", _PICTURE) + _file("0.txt", b"words")
+_IMAGE = images()["rgb.png"]
+_SAMPLE = _file("0.png", _IMAGE) + _file("0.txt", b"words")
 _NEGATIVE = b"\xff" * 8 + struct.pack(">i", -512)  # its header is the next one, for ever
 _TARS: dict[str, tuple[bytes, str | None]] = {
     "sound": (_SAMPLE + _END, None),
     "size below zero": (_SAMPLE + _member(b"1.png", _NEGATIVE) + _END, "is a damaged tar"),
     "size below zero of what is no file": (_SAMPLE + _member(b"1", _NEGATIVE, b"7") + _END, "is a damaged tar"),
     "size below zero in a pax header": (
-        _SAMPLE + _member(b"p", _octal(15), b"x", b"15 size=-51200\n") + _file("1.png", _PICTURE) + _END,
+        _SAMPLE + _member(b"p", _octal(15), b"x", b"15 size=-51200\n") + _file("1.png", _IMAGE) + _END,
         "is a damaged tar",
     ),
     "size beyond all files": (_SAMPLE + _member(b"1.png", b"\x80" + b"\x7f" * 11) + _END, "damaged tar|is cut off"),
@@ -473,7 +473,7 @@ _TARS: dict[str, tuple[bytes, str | None]] = {
     "a line break in a name": (_file("1\n2.txt", b"caf\xe9") + _END, "1 2.txt: is not UTF-8"),
     "a name that is not UTF-8": (_SAMPLE + _member(b"\xe9.png", _octal(0)) + _END, "damaged tar"),
     "JSON that is no object": (
-        _file("0.png", _PICTURE) + _file("0.json", b"[1]") + _END,
+        _file("0.png", _IMAGE) + _file("0.json", b"[1]") + _END,
         "none of its 1 samples has a",
     ),
     "JSON with half a pair": (_file("0.png", b"") + _file("0.json", b'{"caption": "\\ud800"}') + _END, "damaged tar"),
@@ -507,12 +507,12 @@ def test_names_that_no_file_has(name: str, tmp_path: Path) -> None:
     for rows in ([["a.png", "words"], [name, "words"]], [["a.png", "words"], [name, "words"], *many]):
         table = write_csv(tmp_path / "p.csv", ["image", "caption"], rows)
         assert read(table) is None
-        pairs = read(table, broken=("pictures",))
+        pairs = read(table, broken=("images",))
         assert pairs is not None
         assert pairs.fingerprint
-        assert check(pairs, workers=1).broken.keys() == set(range(1, len(pairs.pictures)))
+        assert check(pairs, workers=1).broken.keys() == set(range(1, len(pairs.images)))
         write_csv(tmp_path / "l.csv", ["image", "label"], rows)
-        with pytest.raises(DataError, match="pictures are missing") as caught:
+        with pytest.raises(DataError, match="images are missing") as caught:
             read_labelled(str(tmp_path / "l.csv"))
         assert len(str(caught.value).splitlines()) == 1
 
@@ -583,33 +583,33 @@ def test_values_that_are_missing_or_of_another_type(tmp_path: Path) -> None:
         parquet.write_table(pa.table({"image": ["a.png", "b.png"], "label": labels}), file)
         with pytest.raises(DataError, match="row [12] has no label"):
             read_labelled(str(file))
-        assert read_pairs(str(file), captions=False).has_pictures
+        assert read_pairs(str(file), captions=False).has_images
     for kind in (pa.dictionary(pa.int32(), pa.string()), pa.string_view()):
         column = pa.array(["a.png", "b.png"], kind)
         parquet.write_table(pa.table({"image": column, "caption": column}), file)
         pairs = read_pairs(str(file))
-        assert (list(pairs.captions), list(pairs.pictures)) == (
+        assert (list(pairs.captions), list(pairs.images)) == (
             ["a.png", "b.png"],
             [tmp_path / "a.png", tmp_path / "b.png"],
         )
-    for images in (
+    for values in (
         [{"bytes": "text"}] * 2,
         [b"x", None],
         [{"bytes": None, "path": None}, {"bytes": b"", "path": "a\nb"}],
     ):
-        parquet.write_table(pa.table({"image": images, "caption": ["x", "y"]}), file)
+        parquet.write_table(pa.table({"image": values, "caption": ["x", "y"]}), file)
         pairs = read_pairs(str(file))
-        assert not any(opened(own) for own in pairs.pictures)
+        assert not any(opened(own) for own in pairs.images)
         assert len(check(pairs, workers=1).broken) == 2
-    with pytest.raises(DataError, match="row 1.*cannot be read .the row has no picture"):
-        content_hashes(pairs.pictures)
+    with pytest.raises(DataError, match="row 1.*cannot be read .the row has no image"):
+        content_hashes(pairs.images)
     parquet.write_table(pa.table({"image": [{"bytes": None, "path": "gone.png"}], "caption": ["x"]}), file)
-    with pytest.raises(DataError, match="1 of its 1 pictures are missing, the first is gone.png"):
+    with pytest.raises(DataError, match="1 of its 1 images are missing, the first is gone.png"):
         read_pairs(str(file))
 
 
-def test_a_tar_of_damaged_pictures_has_the_right_counts(tmp_path: Path) -> None:
-    files = list(damaged_pictures(1, 5).values())
+def test_a_tar_of_damaged_images_has_the_right_counts(tmp_path: Path) -> None:
+    files = list(damaged_images(1, 5).values())
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for place, content in enumerate(files):
             for ending, own in (("png", content), ("txt", b"words")):
@@ -617,7 +617,7 @@ def test_a_tar_of_damaged_pictures_has_the_right_counts(tmp_path: Path) -> None:
                 member.size = len(own)
                 tar.addfile(member, io.BytesIO(own))
     pairs = read_pairs(str(tmp_path / "t.tar"))
-    assert len(pairs.pictures) == len(pairs.captions) == len(files)
+    assert len(pairs.images) == len(pairs.captions) == len(files)
     refused = set()
     for place, content in enumerate(files):
         (tmp_path / "one.png").write_bytes(content)

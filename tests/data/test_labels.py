@@ -8,29 +8,29 @@ from tests.conftest import draw, write_csv
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     for number, colour in enumerate(("red", "green", "blue")):
         draw(colour, "square").save(tmp_path / f"{number}.png")
     return tmp_path
 
 
-def test_rows_of_one_picture_are_one_picture(pictures: Path) -> None:
+def test_rows_of_one_image_are_one_image(images: Path) -> None:
     rows = [["0.png", "b"], ["1.png", "a"], ["0.png", "b"], ["2.png", "b"]]
-    labelled = read_labelled(str(write_csv(pictures / "d.csv", ["image", "label"], rows)))
-    assert [path.name for path in labelled.pictures] == ["0.png", "1.png", "2.png"]
+    labelled = read_labelled(str(write_csv(images / "d.csv", ["image", "label"], rows)))
+    assert [path.name for path in labelled.images] == ["0.png", "1.png", "2.png"]
     assert labelled.classes == ["a", "b"]
     assert labelled.labels.tolist() == [1, 0, 1]
     assert not labelled.several
 
 
-def test_several_labels_of_one_picture(pictures: Path) -> None:
+def test_several_labels_of_one_image(images: Path) -> None:
     rows = [["0.png", "b"], ["1.png", "a"], ["0.png", "c"], ["2.png", "b"]]
-    labelled = read_labelled(str(write_csv(pictures / "d.csv", ["image", "label"], rows)))
+    labelled = read_labelled(str(write_csv(images / "d.csv", ["image", "label"], rows)))
     assert labelled.several
     assert labelled.labels.tolist() == [[False, True, True], [True, False, False], [False, True, False]]
 
 
-def test_a_row_without_a_label_is_named(pictures: Path) -> None:
-    file = write_csv(pictures / "d.csv", ["image", "label"], [["0.png", "b"], ["1.png", " "]])
+def test_a_row_without_a_label_is_named(images: Path) -> None:
+    file = write_csv(images / "d.csv", ["image", "label"], [["0.png", "b"], ["1.png", " "]])
     with pytest.raises(DataError, match="row 2 has no label"):
         read_labelled(str(file))

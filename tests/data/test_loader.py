@@ -15,10 +15,10 @@ from clipkit.recipe.policies import Crop
 from tests.conftest import draw, write_csv
 
 
-def to_tensor(picture: Image.Image | torch.Tensor) -> dict[str, torch.Tensor]:
+def to_tensor(image: Image.Image | torch.Tensor) -> dict[str, torch.Tensor]:
     from torchvision.transforms.v2.functional import pil_to_tensor
 
-    pixels = picture if isinstance(picture, torch.Tensor) else pil_to_tensor(picture)
+    pixels = image if isinstance(image, torch.Tensor) else pil_to_tensor(image)
     return {"pixel_values": pixels.float()}
 
 
@@ -58,12 +58,12 @@ def test_workers_and_processes_do_not_change_a_batch(shapes: Path, monkeypatch: 
         )
 
 
-def test_the_crop_changes_with_epoch_picture_and_seed_and_leaves_the_global_generator_alone() -> None:
-    picture = draw("red", "cross", 64)
+def test_the_crop_changes_with_epoch_image_and_seed_and_leaves_the_global_generator_alone() -> None:
+    image = draw("red", "cross", 64)
 
-    def pixels(seed: int, epoch: int, image: int) -> torch.Tensor:
+    def pixels(seed: int, epoch: int, index: int) -> torch.Tensor:
         policy = Policy([Crop(scale=(0.2, 0.8))], 16, to_tensor, to_tensor, seed)
-        return policy(picture, epoch, image)["pixel_values"]
+        return policy(image, epoch, index)["pixel_values"]
 
     state = torch.get_rng_state()
     first = pixels(0, 0, 0)
@@ -73,10 +73,10 @@ def test_the_crop_changes_with_epoch_picture_and_seed_and_leaves_the_global_gene
     assert not any(torch.equal(other, first) for other in others)
 
 
-def test_a_crop_for_towers_that_take_pictures_in_their_own_shape() -> None:
-    picture = draw("red", "cross", 64)
+def test_a_crop_for_towers_that_take_images_in_their_own_shape() -> None:
+    image = draw("red", "cross", 64)
     shapes = {
-        tuple(Policy([Crop(scale=(0.2, 0.8))], None, to_tensor, to_tensor, 0)(picture, 0, n)["pixel_values"].shape)
+        tuple(Policy([Crop(scale=(0.2, 0.8))], None, to_tensor, to_tensor, 0)(image, 0, n)["pixel_values"].shape)
         for n in range(8)
     }
     assert len(shapes) > 4
@@ -91,13 +91,13 @@ def test_loading_leaves_the_global_generator_alone(shapes: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_cannot_be_decoded_is_one_line(tmp_path: Path, workers: int) -> None:
+def test_a_image_that_cannot_be_decoded_is_one_line(tmp_path: Path, workers: int) -> None:
     for number in range(6):
         draw("red", "circle").save(tmp_path / f"{number}.png")
     (tmp_path / "3.png").write_bytes(b"<html>not found</html>")
     rows = [[f"{number}.png", "words"] for number in range(6)]
     pairs = read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption"], rows)))
-    with pytest.raises(DataError, match=r"3.png: is not a picture that Pillow can read") as caught:
+    with pytest.raises(DataError, match=r"3.png: is not an image that Pillow can read") as caught:
         batches_of(pairs, workers, stand_in=False)
     assert "\n" not in str(caught.value)
 
@@ -121,7 +121,7 @@ BROKEN = {
 }
 
 
-def test_others_stand_in_for_pictures_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_stand_in_for_images_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_CHUNK", 4)
     for number in range(20):
         draw("red", "circle", shift=number % 5).save(tmp_path / f"{number}.png")
@@ -151,7 +151,7 @@ def test_others_stand_in_for_pictures_that_cannot_be_had(tmp_path: Path, monkeyp
         assert rows_found == expected
         met = {image: reason for batch in found for image, reason in batch.bad.items()}
         assert met.keys() == bad
-        assert "no such picture" in met[12]
+        assert "no such image" in met[12]
         for one, two in zip(sound, found, strict=True):
             kept = one.image_ids == two.image_ids
             assert kept.tolist() == [image not in bad for image in one.image_ids.tolist()]
@@ -168,22 +168,22 @@ def test_where_nothing_can_be_decoded(tmp_path: Path) -> None:
         (tmp_path / f"{number}.png").write_bytes(b"<html>")
     rows = [[f"{number}.png", "words"] for number in range(6)]
     pairs = read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption"], rows)))
-    with pytest.raises(DataError, match="none can be decoded .*is not a picture"):
+    with pytest.raises(DataError, match="none can be decoded .*is not an image"):
         batches_of(pairs, 0)
 
 
-def test_a_worker_that_dies_is_reported_with_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_is_reported_with_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(6):
         draw("red", "circle").save(tmp_path / f"{number}.png")
     rows = [[f"{number}.png", "words"] for number in range(6)]
     pairs = read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption"], rows)))
 
-    def deadly(picture: Path, draft: object) -> Image.Image:
-        if picture.name == "3.png":
+    def deadly(image: Path, draft: object) -> Image.Image:
+        if image.name == "3.png":
             os.kill(os.getpid(), signal.SIGKILL)
         return draw("red", "circle")
 
-    monkeypatch.setattr(loader, "open_picture", deadly)
+    monkeypatch.setattr(loader, "open_image", deadly)
     sampler, at_work = EpochSampler(pairs, "one", 6, 0), loader.AtWork(pairs)
     crop = Policy([Crop()], 16, to_tensor, to_tensor, 0)
     with pytest.raises(RuntimeError, match="DataLoader worker") as caught:

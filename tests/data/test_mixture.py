@@ -23,10 +23,10 @@ def made(name: str, count: int, captions: int = 1, folder: str = "") -> Pairs:
     )
 
 
-def test_a_picture_that_is_in_both_is_one() -> None:
+def test_a_image_that_is_in_both_is_one() -> None:
     one, two = made("a", 3, 2, folder="x"), made("b", 5, 1, folder="x")
     both = join([one, two], [1, 1])
-    assert [str(picture) for picture in both.pictures] == [f"x/{row}" for row in range(5)]
+    assert [str(image) for image in both.images] == [f"x/{row}" for row in range(5)]
     assert both.image_of_caption.tolist() == [0, 0, 1, 1, 2, 2, 0, 1, 2, 3, 4]
     assert both.captions_of_image[0].tolist() == [0, 1, 6]
 
@@ -43,7 +43,7 @@ def test_what_does_not_go_together() -> None:
     captions=st.sampled_from(["one", "all"]),
     batch=st.integers(1, 8),
 )
-def test_weights_are_how_often_a_picture_comes(
+def test_weights_are_how_often_a_image_comes(
     counts: list[int], weights: list[float], captions: str, batch: int
 ) -> None:
     sources = [made(name, count, 2) for name, count in zip("abc", counts, strict=False)]
@@ -81,7 +81,7 @@ def test_a_weight_of_one_is_no_weight() -> None:
     assert [list(plain.epoch(epoch)) for epoch in range(3)] == [list(mixed.epoch(epoch)) for epoch in range(3)]
 
 
-def test_copies_of_a_picture_keep_apart_and_have_other_captions() -> None:
+def test_copies_of_a_image_keep_apart_and_have_other_captions() -> None:
     pairs = join([made("a", 12, 3), made("b", 6)], [2, 1])
     sampler = EpochSampler(pairs, "one", 6, seed=0)
     said: dict[int, list[int]] = {}
@@ -104,14 +104,14 @@ def test_the_split_heeds_names_alone(tmp_path: Path) -> None:
     found = []
     for order in (rows, shuffled):
         train, kept = split(read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption"], order))), 0.1)
-        assert len(kept.pictures) == 4
-        taken = {picture.name for picture in kept.pictures}
-        assert taken.isdisjoint(picture.name for picture in train.pictures)
+        assert len(kept.images) == 4
+        taken = {image.name for image in kept.images}
+        assert taken.isdisjoint(image.name for image in train.images)
         for part in (train, kept):
             captions = [part.captions[row] for rows_ in part.captions_of_image for row in rows_]
-            assert len(captions) == 3 * len(part.pictures)
+            assert len(captions) == 3 * len(part.images)
             assert all(
-                part.captions[row].startswith(f"{part.pictures[image].name} ")
+                part.captions[row].startswith(f"{part.images[image].name} ")
                 for row, image in enumerate(part.image_of_caption.tolist())
             )
         found.append(taken)
@@ -123,11 +123,11 @@ def test_a_split_of_a_mixture_keeps_its_weights() -> None:
     pairs = join([made("a", 10), made("b", 10)], [1, 2])
     train, _ = split(pairs, 0.3)
     assert [part.weight for part in train.parts] == [1, 2]
-    sources = [{str(train.pictures[image])[0] for image in part.images.tolist()} for part in train.parts]
+    sources = [{str(train.images[image])[0] for image in part.images.tolist()} for part in train.parts]
     assert sources == [{"a"}, {"b"}]
     assert sum(len(part.images) for part in train.parts) == 14
     assert [train.captions[row][0] for part in train.parts for row in part.captions.tolist()] == [
-        str(train.pictures[image])[0] for part in train.parts for image in part.images.tolist()
+        str(train.images[image])[0] for part in train.parts for image in part.images.tolist()
     ]
-    with pytest.raises(DataError, match="has one picture"):
+    with pytest.raises(DataError, match="has one image"):
         split(made("a", 1), 0.5)

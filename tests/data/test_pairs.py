@@ -14,7 +14,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rows_that_name_one_picture_are_one_picture(folder: Path) -> None:
+def test_rows_that_name_one_image_are_one_image(folder: Path) -> None:
     rows = [
         ["b.png", "one"],
         ["a.png", "two"],
@@ -22,7 +22,7 @@ def test_rows_that_name_one_picture_are_one_picture(folder: Path) -> None:
         ["b.png", 'quoted "words"\nand a line'],
     ]
     pairs = read_pairs(str(write_csv(folder / "p.csv", ["image", "caption"], rows)))
-    assert [picture.name for picture in pairs.pictures] == ["b.png", "a.png"]
+    assert [image.name for image in pairs.images] == ["b.png", "a.png"]
     assert pairs.image_of_caption.tolist() == [0, 1, 0, 0]
     assert [own.tolist() for own in pairs.captions_of_image] == [[0, 2, 3], [1]]
     assert pairs.captions[3] == 'quoted "words"\nand a line'
@@ -40,7 +40,7 @@ def test_columns_are_found_by_name(folder: Path, header: list[str]) -> None:
 def test_columns_can_be_named(folder: Path) -> None:
     write_csv(folder / "p.csv", ["image", "photo", "caption", "alt"], [["x", "a.png", "no", "yes"]])
     pairs = read_pairs(f"{folder / 'p.csv'}?image=photo&caption=alt")
-    assert (pairs.pictures[0].name, pairs.captions) == ("a.png", ["yes"])
+    assert (pairs.images[0].name, pairs.captions) == ("a.png", ["yes"])
 
 
 def test_byte_order_marks_tabs_and_windows_lines(folder: Path) -> None:
@@ -59,7 +59,7 @@ def test_byte_order_marks_tabs_and_windows_lines(folder: Path) -> None:
         ("caption\nx\n", "no image column"),
         ("image,caption\na.png\n", "line 2 has 1 fields"),
         ("image,caption\na.png, \n", "row 1 has no caption"),
-        ("image,caption\nnone.png,x\na.png,y\n", r"1 of its 2 pictures are missing, the first is .*none.png"),
+        ("image,caption\nnone.png,x\na.png,y\n", r"1 of its 2 images are missing, the first is .*none.png"),
         (b"image,caption\na.png,caf\xe9\n", "not UTF-8"),
     ],
 )
@@ -75,7 +75,7 @@ def test_a_source_that_is_no_table(folder: Path) -> None:
         (str(folder / "none.csv"), "no such file"),
         (str(folder), "is a folder"),
         (str(folder / "a.png"), "neither"),
-        (f"{folder / 'p.csv'}?picture=x", "picture is no option"),
+        (f"{folder / 'p.csv'}?image=x", "image is no option"),
     ]:
         with pytest.raises(DataError, match=message):
             read_pairs(source)
@@ -108,18 +108,18 @@ def test_what_is_not_asked_for_is_not_in_the_way(shapes: Path, tmp_path: Path) -
     with pytest.raises(DataError, match="row 1 has no caption"):
         read_pairs(str(gaps))
     gone = write_csv(tmp_path / "t.csv", ["path", "sentence"], [["a.png", "x"], ["a.png", "y"], ["b.png", "z"]])
-    text = read_pairs(str(gone), pictures=False)
-    assert (text.captions, text.image_of_caption.tolist(), text.has_pictures) == (["x", "y", "z"], [0, 0, 1], False)
+    text = read_pairs(str(gone), images=False)
+    assert (text.captions, text.image_of_caption.tolist(), text.has_images) == (["x", "y", "z"], [0, 0, 1], False)
     assert text.fingerprint
-    with pytest.raises(DataError, match="2 of its 2 pictures are missing"):
+    with pytest.raises(DataError, match="2 of its 2 images are missing"):
         read_pairs(str(gone))
 
 
 def test_folders(shapes: Path, tmp_path: Path) -> None:
     alone = read_pairs(str(shapes / "images"), captions=False)
-    assert len(alone.pictures) == 16
+    assert len(alone.images) == 16
     assert not alone.has_captions
-    with pytest.raises(DataError, match="is a folder of pictures without captions"):
+    with pytest.raises(DataError, match="is a folder of images without captions"):
         read_pairs(str(shapes / "images"))
     for name in ("b/1.png", "a/2.png", "a/1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -128,5 +128,5 @@ def test_folders(shapes: Path, tmp_path: Path) -> None:
     assert classes.captions == ["a", "a", "b"]
     assert classes.caption_ids.tolist() == [0, 0, 2]
     (tmp_path / "sheet.png").write_bytes(b"")
-    with pytest.raises(DataError, match="1 pictures of its own, as sheet.png, beside 3 in class folders, as a/1.png"):
+    with pytest.raises(DataError, match="1 images of its own, as sheet.png, beside 3 in class folders, as a/1.png"):
         read_pairs(str(tmp_path))

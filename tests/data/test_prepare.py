@@ -21,7 +21,7 @@ from clipkit.data import Pairs, prepare, read_for_shards, read_pairs
 from clipkit.data.encoded import Encoded, encoded
 from clipkit.data.shards import Format, read_shard
 from clipkit.errors import DataError, Interrupted, OutputError, UserError
-from clipkit.pictures import open_picture
+from clipkit.images import open_image
 from tests.conftest import draw, read_lines, write_csv
 from tests.forked import Running
 
@@ -36,7 +36,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """11 pictures of different shapes with one to three captions each, not in the order of their names."""
+    """11 images of different shapes with one to three captions each, not in the order of their names."""
     folder = tmp_path / "source"
     folder.mkdir()
     rows = []
@@ -66,7 +66,7 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-def captions_by_picture(pairs: Pairs) -> list[list[str]]:
+def captions_by_image(pairs: Pairs) -> list[list[str]]:
     return [[pairs.captions[row] for row in rows] for rows in pairs.captions_of_image]
 
 
@@ -75,22 +75,22 @@ def complete(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_same_pictures_and_captions_come_back_in_order(source: Path, tmp_path: Path, format: Format) -> None:
+def test_the_same_images_and_captions_come_back_in_order(source: Path, tmp_path: Path, format: Format) -> None:
     pairs = read_pairs(str(source))
     made = prepare(pairs, tmp_path / "out", size=24, lossless=True, format=format, shard_size=4)
     assert made.pattern == str(
         tmp_path / "out" / {"tar": "shards-{000000..000002}.tar", "parquet": "*.parquet"}[format]
     )
-    assert (made.pictures, made.shards, made.skipped) == (11, 3, [])
+    assert (made.images, made.shards, made.skipped) == (11, 3, [])
     back = read_pairs(made.pattern)
-    assert captions_by_picture(back) == captions_by_picture(pairs)
-    for before, after in zip(pairs.pictures, back.pictures, strict=True):
-        big, small = open_picture(before), open_picture(after)
+    assert captions_by_image(back) == captions_by_image(pairs)
+    for before, after in zip(pairs.images, back.images, strict=True):
+        big, small = open_image(before), open_image(after)
         short, long = sorted(big.size)
         assert sorted(small.size) == [24, int(24 * long / short)]
         assert (small.width < small.height) == (big.width < big.height)
         assert np.array_equal(small, big.resize(small.size, Image.Resampling.BICUBIC))
-    assert made.source_bytes == sum(Path(str(picture)).stat().st_size for picture in pairs.pictures)
+    assert made.source_bytes == sum(Path(str(image)).stat().st_size for image in pairs.images)
     assert made.bytes == sum(len(own) for name, own in bytes_in(tmp_path / "out").items() if name.startswith("shards"))
 
 
@@ -99,7 +99,7 @@ def test_resizing_is_what_preprocessing_does(tmp_path: Path) -> None:
 
     noise(97, 61).save(tmp_path / "a.png")
     small = Image.open(io.BytesIO(encoded(tmp_path / "a.png", 32, lossless=True).content))
-    own = F.resize(open_picture(tmp_path / "a.png"), [32], interpolation=F.InterpolationMode.BICUBIC)
+    own = F.resize(open_image(tmp_path / "a.png"), [32], interpolation=F.InterpolationMode.BICUBIC)
     assert np.array_equal(small, own)
 
 
@@ -135,19 +135,19 @@ def test_wrong_captions_and_paraphrases_travel_along(shapes: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_pictures_alone(shapes: Path, tmp_path: Path, format: Format) -> None:
+def test_images_alone(shapes: Path, tmp_path: Path, format: Format) -> None:
     made = prepare(read_for_shards(str(shapes / "images")), tmp_path / "out", size=24, format=format)
     back = read_pairs(made.pattern, captions=False)
-    assert (len(back.pictures), back.has_captions) == (16, False)
+    assert (len(back.images), back.has_captions) == (16, False)
 
 
 def test_class_folders_keep_their_classes_as_captions(tmp_path: Path) -> None:
     for name in ("b/1.png", "a/1.png"):
         (tmp_path / "tree" / name).parent.mkdir(parents=True)
-        draw("red", "cross").save(tmp_path / "tree" / name)  # the same name and size: still two pictures
+        draw("red", "cross").save(tmp_path / "tree" / name)  # the same name and size: still two images
     made = prepare(read_for_shards(str(tmp_path / "tree")), tmp_path / "out", format="parquet")
     assert read_pairs(made.pattern).captions == ["a", "b"]
-    assert len(read_pairs(made.pattern).pictures) == 2
+    assert len(read_pairs(made.pattern).images) == 2
 
 
 def test_an_empty_caption_is_said_before_the_work(shapes: Path, tmp_path: Path) -> None:
@@ -166,11 +166,11 @@ def test_other_libraries_read_the_shards(source: Path, tmp_path: Path) -> None:
     loaded = datasets.load_dataset("parquet", data_files=made.pattern, split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded[3]["image"].size == (31, 24)
     assert isinstance(loaded.features["image"], datasets.Image)
-    assert loaded["caption"][:] == captions_by_picture(pairs)
+    assert loaded["caption"][:] == captions_by_image(pairs)
     webdataset = pytest.importorskip("webdataset")
     made = prepare(pairs, tmp_path / "t", size=24, shard_size=4)
     samples = list(webdataset.WebDataset(made.pattern, shardshuffle=False).decode("pil"))
-    assert [own["json"]["caption"] for own in samples] == captions_by_picture(pairs)
+    assert [own["json"]["caption"] for own in samples] == captions_by_image(pairs)
     assert min(samples[0]["jpg"].size) == 24
 
 
@@ -200,16 +200,16 @@ def rotated(path: Path, orientation: int) -> None:
         ),
     ],
 )
-def test_small_pictures_keep_their_bytes(tmp_path: Path, name: str, write: Callable[[Path], None], kept: bool) -> None:
+def test_small_images_keep_their_bytes(tmp_path: Path, name: str, write: Callable[[Path], None], kept: bool) -> None:
     write(tmp_path / name)
     for lossless in (False, True):
         made = encoded(tmp_path / name, 24, lossless=lossless)
         assert (made.content == (tmp_path / name).read_bytes()) == kept
         assert made.ending == (name[2:] if kept and len(name) < 7 else "jpg" if kept or not lossless else "png")
     opened = Image.open(io.BytesIO(made.content))
-    assert (opened.mode, min(opened.size)) == ("RGB", min(24, *open_picture(tmp_path / name).size))
+    assert (opened.mode, min(opened.size)) == ("RGB", min(24, *open_image(tmp_path / name).size))
     if not kept and name != "large.jpg":  # the last one made is lossless
-        assert np.array_equal(opened, open_picture(tmp_path / name))
+        assert np.array_equal(opened, open_image(tmp_path / name))
 
 
 def test_metadata_is_left_behind(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_the_same_bytes_from_any_number_of_workers(source: Path, tmp_path: Path,
 
 
 def interrupting(monkeypatch: pytest.MonkeyPatch, after: int, look: Callable[[], None] = lambda: None) -> None:
-    """The encoder, as if Ctrl-C came after so many pictures."""
+    """The encoder, as if Ctrl-C came after so many images."""
     count = 0
 
     def encode(*arguments: Any) -> Encoded:
@@ -280,12 +280,12 @@ def test_a_list_that_was_cut_short_is_mended(source: Path, tmp_path: Path, monke
             with pytest.raises(Interrupted):
                 prepare(pairs, out, size=24, shard_size=4, workers=1)
         with (out / "skipped.jsonl").open("a") as file:
-            file.write('{"picture": 10, "na')
+            file.write('{"image": 10, "na')
     seen: list[None] = []
     interrupting(monkeypatch, 99, lambda: seen.append(None))
     made = prepare(pairs, out, size=24, shard_size=4)
     assert len(seen) == 3
-    assert [own["picture"] for own in read_lines(out / "skipped.jsonl")] == [1, 6] == [n.picture for n in made.skipped]
+    assert [own["image"] for own in read_lines(out / "skipped.jsonl")] == [1, 6] == [n.image for n in made.skipped]
 
 
 def test_nothing_half_written_is_named_like_a_shard(
@@ -387,7 +387,7 @@ def test_a_damaged_shard_is_made_again(
     was_complete: bool,
 ) -> None:
     (source.parent / "05.png").unlink()
-    pairs, out = read_pairs(str(source), broken=("pictures",)), tmp_path / "out"
+    pairs, out = read_pairs(str(source), broken=("images",)), tmp_path / "out"
     prepare(pairs, tmp_path / "whole", size=24, format=format, shard_size=4)
     with monkeypatch.context() as patched:
         interrupting(patched, 99 if was_complete else 9)
@@ -464,25 +464,25 @@ def test_other_settings_and_other_data_are_refused(source: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_broken_pictures_are_left_out_and_listed(source: Path, tmp_path: Path, format: Format) -> None:
+def test_broken_images_are_left_out_and_listed(source: Path, tmp_path: Path, format: Format) -> None:
     folder = source.parent
     (folder / "07.png").unlink()
     for name in ("06.jpg", "05.png", "04.jpg", "03.png"):  # the whole of the second shard
         (folder / name).write_bytes((folder / name).read_bytes()[:200])
     pairs = read_for_shards(str(source))
     made = prepare(pairs, tmp_path / "out", size=24, format=format, shard_size=4)
-    assert (made.pictures, made.shards) == (6, 2)  # the first lacks its last picture
+    assert (made.images, made.shards) == (6, 2)  # the first lacks its last image
     listed = read_lines(tmp_path / "out" / "skipped.jsonl")
-    assert [own["picture"] for own in listed] == [3, 4, 5, 6, 7]
+    assert [own["image"] for own in listed] == [3, 4, 5, 6, 7]
     assert listed[0] == {
-        "picture": 3,
+        "image": 3,
         "name": "07.png",
-        "reason": f"{folder / '07.png'}: there is no such picture; check the path",
+        "reason": f"{folder / '07.png'}: there is no such image; check the path",
     }
     assert "cannot be" in listed[1]["reason"]
     back = read_pairs(made.pattern)
     kept = pairs.take(np.array([0, 1, 2, 8, 9, 10]))
-    assert captions_by_picture(back) == captions_by_picture(kept)
+    assert captions_by_image(back) == captions_by_image(kept)
     before = bytes_in(tmp_path / "out")
     assert prepare(pairs, tmp_path / "out", size=24, format=format, shard_size=4) == made
     (tmp_path / "out" / "skipped.jsonl").unlink()  # what is counted but not listed is looked at again
@@ -492,12 +492,12 @@ def test_broken_pictures_are_left_out_and_listed(source: Path, tmp_path: Path, f
 
 def test_when_all_are_broken(shapes: Path, tmp_path: Path) -> None:
     pairs = read_for_shards(str(write_csv(tmp_path / "b.csv", ["image", "caption"], [["no.png", "a"], ["x.png", "b"]])))
-    with pytest.raises(DataError, match=r"none of its 2 pictures can be used; the first: .*no.png: there is no such"):
+    with pytest.raises(DataError, match=r"none of its 2 images can be used; the first: .*no.png: there is no such"):
         prepare(pairs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     text = write_csv(tmp_path / "t.csv", ["caption"], [["a"]])
     with pytest.raises(DataError, match="captions alone"):
-        prepare(read_pairs(str(text), pictures=False), tmp_path / "out")
+        prepare(read_pairs(str(text), images=False), tmp_path / "out")
 
 
 def test_as_it_is_typed(source: Path, typed: Type) -> None:
@@ -505,9 +505,9 @@ def test_as_it_is_typed(source: Path, typed: Type) -> None:
     code, said, _ = typed(source, "--out", "out", "--size", 24, "--shard-size", 4)
     assert code == 0
     lines = said.splitlines()
-    assert lines[0].startswith("out: 10 pictures in 3 shards; 0.")
+    assert lines[0].startswith("out: 10 images in 3 shards; 0.")
     assert lines[1:] == [
-        "1 pictures were skipped; out/skipped.jsonl says which and why",
+        "1 images were skipped; out/skipped.jsonl says which and why",
         "data.train: out/shards-{000000..000002}.tar",
     ]
     code, _, said = typed(source, "--out", "out", "--size", 32)

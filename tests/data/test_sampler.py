@@ -13,13 +13,13 @@ from clipkit.errors import DataError
 
 def pairs_of(counts: list[int]) -> Pairs:
     image_of_caption = np.repeat(np.arange(len(counts)), counts)
-    pictures = [Path(f"{number}.png") for number in range(len(counts))]
-    return Pairs("made", pictures, [f"c{row}" for row in range(len(image_of_caption))], image_of_caption)
+    images = [Path(f"{number}.png") for number in range(len(counts))]
+    return Pairs("made", images, [f"c{row}" for row in range(len(image_of_caption))], image_of_caption)
 
 
 @given(counts=st.lists(st.integers(1, 6), min_size=4, max_size=30), seed=st.integers(0, 50))
 @settings(max_examples=40, deadline=None)
-def test_one_caption_of_each_picture_and_each_caption_in_turn(counts: list[int], seed: int) -> None:
+def test_one_caption_of_each_image_and_each_caption_in_turn(counts: list[int], seed: int) -> None:
     pairs = pairs_of(counts)
     sampler = EpochSampler(pairs, "one", 1, seed)
     seen: Counter[int] = Counter()
@@ -33,20 +33,20 @@ def test_one_caption_of_each_picture_and_each_caption_in_turn(counts: list[int],
 
 @given(counts=st.lists(st.integers(1, 5), min_size=4, max_size=30), seed=st.integers(0, 50))
 @settings(max_examples=300, deadline=None)
-def test_all_captions_come_once_and_pictures_are_kept_apart(counts: list[int], seed: int) -> None:
+def test_all_captions_come_once_and_images_are_kept_apart(counts: list[int], seed: int) -> None:
     pairs = pairs_of(counts)
     batch_size = 4
     sampler = EpochSampler(pairs, "all", batch_size, seed)
     batches = list(sampler.epoch(0))
     rows = [sample.caption for batch in batches for sample in batch]
     assert len(rows) == len(set(rows)) == sum(counts) // batch_size * batch_size
-    # It can be avoided when no picture has more captions than there are batches, and the last batch is full.
+    # It can be avoided when no image has more captions than there are batches, and the last batch is full.
     if sum(counts) % batch_size == 0 and max(counts) <= len(batches):
         assert all(len({sample.image for sample in batch}) == batch_size for batch in batches)
 
 
 @pytest.mark.parametrize("counts", [[5] * 40, [10] + [1] * 190, [2] * 3 + [7] * 42])
-def test_captions_of_one_picture_never_meet_when_that_can_be_avoided(counts: list[int]) -> None:
+def test_captions_of_one_image_never_meet_when_that_can_be_avoided(counts: list[int]) -> None:
     for epoch in range(5):
         for batch in EpochSampler(pairs_of(counts), "all", 20, 0).epoch(epoch):
             assert len({sample.image for sample in batch}) == 20
@@ -77,6 +77,6 @@ def test_slices_of_processes_join_to_the_global_batches_from_any_step(
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(DataError, match=r"batch_size is 9, but made has 8 pictures .* at most 8"):
+    with pytest.raises(DataError, match=r"batch_size is 9, but made has 8 images .* at most 8"):
         EpochSampler(pairs_of([2] * 8), "one", 9, 0)
     EpochSampler(pairs_of([2] * 8), "all", 9, 0)

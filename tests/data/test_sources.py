@@ -25,13 +25,13 @@ _COUNT = 200
 
 
 class Made:
-    """200 pictures, each with one to three captions."""
+    """200 images, each with one to three captions."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         generator = np.random.default_rng(0)
         self.names = [f"{place:03d}.png" for place in range(_COUNT)]
-        self.captions = [[f"picture {place}, wording {row}" for row in range(1 + place % 3)] for place in range(_COUNT)]
+        self.captions = [[f"image {place}, wording {row}" for row in range(1 + place % 3)] for place in range(_COUNT)]
         (folder / "photos").mkdir()
         for name in self.names:
             pixels = generator.integers(0, 256, (9 + len(name), 12, 3), dtype=np.uint8)
@@ -131,7 +131,7 @@ def _tars(made: Made, out: Path) -> str:
 
 
 def write_shards(made: Made, out: Path, cuts: tuple[int, ...], broken: Collection[str] = ()) -> None:
-    """Tars of consecutive samples, cut at these places; some pictures broken."""
+    """Tars of consecutive samples, cut at these places; some images broken."""
     for shard, (start, end) in enumerate(itertools.pairwise((0, *cuts, _COUNT))):
         with tarfile.open(out / f"shards-{shard:03d}.tar", "w") as tar:
             for place in range(start, end):
@@ -153,8 +153,8 @@ FORMS = [
 
 
 def _batches(pairs: Pairs, workers: int = 0) -> list[dict[str, torch.Tensor]]:
-    def pixels(picture: Image.Image) -> dict[str, torch.Tensor]:
-        return {"pixel_values": F.pil_to_tensor(picture)}
+    def pixels(image: Image.Image) -> dict[str, torch.Tensor]:
+        return {"pixel_values": F.pil_to_tensor(image)}
 
     def tokenize(texts: list[str]) -> dict[str, torch.Tensor]:
         return {"input_ids": torch.tensor([list(text.encode().ljust(40)[:40]) for text in texts])}
@@ -176,7 +176,7 @@ def _batches(pairs: Pairs, workers: int = 0) -> list[dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def expected(made: Made) -> list[dict[str, torch.Tensor]]:
-    """From the pictures and captions themselves."""
+    """From the images and captions themselves."""
     counts = [len(own) for own in made.captions]
     pairs = Pairs(
         "made",
@@ -228,7 +228,7 @@ def test_the_columns_that_were_found(made: Made, tmp_path: Path) -> None:
         ("p.jsonl", b'{"image": "a.png", "caption": "caf\xe9"}\n', "line 1 is not UTF-8"),
         ("p.jsonl", b"\n", "is empty"),
         ("p.jsonl", b'{"image": "a.png", "caption": []}\n', "row 1 has no caption"),
-        ("p.jsonl", b'{"image": ["a.png"], "caption": "x"}\n', "lists; a row has one picture"),
+        ("p.jsonl", b'{"image": ["a.png"], "caption": "x"}\n', "lists; a row has one image"),
         ("p.jsonl", b'{"image": "a.png", "caption": ["x", "y"], "paraphrase": ["z"]}\n', "row 1 has not as many"),
         ("p.parquet", b"PAR1 no", "cannot be read as Parquet"),
         ("p.tar", b"\x07" * 2000, "is no tar, or is cut off"),
@@ -293,6 +293,6 @@ def test_class_folders_with_templates(shapes: Path, tmp_path: Path) -> None:
 def test_a_part_of_the_pairs(made: Made, tmp_path: Path) -> None:
     pairs = read_pairs(_jsonl(made, tmp_path))
     part = pairs.take(np.array([5, 1]))
-    assert [picture.name for picture in part.pictures] == ["005.png", "001.png"]
+    assert [image.name for image in part.images] == ["005.png", "001.png"]
     assert list(part.captions) == [*made.captions[5], *made.captions[1]]
     assert part.image_of_caption.tolist() == [0, 0, 0, 1, 1]

@@ -54,8 +54,8 @@ def tokenize(texts: list[str]) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor([list(text.encode().ljust(40)[:40]) for text in texts])}
 
 
-def pixels(picture: Image.Image) -> dict[str, torch.Tensor]:
-    return {"pixel_values": F.pil_to_tensor(picture)}
+def pixels(image: Image.Image) -> dict[str, torch.Tensor]:
+    return {"pixel_values": F.pil_to_tensor(image)}
 
 
 def opened(source: str, samples: int = _COUNT) -> StreamPairs:
@@ -113,15 +113,15 @@ def test_each_sample_once_an_epoch_and_exact_from_any_step(
 
 def test_what_was_seen_is_not_decoded_again(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "_CHUNK", 16)
-    pictures = []
+    images = []
 
-    def counted(picture: Any, draft: Any) -> Image.Image:
-        pictures.append(str(picture))
-        return clipkit.pictures.open_picture(picture, draft)
+    def counted(image: Any, draft: Any) -> Image.Image:
+        images.append(str(image))
+        return clipkit.images.open_image(image, draft)
 
-    monkeypatch.setattr(stream, "open_picture", counted)
+    monkeypatch.setattr(stream, "open_image", counted)
     batches(opened(address), 8, 10, 0)
-    assert len(pictures) <= 3 * 16
+    assert len(images) <= 3 * 16
 
 
 @pytest.mark.parametrize("workers", [0, 1, pytest.param(4, marks=pytest.mark.slow)])

@@ -13,25 +13,25 @@ from clipkit.errors import DataError
 from clipkit.evaluation import retrieval_result
 
 
-def results(noise: tuple[float, float], shapes: Path, seed: int = 0, images: int = 16, same: bool = False) -> list[Any]:
-    """Two models that see the same pictures, through more or less noise, their own or the same."""
+def results(noise: tuple[float, float], shapes: Path, seed: int = 0, count: int = 16, same: bool = False) -> list[Any]:
+    """Two models that see the same images, through more or less noise, their own or the same."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = (sorted(shapes.glob("images/*.png")) * 100)[:images]
-    captions = [f"caption {number}" for number in range(3 * images)]
-    pairs = Pairs("made", pictures, captions, np.arange(3 * images) // 3)
-    image = torch.nn.functional.normalize(torch.randn(images, 8, generator=generator), dim=-1)
+    images = (sorted(shapes.glob("images/*.png")) * 100)[:count]
+    captions = [f"caption {number}" for number in range(3 * count)]
+    pairs = Pairs("made", images, captions, np.arange(3 * count) // 3)
+    image = torch.nn.functional.normalize(torch.randn(count, 8, generator=generator), dim=-1)
     found = []
-    drawn = torch.randn(3 * images, 8, generator=generator)
+    drawn = torch.randn(3 * count, 8, generator=generator)
     for own in noise:
         text = image.repeat_interleave(3, dim=0) + own * drawn
-        drawn = drawn if same else torch.randn(3 * images, 8, generator=generator)
+        drawn = drawn if same else torch.randn(3 * count, 8, generator=generator)
         text = torch.nn.functional.normalize(text, dim=-1)
-        found.append(retrieval_result(image, text, pairs, f"noise {own}", 0.0, hashes=[b"x"] * images))
+        found.append(retrieval_result(image, text, pairs, f"noise {own}", 0.0, hashes=[b"x"] * count))
     return found
 
 
 def test_the_difference_is_paired(shapes: Path) -> None:
-    first, second = results((0.5, 0.4), shapes, images=400, same=True)
+    first, second = results((0.5, 0.4), shapes, count=400, same=True)
     found = evaluate.compare(first, second)
     assert found["first"] == "noise 0.5"
     assert set(found["metrics"]) == set(first["metrics"])
@@ -57,13 +57,13 @@ def test_a_result_does_not_differ_from_itself(shapes: Path) -> None:
 def test_equal_models_seldom_seem_different(shapes: Path) -> None:
     seem = 0
     for seed in range(40):
-        found = evaluate.compare(*results((0.6, 0.6), shapes, seed, images=60))
+        found = evaluate.compare(*results((0.6, 0.6), shapes, seed, count=60))
         seem += found["metrics"]["image_retrieval_recall@1"]["p"] < 0.05
     assert seem <= 6
 
 
 def test_where_they_disagree_most(shapes: Path) -> None:
-    first, second = results((0.5, 0.5), shapes, images=100)
+    first, second = results((0.5, 0.5), shapes, count=100)
     moved = evaluate.compare(first, second)["disagreements"]
     texts = [query for query in moved if query["asks"] == "text"]
     ratio = np.log(np.array(second["queries"]["image_rank"]) / np.array(first["queries"]["image_rank"]))

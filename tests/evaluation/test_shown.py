@@ -1,4 +1,4 @@
-"""Pictures in the examples of a result."""
+"""Images in the examples of a result."""
 
 import io
 import tarfile
@@ -8,7 +8,7 @@ import pytest
 
 from clipkit.data import read_pairs
 from clipkit.evaluation.result import shown
-from clipkit.pictures import DATA_URI
+from clipkit.images import DATA_URI
 from clipkit.report.page import thumbnail
 from tests.conftest import draw
 
@@ -22,7 +22,7 @@ def test_what_lies_in_a_tar_is_in_the_result_itself(tmp_path: Path, monkeypatch:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    one, broken = read_pairs(str(tmp_path / "a.tar")).pictures
+    one, broken = read_pairs(str(tmp_path / "a.tar")).images
     assert shown(one).startswith(DATA_URI)
     assert thumbnail(shown(one)) == shown(one)
     assert shown(broken) == str(tmp_path / "a.tar/2.png")

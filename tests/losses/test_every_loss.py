@@ -201,7 +201,7 @@ def test_raising_one_pairs_own_similarity_lowers_the_loss(name: str, seed: int, 
     if name == "negclip":
         before, after = (losses.negclip(own, eye, torch.zeros(2, G).double(), 5.0) for own in (similarity, higher))
     elif name in ("ntxent", "supcon", "dcl"):
-        # Pictures compete with each other too: room of their own, in which they are at right angles.
+        # Images compete with each other too: room of their own, in which they are at right angles.
         wide = [torch.cat([own, torch.eye(G).double() * 3], dim=1) for own in (similarity, higher)]
         texts = torch.cat([eye, torch.zeros(G, G).double()], dim=1)
         before, after = (_cross_only(name, own, texts) for own in wide)
@@ -211,7 +211,7 @@ def test_raising_one_pairs_own_similarity_lowers_the_loss(name: str, seed: int, 
 
 
 def _cross_only(name: str, image: Tensor, text: Tensor) -> Tensor:
-    # Features not of unit length: the similarity of a picture with itself is in no sum.
+    # Features not of unit length: the similarity of an image with itself is in no sum.
     return getattr(losses, name)(image, text, 1.0)
 
 
@@ -243,7 +243,7 @@ def test_is_finite_and_float32_for_bfloat16_at_extremes(name: str, options: dict
 
 @every_loss
 def test_an_anchor_without_a_negative_upsets_nothing(name: str, options: dict[str, Any]) -> None:
-    """The second pair belongs with both others: by its picture with one, by its caption with the other."""
+    """The second pair belongs with both others: by its image with one, by its caption with the other."""
     image, text, leaf = inputs()
     image_ids, caption_ids = [0, 0, 1], [0, 1, 1]
     if name in ("distillation", "negclip"):
@@ -281,7 +281,7 @@ def test_a_batch_without_a_negative_is_refused_with_its_make_up(name: str) -> No
     image, text = features(4, 3)
     options = {} if name == "supcon" else {"duplicates": "positive"}
     own = {} if name in ("triplet", "contrastive") else {"scale": 1.0}
-    with pytest.raises(BatchError, match="4 pairs are of 1 pictures and 4 captions that all belong together"):
+    with pytest.raises(BatchError, match="4 pairs are of 1 images and 4 captions that all belong together"):
         getattr(losses, name)(
             image, text, **own, image_ids=torch.zeros(4).long(), caption_ids=torch.arange(4), **options
         )

@@ -87,7 +87,7 @@ def test_a_resampled_set_has_as_many_clusters_as_there_are() -> None:
 
 
 def test_recall_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    """A known recall, five captions a picture that succeed or fail together: 200 repetitions."""
+    """A known recall, five captions an image that succeed or fail together: 200 repetitions."""
     generator = np.random.default_rng(0)
     held = 0
     for repetition in range(200):

@@ -42,7 +42,7 @@ def test_average_precision_equals_clip_benchmark() -> None:
     scores, labels = several_labels()
     expected = theirs(scores, labels).double()
     torch.testing.assert_close(metrics.average_precision(scores, labels), expected, rtol=0, atol=1e-6)
-    assert metrics.average_precision(scores, labels)[3] == 0  # a class without a picture
+    assert metrics.average_precision(scores, labels)[3] == 0  # a class without an image
     assert metrics.classification(scores, labels) == {"mean_average_precision": pytest.approx(expected.mean().item())}
 
 
@@ -51,11 +51,11 @@ def test_precision_at_right_answers_equals_scikit_learn() -> None:
     for c in (0, 1, 2, 4):
         expected = average_precision_score(labels[:, c], scores[:, c])
         assert metrics.average_precision(scores, labels)[c].item() == pytest.approx(expected)
-    pictures, classes, precision = metrics.precision_at_right(scores, labels)
-    for picture, c, own in zip(pictures.tolist(), classes.tolist(), precision.tolist(), strict=True):
-        above = scores[:, c] >= scores[picture, c]
+    images, classes, precision = metrics.precision_at_right(scores, labels)
+    for image, c, own in zip(images.tolist(), classes.tolist(), precision.tolist(), strict=True):
+        above = scores[:, c] >= scores[image, c]
         assert own == pytest.approx((labels[:, c] & above).sum().item() / above.sum().item())
-    assert len(pictures) == labels.sum()
+    assert len(images) == labels.sum()
 
 
 def test_confusion_equals_scikit_learn() -> None:

@@ -10,10 +10,10 @@ def test_equals_clip_benchmark(images: int, texts: int) -> None:
     image, text = torch.randn(40, images, 8), torch.randn(40, texts, 8)
 
     class Model:
-        """Pictures and tokens that are features already."""
+        """Images and tokens that are features already."""
 
-        def encode_image(self, pictures: torch.Tensor) -> torch.Tensor:
-            return pictures.flatten(1)
+        def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)
 
         def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
             return text.view(-1, 8)[tokens]
@@ -32,6 +32,6 @@ def test_equals_clip_benchmark(images: int, texts: int) -> None:
 
 def test_equal_scores_count_as_the_first() -> None:
     text, image = selection(torch.ones(1, 2, 2))
-    assert not text.item()  # the second picture chooses the first caption too
+    assert not text.item()  # the second image chooses the first caption too
     assert not image.item()
     assert selection(torch.ones(1, 1, 2))[0].item()

@@ -70,7 +70,7 @@ def test_texts_may_belong_to_several_images_or_none(side: int, layers: int, shar
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1500, 64), (1025, 512), (2055, 512)])
-def test_identical_pictures_tie_exactly_whatever_their_tiles(rows: int, width: int) -> None:
+def test_identical_images_tie_exactly_whatever_their_tiles(rows: int, width: int) -> None:
     """All scores come from products of one shape, so equal ones are equal to the bit."""
     image = torch.nn.functional.normalize(torch.randn(rows, width), dim=-1)
     image[rows - 20] = image[rows - 1] = image[3]

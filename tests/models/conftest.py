@@ -8,9 +8,9 @@ from PIL import Image
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Sizes and modes that exercise resizing, cropping by odd margins, and conversion."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     made = []
     for number, (size, mode) in enumerate([((48, 32), "RGB"), ((33, 70), "RGB"), ((201, 164), "L"), ((20, 20), "P")]):
         generator = torch.Generator().manual_seed(number)

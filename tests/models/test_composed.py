@@ -42,17 +42,17 @@ NEW_TEXT = {
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_projections(kind: str, tmp_path: Path, shapes: Path) -> None:
     model = model_of(projection=kind)
-    pictures = sorted((shapes / "images").iterdir())
-    features = model.image.trunk(**stack_inputs([model.image.preprocess(Image.open(path)) for path in pictures]))
+    images = sorted((shapes / "images").iterdir())
+    features = model.image.trunk(**stack_inputs([model.image.preprocess(Image.open(path)) for path in images]))
     own = dict(model.image.head.named_parameters())
     normed = F.layer_norm(features, features.shape[1:], own["0.weight"], own["0.bias"])
     expected = normed @ own["1.weight"].T
     if kind == "mlp":
         expected = F.gelu(expected + own["1.bias"]) @ own["3.weight"].T
-    torch.testing.assert_close(model.encode_image(pictures), F.normalize(expected.detach(), dim=-1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.encode_image(images), F.normalize(expected.detach(), dim=-1), rtol=0, atol=1e-5)
     model.save(tmp_path / "m")
     again = clipkit.load(tmp_path / "m")
-    torch.testing.assert_close(again.encode_image(pictures), model.encode_image(pictures), rtol=0, atol=1e-6)
+    torch.testing.assert_close(again.encode_image(images), model.encode_image(images), rtol=0, atol=1e-6)
 
 
 def test_a_text_encoder_that_nobody_has_shown_to_mask_its_padding_gets_whole_captions(bert: Path) -> None:
@@ -115,12 +115,12 @@ def bert(tmp_path: Path) -> Path:
 
 def test_saves_and_loads_to_the_same_features_and_preprocessing(tmp_path: Path, shapes: Path) -> None:
     model = model_of()
-    pictures = sorted((shapes / "images").iterdir())
+    images = sorted((shapes / "images").iterdir())
     with torch.no_grad():
         model.logit_scale.fill_(3.3)
     model.save(tmp_path / "m")
     again = clipkit.load(str(tmp_path / "m"))
-    torch.testing.assert_close(again.encode_image(pictures), model.encode_image(pictures), rtol=0, atol=1e-6)
+    torch.testing.assert_close(again.encode_image(images), model.encode_image(images), rtol=0, atol=1e-6)
     torch.testing.assert_close(again.encode_text(TEXTS), model.encode_text(TEXTS), rtol=0, atol=1e-6)
     assert again.logit_scale.item() == pytest.approx(3.3)
     assert again.text.tokenize.context_length == 16
@@ -131,11 +131,11 @@ def test_saves_and_loads_to_the_same_features_and_preprocessing(tmp_path: Path, 
 def test_its_parts_open_with_timm_and_transformers(tmp_path: Path, shapes: Path) -> None:
     model = model_of()
     model.save(tmp_path / "m")
-    image = timm.create_model(f"local-dir:{tmp_path / 'm' / 'image'}", pretrained=True, num_classes=0).eval()
-    picture = Image.open(next((shapes / "images").iterdir())).convert("RGB")
-    pixels = timm.data.create_transform(**timm.data.resolve_model_data_config(image))(picture)[None]
+    native = timm.create_model(f"local-dir:{tmp_path / 'm' / 'image'}", pretrained=True, num_classes=0).eval()
+    image = Image.open(next((shapes / "images").iterdir())).convert("RGB")
+    pixels = timm.data.create_transform(**timm.data.resolve_model_data_config(native))(image)[None]
     with torch.inference_mode():
-        torch.testing.assert_close(image(pixels), model.image.trunk(pixel_values=pixels))
+        torch.testing.assert_close(native(pixels), model.image.trunk(pixel_values=pixels))
         text = AutoModel.from_pretrained(tmp_path / "m" / "text").eval()
         tokens = model.text.tokenize(TEXTS)
         torch.testing.assert_close(

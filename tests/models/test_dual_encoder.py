@@ -20,13 +20,13 @@ def model(tiny_clip: Path) -> DualEncoder:
 
 
 def test_one_several_and_none(model: DualEncoder, tmp_path: Path) -> None:
-    pictures = [draw("red", "circle"), draw("blue", "cross")]
-    pictures[0].save(tmp_path / "a.png")
-    features = model.encode_image(pictures)
-    for one in (pictures[0], np.asarray(pictures[0]), tmp_path / "a.png", str(tmp_path / "a.png")):
+    images = [draw("red", "circle"), draw("blue", "cross")]
+    images[0].save(tmp_path / "a.png")
+    features = model.encode_image(images)
+    for one in (images[0], np.asarray(images[0]), tmp_path / "a.png", str(tmp_path / "a.png")):
         torch.testing.assert_close(model.encode_image(one), features[:1])
-    for several in (tuple(pictures), iter(pictures), np.stack([np.asarray(own) for own in pictures])):
-        if isinstance(several, np.ndarray):  # an array is one picture
+    for several in (tuple(images), iter(images), np.stack([np.asarray(own) for own in images])):
+        if isinstance(several, np.ndarray):  # an array is one image
             with pytest.raises(UserError, match=r"shape \(2, 32, 32, 3\)"):
                 model.encode_image(several)
         else:
@@ -42,9 +42,9 @@ def test_one_several_and_none(model: DualEncoder, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda model: model.encode_image(torch.zeros(3, 8, 8)), "a Tensor is not a picture: give a path"),
-        (lambda model: model.encode_image([3]), "an int is not a picture"),
-        (lambda model: model.encode_image(None), "None is not a picture"),
+        (lambda model: model.encode_image(torch.zeros(3, 8, 8)), "a Tensor is not an image: give a path"),
+        (lambda model: model.encode_image([3]), "an int is not an image"),
+        (lambda model: model.encode_image(None), "None is not an image"),
         (lambda model: model.encode_image([draw("red", "circle")], batch_size=0), "batch_size 0: give 1 or more"),
         (lambda model: model.encode_text(["a", None]), "text 1 of 2 is None: give strings"),
         (lambda model: model.encode_text(7), "an int is no text"),

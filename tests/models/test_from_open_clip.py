@@ -1,4 +1,4 @@
-"""Every kind of open_clip's models against open_clip itself, from picture files and strings."""
+"""Every kind of open_clip's models against open_clip itself, from image files and strings."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -84,9 +84,9 @@ def own(name: str) -> tuple[Any, Any, Any]:
 
 
 @torch.inference_mode()
-def features(model: Any, transform: Any, tokenizer: Any, pictures: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
-    # open_clip alone would resize a palette picture before it looks up its colours.
-    pixels = torch.stack([transform(Image.open(picture).convert("RGB")) for picture in pictures])
+def features(model: Any, transform: Any, tokenizer: Any, images: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
+    # open_clip alone would resize a palette image before it looks up its colours.
+    pixels = torch.stack([transform(Image.open(image).convert("RGB")) for image in images])
     return (
         F.normalize(model.encode_image(pixels), dim=-1),
         F.normalize(model.encode_text(tokenizer(TEXTS)), dim=-1),
@@ -94,12 +94,12 @@ def features(model: Any, transform: Any, tokenizer: Any, pictures: list[Path]) -
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_features_equal_open_clip(name: str, pictures: list[Path]) -> None:
+def test_features_equal_open_clip(name: str, images: list[Path]) -> None:
     native, transform, tokenizer = own(name)
     torch.manual_seed(0)
     model = clipkit.load(f"open_clip:{name}")
-    image, text = features(native, transform, tokenizer, pictures)
-    torch.testing.assert_close(model.encode_image(pictures), image, rtol=0, atol=1e-5)
+    image, text = features(native, transform, tokenizer, images)
+    torch.testing.assert_close(model.encode_image(images), image, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.encode_text(TEXTS), text, rtol=0, atol=1e-5)
     tokens = model.text.tokenize(["x"])
     assert (tokens["input_ids"].shape[1] < model.text.tokenize.context_length) == (name in CUT)
@@ -112,7 +112,7 @@ def test_features_equal_open_clip(name: str, pictures: list[Path]) -> None:
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_one_epoch_and_back_to_open_clip(
-    name: str, recipe: Callable[..., Recipe], tmp_path: Path, pictures: list[Path]
+    name: str, recipe: Callable[..., Recipe], tmp_path: Path, images: list[Path]
 ) -> None:
     changes = {
         "model.name": f"open_clip:{name}",
@@ -125,13 +125,13 @@ def test_one_epoch_and_back_to_open_clip(
     tuned = clipkit.load(tmp_path / "run")
     saved = f"local-dir:{tmp_path / 'run' / 'model'}"
     native, transform = open_clip.create_model_from_pretrained(saved)
-    image, text = features(native.eval(), transform, open_clip.get_tokenizer(saved), pictures)
-    torch.testing.assert_close(tuned.encode_image(pictures), image, rtol=0, atol=1e-5)
+    image, text = features(native.eval(), transform, open_clip.get_tokenizer(saved), images)
+    torch.testing.assert_close(tuned.encode_image(images), image, rtol=0, atol=1e-5)
     torch.testing.assert_close(tuned.encode_text(TEXTS), text, rtol=0, atol=1e-5)
     torch.testing.assert_close(tuned.logit_scale.detach(), native.logit_scale.detach().reshape(()))
     torch.manual_seed(0)
     before = clipkit.load(f"open_clip:{name}")
-    assert (tuned.encode_image(pictures) - before.encode_image(pictures)).abs().max() > 1e-4
+    assert (tuned.encode_image(images) - before.encode_image(images)).abs().max() > 1e-4
     assert (tuned.encode_text(TEXTS) - before.encode_text(TEXTS)).abs().max() > 1e-4
 
 
@@ -148,7 +148,7 @@ def test_what_learns(name: str, tune: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_checkpoint_of_its_trainer(tmp_path: Path, prefix: str, pictures: list[Path]) -> None:
+def test_a_checkpoint_of_its_trainer(tmp_path: Path, prefix: str, images: list[Path]) -> None:
     native, transform, tokenizer = own("tiny-clip")
     file = tmp_path / "epoch_3.pt"
     weights = {prefix + key: value for key, value in native.state_dict().items()}
@@ -156,8 +156,8 @@ def test_a_checkpoint_of_its_trainer(tmp_path: Path, prefix: str, pictures: list
         {"epoch": 3, "name": "mine", "state_dict": weights, "optimizer": {"state": {}, "param_groups": []}}, file
     )
     model = clipkit.load(f"open_clip:tiny-clip?weights={file}")
-    image, text = features(native, transform, tokenizer, pictures)
-    torch.testing.assert_close(model.encode_image(pictures), image, rtol=0, atol=1e-5)
+    image, text = features(native, transform, tokenizer, images)
+    torch.testing.assert_close(model.encode_image(images), image, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.encode_text(TEXTS), text, rtol=0, atol=1e-5)
     with pytest.raises(ModelError, match=f"{file}: does not fit open_clip:tiny-custom"):
         clipkit.load(
@@ -174,19 +174,19 @@ def shrunk(file: Path) -> Path:
     return file
 
 
-def test_clipa_as_open_clip_builds_it(tmp_path: Path, pictures: list[Path]) -> None:
+def test_clipa_as_open_clip_builds_it(tmp_path: Path, images: list[Path]) -> None:
     native, _, transform = open_clip.create_model_and_transforms("tiny-clipa")
     assert type(native).__name__ == "CLIP"
     torch.save(native.state_dict(), tmp_path / "w.pt")
     model = clipkit.load(f"open_clip:tiny-clipa?weights={tmp_path / 'w.pt'}")
-    image, text = features(native.eval(), transform, open_clip.get_tokenizer("tiny-clipa"), pictures)
-    torch.testing.assert_close(model.encode_image(pictures), image, rtol=0, atol=1e-5)
+    image, text = features(native.eval(), transform, open_clip.get_tokenizer("tiny-clipa"), images)
+    torch.testing.assert_close(model.encode_image(images), image, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.encode_text(TEXTS), text, rtol=0, atol=1e-5)
     visual = {name for name, _ in model.text.named_parameters() if "visual" in name}
     assert not visual
 
 
-def test_a_checkpoint_of_its_trainer_with_siglips_loss(tmp_path: Path, pictures: list[Path]) -> None:
+def test_a_checkpoint_of_its_trainer_with_siglips_loss(tmp_path: Path, images: list[Path]) -> None:
     native, _, transform = open_clip.create_model_and_transforms("tiny-clip", init_logit_bias=-7.0)
     torch.save({"state_dict": {f"module.{k}": v for k, v in native.state_dict().items()}}, tmp_path / "epoch_1.pt")
     model = clipkit.load(f"open_clip:tiny-clip?weights={tmp_path / 'epoch_1.pt'}")
@@ -194,11 +194,11 @@ def test_a_checkpoint_of_its_trainer_with_siglips_loss(tmp_path: Path, pictures:
     assert model.logit_bias.item() == -7.0
     model.save(tmp_path / "saved")
     assert clipkit.load(tmp_path / "saved").logit_bias.item() == -7.0  # type: ignore[union-attr]
-    image, _ = features(native.eval(), transform, open_clip.get_tokenizer("tiny-clip"), pictures)
-    torch.testing.assert_close(model.encode_image(pictures), image, rtol=0, atol=1e-5)
+    image, _ = features(native.eval(), transform, open_clip.get_tokenizer("tiny-clip"), images)
+    torch.testing.assert_close(model.encode_image(images), image, rtol=0, atol=1e-5)
 
 
-def test_weights_of_another_picture_size_are_not_stretched(tmp_path: Path) -> None:
+def test_weights_of_another_image_size_are_not_stretched(tmp_path: Path) -> None:
     native = open_clip.create_model("tiny-clip", force_image_size=64)
     torch.save(native.state_dict(), tmp_path / "w.pt")
     with pytest.raises(ModelError, match=r"positional_embedding is \(65, 32\) in the file, \(17, 32\) in the model"):
@@ -223,12 +223,12 @@ def test_code_beside_a_folder_is_never_run(tmp_path: Path, capfd: pytest.Capture
 
 
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-sigmoid", "tiny-resnet"])
-def test_half_precision(name: str, pictures: list[Path]) -> None:
+def test_half_precision(name: str, images: list[Path]) -> None:
     torch.manual_seed(0)
     full = clipkit.load(f"open_clip:{name}")
     torch.manual_seed(0)
     half = clipkit.load(f"open_clip:{name}", dtype=torch.bfloat16)
-    for method, inputs in (("encode_image", pictures), ("encode_text", TEXTS)):
+    for method, inputs in (("encode_image", images), ("encode_text", TEXTS)):
         features = getattr(half, method)(inputs)
         assert features.dtype == torch.float32
         assert (features * getattr(full, method)(inputs)).sum(dim=1).min() > 0.98
@@ -272,7 +272,7 @@ def activations(model: Any) -> set[str]:
 
 
 def test_activation_and_preprocessing_come_from_the_tag(
-    tags: None, tmp_path: Path, pictures: list[Path], caplog: pytest.LogCaptureFixture
+    tags: None, tmp_path: Path, images: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="clipkit")
     assert activations(clipkit.load("open_clip:tiny-clip/plain")) == {"GELU"}
@@ -282,14 +282,14 @@ def test_activation_and_preprocessing_come_from_the_tag(
     assert "were trained with QuickGELU" in caplog.messages[-1]
     assert corrected.image.preprocess.mean == (0.5, 0.5, 0.5)
     named = clipkit.load("open_clip:tiny-clip-quickgelu/quick")
-    torch.testing.assert_close(corrected.encode_image(pictures), named.encode_image(pictures), rtol=0, atol=0)
+    torch.testing.assert_close(corrected.encode_image(images), named.encode_image(images), rtol=0, atol=0)
     with pytest.raises(ModelError, match="has QuickGELU; take open_clip:tiny-clip/plain"):
         clipkit.load("open_clip:tiny-clip-quickgelu/plain")
     # What was corrected stays so when it is saved and opened again.
     corrected.save(tmp_path / "saved")
     again = clipkit.load(tmp_path / "saved")
     assert activations(again) == {"QuickGELU"}
-    torch.testing.assert_close(again.encode_image(pictures), named.encode_image(pictures), rtol=0, atol=0)
+    torch.testing.assert_close(again.encode_image(images), named.encode_image(images), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every family against its own class in transformers, from picture files and strings."""
+"""Every family against its own class in transformers, from image files and strings."""
 
 import json
 import shutil
@@ -34,8 +34,8 @@ def native_of(folder: Path) -> Any:
 
 
 @torch.inference_mode()
-def native_image_features(native: Any, folder: Path, pictures: list[Path]) -> torch.Tensor:
-    opened = [Image.open(picture).convert("RGB") for picture in pictures]
+def native_image_features(native: Any, folder: Path, images: list[Path]) -> torch.Tensor:
+    opened = [Image.open(image).convert("RGB") for image in images]
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     return F.normalize(
         native.get_image_features(**processor(opened, return_tensors="pt")).pooler_output.flatten(1), dim=-1
@@ -53,11 +53,11 @@ def native_text_features(native: Any, folder: Path, texts: list[str]) -> torch.T
     return F.normalize(native.get_text_features(**tokens).pooler_output, dim=-1)
 
 
-def test_features_equal_transformers(family: tuple[str, Path], pictures: list[Path]) -> None:
+def test_features_equal_transformers(family: tuple[str, Path], images: list[Path]) -> None:
     name, folder = family
     model, native = clipkit.load(folder), native_of(folder)
-    expected = native_image_features(native, folder, pictures)
-    torch.testing.assert_close(model.encode_image(pictures), expected, rtol=0, atol=1e-5)
+    expected = native_image_features(native, folder, images)
+    torch.testing.assert_close(model.encode_image(images), expected, rtol=0, atol=1e-5)
     expected = native_text_features(native, folder, TEXTS)
     torch.testing.assert_close(model.encode_text(TEXTS), expected, rtol=0, atol=1e-5)
     assert (expected[0] - expected[1]).norm() > 1e-3  # the oracle tells captions apart
@@ -85,7 +85,7 @@ def test_cut_captions_equal_whole_ones(family: tuple[str, Path]) -> None:
 
 
 def test_a_pipeline_scores_what_was_saved_as_clipkit_does(
-    family: tuple[str, Path], pictures: list[Path], tmp_path: Path
+    family: tuple[str, Path], images: list[Path], tmp_path: Path
 ) -> None:
     _, folder = family
     model = clipkit.load(folder)
@@ -94,19 +94,19 @@ def test_a_pipeline_scores_what_was_saved_as_clipkit_does(
         if model.logit_bias is not None:
             model.logit_bias.fill_(-1.5)
     model.save(tmp_path)
-    check_pipeline(model, tmp_path, ["red square", "two DOGS running", "x"], "This is a photo of {}.", pictures)
+    check_pipeline(model, tmp_path, ["red square", "two DOGS running", "x"], "This is a photo of {}.", images)
 
 
-def check_pipeline(model: Any, folder: Path, labels: list[str], template: str, pictures: list[Path]) -> None:
+def check_pipeline(model: Any, folder: Path, labels: list[str], template: str, images: list[Path]) -> None:
     """SigLIP's scores are sigmoids, each label's own; the others' are a softmax over the labels."""
     classify = transformers.pipeline("zero-shot-image-classification", model=str(folder))
     prompts = [template.format(label) for label in labels]
-    wanted = model.classify(pictures, prompts)
+    wanted = model.classify(images, prompts)
     if model.logit_bias is not None:
-        cosines = model.encode_image(pictures) @ model.encode_text(prompts).T
+        cosines = model.encode_image(images) @ model.encode_text(prompts).T
         wanted = (cosines * model.logit_scale.detach().exp() + model.logit_bias.detach()).sigmoid()
     assert wanted.std(dim=1).min() > 1e-4  # labels are told apart
-    files = [str(picture) for picture in pictures]
+    files = [str(image) for image in images]
     # It resizes by torchvision unless told otherwise, which is not quite the same, and varies with Pillow's version.
     for tolerance in (3e-2, 1e-5):
         found = [
@@ -119,7 +119,7 @@ def check_pipeline(model: Any, folder: Path, labels: list[str], template: str, p
 
 
 def test_one_epoch_and_back_to_the_familys_own_loader(
-    family: tuple[str, Path], recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path, pictures: list[Path]
+    family: tuple[str, Path], recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path, images: list[Path]
 ) -> None:
     name, folder = family
     changes = {
@@ -132,12 +132,12 @@ def test_one_epoch_and_back_to_the_familys_own_loader(
     clipkit.train(recipe(changes))
     saved = tmp_path / "run" / "model"
     tuned, native = clipkit.load(tmp_path / "run"), native_of(saved)
-    expected = native_image_features(native, saved, pictures)
-    torch.testing.assert_close(tuned.encode_image(pictures), expected, rtol=0, atol=1e-5)
+    expected = native_image_features(native, saved, images)
+    torch.testing.assert_close(tuned.encode_image(images), expected, rtol=0, atol=1e-5)
     expected = native_text_features(native, saved, TEXTS)
     torch.testing.assert_close(tuned.encode_text(TEXTS), expected, rtol=0, atol=1e-5)
     before = clipkit.load(folder)
-    assert (tuned.encode_image(pictures) - before.encode_image(pictures)).abs().max() > 1e-4
+    assert (tuned.encode_image(images) - before.encode_image(images)).abs().max() > 1e-4
     assert (tuned.encode_text(TEXTS) - before.encode_text(TEXTS)).abs().max() > 1e-4
     assert tuned.logit_scale != before.logit_scale
     if name == "align":
@@ -161,8 +161,8 @@ def test_what_learns(family: tuple[str, Path], tune: str) -> None:
         assert set(learning) < set(everything)
 
 
-def test_gemmas_tokenizer_is_lowercased_for_siglip(tmp_path: Path, pictures: list[Path]) -> None:
-    """As of SigLIP 2's checkpoints for square pictures, whose tokenizer does not do it."""
+def test_gemmas_tokenizer_is_lowercased_for_siglip(tmp_path: Path, images: list[Path]) -> None:
+    """As of SigLIP 2's checkpoints for square images, whose tokenizer does not do it."""
     from tests.models.families import SMALL, VISION, save
 
     letters = ["▁", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
@@ -178,7 +178,7 @@ def test_gemmas_tokenizer_is_lowercased_for_siglip(tmp_path: Path, pictures: lis
     torch.testing.assert_close(model.encode_text(["A Red SQUARE"]), model.encode_text(["a red square"]), rtol=0, atol=0)
     # Whoever opens what is saved need not know: a pipeline's own prompt begins with a capital.
     model.save(tmp_path / "saved")
-    check_pipeline(model, tmp_path / "saved", ["Red", "a DOG"], "This is a photo of {}.", pictures)
+    check_pipeline(model, tmp_path / "saved", ["Red", "a DOG"], "This is a photo of {}.", images)
     again = clipkit.load(tmp_path / "saved")
     torch.testing.assert_close(again.encode_text(["A Red SQUARE"]), model.encode_text(["a red square"]), rtol=0, atol=0)
 

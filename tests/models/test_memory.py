@@ -13,7 +13,7 @@ from clipkit.models.memory import graph_bytes, widest_layer_bytes
 def test_bytes_grow_with_the_batch_and_parameters_do_not_count(tiny_clip: Path) -> None:
     model = clipkit.load(tiny_clip, device="cpu")
     needed = [graph_bytes(model.image, {"pixel_values": torch.zeros(n, 3, 32, 32)}) for n in (2, 4, 8)]
-    # Twice the pictures, twice the bytes: nothing that belongs to the model is in it.
+    # Twice the images, twice the bytes: nothing that belongs to the model is in it.
     assert needed[1] / needed[0] == pytest.approx(2, rel=0.05)
     assert needed[2] / needed[1] == pytest.approx(2, rel=0.05)
     model.image.tune("frozen")

@@ -1,4 +1,4 @@
-"""Against transformers itself, from picture files and strings."""
+"""Against transformers itself, from image files and strings."""
 
 from itertools import chain
 from pathlib import Path
@@ -21,13 +21,13 @@ TEXTS = [
 
 
 @torch.inference_mode()
-def test_features_equal_transformers(tiny_clip: Path, pictures: list[Path]) -> None:
+def test_features_equal_transformers(tiny_clip: Path, images: list[Path]) -> None:
     model = clipkit.load(str(tiny_clip))
     native = CLIPModel.from_pretrained(tiny_clip).eval()
-    opened = [Image.open(picture).convert("RGB") for picture in pictures]
+    opened = [Image.open(image).convert("RGB") for image in images]
     pixels = CLIPImageProcessorPil.from_pretrained(tiny_clip)(opened, return_tensors="pt")["pixel_values"]
     image = F.normalize(native.get_image_features(pixels).pooler_output, dim=-1)
-    torch.testing.assert_close(model.encode_image(pictures), image, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.encode_image(images), image, rtol=0, atol=1e-5)
     tokens = AutoTokenizer.from_pretrained(tiny_clip)(
         TEXTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
     )
@@ -35,33 +35,33 @@ def test_features_equal_transformers(tiny_clip: Path, pictures: list[Path]) -> N
     torch.testing.assert_close(model.encode_text(TEXTS), text, rtol=0, atol=1e-5)
 
 
-def test_paths_pictures_and_arrays_give_the_same(tiny_clip: Path, pictures: list[Path]) -> None:
+def test_paths_images_and_arrays_give_the_same(tiny_clip: Path, images: list[Path]) -> None:
     import numpy as np
 
     model = clipkit.load(str(tiny_clip))
-    path = pictures[0]
+    path = images[0]
     opened = Image.open(path)
     expected = model.encode_image([path])
     for other in ([str(path)], [opened], [np.asarray(opened)], path, str(path)):
         torch.testing.assert_close(model.encode_image(other), expected, rtol=0, atol=0)
 
 
-def test_features_do_not_depend_on_the_batch(tiny_clip: Path, pictures: list[Path]) -> None:
+def test_features_do_not_depend_on_the_batch(tiny_clip: Path, images: list[Path]) -> None:
     model = clipkit.load(str(tiny_clip))
-    torch.testing.assert_close(model.encode_image(pictures, 1), model.encode_image(pictures, 64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.encode_image(images, 1), model.encode_image(images, 64), rtol=0, atol=1e-6)
     torch.testing.assert_close(model.encode_text(TEXTS, 1), model.encode_text(TEXTS, 64), rtol=0, atol=1e-6)
 
 
-def test_classify_gives_transformers_probabilities(tiny_clip: Path, pictures: list[Path]) -> None:
+def test_classify_gives_transformers_probabilities(tiny_clip: Path, images: list[Path]) -> None:
     model = clipkit.load(str(tiny_clip))
-    probabilities = model.classify(pictures, TEXTS[:3])
-    expected = (model.encode_image(pictures) @ model.encode_text(TEXTS[:3]).T * model.logit_scale.exp()).softmax(-1)
+    probabilities = model.classify(images, TEXTS[:3])
+    expected = (model.encode_image(images) @ model.encode_text(TEXTS[:3]).T * model.logit_scale.exp()).softmax(-1)
     torch.testing.assert_close(probabilities, expected.detach())
-    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(len(pictures)))
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(len(images)))
 
 
 def test_what_is_saved_opens_with_transformers_and_gives_the_same(
-    tiny_clip: Path, pictures: list[Path], tmp_path: Path
+    tiny_clip: Path, images: list[Path], tmp_path: Path
 ) -> None:
     model = clipkit.load(str(tiny_clip))
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_what_is_saved_opens_with_transformers_and_gives_the_same(
     native = CLIPModel.from_pretrained(tmp_path / "saved").eval()
     again = clipkit.load(str(tmp_path / "saved"))
     torch.testing.assert_close(again.encode_text(TEXTS), model.encode_text(TEXTS))
-    torch.testing.assert_close(again.encode_image(pictures), model.encode_image(pictures))
+    torch.testing.assert_close(again.encode_image(images), model.encode_image(images))
     for name, value in native.state_dict().items():
         assert torch.equal(value, model.backend.native.state_dict()[name]), name
 

@@ -35,7 +35,7 @@ addEventListener("load", () => {
     textContent: JSON.stringify({
       width: root.clientWidth, needs: root.scrollWidth,
       wide: wide.slice(0, 5).map((own) => own.tagName + "." + own.className),
-      pictures: [...inner.images].map((own) => own.naturalWidth),
+      images: [...inner.images].map((own) => own.naturalWidth),
       unnamed: [...inner.images].filter((own) => !own.alt).length
         + [...inner.querySelectorAll("svg")].filter((own) => !own.getAttribute("aria-label")).length,
       twice: [...inner.querySelectorAll("[id]")].map((own) => own.id).filter((own, at, all) => all.indexOf(own) !== at),
@@ -97,8 +97,8 @@ def test_a_browser_shows_all_of_it(name: str, width: int, pages: dict[str, str],
     assert found["width"] in range(width - 20, width + 1)
     assert found["needs"] <= found["width"]
     assert found["wide"] == []
-    assert all(own > 0 for own in found["pictures"])
-    assert found["pictures"]
+    assert all(own > 0 for own in found["images"])
+    assert found["images"]
     assert found["unnamed"] == 0
     assert found["twice"] == []
 
@@ -110,5 +110,5 @@ def test_the_measuring_notices(pages: dict[str, str], tmp_path: Path) -> None:
     found, said = measured(wide + "<script>console.error('mine')</script>", 390, tmp_path)
     assert "mine" in said
     assert found["needs"] > found["width"]
-    assert 0 in found["pictures"]
+    assert 0 in found["images"]
     assert found["unnamed"] == 1

@@ -14,7 +14,7 @@ from PIL import Image
 import clipkit
 from clipkit.models import compose
 from clipkit.models.export import export
-from clipkit.models.layout import Base, Layout, layout_of
+from clipkit.models.publish.layout import Base, Layout, layout_of
 from clipkit.recipe import ModelRecipe, Recipe
 from clipkit.report import model_card
 from tests.models.families import FAMILIES, build

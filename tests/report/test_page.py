@@ -29,14 +29,14 @@ from tests.conftest import COLOURS, SHAPES, write_csv
 
 
 class Outline(HTMLParser):
-    """Headings, pictures and links of a page; fails on a tag left open."""
+    """Headings, images and links of a page; fails on a tag left open."""
 
     VOID = ("meta", "img", "br", "link", "use", "path")
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.pictures: list[dict[str, str | None]] = []
+        self.images: list[dict[str, str | None]] = []
         self.addresses: list[str] = []
         self.feed(page)
         assert self.open == []
@@ -45,7 +45,7 @@ class Outline(HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
         if tag == "img":
-            self.pictures.append(dict(attrs))
+            self.images.append(dict(attrs))
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
 
     def handle_endtag(self, tag: str) -> None:
@@ -58,9 +58,9 @@ def test_a_run_report_is_one_file_with_everything_inside(recipe: Callable[..., R
     page = run_report(tmp_path / "run")
     assert page == (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     outline = Outline(page)
-    assert len(outline.pictures) > 20
-    assert all(picture["alt"] for picture in outline.pictures)
-    # Nothing is fetched: pictures are data, links inside the SVGs point into them.
+    assert len(outline.images) > 20
+    assert all(image["alt"] for image in outline.images)
+    # Nothing is fetched: images are data, links inside the SVGs point into them.
     assert all(address.startswith(("data:", "#")) for address in outline.addresses)
     for title in (
         "Training loss",
@@ -102,7 +102,7 @@ def test_an_undefined_figure_is_a_dash() -> None:
     assert table.rows == [["top-5 accuracy", "–", "–"]]
 
 
-def test_a_picture_that_is_gone_leaves_the_page_whole(tiny_clip: Path, shapes: Path) -> None:
+def test_a_image_that_is_gone_leaves_the_page_whole(tiny_clip: Path, shapes: Path) -> None:
     assert thumbnail("/nowhere/none.jpg") == ""
     result = clipkit.evaluate.retrieval(clipkit.load(tiny_clip), str(shapes / "captions.csv"))
     for example in result["examples"]:
@@ -110,7 +110,7 @@ def test_a_picture_that_is_gone_leaves_the_page_whole(tiny_clip: Path, shapes: P
             if "image" in answer:
                 answer["image"] = "/nowhere/none.jpg"
     page = evaluation_report(result)
-    assert all((picture["src"] or "").startswith("data:") for picture in Outline(page).pictures)
+    assert all((image["src"] or "").startswith("data:") for image in Outline(page).images)
     assert 'class="gone" role="img" aria-label="answer 1' in page
 
 
@@ -229,7 +229,7 @@ def test_a_retrieval_report_shows_best_and_worst(tiny_clip: Path, shapes: Path) 
     assert [own["rank"] for own in worst] == sorted(ranks, reverse=True)[: len(worst)]
     assert all(own["rank"] == 1 for own in result["examples"] if own.get("kind") == "best")
     assert all(any(answer["right"] for answer in own["answers"]) for own in worst)
-    assert "its picture comes at place" in evaluation_report(result)
+    assert "its image comes at place" in evaluation_report(result)
 
 
 def test_two_models_side_by_side(tiny_clip: Path, shapes: Path) -> None:
@@ -243,7 +243,7 @@ def test_two_models_side_by_side(tiny_clip: Path, shapes: Path) -> None:
     outline = Outline(page)
     assert "Side by side" in page
     assert "Where B is better than A: captions ask" in page
-    assert len(outline.pictures) >= 10
+    assert len(outline.images) >= 10
 
 
 def test_where_two_classifiers_disagree(tiny_clip: Path, shapes: Path) -> None:
@@ -260,7 +260,7 @@ def test_where_two_classifiers_disagree(tiny_clip: Path, shapes: Path) -> None:
             assert moved[f"{whose}_text"] == own["classes"][own["queries"]["predicted"][row]]["class"]
     page = comparison_report(comparison, first, second)
     Outline(page)
-    assert "pictures ask" in page
+    assert "images ask" in page
     assert "right at place" in page
 
 
@@ -294,5 +294,5 @@ def test_where_two_probes_and_near_misses_disagree(tiny_clip: Path, shapes: Path
             assert [moved["first_right"], moved["second_right"]] == [own[row] for own in right]
         page = comparison_report(comparison, first, second)
         Outline(page)
-        assert "pictures ask" in page
+        assert "images ask" in page
         assert ("of the draws" if probed else "<span>wrong</span>") in page

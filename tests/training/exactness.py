@@ -18,8 +18,8 @@ from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.view_heads import ViewHead
 from clipkit.processes import Processes
 from clipkit.recipe import HeadRecipe, LossRecipe
-from clipkit.training.loss_sum import loss_sum
-from clipkit.training.objective import Value
+from clipkit.training.objectives.loss_sum import loss_sum
+from clipkit.training.objectives.objective import Value
 from clipkit.training.objectives.views import value_of_views
 from clipkit.training.step import Encoder, Step
 
@@ -84,7 +84,7 @@ class Pixels(nn.Module):
         return self.layers(pixel_values.flatten(1))
 
 
-PREPROCESS = Preprocess(lambda picture: {}, None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+PREPROCESS = Preprocess(lambda image: {}, None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Words(nn.Module):
@@ -115,7 +115,7 @@ def build(dtype: torch.dtype, dropout: float, head: str = "layer") -> DualEncode
 
 
 def global_batch(pairs: int, dtype: torch.dtype) -> Batch:
-    """Pictures and captions that repeat, captions of different length."""
+    """Images and captions that repeat, captions of different length."""
     generator = torch.Generator().manual_seed(5)
     lengths = torch.randint(1, LONGEST + 1, (pairs,), generator=generator)
     return Batch(
@@ -129,7 +129,7 @@ def global_batch(pairs: int, dtype: torch.dtype) -> Batch:
                 "input_ids": torch.randint(0, VOCABULARY, (pairs, LONGEST), generator=generator),
                 "attention_mask": (torch.arange(LONGEST) < lengths.flip(0)[:, None]).long(),
             },
-            # Three views of each picture, two of each caption, of different length.
+            # Three views of each image, two of each caption, of different length.
             **{
                 f"image_view_{view}": {"pixel_values": torch.randn(pairs, 3, 4, 4, generator=generator, dtype=dtype)}
                 for view in (1, 2, 3)

@@ -20,8 +20,8 @@ from clipkit.errors import DataError, OutputError, TrainingError
 from clipkit.models.towers import Tower
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.training.checkpoint import checkpoint_steps, damage
-from clipkit.training.run_folder import RunFolder
+from clipkit.training.folder.checkpoint import checkpoint_steps, damage
+from clipkit.training.folder.run_folder import RunFolder
 from tests.conftest import read_lines
 from tests.forked import ENVIRONMENT, python, together
 from tests.training import second_runs_out
@@ -200,15 +200,15 @@ def test_folders_of_the_users_own_are_left_alone(recipe: Build, tmp_path: Path) 
 
 
 def test_overwriting_keeps_the_old_run_until_all_is_known_to_be_right(recipe: Build, tmp_path: Path) -> None:
-    from tests.training.test_resume import files_of, own_data
+    from tests.training.folder.test_resume import files_of, own_data
 
     changes = {**CHANGES, "train.epochs": 2, "checkpoint.every_steps": 4}
     clipkit.train(recipe(changes))
     before = files_of(tmp_path / "run")
     data = own_data(tmp_path / "data")
-    (tmp_path / "data" / "images" / "3.png").write_bytes(b"no picture")
+    (tmp_path / "data" / "images" / "3.png").write_bytes(b"no image")
     frozen = {"model.image.tune": "frozen", "data.augment": "none", "data.train": str(data), "train.batch_size": 4}
-    with pytest.raises(DataError, match="1 of its .* pictures cannot be had, the first: .*3.png"):
+    with pytest.raises(DataError, match="1 of its .* images cannot be had, the first: .*3.png"):
         clipkit.train(recipe({**changes, **frozen, "data.max_bad": 0}), overwrite=True)
     assert files_of(tmp_path / "run") == before
 
@@ -265,7 +265,7 @@ def test_out_of_memory_where_a_cut_does_not_help(recipe: Build, monkeypatch: pyt
 def test_batch_norm_is_as_it_was_after_the_last_good_step(
     recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipkit.training.checkpoint import checkpoint_of, read_tensors
+    from clipkit.training.folder.checkpoint import checkpoint_of, read_tensors
     from tests.training.test_run import COMPOSED
 
     image = {**COMPOSED["image"], "name": "timm:test_resnet"}

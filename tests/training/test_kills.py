@@ -24,7 +24,7 @@ CHANGES = {
     "checkpoint.every_steps": 3,
     "eval.every_epochs": 2,
 }
-# Beside the captions views of pictures and of captions, through a head that learns too.
+# Beside the captions views of images and of captions, through a head that learns too.
 VIEWS = {
     "objective": {"captions": 1.0, "views": 1.0},
     "views": {

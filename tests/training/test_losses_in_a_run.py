@@ -19,7 +19,7 @@ from tests.conftest import read_lines, write_csv
 def with_negatives(shapes: Path, tmp_path: Path) -> str:
     pairs = read_pairs(str(shapes / "captions.csv"))
     rows = [
-        [str(pairs.pictures[image]), caption, caption.replace("red", "blue").replace("green", "red") + " not"]
+        [str(pairs.images[image]), caption, caption.replace("red", "blue").replace("green", "red") + " not"]
         for caption, image in zip(pairs.captions, pairs.image_of_caption, strict=True)
     ]
     return str(write_csv(tmp_path / "negatives.csv", ["image", "caption", "negative_caption"], rows))
@@ -34,7 +34,7 @@ def first_loss(run: Path) -> float:
 def test_negatives_come_from_the_row_of_their_caption(
     recipe: Callable[..., Recipe], with_negatives: str, tmp_path: Path, frozen: bool, workers: int
 ) -> None:
-    """The first step's loss is that of a batch of all pictures, whose captions and negatives stand together."""
+    """The first step's loss is that of a batch of all images, whose captions and negatives stand together."""
     own = {
         "data.train": with_negatives, "data.augment": "none", "data.captions": "all", "data.workers": workers,
         "train.batch_size": 32, "train.epochs": 1, "loss.name": "negclip", "loss.duplicates": "negative",
@@ -46,7 +46,7 @@ def test_negatives_come_from_the_row_of_their_caption(
     pairs = read_pairs(with_negatives)
     assert pairs.negatives is not None
     model = clipkit.load(recipe().model.name)
-    image = model.encode_image([pairs.pictures[image] for image in pairs.image_of_caption])
+    image = model.encode_image([pairs.images[image] for image in pairs.image_of_caption])
     expected = negclip(
         image, model.encode_text(pairs.captions), model.encode_text(pairs.negatives), model.logit_scale.exp()
     )
@@ -67,7 +67,7 @@ def test_a_row_without_its_negative_is_named(shapes: Path, tmp_path: Path) -> No
         checked_negatives(read_pairs(str(file)))
     rows = [[str(shapes / "images/00.png"), "a", "b"], [str(shapes / "images/00.png"), "b", "c"]]
     file = write_csv(tmp_path / "d.csv", ["image", "caption", "negative_caption"], rows)
-    with pytest.raises(DataError, match="row 1's negative_caption 'b' is a caption of its picture"):
+    with pytest.raises(DataError, match="row 1's negative_caption 'b' is a caption of its image"):
         checked_negatives(read_pairs(str(file)))
 
 
@@ -91,7 +91,7 @@ def test_a_teacher_is_listened_to(recipe: Callable[..., Recipe], teacher: Path, 
     clipkit.train(recipe(own | {"train.epochs": 6}))
     rows = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["loss"] < rows[0]["loss"]
-    # The first step is over all pictures with one caption each; which one, the sampler says.
+    # The first step is over all images with one caption each; which one, the sampler says.
     from clipkit.data import EpochSampler
 
     pairs, wise, pupil = (
@@ -100,11 +100,11 @@ def test_a_teacher_is_listened_to(recipe: Callable[..., Recipe], teacher: Path, 
         clipkit.load(recipe().model.name),
     )
     samples = next(iter(EpochSampler(pairs, "one", 16, 0).slices(0, 1, slice(0, 16))))
-    pictures = [pairs.pictures[sample.image] for sample in samples]
+    images = [pairs.images[sample.image] for sample in samples]
     captions = [pairs.captions[sample.caption] for sample in samples]
     expected = distillation(
-        pupil.encode_image(pictures), pupil.encode_text(captions), pupil.logit_scale.exp(),
-        wise.encode_image(pictures), wise.encode_text(captions), wise.logit_scale.exp(),
+        pupil.encode_image(images), pupil.encode_text(captions), pupil.logit_scale.exp(),
+        wise.encode_image(images), wise.encode_text(captions), wise.logit_scale.exp(),
     )  # fmt: skip
     assert rows[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
@@ -142,7 +142,7 @@ def test_a_batch_without_negatives_ends_the_run_with_its_make_up(
 ) -> None:
     rows = [[str(shapes / f"images/{n:02d}.png"), "a thing"] for n in range(16)]
     data = str(write_csv(tmp_path / "d.csv", ["image", "caption"], rows))
-    with pytest.raises(TrainingError, match="8 pairs are of 8 pictures and 1 captions that all belong together"):
+    with pytest.raises(TrainingError, match="8 pairs are of 8 images and 1 captions that all belong together"):
         clipkit.train(recipe({"data.train": data, "loss.name": "triplet"}))
 
 

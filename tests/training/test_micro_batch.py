@@ -14,7 +14,7 @@ from clipkit.processes import Processes
 from clipkit.training import micro_batch
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.micro_batch import available_memory, find_micro_batch_size
-from clipkit.training.objective import Encoded
+from clipkit.training.objectives.objective import Encoded
 
 
 def test_half_of_the_memory_is_filled_and_never_more_than_there_are_rows(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import clipkit
 from clipkit.data import read_pairs
 from clipkit.recipe import Recipe
-from clipkit.training.objective import Objective
+from clipkit.training.objectives.objective import Objective
 
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 IMPORTS = """
@@ -20,7 +20,7 @@ from clipkit.data import Pairs, Policy, TextView
 from clipkit.losses import infonce
 from clipkit.models import DualEncoder
 from clipkit.recipe import Recipe, steps_of
-from clipkit.training.objective import Encoded, Gathered, Objective, Scalars
+from clipkit.training.objectives.objective import Encoded, Gathered, Objective, Scalars
 """
 
 

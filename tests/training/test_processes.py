@@ -19,7 +19,7 @@ VIEWS = {"views": {"image": {"policies": ["moco", "moco"]}}}
 KINDS = {
     "sgd": {"train.batch_size": 7, "train.epochs": 5, "objective": {"captions": 1.0, "views": 1.0}, **VIEWS, **SGD},
     "adamw": {"train.batch_size": 7, "train.epochs": 5, "optim.lr": 1e-3},
-    # 32 captions of 16 pictures in batches of 20: every batch holds pictures twice.
+    # 32 captions of 16 images in batches of 20: every batch holds images twice.
     "duplicates": {"train.batch_size": 20, "train.epochs": 10, "data.captions": "all", **SGD},
 }
 CUTS = {"one pass": {}, "micro-batches": {"train.micro_batch_size": 2, "data.workers": 2}}

@@ -53,7 +53,7 @@ def test_a_run_leaves_what_the_design_says(recipe: Build, tmp_path: Path, shapes
     assert json.loads((run / "results.json").read_text()) == result
     assert set(result["metrics"]["mean_recall"]) == {"value", "low", "high", "chance"}
     assert "1 process on" in (run / "log.txt").read_text()
-    assert "16 pictures, 32 captions; in brackets" in (run / "report.html").read_text(encoding="utf-8")
+    assert "16 images, 32 captions; in brackets" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_it_learns_and_what_it_reports_is_what_it_saved(recipe: Build, tmp_path: Path, shapes: Path) -> None:
@@ -125,9 +125,9 @@ def test_frozen_trunks_run_once_and_change_nothing(recipe: Build, tmp_path: Path
         "train.epochs": 4,
     }
     clipkit.train(recipe(changes))
-    assert "frozen trunks ran once over all pictures and captions" in (tmp_path / "run" / "log.txt").read_text()
+    assert "frozen trunks ran once over all images and captions" in (tmp_path / "run" / "log.txt").read_text()
     stored = read_lines(tmp_path / "run" / "metrics.jsonl")
-    # A crop that keeps the whole square picture gives the same pixels, but counts as augmentation.
+    # A crop that keeps the whole square image gives the same pixels, but counts as augmentation.
     whole = {
         "data.augment": "crop",
         "data.crop_scale": [1.0, 1.0],
@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(r
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert (tmp_path / "run" / "checkpoints" / f"step-{step - 1:06d}" / "model.safetensors").is_file()
     said = (tmp_path / "run" / "log.txt").read_text()
-    named = said.split(f"pictures of step {step}: ")[1].split("\n")[0].split()
+    named = said.split(f"images of step {step}: ")[1].split("\n")[0].split()
     assert len(named) == 8
     assert all(name.endswith(".png") for name in named)
 
@@ -252,7 +252,7 @@ def test_checkpointed_gradients_are_the_same(recipe: Build, tmp_path: Path, mode
 
 
 def test_dropout_is_off_unless_asked_for(recipe: Build, tmp_path: Path) -> None:
-    from clipkit.training.setup import model_of
+    from clipkit.training.model import model_of
 
     rates = [
         layer.p for layer in model_of(recipe({"model": COMPOSED})).modules() if isinstance(layer, torch.nn.Dropout)

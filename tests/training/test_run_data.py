@@ -30,17 +30,17 @@ def test_sources_with_weights_and_a_share_for_validation(
     changes = {"data.train": sources, "data.validation": 0.25, "train.epochs": 1}
     clipkit.train(recipe(changes))
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert f"{shapes / 'captions.csv'} + {more}: 18 pictures" in log
+    assert f"{shapes / 'captions.csv'} + {more}: 18 images" in log
     assert "columns: image from file_name, caption from title" in log
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (results["data"]["name"], results["data"]["images"]) == (f"0.25 of {shapes / 'captions.csv'} + {more}", 6)
     with pytest.raises(RecipeError, match="the weights of data.train changed"):
         clipkit.train(recipe({**changes, "data.train": [sources[0], str(more)], "train.epochs": 2}), resume=True)
     # The bad ones of a share are left out of it.
-    for picture in [*more.parent.glob("*.png")]:
-        picture.write_bytes(b"<html>")
+    for image in [*more.parent.glob("*.png")]:
+        image.write_bytes(b"<html>")
     clipkit.train(recipe({**changes, "data.max_bad": 8}), overwrite=True)
-    assert "pictures left out, the first: " in (tmp_path / "run" / "log.txt").read_text()
+    assert "images left out, the first: " in (tmp_path / "run" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,6 @@ def test_what_a_recipe_may_not_say(recipe: Build, changes: dict[str, object], me
     assert "\n" not in str(caught.value)
 
 
-def test_captions_and_pictures_alone_do_not_mix(recipe: Build, shapes: Path) -> None:
-    with pytest.raises(DataError, match="is a folder of pictures without captions"):
+def test_captions_and_images_alone_do_not_mix(recipe: Build, shapes: Path) -> None:
+    with pytest.raises(DataError, match="is a folder of images without captions"):
         clipkit.train(recipe({"data.train": [str(shapes / "captions.csv"), str(shapes / "images")]}))

@@ -149,7 +149,7 @@ def test_from_python_it_is_a_keyboard_interrupt(recipe: Build, tmp_path: Path) -
 def test_an_evaluation_is_broken_off_and_made_again(
     recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipkit.training.validation import CaptionValidation
+    from clipkit.training.measures.captions import CaptionValidation
 
     changes = {"train.epochs": 4, "checkpoint.every_steps": 100}
     clipkit.train(recipe({**changes, "output": str(tmp_path / "whole")}))

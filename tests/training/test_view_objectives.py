@@ -15,8 +15,8 @@ from torch import Tensor
 import clipkit
 from clipkit.data import Policy, TextSafe, read_pairs
 from clipkit.errors import DataError, ModelError, RecipeError, UserError
+from clipkit.images import Stored
 from clipkit.models import DualEncoder
-from clipkit.pictures import Stored
 from clipkit.recipe import Recipe, steps_of
 from tests.conftest import draw, read_lines, write_csv
 from tests.training.exactness import build, encoders, global_batch, gradients
@@ -100,20 +100,18 @@ def first_loss(run: Path) -> float:
 
 
 def views_of(
-    model: DualEncoder, pictures: Sequence[Path | Stored], policy: str, view: int, safe: TextSafe | None = None
+    model: DualEncoder, images: Sequence[Path | Stored], policy: str, view: int, safe: TextSafe | None = None
 ) -> Tensor:
     preprocess = model.image.preprocess
     own = Policy(steps_of(policy), preprocess.image_size, preprocess.of_crop, preprocess, 0, view, safe)
-    inputs = [
-        own(clipkit.pictures.open_picture(picture), 0, row)["pixel_values"] for row, picture in enumerate(pictures)
-    ]
+    inputs = [own(clipkit.images.open_image(image), 0, row)["pixel_values"] for row, image in enumerate(images)]
     ready = model.image.ready({"pixel_values": torch.stack(inputs)})
     return F.normalize(model.image(ready), dim=-1).detach()
 
 
 @pytest.mark.parametrize("safe", [False, True])
 def test_a_run_sees_the_views_that_the_recipe_says(recipe: Build, tmp_path: Path, shapes: Path, safe: bool) -> None:
-    """SLIP: the first step is the captions' loss and, weighted, that of the two views of the same pictures."""
+    """SLIP: the first step is the captions' loss and, weighted, that of the two views of the same images."""
     own = {
         "train.batch_size": 16, "train.epochs": 1, "data.augment": "none", "loss.duplicates": "negative",
         "objective": {"captions": 1.0, "views": 0.5},
@@ -123,12 +121,10 @@ def test_a_run_sees_the_views_that_the_recipe_says(recipe: Build, tmp_path: Path
     model, pairs = clipkit.load(recipe().model.name), read_pairs(str(shapes / "captions.csv"))
     guard = TextSafe(pairs) if safe else None
     assert guard is None or guard.counts == (0, 16)  # all captions name a colour
-    one, two = (
-        views_of(model, pairs.pictures, policy, view, guard) for view, policy in enumerate(("moco", "simclr"), 1)
-    )
+    one, two = (views_of(model, pairs.images, policy, view, guard) for view, policy in enumerate(("moco", "simclr"), 1))
     sampler = clipkit.data.EpochSampler(pairs, "one", 16, 0)
     samples = next(iter(sampler.slices(0, 1, slice(0, 16))))
-    image = model.encode_image([pairs.pictures[sample.image] for sample in samples])
+    image = model.encode_image([pairs.images[sample.image] for sample in samples])
     text = model.encode_text([pairs.captions[sample.caption] for sample in samples])
     expected = clipkit.losses.infonce(image, text, model.logit_scale.exp().detach())
     expected += 0.5 * clipkit.losses.ntxent(one, two, 5.0)
@@ -157,7 +153,7 @@ def test_text_views_are_passes_under_different_dropout(recipe: Build, tmp_path: 
     assert "<title>a red square</title>" in report
 
 
-def test_text_views_need_neither_pictures_nor_dropout(recipe: Build, tmp_path: Path) -> None:
+def test_text_views_need_neither_images_nor_dropout(recipe: Build, tmp_path: Path) -> None:
     rows = [
         [f"a {colour} {shape}", f"{shape}, {colour}"] for colour in ("red", "blue") for shape in ("dot", "cross", "bar")
     ]
@@ -167,7 +163,7 @@ def test_text_views_need_neither_pictures_nor_dropout(recipe: Build, tmp_path: P
         "data.train": data, "data.validation": data, "train.batch_size": 6, "train.epochs": 3,
     }  # fmt: skip
     result = clipkit.train(recipe(own))
-    pairs = read_pairs(data, pictures=False)
+    pairs = read_pairs(data, images=False)
     # Six captions, each with one other wording: the paraphrase.
     model = clipkit.load(tmp_path / "run")
     assert pairs.paraphrases is not None
@@ -179,7 +175,7 @@ def test_text_views_need_neither_pictures_nor_dropout(recipe: Build, tmp_path: P
         clipkit.train(recipe({**own, "train.epochs": 4}), resume=True)
 
 
-def test_one_image_tower_from_pictures_alone(recipe: Build, tmp_path: Path, shapes: Path) -> None:
+def test_one_image_tower_from_images_alone(recipe: Build, tmp_path: Path, shapes: Path) -> None:
     own = {
         "model": IMAGE_ALONE, **VIEWS, "views.image.head.norm": "batch", "data.train": str(shapes / "images"),
         "data.validation": str(shapes / "images"), "data.labelled": str(shapes / "classes.csv"), "train.epochs": 3,
@@ -197,12 +193,12 @@ def test_one_image_tower_from_pictures_alone(recipe: Build, tmp_path: Path, shap
     assert model.encode_image(str(shapes / "images/00.png")).shape == (1, model.image.trunk.native.num_features)
     again = clipkit.evaluate.probe(model, str(shapes / "classes.csv"), cache=False)
     assert again["metrics"]["knn_acc1"] == result["metrics"]["knn_acc1"]
-    with pytest.raises(ModelError, match="has no text tower: it was made of pictures alone"):
+    with pytest.raises(ModelError, match="has no text tower: it was made of images alone"):
         clipkit.evaluate.retrieval(model, str(shapes / "captions.csv"), cache=False)
     with pytest.raises(ModelError, match="has no text tower"):
         clipkit.evaluate.zeroshot(model, str(shapes / "classes.csv"), cache=False)
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    for part in ("Nearest neighbours", "Map of the embedding", "Labelled pictures", "at equal similarities"):
+    for part in ("Nearest neighbours", "Map of the embedding", "Labelled images", "at equal similarities"):
         assert part in report
     assert result["settings"]["loss_at_chance"] == pytest.approx(np.log(31))
 
@@ -224,7 +220,7 @@ def test_a_kept_head_comes_with_the_model_and_goes_on_learning(recipe: Build, tm
 
 
 def test_classes_are_positives(recipe: Build, tmp_path: Path) -> None:
-    """Pictures of one class folder are drawn together by a triplet loss."""
+    """Images of one class folder are drawn together by a triplet loss."""
     for number, colour in enumerate(("red", "blue", "green")):
         for shift in range(6):
             folder = tmp_path / "classes" / colour
@@ -244,7 +240,7 @@ def test_classes_are_positives(recipe: Build, tmp_path: Path) -> None:
     model = clipkit.load(tmp_path / "run")
     pairs = read_pairs(str(tmp_path / "classes"))
     assert pairs.captions[:7] == ["blue"] * 6 + ["green"]
-    features = model.encode_image(pairs.pictures)
+    features = model.encode_image(pairs.images)
     same = torch.from_numpy(pairs.caption_ids[:, None] == pairs.caption_ids)
     scores = features @ features.T
     assert scores[same].mean() > scores[~same].mean() + 0.2
@@ -253,8 +249,8 @@ def test_classes_are_positives(recipe: Build, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"views.image.positives": "caption", "data.train": "{images}"}, DataError, "pictures without captions"),
-        ({"views.image.safe": True, "data.train": "{images}"}, DataError, "pictures without captions"),
+        ({"views.image.positives": "caption", "data.train": "{images}"}, DataError, "images without captions"),
+        ({"views.image.safe": True, "data.train": "{images}"}, DataError, "images without captions"),
         ({"data.train": "{text}"}, DataError, "no image column"),
         (
             {"data.labelled": "{classes}", "data.labelled_test": "{others}"},
@@ -293,27 +289,27 @@ def test_a_model_of_one_tower_is_known_by_what_it_lacks(recipe: Build, tmp_path:
     run = {"model": {"name": str(tmp_path / "run")}, "output": str(tmp_path / "further"), "train.epochs": 1}
     text = {"objective": "views", "views": {"text": {"policies": ["same", "crop"]}}}
     for changes in ({}, text):
-        with pytest.raises(ModelError, match="run has no text tower: it was made of pictures alone"):
+        with pytest.raises(ModelError, match="run has no text tower: it was made of images alone"):
             clipkit.train(recipe({**run, **changes}))
     assert not (tmp_path / "further" / "recipe.yaml").exists()
     clipkit.train(recipe({**run, **VIEWS, "train.gradient_checkpointing": True}))
 
 
-def test_other_labelled_pictures_are_only_noted(recipe: Build, tmp_path: Path, shapes: Path) -> None:
+def test_other_labelled_images_are_only_noted(recipe: Build, tmp_path: Path, shapes: Path) -> None:
     own = {"model": IMAGE_ALONE, **VIEWS, "data.validation": None, "data.labelled": str(shapes / "classes.csv")}
     clipkit.train(recipe({**own, "train.epochs": 1}))
     rows = [[str(shapes / f"images/{number:02d}.png"), "ab"[number % 2]] for number in range(16)]
     other = str(write_csv(tmp_path / "other.csv", ["image", "label"], rows))
     clipkit.train(recipe({**own, "train.epochs": 2, "data.labelled": other}), resume=True)
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "the pictures of data.labelled changed since: what was measured before was measured on others" in log
+    assert "the images of data.labelled changed since: what was measured before was measured on others" in log
 
 
-def test_wordings_are_found_for_each_picture_by_itself(shapes: Path, tmp_path: Path, recipe: Build) -> None:
+def test_wordings_are_found_for_each_image_by_itself(shapes: Path, tmp_path: Path, recipe: Build) -> None:
     from accelerate import Accelerator
 
     from clipkit.processes import Processes
-    from clipkit.training.view_validation import TextViewValidation
+    from clipkit.training.measures.views import TextViewValidation
 
     images = [str(shapes / f"images/{number:02d}.png") for number in range(3)]
     rows = [[images[0], "one two three four", ""], [images[1], "five six", "six five"], [images[2], "seven", "eight"],

@@ -15,10 +15,10 @@ from clipkit.data.sequences import Strings, first_places
 TokenCounts = Callable[[list[str]], Sequence[int]]
 """Strings -> how many tokens each has before it is cut, with those at its start and end."""
 
-# Said of any picture: none of them tells one from another.
+# Said of any image: none of them tells one from another.
 _OF_ANY = (
     r"(?i)^[^\pL\pN]*((a|an|the|this|is|of|my|stock|no|default|here|s)[^\pL\pN]+)*"
-    r"(image|images|photo|photos|photograph|picture|pictures|pic|img|untitled|caption|captions|description|title|"
+    r"(image|images|photo|photos|photograph|image|images|pic|img|untitled|caption|captions|description|title|"
     r"alt text|alt|placeholder|thumbnail|null|none|nan|n/?a|undefined|unknown|unnamed|todo|tbd|test)"
     r"([^\pL\pN]+(of|by|from|a|an|the|is|not|available|here|credit|\d+))*[^\pL\pN]*$"
 )
@@ -28,8 +28,8 @@ _FILE_NAME = (
 _ADDRESS = r"(?i)^(https?://|www\.)\S+$"
 # Written without spaces between words: a caption of these has more than one word.
 _WITHOUT_SPACES = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-# One caption on so many different pictures says nothing of them, however large the set; in a smaller one a share of it.
-_ON_PICTURES, _AT_LEAST, _ON_SHARE = 100, 5, 0.002
+# One caption on so many different images says nothing of them, however large the set; in a smaller one a share of it.
+_ON_IMAGES, _AT_LEAST, _ON_SHARE = 100, 5, 0.002
 # A photo of a dog is said to be one in any large set; only where it is the rule does it cost anything.
 _OFTEN_SHARED = 0.05
 _TOKENS_AT_ONCE = 10_000
@@ -67,22 +67,22 @@ def caption_findings(pairs: Pairs, names: Callable[[int], str]) -> list[Finding 
 
     Args:
         pairs: with captions.
-        names: position of a picture -> what a person calls it.
+        names: position of an image -> what a person calls it.
     """
     column = Strings.of(pairs.captions).column
     total = len(column)
-    whose = names if pairs.has_pictures else (lambda image: f"row {image + 1}")
+    whose = names if pairs.has_images else (lambda image: f"row {image + 1}")
 
-    def of_picture(row: int) -> str:
+    def of_image(row: int) -> str:
         return whose(int(pairs.image_of_caption[row]))
 
     def said(row: int) -> str:
-        return f"{pairs.captions[row]!r:.100} ({of_picture(row)})"
+        return f"{pairs.captions[row]!r:.100} ({of_image(row)})"
 
     empty = np.flatnonzero(_true(pc.equal(column, "")))
     found: list[Finding | None] = [
         finding_of(
-            "empty_captions", "error", empty, total, "empty captions", of_picture,
+            "empty_captions", "error", empty, total, "empty captions", of_image,
             "write them or drop the rows; --fix drops them",
         )
     ]  # fmt: skip
@@ -107,26 +107,26 @@ def caption_findings(pairs: Pairs, names: Callable[[int], str]) -> list[Finding 
             "take the captions from elsewhere, or drop the rows",
         ),
         finding_of(
-            "stock_captions", None, stock, total, "captions that fit any picture, as 'image' or 'photo of'", said,
-            "drop the rows: they teach that any picture fits",
+            "stock_captions", None, stock, total, "captions that fit any image, as 'image' or 'photo of'", said,
+            "drop the rows: they teach that any image fits",
         ),
     ]  # fmt: skip
     taken = np.zeros(total, bool)
     taken[np.concatenate([stock, file_name, address])] = True
     which, first = first_places(keys)
-    pictures_with = _pictures_with(which, pairs.image_of_caption, full)
-    if pairs.has_pictures and _are_classes(pairs, pictures_with, full):
+    images_with = _images_with(which, pairs.image_of_caption, full)
+    if pairs.has_images and _are_classes(pairs, images_with, full):
         found.append(
             Finding(
                 "captions_are_classes", "note", total, 1.0,
-                f"captions, only {int((pictures_with > 0).sum()):,} of them different: they seem to be classes",
-                "a batch holds many pictures of one caption: take a loss that counts them as positives, as clipkit's",
+                f"captions, only {int((images_with > 0).sum()):,} of them different: they seem to be classes",
+                "a batch holds many images of one caption: take a loss that counts them as positives, as clipkit's",
                 some(first.tolist(), lambda row: repr(pairs.captions[row])),
             )
         )  # fmt: skip
     else:
-        found += _repetitive(pairs, which, first, pictures_with, full & ~taken, said)
-    if pairs.has_pictures:
+        found += _repetitive(pairs, which, first, images_with, full & ~taken, said)
+    if pairs.has_images:
         found.append(_repeated(pairs, which, full, said))
     return found
 
@@ -146,16 +146,16 @@ def cut_finding(
 
 
 def equal_pairs(pairs: Pairs) -> float:
-    """Of the pairs of different pictures, each with one of its captions drawn, how many have the same one: a sum of
+    """Of the pairs of different images, each with one of its captions drawn, how many have the same one: a sum of
     probabilities over all pairs."""
     images = pairs.image_of_caption
-    weight = 1 / np.bincount(images, minlength=len(pairs.pictures))[images]
+    weight = 1 / np.bincount(images, minlength=len(pairs.images))[images]
     full = ~_true(pc.equal(Strings.of(pairs.captions).column, ""))
     text = pairs.caption_ids
-    # One entry a picture and caption: a picture's own captions are no pair.
-    keys, which = np.unique((text * len(pairs.pictures) + images)[full], return_inverse=True)
+    # One entry an image and caption: an image's own captions are no pair.
+    keys, which = np.unique((text * len(pairs.images) + images)[full], return_inverse=True)
     shares = np.bincount(which, weight[full], len(keys))
-    of_text = np.unique(keys // len(pairs.pictures), return_inverse=True)[1]
+    of_text = np.unique(keys // len(pairs.images), return_inverse=True)[1]
     squares, sums = np.bincount(of_text, shares**2), np.bincount(of_text, shares)
     return max(0.0, float((sums**2 - squares).sum() / 2))
 
@@ -164,22 +164,22 @@ def _repetitive(
     pairs: Pairs,
     which: NDArray[np.int64],
     first: NDArray[np.int64],
-    pictures_with: NDArray[np.int64],
+    images_with: NDArray[np.int64],
     usual: NDArray[np.bool_],
     said: Callable[[int], str],
 ) -> list[Finding | None]:
-    """One word, one caption for many pictures, one caption for a few. `usual`: no other finding names them."""
+    """One word, one caption for many images, one caption for a few. `usual`: no other finding names them."""
     column = Strings.of(pairs.captions).column
     total = len(column)
     one_word = ~_true(pc.match_substring_regex(column, pattern=rf"\s|{_WITHOUT_SPACES}"))
-    often = max(_AT_LEAST, min(_ON_PICTURES, int(_ON_SHARE * len(pairs.pictures))))
-    boilerplate = usual & (pictures_with[which] >= often) & pairs.has_pictures
-    shared = usual & ~boilerplate & (pictures_with[which] > 1) & pairs.has_pictures
+    often = max(_AT_LEAST, min(_ON_IMAGES, int(_ON_SHARE * len(pairs.images))))
+    boilerplate = usual & (images_with[which] >= often) & pairs.has_images
+    shared = usual & ~boilerplate & (images_with[which] > 1) & pairs.has_images
     frequent = np.unique(which[boilerplate])
-    frequent = frequent[np.argsort(-pictures_with[frequent], kind="stable")]
+    frequent = frequent[np.argsort(-images_with[frequent], kind="stable")]
 
     def often_said(own: int) -> str:
-        return f"{pairs.captions[int(first[own])]!r:.100} (on {counted(int(pictures_with[own]), 'picture')})"
+        return f"{pairs.captions[int(first[own])]!r:.100} (on {counted(int(images_with[own]), 'image')})"
 
     severity: Severity = "warning" if shared.sum() >= _OFTEN_SHARED * total else "note"
     found: list[Finding | None] = [
@@ -190,19 +190,19 @@ def _repetitive(
     ]  # fmt: skip
     if len(frequent):
         count = int(boilerplate.sum())
-        most = float(pictures_with.max()) > len(pairs.pictures) / 2
+        most = float(images_with.max()) > len(pairs.images) / 2
         found.append(
             Finding(
                 "boilerplate_captions", "warning", count, count / total,
-                f"captions that stand on {often} or more different pictures"
+                f"captions that stand on {often} or more different images"
                 + (", one of them on most of all" if most else ""),
-                "look at them; drop the rows whose caption says nothing of its picture",
+                "look at them; drop the rows whose caption says nothing of its image",
                 some(frequent.tolist(), often_said),
             )
         )  # fmt: skip
     found.append(
         finding_of(
-            "shared_captions", severity, np.flatnonzero(shared), total, "captions that another picture has too", said,
+            "shared_captions", severity, np.flatnonzero(shared), total, "captions that another image has too", said,
             "in one batch they are false negatives: take a loss that counts equal captions as positives, as clipkit's "
             "do; in retrieval give --merge-captions",
         )
@@ -213,38 +213,38 @@ def _repetitive(
 def _repeated(
     pairs: Pairs, which: NDArray[np.int64], full: NDArray[np.bool_], said: Callable[[int], str]
 ) -> Finding | None:
-    """A caption that its picture has already."""
+    """A caption that its image has already."""
     rows = np.flatnonzero(full)
     keys = pairs.image_of_caption[rows] * (int(which.max(initial=0)) + 1) + which[rows]
     _, begins = np.unique(keys, return_index=True)
     again = np.ones(len(rows), bool)
     again[begins] = False
     return finding_of(
-        "repeated_captions", None, rows[again], len(full), "captions that their picture has already", said,
+        "repeated_captions", None, rows[again], len(full), "captions that their image has already", said,
         "they weigh double: drop them; --fix does",
     )  # fmt: skip
 
 
-def _are_classes(pairs: Pairs, pictures_with: NDArray[np.int64], full: NDArray[np.bool_]) -> bool:
-    """Whether nearly every picture has one caption, which it shares with several others."""
-    strings = pictures_with[pictures_with > 0]
+def _are_classes(pairs: Pairs, images_with: NDArray[np.int64], full: NDArray[np.bool_]) -> bool:
+    """Whether nearly every image has one caption, which it shares with several others."""
+    strings = images_with[images_with > 0]
     several = strings[strings > 1]
     return bool(
         len(strings) > 1
-        and int(full.sum()) <= 1.1 * len(pairs.pictures)
-        and several.sum() >= 0.9 * len(pairs.pictures)
-        and len(strings) <= len(pairs.pictures) / 4
+        and int(full.sum()) <= 1.1 * len(pairs.images)
+        and several.sum() >= 0.9 * len(pairs.images)
+        and len(strings) <= len(pairs.images) / 4
     )
 
 
-def _pictures_with(
+def _images_with(
     which: NDArray[np.int64], image_of_caption: NDArray[np.int64], full: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """For each distinct caption how many different pictures have it; 0 for the empty one."""
+    """For each distinct caption how many different images have it; 0 for the empty one."""
     count = int(which.max(initial=-1)) + 1
-    pictures = int(image_of_caption.max(initial=-1)) + 1
-    distinct = np.unique((which * pictures + image_of_caption)[full])
-    return np.bincount(distinct // max(1, pictures), minlength=count)
+    images = int(image_of_caption.max(initial=-1)) + 1
+    distinct = np.unique((which * images + image_of_caption)[full])
+    return np.bincount(distinct // max(1, images), minlength=count)
 
 
 def _true(column: Any) -> NDArray[np.bool_]:

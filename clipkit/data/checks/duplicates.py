@@ -1,4 +1,4 @@
-"""Which pictures are the same one: by their bytes, or to the eye."""
+"""Which images are the same one: by their bytes, or to the eye."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,49 +11,49 @@ from clipkit.data.checks.look import Looked
 
 # Measured on Flickr8k, 7,000 photos: of its 24.5 million pairs of different ones none has a distance of 7 or less. Of
 # copies saved with JPEG quality 20, as WebP or at a quarter of the size all have, of those cut by 2 % all but 1 in 400,
-# by 5 % nine in ten, by 10 % one in five. Distances are even: half of a hash's bits are set, whatever the picture.
+# by 5 % nine in ten, by 10 % one in five. Distances are even: half of a hash's bits are set, whatever the image.
 _DISTANCE = 7
 # Two hashes that differ in at most 7 bits have, of four bands of 16 bits, one that differs in at most one bit.
 _BANDS = 4
 _BAND_BITS = 16
 # Drawings often share a hash (flags, one figure with other hair), and differ in one part by much. How far any one of
-# the miniatures' 64 places may be apart, relative to what a picture varies by. Of 3,548 emoji 123 are then near an
+# the miniatures' 64 places may be apart, relative to what an image varies by. Of 3,548 emoji 123 are then near an
 # earlier one, half of them drawn the same. Of the copies above none is lost, of those cut by 2 % one in 25, by 5 %
 # three in five.
 _DIFFERENCE = 0.4
 # The mean colour may have moved so far, in the same unit: a brighter copy is a copy.
 _SHIFT = 0.5
-# Below this, of 255, what a picture varies by is noise.
+# Below this, of 255, what an image varies by is noise.
 _VARIES = 8.0
-# Of so many pictures of one hash each is compared with so many others only, the nearest in brightness: a million blank
-# pictures would make 10^12 pairs.
+# Of so many images of one hash each is compared with so many others only, the nearest in brightness: a million blank
+# images would make 10^12 pairs.
 _NEIGHBOURS = 64
 _AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True)
 class Alike:
-    """Which of N pictures are the same."""
+    """Which of N images are the same."""
 
     first: NDArray[np.int64]
-    """(N,) the first picture with the same bytes; itself where there is none before it."""
+    """(N,) the first image with the same bytes; itself where there is none before it."""
     near: NDArray[np.int64]
     """(K, 2) pairs of such firsts that look the same; the lower one stands first."""
 
     @cached_property
     def copies(self) -> NDArray[np.int64]:
-        """(N,) for a first how many pictures have its bytes, itself among them; 0 for the others."""
+        """(N,) for a first how many images have its bytes, itself among them; 0 for the others."""
         return np.bincount(self.first, minlength=len(self.first))
 
     @property
     def pairs(self) -> int:
-        """How many pairs of pictures are the same, by bytes or to the eye."""
+        """How many pairs of images are the same, by bytes or to the eye."""
         copies = self.copies
         exact = int((copies * (copies - 1) // 2).sum())
         return exact + int((copies[self.near[:, 0]] * copies[self.near[:, 1]]).sum())
 
     def keepers(self, rank: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N,) which picture each one is merged into; itself where it stays. No two that stay look the same.
+        """(N,) which image each one is merged into; itself where it stays. No two that stay look the same.
 
         Args:
             rank: (N,) which to keep rather: the lower ones.
@@ -76,7 +76,7 @@ class Alike:
 
 
 def joined(one: Looked, other: Looked) -> Looked:
-    """Pictures of one set, and behind them those of another."""
+    """Images of one set, and behind them those of another."""
     return Looked(
         one.broken | {len(one) + place: error for place, error in other.broken.items()},
         np.concatenate([one.contents, other.contents]),
@@ -90,7 +90,7 @@ def joined(one: Looked, other: Looked) -> Looked:
 def alike(looked: Looked) -> Alike:
     """Find them, in time that grows little faster than their number.
 
-    Broken pictures are like no other.
+    Broken images are like no other.
     """
     count = len(looked)
     whole = np.ones(count, bool)
@@ -99,7 +99,7 @@ def alike(looked: Looked) -> Alike:
     first = np.arange(count)
     _, begins, which = np.unique(looked.contents[places], return_index=True, return_inverse=True)
     first[places] = places[begins[which]]
-    # Each content once: a set with many copies of one picture is no slower than a set without.
+    # Each content once: a set with many copies of one image is no slower than a set without.
     return Alike(first, _near(looked, np.unique(first[places])))
 
 

@@ -19,9 +19,9 @@ class Finding:
     """One thing that is wrong.
 
     Args:
-        name: what other programs know it by, as broken_pictures.
+        name: what other programs know it by, as broken_images.
         severity: error: training fails or figures are false; warning: it costs quality; note: good to know.
-        count: how many pictures or captions.
+        count: how many images or captions.
         share: of all of them, in [0, 1].
         message: what they are, as "captions that are file names".
         advice: what to do about it.
@@ -62,8 +62,8 @@ def counted(count: int, noun: str) -> str:
     """A number with its noun.
 
     Example:
-        >>> counted(1, "picture"), counted(2000, "picture")
-        ('1 picture', '2,000 pictures')
+        >>> counted(1, "image"), counted(2000, "image")
+        ('1 image', '2,000 images')
     """
     return f"{count:,} {noun}" + "s" * (count != 1)
 

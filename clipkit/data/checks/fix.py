@@ -13,12 +13,12 @@ from uuid import uuid4
 from PIL import Image
 
 from clipkit.data.checks.captions import normalised
-from clipkit.data.checks.pictures import names_of
+from clipkit.data.checks.images import names_of
 from clipkit.data.checks.whole import Report
 from clipkit.data.pairs import Pairs
 from clipkit.data.sources.remote import Remote
 from clipkit.errors import DataError, OutputError, one_line
-from clipkit.pictures import Stored
+from clipkit.images import Stored
 
 
 def check_place(out: Path, data: str | None = None) -> None:
@@ -48,8 +48,8 @@ def check_place(out: Path, data: str | None = None) -> None:
 def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
     """Write OUT/captions.csv and OUT/dropped.jsonl.
 
-    Broken and leaked pictures are left out, and empty captions; of pictures that are the same the largest is kept, with
-    the captions of all; of equal captions of one picture the first is kept. Pictures that are files stay where they
+    Broken and leaked images are left out, and empty captions; of images that are the same the largest is kept, with
+    the captions of all; of equal captions of one image the first is kept. Images that are files stay where they
     are, those in tars and tables are written to OUT/images.
 
     Args:
@@ -58,11 +58,11 @@ def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
         out: a folder that is not there, or is empty.
 
     Returns:
-        how many pictures and captions the copy has, and how many were dropped: pictures, captions, dropped.
+        how many images and captions the copy has, and how many were dropped: images, captions, dropped.
 
     Raises:
         OutputError: the folder holds something, or cannot be written.
-        DataError: nothing is left, or a picture is no longer there.
+        DataError: nothing is left, or an image is no longer there.
     """
     check_place(out)
     rows, dropped = _sorted_out(pairs, report)
@@ -81,12 +81,12 @@ def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
         ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return {"pictures": kept, "captions": len(rows) if pairs.has_captions else 0, "dropped": len(dropped)}
+    return {"images": kept, "captions": len(rows) if pairs.has_captions else 0, "dropped": len(dropped)}
 
 
 def _sorted_out(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], list[dict[str, str]]]:
-    """Rows that are kept, as (picture, position of the caption), and what is dropped, with reasons."""
-    name = names_of(pairs) if pairs.has_pictures else lambda place: f"row {place + 1}"
+    """Rows that are kept, as (image, position of the caption), and what is dropped, with reasons."""
+    name = names_of(pairs) if pairs.has_images else lambda place: f"row {place + 1}"
     dropped: list[dict[str, str]] = []
     out_of_set = {place: f"cannot be opened: {error}" for place, error in report.broken.items()}
     out_of_set |= {place: f"is in {report.against}: {other}" for place, other in report.leaked.items()}
@@ -95,7 +95,7 @@ def _sorted_out(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], li
         if place in out_of_set:
             dropped.append({"image": name(place), "reason": out_of_set[place]})
         elif keepers[place] != place:
-            dropped.append({"image": name(place), "reason": f"is the same picture as {name(keepers[place])}"})
+            dropped.append({"image": name(place), "reason": f"is the same image as {name(keepers[place])}"})
     rows: list[tuple[int, int]] = []
     seen: set[tuple[int, str]] = set()
     texts: Sequence[str] = normalised(pairs.captions).to_pylist() if pairs.has_captions else pairs.captions
@@ -105,7 +105,7 @@ def _sorted_out(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], li
         if reason is None and pairs.has_captions and not text:
             reason = "empty caption"
         elif reason is None and (kept, text) in seen:
-            reason = "its picture has this caption already"
+            reason = "its image has this caption already"
         if reason is None:
             seen.add((kept, text))
             rows.append((kept, row))
@@ -115,7 +115,7 @@ def _sorted_out(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], li
 
 
 def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Path) -> int:
-    """The table, and the pictures that need a place; returns how many pictures there are."""
+    """The table, and the images that need a place; returns how many images there are."""
     columns: list[tuple[str, Callable[[int, int], str]]] = []
     written: dict[int, str] = {}
 
@@ -124,7 +124,7 @@ def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Pa
             written[place] = _place_of(pairs, place, len(written), folder, out)
         return written[place]
 
-    if pairs.has_pictures:
+    if pairs.has_images:
         columns.append(("image", image))
     for name, texts in (
         ("caption", pairs.captions if pairs.has_captions else None),
@@ -150,21 +150,21 @@ def _values(columns: list[tuple[str, Callable[[int, int], str]]], rows: list[tup
 
 
 def _place_of(pairs: Pairs, place: int, number: int, folder: Path, out: Path) -> str:
-    """What the table says of a picture; one that is no file of its own becomes one."""
-    picture = pairs.pictures[place]
-    if isinstance(picture, Remote):
-        return picture.address
-    if not isinstance(picture, Stored):
+    """What the table says of an image; one that is no file of its own becomes one."""
+    image = pairs.images[place]
+    if isinstance(image, Remote):
+        return image.address
+    if not isinstance(image, Stored):
         try:
-            return os.path.relpath(_real(picture.parent) / picture.name, _real(out.parent) / out.name)
+            return os.path.relpath(_real(image.parent) / image.name, _real(out.parent) / out.name)
         except ValueError:  # on another drive
-            return str(picture.absolute())
+            return str(image.absolute())
     try:
-        content = picture.read_bytes()
+        content = image.read_bytes()
     except OSError as error:
-        raise DataError(f"{picture}: can no longer be read ({one_line(error)}); check again") from None
+        raise DataError(f"{image}: can no longer be read ({one_line(error)}); check again") from None
     (folder / "images").mkdir(exist_ok=True)
-    name = f"images/{number:06d}{_ending(picture.name, content)}"
+    name = f"images/{number:06d}{_ending(image.name, content)}"
     (folder / name).write_bytes(content)
     return name
 

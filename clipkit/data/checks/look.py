@@ -1,4 +1,4 @@
-"""One pass over pictures: of each a few hundred bytes by which to know it again, never its pixels."""
+"""One pass over images: of each a few hundred bytes by which to know it again, never its pixels."""
 
 import hashlib
 import os
@@ -14,32 +14,32 @@ from PIL import Image
 from tqdm import tqdm
 
 from clipkit.errors import DataError, one_line
-from clipkit.pictures import Stored, open_picture, upright_size
+from clipkit.images import Stored, open_image, upright_size
 
 SIDE = 8
 """Of the miniature in pixels."""
 GONE = "there is no such file"
-"""Why a picture cannot be opened whose file is missing."""
+"""Why an image cannot be opened whose file is missing."""
 # Of a JPEG decoded while it is made smaller, which is several times faster; hashes look at 32 pixels a side.
 _DRAFT = 64
 # Handed to the threads at once: each waiting task weighs more than what comes of it.
 _AT_ONCE = 4096
-# A picture whose miniature varies by less than this has no structure for a perceptual hash, whose bits are then noise.
+# An image whose miniature varies by less than this has no structure for a perceptual hash, whose bits are then noise.
 _FLAT = 2.0
 
 
 @dataclass(frozen=True)
 class Looked:
-    """What is known of N pictures; of one that cannot be opened all but its content is 0."""
+    """What is known of N images; of one that cannot be opened all but its content is 0."""
 
     broken: dict[int, str]
-    """By position why a picture cannot be opened."""
+    """By position why an image cannot be opened."""
     contents: NDArray[np.void]
     """(N,) 16 bytes of the SHA-256 of each file; of a file that cannot be read zeros."""
     hashes: NDArray[np.uint64]
-    """(N,) perceptual hashes; 0 where a picture is of one colour."""
+    """(N,) perceptual hashes; 0 where an image is of one colour."""
     miniatures: NDArray[np.uint8]
-    """(N, 8, 8, 3) the pictures squeezed into a square."""
+    """(N, 8, 8, 3) the images squeezed into a square."""
     sizes: NDArray[np.int32]
     """(N, 2) width and height in pixels, upright."""
     file_bytes: NDArray[np.int64]
@@ -49,11 +49,11 @@ class Looked:
         return len(self.hashes)
 
 
-def look_at(pictures: Sequence[Path | Stored], workers: int | None = None, name: str = "pictures") -> Looked:
-    """Open each picture once, in threads, with a bar on a terminal.
+def look_at(images: Sequence[Path | Stored], workers: int | None = None, name: str = "images") -> Looked:
+    """Open each image once, in threads, with a bar on a terminal.
 
     Args:
-        pictures: N of them.
+        images: N of them.
         workers: threads; None: one a core, at most 16.
         name: before the bar.
 
@@ -61,7 +61,7 @@ def look_at(pictures: Sequence[Path | Stored], workers: int | None = None, name:
         >>> look_at([]).sizes.shape
         (0, 2)
     """
-    count = len(pictures)
+    count = len(images)
     looked = Looked(
         {},
         np.zeros(count, "V16"),
@@ -79,8 +79,8 @@ def look_at(pictures: Sequence[Path | Stored], workers: int | None = None, name:
         # Pillow warns of odd metadata in files that it then opens well.
         warnings.simplefilter("ignore")
         for start in range(0, count, _AT_ONCE):
-            part = pictures[start : start + _AT_ONCE]
-            for place, error in enumerate(pool.map(lambda at: _look(pictures[at], at, looked),
+            part = images[start : start + _AT_ONCE]
+            for place, error in enumerate(pool.map(lambda at: _look(images[at], at, looked),
                                                    range(start, start + len(part))), start):  # fmt: skip
                 if error is not None:
                     looked.broken[place] = error
@@ -88,12 +88,12 @@ def look_at(pictures: Sequence[Path | Stored], workers: int | None = None, name:
     return looked
 
 
-def _look(picture: Path | Stored, place: int, looked: Looked) -> str | None:
+def _look(image: Path | Stored, place: int, looked: Looked) -> str | None:
     """Fill in its row; why it cannot be opened, or None."""
     from imagehash import phash  # it brings SciPy, which a loader's worker has no use for
 
     try:
-        content = picture.read_bytes()
+        content = image.read_bytes()
     except FileNotFoundError:
         return GONE
     except Exception as error:  # whatever stands between us and the bytes
@@ -103,15 +103,15 @@ def _look(picture: Path | Stored, place: int, looked: Looked) -> str | None:
     if not content:
         return "the file is empty"
     try:
-        held = _Held(str(picture), content)
+        held = _Held(str(image), content)
         size = upright_size(content)
-        seen = open_picture(held, draft=_DRAFT)
+        seen = open_image(held, draft=_DRAFT)
         miniature = np.asarray(seen.resize((SIDE, SIDE), Image.Resampling.BOX))
         bits = phash(seen).hash
     except DataError as error:
-        return _reason(str(picture), str(error), content)
-    except Exception as error:  # decoders fail in ways of their own; one picture must not end the check
-        return _reason(str(picture), f"cannot be decoded ({_said(error)})", content)
+        return _reason(str(image), str(error), content)
+    except Exception as error:  # decoders fail in ways of their own; one image must not end the check
+        return _reason(str(image), f"cannot be decoded ({_said(error)})", content)
     looked.sizes[place] = size
     looked.miniatures[place] = miniature
     if miniature.std(axis=(0, 1)).max() >= _FLAT:
@@ -119,10 +119,10 @@ def _look(picture: Path | Stored, place: int, looked: Looked) -> str | None:
     return None
 
 
-def _reason(picture: str, said: str, content: bytes) -> str:
+def _reason(image: str, said: str, content: bytes) -> str:
     if content.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
-        return "is a web page, not a picture"
-    return said.removeprefix(f"{picture}: ").partition("; ")[0]
+        return "is a web page, not an image"
+    return said.removeprefix(f"{image}: ").partition("; ")[0]
 
 
 def _said(error: Exception) -> str:

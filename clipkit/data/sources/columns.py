@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 import pyarrow as pa
 
 from clipkit.errors import DataError
-from clipkit.pictures import Stored
+from clipkit.images import Stored
 
 # The names that a column may have, likeliest first; more of them go here.
 NAMES: Mapping[str, Sequence[str]] = {
@@ -29,10 +29,10 @@ class Rows:
     name: str
     columns: dict[str, pa.Array]
     """By role, but for image: strings, or lists of strings."""
-    pictures: Sequence[Path | Stored] | None = None
-    """(R,) each row's picture, where there are any."""
+    images: Sequence[Path | Stored] | None = None
+    """(R,) each row's image, where there are any."""
     keys: pa.Array | None = None
-    """(R,) equal where rows have the same picture."""
+    """(R,) equal where rows have the same image."""
     found: dict[str, str] = field(default_factory=dict)
     """By role the name of its column."""
     row: str = "row"

@@ -12,7 +12,7 @@ from clipkit.errors import DataError, one_line
 
 
 def read_delimited(path: Path, wanted: Wanted) -> Rows:
-    """Rows of a CSV file, or of a TSV file by its ending. Picture paths are relative to it.
+    """Rows of a CSV file, or of a TSV file by its ending. ImageLike paths are relative to it.
 
     Raises:
         DataError: the file is missing, empty, not UTF-8, malformed, or lacks a column; with the line.
@@ -43,9 +43,9 @@ def read_delimited(path: Path, wanted: Wanted) -> Rows:
         raise DataError(f"{path}: has a header but no rows; there is nothing to read")
     columns = {role: _whole(table[name]) for role, name in names.items()}
     _check_quotes(path, delimiter, columns)
-    images = columns.pop("image", None)
-    pictures = None if images is None else Files.of(path.parent, images)
-    return Rows(str(path), columns, pictures, images, names)
+    paths = columns.pop("image", None)
+    images = None if paths is None else Files.of(path.parent, paths)
+    return Rows(str(path), columns, images, paths, names)
 
 
 def _header(path: Path, delimiter: str) -> list[str]:

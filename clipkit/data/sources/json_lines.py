@@ -44,11 +44,11 @@ def read_json_lines(path: Path, wanted: Wanted) -> Rows:
     if not names:
         raise DataError(f'{path}: is empty; write an object a line, as {{"image": "a.jpg", "caption": "a dog"}}')
     columns = {role: strings_or_lists(own) for role, own in values.items()}
-    images = columns.pop("image", None)
-    if images is not None and not pa.types.is_large_string(images.type):
-        raise DataError(f"{path}: its {names['image']} are lists; a row has one picture")
-    pictures = None if images is None else Files.of(path.parent, images)
-    return Rows(str(path), columns, pictures, images, names)
+    paths = columns.pop("image", None)
+    if paths is not None and not pa.types.is_large_string(paths.type):
+        raise DataError(f"{path}: its {names['image']} are lists; a row has one image")
+    images = None if paths is None else Files.of(path.parent, paths)
+    return Rows(str(path), columns, images, paths, names)
 
 
 def strings_or_lists(values: list[str | list[str]]) -> pa.Array:

@@ -13,7 +13,7 @@ from clipkit.data.sources.tars import read_tars
 from clipkit.errors import DataError
 
 KINDS = (
-    ".csv, .tsv, .jsonl and .parquet files, folders of pictures with metadata or texts or in class folders, hf:NAME, "
+    ".csv, .tsv, .jsonl and .parquet files, folders of images with metadata or texts or in class folders, hf:NAME, "
     "folders saved by datasets, and .tar shards"
 )
 # Of a source as a whole, beside the names of columns.

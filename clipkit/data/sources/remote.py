@@ -1,15 +1,15 @@
-"""Pictures that are named by an address."""
+"""Images that are named by an address."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from clipkit.errors import one_line
-from clipkit.pictures import Stored
+from clipkit.images import Stored
 
 
 @dataclass(frozen=True, slots=True)
 class Remote(Stored):
-    """A picture at an address that fsspec knows, as https://… or s3://…; its size is not asked for."""
+    """An image at an address that fsspec knows, as https://… or s3://…; its size is not asked for."""
 
     address: str
 

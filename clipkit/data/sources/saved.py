@@ -14,14 +14,14 @@ from pyarrow import parquet
 from clipkit.data.sequences import Files, Strings
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError, UnreachedError, one_line
-from clipkit.pictures import Stored
+from clipkit.images import Stored
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def read_parquet(path: str, wanted: Wanted) -> Rows:
-    """Rows of Parquet files, which hold picture paths or the pictures' own bytes.
+    """Rows of Parquet files, which hold image paths or the images' own bytes.
 
     Bytes are not read into memory: `datasets` lays them out once in its cache, from where they are mapped.
 
@@ -128,15 +128,15 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
         table = table.set_column(table.column_names.index(label), label, pa.array([classes.names[n] for n in numbers]))
     if "image" not in names:
         return _of_table(name, Path(), table, names)
-    images = arrow.select_columns([names["image"]])
-    kind = images.features.arrow_schema.field(0).type
+    column = arrow.select_columns([names["image"]])
+    kind = column.features.arrow_schema.field(0).type
     if _is_string(kind):
-        return _of_table(name, Path(), table.append_column(names["image"], images[:][names["image"]]), names)
+        return _of_table(name, Path(), table.append_column(names["image"], column[:][names["image"]]), names)
     if not (_is_bytes(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
-        raise DataError(f"{name}: its column {names['image']} holds {kind}, neither paths nor pictures; name another")
+        raise DataError(f"{name}: its column {names['image']} holds {kind}, neither paths nor images; name another")
     rows = _of_table(name, Path(), table, {role: own for role, own in names.items() if role != "image"})
-    pictures = InTable.all_of(name, images)
-    return Rows(name, rows.columns, pictures, pictures.keys, names)
+    images = InTable.all_of(name, column)
+    return Rows(name, rows.columns, images, images.keys, names)
 
 
 def _of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
@@ -172,13 +172,13 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-class TablePictures(Sequence[Stored | Path]):
-    """The pictures in a column of a data set, a row each, read when they are asked for.
+class TableImages(Sequence[Stored | Path]):
+    """The images in a column of a data set, a row each, read when they are asked for.
 
     Args:
         source: for messages.
         column: the data set of this column alone, in Arrow's format.
-        names: of the pictures' files, "" where the data set does not say.
+        names: of the images' files, "" where the data set does not say.
         sizes: in bytes; -1 where the file lies elsewhere.
     """
 
@@ -190,7 +190,7 @@ class TablePictures(Sequence[Stored | Path]):
 
     @property
     def keys(self) -> pa.Array:
-        """Equal where name and size are; a picture without a name is like no other."""
+        """Equal where name and size are; an image without a name is like no other."""
         return pa.array(
             f"{name}\0{size}" if name else f"\0{row}"
             for row, (name, size) in enumerate(zip(self.names, self.sizes.tolist(), strict=True))
@@ -214,14 +214,14 @@ class TablePictures(Sequence[Stored | Path]):
 
 @dataclass(frozen=True, slots=True)
 class InTable(Stored):
-    """A picture in a row of a table."""
+    """An image in a row of a table."""
 
-    table: TablePictures
+    table: TableImages
     row: int
 
     @classmethod
-    def all_of(cls, source: str, column: "Dataset") -> TablePictures:
-        """Every row's picture; `column` has one column, in Arrow's format."""
+    def all_of(cls, source: str, column: "Dataset") -> TableImages:
+        """Every row's image; `column` has one column, in Arrow's format."""
         values = column[:][column.column_names[0]]
         if pa.types.is_struct(values.type):
             content = pc.struct_field(values, "bytes")
@@ -232,7 +232,7 @@ class InTable(Stored):
             content = content.cast(pa.binary())
         sizes = pc.fill_null(pc.binary_length(content), -1).to_numpy().astype(np.int64)
         named = [""] * len(sizes) if paths is None else pc.fill_null(paths, "").to_pylist()
-        return TablePictures(source, column, Strings.of(named), sizes)
+        return TableImages(source, column, Strings.of(named), sizes)
 
     @property
     def name(self) -> str:
@@ -252,5 +252,5 @@ class InTable(Stored):
             raise OSError(one_line(error)) from None
         content = value["bytes"] if isinstance(value, dict) else value
         if not isinstance(content, bytes):
-            raise OSError("the row has no picture")
+            raise OSError("the row has no image")
         return content

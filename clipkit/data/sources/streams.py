@@ -12,14 +12,14 @@ from PIL import Image
 from clipkit.data.sources.columns import Wanted, split_options
 from clipkit.data.sources.tars import grouped, said_of
 from clipkit.errors import DataError, one_line
-from clipkit.pictures import Stored
+from clipkit.images import Stored
 
 _ROLES = ("image", "caption")
 
 
 @dataclass(frozen=True, slots=True)
 class Held(Stored):
-    """A picture's file in memory."""
+    """An image's file in memory."""
 
     where: str
     content: bytes
@@ -41,15 +41,15 @@ class Held(Stored):
 
 @dataclass(frozen=True)
 class StreamSample:
-    """A picture and its captions, as they come."""
+    """An image and its captions, as they come."""
 
-    picture: Held
+    image: Held
     captions: list[str]
 
     @property
     def identity(self) -> int:
         """63 bits of the hash of where it lies."""
-        return _hash(self.picture.where)
+        return _hash(self.image.where)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Stream:
         """Those of one part, in its order.
 
         Raises:
-            DataError: it cannot be read, or a sample lacks its picture or caption.
+            DataError: it cannot be read, or a sample lacks its image or caption.
         """
         source = _of_hub(self, int(part)) if self.name.startswith("hf:") else _of_tar(part)
         try:
@@ -139,15 +139,15 @@ class _Tailed:
 def _of_open_tar(address: str, file: _Tailed) -> Iterator[StreamSample]:
     with tarfile.open(fileobj=file, mode="r|") as tar:  # type: ignore[call-overload]
         for key, members in grouped(_read(tar)):
-            picture = next(
+            image = next(
                 (own for ending, own in members.items() if f".{ending}" in Image.registered_extensions()), None
             )
             texts = {ending: content for ending, (_, content) in members.items()}
             captions = said_of(f"{address}/{key}", texts, "caption")
-            if picture is None or not captions:
-                lacking = "picture" if picture is None else "caption"
+            if image is None or not captions:
+                lacking = "image" if image is None else "caption"
                 raise DataError(f"{address}: sample {key} has no {lacking}; leave it out of the shard")
-            yield StreamSample(Held(f"{address}/{picture[0]}", picture[1]), captions)
+            yield StreamSample(Held(f"{address}/{image[0]}", image[1]), captions)
 
 
 def _read(tar: tarfile.TarFile) -> Iterator[tuple[str, tuple[str, bytes]]]:
@@ -170,13 +170,13 @@ def _of_hub(stream: Stream, part: int) -> Iterator[StreamSample]:
         content = image.get("bytes") if isinstance(image, dict) else image
         said = [str(own).strip() for own in (captions if isinstance(captions, list) else [captions]) if own]
         if not isinstance(content, bytes) or not said:
-            lacking = "picture of its own" if not isinstance(content, bytes) else "caption"
+            lacking = "image of its own" if not isinstance(content, bytes) else "caption"
             raise DataError(f"{where}: has no {lacking}; leave it out, or read the data set without ?stream=true")
         yield StreamSample(Held(where, content), said)
 
 
 def _hub(stream: Stream) -> Any:
-    """The data set as the Hub streams it, with pictures as their files."""
+    """The data set as the Hub streams it, with images as their files."""
     import datasets
 
     repository, _, split = stream.name.removeprefix("hf:").partition(":")

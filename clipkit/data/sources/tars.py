@@ -27,7 +27,7 @@ from clipkit.data.sources.columns import NAMES, Rows, Wanted
 from clipkit.data.sources.json_lines import strings_or_lists
 from clipkit.errors import DataError, one_line
 from clipkit.files import cache_folder, is_file
-from clipkit.pictures import Stored
+from clipkit.images import Stored
 
 # Files of a sample that say something, likeliest first; of other roles JSON alone does.
 _ENDINGS = {"caption": ("txt", "caption", "json"), "label": ("cls", "npy", "json")}
@@ -84,19 +84,19 @@ def read_tars(pattern: str, wanted: Wanted) -> Rows:
         elif role in wanted.needed:
             endings = ", ".join(f".{ending}" for ending in _ENDINGS[role])
             raise DataError(f"{pattern}: none of its {len(table)} samples has a {role}; one is in a file {endings}")
-    pictures = None
+    images = None
     if "image" in wanted.needed or "image" in wanted.optional:
         offsets, sizes = (table[name].to_numpy().astype(np.int64) for name in ("offset", "size"))
         if (offsets >= 0).any():
-            pictures = TarPictures(paths, shard, table["picture"].combine_chunks(), offsets, sizes)
+            images = TarImages(paths, shard, table["image"].combine_chunks(), offsets, sizes)
         elif "image" in wanted.needed:
-            raise DataError(f"{pattern}: none of its {len(table)} samples has a picture, as 000.jpg")
-    keys = pa.array(np.arange(len(table))) if pictures is not None else None
-    return Rows(pattern, columns, pictures, keys, row="sample")
+            raise DataError(f"{pattern}: none of its {len(table)} samples has an image, as 000.jpg")
+    keys = pa.array(np.arange(len(table))) if images is not None else None
+    return Rows(pattern, columns, images, keys, row="sample")
 
 
-class TarPictures(Sequence[Stored]):
-    """The pictures of shards, a sample each."""
+class TarImages(Sequence[Stored]):
+    """The images of shards, a sample each."""
 
     def __init__(
         self, paths: list[Path], shard: np.ndarray[Any, Any], names: pa.Array, offsets: Any, sizes: Any
@@ -144,14 +144,14 @@ class InTar(Stored):
 
     def read_bytes(self) -> bytes:
         if self.offset < 0:
-            raise OSError("the sample has no picture")
+            raise OSError("the sample has no image")
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.length)
 
 
 def _index_of(path: Path) -> pa.Table | DataError:
-    """A row a sample: its picture's member name, offset and size, its captions, its label."""
+    """A row a sample: its image's member name, offset and size, its captions, its label."""
     found = path.stat()
     state = f"{_LAYOUT} {found.st_size} {found.st_mtime_ns}".encode()
     kept = cache_folder() / "shards" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.parquet"
@@ -192,7 +192,7 @@ def _checked(path: Path, table: pa.Table | DataError) -> pa.Table:
 
 
 def _scan(path: Path) -> pa.Table:
-    rows: dict[str, list[Any]] = {name: [] for name in ("picture", "offset", "size", *_ROLES)}
+    rows: dict[str, list[Any]] = {name: [] for name in ("image", "offset", "size", *_ROLES)}
     _check_end(path)
     with tarfile.open(path, "r:") as tar:
         end = path.stat().st_size
@@ -202,12 +202,12 @@ def _scan(path: Path) -> pa.Table:
                     raise DataError(
                         f"{path}: is cut off within {member.name}; fetch or write it again, or leave it out"
                     )
-            picture = next(
+            image = next(
                 (own for ending, own in members.items() if f".{ending}" in Image.registered_extensions()), None
             )
-            rows["picture"].append(key if picture is None else picture.name)
-            rows["offset"].append(-1 if picture is None else picture.offset_data)
-            rows["size"].append(-1 if picture is None else picture.size)
+            rows["image"].append(key if image is None else image.name)
+            rows["offset"].append(-1 if image is None else image.offset_data)
+            rows["size"].append(-1 if image is None else image.size)
             contents = {ending: _content(tar, members[ending]) for ending in _READ if ending in members}
             for role in _ROLES:
                 rows[role].append(said_of(f"{path}/{key}", contents, role))
@@ -215,7 +215,7 @@ def _scan(path: Path) -> pa.Table:
     several = pa.large_list(pa.large_string())
     return pa.table(
         {
-            "picture": pa.array(rows["picture"], pa.large_string()),
+            "image": pa.array(rows["image"], pa.large_string()),
             "offset": pa.array(rows["offset"], pa.int64()),
             "size": pa.array(rows["size"], pa.int64()),
             **{role: pa.array(rows[role], several) for role in _ROLES},

@@ -1,7 +1,7 @@
-"""Pictures made worse on the fly: the same picture at the same level is the same bytes every time.
+"""Images made worse on the fly: the same image at the same level is the same bytes every time.
 
 Four of the kinds of Hendrycks and Dietterich 2019 ("Benchmarking neural network robustness to common corruptions and
-perturbations"), with levels of our own, relative to the picture's size: figures are not those of ImageNet-C.
+perturbations"), with levels of our own, relative to the image's size: figures are not those of ImageNet-C.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from clipkit.evaluation.suites.entries import Corruption
-from clipkit.pictures import Stored, open_picture, size_of
+from clipkit.images import Stored, open_image, size_of
 
 # By level, 1 to 5.
 BLUR = (0.004, 0.008, 0.013, 0.02, 0.03)
@@ -27,7 +27,7 @@ BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 class Corrupted(Stored):
-    """A picture that is made worse whenever it is read."""
+    """An image that is made worse whenever it is read."""
 
     __slots__ = ("corruption", "source")
 
@@ -48,17 +48,17 @@ class Corrupted(Stored):
 
     def read_bytes(self) -> bytes:
         content = io.BytesIO()
-        worse(open_picture(self.source), self.corruption, self.source.name).save(content, "PNG", compress_level=1)
+        worse(open_image(self.source), self.corruption, self.source.name).save(content, "PNG", compress_level=1)
         return content.getvalue()
 
 
-def worse(picture: Image.Image, corruption: Corruption, seed: str) -> Image.Image:
-    """The picture after the corruption.
+def worse(image: Image.Image, corruption: Corruption, seed: str) -> Image.Image:
+    """The image after the corruption.
 
     Args:
-        picture: RGB.
+        image: RGB.
         corruption: which, how much.
-        seed: what noise depends on, beside the level: the picture's name.
+        seed: what noise depends on, beside the level: the image's name.
 
     Example:
         >>> grey = Image.new("RGB", (8, 8), (100, 100, 100))
@@ -68,18 +68,18 @@ def worse(picture: Image.Image, corruption: Corruption, seed: str) -> Image.Imag
     level = corruption.level - 1
     match corruption.name:
         case "blur":
-            return picture.filter(ImageFilter.GaussianBlur(BLUR[level] * min(picture.size)))
+            return image.filter(ImageFilter.GaussianBlur(BLUR[level] * min(image.size)))
         case "jpeg":
             content = io.BytesIO()
-            picture.save(content, "JPEG", quality=JPEG[level])
+            image.save(content, "JPEG", quality=JPEG[level])
             with Image.open(content) as opened:
                 return opened.convert("RGB")
         case "brightness":
-            return Image.fromarray(_clipped(np.asarray(picture, dtype=np.float32) + 255 * BRIGHTNESS[level]))
+            return Image.fromarray(_clipped(np.asarray(image, dtype=np.float32) + 255 * BRIGHTNESS[level]))
         case "noise":
             digest = hashlib.sha256(f"{seed}\0{corruption.level}".encode()).digest()
             noise = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-            pixels = np.asarray(picture, dtype=np.float32)
+            pixels = np.asarray(image, dtype=np.float32)
             return Image.fromarray(_clipped(pixels + noise.normal(0, 255 * NOISE[level], pixels.shape)))
 
 

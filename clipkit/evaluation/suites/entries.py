@@ -31,7 +31,7 @@ class Published(Section):
 
 
 class Corruption(Section):
-    """What is done to each picture first, on the fly."""
+    """What is done to each image first, on the fly."""
 
     name: Literal["blur", "noise", "jpeg", "brightness"]
     level: int = Field(ge=1, le=5)
@@ -55,7 +55,7 @@ class DataSet(Section):
     templates: str | list[str] | None = None
     """A named set, a file, or here; the data's own where not given."""
     class_count: PositiveInt | None = None
-    pictures: PositiveInt | None = None
+    images: PositiveInt | None = None
     captions: PositiveInt | None = None
     """What is known of it; a set that has another number is refused."""
     metric: str | None = None

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipkit.embedding.features import Cache
 from clipkit.errors import TrainingError, UnreachedError, UserError, one_line
-from clipkit.evaluation.compositional import compositional
-from clipkit.evaluation.features import Cache
-from clipkit.evaluation.probe import probe
 from clipkit.evaluation.result import to_json, versions
-from clipkit.evaluation.retrieval import retrieval
 from clipkit.evaluation.suites.entries import DataSet, Suite
 from clipkit.evaluation.suites.robustness import robustness, robustness_means
 from clipkit.evaluation.suites.sources import Opened, open_data
-from clipkit.evaluation.zeroshot import zeroshot
+from clipkit.evaluation.tasks.compositional import compositional
+from clipkit.evaluation.tasks.probe import probe
+from clipkit.evaluation.tasks.retrieval import retrieval
+from clipkit.evaluation.tasks.zeroshot import zeroshot
 from clipkit.files import write_whole
 from clipkit.models import DualEncoder, load
 from clipkit.models.absent import check_present, is_absent

@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from clipkit.data import (
     Classes,
-    LabelledPictures,
+    LabelledImages,
     NearMisses,
     Pairs,
     Templates,
@@ -20,15 +20,15 @@ from clipkit.data import (
     read_pairs,
     read_templates,
 )
-from clipkit.data.emoji import build_emoji_data, write_names
 from clipkit.data.prompts import read_lines
 from clipkit.data.sources.columns import split_options
+from clipkit.data.sources.emoji import build_emoji_data, write_names
 from clipkit.data.sources.read import read_rows
 from clipkit.errors import DataError, UnreachedError, one_line
 from clipkit.evaluation.suites.corruptions import Corrupted
 from clipkit.evaluation.suites.entries import DataSet
 from clipkit.files import cache_folder
-from clipkit.pictures import Stored, size_of
+from clipkit.images import Stored, size_of
 
 LANGUAGES = ("de", "en", "es", "fr", "it", "pt")
 
@@ -37,10 +37,10 @@ LANGUAGES = ("de", "en", "es", "fr", "it", "pt")
 class Opened:
     """The data of an entry."""
 
-    data: Pairs | LabelledPictures | NearMisses
+    data: Pairs | LabelledImages | NearMisses
     classes: Classes | None = None
     templates: Templates | None = None
-    train: LabelledPictures | None = None
+    train: LabelledImages | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -51,8 +51,8 @@ class Opened:
 
 
 def _said_of(data: NearMisses) -> list[Any]:
-    pictures = [[own.name, size_of(own)] for own in data.pictures]
-    return [pictures, data.captions, data.images.tolist(), data.texts.tolist(), data.categories]
+    images = [[own.name, size_of(own)] for own in data.images]
+    return [images, data.captions, data.image_positions.tolist(), data.caption_positions.tolist(), data.categories]
 
 
 def open_data(entry: DataSet) -> Opened:
@@ -78,8 +78,8 @@ def open_data(entry: DataSet) -> Opened:
     if entry.corruption is not None:
         if isinstance(opened.data, NearMisses):
             raise DataError(f"{entry.name}: corruptions are of zeroshot, retrieval and probe; leave it out")
-        worse: list[Path | Stored] = [Corrupted(own, entry.corruption) for own in opened.data.pictures]
-        opened = replace(opened, data=replace(opened.data, pictures=worse))
+        worse: list[Path | Stored] = [Corrupted(own, entry.corruption) for own in opened.data.images]
+        opened = replace(opened, data=replace(opened.data, images=worse))
     return opened
 
 
@@ -109,10 +109,10 @@ def _is_there(source: str) -> bool:
 
 def _check_counts(entry: DataSet, opened: Opened) -> None:
     data: Any = opened.data
-    found = {"pictures": len(data.pictures)}
+    found = {"images": len(data.images)}
     if isinstance(data, Pairs):
         found["captions"] = len(data.captions)
-    if isinstance(data, LabelledPictures):
+    if isinstance(data, LabelledImages):
         found["class_count"] = len(opened.classes) if opened.classes is not None else len(data.classes)
     for name, count in found.items():
         wanted = getattr(entry, name)
@@ -144,7 +144,7 @@ def _of_hub(entry: DataSet) -> Opened:
     if entry.train is None:
         return opened
     train = open_wds(folder, entry.train).data
-    if not isinstance(train, LabelledPictures):
+    if not isinstance(train, LabelledImages):
         raise DataError(f"{entry.source}: has captions, and a probe learns labels; take task: retrieval")
     return replace(opened, train=train)
 
@@ -184,8 +184,8 @@ def open_wds(folder: Path, split: str) -> Opened:
     return Opened(labelled, templates=read_lines(file) if file.is_file() else None)
 
 
-def _by_number(labelled: LabelledPictures, names: list[str], source: str) -> LabelledPictures:
-    """Classes in the order of their names' file, of which a label is the place; also those without a picture."""
+def _by_number(labelled: LabelledImages, names: list[str], source: str) -> LabelledImages:
+    """Classes in the order of their names' file, of which a label is the place; also those without an image."""
     try:
         places = np.array([int(own) for own in labelled.classes], dtype=np.int64)
     except ValueError:
@@ -196,23 +196,23 @@ def _by_number(labelled: LabelledPictures, names: list[str], source: str) -> Lab
     if len(wrong):
         raise DataError(f"{source}: has the label {wrong[0]}, and classnames.txt {len(names)} names")
     if labelled.several:
-        raise DataError(f"{source}: has several labels a picture; dataset_type.txt has to say multilabel")
+        raise DataError(f"{source}: has several labels an image; dataset_type.txt has to say multilabel")
     classes = [str(place) for place in range(len(names))]
     return replace(labelled, labels=places[labelled.labels], classes=classes, class_names=names)
 
 
-def _of_several(pattern: str, names: list[str]) -> LabelledPictures:
-    """Pictures with any number of classes, also none."""
+def _of_several(pattern: str, names: list[str]) -> LabelledImages:
+    """Images with any number of classes, also none."""
     rows = read_rows(pattern, ["image", "label"])
-    assert rows.pictures is not None
-    labels = np.zeros((len(rows.pictures), len(names)), dtype=bool)
+    assert rows.images is not None
+    labels = np.zeros((len(rows.images), len(names)), dtype=bool)
     for row, own in enumerate(rows.columns["label"].to_pylist()):
         for label in own if isinstance(own, list) else [own]:
             if label and not (label.isdecimal() and int(label) < len(names)):
                 raise DataError(f"{pattern}: has the label {label!r}, and classnames.txt {len(names)} names")
             if label:
                 labels[row, int(label)] = True
-    return LabelledPictures(pattern, list(rows.pictures), labels, [str(own) for own in range(len(names))], names)
+    return LabelledImages(pattern, list(rows.images), labels, [str(own) for own in range(len(names))], names)
 
 
 def _split_lines(pairs: Pairs) -> Pairs:

@@ -15,7 +15,7 @@ from clipkit.models.export.format import Format, Proof
 from clipkit.models.export.onnx import Onnx
 from clipkit.models.export.open_clip import OpenClip
 from clipkit.models.export.samples import CAPTIONS, with_even_margins
-from clipkit.models.export.samples import pictures as sample_pictures
+from clipkit.models.export.samples import images as sample_images
 from clipkit.models.export.sentence_transformers import SentenceTransformers
 from clipkit.models.export.transformers import Transformers
 
@@ -32,7 +32,7 @@ def export(
     *,
     int8: bool = False,
     tolerance: float | None = None,
-    pictures: Sequence[Image.Image] | None = None,
+    images: Sequence[Image.Image] | None = None,
     captions: Sequence[str] | None = None,
 ) -> Proof:
     """Write a model in another library's layout, and prove that the library finds the same features.
@@ -44,7 +44,7 @@ def export(
         int8: of ONNX: weights as 8-bit integers.
         tolerance: largest difference of a value of a unit-length feature that is taken; the layout's own, 1e-5 or 1e-4,
             where none is given; of 8-bit weights then a mean cosine of 0.99.
-        pictures: to prove it on; photographs that come with scikit-learn where none are given.
+        images: to prove it on; photographs that come with scikit-learn where none are given.
         captions: likewise.
 
     Returns:
@@ -69,9 +69,9 @@ def export(
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         notes = target.write(model, aside)
-        pictures = [] if is_absent(model.image) else list(pictures or sample_pictures())
+        images = [] if is_absent(model.image) else list(images or sample_images())
         captions = [] if is_absent(model.text) else list(captions or CAPTIONS)
-        proof = _prove(model, target, aside, out, pictures, captions)
+        proof = _prove(model, target, aside, out, images, captions)
         proof.notes[:0] = notes
         if int8 and tolerance is None:
             _judge_cosines(proof, model.name)
@@ -101,35 +101,35 @@ def _format(to: str, int8: bool) -> Format:
 
 
 def _prove(
-    model: DualEncoder, target: Format, written: Path, out: Path, pictures: list[Image.Image], captions: list[str]
+    model: DualEncoder, target: Format, written: Path, out: Path, images: list[Image.Image], captions: list[str]
 ) -> Proof:
-    even = [with_even_margins(picture, model.image.preprocess.image_size) for picture in pictures]
-    odd = [picture for picture, own in zip(pictures, even, strict=True) if own.size != picture.size]
-    image, text = target.encode(written, even + odd, captions)
+    even = [with_even_margins(image, model.image.preprocess.image_size) for image in images]
+    odd = [image for image, own in zip(images, even, strict=True) if own.size != image.size]
+    image_features, text_features = target.encode(written, even + odd, captions)
     ours = model.encode_image(even + odd) if even else torch.empty(0, 1)
     texts = model.encode_text(captions) if captions else torch.empty(0, 1)
     proof = Proof(
-        pictures=len(even),
+        images=len(even),
         captions=len(captions),
-        image_difference=_largest(image[: len(even)], ours[: len(even)]),
-        text_difference=_largest(text, texts),
-        image_cosine=_cosine(image[: len(even)], ours[: len(even)]),
-        text_cosine=_cosine(text, texts),
-        changed=_changed(image, text, ours, texts),
+        image_difference=_largest(image_features[: len(even)], ours[: len(even)]),
+        text_difference=_largest(text_features, texts),
+        image_cosine=_cosine(image_features[: len(even)], ours[: len(even)]),
+        text_cosine=_cosine(text_features, texts),
+        changed=_changed(image_features, text_features, ours, texts),
         usage=target.usage(out),
         notes=[],
     )
-    apart = _largest(image[len(even) :], ours[len(even) :]) if odd else 0.0
+    apart = _largest(image_features[len(even) :], ours[len(even) :]) if odd else 0.0
     if apart > max(target.tolerance, 2 * proof.image_difference):
         proof.notes.append(
-            "pictures that leave an odd number of pixels beside the square in their middle are cut one pixel apart by "
+            "images that leave an odd number of pixels beside the square in their middle are cut one pixel apart by "
             f"the two libraries: their features differ by up to {apart:.2g}"
         )
     return proof
 
 
 def _judge(proof: Proof, tolerance: float, name: str) -> None:
-    for kind, found in (("pictures", proof.image_difference), ("captions", proof.text_difference)):
+    for kind, found in (("images", proof.image_difference), ("captions", proof.text_difference)):
         if not found <= tolerance:  # not a number is no proof either
             why = f": {'; '.join(proof.notes)}" if proof.notes else ""
             raise ModelError(
@@ -139,7 +139,7 @@ def _judge(proof: Proof, tolerance: float, name: str) -> None:
 
 
 def _judge_cosines(proof: Proof, name: str) -> None:
-    for kind, found in (("pictures", proof.image_cosine), ("captions", proof.text_cosine)):
+    for kind, found in (("images", proof.image_cosine), ("captions", proof.text_cosine)):
         if not found >= LEAST_COSINE:
             raise ModelError(
                 f"{name}: 8-bit weights change its features of {kind} too much (mean cosine {found:.4f}, less than "

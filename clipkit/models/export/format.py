@@ -26,9 +26,9 @@ class Format(Protocol):
         """
 
     def encode(
-        self, folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]
+        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
-        """Unit-length features of pictures and captions, by the other library alone, its own preprocessing included."""
+        """Unit-length features of images and captions, by the other library alone, its own preprocessing included."""
 
     def usage(self, folder: Path) -> str:
         """The lines of Python with which a user opens the folder."""
@@ -36,9 +36,9 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Proof:
-    """What the other library made of the same pictures and captions."""
+    """What the other library made of the same images and captions."""
 
-    pictures: int
+    images: int
     captions: int
     image_difference: float
     text_difference: float
@@ -47,7 +47,7 @@ class Proof:
     text_cosine: float
     """Mean cosine between a feature there and here."""
     changed: int
-    """Captions whose most similar picture is another one there; 0 where there is one tower."""
+    """Captions whose most similar image is another one there; 0 where there is one tower."""
     usage: str
     notes: list[str]
     """What is known not to be the same there."""

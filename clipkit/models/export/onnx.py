@@ -27,7 +27,7 @@ from clipkit.models.encode import stack_inputs
 from clipkit.models.export import onnx_example
 from clipkit.models.export.clip_bpe import for_transformers
 from clipkit.models.export.samples import CAPTIONS
-from clipkit.models.export.samples import pictures as sample_pictures
+from clipkit.models.export.samples import images as sample_images
 from clipkit.models.export.transformers import with_cleaning
 from clipkit.models.from_open_clip import FromOpenClip
 from clipkit.models.from_transformers import FromTransformers
@@ -66,12 +66,12 @@ class Onnx:
             "text": None,
         }
         if not is_absent(model.image):
-            picture = sample_pictures()[0]
-            inputs = stack_inputs([model.image.preprocess(picture)] * 2)
+            image = sample_images()[0]
+            inputs = stack_inputs([model.image.preprocess(image)] * 2)
             self._write_tower(model, model.image, inputs, folder / "image.onnx", ["image_features"], (0,))
             config["preprocessing"] = _preprocessing(model)
             if config["preprocessing"] is None:
-                notes.append("how pictures are prepared cannot be said in clipkit_onnx.json: prepare them as before")
+                notes.append("how images are prepared cannot be said in clipkit_onnx.json: prepare them as before")
         if not is_absent(model.text):
             inputs = model.text.tokenize(list(CAPTIONS[:2]))
             masked = "attention_mask" in inputs
@@ -130,24 +130,24 @@ class Onnx:
             ) from None
 
     def encode(
-        self, folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]
+        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
         """By the example in the folder, which has nothing but the folder."""
         example = _example(folder)
         try:
-            return self._by(example, pictures, captions)
+            return self._by(example, images, captions)
         except Exception as error:  # onnxruntime raises whatever its kernels raise
             raise ModelError(f"onnxruntime cannot run what was written ({one_line(error)}); nothing was kept") from None
 
     def _by(
-        self, example: Any, pictures: Sequence[Image.Image], captions: Sequence[str]
+        self, example: Any, images: Sequence[Image.Image], captions: Sequence[str]
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
         image = text = np.zeros((0, 1), np.float32)
         model = self._model
-        if pictures:
+        if images:
             own = example.CONFIG["preprocessing"] is None and model is not None
-            inputs = stack_inputs([model.image.preprocess(p.convert("RGB")) for p in pictures]) if own and model else {}
-            image = example.run("image.onnx", _arrays(inputs)) if own else example.encode_images(list(pictures))
+            inputs = stack_inputs([model.image.preprocess(p.convert("RGB")) for p in images]) if own and model else {}
+            image = example.run("image.onnx", _arrays(inputs)) if own else example.encode_images(list(images))
         if captions:
             own = example.CONFIG["text"]["pad_token"] is None and model is not None
             inputs = model.text.tokenize(list(captions)) if own and model else {}
@@ -157,7 +157,7 @@ class Onnx:
     def usage(self, folder: Path) -> str:
         return (
             f'session = onnxruntime.InferenceSession("{folder / "image.onnx"}")  # opset {OPSET}\n'
-            f"# {folder / 'example.py'} prepares pictures and captions, without torch"
+            f"# {folder / 'example.py'} prepares images and captions, without torch"
         )
 
 
@@ -180,7 +180,7 @@ def _check_installed() -> None:
 
 
 def _all_true(values: Any) -> Any:
-    """What the exporter has no word for; SigLIP 2 checks the shapes of its pictures by it."""
+    """What the exporter has no word for; SigLIP 2 checks the shapes of its images by it."""
     from onnx import TensorProto
     from onnxscript import opset18
 
@@ -208,7 +208,7 @@ def _arrays(inputs: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _preprocessing(model: DualEncoder) -> dict[str, Any] | None:
-    """How pictures are prepared, in the example's words; None where it has none for it."""
+    """How images are prepared, in the example's words; None where it has none for it."""
     preprocess, backend = model.image.preprocess, model.backend
     how: tuple[str, int, str, str] | None = None
     if isinstance(backend, FromTransformers) and preprocess.image_size is None:

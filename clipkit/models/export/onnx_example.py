@@ -1,6 +1,6 @@
-"""Similarities of pictures and captions by onnxruntime; needs numpy, pillow, tokenizers and onnxruntime, not torch.
+"""Similarities of images and captions by onnxruntime; needs numpy, pillow, tokenizers and onnxruntime, not torch.
 
-    python example.py picture.jpg "a cat" "a dog"
+    python example.py image.jpg "a cat" "a dog"
 
 `encode_images` and `encode_texts` give features of unit length, as the model that this folder was exported from does.
 """
@@ -22,35 +22,35 @@ if (FOLDER / "clipkit_onnx.json").is_file():
     CONFIG = json.loads((FOLDER / "clipkit_onnx.json").read_text(encoding="utf-8"))
 
 
-def pixels(picture: Image.Image) -> dict[str, Any]:
-    """Inputs of image.onnx by name, of one picture: (3, H, W), or as many patches as the model takes."""
+def pixels(image: Image.Image) -> dict[str, Any]:
+    """Inputs of image.onnx by name, of one image: (3, H, W), or as many patches as the model takes."""
     how = CONFIG["preprocessing"]
     if how is None:
-        raise SystemExit("clipkit_onnx.json does not say how pictures are prepared: this model has a way of its own")
-    picture = picture.convert("RGB")
+        raise SystemExit("clipkit_onnx.json does not say how images are prepared: this model has a way of its own")
+    image = image.convert("RGB")
     if "patches" in how:
-        return patches(picture)
+        return patches(image)
     side, resize = how["size"], how["resize"]
     if how["resize_mode"] == "squash":
         size = (resize, resize)
     else:
-        width, height = picture.size
+        width, height = image.size
         longer = int(resize * max(width, height) / min(width, height))
         size = (resize, longer) if width <= height else (longer, resize)
-    picture = picture.resize(size, getattr(Image.Resampling, how["interpolation"].upper()))
+    image = image.resize(size, getattr(Image.Resampling, how["interpolation"].upper()))
     # Libraries disagree where the middle lies if an odd number of pixels is left over.
     half = round if how["crop_offset"] == "round" else int
-    left, top = half((picture.width - side) / 2), half((picture.height - side) / 2)
-    return {"pixel_values": normalised(picture.crop((left, top, left + side, top + side))).transpose(2, 0, 1)}
+    left, top = half((image.width - side) / 2), half((image.height - side) / 2)
+    return {"pixel_values": normalised(image.crop((left, top, left + side, top + side))).transpose(2, 0, 1)}
 
 
-def patches(picture: Image.Image) -> dict[str, Any]:
-    """A picture in its own shape as rows of square patches: (P, 3 * side * side), filled up with zeros."""
+def patches(image: Image.Image) -> dict[str, Any]:
+    """An image in its own shape as rows of square patches: (P, 3 * side * side), filled up with zeros."""
     how = CONFIG["preprocessing"]
     side, most = how["patch"], how["patches"]
 
     def grid(scale: float) -> tuple[int, int]:
-        return tuple(max(1, math.ceil(scale * length / side)) for length in (picture.height, picture.width))
+        return tuple(max(1, math.ceil(scale * length / side)) for length in (image.height, image.width))
 
     # The largest scale at which there are not too many; searched as coarsely as the model's own library does.
     low, high = 1e-6, 100.0
@@ -58,7 +58,7 @@ def patches(picture: Image.Image) -> dict[str, Any]:
         middle = (low + high) / 2
         low, high = (middle, high) if math.prod(grid(middle)) <= most else (low, middle)
     rows, columns = grid(low)
-    resized = picture.resize((columns * side, rows * side), getattr(Image.Resampling, how["interpolation"].upper()))
+    resized = image.resize((columns * side, rows * side), getattr(Image.Resampling, how["interpolation"].upper()))
     cut = normalised(resized).reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(rows * columns, -1)
     return {
         "pixel_values": np.pad(cut, ((0, most - len(cut)), (0, 0))),
@@ -67,10 +67,10 @@ def patches(picture: Image.Image) -> dict[str, Any]:
     }
 
 
-def normalised(picture: Image.Image) -> Any:
+def normalised(image: Image.Image) -> Any:
     """(H, W, 3) in float32."""
     mean, std = (np.asarray(CONFIG["preprocessing"][name], dtype=np.float32) for name in ("mean", "std"))
-    return (np.asarray(picture, dtype=np.float32) / 255 - mean) / std
+    return (np.asarray(image, dtype=np.float32) / 255 - mean) / std
 
 
 def tokens(texts: Sequence[str]) -> dict[str, Any]:
@@ -105,9 +105,9 @@ def run(file: str, inputs: dict[str, Any]) -> Any:
     return session(file).run(None, inputs)[0]
 
 
-def encode_images(pictures: Sequence[Image.Image]) -> Any:
+def encode_images(images: Sequence[Image.Image]) -> Any:
     """(N, D)."""
-    prepared = [pixels(own) for own in pictures]
+    prepared = [pixels(own) for own in images]
     return run("image.onnx", {name: np.stack([own[name] for own in prepared]) for name in prepared[0]})
 
 
@@ -117,11 +117,11 @@ def encode_texts(texts: Sequence[str]) -> Any:
 
 
 def main() -> None:
-    """Probability of each caption for the picture: softmax, or sigmoid where the model has a bias."""
-    picture, *texts = sys.argv[1:]
+    """Probability of each caption for the image: softmax, or sigmoid where the model has a bias."""
+    image, *texts = sys.argv[1:]
     if CONFIG["text"] is None or not (FOLDER / "image.onnx").is_file():
         raise SystemExit("this model has one tower: there is nothing to compare; call encode_images or encode_texts")
-    with Image.open(picture) as opened:
+    with Image.open(image) as opened:
         logits = CONFIG["scale"] * (encode_images([opened]) @ encode_texts(texts).T)[0]
     if CONFIG["bias"] is not None:
         shares = 1 / (1 + np.exp(-(logits + CONFIG["bias"])))

@@ -68,7 +68,7 @@ class OpenClip:
         return notes
 
     def encode(
-        self, folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]
+        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
         import open_clip
 
@@ -76,10 +76,10 @@ class OpenClip:
             native, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}", device="cpu")
             tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
             native.eval()
-            # A palette picture gets its colours first: open_clip alone would resize the numbers of its colours.
-            pixels = torch.stack([preprocess(picture.convert("RGB")) for picture in pictures])
-            image = native.encode_image(pixels, normalize=True)
-            return image, native.encode_text(tokenizer(list(captions)), normalize=True)
+            # A palette image gets its colours first: open_clip alone would resize the numbers of its colours.
+            pixels = torch.stack([preprocess(image.convert("RGB")) for image in images])
+            image_features = native.encode_image(pixels, normalize=True)
+            return image_features, native.encode_text(tokenizer(list(captions)), normalize=True)
 
     def usage(self, folder: Path) -> str:
         return (
@@ -217,7 +217,7 @@ def _preprocessing(model: DualEncoder, processor: Any) -> dict[str, Any]:
     interpolation = _INTERPOLATIONS.get(processor.resample)
     if not processor.do_resize or resized != size or interpolation is None or model.image.preprocess.finish is not None:
         raise ModelError(
-            f"{model.name}: its preprocessor_config.json prepares pictures in a way that open_clip has no words for"
+            f"{model.name}: its preprocessor_config.json prepares images in a way that open_clip has no words for"
         )
     return {
         "size": size,

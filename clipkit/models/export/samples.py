@@ -1,4 +1,4 @@
-"""Real pictures and captions on which an export is proven, where the user gives none of their own."""
+"""Real images and captions on which an export is proven, where the user gives none of their own."""
 
 from PIL import Image
 
@@ -15,7 +15,7 @@ CAPTIONS = (
 )
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     """Photographs in several sizes and shapes, a grey one and one in a palette among them."""
     from sklearn.datasets import load_sample_images
 
@@ -30,16 +30,16 @@ def pictures() -> list[Image.Image]:
     ]
 
 
-def with_even_margins(picture: Image.Image, image_size: int | None) -> Image.Image:
-    """The picture, its longer side a little shorter where a square in its middle would not lie on whole pixels.
+def with_even_margins(image: Image.Image, image_size: int | None) -> Image.Image:
+    """The image, its longer side a little shorter where a square in its middle would not lie on whole pixels.
 
     Resized to `image_size` on its shorter side, what is cut off on both sides of the longer one may be an odd number of
     pixels. Then it is a library's own choice where the middle lies, and no property of the model.
     """
-    shorter = min(picture.size)
-    if image_size is None or picture.width == picture.height:
-        return picture
-    longer = max(picture.size)
+    shorter = min(image.size)
+    if image_size is None or image.width == image.height:
+        return image
+    longer = max(image.size)
     while (longer * image_size // shorter - image_size) % 2:
         longer -= 1
-    return picture.crop((0, 0, longer, shorter) if picture.width > picture.height else (0, 0, shorter, longer))
+    return image.crop((0, 0, longer, shorter) if image.width > image.height else (0, 0, shorter, longer))

@@ -1,4 +1,4 @@
-"""To sentence-transformers: one folder that `SentenceTransformer` opens, for captions and pictures alike."""
+"""To sentence-transformers: one folder that `SentenceTransformer` opens, for captions and images alike."""
 
 import json
 import tempfile
@@ -56,7 +56,7 @@ class SentenceTransformers:
         return []
 
     def encode(
-        self, folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]
+        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
         from sentence_transformers import SentenceTransformer
 
@@ -64,7 +64,7 @@ class SentenceTransformers:
             opened = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
         found = []
         timm = any(type(getattr(own, "processor", None)).__name__ == _TIMM for own in opened.modules())
-        shown = [own.convert("RGB") for own in pictures] if timm else list(pictures)
+        shown = [own.convert("RGB") for own in images] if timm else list(images)
         for modality, inputs in (("image", shown), ("text", list(captions))):
             if modality in opened.modalities:
                 found.append(opened.encode(inputs, convert_to_tensor=True, show_progress_bar=False))
@@ -75,7 +75,7 @@ class SentenceTransformers:
     def usage(self, folder: Path) -> str:
         return (
             f'model = sentence_transformers.SentenceTransformer("{folder}")\n'
-            'model.encode(["a cat", "a dog"])  # or pictures, as PIL images: model.modalities says which it takes'
+            'model.encode(["a cat", "a dog"])  # or images, as PIL images: model.modalities says which it takes'
         )
 
 
@@ -122,7 +122,7 @@ def _of_whole(model: DualEncoder, parts: Path) -> list[Any]:
 
 
 def _convert_to_rgb(preprocessing: Path) -> None:
-    """Not every family's processor does it unasked; then a grey picture would be an error."""
+    """Not every family's processor does it unasked; then a grey image would be an error."""
     config = json.loads(preprocessing.read_text(encoding="utf-8")) | {"do_convert_rgb": True}
     preprocessing.write_text(json.dumps(config), encoding="utf-8")
 

@@ -68,7 +68,7 @@ class Transformers:
         return []
 
     def encode(
-        self, folder: Path, pictures: Sequence[Image.Image], captions: Sequence[str]
+        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -79,7 +79,7 @@ class Transformers:
             native.eval()
             processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            pixels = processor([picture.convert("RGB") for picture in pictures], return_tensors="pt")
+            pixels = processor([image.convert("RGB") for image in images], return_tensors="pt")
             length = getattr(native.config.text_config, "max_position_embeddings", 10**9)
             # SigLIP looks at the padding, so it is a part of the caption.
             padding = "max_length" if native.config.model_type.startswith("siglip") else True
@@ -90,9 +90,11 @@ class Transformers:
                 max_length=min(tokenizer.model_max_length, length),
                 return_tensors="pt",
             )
-            image = native.get_image_features(**pixels).pooler_output
-            text = native.get_text_features(**tokens).pooler_output
-        return torch.nn.functional.normalize(image, dim=-1), torch.nn.functional.normalize(text, dim=-1)
+            image_features = native.get_image_features(**pixels).pooler_output
+            text_features = native.get_text_features(**tokens).pooler_output
+        return torch.nn.functional.normalize(image_features, dim=-1), torch.nn.functional.normalize(
+            text_features, dim=-1
+        )
 
     def usage(self, folder: Path) -> str:
         return (
@@ -234,7 +236,7 @@ def _processor(model: DualEncoder, preprocess: Mapping[str, Any]) -> Any:
     resampling = _RESAMPLING.get(preprocess["interpolation"])
     if resampling is None or preprocess["resize_mode"] not in ("shortest", "squash"):
         raise ModelError(
-            f"{model.name}: its pictures are resized by {preprocess['interpolation']}, {preprocess['resize_mode']}, "
+            f"{model.name}: its images are resized by {preprocess['interpolation']}, {preprocess['resize_mode']}, "
             "for which transformers' processors have no word"
         )
     both = {

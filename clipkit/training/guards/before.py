@@ -9,18 +9,18 @@ import numpy as np
 
 from clipkit.data import Pairs, StreamPairs, expected_false_negatives
 from clipkit.errors import DataError
+from clipkit.images import Stored, size_of, upright_size
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.absent import is_absent
 from clipkit.models.token_counts import token_counter
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
-from clipkit.pictures import Stored, size_of, upright_size
 from clipkit.recipe import Recipe
 from clipkit.training.guards.finding import Finding
 
 _LOOKED_AT = 2000
-"""Captions, and a tenth as many pictures, of which lengths and sizes are taken."""
+"""Captions, and a tenth as many images, of which lengths and sizes are taken."""
 _MANY = 100_000
-"""Pictures from which on nothing is compared one by one."""
+"""Images from which on nothing is compared one by one."""
 _FEW = 0.01
 _SHARE = 0.05
 # AdamW's known-good peaks: from few-shot fine-tuning (1e-6) to transformers' example (5e-5); SLIP from scratch 3e-3.
@@ -141,7 +141,7 @@ def _of_pairs(recipe: Recipe, model: DualEncoder, train: Pairs) -> Iterator[Find
         yield from cut_captions(model, train)
     if "captions" in recipe.objective:
         yield from false_negatives(recipe, train)
-    if train.has_pictures and not is_absent(model.image):
+    if train.has_images and not is_absent(model.image):
         yield from small_images(model, train)
 
 
@@ -162,9 +162,9 @@ def cut_captions(model: DualEncoder, train: Pairs) -> Iterator[Finding]:
 def false_negatives(recipe: Recipe, train: Pairs) -> Iterator[Finding]:
     """Rows of a batch whose caption another row has too."""
     batch = recipe.train.batch_size
-    if len(train.pictures) > _MANY:
+    if len(train.images) > _MANY:
         return
-    size = min(batch, len(train.pictures))
+    size = min(batch, len(train.images))
     share = min(1.0, 2 * expected_false_negatives(train, None, batch)["same_caption"] / max(1, size))
     counted = all(term.duplicates == "positive" for term in recipe.loss.terms)
     if share >= (0.5 if counted else _FEW):
@@ -180,37 +180,37 @@ def false_negatives(recipe: Recipe, train: Pairs) -> Iterator[Finding]:
 
 
 def small_images(model: DualEncoder, train: Pairs) -> Iterator[Finding]:
-    """Pictures that have fewer pixels than the image tower looks at."""
+    """Images that have fewer pixels than the image tower looks at."""
     side = model.image.preprocess.image_size
-    sizes = [_shorter_side(train.pictures[place]) for place in _spread(len(train.pictures), _LOOKED_AT // 10)]
+    sizes = [_shorter_side(train.images[place]) for place in _spread(len(train.images), _LOOKED_AT // 10)]
     known = [size for size in sizes if size is not None]
     share = sum(size < side for size in known) / len(known) if side is not None and known else 0.0
     if share >= _SMALL:
         yield Finding(
-            "small_pictures",
+            "small_images",
             "warning",
-            f"{share:.0%} of the pictures are smaller than the {side} pixels of the input",
-            "what is enlarged is blurred: take larger pictures, or a model with a smaller input",
+            f"{share:.0%} of the images are smaller than the {side} pixels of the input",
+            "what is enlarged is blurred: take larger images, or a model with a smaller input",
         )
 
 
 def leaks(train: Pairs, validation: Pairs) -> list[Finding]:
-    """Validation pictures that are trained on, byte for byte."""
-    if not (train.has_pictures and validation.has_pictures) or len(train.pictures) > _MANY:
+    """Validation images that are trained on, byte for byte."""
+    if not (train.has_images and validation.has_images) or len(train.images) > _MANY:
         return []
-    sizes = Counter(size_of(picture) for picture in validation.pictures)
-    candidates = [picture for picture in train.pictures if sizes.get(size_of(picture))]
+    sizes = Counter(size_of(image) for image in validation.images)
+    candidates = [image for image in train.images if sizes.get(size_of(image))]
     if not candidates:
         return []
-    known = {_content(picture) for picture in candidates} - {None}
-    same = sum(_content(picture) in known for picture in validation.pictures)
+    known = {_content(image) for image in candidates} - {None}
+    same = sum(_content(image) in known for image in validation.images)
     if not same:
         return []
     return [
         Finding(
             "validation_leaks",
             "warning",
-            f"{same} of the {len(validation.pictures)} validation pictures are trained on too",
+            f"{same} of the {len(validation.images)} validation images are trained on too",
             "their figures are too good: take them out (clipkit data check D --against D2 --fix OUT)",
         )
     ]
@@ -245,15 +245,15 @@ def _spread(count: int, most: int) -> list[int]:
     return places
 
 
-def _shorter_side(picture: Path | Stored) -> int | None:
+def _shorter_side(image: Path | Stored) -> int | None:
     try:
-        return min(upright_size(picture.read_bytes()))
+        return min(upright_size(image.read_bytes()))
     except Exception:  # decoders fail in ways of their own, and others say so
         return None
 
 
-def _content(picture: Path | Stored) -> bytes | None:
+def _content(image: Path | Stored) -> bytes | None:
     try:
-        return hashlib.sha256(picture.read_bytes()).digest()
+        return hashlib.sha256(image.read_bytes()).digest()
     except (OSError, DataError):
         return None

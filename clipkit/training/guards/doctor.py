@@ -7,12 +7,12 @@ from typing import Any
 
 from clipkit.errors import DataError
 from clipkit.recipe import Recipe
-from clipkit.training.checkpoint import checkpoint_steps
+from clipkit.training.folder.checkpoint import checkpoint_steps
+from clipkit.training.folder.resume import out_of_patience
+from clipkit.training.folder.run_folder import RunFolder, read_rows
 from clipkit.training.guards.finding import Finding
 from clipkit.training.guards.guards import read_findings
 from clipkit.training.guards.watch import Facts, Watch, replay
-from clipkit.training.resume import out_of_patience
-from clipkit.training.run_folder import RunFolder, read_rows
 
 _RISING = 0.02
 """Share by which the last evaluation has to be the best one for more epochs to be worth a try."""
@@ -119,7 +119,7 @@ def _of_bad_samples(run: RunFolder) -> Iterator[Finding]:
     bad = _whole_rows(run.bad_samples)
     if bad:
         yield Finding(
-            "bad_samples", "warning", f"{len(bad)} training pictures could not be had, others stood in for them",
+            "bad_samples", "warning", f"{len(bad)} training images could not be had, others stood in for them",
             "bad_samples.jsonl names them; mend or drop them (clipkit data check D --fix OUT)",
         )  # fmt: skip
 

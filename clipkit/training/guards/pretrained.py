@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from clipkit.data import Pairs
 from clipkit.errors import DataError
+from clipkit.images import open_image
 from clipkit.models import DualEncoder
 from clipkit.models.encode import encode_strings
-from clipkit.pictures import open_picture
 from clipkit.training.guards.finding import Finding
 
 _PAIRS = 32
@@ -41,12 +41,12 @@ def other_settings(model: DualEncoder, pairs: Pairs) -> list[Finding]:
         model: pretrained.
         pairs: of which 32 are tried.
     """
-    chosen = range(0, len(pairs.pictures), max(1, len(pairs.pictures) // _PAIRS))[:_PAIRS]
+    chosen = range(0, len(pairs.images), max(1, len(pairs.images) // _PAIRS))[:_PAIRS]
     captions = [pairs.captions[int(pairs.captions_of_image[place][0])] for place in chosen]
     preprocess = model.image.preprocess
     try:
-        inputs = [preprocess(open_picture(pairs.pictures[place])) for place in chosen]
-    except DataError:  # a broken picture: others say so
+        inputs = [preprocess(open_image(pairs.images[place])) for place in chosen]
+    except DataError:  # a broken image: others say so
         return []
     if len(inputs) < _PAIRS or set(inputs[0]) != {"pixel_values"} or preprocess.image_size is None:
         return []

@@ -130,7 +130,7 @@ class Watch:
             return None
         return (
             f"the loss is {loss:.3f}, as equal similarities give ({level:.3f}): no pair is told from another",
-            "see that captions lie beside their own pictures (clipkit data preview, clipkit data check), then try an "
+            "see that captions lie beside their own images (clipkit data preview, clipkit data check), then try an "
             "optim.lr ten times higher or lower, and a longer optim.warmup",
         )
 
@@ -165,7 +165,7 @@ class Watch:
             return None
         return (
             f"the scale falls steadily, from {self.facts.start_scale:.4g} to {scales[-1]:.4g}: the model hedges",
-            "many captions fit other pictures of the batch, or do not fit their own: look with clipkit data check, and "
+            "many captions fit other images of the batch, or do not fit their own: look with clipkit data check, and "
             "lower optim.lr",
         )
 
@@ -203,7 +203,7 @@ class Watch:
             return None
         return (
             f"{share:.0%} of the time goes into waiting for data",
-            "raise data.workers, or pack the pictures small once (clipkit data prepare)",
+            "raise data.workers, or pack the images small once (clipkit data prepare)",
         )
 
     def _validation_worse(self) -> tuple[str, str] | None:

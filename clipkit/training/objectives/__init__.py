@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from clipkit.data import Pairs
 from clipkit.models import DualEncoder
 from clipkit.recipe import Recipe
-from clipkit.training.objective import Objective, weighted_sum
 from clipkit.training.objectives.captions import captions
+from clipkit.training.objectives.objective import Objective, weighted_sum
+from clipkit.training.objectives.teacher import Teacher
 from clipkit.training.objectives.views import image_views, text_views
-from clipkit.training.teacher import Teacher
 
 __all__ = ["objective_of"]
 

@@ -1,13 +1,13 @@
-"""Captions: a picture's positive is its caption."""
+"""Captions: an image's positive is its caption."""
 
 from collections.abc import Mapping
 
 from clipkit.data import Pairs, Policy, TextSafe, TextView, WrongCaption, checked_negatives
 from clipkit.models import DualEncoder
 from clipkit.recipe import Recipe
-from clipkit.training.loss_sum import chance_of, loss_sum, needs
-from clipkit.training.objective import Encoded, Objective
-from clipkit.training.teacher import Teacher
+from clipkit.training.objectives.loss_sum import chance_of, loss_sum, needs
+from clipkit.training.objectives.objective import Encoded, Objective
+from clipkit.training.objectives.teacher import Teacher
 
 
 def captions(recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]) -> Objective:

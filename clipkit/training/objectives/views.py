@@ -1,4 +1,4 @@
-"""Views: a picture's, or a text's, positive is another view of itself (SimCLR, SimCSE)."""
+"""Views: an image's, or a text's, positive is another view of itself (SimCLR, SimCSE)."""
 
 from itertools import combinations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from clipkit.data import Pairs, Policy, TextSafe, TextView
 from clipkit.models import DualEncoder
 from clipkit.recipe import ImageViewsRecipe, LossRecipe, TextViewsRecipe, steps_of
-from clipkit.training.loss_sum import chance_of, loss_sum
-from clipkit.training.objective import Encoded, Gathered, Objective, Scalars, Value
+from clipkit.training.objectives.loss_sum import chance_of, loss_sum
+from clipkit.training.objectives.objective import Encoded, Gathered, Objective, Scalars, Value
 
 
 def image_views(recipe: ImageViewsRecipe, seed: int, model: DualEncoder, pairs: Pairs, batch_size: int) -> Objective:
@@ -25,7 +25,7 @@ def image_views(recipe: ImageViewsRecipe, seed: int, model: DualEncoder, pairs: 
         )
         for view, policy in enumerate(recipe.policies, 1)
     }
-    other_ids = "image_ids" if recipe.positives == "picture" else "caption_ids"
+    other_ids = "image_ids" if recipe.positives == "image" else "caption_ids"
     value = value_of_views(list(encoded), recipe.loss, recipe.temperature, head, ("image_ids", other_ids))
     return _objective(encoded, value, recipe.loss, head, batch_size)
 

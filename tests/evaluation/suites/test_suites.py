@@ -23,7 +23,7 @@ from clipkit.evaluation.suites.corruptions import Corrupted, worse
 from clipkit.evaluation.suites.entries import Corruption, DataSet
 from clipkit.evaluation.suites.robustness import expected, robustness, robustness_means
 from clipkit.evaluation.suites.sources import open_data
-from clipkit.pictures import open_picture
+from clipkit.images import open_image
 from clipkit.report import suite_markdown, suite_report
 from clipkit.report.suite import suite_tables
 from tests.conftest import draw
@@ -37,10 +37,10 @@ def mine(shapes: Path, tmp_path: Path) -> Path:
     file.write_text(
         f"""
 name: mine
-title: My pictures
+title: My images
 datasets:
   - {{name: colours, task: zeroshot, source: {classes}, templates: ["a {{c}} thing", "{{c}}"]}}
-  - {{name: captions, task: retrieval, source: {shapes / "captions.csv"}, pictures: 16, captions: 32}}
+  - {{name: captions, task: retrieval, source: {shapes / "captions.csv"}, images: 16, captions: 32}}
   - {{name: noisy, task: zeroshot, source: {classes}, corruption: {{name: noise, level: 4}}, version_of: colours}}
   - {{name: elsewhere, task: retrieval, source: nowhere.csv}}
 """
@@ -114,7 +114,7 @@ def test_one_failure_is_not_the_others(mine: Path, tiny_clip: Path, shapes: Path
     values = yaml.safe_load(mine.read_text())
     values["datasets"][0]["source"] = str(data / "classes.csv")
     mine.write_text(yaml.safe_dump(values))
-    (data / "images" / "03.png").write_bytes(b"no picture")
+    (data / "images" / "03.png").write_bytes(b"no image")
     found = run_suite(read_suite(str(mine)), [str(tiny_clip)], tmp_path / "out", cache=False)
     assert [name.partition(" with ")[0] for name in found.failed] == ["colours"]
     assert {row["dataset"] for row in found.rows} == {"captions", "noisy"}
@@ -176,30 +176,30 @@ def test_names_that_are_none() -> None:
 
 def test_a_set_with_other_counts_is_refused(mine: Path, tiny_clip: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(mine.read_text())
-    values["datasets"][1]["pictures"] = 17
+    values["datasets"][1]["images"] = 17
     mine.write_text(yaml.safe_dump(values))
     found = run_suite(read_suite(str(mine)), [str(tiny_clip)], tmp_path / "out", cache=False)
-    assert "has 16 pictures, and captions should have 17" in found.failed["captions"]
+    assert "has 16 images, and captions should have 17" in found.failed["captions"]
     assert list(found.unreached) == ["elsewhere"]
 
 
 @pytest.mark.parametrize("name", ["blur", "noise", "jpeg", "brightness"])
 def test_corruptions_are_the_same_every_time_and_worse_by_level(name: Any, tmp_path: Path) -> None:
-    picture = draw("red", "cross", size=64)
-    picture.save(tmp_path / "a.png")
+    image = draw("red", "cross", size=64)
+    image.save(tmp_path / "a.png")
     off = []
     for level in range(1, 6):
         corruption = Corruption(name=name, level=level)
         own = Corrupted(tmp_path / "a.png", corruption)
         assert own.read_bytes() == own.read_bytes()
         assert own.name == f"a.png~{name}-{level}"
-        changed = np.asarray(worse(picture, corruption, "a.png"), dtype=float)
-        assert (np.asarray(open_picture(own), dtype=float) == changed).all()
-        off.append(abs(changed - np.asarray(picture, dtype=float)).mean())
+        changed = np.asarray(worse(image, corruption, "a.png"), dtype=float)
+        assert (np.asarray(open_image(own), dtype=float) == changed).all()
+        off.append(abs(changed - np.asarray(image, dtype=float)).mean())
     assert off == sorted(off)
     assert off[0] > 0
-    other = worse(picture, Corruption(name="noise", level=1), "b.png")
-    assert other != worse(picture, Corruption(name="noise", level=1), "a.png")
+    other = worse(image, Corruption(name="noise", level=1), "b.png")
+    assert other != worse(image, Corruption(name="noise", level=1), "a.png")
 
 
 def test_corruptions_do_what_they_say() -> None:
@@ -295,7 +295,7 @@ def test_a_model_that_cannot_be_loaded_is_not_the_others(mine: Path, tiny_clip: 
 def test_the_corrupted_are_not_taken_for_the_clean(mine: Path, tiny_clip: Path, tmp_path: Path) -> None:
     """With a cache of features, as without one."""
     values = yaml.safe_load(mine.read_text())
-    del values["datasets"][0]["templates"]  # the pictures alone differ
+    del values["datasets"][0]["templates"]  # the images alone differ
     mine.write_text(yaml.safe_dump(values))
     suite = read_suite(str(mine))
 

@@ -15,15 +15,15 @@ import torch
 import yaml
 
 import clipkit
-from clipkit.data import LabelledPictures, Pairs
+from clipkit.data import LabelledImages, Pairs
 from clipkit.errors import DataError
 from clipkit.evaluation.suites.sources import open_wds
 from tests.conftest import COLOURS, SHAPES, draw
 from tests.evaluation.suites import suite_client
-from tests.evaluation.test_zeroshot import ForClipBenchmark, Tokens
+from tests.evaluation.tasks.test_zeroshot import ForClipBenchmark, Tokens
 from tests.models.hub_server import Hub, Repository, serving
 
-CLASSES = ("red", "green", "blue", "yellow", "purple")  # of the last there is no picture
+CLASSES = ("red", "green", "blue", "yellow", "purple")  # of the last there is no image
 TEMPLATES = ("a photo of a {c} thing", "something {c}")
 
 
@@ -62,7 +62,7 @@ def shards(folder: Path, kind: str) -> Path:
 
 def test_shards_have_their_classes_prompts_and_captions(tmp_path: Path) -> None:
     opened = open_wds(shards(tmp_path / "classes", "classification"), "test")
-    assert isinstance(opened.data, LabelledPictures)
+    assert isinstance(opened.data, LabelledImages)
     assert opened.data.class_names == list(CLASSES)
     assert opened.templates == list(TEMPLATES)
     assert [CLASSES[label] for label in opened.data.labels[:4].tolist()] == ["red", "red", "green", "green"]
@@ -71,7 +71,7 @@ def test_shards_have_their_classes_prompts_and_captions(tmp_path: Path) -> None:
     assert captions.captions[:2] == ["a red square", "the square is red"]
     assert captions.image_of_caption[:4].tolist() == [0, 0, 1, 1]
     several = open_wds(shards(tmp_path / "several", "multilabel"), "test").data
-    assert isinstance(several, LabelledPictures)
+    assert isinstance(several, LabelledImages)
     assert several.labels[:3].tolist() == [[False] * 5, [True, False, False, False, True],
                                            [False, True, False, False, True]]  # fmt: skip
 
@@ -107,7 +107,7 @@ def test_the_same_as_clip_benchmark_from_the_same_shards(kind: str, tiny_clip: P
     folder = shards(tmp_path / "wds_fake", kind)
     task = "retrieval" if kind == "retrieval" else "zeroshot"
     entry: dict[str, Any] = {
-        "name": "fake", "task": task, "source": "wds:clip-benchmark/wds_fake", "pictures": 16
+        "name": "fake", "task": task, "source": "wds:clip-benchmark/wds_fake", "images": 16
     }  # fmt: skip
     if kind == "multilabel":
         entry["metric"] = "mean_average_precision"
@@ -133,9 +133,9 @@ def test_the_same_as_clip_benchmark_from_the_same_shards(kind: str, tiny_clip: P
     (result,) = [json.loads(own.read_text()) for own in (tmp_path / "out").glob("*--fake.json")]
 
     model = clipkit.load(tiny_clip)
-    theirs = builder.build_wds_dataset("fake", lambda picture: picture.convert("RGB"), data_dir=str(folder))
-    pictures, targets = zip(*theirs, strict=True)
-    features = model.encode_image(list(pictures))
+    theirs = builder.build_wds_dataset("fake", lambda image: image.convert("RGB"), data_dir=str(folder))
+    images, targets = zip(*theirs, strict=True)
+    features = model.encode_image(list(images))
     if kind != "retrieval":
         from clip_benchmark.metrics import zeroshot_classification as metrics
 

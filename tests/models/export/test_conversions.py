@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 import clipkit
 from clipkit.errors import ModelError, OutputError
 from clipkit.models.export import export
-from clipkit.models.export.samples import CAPTIONS, pictures, with_even_margins
+from clipkit.models.export.samples import CAPTIONS, images, with_even_margins
 from tests.models.families import SMALL, VISION, build, clip, save, sentencepiece_model
 
 
@@ -67,7 +67,7 @@ SOURCES = {
 
 
 def features_of_transformers(folder: Path) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """By the class that config.json names, from raw pictures and strings."""
+    """By the class that config.json names, from raw images and strings."""
     native = transformers.AutoModel.from_pretrained(folder).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -77,7 +77,7 @@ def features_of_transformers(folder: Path) -> tuple[torch.Tensor, torch.Tensor, 
     )
     if native.config.model_type == "siglip":  # it looks at its padding
         tokens.pop("attention_mask", None)
-    pixels = processor([own.convert("RGB") for own in even_pictures()], return_tensors="pt")
+    pixels = processor([own.convert("RGB") for own in even_images()], return_tensors="pt")
     with torch.inference_mode():
         image, text = native.get_image_features(**pixels), native.get_text_features(**tokens)
     return image.pooler_output, text.pooler_output, native.logit_scale.item()
@@ -87,12 +87,12 @@ def features_of_open_clip(folder: Path) -> tuple[torch.Tensor, torch.Tensor, flo
     native, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     with torch.inference_mode():
-        image = native.eval().encode_image(torch.stack([preprocess(own.convert("RGB")) for own in even_pictures()]))
+        image = native.eval().encode_image(torch.stack([preprocess(own.convert("RGB")) for own in even_images()]))
         return image, native.encode_text(tokenizer(list(CAPTIONS))), native.logit_scale.item()
 
 
-def even_pictures() -> list[Any]:
-    return [with_even_margins(picture, 32) for picture in pictures()]
+def even_images() -> list[Any]:
+    return [with_even_margins(image, 32) for image in images()]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -217,7 +217,7 @@ def test_a_wrong_weight_is_noticed_and_nothing_is_left(tmp_path: Path, monkeypat
         model.backend.native.vision_model.post_layernorm.bias.fill_(0.5)
     wrong = [target_rule(rule, swap) for rule in rules]
     monkeypatch.setattr(target, "clip_rules", lambda: wrong)
-    with pytest.raises(ModelError, match="gives the same pictures other features"):
+    with pytest.raises(ModelError, match="gives the same images other features"):
         export(model, "open_clip", tmp_path / "out")
     assert [own.name for own in tmp_path.iterdir()] == ["clip"]
 
@@ -228,7 +228,7 @@ def target_rule(rule: Any, swap: dict[str, str]) -> Any:
     )
 
 
-def test_pictures_with_odd_margins_are_told_apart(tmp_path: Path) -> None:
+def test_images_with_odd_margins_are_told_apart(tmp_path: Path) -> None:
     proof = export(clipkit.load(clip_of("gelu")(tmp_path / "clip")), "open_clip", tmp_path / "out")
     assert any("cut one pixel apart" in note for note in proof.notes)
 

@@ -1,4 +1,4 @@
-"""What onnxruntime makes of an exported model, from pictures and strings, beside what clipkit makes of it."""
+"""What onnxruntime makes of an exported model, from images and strings, beside what clipkit makes of it."""
 
 import json
 import shutil
@@ -27,14 +27,14 @@ onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
 
-def check(model: DualEncoder, folder: Path, pictures: list[Path]) -> None:
+def check(model: DualEncoder, folder: Path, images: list[Path]) -> None:
     """Any number of inputs of any length, through bare sessions."""
     proof = export(model, "onnx", folder)
     assert max(proof.image_difference, proof.text_difference) < 1e-4
     image = onnxruntime.InferenceSession(folder / "image.onnx", providers=["CPUExecutionProvider"])
     text = onnxruntime.InferenceSession(folder / "text.onnx", providers=["CPUExecutionProvider"])
     for count in (1, 3):
-        opened = [Image.open(own).convert("RGB") for own in pictures[:count]]
+        opened = [Image.open(own).convert("RGB") for own in images[:count]]
         inputs = stack_inputs([model.image.preprocess(own) for own in opened])
         found = image.run(["image_features"], {name: own.numpy() for name, own in inputs.items()})[0]
         torch.testing.assert_close(torch.from_numpy(found), model.encode_image(opened), atol=1e-4, rtol=0)
@@ -44,10 +44,10 @@ def check(model: DualEncoder, folder: Path, pictures: list[Path]) -> None:
         torch.testing.assert_close(torch.from_numpy(found), model.encode_text(captions), atol=1e-4, rtol=0)
 
 
-def test_clip_and_the_example_beside_it(pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_and_the_example_beside_it(images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = clipkit.load(build("clip", tmp_path / "model"))
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    check(model, tmp_path / "out", pictures)
+    check(model, tmp_path / "out", images)
     written = {"image.onnx", "text.onnx", "tokenizer.json", "clipkit_onnx.json", "example.py"}
     assert {own.name for own in (tmp_path / "out").iterdir()} == written
     config = json.loads((tmp_path / "out" / "clipkit_onnx.json").read_text())
@@ -58,25 +58,25 @@ def test_clip_and_the_example_beside_it(pictures: list[Path], tmp_path: Path, mo
     # In a Python that has no torch.
     script = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; import runpy;"
-        f"sys.argv = ['example.py', {str(pictures[0])!r}, 'a cat', 'a red square'];"
+        f"sys.argv = ['example.py', {str(images[0])!r}, 'a cat', 'a red square'];"
         f"runpy.run_path({str(tmp_path / 'out' / 'example.py')!r}, run_name='__main__')"
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     shares = dict(reversed(line.split("  ", 1)) for line in said.splitlines())
-    wanted = model.classify(pictures[0], ["a cat", "a red square"])[0].tolist()
+    wanted = model.classify(images[0], ["a cat", "a red square"])[0].tolist()
     assert float(shares["a cat"]) == pytest.approx(wanted[0], abs=1e-3)
     assert float(shares["a red square"]) == pytest.approx(wanted[1], abs=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "clip"])
-def test_families(family: str, pictures: list[Path], tmp_path: Path) -> None:
-    check(clipkit.load(build(family, tmp_path / "model")), tmp_path / "out", pictures)
+def test_families(family: str, images: list[Path], tmp_path: Path) -> None:
+    check(clipkit.load(build(family, tmp_path / "model")), tmp_path / "out", images)
 
 
 @pytest.mark.slow
-def test_pictures_in_their_own_shape(tmp_path: Path) -> None:
-    """Of shapes that are not those of the two pictures it was traced with, by what the folder says of patches."""
+def test_images_in_their_own_shape(tmp_path: Path) -> None:
+    """Of shapes that are not those of the two images it was traced with, by what the folder says of patches."""
     model = clipkit.load(build("siglip2", tmp_path / "model"))
     export(model, "onnx", tmp_path / "out")
     example = onnx_format._example(tmp_path / "out")
@@ -111,10 +111,8 @@ def architecture(tmp_path: Path) -> Iterator[Callable[[str], str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "tiny-bert"])
-def test_kinds_of_open_clip(
-    name: str, architecture: Callable[[str], str], pictures: list[Path], tmp_path: Path
-) -> None:
-    check(clipkit.load(architecture(name)), tmp_path / "out", pictures)
+def test_kinds_of_open_clip(name: str, architecture: Callable[[str], str], images: list[Path], tmp_path: Path) -> None:
+    check(clipkit.load(architecture(name)), tmp_path / "out", images)
 
 
 def test_padding_is_open_clips_where_a_tower_sees_it(architecture: Callable[[str], str], tmp_path: Path) -> None:
@@ -143,7 +141,7 @@ def test_one_tower(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_towers(pictures: list[Path], tmp_path: Path) -> None:
+def test_two_towers(images: list[Path], tmp_path: Path) -> None:
     recipe = {
         "image": {"name": "timm:resnet10t", "pretrained": False, "image_size": 64},
         "text": {
@@ -151,16 +149,16 @@ def test_two_towers(pictures: list[Path], tmp_path: Path) -> None:
             "config": SMALL,
         },
     }  # fmt: skip
-    check(compose(ModelRecipe.model_validate(recipe)), tmp_path / "out", pictures)
+    check(compose(ModelRecipe.model_validate(recipe)), tmp_path / "out", images)
 
 
 @pytest.mark.slow
-def test_open_clips(pictures: list[Path], tmp_path: Path) -> None:
+def test_open_clips(images: list[Path], tmp_path: Path) -> None:
     export(clipkit.load(build("clip", tmp_path / "clip")), "open_clip", tmp_path / "small")
     small = clipkit.load(tmp_path / "small")
-    check(small, tmp_path / "out", pictures)
+    check(small, tmp_path / "out", images)
     assert "HTML entities" in export(small, "onnx", tmp_path / "again").notes[0]
-    check(clipkit.load("open_clip:ViT-B-32"), tmp_path / "large", pictures)
+    check(clipkit.load("open_clip:ViT-B-32"), tmp_path / "large", images)
 
 
 @pytest.mark.slow
@@ -189,13 +187,13 @@ def test_8_bits_say_what_they_cost(large: bool, tmp_path: Path, monkeypatch: pyt
 def test_8_bits_that_cost_too_much_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = clipkit.load(build("clip", tmp_path / "model"))
     monkeypatch.setattr(exporting, "LEAST_COSINE", 0.999999)
-    with pytest.raises(ModelError, match=r"8-bit weights change its features of pictures.*less than 0.999999"):
+    with pytest.raises(ModelError, match=r"8-bit weights change its features of images.*less than 0.999999"):
         export(model, "onnx", tmp_path / "out", int8=True)
     assert not (tmp_path / "out").exists()
     export(model, "onnx", tmp_path / "out", int8=True, tolerance=0.5)
 
 
-def test_captions_whose_picture_is_another() -> None:
+def test_captions_whose_image_is_another() -> None:
     eye, turned = torch.eye(3), torch.eye(3)[[1, 0, 2]]
     assert exporting._changed(eye, eye, eye, eye) == 0
     assert exporting._changed(eye, turned, eye, eye) == 2

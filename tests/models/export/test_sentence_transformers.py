@@ -43,20 +43,20 @@ def opened(model: DualEncoder, folder: Path) -> Any:
 @pytest.mark.parametrize(
     "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )
-def test_families(family: str, pictures: list[Path], tmp_path: Path) -> None:
+def test_families(family: str, images: list[Path], tmp_path: Path) -> None:
     model = clipkit.load(build(family, tmp_path / "model"))
     theirs = opened(model, tmp_path / "out")
     texts = theirs.encode(list(CAPTIONS), convert_to_tensor=True, batch_size=3)
     torch.testing.assert_close(texts, model.encode_text(CAPTIONS), atol=1e-5, rtol=0)
-    files = [str(own) for own in pictures]
-    images = theirs.encode(files, convert_to_tensor=True)
-    held = theirs.encode([Image.open(own) for own in pictures], convert_to_tensor=True)  # grey and palette among them
-    torch.testing.assert_close(held, images, atol=1e-5, rtol=0)
-    torch.testing.assert_close(images.norm(dim=1), torch.ones(len(files)), atol=1e-5, rtol=0)
+    files = [str(own) for own in images]
+    encoded = theirs.encode(files, convert_to_tensor=True)
+    held = theirs.encode([Image.open(own) for own in images], convert_to_tensor=True)  # grey and palette among them
+    torch.testing.assert_close(held, encoded, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoded.norm(dim=1), torch.ones(len(files)), atol=1e-5, rtol=0)
     assert theirs.similarity_fn_name == "cosine"
-    torch.testing.assert_close(images, model.encode_image(files), atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoded, model.encode_image(files), atol=1e-5, rtol=0)
     torch.testing.assert_close(
-        theirs.similarity(images, texts), model.encode_image(files) @ model.encode_text(CAPTIONS).T, atol=1e-5, rtol=0
+        theirs.similarity(encoded, texts), model.encode_image(files) @ model.encode_text(CAPTIONS).T, atol=1e-5, rtol=0
     )
 
 
@@ -68,13 +68,13 @@ def test_open_clips_go_by_way_of_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("projection", ["linear", "mlp"])
-def test_two_towers(projection: str, towers: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_two_towers(projection: str, towers: Path, images: list[Path], tmp_path: Path) -> None:
     recipe = {
         "image": {"name": str(towers / "image")}, "text": {"name": str(towers / "text")}, "projection": projection,
     }  # fmt: skip
     model = compose(ModelRecipe.model_validate(recipe))
     theirs = opened(model, tmp_path / "out")
-    files = [Image.open(own).convert("RGB") for own in pictures]
+    files = [Image.open(own).convert("RGB") for own in images]
     torch.testing.assert_close(
         theirs.encode(files, convert_to_tensor=True), model.encode_image(files), atol=1e-5, rtol=0
     )
@@ -84,17 +84,17 @@ def test_two_towers(projection: str, towers: Path, pictures: list[Path], tmp_pat
 
 
 @pytest.mark.parametrize("embed_dim", [None, 16])
-def test_an_image_tower_alone(embed_dim: int | None, towers: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_an_image_tower_alone(embed_dim: int | None, towers: Path, images: list[Path], tmp_path: Path) -> None:
     recipe = {"image": {"name": str(towers / "image")}, "embed_dim": embed_dim}
     model = compose(ModelRecipe.model_validate(recipe))
     theirs = opened(model, tmp_path / "out")
-    files = [Image.open(own).convert("RGB") for own in pictures]
+    files = [Image.open(own).convert("RGB") for own in images]
     torch.testing.assert_close(
         theirs.encode(files, convert_to_tensor=True), model.encode_image(files), atol=1e-5, rtol=0
     )
 
 
-def test_what_timms_preprocessing_takes_is_said(towers: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_what_timms_preprocessing_takes_is_said(towers: Path, images: list[Path], tmp_path: Path) -> None:
     proof = export(
         compose(ModelRecipe.model_validate({"image": {"name": str(towers / "image")}})),
         "sentence-transformers",
@@ -102,7 +102,7 @@ def test_what_timms_preprocessing_takes_is_said(towers: Path, pictures: list[Pat
     )
     assert 'Image.open(path).convert("RGB")' in proof.notes[0]
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "out"), device="cpu")
-    for other in (str(pictures[0]), Image.open(pictures[2])):  # once one of them works, the note is wrong
+    for other in (str(images[0]), Image.open(images[2])):  # once one of them works, the note is wrong
         with pytest.raises((ValueError, RuntimeError)):
             theirs.encode([other])
 

@@ -12,9 +12,9 @@ from tests.conftest import write_csv
 def plain(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
     """64 pairs whose captions all differ."""
     folder = tmp_path_factory.mktemp("plain")
-    pictures = sorted((shapes / "images").iterdir())
+    images = sorted((shapes / "images").iterdir())
     rows = []
     for number in range(64):
-        shutil.copy(pictures[number % len(pictures)], folder / f"{number}.png")
-        rows.append([f"{number}.png", f"a {'very ' * (number % 3)}nice picture number {number}"])
+        shutil.copy(images[number % len(images)], folder / f"{number}.png")
+        rows.append([f"{number}.png", f"a {'very ' * (number % 3)}nice image number {number}"])
     return write_csv(folder / "pairs.csv", ["image", "caption"], rows)

@@ -13,7 +13,7 @@ from clipkit.data import read_pairs
 from clipkit.models import DualEncoder
 from clipkit.recipe import Recipe
 from clipkit.training.guards.before import before_first_step, leaks
-from clipkit.training.setup import model_of
+from clipkit.training.model import model_of
 from tests.conftest import write_csv
 from tests.models.families import SMALL
 
@@ -84,17 +84,17 @@ def test_captions_that_are_cut(recipe: Build, plain: Path, tmp_path: Path) -> No
     assert names(recipe(NOTHING_ODD | {"data.train": str(tmp_path / "long.csv")})) == ["captions_cut"]
 
 
-def test_pictures_smaller_than_the_input(recipe: Build, plain: Path, tmp_path: Path) -> None:
+def test_images_smaller_than_the_input(recipe: Build, plain: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     folder = tmp_path / "small"
     shutil.copytree(plain.parent, folder)
     for file in sorted(folder.glob("*.png"))[:30]:
         Image.open(file).resize((20, 40)).save(file)
-    assert names(recipe(NOTHING_ODD | {"data.train": str(folder / "pairs.csv")})) == ["small_pictures"]
+    assert names(recipe(NOTHING_ODD | {"data.train": str(folder / "pairs.csv")})) == ["small_images"]
 
 
-def test_captions_that_many_pictures_share(recipe: Build, plain: Path, tmp_path: Path) -> None:
+def test_captions_that_many_images_share(recipe: Build, plain: Path, tmp_path: Path) -> None:
     rows = [[str(plain.parent / f"{number}.png"), f"a thing of kind {number % 3}"] for number in range(64)]
     classes = write_csv(tmp_path / "classes.csv", ["image", "caption"], rows)
     base = NOTHING_ODD | {"data.train": str(classes)}
@@ -106,12 +106,12 @@ def test_captions_that_many_pictures_share(recipe: Build, plain: Path, tmp_path:
     assert names(recipe(base | {"data.train": str(few), "loss.duplicates": "negative"})) == ["false_negatives"]
 
 
-def test_validation_pictures_among_those_trained_on(plain: Path, shapes: Path, tmp_path: Path) -> None:
+def test_validation_images_among_those_trained_on(plain: Path, shapes: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     train = read_pairs(str(plain))
     (found,) = leaks(train, read_pairs(str(shapes / "captions.csv")))
-    assert found.message.startswith("16 of the 16 validation pictures are trained on too")
+    assert found.message.startswith("16 of the 16 validation images are trained on too")
     rows = []
     for number in range(4):
         Image.new("RGB", (32, 32), (number, 9, 9)).save(tmp_path / f"{number}.png")

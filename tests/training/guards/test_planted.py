@@ -15,7 +15,7 @@ from clipkit.errors import TrainingError, UserError
 from clipkit.recipe import Recipe
 from clipkit.training.guards import before_first_step, other_settings
 from clipkit.training.guards.doctor import examine
-from clipkit.training.setup import model_of
+from clipkit.training.model import model_of
 from tests.conftest import draw, write_csv
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "finetune_clip.yaml"
@@ -100,7 +100,7 @@ def test_a_run_that_learns_nothing_stays_at_chance(fitted: tuple[Path, Path], ti
     data = fitted[1]
     changes = settings(train__epochs=12, optim__lr=1e-6)  # as good as not learning
     model = clipkit.load(tiny_clip)
-    with torch.no_grad():  # to which all pictures and all captions are the same
+    with torch.no_grad():  # to which all images and all captions are the same
         for tower in (model.image, model.text):
             tower.head.weight.mul_(0).add_(0.01)
     model.save(tmp_path / "blind")
@@ -108,7 +108,7 @@ def test_a_run_that_learns_nothing_stays_at_chance(fitted: tuple[Path, Path], ti
     assert {"loss_at_chance", "collapsed"} <= named(recipe)
 
 
-def test_pictures_too_small_captions_too_long_and_the_same_caption_everywhere(
+def test_images_too_small_captions_too_long_and_the_same_caption_everywhere(
     fitted: tuple[Path, Path], tmp_path: Path
 ) -> None:
     model, data = fitted
@@ -117,16 +117,16 @@ def test_pictures_too_small_captions_too_long_and_the_same_caption_everywhere(
     rows = []
     for number in range(64):
         Image.open(data.parent / f"{number}.png").resize((12, 12)).save(folder / f"{number}.png")
-        rows.append([f"{number}.png", "a picture" if number % 4 else f"{'word ' * 100}{number}"])
+        rows.append([f"{number}.png", "an image" if number % 4 else f"{'word ' * 100}{number}"])
     bad = write_csv(folder / "pairs.csv", ["image", "caption"], rows)
     found = named(tuned(model, bad, tmp_path / "run", settings(loss__duplicates="negative")))
-    assert {"small_pictures", "captions_cut", "false_negatives"} <= found
+    assert {"small_images", "captions_cut", "false_negatives"} <= found
 
 
 def test_bad_files(fitted: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = fitted
     shutil.copytree(data.parent, tmp_path / "data", ignore=shutil.ignore_patterns("run"))
-    (tmp_path / "data" / "5.png").write_bytes(b"not a picture")
+    (tmp_path / "data" / "5.png").write_bytes(b"not an image")
     recipe = tuned(model, tmp_path / "data" / "pairs.csv", tmp_path / "run", settings(data__max_bad=3))
     assert "bad_samples" in named(recipe)
 

@@ -24,16 +24,16 @@ def test_the_other_activation_is_the_other_one_and_goes_again(own: str, other: s
             config[side]["hidden_act"] = activation
         (tmp_path / activation / "config.json").write_text(json.dumps(config))
         models[activation] = clipkit.load(tmp_path / activation)
-    picture, caption = draw("red", "cross"), "a red cross"
-    before, wanted = (models[name].encode_image(picture) for name in (own, other))
+    image, caption = draw("red", "cross"), "a red cross"
+    before, wanted = (models[name].encode_image(image) for name in (own, other))
     assert (before - wanted).abs().max() > 1e-6
     with pretrained._other_activation(models[own]) as names:
         assert names == (("QuickGELU", "GELU") if own == "quick_gelu" else ("GELU", "QuickGELU"))
-        torch.testing.assert_close(models[own].encode_image(picture), wanted, atol=1e-6, rtol=0)
+        torch.testing.assert_close(models[own].encode_image(image), wanted, atol=1e-6, rtol=0)
         torch.testing.assert_close(
             models[own].encode_text(caption), models[other].encode_text(caption), atol=1e-6, rtol=0
         )
-    assert torch.equal(models[own].encode_image(picture), before)
+    assert torch.equal(models[own].encode_image(image), before)
 
 
 def test_better_means_more_than_luck() -> None:

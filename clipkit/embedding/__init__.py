@@ -1,0 +1,1 @@
+"""Embedding: encode a dataset once, over processes, and keep the features."""

@@ -1,0 +1,1 @@
+"""Publishing models: cards, usage snippets, uploads."""

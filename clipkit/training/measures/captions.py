@@ -1,0 +1,62 @@
+"""The validation pairs during a run: captions."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipkit.data import Pairs, Policy, TextView
+from clipkit.errors import TrainingError
+from clipkit.evaluation import Result, retrieval_result
+from clipkit.metrics import recalls, retrieval_ranks
+from clipkit.models import DualEncoder
+from clipkit.processes import Processes
+from clipkit.training.inputs import TowerInputs
+from clipkit.training.objectives.objective import Encoded
+
+
+class CaptionValidation:
+    """Retrieval on held-out pairs with the weights as they are.
+
+    Args:
+        model: the model that is trained.
+        pairs: what it is measured on.
+        processes: each encodes its share; all get the figures.
+    """
+
+    def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
+        self.pairs = pairs
+        preprocess = model.image.preprocess
+        encoded = {
+            "image_features": Encoded(
+                "image", Policy((), preprocess.image_size, preprocess.of_crop, preprocess, seed=0)
+            ),
+            "text_features": Encoded("text", TextView("same", pairs)),
+        }
+        self.inputs = TowerInputs(model, pairs, processes, encoded, augmented=False)
+
+    def figures(self) -> dict[str, float]:
+        """The recalls alone."""
+        image_features, text_features = self._features()
+        return recalls(retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption)))
+
+    def result(self, name: str) -> dict[str, Any]:
+        """All that results.json holds of them, under this model name."""
+        image_features, text_features = self._features()
+        result: Result = retrieval_result(image_features, text_features, self.pairs, name, 0.0)
+        return dict(result)
+
+    def _features(self) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+        return finite(self.pairs.name, *self.inputs.features())
+
+
+def finite(name: str, *features: Tensor) -> Any:
+    """The features, if they are.
+
+    Raises:
+        TrainingError: some are not.
+    """
+    if not all(own.isfinite().all() for own in features):
+        raise TrainingError(f"{name}: its features are not finite; try a lower optim.lr, or train.precision: fp32")
+    return features

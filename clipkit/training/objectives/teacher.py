@@ -1,0 +1,45 @@
+"""Teachers: features of all images and captions by another model, computed once."""
+
+import torch
+
+from clipkit.data import Pairs
+from clipkit.evaluation import Features
+from clipkit.models import load
+from clipkit.models.fingerprint import tower_fingerprint
+from clipkit.processes import Processes
+from clipkit.training.objectives.objective import Gathered
+
+
+class Teacher:
+    """What one model says of the training pairs; its own preprocessing, no augmentation, so once is enough.
+
+    Features are kept in the user's cache, where the next run finds them.
+
+    Args:
+        name: as any model is named.
+        pairs: the training data.
+        processes: each encodes its share.
+    """
+
+    def __init__(self, name: str, pairs: Pairs, processes: Processes) -> None:
+        model = load(name)
+        features = Features(model, processes=processes, progress=True)
+        self.image_features = features.images(pairs.images)
+        self.text_features = features.texts(pairs.captions)
+        self.scale = model.logit_scale.detach().exp().cpu()
+        self.fingerprint = f"{tower_fingerprint(model.image)} {tower_fingerprint(model.text)} {self.scale.item()}"
+
+    def __call__(self, gathered: Gathered) -> Gathered:
+        """Of the gathered pairs, on their device."""
+        device = gathered["image_ids"].device
+        return {
+            "teacher_image_features": self.image_features[gathered["image_ids"].cpu()].to(device),
+            "teacher_text_features": self.text_features[gathered["caption_ids"].cpu()].to(device),
+            "teacher_scale": self.scale.to(device),
+        }
+
+
+def teachers_of(names: list[str], pairs: Pairs, processes: Processes) -> dict[str, Teacher]:
+    """Each teacher once."""
+    with torch.no_grad():
+        return {name: Teacher(name, pairs, processes) for name in dict.fromkeys(names)}

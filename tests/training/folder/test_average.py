@@ -1,0 +1,61 @@
+"""Averaged weights against a loop, and in a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import clipkit
+from clipkit.recipe import Recipe
+from clipkit.training.folder.average import Average
+from clipkit.training.folder.checkpoint import checkpoint_of, read_state, read_tensors
+from clipkit.training.folder.resume import best_evaluation
+from clipkit.training.folder.run_folder import RunFolder
+
+
+def test_it_is_the_moving_average(tmp_path: Path) -> None:
+    layer = nn.Linear(3, 2).double()
+    layer.bias.requires_grad_(False)
+    average = Average(layer, 0.5)
+    expected = layer.weight.detach().clone()
+    for step in range(1, 20):
+        layer.weight.data.add_(torch.randn(2, 3, dtype=torch.float64))
+        average.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        for row in range(2):
+            for column in range(3):
+                expected[row, column] = decay * expected[row, column] + (1 - decay) * layer.weight.data[row, column]
+    assert list(average.values) == ["weight"]
+    torch.testing.assert_close(average.values["weight"], expected, rtol=0, atol=1e-12)
+    own = layer.weight.detach().clone()
+    with average.applied():
+        torch.testing.assert_close(layer.weight.detach(), expected, rtol=0, atol=1e-12)
+    assert torch.equal(layer.weight.detach(), own)
+
+
+def test_an_error_within_gives_the_own_weights_back() -> None:
+    layer = nn.Linear(1, 1)
+    average = Average(layer, 0.9)
+    layer.weight.data.add_(1.0)
+    own = layer.weight.item()
+    with pytest.raises(KeyError), average.applied():
+        raise KeyError
+    assert layer.weight.item() == own
+
+
+def test_a_run_evaluates_and_keeps_them(recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path) -> None:
+    result = clipkit.train(recipe({"train.ema": 0.5, "train.epochs": 4}))
+    run = RunFolder(tmp_path / "run")
+    best = best_evaluation(run, "mean_recall")
+    assert best is not None
+    checkpoint = checkpoint_of(run.checkpoints, best["step"])
+    saved = clipkit.load(run.path)
+    average, own = read_tensors(checkpoint, "average"), read_tensors(checkpoint, "model")
+    for name, value in saved.named_parameters():
+        assert torch.equal(value, average[name]), name
+    assert any(not torch.equal(average[name], own[name]) for name in average)
+    again = clipkit.evaluate.retrieval(saved, str(shapes / "captions.csv"))
+    assert again["metrics"] == result["metrics"]
+    assert read_state(checkpoint)["recipe"]["train"]["ema"] == 0.5

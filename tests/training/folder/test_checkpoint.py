@@ -1,0 +1,182 @@
+"""Checkpoints that were cut or altered are never taken for good."""
+
+import pickle
+import random
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import clipkit
+from clipkit.errors import OutputError
+from clipkit.recipe import Recipe
+from clipkit.training.folder.checkpoint import checkpoint_steps, damage, read_state, read_tensors, write_checkpoint
+from clipkit.training.folder.resume import find
+from clipkit.training.folder.run_folder import RunFolder
+from tests.conftest import small_recipe
+
+Build = Callable[..., Recipe]
+CHANGES = {"train.epochs": 6, "checkpoint.every_steps": 1, "checkpoint.keep_last": 4, "train.ema": 0.9}
+
+
+def write(folder: Path, step: int = 3) -> Path:
+    tensors = {"model": {"a": torch.arange(6.0).view(2, 3).T}, "optimizer": {}}
+    return write_checkpoint(folder, step, tensors, {"step": step})
+
+
+def test_what_was_written_comes_back(tmp_path: Path) -> None:
+    checkpoint = write(tmp_path)
+    assert checkpoint == tmp_path / "step-000003"
+    assert damage(checkpoint) is None
+    torch.testing.assert_close(read_tensors(checkpoint, "model")["a"], torch.arange(6.0).view(2, 3).T)
+    assert read_tensors(checkpoint, "optimizer") == {}
+    assert read_state(checkpoint) == {"step": 3}
+    write(tmp_path, 12)
+    write(tmp_path, 12)  # again, as after going on from an earlier one
+    assert checkpoint_steps(tmp_path) == [3, 12]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_hashes_are_those_of_sha256sum(tmp_path: Path) -> None:
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    assert subprocess.run(command, cwd=write(tmp_path), check=False, capture_output=True).returncode == 0
+
+
+def test_one_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+
+    from clipkit.training.folder import checkpoint
+
+    write(tmp_path)
+
+    def full(*arguments: Any) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
+
+
+def alter(file: Path, choose: random.Random) -> str:
+    """Do something to a file that changes it."""
+    content = file.read_bytes()
+    match choose.choice(["flip", "flip", "cut", "longer", "zeros", "pickle", "gone", "swap"]):
+        case "flip":
+            place = choose.randrange(len(content))
+            altered = content[:place] + bytes([content[place] ^ (1 << choose.randrange(8))]) + content[place + 1 :]
+        case "cut":
+            altered = content[: choose.randrange(len(content))]
+        case "longer":
+            altered = content + choose.randbytes(choose.randint(1, 50))
+        case "zeros":
+            place = choose.randrange(len(content))
+            altered = content[:place] + bytes(len(content) - place)
+        case "pickle":
+            altered = pickle.dumps({"model": 1})
+        case "swap":
+            others = [path for path in sorted(file.parent.iterdir()) if path != file]
+            altered = choose.choice(others).read_bytes()
+        case _:
+            file.unlink()
+            return "gone"
+    if altered == content:
+        altered += b" "
+    file.write_bytes(altered)
+    return "changed"
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, shapes: Path, tiny_clip: Path) -> tuple[RunFolder, Recipe]:
+    """A finished run with four checkpoints at its end, the best one among them."""
+    output = tmp_path_factory.mktemp("kept") / "run"
+    recipe = small_recipe(tiny_clip, shapes, output).override(CHANGES)
+    clipkit.train(recipe)
+    return RunFolder(output), recipe
+
+
+def never(*arguments: object, **options: object) -> None:
+    raise AssertionError("a pickle was opened")
+
+
+def test_altered_checkpoints_are_never_used(
+    kept: tuple[RunFolder, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, recipe = kept
+    steps = checkpoint_steps(whole.checkpoints)
+    assert len(steps) >= 4
+    identity = read_state(whole.checkpoints / f"step-{steps[-1]:06d}")["identity"]
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, never)
+    monkeypatch.setattr(torch, "load", never)
+    choose = random.Random(0)
+    used = dict.fromkeys(steps, 0)
+    refused: list[str] = []
+    for case in range(200):
+        copy = RunFolder(tmp_path / f"run-{case}")
+        shutil.copytree(whole.path, copy.path)
+        altered = choose.sample(steps, choose.randint(1, len(steps)))
+        for step in altered:
+            checkpoint = copy.checkpoints / f"step-{step:06d}"
+            alter(choose.choice(sorted(checkpoint.iterdir())), choose)
+            assert damage(checkpoint) is not None, checkpoint
+        try:
+            found = find(copy, recipe, 12, identity)
+        except OutputError as error:
+            refused.append(str(error))
+            continue
+        finally:
+            shutil.rmtree(copy.path)
+        assert found.step not in altered
+        best = read_state(whole.checkpoints / f"step-{found.step:06d}")["best"]
+        assert best not in altered
+        assert len(found.notes) == sum(step > found.step for step in steps)
+        used[found.step] += 1
+    assert len(refused) >= 10
+    assert all("none of its checkpoints can be used" in line and "\n" not in line for line in refused)
+    assert sum(count > 0 for count in used.values()) >= 3, used
+
+
+@pytest.mark.parametrize("victim", ["newest", "log"])
+def test_the_one_before_is_used_and_gives_the_same_bits(
+    kept: tuple[RunFolder, Recipe], recipe: Build, tmp_path: Path, victim: str
+) -> None:
+    whole, _ = kept
+    shutil.copytree(whole.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    run.results.unlink()
+    if victim == "newest":
+        file = run.checkpoints / "step-000012" / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+        reason = "the checkpoint of step 12 is not used: model.safetensors is not what was written"
+    else:
+        lines = run.metrics.read_text().splitlines(keepends=True)
+        run.metrics.write_text("".join(lines[:11]))
+        reason = "the checkpoint of step 12 is not used: metrics.jsonl is not as it was at that step"
+    clipkit.train(recipe(CHANGES), resume=True)
+    said = run.log.read_text()
+    assert reason in said
+    assert "goes on after step 11" in said
+    assert run.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert run.evaluations.read_bytes() == whole.evaluations.read_bytes()
+    model = "model/model.safetensors"
+    assert (run.path / model).read_bytes() == (whole.path / model).read_bytes()
+    assert damage(run.checkpoints / "step-000012") is None
+
+
+def test_when_none_is_sound_nothing_is_begun_anew(
+    kept: tuple[RunFolder, Recipe], recipe: Build, tmp_path: Path
+) -> None:
+    whole, _ = kept
+    shutil.copytree(whole.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    for step in checkpoint_steps(run.checkpoints):
+        (run.checkpoints / f"step-{step:06d}" / "SHA256SUMS").write_bytes(b"\xff\n")
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*") if path.is_file())
+    with pytest.raises(OutputError, match="none of its checkpoints can be used.*put a sound one back, or begin again"):
+        clipkit.train(recipe(CHANGES), resume=True)
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*") if path.is_file()) == before

@@ -1,0 +1,155 @@
+"""What is left of what a model knew; weights between start and end; runs that end early; trackers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import clipkit
+from clipkit.errors import RecipeError
+from clipkit.recipe import Recipe
+from clipkit.training.interpolation import ALPHAS, interpolated, start_of
+from clipkit.training.measures import retention
+from tests.conftest import read_lines
+
+Build = Callable[..., Recipe]
+
+
+def test_own_similarities_are_the_correlation_with_the_start(recipe: Build, tiny_clip: Path, shapes: Path) -> None:
+    from clipkit.data import read_pairs
+
+    model, pairs = clipkit.load(tiny_clip), read_pairs(str(shapes / "captions.csv"))
+    own = retention.OwnSimilarities(model, pairs)
+    assert own.value() == pytest.approx(1.0, abs=1e-9)
+    images = [pairs.images[place] for place in range(16)]
+    captions = [pairs.captions[2 * place] for place in range(16)]
+    before = (model.encode_image(images) @ model.encode_text(captions).T).double().numpy()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    after = (model.encode_image(images) @ model.encode_text(captions).T).double().numpy()
+    assert own.value() == pytest.approx(np.corrcoef(before.ravel(), after.ravel())[0, 1], abs=1e-6)
+    assert own.value() < 0.999
+    with torch.no_grad():
+        model.image.head.weight.zero_()
+    assert own.value() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("file", "metric", "figure"),
+    [("classes.csv", "retention_acc1", "acc1"), ("captions.csv", "retention_mean_recall", "mean_recall")],
+)
+def test_a_named_set(
+    file: str, metric: str, figure: str, recipe: Build, tiny_clip: Path, shapes: Path, tmp_path: Path
+) -> None:
+    source = str(shapes / file)
+    result = clipkit.train(recipe({"eval.retention": source}))
+    rows = read_lines(tmp_path / "run" / "evaluations.jsonl")
+    measure = clipkit.evaluate.zeroshot if figure == "acc1" else clipkit.evaluate.retrieval
+    start: Any = measure(clipkit.load(tiny_clip), source, cache=False)
+    assert result["settings"]["retention"]["start"] == start["metrics"][figure]["value"]
+    chosen: Any = measure(clipkit.load(tmp_path / "run"), source, cache=False)
+    assert result["settings"]["retention"]["chosen"] == pytest.approx(chosen["metrics"][figure]["value"], abs=1e-9)
+    best = result["settings"]["best"]["step"]
+    assert next(row[metric] for row in rows if row["step"] == best) == result["settings"]["retention"]["chosen"]
+
+
+def test_a_resumed_run_remembers_where_it_started(recipe: Build, tmp_path: Path) -> None:
+    whole = clipkit.train(recipe({"train.epochs": 2, "output": str(tmp_path / "whole")}))
+    clipkit.train(recipe({"train.epochs": 1}))
+    # Another end of the schedule is another run; what counts is that start and findings stay.
+    again = clipkit.train(recipe({"train.epochs": 2}), resume=True)
+    kept = [own["settings"]["retention"]["start"] for own in (whole, again)]
+    assert kept == pytest.approx([1.0, 1.0], abs=1e-9)
+    for result in (whole, again):
+        assert [own["name"] for own in result["findings"]][:2] == ["high_learning_rate", "validation_leaks"]
+    rows = read_lines(tmp_path / "run" / "evaluations.jsonl")
+    assert rows[-1]["retention_similarity"] < 1.0
+
+
+def test_a_new_model_has_nothing_to_lose(recipe: Build) -> None:
+    own = recipe({"model.name": "open_clip:ViT-B-32"})
+    assert retention.retention_of(own, None, None, None) is None  # type: ignore[arg-type]
+
+
+def test_weights_between_start_and_end() -> None:
+    model = torch.nn.Linear(2, 1, bias=False)
+    model.register_buffer("count", torch.tensor(1))
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, 0.0]]))
+    start = start_of(model)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[4.0, 8.0]]))
+        model.count.fill_(7)
+
+    def figures() -> dict[str, float]:
+        at = model.weight[0, 0].item()
+        return {"gain": at / 4, "kept": 1 - (at / 4) ** 3, "other": 0.0}
+
+    curve = interpolated(model, start, figures, {"target": "gain", "retention": "kept"})
+    assert [row["alpha"] for row in curve.rows] == list(ALPHAS)
+    assert [row["target"] for row in curve.rows] == list(ALPHAS)
+    assert curve.chosen == 0.5  # of 1, 1.234, 1.375, 1.328, 1
+    assert model.weight.tolist() == [[2.0, 4.0]]
+    assert model.count.item() == 7
+
+
+def test_a_run_keeps_the_best_of_the_weights_between(
+    recipe: Build, tiny_clip: Path, shapes: Path, tmp_path: Path
+) -> None:
+    result = clipkit.train(recipe({"eval.interpolate": True, "eval.retention": str(shapes / "classes.csv")}))
+    settings = result["settings"]
+    curve = {row["alpha"]: row for row in settings["interpolation"]}
+    assert curve[1.0]["target"] == settings["best"]["value"]
+    assert curve[0.0]["retention"] == settings["retention"]["start"]
+    best = max(curve.values(), key=lambda row: (row["target"] + row["retention"], row["alpha"]))
+    assert settings["alpha"] == best["alpha"]
+    assert result["metrics"]["mean_recall"]["value"] == best["target"]
+    kept, tuned = clipkit.load(tmp_path / "run").state_dict(), clipkit.load(tiny_clip).state_dict()
+    if settings["alpha"] == 0.0:
+        assert all(torch.equal(kept[name], tuned[name]) for name in kept)
+
+
+def test_interpolation_needs_a_start_that_is_worth_something(recipe: Build) -> None:
+    with pytest.raises(RecipeError, match=r"eval\.interpolate measures weights between a whole model's"):
+        recipe({"eval.interpolate": True, "data.validation": None, "eval.metric": "auto"})
+    with pytest.raises(RecipeError, match=r"eval\.patience waits for a better evaluation"):
+        recipe({"eval.patience": 2, "data.validation": None, "eval.metric": "auto"})
+
+
+def test_a_run_ends_when_patience_does(recipe: Build, tmp_path: Path) -> None:
+    hopeless = {"optim.lr": 1e-12, "train.epochs": 9, "eval.patience": 2}
+    result = clipkit.train(recipe(hopeless))
+    assert result["settings"]["steps"] == 6  # the first evaluation is the best, two more are no better
+    assert result["settings"]["best"]["step"] == 2
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "2 evaluations were no better than the best one: the run ends" in log
+    again = clipkit.train(recipe(hopeless), resume=True)  # it is finished
+    assert again == result
+    longer = clipkit.train(recipe(hopeless | {"eval.patience": None}), resume=True)
+    assert longer["settings"]["steps"] == 18
+
+
+def test_trackers_get_what_the_files_get(recipe: Build, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    clipkit.train(recipe({"train.log_with": ["tensorboard"]}))
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tracking" / "clipkit"))
+    events.Reload()
+    losses = [(own.step, own.value) for own in events.Scalars("train/loss")]
+    rows = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert losses == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows]
+    assert {"eval/mean_recall", "speed/pairs_per_second", "train/image_accuracy"} <= set(events.Tags()["scalars"])
+    clipkit.train(recipe({"train.epochs": 1}), overwrite=True)
+    assert not (tmp_path / "run" / "tracking").exists()
+
+
+def test_trackers_that_are_not_there(recipe: Build) -> None:
+    with pytest.raises(
+        RecipeError, match=r"'tensorbord' is no tracker that Accelerate knows; did you mean tensorboard"
+    ):
+        recipe({"train.log_with": ["tensorbord"]})
+    with pytest.raises(RecipeError, match=r"clearml is not installed; pip install clearml"):
+        clipkit.train(recipe({"train.log_with": ["clearml"]}))
