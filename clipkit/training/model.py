@@ -1,10 +1,8 @@
 """What a run needs before its first step: processes, the model as it is trained, the micro-batch."""
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -137,16 +135,6 @@ def micro_batch_size_of(
 def learns_batch_norm(model: DualEncoder, recipe: ModelRecipe) -> bool:
     """Whether BatchNorm's statistics are learned, which depend on what is run at once."""
     return any(True for _ in _scratch_batch_norms(model, recipe))
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Hash of the parameters that do not learn, which no checkpoint holds."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _scratch_batch_norms(model: DualEncoder, recipe: ModelRecipe) -> Iterator[nn.Module]:

@@ -11,7 +11,7 @@ from clipkit.training.folder.checkpoint import checkpoint_steps
 from clipkit.training.folder.resume import out_of_patience
 from clipkit.training.folder.run_folder import RunFolder, read_rows
 from clipkit.training.guards.finding import Finding
-from clipkit.training.guards.guards import read_findings
+from clipkit.training.guards.record import read_findings
 from clipkit.training.guards.watch import Facts, Watch, replay
 
 _RISING = 0.02
