@@ -61,7 +61,7 @@ def test_when_one_process_dies_the_others_end(recipe: Build, tmp_path: Path, die
     assert said.count("clipkit: ") == 2
     before = sound_checkpoints(tmp_path / "run")[-1]
     clipkit.train(recipe({**CHANGES, "train.epochs": before // 3 + 2}), resume=True)
-    assert f"goes on after step {before}" in (tmp_path / "run" / "log.txt").read_text()
+    assert f"resuming after step {before}" in (tmp_path / "run" / "log.txt").read_text()
 
 
 # A run in which no file may grow beyond a limit: the errors of a full disk, where no disk is full.
