@@ -18,7 +18,6 @@ from clipkit.errors import TrainingError, one_line
 from clipkit.evaluation import to_json, versions
 from clipkit.files import write_whole
 from clipkit.images import pixel_limit
-from clipkit.models.publish.layout import layout_of
 from clipkit.models.publish.push import signed
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
@@ -176,7 +175,7 @@ class Run:
         torch.manual_seed(recipe.train.seed)  # new parts of a model are the same on every process
         self.model = model_of(recipe).to(self.accelerator.device)
         self.largest_scale = max(_LARGEST_LOGIT_SCALE, self.model.logit_scale.item())
-        self.layout = layout_of(self.model, recipe.model)
+        self.layout = self.model.layout(recipe.model)
         self.settings["trained_on"] = {"images": len(self.pairs.images), "captions": len(self.pairs.captions)}
         self.start = start_of(self.model) if recipe.eval.interpolate else {}
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
