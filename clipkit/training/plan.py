@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipkit.data import EpochSampler, StreamPairs, StreamSampler
 from clipkit.models import DualEncoder
-from clipkit.models.publish.layout import Layout, layout_of
+from clipkit.models.publish.layout import Layout
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.training.calendar import Calendar
@@ -110,7 +110,7 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
     captions = "captions" in recipe.objective
     limited = not captions or not needs(recipe.loss, "bias")
     largest_logit_scale = max(_LARGEST_LOGIT_SCALE, model.logit_scale.item()) if limited else None
-    layout = layout_of(model, recipe.model)
+    layout = model.layout(recipe.model)
     start = start_of(model) if recipe.eval.interpolate else {}
     optimizer = accelerator.prepare(build_optimizer(model, recipe.optim))
     learned = Learned(model, optimizer.optimizer, recipe.train.ema)
