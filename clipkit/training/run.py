@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from clipkit.catalogue import Need
 from clipkit.data import AtWork, Batch, EpochSampler, StreamPairs, StreamSampler
 from clipkit.errors import TrainingError, one_line
 from clipkit.evaluation import to_json, versions
@@ -44,7 +45,6 @@ from clipkit.training.measures.measures import measurements_of, merged_results
 from clipkit.training.micro_batch import memory_in_use
 from clipkit.training.model import fingerprint, learns_batch_norm, micro_batch_size_of, model_of
 from clipkit.training.objectives import objective_of
-from clipkit.training.objectives.loss_sum import needs
 from clipkit.training.objectives.teacher import teachers_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
 from clipkit.training.run_data import read_data
@@ -182,7 +182,7 @@ class Run:
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
         self.learned = Learned(self.model, self.optimizer.optimizer, recipe.train.ema)
         captions = "captions" in recipe.objective
-        wrong = captions and needs(recipe.loss, "negative_text_features")
+        wrong = captions and Need.NEGATIVES in recipe.loss.needs
         teachers = [term.teacher for term in recipe.loss.terms if term.teacher is not None and captions]
         self.teachers = teachers_of(teachers, self.pairs, self.processes)
         self.objective = objective_of(recipe, self.model, self.pairs, self.teachers)
@@ -368,8 +368,8 @@ class Run:
             self._stop_at_last_good(batch, loss.item(), float(norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if "captions" not in recipe.objective or not needs(
-            recipe.loss, "bias"
+        if (
+            "captions" not in recipe.objective or Need.BIAS not in recipe.loss.needs
         ):  # SigLIP's scale may rise above CLIP's largest
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=self.largest_scale)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from clipkit.catalogue import Need
 from clipkit.data import StreamPairs
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
@@ -21,7 +22,6 @@ from clipkit.training.guards import (
 )
 from clipkit.training.guards.batch_statistics import batch_statistics
 from clipkit.training.measures.retention import Retention, retention_of
-from clipkit.training.objectives.loss_sum import needs
 from clipkit.training.objectives.objective import Gathered, Objective
 from clipkit.training.run_data import RunData
 
@@ -66,7 +66,7 @@ class RunGuard:
 
     def begin(self, objective: Objective, steps: int, rising: int, largest_logit_scale: float, resumed: bool) -> None:
         """Say what was found; of a run that goes on the logs so far are read again."""
-        heeds_bias = "captions" in self.recipe.objective and needs(self.recipe.loss, "bias")
+        heeds_bias = "captions" in self.recipe.objective and Need.BIAS in self.recipe.loss.needs
         facts = Facts(
             batch_size=self.recipe.train.batch_size,
             rising=rising,
