@@ -12,9 +12,8 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from clipkit.errors import DataError
 from clipkit.recipe.problems import first_problem
 from clipkit.recipe.section import Section
+from clipkit.tasks import TASKS
 
-# The figure that stands for a task, where a file names no other.
-MAIN = {"zeroshot": "acc1", "retrieval": "mean_recall", "compositional": "acc", "probe": "lp_acc1"}
 _OF_HUB = re.compile(r"wds:[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _NEAR = 3  # names that are put forward for one that is none
 
@@ -68,7 +67,7 @@ class DataSet(Section):
     @property
     def main_metric(self) -> str:
         """The figure in the table."""
-        return self.metric or MAIN[self.task]
+        return self.metric or TASKS[self.task].main_metric
 
     @model_validator(mode="after")
     def _fits_its_task(self) -> Self:
