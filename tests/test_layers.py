@@ -14,6 +14,7 @@ LEVELS = {
     "images": 0,
     "recipe": 0,
     "processes": 0,
+    "run_files": 0,
     "losses": 0,
     "metrics": 0,
     "models": 1,

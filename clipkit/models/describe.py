@@ -16,6 +16,7 @@ from clipkit.models.hub import local_folder
 from clipkit.models.loading import load
 from clipkit.models.memory import graph_bytes, widest_layer_bytes
 from clipkit.models.towers import Tower
+from clipkit.run_files import RunFiles
 
 _ACTIVATIONS = ("GELU", "QuickGELU", "ReLU", "SiLU", "Mish", "Hardswish", "PReLU", "ELU", "Swish")
 
@@ -130,7 +131,7 @@ def header_of(name: str) -> dict[str, Any]:
         return {}
     try:
         folder = local_folder(name.removeprefix("hf:"), model_types=())
-        for card in (folder / "README.md", folder / "model" / "README.md"):
+        for card in (folder / "README.md", RunFiles(folder).model / "README.md"):
             if card.is_file():
                 parts = card.read_text(encoding="utf-8").split("---\n", 2)
                 header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None

@@ -23,6 +23,7 @@ from clipkit.models.publish.push import signed
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.report import model_card, run_report
+from clipkit.run_files import append
 from clipkit.training.augmented_sheet import augmented_sheet
 from clipkit.training.folder.bad_samples import BadSamples
 from clipkit.training.folder.checkpoint import (
@@ -35,7 +36,7 @@ from clipkit.training.folder.checkpoint import (
 from clipkit.training.folder.keeper import Keeper
 from clipkit.training.folder.learned import Learned
 from clipkit.training.folder.resume import MACHINE, Found, best_evaluation, find, out_of_patience
-from clipkit.training.folder.run_folder import RunFolder, append
+from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.folder.run_log import RunLog
 from clipkit.training.folder.trackers import Trackers
 from clipkit.training.inputs import TowerInputs

@@ -8,8 +8,9 @@ from clipkit.data import StreamPairs
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
+from clipkit.run_files import read_rows
 from clipkit.training.folder.resume import best_evaluation
-from clipkit.training.folder.run_folder import RunFolder, read_rows
+from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.guards import (
     Facts,
     Finding,

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from clipkit.errors import RecipeError
 from clipkit.recipe import Recipe
+from clipkit.run_files import RunFiles
 
 
 class Trackers:
@@ -26,7 +27,7 @@ class Trackers:
     def __init__(self, accelerator: Accelerator, recipe: Recipe, folder: Path) -> None:
         self.accelerator = accelerator
         self.recipe = recipe
-        self.folder = folder
+        self.folder = RunFiles(folder).tracking
         for name in recipe.train.log_with:
             if importlib.util.find_spec(name) is None:
                 raise RecipeError(f"train.log_with: {name} is not installed; pip install {name}, or leave it out")
@@ -37,8 +38,8 @@ class Trackers:
             return
         from accelerate.tracking import filter_trackers
 
-        self.accelerator.log_with = filter_trackers(self.recipe.train.log_with, self.folder / "tracking")
-        self.accelerator.project_configuration.set_directories(str(self.folder / "tracking"))
+        self.accelerator.log_with = filter_trackers(self.recipe.train.log_with, self.folder)
+        self.accelerator.project_configuration.set_directories(str(self.folder))
         self.accelerator.init_trackers("clipkit", config=dict(_flat(self.recipe.model_dump(mode="json"))))
 
     def log(self, kind: str, row: Mapping[str, Any], step: int) -> None:

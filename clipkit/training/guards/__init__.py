@@ -2,12 +2,11 @@
 
 from clipkit.training.guards.before import before_first_step, is_pretrained
 from clipkit.training.guards.finding import Finding
-from clipkit.training.guards.guards import FINDINGS_FILE, Guards, read_findings
+from clipkit.training.guards.guards import Guards, read_findings
 from clipkit.training.guards.pretrained import other_settings
 from clipkit.training.guards.watch import Facts, Watch, replay
 
 __all__ = [
-    "FINDINGS_FILE",
     "Facts",
     "Finding",
     "Guards",

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.files import write_whole
+from clipkit.run_files import RunFiles, read_object
 from clipkit.training.guards.finding import Finding
 from clipkit.training.guards.watch import Facts, Watch, replay
 
-FINDINGS_FILE = "findings.json"
 _TIMED = 5
 """Steps after which a run tells how long it will take: the first one fetches and compiles."""
 
@@ -25,7 +25,7 @@ class Guards:
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self.file = folder / FINDINGS_FILE
+        self.file = RunFiles(folder).findings
         self.say = say
         self.before: list[Finding] = []
         self.watch: Watch | None = None
@@ -96,12 +96,12 @@ class Guards:
 def read_findings(folder: Path) -> tuple[Facts, list[Finding]] | None:
     """What a run's guards left; None where there is nothing that can be read."""
     try:
-        content = json.loads((folder / FINDINGS_FILE).read_text(encoding="utf-8"))
+        content = read_object(RunFiles(folder).findings)
         known = {own.name for own in fields(Facts)}
         values = {name: value for name, value in content["facts"].items() if name in known}
         facts = Facts(**values | {"sides": tuple(values["sides"])})
         return facts, [Finding(**own) for own in content["findings"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
 
 

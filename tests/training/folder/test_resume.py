@@ -14,7 +14,7 @@ import clipkit
 from clipkit.errors import OutputError, RecipeError
 from clipkit.recipe import Recipe
 from clipkit.training import run as run_module
-from clipkit.training import run_folder
+from clipkit.training.folder import run_folder
 from clipkit.training.folder.checkpoint import checkpoint_steps
 from tests.conftest import draw, read_lines, write_csv
 from tests.forked import together
