@@ -13,6 +13,8 @@ LEVELS = {
     "files": 0,
     "seeds": 0,
     "catalogue": 0,
+    "closest": 0,
+    "tasks": 0,
     "recipe": 1,
     "images": 1,
     "processes": 1,

@@ -77,7 +77,6 @@ def _say(done: "Pushed") -> None:
 def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
     """The model in its own layout, with a card: the user's own, where the folder has one and nothing is to be added."""
     from clipkit.models import load
-    from clipkit.models.publish.layout import layout_of
     from clipkit.models.publish.push import signed
     from clipkit.report import model_card
     from clipkit.report.runs import recipe_of, results_of
@@ -93,7 +92,7 @@ def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
         recipe = recipe_of(Path(model))
         results = results_of(Path(model))
         measured = [*([results] if results is not None else []), *measured]
-    (folder / "README.md").write_text(signed(model_card(layout_of(opened), measured, recipe)), encoding="utf-8")
+    (folder / "README.md").write_text(signed(model_card(opened.layout(), measured, recipe)), encoding="utf-8")
 
 
 def _read(file: Path) -> dict[str, Any]:

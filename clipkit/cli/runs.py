@@ -42,8 +42,8 @@ def runs(
 
 def _list(folder: Path) -> None:
     from clipkit.cli.tables import print_table
-    from clipkit.report.page import number, readable
     from clipkit.report.runs import runs_in
+    from clipkit.tasks import number, readable
 
     rows = []
     for run in runs_in(folder):

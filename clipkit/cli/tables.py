@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clipkit.report.page import metrics_table, number, readable, standing
+from clipkit.report.page import metrics_table, standing
+from clipkit.tasks import number, readable
 
 
 def print_metrics(metrics: Mapping[str, Mapping[str, Any]], title: str) -> None:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from clipkit.report.curves import interval_chart
-from clipkit.report.evaluation import TASKS
 from clipkit.report.page import (
     Curve,
     Grid,
@@ -14,10 +13,10 @@ from clipkit.report.page import (
     difference,
     metrics_table,
     place_of,
-    readable,
     render,
     standing,
 )
+from clipkit.tasks import TASKS, readable
 
 
 def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
@@ -43,7 +42,7 @@ def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], s
     side_by_side = metrics_table(columns, "Side by side", "In brackets the 95 % interval over images.")
     chart = Curve("B − A in points", interval_chart(drawn, "points"), "Blue where the interval does not hold 0.")
     page = Page(
-        title=f"{TASKS[task]}: two models on {place_of(data['name'])}",
+        title=f"{TASKS[task].title}: two models on {place_of(data['name'])}",
         lead=f"A is {comparison['first']}, B is {comparison['second']}.",
         tables=[replace(side_by_side, strong=None)],
         curves_title="The difference",

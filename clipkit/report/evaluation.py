@@ -13,25 +13,12 @@ from clipkit.report.page import (
     duration,
     headlines,
     metrics_table,
-    number,
     place_of,
-    readable,
     render,
 )
 from clipkit.report.run import example_grids
+from clipkit.tasks import TASKS, number, readable
 
-TASKS = {
-    "retrieval": "Retrieval",
-    "zeroshot": "Zero-shot classification",
-    "probe": "Linear probe",
-    "compositional": "Near misses",
-}
-_HEADLINES = {
-    "retrieval": ("mean_recall", "image_retrieval_recall@1", "text_retrieval_recall@1"),
-    "zeroshot": ("acc1", "acc5", "mean_per_class_recall", "mean_average_precision"),
-    "probe": ("lp_acc1", "knn_acc1"),
-    "compositional": ("text_acc", "image_acc", "acc"),
-}
 _HARDEST = 20
 _PAIRS = 12
 _MATRIX = 24
@@ -44,12 +31,12 @@ def evaluation_report(result: Mapping[str, Any]) -> str:
     data = result["data"]
     kinds = ("images", "captions", "instances", "classes")
     counts = ", ".join(f"{data[kind]:,} {kind}" for kind in kinds if kind in data)
-    name, measured = TASKS[result["task"]], place_of(data["name"])
+    name, measured = TASKS[result["task"]].title, place_of(data["name"])
     table = metrics_table({"value": result["metrics"]}, "All figures", "In brackets the 95 % interval over images.")
     page = Page(
         title=f"{name}: {place_of(str(result['model']))}",
         lead=f"On {measured}: {counts}; it took {duration(result['seconds'])}.",
-        headlines=headlines(result["metrics"], _HEADLINES[result["task"]]),
+        headlines=headlines(result["metrics"], TASKS[result["task"]].headlines),
         tables=[table],
         tables_below=[*hardest_pairs(result), *classes_table(result.get("classes", []))],
         curves=_charts(result),

@@ -8,17 +8,9 @@ from urllib.parse import urlsplit
 import yaml
 
 from clipkit.models.publish.card import card
-from clipkit.models.publish.layout import Layout, public_name
-from clipkit.report.page import number, readable
-
-# Hub names of what is measured.
-_TASKS = {
-    "retrieval": ("image-text-retrieval", "Image-text retrieval"),
-    "zeroshot": ("zero-shot-image-classification", "Zero-shot image classification"),
-    "probe": ("image-classification", "Linear probe"),
-    "compositional": ("image-text-matching", "Near misses"),
-    "views": ("image-feature-extraction", "Views of images"),
-}
+from clipkit.models.publish.layout import Layout
+from clipkit.models.publish.provenance import public_name
+from clipkit.tasks import hub_name_of, number, readable, title_of
 
 
 def model_card(
@@ -62,7 +54,7 @@ def _figures(results: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"| {readable(name)} | {number(name, figure['value'])} | {interval} | "
                 f"{number(name, chance) if chance is not None else '–'} |"
             )
-        title = _TASKS.get(result["task"], ("", result["task"]))[1]
+        title = title_of(result["task"])
         name = _short(data.get("name", ""))
         note = f"{title} on {name} ({', '.join(counts)}); intervals are bootstrapped over images."
         if result.get("settings", {}).get("best"):
@@ -116,13 +108,12 @@ def _eval_results(result: Mapping[str, Any]) -> list[Any]:
     """The figures as the Hub's model-index has them."""
     from huggingface_hub import EvalResult
 
-    kind, title = _TASKS.get(result["task"], (result["task"], result["task"]))
     name = _short(result["data"].get("name", "")) or "unnamed"
     repository, _, split = name.removeprefix("hf:").partition(":")
     return [
         EvalResult(
-            task_type=kind,
-            task_name=title,
+            task_type=hub_name_of(result["task"]),
+            task_name=title_of(result["task"]),
             dataset_type=repository,
             dataset_name=repository,
             dataset_split=split or None,

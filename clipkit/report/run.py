@@ -17,11 +17,10 @@ from clipkit.report.page import (
     duration,
     headlines,
     metrics_table,
-    number,
     place_of,
-    readable,
     render,
 )
+from clipkit.tasks import number, readable
 
 
 def run_report(folder: str | Path) -> str:

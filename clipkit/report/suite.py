@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipkit.report.page import Page, Table, number, readable, render
+from clipkit.report.page import Page, Table, render
+from clipkit.tasks import number, readable
 
 
 def suite_tables(result: Mapping[str, Any]) -> list[Table]:

@@ -8,12 +8,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from clipkit.catalogue import Need
 from clipkit.data import StreamPairs
 from clipkit.evaluation import versions
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.training.objectives.loss_sum import needs
 from clipkit.training.objectives.teacher import Teacher
 from clipkit.training.run_data import RunData
 
@@ -34,7 +34,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """Return hashes of data, frozen weights and teachers, and the machine, by the names that messages use."""
     train, validation = data.train, data.validation
-    negatives = "captions" in recipe.objective and needs(recipe.loss, "negative_text_features")
+    negatives = "captions" in recipe.objective and Need.NEGATIVES in recipe.loss.needs
     return {
         "the images or captions of data.train": train.fingerprint,
         "the weights of data.train": [source.weight for source in recipe.data.sources],

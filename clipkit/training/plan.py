@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
+from clipkit.catalogue import Need
 from clipkit.data import EpochSampler, StreamPairs, StreamSampler
 from clipkit.models import DualEncoder
-from clipkit.models.publish.layout import Layout, layout_of
+from clipkit.models.publish.layout import Layout
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.training.calendar import Calendar
@@ -23,7 +24,6 @@ from clipkit.training.identity import identity_of
 from clipkit.training.interpolation import start_of
 from clipkit.training.model import model_of
 from clipkit.training.objectives import objective_of
-from clipkit.training.objectives.loss_sum import needs
 from clipkit.training.objectives.objective import Objective
 from clipkit.training.objectives.teacher import teachers_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
@@ -108,9 +108,9 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
     model = model_of(recipe).to(accelerator.device)
     # SigLIP's scale may rise above CLIP's largest.
     captions = "captions" in recipe.objective
-    limited = not captions or not needs(recipe.loss, "bias")
+    limited = not captions or Need.BIAS not in recipe.loss.needs
     largest_logit_scale = max(_LARGEST_LOGIT_SCALE, model.logit_scale.item()) if limited else None
-    layout = layout_of(model, recipe.model)
+    layout = model.layout(recipe.model)
     start = start_of(model) if recipe.eval.interpolate else {}
     optimizer = accelerator.prepare(build_optimizer(model, recipe.optim))
     learned = Learned(model, optimizer.optimizer, recipe.train.ema)

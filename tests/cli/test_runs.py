@@ -31,7 +31,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
 
 def test_runs_side_by_side(two_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     said = typed(monkeypatch, capsys, "runs", two_runs)
-    assert all(name in said for name in ("low", "high", "finished", "captions.csv", "mean of the recalls"))
+    assert all(name in said for name in ("low", "high", "finished", "captions.csv", "mean recall"))
     said = typed(monkeypatch, capsys, "runs", "compare", two_runs / "low", two_runs / "high")
     assert "optim.lr" in said
     assert "B − A (95 % interval)" in said

@@ -47,7 +47,7 @@ def test_exit_codes_and_what_is_written(
     said = capsys.readouterr()
     assert "gone: not reached: " in said.out
     assert "fewer: failed: " in said.out
-    assert "mean of the recalls" in said.out
+    assert "mean recall" in said.out
     assert "Traceback" not in said.err
     assert {own.name for own in out.iterdir()} >= {"results.json", "table.md", "report.html"}
     assert "Not reached: gone: " in (out / "table.md").read_text()

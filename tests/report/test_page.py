@@ -18,13 +18,12 @@ from clipkit.report.page import (
     difference,
     duration,
     metrics_table,
-    number,
     place_of,
-    readable,
     render,
     thumbnail,
     unbroken,
 )
+from clipkit.tasks import number, readable
 from tests.conftest import COLOURS, SHAPES, write_csv
 
 
@@ -117,7 +116,7 @@ def test_a_image_that_is_gone_leaves_the_page_whole(tiny_clip: Path, shapes: Pat
 def test_names_and_numbers_are_shown_as_a_reader_expects() -> None:
     assert readable("image_retrieval_recall@5") == "text → image R@5"
     assert readable("text_retrieval_map@r") == "image → text mAP@R"
-    assert readable("lp_mean_per_class_recall") == "linear probe: mean recall of the classes"
+    assert readable("lp_mean_per_class_recall") == "linear probe: mean per-class recall"
     assert number("image_retrieval_mean_rank", 1234.56) == "1,234.6"
     assert number("text_retrieval_median_rank", 7.0) == "7"
     assert number("acc1", 0.1234) == "12.3 %"

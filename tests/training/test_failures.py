@@ -56,12 +56,12 @@ def test_when_one_process_dies_the_others_end(recipe: Build, tmp_path: Path, die
     assert time.monotonic() - began < 60
     assert process.returncode != 0
     assert "Traceback" not in said
-    assert f"clipkit: process {1 - dies}: another process of this run is gone or does not answer" in said
+    assert f"clipkit: process {1 - dies}: another process of this run has ended" in said
     assert f"clipkit: process {dies} was ended by SIGKILL" in said
     assert said.count("clipkit: ") == 2
     before = sound_checkpoints(tmp_path / "run")[-1]
     clipkit.train(recipe({**CHANGES, "train.epochs": before // 3 + 2}), resume=True)
-    assert f"goes on after step {before}" in (tmp_path / "run" / "log.txt").read_text()
+    assert f"resuming after step {before}" in (tmp_path / "run" / "log.txt").read_text()
 
 
 # A run in which no file may grow beyond a limit: the errors of a full disk, where no disk is full.
@@ -184,7 +184,7 @@ def test_an_error_on_the_first_process_ends_all(monkeypatch: pytest.MonkeyPatch)
     processes.index = 1
     for code, kind in ((1, clipkit.errors.UserError), (2, TrainingError)):
         monkeypatch.setattr(processes, "of_main", lambda value, code=code: code)
-        with pytest.raises(kind, match="the first process cannot go on"):
+        with pytest.raises(kind, match="the main process failed"):
             processes.on_main(lambda: None)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from clipkit.data import Pairs, Sample, TextView
 from clipkit.evaluation import versions
 from clipkit.evaluation.figures import Column, Queries, figure, figures
-from clipkit.evaluation.neighbourhood import embedding_map, neighbour_examples
+from clipkit.evaluation.neighborhood import embedding_map, neighbor_examples
 from clipkit.evaluation.result import INTERVAL
 from clipkit.metrics import alignment, retrieval_ranks, uniformity
 from clipkit.models import DualEncoder
@@ -68,7 +68,7 @@ class ImageViewValidation:
         features = self.processes.gather(own, len(self.pairs.images)).cpu()
         items = self.pairs.images
         return _result("image", name, self.pairs, len(items), self._columns()) | {
-            "examples": neighbour_examples(features, items, "image"),
+            "examples": neighbor_examples(features, items, "image"),
             "map": embedding_map(features, items, "image"),
         }
 
@@ -143,7 +143,7 @@ class TextViewValidation:
                 self._encoded(self.captions, Encoder(self.model.text)), dim=-1
             ).cpu()
         return _result("text", name, self.pairs, len(self.captions), self._columns()) | {
-            "examples": neighbour_examples(features, self.captions, "text"),
+            "examples": neighbor_examples(features, self.captions, "text"),
             "map": embedding_map(features, self.captions, "text"),
         }
 
