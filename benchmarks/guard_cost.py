@@ -1,9 +1,9 @@
-"""What guards and logging cost a run: the share of its time that goes into them.
+"""Measure the share of a run's time that guards and logging take.
 
     python benchmarks/guard_cost.py recipes/flickr8k_towers.yaml
 
-Runs the recipe once into a temporary folder, with a clock around everything that guards and logging do: the findings
-before the first step, the batch's figures, the rules, the lines in the files, what is retained.
+Runs the recipe once into a temporary folder and times everything that guards and logging do: findings before the first
+step, batch statistics, rules, log files, retention.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SPENT: dict[str, float] = defaultdict(float)
 
 
 def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with a clock around it."""
+    """Return the function with a timer around it."""
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
         began = time.perf_counter()
@@ -38,7 +38,7 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main() -> None:
-    """Run the recipe and print what the clocks say."""
+    """Run the recipe and print the time of each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
@@ -47,11 +47,11 @@ def main() -> None:
         (monitor, "before_first_step", "before the first step"),
         (monitor, "other_settings", "before the first step"),
         (monitor, "retention_of", "retention"),
-        (monitor, "batch_statistics", "figures of a batch"),
+        (monitor, "batch_statistics", "batch statistics"),
         (monitor.Monitor, "logged", "rules"),
         (monitor.Monitor, "evaluated", "rules"),
-        (recorder, "append", "lines in the files"),
-        (recorder, "memory_in_use", "lines in the files"),
+        (recorder, "append", "log files"),
+        (recorder, "memory_in_use", "log files"),
     ]
     for owner, attribute, name in patched:
         setattr(owner, attribute, timed(name, getattr(owner, attribute)))
@@ -66,7 +66,7 @@ def main() -> None:
     for name, seconds in SPENT.items():
         print(f"{name:24} {seconds:8.3f} s {seconds / took:8.2%}")
     total = sum(SPENT.values())
-    print(f"{'all of them':24} {total:8.3f} s {total / took:8.2%} of {took:.1f} s, {steps} steps")
+    print(f"{'total':24} {total:8.3f} s {total / took:8.2%} of {took:.1f} s, {steps} steps")
 
 
 if __name__ == "__main__":
