@@ -1,18 +1,72 @@
-"""How many pairs fit into memory with their graph."""
+"""The micro-batch: how many pairs fit into memory with their graph."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
+from clipkit.errors import RecipeError
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.memory import graph_bytes
 from clipkit.processes import Processes
+from clipkit.recipe import ModelRecipe, Recipe
+from clipkit.training.inputs import TowerInputs
 
 Inputs = dict[str, Tensor]
+
+
+def micro_batch_size_of(
+    recipe: Recipe,
+    model: DualEncoder,
+    inputs: TowerInputs,
+    processes: Processes,
+    accelerator: Accelerator,
+    resumed: int | None,
+) -> int:
+    """Return the micro-batch size of the recipe, or with `auto` the largest that fits.
+
+    Args:
+        recipe: sets a size, or auto.
+        model: the model.
+        inputs: inputs of the features of the objective.
+        processes: all of them use the same size.
+        accelerator: mixed precision.
+        resumed: the size before the run was interrupted: the same micro-batches give the same bits.
+
+    Raises:
+        RecipeError: micro-batches would change what BatchNorm learns.
+    """
+    batch_size, requested = recipe.train.batch_size, recipe.train.micro_batch_size
+    rows = -(-batch_size // processes.count)
+    if requested != "auto" or resumed is not None:
+        size = min(resumed or int(requested), rows)
+    else:
+        examples = inputs.example(2)
+        encoded = [(encoder.tower, examples[name]) for name, encoder in inputs.encoders.items()]
+        size = find_micro_batch_size(model, encoded, rows, processes, accelerator)
+    if learns_batch_norm(model, recipe.model) and (processes.count > 1 or size < rows):
+        raise RecipeError(
+            f"BatchNorm would learn its statistics from {processes.count} × {size} rows at a time instead of the "
+            f"batch of {batch_size}; use one process and train.micro_batch_size: {batch_size}, a smaller batch, or a "
+            "tower with LayerNorm (e.g. timm:convnext_atto or a ViT)"
+        )
+    return size
+
+
+def learns_batch_norm(model: DualEncoder, recipe: ModelRecipe) -> bool:
+    """Return whether BatchNorm learns statistics, which depend on the rows of one forward pass."""
+    return any(True for _ in scratch_batch_norms(model, recipe))
+
+
+def scratch_batch_norms(model: DualEncoder, recipe: ModelRecipe) -> Iterator[nn.Module]:
+    """Yield the BatchNorm layers of towers that start from scratch."""
+    for tower, section in ((model.image, recipe.image), (model.text, recipe.text)):
+        if recipe.name is None and not section.pretrained:
+            yield from (m for m in tower.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
 
 def find_micro_batch_size(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from clipkit.catalogue import Need
@@ -42,8 +41,8 @@ from clipkit.training.folder.trackers import Trackers
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.interpolation import interpolated, start_of
 from clipkit.training.measures.measures import measurements_of, merged_results
-from clipkit.training.micro_batch import memory_in_use
-from clipkit.training.model import fingerprint, learns_batch_norm, micro_batch_size_of, model_of
+from clipkit.training.micro_batch import learns_batch_norm, memory_in_use, micro_batch_size_of
+from clipkit.training.model import fingerprint, kept_heads, model_of
 from clipkit.training.objectives import objective_of
 from clipkit.training.objectives.teacher import teachers_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
@@ -181,9 +180,7 @@ class Run:
         self.start = start_of(self.model) if recipe.eval.interpolate else {}
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
         self.learned = Learned(self.model, self.optimizer.optimizer, recipe.train.ema)
-        captions = "captions" in recipe.objective
-        wrong = captions and Need.NEGATIVES in recipe.loss.needs
-        teachers = [term.teacher for term in recipe.loss.terms if term.teacher is not None and captions]
+        teachers = [loss.teacher for term in recipe.terms for loss in term.losses if loss.teacher is not None]
         self.teachers = teachers_of(teachers, self.pairs, self.processes)
         self.objective = objective_of(recipe, self.model, self.pairs, self.teachers)
         self.identity = {
@@ -192,7 +189,7 @@ class Run:
             "the images or captions of data.validation": validation.fingerprint if validation else None,
             "the frozen weights of the model": fingerprint(self.model),
             "the teacher": [teacher.fingerprint for teacher in self.teachers.values()],
-            "the wrong captions": _hash_of(data.wrong_captions if wrong else []),
+            "the wrong captions": _hash_of(data.wrong_captions if Need.NEGATIVES in recipe.needs else []),
             "the paraphrases": [_hash_of(own.paraphrases or []) for own in (self.pairs, validation) if own is not None],
             "the images of data.labelled": [own.fingerprint for own in data.labelled],
             "the processes and workers that read the stream": (
@@ -368,9 +365,7 @@ class Run:
             self._stop_at_last_good(batch, loss.item(), float(norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if (
-            "captions" not in recipe.objective or Need.BIAS not in recipe.loss.needs
-        ):  # SigLIP's scale may rise above CLIP's largest
+        if Need.BIAS not in recipe.needs:  # SigLIP's scale may exceed CLIP's largest
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=self.largest_scale)
         self.step += 1
@@ -382,7 +377,7 @@ class Run:
             "seen": self.step * recipe.train.batch_size,
             "loss": loss.item(),
             "lr": lr,
-            **({"scale": self.model.logit_scale.exp().item()} if "captions" in recipe.objective else {}),
+            **({"scale": self.model.logit_scale.exp().item()} if recipe.is_cross_modal else {}),
             **({"bias": self.model.logit_bias.item()} if self.model.logit_bias is not None else {}),
             "grad_norm": float(norm),
             **self.guard.statistics,
@@ -506,11 +501,7 @@ class Run:
     def _save_model(self, folder: Path) -> None:
         """Without the heads that the recipe drops."""
         heads = self.model.view_heads
-        kept = {"image": self.recipe.image_views, "text": self.recipe.text_views}
-        sides = [
-            side for side, views in kept.items() if views is not None and views.head is not None and views.head.keep
-        ]
-        self.model.view_heads = nn.ModuleDict({side: heads[side] for side in sides})
+        self.model.view_heads = kept_heads(self.recipe, self.model)
         try:
             self.model.save(folder)
             card = model_card(self.layout, self.results, self.recipe.model_dump(mode="json"))

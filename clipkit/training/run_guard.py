@@ -60,20 +60,19 @@ class RunGuard:
             self._before = [] if kept is None else [own for own in kept[1] if own.step is None]
             return
         self._before = before_first_step(self.recipe, model, data.train, data.validation, steps, rising)
-        tried = "captions" in self.recipe.objective and not isinstance(data.train, StreamPairs)
+        tried = self.recipe.is_cross_modal and not isinstance(data.train, StreamPairs)
         if tried and is_pretrained(self.recipe):
             self._before += other_settings(model, data.train)
 
     def begin(self, objective: Objective, steps: int, rising: int, largest_logit_scale: float, resumed: bool) -> None:
         """Say what was found; of a run that goes on the logs so far are read again."""
-        heeds_bias = "captions" in self.recipe.objective and Need.BIAS in self.recipe.loss.needs
         facts = Facts(
             batch_size=self.recipe.train.batch_size,
             rising=rising,
             steps=steps,
             chance=objective.chance,
             start_scale=self._start_scale,
-            largest_scale=None if heeds_bias else math.exp(largest_logit_scale),
+            largest_scale=None if Need.BIAS in self.recipe.needs else math.exp(largest_logit_scale),
             metric=self.recipe.metric,
             sides=objective.sides,
             retention=self.retention.metric if self.retention is not None else None,

@@ -258,7 +258,7 @@ def test_classes_are_positives(recipe: Build, tmp_path: Path) -> None:
             "of which there are none to learn",
         ),
         ({"model.image.tune": "frozen"}, RecipeError, "nothing would learn"),  # but a head that is dropped
-        ({"data.validation": "{one}"}, DataError, "has one sample"),
+        ({"data.validation": "{one}"}, DataError, "one.csv: has 1 sample"),
     ],
 )
 def test_what_cannot_be_is_said_before_the_first_step(
@@ -309,7 +309,7 @@ def test_wordings_are_found_for_each_image_by_itself(shapes: Path, tmp_path: Pat
     from accelerate import Accelerator
 
     from clipkit.processes import Processes
-    from clipkit.training.measures.views import TextViewValidation
+    from clipkit.training.objectives.text_views import measure
 
     images = [str(shapes / f"images/{number:02d}.png") for number in range(3)]
     rows = [[images[0], "one two three four", ""], [images[1], "five six", "six five"], [images[2], "seven", "eight"],
@@ -317,9 +317,10 @@ def test_wordings_are_found_for_each_image_by_itself(shapes: Path, tmp_path: Pat
     pairs = read_pairs(str(write_csv(tmp_path / "w.csv", ["image", "caption", "paraphrase"], rows)))
     own = recipe({"objective": "views", "views": {"text": {"policies": ["same", "crop"]}}})
     model = clipkit.load(own.model.name)
-    validation = TextViewValidation(own, model, pairs, Processes(Accelerator(cpu=True)))
+    (term,) = own.terms
+    validation = measure(term, own, model, pairs, Processes(Accelerator(cpu=True)))
     assert validation.captions == ["one two three four", "five six", "seven"]
     first, *others = validation.wordings
     assert first in "one two three four"
     assert others == ["six five", "nine"]
-    assert validation.of.tolist() == [0, 1, 2]
+    assert validation.targets.tolist() == [0, 1, 2]
