@@ -1,4 +1,4 @@
-"""The terms of a recipe's objective: what each reads, which towers it trains, what can be measured of it.
+"""The terms of a recipe's objective: the data that each reads, the towers that it trains, the metrics that it offers.
 
 Whatever depends on the objective asks its terms; nothing else compares names of objectives. A new objective is one row
 in `OBJECTIVES` and one file in `clipkit/training/objectives`, with the name of its term.
@@ -42,9 +42,9 @@ class Term:
     towers: tuple[Side, ...]
     """Towers whose features it compares."""
     reads: frozenset[Literal["images", "captions"]]
-    """What the data must have."""
+    """Columns that the data must have."""
     needs: frozenset[Need] = frozenset()
-    """What its value depends on, besides features: the model's scale or bias, wrong captions, a teacher."""
+    """Everything that it is computed from, besides features: the model's scale or bias, wrong captions, a teacher."""
     losses: tuple[LossTerm, ...] = ()
     """Losses that the recipe chooses."""
     metrics: tuple[str, ...] = ()
@@ -54,15 +54,15 @@ class Term:
     augmentation: tuple[Step, ...] = ()
     """Augmentation of its images, as the report shows it."""
     safe: bool = False
-    """Whether that augmentation respects sides and colors in captions."""
+    """Do not flip or recolor images whose captions mention left/right or a color."""
     fewest_samples: int = 1
     """Validation samples that its metrics need."""
     not_streamed: tuple[str, ...] = ()
-    """What it needs and a stream lacks, as keys of the recipe."""
+    """Keys of the recipe that it uses and that do not work with a stream."""
 
     @property
     def is_cross_modal(self) -> bool:
-        """Whether it compares images with captions, so in the space of the model's scale."""
+        """True if it compares images with captions; logit_scale belongs to these comparisons."""
         return self.towers == ("image", "text")
 
     @property
@@ -161,12 +161,12 @@ def _text_views(views: TextViewsRecipe, weight: float, dropout: float) -> TextVi
 
 @dataclass(frozen=True)
 class ObjectiveRow:
-    """What `objective: {NAME: weight}` means."""
+    """The meaning of `objective: {NAME: weight}`."""
 
     terms: Callable[[Sections, float], list[Term]]
     """(sections of the recipe, weight) -> its terms; ValueError if the sections do not fit."""
     keys: tuple[str, ...] = ()
-    """Keys of the recipe that apply to it alone, or to it and to others that name them too."""
+    """Keys of the recipe that apply only to objectives that list them."""
 
 
 OBJECTIVES = {

@@ -83,7 +83,7 @@ class TextViewsRecipe(Section):
 
     @property
     def are_equal(self) -> bool:
-        """Whether two views of a caption are equal without dropout."""
+        """True if two views of a caption are equal without dropout."""
         return any(self.policies.count(policy) > 1 for policy in ("same", "paraphrase"))
 
 

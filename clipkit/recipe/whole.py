@@ -59,12 +59,12 @@ class Recipe(Section):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the value of the objective depends on, besides features."""
+        """Everything that the objective is computed from, besides features."""
         return frozenset(need for term in self.terms for need in term.needs)
 
     @property
     def is_cross_modal(self) -> bool:
-        """Whether images are compared with captions."""
+        """True if a term compares images with captions."""
         return any(term.is_cross_modal for term in self.terms)
 
     @property

@@ -72,23 +72,23 @@ def scratch_batch_norms(model: DualEncoder, recipe: ModelRecipe) -> Iterator[nn.
 def find_micro_batch_size(
     model: DualEncoder, encoded: list[tuple[Tower, Inputs]], rows: int, processes: Processes, accelerator: Accelerator
 ) -> int:
-    """The largest micro-batch that fits on every process, at most `rows`.
+    """Return the largest micro-batch size that fits on every process, at most `rows`.
 
-    On a GPU by trying; on a CPU, which kills instead of raising, from measured bytes a pair and half of the memory
-    that is available.
+    A GPU tries sizes; a CPU, where the system kills instead of raising an error, divides half of the available memory
+    by the measured bytes per pair.
 
     Args:
         model: the model.
-        encoded: for all that a step encodes the tower, and inputs of two images or of two captions of the greatest
+        encoded: for all features of a step the tower, and inputs of two images or of two captions of the greatest
             length.
-        rows: the largest slice that a process gets.
-        processes: who has to agree.
+        rows: the largest slice of a process.
+        processes: all of them use the same size.
         accelerator: mixed precision.
     """
-    # BatchNorm that learns its statistics would learn them from the measuring too.
+    # BatchNorm that learns statistics would also learn them from these measurements.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     if model.device.type == "cpu":
-        # Where the whole slice fits, the graphs of all encodings are there together.
+        # If the whole slice fits, the graphs of all features are in memory together.
         with accelerator.autocast():
             needed = sum(graph_bytes(tower, inputs) for tower, inputs in encoded)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -101,14 +101,14 @@ def find_micro_batch_size(
 
 
 def memory_in_use() -> int:
-    """Bytes: the largest that were allocated on the GPU so far, or what this process has in memory now."""
+    """Return bytes: the largest amount allocated on the GPU so far, or the memory of this process now."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return int(psutil.Process().memory_info().rss)
 
 
 def available_memory() -> int:
-    """Bytes that this machine, or the control group that the process is in, still has."""
+    """Return the bytes that are free on this machine, or in the control group of this process."""
     free = psutil.virtual_memory().available
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
