@@ -18,7 +18,7 @@ from clipkit.training.folder.run_log import RunLog
 from clipkit.training.folder.trackers import Trackers
 from clipkit.training.guards.monitor import Monitor
 from clipkit.training.kept_model import save_kept_model
-from clipkit.training.measures.measures import Measurement
+from clipkit.training.measures.measurement import Measurement
 from clipkit.training.micro_batch import memory_in_use
 from clipkit.training.plan import Plan
 from clipkit.training.state import State

@@ -91,7 +91,7 @@ def learning_rate(recipe: Recipe, model: DualEncoder) -> Iterator[Finding]:
 def small_batch(recipe: Recipe, model: DualEncoder) -> Iterator[Finding]:
     """Few negatives, and a scale that makes them all easy."""
     scale = model.logit_scale.exp().item()
-    if "captions" in recipe.objective and recipe.train.batch_size < _SMALL_BATCH and scale > 95 and not _sigmoid(model):
+    if recipe.is_cross_modal and recipe.train.batch_size < _SMALL_BATCH and scale > 95 and not _sigmoid(model):
         yield Finding(
             "small_batch",
             "warning",
@@ -103,7 +103,7 @@ def small_batch(recipe: Recipe, model: DualEncoder) -> Iterator[Finding]:
 
 def little_learns(recipe: Recipe, model: DualEncoder) -> Iterator[Finding]:
     """A run in which no tower learns."""
-    if "captions" in recipe.objective and not any(
+    if recipe.is_cross_modal and not any(
         parameter.requires_grad for _, tower in _towers(model) for parameter in tower.parameters()
     ):
         yield Finding(
@@ -139,7 +139,7 @@ def _of_pairs(recipe: Recipe, model: DualEncoder, train: Pairs) -> Iterator[Find
         return
     if train.has_captions and not is_absent(model.text):
         yield from cut_captions(model, train)
-    if "captions" in recipe.objective:
+    if recipe.is_cross_modal:
         yield from false_negatives(recipe, train)
     if train.has_images and not is_absent(model.image):
         yield from small_images(model, train)

@@ -62,7 +62,7 @@ class Monitor:
         self._findings = before_first_step(
             plan.recipe, plan.model, plan.data.train, plan.data.validation, plan.steps, plan.schedule.rising
         )
-        can_try = "captions" in plan.recipe.objective and not isinstance(plan.data.train, StreamPairs)
+        can_try = plan.recipe.is_cross_modal and not isinstance(plan.data.train, StreamPairs)
         if can_try and is_pretrained(plan.recipe):
             self._findings += other_settings(plan.model, plan.data.train)
 
