@@ -10,6 +10,7 @@ LEVELS = {
     "catalogue": 0,
     "errors": 0,
     "files": 0,
+    "findings": 0,
     "seeds": 0,
     "images": 0,
     "recipe": 0,
@@ -25,7 +26,7 @@ LEVELS = {
     "__main__": 5,
 }
 # Within level 0 the small common ones may be used by the others.
-COMMON = {"catalogue", "errors", "files", "seeds"}
+COMMON = {"catalogue", "errors", "files", "findings", "seeds"}
 
 
 def room(module: str) -> str:

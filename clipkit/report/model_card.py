@@ -68,8 +68,10 @@ def _figures(results: Sequence[Mapping[str, Any]]) -> list[str]:
         if result.get("settings", {}).get("best"):
             note += " This data also chose the weights that are here."
         # A reader must know it; other findings are for who trains.
-        leaked = [own["message"] for own in result.get("findings", []) if own["name"] == "validation_leaks"]
-        note += "".join(f" Mind that {message}: the figures are too good." for message in leaked)
+        for finding in result.get("findings", []):
+            if finding["name"] in ("leaked_images", "validation_leaks"):  # the second name is that of earlier versions
+                count = finding.get("count") or "some"
+                note += f" Warning: {count} training images are in this data too, so the figures are too good."
         parts += [note, "\n".join(rows)]
     return ["## What was measured", *parts] if parts else []
 

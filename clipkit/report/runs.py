@@ -72,7 +72,7 @@ def _row(run: Path, inside: Path) -> RunRow:
         high=figure.get("high"),
         loss=(steps or {}).get("loss"),
         seconds=(results or {}).get("seconds"),
-        warnings=sum(own["level"] != "note" for own in findings),
+        warnings=sum(own.get("severity", own.get("level")) != "note" for own in findings),
     )
 
 

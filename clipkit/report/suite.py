@@ -109,10 +109,10 @@ def suite_markdown(result: Mapping[str, Any]) -> str:
 def suite_report(result: Mapping[str, Any]) -> str:
     """The HTML of a suite."""
     problems = [
-        {"level": "note", "step": None, "message": f"{name} was not reached", "advice": why}
+        {"severity": "note", "step": None, "message": f"{name} was not reached", "advice": why}
         for name, why in result["unreached"].items()
     ] + [
-        {"level": "error", "step": None, "message": f"{name} failed", "advice": why}
+        {"severity": "error", "step": None, "message": f"{name} failed", "advice": why}
         for name, why in result["failed"].items()
     ]
     datasets, models = (len({row[what] for row in result["rows"]}) for what in ("dataset", "model"))

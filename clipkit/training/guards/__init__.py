@@ -1,7 +1,7 @@
-"""Guards: what seems to be wrong with a run, told before its first step, while it is on, and afterwards."""
+"""Guards: what seems to be wrong with a run, reported before its first step, during training, and afterwards."""
 
+from clipkit.findings import Finding
 from clipkit.training.guards.before import before_first_step, is_pretrained
-from clipkit.training.guards.finding import Finding
 from clipkit.training.guards.guards import FINDINGS_FILE, Guards, read_findings
 from clipkit.training.guards.pretrained import other_settings
 from clipkit.training.guards.watch import Facts, Watch, replay

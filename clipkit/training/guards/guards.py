@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.files import write_whole
-from clipkit.training.guards.finding import Finding
+from clipkit.findings import Finding
 from clipkit.training.guards.watch import Facts, Watch, replay
 
 FINDINGS_FILE = "findings.json"
@@ -100,7 +100,9 @@ def read_findings(folder: Path) -> tuple[Facts, list[Finding]] | None:
         known = {own.name for own in fields(Facts)}
         values = {name: value for name, value in content["facts"].items() if name in known}
         facts = Facts(**values | {"sides": tuple(values["sides"])})
-        return facts, [Finding(**own) for own in content["findings"]]
+        # Runs of earlier versions have `level` in place of `severity`.
+        rows = [{"severity": own.pop("level", None), **own} for own in content["findings"]]
+        return facts, [Finding(**own | {"examples": tuple(own.get("examples", ()))}) for own in rows]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

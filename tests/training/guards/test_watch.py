@@ -93,7 +93,7 @@ def test_it_speaks_once(name: str) -> None:
     found = said(**SPEAKS[name])
     assert [own.name for own in found] == [name]
     assert found[0].step is not None
-    assert found[0].level == "warning"
+    assert found[0].severity == "warning"
     assert found[0].advice
 
 
