@@ -60,8 +60,10 @@ def _results_section(results: Sequence[Mapping[str, Any]]) -> list[str]:
         if result.get("settings", {}).get("best"):
             note += " The weights were selected on the same data."
         # Other findings matter only to the person who trains.
-        leaked = [f["message"] for f in result.get("findings", []) if f["name"] == "validation_leaks"]
-        note += "".join(f" Warning: {message}; the values are too high." for message in leaked)
+        for finding in result.get("findings", []):
+            if finding["name"] in ("leaked_images", "validation_leaks"):  # the second name is that of earlier versions
+                count = finding.get("count") or "some"
+                note += f" Warning: {count} training images are in this data too; the values are too high."
         parts += [note, "\n".join(rows)]
     return ["## Evaluation results", *parts] if parts else []
 

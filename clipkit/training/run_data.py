@@ -81,11 +81,7 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
     max_bad = int(data.max_bad * count if data.max_bad < 1 else data.max_bad)
     missing = [] if streamed is not None else _missing(train, max_bad)
     if streamed is None and count <= _LOOKED_AT:
-        notes += [
-            f"{one.severity}: {one.count} {one.message}; {one.advice}"
-            for one in quick_findings(train)
-            if one.severity == "warning"
-        ]
+        notes += [finding.line() for finding in quick_findings(train) if finding.severity == "warning"]
     if Need.NEGATIVES in recipe.needs:
         checked_negatives(train)
     labelled = [read_labelled(own) for own in (data.labelled, data.labelled_test) if own]

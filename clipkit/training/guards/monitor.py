@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipkit.data import StreamPairs
+from clipkit.findings import Finding
 from clipkit.run_files import read_rows
 from clipkit.training.folder.resume import best_evaluation
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.guards.batch_statistics import batch_statistics
 from clipkit.training.guards.before import before_first_step, is_pretrained
-from clipkit.training.guards.finding import Finding
 from clipkit.training.guards.pretrained import other_settings
 from clipkit.training.guards.record import read_findings, write_findings
 from clipkit.training.guards.watch import Facts, Watch, replay

@@ -6,8 +6,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from clipkit.files import write_whole
+from clipkit.findings import Finding
 from clipkit.run_files import RunFiles
-from clipkit.training.guards.finding import Finding
 from clipkit.training.guards.watch import Facts
 
 
@@ -24,6 +24,8 @@ def read_findings(folder: Path) -> tuple[Facts, list[Finding]] | None:
         known = {field.name for field in fields(Facts)}
         values = {name: value for name, value in content["facts"].items() if name in known}
         facts = Facts(**values | {"sides": tuple(values["sides"])})
-        return facts, [Finding(**finding) for finding in content["findings"]]
+        # Runs of earlier versions have `level` in place of `severity`.
+        rows = [{"severity": row.pop("level", None), **row} for row in content["findings"]]
+        return facts, [Finding(**row | {"examples": tuple(row.get("examples", ()))}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
         return None
