@@ -1,7 +1,5 @@
 """`clipkit push`."""
 
-import json
-import os
 import shlex
 import tempfile
 from pathlib import Path
@@ -9,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipkit.errors import DataError, ModelError, TrainingError
+from clipkit.cli.launch import is_main_process
+from clipkit.errors import ModelError, TrainingError
 
 if TYPE_CHECKING:
     from clipkit.models.publish.push import Pushed
@@ -25,9 +24,10 @@ def push(
     ] = None,
 ) -> None:
     """Put a model with its card on the Hugging Face Hub; a broken transfer goes on where it was."""
+    from clipkit.evaluation import read_result
     from clipkit.models.publish.push import push as upload
 
-    measured = [_read(file) for file in results or []]
+    measured = [read_result(file) for file in results or []]
     run = Path(model)
     with tempfile.TemporaryDirectory() as aside:
         if (run / "recipe.yaml").is_file() and (run / "model").is_dir() and not measured:
@@ -62,7 +62,7 @@ def check_first(repository: str, private: bool) -> None:
     Raises:
         ModelError: it cannot.
     """
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_main_process():
         from clipkit.models.publish.push import check_pushable
 
         check_pushable(repository, private)
@@ -94,14 +94,3 @@ def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
         results = results_of(Path(model))
         measured = [*([results] if results is not None else []), *measured]
     (folder / "README.md").write_text(signed(model_card(layout_of(opened), measured, recipe)), encoding="utf-8")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: is no results JSON ({error}); write one with clipkit eval … --json {file}") from None
-    whole = isinstance(content, dict) and {"task", "metrics", "data"} <= content.keys()
-    if not whole or not all(isinstance(own, dict) and "value" in own for own in content["metrics"].values()):
-        raise DataError(f"{file}: is no results JSON; write one with clipkit eval … --json {file}")
-    return content
