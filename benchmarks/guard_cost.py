@@ -13,11 +13,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import clipkit.training.run as run_module
-import clipkit.training.run_guard as guard_module
 from clipkit.recipe import Recipe
-from clipkit.training.guards import Guards
-from clipkit.training.run import Run
+from clipkit.training import recorder
+from clipkit.training.folder.run_folder import RunFolder, claimed
+from clipkit.training.guards import monitor
+from clipkit.training.plan import make_plan
+from clipkit.training.run import run
 from clipkit.training.stop import StopRequest
 
 SPENT: dict[str, float] = defaultdict(float)
@@ -43,25 +44,25 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     patched: list[tuple[Any, str, str]] = [
-        (guard_module, "before_first_step", "before the first step"),
-        (guard_module, "other_settings", "before the first step"),
-        (guard_module, "retention_of", "retention"),
-        (guard_module, "batch_statistics", "figures of a batch"),
-        (Guards, "step", "rules"),
-        (Guards, "evaluation", "rules"),
-        (run_module, "append", "lines in the files"),
-        (run_module, "memory_in_use", "lines in the files"),
+        (monitor, "before_first_step", "before the first step"),
+        (monitor, "other_settings", "before the first step"),
+        (monitor, "retention_of", "retention"),
+        (monitor, "batch_statistics", "figures of a batch"),
+        (monitor.Monitor, "logged", "rules"),
+        (monitor.Monitor, "evaluated", "rules"),
+        (recorder, "append", "lines in the files"),
+        (recorder, "memory_in_use", "lines in the files"),
     ]
     for owner, attribute, name in patched:
         setattr(owner, attribute, timed(name, getattr(owner, attribute)))
     with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
         recipe = Recipe.from_yaml(arguments.recipe, [*arguments.overrides, f"output={folder}/run"])
-        run = Run(recipe, stop)
         began = time.perf_counter()
-        run.go(resume=False, overwrite=False)
+        plan = make_plan(recipe)
+        with claimed(RunFolder(recipe.output), plan.processes, resume=False, overwrite=False) as claim:
+            run(plan, claim, stop)
         took = time.perf_counter() - began
-        run.folder.release()
-        steps = run.step
+        steps = plan.steps
     for name, seconds in SPENT.items():
         print(f"{name:24} {seconds:8.3f} s {seconds / took:8.2%}")
     total = sum(SPENT.values())

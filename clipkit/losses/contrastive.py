@@ -26,15 +26,6 @@ def contrastive(
     (Hadsell et al. 2006, "Dimensionality Reduction by Learning an Invariant Mapping", equation 4, with the cosine
     distance and each kind averaged by itself: among G² combinations nearly all are negatives.)
 
-    In short:
-        formula: ½ mean d² over positives + ½ mean [m − d]²₊ over negatives
-        positives: own counterpart; duplicates as asked
-        needs: nothing
-        memory: in bands, O(G D)
-        chance: none of its own; it depends on the similarities
-        source: Hadsell et al. 2006
-        take it: where a fixed threshold of similarity is to separate pairs; it ignores the model's scale
-
     Args:
         image_features: unit length, one row a pair.
         text_features: unit length, row i belongs to row i of the images.

@@ -18,15 +18,6 @@ def cross_consistency(
     over the others.) Expanded, it is a few products of D × D matrices: time O(G D²), no G × G matrix. In float64,
     since it is a small difference of large sums.
 
-    In short:
-        formula: 1/G Σ (x_i · y_j − x_j · y_i)²
-        positives: none
-        needs: another loss beside it, in a sum
-        memory: O(G D + D²)
-        chance: 0 at equal similarities
-        source: Goel et al. 2022, CyCLIP
-        take it: beside InfoNCE, for geometry that is alike on both sides
-
     Args:
         image_features: unit length, one row a pair.
         text_features: unit length, row i belongs to row i of the images.

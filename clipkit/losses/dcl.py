@@ -25,15 +25,6 @@ def dcl(
     (Yeh et al. 2022, "Decoupled Contrastive Learning".) N_a are the features of the other pairs on both
     sides. It may be negative. An anchor without a negative counts 0.
 
-    In short:
-        formula: log Σ exp over the negatives − positive
-        positives: own counterpart; duplicates as asked
-        needs: nothing
-        memory: tiled, O(G D)
-        chance: ln(2G − 2)
-        source: Yeh et al. 2022
-        take it: for small batches
-
     Args:
         image_features: unit length, one row a pair; the first views.
         text_features: unit length, row i belongs to row i of the images; the second views.

@@ -27,15 +27,6 @@ def distillation(
     p over texts and q over images are softmaxes of scaled similarities.) Its least value is the teacher's entropy, not
     0.
 
-    In short:
-        formula: cross entropy with the teacher's softmax over the batch, both ways
-        positives: the teacher's opinion
-        needs: a teacher (loss.teacher)
-        memory: in bands, O(G D)
-        chance: ln G
-        source: Hinton et al. 2015; Wu et al. 2023, TinyCLIP
-        take it: to make a small model of a large one, mostly in a sum with infonce
-
     Args:
         image_features: unit length, one row a pair.
         text_features: unit length, row i belongs to row i of the images.

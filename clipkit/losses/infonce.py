@@ -31,15 +31,6 @@ def infonce(
     With `label_smoothing` ε the targets are (1 − ε) of that and ε spread evenly over all columns (Szegedy et al. 2016,
     "Rethinking the Inception Architecture", section 7).
 
-    In short:
-        formula: −log softmax of the pair among the batch, both ways
-        positives: own counterpart; duplicates as asked
-        needs: nothing
-        memory: tiled, O(G D)
-        chance: ln G
-        source: Radford et al. 2021, CLIP
-        take it: first
-
     Computed in float32, or float64 for float64 features, in tiles: memory grows with G, not with its square.
 
     Args:

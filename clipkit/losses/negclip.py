@@ -28,15 +28,6 @@ def negclip(
     (Yuksekgonul et al. 2023, "When and Why Vision-Language Models Behave like Bags-of-Words", section 4.) Every image
     sees all of the batch's wrong captions; these have no image of their own, so they do not ask.
 
-    In short:
-        formula: InfoNCE, with H more texts in the images' softmax
-        positives: as infonce
-        needs: a column negative_caption in data.train
-        memory: tiled, O(G D)
-        chance: (ln(G + H) + ln G) / 2
-        source: Yuksekgonul et al. 2023, NegCLIP
-        take it: to teach word order, attributes and relations; see eval compositional
-
     Args:
         image_features: unit length, one row a pair.
         text_features: unit length, row i belongs to row i of the images.

@@ -26,15 +26,6 @@ def ntxent(
     is the other view alone.) The 2G anchors z are all images and all texts; with views of one image in the place of
     images and texts it is SimCLR's. With duplicates as positives it is `supcon`.
 
-    In short:
-        formula: log Σ exp over the 2G − 1 others − positive
-        positives: own counterpart; duplicates as asked
-        needs: nothing
-        memory: tiled, O(G D)
-        chance: ln(2G − 1)
-        source: Chen et al. 2020, SimCLR
-        take it: for views of one thing; for captions where the sides should spread by themselves too
-
     Args:
         image_features: unit length, one row a pair; the first views.
         text_features: unit length, row i belongs to row i of the images; the second views.

@@ -28,15 +28,6 @@ def sigmoid(
 
     Arguments, tiles and precision are those of `infonce`.
 
-    In short:
-        formula: Σ softplus(∓(s x_i · y_j + b)) over all combinations, a mean over pairs
-        positives: own counterpart; duplicates as asked
-        needs: a logit bias (SigLIP, or model.bias)
-        memory: tiled, O(G D)
-        chance: G ln 2 at s = b = 0; none of its own
-        source: Zhai et al. 2023, SigLIP
-        take it: to fine-tune SigLIP; for small batches
-
     Args:
         image_features: unit length, one row a pair.
         text_features: unit length, row i belongs to row i of the images.

@@ -24,15 +24,6 @@ def supcon(
     an image or a caption: with captions made from class names, the caption is the class. Labels of your own go in as
     both ids.
 
-    In short:
-        formula: mean over positives of −log softmax over the 2G − 1 others
-        positives: all of the same image, caption or class
-        needs: nothing; classes as captions
-        memory: tiled, O(G D)
-        chance: ln(2G − 1)
-        source: Khosla et al. 2020
-        take it: for class folders, where many images share a caption
-
     Args:
         image_features: unit length, one row a pair.
         text_features: unit length, row i belongs to row i of the images.

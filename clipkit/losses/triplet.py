@@ -40,15 +40,6 @@ def triplet(
     All triplets are summed by sorting, in O(G² log G) time; no G³ anything is there. Every process counts the
     violations of the others' rows too, so this time is not shared.
 
-    In short:
-        formula: [m + d(positive) − d(negative)]₊
-        positives: own counterpart; duplicates as asked
-        needs: nothing
-        memory: in bands, O(G D)
-        chance: m; 0 for semihard
-        source: Schroff et al. 2015; Faghri et al. 2018 (hard); Hermans et al. 2017 (all)
-        take it: for fine-tuning retrieval (hard), for classes (all, semihard); it ignores the model's scale
-
     Args:
         image_features: unit length, one row a pair.
         text_features: unit length, row i belongs to row i of the images.

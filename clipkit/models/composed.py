@@ -70,7 +70,8 @@ class ImageTrunk(nn.Module):
 class Composed:
     """The backend: one folder a tower, in the layout of its own library, and the projections beside them."""
 
-    kind = "composed"
+    library = "clipkit"
+    class_name = None
 
     def save(self, model: DualEncoder, folder: Path) -> None:
         """`image/` opens with timm, `text/` with transformers, the whole with clipkit."""

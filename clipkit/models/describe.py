@@ -4,17 +4,15 @@ from collections import Counter
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.errors import ModelError
 from clipkit.models.absent import is_absent
 from clipkit.models.encode import stack_inputs
 from clipkit.models.from_transformers import FAMILIES
-from clipkit.models.hub import local_folder
 from clipkit.models.loading import load
 from clipkit.models.memory import graph_bytes, widest_layer_bytes
+from clipkit.models.publish.provenance import license_of
 from clipkit.models.towers import Tower
 
 _ACTIVATIONS = ("GELU", "QuickGELU", "ReLU", "SiLU", "Mish", "Hardswish", "PReLU", "ELU", "Swish")
@@ -74,7 +72,8 @@ def describe(name: str) -> dict[str, Any]:
     with torch.no_grad():
         side, tower = next(reversed(towers.items()))
         width = tower(inputs[side]).shape[1]
-    found: dict[str, Any] = {"name": name, "layout": model.backend.kind}
+    library = model.backend.library
+    found: dict[str, Any] = {"name": name, "layout": "composed" if library == "clipkit" else library}
     for side in ("image", "text"):
         own = towers.get(side)
         found[f"{side}_tower"] = _tower_name(own) if own is not None else None
@@ -92,7 +91,7 @@ def describe(name: str) -> dict[str, Any]:
         "loss": "sigmoid" if model.logit_bias is not None else "softmax (InfoNCE)",
         "scale": model.logit_scale.exp().item(),
         "bias": model.logit_bias.item() if model.logit_bias is not None else None,
-        "licence": licence_of(name),
+        "licence": license_of(name),
         "inference_bytes": weights + layer,
         # Weights, their gradients and AdamW's two moments, and the graph of one pair: one tower at a time has one.
         "training_bytes": 4 * weights + graph,
@@ -116,25 +115,3 @@ def _activation(tower: nn.Module) -> str | None:
         if name.startswith(_ACTIVATIONS) or name in ("PytorchGELUTanh", "GELUTanh"):
             found[name] += 1
     return found.most_common(1)[0][0] if found else None
-
-
-def licence_of(name: str) -> str | None:
-    """What the header of a model's card states."""
-    licence = header_of(name).get("license")
-    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence and str(licence)
-
-
-def header_of(name: str) -> dict[str, Any]:
-    """The header of a model's card, of a folder, a run or a Hub repository; empty where there is none that is sound."""
-    if name.startswith("open_clip:"):
-        return {}
-    try:
-        folder = local_folder(name.removeprefix("hf:"), model_types=())
-        for card in (folder / "README.md", folder / "model" / "README.md"):
-            if card.is_file():
-                parts = card.read_text(encoding="utf-8").split("---\n", 2)
-                header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-                return header if isinstance(header, dict) else {}
-    except (ModelError, OSError, ValueError, yaml.YAMLError):
-        pass
-    return {}

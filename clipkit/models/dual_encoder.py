@@ -11,18 +11,26 @@ from torch import Tensor, nn
 
 from clipkit.errors import DataError
 from clipkit.images import ImageLike
+from clipkit.models.absent import is_absent
 from clipkit.models.encode import encode_images, encode_strings, listed_images, listed_strings
-from clipkit.models.towers import ImageTower, TextTower
+from clipkit.models.publish.layout import Layout, layout_of, pretrained_names
+from clipkit.models.towers import ImageTower, TextTower, Tower
 from clipkit.models.view_heads import save_view_heads
+from clipkit.recipe import ModelRecipe
 
 
 class Backend(Protocol):
-    """Where a model came from, so that saving gives back the same layout."""
+    """The library that a model came from; saving writes its layout again."""
 
-    kind: str
+    library: str
+    """Library that opens the saved folder: transformers, open_clip or clipkit."""
+
+    @property
+    def class_name(self) -> str | None:
+        """Class of transformers that opens the saved folder, if one does."""
 
     def save(self, model: "DualEncoder", folder: Path) -> None:
-        """Write the model so that the library it came from opens the folder."""
+        """Write the model so that its library opens the folder."""
 
 
 class DualEncoder(nn.Module):
@@ -64,6 +72,12 @@ class DualEncoder(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.logit_scale.device
+
+    @property
+    def sides(self) -> dict[str, Tower]:
+        """Towers that the model has, by name: image, text."""
+        towers: dict[str, Tower] = {"image": self.image, "text": self.text}
+        return {side: tower for side, tower in towers.items() if not is_absent(tower)}
 
     def view_head(self, tower: str) -> nn.Module | None:
         """The head of a tower's views, where there is one."""
@@ -126,27 +140,35 @@ class DualEncoder(nn.Module):
         self.backend.save(self, folder)
         save_view_heads(self.view_heads, folder)
 
-    def push(self, repository: str, *, private: bool = False) -> str:
-        """Save it, with a model card, as one commit of a Hub repository. Gives the commit's address.
-
-        The card is that of the run or folder it was loaded from as long as its weights are the same; else a new one.
+    def layout(self, recipe: ModelRecipe | None = None) -> Layout:
+        """Return what a model card states about the saved model.
 
         Args:
-            repository: `org/name`; made where there is none.
-            private: whether only its owner sees it, where it is made.
+            recipe: how the model was built; without it, the model counts as its own base.
+        """
+        names = [self.name] if recipe is None else pretrained_names(recipe)
+        return layout_of(self.backend.library, self.backend.class_name, list(self.sides), names)
+
+    def push(self, repository: str, *, private: bool = False) -> str:
+        """Upload the model and its card as one commit to a Hub repository. Return the commit's URL.
+
+        A model whose weights have not changed since it was loaded keeps the card it was loaded with.
+
+        Args:
+            repository: `org/name`; created if it does not exist.
+            private: create a private repository.
 
         Raises:
-            ModelError: the repository cannot be written to, or the transfer broke; the same call goes on.
+            ModelError: the repository cannot be written to, or the upload failed; call again to resume it.
         """
         import tempfile
 
         from clipkit.models.publish.card import card, kept_card
-        from clipkit.models.publish.layout import layout_of
         from clipkit.models.publish.push import push, signed
 
         with tempfile.TemporaryDirectory() as folder:
             saved = Path(folder)
             self.save(saved)
-            text = kept_card(Path(self.name), saved) or signed(card(layout_of(self)))
+            text = kept_card(Path(self.name), saved) or signed(card(self.layout()))
             (saved / "README.md").write_text(text, encoding="utf-8")
             return push(saved, repository, private=private).url

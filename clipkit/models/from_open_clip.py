@@ -94,7 +94,8 @@ class Projection(nn.Module):
 class FromOpenClip:
     """The backend: keeps open_clip's own model, which shares every parameter with the towers, and its configuration."""
 
-    kind = "open_clip"
+    library = "open_clip"
+    class_name = None
 
     def __init__(self, native: Any, config: dict[str, Any], tokenizer: OpenClipTokenizer) -> None:
         self.native = native

@@ -81,12 +81,16 @@ FAMILIES = {
 class FromTransformers:
     """The backend: keeps the native objects, which share every parameter with the towers."""
 
-    kind = "transformers"
+    library = "transformers"
 
     def __init__(self, native: Any, processor: Any, tokenizer: TransformersTokenizer) -> None:
         self.native = native
         self.processor = processor
         self.tokenizer = tokenizer
+
+    @property
+    def class_name(self) -> str:
+        return type(self.native).__name__
 
     def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
         """The weights by transformers' names, with the scale and bias that the towers have."""

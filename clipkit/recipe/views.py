@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from clipkit import catalogue
+from clipkit.catalogue import LOSSES, Need
 from clipkit.recipe.loss import LossRecipe
 from clipkit.recipe.policies import Policy, Shares, steps_of
 from clipkit.recipe.section import Section
@@ -12,9 +12,10 @@ from clipkit.recipe.section import Section
 
 def _check_loss_of_views(loss: LossRecipe) -> LossRecipe:
     for name in loss.names:
-        needs = catalogue.losses()[name].fields["needs"]
-        if not needs.startswith(("nothing", "another loss")):
-            raise ValueError(f"{name} needs {needs}, which views do not have; take ntxent, infonce or triplet")
+        missing = LOSSES[name].needs - {Need.IDS, Need.SCALE, Need.ANOTHER_LOSS}
+        if missing:
+            needed = LOSSES[name].requirements
+            raise ValueError(f"{name} needs {needed}, which views do not have; use ntxent, infonce or triplet")
     return loss
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BeforeValidator, Field, PositiveFloat, ValidationError, model_validator
 
-from clipkit import catalogue
 from clipkit.errors import RecipeError
 from clipkit.recipe.data import DataRecipe
 from clipkit.recipe.loop import (
@@ -30,7 +29,7 @@ from clipkit.recipe.views import ImageViewsRecipe, TextViewsRecipe, ViewsRecipe
 def _with_weights(objective: object) -> object:
     """A name alone as a sum of one."""
     weights = {objective: 1.0} if isinstance(objective, str) else objective
-    known = catalogue.objectives()
+    known = ("captions", "views")
     if not isinstance(weights, dict) or not weights or not set(weights) <= set(known):
         raise ValueError(
             f"is {objective!r}; take {' or '.join(known)}, or several with their weights, as {{captions: 1, views: 1}}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from clipkit.report.page import Page, metrics_table, render
 from clipkit.report.run import example_grids, run_curves
+from clipkit.run_files import RunFiles
 
 CREDIT = "Images: Twemoji, © Twitter, Inc and other contributors, CC-BY 4.0. Names: Unicode CLDR."
 
@@ -12,12 +13,12 @@ CREDIT = "Images: Twemoji, © Twitter, Inc and other contributors, CC-BY 4.0. Na
 def demo_report(folder: Path) -> str:
     """The HTML of the demo's folder, from `demo.json` and the files of its run."""
     demo = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
-    run = folder / "run"
+    run = RunFiles(folder / "run")
     retrieval = {name: results["retrieval"]["metrics"] for name, results in demo["models"].items()}
     zeroshot = {name: results["zeroshot"]["metrics"] for name, results in demo["models"].items()}
     trained = demo["models"]["trained"]
     data, classes = trained["retrieval"]["data"], trained["zeroshot"]["data"]["classes"]
-    recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+    recipe = run.recipe.read_text(encoding="utf-8")
     held_out = f"{data['images']} held-out emoji, of families that no model saw in training"
     page = Page(
         title="clipkit demo: emoji and their names",
@@ -34,7 +35,7 @@ def demo_report(folder: Path) -> str:
                 "The prompts of a group are the names of its training emoji.",
             ),
         ],
-        curves=run_curves(run, json.loads((run / "results.json").read_text(encoding="utf-8"))),
+        curves=run_curves(run, json.loads(run.results.read_text(encoding="utf-8"))),
         grids=[*example_grids(trained["retrieval"]), *example_grids(trained["zeroshot"])],
         details={"Recipe": recipe},
         credit=CREDIT,

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from clipkit.models.publish.card import card
-from clipkit.models.publish.layout import Layout, public_name
+from clipkit.models.publish.layout import Layout
+from clipkit.models.publish.provenance import public_name
 from clipkit.tasks import hub_name_of, number, readable, title_of
 
 

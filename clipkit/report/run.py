@@ -20,14 +20,14 @@ from clipkit.report.page import (
     place_of,
     render,
 )
+from clipkit.run_files import RunFiles, read_rows
 from clipkit.tasks import number, readable
 
 
 def run_report(folder: str | Path) -> str:
     """The HTML of a run folder: loss, metrics with chance, queries with their top answers, the recipe."""
-    folder = Path(folder)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    recipe_text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    run = RunFiles(folder)
+    results = json.loads(run.results.read_text(encoding="utf-8"))
     data = results["data"]
     kinds = {"retrieval_": ("Retrieval on", data), "view_": ("Views of", data)}
     kinds[""] = ("Labelled images:", data.get("labelled", data))
@@ -44,11 +44,14 @@ def run_report(folder: str | Path) -> str:
         headlines=[*headlines(results["metrics"], _HEADLINES), *_kept(results)][:_MOST],
         findings=results.get("findings"),
         tables=[*tables, *_retention(results)],
-        curves=run_curves(folder, results),
+        curves=run_curves(run, results),
         sheets=_sheets(results),
         grids=example_grids(results),
         map=results.get("map") or [],
-        details={"Recipe": recipe_text, "Versions": json.dumps(results.get("versions", {}), indent=2)},
+        details={
+            "Recipe": run.recipe.read_text(encoding="utf-8"),
+            "Versions": json.dumps(results.get("versions", {}), indent=2),
+        },
     )
     return render(page)
 
@@ -90,20 +93,20 @@ def _lead(results: dict[str, Any]) -> str:
     return f"{took}; the weights after step {best['step']:,} had the best {readable(best['metric'])} and are kept."
 
 
-def run_curves(folder: Path, results: dict[str, Any]) -> list[Curve]:
+def run_curves(run: RunFiles, results: dict[str, Any]) -> list[Curve]:
     """What was logged at each step and evaluation: loss, accuracies, cosines, scale, figures, speed."""
-    steps = _rows(folder / "metrics.jsonl")
+    steps = read_rows(run.metrics)
     settings = results["settings"]
     level = settings.get("loss_at_chance")
     chance = None if level is None else ("at equal similarities", level)
     x = [row["step"] for row in steps]
     loss = {"loss": (x, [row["loss"] for row in steps])}
     curves = [Curve("Training loss", line_chart(loss, "step", "loss", chance))]
-    curves += _of_evaluations(_rows(folder / "evaluations.jsonl"), settings)
+    curves += _of_evaluations(read_rows(run.evaluations), settings)
     curves += _of_batches(steps)
     if settings.get("interpolation"):
         curves.append(_interpolation(settings))
-    return [*curves, *_throughput(_rows(folder / "speed.jsonl"))]
+    return [*curves, *_throughput(read_rows(run.speed))]
 
 
 def _throughput(speeds: list[dict[str, Any]]) -> list[Curve]:
@@ -223,7 +226,3 @@ def example_grids(results: dict[str, Any]) -> list[Grid]:
         ),
     ]
     return [grid for grid in grids if grid.examples]
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []

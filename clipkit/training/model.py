@@ -1,13 +1,12 @@
 """What a run needs before its first step: processes, the model as it is trained, the micro-batch."""
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
+from clipkit.catalogue import Need
 from clipkit.errors import ModelError, RecipeError
 from clipkit.models import DualEncoder, Tower, compose, load
 from clipkit.models.absent import check_present, is_absent
@@ -17,7 +16,6 @@ from clipkit.processes import Processes
 from clipkit.recipe import ModelRecipe, Recipe
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.micro_batch import find_micro_batch_size
-from clipkit.training.objectives.loss_sum import needs
 
 
 def model_of(recipe: Recipe) -> DualEncoder:
@@ -36,7 +34,7 @@ def model_of(recipe: Recipe) -> DualEncoder:
         check_present(model.name, image=model.image)
     if captions or recipe.text_views is not None:
         check_present(model.name, text=model.text)
-    if captions and needs(recipe.loss, "bias") and model.logit_bias is None:
+    if captions and Need.BIAS in recipe.loss.needs and model.logit_bias is None:
         way_out = "set model.bias, as -10" if own.name is None else "take loss.name: infonce"
         raise ModelError(f"loss.name: sigmoid needs a logit bias, which {model.name} does not have; {way_out}")
     for tower, tune in ((model.image, own.image.tune), (model.text, own.text.tune)):
@@ -92,7 +90,7 @@ def _learns(recipe: Recipe, model: DualEncoder) -> bool:
             if views.head is not None and views.head.keep:
                 parts.append(model.view_heads[side])
     return any(p.requires_grad for part in parts for p in part.parameters()) or (
-        captions and needs(recipe.loss, "scale")
+        captions and Need.SCALE in recipe.loss.needs
     )
 
 
@@ -137,16 +135,6 @@ def micro_batch_size_of(
 def learns_batch_norm(model: DualEncoder, recipe: ModelRecipe) -> bool:
     """Whether BatchNorm's statistics are learned, which depend on what is run at once."""
     return any(True for _ in _scratch_batch_norms(model, recipe))
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Hash of the parameters that do not learn, which no checkpoint holds."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _scratch_batch_norms(model: DualEncoder, recipe: ModelRecipe) -> Iterator[nn.Module]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from clipkit.catalogue import Need
 from clipkit.data import (
     LabelledImages,
     Pairs,
@@ -21,7 +22,6 @@ from clipkit.data import (
 from clipkit.errors import DataError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.training.objectives.loss_sum import needs
 
 # More images than this are looked at by `clipkit data check` alone: a run begins at once.
 _LOOKED_AT = 100_000
@@ -86,7 +86,7 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
             for one in quick_findings(train)
             if one.severity == "warning"
         ]
-    if "captions" in recipe.objective and needs(recipe.loss, "negative_text_features"):
+    if "captions" in recipe.objective and Need.NEGATIVES in recipe.loss.needs:
         checked_negatives(train)
     labelled = [read_labelled(own) for own in (data.labelled, data.labelled_test) if own]
     return RunData(train, validation, labelled, dict.fromkeys(missing, "there is no such file"), max_bad, notes)
@@ -109,7 +109,7 @@ def _check_streamable(recipe: Recipe, name: str) -> None:
         and views.image is not None
         and (views.image.safe or views.image.positives != "image"),
         "loss.teacher": any(term.teacher is not None for term in recipe.loss.terms),
-        "negative captions": needs(recipe.loss, "negative_text_features"),
+        "negative captions": Need.NEGATIVES in recipe.loss.needs,
     }
     found = [what for what, asked in refused.items() if asked]
     if found:

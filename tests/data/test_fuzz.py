@@ -347,7 +347,7 @@ def _train(recipe: Build, data: Damaged, output: Path, bad: set[int]) -> None:
         clipkit.train(recipe(_changes(data, output)))
     listed = read_lines(output / "bad_samples.jsonl")
     assert sorted(row["image"] for row in listed) == sorted(bad)
-    assert {row["image"] for row in listed} == {str(data.folder / data.names[place]) for place in bad}
+    assert {row["file"] for row in listed} == {str(data.folder / data.names[place]) for place in bad}
     assert all(len(row["reason"].splitlines()) == 1 for row in listed)
     assert len(read_lines(output / "metrics.jsonl")) == len(data.names) // GLOBAL
     assert all(np.isfinite(row["loss"]) for row in read_lines(output / "metrics.jsonl"))

@@ -75,7 +75,7 @@ def test_a_source_that_is_no_table(folder: Path) -> None:
         (str(folder / "none.csv"), "no such file"),
         (str(folder), "is a folder"),
         (str(folder / "a.png"), "neither"),
-        (f"{folder / 'p.csv'}?image=x", "image is no option"),
+        (f"{folder / 'p.csv'}?picture=x", "picture is no option"),
     ]:
         with pytest.raises(DataError, match=message):
             read_pairs(source)

@@ -21,7 +21,7 @@ from clipkit.data import Batch, Policy, StreamPairs, StreamSampler, read_stream,
 from clipkit.data.sources import streams
 from clipkit.errors import DataError, Interrupted, RecipeError
 from clipkit.recipe import Recipe, steps_of
-from clipkit.training.run import Run
+from clipkit.training.recorder import Recorder
 from tests.conftest import read_lines
 from tests.data.test_sources import Made, _hub, write_shards
 
@@ -190,17 +190,17 @@ def test_a_run_on_a_stream_that_is_interrupted(
 ) -> None:
     own = {"data.train": address, "data.samples": 200, "train.batch_size": 40, "data.workers": 2}
     clipkit.train(recipe({**own, "output": str(tmp_path / "whole")}))
-    log = Run._log
+    log = Recorder.log
 
-    def interrupting(self: Run, *args: Any, **kwargs: Any) -> None:
-        log(self, *args, **kwargs)
-        if self.step == 3:
+    def interrupting(self: Recorder, row: dict[str, Any], waited: float, took: float) -> None:
+        log(self, row, waited, took)
+        if row["step"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Run, "_log", interrupting)
+    monkeypatch.setattr(Recorder, "log", interrupting)
     with pytest.raises(Interrupted):
         clipkit.train(recipe(own))
-    monkeypatch.setattr(Run, "_log", log)
+    monkeypatch.setattr(Recorder, "log", log)
     with pytest.raises(RecipeError, match="the processes and workers that read the stream changed"):
         clipkit.train(recipe({**own, "data.workers": 1}), resume=True)
     clipkit.train(recipe(own), resume=True)

@@ -57,6 +57,6 @@ def test_both_layouts_in_one_folder(tiny_clip: Path, tmp_path: Path) -> None:
     folder = tmp_path / "both"
     clipkit.load("open_clip:ViT-B-32").save(folder)
     shutil.copytree(tiny_clip, folder, dirs_exist_ok=True)
-    assert clipkit.load(folder).backend.kind == "transformers"
+    assert clipkit.load(folder).backend.library == "transformers"
     (folder / "model.safetensors").unlink()
-    assert clipkit.load(folder).backend.kind == "open_clip"
+    assert clipkit.load(folder).backend.library == "open_clip"

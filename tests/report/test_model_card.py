@@ -14,7 +14,8 @@ from PIL import Image
 import clipkit
 from clipkit.models import compose
 from clipkit.models.export import export
-from clipkit.models.publish.layout import Base, Layout, layout_of
+from clipkit.models.publish.layout import Layout
+from clipkit.models.publish.provenance import Base
 from clipkit.recipe import ModelRecipe, Recipe
 from clipkit.report import model_card
 from tests.models.families import FAMILIES, build
@@ -51,7 +52,7 @@ def test_its_code_for_transformers_gives_what_clipkit_gives(family: str, tmp_pat
     build(family, tmp_path / "base")
     model = clipkit.load(tmp_path / "base")
     model.save(tmp_path / "saved")
-    left = run_code(model_card(layout_of(model)), tmp_path / "saved", photo)
+    left = run_code(model_card(model.layout()), tmp_path / "saved", photo)
     logits = model.encode_image([photo]) @ model.encode_text(["a cat", "a dog"]).T * model.logit_scale.exp().detach()
     bias = 0 if model.logit_bias is None else model.logit_bias.detach()
     expected = (logits + bias).sigmoid() if "siglip" in family else logits.softmax(dim=1)
@@ -67,7 +68,7 @@ def test_its_code_for_open_clip(tmp_path: Path, photo: Path) -> None:
     model = clipkit.load(build("clip", tmp_path / "base"))
     export(model, "open_clip", tmp_path / "open_clip")
     opened = clipkit.load(tmp_path / "open_clip")
-    left = run_code(model_card(layout_of(opened)), tmp_path / "open_clip", photo)
+    left = run_code(model_card(opened.layout()), tmp_path / "open_clip", photo)
     expected = opened.encode_image([photo]) @ opened.encode_text(["a cat", "a dog"]).T
     torch.testing.assert_close(left["open_clip"]["similarity"], expected, rtol=0, atol=1e-5)
 
@@ -80,7 +81,7 @@ def test_its_code_for_two_towers(tmp_path: Path, photo: Path) -> None:
     recipe = {"image": {"name": "timm:test_convnext", "pretrained": False, "image_size": 64}, "text": text}
     model = compose(ModelRecipe.model_validate(recipe | {"embed_dim": 24}))
     model.save(tmp_path)
-    card = model_card(layout_of(clipkit.load(tmp_path), ModelRecipe.model_validate(recipe)))
+    card = model_card(clipkit.load(tmp_path).layout(ModelRecipe.model_validate(recipe)))
     assert "license" not in ModelCard(card).data.to_dict()  # random weights: nobody else's
     left = run_code(card, tmp_path, photo)
     parts = next(own for name, own in left.items() if "parts" in name)
@@ -93,10 +94,10 @@ def test_its_code_for_two_towers(tmp_path: Path, photo: Path) -> None:
 def test_bases_of_the_libraries() -> None:
     recipe = ModelRecipe.model_validate({"image": {"name": "timm:resnet50"}, "text": {"name": "hf:org/bert@v1"}})
     model = compose(ModelRecipe.model_validate({"image": {"name": "timm:test_convnext", "pretrained": False}}))
-    layout = layout_of(model, recipe)
+    layout = model.layout(recipe)
     assert layout.repositories == ["timm/resnet50.a1_in1k", "org/bert"]
-    assert [base.licence for base in layout.bases] == ["apache-2.0", None]
-    tagged = layout_of(model, ModelRecipe(name="open_clip:ViT-B-32/openai"))
+    assert [base.license for base in layout.bases] == ["apache-2.0", None]
+    tagged = model.layout(ModelRecipe(name="open_clip:ViT-B-32/openai"))
     assert tagged.repositories == ["timm/vit_base_patch32_clip_224.openai"]
 
 
@@ -108,12 +109,12 @@ def test_a_base_in_a_folder(tmp_path: Path) -> None:
         "---\nlicense: other\nlicense_name: mine\nlicense_link: https://a.b/c\nbase_model: /home/x/y\n---\n"
     )
     model = compose(ModelRecipe.model_validate({"image": {"name": "timm:test_convnext", "pretrained": False}}))
-    layout = layout_of(model, ModelRecipe(name=str(base)))
+    layout = model.layout(ModelRecipe(name=str(base)))
     assert layout.bases == (Base("base", (), "other", "mine", "https://a.b/c"),)  # a folder is none of the Hub's
     header = ModelCard(model_card(layout)).data
     assert (header.license, header.license_name, header.license_link) == ("other", "mine", "https://a.b/c")
     card.write_text("---\nlicense: [mit, : }\n---\n")  # no YAML
-    assert layout_of(model, ModelRecipe(name=str(base))).bases == (Base("base"),)
+    assert model.layout(ModelRecipe(name=str(base))).bases == (Base("base"),)
 
 
 @pytest.mark.parametrize(

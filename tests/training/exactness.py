@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipkit import catalogue
+from clipkit.catalogue import LossRow, Need
 from clipkit.data import Batch
 from clipkit.models import DualEncoder
 from clipkit.models.preprocess import Preprocess
@@ -26,29 +28,21 @@ from clipkit.training.step import Encoder, Step
 WIDTH = 12
 LONGEST = 9
 VOCABULARY = 40
-LOSSES = {
-    "infonce": LossRecipe(duplicates="negative"),
-    "multi-positive": LossRecipe(duplicates="positive"),
-    "ignore": LossRecipe(duplicates="ignore"),
-    "sigmoid": LossRecipe(name="sigmoid"),
-    "smoothed": LossRecipe(label_smoothing=0.1),
-    "ntxent": LossRecipe(name="ntxent"),
-    "supcon": LossRecipe(name="supcon"),
-    "dcl": LossRecipe(name="dcl"),
-    "triplet": LossRecipe(name="triplet", margin=0.5),
-    "all triplets": LossRecipe(name="triplet", mining="all", margin=0.5),
-    "contrastive": LossRecipe(name="contrastive", margin=0.9),
-    "negclip": LossRecipe(name="negclip"),
-    "distillation": LossRecipe(name="distillation", teacher="made"),
-    "sum": LossRecipe(
-        name=[
-            {"name": "infonce"},
-            {"name": "cross_consistency", "weight": 0.25},
-            {"name": "within_consistency", "weight": 0.25},
-        ]
-    ),
+
+
+def _recipe(row: LossRow) -> LossRecipe:
+    """Return the loss with its defaults, beside InfoNCE if it needs another loss."""
+    entry = {"name": row.name} | ({"teacher": "made"} if Need.TEACHER in row.needs else {})
+    return LossRecipe(name=[{"name": "infonce"}, entry] if Need.ANOTHER_LOSS in row.needs else [entry])
+
+
+LOSSES = {name: _recipe(row) for name, row in catalogue.LOSSES.items()} | {
+    "infonce, negative": LossRecipe(duplicates="negative"),
+    "infonce, ignore": LossRecipe(duplicates="ignore"),
+    "infonce, smoothed": LossRecipe(label_smoothing=0.1),
+    "triplet, all": LossRecipe(name="triplet", mining="all", margin=0.5),
 }
-# Views: what is seen of them, and the loss between two.
+# Views: names of their features, and the loss between two views.
 _IMAGES, _TEXTS = [f"image_view_{view}" for view in (1, 2, 3)], [f"text_view_{view}" for view in (1, 2)]
 VIEWS = {
     "SimCLR, image, head": _IMAGES[:2],
@@ -67,8 +61,8 @@ VIEW_LOSSES = {
     "SimCSE, text, head": LossRecipe(name="infonce"),
 }
 OBJECTIVES = [*LOSSES, *VIEWS]
-# The new ones share their machinery: a few cuts of each will do.
-_ALL_CUTS = ("infonce", "multi-positive", "ignore", "sigmoid")
+# The others share the machinery of these, so that a few cuts are enough.
+_ALL_CUTS = ("infonce", "infonce, negative", "infonce, ignore", "sigmoid")
 MICRO_BATCHES = (1, 3, 8, 100)
 BATCHES = (16, 14)  # 14 pairs on 4 processes: 3, 4, 3, 4
 
@@ -164,7 +158,8 @@ def seen(loss: str) -> list[str]:
     """Names of the features that the objective sees."""
     if loss in VIEWS:
         return list(VIEWS[loss])
-    return ["image_features", "text_features", *(["negative_text_features"] if loss == "negclip" else [])]
+    negatives = Need.NEGATIVES in LOSSES[loss].needs
+    return ["image_features", "text_features", *(["negative_text_features"] if negatives else [])]
 
 
 def encoders(loss: str, model: DualEncoder) -> dict[str, Encoder]:
@@ -178,7 +173,7 @@ def encoders(loss: str, model: DualEncoder) -> dict[str, Encoder]:
 
 def value(loss: str, model: DualEncoder) -> Value:
     if loss not in VIEWS:
-        return loss_sum(LOSSES[loss], {"made": teacher})
+        return loss_sum(LOSSES[loss].terms, {"made": teacher})
     head = model.view_head("image" if "image" in loss else "text") if "head" in loss else None
     ids = ("image_ids", "image_ids") if "image" in loss else ("caption_ids", "caption_ids")
     return value_of_views(seen(loss), VIEW_LOSSES[loss], 0.2, head, ids)
@@ -210,14 +205,14 @@ def gradients(
     return found | {"loss": whole}
 
 
-def main(out: Path) -> None:
+def main(out: Path, dtype: torch.dtype) -> None:
     accelerator = Accelerator(cpu=True)
     found = {}
-    for dtype, loss in itertools.product((torch.float64, torch.float32), OBJECTIVES):
+    for loss in OBJECTIVES:
         for pairs, micro in cuts(loss):
-            found[(str(dtype), loss, pairs, micro)] = gradients(loss, pairs, micro, dtype, 0.0, accelerator)
+            found[(loss, pairs, micro)] = gradients(loss, pairs, micro, dtype, 0.0, accelerator)
     torch.save((accelerator.num_processes, found), out / f"{accelerator.num_processes}-{accelerator.process_index}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), getattr(torch, sys.argv[2]))

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipkit.models.publish.layout import Base, Layout
+from clipkit.models.publish.layout import Layout
+from clipkit.models.publish.provenance import Base
 from clipkit.models.publish.push import CARD, WEIGHTS
 from clipkit.models.publish.usage import HERE, usage
+from clipkit.run_files import RunFiles
 
 
 def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, eval_results: Sequence[Any] = ()) -> str:
@@ -54,7 +56,8 @@ def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, ev
 
 def kept_card(source: Path, saved: Path) -> str | None:
     """The card of the folder, or of the run, that a model was loaded from, where the model has its weights still."""
-    folder = source / "model" if (source / "model" / CARD).is_file() else source
+    of_run = RunFiles(source).model
+    folder = of_run if (of_run / CARD).is_file() else source
     weights = [path.relative_to(saved) for path in saved.rglob("*") if path.suffix in WEIGHTS]
     same = all((folder / own).is_file() and filecmp.cmp(folder / own, saved / own, shallow=False) for own in weights)
     return (folder / CARD).read_text(encoding="utf-8") if same and (folder / CARD).is_file() else None
@@ -81,25 +84,25 @@ def _what(layout: Layout, trained: bool) -> str:
 
 def _licence(bases: Sequence[Base]) -> tuple[str | None, str | None, str | None]:
     """For the header, with its name and address: none where a base states none, other where they differ."""
-    licences = {(base.licence, base.licence_name, base.licence_link) for base in bases}
-    if not bases or any(base.licence is None for base in bases):
+    licences = {(base.license, base.license_name, base.license_link) for base in bases}
+    if not bases or any(base.license is None for base in bases):
         return None, None, None
     return licences.pop() if len(licences) == 1 else ("other", None, None)
 
 
 def _of_licence(bases: Sequence[Base]) -> list[str]:
     """In words, where the header cannot say it."""
-    distinct = {(base.licence, base.licence_name, base.licence_link) for base in bases}
-    if len(distinct) < 2 and not any(base.licence is None for base in bases):
+    distinct = {(base.license, base.license_name, base.license_link) for base in bases}
+    if len(distinct) < 2 and not any(base.license is None for base in bases):
         return []
     lines = [f"- {base.name}: {_words(base)}" for base in bases]
     advice = "Where none was found, ask the owner before you pass the model on."
-    unknown = any(base.licence is None for base in bases)
+    unknown = any(base.license is None for base in bases)
     return ["## Licence", "What it was made of has these licences:", "\n".join(lines), *([advice] if unknown else [])]
 
 
 def _words(base: Base) -> str:
-    if base.licence is None:
+    if base.license is None:
         return "none was found"
-    name = base.licence_name or base.licence
-    return f"[{name}]({base.licence_link})" if base.licence_link and "://" in base.licence_link else name
+    name = base.license_name or base.license
+    return f"[{name}]({base.license_link})" if base.license_link and "://" in base.license_link else name

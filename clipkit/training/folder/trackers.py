@@ -1,7 +1,7 @@
 """What a run logs, handed on to Accelerate's trackers."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,18 @@ from accelerate import Accelerator
 
 from clipkit.errors import RecipeError
 from clipkit.recipe import Recipe
+from clipkit.run_files import RunFiles
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Check that the trackers of a recipe can be imported.
+
+    Raises:
+        RecipeError: one of them is not installed.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise RecipeError(f"train.log_with: {name} is not installed; pip install {name}, or leave it out")
 
 
 class Trackers:
@@ -18,18 +30,12 @@ class Trackers:
         accelerator: whose trackers they are.
         recipe: names them, and is what they show as configuration.
         folder: the run's; what they write themselves goes into `tracking`.
-
-    Raises:
-        RecipeError: one of them is not installed.
     """
 
     def __init__(self, accelerator: Accelerator, recipe: Recipe, folder: Path) -> None:
         self.accelerator = accelerator
         self.recipe = recipe
-        self.folder = folder
-        for name in recipe.train.log_with:
-            if importlib.util.find_spec(name) is None:
-                raise RecipeError(f"train.log_with: {name} is not installed; pip install {name}, or leave it out")
+        self.folder = RunFiles(folder).tracking
 
     def start(self) -> None:
         """Tell them that a run begins."""
@@ -37,8 +43,8 @@ class Trackers:
             return
         from accelerate.tracking import filter_trackers
 
-        self.accelerator.log_with = filter_trackers(self.recipe.train.log_with, self.folder / "tracking")
-        self.accelerator.project_configuration.set_directories(str(self.folder / "tracking"))
+        self.accelerator.log_with = filter_trackers(self.recipe.train.log_with, self.folder)
+        self.accelerator.project_configuration.set_directories(str(self.folder))
         self.accelerator.init_trackers("clipkit", config=dict(_flat(self.recipe.model_dump(mode="json"))))
 
     def log(self, kind: str, row: Mapping[str, Any], step: int) -> None:

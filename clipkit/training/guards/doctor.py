@@ -1,17 +1,16 @@
 """`examine`: what a run folder says, finished or not."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from clipkit.errors import DataError
 from clipkit.recipe import Recipe
+from clipkit.run_files import RunFiles, read_rows, results_of
 from clipkit.training.folder.checkpoint import checkpoint_steps
 from clipkit.training.folder.resume import out_of_patience
-from clipkit.training.folder.run_folder import RunFolder, read_rows
 from clipkit.training.guards.finding import Finding
-from clipkit.training.guards.guards import read_findings
+from clipkit.training.guards.record import read_findings
 from clipkit.training.guards.watch import Facts, Watch, replay
 
 _RISING = 0.02
@@ -30,13 +29,13 @@ def examine(folder: str | Path) -> tuple[str, list[Finding]]:
     Example:
         >>> where, findings = examine("runs/finetune_clip")       # doctest: +SKIP
     """
-    run = RunFolder(folder)
-    if not run.recipe.is_file():
-        raise DataError(f"{run.path}: is no run (it has no recipe.yaml); give the folder that a recipe's output names")
+    run = RunFiles(folder)
+    if not run.is_run:
+        raise DataError(f"{run.path}: not a run folder (no recipe.yaml); give the output folder of a recipe")
     recipe = Recipe.from_yaml(run.recipe)
-    metrics, speeds, evaluations = (_whole_rows(file) for file in (run.metrics, run.speed, run.evaluations))
+    metrics, speeds, evaluations = (read_rows(file) for file in (run.metrics, run.speed, run.evaluations))
     kept = read_findings(run.path)
-    results = _results(run.results)
+    results = results_of(run.path)
     facts = kept[0] if kept is not None else _facts(recipe, metrics, results)
     found = [] if kept is None else [own for own in kept[1] if own.step is None or own.name == "not_finite"]
     if facts is not None:
@@ -65,7 +64,7 @@ def _facts(recipe: Recipe, metrics: list[dict[str, Any]], results: dict[str, Any
 
 
 def _where(
-    run: RunFolder, recipe: Recipe, metrics: list[dict[str, Any]], facts: Facts | None, results: dict[str, Any] | None
+    run: RunFiles, recipe: Recipe, metrics: list[dict[str, Any]], facts: Facts | None, results: dict[str, Any] | None
 ) -> tuple[str, bool]:
     step = metrics[-1]["step"] if metrics else 0
     of = f" of {facts.steps}" if facts is not None else ""
@@ -79,7 +78,7 @@ def _where(
 
 
 def _of_state(
-    run: RunFolder,
+    run: RunFiles,
     recipe: Recipe,
     metrics: list[dict[str, Any]],
     evaluations: list[dict[str, Any]],
@@ -115,32 +114,10 @@ def _of_state(
             )  # fmt: skip
 
 
-def _of_bad_samples(run: RunFolder) -> Iterator[Finding]:
-    bad = _whole_rows(run.bad_samples)
+def _of_bad_samples(run: RunFiles) -> Iterator[Finding]:
+    bad = read_rows(run.bad_samples)
     if bad:
         yield Finding(
             "bad_samples", "warning", f"{len(bad)} training images could not be had, others stood in for them",
             "bad_samples.jsonl names them; mend or drop them (clipkit data check D --fix OUT)",
         )  # fmt: skip
-
-
-def _whole_rows(file: Path) -> list[dict[str, Any]]:
-    """The lines of a log, but for a last one that was cut short."""
-    try:
-        return read_rows(file)
-    except ValueError:
-        whole = []
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                whole.append(json.loads(line))
-            except ValueError:
-                break
-        return whole
-
-
-def _results(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return content if isinstance(content.get("settings"), dict) else None
-    except (OSError, ValueError, AttributeError):
-        return None

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
+from clipkit.catalogue import Need
 from clipkit.data import Pairs, Policy, TextSafe, TextView, WrongCaption, checked_negatives
 from clipkit.models import DualEncoder
 from clipkit.recipe import Recipe
-from clipkit.training.objectives.loss_sum import chance_of, loss_sum, needs
+from clipkit.training.objectives.loss_sum import chance_of, loss_sum
 from clipkit.training.objectives.objective import Encoded, Objective
 from clipkit.training.objectives.teacher import Teacher
 
@@ -29,13 +30,13 @@ def captions(recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping
         "image_features": Encoded("image", augment),
         "text_features": Encoded("text", TextView("same", pairs)),
     }
-    if needs(recipe.loss, "negative_text_features"):
+    if Need.NEGATIVES in recipe.loss.needs:
         encoded["negative_text_features"] = Encoded("text", WrongCaption(checked_negatives(pairs)))
     return Objective(
         "captions",
         encoded,
-        loss_sum(recipe.loss, teachers),
-        chance_of(recipe.loss, recipe.train.batch_size),
+        loss_sum(recipe.loss.terms, teachers),
+        chance_of(recipe.loss.terms, recipe.train.batch_size),
         compared=lambda gathered: (gathered["image_features"], gathered["text_features"]),
         sides=("image", "text"),
     )

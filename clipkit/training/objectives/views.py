@@ -56,7 +56,7 @@ def _objective(
     def compared(gathered: Gathered) -> tuple[Tensor, Tensor]:
         return through_head(gathered[one], head), through_head(gathered[two], head)
 
-    return Objective("views", encoded, value, chance_of(loss, batch_size), compared, sides=(one, two))
+    return Objective("views", encoded, value, chance_of(loss.terms, batch_size), compared, sides=(one, two))
 
 
 def value_of_views(
@@ -71,7 +71,7 @@ def value_of_views(
         head: from the trunk's output to what the loss sees; it sees the whole batch at once.
         ids: names of the ids by which samples are positives of each other.
     """
-    between = loss_sum(loss)
+    between = loss_sum(loss.terms)
     pairs = list(combinations(names, 2))
 
     def value(gathered: Gathered, scalars: Scalars, rows: slice) -> Tensor:

@@ -14,9 +14,9 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import clipkit
 from tests.conftest import small_recipe
-from tests.models import push_client
 from tests.models.families import build
 from tests.models.hub_server import TOKEN, Hub, serving
+from tests.models.publish import push_client
 
 
 class Client:

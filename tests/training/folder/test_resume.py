@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 import clipkit
 from clipkit.errors import OutputError, RecipeError
 from clipkit.recipe import Recipe
-from clipkit.training import run as run_module
-from clipkit.training import run_folder
+from clipkit.training import step as step_module
+from clipkit.training.folder import run_folder
 from clipkit.training.folder.checkpoint import checkpoint_steps
 from tests.conftest import draw, read_lines, write_csv
 from tests.forked import together
@@ -27,7 +27,7 @@ CHANGES = {"train.epochs": 4, "train.batch_size": 5, "checkpoint.every_steps": 2
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """The run is gone, without a word, when it is about to make this many steps."""
-    step, calls = run_module.Step.__call__, 0
+    step, calls = step_module.Step.__call__, 0
 
     def counted(*arguments: Any) -> torch.Tensor:
         nonlocal calls
@@ -36,7 +36,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             raise SystemExit
         return step(*arguments)
 
-    monkeypatch.setattr(run_module.Step, "__call__", counted)
+    monkeypatch.setattr(step_module.Step, "__call__", counted)
 
 
 def interrupted(recipe: Recipe, after: int) -> None:

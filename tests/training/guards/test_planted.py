@@ -13,8 +13,9 @@ import clipkit
 from clipkit.data import read_pairs
 from clipkit.errors import TrainingError, UserError
 from clipkit.recipe import Recipe
-from clipkit.training.guards import before_first_step, other_settings
+from clipkit.training.guards.before import before_first_step
 from clipkit.training.guards.doctor import examine
+from clipkit.training.guards.pretrained import other_settings
 from clipkit.training.model import model_of
 from tests.conftest import draw, write_csv
 

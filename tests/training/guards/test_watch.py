@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from clipkit.training.guards import Facts, Finding, Watch, replay
+from clipkit.training.guards.finding import Finding
+from clipkit.training.guards.watch import Facts, Watch, replay
 
 STEPS = 200
 FACTS = Facts(
