@@ -1,4 +1,4 @@
-"""Hub data sets in CLIP_benchmark's layout, from a server on loopback, beside CLIP_benchmark on the same shards."""
+"""Hub datasets in CLIP_benchmark's layout, from a local server; compared with CLIP_benchmark on the same shards."""
 
 import io
 import json
@@ -23,19 +23,19 @@ from tests.evaluation.suites import suite_client
 from tests.evaluation.tasks.test_zeroshot import ForClipBenchmark, Tokens
 from tests.models.hub_server import Hub, Repository, serving
 
-CLASSES = ("red", "green", "blue", "yellow", "purple")  # of the last there is no image
+CLASSES = ("red", "green", "blue", "yellow", "purple")  # the last one has no image
 TEMPLATES = ("a photo of a {c} thing", "something {c}")
 
 
 def vector(classes: list[int]) -> bytes:
-    """A one for each class, in NumPy's format."""
+    """Return the labels of an image as a vector of zeros and ones in NumPy's format."""
     content = io.BytesIO()
     np.save(content, np.isin(np.arange(len(CLASSES)), classes).astype(np.float32))
     return content.getvalue()
 
 
 def shards(folder: Path, kind: str) -> Path:
-    """Two tars of shapes with their colours, with colour and size, or with captions, as CLIP_benchmark writes them."""
+    """Write two tars of shapes with one color, several labels, or captions, as CLIP_benchmark writes them."""
     samples = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     (folder / "test").mkdir(parents=True)
     for number in range(2):
@@ -43,15 +43,15 @@ def shards(folder: Path, kind: str) -> Path:
             for place, (colour, shape) in enumerate(samples[number::2]):
                 content = io.BytesIO()
                 draw(colour, shape, shift=place % 3).save(content, "PNG")
-                ending, said = {
+                suffix, label = {
                     "retrieval": ("txt", f"a {colour} {shape}\nthe {shape} is {colour}".encode()),
                     "classification": ("cls", str(CLASSES.index(colour)).encode()),
                     "multilabel": ("npy", vector([CLASSES.index(colour), 4] if place % 3 else [])),
                 }[kind]
-                for name, own in {"png": content.getvalue(), ending: said}.items():
+                for name, data in {"png": content.getvalue(), suffix: label}.items():
                     member = tarfile.TarInfo(f"s{place:04d}.{name}")
-                    member.size = len(own)
-                    tar.addfile(member, io.BytesIO(own))
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
     (folder / "test" / "nshards.txt").write_text("2\n")
     (folder / "dataset_type.txt").write_text(kind)
     if kind != "retrieval":
@@ -60,7 +60,7 @@ def shards(folder: Path, kind: str) -> Path:
     return folder
 
 
-def test_shards_have_their_classes_prompts_and_captions(tmp_path: Path) -> None:
+def test_shards_are_read_with_classes_prompts_and_captions(tmp_path: Path) -> None:
     opened = open_wds(shards(tmp_path / "classes", "classification"), "test")
     assert isinstance(opened.data, LabelledImages)
     assert opened.data.class_names == list(CLASSES)
@@ -76,7 +76,7 @@ def test_shards_have_their_classes_prompts_and_captions(tmp_path: Path) -> None:
                                            [False, True, False, False, True]]  # fmt: skip
 
 
-def test_what_shards_lack_is_said(tmp_path: Path) -> None:
+def test_incomplete_shards_are_refused(tmp_path: Path) -> None:
     folder = shards(tmp_path / "classes", "classification")
     with pytest.raises(DataError, match="has no split train"):
         open_wds(folder, "train")
@@ -101,7 +101,7 @@ def test_what_shards_lack_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "retrieval"])
-def test_the_same_as_clip_benchmark_from_the_same_shards(kind: str, tiny_clip: Path, tmp_path: Path) -> None:
+def test_metrics_equal_clip_benchmark_on_the_same_shards(kind: str, tiny_clip: Path, tmp_path: Path) -> None:
     builder = pytest.importorskip("clip_benchmark.datasets.builder")
     pytest.importorskip("webdataset")
     folder = shards(tmp_path / "wds_fake", kind)
@@ -127,10 +127,10 @@ def test_the_same_as_clip_benchmark_from_the_same_shards(kind: str, tiny_clip: P
             check=False,
         )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert list(found["unreached"]) == ["missing"]
-    assert not found["failed"]
-    (result,) = [json.loads(own.read_text()) for own in (tmp_path / "out").glob("*--fake.json")]
+    suite_result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert list(suite_result["unreached"]) == ["missing"]
+    assert not suite_result["failed"]
+    (result,) = [json.loads(file.read_text()) for file in (tmp_path / "out").glob("*--fake.json")]
 
     model = clipkit.load(tiny_clip)
     theirs = builder.build_wds_dataset("fake", lambda image: image.convert("RGB"), data_dir=str(folder))
@@ -150,12 +150,12 @@ def test_the_same_as_clip_benchmark_from_the_same_shards(kind: str, tiny_clip: P
             assert precision == pytest.approx(wanted_precision.mean().item(), abs=1e-6)
             return
         labels = torch.tensor(targets)
-        top = scores.topk(5, dim=1).indices == labels[:, None]  # its own accuracy() fails with this numpy
+        top = scores.topk(5, dim=1).indices == labels[:, None]  # CLIP_benchmark's accuracy() fails with this NumPy
         assert result["metrics"]["acc1"]["value"] == pytest.approx(top[:, 0].double().mean().item(), abs=1e-6)
         assert result["metrics"]["acc5"]["value"] == pytest.approx(top.any(dim=1).double().mean().item(), abs=1e-6)
     else:
-        texts = [caption for own in targets for caption in own]
-        image_of_text = torch.tensor([place for place, own in enumerate(targets) for _ in own])
+        texts = [caption for captions in targets for caption in captions]
+        image_of_text = torch.tensor([image for image, captions in enumerate(targets) for _ in captions])
         wanted = clipkit.metrics.retrieval(features, model.encode_text(texts), image_of_text)
         for name in ("image_retrieval_recall@5", "text_retrieval_recall@5", "mean_recall"):
             assert result["metrics"][name]["value"] == pytest.approx(wanted[name], abs=1e-6)
