@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipkit.data.checks.findings import Finding, Severity, counted, finding_of, some
 from clipkit.data.pairs import Pairs
-from clipkit.data.sequences import Strings, first_places
+from clipkit.data.sequences import Strings, first_positions
 
 TokenCounts = Callable[[list[str]], Sequence[int]]
 """Strings -> how many tokens each has before it is cut, with those at its start and end."""
@@ -52,7 +52,7 @@ def lengths(captions: Sequence[str], token_counts: TokenCounts | None) -> NDArra
     column = Strings.of(captions).column
     if token_counts is None:
         return pc.count_substring_regex(column, pattern=r"\S+").to_numpy().astype(np.int64)
-    which, first = first_places(column)
+    which, first = first_positions(column)
     distinct = Strings(column.take(pa.array(first)))
     counts = [
         count
@@ -113,7 +113,7 @@ def caption_findings(pairs: Pairs, names: Callable[[int], str]) -> list[Finding 
     ]  # fmt: skip
     taken = np.zeros(total, bool)
     taken[np.concatenate([stock, file_name, address])] = True
-    which, first = first_places(keys)
+    which, first = first_positions(keys)
     images_with = _images_with(which, pairs.image_of_caption, full)
     if pairs.has_images and _are_classes(pairs, images_with, full):
         found.append(
