@@ -280,7 +280,7 @@ def test_what_is_not_there_and_what_is_wrong_are_told_apart(shapes: Path, tmp_pa
         opened(f"{near_misses}?images={tmp_path / 'val2017'}", "compositional")
     with pytest.raises(UnreachedError, match=r"nowhere/"):
         opened(str(shapes / "classes.csv"), "probe", train="nowhere/")
-    for wrong in (str(near_misses), f"{tmp_path}/{{000..001}}.tar", "twemoji:nl", "twemoji:groups"):
+    for wrong in (str(near_misses), f"{tmp_path}/{{000..001}}.tar", "twemoji:nl", "twemoji:de:dev"):
         with pytest.raises(DataError) as error:
             opened(wrong)
         assert not isinstance(error.value, UnreachedError)
