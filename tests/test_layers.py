@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "clipkit"
 LEVELS = {
     "catalogue": 0,
     "errors": 0,
+    "export_formats": 0,
     "files": 0,
     "seeds": 0,
     "images": 0,
@@ -25,7 +26,7 @@ LEVELS = {
     "__main__": 5,
 }
 # Within level 0 the small common ones may be used by the others.
-COMMON = {"catalogue", "errors", "files", "seeds"}
+COMMON = {"catalogue", "errors", "export_formats", "files", "seeds"}
 
 
 def room(module: str) -> str:

@@ -1,4 +1,4 @@
-"""`clipkit push`."""
+"""`clipkit push`, and `clipkit train --push`."""
 
 import json
 import os
@@ -16,51 +16,53 @@ if TYPE_CHECKING:
 
 
 def push(
-    model: Annotated[str, typer.Argument(metavar="M", help="A run, or any model that `clipkit models` lists.")],
-    repository: Annotated[str, typer.Argument(metavar="REPO", help="On the Hub, as org/name; made if need be.")],
-    private: Annotated[bool, typer.Option("--private", help="Only you see it, where it is made.")] = False,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload with clipkit",
+    model: Annotated[str, typer.Argument(metavar="M", help="A run, or a model that `clipkit models` lists.")],
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="Hub repository as org/name; created if it does not exist.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload with clipkit",
     results: Annotated[
-        list[Path] | None, typer.Option(help="A results JSON for the model card; may be given several times.")
+        list[Path] | None, typer.Option(help="A results JSON for the model card; can be repeated.")
     ] = None,
 ) -> None:
-    """Put a model with its card on the Hugging Face Hub; a broken transfer goes on where it was."""
+    """Upload a model and its card to the Hugging Face Hub; an interrupted upload is resumed."""
     from clipkit.models.publish.push import push as upload
 
     measured = [_read(file) for file in results or []]
     run = Path(model)
-    with tempfile.TemporaryDirectory() as aside:
+    with tempfile.TemporaryDirectory() as temporary:
         if (run / "recipe.yaml").is_file() and (run / "model").is_dir() and not measured:
             folder = run / "model"
         else:
-            folder = Path(aside) / "model"
+            folder = Path(temporary) / "model"
             _save(model, folder, measured)
         done = upload(folder, repository, private=private, message=message)
-    _say(done)
+    _print_pushed(done)
 
 
 def push_run(run: str, repository: str, private: bool) -> None:
-    """After a long run: put its model on the Hub.
+    """Upload the model of a finished run.
 
     Raises:
-        TrainingError: it did not arrive; the model is in the run all the same.
+        TrainingError: the upload failed; the model is kept in the run.
     """
     from clipkit.models.publish.push import push as upload
 
     try:
-        _say(upload(Path(run) / "model", repository, private=private))
+        _print_pushed(upload(Path(run) / "model", repository, private=private))
     except ModelError as error:
         command = shlex.join(["clipkit", "push", run, repository, *(["--private"] if private else [])])
         raise TrainingError(
-            f"the model is whole in {run}/model but not on the Hub ({error}); push it with: {command}"
+            f"the model was saved in {run}/model, but not uploaded ({error}); push it with: {command}"
         ) from None
 
 
 def check_first(repository: str, private: bool) -> None:
-    """Before a long run, on the first process: see that its model can be pushed afterwards.
+    """Check before a run, on the main process, that its model can be pushed later.
 
     Raises:
-        ModelError: it cannot.
+        ModelError: the repository cannot be written to.
     """
     if int(os.environ.get("RANK", "0")) == 0:
         from clipkit.models.publish.push import check_pushable
@@ -68,14 +70,14 @@ def check_first(repository: str, private: bool) -> None:
         check_pushable(repository, private)
 
 
-def _say(done: "Pushed") -> None:
+def _print_pushed(done: "Pushed") -> None:
     print(f"{done.url}: {done.files} files, {done.size / 1e6:,.1f} MB")
     for note in done.notes:
         print(f"  note: {note}")
 
 
 def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
-    """The model in its own layout, with a card: the user's own, where the folder has one and nothing is to be added."""
+    """Save the model with a card: the folder's card, or a new one if it has none or if there are results to add."""
     from clipkit.models import load
     from clipkit.models.publish.push import signed
     from clipkit.report import model_card
@@ -83,9 +85,9 @@ def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
 
     opened = load(model, device="cpu")
     opened.save(folder)
-    own = Path(model) / "README.md"
-    if own.is_file() and not measured:
-        (folder / "README.md").write_text(own.read_text(encoding="utf-8"), encoding="utf-8")
+    card = Path(model) / "README.md"
+    if card.is_file() and not measured:
+        (folder / "README.md").write_text(card.read_text(encoding="utf-8"), encoding="utf-8")
         return
     recipe = None
     if (Path(model) / "recipe.yaml").is_file():
@@ -99,8 +101,12 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: is no results JSON ({error}); write one with clipkit eval … --json {file}") from None
-    whole = isinstance(content, dict) and {"task", "metrics", "data"} <= content.keys()
-    if not whole or not all(isinstance(own, dict) and "value" in own for own in content["metrics"].values()):
-        raise DataError(f"{file}: is no results JSON; write one with clipkit eval … --json {file}")
+        raise DataError(
+            f"{file}: is not a results JSON ({error}); write one with clipkit eval … --json {file}"
+        ) from None
+    is_result = isinstance(content, dict) and {"task", "metrics", "data"} <= content.keys()
+    if not is_result or not all(
+        isinstance(figure, dict) and "value" in figure for figure in content["metrics"].values()
+    ):
+        raise DataError(f"{file}: is not a results JSON; write one with clipkit eval … --json {file}")
     return content

@@ -12,6 +12,7 @@ from clipkit.errors import ModelError, RecipeError
 from clipkit.models import DualEncoder, Tower, compose, load
 from clipkit.models.absent import check_present, is_absent
 from clipkit.models.memory import trunk_width
+from clipkit.models.tuning import tune as apply_tune
 from clipkit.models.view_heads import ViewHead
 from clipkit.processes import Processes
 from clipkit.recipe import ModelRecipe, Recipe
@@ -41,7 +42,7 @@ def model_of(recipe: Recipe) -> DualEncoder:
         raise ModelError(f"loss.name: sigmoid needs a logit bias, which {model.name} does not have; {way_out}")
     for tower, tune in ((model.image, own.image.tune), (model.text, own.text.tune)):
         if not is_absent(tower):
-            tower.tune(tune)
+            apply_tune(tower, tune)
     model.view_heads = _view_heads(recipe, model)
     if not _learns(recipe, model):
         raise RecipeError(

@@ -35,18 +35,18 @@ def type_(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
         raise ended.value
 
 
-def test_what_a_user_gets_wrong_is_one_line(tmp_path: Path, said_here: Callable[..., str]) -> None:
+def test_invalid_input_is_refused_in_one_line(tmp_path: Path, said_here: Callable[..., str]) -> None:
     model = build("clip", tmp_path / "model")
     assert "log in with `hf auth login`" in said_here("push", model, "me/model")
-    assert "is no name of a Hub repository; write org/name" in said_here("push", model, "model")
+    assert "is not a valid Hub repository name; write org/name" in said_here("push", model, "model")
     file = tmp_path / "a.json"
     for content in ({"task": "retrieval"}, {"task": "retrieval", "metrics": {"acc1": 0.5}, "data": {}}):
         file.write_text(json.dumps(content))
-        assert "is no results JSON" in said_here("push", model, "me/model", "--results", file)
-    assert "is no results JSON" in said_here("push", model, "me/model", "--results", tmp_path / "none.json")
+        assert "is not a results JSON" in said_here("push", model, "me/model", "--results", file)
+    assert "is not a results JSON" in said_here("push", model, "me/model", "--results", tmp_path / "none.json")
 
 
-def test_a_run_that_cannot_be_pushed_does_not_begin(
+def test_run_that_cannot_be_pushed_does_not_start(
     recipe_file: Path, tmp_path: Path, said_here: Callable[..., str]
 ) -> None:
     assert "log in with `hf auth login`" in said_here("train", recipe_file, "--push", "me/model")
@@ -54,7 +54,7 @@ def test_a_run_that_cannot_be_pushed_does_not_begin(
     assert not (tmp_path / "run").exists()
 
 
-def test_train_and_push_and_push_again(
+def test_failed_push_after_training_can_be_repeated(
     hub: Hub, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -62,9 +62,9 @@ def test_train_and_push_and_push_again(
     with pytest.raises(SystemExit) as ended:
         type_(monkeypatch, "train", recipe_file, "--push", "me/model", "--private")
     assert ended.value.code == 1  # it ran, and failed
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "Storage limit reached" in said
-    assert said.endswith(f"push it with: clipkit push {run} me/model --private")
+    output = capsys.readouterr().err.splitlines()[-1]
+    assert "Storage limit reached" in output
+    assert output.endswith(f"push it with: clipkit push {run} me/model --private")
     assert (run / "results.json").is_file()
     assert not hub.commits
     hub.full = False
@@ -73,16 +73,16 @@ def test_train_and_push_and_push_again(
     there = hub.repositories["me/model"]
     assert there.private
     assert len(hub.commits) == 1
-    for own in (run / "model").rglob("*"):
-        if own.is_file() and own.name != "README.md":
-            assert (there.revisions["main"] / own.relative_to(run / "model")).read_bytes() == own.read_bytes()
+    for file in (run / "model").rglob("*"):
+        if file.is_file() and file.name != "README.md":
+            assert (there.revisions["main"] / file.relative_to(run / "model")).read_bytes() == file.read_bytes()
     figure = {"value": 0.25, "low": 0.2, "high": 0.3}
     (tmp_path / "new.json").write_text(
         json.dumps({"task": "zeroshot", "metrics": {"acc1": figure}, "data": {"name": "colours", "images": 16}})
     )
     type_(monkeypatch, "push", run, "me/model", "--results", tmp_path / "new.json", "--message", "More figures")
     card = ModelCard((there.revisions["main"] / "README.md").read_text())
-    tasks = [own["task"]["type"] for own in card.data.to_dict()["model-index"][0]["results"]]
+    tasks = [result["task"]["type"] for result in card.data.to_dict()["model-index"][0]["results"]]
     assert set(tasks) == {"image-text-retrieval", "zero-shot-image-classification"}
     assert "The complete recipe" in card.text
     assert hub.commits[-1]["lines"][0]["value"]["summary"] == "More figures"

@@ -1,7 +1,7 @@
 """Zero-shot classification: the classes' names are the classifier."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -95,7 +95,7 @@ def zeroshot(
     titles = [names[0] for names in chosen.names]
     if predictions is not None and (processes is None or processes.is_main):
         write_class_predictions(predictions, labelled.images, scores, labels, titles)
-    scored = classification_result(scores, labels, titles, labelled.images, model.logit_scale.exp().item())
+    scored = classification_result(scores, labels, titles, labelled.images, model.probabilities)
     return {
         "task": "zeroshot",
         "model": model.name,
@@ -231,13 +231,14 @@ def classification_result(
     labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
     titles: Sequence[str],
     images: Sequence[Any],
-    scale: float,
+    probabilities: Callable[[Tensor], Tensor],
 ) -> Scored:
-    """What a result says of cosines; probabilities are the softmax of scale · cosine."""
+    """Return metrics and examples of cosines; `probabilities` turns the cosines of some images into probabilities."""
     if labels.ndim == 2:
         return _several_labels(scores, labels, titles, images)
     predicted = scores.argmax(dim=1)
-    confidence = torch.cat([(rows * scale).softmax(dim=1).amax(dim=1) for rows in scores.split(_ROWS)])
+    # Probabilities grow with the cosine, so the largest one belongs to the predicted class.
+    confidence = torch.cat([probabilities(rows).amax(dim=1) for rows in scores.split(_ROWS)])
     ranks = [true_label_ranks(*rows) for rows in zip(scores.split(_ROWS), labels.split(_ROWS), strict=True)]
     queries = {
         "label": labels.tolist(),
