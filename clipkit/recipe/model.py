@@ -7,14 +7,34 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from clipkit.recipe.section import Section
 
+TUNE_METHODS = {
+    "full": "all parameters",
+    "last:N": "the last N blocks and the projection",
+    "head": "the projection",
+    "frozen": "nothing but a new projection",
+}
+"""Tuning methods and what each of them trains; `clipkit.models.tuning` holds the code."""
+
+
+def parse_tune(tune: str) -> tuple[str, int]:
+    """Split a tuning method into its row of `TUNE_METHODS` and its number N, 0 if it takes none.
+
+    >>> parse_tune("last:2")
+    ('last:N', 2)
+    """
+    if tune in TUNE_METHODS and not tune.endswith(":N"):
+        return tune, 0
+    if (numbered := re.fullmatch(r"(\w+):([1-9]\d*)", tune)) and f"{numbered[1]}:N" in TUNE_METHODS:
+        return f"{numbered[1]}:N", int(numbered[2])
+    methods = ", ".join(f"{name} ({trains})" for name, trains in TUNE_METHODS.items())
+    raise ValueError(f"{tune!r} is not a tuning method; use one of {methods}")
+
 
 def _check_tune(tune: str) -> str:
-    if tune not in ("full", "head", "frozen") and not re.fullmatch(r"last:[1-9]\d*", tune):
-        raise ValueError("must be full, last:N (the last N blocks), head (the projection) or frozen")
+    parse_tune(tune)
     return tune
 
 
-# Which parameters of a tower learn. A projection that is new always learns: frozen, it would be noise.
 Tune = Annotated[str, AfterValidator(_check_tune)]
 
 

@@ -9,6 +9,7 @@ from clipkit.errors import ModelError, RecipeError
 from clipkit.models import DualEncoder, ImageTower, TextTower, Tower, compose, load
 from clipkit.models.absent import check_present, is_absent
 from clipkit.models.memory import trunk_width
+from clipkit.models.tuning import tune as apply_tune
 from clipkit.models.view_heads import ViewHead
 from clipkit.recipe import Recipe, Side
 from clipkit.training.micro_batch import scratch_batch_norms
@@ -38,7 +39,7 @@ def model_of(recipe: Recipe) -> DualEncoder:
         raise ModelError(f"loss.name sigmoid needs a logit bias, which {model.name} does not have; {advice}")
     present = {side: tower for side, tower in towers.items() if not is_absent(tower)}
     for side, tower in present.items():
-        tower.tune(section.image.tune if side == "image" else section.text.tune)
+        apply_tune(tower, section.image.tune if side == "image" else section.text.tune)
     model.view_heads = _view_heads(recipe, model, towers)
     if not _is_trainable(recipe, model, towers):
         raise RecipeError(

@@ -57,6 +57,7 @@ def test_its_code_for_transformers_gives_what_clipkit_gives(family: str, tmp_pat
     bias = 0 if model.logit_bias is None else model.logit_bias.detach()
     expected = (logits + bias).sigmoid() if "siglip" in family else logits.softmax(dim=1)
     torch.testing.assert_close(left["transformers"]["probabilities"], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(left["clipkit"]["probabilities"], expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(left["clipkit"]["text_features"], model.encode_text(["a cat", "a dog"]))
     assert ("transformers' pipeline" in left) == (family != "vision_text_dual_encoder")
     if "transformers' pipeline" in left:
@@ -71,6 +72,8 @@ def test_its_code_for_open_clip(tmp_path: Path, photo: Path) -> None:
     left = run_code(model_card(opened.layout()), tmp_path / "open_clip", photo)
     expected = opened.encode_image([photo]) @ opened.encode_text(["a cat", "a dog"]).T
     torch.testing.assert_close(left["open_clip"]["similarity"], expected, rtol=0, atol=1e-5)
+    probabilities = opened.classify([photo], ["a cat", "a dog"])
+    torch.testing.assert_close(left["open_clip"]["probabilities"], probabilities, rtol=0, atol=1e-5)
 
 
 def test_its_code_for_two_towers(tmp_path: Path, photo: Path) -> None:
@@ -84,7 +87,7 @@ def test_its_code_for_two_towers(tmp_path: Path, photo: Path) -> None:
     card = model_card(clipkit.load(tmp_path).layout(ModelRecipe.model_validate(recipe)))
     assert "license" not in ModelCard(card).data.to_dict()  # random weights: nobody else's
     left = run_code(card, tmp_path, photo)
-    parts = next(own for name, own in left.items() if "parts" in name)
+    parts = next(own for name, own in left.items() if "its towers" in name)
     for name, value in model.image.trunk.native.state_dict().items():  # type: ignore[union-attr, operator]
         assert torch.equal(parts["image_trunk"].state_dict()[name], value)
     for name, value in model.text.trunk.native.state_dict().items():  # type: ignore[union-attr, operator]
@@ -122,8 +125,8 @@ def test_a_base_in_a_folder(tmp_path: Path) -> None:
     [
         (["mit", "mit"], "mit", []),
         (["mit", "apache-2.0"], "other", ["- part0: mit", "- part1: apache-2.0"]),
-        (["mit", None], None, ["- part0: mit", "- part1: none was found", "ask the owner"]),
-        ([None], None, ["- part0: none was found"]),
+        (["mit", None], None, ["- part0: mit", "- part1: not stated", "ask the owner"]),
+        ([None], None, ["- part0: not stated"]),
         ([], None, []),
     ],
 )
@@ -131,7 +134,7 @@ def test_licence(licences: list[str | None], header: str | None, words: list[str
     bases = tuple(Base(f"part{number}", (), licence) for number, licence in enumerate(licences))
     card = ModelCard(model_card(Layout("clipkit", None, BOTH, bases)))
     assert card.data.license == header
-    assert ("## Licence" in card.text) == bool(words)
+    assert ("## License" in card.text) == bool(words)
     assert all(own in card.text for own in words)
 
 

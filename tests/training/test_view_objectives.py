@@ -146,7 +146,7 @@ def test_text_views_are_passes_under_different_dropout(recipe: Build, tmp_path: 
     assert result["settings"]["best"]["metric"] == "text_view_recall@1"
     model = clipkit.load(tmp_path / "run")
     assert model.encode_text(["a red circle"]).shape == (1, 32)
-    with pytest.raises(ModelError, match="has no image tower: it was made of captions alone"):
+    with pytest.raises(ModelError, match="has no image tower"):
         model.encode_image(str(shapes / "images/00.png"))
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Map of the embedding" in report
@@ -193,7 +193,7 @@ def test_one_image_tower_from_images_alone(recipe: Build, tmp_path: Path, shapes
     assert model.encode_image(str(shapes / "images/00.png")).shape == (1, model.image.trunk.native.num_features)
     again = clipkit.evaluate.probe(model, str(shapes / "classes.csv"), cache=False)
     assert again["metrics"]["knn_acc1"] == result["metrics"]["knn_acc1"]
-    with pytest.raises(ModelError, match="has no text tower: it was made of images alone"):
+    with pytest.raises(ModelError, match="has no text tower"):
         clipkit.evaluate.retrieval(model, str(shapes / "captions.csv"), cache=False)
     with pytest.raises(ModelError, match="has no text tower"):
         clipkit.evaluate.zeroshot(model, str(shapes / "classes.csv"), cache=False)
@@ -289,7 +289,7 @@ def test_a_model_of_one_tower_is_refused_where_the_other_is_needed(recipe: Build
     run = {"model": {"name": str(tmp_path / "run")}, "output": str(tmp_path / "further"), "train.epochs": 1}
     text = {"objective": "views", "views": {"text": {"policies": ["same", "crop"]}}}
     for changes in ({}, text):
-        with pytest.raises(ModelError, match="run has no text tower: it was made of images alone"):
+        with pytest.raises(ModelError, match="run has no text tower"):
             clipkit.train(recipe({**run, **changes}))
     assert not (tmp_path / "further" / "recipe.yaml").exists()
     clipkit.train(recipe({**run, **VIEWS, "train.gradient_checkpointing": True}))

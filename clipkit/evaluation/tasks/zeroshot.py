@@ -76,8 +76,7 @@ def zeroshot(
     titles = [names[0] for names in class_names.names]
     if predictions is not None and processes.is_main:
         write_class_predictions(predictions, labelled.images, scores, labels, titles)
-    scale = model.logit_scale.exp().item()
-    outcome = classification_result(scores, labels, titles, labelled.images, scale)
+    outcome = classification_result(scores, labels, titles, labelled.images, model.probabilities)
     accuracies = prompt_accuracies(prompts, templates, image_features, labels)
     positions = [] if labels.ndim == 2 else map_of_classes(image_features.cpu(), [titles[c] for c in labels.tolist()])
     return build_result(
@@ -94,7 +93,7 @@ def zeroshot(
         settings={
             "templates": dict(templates) if isinstance(templates, Mapping) else list(templates),
             "classes": dict(zip(class_names.labels, class_names.names, strict=True)),
-            "scale": scale,
+            "model.logit_scale.exp().item()": scale,
         },
         features=features.counts,
         examples=outcome["examples"],

@@ -1,9 +1,8 @@
 """Facts about a saved model that its card needs: the library and class that open it, and its base models."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipkit.models.publish.provenance import Base, bases_of
+from clipkit.models.publish.provenance import Base
 from clipkit.recipe import ModelRecipe
 
 
@@ -18,16 +17,15 @@ class Layout:
     sides: tuple[str, ...]
     """Towers that the model has: image, text."""
     bases: tuple[Base, ...] = ()
+    sigmoid: bool = False
+    """True if probabilities are sigmoids with a logit bias, instead of a softmax over the texts."""
+    pad_to: int | None = None
+    """Number of tokens that all captions are padded to, for text towers that depend on it."""
 
     @property
     def repositories(self) -> list[str]:
         """Hub repositories of all bases, without repetition."""
         return list(dict.fromkeys(repository for base in self.bases for repository in base.repositories))
-
-
-def layout_of(library: str, class_name: str | None, sides: Sequence[str], names: Sequence[str]) -> Layout:
-    """Return the layout of a model built from the base models called `names`."""
-    return Layout(library, class_name, tuple(sides), tuple(base for name in names for base in bases_of(name)))
 
 
 def pretrained_names(recipe: ModelRecipe) -> list[str]:

@@ -1,7 +1,7 @@
-"""Where weights come from: the Hub repositories behind a model's name, and the license on their cards."""
+"""Provenance of weights: the Hub repositories behind a model's name, and the license on their cards."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -22,7 +22,7 @@ class Base:
     name: str
     """Public name; for a folder, without its path."""
     repositories: tuple[str, ...] = ()
-    """Its Hub repository; for a folder, the base models that its card names."""
+    """Hub repository; for a folder, the base models that its card names."""
     license: str | None = None
     """License identifier on its card."""
     license_name: str | None = None
@@ -30,8 +30,12 @@ class Base:
     license_link: str | None = None
 
 
-def bases_of(name: str) -> Iterator[Base]:
-    """Base model behind a model's name; nothing for random weights."""
+def bases_of(names: Iterable[str]) -> tuple[Base, ...]:
+    """Return the base models behind models' names, without those that start from random weights."""
+    return tuple(base for name in names for base in _bases(name))
+
+
+def _bases(name: str) -> Iterator[Base]:
     if re.fullmatch(r"(open_clip:[^/?]+)?", name):
         return
     header: dict[str, Any] = {}

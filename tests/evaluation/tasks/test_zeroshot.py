@@ -14,6 +14,7 @@ from clipkit.errors import DataError
 from clipkit.evaluation import zeroshot_classifier
 from clipkit.evaluation.classification import classification_result
 from tests.conftest import COLOURS, SHAPES, draw, write_csv
+from tests.models.families import build
 
 TEMPLATES = ["a photo of a {c}.", "a {c} square", "{} things"]
 
@@ -164,10 +165,27 @@ def test_metrics_can_be_recomputed_from_predictions_and_class_rows(
         assert all(wrong[other] == count for other, count in row["taken_for"])
 
 
+def test_calibration_of_a_sigmoid_model_uses_the_probability_of_the_chosen_class(shapes: Path, tmp_path: Path) -> None:
+    model = clipkit.load(build("siglip", tmp_path / "siglip"))
+    with torch.no_grad():
+        model.logit_scale.fill_(2.0), model.logit_bias.fill_(-1.5)
+    result = evaluate.zeroshot(model, str(shapes / "classes.csv"), predictions=tmp_path / "p.parquet", cache=False)
+    table = parquet.read_table(tmp_path / "p.parquet").to_pydict()
+    scores, labels = torch.tensor(table["scores"]), torch.tensor(table["label"])
+    probabilities = (scores * model.logit_scale.exp() + model.logit_bias).sigmoid().detach()
+    chosen = scores.argmax(dim=1)
+    confidence = probabilities.gather(1, chosen[:, None])[:, 0]
+    error = metrics.calibration_error(confidence, chosen == labels)
+    assert result["metrics"]["ece"]["value"] == pytest.approx(error, abs=1e-6)
+    assert result["queries"]["confidence"] == pytest.approx(confidence.tolist(), abs=1e-5)
+
+
 def test_perfect_scores_have_average_precision_one_without_uncertainty() -> None:
     """Also with rare classes: no resampled set lacks their images."""
     labels = torch.nn.functional.one_hot(torch.arange(200) // 4, 50).bool()
-    scored = classification_result(labels.float(), labels, [str(c) for c in range(50)], ["x"] * 200, 1.0)
+    scored = classification_result(
+        labels.float(), labels, [str(c) for c in range(50)], ["x"] * 200, lambda rows: rows.softmax(dim=1)
+    )
     figure = scored["metrics"]["mean_average_precision"]
     assert figure["value"] == figure["low"] == figure["high"] == 1
 
