@@ -1,17 +1,21 @@
 """The table of losses agrees with the functions, the recipe, --help and the documentation."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from clipkit import catalogue, losses
 from clipkit.catalogue import LOSSES, Need
 from clipkit.errors import RecipeError
 from clipkit.recipe import LossOptions, Recipe
-from clipkit.training.objectives.loss_sum import chance_of
+from clipkit.training.objectives.loss_sum import chance_of, loss_sum
+from tests.losses.oracles import features
 
 LEAST = {"model": {"name": "m"}, "data": {"train": "t.csv"}, "output": "o"}
 
@@ -47,6 +51,24 @@ def test_a_recipe_accepts_every_loss(name: str) -> None:
 def test_the_page_is_up_to_date() -> None:
     page = Path(__file__).parents[1] / "docs" / "losses.md"
     assert page.read_text(encoding="utf-8") == catalogue.markdown(), "python -m clipkit.catalogue > docs/losses.md"
+
+
+def test_the_loss_of_the_contributing_page_needs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    function, row, loop = re.findall(r"```python\n(.*?)```", page.partition("## A new loss")[2], re.DOTALL)
+    names: dict[str, Any] = dict(vars(catalogue))
+    exec("from jaxtyping import Float\nfrom torch import Tensor\n" + function + loop, names)
+    monkeypatch.setitem(LOSSES, "cosine_pull", eval(f"({row})[0]", names))
+    monkeypatch.setattr(losses, "cosine_pull", names["cosine_pull"], raising=False)
+    with pytest.raises(RecipeError, match="cosine_pull.*another loss"):
+        recipe({"name": "cosine_pull"})
+    terms = recipe({"name": [{"name": "infonce"}, {"name": "cosine_pull", "weight": 0.5}]}).loss.terms
+    image, text = features(6, 4)
+    ids = torch.arange(6)
+    given = {"image_features": image, "text_features": text, "image_ids": ids, "caption_ids": ids}
+    value = loss_sum(terms)(given, {"scale": torch.tensor(3.0).double()}, slice(0, 6))
+    expected = losses.infonce(image, text, 3.0) + 0.5 * names["cosine_pull_by_loops"](image, text)
+    torch.testing.assert_close(value, expected)
 
 
 def test_help_lists_them_without_importing_torch() -> None:
