@@ -65,6 +65,11 @@ class Rule(Generic[T]):
     summary: str
 
 
+def apply(rules: Iterable[Rule[T]], examined: T) -> list[Finding]:
+    """Return the findings of all rules that report something."""
+    return [finding for rule in rules if (finding := rule.find(examined)) is not None]
+
+
 def most_severe_first(findings: Iterable[Finding]) -> list[Finding]:
     """Sort by severity, then by step; findings of equal rank keep their order."""
     return sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), finding.step or 0))

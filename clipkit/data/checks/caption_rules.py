@@ -13,38 +13,32 @@ from clipkit.findings import Finding, Severity, counted, finding_about
 
 # Short captions of different images may be equal. That matters only if a large share of all captions is.
 _MANY_SHARED = 0.05
+_OTHER_SOURCE = "take the captions from another column or source, or drop the rows"
 
 
 def empty_captions(data: CheckedData) -> Finding | None:
     """Report empty captions."""
-    return _report(
-        data, data.captions.empty, "empty_captions", "empty captions", "write them, or drop the rows (--fix)",
-        severity="error", describe=data.row_name,
-    )  # fmt: skip
+    advice = "write them, or drop the rows (--fix)"
+    return _report(data, data.captions.empty, "empty_captions", "empty captions", advice, "error", data.row_name)
 
 
 def file_name_captions(data: CheckedData) -> Finding | None:
     """Report captions that are file names."""
-    return _report(
-        data, data.captions.file_name, "file_name_captions", "captions that are file names",
-        "take the captions from another column or source, or drop the rows",
-    )  # fmt: skip
+    return _report(data, data.captions.file_name, "file_name_captions", "captions that are file names", _OTHER_SOURCE)
 
 
 def url_captions(data: CheckedData) -> Finding | None:
     """Report captions that are URLs."""
-    return _report(
-        data, data.captions.url, "url_captions", "captions that are URLs",
-        "take the captions from another column or source, or drop the rows",
-    )  # fmt: skip
+    return _report(data, data.captions.url, "url_captions", "captions that are URLs", _OTHER_SOURCE)
 
 
 def stock_captions(data: CheckedData) -> Finding | None:
     """Report captions that fit any image."""
-    return _report(
-        data, data.captions.stock, "stock_captions", "captions that fit any image, e.g. 'image' or 'photo of'",
+    what, advice = (
+        "captions that fit any image, e.g. 'photo of'",
         "drop the rows: they teach nothing about their images",
-    )  # fmt: skip
+    )
+    return _report(data, data.captions.stock, "stock_captions", what, advice)
 
 
 def captions_are_classes(data: CheckedData) -> Finding | None:
@@ -63,59 +57,42 @@ def captions_are_classes(data: CheckedData) -> Finding | None:
 
 
 def one_word_captions(data: CheckedData) -> Finding | None:
-    """Report captions of a single word."""
-    if data.captions.are_classes:
-        return None
-    return _report(
-        data, data.captions.one_word, "one_word_captions", "captions of one word",
-        "write full sentences; turn class names into sentences with ?templates=",
-    )  # fmt: skip
+    """Report captions of a single word, unless all captions are class names."""
+    advice = "write full sentences; turn class names into sentences with ?templates="
+    return _report(data, data.captions.one_word, "one_word_captions", "captions of one word", advice)
 
 
 def boilerplate_captions(data: CheckedData) -> Finding | None:
     """Report captions that stand on many different images; the examples are the most frequent ones."""
     index = data.captions
-    if index.are_classes:
-        return None
     most = ", one of them on most images" if index.image_counts.max(initial=0) > len(data.pairs.images) / 2 else ""
-    finding = _report(
-        data, index.boilerplate, "boilerplate_captions",
-        f"captions that stand on {index.boilerplate_images} or more different images{most}",
-        "drop the rows whose caption does not describe its image", severity="warning",
-    )  # fmt: skip
+    what = f"captions that stand on {index.boilerplate_images} or more different images{most}"
+    advice = "drop the rows whose caption does not describe its image"
+    finding = _report(data, index.boilerplate, "boilerplate_captions", what, advice, "warning")
     if finding is None:
         return None
     frequent = np.unique(index.distinct[index.boilerplate])
-    frequent = frequent[np.argsort(-index.image_counts[frequent], kind="stable")][:10]
-    examples = (
-        f"{data.pairs.captions[int(index.first[number])]!r:.100} "
-        f"(on {counted(int(index.image_counts[number]), 'image')})"
-        for number in frequent
-    )
-    return replace(finding, examples=tuple(examples))
+    frequent = frequent[np.argsort(-index.image_counts[frequent], kind="stable")][:10].tolist()
+    images = [counted(int(index.image_counts[number]), "image") for number in frequent]
+    texts = [f"{data.pairs.captions[int(index.first[number])]!r:.100}" for number in frequent]
+    return replace(finding, examples=tuple(f"{text} (on {on})" for text, on in zip(texts, images, strict=True)))
 
 
 def shared_captions(data: CheckedData) -> Finding | None:
     """Report captions that a few other images have too."""
-    index = data.captions
-    if index.are_classes:
-        return None
+    shared = data.captions.shared
     return _report(
-        data, index.shared, "shared_captions", "captions that another image has too",
+        data, shared, "shared_captions", "captions that another image has too",
         "in one batch they are false negatives: use a loss that counts equal captions as positives "
         "(loss.duplicates: positive, the default); evaluate retrieval with --merge-captions",
-        severity="warning" if index.shared.mean() >= _MANY_SHARED else "note",
+        "warning" if shared.any() and shared.mean() >= _MANY_SHARED else "note",
     )  # fmt: skip
 
 
 def repeated_captions(data: CheckedData) -> Finding | None:
     """Report captions that their image has already."""
-    if not data.pairs.has_images:
-        return None
-    return _report(
-        data, data.captions.repeated, "repeated_captions", "captions that their image has already",
-        "they count twice in training: drop them (--fix)",
-    )  # fmt: skip
+    what, advice = "captions that their image has already", "they count twice in training: drop them (--fix)"
+    return _report(data, data.captions.repeated, "repeated_captions", what, advice)
 
 
 def cut_captions(data: CheckedData) -> Finding | None:

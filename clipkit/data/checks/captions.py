@@ -134,7 +134,7 @@ class CaptionIndex:
     @cached_property
     def repeated(self) -> NDArray[np.bool_]:
         """(M,) True for captions that their image has in an earlier row."""
-        rows = np.flatnonzero(~self.empty)
+        rows = np.flatnonzero(~self.empty & self.pairs.has_images)
         keys = self.pairs.image_of_caption[rows] * len(self.first) + self.distinct[rows]
         repeated = np.zeros(len(self.empty), bool)
         repeated[rows] = True
@@ -143,7 +143,8 @@ class CaptionIndex:
 
     @cached_property
     def _ordinary(self) -> NDArray[np.bool_]:
-        return ~(self.empty | self.url | self.file_name | self.stock)
+        """(M,) True for captions that can be one word, boilerplate or shared."""
+        return ~(self.empty | self.url | self.file_name | self.stock | self.are_classes)
 
     def _matches(self, pattern: str) -> NDArray[np.bool_]:
         return as_mask(pc.match_substring_regex(self._column, pattern=pattern))

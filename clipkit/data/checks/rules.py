@@ -30,7 +30,7 @@ from clipkit.data.checks.image_rules import (
     small_images,
     tiny_images,
 )
-from clipkit.findings import Finding, Rule, most_severe_first
+from clipkit.findings import Finding, Rule, apply, most_severe_first
 
 Scope = Literal["quick", "sampled", "full"]
 
@@ -86,5 +86,4 @@ RULES = (
 def apply_rules(data: CheckedData, scopes: Collection[Scope] = ("quick", "sampled", "full")) -> list[Finding]:
     """Return all findings about the data, the most severe first."""
     has = {"images": data.pairs.has_images, "captions": data.pairs.has_captions}
-    findings = (rule.find(data) for rule in RULES if rule.scope in scopes and has[rule.needs])
-    return most_severe_first(finding for finding in findings if finding is not None)
+    return most_severe_first(apply([rule for rule in RULES if rule.scope in scopes and has[rule.needs]], data))

@@ -13,7 +13,7 @@ from clipkit.data.checks.batch import expected_false_negatives
 from clipkit.data.checks.checked_data import CheckedData
 from clipkit.data.checks.leaks import find_exact_leaks
 from clipkit.data.checks.rules import apply_rules
-from clipkit.findings import Finding, Rule, most_severe_first
+from clipkit.findings import Finding, Rule, apply, most_severe_first
 from clipkit.images import Stored, upright_size
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.absent import is_absent
@@ -66,8 +66,7 @@ def before_first_step(
         steps: steps of the whole run.
         warmup_steps: steps during which the learning rate rises.
     """
-    start = RunStart(recipe, model, steps, warmup_steps)
-    findings = [finding for guard in GUARDS if (finding := guard.find(start)) is not None]
+    findings = apply(GUARDS, RunStart(recipe, model, steps, warmup_steps))
     if not isinstance(train, StreamPairs):
         findings += data_findings(recipe, model, train, validation)
     return most_severe_first(findings)

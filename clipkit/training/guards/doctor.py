@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import DataError
-from clipkit.findings import Finding, Rule, most_severe_first
+from clipkit.findings import Finding, Rule, apply, most_severe_first
 from clipkit.recipe import Recipe
 from clipkit.run_files import RunFiles, read_rows, results_of
 from clipkit.training.folder.checkpoint import checkpoint_steps
@@ -64,7 +64,7 @@ def examine(folder: str | Path) -> tuple[str, list[Finding]]:
         findings += replay(Watch(facts), metrics, speeds, evaluations)
     state, is_finished = _state(run, recipe, metrics, facts, results)
     examined = Examined(run, recipe, metrics, evaluations, is_finished)
-    findings += [finding for rule in FOLDER_RULES if (finding := rule.find(examined)) is not None]
+    findings += apply(FOLDER_RULES, examined)
     return state, most_severe_first(findings)
 
 

@@ -7,7 +7,7 @@ settings it was trained with, so a common other setting that is clearly better r
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clipkit.data import Pairs
 from clipkit.errors import DataError
-from clipkit.findings import Finding, Rule
+from clipkit.findings import Finding, Rule, apply
 from clipkit.images import open_image
 from clipkit.models import DualEncoder
 from clipkit.models.encode import encode_strings
@@ -35,20 +35,34 @@ _COMMON = {
 }
 
 
-@dataclass(frozen=True)
+class _Losses(NamedTuple):
+    each: Float[Tensor, " N"]
+    """Loss of each pair, the mean of both directions."""
+    matched: float
+    """Share of pairs that are matched."""
+
+
 class _Trial:
     """A model with the pairs that its settings are tried on."""
 
-    model: DualEncoder
-    pixels: Tensor
-    captions: list[str]
-    texts: Float[Tensor, "N D"]
-    losses: "_Losses"
-    """Losses with the model's settings."""
+    def __init__(self, model: DualEncoder, pixels: Tensor, captions: list[str]) -> None:
+        self.model = model
+        self.pixels = pixels
+        self.captions = captions
+        self.texts = self.text_features()
+        self.current = self.losses(pixels, self.texts)
 
-    @property
-    def scale(self) -> float:
-        return self.model.logit_scale.detach().exp().item()
+    def text_features(self) -> Float[Tensor, "N D"]:
+        features = encode_strings(self.model.text, self.captions, self.model.text, _PAIRS, self.model.device, False)
+        return F.normalize(features.to(self.model.device), dim=-1)
+
+    def losses(self, pixels: Tensor, texts: Float[Tensor, "N D"]) -> _Losses:
+        images = F.normalize(self.model.image({"pixel_values": pixels}).float(), dim=-1)
+        logits = self.model.logit_scale.detach().exp().item() * images @ texts.T
+        target = torch.arange(len(logits), device=logits.device)
+        forward, backward = (F.cross_entropy(scores, target, reduction="none") for scores in (logits, logits.T))
+        matched = ((logits.argmax(1) == target).float().mean() + (logits.argmax(0) == target).float().mean()) / 2
+        return _Losses((forward + backward) / 2, float(matched))
 
 
 def other_settings(model: DualEncoder, pairs: Pairs) -> list[Finding]:
@@ -68,16 +82,9 @@ def other_settings(model: DualEncoder, pairs: Pairs) -> list[Finding]:
     if len(inputs) < _PAIRS or set(inputs[0]) != {"pixel_values"} or preprocess.image_size is None:
         return []
     pixels = torch.stack([each["pixel_values"] for each in inputs]).to(model.device, next(model.parameters()).dtype)
-    scale = model.logit_scale.detach().exp().item()
     with torch.inference_mode():
-        texts = _text_features(model, captions)
-        losses = _losses(_image_features(model, pixels), texts, scale)
-        trial = _Trial(model, pixels, captions, texts, losses)
-        for guard in SETTINGS_GUARDS:  # one mistake makes the other settings look better too: the first one is reported
-            finding = guard.find(trial)
-            if finding is not None:
-                return [finding]
-    return []
+        # One mistake makes the other settings look better too, so only the first one is reported.
+        return apply(SETTINGS_GUARDS, _Trial(model, pixels, captions))[:1]
 
 
 def other_normalization(trial: _Trial) -> Finding | None:
@@ -87,7 +94,7 @@ def other_normalization(trial: _Trial) -> Finding | None:
         if preprocess.finish is not None or (_equal(mean, preprocess.mean) and _equal(std, preprocess.std)):
             continue
         pixels = _renormalized(trial.pixels, (preprocess.mean, preprocess.std), (mean, std))
-        if _is_better(_losses(_image_features(trial.model, pixels), trial.texts, trial.scale), trial.losses):
+        if _is_better(trial.losses(pixels, trial.texts), trial.current):
             return Finding(
                 "other_normalization", "warning",
                 f"{name} mean and std match pairs better than those of the model's preprocessing "
@@ -100,12 +107,8 @@ def other_normalization(trial: _Trial) -> Finding | None:
 
 def other_activation(trial: _Trial) -> Finding | None:
     """Report an activation that matches pairs clearly better."""
-    model = trial.model
-    with _other_activation(model) as (current, other):
-        if other is None:
-            return None
-        images, texts = _image_features(model, trial.pixels), _text_features(model, trial.captions)
-        if not _is_better(_losses(images, texts, trial.scale), trial.losses):
+    with _other_activation(trial.model) as (current, other):
+        if other is None or not _is_better(trial.losses(trial.pixels, trial.text_features()), trial.current):
             return None
     return Finding(
         "other_activation", "warning", f"{other} matches pairs better than {current}",
@@ -122,37 +125,12 @@ SETTINGS_GUARDS = (
 )  # fmt: skip
 
 
-class _Losses:
-    """Loss of each pair, the mean of both directions, and the share of pairs that are matched."""
-
-    def __init__(self, each: Float[Tensor, " N"], matched: float) -> None:
-        self.each = each
-        self.matched = matched
-
-
-def _losses(images: Float[Tensor, "N D"], texts: Float[Tensor, "N D"], scale: float) -> _Losses:
-    logits = scale * images @ texts.T
-    target = torch.arange(len(logits), device=logits.device)
-    each = (F.cross_entropy(logits, target, reduction="none") + F.cross_entropy(logits.T, target, reduction="none")) / 2
-    matched = ((logits.argmax(1) == target).float().mean() + (logits.argmax(0) == target).float().mean()) / 2
-    return _Losses(each, float(matched))
-
-
 def _is_better(other: _Losses, current: _Losses) -> bool:
     gain = current.each - other.each
     mean, error = float(gain.mean()), float(gain.std()) / math.sqrt(len(gain))
     # On pairs that the model cannot match at all, a setting may be better by chance.
     is_large = mean > _GAIN * float(current.each.mean()) and mean > _STANDARD_ERRORS * error
     return is_large and other.matched >= _MATCHED / _PAIRS
-
-
-def _image_features(model: DualEncoder, pixels: Tensor) -> Float[Tensor, "N D"]:
-    return F.normalize(model.image({"pixel_values": pixels}).float(), dim=-1)
-
-
-def _text_features(model: DualEncoder, captions: list[str]) -> Float[Tensor, "N D"]:
-    features = encode_strings(model.text, captions, model.text, _PAIRS, model.device, False)
-    return F.normalize(features.to(model.device), dim=-1)
 
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]

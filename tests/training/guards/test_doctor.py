@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from clipkit.findings import apply
 from clipkit.recipe import Recipe
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.guards import read_findings
@@ -36,7 +37,7 @@ def test_evaluations_that_rise_or_fall(
     )
     evaluations: list[dict[str, Any]] = [{"step": step, recipe.metric: recall} for step, recall in enumerate(recalls)]
     examined = Examined(RunFolder(tmp_path), recipe, [{"step": 9}], evaluations, is_finished)
-    findings = [finding for rule in FOLDER_RULES if (finding := rule.find(examined)) is not None]
+    findings = apply(FOLDER_RULES, examined)
     assert [finding.name for finding in findings] == expected
 
 
