@@ -1,6 +1,6 @@
 """Metrics, rows per class and examples of a classification, from the scores of images and classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -39,7 +39,7 @@ def classification_result(
     labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
     titles: Sequence[str],
     images: Sequence[Any],
-    scale: float,
+    probabilities: Callable[[Tensor], Tensor],
 ) -> Classification:
     """Return everything a result says about cosines of images and classes.
 
@@ -48,12 +48,12 @@ def classification_result(
         labels: the class of each image, or for each image and class whether the image has the class.
         titles: names of the classes.
         images: the images, for examples.
-        scale: probabilities are the softmax of scale · cosine.
+        probabilities: returns the probabilities of rows of cosines; they increase with the cosine.
     """
     if labels.ndim == 2:
         return _multilabel(scores, labels, titles, images)
     predicted = scores.argmax(dim=1)
-    confidence = torch.cat([(rows * scale).softmax(dim=1).amax(dim=1) for rows in scores.split(_ROWS)])
+    confidence = torch.cat([probabilities(rows).amax(dim=1) for rows in scores.split(_ROWS)])
     ranks = [true_label_ranks(*rows) for rows in zip(scores.split(_ROWS), labels.split(_ROWS), strict=True)]
     queries = {
         "label": labels.tolist(),
@@ -65,7 +65,7 @@ def classification_result(
     columns = classification_columns(queries, len(titles))
     metrics = {name: figure(None, None, None) for name in ("acc1", "acc5")}
     metrics |= figures(columns, {name: (5 if name == "acc5" else 1) / len(titles) for name in columns})
-    # No interval: the error is a mean of absolute values, so resampling increases it and the draws exclude the value.
+    # Without interval: resampling increases a mean of absolute values, so the draws would not contain the value.
     metrics["ece"] = figure(calibration_error(confidence, predicted == labels), None, None)
     return {
         "metrics": metrics,

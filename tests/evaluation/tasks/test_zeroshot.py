@@ -167,7 +167,9 @@ def test_metrics_can_be_recomputed_from_predictions_and_class_rows(
 def test_perfect_scores_have_average_precision_one_without_uncertainty() -> None:
     """Also with rare classes: no resampled set lacks their images."""
     labels = torch.nn.functional.one_hot(torch.arange(200) // 4, 50).bool()
-    scored = classification_result(labels.float(), labels, [str(c) for c in range(50)], ["x"] * 200, 1.0)
+    scored = classification_result(
+        labels.float(), labels, [str(c) for c in range(50)], ["x"] * 200, lambda rows: rows.softmax(dim=1)
+    )
     figure = scored["metrics"]["mean_average_precision"]
     assert figure["value"] == figure["low"] == figure["high"] == 1
 
