@@ -89,7 +89,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """True for the process that writes files and prints."""
+        """True on the process that writes files and prints."""
         return self.index == 0
 
     def share(self, total: int) -> slice:
@@ -177,7 +177,7 @@ class Processes:
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """Around work that each process does on its share: a user error on one process is raised on all.
+        """Guard work that each process does on its share: a user error on one process is raised on all.
 
         Raises:
             UserError: with the message of the first process that failed.
@@ -241,7 +241,7 @@ class Processes:
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Around a collective operation: turn the loss of a process into a one-line error."""
+    """Guard a collective operation: turn the loss of a process into a one-line error."""
     try:
         yield
     except RuntimeError as error:

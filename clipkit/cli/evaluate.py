@@ -73,14 +73,14 @@ def zeroshot(
     """
     from clipkit.data import read_classes, read_labelled, read_templates
 
-    labelled = read_labelled(data)
+    labeled = read_labelled(data)
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
 
     def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
         from clipkit import evaluation
 
-        return evaluation.zeroshot(model, labelled, classes=names, templates=prompts, **options)
+        return evaluation.zeroshot(model, labeled, classes=names, templates=prompts, **options)
 
     measuring.measure(evaluate, data, classes, templates)
 

@@ -104,11 +104,11 @@ def cache_of(folder: str | None) -> "Cache":
 def measuring_command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that adds a command with the shared options.
 
-    The function's first parameter receives them as a `Measuring`; its other parameters are options of its own.
+    The function's first parameter receives them as a `Measuring`; its other parameters become further options.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        own = [
+        specific = [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for parameter in list(inspect.signature(function).parameters.values())[1:]
         ]
@@ -119,7 +119,7 @@ def measuring_command(app: typer.Typer) -> Callable[[Callable[..., None]], Calla
             shared = Measuring(**{parameter.name: given.pop(parameter.name) for parameter in (model, *others)})
             function(shared, **given)
 
-        parameters = [model, *own, *others]
+        parameters = [model, *specific, *others]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         registered: Callable[..., None] = app.command()(command)

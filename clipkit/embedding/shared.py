@@ -1,4 +1,4 @@
-"""Work on a dataset that each process does for its share, and every process gets the whole result of."""
+"""Work on a dataset that is shared over processes; every process gets the whole result."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,10 +52,10 @@ def scan_shared(
         UserError: on all processes, if `scan` raised one on any of them.
     """
     share = processes.share(len(items))
-    found: dict[int, V] = {}
+    results: dict[int, V] = {}
     with processes.failing_together():
-        found = {share.start + position: value for position, value in scan(items[share]).items()}
-    return {position: value for part in processes.gather_objects(found) for position, value in part.items()}
+        results = {share.start + position: value for position, value in scan(items[share]).items()}
+    return {position: value for part in processes.gather_objects(results) for position, value in part.items()}
 
 
 @contextmanager

@@ -48,12 +48,11 @@ def classification_result(
         labels: the class of each image, or for each image and class whether the image has the class.
         titles: names of the classes.
         images: the images, for examples.
-        probabilities: from cosines of some images, (N, C), to the probabilities of the classes.
+        probabilities: returns the probabilities of rows of cosines; they increase with the cosine.
     """
     if labels.ndim == 2:
         return _multilabel(scores, labels, titles, images)
     predicted = scores.argmax(dim=1)
-    # Probabilities grow with the cosine, so the largest one belongs to the predicted class.
     confidence = torch.cat([probabilities(rows).amax(dim=1) for rows in scores.split(_ROWS)])
     ranks = [true_label_ranks(*rows) for rows in zip(scores.split(_ROWS), labels.split(_ROWS), strict=True)]
     queries = {
@@ -66,7 +65,7 @@ def classification_result(
     columns = classification_columns(queries, len(titles))
     metrics = {name: figure(None, None, None) for name in ("acc1", "acc5")}
     metrics |= figures(columns, {name: (5 if name == "acc5" else 1) / len(titles) for name in columns})
-    # No interval: the error is a mean of absolute values, so resampling increases it and the draws exclude the value.
+    # Without interval: resampling increases a mean of absolute values, so the draws would not contain the value.
     metrics["ece"] = figure(calibration_error(confidence, predicted == labels), None, None)
     return {
         "metrics": metrics,

@@ -59,27 +59,27 @@ class ClassNames:
         return cls(list(classes), [[name] for name in classes])
 
     @classmethod
-    def of(cls, labelled: LabelledImages, classes: Classes | None) -> "ClassNames":
+    def of(cls, labeled: LabelledImages, classes: Classes | None) -> "ClassNames":
         """Return `classes` if given, otherwise the dataset's own."""
         if classes is not None:
             return cls.given(classes)
-        return cls(labelled.classes, [[name] for name in labelled.class_names or labelled.classes])
+        return cls(labeled.classes, [[name] for name in labeled.class_names or labeled.classes])
 
-    def labels_of(self, labelled: LabelledImages) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:
+    def labels_of(self, labeled: LabelledImages) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:
         """Return the images' labels as positions among these classes.
 
         Raises:
             DataError: an image has a class that is not among them.
         """
-        position = labelled.places_among(
+        position = labeled.places_among(
             self.labels,
             f"which is not among the {len(self.labels)} classes given; give a name for each label, as a JSON object of "
             "label to name or names",
         )
-        if not labelled.several:
-            return torch.from_numpy(position[labelled.labels])
-        labels = torch.zeros(len(labelled.images), len(self.labels), dtype=torch.bool)
-        labels[:, position] = torch.from_numpy(labelled.labels)
+        if not labeled.several:
+            return torch.from_numpy(position[labeled.labels])
+        labels = torch.zeros(len(labeled.images), len(self.labels), dtype=torch.bool)
+        labels[:, position] = torch.from_numpy(labeled.labels)
         return labels
 
 

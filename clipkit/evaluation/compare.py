@@ -139,18 +139,18 @@ def _furthest(worse: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:
 
 
 def _disagreement(first: Answers, second: Answers, row: int) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    disagreement: dict[str, Any] = {
         "asks": first.kind,
         "query": first.queries[row] if first.queries is not None else f"row {row}",
     }
     image = first.images[row] if first.images is not None else None
     if image is not None:
-        found["image"] = image
+        disagreement["image"] = image
     if first.right is not None:
-        found["right"] = first.right[row]
+        disagreement["right"] = first.right[row]
     for name, answers in (("first", first), ("second", second)):
         value = answers.values[row]
-        found |= {f"{name}_rank": int(value)} if answers.are_ranks else {f"{name}_right": float(value)}
+        disagreement |= {f"{name}_rank": int(value)} if answers.are_ranks else {f"{name}_right": float(value)}
         if answers.answered is not None:
-            found[f"{name}_{answers.answered_kind}"] = answers.answered[row]
-    return found
+            disagreement[f"{name}_{answers.answered_kind}"] = answers.answered[row]
+    return disagreement

@@ -24,14 +24,14 @@ class LabeledPart:
     hashes: list[bytes]
 
     @classmethod
-    def of(cls, labelled: LabelledImages, classes: list[str], hashes: list[bytes]) -> "LabeledPart":
+    def of(cls, labeled: LabelledImages, classes: list[str], hashes: list[bytes]) -> "LabeledPart":
         """Return all images, with labels as positions among `classes`.
 
         Raises:
             DataError: an image has a class that is not among them.
         """
-        position = labelled.places_among(classes, _NOT_LEARNED)
-        return cls(labelled.images, position[labelled.labels], hashes)
+        position = labeled.places_among(classes, _NOT_LEARNED)
+        return cls(labeled.images, position[labeled.labels], hashes)
 
     def take(self, rows: NDArray[np.bool_]) -> "LabeledPart":
         """Return the images for which `rows` is True."""
@@ -47,10 +47,10 @@ def read_single_label(data: str | LabelledImages) -> LabelledImages:
     Raises:
         DataError: the data cannot be read, or an image has several classes.
     """
-    labelled = read_labelled(data) if isinstance(data, str) else data
-    if labelled.several:
-        raise DataError(f"{labelled.name}: has images of several classes; a probe needs one class per image")
-    return labelled
+    labeled = read_labelled(data) if isinstance(data, str) else data
+    if labeled.several:
+        raise DataError(f"{labeled.name}: has images of several classes; a probe needs one class per image")
+    return labeled
 
 
 def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bool_]:

@@ -38,7 +38,7 @@ def compositional(
 ) -> Result:
     """Measure the share of near misses that the model tells apart, in total and by category.
 
-    `text_acc`: each image scores its own caption higher. `image_acc`: each caption scores its own image higher;
+    `text_acc`: each image scores the right caption higher. `image_acc`: each caption scores the right image higher;
     undefined with one image. `acc`: both. Definitions are those of CLIP_benchmark 1.6; of equal scores the first wins.
 
     Args:

@@ -158,8 +158,8 @@ def check_labelled(learned: LabelledImages, measured: LabelledImages | None) -> 
     Raises:
         DataError: the images have several classes, or a class has too few images.
     """
-    for labelled in filter(None, (learned, measured)):
-        read_single_label(labelled)
+    for labeled in filter(None, (learned, measured)):
+        read_single_label(labeled)
     whole = LabeledPart.of(learned, learned.classes, content_hashes(learned.images))
     if measured is not None:
         LabeledPart.of(measured, learned.classes, [])

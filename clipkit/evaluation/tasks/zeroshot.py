@@ -63,28 +63,28 @@ def zeroshot(
     started = time.perf_counter()
     processes = processes or Processes.alone()
     check_present(model.name, image=model.image, text=model.text)
-    labelled = read_labelled(data) if isinstance(data, str) else data
-    class_names = ClassNames.of(labelled, classes)
-    templates = templates if templates is not None else labelled.templates or TEMPLATES
-    labels = class_names.labels_of(labelled)
+    labeled = read_labelled(data) if isinstance(data, str) else data
+    class_names = ClassNames.of(labeled, classes)
+    templates = templates if templates is not None else labeled.templates or TEMPLATES
+    labels = class_names.labels_of(labeled)
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
-    hashes = features.content_hashes(labelled.images)
+    hashes = features.content_hashes(labeled.images)
     prompts = prompt_features(features, class_names, templates)
     classifier = classifier_of(prompts)
-    image_features = features.images(labelled.images, hashes)
+    image_features = features.images(labeled.images, hashes)
     scores = similarity(image_features, classifier)
     titles = [names[0] for names in class_names.names]
     if predictions is not None and processes.is_main:
-        write_class_predictions(predictions, labelled.images, scores, labels, titles)
-    outcome = classification_result(scores, labels, titles, labelled.images, model.probabilities)
+        write_class_predictions(predictions, labeled.images, scores, labels, titles)
+    outcome = classification_result(scores, labels, titles, labeled.images, model.probabilities)
     accuracies = prompt_accuracies(prompts, templates, image_features, labels)
     positions = [] if labels.ndim == 2 else map_of_classes(image_features.cpu(), [titles[c] for c in labels.tolist()])
     return build_result(
         "zeroshot",
         model.name,
         {
-            "name": labelled.name,
-            "images": len(labelled.images),
+            "name": labeled.name,
+            "images": len(labeled.images),
             "classes": len(titles),
             "sha256": data_hash(hashes, class_names.labels, labels.flatten().tolist()),
         },
@@ -93,7 +93,7 @@ def zeroshot(
         settings={
             "templates": dict(templates) if isinstance(templates, Mapping) else list(templates),
             "classes": dict(zip(class_names.labels, class_names.names, strict=True)),
-            "model.logit_scale.exp().item()": scale,
+            "scale": model.logit_scale.exp().item(),
         },
         features=features.counts,
         examples=outcome["examples"],
