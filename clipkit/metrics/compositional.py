@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[Tensor, " K"]]:
-    """Return for each instance if all images score highest with their captions, and the other way round.
+    """Return for each instance whether every image prefers its caption, and whether every caption prefers its image.
 
     The i-th image belongs to the i-th caption. With one image and two captions (SugarCrepe, Hsieh et al. 2023) the
     first caption is correct; with two images and two captions (Winoground, Thrush et al. 2022) both are. Definitions

@@ -8,7 +8,7 @@ _INDICES = 1 << 32
 
 
 def order_keys(scores: Float[Tensor, "R C"], first: int = 0) -> Int[Tensor, "R C"]:
-    """Return an integer for each score: sorted in descending order they give the total order, without ties in a row.
+    """Return an integer key for each score: keys are unique within a row, and greater keys come first.
 
     Args:
         scores: float32.

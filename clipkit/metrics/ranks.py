@@ -152,7 +152,7 @@ def right_pairs(image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"]) -> Int[Te
 
 
 def _check_fit(pairs: Int[Tensor, "P 2"], images: int, texts: int, one_per_text: bool) -> None:
-    """Raise ValueError if the pairs do not fit the features; some of the features would silently be ignored."""
+    """Raise ValueError if the pairs do not fit the features, some of which would silently be ignored."""
     if one_per_text and len(pairs) != texts:
         raise ValueError(f"image_of_text has {len(pairs)} entries for {texts} texts; give one per text")
     if not len(pairs):

@@ -111,7 +111,7 @@ def _miss_probability(candidates: int, correct: int, k: int) -> float:
 
 
 def precision_by_chance(candidates: int, correct: int, among: int) -> float:
-    """Return the expected precision at the R correct answers of a random order; those after the first `among` count 0.
+    """Return the expected mean precision at R correct answers in random order; those after the first `among` count 0.
 
     E of 1/R Σ_{k ≤ among} [k-th is correct] · (number of correct ones among the first k) / k. With `among` = R this is
     the chance level of average precision at R, with all candidates that of average precision.

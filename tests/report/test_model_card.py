@@ -59,7 +59,7 @@ def test_transformers_code_gives_the_features_of_clipkit(family: str, tmp_path: 
     torch.testing.assert_close(variables["clipkit"]["text_features"], model.encode_text(["a cat", "a dog"]))
     assert ("transformers' pipeline" in variables) == (family != "vision_text_dual_encoder")
     if "transformers' pipeline" in variables:
-        scores = {own["label"]: own["score"] for own in variables["transformers' pipeline"]["answer"]}
+        scores = {entry["label"]: entry["score"] for entry in variables["transformers' pipeline"]["answer"]}
         assert [scores["a cat"], scores["a dog"]] == pytest.approx(expected[0].tolist(), abs=1e-5)
 
 
@@ -83,7 +83,7 @@ def test_code_for_two_towers_loads_their_weights(tmp_path: Path, photo: Path) ->
     card = model_card(layout_of(clipkit.load(tmp_path), ModelRecipe.model_validate(recipe)))
     assert "license" not in ModelCard(card).data.to_dict()  # random weights have no license
     variables = run_code(card, tmp_path, photo)
-    parts = next(own for name, own in variables.items() if "parts" in name)
+    parts = next(entry for name, entry in variables.items() if "parts" in name)
     for name, value in model.image.trunk.native.state_dict().items():  # type: ignore[union-attr, operator]
         assert torch.equal(parts["image_trunk"].state_dict()[name], value)
     for name, value in model.text.trunk.native.state_dict().items():  # type: ignore[union-attr, operator]
@@ -131,7 +131,7 @@ def test_license_of_several_bases(licences: list[str | None], header: str | None
     card = ModelCard(model_card(Layout("clipkit", None, BOTH, bases)))
     assert card.data.license == header
     assert ("## Licence" in card.text) == bool(words)
-    assert all(own in card.text for own in words)
+    assert all(entry in card.text for entry in words)
 
 
 def test_results_are_in_text_and_header() -> None:
@@ -143,8 +143,8 @@ def test_results_are_in_text_and_header() -> None:
     card = ModelCard(model_card(CLIP, [result]))
     assert re.search(r"\| 50\.0 % \| 40\.0 % – 62\.5 % \| 10\.0 % \|", card.text)
     assert "1,000 images, 5,000 captions" in card.text
-    _, (own,) = model_index_to_eval_results(card.data.to_dict()["model-index"])  # undefined metrics are omitted
-    assert (own.dataset_type, own.dataset_split, own.metric_value) == ("org/photos", "test", 0.5)
+    _, (entry,) = model_index_to_eval_results(card.data.to_dict()["model-index"])  # undefined metrics are omitted
+    assert (entry.dataset_type, entry.dataset_split, entry.metric_value) == ("org/photos", "test", 0.5)
 
 
 def test_card_contains_no_local_paths_or_credentials() -> None:

@@ -187,25 +187,25 @@ def test_classes_table_lists_hardest_first_with_confusions(tiny_clip: Path, shap
 def test_zeroshot_report_shows_mistakes(tiny_clip: Path, shapes: Path) -> None:
     templates = ["a photo of a {c}", "a {c} shape", "something {c}"]
     result = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"), templates=templates)
-    alone = {own["prompt"]: own["acc1"] for own in result["prompts"]}
+    alone = {entry["prompt"]: entry["acc1"] for entry in result["prompts"]}
     for template in templates:
-        own = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"), templates=[template])
-        assert alone[template] == pytest.approx(own["metrics"]["acc1"]["value"], abs=1e-6)
-        assert own["prompts"] == []
+        entry = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"), templates=[template])
+        assert alone[template] == pytest.approx(entry["metrics"]["acc1"]["value"], abs=1e-6)
+        assert entry["prompts"] == []
         others = [other for other in templates if other != template]
         without = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"), templates=others)
-        (found,) = (own["without"] for own in result["prompts"] if own["prompt"] == template)
+        (found,) = (entry["without"] for entry in result["prompts"] if entry["prompt"] == template)
         assert found == pytest.approx(without["metrics"]["acc1"]["value"], abs=1e-6)
-    mistakes = [own for own in result["examples"] if own.get("kind") == "mistake"]
+    mistakes = [entry for entry in result["examples"] if entry.get("kind") == "mistake"]
     wrong = [
         label != taken for label, taken in zip(result["queries"]["label"], result["queries"]["predicted"], strict=True)
     ]
     assert len(mistakes) == min(12, sum(wrong))
-    sure = [own["confidence"] for own in mistakes]
+    sure = [entry["confidence"] for entry in mistakes]
     assert sure == sorted(sure, reverse=True)
-    assert all([answer["right"] for answer in own["answers"]] == [False, True] for own in mistakes)
+    assert all([answer["right"] for answer in entry["answers"]] == [False, True] for entry in mistakes)
     assert len(result["map"]) == 16
-    assert {own["label"] for own in result["map"]} == {"red", "green", "blue", "yellow"}
+    assert {entry["label"] for entry in result["map"]} == {"red", "green", "blue", "yellow"}
     (table,) = confused_pairs(result)
     counted = sum(int(row[1]) for row in table.rows)
     assert counted == sum(wrong)
@@ -227,10 +227,10 @@ def test_zeroshot_report_shows_mistakes(tiny_clip: Path, shapes: Path) -> None:
 def test_retrieval_report_shows_best_and_worst_queries(tiny_clip: Path, shapes: Path) -> None:
     result = clipkit.evaluate.retrieval(clipkit.load(tiny_clip), str(shapes / "captions.csv"))
     ranks = result["queries"]["image_rank"]
-    worst = [own for own in result["examples"] if own.get("kind") == "worst"]
-    assert [own["rank"] for own in worst] == sorted(ranks, reverse=True)[: len(worst)]
-    assert all(own["rank"] == 1 for own in result["examples"] if own.get("kind") == "best")
-    assert all(any(answer["right"] for answer in own["answers"]) for own in worst)
+    worst = [entry for entry in result["examples"] if entry.get("kind") == "worst"]
+    assert [entry["rank"] for entry in worst] == sorted(ranks, reverse=True)[: len(worst)]
+    assert all(entry["rank"] == 1 for entry in result["examples"] if entry.get("kind") == "best")
+    assert all(any(answer["right"] for answer in entry["answers"]) for entry in worst)
     assert "correct image at rank" in evaluation_report(result)
 
 
@@ -257,9 +257,9 @@ def test_comparison_of_two_classifiers_shows_disagreements(tiny_clip: Path, shap
     for moved in comparison["disagreements"]:
         row = first["queries"]["images"].index(moved["image"])
         assert moved["right"] == first["classes"][first["queries"]["label"][row]]["class"]
-        for whose, own in (("first", first), ("second", second)):
+        for whose, entry in (("first", first), ("second", second)):
             assert (moved[f"{whose}_text"] == moved["right"]) == (moved[f"{whose}_rank"] == 1)
-            assert moved[f"{whose}_text"] == own["classes"][own["queries"]["predicted"][row]]["class"]
+            assert moved[f"{whose}_text"] == entry["classes"][entry["queries"]["predicted"][row]]["class"]
     page = comparison_report(comparison, first, second)
     Outline(page)
     assert "image queries" in page
@@ -288,14 +288,14 @@ def test_comparison_of_probes_and_compositional_tests_shows_disagreements(
     for first, second in zip(before, measured(), strict=True):
         comparison = clipkit.evaluate.compare(first, second)
         probed = first["task"] == "probe"
-        right = [own["queries"]["lp_top1" if probed else "text_right"] for own in (first, second)]
+        right = [entry["queries"]["lp_top1" if probed else "text_right"] for entry in (first, second)]
         most = max(abs(two - one) for one, two in zip(*right, strict=True))
-        gains = [own["second_right"] - own["first_right"] for own in comparison["disagreements"]]
+        gains = [entry["second_right"] - entry["first_right"] for entry in comparison["disagreements"]]
         assert max(map(abs, gains)) == pytest.approx(most)
         assert 0 not in gains
         for moved in comparison["disagreements"]:
-            row = [own if probed else own[0] for own in first["queries"]["images"]].index(moved["image"])
-            assert [moved["first_right"], moved["second_right"]] == [own[row] for own in right]
+            row = [entry if probed else entry[0] for entry in first["queries"]["images"]].index(moved["image"])
+            assert [moved["first_right"], moved["second_right"]] == [entry[row] for entry in right]
         page = comparison_report(comparison, first, second)
         Outline(page)
         assert "image queries" in page
