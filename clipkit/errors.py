@@ -1,63 +1,63 @@
-"""What a user can get wrong. Every message says what was given, what is wrong and what to do, in one line."""
+"""Errors with messages for users. Each message says in one line what was given, what is wrong and what to do."""
 
 
 def one_line(error: BaseException) -> str:
-    """What another library said, as a part of a one-line message."""
+    """Return the message of another library's error in a form that fits into a one-line message."""
     return " ".join(str(error).split())[:200]
 
 
-def _unbroken(message: str) -> str:
-    """In one line, although a name of a file or a column may hold a line break."""
-    return " ".join(message.splitlines())
-
-
 class UserError(Exception):
-    """Wrong input. The command line prints its message as one line and exits with code 2."""
+    """Invalid input. The command line prints the message as one line and exits with code 2."""
 
     everywhere = True
-    """Whether every process of a run finds it, so that one of them need say it."""
+    """True if every process of a run raises the error, so that only one needs to print it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(_unbroken(message))
+        super().__init__(_without_line_breaks(message))
 
 
 class RecipeError(UserError):
-    """A recipe or an override that cannot be used."""
+    """An invalid recipe or override."""
 
 
 class DataError(UserError):
-    """Data that is missing, empty or broken."""
+    """Data that is missing, empty or invalid."""
 
 
 class UnreachedError(DataError):
-    """Data that is elsewhere, and cannot be got from there now."""
+    """Data on another machine that cannot be downloaded now."""
 
 
 class ModelError(UserError):
-    """A model that cannot be found, opened or built."""
+    """A model that is not found or cannot be loaded or built."""
 
 
 class OutputError(UserError):
-    """A place that cannot be written to, or that holds something to keep."""
+    """An output that cannot be written, or that would overwrite something."""
 
 
 class TrainingError(Exception):
-    """A run that started and cannot go on. The command line exits with code 1."""
+    """A run that started and cannot continue. The command line exits with code 1."""
 
     everywhere = True
-    """Whether every process of a run finds it, so that one of them need say it."""
+    """True if every process of a run raises the error, so that only one needs to print it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(_unbroken(message))
+        super().__init__(_without_line_breaks(message))
 
 
 class BatchError(TrainingError):
-    """A batch for which a loss has no meaning; every process sees the whole of it."""
+    """A batch for which the loss is undefined; every process raises it, because all see the whole batch."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop, and did. The command line exits with `code`: 130 after Ctrl-C, 143 otherwise."""
+    """A run that stopped on request. The command line exits with `code`: 130 after Ctrl-C, 143 otherwise."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+def _without_line_breaks(message: str) -> str:
+    """Join lines: names of files and columns may contain line breaks."""
+    return " ".join(message.splitlines())

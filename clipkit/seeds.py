@@ -1,10 +1,10 @@
-"""Stable seeds: what is random depends on what it is for, never on who computes it."""
+"""Stable seeds: random numbers depend on their purpose, never on the process that draws them."""
 
 import numpy as np
 
 
 def mix(*parts: int) -> int:
-    """One 63-bit seed from several non-negative integers, the same on every machine (numpy's SeedSequence).
+    """Combine several non-negative integers into one 63-bit seed, the same on every machine (numpy's SeedSequence).
 
     >>> mix(0, 1, 2) == mix(0, 1, 2) != mix(0, 2, 1)
     True

@@ -1,4 +1,4 @@
-"""Small things that every test may need: images, captions, and a CLIP of a few thousand parameters."""
+"""Shared fixtures: images, captions, and a CLIP with a few thousand parameters."""
 
 import csv
 import gzip
@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-# Nothing may reach for the network, whatever a library does by default.
+# No test uses the network, whatever libraries do by default.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Nor may anything be left in, or found in, the user's cache.
+# No test reads or writes the user's cache.
 _CACHE = tempfile.TemporaryDirectory(prefix="clipkit-tests-")
 os.environ["CLIPKIT_CACHE"] = _CACHE.name
 
@@ -35,12 +35,12 @@ def _same_seed() -> None:
 @pytest.fixture(scope="session")
 def flickr8k() -> Path:
     if not FLICKR8K.is_dir():
-        pytest.skip("../shared/flickr8k is not here")
+        pytest.skip("../shared/flickr8k is missing")
     return FLICKR8K
 
 
-def draw(colour: str, shape: str, size: int = 32, shift: int = 0) -> Image.Image:
-    """A coloured shape on a grey ground."""
+def draw(color: str, shape: str, size: int = 32, shift: int = 0) -> Image.Image:
+    """Draw a colored shape on a gray background."""
     pixels = np.full((size, size, 3), 128, dtype=np.uint8)
     y, x = np.mgrid[:size, :size] - size // 2 - shift
     match shape:
@@ -52,21 +52,21 @@ def draw(colour: str, shape: str, size: int = 32, shift: int = 0) -> Image.Image
             inside = abs(y) < size // 8
         case _:
             inside = (abs(y) < size // 10) | (abs(x) < size // 10)
-    pixels[inside] = COLOURS[colour]
+    pixels[inside] = COLOURS[color]
     return Image.fromarray(pixels)
 
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """captions.csv: 16 images of coloured shapes with two captions each; classes.csv: with their colours."""
+    """Folder of 16 images of colored shapes: captions.csv has two captions per image, classes.csv the colors."""
     folder = tmp_path_factory.mktemp("shapes")
     (folder / "images").mkdir()
     captions, labels = [], []
-    for number, (colour, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
+    for number, (color, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
         name = f"images/{number:02d}.png"
-        draw(colour, shape, shift=number % 3).save(folder / name)
-        captions += [[name, f"a {colour} {shape}"], [name, f"the {shape} is {colour}"]]
-        labels.append([name, colour])
+        draw(color, shape, shift=number % 3).save(folder / name)
+        captions += [[name, f"a {color} {shape}"], [name, f"the {shape} is {color}"]]
+        labels.append([name, color])
     write_csv(folder / "captions.csv", ["image", "caption"], captions)
     write_csv(folder / "classes.csv", ["image", "label"], labels)
     return folder
@@ -81,7 +81,7 @@ def write_csv(path: Path, header: list[str], rows: list[list[str]]) -> Path:
 
 
 def clip_vocabulary(merge_count: int) -> tuple[dict[str, int], list[str]]:
-    """The vocabulary and first merges of CLIP's tokenizer in transformers' form, from open_clip's file."""
+    """Return the vocabulary and first merges of CLIP's tokenizer, from open_clip's file, as transformers has them."""
     package = find_spec("open_clip")
     assert package is not None
     assert package.origin is not None
@@ -97,7 +97,7 @@ def clip_vocabulary(merge_count: int) -> tuple[dict[str, int], list[str]]:
 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A randomly initialised CLIP in the Hub's layout, with the start of CLIP's vocabulary."""
+    """Folder with a randomly initialized CLIP in the Hub's layout and the beginning of CLIP's vocabulary."""
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     folder = tmp_path_factory.mktemp("tiny_clip")
@@ -117,7 +117,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small_recipe(tiny_clip: Path, shapes: Path, output: Path) -> Any:
-    """A small fine-tune."""
+    """Return the recipe of a small fine-tune."""
     from clipkit.recipe import Recipe
 
     captions = str(shapes / "captions.csv")
@@ -134,7 +134,7 @@ def small_recipe(tiny_clip: Path, shapes: Path, output: Path) -> Any:
 
 @pytest.fixture
 def recipe(shapes: Path, tiny_clip: Path, tmp_path: Path) -> Callable[..., Any]:
-    """The small fine-tune, changed: `recipe({"optim.lr": 1e-3})`."""
+    """Function that returns the small fine-tune with changes: `recipe({"optim.lr": 1e-3})`."""
 
     def build(changes: dict[str, Any] | None = None) -> Any:
         return small_recipe(tiny_clip, shapes, tmp_path / "run").override(changes or {})
@@ -144,7 +144,7 @@ def recipe(shapes: Path, tiny_clip: Path, tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def recipe_file(recipe: Callable[..., Any], tmp_path: Path) -> Path:
-    """The same small fine-tune as a YAML file."""
+    """YAML file of the small fine-tune."""
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe().to_yaml(), encoding="utf-8")
     return file

@@ -1,8 +1,7 @@
-"""Python processes for tests, forked from one that has imported torch and clipkit already.
+"""Python processes for tests, forked from a server that has already imported torch and clipkit.
 
-Their start takes milliseconds instead of the seconds of the imports, which were most of what the quick suite did. What
-is run, and how it ends, is as under `python ARGUMENTS`; a test of the start itself, or of settings that libraries read
-while they are imported, takes `subprocess`.
+They start in milliseconds: imports took most of the time of the quick suite. A process runs and ends like
+`python ARGUMENTS`; tests of the start itself, or of settings that libraries read on import, use `subprocess`.
 """
 
 import atexit
@@ -32,15 +31,15 @@ _FORKS.set_forkserver_preload(
 
 
 class Running:
-    """As much of `subprocess.Popen` as tests use; it leads a session of its own."""
+    """The part of `subprocess.Popen` that tests use; the process leads its own session."""
 
     def __init__(self, arguments: Sequence[str | Path], environment: Mapping[str, str] = ENVIRONMENT) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        said = Path(self._folder.name)
-        self.stdout, self.stderr = said / "out", said / "err"
-        typed = [str(own) for own in arguments]
-        self._process = _FORKS.Process(target=_run, args=(typed, dict(environment), str(self.stdout), str(self.stderr)))
-        with contextlib.chdir(_ROOT):  # where the server finds this module, once
+        folder = Path(self._folder.name)
+        self.stdout, self.stderr = folder / "out", folder / "err"
+        parts = [str(argument) for argument in arguments]
+        self._process = _FORKS.Process(target=_run, args=(parts, dict(environment), str(self.stdout), str(self.stderr)))
+        with contextlib.chdir(_ROOT):  # the server imports this module once, from here
             forkserver.ensure_running()
         self._process.start()
         assert self._process.pid is not None
@@ -57,18 +56,18 @@ class Running:
         os.kill(self.pid, number)
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
-        """What it said, when it and all that it started have ended: a pipe would have an end no sooner."""
+        """Wait until the process and all its descendants have ended, then return stdout and stderr."""
         end = time.monotonic() + timeout
         self._process.join(timeout)
-        while self._process.exitcode is None or self._others():
+        while self._process.exitcode is None or self._descendants():
             if time.monotonic() > end:
                 self.kill()
-                raise subprocess.TimeoutExpired(self._process.name, timeout, *self.said())
+                raise subprocess.TimeoutExpired(self._process.name, timeout, *self.output())
             time.sleep(0.05)
-        return self.said()
+        return self.output()
 
-    def _others(self) -> list[int]:
-        """Who is alive in its session, after its own end."""
+    def _descendants(self) -> list[int]:
+        """Return the processes of its session that are still alive."""
         alive = []
         for process in psutil.process_iter(["status"]):
             with contextlib.suppress(ProcessLookupError):
@@ -76,7 +75,7 @@ class Running:
                     alive.append(process.pid)
         return alive
 
-    def said(self) -> tuple[str, str]:
+    def output(self) -> tuple[str, str]:
         out, err = (file.read_text(errors="replace") if file.exists() else "" for file in (self.stdout, self.stderr))
         return out, err
 
@@ -89,7 +88,7 @@ class Running:
 def python(
     *arguments: str | Path, environment: Mapping[str, str] = ENVIRONMENT, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS`, to its end."""
+    """Run `python ARGUMENTS` and wait for it."""
     running = Running(arguments, environment)
     out, err = running.communicate(timeout)
     return subprocess.CompletedProcess(list(arguments), running.returncode or 0, out, err)
@@ -98,11 +97,13 @@ def python(
 def together(
     processes: int, *arguments: str | Path, environment: Mapping[str, str] = ENVIRONMENT, code: int = 0
 ) -> tuple[str, str]:
-    """What `python ARGUMENTS` said in processes that know of each other, as under torchrun; all end with `code`."""
+    """Run `python ARGUMENTS` in a group of processes, like torchrun, until all exit with `code`; join their output."""
     port = free_port()
-    started = [Running(arguments, {**environment, **place_of(rank, processes, port)}) for rank in range(processes)]
-    said = [running.communicate() for running in started]
-    out, err = ("".join(own) for own in zip(*said, strict=True))
+    started = [
+        Running(arguments, {**environment, **rank_variables(rank, processes, port)}) for rank in range(processes)
+    ]
+    outputs = [running.communicate() for running in started]
+    out, err = ("".join(parts) for parts in zip(*outputs, strict=True))
     assert [running.returncode for running in started] == [code] * processes, out + err
     return out, err
 
@@ -113,8 +114,8 @@ def free_port() -> int:
     return port
 
 
-def place_of(rank: int, processes: int, port: int) -> dict[str, str]:
-    """What torchrun says in the environment of each process."""
+def rank_variables(rank: int, processes: int, port: int) -> dict[str, str]:
+    """Return the environment variables that torchrun sets for a process."""
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -122,9 +123,9 @@ def place_of(rank: int, processes: int, port: int) -> dict[str, str]:
 
 
 def _run(arguments: list[str], environment: dict[str, str], stdout: str, stderr: str) -> None:
-    """In the fork."""
+    """Run the arguments in the fork."""
     os.setsid()
-    multiprocessing.set_start_method(None, force=True)  # its own workers start as everybody's do
+    multiprocessing.set_start_method(None, force=True)  # its workers start by the default method
     for number, file in ((1, stdout), (2, stderr)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()

@@ -1,4 +1,4 @@
-"""Nothing heavy is imported to print help."""
+"""Importing clipkit and printing help load no heavy library."""
 
 import subprocess
 import sys
@@ -38,11 +38,11 @@ except SystemExit as stop:
         HELP.format(argv=["clipkit", "--version"]),
     ],
 )
-def test_stays_light(run: str) -> None:
+def test_no_heavy_library_is_imported(run: str) -> None:
     subprocess.run([sys.executable, "-c", CODE.format(run=run)], check=True, capture_output=True, timeout=60)
 
 
-def test_public_names_resolve() -> None:
+def test_public_names_resolve_and_typos_raise() -> None:
     import clipkit
 
     for name in clipkit.__all__:

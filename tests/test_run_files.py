@@ -10,9 +10,9 @@ from clipkit.run_files import RunFiles, append, last_row, read_rows, recipe_of, 
 
 def test_every_file_is_in_the_folder(tmp_path: Path) -> None:
     run = RunFiles(tmp_path)
-    paths = [own for own in vars(run).values() if isinstance(own, Path) and own != run.path]
+    paths = [file for file in vars(run).values() if isinstance(file, Path) and file != run.path]
     assert set(paths) == {*run.files, *run.folders}
-    assert all(own.parent == tmp_path for own in paths)
+    assert all(file.parent == tmp_path for file in paths)
     assert run.files[0] == run.recipe  # the last one that is removed
 
 

@@ -1,4 +1,4 @@
-"""Evaluation mathematics: features or scores in, figures out. Definitions and names are CLIP_benchmark's."""
+"""Evaluation metrics: features or scores in, values out. Definitions and names follow CLIP_benchmark."""
 
 from clipkit.metrics.bootstrap import cluster_bootstrap, cluster_bootstrap_median, interval, resampled
 from clipkit.metrics.classification import (
@@ -11,7 +11,7 @@ from clipkit.metrics.classification import (
 )
 from clipkit.metrics.compositional import selection
 from clipkit.metrics.linear import LinearClassifier, logistic_regression
-from clipkit.metrics.neighbours import knn_scores
+from clipkit.metrics.neighbors import knn_scores
 from clipkit.metrics.order import first_columns
 from clipkit.metrics.ranks import RetrievalRanks, retrieval_ranks, similarity, top_answers
 from clipkit.metrics.retrieval import median_rank, precision_by_chance, recalls, retrieval, retrieval_chance

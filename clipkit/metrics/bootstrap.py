@@ -1,4 +1,4 @@
-"""Intervals by resampling clusters of queries."""
+"""Confidence intervals by resampling clusters of queries."""
 
 from collections.abc import Iterator
 
@@ -8,16 +8,16 @@ from numpy.typing import NDArray
 from clipkit.seeds import mix
 
 DRAWS = 1000
-_HELD = 1 << 22  # resampling counts held at once
+_BLOCK = 1 << 22  # counts in memory at once
 
 
 def resampled(clusters: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[NDArray[np.float64]]:
-    """How often each cluster is drawn, in blocks (repetitions, clusters), by drawing as many as there are.
+    """Draw as many clusters as there are, with replacement; yield their counts in blocks (repetitions, clusters).
 
-    The same seed and number of clusters give the same draws, so that figures can be compared in pairs.
+    The same seed and number of clusters give the same draws, so that metrics can be compared in pairs.
     """
     generator = np.random.default_rng(seed)
-    block = max(1, _HELD // clusters)
+    block = max(1, _BLOCK // clusters)
     for start in range(0, draws, block):
         height = min(block, draws - start)
         drawn = generator.integers(0, clusters, (height, clusters), dtype=np.uint32)
@@ -33,20 +33,20 @@ def cluster_bootstrap(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Means of `values` over resampled clusters (Efron and Tibshirani 1993, chapter 8).
+    """Return means of `values` over resampled clusters (Efron and Tibshirani 1993, chapter 8).
 
     Args:
-        values: (Q,) one figure a query, as 1.0 for a hit; or (Q, F), several at once.
-        clusters: (Q,) the cluster of each query, as its image: clusters are drawn whole, with replacement.
-        strata: (Q,) where given, clusters are drawn within each stratum and the result is the mean over strata of
-            each stratum's mean. A cluster lies in one stratum.
-        among: number of clusters, where some have no query here and `clusters` are numbers below it; without it, the
-            clusters are those that occur.
+        values: (Q,) one value per query, e.g. 1.0 for a hit; or (Q, F), several values per query.
+        clusters: (Q,) cluster of each query, e.g. its image; clusters are drawn whole, with replacement.
+        strata: (Q,) stratum of each query. Clusters are drawn within each stratum, and the result is the mean of the
+            strata's means. All queries of a cluster are in one stratum.
+        among: number of clusters if some have no query; `clusters` then holds indices below it. Default: only the
+            clusters that occur.
         draws: number of repetitions.
-        seed: the same seed and number of clusters give the same draws, so differences of two figures can be paired.
+        seed: the same seed and number of clusters give the same draws, for paired differences of two metrics.
 
     Returns:
-        (draws,) or (draws, F), one mean a repetition.
+        (draws,) or (draws, F), one mean per repetition.
 
     Example:
         >>> hits, images = np.array([1.0, 0.0, 1.0]), np.array([0, 0, 1])
@@ -57,7 +57,7 @@ def cluster_bootstrap(
         parts = []
         for stratum in np.unique(strata):
             rows = strata == stratum
-            # Another seed each: strata are independent of one another.
+            # Each stratum has its own seed, so that the draws are independent.
             parts.append(cluster_bootstrap(values[rows], clusters[rows], draws=draws, seed=mix(seed, int(stratum))))
         return np.mean(parts, axis=0)
     cluster, size = _numbered(clusters, among)
@@ -67,7 +67,7 @@ def cluster_bootstrap(
     means = []
     for times in resampled(size, draws=draws, seed=seed):
         drawn = (times @ count)[:, None]
-        # A draw of none but clusters without a query has no mean.
+        # A draw that contains only clusters without queries has no mean.
         means.append(np.divide(times @ totals, drawn, out=np.full((len(times), len(columns)), np.nan), where=drawn > 0))
     return np.concatenate(means).reshape(draws, *values.shape[1:])
 
@@ -80,7 +80,10 @@ def cluster_bootstrap_median(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Median ranks over resampled clusters, as `cluster_bootstrap` gives means; an even number's is rounded down."""
+    """Return median ranks over resampled clusters; of an even number of ranks, the mean of the middle two rounded down.
+
+    Arguments as in `cluster_bootstrap`.
+    """
     cluster, size = _numbered(clusters, among)
     order = np.argsort(ranks, kind="stable")
     ranks, cluster = ranks[order], cluster[order]
@@ -104,6 +107,6 @@ def _numbered(clusters: NDArray[np.int64], among: int | None) -> tuple[NDArray[n
 
 
 def interval(means: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """The central share `level` of bootstrap means: (low, high)."""
+    """Return (low, high), the ends of the central share `level` of bootstrap means."""
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

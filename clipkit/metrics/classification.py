@@ -1,4 +1,4 @@
-"""Classification from scores: one label an image, or several."""
+"""Classification metrics from scores, for one label or several labels per image."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,15 +8,15 @@ from torch import Tensor
 def classification(
     scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"] | Bool[Tensor, "N C"]
 ) -> dict[str, float | None]:
-    """acc1, acc5 and mean_per_class_recall; for several labels an image mean_average_precision.
+    """Return acc1, acc5 and mean_per_class_recall; for several labels per image, mean_average_precision.
 
-    Names and definitions of CLIP_benchmark 1.6: `acc5` is None with fewer than five classes; `mean_per_class_recall`
-    is the mean over the classes that occur in `labels`; a class without an image has an average precision of 0. Ties
-    go to the lower index.
+    Names and definitions follow CLIP_benchmark 1.6: `acc5` is None with fewer than five classes;
+    `mean_per_class_recall` is the mean over the classes that occur in `labels`; a class without images has an average
+    precision of 0. Ties go to the lower index.
 
     Args:
-        scores: the higher the likelier.
-        labels: for each image its class; or, as true and false, its classes.
+        scores: score of each class, higher for likelier ones.
+        labels: class index of each image; or a boolean matrix of the classes of each image.
 
     Raises:
         ValueError: a score is NaN, or the labels do not fit the scores.
@@ -26,13 +26,15 @@ def classification(
         0.6666666666666666
     """
     if scores.isnan().any():
-        raise ValueError("a score is NaN, so nothing can be ranked by the scores")
-    wanted = scores.shape if labels.ndim == 2 else scores.shape[:1]
-    if not len(scores) or labels.shape != wanted:
-        raise ValueError(f"{tuple(labels.shape)} labels for {tuple(scores.shape)} scores; give one a row, at least one")
+        raise ValueError("scores contain NaN, so classes cannot be ranked")
+    expected = scores.shape if labels.ndim == 2 else scores.shape[:1]
+    if not len(scores) or labels.shape != expected:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} for scores of shape {tuple(scores.shape)}; give one per image"
+        )
     if labels.ndim == 1 and not (0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]):
         raise ValueError(
-            f"the labels go from {labels.min()} to {labels.max()}, and there are {scores.shape[1]} classes"
+            f"labels range from {labels.min()} to {labels.max()}, but there are {scores.shape[1]} classes, from 0"
         )
     if labels.ndim == 2:
         return {"mean_average_precision": average_precision(scores, labels).mean().item()}
@@ -47,7 +49,7 @@ def classification(
 
 
 def true_label_ranks(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-    """Rank of the true class: 1 + strictly higher scores + equal scores at a lower index."""
+    """Return the rank of the true class: 1 + number of higher scores + number of equal scores at a lower index."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     target = labels[:, None]
     true_score = scores.gather(1, target)
@@ -57,7 +59,7 @@ def true_label_ranks(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) ->
 
 
 def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]) -> Float[Tensor, " C"]:
-    """Each class's mean of the precision at its images; 0 for a class without one."""
+    """Return for each class the mean precision at the ranks of its images; 0 for a class without images."""
     _, classes, precision = precision_at_right(scores, labels)
     total = torch.zeros(labels.shape[1], dtype=torch.float64, device=scores.device).index_add(0, classes, precision)
     return total / labels.sum(dim=0).clamp(min=1)
@@ -66,35 +68,37 @@ def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"])
 def precision_at_right(
     scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]
 ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
-    """For each image of each class the share of right images among those that score as high for the class.
+    """Return for each image of each class the precision at its rank: the share of images up to it that are correct.
 
     Returns:
-        Images, classes and precisions of the P right answers.
+        Image, class and precision of the P correct (image, class) pairs.
     """
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    places = torch.arange(1, len(scores) + 1, device=scores.device)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    ranks = torch.arange(1, len(scores) + 1, device=scores.device)
     for c in range(scores.shape[1]):
         order = scores[:, c].argsort(descending=True, stable=True)
-        right = labels[order, c]
-        place = places[right]
-        precision = torch.arange(1, len(place) + 1, device=scores.device).double() / place
-        found.append((order[right], torch.full_like(place, c), precision))
-    images, classes, precision = (torch.cat(parts) for parts in zip(*found, strict=True))
+        correct = labels[order, c]
+        rank = ranks[correct]
+        precision = torch.arange(1, len(rank) + 1, device=scores.device).double() / rank
+        parts.append((order[correct], torch.full_like(rank, c), precision))
+    images, classes, precision = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return images, classes, precision
 
 
 def confusion(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"], classes: int) -> Int[Tensor, "C C"]:
-    """How often an image of the row's class was taken for the column's."""
+    """Return the confusion matrix: counts of images by true class (row) and predicted class (column)."""
     return (labels * classes + predicted).bincount(minlength=classes * classes).view(classes, classes)
 
 
 def calibration_error(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], bins: int = 15) -> float:
-    """Expected calibration error: mean of |share correct − confidence| over bins of equal width (Guo et al. 2017, 3).
+    """Return the expected calibration error: weighted mean of |accuracy − confidence| over bins of equal width.
+
+    Guo et al. 2017, section 3.
 
     >>> calibration_error(torch.tensor([0.8, 0.8]), torch.tensor([True, False]))
     0.3000000119...
     """
-    number = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1  # (0, 1/bins], …, as in the paper
+    number = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1  # bins (0, 1/bins], … as in the paper
     gap = torch.zeros(bins, dtype=torch.float64, device=number.device).index_add(
         0, number, correct.double() - confidence.double()
     )

@@ -1,4 +1,4 @@
-"""A linear classifier on features that are already there."""
+"""Linear classification of fixed features."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """Scores are features @ weight.T + bias."""
+    """A linear classifier with scores features @ weight.T + bias."""
 
     weight: Float[Tensor, "C D"]
     bias: Float[Tensor, " C"]
 
     def __call__(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
-        """Logits."""
+        """Return the logits."""
         return features @ self.weight.T + self.bias
 
 
@@ -29,17 +29,17 @@ def logistic_regression(
     *,
     iterations: int = 1000,
 ) -> LinearClassifier:
-    """The minimum of mean cross-entropy + weight_decay / 2 · ‖weight‖², by L-BFGS on the features' device.
+    """Minimize mean cross-entropy + weight_decay / 2 · ‖weight‖² by L-BFGS, on the device of the features.
 
-    It is scikit-learn's `LogisticRegression(C=1 / (weight_decay · N))`; the bias is not decayed.
+    Equal to scikit-learn's `LogisticRegression(C=1 / (weight_decay · N))`; the bias is not decayed.
 
     Args:
         features: inputs.
-        labels: class of each, below `classes`.
+        labels: class of each input, below `classes`.
         classes: number of classes C.
-        weight_decay: above 0 the minimum is unique.
-        start: where to begin, as the solution for a nearby weight decay.
-        iterations: at most so many.
+        weight_decay: strength of the penalty; above 0 the minimum is unique.
+        start: starting point, e.g. the solution for a similar weight decay; default: zeros.
+        iterations: maximum number of iterations.
 
     Example:
         >>> logistic_regression(torch.eye(2), torch.tensor([1, 0]), 2, 1e-2)(torch.eye(2)).argmax(dim=1).tolist()

@@ -1,4 +1,4 @@
-"""One total order of scores: higher first, of equal ones the lower index first."""
+"""One total order of scores: higher scores first, ties to the lower index."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,20 +8,20 @@ _INDICES = 1 << 32
 
 
 def order_keys(scores: Float[Tensor, "R C"], first: int = 0) -> Int[Tensor, "R C"]:
-    """A whole number for each score; the greater one stands before the other, and no two of a row are equal.
+    """Return an integer key for each score: keys are unique within a row, and greater keys come first.
 
     Args:
         scores: float32.
         first: index of the first column.
     """
-    bits = (scores + 0.0).view(torch.int32).long()  # −0 is 0
-    rising = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # as numbers they rise with the score
+    bits = (scores + 0.0).view(torch.int32).long()  # turns −0 into 0
+    rising = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # integers in the order of the scores
     index = torch.arange(first, first + scores.shape[1], device=scores.device)
     return rising * _INDICES + (_INDICES - 1 - index)
 
 
 def of_keys(keys: Int[Tensor, "R K"]) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
-    """The scores and indices again."""
+    """Return the scores and indices from which `order_keys` made the keys."""
     index = _INDICES - 1 - (keys & (_INDICES - 1))
     rising = keys >> 32
     bits = torch.where(rising < 0, -rising | 0x80000000, rising)
@@ -29,7 +29,7 @@ def of_keys(keys: Int[Tensor, "R K"]) -> tuple[Float[Tensor, "R K"], Int[Tensor,
 
 
 def first_columns(scores: Float[Tensor, "R C"], count: int) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
-    """The highest scores of each row with their columns, in order; exact for ties, where `topk` is not.
+    """Return the highest scores of each row with their columns, in order; exact for ties, unlike `topk`.
 
     >>> first_columns(torch.tensor([[0.5, 0.9, 0.5, 0.5]]), 3)[1].tolist()
     [[1, 0, 2]]

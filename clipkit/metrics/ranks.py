@@ -1,4 +1,4 @@
-"""Ranks of right answers among all candidates, both ways, in tiles of scores that are never kept."""
+"""Ranks of correct answers among all candidates, in both directions, without keeping the score matrix."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,49 +9,49 @@ from torch import Tensor
 
 from clipkit.metrics.order import of_keys, order_keys
 
-# Scores in one tile are side × side. Fixed, so that figures do not depend on anybody's batch size: a matrix product of
-# another shape may round differently, and that can break a tie the other way. At this size comparing and counting
-# stay in the cache and cost a tenth of the product.
+# A tile holds side × side scores. The side is fixed, so that metrics do not depend on a batch size: a matrix product of
+# another shape may round differently and break a tie the other way. At this size, comparing and counting stay in the
+# cache and cost a tenth of the product.
 _SIDE = 1024
-# Right answers of one asker up to which each is a comparison of its own.
+# A query with at most this many correct answers is compared with each of them separately.
 _LAYERS = 32
 
-# Scores, and rows of what was found.
+# Scores and rows of the top answers.
 Answers = tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]
 
 
 @dataclass(frozen=True)
 class RetrievalRanks:
-    """Where each right pair stands. A rank is 1 + higher scores + equal scores at a lower index."""
+    """Ranks of all matching pairs. A rank is 1 + number of higher scores + number of equal scores at a lower index."""
 
     pairs: Int[Tensor, "P 2"]
     """(image, text) rows that belong together."""
     among_images: Int[Tensor, " P"]
-    """Rank of the pair's image when its text asks."""
+    """Rank of the pair's image among all images, with its text as the query."""
     among_texts: Int[Tensor, " P"]
-    """Rank of the pair's text when its image asks."""
+    """Rank of the pair's text among all texts, with its image as the query."""
     scores: Float[Tensor, " P"]
     images: int
     texts: int
 
     @property
     def of_texts(self) -> Int[Tensor, " M"]:
-        """Best rank of each text's images; 0 for a text that belongs to none."""
+        """Best rank of each text's images; 0 for a text without images."""
         return _best(self.pairs[:, 1], self.among_images, self.texts)
 
     @property
     def of_images(self) -> Int[Tensor, " N"]:
-        """Best rank of each image's texts; 0 for an image without one."""
+        """Best rank of each image's texts; 0 for an image without texts."""
         return _best(self.pairs[:, 0], self.among_texts, self.images)
 
     @property
     def precision_of_texts(self) -> Float[Tensor, " M"]:
-        """Average precision at R of each text, R being its number of images (Musgrave et al. 2020, MAP@R)."""
+        """Average precision at R of each text, where R is its number of images (MAP@R, Musgrave et al. 2020)."""
         return _average_precision_at_r(self.pairs[:, 1], self.among_images, self.texts)
 
     @property
     def precision_of_images(self) -> Float[Tensor, " N"]:
-        """Average precision at R of each image, R being its number of texts."""
+        """Average precision at R of each image, where R is its number of texts."""
         return _average_precision_at_r(self.pairs[:, 0], self.among_texts, self.images)
 
 
@@ -64,18 +64,18 @@ def retrieval_ranks(
     part: tuple[int, int] = (0, 1),
     summed: Callable[[Tensor], Tensor] = lambda counts: counts,
 ) -> RetrievalRanks:
-    """Ranks of all right pairs, in memory O(N + M + P) beyond the features.
+    """Return the ranks of all matching pairs, in memory O(N + M + P) beyond the features.
 
-    Scores are float32 (float64 for float64 features). All come from products of one shape, so that equal features
-    have scores that are equal to the bit, and ties are exact.
+    Scores are float32 (float64 for float64 features). All of them come from products of the same shape, so that equal
+    features have bitwise equal scores and ties are exact.
 
     Args:
         image_features: unit length.
         text_features: unit length.
-        image_of_text: for each text the row of its image; or (image, text) pairs, where a text belongs to several.
+        image_of_text: row of each text's image; or (image, text) pairs, if a text belongs to several images.
         on_scores: called with the number of scores of each finished tile, for a progress bar.
-        part: which of how many shares of the tiles to go over, where several processes do it together.
-        summed: adds up their counts (P,).
+        part: (index, number) of the share of tiles to compute, if several processes share the work.
+        summed: adds up the counts (P,) of all processes.
 
     Raises:
         ValueError: `image_of_text` does not fit the features.
@@ -86,12 +86,12 @@ def retrieval_ranks(
         ([1, 3], [1, 2, 0])
     """
     pairs = right_pairs(image_of_text)
-    _check_fit(pairs, len(image_features), len(text_features), a_text_each=image_of_text.ndim == 1)
+    _check_fit(pairs, len(image_features), len(text_features), one_per_text=image_of_text.ndim == 1)
     tiles = Tiles(image_features, text_features)
     image, text = pairs.T.to(image_features.device)
     scores = tiles.scores_of(image, text)
-    from_texts = _Asking(text, image, scores, tiles.texts)
-    from_images = _Asking(image, text, scores, tiles.images)
+    from_texts = _Queries(text, image, scores, tiles.texts)
+    from_images = _Queries(image, text, scores, tiles.images)
     for rows in tiles.images[part[0] :: part[1]]:
         for columns in tiles.texts:
             tile = tiles(rows, columns)
@@ -111,19 +111,19 @@ def retrieval_ranks(
 
 
 def similarity(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"]) -> Float[Tensor, "R C"]:
-    """All scores, computed as `retrieval_ranks` does: equal rows have equal scores to the bit, in any place."""
+    """Return all scores, computed as in `retrieval_ranks`: equal rows have bitwise equal scores."""
     tiles = Tiles(x, y)
-    whole = tiles.dtype_of(x).new_empty(len(x), len(y))
+    scores = tiles.dtype_of(x).new_empty(len(x), len(y))
     for rows in tiles.images:
         for columns in tiles.texts:
-            whole[rows, columns] = tiles(rows, columns)
-    return whole
+            scores[rows, columns] = tiles(rows, columns)
+    return scores
 
 
 def top_answers(
     image_features: Float[Tensor, "N D"], text_features: Float[Tensor, "M D"], count: int
 ) -> tuple[Answers, Answers]:
-    """For each text its highest-scored images, and for each image its highest-scored texts, in order.
+    """Return the highest-scored images of each text and the highest-scored texts of each image, in order.
 
     Returns:
         (M, K) scores and rows of images, (N, K) scores and rows of texts.
@@ -135,54 +135,54 @@ def top_answers(
     for rows in tiles.images:
         for columns in tiles.texts:
             tile = tiles(rows, columns)
-            for best, asking, scores, first in (
+            for best, queries, scores, first in (
                 (of_images, rows, tile, columns.start),
                 (of_texts, columns, tile.T.contiguous(), rows.start),
             ):
-                candidates = torch.cat([best[asking], order_keys(scores, first)], dim=1)
-                best[asking] = candidates.topk(best.shape[1], dim=1).values
+                candidates = torch.cat([best[queries], order_keys(scores, first)], dim=1)
+                best[queries] = candidates.topk(best.shape[1], dim=1).values
     return of_keys(of_texts), of_keys(of_images)
 
 
 def right_pairs(image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"]) -> Int[Tensor, "P 2"]:
-    """(image, text) pairs, each once."""
+    """Return all matching (image, text) pairs, each once."""
     if image_of_text.ndim == 2:
         return image_of_text.cpu().unique(dim=0)
     return torch.stack([image_of_text.cpu(), torch.arange(len(image_of_text))], dim=1)
 
 
-def _check_fit(pairs: Int[Tensor, "P 2"], images: int, texts: int, a_text_each: bool) -> None:
-    """Else a part of what the caller has would be scored without a word."""
-    if a_text_each and len(pairs) != texts:
-        raise ValueError(f"image_of_text has {len(pairs)} entries for {texts} texts; give one a text")
+def _check_fit(pairs: Int[Tensor, "P 2"], images: int, texts: int, one_per_text: bool) -> None:
+    """Raise ValueError if the pairs do not fit the features, some of which would silently be ignored."""
+    if one_per_text and len(pairs) != texts:
+        raise ValueError(f"image_of_text has {len(pairs)} entries for {texts} texts; give one per text")
     if not len(pairs):
-        raise ValueError("image_of_text is empty, so there is nothing to find")
+        raise ValueError("image_of_text is empty; give at least one matching pair")
     for kind, count, rows in (("image", images, pairs[:, 0]), ("text", texts, pairs[:, 1])):
-        wrong = rows[(rows < 0) | (rows >= count)]
-        if len(wrong):
-            raise ValueError(f"image_of_text has the {kind} {int(wrong[0])}, and there are {count}, counted from 0")
+        invalid = rows[(rows < 0) | (rows >= count)]
+        if len(invalid):
+            raise ValueError(f"image_of_text refers to {kind} {int(invalid[0])}, but there are {count}, counted from 0")
 
 
 class Tiles:
-    """The score matrix, image rows by text columns, a tile at a time in the same memory.
+    """Score matrix of images (rows) and texts (columns), computed one tile at a time in the same memory.
 
-    The last tile of a row or column is a whole one too, filled up with zeros: a product of another shape rounds
-    differently, and then equal features would not have equal scores.
+    The last tile of a row or column is padded with zeros to full size: a product of another shape rounds differently,
+    and equal features would not have equal scores.
     """
 
     def __init__(self, images: Float[Tensor, "N D"], texts: Float[Tensor, "M D"]) -> None:
         self._images, self._texts = self.dtype_of(images), self.dtype_of(texts)
-        # A handful of images is no reason for a million scores.
+        # Few features get small tiles.
         self.side = side = min(_SIDE, 1 << max(len(images), len(texts), 2).bit_length())
         self.images, self.texts = _bands(len(images), side), _bands(len(texts), side)
-        self._padded = {id(own): _padded(own[side * (len(own) // side) :], side) for own in (self._images, self._texts)}
+        self._padded = {id(x): _padded(x[side * (len(x) // side) :], side) for x in (self._images, self._texts)}
         self._scores = self._images.new_empty(side, side)
         self.compared = self._images.new_empty(side, side)
-        """Room for a tile's comparisons."""
+        """Memory for the comparisons of a tile."""
 
     @staticmethod
     def dtype_of(features: Tensor) -> Tensor:
-        """The features in the type that they are scored in."""
+        """Return the features in the dtype of their scores: at least float32."""
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def __call__(self, rows: slice, columns: slice) -> Float[Tensor, "h w"]:
@@ -193,55 +193,65 @@ class Tiles:
         return features[band] if band.stop - band.start == self.side else self._padded[id(features)]
 
     def scores_of(self, image: Int[Tensor, " P"], text: Int[Tensor, " P"]) -> Float[Tensor, " P"]:
-        """Scores of some pairs, each from its tile."""
+        """Return the scores of single pairs, each computed in its tile."""
         scores = self._images.new_empty(len(image))
         tile_of_pair = (image // self.side) * len(self.texts) + text // self.side
         order = tile_of_pair.argsort()
         numbers, counts = tile_of_pair[order].unique_consecutive(return_counts=True)
-        for number, own in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
+        for number, chosen in zip(numbers.tolist(), order.split(counts.tolist()), strict=True):
             rows, columns = self.images[number // len(self.texts)], self.texts[number % len(self.texts)]
-            scores[own] = self(rows, columns)[image[own] - rows.start, text[own] - columns.start]
+            scores[chosen] = self(rows, columns)[image[chosen] - rows.start, text[chosen] - columns.start]
         return scores
 
 
-class _Asking:
-    """One direction: who asks, which candidates are right, and how many candidates were found to stand before each.
+class _Queries:
+    """One direction of retrieval: counts for each (query, correct answer) pair the candidates that rank before it.
 
-    Pairs are arranged by asking band and, within it, in layers that hold each asker at most once: a layer is one
-    comparison with a threshold a row. Askers with many right answers are looked up instead, one by one.
+    Pairs are grouped by the band of their query and, within a band, into layers that contain each query at most once:
+    a layer needs one comparison, with one threshold per row. Queries with many correct answers are counted one by one,
+    by binary search.
+
+    Args:
+        queries: query of each pair.
+        correct: its correct answer, an index among the candidates.
+        scores: score of each pair.
+        bands: slices of the queries, as the tiles have them.
     """
 
-    def __init__(self, asking: Tensor, right: Tensor, scores: Tensor, bands: list[slice]) -> None:
-        self.before = torch.zeros_like(asking)
+    def __init__(self, queries: Tensor, correct: Tensor, scores: Tensor, bands: list[slice]) -> None:
+        self.before = torch.zeros_like(queries)
+        """Number of candidates that rank before each pair's correct answer, so far."""
         self._layers: dict[int, list[_Layer]] = {band.start: [] for band in bands}
         self._many: dict[int, list[_Many]] = {band.start: [] for band in bands}
-        # Keys hold float32 scores.
+        # Integer keys exist for float32 scores only.
         most = _LAYERS if scores.dtype == torch.float32 else len(scores)
-        order = asking.argsort(stable=True)
-        arranged = asking[order]
-        first, last = torch.searchsorted(arranged, arranged), torch.searchsorted(arranged, arranged, right=True)
-        ends = torch.searchsorted(arranged, torch.tensor([band.stop for band in bands], device=asking.device)).tolist()
+        order = queries.argsort(stable=True)
+        ordered = queries[order]
+        first, last = torch.searchsorted(ordered, ordered), torch.searchsorted(ordered, ordered, right=True)
+        ends = torch.searchsorted(ordered, torch.tensor([band.stop for band in bands], device=queries.device)).tolist()
         for band, start, stop in zip(bands, [0, *ends], ends, strict=False):
-            own = order[start:stop]
-            places = torch.arange(start, stop, device=asking.device) - first[start:stop]
+            in_band = order[start:stop]
+            # Number of the pair among those of its query.
+            number = torch.arange(start, stop, device=queries.device) - first[start:stop]
             few = (last - first)[start:stop] <= most
+            many = in_band[~few]
             self._many[band.start] = [
-                _Many(int(asking[pairs[0]]) - band.start, pairs, right[pairs], scores[pairs])
-                for pairs in own[~few].split(asking[own[~few]].unique_consecutive(return_counts=True)[1].tolist())
+                _Many(int(queries[pairs[0]]) - band.start, pairs, correct[pairs], scores[pairs])
+                for pairs in many.split(queries[many].unique_consecutive(return_counts=True)[1].tolist())
                 if len(pairs)
             ]
-            own, places = own[few], places[few]
-            sizes = places.bincount().tolist()
-            for pairs in own[places.argsort(stable=True)].split(sizes) if sizes else []:
-                rows = asking[pairs] - band.start
+            in_band, number = in_band[few], number[few]
+            sizes = number.bincount().tolist()
+            for pairs in in_band[number.argsort(stable=True)].split(sizes) if sizes else []:
+                rows = queries[pairs] - band.start
                 whole = len(rows) == band.stop - band.start
-                self._layers[band.start].append(_Layer(None if whole else rows, pairs, right[pairs], scores[pairs]))
+                self._layers[band.start].append(_Layer(None if whole else rows, pairs, correct[pairs], scores[pairs]))
 
-    def count(self, tile: Tensor, compared: Tensor, asking: slice, candidates: slice) -> None:
-        """Add the candidates of a tile (askers, candidates) that stand before the right ones."""
-        for layer in self._layers[asking.start]:
-            # An equal score stands before the right one where its index is lower.
-            limit = torch.where(layer.right >= candidates.stop, layer.just_below, layer.score)[:, None]
+    def count(self, tile: Tensor, compared: Tensor, queries: slice, candidates: slice) -> None:
+        """Add the candidates of a tile (queries, candidates) that rank before the correct ones."""
+        for layer in self._layers[queries.start]:
+            # An equal score ranks before the correct one if its index is lower.
+            limit = torch.where(layer.correct >= candidates.stop, layer.just_below, layer.score)[:, None]
             if layer.rows is None:
                 scores = tile
                 before = torch.gt(scores, limit, out=compared).sum(dim=1)
@@ -249,38 +259,38 @@ class _Asking:
                 scores = tile[layer.rows]
                 before = (scores > limit).sum(dim=1, dtype=torch.int32)
             self.before[layer.pairs] += before.long()
-            here = ((layer.right >= candidates.start) & (layer.right < candidates.stop)).nonzero()[:, 0]
-            if len(here):
+            inside = ((layer.correct >= candidates.start) & (layer.correct < candidates.stop)).nonzero()[:, 0]
+            if len(inside):
                 index = torch.arange(candidates.start, candidates.stop, device=tile.device)
-                equal = scores[here] == layer.score[here, None]
-                lower = index < layer.right[here, None]
-                self.before[layer.pairs[here]] += (equal & lower).sum(dim=1)
-        for many in self._many[asking.start]:
-            others = order_keys(tile[many.row][None].contiguous(), candidates.start)[0]
-            standing = torch.searchsorted(many.keys, others).bincount(minlength=len(many.keys) + 1)
-            self.before[many.pairs] += standing.flip(0).cumsum(0).flip(0)[1:]
+                equal = scores[inside] == layer.score[inside, None]
+                lower = index < layer.correct[inside, None]
+                self.before[layer.pairs[inside]] += (equal & lower).sum(dim=1)
+        for many in self._many[queries.start]:
+            keys = order_keys(tile[many.row][None].contiguous(), candidates.start)[0]
+            counts = torch.searchsorted(many.keys, keys).bincount(minlength=len(many.keys) + 1)
+            self.before[many.pairs] += counts.flip(0).cumsum(0).flip(0)[1:]
 
 
 @dataclass
 class _Layer:
     rows: Tensor | None
-    """Of the band; None: all of them, in order."""
+    """Rows of the band; None: all rows, in order."""
     pairs: Tensor
-    right: Tensor
+    correct: Tensor
     score: Tensor
 
     def __post_init__(self) -> None:
-        # Greater than this is at least the score.
+        # score > just_below is the same as score >= this score.
         self.just_below = torch.nextafter(self.score, torch.full_like(self.score, -torch.inf))
 
 
 class _Many:
-    """An asker with many right answers: the keys of these, in rising order."""
+    """A query with many correct answers, whose keys are kept in ascending order."""
 
-    def __init__(self, row: int, pairs: Tensor, right: Tensor, scores: Tensor) -> None:
+    def __init__(self, row: int, pairs: Tensor, correct: Tensor, scores: Tensor) -> None:
         self.row = row
         keys = torch.stack(
-            [order_keys(score[None, None], int(own))[0, 0] for score, own in zip(scores, right, strict=True)]
+            [order_keys(score[None, None], int(index))[0, 0] for score, index in zip(scores, correct, strict=True)]
         )
         self.keys, order = keys.sort()
         self.pairs = pairs[order]
@@ -294,16 +304,16 @@ def _bands(total: int, side: int) -> list[slice]:
     return [slice(start, min(start + side, total)) for start in range(0, total, side)]
 
 
-def _best(asking: Tensor, ranks: Tensor, count: int) -> Tensor:
+def _best(queries: Tensor, ranks: Tensor, count: int) -> Tensor:
     best = torch.zeros(count, dtype=ranks.dtype)
-    return best.scatter_reduce(0, asking, ranks, "amin", include_self=False)
+    return best.scatter_reduce(0, queries, ranks, "amin", include_self=False)
 
 
-def _average_precision_at_r(asking: Tensor, ranks: Tensor, count: int) -> Tensor:
+def _average_precision_at_r(queries: Tensor, ranks: Tensor, count: int) -> Tensor:
     order = ranks.argsort(stable=True)
-    order = order[asking[order].argsort(stable=True)]
-    asking, ranks = asking[order], ranks[order]
-    relevant = asking.bincount(minlength=count)
-    found = torch.arange(1, len(asking) + 1) - torch.searchsorted(asking, asking)
-    precision = torch.where(ranks <= relevant[asking], found.double() / ranks, 0.0)
-    return torch.zeros(count, dtype=torch.float64).index_add(0, asking, precision) / relevant.clamp(min=1)
+    order = order[queries[order].argsort(stable=True)]
+    queries, ranks = queries[order], ranks[order]
+    relevant = queries.bincount(minlength=count)
+    retrieved = torch.arange(1, len(queries) + 1) - torch.searchsorted(queries, queries)
+    precision = torch.where(ranks <= relevant[queries], retrieved.double() / ranks, 0.0)
+    return torch.zeros(count, dtype=torch.float64).index_add(0, queries, precision) / relevant.clamp(min=1)

@@ -1,4 +1,4 @@
-"""Retrieval between images and texts, any number of texts an image and images a text."""
+"""Retrieval metrics between images and texts, with any number of texts per image and images per text."""
 
 from collections.abc import Sequence
 from math import comb
@@ -15,22 +15,22 @@ def retrieval(
     image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Recall at k both ways and their mean, median and mean rank, mean average precision at R.
+    """Return recall at k, median and mean rank, and mean average precision at R, in both directions.
 
-    `image_retrieval_recall@k`: share of texts of which *any* image is among the k highest-scored images.
-    `text_retrieval_recall@k`: share of images of which *any* text is among the k highest-scored texts.
-    `mean_recall`: mean of them all. (Names and definitions of CLIP_benchmark 1.6; ties go to the lower index.)
-    `…_median_rank`, `…_mean_rank`: of the best right answer, from 1; the median of an even number is rounded down.
-    `…_map@r`: Musgrave et al. 2020.
+    `image_retrieval_recall@k`: share of texts with *any* of their images among the k highest-scored images.
+    `text_retrieval_recall@k`: share of images with *any* of their texts among the k highest-scored texts.
+    `mean_recall`: mean of all recalls. (Names and definitions follow CLIP_benchmark 1.6; ties go to the lower index.)
+    `…_median_rank`, `…_mean_rank`: rank of the best correct answer, from 1; the median of an even number is rounded
+    down. `…_map@r`: mean average precision at R (Musgrave et al. 2020).
 
     Args:
         image_features: unit length.
         text_features: unit length.
-        image_of_text: for each text the row of its image; or (image, text) pairs.
-        ks: cut-offs.
+        image_of_text: row of each text's image; or (image, text) pairs.
+        ks: cut-offs of the recalls.
 
     Raises:
-        ValueError: a feature is not finite: nothing is greater than NaN, so it would count as found first; or
+        ValueError: a feature is not finite (no score is greater than NaN, so NaN would get rank 1), or
             `image_of_text` does not fit the features.
 
     Example:
@@ -39,13 +39,13 @@ def retrieval(
         0.75
     """
     if not (image_features.isfinite().all() and text_features.isfinite().all()):
-        raise ValueError("the features are not finite, so nothing can be ranked by them")
+        raise ValueError("features are not finite, so they cannot be ranked")
     ranks = retrieval_ranks(image_features, text_features, image_of_text)
-    return recalls(ranks, ks) | _rank_figures(ranks)
+    return recalls(ranks, ks) | _rank_metrics(ranks)
 
 
 def recalls(ranks: RetrievalRanks, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Recalls both ways and their mean. Who has no right answer is no query."""
+    """Return recalls in both directions and their mean, over the queries that have a correct answer."""
     figures: dict[str, float] = {}
     for name, of_queries in (("image_retrieval", ranks.of_texts), ("text_retrieval", ranks.of_images)):
         queries = of_queries[of_queries > 0]
@@ -53,21 +53,21 @@ def recalls(ranks: RetrievalRanks, ks: Sequence[int] = (1, 5, 10)) -> dict[str, 
     return figures | {"mean_recall": sum(figures.values()) / len(figures)}
 
 
-def _rank_figures(ranks: RetrievalRanks) -> dict[str, float]:
+def _rank_metrics(ranks: RetrievalRanks) -> dict[str, float]:
     figures = {}
     for name, of_queries, precision in (
         ("image_retrieval", ranks.of_texts, ranks.precision_of_texts),
         ("text_retrieval", ranks.of_images, ranks.precision_of_images),
     ):
-        asked = of_queries > 0
-        figures[f"{name}_median_rank"] = median_rank(of_queries[asked])
-        figures[f"{name}_mean_rank"] = of_queries[asked].double().mean().item()
-        figures[f"{name}_map@r"] = precision[asked].mean().item()
+        answerable = of_queries > 0
+        figures[f"{name}_median_rank"] = median_rank(of_queries[answerable])
+        figures[f"{name}_mean_rank"] = of_queries[answerable].double().mean().item()
+        figures[f"{name}_map@r"] = precision[answerable].mean().item()
     return figures
 
 
 def median_rank(ranks: Int[Tensor, " Q"]) -> float:
-    """The middle rank; of an even number the mean of the two, rounded down (as open_clip reports it)."""
+    """Return the median rank; of an even number, the mean of the middle two, rounded down (as in open_clip)."""
     ordered = ranks.sort().values
     return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2)
 
@@ -78,42 +78,45 @@ def retrieval_chance(
     image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float | None]:
-    """What random scores would give, in expectation.
+    """Return the expected metrics of random scores.
 
-    With c right answers among n candidates: recall 1 − C(n−c, k)/C(n, k); best rank (n+1)/(c+1); average precision at
-    R = c as in `precision_by_chance`. The median rank has none.
+    With c correct answers among n candidates: recall 1 − C(n−c, k)/C(n, k); best rank (n+1)/(c+1); average precision
+    at R = c as in `precision_by_chance`. None for median ranks.
     """
     pairs = right_pairs(image_of_text)
     figures: dict[str, float | None] = {}
     others: dict[str, float | None] = {}
-    for name, asking, askers, candidates in (
+    for name, queries, query_count, candidates in (
         ("image_retrieval", pairs[:, 1], texts, images),
         ("text_retrieval", pairs[:, 0], images, texts),
     ):
-        sizes, queries = asking.bincount(minlength=askers).unique(return_counts=True)
-        share = {int(c): int(q) for c, q in zip(sizes, queries, strict=True) if c > 0}
-        total = sum(share.values())
+        # Number of correct answers c -> number of queries that have so many.
+        sizes, counts = queries.bincount(minlength=query_count).unique(return_counts=True)
+        queries_with = {int(c): int(q) for c, q in zip(sizes, counts, strict=True) if c > 0}
+        total = sum(queries_with.values())
         for k in ks:
-            missed = sum(q * _missed(candidates, c, k) for c, q in share.items())
+            missed = sum(q * _miss_probability(candidates, c, k) for c, q in queries_with.items())
             figures[f"{name}_recall@{k}"] = 1 - missed / total
         others[f"{name}_median_rank"] = None
-        others[f"{name}_mean_rank"] = sum(q * (candidates + 1) / (c + 1) for c, q in share.items()) / total
-        others[f"{name}_map@r"] = sum(q * precision_by_chance(candidates, c, c) for c, q in share.items()) / total
+        others[f"{name}_mean_rank"] = sum(q * (candidates + 1) / (c + 1) for c, q in queries_with.items()) / total
+        others[f"{name}_map@r"] = (
+            sum(q * precision_by_chance(candidates, c, c) for c, q in queries_with.items()) / total
+        )
     known = [value for value in figures.values() if value is not None]
     return figures | {"mean_recall": sum(known) / len(known)} | others
 
 
-def _missed(candidates: int, right: int, k: int) -> float:
-    return comb(candidates - right, k) / comb(candidates, k) if k <= candidates else 0.0
+def _miss_probability(candidates: int, correct: int, k: int) -> float:
+    return comb(candidates - correct, k) / comb(candidates, k) if k <= candidates else 0.0
 
 
-def precision_by_chance(candidates: int, right: int, among: int) -> float:
-    """Mean precision at the right answers within the first `among` of a random order, the others counting 0.
+def precision_by_chance(candidates: int, correct: int, among: int) -> float:
+    """Return the expected mean precision at R correct answers in random order; those after the first `among` count 0.
 
-    E of 1/R Σ_{k ≤ among} [k-th is right] · (right ones among the first k) / k. With `among` = R it is chance for
-    average precision at R, with all candidates that for average precision.
+    E of 1/R Σ_{k ≤ among} [k-th is correct] · (number of correct ones among the first k) / k. With `among` = R this is
+    the chance level of average precision at R, with all candidates that of average precision.
     """
     if candidates == 1:
         return 1.0
-    others = (right - 1) / (candidates - 1)
+    others = (correct - 1) / (candidates - 1)
     return sum((1 + (k - 1) * others) / k for k in range(1, among + 1)) / candidates

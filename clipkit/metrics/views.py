@@ -1,18 +1,20 @@
-"""How features of views lie on the sphere."""
+"""Alignment and uniformity of features on the unit sphere."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_ROWS = 1024  # compared at once
+_ROWS = 1024  # rows compared at once
 
 
 def alignment(first: Float[Tensor, "N D"], second: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-    """‖x_i − y_i‖² of each positive pair (Wang and Isola 2020, equation 5, α = 2): 0 together, 2 at right angles.
+    """Return ‖x_i − y_i‖² of each positive pair: 0 for equal features, 2 for orthogonal ones.
+
+    Wang and Isola 2020, equation 5 with α = 2.
 
     Args:
         first: unit length.
-        second: unit length, row i is another view of row i.
+        second: unit length; row i is another view of row i of `first`.
 
     Example:
         >>> alignment(torch.eye(2), torch.eye(2).flip(0)).tolist()
@@ -22,7 +24,9 @@ def alignment(first: Float[Tensor, "N D"], second: Float[Tensor, "N D"]) -> Floa
 
 
 def uniformity(features: Float[Tensor, "N D"]) -> float:
-    """log mean exp(−2‖x_i − x_j‖²) over i ≠ j (Wang and Isola 2020, equation 6, t = 2): 0 all in one place, −4 spread.
+    """Return log mean exp(−2‖x_i − x_j‖²) over i ≠ j: 0 if all features are equal, about −4 if spread evenly.
+
+    Wang and Isola 2020, equation 6 with t = 2.
 
     Args:
         features: unit length, at least two.
@@ -33,14 +37,14 @@ def uniformity(features: Float[Tensor, "N D"]) -> float:
     """
     x = features.float()
     sums = [
-        # Minus twice the squared distance of unit vectors, the vector's own one left out.
-        (4 * (x[start : start + _ROWS] @ x.T - 1)).masked_fill(_itself(start, x), -torch.inf).logsumexp(dim=1)
+        # −2‖x_i − x_j‖² = 4 (x_i·x_j − 1) for unit vectors; the diagonal is excluded.
+        (4 * (x[start : start + _ROWS] @ x.T - 1)).masked_fill(_diagonal(start, x), -torch.inf).logsumexp(dim=1)
         for start in range(0, len(x), _ROWS)
     ]
     pairs = torch.tensor(float(len(x) * (len(x) - 1)))
     return (torch.cat(sums).logsumexp(dim=0) - pairs.log()).item()
 
 
-def _itself(start: int, x: Tensor) -> Tensor:
+def _diagonal(start: int, x: Tensor) -> Tensor:
     rows = torch.arange(start, min(start + _ROWS, len(x)), device=x.device)
     return rows[:, None] == torch.arange(len(x), device=x.device)

@@ -102,7 +102,7 @@ def _name_rows(axes: Any, names: Sequence[str], left: float) -> None:
 
 
 def reliability_chart(confidence: Sequence[float], correct: Sequence[bool], bins: int = 15) -> str:
-    """Draw accuracy against confidence, in bins of equal width, above bars of the bins' counts."""
+    """Draw accuracy against confidence, in bins of equal width, with bars for the number of images per bin."""
     counts, sums, hits = [0] * bins, [0.0] * bins, [0] * bins
     for value, hit in zip(confidence, correct, strict=True):
         index = min(bins - 1, max(0, math.ceil(value * bins) - 1))

@@ -123,7 +123,7 @@ def colors_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def unbroken(text: str) -> Markup:
-    """Escape a text and keep a number on one line with its unit, and a short bracket in one piece."""
+    """Escape a text and prevent line breaks between a number and its unit and within short parentheses."""
     bound = re.sub(r"(?<=\d) (?=%|points|GB|to )|(?<= to) ", "\N{NO-BREAK SPACE}", str(escape(text)))
     return Markup(re.sub(r"\([^()]{1,24}\)", r"<span>\g<0></span>", bound))
 
@@ -162,7 +162,7 @@ def _ends(name: str, figure: Mapping[str, Any]) -> str:
 
 
 def standing(query: Mapping[str, Any], whose: str) -> str:
-    """Return the rank of a compared query's correct answer, or its correctness, for the `first` or `second` model."""
+    """Return the result of a compared query for the `first` or `second` model, e.g. `rank 3` or `wrong`."""
     if f"{whose}_rank" in query:
         return f"rank {query[f'{whose}_rank']:,}"
     share = query[f"{whose}_right"]

@@ -19,10 +19,10 @@ def test_equals_scikit_learn(weight_decay: float) -> None:
     np.testing.assert_allclose(ours(features).softmax(dim=1), expected, atol=1e-3)
 
 
-def test_a_start_nearby_leads_to_the_same_minimum() -> None:
+def test_warm_start_reaches_the_same_minimum() -> None:
     features, labels = torch.randn(60, 5, dtype=torch.float64), torch.randint(0, 3, (60,))
     other = logistic_regression(features, labels, 3, 1.0)
     again = logistic_regression(features, labels, 3, 1e-2, start=other)
     torch.testing.assert_close(again.weight, logistic_regression(features, labels, 3, 1e-2).weight, atol=1e-4, rtol=0)
-    # What it began from is as it was.
+    # The starting point is not changed.
     torch.testing.assert_close(other.weight, logistic_regression(features, labels, 3, 1.0).weight)

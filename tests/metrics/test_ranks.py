@@ -10,7 +10,7 @@ from clipkit.metrics.order import of_keys, order_keys
 
 
 def ranks_by_sorting(image: Tensor, text: Tensor, pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Sort all scores stably, then look each right pair up, both ways."""
+    """Ranks by a stable sort of all scores, in both directions."""
     among_images, among_texts = [], []
     for i, t in pairs:
         scores = (text[t] @ image.T).tolist()
@@ -20,8 +20,8 @@ def ranks_by_sorting(image: Tensor, text: Tensor, pairs: list[tuple[int, int]]) 
     return among_images, among_texts
 
 
-def whole_numbers(rows: int, generator: torch.Generator) -> Tensor:
-    """Features with many ties among their scores."""
+def integer_features(rows: int, generator: torch.Generator) -> Tensor:
+    """Features whose scores have many ties."""
     return torch.randint(-1, 2, (rows, 3), generator=generator).float()
 
 
@@ -29,9 +29,9 @@ def whole_numbers(rows: int, generator: torch.Generator) -> Tensor:
     images=st.integers(1, 9), texts=st.integers(1, 15), side=st.sampled_from([1, 2, 4, 1024]), seed=st.integers(0, 999)
 )
 @settings(max_examples=120, deadline=None)
-def test_ranks_equal_a_sort_with_ties_in_any_tile(images: int, texts: int, side: int, seed: int) -> None:
+def test_ranks_equal_a_stable_sort_for_any_tile_size(images: int, texts: int, side: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    image, text = whole_numbers(images, generator), whole_numbers(texts, generator)
+    image, text = integer_features(images, generator), integer_features(texts, generator)
     image_of_text = torch.randint(0, images, (texts,), generator=generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_SIDE", side)
@@ -40,8 +40,10 @@ def test_ranks_equal_a_sort_with_ties_in_any_tile(images: int, texts: int, side:
     assert (ranks.among_images.tolist(), ranks.among_texts.tolist()) == ranks_by_sorting(image, text, pairs)
     assert ranks.of_texts.tolist() == ranks.among_images.tolist()
     for i in range(images):
-        own = [rank for rank, (image_row, _) in zip(ranks.among_texts.tolist(), pairs, strict=True) if image_row == i]
-        assert ranks.of_images[i] == min(own, default=0)
+        ranks_of_query = [
+            rank for rank, (image_row, _) in zip(ranks.among_texts.tolist(), pairs, strict=True) if image_row == i
+        ]
+        assert ranks.of_images[i] == min(ranks_of_query, default=0)
 
 
 @given(
@@ -51,9 +53,9 @@ def test_ranks_equal_a_sort_with_ties_in_any_tile(images: int, texts: int, side:
     seed=st.integers(0, 999),
 )
 @settings(max_examples=90, deadline=None)
-def test_texts_may_belong_to_several_images_or_none(side: int, layers: int, share: float, seed: int) -> None:
+def test_ranks_of_texts_with_several_images_or_none(side: int, layers: int, share: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    image, text = whole_numbers(7, generator), whole_numbers(10, generator)
+    image, text = integer_features(7, generator), integer_features(10, generator)
     pairs = (torch.rand(7, 10, generator=generator) < share).nonzero()
     if not len(pairs):
         return
@@ -61,17 +63,17 @@ def test_texts_may_belong_to_several_images_or_none(side: int, layers: int, shar
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_SIDE", side)
         patch.setattr(module, "_LAYERS", layers)
-        ranks = retrieval_ranks(image, text, torch.cat([shuffled, shuffled[:1]]))  # one of them named twice
+        ranks = retrieval_ranks(image, text, torch.cat([shuffled, shuffled[:1]]))  # one pair given twice
     expected = ranks_by_sorting(image, text, [(int(i), int(t)) for i, t in ranks.pairs])
     assert (ranks.among_images.tolist(), ranks.among_texts.tolist()) == expected
     for t in range(10):
-        own = ranks.among_images[ranks.pairs[:, 1] == t].tolist()
-        assert ranks.of_texts[t] == min(own, default=0)
+        ranks_of_query = ranks.among_images[ranks.pairs[:, 1] == t].tolist()
+        assert ranks.of_texts[t] == min(ranks_of_query, default=0)
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1500, 64), (1025, 512), (2055, 512)])
-def test_identical_images_tie_exactly_whatever_their_tiles(rows: int, width: int) -> None:
-    """All scores come from products of one shape, so equal ones are equal to the bit."""
+def test_identical_features_tie_exactly_across_tiles(rows: int, width: int) -> None:
+    """All scores come from products of one shape, so equal features have bitwise equal scores."""
     image = torch.nn.functional.normalize(torch.randn(rows, width), dim=-1)
     image[rows - 20] = image[rows - 1] = image[3]
     text = torch.nn.functional.normalize(image + 0.01 * torch.randn(rows, width), dim=-1)
@@ -89,7 +91,7 @@ def test_identical_images_tie_exactly_whatever_their_tiles(rows: int, width: int
 @settings(max_examples=60, deadline=None)
 def test_top_answers_equal_a_stable_sort(seed: int, count: int, side: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    image, text = whole_numbers(7, generator), whole_numbers(5, generator)
+    image, text = integer_features(7, generator), integer_features(5, generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_SIDE", side)
         (text_scores, images), (image_scores, texts) = top_answers(image, text, count)
@@ -102,18 +104,18 @@ def test_top_answers_equal_a_stable_sort(seed: int, count: int, side: int) -> No
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=9), st.integers(0, 10**9))
 @settings(max_examples=80, deadline=None)
-def test_keys_order_as_scores_do_and_give_them_back(values: list[float], first: int) -> None:
+def test_keys_preserve_order_and_scores(values: list[float], first: int) -> None:
     scores = torch.tensor([values])
     keys = order_keys(scores, first)
-    again, index = of_keys(keys)
-    assert again.tolist() == (scores + 0.0).tolist()
+    restored, index = of_keys(keys)
+    assert restored.tolist() == (scores + 0.0).tolist()
     assert index.tolist() == [list(range(first, first + len(values)))]
-    expected = sorted(range(len(values)), key=lambda place: (-values[place], place))
+    expected = sorted(range(len(values)), key=lambda index: (-values[index], index))
     assert keys[0].argsort(descending=True).tolist() == expected
     assert first_columns(scores, 3)[1][0].tolist() == expected[:3]
 
 
-def test_shares_of_the_tiles_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_of_all_parts_add_up_to_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SIDE", 4)
     image, text, image_of_text = torch.randn(13, 6), torch.randn(29, 6), torch.arange(29) % 13
     whole = retrieval_ranks(image, text, image_of_text)
@@ -122,8 +124,8 @@ def test_shares_of_the_tiles_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         retrieval_ranks(
             image, text, image_of_text, part=(index, 3), summed=lambda c, i=index: counted[i].append(c) or c
         )
-    for place, ranks in enumerate((whole.among_images, whole.among_texts)):
-        assert torch.equal(1 + sum(own[place] for own in counted), ranks)
+    for direction, ranks in enumerate((whole.among_images, whole.among_texts)):
+        assert torch.equal(1 + sum(counts[direction] for counts in counted), ranks)
 
 
 def test_half_precision_is_scored_in_float32_and_float64_in_float64() -> None:
@@ -131,12 +133,12 @@ def test_half_precision_is_scored_in_float32_and_float64_in_float64() -> None:
     halves = retrieval_ranks(image.bfloat16(), text.bfloat16(), torch.arange(40))
     whole = retrieval_ranks(image.bfloat16().float(), text.bfloat16().float(), torch.arange(40))
     assert halves.of_texts.tolist() == whole.of_texts.tolist()
-    # Scores that differ by less than float32 tells.
+    # The scores differ by less than float32 can represent.
     close = torch.tensor([[1.0], [1.0 + 1e-12]], dtype=torch.float64)
     assert retrieval_ranks(close, torch.ones(1, 1, dtype=torch.float64), torch.tensor([0])).of_texts.tolist() == [2]
 
 
-def test_every_score_is_told_to_the_bar_once() -> None:
-    told: list[int] = []
-    retrieval_ranks(torch.randn(1030, 4), torch.randn(2050, 4), torch.arange(2050) % 1030, on_scores=told.append)
-    assert sum(told) == 1030 * 2050
+def test_progress_counts_every_score_once() -> None:
+    counted: list[int] = []
+    retrieval_ranks(torch.randn(1030, 4), torch.randn(2050, 4), torch.arange(2050) % 1030, on_scores=counted.append)
+    assert sum(counted) == 1030 * 2050

@@ -22,34 +22,34 @@ def test_recalls_equal_clip_benchmark() -> None:
         assert ours[f"text_retrieval_recall@{k}"] == pytest.approx((theirs > 0).float().mean().item(), abs=1e-6)
 
 
-def test_paired_ranks_equal_open_clips() -> None:
+def test_ranks_of_pairs_equal_open_clip() -> None:
     theirs = pytest.importorskip("open_clip_train.train").get_clip_metrics
     image = torch.nn.functional.normalize(torch.randn(50, 8), dim=-1)
     text = torch.nn.functional.normalize(image + torch.randn(50, 8), dim=-1)
     ours, expected = metrics.retrieval(image, text, torch.arange(50)), theirs(image, text, 1.0)
-    for own, other in (("image_retrieval", "text_to_image"), ("text_retrieval", "image_to_text")):
-        assert ours[f"{own}_mean_rank"] == pytest.approx(expected[f"{other}_mean_rank"])
-        assert ours[f"{own}_median_rank"] == expected[f"{other}_median_rank"]
+    for ours_name, theirs_name in (("image_retrieval", "text_to_image"), ("text_retrieval", "image_to_text")):
+        assert ours[f"{ours_name}_mean_rank"] == pytest.approx(expected[f"{theirs_name}_mean_rank"])
+        assert ours[f"{ours_name}_median_rank"] == expected[f"{theirs_name}_median_rank"]
         for k in (1, 5, 10):
-            assert ours[f"{own}_recall@{k}"] == pytest.approx(expected[f"{other}_R@{k}"])
+            assert ours[f"{ours_name}_recall@{k}"] == pytest.approx(expected[f"{theirs_name}_R@{k}"])
 
 
 def test_average_precision_at_r_equals_a_naive_loop() -> None:
     image, text = torch.randn(6, 4), torch.randn(14, 4)
     pairs = torch.tensor([(i, t) for i in range(6) for t in range(14) if (i * t) % 4 == 1 or t == i])
     ours = metrics.retrieval(image, text, pairs)
-    for name, queries, candidates, own, other in (
+    for name, queries, candidates, query_column, answer_column in (
         ("image_retrieval", text, image, 1, 0),
         ("text_retrieval", image, text, 0, 1),
     ):
         found = []
         for q in range(len(queries)):
-            right = set(pairs[pairs[:, own] == q, other].tolist())
+            right = set(pairs[pairs[:, query_column] == q, answer_column].tolist())
             if not right:
                 continue
             best = (queries[q] @ candidates.T).argsort(descending=True).tolist()[: len(right)]
-            hits = [place for place, candidate in enumerate(best) if candidate in right]
-            found.append(sum((n + 1) / (place + 1) for n, place in enumerate(hits)) / len(right))
+            hits = [rank for rank, candidate in enumerate(best) if candidate in right]
+            found.append(sum((n + 1) / (rank + 1) for n, rank in enumerate(hits)) / len(right))
         assert ours[f"{name}_map@r"] == pytest.approx(np.mean(found))
 
 
@@ -73,7 +73,7 @@ def test_average_precision_at_r_equals_pytorch_metric_learning() -> None:
     assert metrics.retrieval(query, reference, pairs)["text_retrieval_map@r"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_chance_is_what_random_scores_give() -> None:
+def test_chance_equals_the_mean_of_random_scores() -> None:
     generator = torch.Generator().manual_seed(0)
     image_of_text = torch.tensor([0, 0, 0, 1, 2, 2, 3, 4, 5, 5])
     chance = metrics.retrieval_chance(6, 10, image_of_text, ks=(1, 3))
@@ -97,13 +97,13 @@ def test_mean_recall_is_the_mean_of_all_six() -> None:
     assert figures["mean_recall"] == pytest.approx(sum(six) / 6)
 
 
-def test_an_even_number_of_ranks_has_its_median_rounded_down() -> None:
+def test_median_of_an_even_number_of_ranks_is_rounded_down() -> None:
     assert metrics.median_rank(torch.tensor([4, 1, 2, 9])) == 3
     assert metrics.median_rank(torch.tensor([2, 1])) == 1
     assert metrics.median_rank(torch.tensor([7, 1, 3])) == 3
 
 
-def test_what_is_not_a_number_is_never_found() -> None:
+def test_nan_is_refused() -> None:
     features = torch.full((3, 4), float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         metrics.retrieval(features, torch.randn(3, 4), torch.arange(3))
@@ -115,13 +115,13 @@ def test_what_is_not_a_number_is_never_found() -> None:
     ("image_of_text", "message"),
     [
         (torch.tensor([0, 1]), "has 2 entries for 4 texts"),
-        (torch.tensor([0, 1, 2, 3]), "the image 3, and there are 3"),
-        (torch.tensor([0, 1, 2, -1]), "the image -1"),
-        (torch.tensor([[0, 0], [1, 4]]), "the text 4, and there are 4"),
+        (torch.tensor([0, 1, 2, 3]), "image 3, but there are 3"),
+        (torch.tensor([0, 1, 2, -1]), "image -1"),
+        (torch.tensor([[0, 0], [1, 4]]), "text 4, but there are 4"),
         (torch.zeros(0, 2, dtype=torch.long), "is empty"),
     ],
 )
-def test_right_answers_that_do_not_fit_the_features(image_of_text: torch.Tensor, message: str) -> None:
+def test_invalid_image_of_text_is_refused(image_of_text: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.retrieval(torch.eye(3), torch.eye(3)[[0, 0, 1, 2]], image_of_text)
 
@@ -129,13 +129,13 @@ def test_right_answers_that_do_not_fit_the_features(image_of_text: torch.Tensor,
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
-        (torch.eye(3), torch.tensor([0, 1]), r"\(2,\) labels for \(3, 3\) scores"),
-        (torch.eye(3), torch.tensor([0, 1, 3]), "go from 0 to 3, and there are 3 classes"),
-        (torch.eye(3), torch.tensor([0, -1, 2]), "go from -1 to 2"),
-        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), "at least one"),
-        (torch.eye(3), torch.eye(3, 2).bool(), r"\(3, 2\) labels"),
+        (torch.eye(3), torch.tensor([0, 1]), r"\(2,\) .* \(3, 3\)"),
+        (torch.eye(3), torch.tensor([0, 1, 3]), "from 0 to 3, but there are 3 classes"),
+        (torch.eye(3), torch.tensor([0, -1, 2]), "from -1 to 2"),
+        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), r"\(0,\) .* \(0, 3\)"),
+        (torch.eye(3), torch.eye(3, 2).bool(), r"\(3, 2\)"),
     ],
 )
-def test_labels_that_do_not_fit_the_scores(scores: torch.Tensor, labels: torch.Tensor, message: str) -> None:
+def test_invalid_labels_are_refused(scores: torch.Tensor, labels: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.classification(scores, labels)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from clipkit.metrics import alignment, uniformity, views
 
 
-def test_against_naive_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_naive_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "_ROWS", 5)
     x, y = (F.normalize(torch.randn(13, 6, dtype=torch.float64), dim=-1) for _ in range(2))
     aligned = [
@@ -25,7 +25,7 @@ def test_against_naive_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     assert uniformity(x) == pytest.approx(math.log(total / (13 * 12)), rel=1e-5)
 
 
-def test_their_ends() -> None:
+def test_equal_features_have_the_largest_uniformity_and_no_misalignment() -> None:
     x = F.normalize(torch.randn(1, 6), dim=-1).expand(9, 6)
     assert uniformity(x) == pytest.approx(0, abs=1e-5)
     assert alignment(x, x).abs().max() < 1e-6

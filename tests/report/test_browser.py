@@ -1,4 +1,4 @@
-"""Reports in a real browser, as wide as a phone and as a screen."""
+"""Reports in a real browser, at the widths of a phone and a desktop screen."""
 
 import html
 import json
@@ -28,17 +28,18 @@ MEASURE = """
 addEventListener("load", () => {
   const inner = document.querySelector("iframe").contentDocument;
   const root = inner.documentElement;
-  const wide = [...inner.querySelectorAll("body *")].filter(
-    (own) => !own.closest(".scroll, pre, svg") && own.getBoundingClientRect().right > root.clientWidth + 1
+  const tooWide = [...inner.querySelectorAll("body *")].filter(
+    (node) => !node.closest(".scroll, pre, svg") && node.getBoundingClientRect().right > root.clientWidth + 1
   );
   document.body.append(Object.assign(document.createElement("output"), {
     textContent: JSON.stringify({
       width: root.clientWidth, needs: root.scrollWidth,
-      wide: wide.slice(0, 5).map((own) => own.tagName + "." + own.className),
-      images: [...inner.images].map((own) => own.naturalWidth),
-      unnamed: [...inner.images].filter((own) => !own.alt).length
-        + [...inner.querySelectorAll("svg")].filter((own) => !own.getAttribute("aria-label")).length,
-      twice: [...inner.querySelectorAll("[id]")].map((own) => own.id).filter((own, at, all) => all.indexOf(own) !== at),
+      wide: tooWide.slice(0, 5).map((node) => node.tagName + "." + node.className),
+      images: [...inner.images].map((image) => image.naturalWidth),
+      unnamed: [...inner.images].filter((image) => !image.alt).length
+        + [...inner.querySelectorAll("svg")].filter((svg) => !svg.getAttribute("aria-label")).length,
+      duplicateIds: [...inner.querySelectorAll("[id]")].map((node) => node.id)
+        .filter((id, index, ids) => ids.indexOf(id) !== index),
     }),
   }));
 });
@@ -67,7 +68,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, shapes: Pat
 
 
 def measured(page: str, width: int, folder: Path) -> tuple[dict[str, Any], str]:
-    """What a browser makes of the page in a frame of this width, and what it complains of."""
+    """Return the layout of the page in a frame of this width, and the messages on the browser's console."""
     file = folder / "frame.html"
     file.write_text(
         f'<!doctype html><meta charset="utf-8"><iframe width="{width}" height="844" style="border:0" '
@@ -83,32 +84,34 @@ def measured(page: str, width: int, folder: Path) -> tuple[dict[str, Any], str]:
         ],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    (found,) = re.findall(r"<output>(.*?)</output>", run.stdout, re.DOTALL)
-    said = "\n".join(line for line in run.stderr.splitlines() if "CONSOLE" in line)
-    return json.loads(html.unescape(found)), said
+    (output,) = re.findall(r"<output>(.*?)</output>", run.stdout, re.DOTALL)
+    console = "\n".join(line for line in run.stderr.splitlines() if "CONSOLE" in line)
+    return json.loads(html.unescape(output)), console
 
 
 @pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize("name", ["run", "retrieval", "zeroshot", "comparison"])
-def test_a_browser_shows_all_of_it(name: str, width: int, pages: dict[str, str], tmp_path: Path) -> None:
+def test_page_fits_the_width_and_shows_every_image(
+    name: str, width: int, pages: dict[str, str], tmp_path: Path
+) -> None:
     assert len(pages[name].encode()) < 5_000_000
-    found, said = measured(pages[name], width, tmp_path)
-    assert said == ""
-    assert found["width"] in range(width - 20, width + 1)
-    assert found["needs"] <= found["width"]
-    assert found["wide"] == []
-    assert all(own > 0 for own in found["images"])
-    assert found["images"]
-    assert found["unnamed"] == 0
-    assert found["twice"] == []
+    layout, console = measured(pages[name], width, tmp_path)
+    assert console == ""
+    assert layout["width"] in range(width - 20, width + 1)
+    assert layout["needs"] <= layout["width"]
+    assert layout["wide"] == []
+    assert all(width > 0 for width in layout["images"])
+    assert layout["images"]
+    assert layout["unnamed"] == 0
+    assert layout["duplicateIds"] == []
 
 
-def test_the_measuring_notices(pages: dict[str, str], tmp_path: Path) -> None:
+def test_measurement_detects_planted_faults(pages: dict[str, str], tmp_path: Path) -> None:
     wide = pages["retrieval"].replace(
         "<h1>", '<div style="width: 700px">wide</div><img src="data:image/png;base64,xx"><h1>'
     )
-    found, said = measured(wide + "<script>console.error('mine')</script>", 390, tmp_path)
-    assert "mine" in said
-    assert found["needs"] > found["width"]
-    assert 0 in found["images"]
-    assert found["unnamed"] == 1
+    layout, console = measured(wide + "<script>console.error('mine')</script>", 390, tmp_path)
+    assert "mine" in console
+    assert layout["needs"] > layout["width"]
+    assert 0 in layout["images"]
+    assert layout["unnamed"] == 1

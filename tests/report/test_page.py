@@ -1,3 +1,5 @@
+"""Report pages: content, escaping, formats, charts, accessibility."""
+
 import json
 import re
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from tests.conftest import COLOURS, SHAPES, write_csv
 
 
 class Outline(HTMLParser):
-    """Headings, images and links of a page; fails on a tag left open."""
+    """Images and links of a page; fails if a tag is not closed."""
 
     VOID = ("meta", "img", "br", "link", "use", "path")
 
@@ -52,14 +54,14 @@ class Outline(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_a_run_report_is_one_file_with_everything_inside(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_run_report_is_one_file_that_loads_nothing(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     clipkit.train(recipe({"train.epochs": 4}))
     page = run_report(tmp_path / "run")
     assert page == (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     outline = Outline(page)
     assert len(outline.images) > 20
     assert all(image["alt"] for image in outline.images)
-    # Nothing is fetched: images are data, links inside the SVGs point into them.
+    # Images are data URIs, and links in SVGs point into the same page.
     assert all(address.startswith(("data:", "#")) for address in outline.addresses)
     for title in (
         "Training loss",
@@ -78,7 +80,7 @@ def test_a_run_report_is_one_file_with_everything_inside(recipe: Callable[..., R
     assert "✓" in page
 
 
-def test_an_evaluation_report_shows_its_figures(tiny_clip: Path, shapes: Path) -> None:
+def test_evaluation_report_shows_all_metrics(tiny_clip: Path, shapes: Path) -> None:
     model = clipkit.load(tiny_clip)
     for result in (
         clipkit.evaluate.retrieval(model, str(shapes / "captions.csv")),
@@ -90,18 +92,18 @@ def test_an_evaluation_report_shows_its_figures(tiny_clip: Path, shapes: Path) -
             assert number(name, figure["value"]).replace(" %", "\N{NO-BREAK SPACE}%") in page
 
 
-def test_what_users_wrote_is_escaped(tiny_clip: Path, shapes: Path) -> None:
+def test_captions_are_escaped(tiny_clip: Path, shapes: Path) -> None:
     result = clipkit.evaluate.retrieval(clipkit.load(tiny_clip), str(shapes / "captions.csv"))
     result["examples"][0]["query"]["text"] = "<script>alert(1)</script>"
     assert not re.search("<script", evaluation_report(result))
 
 
-def test_an_undefined_figure_is_a_dash() -> None:
+def test_undefined_metric_is_a_dash() -> None:
     table = metrics_table({"m": {"acc5": {"value": None, "low": None, "high": None, "chance": None}}}, "t")
     assert table.rows == [["top-5 accuracy", "–", "–"]]
 
 
-def test_a_image_that_is_gone_leaves_the_page_whole(tiny_clip: Path, shapes: Path) -> None:
+def test_missing_image_file_is_marked(tiny_clip: Path, shapes: Path) -> None:
     assert thumbnail("/nowhere/none.jpg") == ""
     result = clipkit.evaluate.retrieval(clipkit.load(tiny_clip), str(shapes / "captions.csv"))
     for example in result["examples"]:
@@ -113,7 +115,7 @@ def test_a_image_that_is_gone_leaves_the_page_whole(tiny_clip: Path, shapes: Pat
     assert 'class="gone" role="img" aria-label="answer 1' in page
 
 
-def test_names_and_numbers_are_shown_as_a_reader_expects() -> None:
+def test_format_of_names_and_numbers() -> None:
     assert readable("image_retrieval_recall@5") == "text → image R@5"
     assert readable("text_retrieval_map@r") == "image → text mAP@R"
     assert readable("lp_mean_per_class_recall") == "linear probe: mean per-class recall"
@@ -131,28 +133,28 @@ def test_names_and_numbers_are_shown_as_a_reader_expects() -> None:
     assert short_name("openai/clip-vit-base-patch32") == "openai/clip-vit-base-patch32"
 
 
-def test_a_figure_stays_on_its_line() -> None:
+def test_number_stays_on_one_line_with_its_unit() -> None:
     assert unbroken("80.3 % (76.6 – 83.7)") == "80.3\N{NO-BREAK SPACE}% <span>(76.6 – 83.7)</span>"
     assert unbroken("−64.1 to −59.8").count("\N{NO-BREAK SPACE}") == 2
     assert unbroken("<b> & (<i>)") == "&lt;b&gt; &amp; <span>(&lt;i&gt;)</span>"
 
 
 @pytest.mark.parametrize("light", [True, False])
-def test_words_stand_out_from_the_page(light: bool) -> None:
-    def luminance(colour: str) -> float:
-        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+def test_text_has_sufficient_contrast(light: bool) -> None:
+    def luminance(color: str) -> float:
+        parts = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
     schemes = re.findall(r":root \{([^}]*--ink[^}]*)\}", render(Page("", "")))
-    colours = dict(re.findall(r"--(\w+): (#\w{6})", schemes[0 if light else 1]))
+    colors = dict(re.findall(r"--(\w+): (#\w{6})", schemes[0 if light else 1]))
     for word in ("ink", "soft", "good", "bad"):
         for ground in ("page", "card"):
-            lighter, darker = sorted(luminance(colours[name]) for name in (word, ground))[::-1]
+            lighter, darker = sorted(luminance(colors[name]) for name in (word, ground))[::-1]
             assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (word, ground)
 
 
-def test_charts_say_what_they_show_and_take_any_name() -> None:
+def test_charts_have_descriptions_and_accept_any_name() -> None:
     names = ["costs $5 and $6 <b>", "pays $\\frac{$", "{c}"]
     charts = [
         line_chart({"loss": ([1, 2], [3.0, 1.5])}, "step", "loss", ("chance", 2.0)),
@@ -161,18 +163,18 @@ def test_charts_say_what_they_show_and_take_any_name() -> None:
         confusion_chart([[0.9, 0.1, 0], [0, 1, 0], [0.5, 0.5, 0]], names),
         reliability_chart([0.9, 0.2, 0.95], [True, False, False]),
     ]
-    said = [found[1] for chart in charts if (found := re.match(r'<svg role="img" aria-label="([^"]+)"', chart))]
-    assert len(said) == len(charts)
-    assert "loss from 3 to 1.5, between step 1 and 2" in said[0]
-    assert "costs $5 and $6 &lt;b&gt;: 50.0" in said[1]
+    descriptions = [found[1] for chart in charts if (found := re.match(r'<svg role="img" aria-label="([^"]+)"', chart))]
+    assert len(descriptions) == len(charts)
+    assert "loss from 3 to 1.5, between step 1 and 2" in descriptions[0]
+    assert "costs $5 and $6 &lt;b&gt;: 50.0" in descriptions[1]
     for chart in charts[1:4]:
         assert "costs $5 and $6" in chart.partition(">")[2]
         assert "<b>" not in chart
-    # Grey is the page's own, which differs on a dark one.
+    # Gray is a variable of the page, different in dark mode.
     assert all("var(--soft)" in chart and "#80889" not in chart for chart in charts)
 
 
-def test_the_hardest_classes_come_first_with_what_they_are_taken_for(tiny_clip: Path, shapes: Path) -> None:
+def test_classes_table_lists_hardest_first_with_confusions(tiny_clip: Path, shapes: Path) -> None:
     result = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"))
     (table,) = classes_table(result["classes"])
     recalls = [float(row[2].removesuffix(" %")) for row in table.rows]
@@ -181,28 +183,28 @@ def test_the_hardest_classes_come_first_with_what_they_are_taken_for(tiny_clip: 
     assert classes_table([]) == []
 
 
-def test_a_classification_report_shows_where_it_errs(tiny_clip: Path, shapes: Path) -> None:
+def test_zeroshot_report_shows_mistakes(tiny_clip: Path, shapes: Path) -> None:
     templates = ["a photo of a {c}", "a {c} shape", "something {c}"]
     result = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"), templates=templates)
-    alone = {own["prompt"]: own["acc1"] for own in result["prompts"]}
+    alone = {entry["prompt"]: entry["acc1"] for entry in result["prompts"]}
     for template in templates:
-        own = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"), templates=[template])
-        assert alone[template] == pytest.approx(own["metrics"]["acc1"]["value"], abs=1e-6)
-        assert own["prompts"] == []
+        entry = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"), templates=[template])
+        assert alone[template] == pytest.approx(entry["metrics"]["acc1"]["value"], abs=1e-6)
+        assert entry["prompts"] == []
         others = [other for other in templates if other != template]
         without = clipkit.evaluate.zeroshot(clipkit.load(tiny_clip), str(shapes / "classes.csv"), templates=others)
-        (found,) = (own["without"] for own in result["prompts"] if own["prompt"] == template)
+        (found,) = (entry["without"] for entry in result["prompts"] if entry["prompt"] == template)
         assert found == pytest.approx(without["metrics"]["acc1"]["value"], abs=1e-6)
-    mistakes = [own for own in result["examples"] if own.get("kind") == "mistake"]
+    mistakes = [entry for entry in result["examples"] if entry.get("kind") == "mistake"]
     wrong = [
         label != taken for label, taken in zip(result["queries"]["label"], result["queries"]["predicted"], strict=True)
     ]
     assert len(mistakes) == min(12, sum(wrong))
-    sure = [own["confidence"] for own in mistakes]
+    sure = [entry["confidence"] for entry in mistakes]
     assert sure == sorted(sure, reverse=True)
-    assert all([answer["right"] for answer in own["answers"]] == [False, True] for own in mistakes)
+    assert all([answer["right"] for answer in entry["answers"]] == [False, True] for entry in mistakes)
     assert len(result["map"]) == 16
-    assert {own["label"] for own in result["map"]} == {"red", "green", "blue", "yellow"}
+    assert {entry["label"] for entry in result["map"]} == {"red", "green", "blue", "yellow"}
     (table,) = confused_pairs(result)
     counted = sum(int(row[1]) for row in table.rows)
     assert counted == sum(wrong)
@@ -221,17 +223,17 @@ def test_a_classification_report_shows_where_it_errs(tiny_clip: Path, shapes: Pa
     assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
 
 
-def test_a_retrieval_report_shows_best_and_worst(tiny_clip: Path, shapes: Path) -> None:
+def test_retrieval_report_shows_best_and_worst_queries(tiny_clip: Path, shapes: Path) -> None:
     result = clipkit.evaluate.retrieval(clipkit.load(tiny_clip), str(shapes / "captions.csv"))
     ranks = result["queries"]["image_rank"]
-    worst = [own for own in result["examples"] if own.get("kind") == "worst"]
-    assert [own["rank"] for own in worst] == sorted(ranks, reverse=True)[: len(worst)]
-    assert all(own["rank"] == 1 for own in result["examples"] if own.get("kind") == "best")
-    assert all(any(answer["right"] for answer in own["answers"]) for own in worst)
+    worst = [entry for entry in result["examples"] if entry.get("kind") == "worst"]
+    assert [entry["rank"] for entry in worst] == sorted(ranks, reverse=True)[: len(worst)]
+    assert all(entry["rank"] == 1 for entry in result["examples"] if entry.get("kind") == "best")
+    assert all(any(answer["right"] for answer in entry["answers"]) for entry in worst)
     assert "correct image at rank" in evaluation_report(result)
 
 
-def test_two_models_side_by_side(tiny_clip: Path, shapes: Path) -> None:
+def test_comparison_of_two_retrieval_results(tiny_clip: Path, shapes: Path) -> None:
     model = clipkit.load(tiny_clip)
     first = clipkit.evaluate.retrieval(model, str(shapes / "captions.csv"))
     with torch.no_grad():
@@ -245,7 +247,7 @@ def test_two_models_side_by_side(tiny_clip: Path, shapes: Path) -> None:
     assert len(outline.images) >= 10
 
 
-def test_where_two_classifiers_disagree(tiny_clip: Path, shapes: Path) -> None:
+def test_comparison_of_two_classifiers_shows_disagreements(tiny_clip: Path, shapes: Path) -> None:
     model = clipkit.load(tiny_clip)
     first = clipkit.evaluate.zeroshot(model, str(shapes / "classes.csv"))
     second = clipkit.evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=["{c}"])
@@ -254,20 +256,22 @@ def test_where_two_classifiers_disagree(tiny_clip: Path, shapes: Path) -> None:
     for moved in comparison["disagreements"]:
         row = first["queries"]["images"].index(moved["image"])
         assert moved["right"] == first["classes"][first["queries"]["label"][row]]["class"]
-        for whose, own in (("first", first), ("second", second)):
+        for whose, entry in (("first", first), ("second", second)):
             assert (moved[f"{whose}_text"] == moved["right"]) == (moved[f"{whose}_rank"] == 1)
-            assert moved[f"{whose}_text"] == own["classes"][own["queries"]["predicted"][row]]["class"]
+            assert moved[f"{whose}_text"] == entry["classes"][entry["queries"]["predicted"][row]]["class"]
     page = comparison_report(comparison, first, second)
     Outline(page)
     assert "image queries" in page
     assert "correct answer at rank" in page
 
 
-def test_where_two_probes_and_near_misses_disagree(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+def test_comparison_of_probes_and_compositional_tests_shows_disagreements(
+    tiny_clip: Path, shapes: Path, tmp_path: Path
+) -> None:
     model = clipkit.load(tiny_clip)
     rows = [
-        [str(shapes / f"images/{4 * n + m:02d}.png"), f"a {colour} {shape}", f"a {shape}"]
-        for n, colour in enumerate(COLOURS)
+        [str(shapes / f"images/{4 * n + m:02d}.png"), f"a {color} {shape}", f"a {shape}"]
+        for n, color in enumerate(COLOURS)
         for m, shape in enumerate(SHAPES)
     ]
     near = str(write_csv(tmp_path / "near.csv", ["image", "caption", "negative_caption"], rows))
@@ -283,14 +287,14 @@ def test_where_two_probes_and_near_misses_disagree(tiny_clip: Path, shapes: Path
     for first, second in zip(before, measured(), strict=True):
         comparison = clipkit.evaluate.compare(first, second)
         probed = first["task"] == "probe"
-        right = [own["queries"]["lp_top1" if probed else "text_right"] for own in (first, second)]
+        right = [entry["queries"]["lp_top1" if probed else "text_right"] for entry in (first, second)]
         most = max(abs(two - one) for one, two in zip(*right, strict=True))
-        gains = [own["second_right"] - own["first_right"] for own in comparison["disagreements"]]
+        gains = [entry["second_right"] - entry["first_right"] for entry in comparison["disagreements"]]
         assert max(map(abs, gains)) == pytest.approx(most)
         assert 0 not in gains
         for moved in comparison["disagreements"]:
-            row = [own if probed else own[0] for own in first["queries"]["images"]].index(moved["image"])
-            assert [moved["first_right"], moved["second_right"]] == [own[row] for own in right]
+            row = [entry if probed else entry[0] for entry in first["queries"]["images"]].index(moved["image"])
+            assert [moved["first_right"], moved["second_right"]] == [entry[row] for entry in right]
         page = comparison_report(comparison, first, second)
         Outline(page)
         assert "image queries" in page

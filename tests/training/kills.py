@@ -15,7 +15,7 @@ from pathlib import Path
 import clipkit.training  # before any fork
 from clipkit.recipe import Recipe
 from clipkit.report import run as report
-from tests.forked import free_port, place_of
+from tests.forked import free_port, rank_variables
 from tests.training.conftest import not_drawn
 
 _PATIENCE = 60.0
@@ -30,7 +30,7 @@ def start(recipe: Recipe, index: int, count: int, port: int) -> int:
     if pid:
         return pid
     if count > 1:
-        os.environ |= place_of(index, count, port)
+        os.environ |= rank_variables(index, count, port)
     real = os.fsync
 
     def slow(descriptor: int) -> None:  # so that a checkpoint takes long enough to be killed in

@@ -18,7 +18,7 @@ def test_votes_equal_scikit_learn() -> None:
     np.testing.assert_allclose(votes / votes.sum(dim=1, keepdim=True), expected, atol=1e-5)
 
 
-def test_fewer_images_than_neighbours() -> None:
+def test_fewer_images_than_neighbors() -> None:
     votes = knn_scores(torch.eye(2), torch.eye(2), torch.tensor([1, 0]), classes=3, k=20)
     assert votes.argmax(dim=1).tolist() == [1, 0]
     assert votes[:, 2].tolist() == [0, 0]

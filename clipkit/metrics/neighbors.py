@@ -1,4 +1,4 @@
-"""Classification by nearest neighbours."""
+"""Classification by nearest neighbors."""
 
 import torch
 from jaxtyping import Float, Int
@@ -17,15 +17,17 @@ def knn_scores(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Float[Tensor, "N C"]:
-    """Weighted votes of the k most similar training images: exp(cosine / temperature) each (Wu et al. 2018, 3.4).
+    """Return weighted votes of the k most similar training images: exp(cosine / temperature) each.
+
+    Wu et al. 2018, section 3.4.
 
     Args:
         features: unit length.
         train_features: unit length.
-        train_labels: class of each.
+        train_labels: class of each training image.
         classes: number of classes C.
-        k: neighbours; all of them where there are fewer, of equal ones the first.
-        temperature: without unit; the smaller, the more the nearest count.
+        k: number of neighbors, at most T; ties go to the lower index.
+        temperature: the lower, the more weight the nearest neighbors have.
 
     Example:
         >>> knn_scores(torch.eye(2), torch.eye(2), torch.tensor([1, 0]), classes=2, k=1).argmax(dim=1).tolist()
