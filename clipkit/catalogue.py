@@ -15,7 +15,7 @@ from typing import Any
 
 
 class Need(Enum):
-    """What a loss is computed from, besides the features of images and captions."""
+    """Inputs of a loss, besides the features of images and captions."""
 
     IDS = "image and caption ids"
     SCALE = "the scale"
@@ -31,7 +31,7 @@ class Need(Enum):
 
     @property
     def is_required(self) -> bool:
-        """Whether the user has to provide it: every batch has ids and a scale."""
+        """True if the user has to provide it; every batch has ids and a scale."""
         return self not in (Need.IDS, Need.SCALE)
 
 
@@ -56,12 +56,12 @@ class LossRow:
         name: its function in `clipkit.losses`.
         summary: one sentence.
         formula: one line; the function's docstring has the equation.
-        positives: which combinations are drawn together.
+        positives: combinations that are pulled together.
         memory: order of magnitude, beyond the features.
         level: `chance` in words.
         source: paper.
-        use_when: when to choose it.
-        needs: what it is computed from.
+        use_when: the case to choose it for.
+        needs: inputs besides features.
         options: keys of the recipe's loss section that apply to it.
         chance: its value at equal similarities; None where that depends on the similarities.
     """
@@ -80,7 +80,7 @@ class LossRow:
 
     @property
     def requirements(self) -> str:
-        """What the user has to provide, in words."""
+        """Inputs that the user has to provide, in words."""
         return " and ".join(need.value for need in Need if need in self.needs and need.is_required) or "nothing"
 
 

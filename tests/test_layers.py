@@ -14,6 +14,8 @@ LEVELS = {
     "seeds": 0,
     "catalogue": 0,
     "closest": 0,
+    "findings": 0,
+    "run_files": 0,
     "tasks": 0,
     "recipe": 1,
     "images": 1,

@@ -235,7 +235,7 @@ def suite(
             print(line, flush=True)
 
     try:
-        found = run_suite(chosen, models, out, cache=_cache(cache), processes=together, say=say, progress=True)
+        found = run_suite(chosen, models, out, cache=_cache(cache), processes=together, log=say, progress=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to ({error.strerror or error}); give another folder") from None
     if not found.rows:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipkit.errors import DataError, ModelError, TrainingError
+from clipkit.run_files import RunFiles, recipe_of, results_of
 
 if TYPE_CHECKING:
     from clipkit.models.publish.push import Pushed
@@ -28,10 +29,10 @@ def push(
     from clipkit.models.publish.push import push as upload
 
     measured = [_read(file) for file in results or []]
-    run = Path(model)
+    run = RunFiles(model)
     with tempfile.TemporaryDirectory() as aside:
-        if (run / "recipe.yaml").is_file() and (run / "model").is_dir() and not measured:
-            folder = run / "model"
+        if run.is_run and run.model.is_dir() and not measured:
+            folder = run.model
         else:
             folder = Path(aside) / "model"
             _save(model, folder, measured)
@@ -48,11 +49,11 @@ def push_run(run: str, repository: str, private: bool) -> None:
     from clipkit.models.publish.push import push as upload
 
     try:
-        _say(upload(Path(run) / "model", repository, private=private))
+        _say(upload(RunFiles(run).model, repository, private=private))
     except ModelError as error:
         command = shlex.join(["clipkit", "push", run, repository, *(["--private"] if private else [])])
         raise TrainingError(
-            f"the model is whole in {run}/model but not on the Hub ({error}); push it with: {command}"
+            f"the model is whole in {RunFiles(run).model} but not on the Hub ({error}); push it with: {command}"
         ) from None
 
 
@@ -79,7 +80,6 @@ def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
     from clipkit.models import load
     from clipkit.models.publish.push import signed
     from clipkit.report import model_card
-    from clipkit.report.runs import recipe_of, results_of
 
     opened = load(model, device="cpu")
     opened.save(folder)
@@ -88,9 +88,9 @@ def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
         (folder / "README.md").write_text(own.read_text(encoding="utf-8"), encoding="utf-8")
         return
     recipe = None
-    if (Path(model) / "recipe.yaml").is_file():
-        recipe = recipe_of(Path(model))
-        results = results_of(Path(model))
+    if RunFiles(model).is_run:
+        recipe = recipe_of(model)
+        results = results_of(model)
         measured = [*([results] if results is not None else []), *measured]
     (folder / "README.md").write_text(signed(model_card(opened.layout(), measured, recipe)), encoding="utf-8")
 

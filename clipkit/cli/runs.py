@@ -61,7 +61,8 @@ def _list(folder: Path) -> None:
 def _compare(first: Path, second: Path) -> None:
     from clipkit.cli.tables import print_columns, print_comparison, print_table
     from clipkit.evaluation import compare
-    from clipkit.report.runs import differences, results_of
+    from clipkit.report.runs import differences
+    from clipkit.run_files import results_of
 
     changed = differences(first, second)
     if changed:

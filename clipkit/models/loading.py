@@ -13,6 +13,7 @@ from clipkit.models.from_transformers import FAMILIES, load_transformers
 from clipkit.models.hub import local_folder
 from clipkit.models.view_heads import load_view_heads
 from clipkit.models.weights import has_weights
+from clipkit.run_files import RunFiles
 
 
 def load(
@@ -44,10 +45,11 @@ def _open(name: str) -> tuple[DualEncoder, Path | None]:
     if name.startswith("open_clip:"):
         return load_open_clip(name), None
     folder = local_folder(name, FAMILIES)
-    if (folder / "recipe.yaml").is_file():
-        if not (folder / "model").is_dir():
+    run = RunFiles(folder)
+    if run.is_run:
+        if not run.model.is_dir():
             raise ModelError(f"{name}: this run has not saved a model yet; let it finish with --resume")
-        folder = folder / "model"
+        folder = run.model
     if (folder / LAYOUT_FILE).is_file():
         return load_composed(folder, name), folder
     kind = _model_type(folder)

@@ -1,4 +1,4 @@
-"""Reports: one HTML file without network, made from result files alone."""
+"""Reports made from result files alone: HTML pages that need no network, Markdown tables, model cards."""
 
 from clipkit.report.comparison import comparison_report
 from clipkit.report.demo import demo_report

@@ -1,70 +1,72 @@
-"""The report of two models side by side, from a comparison and the results it compares."""
+"""Report of two models side by side, from a comparison and the two results that it compares."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from clipkit.report.curves import interval_chart
+from clipkit.report.charts import interval_chart
 from clipkit.report.page import (
-    Curve,
+    INTERVAL_NOTE,
+    Chart,
     Grid,
     Page,
     Table,
     difference,
     metrics_table,
-    place_of,
     render,
+    short_name,
     standing,
 )
 from clipkit.tasks import TASKS, readable
 
 
 def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    """The HTML of a comparison: figures side by side, paired differences, and where the two disagree most.
+    """Return the HTML of a comparison: both models' metrics, paired differences, and the largest disagreements.
 
     Args:
-        comparison: what `clipkit.evaluation.compare` gives.
-        first: the result that it calls the first.
-        second: the other one.
+        comparison: from `clipkit.evaluation.compare`.
+        first: the result that it compares with `second`.
+        second: the other result.
     """
     data, task = comparison["data"], comparison["task"]
-    cells, drawn = [], {}
-    for name, found in comparison["metrics"].items():
-        low, high = (difference(name, found[end]).removesuffix(" points") for end in ("low", "high"))
-        cells.append([readable(name), difference(name, found["difference"]), f"{low} to {high}", f"{found['p']:.3f}"])
-        if cells[-1][1].endswith("points"):
-            drawn[readable(name)] = tuple(100 * found[end] for end in ("difference", "low", "high"))
+    rows, in_points = [], {}
+    for name, change in comparison["metrics"].items():
+        low, high = (difference(name, change[end]).removesuffix(" points") for end in ("low", "high"))
+        rows.append([readable(name), difference(name, change["difference"]), f"{low} to {high}", f"{change['p']:.3f}"])
+        if rows[-1][1].endswith("points"):
+            in_points[readable(name)] = tuple(100 * change[end] for end in ("difference", "low", "high"))
     note = (
-        "The interval holds 95 % of 1,000 draws of images, the same for both models; p is two-sided, 0.002 the least "
-        "it can be."
+        "Paired bootstrap: 1,000 draws of images, the same for both models. p is two-sided; 0.002 is the smallest "
+        "possible value."
     )
-    columns = {letter: own["metrics"] for letter, own in zip("AB", (first, second), strict=True)}
-    side_by_side = metrics_table(columns, "Side by side", "In brackets the 95 % interval over images.")
-    chart = Curve("B − A in points", interval_chart(drawn, "points"), "Blue where the interval does not hold 0.")
+    columns = {"A": first["metrics"], "B": second["metrics"]}
+    side_by_side = metrics_table(columns, "Metrics", INTERVAL_NOTE)
+    note_of_chart = "95 % confidence intervals; blue: the interval excludes 0."
+    chart = Chart("B − A in points", interval_chart(in_points, "points"), note_of_chart)
     page = Page(
-        title=f"{TASKS[task].title}: two models on {place_of(data['name'])}",
-        lead=f"A is {comparison['first']}, B is {comparison['second']}.",
+        title=f"{TASKS[task].title}: two models on {short_name(data['name'])}",
+        lead=f"A: {comparison['first']}; B: {comparison['second']}",
         tables=[replace(side_by_side, strong=None)],
-        curves_title="The difference",
-        curves=[chart] if drawn else [],
-        tables_below=[Table("B − A", ["", "difference", "95 % interval", "p"], cells, note)],
+        charts_title="Difference",
+        charts=[chart] if in_points else [],
+        tables_below=[Table("B − A", ["", "difference", "95 % interval", "p"], rows, note)],
         grids=_disagreements(comparison["disagreements"]),
     )
     return render(page)
 
 
-def _disagreements(moved: Sequence[Mapping[str, Any]]) -> list[Grid]:
+def _disagreements(queries: Sequence[Mapping[str, Any]]) -> list[Grid]:
     grids = []
-    for title, better in (("Where B is better than A", True), ("Where A is better than B", False)):
-        own = [query for query in moved if _second_is_better(query) == better and query.get("image")]
-        for asks, who in (("text", "captions"), ("image", "images")):
-            asking = [query for query in own if query["asks"] == asks]
-            if not asking:
+    for title, second_wins in (("B better than A", True), ("A better than B", False)):
+        won = [query for query in queries if _second_is_better(query) == second_wins and query.get("image")]
+        for kind, plural in (("text", "captions"), ("image", "images")):
+            examples = [query for query in won if query["asks"] == kind]
+            if not examples:
                 continue
-            note = f"The {who} whose right answer moved most, and what each model puts first."
-            if "first_right" in asking[0]:
-                note = f"The {who} whose answer is right with one model and wrong with the other."
-            grids.append(Grid(f"{title}: {who} ask", [_example(query, better) for query in asking], note))
+            note = f"The {plural} whose correct answer moved most: each model's first answer, rank of the correct one."
+            if "first_right" in examples[0]:
+                note = f"The {plural} that one model gets right and the other wrong."
+            grids.append(Grid(f"{title}: {kind} queries", [_example(query, second_wins) for query in examples], note))
     return grids
 
 

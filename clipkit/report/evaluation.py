@@ -1,46 +1,47 @@
-"""The report of one evaluation, from its result."""
+"""Report of one evaluation, from its result."""
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipkit.report.curves import bar_chart, confusion_chart, reliability_chart
+from clipkit.report.charts import bar_chart, confusion_chart, reliability_chart
 from clipkit.report.page import (
-    Curve,
+    INTERVAL_NOTE,
+    Chart,
     Page,
     Table,
     duration,
     headlines,
     metrics_table,
-    place_of,
     render,
+    short_name,
 )
 from clipkit.report.run import example_grids
 from clipkit.tasks import TASKS, number, readable
 
-_HARDEST = 20
-_PAIRS = 12
-_MATRIX = 24
-_NARROW = 12
-_SHOWN = 20
+_HARDEST_CLASSES = 20
+_CONFUSED_PAIRS = 12
+_MATRIX_CLASSES = 24
+_NARROW_CLASSES = 12
+"""Confusion matrices of more classes take the full width of the page."""
+_PROMPTS = 20
 
 
 def evaluation_report(result: Mapping[str, Any]) -> str:
-    """The HTML of a result: metrics with intervals and chance, and queries with their top answers."""
+    """Return the HTML of a result: metrics with intervals and chance, and queries with their top answers."""
     data = result["data"]
     kinds = ("images", "captions", "instances", "classes")
     counts = ", ".join(f"{data[kind]:,} {kind}" for kind in kinds if kind in data)
-    name, measured = TASKS[result["task"]].title, place_of(data["name"])
-    table = metrics_table({"value": result["metrics"]}, "All figures", "In brackets the 95 % interval over images.")
+    table = metrics_table({"value": result["metrics"]}, "All metrics", INTERVAL_NOTE)
     page = Page(
-        title=f"{name}: {place_of(str(result['model']))}",
-        lead=f"On {measured}: {counts}; it took {duration(result['seconds'])}.",
+        title=f"{TASKS[result['task']].title}: {short_name(str(result['model']))}",
+        lead=f"{short_name(data['name'])}: {counts}; evaluated in {duration(result['seconds'])}.",
         headlines=headlines(result["metrics"], TASKS[result["task"]].headlines),
         tables=[table],
-        tables_below=[*hardest_pairs(result), *classes_table(result.get("classes", []))],
-        curves=_charts(result),
-        curves_title="How it classifies",
+        tables_below=[*confused_pairs(result), *classes_table(result.get("classes", []))],
+        charts=_charts(result),
+        charts_title="Predictions",
         grids=example_grids(dict(result)),
         map=result.get("map") or [],
         details={
@@ -53,7 +54,7 @@ def evaluation_report(result: Mapping[str, Any]) -> str:
 
 
 def classes_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """The hardest classes with what they are taken for; or the categories of near misses."""
+    """Return the hardest classes with their most frequent confusions, or the categories of a compositional test."""
     if not rows:
         return []
     if "category" in rows[0]:
@@ -61,10 +62,10 @@ def classes_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         cells = [[row["category"], f"{row['instances']:,}", *(number(m, row[m]) for m in metrics)] for row in rows]
         return [Table("By category", ["", "instances", *map(readable, metrics)], cells, strong=2)]
     if "average_precision" in rows[0]:
-        ordered = sorted(rows, key=lambda row: row["average_precision"])[:_HARDEST]
+        ordered = sorted(rows, key=lambda row: row["average_precision"])[:_HARDEST_CLASSES]
         cells = [[row["class"], f"{row['images']:,}", number("", row["average_precision"])] for row in ordered]
-        return [Table(f"The {len(cells)} hardest classes", ["", "images", "average precision"], cells, strong=2)]
-    ordered = sorted((row for row in rows if row["images"]), key=lambda row: row["recall"])[:_HARDEST]
+        return [Table(_classes_title(cells, rows), ["", "images", "average precision"], cells, strong=2)]
+    ordered = sorted((row for row in rows if row["images"]), key=lambda row: row["recall"])[:_HARDEST_CLASSES]
     cells = [
         [
             row["class"],
@@ -75,89 +76,91 @@ def classes_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         ]
         for row in ordered
     ]
-    title = "The classes, the hardest first" if len(cells) == len(rows) else f"The {len(cells)} hardest classes"
-    return [Table(title, ["", "images", "recall", "precision", "taken for"], cells, strong=2, words=[4])]
+    header = ["", "images", "recall", "precision", "confused with"]
+    return [Table(_classes_title(cells, rows), header, cells, strong=2, words=[4])]
 
 
-def hardest_pairs(result: Mapping[str, Any]) -> list[Table]:
-    """Which classes are taken for which most often."""
-    counted = _confused(result)
+def _classes_title(shown: Sequence[object], every: Sequence[object]) -> str:
+    return "Classes, hardest first" if len(shown) == len(every) else f"The {len(shown)} hardest classes"
+
+
+def confused_pairs(result: Mapping[str, Any]) -> list[Table]:
+    """Return the most frequent confusions of one class with another."""
+    counted = _confusions(result)
     if not counted:
         return []
     titles = [row["class"] for row in result["classes"]]
     images = [row["images"] for row in result["classes"]]
     cells = [
-        [f"{titles[label]} → {titles[taken]}", f"{count:,}", number("", count / images[label])]
-        for (label, taken), count in counted.most_common(_PAIRS)
+        [f"{titles[label]} → {titles[predicted]}", f"{count:,}", number("", count / images[label])]
+        for (label, predicted), count in counted.most_common(_CONFUSED_PAIRS)
     ]
-    return [Table("The hardest pairs", ["is → taken for", "images", "of the class"], cells)]
+    return [Table("Most confused classes", ["true → predicted", "images", "share of class"], cells)]
 
 
-def _confused(result: Mapping[str, Any]) -> Counter[tuple[int, int]]:
-    """Wrong answers by (class, what it was taken for)."""
+def _confusions(result: Mapping[str, Any]) -> Counter[tuple[int, int]]:
+    """Count wrong predictions by (true class, predicted class)."""
     queries = result.get("queries", {})
     if result["task"] != "zeroshot" or "predicted" not in queries:
         return Counter()
     pairs = zip(queries["label"], queries["predicted"], strict=True)
-    return Counter((label, taken) for label, taken in pairs if label != taken)
+    return Counter((label, predicted) for label, predicted in pairs if label != predicted)
 
 
-def _charts(result: Mapping[str, Any]) -> list[Curve]:
+def _charts(result: Mapping[str, Any]) -> list[Chart]:
     queries = result.get("queries", {})
     if result["task"] != "zeroshot" or "confidence" not in queries:
         return []
-    right = [label == taken for label, taken in zip(queries["label"], queries["predicted"], strict=True)]
-    curves = [
-        _confusion(result),
-        Curve(
-            "Confidence and truth",
-            reliability_chart(queries["confidence"], right),
-            "Below the dotted line it is surer than it should be.",
-        ),
-    ]
-    return [*curves, *_prompts(result)]
+    correct = [label == predicted for label, predicted in zip(queries["label"], queries["predicted"], strict=True)]
+    reliability = Chart(
+        "Reliability diagram",
+        reliability_chart(queries["confidence"], correct),
+        "Below the dotted line the model is overconfident.",
+    )
+    return [_confusion_matrix(result), reliability, *_prompts(result)]
 
 
-def _prompts(result: Mapping[str, Any]) -> list[Curve]:
-    """What each prompt can do by itself, and what would be lost without it."""
+def _prompts(result: Mapping[str, Any]) -> list[Chart]:
+    """Chart the accuracy of each prompt alone, and the accuracy lost without it."""
     prompts = result.get("prompts") or []
-    everything = result["metrics"]["acc1"]["value"]
-    curves = []
-    for title, note, name, rows in (
-        ("Each prompt alone", "Top-1 accuracy in percent.", "acc1", {own["prompt"]: own["acc1"] for own in prompts}),
-        (
-            "What each prompt adds",
-            "Points of top-1 accuracy that would be lost without it.",
-            "without",
-            {own["prompt"]: everything - own["without"] for own in prompts if "without" in own},
-        ),
-    ):
-        if not rows:
-            continue
-        ordered = dict(sorted(rows.items(), key=lambda own: -own[1]))
-        if len(ordered) > _SHOWN:
-            title += f": the best and the worst of {len(ordered)}"
-            kept = [*list(ordered)[: _SHOWN // 2], *list(ordered)[-_SHOWN // 2 :]]
-            ordered = {prompt: ordered[prompt] for prompt in kept}
-        level = ("all together", everything) if name == "acc1" else None
-        curves.append(Curve(title, bar_chart(ordered, "%" if level else "points", level), note))
-    return curves
+    ensemble = result["metrics"]["acc1"]["value"]
+    alone = {row["prompt"]: row["acc1"] for row in prompts}
+    gains = {row["prompt"]: ensemble - row["without"] for row in prompts if "without" in row}
+    charts = []
+    if alone:
+        title, shown = _best_and_worst("Each prompt alone", alone)
+        svg = bar_chart(shown, "%", ("all prompts", ensemble))
+        charts.append(Chart(title, svg, "Top-1 accuracy in percent."))
+    if gains:
+        title, shown = _best_and_worst("Contribution of each prompt", gains)
+        charts.append(Chart(title, bar_chart(shown, "points"), "Points of top-1 accuracy lost without the prompt."))
+    return charts
 
 
-def _confusion(result: Mapping[str, Any]) -> Curve:
-    """The classes that are confused most, or all of them where they are few."""
+def _best_and_worst(title: str, values: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+    """Sort values, best first, and leave out the middle ones where there are many."""
+    names = sorted(values, key=lambda name: -values[name])
+    if len(names) > _PROMPTS:
+        title += f": best and worst of {len(names)}"
+        names = [*names[: _PROMPTS // 2], *names[-_PROMPTS // 2 :]]
+    return title, {name: values[name] for name in names}
+
+
+def _confusion_matrix(result: Mapping[str, Any]) -> Chart:
+    """Chart the most confused classes, or all classes where they are few."""
     queries, titles = result["queries"], [row["class"] for row in result["classes"]]
-    weight: Counter[int] = Counter()
-    for (label, taken), count in _confused(result).items():
-        weight[label] += count
-        weight[taken] += count
-    everything = len(titles) <= _MATRIX
-    chosen = list(range(len(titles))) if everything else sorted(own for own, _ in weight.most_common(_MATRIX))
-    place = {own: index for index, own in enumerate(chosen)}
-    shares = [[0.0] * len(chosen) for _ in chosen]
-    for label, taken in zip(queries["label"], queries["predicted"], strict=True):
-        if label in place and taken in place:
-            shares[place[label]][place[taken]] += 1 / result["classes"][label]["images"]
-    title = "Confusion" if everything else f"Confusion among the {len(chosen)} classes that are mixed up most"
-    note = "In a row, in percent of its images, what they were taken for."
-    return Curve(title, confusion_chart(shares, [titles[own] for own in chosen]), note, wide=len(chosen) > _NARROW)
+    mistakes: Counter[int] = Counter()
+    for (label, predicted), count in _confusions(result).items():
+        mistakes[label] += count
+        mistakes[predicted] += count
+    all_shown = len(titles) <= _MATRIX_CLASSES
+    classes = range(len(titles)) if all_shown else sorted(c for c, _ in mistakes.most_common(_MATRIX_CLASSES))
+    index = {c: i for i, c in enumerate(classes)}
+    shares = [[0.0] * len(index) for _ in index]
+    for label, predicted in zip(queries["label"], queries["predicted"], strict=True):
+        if label in index and predicted in index:
+            shares[index[label]][index[predicted]] += 1 / result["classes"][label]["images"]
+    title = "Confusion matrix" if all_shown else f"Confusion matrix of the {len(index)} most confused classes"
+    note = "Percent of the images of each true class (row)."
+    wide = len(index) > _NARROW_CLASSES
+    return Chart(title, confusion_chart(shares, [titles[c] for c in index]), note, wide)

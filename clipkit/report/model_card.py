@@ -1,4 +1,4 @@
-"""Model cards: what a model is, how to use it, and what was measured, from result files."""
+"""Model cards: description of a model, its use, its training and its evaluation results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -16,12 +16,12 @@ from clipkit.tasks import hub_name_of, number, readable, title_of
 def model_card(
     layout: Layout, results: Sequence[Mapping[str, Any]] = (), recipe: Mapping[str, Any] | None = None
 ) -> str:
-    """The text of a README.md, with the header that the Hub reads.
+    """Return the text of a README.md, with the header that the Hub reads.
 
     Args:
-        layout: of the model.
-        results: what results files hold: of the run, or of evaluations.
-        recipe: of the run.
+        layout: layout of the model's files.
+        results: result JSONs, of the run or of evaluations.
+        recipe: recipe of the run; None: the model was not trained by clipkit.
 
     Example:
         >>> layout = Layout("open_clip", None, ("image", "text"))
@@ -30,13 +30,13 @@ def model_card(
     """
     return card(
         layout,
-        [*_figures(results), *_training(results, recipe)],
+        [*_results_section(results), *_training_section(results, recipe)],
         trained=recipe is not None,
-        eval_results=[own for result in results for own in _eval_results(result)],
+        eval_results=[entry for result in results for entry in _eval_results(result)],
     )
 
 
-def _figures(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def _results_section(results: Sequence[Mapping[str, Any]]) -> list[str]:
     parts: list[str] = []
     for result in results:
         if not result.get("metrics"):
@@ -58,54 +58,56 @@ def _figures(results: Sequence[Mapping[str, Any]]) -> list[str]:
         name = _short(data.get("name", ""))
         note = f"{title} on {name} ({', '.join(counts)}); intervals are bootstrapped over images."
         if result.get("settings", {}).get("best"):
-            note += " This data also chose the weights that are here."
-        # A reader must know it; other findings are for who trains.
-        leaked = [own["message"] for own in result.get("findings", []) if own["name"] == "validation_leaks"]
-        note += "".join(f" Mind that {message}: the figures are too good." for message in leaked)
+            note += " The weights were selected on the same data."
+        # Other findings matter only to the person who trains.
+        for finding in result.get("findings", []):
+            if finding["name"] in ("leaked_images", "validation_leaks"):  # the second name is that of earlier versions
+                count = finding.get("count") or "some"
+                note += f" Warning: {count} training images are in this data too; the values are too high."
         parts += [note, "\n".join(rows)]
-    return ["## What was measured", *parts] if parts else []
+    return ["## Evaluation results", *parts] if parts else []
 
 
-def _training(results: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any] | None) -> list[str]:
+def _training_section(results: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any] | None) -> list[str]:
     if recipe is None:
         return []
     data, train, loss = recipe["data"], recipe["train"], recipe["loss"]
-    sources = [data["train"]] if isinstance(data["train"], str) else [own["source"] for own in data["train"]]
-    losses = [loss["name"]] if isinstance(loss["name"], str) else [own["name"] for own in loss["name"]]
+    sources = [data["train"]] if isinstance(data["train"], str) else [part["source"] for part in data["train"]]
+    losses = [loss["name"]] if isinstance(loss["name"], str) else [term["name"] for term in loss["name"]]
     steps = next((r["settings"]["steps"] for r in results if "steps" in r.get("settings", {})), None)
     counts = next((r["settings"]["trained_on"] for r in results if "trained_on" in r.get("settings", {})), None)
-    of = f" ({counts['images']:,} images, {counts['captions']:,} captions)" if counts else ""
-    took = f", {steps:,} steps" if steps else ""
+    size = f" ({counts['images']:,} images, {counts['captions']:,} captions)" if counts else ""
+    length = f", {steps:,} steps" if steps else ""
     objective = " + ".join(recipe["objective"])
     lines = [
         f"- model: {_model(recipe['model'])}",
-        f"- data: {', '.join(map(_short, sources))}{of}",
+        f"- data: {', '.join(map(_short, sources))}{size}",
         f"- objective: {objective}" + (f", loss {' + '.join(losses)}" if "captions" in recipe["objective"] else ""),
-        f"- {train['epochs']} epochs{took} of {train['batch_size']:,} pairs, {recipe['optim']['name']} with a peak "
+        f"- {train['epochs']} epochs{length} of {train['batch_size']:,} pairs, {recipe['optim']['name']} with a peak "
         f"learning rate of {recipe['optim']['lr']:g}, seed {train['seed']}",
     ]
     terms = [loss] if isinstance(loss["name"], str) else loss["name"]
-    lines += [f"- teacher: {public_name(own['teacher'])}" for own in terms if own.get("teacher")]
+    lines += [f"- teacher: {public_name(term['teacher'])}" for term in terms if term.get("teacher")]
     text = yaml.safe_dump(_without_paths(recipe), sort_keys=False, allow_unicode=True).rstrip()
     details = f"<details><summary>The complete recipe</summary>\n\n```yaml\n{text}\n```\n\n</details>"
-    return ["## How it was trained", "\n".join(lines), details]
+    return ["## Training", "\n".join(lines), details]
 
 
 def _model(model: Mapping[str, Any]) -> str:
-    """What was trained, and which part of it."""
+    """Return the name of the model or of its towers, and how each was tuned."""
     if model["name"] is not None:
         towers = [f"{side} tower {model[side]['tune']}" for side in ("image", "text")]
         return f"{public_name(model['name'])}, tuned: {', '.join(towers)}"
     towers = [
-        f"{side} tower {public_name(own['name'])} ({own['tune'] if own['pretrained'] else 'from random weights'})"
+        f"{side} tower {public_name(tower['name'])} ({tower['tune'] if tower['pretrained'] else 'random weights'})"
         for side in ("image", "text")
-        if (own := model[side])["name"] is not None
+        if (tower := model[side])["name"] is not None
     ]
     return " and ".join(towers) + (f", new projections to {model['embed_dim'] or 512}" if len(towers) == 2 else "")
 
 
 def _eval_results(result: Mapping[str, Any]) -> list[Any]:
-    """The figures as the Hub's model-index has them."""
+    """Return the metrics as entries of the Hub's model-index."""
     from huggingface_hub import EvalResult
 
     name = _short(result["data"].get("name", "")) or "unnamed"
@@ -127,7 +129,7 @@ def _eval_results(result: Mapping[str, Any]) -> list[Any]:
 
 
 def _short(source: str) -> str:
-    """The name of data for others: not where it lies on somebody's machine, nor a key to an address."""
+    """Return the public name of a data source: no local folders, no credentials of an address."""
     source = str(source).partition("?")[0]
     if source.startswith(("http://", "https://")):
         parts = urlsplit(source)
@@ -137,23 +139,23 @@ def _short(source: str) -> str:
     return PurePath(source).name or source
 
 
-# Keys of a recipe whose values name models, and data.
+# Recipe keys whose values name models or data.
 _MODELS = ("teacher", "tokenizer")
 _DATA = ("train", "source", "validation", "labelled", "labelled_test", "retention", "output")
 
 
 def _without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe as it is, but for folders of the machine that it ran on."""
+    """Return the recipe without local folders."""
 
     def short(key: str, value: Any, section: str) -> Any:
         if isinstance(value, Mapping):
-            return {name: short(name, own, section) for name, own in value.items()}
+            return {name: short(name, inner, section) for name, inner in value.items()}
         if isinstance(value, list):
-            return [short(key, own, section) for own in value]
+            return [short(key, item, section) for item in value]
         if not isinstance(value, str):
             return value
         if key in _MODELS or (section == "model" and key == "name"):
             return public_name(value)
         return _short(value) if key in _DATA else value
 
-    return {name: short(name, own, name) for name, own in recipe.items()}
+    return {name: short(name, value, name) for name, value in recipe.items()}

@@ -1,4 +1,4 @@
-"""The page that every report is: headline, tables, curves, and queries with their answers."""
+"""The HTML page of every report: headlines, tables, charts, and queries with their answers."""
 
 import re
 from collections import Counter
@@ -12,10 +12,11 @@ from markupsafe import Markup, escape
 
 from clipkit.errors import DataError
 from clipkit.images import DATA_URI, as_data_uri
-from clipkit.report.curves import CATEGORIES
+from clipkit.report.charts import CATEGORIES
 from clipkit.tasks import number, readable
 
 _THUMBNAIL = 112  # pixels
+INTERVAL_NOTE = "95 % confidence intervals over images in parentheses."
 
 
 @dataclass(frozen=True)
@@ -27,50 +28,50 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
     strong: int | None = 1
-    """The column to look at first."""
+    """Index of the most important column, set in bold."""
     words: Sequence[int] = ()
-    """Columns that hold words, beside the first."""
+    """Indices of columns that hold text; the first column always does."""
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A figure to see before all others."""
+    """One of the few most important figures, shown in large type at the top."""
 
     name: str
     value: str
-    beside: Sequence[str] = ()
-    """Its interval and chance, each on a line."""
+    notes: Sequence[str] = ()
+    """Interval, chance: one line each."""
 
 
 @dataclass(frozen=True)
-class Curve:
-    """An SVG and what it shows."""
+class Chart:
+    """A chart as SVG with its title."""
 
     title: str
     svg: str
     note: str = ""
     wide: bool = False
-    """Of many parts: it takes the whole width, and is moved sideways on a phone."""
+    """Take the full width of the page, and scroll sideways on a phone."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Queries with their top answers, in the form of a result's `examples`."""
+    """Queries with their top answers, in the format of a result's `examples`."""
 
     title: str
     examples: Sequence[Mapping[str, Any]]
     note: str = ""
     small: bool = False
-    """Little is said of each: more stand side by side."""
+    """Use narrow cards, for examples with little text."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One image, as of augmented samples."""
+    """One large image, e.g. a sheet of augmented samples."""
 
     title: str
     image: str
-    """A data URI."""
+    """Data URI."""
     note: str = ""
 
 
@@ -82,23 +83,24 @@ class Page:
     lead: str
     headlines: Sequence[Headline] = ()
     findings: Sequence[Mapping[str, Any]] | None = None
-    """In the form of a result's `findings`; None: nobody looked."""
+    """Problems, in the format of a result's `findings`; empty: none found; None: no section about them."""
     tables: Sequence[Table] = ()
-    curves: Sequence[Curve] = ()
-    curves_title: str = "Course of the run"
+    charts: Sequence[Chart] = ()
+    charts_title: str = "Training curves"
     tables_below: Sequence[Table] = ()
-    """Behind the curves."""
+    """Tables after the charts."""
     sheets: Sequence[Sheet] = ()
     grids: Sequence[Grid] = ()
     map: Sequence[Mapping[str, Any]] = ()
-    """Where items lie in two dimensions, in the form of a result's `map`."""
+    """Positions of items in two dimensions, in the format of a result's `map`."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """Long texts to fold away, as the recipe."""
+    """Long texts by title, e.g. the recipe, folded until opened."""
     credit: str = ""
+    """Sources and licenses of the data shown."""
 
 
 def render(page: Page) -> str:
-    """The page as one HTML file: images and curves are inside."""
+    """Return the page as one HTML file that contains its images and charts and loads nothing."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clipkit.report", "."),
         autoescape=True,
@@ -107,33 +109,33 @@ def render(page: Page) -> str:
     )
     environment.filters["thumbnail"] = thumbnail
     environment.filters["unbroken"] = unbroken
-    environment.filters["signed"] = lambda score: f"{score:.2f}".replace("-", "\N{MINUS SIGN}")
+    environment.filters["signed"] = lambda score: f"{round(score, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
     environment.filters["file_name"] = lambda path: "" if path.startswith(DATA_URI) else PurePath(path).name
-    environment.globals["colour_of"] = colours_of(page.map)
-    environment.filters["svg"] = _inside
+    environment.globals["color_of"] = colors_of(page.map)
+    environment.filters["svg"] = _with_unique_ids
     return environment.get_template("page.html").render(page=page)
 
 
-def colours_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """A colour for each of the commonest classes on a map; the others share a grey."""
+def colors_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return a color for each of the most common classes on a map; all others are gray."""
     common = Counter(str(item["label"]) for item in items if item.get("label")).most_common(len(CATEGORIES))
-    return {label: colour for (label, _), colour in zip(common, CATEGORIES, strict=False)}
+    return {label: color for (label, _), color in zip(common, CATEGORIES, strict=False)}
 
 
 def unbroken(text: str) -> Markup:
-    """A figure's unit and what stands in its brackets are never on lines of their own."""
+    """Escape a text and keep a number on one line with its unit, and a short bracket in one piece."""
     bound = re.sub(r"(?<=\d) (?=%|points|GB|to )|(?<= to) ", "\N{NO-BREAK SPACE}", str(escape(text)))
     return Markup(re.sub(r"\([^()]{1,24}\)", r"<span>\g<0></span>", bound))
 
 
-def _inside(svg: str, place: int) -> Markup:
-    """The SVG with names of its own: a page that holds several has each name once."""
-    return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>c{place}-", svg))
+def _with_unique_ids(svg: str, number: int) -> Markup:
+    """Prefix the ids of an SVG with its number: ids must be unique within a page."""
+    return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>c{number}-", svg))
 
 
 def thumbnail(path: str, side: int = _THUMBNAIL) -> str:
-    """An image as a data URI, at most so many pixels wide; an empty string where the file is gone."""
-    if path.startswith(DATA_URI):  # an image out of a tar or a table is in the result itself
+    """Return an image as a data URI, at most `side` pixels wide, or an empty string if the file is missing."""
+    if path.startswith(DATA_URI):  # the result itself contains images from tars and tables
         return path
     try:
         return as_data_uri(path, side)
@@ -142,16 +144,16 @@ def thumbnail(path: str, side: int = _THUMBNAIL) -> str:
 
 
 def headlines(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[Headline]:
-    """Those of a result's metrics that it has, with interval and chance."""
-    found = []
+    """Return headlines, with interval and chance, for those of the named metrics that the result has."""
+    shown = []
     for name in names:
         figure = metrics.get(name)
         if figure is None or figure["value"] is None:
             continue
         ends = [] if figure["low"] is None else [f"({_ends(name, figure)})"]
         chance = [] if figure["chance"] is None else [f"chance {number(name, figure['chance'])}"]
-        found.append(Headline(readable(name), number(name, figure["value"]), [*ends, *chance]))
-    return found
+        shown.append(Headline(readable(name), number(name, figure["value"]), [*ends, *chance]))
+    return shown
 
 
 def _ends(name: str, figure: Mapping[str, Any]) -> str:
@@ -160,28 +162,28 @@ def _ends(name: str, figure: Mapping[str, Any]) -> str:
 
 
 def standing(query: Mapping[str, Any], whose: str) -> str:
-    """How a query of a comparison fared with the `first` or the `second` model, in words."""
+    """Return the rank of a compared query's correct answer, or its correctness, for the `first` or `second` model."""
     if f"{whose}_rank" in query:
-        return f"place {query[f'{whose}_rank']:,}"
+        return f"rank {query[f'{whose}_rank']:,}"
     share = query[f"{whose}_right"]
-    return {0.0: "wrong", 1.0: "right"}.get(share, f"right in {100 * share:.0f} % of the draws")
+    return {0.0: "wrong", 1.0: "correct"}.get(share, f"correct in {100 * share:.0f} % of the draws")
 
 
 def difference(name: str, value: float) -> str:
-    """A difference of two figures: its sign, and points where the figures are in percent."""
-    said = number(name, value)
-    said = f"{said.removesuffix(' %')} points" if said.endswith(" %") else said
-    return said.replace("-", "\N{MINUS SIGN}") if said.startswith("-") else f"+{said}"
+    """Return a difference of two values of a metric with its sign; in points where the metric is in percent."""
+    text = number(name, value)
+    text = f"{text.removesuffix(' %')} points" if text.endswith(" %") else text
+    return text.replace("-", "\N{MINUS SIGN}") if text.startswith("-") else f"+{text}"
 
 
-def place_of(name: str) -> str:
-    """Of a path the last two parts, which tell it from others in a heading; other names as they are."""
+def short_name(name: str) -> str:
+    """Return the last two parts of a path, for a heading; other names unchanged."""
     parts = PurePath(name).parts
     return name if len(parts) < 3 else "/".join(parts[-2:])
 
 
 def duration(seconds: float) -> str:
-    """In the units that a reader expects."""
+    """Return a duration in suitable units, e.g. `4 min 54 s`."""
     if seconds < 1:
         return "less than a second"
     if seconds < 60:
@@ -191,12 +193,12 @@ def duration(seconds: float) -> str:
 
 
 def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: str = "") -> Table:
-    """One row a metric, one column a result, chance last.
+    """Return a table of one row per metric and one column per result, chance last.
 
     Args:
-        results: for each column its heading and the `metrics` of its result.
-        title: of the table.
-        note: below the table.
+        results: heading of each column -> `metrics` of its result.
+        title: heading of the table.
+        note: text below the table.
     """
     first = next(iter(results.values()))
     rows = []

@@ -1,13 +1,14 @@
-"""The report of a run, from the files in its folder."""
+"""Report of a training run, from the files in its folder."""
 
 import json
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from clipkit.report.curves import line_chart
+from clipkit.report.charts import line_chart
 from clipkit.report.page import (
-    Curve,
+    INTERVAL_NOTE,
+    Chart,
     Grid,
     Headline,
     Page,
@@ -17,38 +18,31 @@ from clipkit.report.page import (
     duration,
     headlines,
     metrics_table,
-    place_of,
     render,
+    short_name,
 )
+from clipkit.run_files import RunFiles, read_rows
 from clipkit.tasks import number, readable
 
 
 def run_report(folder: str | Path) -> str:
-    """The HTML of a run folder: loss, metrics with chance, queries with their top answers, the recipe."""
-    folder = Path(folder)
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    recipe_text = (folder / "recipe.yaml").read_text(encoding="utf-8")
-    data = results["data"]
-    kinds = {"retrieval_": ("Retrieval on", data), "view_": ("Views of", data)}
-    kinds[""] = ("Labelled images:", data.get("labelled", data))
-    tables = []
-    for kind, (title, measured) in kinds.items():
-        own = {name: figure for name, figure in results["metrics"].items() if _kind(name) == kind}
-        if own:
-            counts = [f"{measured[what]:,} {what}" for what in ("images", "captions", "classes") if measured.get(what)]
-            note = f"{', '.join(counts).replace('images', 'images')}; in brackets the 95 % interval over images."
-            tables.append(metrics_table({"this run": own}, f"{title} {place_of(measured['name'])}", note))
+    """Return the HTML of a run: metrics with chance, training curves, queries with their top answers, the recipe."""
+    run = RunFiles(folder)
+    results = json.loads(run.results.read_text(encoding="utf-8"))
     page = Page(
-        title=f"Run {place_of(str(results['model']))}",
+        title=f"Run {short_name(str(results['model']))}",
         lead=_lead(results),
-        headlines=[*headlines(results["metrics"], _HEADLINES), *_kept(results)][:_MOST],
+        headlines=[*headlines(results["metrics"], _HEADLINES), *_retained_headline(results)][:_HEADLINE_COUNT],
         findings=results.get("findings"),
-        tables=[*tables, *_retention(results)],
-        curves=run_curves(folder, results),
+        tables=[*_metric_tables(results), *_retention_table(results)],
+        charts=run_charts(run, results),
         sheets=_sheets(results),
         grids=example_grids(results),
         map=results.get("map") or [],
-        details={"Recipe": recipe_text, "Versions": json.dumps(results.get("versions", {}), indent=2)},
+        details={
+            "Recipe": run.recipe.read_text(encoding="utf-8"),
+            "Versions": json.dumps(results.get("versions", {}), indent=2),
+        },
     )
     return render(page)
 
@@ -57,173 +51,205 @@ _HEADLINES = (
     "mean_recall", "image_retrieval_recall@1", "text_retrieval_recall@1", "image_view_recall@1", "text_view_recall@1",
     "lp_acc1", "knn_acc1",
 )  # fmt: skip
-_MOST = 4
+_HEADLINE_COUNT = 4
 
-# What is drawn together, and what it is called.
-_DRAWN = (
+# Metrics that share a chart; the first one has the title.
+_CHARTED = (
     ("image_retrieval_recall@10", "text_retrieval_recall@10", "mean_recall"),
     ("image_view_recall@1", "image_view_recall@10", "text_view_recall@1", "text_view_recall@10"),
     ("image_alignment", "image_uniformity", "text_alignment", "text_uniformity"),
     ("knn_acc1", "lp_acc1"),
 )
-_SINGLE = {"scale": "Scale", "bias": "Bias", "grad_norm": "Gradient norm", "lr": "Learning rate"}
 _TITLES = {
-    "image_retrieval_recall@10": "Validation: captions",
+    "image_retrieval_recall@10": "Validation: retrieval",
     "image_view_recall@1": "Validation: views",
-    "image_alignment": "Alignment and uniformity: the lower, the better",
-    "knn_acc1": "Labelled images",
+    "image_alignment": "Alignment and uniformity (lower is better)",
+    "knn_acc1": "Labeled images",
 }
+_SERIES = {
+    "image_accuracy": "image → text",
+    "text_accuracy": "text → image",
+    "positive_cosine": "positive pairs",
+    "negative_cosine": "negative pairs",
+    "image_cosine": "between images",
+    "text_cosine": "between texts",
+}
+# Values of one step, each with a chart of its own.
+_PER_STEP = {"scale": "Logit scale", "bias": "Logit bias", "grad_norm": "Gradient norm", "lr": "Learning rate"}
 
 
-def _kind(name: str) -> str:
-    """Of a metric: the part of its name that says what was measured."""
-    if name == "mean_recall" or "_retrieval_" in name:
-        return "retrieval_"
-    return "view_" if any(part in name for part in ("_view_", "alignment", "uniformity")) else ""
+def _metric_tables(results: dict[str, Any]) -> list[Table]:
+    """Return one table for each kind of data that was evaluated."""
+    data = results["data"]
+    tables = []
+    for kind, title, measured in (
+        ("retrieval", "Retrieval on", data),
+        ("views", "Views of", data),
+        ("labels", "Labeled images of", data.get("labelled", data)),
+    ):
+        metrics = {name: figure for name, figure in results["metrics"].items() if _kind(name) == kind}
+        if metrics:
+            counts = [f"{measured[what]:,} {what}" for what in ("images", "captions", "classes") if measured.get(what)]
+            note = f"{', '.join(counts)}. {INTERVAL_NOTE}"
+            tables.append(metrics_table({"this run": metrics}, f"{title} {short_name(measured['name'])}", note))
+    return tables
+
+
+def _kind(metric: str) -> str:
+    """Return the kind of data that a metric is measured on."""
+    if metric == "mean_recall" or "_retrieval_" in metric:
+        return "retrieval"
+    return "views" if any(part in metric for part in ("_view_", "alignment", "uniformity")) else "labels"
 
 
 def _lead(results: dict[str, Any]) -> str:
     best = results["settings"].get("best")
     took = f"{results['settings']['steps']:,} steps in {duration(results['seconds'])}"
     if best is None:
-        return f"{took}; there were no validation pairs, so the last weights are kept."
-    return f"{took}; the weights after step {best['step']:,} had the best {readable(best['metric'])} and are kept."
+        return f"{took}. The last weights are kept: the run has no validation data."
+    return f"{took}. The weights of step {best['step']:,} are kept: they have the best {readable(best['metric'])}."
 
 
-def run_curves(folder: Path, results: dict[str, Any]) -> list[Curve]:
-    """What was logged at each step and evaluation: loss, accuracies, cosines, scale, figures, speed."""
-    steps = _rows(folder / "metrics.jsonl")
+def run_charts(run: RunFiles, results: dict[str, Any]) -> list[Chart]:
+    """Chart the logs of a run: loss, validation metrics, batch statistics, scale, throughput."""
+    steps = read_rows(run.metrics)
     settings = results["settings"]
     level = settings.get("loss_at_chance")
-    chance = None if level is None else ("at equal similarities", level)
+    chance = None if level is None else ("chance", level)
     x = [row["step"] for row in steps]
     loss = {"loss": (x, [row["loss"] for row in steps])}
-    curves = [Curve("Training loss", line_chart(loss, "step", "loss", chance))]
-    curves += _of_evaluations(_rows(folder / "evaluations.jsonl"), settings)
-    curves += _of_batches(steps)
+    charts = [Chart("Training loss", line_chart(loss, "step", "loss", chance))]
+    charts += _evaluation_charts(read_rows(run.evaluations), settings)
+    charts += _batch_charts(steps)
     if settings.get("interpolation"):
-        curves.append(_interpolation(settings))
-    return [*curves, *_throughput(_rows(folder / "speed.jsonl"))]
+        charts.append(_interpolation_chart(settings))
+    return [*charts, *_throughput_chart(read_rows(run.speed))]
 
 
-def _throughput(speeds: list[dict[str, Any]]) -> list[Curve]:
+def _throughput_chart(speeds: list[dict[str, Any]]) -> list[Chart]:
     if len(speeds) < 2:
         return []
     pairs = [row["pairs_per_second"] for row in speeds]
     waited = sum(row["data_wait_seconds"] for row in speeds)
     total = waited + sum(row["step_seconds"] for row in speeds)
     memory = max(row.get("memory_bytes") or 0 for row in speeds)
-    note = f"Median {median(pairs):,.0f} pairs a second; {100 * waited / max(total, 1e-9):.1f} % of it waiting for data"
-    note += f"; at most {memory / 1e9:.1f} GB of memory." if memory else "."
-    drawn = {"pairs a second": ([row["step"] for row in speeds], pairs)}
-    return [Curve("Throughput", line_chart(drawn, "step", "pairs a second"), note)]
+    note = f"Median {median(pairs):,.0f} pairs per second; {100 * waited / max(total, 1e-9):.1f} % waiting for data"
+    note += f"; peak memory {memory / 1e9:.1f} GB." if memory else "."
+    series = {"pairs per second": ([row["step"] for row in speeds], pairs)}
+    return [Chart("Throughput", line_chart(series, "step", "pairs per second"), note)]
 
 
-def _of_evaluations(evaluations: list[dict[str, Any]], settings: dict[str, Any]) -> list[Curve]:
-    curves = []
+def _evaluation_charts(evaluations: list[dict[str, Any]], settings: dict[str, Any]) -> list[Chart]:
+    charts = []
     x = [row["step"] for row in evaluations]
-    for names in _DRAWN:
-        here = [name for name in names if evaluations and name in evaluations[0]]
-        if here:
-            drawn = {readable(name): (x, [row[name] for row in evaluations]) for name in here}
-            label = "on the sphere" if "alignment" in names[0] else "share"
-            curves.append(Curve(_TITLES[names[0]], line_chart(drawn, "step", label)))
+    for names in _CHARTED:
+        measured = [name for name in names if evaluations and name in evaluations[0]]
+        if measured:
+            series = {readable(name): (x, [row[name] for row in evaluations]) for name in measured}
+            label = "value" if "alignment" in names[0] else "share"
+            charts.append(Chart(_TITLES[names[0]], line_chart(series, "step", label)))
     retention = settings.get("retention")
     if retention and evaluations and retention["metric"] in evaluations[0]:
         name = retention["metric"]
-        kept = {readable(name): ([0, *x], [retention["start"], *(row[name] for row in evaluations)])}
+        series = {readable(name): ([0, *x], [retention["start"], *(row[name] for row in evaluations)])}
         best = settings.get("best")
         if best and best["metric"] in evaluations[0]:
-            kept[readable(best["metric"])] = (x, [row[best["metric"]] for row in evaluations])
-        curves.append(Curve("Gain against retention", line_chart(kept, "step", "share")))
-    return curves
+            series[readable(best["metric"])] = (x, [row[best["metric"]] for row in evaluations])
+        charts.append(Chart("Target metric and retention", line_chart(series, "step", "share")))
+    return charts
 
 
-def _of_batches(steps: list[dict[str, Any]]) -> list[Curve]:
-    """Accuracy, cosines and scale in the batches, where they were logged."""
+def _batch_charts(steps: list[dict[str, Any]]) -> list[Chart]:
+    """Chart accuracy, cosine similarities and scale of the batches, as far as they were logged."""
     if not steps:
         return []
     x = [row["step"] for row in steps]
-    curves = []
+    charts = []
     for title, ending, label in (
-        ("In the batch: finds its own", "_accuracy", "share"),
-        ("In the batch: cosines", "_cosine", "mean cosine"),
+        ("In-batch accuracy", "_accuracy", "share"),
+        ("In-batch cosine similarity", "_cosine", "mean cosine"),
     ):
         names = [name for name in steps[0] if name.endswith(ending) and all(name in row for row in steps)]
         if names:
-            drawn = {name.removesuffix(ending).replace("_", " "): (x, [row[name] for row in steps]) for name in names}
-            curves.append(Curve(title, line_chart(drawn, "step", label)))
-    for name, title in _SINGLE.items():
+            series = {_series_name(name, ending): (x, [row[name] for row in steps]) for name in names}
+            charts.append(Chart(title, line_chart(series, "step", label)))
+    for name, title in _PER_STEP.items():
         if all(isinstance(row.get(name), float | int) for row in steps):
-            drawn = {name: (x, [row[name] for row in steps])}
-            curves.append(Curve(title, line_chart(drawn, "step", title.lower())))
-    return curves
+            charts.append(Chart(title, line_chart({name: (x, [row[name] for row in steps])}, "step", title.lower())))
+    return charts
 
 
-def _interpolation(settings: dict[str, Any]) -> Curve:
+def _series_name(column: str, ending: str) -> str:
+    return _SERIES.get(column, column.removesuffix(ending).replace("_", " "))
+
+
+def _interpolation_chart(settings: dict[str, Any]) -> Chart:
     rows = settings["interpolation"]
     x = [row["alpha"] for row in rows]
-    names = {"target": "target", "retention": "retained"}
-    drawn = {title: (x, [row[name] for row in rows]) for name, title in names.items() if name in rows[0]}
-    title = f"Weights between start and end (kept: alpha {settings['alpha']:g})"
-    return Curve(title, line_chart(drawn, "alpha", "share"))
+    names = {"target": "target metric", "retention": "retention"}
+    series = {title: (x, [row[name] for row in rows]) for name, title in names.items() if name in rows[0]}
+    title = f"Interpolation between start and end weights (kept: alpha {settings['alpha']:g})"
+    return Chart(title, line_chart(series, "alpha", "share"))
 
 
-def _retention(results: dict[str, Any]) -> list[Table]:
-    """Gain against what was retained."""
-    settings = results["settings"]
-    kept = settings.get("retention")
-    if not kept:
+def _retention_table(results: dict[str, Any]) -> list[Table]:
+    retention = results["settings"].get("retention")
+    if not retention:
         return []
-    name = kept["metric"]
-    change = difference(name, kept["chosen"] - kept["start"])
-    cells = [readable(name), number(name, kept["start"]), number(name, kept["chosen"]), change]
-    note = f"On {kept['name']}: before the first step, and of the weights that are kept."
-    return [Table("What is left of what it knew", ["", "start", "kept", "change"], [cells], note, strong=3)]
+    name, start, chosen = (retention[key] for key in ("metric", "start", "chosen"))
+    cells = [readable(name), number(name, start), number(name, chosen), difference(name, chosen - start)]
+    note = f"Measured on {retention['name']}, before the first step and with the kept weights."
+    return [Table("Retention", ["", "before", "after", "change"], [cells], note, strong=3)]
 
 
-def _kept(results: dict[str, Any]) -> list[Headline]:
-    kept = results["settings"].get("retention")
-    if not kept:
+def _retained_headline(results: dict[str, Any]) -> list[Headline]:
+    retention = results["settings"].get("retention")
+    if not retention:
         return []
-    name = kept["metric"]
-    change = difference(name, kept["chosen"] - kept["start"])
-    return [Headline(readable(name), number(name, kept["chosen"]), [f"{number(name, kept['start'])} before", change])]
+    name, start, chosen = (retention[key] for key in ("metric", "start", "chosen"))
+    notes = [f"{number(name, start)} before training", difference(name, chosen - start)]
+    return [Headline(readable(name), number(name, chosen), notes)]
 
 
 def _sheets(results: dict[str, Any]) -> list[Sheet]:
     image = results.get("augmented")
-    note = "On the left of each row the image, beside it what the image tower may see of it."
+    note = "Each row: the image on the left, then augmented versions as the image tower sees them."
     return [Sheet("Augmented samples", image, note)] if image else []
 
 
 def example_grids(results: dict[str, Any]) -> list[Grid]:
-    """The result's examples, by what asks."""
-    note = "Evenly spaced queries, not chosen by hand. Right answers are marked ✓."
+    """Sort a result's examples into grids by kind of query."""
+    sampled = "Evenly spaced queries, not selected by hand. Numbers are cosine similarities; ✓ marks correct answers."
     examples = results["examples"]
-    near = [example for example in examples if example.get("neighbours")]
-    asked = [example for example in examples if not (example.get("neighbours") or example.get("kind"))]
-    kinds = {kind: [own for own in examples if own.get("kind") == kind] for kind in ("best", "worst", "mistake")}
-    by_text = [example for example in asked if "text" in example["query"]]
-    by_image = [example for example in asked if "image" in example["query"]]
-    answers = "its class" if results["task"] == "zeroshot" else "its captions"
+    neighbors = [example for example in examples if example.get("neighbours")]
+    queries = [example for example in examples if not (example.get("neighbours") or example.get("kind"))]
+    best, worst, mistakes = (
+        [example for example in examples if example.get("kind") == kind] for kind in ("best", "worst", "mistake")
+    )
+    answers = "classes" if results["task"] == "zeroshot" else "texts"
     grids = [
-        Grid("From text to images", by_text, note),
-        Grid(f"From an image to {answers}", by_image, note),
-        Grid("Found surest", kinds["best"], "The captions whose own image comes first with the highest similarity."),
-        Grid("Found last", kinds["worst"], "The captions whose own image comes last; it stands at the end, marked ✓."),
+        Grid("Text → images", [example for example in queries if "text" in example["query"]], sampled),
+        Grid(f"Image → {answers}", [example for example in queries if "image" in example["query"]], sampled),
         Grid(
-            "Surest mistakes",
-            kinds["mistake"],
-            "The wrong answers, marked ✗, with the highest confidence; the right class is marked ✓.",
+            "Best text queries",
+            best,
+            "Captions whose correct image is at rank 1 with the highest similarity.",
+        ),
+        Grid(
+            "Worst text queries",
+            worst,
+            "Captions whose correct image ranks last; it is shown at the end, marked ✓.",
+        ),
+        Grid(
+            "Most confident mistakes",
+            mistakes,
+            "Wrong predictions (✗) with the highest confidence, and the correct class (✓).",
             small=True,
         ),
         Grid(
-            "Nearest neighbours", near, "Evenly spaced, not chosen by hand; beside each the five most similar others."
+            "Nearest neighbors",
+            neighbors,
+            "Evenly spaced items, not selected by hand, each with its five most similar.",
         ),
     ]
     return [grid for grid in grids if grid.examples]
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []

@@ -1,13 +1,13 @@
 """Runs side by side, from the files in their folders."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clipkit.errors import DataError
+from clipkit.run_files import RunFiles, last_row, read_object, read_rows, recipe_of, results_of
 
 
 @dataclass(frozen=True)
@@ -16,73 +16,87 @@ class RunRow:
 
     name: str
     state: str
-    """finished, or at which step it is."""
+    """`finished`, or the last logged step."""
     model: str
     data: str
     metric: str | None
+    """The metric that chooses the best weights."""
     value: float | None
+    """Its best value, with its interval once the run is finished."""
     low: float | None
     high: float | None
     loss: float | None
-    """Of the last logged step."""
+    """Loss of the last logged step."""
     seconds: float | None
     warnings: int
 
 
 def runs_in(folder: str | Path) -> list[RunRow]:
-    """The runs in a folder, or in folders in it, the newest first.
+    """Return the runs in a folder and its subfolders, newest first.
 
     Raises:
-        DataError: there is no such folder, or no run in it.
+        DataError: the folder does not exist or holds no run.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder; give the one in which runs lie, as runs")
-    found = sorted({own.parent for own in [*folder.glob("recipe.yaml"), *folder.glob("**/recipe.yaml")]})
-    # A folder of recipes holds files of that name too; a run has written something beside it.
-    runs = [own for own in found if any((own / name).exists() for name in ("metrics.jsonl", "log.txt"))]
+        raise DataError(f"{folder}: no such folder; give a folder that holds runs, e.g. runs")
+    candidates = {recipe.parent for recipe in folder.glob(f"**/{RunFiles(folder).recipe.name}")}
+    # A folder of recipes may hold a recipe.yaml too; a run has written something beside it.
+    runs = [run for run in map(RunFiles, sorted(candidates)) if run.metrics.exists() or run.log.exists()]
     if not runs:
-        raise DataError(f"{folder}: has no run in it (a folder with recipe.yaml and log.txt); give another one")
-    return [_row(own, folder) for own in sorted(runs, key=lambda own: -(own / "recipe.yaml").stat().st_mtime)]
+        raise DataError(f"{folder}: holds no run (a folder with recipe.yaml and log.txt); give a folder of runs")
+    return [_row(run, folder) for run in sorted(runs, key=lambda run: -run.recipe.stat().st_mtime)]
 
 
-def _row(run: Path, inside: Path) -> RunRow:
-    recipe = recipe_of(run)
-    results = results_of(run)
-    steps = _last_row(run / "metrics.jsonl")
-    best = (results or {}).get("settings", {}).get("best") or _best_of(run, recipe)
+def _row(run: RunFiles, parent: Path) -> RunRow:
+    recipe = recipe_of(run.path)
+    results = results_of(run.path) or {}
+    guarded = read_object(run.findings)
+    last_step = last_row(run.metrics) or {}
+    best = results.get("settings", {}).get("best") or _best_evaluation(run, guarded.get("facts", {}).get("metric"))
     metric = best["metric"] if best else None
-    figure = (results or {}).get("metrics", {}).get(metric, {}) if metric else {}
-    findings = (results or {}).get("findings")
-    if findings is None:
-        findings = _json(run / "findings.json").get("findings", [])
-    model = recipe.get("model", {})
-    whole = model.get("name") or " + ".join(
-        str(model[side]["name"]) for side in ("image", "text") if model.get(side, {}).get("name")
-    )
-    train = recipe.get("data", {}).get("train", "")
+    figure = results.get("metrics", {}).get(metric, {})
+    findings = results.get("findings", guarded.get("findings", []))
     return RunRow(
-        name=str(run.relative_to(inside)) if run != inside else run.name,
-        state="finished" if results and (run / "report.html").exists() else f"step {(steps or {}).get('step', 0)}",
-        model=whole,
-        data=train if isinstance(train, str) else ", ".join(str(own.get("source", own)) for own in train),
+        name=str(run.path.relative_to(parent)) if run.path != parent else run.path.name,
+        state="finished" if run.is_finished else f"step {last_step.get('step', 0)}",
+        model=_model_name(recipe.get("model", {})),
+        data=_data_name(recipe.get("data", {}).get("train", "")),
         metric=metric,
         value=figure.get("value", best["value"] if best else None),
         low=figure.get("low"),
         high=figure.get("high"),
-        loss=(steps or {}).get("loss"),
-        seconds=(results or {}).get("seconds"),
-        warnings=sum(own["level"] != "note" for own in findings),
+        loss=last_step.get("loss"),
+        seconds=results.get("seconds"),
+        warnings=sum(finding.get("severity", finding.get("level")) != "note" for finding in findings),
     )
 
 
+def _best_evaluation(run: RunFiles, metric: str | None) -> dict[str, Any] | None:
+    """Return the best evaluation of an unfinished run, by the metric that the run itself uses."""
+    rows = [row for row in read_rows(run.evaluations) if metric in row]
+    if metric is None or not rows:
+        return None
+    best = max(rows, key=lambda row: row[metric])
+    return {"step": best["step"], "metric": metric, "value": best[metric]}
+
+
+def _model_name(model: Mapping[str, Any]) -> str:
+    towers = [str(model[side]["name"]) for side in ("image", "text") if model.get(side, {}).get("name")]
+    return model.get("name") or " + ".join(towers)
+
+
+def _data_name(train: str | list[Mapping[str, Any]]) -> str:
+    return train if isinstance(train, str) else ", ".join(str(part.get("source", part)) for part in train)
+
+
 def differences(first: str | Path, second: str | Path) -> list[tuple[str, str, str]]:
-    """Keys of two runs' recipes whose values differ, and both values.
+    """Return the recipe keys in which two runs differ, each with both values.
 
     Raises:
-        DataError: one of them is no run.
+        DataError: one of the folders is not a run.
     """
-    one, two = (_flat(recipe_of(Path(own))) for own in (first, second))
+    one, two = (_flat(recipe_of(folder)) for folder in (first, second))
     return [
         (key, _shown(one.get(key)), _shown(two.get(key)))
         for key in sorted(one.keys() | two.keys())
@@ -90,68 +104,14 @@ def differences(first: str | Path, second: str | Path) -> list[tuple[str, str, s
     ]
 
 
-def recipe_of(run: Path) -> dict[str, Any]:
-    """The recipe in a run folder.
-
-    Raises:
-        DataError: it is no run.
-    """
-    try:
-        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        recipe = None
-    if not isinstance(recipe, dict):
-        raise DataError(f"{run}: is no run (it has no recipe.yaml); give a folder that a recipe's output names")
-    return recipe
-
-
-def results_of(run: Path) -> dict[str, Any] | None:
-    """What results.json holds; None before there is one."""
-    return _json(run / "results.json") or None
-
-
-def _best_of(run: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """The best evaluation of a run that is not finished, by the metric that its recipe or its first row names."""
-    rows = [json.loads(line) for line in _lines(run / "evaluations.jsonl")]
-    if not rows:
-        return None
-    metric = recipe.get("eval", {}).get("metric", "auto")
-    if metric == "auto":
-        metric = "mean_recall" if "mean_recall" in rows[0] else next(name for name in rows[0] if name != "step")
-    best = max(rows, key=lambda row: row.get(metric, 0.0))
-    return {"step": best["step"], "metric": metric, "value": best.get(metric)}
-
-
-def _last_row(file: Path) -> dict[str, Any] | None:
-    for line in reversed(_lines(file)):
-        try:
-            row: dict[str, Any] = json.loads(line)
-            return row
-        except ValueError:  # cut short by a kill
-            continue
-    return None
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for key, value in section.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
+            values |= _flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
-    return found
+            values[prefix + key] = value
+    return values
 
 
 def _shown(value: object) -> str:

@@ -1,95 +1,100 @@
-"""What a suite found, as a table and as a page."""
+"""Results of a suite, as tables, Markdown and a page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipkit.report.page import Page, Table, render
+from clipkit.report.page import INTERVAL_NOTE, Page, Table, render
 from clipkit.tasks import number, readable
 
 
 def suite_tables(result: Mapping[str, Any]) -> list[Table]:
-    """Data sets by models, and robustness where there are versions of one."""
-    measured = {row["model"] for row in result["rows"]}
-    models = [own for own in result["models"] if own in measured]
-    value = {(row["dataset"], row["model"]): row for row in result["rows"]}
-    one_of = {row["dataset"]: row for row in result["rows"]}  # a row of each: title, metric and chance are its own
+    """Return a table of datasets by models, and robustness tables for datasets with several versions."""
+    evaluated = {row["model"] for row in result["rows"]}
+    models = [model for model in result["models"] if model in evaluated]
+    row_of = {(row["dataset"], row["model"]): row for row in result["rows"]}
+    # Title, metric and chance are the same in all rows of a dataset.
+    datasets = {row["dataset"]: row for row in result["rows"]}
     rows = []
-    for name, one in one_of.items():
-        cells = [_cell(value.get((name, model)), one["metric"]) for model in models]
-        rows.append([one["title"], readable(one["metric"]), *cells, number(one["metric"], one["chance"])])
+    for name, dataset in datasets.items():
+        metric = dataset["metric"]
+        cells = [_cell(row_of.get((name, model)), metric) for model in models]
+        rows.append([dataset["title"], readable(metric), *cells, number(metric, dataset["chance"])])
     tables = [
         Table(
             result["title"] or result["suite"],
-            ["", "figure", *models, "chance"],
+            ["", "metric", *models, "chance"],
             rows,
-            "In brackets the 95 % interval over images.",
+            INTERVAL_NOTE,
             strong=None,
             words=[1],
         ),
-        *_published(result.get("published", {}), models, value, one_of),
+        *_published_table(result.get("published", {}), models, row_of, datasets),
     ]
     if result.get("robustness"):
-        tables += _robustness_tables(result, {name: one["title"] for name, one in one_of.items()})
+        tables += _robustness_tables(result, {name: dataset["title"] for name, dataset in datasets.items()})
     return tables
 
 
-def _published(
+def _published_table(
     published: Mapping[str, Sequence[Mapping[str, Any]]],
     models: Sequence[str],
-    value: Mapping[tuple[str, str], Mapping[str, Any]],
-    one_of: Mapping[str, Mapping[str, Any]],
+    row_of: Mapping[tuple[str, str], Mapping[str, Any]],
+    datasets: Mapping[str, Mapping[str, Any]],
 ) -> list[Table]:
-    """What others published of the same figures, beside the measured ones."""
-    known = [
-        (name, own) for name, one in one_of.items() for own in published.get(name, []) if own["metric"] == one["metric"]
+    """Return the measured values beside published values of the same metric."""
+    entries = [
+        (name, entry)
+        for name, dataset in datasets.items()
+        for entry in published.get(name, [])
+        if entry["metric"] == dataset["metric"]
     ]
-    if not known:
+    if not entries:
         return []
-    theirs = {(name, own["model"]): own["value"] for name, own in known}
-    others = list(dict.fromkeys(model for _, model in theirs))
+    published_value = {(name, entry["model"]): entry["value"] for name, entry in entries}
+    others = list(dict.fromkeys(model for _, model in published_value))
     rows = []
-    for name in dict.fromkeys(name for name, _ in known):
-        figures = [value[name, own]["value"] if (name, own) in value else None for own in models]
-        figures += [theirs.get((name, own)) for own in others]
-        metric = one_of[name]["metric"]
-        rows.append([one_of[name]["title"], readable(metric), *(number(metric, own) for own in figures)])
-    header = ["", "figure", *models, *(own.removeprefix("open_clip:") for own in others)]
-    sources = ", ".join(dict.fromkeys(own["source"] for _, own in known))
+    for name in dict.fromkeys(name for name, _ in entries):
+        values = [row_of[name, model]["value"] if (name, model) in row_of else None for model in models]
+        values += [published_value.get((name, model)) for model in others]
+        metric = datasets[name]["metric"]
+        rows.append([datasets[name]["title"], readable(metric), *(number(metric, value) for value in values)])
+    header = ["", "metric", *models, *(model.removeprefix("open_clip:") for model in others)]
+    sources = ", ".join(dict.fromkeys(entry["source"] for _, entry in entries))
     note = f"{', '.join(others)}: as published in {sources}."
-    return [Table("Beside published figures", header, rows, note, strong=None, words=[1])]
+    return [Table("Comparison with published results", header, rows, note, strong=None, words=[1])]
 
 
 def _robustness_tables(result: Mapping[str, Any], title_of: Mapping[str, str]) -> list[Table]:
-    """A row a version and model; and the means, where a data set has several versions."""
+    """Return one row per version and model, and the means over versions for datasets with several."""
     rows = [
         [
-            title_of[own["dataset"]], title_of[own["version_of"]], own["model"], number("", own["original"]),
-            number("", own["value"]), number("", own["relative_drop"]), _signed(own["effective_robustness"]),
+            title_of[row["dataset"]], title_of[row["version_of"]], row["model"], number("", row["original"]),
+            number("", row["value"]), number("", row["relative_drop"]), _signed(row["effective_robustness"]),
         ]
-        for own in result["robustness"]
+        for row in result["robustness"]
     ]  # fmt: skip
-    header = ["", "of", "model", "original", "here", "relative drop", "robustness"]
+    header = ["", "version of", "model", "original", "this version", "relative drop", "robustness"]
     note = (
-        "Relative drop: the share of the original figure that is lost. Robustness: effective robustness, by how many "
-        "points the figure is above what the baseline leads to expect; the baseline itself has none."
+        "Relative drop: share of the accuracy on the original dataset that is lost. Robustness: effective robustness, "
+        "points above the accuracy that the baseline model predicts; the baseline itself has none."
     )
     means = [
         [
-            title_of[own["version_of"]], own["model"], str(own["versions"]), number("", own["relative_drop"]),
-            _signed(own["effective_robustness"]),
+            title_of[row["version_of"]], row["model"], str(row["versions"]), number("", row["relative_drop"]),
+            _signed(row["effective_robustness"]),
         ]
-        for own in result["robustness_means"]
-        if own["versions"] > 1
+        for row in result["robustness_means"]
+        if row["versions"] > 1
     ]  # fmt: skip
     tables = [Table("Robustness", header, rows, note, strong=5, words=[1, 2])]
     if means:
         header = ["", "model", "versions", "mean relative drop", "mean robustness"]
-        tables.append(Table("Robustness, over the versions of each", header, means, strong=3, words=[1]))
+        tables.append(Table("Mean robustness over versions", header, means, strong=3, words=[1]))
     return tables
 
 
 def suite_markdown(result: Mapping[str, Any]) -> str:
-    """The tables for a README."""
+    """Return the tables in Markdown, for a README."""
     parts = []
     for table in suite_tables(result):
         lines = [
@@ -102,24 +107,24 @@ def suite_markdown(result: Mapping[str, Any]) -> str:
             table.note,
         ]
         parts.append("\n".join(lines).rstrip())
-    parts += [f"Not reached: {name}: {why}" for name, why in result["unreached"].items()]
+    parts += [f"Unavailable: {name}: {why}" for name, why in result["unreached"].items()]
     parts += [f"Failed: {name}: {why}" for name, why in result["failed"].items()]
     return "\n\n".join(parts) + "\n"
 
 
 def suite_report(result: Mapping[str, Any]) -> str:
-    """The HTML of a suite."""
+    """Return the HTML of a suite."""
     problems = [
-        {"level": "note", "step": None, "message": f"{name} was not reached", "advice": why}
+        {"severity": "note", "step": None, "message": f"{name} is unavailable", "advice": why}
         for name, why in result["unreached"].items()
     ] + [
-        {"level": "error", "step": None, "message": f"{name} failed", "advice": why}
+        {"severity": "error", "step": None, "message": f"{name} failed", "advice": why}
         for name, why in result["failed"].items()
     ]
-    datasets, models = (len({row[what] for row in result["rows"]}) for what in ("dataset", "model"))
+    datasets, models = (len({row[key] for row in result["rows"]}) for key in ("dataset", "model"))
     page = Page(
         title=result["title"] or result["suite"],
-        lead=f"{datasets} data set{'s' * (datasets != 1)}, {models} model{'s' * (models != 1)}",
+        lead=f"{datasets} dataset{'s' * (datasets != 1)}, {models} model{'s' * (models != 1)}",
         findings=problems or None,
         tables=suite_tables(result),
         details={"Versions": "\n".join(f"{name} {version}" for name, version in result["versions"].items())},

@@ -34,14 +34,13 @@ def identity_of(
 ) -> dict[str, Any]:
     """Return hashes of data, frozen weights and teachers, and the machine, by the names that messages use."""
     train, validation = data.train, data.validation
-    negatives = "captions" in recipe.objective and Need.NEGATIVES in recipe.loss.needs
     return {
         "the images or captions of data.train": train.fingerprint,
         "the weights of data.train": [source.weight for source in recipe.data.sources],
         "the images or captions of data.validation": validation.fingerprint if validation else None,
         "the frozen weights of the model": frozen_weights_hash(model),
         "the teacher": [teacher.fingerprint for teacher in teachers.values()],
-        "the wrong captions": _hash_of(data.wrong_captions if negatives else []),
+        "the wrong captions": _hash_of(data.wrong_captions if Need.NEGATIVES in recipe.needs else []),
         "the paraphrases": [_hash_of(pairs.paraphrases or []) for pairs in (train, validation) if pairs is not None],
         "the images of data.labelled": [labeled.fingerprint for labeled in data.labelled],
         "the processes and workers that read the stream": (

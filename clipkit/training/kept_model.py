@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from clipkit.models.publish.push import signed
 from clipkit.report import model_card
+from clipkit.training.model import kept_heads
 from clipkit.training.plan import Plan
 
 
@@ -21,9 +20,7 @@ def save_kept_model(plan: Plan, folder: Path, results: Sequence[Mapping[str, Any
     """
     model, recipe = plan.model, plan.recipe
     heads = model.view_heads
-    views = {"image": recipe.image_views, "text": recipe.text_views}
-    kept = [side for side, own in views.items() if own is not None and own.head is not None and own.head.keep]
-    model.view_heads = nn.ModuleDict({side: heads[side] for side in kept})
+    model.view_heads = kept_heads(recipe, model)
     try:
         model.save(folder)
         card = model_card(plan.layout, results, recipe.model_dump(mode="json"))

@@ -10,7 +10,7 @@ from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.folder.run_log import RunLog
 from clipkit.training.guards.monitor import Monitor
 from clipkit.training.inputs import TowerInputs
-from clipkit.training.model import learns_batch_norm, micro_batch_size_of
+from clipkit.training.micro_batch import learns_batch_norm, micro_batch_size_of
 from clipkit.training.plan import Plan
 from clipkit.training.state import State, resumed_micro_batch_size
 from clipkit.training.step import Step

@@ -106,15 +106,13 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
     schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, recipe.train.epochs * sampler.steps_per_epoch)
     torch.manual_seed(recipe.train.seed)  # new parts of a model are the same on every process
     model = model_of(recipe).to(accelerator.device)
-    # SigLIP's scale may rise above CLIP's largest.
-    captions = "captions" in recipe.objective
-    limited = not captions or Need.BIAS not in recipe.loss.needs
+    limited = Need.BIAS not in recipe.needs  # SigLIP's scale may exceed CLIP's largest
     largest_logit_scale = max(_LARGEST_LOGIT_SCALE, model.logit_scale.item()) if limited else None
     layout = model.layout(recipe.model)
     start = start_of(model) if recipe.eval.interpolate else {}
     optimizer = accelerator.prepare(build_optimizer(model, recipe.optim))
     learned = Learned(model, optimizer.optimizer, recipe.train.ema)
-    names = [term.teacher for term in recipe.loss.terms if term.teacher is not None and captions]
+    names = [loss.teacher for term in recipe.terms for loss in term.losses if loss.teacher is not None]
     teachers = teachers_of(names, data.train, processes)
     return Plan(
         recipe=recipe,

@@ -9,15 +9,16 @@ from tqdm import tqdm
 
 from clipkit.data import Batch
 from clipkit.errors import TrainingError
+from clipkit.run_files import append
 from clipkit.training.folder.bad_samples import BadSamples
 from clipkit.training.folder.keeper import Keeper
 from clipkit.training.folder.resume import best_evaluation, out_of_patience
-from clipkit.training.folder.run_folder import RunFolder, append
+from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.folder.run_log import RunLog
 from clipkit.training.folder.trackers import Trackers
 from clipkit.training.guards.monitor import Monitor
 from clipkit.training.kept_model import save_kept_model
-from clipkit.training.measures.measures import Measurement
+from clipkit.training.measures.measurement import Measurement
 from clipkit.training.micro_batch import memory_in_use
 from clipkit.training.plan import Plan
 from clipkit.training.state import State

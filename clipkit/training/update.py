@@ -64,7 +64,7 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
         "seen": state.step * recipe.train.batch_size,
         "loss": loss.item(),
         "lr": lr,
-        **({"scale": model.logit_scale.exp().item()} if "captions" in recipe.objective else {}),
+        **({"scale": model.logit_scale.exp().item()} if recipe.is_cross_modal else {}),
         **({"bias": model.logit_bias.item()} if model.logit_bias is not None else {}),
         "grad_norm": float(norm),
     }

@@ -65,8 +65,8 @@ def test_doctor_of_a_run_that_was_stopped(
 
 
 def test_what_a_user_gets_wrong_is_one_line(two_runs: Path, tmp_path: Path, said_here: Callable[..., str]) -> None:
-    assert "is no run (it has no recipe.yaml)" in said_here("doctor", tmp_path)
-    assert "has no run in it" in said_here("runs", tmp_path)
-    assert "there is no such folder" in said_here("runs", tmp_path / "nowhere")
+    assert "no recipe.yaml" in said_here("doctor", tmp_path)
+    assert "holds no run" in said_here("runs", tmp_path)
+    assert "no such folder" in said_here("runs", tmp_path / "nowhere")
     assert "write clipkit runs DIR, or clipkit runs compare A B" in said_here("runs", "compare", two_runs)
-    assert "is no run" in said_here("runs", "compare", two_runs / "low", tmp_path)
+    assert "recipe.yaml" in said_here("runs", "compare", two_runs / "low", tmp_path)

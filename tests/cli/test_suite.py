@@ -50,7 +50,7 @@ def test_exit_codes_and_what_is_written(
     assert "mean recall" in said.out
     assert "Traceback" not in said.err
     assert {own.name for own in out.iterdir()} >= {"results.json", "table.md", "report.html"}
-    assert "Not reached: gone: " in (out / "table.md").read_text()
+    assert "Unavailable: gone: " in (out / "table.md").read_text()
 
     values = yaml.safe_load(mine.read_text())
     mine.write_text(yaml.safe_dump(values | {"datasets": values["datasets"][:3]}))

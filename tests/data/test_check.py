@@ -14,10 +14,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from clipkit.data import Pairs, Report, check, fix, quick_findings, read_pairs
-from clipkit.data.checks.captions import normalised
-from clipkit.data.checks.duplicates import Alike, alike, joined
-from clipkit.data.checks.look import Looked, look_at
-from clipkit.data.checks.whole import expected_false_negatives
+from clipkit.data.checks.batch import expected_false_negatives
+from clipkit.data.checks.captions import normalized
+from clipkit.data.checks.duplicates import Duplicates, find_duplicates
+from clipkit.data.checks.scan import ImageScan, scan_images
 from clipkit.data.sequences import Files, Strings
 from clipkit.errors import DataError, OutputError
 from clipkit.images import Stored
@@ -49,8 +49,8 @@ class InMemory(Stored):
         return self.content
 
 
-def looked_at(images: list[Image.Image]) -> Looked:
-    return look_at([_in_memory(image) for image in images], workers=2)
+def looked_at(images: list[Image.Image]) -> ImageScan:
+    return scan_images([_in_memory(image) for image in images], workers=2)
 
 
 def _in_memory(image: Image.Image) -> InMemory:
@@ -69,7 +69,7 @@ def clean_rows(folder: Path, seeds: range) -> list[list[str]]:
     rows = []
     for seed in seeds:
         scene(seed).save(folder / f"{seed:03d}.jpg", quality=92)
-        rows += [[f"{seed:03d}.jpg", f"scene {seed} in {words}"] for words in ("many colours", "soft light")]
+        rows += [[f"{seed:03d}.jpg", f"scene {seed} in {words}"] for words in ("many colors", "soft light")]
     return rows
 
 
@@ -139,7 +139,7 @@ PLANTED = {
     "near_duplicate_images": ("warning", ["again.jpg ~ 003.jpg", "resized.png ~ 004.jpg"]),
     "tiny_images": ("warning", ["tiny.png (20 × 20)"]),
     "extreme_shapes": ("warning", ["wide.jpg (400 × 40)"]),
-    "small_images": ("note", ["wide.jpg"]),
+    "small_images": ("note", ["tiny.png", "wide.jpg"]),
     "leaked_images": ("error", ["leaked.jpg = 500.jpg"]),
     "leaked_near_images": ("error", ["leaked_again.jpg ~ 501.jpg"]),
     "leaked_captions": ("warning", ["'scene 503 in soft light' (012.jpg)"]),
@@ -202,7 +202,7 @@ def test_the_fix_leaves_nothing_of_it(faulty: Path, other: Path, tmp_path: Path)
         of.setdefault(cleaned.images[image].name, set()).add(text)
     assert "what is in copy.jpg is told" in of["002.jpg"]
     assert of["resized.png"] == {
-        "scene 4 in many colours", "scene 4 in soft light", "what is in resized.png is told"
+        "scene 4 in many colors", "scene 4 in soft light", "what is in resized.png is told"
     }  # fmt: skip
     dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
     reasons = {one["image"]: one["reason"] for one in dropped if "caption" not in one}
@@ -222,7 +222,7 @@ def test_the_fix_overwrites_nothing(faulty: Path, clean: Path, tmp_path: Path) -
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "work.txt").write_text("dear")
     for place in (tmp_path / "mine", tmp_path / "mine" / "work.txt", tmp_path / "none" / "out"):
-        with pytest.raises(OutputError, match="is there already|there is no folder"):
+        with pytest.raises(OutputError, match="already exists|there is no folder"):
             fix(pairs, report, place)
     (tmp_path / "empty").mkdir()
     assert fix(pairs, report, tmp_path / "empty")["captions"] == 2 * CLEAN
@@ -240,7 +240,7 @@ def test_a_fix_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     pairs = Pairs("x", [Gone(b"")], ["a dog"], np.zeros(1, np.int64))
     with pytest.raises(DataError, match="can no longer be read"):
-        fix(pairs, Report("x", None, {}, [], keepers=np.zeros(1, np.int64)), tmp_path / "out")
+        fix(pairs, Report("x", None, {}, [], representatives=np.zeros(1, np.int64)), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -329,7 +329,7 @@ def test_json(faulty: Path, other: Path) -> None:
     assert set(found) == {"task", "data", "against", "facts", "counts", "findings"}
     assert sum(found["counts"].values()) == len(found["findings"])
     for finding in found["findings"]:
-        assert set(finding) == {"name", "severity", "count", "share", "message", "advice", "examples"}
+        assert set(finding) == {"name", "severity", "message", "advice", "step", "count", "share", "examples"}
         assert 0 < finding["share"] <= 1
         assert len(finding["examples"]) <= 10
     assert found["facts"]["caption_length"]["unit"] == "tokens"
@@ -341,11 +341,11 @@ def test_quickly_without_opening_a_image(faulty: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("opened"))
     found = {finding.name: finding for finding in quick_findings(pairs)}
     assert found["missing_images"].examples == ("missing.jpg",)
-    assert found["broken_images"].examples == ("zero.jpg",)
+    assert found["broken_images"].examples == ("zero.jpg (the file is empty)",)
     assert {"empty_captions", "boilerplate_captions", "repeated_captions"} <= set(found)
     assert "leaked_images" not in found
     one = Pairs("x", pairs.images, Strings.of(["same old words"] * len(pairs.images)), np.arange(len(pairs.images)))
-    assert any("on most of all" in finding.message for finding in quick_findings(one))
+    assert any("on most images" in finding.message for finding in quick_findings(one))
 
 
 def test_classes_are_no_boilerplate() -> None:
@@ -390,7 +390,7 @@ def test_near_copies_are_found_and_other_images_are_not() -> None:
     ]
     copies = [change(own) for own in scenes[:50] for change in changes]
     looked = looked_at(scenes + copies)
-    found = {tuple(pair) for pair in alike(looked).near.tolist()}
+    found = {tuple(pair) for pair in find_duplicates(looked).near_pairs.tolist()}
     wanted = {(place, 300 + 3 * place + change) for place in range(50) for change in range(3)}
     family = {place: place if place < 300 else (place - 300) // 3 for place in range(len(looked))}
     assert all(family[one] == family[second] for one, second in found)
@@ -398,35 +398,37 @@ def test_near_copies_are_found_and_other_images_are_not() -> None:
 
 
 def test_one_hash_is_not_enough() -> None:
-    """A figure with other hair: as light, of another colour."""
+    """A figure with other hair: as light, of another color."""
     red, green = ((200, 40, 40), (0, 131, 60))
-    looked = looked_at([_with_patch(colour) for colour in (red, green)])
+    looked = looked_at([_with_patch(color) for color in (red, green)])
     assert int(np.bitwise_count(looked.hashes[0] ^ looked.hashes[1])) <= 7
-    assert not len(alike(looked).near)
+    assert not len(find_duplicates(looked).near_pairs)
 
 
-def _with_patch(colour: tuple[int, int, int]) -> Image.Image:
+def _with_patch(color: tuple[int, int, int]) -> Image.Image:
     image = scene(7)
-    image.paste(colour, (30, 20, 60, 50))
+    image.paste(color, (30, 20, 60, 50))
     return image
 
 
-def test_blank_images_are_the_same_where_their_colours_are() -> None:
-    blanks = [Image.new("RGB", (40 + place, 40), colour)
-              for place, colour in enumerate([(9, 9, 9)] * 200 + [(200, 9, 9)] * 3 + [(90, 90, 90)])]  # fmt: skip
-    same = alike(looked_at(blanks))
-    assert len(same.near) < 200 * 65  # not every pair of a million blank ones
-    groups = same.keepers(np.arange(len(blanks)))
+def test_blank_images_are_the_same_where_their_colors_are() -> None:
+    blanks = [Image.new("RGB", (40 + place, 40), color)
+              for place, color in enumerate([(9, 9, 9)] * 200 + [(200, 9, 9)] * 3 + [(90, 90, 90)])]  # fmt: skip
+    same = find_duplicates(looked_at(blanks))
+    assert len(same.near_pairs) < 200 * 65  # not every pair of a million blank ones
+    groups = same.representatives(np.arange(len(blanks)))
     assert len(set(groups[:200].tolist())) < 10
     assert not set(groups[:200].tolist()) & set(groups[200:].tolist())
     assert len(set(groups[200:203].tolist())) == 1
     assert groups[203] == 203
-    greys = alike(looked_at([Image.new("L", (32, 32), 100 + place % 3) for place in range(3)]))
-    assert len(greys.near) == 3
+    greys = find_duplicates(looked_at([Image.new("L", (32, 32), 100 + place % 3) for place in range(3)]))
+    assert len(greys.near_pairs) == 3
     # The grain of a camera's black frame is all that a hash would see.
     rng = np.random.default_rng(0)
-    grain = alike(looked_at([Image.fromarray(rng.integers(8, 14, (64, 64), dtype=np.uint8)) for _ in range(3)]))
-    assert len(grain.near) == 3
+    grain = find_duplicates(
+        looked_at([Image.fromarray(rng.integers(8, 14, (64, 64), dtype=np.uint8)) for _ in range(3)])
+    )
+    assert len(grain.near_pairs) == 3
 
 
 def test_candidates_are_those_of_the_slow_way() -> None:
@@ -439,21 +441,21 @@ def test_candidates_are_those_of_the_slow_way() -> None:
     count = len(hashes)
     contents = np.frombuffer(rng.bytes(16 * count), "V16")
     miniatures = np.broadcast_to(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), (count, 8, 8, 3))
-    looked = Looked({}, contents, hashes, miniatures, np.ones((count, 2), np.int32), np.ones(count, np.int64))
+    looked = ImageScan({}, contents, hashes, miniatures, np.ones((count, 2), np.int32), np.ones(count, np.int64))
     slow = [[one, second] for one, second in itertools.combinations(range(count), 2)
             if bin(int(hashes[one]) ^ int(hashes[second])).count("1") <= 7]  # fmt: skip
-    assert alike(looked).near.tolist() == slow
+    assert find_duplicates(looked).near_pairs.tolist() == slow
 
 
 def test_leaks_are_those_of_the_other_set_alone() -> None:
-    both = joined(looked_at([scene(1), scene(2)]), looked_at([scene(2), scene(3)]))
-    assert alike(both).first.tolist() == [0, 1, 1, 3]
+    both = looked_at([scene(1), scene(2)]).followed_by(looked_at([scene(2), scene(3)]))
+    assert find_duplicates(both).first.tolist() == [0, 1, 1, 3]
 
 
 def test_kept_images_do_not_look_the_same() -> None:
-    chain = Alike(np.array([0, 1, 2, 3, 0]), np.array([[0, 1], [1, 2], [2, 3]]))
-    assert chain.keepers(np.array([0, 1, 2, 3, 4])).tolist() == [0, 0, 2, 2, 0]
-    assert chain.keepers(np.array([9, 0, 2, 3, 9])).tolist() == [1, 1, 1, 3, 1]
+    chain = Duplicates(np.array([0, 1, 2, 3, 0]), np.array([[0, 1], [1, 2], [2, 3]]))
+    assert chain.representatives(np.array([0, 1, 2, 3, 4])).tolist() == [0, 0, 2, 2, 0]
+    assert chain.representatives(np.array([9, 0, 2, 3, 9])).tolist() == [1, 1, 1, 3, 1]
     assert chain.pairs == 1 + 2 + 1 + 1
 
 
@@ -463,7 +465,7 @@ def test_false_negatives_to_expect_are_those_of_drawn_batches() -> None:
     texts = ["a", "b", "a", "a", "a", "c", "b", "d", "c", "a", "", ""]
     files = Files.of(Path(), pa.array([f"{place}.jpg" for place in range(8)], pa.large_string()))
     pairs = Pairs("x", files, Strings.of(texts), images)
-    same = Alike(np.array([0, 1, 0, 3, 4, 5, 6, 7]), np.array([[0, 4], [6, 7]]))
+    same = Duplicates(np.array([0, 1, 0, 3, 4, 5, 6, 7]), np.array([[0, 4], [6, 7]]))
     found = expected_false_negatives(pairs, same, 4)
     alike_pairs = {(0, 2), (0, 4), (2, 4), (6, 7)}
     equal, shown, draws = 0, 0, 20_000
@@ -491,13 +493,13 @@ def test_a_batch_larger_than_the_data_is_told(clean: Path) -> None:
     assert [own.name for own in check(read_pairs(str(clean)), batch_size=25).findings] == ["batch_too_large"]
 
 
-def test_normalised_captions() -> None:
+def test_normalized_captions() -> None:
     texts = ["A dog, running !", "a  dog running", "Ünder", "?!", "", "👍", "👎"]
-    assert normalised(texts).to_pylist() == ["adogrunning", "adogrunning", "ünder", "?!", "", "👍", "👎"]
+    assert normalized(texts).to_pylist() == ["adogrunning", "adogrunning", "ünder", "?!", "", "👍", "👎"]
 
 
 def test_upright_sizes(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     scene(0).save(tmp_path / "turned.jpg", exif=exif)
-    assert look_at([tmp_path / "turned.jpg"]).sizes.tolist() == [[72, 96]]
+    assert scan_images([tmp_path / "turned.jpg"]).sizes.tolist() == [[72, 96]]

@@ -87,7 +87,7 @@ NEEDS_A_NEGATIVE = ["ntxent", "supcon", "dcl", "triplet", "contrastive"]
 
 @pytest.fixture(autouse=True)
 def small_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several bands and tiles, of which the last are cut."""
+    """Use several bands and tiles, the last ones partial."""
     monkeypatch.setattr("clipkit.losses.bands._HELD", 4 * G)
     monkeypatch.setattr(import_module("clipkit.losses.tiles"), "_CPU_TILE", (4, 3))
 
@@ -159,8 +159,8 @@ def test_chance_of_the_table_is_the_loss_at_equal_similarities(name: str, option
 @pytest.mark.parametrize("name", WITH_IDS)
 @given(seed=st.integers(0, 100), pair=st.integers(0, G - 1))
 @settings(max_examples=15, deadline=None)
-def test_raising_one_pairs_own_similarity_lowers_the_loss(name: str, seed: int, pair: int) -> None:
-    """In the similarity matrix itself: with unit vectors as texts, the images are its rows."""
+def test_raising_the_similarity_of_a_pair_lowers_the_loss(name: str, seed: int, pair: int) -> None:
+    """With unit vectors as texts, the images are the rows of the similarity matrix."""
     similarity = 0.5 * torch.rand(G, G, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     higher = similarity.clone()
     higher[pair, pair] += 0.1
@@ -170,7 +170,7 @@ def test_raising_one_pairs_own_similarity_lowers_the_loss(name: str, seed: int, 
     if name == "negclip":
         before, after = (losses.negclip(own, eye, torch.zeros(2, G).double(), 5.0) for own in (similarity, higher))
     elif name in ("ntxent", "supcon", "dcl"):
-        # Images compete with each other too: room of their own, in which they are at right angles.
+        # Images compete with images too: extra dimensions make them orthogonal to each other.
         wide = [torch.cat([own, torch.eye(G).double() * 3], dim=1) for own in (similarity, higher)]
         texts = torch.cat([eye, torch.zeros(G, G).double()], dim=1)
         before, after = (_cross_only(name, own, texts) for own in wide)
@@ -180,7 +180,7 @@ def test_raising_one_pairs_own_similarity_lowers_the_loss(name: str, seed: int, 
 
 
 def _cross_only(name: str, image: Tensor, text: Tensor) -> Tensor:
-    # Features not of unit length: the similarity of an image with itself is in no sum.
+    # The features need not have unit length, because no sum has the similarity of an image with itself.
     return getattr(losses, name)(image, text, 1.0)
 
 
@@ -207,8 +207,8 @@ def test_is_finite_and_float32_for_bfloat16_at_extremes(name: str, options: dict
 
 
 @every_loss
-def test_an_anchor_without_a_negative_upsets_nothing(name: str, options: dict[str, Any]) -> None:
-    """The second pair belongs with both others: by its image with one, by its caption with the other."""
+def test_an_anchor_without_a_negative_keeps_values_and_gradients_finite(name: str, options: dict[str, Any]) -> None:
+    """The second pair shares its image with the first and its caption with the third."""
     image, text, leaf = inputs()
     image_ids, caption_ids = [0, 0, 1], [0, 1, 1]
     own = [part[:3] for part in (image, text)]
@@ -222,7 +222,7 @@ def test_an_anchor_without_a_negative_upsets_nothing(name: str, options: dict[st
 
 
 def test_few_violations_among_many_are_summed_exactly() -> None:
-    """In float32 too, where they are the small difference of large sums."""
+    """In float32 too, although they are a small difference of large sums."""
     generator = torch.Generator().manual_seed(0)
     image, text = (F.normalize(0.7 + torch.randn(1800, 16, generator=generator), dim=-1) for _ in range(2))
     text = F.normalize(image + 0.02 * text, dim=-1)
@@ -240,7 +240,7 @@ def test_no_rows_count_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", NEEDS_A_NEGATIVE)
-def test_a_batch_without_a_negative_is_refused_with_its_make_up(name: str) -> None:
+def test_a_batch_without_a_negative_is_refused_with_its_counts(name: str) -> None:
     image, text = features(4, 3)
     options = {} if name == "supcon" else {"duplicates": "positive"}
     own = {} if name in ("triplet", "contrastive") else {"scale": 1.0}
@@ -252,14 +252,14 @@ def test_a_batch_without_a_negative_is_refused_with_its_make_up(name: str) -> No
         getattr(losses, name)(image[:1], text[:1], **own)
 
 
-def test_a_batch_of_one_has_a_meaning_elsewhere() -> None:
+def test_a_batch_of_one_pair_works_for_the_other_losses() -> None:
     image, text = features(1, 3)
     assert losses.infonce(image, text, 5.0).item() == pytest.approx(0, abs=1e-12)
     assert losses.sigmoid(image, text, 0.0, 0.0).item() == pytest.approx(math.log(2))
     assert losses.cross_consistency(image, text).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_ids_come_together() -> None:
+def test_one_kind_of_ids_alone_is_refused() -> None:
     image, text = features(4, 3)
     for name in ("ntxent", "dcl", "supcon"):
         with pytest.raises(ValueError, match="belong together"):
@@ -269,8 +269,8 @@ def test_ids_come_together() -> None:
             getattr(losses, name)(image, text, caption_ids=torch.arange(4))
 
 
-def test_no_loss_holds_the_matrix_between_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What autograd keeps of 256 pairs is far less than one 256 × 256 matrix, let alone G³."""
+def test_no_loss_stores_the_matrix_between_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For 256 pairs autograd keeps no tensor as large as one 256 × 256 matrix."""
     monkeypatch.setattr("clipkit.losses.bands._HELD", 32 * 256)
     image, text = (own.detach().float().requires_grad_() for own in features(256, 8))
     for name in ("triplet", "contrastive", "ntxent", "cross_consistency"):

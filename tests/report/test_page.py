@@ -11,15 +11,15 @@ import torch
 import clipkit
 from clipkit.recipe import Recipe
 from clipkit.report import comparison_report, evaluation_report, run_report
-from clipkit.report.curves import bar_chart, confusion_chart, interval_chart, line_chart, reliability_chart
-from clipkit.report.evaluation import classes_table, hardest_pairs
+from clipkit.report.charts import bar_chart, confusion_chart, interval_chart, line_chart, reliability_chart
+from clipkit.report.evaluation import classes_table, confused_pairs
 from clipkit.report.page import (
     Page,
     difference,
     duration,
     metrics_table,
-    place_of,
     render,
+    short_name,
     thumbnail,
     unbroken,
 )
@@ -63,10 +63,10 @@ def test_a_run_report_is_one_file_with_everything_inside(recipe: Callable[..., R
     assert all(address.startswith(("data:", "#")) for address in outline.addresses)
     for title in (
         "Training loss",
-        "In the batch: cosines",
-        "Scale",
+        "In-batch cosine similarity",
+        "Logit scale",
         "Throughput",
-        "Gain against retention",
+        "Target metric and retention",
         "Findings",
     ):
         assert title in page
@@ -127,8 +127,8 @@ def test_names_and_numbers_are_shown_as_a_reader_expects() -> None:
     assert [duration(seconds) for seconds in (0.2, 59, 294, 7260)] == [
         "less than a second", "59 s", "4 min 54 s", "2 h 1 min",
     ]  # fmt: skip
-    assert place_of("/data/flickr8k/dev.csv") == "flickr8k/dev.csv"
-    assert place_of("openai/clip-vit-base-patch32") == "openai/clip-vit-base-patch32"
+    assert short_name("/data/flickr8k/dev.csv") == "flickr8k/dev.csv"
+    assert short_name("openai/clip-vit-base-patch32") == "openai/clip-vit-base-patch32"
 
 
 def test_a_figure_stays_on_its_line() -> None:
@@ -203,17 +203,17 @@ def test_a_classification_report_shows_where_it_errs(tiny_clip: Path, shapes: Pa
     assert all([answer["right"] for answer in own["answers"]] == [False, True] for own in mistakes)
     assert len(result["map"]) == 16
     assert {own["label"] for own in result["map"]} == {"red", "green", "blue", "yellow"}
-    (table,) = hardest_pairs(result)
+    (table,) = confused_pairs(result)
     counted = sum(int(row[1]) for row in table.rows)
     assert counted == sum(wrong)
     page = evaluation_report(json.loads(json.dumps(result)))
     for title in (
-        "Confidence and truth",
-        "Confusion",
+        "Reliability diagram",
+        "Confusion matrix",
         "Each prompt alone",
-        "What each prompt adds",
-        "Surest mistakes",
-        "Map of the embedding",
+        "Contribution of each prompt",
+        "Most confident mistakes",
+        "Map of the embeddings",
     ):
         assert title in page
     ids = re.findall(r'\bid="([^"]+)"', page)
@@ -228,7 +228,7 @@ def test_a_retrieval_report_shows_best_and_worst(tiny_clip: Path, shapes: Path) 
     assert [own["rank"] for own in worst] == sorted(ranks, reverse=True)[: len(worst)]
     assert all(own["rank"] == 1 for own in result["examples"] if own.get("kind") == "best")
     assert all(any(answer["right"] for answer in own["answers"]) for own in worst)
-    assert "its image comes at place" in evaluation_report(result)
+    assert "correct image at rank" in evaluation_report(result)
 
 
 def test_two_models_side_by_side(tiny_clip: Path, shapes: Path) -> None:
@@ -240,8 +240,8 @@ def test_two_models_side_by_side(tiny_clip: Path, shapes: Path) -> None:
     second = clipkit.evaluate.retrieval(model, str(shapes / "captions.csv"))
     page = comparison_report(clipkit.evaluate.compare(first, second), first, second)
     outline = Outline(page)
-    assert "Side by side" in page
-    assert "Where B is better than A: captions ask" in page
+    assert "confidence intervals over images" in page
+    assert "B better than A: text queries" in page
     assert len(outline.images) >= 10
 
 
@@ -259,8 +259,8 @@ def test_where_two_classifiers_disagree(tiny_clip: Path, shapes: Path) -> None:
             assert moved[f"{whose}_text"] == own["classes"][own["queries"]["predicted"][row]]["class"]
     page = comparison_report(comparison, first, second)
     Outline(page)
-    assert "images ask" in page
-    assert "right at place" in page
+    assert "image queries" in page
+    assert "correct answer at rank" in page
 
 
 def test_where_two_probes_and_near_misses_disagree(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
@@ -293,5 +293,5 @@ def test_where_two_probes_and_near_misses_disagree(tiny_clip: Path, shapes: Path
             assert [moved["first_right"], moved["second_right"]] == [own[row] for own in right]
         page = comparison_report(comparison, first, second)
         Outline(page)
-        assert "images ask" in page
+        assert "image queries" in page
         assert ("of the draws" if probed else "<span>wrong</span>") in page

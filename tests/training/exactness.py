@@ -1,4 +1,4 @@
-"""Gradients of one global batch on this many processes, written to a file: run by test_exactness under torchrun."""
+"""Write the gradients of one global batch on this process to a file; test_exactness runs it on several processes."""
 
 import itertools
 import sys
@@ -68,7 +68,7 @@ BATCHES = (16, 14)  # 14 pairs on 4 processes: 3, 4, 3, 4
 
 
 class Pixels(nn.Module):
-    """Something non-linear over 3 × 4 × 4 pixels."""
+    """A small non-linear network on 3 × 4 × 4 pixels."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ PREPROCESS = Preprocess(lambda image: {}, None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
 class Words(nn.Module):
-    """Attention under a mask, then the mean over what is not padding."""
+    """Attention under a mask, then the mean over all tokens but padding."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def build(dtype: torch.dtype, dropout: float, head: str = "layer") -> DualEncode
 
 
 def global_batch(pairs: int, dtype: torch.dtype) -> Batch:
-    """Images and captions that repeat, captions of different length."""
+    """Return a batch with repeated images and captions, and captions of different length."""
     generator = torch.Generator().manual_seed(5)
     lengths = torch.randint(1, LONGEST + 1, (pairs,), generator=generator)
     return Batch(
@@ -143,7 +143,7 @@ def global_batch(pairs: int, dtype: torch.dtype) -> Batch:
 
 
 def teacher(gathered: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Features by id, as a teacher's are."""
+    """Return the features of a teacher, which depend on ids alone."""
     generator = torch.Generator().manual_seed(8)
     dtype = gathered["image_features"].dtype
     image, text = (F.normalize(torch.randn(20, 7, generator=generator, dtype=dtype), dim=-1) for _ in range(2))
@@ -155,7 +155,7 @@ def teacher(gathered: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def seen(loss: str) -> list[str]:
-    """Names of the features that the objective sees."""
+    """Return the names of the features that the objective is computed from."""
     if loss in VIEWS:
         return list(VIEWS[loss])
     negatives = Need.NEGATIVES in LOSSES[loss].needs
@@ -180,7 +180,7 @@ def value(loss: str, model: DualEncoder) -> Value:
 
 
 def cuts(loss: str) -> list[tuple[int, int]]:
-    """(pairs, micro-batch) that a loss is tried with."""
+    """Return the (pairs, micro-batch size) that a loss is tested with."""
     every = list(itertools.product(BATCHES, MICRO_BATCHES))
     return every if loss in _ALL_CUTS else [(14, 3), (16, 100)]
 

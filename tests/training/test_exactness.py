@@ -1,4 +1,4 @@
-"""One recipe, one model: gradients agree with one process and one graph, however the batch is cut."""
+"""Gradients do not depend on micro-batches or processes: they equal those of one graph on one process."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ SLOW_FLOAT32 = pytest.param(torch.float32, marks=pytest.mark.slow)
 
 
 def in_one_graph(loss: str, pairs: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """No slices, no micro-batches, no leaf in between: plain autograd over the whole batch."""
+    """Return the gradients of plain autograd over the whole batch."""
     model = build(dtype, 0.0, "batch" if "batch norm" in loss else "layer")
     batch = global_batch(pairs, dtype)
     gathered = {"image_ids": batch.image_ids, "caption_ids": batch.caption_ids}
@@ -67,7 +67,7 @@ def test_micro_batches_on_several_processes(processes: int, dtype: torch.dtype, 
 @pytest.mark.parametrize("micro", [1, 3, 8, 100])
 @pytest.mark.parametrize("loss", ["infonce", "negclip", "cross_consistency", "SimCSE, text", "SimCLR, image, head"])
 def test_dropout_masks_are_replayed(loss: str, micro: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against one graph over the same micro-batches with the same random states."""
+    """Compare with one graph over the same micro-batches with the same random states."""
     monkeypatch.setitem(step_module._BUCKET, "cpu", 1000)
     pairs, dtype = 14, torch.float64
     found = gradients(loss, pairs, micro, dtype, 0.3, Accelerator(cpu=True))
@@ -98,7 +98,7 @@ def test_dropout_masks_are_replayed(loss: str, micro: int, monkeypatch: pytest.M
 
 
 def test_only_the_last_micro_batch_keeps_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is run twice, but for the last one, whose graph is the first that is due."""
+    """Each micro-batch runs twice except the last one, whose backward pass comes first."""
     runs: list[tuple[str, bool]] = []
     run = step_module._Encoding._run
 

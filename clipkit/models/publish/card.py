@@ -9,6 +9,7 @@ from clipkit.models.publish.layout import Layout
 from clipkit.models.publish.provenance import Base
 from clipkit.models.publish.push import CARD, WEIGHTS
 from clipkit.models.publish.usage import HERE, usage
+from clipkit.run_files import RunFiles
 
 
 def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, eval_results: Sequence[Any] = ()) -> str:
@@ -55,7 +56,8 @@ def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, ev
 
 def kept_card(source: Path, saved: Path) -> str | None:
     """The card of the folder, or of the run, that a model was loaded from, where the model has its weights still."""
-    folder = source / "model" if (source / "model" / CARD).is_file() else source
+    of_run = RunFiles(source).model
+    folder = of_run if (of_run / CARD).is_file() else source
     weights = [path.relative_to(saved) for path in saved.rglob("*") if path.suffix in WEIGHTS]
     same = all((folder / own).is_file() and filecmp.cmp(folder / own, saved / own, shallow=False) for own in weights)
     return (folder / CARD).read_text(encoding="utf-8") if same and (folder / CARD).is_file() else None

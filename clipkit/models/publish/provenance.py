@@ -10,6 +10,7 @@ import yaml
 
 from clipkit.errors import ModelError
 from clipkit.models.hub import local_folder
+from clipkit.run_files import RunFiles
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -74,7 +75,7 @@ def card_header(name: str) -> dict[str, Any]:
         return {}
     try:
         folder = local_folder(name.removeprefix("hf:"), model_types=())
-        for card in (folder / "README.md", folder / "model" / "README.md"):
+        for card in (folder / "README.md", RunFiles(folder).model / "README.md"):
             if card.is_file():
                 parts = card.read_text(encoding="utf-8").split("---\n", 2)
                 header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from clipkit.data import Pairs
 from clipkit.errors import DataError, TrainingError
 from clipkit.processes import Processes
-from clipkit.training.folder.run_folder import RunFolder, append, read_rows
+from clipkit.run_files import append, read_rows
+from clipkit.training.folder.run_folder import RunFolder
 
 
 class BadSamples:

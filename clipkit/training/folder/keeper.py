@@ -4,10 +4,11 @@ import time
 from typing import Any
 
 from clipkit.recipe import CheckpointRecipe
+from clipkit.run_files import read_rows
 from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, remove_checkpoint, write_checkpoint
 from clipkit.training.folder.learned import Learned
 from clipkit.training.folder.resume import best_evaluation
-from clipkit.training.folder.run_folder import RunFolder, read_rows
+from clipkit.training.folder.run_folder import RunFolder
 
 
 class Keeper:

@@ -11,8 +11,9 @@ import yaml
 from clipkit.errors import OutputError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
+from clipkit.run_files import RunFiles, read_rows
 from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, damage, read_state
-from clipkit.training.folder.run_folder import RunFolder, read_rows
+from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.identity import MACHINE, MEASURED
 
 # What does not determine the weights after a step, or is the user's to extend. Data may move: its content is compared.
@@ -131,7 +132,7 @@ def best_evaluation(folder: RunFolder, metric: str | None) -> dict[str, Any] | N
     return max(rows, key=lambda row: row[str(metric)], default=None)
 
 
-def out_of_patience(folder: RunFolder, recipe: Recipe) -> bool:
+def out_of_patience(folder: RunFiles, recipe: Recipe) -> bool:
     """Whether as many evaluations as the recipe waits for were no better than the best one before them."""
     patience, metric = recipe.eval.patience, recipe.metric
     rows = read_rows(folder.evaluations)

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import socket
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from clipkit.errors import OutputError, TrainingError, one_line
 from clipkit.files import write_whole
 from clipkit.processes import Processes
+from clipkit.run_files import RunFiles, step_of
 from clipkit.training.folder.checkpoint import (
     checkpoint_of,
     checkpoint_steps,
@@ -26,40 +26,18 @@ from clipkit.training.folder.checkpoint import (
     to_disk,
 )
 
-# What belongs to a run; nothing else in the folder is ever touched.
-_FILES = (
-    "recipe.yaml",
-    "metrics.jsonl",
-    "speed.jsonl",
-    "evaluations.jsonl",
-    "bad_samples.jsonl",
-    "findings.json",
-    "results.json",
-    "report.html",
-    "log.txt",
-)
-_FOLDERS = ("checkpoints", "model", "tracking")
 
+class RunFolder(RunFiles):
+    """The folder of a run at work: locked, cleared, cut back to a checkpoint.
 
-class RunFolder:
-    """Paths of a run and the files it appends to.
+    Only files and folders that `RunFiles` names are ever changed or removed.
 
     Args:
-        path: the folder.
+        path: the run folder.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.recipe = self.path / "recipe.yaml"
-        self.metrics = self.path / "metrics.jsonl"
-        self.speed = self.path / "speed.jsonl"
-        self.evaluations = self.path / "evaluations.jsonl"
-        self.bad_samples = self.path / "bad_samples.jsonl"
-        self.results = self.path / "results.json"
-        self.report = self.path / "report.html"
-        self.log = self.path / "log.txt"
-        self.checkpoints = self.path / "checkpoints"
-        self.model = self.path / "model"
+        super().__init__(path)
         self._lock: int | None = None
 
     def claim(self, resume: bool, overwrite: bool) -> None:
@@ -77,10 +55,10 @@ class RunFolder:
                     f"{self.path}: already holds a run; add --resume to go on with it, --overwrite to replace it, "
                     "or give another output"
                 )
-            foreign = [name for name in (*_FILES, *_FOLDERS) if (self.path / name).exists()]
+            foreign = [own for own in (*self.files, *self.folders) if own.exists()]
             if foreign and not self.recipe.exists():
                 raise OutputError(
-                    f"{self.path}: has {foreign[0]} but no recipe.yaml, so it is no run's; give another output"
+                    f"{self.path}: has {foreign[0].name} but no recipe.yaml, so it is no run's; give another output"
                 )
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -104,9 +82,9 @@ class RunFolder:
         if left := checkpoint_steps(self.checkpoints):
             raise OSError(0, f"the checkpoint of step {left[0]} cannot be removed")
         _remove(self.model)
-        _remove(self.path / "tracking")
-        for name in reversed(_FILES):
-            (self.path / name).unlink(missing_ok=True)
+        _remove(self.tracking)
+        for file in reversed(self.files):
+            file.unlink(missing_ok=True)
 
     def mark(self) -> dict[str, Any]:
         """How far the logs that the recipe determines have come; what is in them is on the disk."""
@@ -135,7 +113,7 @@ class RunFolder:
             if (self.path / name).is_file():
                 os.truncate(self.path / name, mark["bytes"])
         if self.speed.is_file():
-            kept = [line for line in self.speed.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            kept = [line for line in self.speed.read_text(encoding="utf-8").splitlines() if step_of(line) <= step]
             write_whole(self.speed, "".join(line + "\n" for line in kept))
 
     @contextmanager
@@ -178,27 +156,6 @@ def _remove(path: Path) -> None:
     if path.is_symlink():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
-
-
-def append(file: Path, row: Mapping[str, Any]) -> None:
-    """One JSON object as a line."""
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(row) + "\n")
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file of lines; none where there is no file."""
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def _step_of(line: str) -> float:
-    """The step of a line; that of one that was cut short never counts."""
-    try:
-        return float(json.loads(line)["step"])
-    except ValueError:
-        return float("inf")
 
 
 def _lock(file: Path) -> int:

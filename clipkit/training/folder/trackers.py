@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from clipkit.errors import RecipeError
 from clipkit.recipe import Recipe
+from clipkit.run_files import RunFiles
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -34,7 +35,7 @@ class Trackers:
     def __init__(self, accelerator: Accelerator, recipe: Recipe, folder: Path) -> None:
         self.accelerator = accelerator
         self.recipe = recipe
-        self.folder = folder
+        self.folder = RunFiles(folder).tracking
 
     def start(self) -> None:
         """Tell them that a run begins."""
@@ -42,8 +43,8 @@ class Trackers:
             return
         from accelerate.tracking import filter_trackers
 
-        self.accelerator.log_with = filter_trackers(self.recipe.train.log_with, self.folder / "tracking")
-        self.accelerator.project_configuration.set_directories(str(self.folder / "tracking"))
+        self.accelerator.log_with = filter_trackers(self.recipe.train.log_with, self.folder)
+        self.accelerator.project_configuration.set_directories(str(self.folder))
         self.accelerator.init_trackers("clipkit", config=dict(_flat(self.recipe.model_dump(mode="json"))))
 
     def log(self, kind: str, row: Mapping[str, Any], step: int) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipkit.data import StreamPairs
+from clipkit.findings import Finding
+from clipkit.run_files import read_rows
 from clipkit.training.folder.resume import best_evaluation
-from clipkit.training.folder.run_folder import RunFolder, read_rows
+from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.guards.batch_statistics import batch_statistics
 from clipkit.training.guards.before import before_first_step, is_pretrained
-from clipkit.training.guards.finding import Finding
 from clipkit.training.guards.pretrained import other_settings
 from clipkit.training.guards.record import read_findings, write_findings
 from clipkit.training.guards.watch import Facts, Watch, replay
@@ -61,7 +62,7 @@ class Monitor:
         self._findings = before_first_step(
             plan.recipe, plan.model, plan.data.train, plan.data.validation, plan.steps, plan.schedule.rising
         )
-        can_try = "captions" in plan.recipe.objective and not isinstance(plan.data.train, StreamPairs)
+        can_try = plan.recipe.is_cross_modal and not isinstance(plan.data.train, StreamPairs)
         if can_try and is_pretrained(plan.recipe):
             self._findings += other_settings(plan.model, plan.data.train)
 

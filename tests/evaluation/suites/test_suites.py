@@ -65,7 +65,7 @@ def test_a_suite_of_ones_own(mine: Path, tiny_clip: Path, shapes: Path, tmp_path
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert written["rows"] == found.rows
     page = suite_report(written)
-    assert "elsewhere was not reached" in page
+    assert "elsewhere is unavailable" in page
     assert "| My" not in suite_markdown(written)
     assert "colours" in suite_markdown(written)
 
@@ -130,8 +130,8 @@ def test_several_models_and_published_figures_stand_side_by_side(mine: Path, tin
     models = [str(tiny_clip), str(other)]
     result = run_suite(read_suite(str(mine)), models, tmp_path / "out", cache=False).to_dict()
     main, beside, robust = suite_tables(result)
-    assert main.header == ["", "figure", *models, "chance"]
-    assert beside.header == ["", "figure", *models, "theirs"]
+    assert main.header == ["", "metric", *models, "chance"]
+    assert beside.header == ["", "metric", *models, "theirs"]
     assert [row[0] for row in beside.rows] == [main.rows[0][0]]
     assert beside.rows[0][-1] == "63.3 %"
     assert all(cell.startswith(own) for cell, own in zip(main.rows[0][2:4], beside.rows[0][2:4], strict=True))
@@ -285,7 +285,7 @@ def test_a_model_that_cannot_be_loaded_is_not_the_others(mine: Path, tiny_clip: 
     found = run_suite(suite, ["no/such/model", str(tiny_clip)], tmp_path / "out", cache=False)
     assert list(found.failed) == ["no/such/model"]
     assert {row["model"] for row in found.rows} == {str(tiny_clip)}
-    assert suite_tables(found.to_dict())[0].header == ["", "figure", str(tiny_clip), "chance"]
+    assert suite_tables(found.to_dict())[0].header == ["", "metric", str(tiny_clip), "chance"]
     with pytest.raises(UserError):
         run_suite(suite, ["no/such/model"], tmp_path / "out", cache=False)
     with pytest.raises(UserError, match="given as a model twice"):
