@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clipkit.cli.output import check_writable, write_output
 from clipkit.data import read_pairs
 from clipkit.data.checks import Report, check, check_output_folder, fix
 from clipkit.data.pairs import Pairs
-from clipkit.errors import DataError, OutputError
-from clipkit.files import write_whole
+from clipkit.errors import DataError
 from clipkit.findings import counted, percent
 
 _EXAMPLES = 3
@@ -33,8 +33,7 @@ def run_check(
 ) -> None:
     """Check the data, print the report, and write the JSON file and the cleaned copy if requested."""
     started = time.monotonic()
-    if json_file is not None:
-        _check_writable(json_file, data, against)
+    check_writable(json_file, inputs=(data, against))
     if out is not None:
         check_output_folder(out, data)
     pairs = _read(data)
@@ -60,12 +59,8 @@ def run_check(
     print_report(report)
     if json_file is not None:
         settings = {"model": model, "batch_size": batch_size}
-        values = report.to_dict() | {"settings": settings, "seconds": round(time.monotonic() - started, 1)}
-        try:
-            write_whole(json_file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise OutputError(f"{json_file}: cannot be written ({error.strerror}); give another file") from None
-        print(f"findings: {json_file}")
+        found = report.to_dict() | {"settings": settings, "seconds": round(time.monotonic() - started, 1)}
+        write_output(json_file, json.dumps(found, indent=2, ensure_ascii=False) + "\n", "findings")
     if out is not None:
         kept = fix(pairs, report, out)
         print(
@@ -85,15 +80,6 @@ def _read(source: str) -> Pairs:
             with suppress(DataError):
                 return read_pairs(source, images=images, captions=not images, broken=broken)
         raise error from None
-
-
-def _check_writable(file: Path, *inputs: str | None) -> None:
-    if not file.absolute().parent.is_dir():
-        raise OutputError(f"{file}: there is no folder {file.absolute().parent}; create it first")
-    if file.is_dir():
-        raise OutputError(f"{file}: is a folder; give a file")
-    if any(Path(source.partition("?")[0]).resolve() == file.resolve() for source in inputs if source is not None):
-        raise OutputError(f"{file}: is the data itself and would be overwritten; give another file")
 
 
 def print_report(report: Report) -> None:

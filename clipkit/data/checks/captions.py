@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipkit.data.pairs import Pairs
-from clipkit.data.sequences import Strings, first_places
+from clipkit.data.sequences import Strings, first_positions
 
 TokenCounts = Callable[[list[str]], Sequence[int]]
 """Strings -> number of tokens of each before truncation, including start and end tokens."""
@@ -50,7 +50,7 @@ def lengths(captions: Sequence[str], token_counts: TokenCounts | None) -> NDArra
     column = Strings.of(captions).column
     if token_counts is None:
         return pc.count_substring_regex(column, pattern=r"\S+").to_numpy().astype(np.int64)
-    index, first = first_places(column)
+    index, first = first_positions(column)
     distinct = Strings(column.take(pa.array(first)))
     counts = [
         count for start in range(0, len(distinct), _CHUNK) for count in token_counts(distinct[start : start + _CHUNK])
@@ -68,7 +68,7 @@ class CaptionIndex:
     def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs
         self._column = Strings.of(pairs.captions).column
-        self.distinct, self.first = first_places(normalized(pairs.captions))
+        self.distinct, self.first = first_positions(normalized(pairs.captions))
         """(M,) index of each caption among the distinct normalized ones, and (K,) the row where each comes first."""
 
     @cached_property
