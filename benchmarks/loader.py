@@ -4,7 +4,7 @@
 
 Write `count` images of Flickr8k to FOLDER, upscaled to 500 × 375 as JPEGs of quality 90, with captions.csv, and the
 same images prepared by `clipkit data prepare --size 256`. Then measure alternately, so that other work on the machine
-affects all candidates equally: open_clip's CSV data set in its own DataLoader, clipkit's loader on the CSV, and
+affects all candidates equally: open_clip's CSV dataset in its own DataLoader, clipkit's loader on the CSV, and
 clipkit's loader on the prepared shards; each with open_clip's training transform for 224 pixels (a random resized crop
 of 0.9 to 1 of the area, bicubic), batches of 256, and CLIP's tokens. open_clip's workers normalize; clipkit's workers
 pass bytes on, and the device normalizes them. Both variants are measured: without normalization, and with it on the
@@ -50,7 +50,7 @@ def make(flickr8k: Path, folder: Path, count: int) -> None:
 
 
 def open_clip_batches(folder: Path, workers: int) -> Iterator[int]:
-    """Yield batch sizes from open_clip's data set and loader, as its trainer builds them."""
+    """Yield batch sizes from open_clip's dataset and loader, as its trainer builds them."""
     from open_clip_train.data import get_csv_dataset
 
     transform = open_clip.image_transform(224, is_train=True)

@@ -12,6 +12,7 @@ import pytest
 import typer
 import yaml
 
+import clipkit
 from clipkit.cli import app
 from clipkit.recipe import Recipe
 from clipkit.recipe.section import Section
@@ -83,10 +84,12 @@ def test_commands_and_options_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_python_examples_are_python(page: Path) -> None:
+def test_python_examples_use_public_names(page: Path) -> None:
     for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
         if language == "python":
-            ast.parse(block)
+            ast.parse("{" + block + "}" if block.lstrip().startswith('"') else block)  # a row of a table, or code
+            for name in re.findall(r"(?<!from )\bclipkit\.(\w+)", block):
+                assert name in clipkit.__all__, f"{page.name}: clipkit.{name}"
 
 
 def keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
