@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -151,6 +151,13 @@ class Policy:
 
 def _same(image: Image.Image) -> Image.Image:
     return image
+
+
+def shared_draft(augments: Iterable[object]) -> int | None:
+    """Return the short side in pixels that is enough for all policies; None if one needs the full size."""
+    sides = [augment.draft if isinstance(augment, Policy) else None for augment in augments]
+    known = [side for side in sides if side is not None]
+    return max(known) if known and len(known) == len(sides) else None
 
 
 class TextSafe:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from clipkit.data import AtWork, Batch, EpochSampler, StreamPairs, StreamSampler
+from clipkit.data import Batch, WorkerProgress
 from clipkit.errors import TrainingError, one_line
 from clipkit.evaluation import to_json, versions
 from clipkit.files import write_whole
@@ -95,7 +95,7 @@ def train(
             return run.go(resume, overwrite)
         except RuntimeError as error:
             if str(error).startswith("DataLoader worker"):
-                seen = run.at_work.last_seen(str(error)) if run.at_work is not None else ""
+                seen = run.worker_progress.last_seen(str(error)) if run.worker_progress is not None else ""
                 reason = (
                     f"a loader worker died ({one_line(error)}){f' at {seen}' if seen else ''}; the system ends "
                     "processes when memory runs out: lower data.workers if it did"
@@ -129,7 +129,7 @@ class Run:
         self.seconds_before = 0.0
         self.settings: dict[str, Any] = {"processes": self.processes.count}
         self.failure: TrainingError | None = None
-        self.at_work: AtWork | None = None
+        self.worker_progress: WorkerProgress | None = None
         self.results: list[dict[str, Any]] = []
         self.ended = False
 
@@ -164,20 +164,17 @@ class Run:
     def _prepare(self) -> None:
         recipe = self.recipe
         self.data = data = read_data(recipe, self.processes)
-        self.pairs, validation = data.train, data.validation
-        self.bad_samples = BadSamples(self.pairs, data.max_bad, self.folder, self.processes)
-        self.sampler = (
-            StreamSampler(self.pairs, recipe.train.batch_size)
-            if isinstance(self.pairs, StreamPairs)
-            else EpochSampler(self.pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
-        )
+        self.feed, validation = data.train, data.validation
+        self.pairs = self.feed.pairs
+        self.bad_samples = BadSamples(self.feed, data.max_bad, self.folder, self.processes)
+        self.sampler = self.feed.sampler(recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
         self.steps = recipe.train.epochs * self.sampler.steps_per_epoch
         self.schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, self.steps)
         torch.manual_seed(recipe.train.seed)  # new parts of a model are the same on every process
         self.model = model_of(recipe).to(self.accelerator.device)
         self.largest_scale = max(_LARGEST_LOGIT_SCALE, self.model.logit_scale.item())
         self.layout = layout_of(self.model, recipe.model)
-        self.settings["trained_on"] = {"images": len(self.pairs.images), "captions": len(self.pairs.captions)}
+        self.settings["trained_on"] = self.feed.counts
         self.start = start_of(self.model) if recipe.eval.interpolate else {}
         self.optimizer = self.accelerator.prepare(build_optimizer(self.model, recipe.optim))
         self.learned = Learned(self.model, self.optimizer.optimizer, recipe.train.ema)
@@ -187,7 +184,7 @@ class Run:
         self.teachers = teachers_of(teachers, self.pairs, self.processes)
         self.objective = objective_of(recipe, self.model, self.pairs, self.teachers)
         self.identity = {
-            "the images or captions of data.train": self.pairs.fingerprint,
+            "the images or captions of data.train": self.feed.fingerprint,
             "the weights of data.train": [own.weight for own in recipe.data.sources],
             "the images or captions of data.validation": validation.fingerprint if validation else None,
             "the frozen weights of the model": fingerprint(self.model),
@@ -196,7 +193,7 @@ class Run:
             "the paraphrases": [_hash_of(own.paraphrases or []) for own in (self.pairs, validation) if own is not None],
             "the images of data.labelled": [own.fingerprint for own in data.labelled],
             "the processes and workers that read the stream": (
-                [self.processes.count, recipe.data.workers] if isinstance(self.pairs, StreamPairs) else None
+                [self.processes.count, recipe.data.workers] if self.feed.depends_on_workers else None
             ),
             "versions": versions(),
             "processes": self.processes.count,
@@ -258,11 +255,8 @@ class Run:
             f"{self.accelerator.mixed_precision.replace('no', 'fp32')}; {model.name}: "
             f"{learning / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters learn"
         )
-        amount = f"{len(pairs.images)} images, {len(pairs.captions)} captions"
-        if isinstance(pairs, StreamPairs):
-            amount = f"a stream in {len(pairs.stream.parts)} parts, {len(pairs.images)} pairs an epoch"
         self.log.say(
-            f"{pairs.name}: {amount}; "
+            f"{pairs.name}: {self.feed.description}; "
             f"{recipe.train.epochs} epochs of {self.sampler.steps_per_epoch} steps of {recipe.train.batch_size} pairs"
         )
         if pairs.found:
@@ -277,15 +271,15 @@ class Run:
         recipe = self.recipe
         inputs = TowerInputs(
             self.model,
-            self.pairs,
+            self.feed,
             self.processes,
             self.objective.encoded,
             augmented=bool(recipe.data.augmentation),
             seed=recipe.train.seed,
-            stand_in=self.sampler.stand_in,
+            replacement=self.sampler.replacement,
             bad=self.data.missing,
         )
-        self.at_work = inputs.at_work
+        self.worker_progress = inputs.worker_progress
         if inputs.stores:
             kinds = {"image_features": "images", "text_features": "captions"}
             stored = [kind for name, kind in kinds.items() if name in inputs.stores]
@@ -465,7 +459,7 @@ class Run:
         """Nothing was updated yet: keep the state, say which images the step had, and stop."""
         rows = batch.image_ids[:, None].to(self.accelerator.device)
         images = self.processes.gather(rows, self.recipe.train.batch_size)[:, 0].tolist()
-        names = [Path(self.pairs.image_name(image)).name for image in images]
+        names = [Path(self.feed.image_name(image)).name for image in images]
         self._save_checkpoint()
         self.guard.not_finite(self.step + 1, loss, norm)
         self.log.say(f"images of step {self.step + 1}: {' '.join(names)}")

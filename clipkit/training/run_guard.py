@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from clipkit.data import StreamPairs
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
@@ -59,10 +58,10 @@ class RunGuard:
             kept = read_findings(self.folder.path)
             self._before = [] if kept is None else [own for own in kept[1] if own.step is None]
             return
-        self._before = before_first_step(self.recipe, model, data.train, data.validation, steps, rising)
-        tried = "captions" in self.recipe.objective and not isinstance(data.train, StreamPairs)
+        self._before = before_first_step(self.recipe, model, data.train.pairs, data.validation, steps, rising)
+        tried = "captions" in self.recipe.objective and data.train.can_index
         if tried and is_pretrained(self.recipe):
-            self._before += other_settings(model, data.train)
+            self._before += other_settings(model, data.train.pairs)
 
     def begin(self, objective: Objective, steps: int, rising: int, largest_logit_scale: float, resumed: bool) -> None:
         """Say what was found; of a run that goes on the logs so far are read again."""

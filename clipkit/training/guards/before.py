@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from clipkit.data import Pairs, StreamPairs, expected_false_negatives
+from clipkit.data import Pairs, expected_false_negatives
+from clipkit.data.sequences import evenly_spaced
 from clipkit.errors import DataError
 from clipkit.images import Stored, size_of, upright_size
 from clipkit.models import DualEncoder, Tower
@@ -44,7 +43,7 @@ def before_first_step(
         rising: steps of warmup.
     """
     found = [*_of_recipe(recipe, model, steps, rising), *_of_pairs(recipe, model, train)]
-    if validation is not None and not isinstance(train, StreamPairs):
+    if validation is not None and len(train.images):
         found += leaks(train, validation)
     return sorted(found, key=lambda own: ("error", "warning", "note").index(own.level))
 
@@ -135,7 +134,7 @@ def other_tokenizer(recipe: Recipe, model: DualEncoder) -> Iterator[Finding]:
 
 
 def _of_pairs(recipe: Recipe, model: DualEncoder, train: Pairs) -> Iterator[Finding]:
-    if isinstance(train, StreamPairs):
+    if not len(train.images):  # a stream
         return
     if train.has_captions and not is_absent(model.text):
         yield from cut_captions(model, train)
@@ -147,7 +146,7 @@ def _of_pairs(recipe: Recipe, model: DualEncoder, train: Pairs) -> Iterator[Find
 
 def cut_captions(model: DualEncoder, train: Pairs) -> Iterator[Finding]:
     """Captions that are longer than the text tower reads."""
-    captions = [train.captions[place] for place in _spread(len(train.captions), _LOOKED_AT)]
+    captions = [train.captions[place] for place in evenly_spaced(len(train.captions), _LOOKED_AT)]
     length = model.text.tokenize.context_length
     share = sum(count > length for count in token_counter(model)(captions)) / max(1, len(captions))
     if share >= _FEW:
@@ -182,7 +181,7 @@ def false_negatives(recipe: Recipe, train: Pairs) -> Iterator[Finding]:
 def small_images(model: DualEncoder, train: Pairs) -> Iterator[Finding]:
     """Images that have fewer pixels than the image tower looks at."""
     side = model.image.preprocess.image_size
-    sizes = [_shorter_side(train.images[place]) for place in _spread(len(train.images), _LOOKED_AT // 10)]
+    sizes = [_shorter_side(train.images[place]) for place in evenly_spaced(len(train.images), _LOOKED_AT // 10)]
     known = [size for size in sizes if size is not None]
     share = sum(size < side for size in known) / len(known) if side is not None and known else 0.0
     if share >= _SMALL:
@@ -238,11 +237,6 @@ def is_pretrained(recipe: Recipe) -> bool:
 
 def _sigmoid(model: DualEncoder) -> bool:
     return model.logit_bias is not None
-
-
-def _spread(count: int, most: int) -> list[int]:
-    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
-    return places
 
 
 def _shorter_side(image: Path | Stored) -> int | None:

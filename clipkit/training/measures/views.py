@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipkit.data import Pairs, Sample, TextView
+from clipkit.data import IndexedFeed, Pairs, Sample, TextView
 from clipkit.evaluation import versions
 from clipkit.evaluation.figures import Column, Queries, figure, figures
 from clipkit.evaluation.neighbourhood import embedding_map, neighbour_examples
@@ -54,7 +54,9 @@ class ImageViewValidation:
         self.pairs = pairs
         self.processes = processes
         self.workers = recipe.data.workers
-        self.inputs = TowerInputs(model, pairs, processes, {name: encoded[name] for name in self.names}, augmented=True)
+        self.inputs = TowerInputs(
+            model, IndexedFeed(pairs), processes, {name: encoded[name] for name in self.names}, augmented=True
+        )
 
     def figures(self) -> dict[str, float]:
         """Recalls, alignment, uniformity."""

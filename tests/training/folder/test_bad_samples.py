@@ -37,8 +37,8 @@ def test_a_run_goes_on_without_them(recipe: Build, broken: Path, tmp_path: Path,
     own = recipe({**changes, "model.image.tune": tune, "train.epochs": 3, "data.workers": 1})
     clipkit.train(own)
     listed = read_lines(tmp_path / "run" / "bad_samples.jsonl")
-    assert sorted(Path(row["image"]).name for row in listed) == ["11.png", "14.png", "3.png", "7.png"]
-    assert {row["step"] for row in listed if Path(row["image"]).name == "14.png"} == {0}
+    assert sorted(Path(row["file"]).name for row in listed) == ["11.png", "14.png", "3.png", "7.png"]
+    assert {row["step"] for row in listed if Path(row["file"]).name == "14.png"} == {0}
     assert next(row for row in listed if row["image"] == 3)["reason"].endswith("replace it or drop its rows")
     assert "1 images cannot be had, as " in (tmp_path / "run" / "log.txt").read_text() or tune == "frozen"
 
@@ -74,12 +74,12 @@ def test_too_many_stop_it_and_it_can_go_on(recipe: Build, broken: Path, tmp_path
 
 
 def test_what_is_known_before_the_first_step(recipe: Build, broken: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1 of its 16 images are missing, the first is .*14.png; mend the paths"):
+    with pytest.raises(DataError, match=r"1 of its 16 images are missing, the first is .*14.png; fix the paths"):
         clipkit.train(recipe({"data.train": str(broken), "data.max_bad": 0}))
     with pytest.raises(DataError, match="1 of its 16 images are missing"):
         clipkit.train(recipe({"data.validation": str(broken)}))
     draw("red", "circle").save(broken.parent / "14.png")
-    with pytest.raises(DataError, match="3 images cannot be validated on, the first: .*3.png"):
+    with pytest.raises(DataError, match="3 images are unreadable, the first: .*3.png"):
         clipkit.train(recipe({"data.validation": str(broken)}))
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
