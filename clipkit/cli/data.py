@@ -30,13 +30,15 @@ def preview(
         str, typer.Option(help="A policy's name, or steps, as '[crop, {name: rotate, degrees: 15}]'.")
     ] = "simclr",
     out: Annotated[Path, typer.Option(help="The image to write.")] = Path("preview.png"),
-    count: Annotated[int, typer.Option(help="Images, a row each.", min=1)] = 8,
-    views: Annotated[int, typer.Option(help="Views of each image.", min=1)] = 5,
+    count: Annotated[int, typer.Option(help="Number of images, one per row.", min=1)] = 8,
+    views: Annotated[int, typer.Option(help="Views per image.", min=1)] = 5,
     size: Annotated[int, typer.Option(help="Side of a view in pixels.", min=8)] = 160,
-    safe: Annotated[bool, typer.Option("--safe", help="Heed what captions say of sides and colours.")] = False,
-    seed: Annotated[int, typer.Option(help="The run's seed.", min=0)] = 0,
+    safe: Annotated[
+        bool, typer.Option("--safe", help="Do not flip or recolor images whose captions mention left/right or a color.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the run.", min=0)] = 0,
 ) -> None:
-    """Images beside their augmented views, as one image."""
+    """Draw images beside their augmented views, as one image."""
     from clipkit.recipe.policies import parse_policy
 
     steps = parse_policy(policy)

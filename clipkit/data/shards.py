@@ -1,6 +1,7 @@
-"""Shards of images with their texts, as tar or Parquet files; written aside, and there only once they are whole.
+"""Writing shards of images with their texts, as tar or Parquet files.
 
-The same samples give the same bytes: nothing in a shard says when or by whom it was written.
+A shard is written under a temporary name and renamed when it is complete. The same samples give the same bytes: a shard
+contains no time and no user name.
 """
 
 import hashlib
@@ -21,27 +22,27 @@ from clipkit.data.encoded import Encoded
 
 Format = Literal["tar", "parquet"]
 
-# Rows that a reader of Parquet has to hold at least; the Hub's viewer asks for so few with images.
+# Rows that a Parquet reader loads together; the viewer of the Hub recommends few rows for images.
 _ROWS_IN_GROUP = 100
-_AT_ONCE = 1 << 20  # bytes
+_BUFFER = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSample:
-    """An image with its texts, as it goes into a shard."""
+    """Image with its texts, to be written to a shard."""
 
     key: str
-    """Its position in the source, in digits: no other sample has it."""
+    """Unique key: the position in the source, in digits."""
     name: str
-    """Of the image in its source."""
+    """Name of the image in its source."""
     image: Encoded
     texts: Mapping[str, Sequence[str]]
-    """By role: caption, and where the source has them negative_caption and paraphrase."""
+    """Texts by role: caption and, if the source has them, negative_caption and paraphrase."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What a shard's file holds."""
+    """Number of samples, size and hash of a shard file."""
 
     samples: int
     bytes: int
@@ -49,11 +50,11 @@ class Shard:
 
 
 class ShardWriter(ABC):
-    """Writes a shard beside its place, under a name that no pattern of shards matches.
+    """Writer of a shard, under a temporary name that no pattern of shards matches.
 
     Args:
-        path: where it stands once it is whole.
-        roles: of the texts that each sample has.
+        path: final path of the shard.
+        roles: roles of the texts of each sample.
     """
 
     def __init__(self, path: Path, roles: Sequence[str]) -> None:
@@ -69,7 +70,7 @@ class ShardWriter(ABC):
     def _end(self) -> None: ...
 
     def add(self, sample: ShardSample) -> None:
-        """Write one more.
+        """Write a sample.
 
         Raises:
             OSError: the disk is full.
@@ -78,7 +79,7 @@ class ShardWriter(ABC):
         self.samples += 1
 
     def finish(self) -> Shard:
-        """Put the file in its place.
+        """Complete the file and rename it to its final path.
 
         Raises:
             OSError: the disk is full.
@@ -90,25 +91,25 @@ class ShardWriter(ABC):
         return Shard(self.samples, self._file.written, self._file.digest.hexdigest())
 
     def drop(self) -> None:
-        """Leave nothing behind; after `finish` it does nothing."""
+        """Delete the temporary file; after `finish`, do nothing."""
         self._file.close()
         self.aside.unlink(missing_ok=True)
 
 
 class TarWriter(ShardWriter):
-    """WebDataset's layout: 000000.jpg with 000000.json, which holds the texts as lists and the image's name."""
+    """Writer of WebDataset shards: 000000.jpg with 000000.json, which contains lists of texts and the image name."""
 
     def __init__(self, path: Path, roles: Sequence[str]) -> None:
         super().__init__(path, roles)
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
     def _write(self, sample: ShardSample) -> None:
-        texts = {role: list(own) for role, own in sample.texts.items()} | {"name": sample.name}
+        content = {role: list(texts) for role, texts in sample.texts.items()} | {"name": sample.name}
         self._member(f"{sample.key}.{sample.image.ending}", sample.image.content)
-        self._member(f"{sample.key}.json", json.dumps(texts, ensure_ascii=False).encode())
+        self._member(f"{sample.key}.json", json.dumps(content, ensure_ascii=False).encode())
 
     def _member(self, name: str, content: bytes) -> None:
-        member = tarfile.TarInfo(name)  # its time, user and group are 0 unless they are set
+        member = tarfile.TarInfo(name)  # time, user and group are 0 by default
         member.size = len(content)
         member.mode = 0o644
         self._tar.addfile(member, io.BytesIO(content))
@@ -118,7 +119,7 @@ class TarWriter(ShardWriter):
 
 
 class ParquetWriter(ShardWriter):
-    """The Hub's layout: columns image, which `datasets` decodes, a list of strings for each role of text, and name."""
+    """Writer of Parquet shards for the Hub: an image column for `datasets`, lists of texts by role, and the name."""
 
     def __init__(self, path: Path, roles: Sequence[str]) -> None:
         from datasets import Features, Image, List, Value
@@ -127,7 +128,7 @@ class ParquetWriter(ShardWriter):
         texts = {role: List(Value("string")) for role in roles}
         self._schema = Features({"image": Image(), **texts, "name": Value("string")}).arrow_schema
         self._rows: list[dict[str, Any]] = []
-        # Dictionaries and statistics of images would be copies of them.
+        # Dictionaries and statistics of images would contain copies of the images.
         self._table = parquet.ParquetWriter(
             pa.PythonFile(self._file, mode="w"), self._schema, use_dictionary=False, write_statistics=False
         )
@@ -152,7 +153,7 @@ WRITERS: Mapping[Format, type[ShardWriter]] = {"tar": TarWriter, "parquet": Parq
 
 
 def read_shard(path: Path) -> Shard | None:
-    """What is in a shard's file as it lies on the disk; None where it is missing or damaged."""
+    """Return the content of a shard file on disk; None if it is missing or damaged."""
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -167,16 +168,16 @@ def read_shard(path: Path) -> Shard | None:
 
 
 def aside_of(path: Path) -> Path:
-    """Where a shard is written."""
+    """Return the temporary path of a shard."""
     return path.with_name(f".{path.name}.writing")
 
 
 class _Hashed(io.RawIOBase):
-    """A file that is written from its start to its end, and hashed on the way."""
+    """File that is written sequentially and hashed at the same time."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file: IO[bytes] = path.open("wb", buffering=_AT_ONCE)
+        self._file: IO[bytes] = path.open("wb", buffering=_BUFFER)
         self.digest = hashlib.sha256()
         self.written = 0
 
@@ -188,7 +189,7 @@ class _Hashed(io.RawIOBase):
 
     def write(self, content: Any) -> int:
         data = bytes(content)
-        if self.closed:  # a shard was dropped, and Arrow ends its file nevertheless
+        if self.closed:  # Arrow also ends the file of a shard that was dropped
             return len(data)
         self._file.write(data)
         self.digest.update(data)

@@ -4,7 +4,7 @@ A new policy is one more entry of `POLICIES`. Sizes are in pixels of the tower's
 probability that a step is applied to an image.
 
 >>> [step.name for step in steps_of("slip")]
-['crop', 'jitter', 'grey', 'blur', 'flip']
+['crop', 'jitter', 'grayscale', 'blur', 'flip']
 """
 
 import difflib
@@ -59,7 +59,7 @@ class Flip(Section):
 
 
 class Rotate(Section):
-    """A rotation around the centre; corners become grey."""
+    """A rotation around the center; corners become gray."""
 
     name: Literal["rotate"] = "rotate"
     degrees: float = Field(default=30.0, gt=0, le=180)
@@ -68,7 +68,7 @@ class Rotate(Section):
 
 
 class Jitter(Section):
-    """Colours changed: factors in [1 − x, 1 + x], hue by at most a share of the circle."""
+    """Colors changed: factors in [1 − x, 1 + x], hue by at most a share of the circle."""
 
     name: Literal["jitter"] = "jitter"
     brightness: float = Field(default=0.4, ge=0)
@@ -78,10 +78,10 @@ class Jitter(Section):
     p: Probability = 0.8
 
 
-class Grey(Section):
-    """No colour."""
+class Grayscale(Section):
+    """No color."""
 
-    name: Literal["grey"] = "grey"
+    name: Literal["grayscale"] = "grayscale"
     p: Probability = 0.2
 
 
@@ -94,16 +94,16 @@ class Blur(Section):
     p: Probability = 0.5
 
 
-class Solarise(Section):
+class Solarize(Section):
     """Values above the threshold, of 255, are inverted."""
 
-    name: Literal["solarise"] = "solarise"
+    name: Literal["solarize"] = "solarize"
     threshold: float = Field(default=128.0, ge=0, le=255)
     p: Probability = 0.2
 
 
 class Cutout(Section):
-    """A grey rectangle over a part of the image (Zhong et al. 2020)."""
+    """A gray rectangle over a part of the image (Zhong et al. 2020)."""
 
     name: Literal["cutout"] = "cutout"
     scale: Shares = (0.02, 0.33)
@@ -119,7 +119,7 @@ class RandAugment(Section):
     magnitude: int = Field(default=9, ge=0, le=30)
 
 
-Step = Crop | Flip | Rotate | Jitter | Grey | Blur | Solarise | Cutout | RandAugment
+Step = Crop | Flip | Rotate | Jitter | Grayscale | Blur | Solarize | Cutout | RandAugment
 
 POLICIES: dict[str, tuple[Step, ...]] = {
     # The model's own evaluation preprocessing.
@@ -128,21 +128,21 @@ POLICIES: dict[str, tuple[Step, ...]] = {
     "crop": (Crop(),),
     # open_clip's for CLIP from scratch.
     "clip": (Crop(scale=(0.9, 1.0)),),
-    # Chen et al. 2020, appendix A, with colour strength 1.
+    # Chen et al. 2020, appendix A, with color strength 1.
     "simclr": (
         Crop(scale=(0.08, 1.0)),
         Flip(),
         Jitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
-        Grey(),
+        Grayscale(),
         Blur(),
     ),
     # Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning".
-    "moco": (Crop(scale=(0.2, 1.0)), Jitter(), Grey(), Blur(), Flip()),
+    "moco": (Crop(scale=(0.2, 1.0)), Jitter(), Grayscale(), Blur(), Flip()),
     # Mu et al. 2022, for the two views beside the captions'.
-    "slip": (Crop(scale=(0.08, 1.0)), Jitter(), Grey(), Blur(), Flip()),
+    "slip": (Crop(scale=(0.08, 1.0)), Jitter(), Grayscale(), Blur(), Flip()),
     # Grill et al. 2020, appendix B: one for each view.
-    "byol_first": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grey(), Blur(p=1.0)),
-    "byol_second": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grey(), Blur(p=0.1), Solarise()),
+    "byol_first": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grayscale(), Blur(p=1.0)),
+    "byol_second": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grayscale(), Blur(p=0.1), Solarize()),
 }
 
 
@@ -154,15 +154,22 @@ def _check_policy(name: str) -> str:
     return name
 
 
-def _name_alone(step: object) -> object:
-    return {"name": step} if isinstance(step, str) else step
+_SPELLINGS = {"grey": "grayscale", "gray": "grayscale", "solarise": "solarize"}
+
+
+def _with_name(step: object) -> object:
+    """Return a step that may be given by its name only, with other spellings of the name replaced."""
+    step = {"name": step} if isinstance(step, str) else step
+    if isinstance(step, dict) and isinstance(step.get("name"), str):
+        return {**step, "name": _SPELLINGS.get(step["name"], step["name"])}
+    return step
 
 
 # By name, or a list of steps, of which each may be its name alone: [crop, {name: rotate, degrees: 15}].
 Policy = Annotated[
     Annotated[str, AfterValidator(_check_policy), Tag("one")]
     | Annotated[
-        list[Annotated[Annotated[Step, Field(discriminator="name")], BeforeValidator(_name_alone)]], Tag("several")
+        list[Annotated[Annotated[Step, Field(discriminator="name")], BeforeValidator(_with_name)]], Tag("several")
     ],
     Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
 ]
