@@ -25,7 +25,7 @@ import open_clip
 import torch
 from PIL import Image
 
-from clipkit.data import EpochSampler, Policy, TextView, TokenStore, pair_loader, prepare, read_pairs
+from clipkit.data import EpochSampler, InputMaker, Policy, TextView, TokenStore, pair_loader, prepare, read_pairs
 from clipkit.models import load
 from clipkit.recipe import steps_of
 
@@ -80,9 +80,8 @@ def clipkit_batches(source: str, workers: int, normalize: bool) -> Iterator[int]
     tokenize = model.text.tokenize
     store = TokenStore(pairs.captions, tokenize, tokenize.context_length, tokenize.pad_id)
     slices = sampler.slices(0, _EPOCHS * sampler.steps_per_epoch, slice(0, _BATCH))
-    batches = pair_loader(
-        pairs, slices, {"image_features": policy}, texts, tokenize, workers, draft=policy.draft, store=store
-    )
+    maker = InputMaker({"image_features": policy}, texts, tokenize, policy.draft, store)
+    batches = pair_loader(pairs, slices, maker, workers)
     for batch in batches:
         if normalize:
             assert model.image.ready(batch.inputs["image_features"])["pixel_values"].dtype == torch.float32

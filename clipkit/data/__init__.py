@@ -1,9 +1,11 @@
 """Data: sources to pairs, decoding, augmentation, sampling and collation; preprocessing comes in as a callable."""
 
 from clipkit.data.augment import Policy, TextSafe
+from clipkit.data.batch import Augment, Batch, InputMaker
 from clipkit.data.checks import Report, check, fix, quick_findings
+from clipkit.data.feed import AnyFeed, Feed, IndexedFeed, Loading, StreamFeed, stream_feed
 from clipkit.data.labels import LabelledImages, read_labelled
-from clipkit.data.loader import AtWork, Augment, Batch, StandIn, pair_loader
+from clipkit.data.loader import Replacement, pair_loader
 from clipkit.data.missing import broken_images, missing_places
 from clipkit.data.mixture import join, split
 from clipkit.data.near_misses import NearMisses, read_near_misses
@@ -12,32 +14,37 @@ from clipkit.data.prepare import Prepared, prepare, read_for_shards
 from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
 from clipkit.data.sampler import EpochSampler, Sample
 from clipkit.data.sequences import longest
-from clipkit.data.stream import StreamPairs, StreamSampler, Stretch, read_stream, stream_loader
+from clipkit.data.stream import StreamSampler, stream_loader
 from clipkit.data.text_views import TextOf, TextView, WrongCaption
 from clipkit.data.tokens import TokenStore
+from clipkit.data.workers import WorkerProgress
 
 __all__ = [
-    "AtWork",
+    "AnyFeed",
     "Augment",
     "Batch",
     "Classes",
     "EpochSampler",
+    "Feed",
+    "IndexedFeed",
+    "InputMaker",
     "LabelledImages",
+    "Loading",
     "NearMisses",
     "Pairs",
     "Policy",
     "Prepared",
+    "Replacement",
     "Report",
     "Sample",
-    "StandIn",
-    "StreamPairs",
+    "StreamFeed",
     "StreamSampler",
-    "Stretch",
     "Templates",
     "TextOf",
     "TextSafe",
     "TextView",
     "TokenStore",
+    "WorkerProgress",
     "WrongCaption",
     "broken_images",
     "check",
@@ -55,8 +62,8 @@ __all__ = [
     "read_labelled",
     "read_near_misses",
     "read_pairs",
-    "read_stream",
     "read_templates",
     "split",
+    "stream_feed",
     "stream_loader",
 ]

@@ -1,9 +1,9 @@
-"""Augmentation, seeded by what is augmented."""
+"""Augmentation of images, seeded by image and epoch."""
 
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -22,16 +22,16 @@ from clipkit.seeds import mix
 
 Inputs = dict[str, Tensor]
 Change = Callable[[Image.Image], Image.Image]
-# An image, or the bytes (3, H, W) of one.
+# Image, or its bytes (3, H, W).
 Drawn = Image.Image | Tensor
 Finish = Callable[[Image.Image], Inputs]
 FinishCrop = Callable[[Drawn], Inputs]
 
-_AUGMENT = 2  # beside the sampler's streams of the same seed
-_GREY = 128
+_AUGMENT = 2  # random stream of the seed, distinct from those of other modules
+_GRAY = 128
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-_COLOURS = re.compile(
+_COLORS = re.compile(
     r"\b(black|white|gr[ae]y|red(dish)?|green(ish)?|blue|bluish|yellow|orange|purple|violet|pink|brown|gold(en)?|silver"
     r"|beige|tan|cream|turquoise|teal|maroon|navy|crimson|scarlet|magenta|cyan|lavender|blond|blonde|brunette"
     r"|(\w*-)?colou?r(s|ed|ful)?|multicolou?red|dark|light|bright)\b",
@@ -40,19 +40,20 @@ _COLOURS = re.compile(
 
 
 class Policy:
-    """An augmentation policy as a function of the image and of who it is.
+    """Augmentation policy as a function from an image and its position to inputs.
 
-    What it draws depends on (seed, epoch, image, view) alone, never on the process or worker, and torch's global
-    generator is left as it was.
+    Random choices depend only on (seed, epoch, image, view), never on the process or worker. The global generator of
+    torch is left unchanged.
 
     Args:
-        policy: its steps, in order; none: the evaluation preprocessing.
-        image_size: side of the tower's input in pixels; None: crops keep their own size.
-        of_crop: an image of the input's size, or its bytes (3, H, W) -> inputs by name, as pixel_values (3, H, W).
-        evaluate: any image -> inputs; for policies without a crop, which come before it.
-        seed: the run's.
-        view: which of an image's views this is; 0 for the image beside a caption.
-        safe: which of the images may not be flipped, and whose colours may not change; None: all may.
+        policy: steps, in order; empty: evaluation preprocessing.
+        image_size: side of the tower's input in pixels; None: crops are not resized.
+        of_crop: function from an image of the input's size, or its bytes (3, H, W), to inputs by name, such as
+            pixel_values (3, H, W).
+        evaluate: function from any image to inputs, applied after policies without a crop.
+        seed: seed of the run.
+        view: number of the view; 0 for the image beside a caption.
+        safe: images that must not be flipped or recolored; None: all may be.
 
     Example:
         >>> from clipkit.recipe import steps_of
@@ -81,25 +82,25 @@ class Policy:
         self.safe = safe
         self._scales = [step.scale[0] for step in policy if isinstance(step, steps.Crop)]
         self._applied = {
-            (may_flip, may_colour): self._transforms(policy, may_flip, may_colour)
+            (may_flip, may_recolor): self._transforms(policy, may_flip, may_recolor)
             for may_flip in (False, True)
-            for may_colour in (False, True)
+            for may_recolor in (False, True)
         }
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> Inputs:
-        """The inputs of this view of this image in this epoch."""
+        """Return the inputs of this view of an image in an epoch."""
         drawn = self._drawn(image, epoch, index)
         return self.of_crop(drawn) if self._crops or isinstance(drawn, Tensor) else self.evaluate(drawn)
 
     @property
     def draft(self) -> int | None:
-        """Short side in pixels that an image has to keep for the smallest crop to have the input's size; None: all."""
+        """Short side in pixels at which the smallest crop still has the input's size; None: decode at full size."""
         if self.image_size is None or not self._scales:
             return None
         return math.ceil(self.image_size / math.sqrt(min(self._scales)))
 
     def augmented(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
-        """The image before it becomes an input."""
+        """Return the augmented image."""
         drawn = self._drawn(image, epoch, index)
         return T.functional.to_pil_image(drawn) if isinstance(drawn, Tensor) else drawn
 
@@ -107,57 +108,64 @@ class Policy:
         may = (True, True) if self.safe is None else self.safe.of(index)
         state = torch.get_rng_state()
         try:
-            # Not torch.manual_seed, which would reseed the accelerators' generators too.
-            own = (self.view,) if self.view else ()
-            torch.default_generator.manual_seed(mix(self.seed, _AUGMENT, epoch, index, *own))
+            # Not torch.manual_seed, which would also seed the generators of accelerators.
+            view = (self.view,) if self.view else ()
+            torch.default_generator.manual_seed(mix(self.seed, _AUGMENT, epoch, index, *view))
             *before, last = self._applied[may] or [_same]
             for transform in before:
                 image = transform(image)
-            # A crop at the end need not become an image again.
+            # A crop as the last step is not converted back to an image.
             return last.bytes(image) if isinstance(last, _Crop) and last.size is not None else last(image)
         finally:
             torch.set_rng_state(state)
 
-    def _transforms(self, policy: Sequence[Step], may_flip: bool, may_colour: bool) -> list[Change]:
-        found: list[Change] = []
+    def _transforms(self, policy: Sequence[Step], may_flip: bool, may_recolor: bool) -> list[Change]:
+        changes: list[Change] = []
         for step in policy:
             match step:
                 case steps.Crop():
-                    found.append(_Crop(step, self.image_size))
+                    changes.append(_Crop(step, self.image_size))
                 case steps.Flip() if may_flip and step.direction == "horizontal":
-                    found.append(T.RandomHorizontalFlip(step.p))
+                    changes.append(T.RandomHorizontalFlip(step.p))
                 case steps.Flip() if may_flip:
-                    found.append(T.RandomVerticalFlip(step.p))
+                    changes.append(T.RandomVerticalFlip(step.p))
                 case steps.Rotate():
-                    # By more than half a right angle left and right would begin to change places.
+                    # Beyond 45 degrees, left and right would begin to swap.
                     degrees = step.degrees if may_flip else min(step.degrees, 45.0)
-                    rotate = T.RandomRotation(degrees, InterpolationMode.BILINEAR, fill=_GREY)
-                    found.append(_sometimes(rotate, step.p))
-                case steps.Jitter() if may_colour:  # brightness and contrast too: a white dog soon is a grey one
+                    rotate = T.RandomRotation(degrees, InterpolationMode.BILINEAR, fill=_GRAY)
+                    changes.append(_sometimes(rotate, step.p))
+                case steps.Jitter() if may_recolor:  # includes brightness and contrast, which may turn a white dog gray
                     jitter = T.ColorJitter(step.brightness, step.contrast, step.saturation, step.hue)
-                    found.append(_sometimes(jitter, step.p))
-                case steps.Grey() if may_colour:
-                    found.append(T.RandomGrayscale(step.p))
+                    changes.append(_sometimes(jitter, step.p))
+                case steps.Grayscale() if may_recolor:
+                    changes.append(T.RandomGrayscale(step.p))
                 case steps.Blur():
-                    found.append(_sometimes(_Blur(step), step.p))
-                case steps.Solarise() if may_colour:
-                    found.append(T.RandomSolarize(step.threshold, step.p))
+                    changes.append(_sometimes(_Blur(step), step.p))
+                case steps.Solarize() if may_recolor:
+                    changes.append(T.RandomSolarize(step.threshold, step.p))
                 case steps.Cutout():
-                    found.append(_Cutout(step))
-                case steps.RandAugment() if may_colour:
-                    found.append(T.RandAugment(step.count, step.magnitude, interpolation=InterpolationMode.BILINEAR))
-        return found
+                    changes.append(_Cutout(step))
+                case steps.RandAugment() if may_recolor:
+                    changes.append(T.RandAugment(step.count, step.magnitude, interpolation=InterpolationMode.BILINEAR))
+        return changes
 
 
 def _same(image: Image.Image) -> Image.Image:
     return image
 
 
+def shared_draft(augments: Iterable[object]) -> int | None:
+    """Return the short side in pixels that is enough for all policies; None if one needs the full size."""
+    sides = [augment.draft if isinstance(augment, Policy) else None for augment in augments]
+    known = [side for side in sides if side is not None]
+    return max(known) if known and len(known) == len(sides) else None
+
+
 class TextSafe:
-    """What augmentation may do to each image without making its captions wrong.
+    """Augmentations of each image that do not make its captions wrong.
 
     Args:
-        pairs: the images; of each all captions count.
+        pairs: the images; all captions of an image count.
 
     Example:
         >>> from pathlib import Path
@@ -168,22 +176,22 @@ class TextSafe:
 
     def __init__(self, pairs: Pairs) -> None:
         self._may_flip = self._without(pairs, _SIDES)
-        self._may_colour = self._without(pairs, _COLOURS)
+        self._may_recolor = self._without(pairs, _COLORS)
 
     def of(self, index: int) -> tuple[bool, bool]:
-        """Whether it may be flipped, and whether its colours may change."""
-        return bool(self._may_flip[index]), bool(self._may_colour[index])
+        """Return whether an image may be flipped, and whether it may be recolored."""
+        return bool(self._may_flip[index]), bool(self._may_recolor[index])
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many images may not be flipped, and how many may not change their colours."""
-        return int((~self._may_flip).sum()), int((~self._may_colour).sum())
+        """Number of images that must not be flipped, and that must not be recolored."""
+        return int((~self._may_flip).sum()), int((~self._may_recolor).sum())
 
     @staticmethod
     def _without(pairs: Pairs, words: re.Pattern[str]) -> NDArray[np.bool_]:
-        said = np.array([words.search(caption) is not None for caption in pairs.captions])
+        has_word = np.array([words.search(caption) is not None for caption in pairs.captions])
         allowed = np.ones(len(pairs.images), dtype=bool)
-        allowed[pairs.image_of_caption[said]] = False
+        allowed[pairs.image_of_caption[has_word]] = False
         return allowed
 
 
@@ -192,9 +200,9 @@ def _sometimes(transform: Change, p: float) -> Change:
 
 
 class _Crop:
-    """RandomResizedCrop, the part resized by torch on bytes: a quarter of Pillow's time, at most one level apart.
+    """RandomResizedCrop that resizes bytes in torch: four times as fast as Pillow, and at most one level different.
 
-    Without a size the part is not resized.
+    Without a size, the crop is not resized.
     """
 
     def __init__(self, step: steps.Crop, size: int | None) -> None:
@@ -207,27 +215,27 @@ class _Crop:
         return T.functional.to_pil_image(self.bytes(image))
 
     def bytes(self, image: Image.Image) -> UInt8[Tensor, "3 H W"]:
-        """The resized part."""
+        """Return the resized crop."""
         assert self.size is not None
         left, top, right, bottom = self._box(image)
         pixels = _view(image)[:, :, top:bottom, left:right]
         return interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True)[0]
 
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom."""
+        """Return left, top, right and bottom of a random crop."""
         box = self.crop.make_params([image])
         return box["left"], box["top"], box["left"] + box["width"], box["top"] + box["height"]
 
 
 def _view(image: Image.Image) -> UInt8[Tensor, "1 3 H W"]:
-    """An RGB image's bytes, which are only to be read."""
+    """Return a read-only view of the bytes of an RGB image."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None]
 
 
 class _Blur:
-    """GaussianBlur with a kernel of three deviations to each side, as far as the image has so many pixels."""
+    """GaussianBlur with a kernel of three standard deviations to each side, at most as large as the image."""
 
     def __init__(self, step: steps.Blur) -> None:
         self.sigma = step.sigma
@@ -238,10 +246,10 @@ class _Blur:
 
 
 class _Cutout:
-    """RandomErasing, which takes no PIL images."""
+    """RandomErasing for PIL images, which torchvision does not support."""
 
     def __init__(self, step: steps.Cutout) -> None:
-        self.erase = T.RandomErasing(step.p, step.scale, value=_GREY)
+        self.erase = T.RandomErasing(step.p, step.scale, value=_GRAY)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return T.functional.to_pil_image(self.erase(T.functional.pil_to_tensor(image)))

@@ -85,10 +85,6 @@ class Pairs:
         sizes = np.array([size_of(self.images[position]) for position in positions], dtype="<i8")
         return hashlib.sha256(self.sha256.encode() + sizes.tobytes()).hexdigest()
 
-    def image_name(self, image: int) -> str:
-        """Return the location of an image, for messages."""
-        return str(self.images[image])
-
     def take(self, positions: NDArray[np.int64]) -> "Pairs":
         """Return the images at these positions, in this order, with all their captions."""
         rows = np.concatenate([self.captions_of_image[image] for image in positions.tolist()])

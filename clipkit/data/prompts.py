@@ -7,23 +7,23 @@ from pathlib import Path
 
 from clipkit.errors import DataError
 
-# Prompts with {c} where the class name goes; or for each class its own sentences (Pratt et al. 2023, CuPL).
+# Prompts with {c} for the class name; or sentences for each class (Pratt et al. 2023, CuPL).
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
-# Class names, which the labels are; or for each label its name, or several.
+# Class names that are also the labels; or one or several names for each label.
 Classes = Sequence[str] | Mapping[str, str | Sequence[str]]
 
 _NAMED_TEMPLATES = {"imagenet": "OPENAI_IMAGENET_TEMPLATES", "imagenet_simple": "SIMPLE_IMAGENET_TEMPLATES"}
 
 
 def read_classes(source: str) -> Classes:
-    """Class names to choose among.
+    """Read class names.
 
     Args:
-        source: a text file with a name a line; a JSON file, a list of names or an object of label to name or names;
-            or `imagenet`, the 1,000 classes by WordNet id with the names that open_clip uses.
+        source: a text file with one name per line; a JSON file with a list of names, or an object of label to name or
+            names; or `imagenet`, the 1,000 classes by WordNet id with the names of open_clip.
 
     Raises:
-        DataError: there is no such file or set, or it does not hold that.
+        DataError: the file or set is missing or has another format.
     """
     if source == "imagenet" and not Path(source).exists():
         from open_clip import IMAGENET_CLASSNAMES
@@ -32,27 +32,29 @@ def read_classes(source: str) -> Classes:
         return dict(zip(synsets, IMAGENET_CLASSNAMES, strict=True))
     if not source.endswith(".json"):
         return read_lines(_existing(source, "class names", ["imagenet"]))
-    own = _json(_existing(source, "class names", ["imagenet"]))
+    content = _json(_existing(source, "class names", ["imagenet"]))
     wrong = DataError(
-        f'{source}: must be a list of names, or an object of label to name or names, as {{"n02123045": ["tabby"]}}'
+        f'{source}: must be a list of names, or an object of label to name or names, such as {{"n02123045": ["tabby"]}}'
     )
-    match own:
-        case list() if own and all(isinstance(name, str) for name in own):
-            return own
-        case dict() if own and all(isinstance(names, str) or (_sentences(names) and names) for names in own.values()):
-            return own
+    match content:
+        case list() if content and _are_strings(content):
+            return content
+        case dict() if content and all(
+            isinstance(names, str) or (_are_strings(names) and names) for names in content.values()
+        ):
+            return content
     raise wrong
 
 
 def read_templates(source: str) -> Templates:
-    """Prompts.
+    """Read prompts.
 
     Args:
-        source: a text file with a prompt a line, `{c}` standing for the class; a JSON file, a list of prompts or an
-            object of class to sentences; or `imagenet` and `imagenet_simple`, CLIP's 80 and 7 prompts.
+        source: a text file with one prompt per line, with `{c}` for the class; a JSON file with a list of prompts, or
+            an object of class to sentences; or `imagenet` and `imagenet_simple`, CLIP's 80 and 7 prompts.
 
     Raises:
-        DataError: there is no such file or set, or it does not hold that.
+        DataError: the file or set is missing or has another format.
     """
     if source in _NAMED_TEMPLATES and not Path(source).exists():
         import open_clip
@@ -61,48 +63,46 @@ def read_templates(source: str) -> Templates:
     file = _existing(source, "prompts", list(_NAMED_TEMPLATES))
     if file.suffix != ".json":
         return read_lines(file)
-    own = _json(file)
-    if isinstance(own, list) and own and _sentences(own):
-        return own
-    if isinstance(own, dict) and own and all(_sentences(sentences) for sentences in own.values()):
-        return own
+    content = _json(file)
+    if isinstance(content, list) and content and _are_strings(content):
+        return content
+    if isinstance(content, dict) and content and all(_are_strings(sentences) for sentences in content.values()):
+        return content
     raise DataError(
-        f"{file}: must be a list of prompts, or an object of class to sentences, as "
+        f"{file}: must be a list of prompts, or an object of class to sentences, such as "
         '{"cat": ["a cat", "a sleeping cat"]}'
     )
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty.
+    """Return the lines of a text file that are not empty.
 
     Raises:
-        DataError: it cannot be read, or has none.
+        DataError: the file cannot be read, or is empty.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as lines of text ({error})") from None
     if not lines:
-        raise DataError(f"{path}: is empty; write one entry a line")
+        raise DataError(f"{path}: is empty; write one entry per line")
     return lines
 
 
 def prompts_of(label: str, names: Sequence[str], templates: Templates) -> list[str]:
-    """All prompts of one class: every name in every template, or its own sentences.
+    """Return the prompts of a class: every name in every template, or its sentences.
 
     Raises:
-        DataError: a template has no place for the name, or the class has no sentences.
+        DataError: a template has no {c}, or the class has no sentences.
     """
     if isinstance(templates, Mapping):
-        own = templates.get(label) or templates.get(names[0])
-        if not own:
-            raise DataError(
-                f"the class-specific prompts have none for {names[0]!r}; give at least one sentence a class"
-            )
-        return list(own)
+        sentences = templates.get(label) or templates.get(names[0])
+        if not sentences:
+            raise DataError(f"the class {names[0]!r} has no sentences among the prompts; give at least one")
+        return list(sentences)
     for template in templates:
         if "{c}" not in template and "{}" not in template:
-            raise DataError(f"the template {template!r} has no place for the class name; write {{c}} where it goes")
+            raise DataError(f"the template {template!r} has no {{c}} for the class name; add it")
     return [template.replace("{c}", name).replace("{}", name) for name in names for template in templates]
 
 
@@ -112,7 +112,7 @@ def _existing(source: str, what: str, named: list[str]) -> Path:
             return Path(source)
     except OSError:  # too long for a name
         pass
-    raise DataError(f"{source[:80]}: cannot be read, there is no such file; {what} by name are {', '.join(named)}")
+    raise DataError(f"{source[:80]}: there is no such file; {what} that are available by name: {', '.join(named)}")
 
 
 def _json(path: Path) -> object:
@@ -122,5 +122,5 @@ def _json(path: Path) -> object:
         raise DataError(f"{path}: is not valid JSON ({error})") from None
 
 
-def _sentences(own: object) -> bool:
-    return isinstance(own, list) and all(isinstance(sentence, str) for sentence in own)
+def _are_strings(content: object) -> bool:
+    return isinstance(content, list) and all(isinstance(text, str) for text in content)

@@ -1,86 +1,36 @@
-"""Batches of a stream: what comes, in an order that seed, epoch, processes and workers determine.
+"""Loading batches of a stream, in an order determined by seed, epoch, processes and workers.
 
-The shards of an epoch are shuffled and dealt to lanes, one a loader worker of each process; a lane reads its shards one
-after the other and shuffles within a buffer. An epoch is as many batches as `data.samples` makes; what is left of the
-stream then is dropped, and the next epoch begins with all shards again, so that no sample comes twice in one.
+The shards of an epoch are shuffled and distributed to lanes, one lane per loader worker of each process. A lane reads
+its shards one after the other and shuffles samples within a buffer. An epoch ends after the batches that
+`data.samples` gives; the rest of the stream is dropped, and the next epoch starts with all shards again, so that no
+sample occurs twice in an epoch.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from clipkit.data.loader import Augment, Batch, joined, stacked, start_worker
-from clipkit.data.pairs import Pairs
-from clipkit.data.sources.streams import Stream, StreamSample, identity_of, stream_of
-from clipkit.data.tokens import Tokenize
+from clipkit.data.batch import Batch, InputMaker, Inputs, joined, rows_of
+from clipkit.data.sources.streams import Stream, StreamSample, identity_of
+from clipkit.data.workers import start_worker
 from clipkit.errors import DataError
-from clipkit.images import open_image
 from clipkit.seeds import mix
 
-_STREAM, _CAPTION, _STAND_IN = 6, 7, 8  # beside the streams of order, caption, augmentation and views
+_STREAM, _CAPTION, _REPLACEMENT = 6, 7, 8  # random streams of the seed, distinct from those of other modules
 _CHUNK = 64
 _BUFFER = 1000
-"""Samples among which a lane shuffles, with their images' files."""
-
-
-class _Unlisted(Sequence[str]):
-    """As many as an epoch has, none of which can be asked for."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __getitem__(self, place: object) -> str:
-        raise TypeError("a stream has no positions")
-
-
-@dataclass(frozen=True)
-class StreamPairs(Pairs):
-    """Pairs that come one after the other; of positions only their number is known, that of an epoch."""
-
-    stream: Stream = field(default_factory=lambda: Stream("", [], {}))
-
-    @property
-    def fingerprint(self) -> str:
-        return self.stream.fingerprint
-
-    def image_name(self, image: int) -> str:
-        """All that its identity tells."""
-        return f"sample {image:016x}"
-
-
-def read_stream(source: str, samples: int | None) -> StreamPairs | None:
-    """The stream that a source means; None: it is indexable.
-
-    Args:
-        source: as a user writes it.
-        samples: of an epoch.
-
-    Raises:
-        DataError: nobody said how many samples an epoch has.
-    """
-    stream = stream_of(source)
-    if stream is None:
-        return None
-    if samples is None:
-        raise DataError(
-            f"{source}: is a stream, whose length is not known; say how many pairs an epoch has: data.samples"
-        )
-    unlisted = _Unlisted(samples)
-    nowhere = np.empty(0, dtype=np.int64)
-    return StreamPairs(stream.name, unlisted, unlisted, nowhere, stream=stream)  # type: ignore[arg-type]
+"""Samples among which a lane shuffles, with their image files."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Steps of a run, and one process's rows of their batches."""
+    """Range of steps of a run, and the rows of their batches that one process handles."""
 
     first_step: int
     last_step: int
@@ -89,58 +39,64 @@ class Stretch:
 
 
 class StreamSampler:
-    """What `EpochSampler` is for an indexable source.
+    """Counterpart of `EpochSampler` for a stream.
 
     Args:
-        pairs: the stream.
+        samples: pairs per epoch.
         batch_size: pairs in a global batch.
 
     Raises:
-        DataError: an epoch has not one full batch.
+        DataError: an epoch is smaller than a batch.
     """
 
-    def __init__(self, pairs: StreamPairs, batch_size: int) -> None:
-        if batch_size > len(pairs.images):
+    replacement = None
+    """Unreadable images are replaced within their chunk, since other images cannot be accessed."""
+
+    def __init__(self, samples: int, batch_size: int) -> None:
+        if batch_size > samples:
             raise DataError(
-                f"train.batch_size is {batch_size}, but data.samples {len(pairs.images)}; set train.batch_size to at "
-                f"most {len(pairs.images)}"
+                f"train.batch_size is {batch_size}, but data.samples {samples}; set train.batch_size to at most "
+                f"{samples}"
             )
-        self.steps_per_epoch = len(pairs.images) // batch_size
-        self.stand_in = None
+        self.steps_per_epoch = samples // batch_size
 
     def slices(self, first_step: int, last_step: int, rows: slice) -> Stretch:
-        """The steps from `first_step` up to before `last_step`."""
+        """Return the steps from `first_step` up to, but not including, `last_step`."""
         return Stretch(first_step, last_step, rows, self.steps_per_epoch)
 
 
-class _Lane(IterableDataset[Batch | int | DataError]):
-    """Chunks of one process's samples, or of those it has seen already their number; each worker gives its lane's."""
+class _Pair(NamedTuple):
+    image_id: int
+    caption: str
 
-    def __init__(
-        self,
-        stream: Stream,
-        collate: Callable[[list[StreamSample], int], Batch | DataError],
-        seed: int,
-        process: tuple[int, int],
-    ) -> None:
+
+def _caption_of(pair: _Pair) -> str:
+    return pair.caption
+
+
+class _Lane(IterableDataset[Batch | int | DataError]):
+    """Chunks of the samples of one process, each worker those of its lane; only the size of chunks already trained."""
+
+    def __init__(self, stream: Stream, maker: InputMaker, seed: int, process: tuple[int, int]) -> None:
         self.stream = stream
-        self.collate = collate
+        self.maker = replace(maker, texts=dict.fromkeys(maker.texts, _caption_of), store=None)
         self.seed = seed
         self.process = process
+        self.max_pixels = Image.MAX_IMAGE_PIXELS
         self.start = torch.zeros(2, dtype=torch.int64).share_memory_()
-        """The epoch, and how many rows of it this process has seen already."""
+        """Epoch, and the number of its rows that this process has trained on already."""
 
     def __iter__(self) -> Iterator[Batch | int | DataError]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         index, count = self.process
-        epoch, seen = self.start.tolist()
+        epoch, done = self.start.tolist()
         for turn, chunk in enumerate(self._chunks(epoch, index * workers + number, count * workers), 1):
             if isinstance(chunk, DataError):
                 yield chunk
                 return
-            # Workers take turns, so that before the end of a turn no more rows than this have come from all of them.
-            yield len(chunk) if turn * workers * _CHUNK <= seen else self.collate(chunk, epoch)
+            # Workers take turns: up to the end of this turn, at most so many rows have come from all of them.
+            yield len(chunk) if turn * workers * _CHUNK <= done else self._batch(chunk, epoch)
 
     def _chunks(self, epoch: int, lane: int, lanes: int) -> Iterator[list[StreamSample] | DataError]:
         samples = self._shuffled(self._samples(epoch, lane, lanes), epoch, lane)
@@ -157,93 +113,71 @@ class _Lane(IterableDataset[Batch | int | DataError]):
             for part in order[lane::lanes]:
                 yield from self.stream.samples(parts[part])
             return
-        # Fewer shards than lanes: each lane reads all of them, and keeps its share.
-        every = (sample for part in order for sample in self.stream.samples(parts[part]))
-        yield from islice(every, lane, None, lanes)
+        # Fewer shards than lanes: each lane reads all shards, and keeps its share of the samples.
+        samples = (sample for part in order for sample in self.stream.samples(parts[part]))
+        yield from islice(samples, lane, None, lanes)
 
     def _shuffled(self, samples: Iterator[StreamSample], epoch: int, lane: int) -> Iterator[StreamSample]:
         generator = np.random.default_rng(mix(self.seed, _STREAM, epoch, lane))
         buffer = list(islice(samples, _BUFFER))
         for sample in samples:
-            place = int(generator.integers(len(buffer)))
-            yield buffer[place]
-            buffer[place] = sample
-        for place in generator.permutation(len(buffer)).tolist():
-            yield buffer[place]
+            index = int(generator.integers(len(buffer)))
+            yield buffer[index]
+            buffer[index] = sample
+        for index in generator.permutation(len(buffer)).tolist():
+            yield buffer[index]
 
-
-class _Collate:
-    def __init__(
-        self, name: str, augments: Mapping[str, Augment], texts: Sequence[str], tokenize: Tokenize, seed: int,
-        draft: int | None,
-    ) -> None:  # fmt: skip
-        self.name = name
-        self.augments = augments
-        self.texts = texts
-        self.tokenize = tokenize
-        self.seed = seed
-        self.draft = draft
-
-    def __call__(self, samples: list[StreamSample], epoch: int) -> Batch | DataError:
+    def _batch(self, samples: list[StreamSample], epoch: int) -> Batch | DataError:
+        """Decode a chunk; a sample of the same chunk replaces an unreadable one, so that the size stays the same."""
         bad: dict[int, str] = {}
-        made: dict[int, dict[str, dict[str, Tensor]]] = {}
-        for place, sample in enumerate(samples):
+        made: dict[int, Inputs] = {}
+        for index, sample in enumerate(samples):
             try:
-                image = open_image(sample.image, self.draft)
-                made[place] = {name: own(image, epoch, sample.identity) for name, own in self.augments.items()}
+                made[index] = self.maker.of_image(sample.image, epoch, sample.identity)
             except DataError as error:
                 bad[sample.identity] = str(error)
         if not made:
-            return DataError(f"{self.name}: of {len(samples)} images none can be decoded ({next(iter(bad.values()))})")
+            return DataError(
+                f"{self.stream.name}: none of {len(samples)} images can be decoded, the first: "
+                f"{next(iter(bad.values()))}; check the shards"
+            )
         sound = list(made)
-        # Another sample of the chunk stands in, so that its size is what it would have been.
-        places = [
-            place if place in made else sound[mix(self.seed, _STAND_IN, samples[place].identity) % len(sound)]
-            for place in range(len(samples))
+        chosen = [
+            index if index in made else sound[mix(self.seed, _REPLACEMENT, samples[index].identity) % len(sound)]
+            for index in range(len(samples))
         ]
-        kept = [samples[place] for place in places]
-        captions = [self._caption(sample, epoch) for sample in kept]
-        inputs = {name: stacked([made[place][name] for place in places]) for name in self.augments}
-        if self.texts:
-            inputs |= dict.fromkeys(self.texts, self.tokenize(captions))
-        image_ids = torch.tensor([sample.identity for sample in kept])
-        caption_ids = torch.tensor([identity_of(caption) for caption in captions])
-        return Batch(inputs, image_ids, caption_ids, image_ids, bad)
+        pairs = [_Pair(samples[index].identity, self._caption(samples[index], epoch)) for index in chosen]
+        image_ids = torch.tensor([pair.image_id for pair in pairs])
+        caption_ids = torch.tensor([identity_of(pair.caption) for pair in pairs])
+        return self.maker.batch(pairs, [made[index] for index in chosen], (image_ids, caption_ids, image_ids), bad)
 
     def _caption(self, sample: StreamSample, epoch: int) -> str:
-        """Another one each epoch."""
+        """Return a caption of the sample, the next one in each epoch."""
         return sample.captions[(mix(self.seed, _CAPTION, sample.identity) + epoch) % len(sample.captions)]
 
 
 def stream_loader(
-    pairs: StreamPairs,
+    stream: Stream,
     stretch: Stretch,
-    augments: Mapping[str, Augment],
-    texts: Sequence[str],
-    tokenize: Tokenize,
+    maker: InputMaker,
     workers: int,
     seed: int,
     process: tuple[int, int] = (0, 1),
-    draft: int | None = None,
 ) -> Generator[Batch, None, None]:
-    """Batches of a stream, one process's rows of each.
+    """Load the rows of one process of the batches of a stream.
 
     Args:
-        pairs: the stream.
-        stretch: which steps.
-        augments: for each kind of features that come from pixels, image to pixels.
-        texts: the kinds that come from tokens, all of them the sample's caption.
-        tokenize: strings to tokens.
-        workers: loader processes, each a lane; 0: this one.
-        seed: the run's.
-        process: this one's number, and how many there are.
-        draft: as of `pair_loader`.
+        stream: the data.
+        stretch: the steps.
+        maker: turns samples into inputs; the text of all kinds of features is the caption.
+        workers: loader processes, one lane each; 0 loads in this process.
+        seed: seed of the run.
+        process: index of this process, and number of processes.
 
     Raises:
-        DataError: the stream cannot be read, or ends before an epoch does.
+        DataError: the stream cannot be read, or ends before the epoch does.
     """
-    collate = _Collate(pairs.name, augments, texts, tokenize, seed, draft)
-    lane = _Lane(pairs.stream, collate, seed, process)
+    lane = _Lane(stream, maker, seed, process)
     loader: DataLoader[Batch | int | DataError] = DataLoader(
         lane,
         batch_size=None,
@@ -260,12 +194,12 @@ def stream_loader(
         lane.start.copy_(torch.tensor([epoch, done * size]))
         last = min(stretch.last_step, (epoch + 1) * stretch.steps_per_epoch)
         batches = _batches(_chunks(loader), size, skip=done * size)
-        for step_ in range(step, last):
+        for current in range(step, last):
             batch = next(batches, None)
             if batch is None:
                 raise DataError(
-                    f"{pairs.name}: the stream ended after {(step_ - epoch * stretch.steps_per_epoch) * size} of this "
-                    f"process's {stretch.steps_per_epoch * size} samples of an epoch; lower data.samples"
+                    f"{stream.name}: ended after {(current - epoch * stretch.steps_per_epoch) * size} of the "
+                    f"{stretch.steps_per_epoch * size} samples that this process needs in an epoch; lower data.samples"
                 )
             yield batch
         step = last
@@ -274,13 +208,13 @@ def stream_loader(
 def _chunks(loader: DataLoader[Batch | int | DataError]) -> Iterator[Batch | int]:
     for chunk in loader:
         if isinstance(chunk, DataError):
-            chunk.everywhere = False
+            chunk.everywhere = False  # other processes may be able to load their slices
             raise chunk
         yield chunk
 
 
 def _batches(chunks: Iterator[Batch | int], size: int, skip: int) -> Iterator[Batch]:
-    """Rows in their order, `size` at a time, without the first `skip`."""
+    """Cut chunks into batches of `size` rows, after skipping the first `skip` rows."""
     waiting: list[Batch] = []
     count = 0
     for chunk in chunks:
@@ -288,9 +222,9 @@ def _batches(chunks: Iterator[Batch | int], size: int, skip: int) -> Iterator[Ba
             skip -= chunk
             continue
         if skip:
-            cut = min(skip, len(chunk))
-            skip -= cut
-            chunk = rows_of(chunk, slice(cut, None))
+            skipped = min(skip, len(chunk))
+            skip -= skipped
+            chunk = rows_of(chunk, slice(skipped, None))
         if len(chunk):
             waiting.append(chunk)
             count += len(chunk)
@@ -299,14 +233,3 @@ def _batches(chunks: Iterator[Batch | int], size: int, skip: int) -> Iterator[Ba
             yield rows_of(whole, slice(size))
             left = rows_of(whole, slice(size, None))
             waiting, count = ([replace(left, bad={})], len(left)) if len(left) else ([], 0)
-
-
-def rows_of(batch: Batch, rows: slice) -> Batch:
-    """Some rows of a batch."""
-    return Batch(
-        {name: {key: value[rows] for key, value in own.items()} for name, own in batch.inputs.items()},
-        batch.image_ids[rows],
-        batch.caption_ids[rows],
-        batch.caption_rows[rows],
-        batch.bad,
-    )

@@ -1,4 +1,4 @@
-"""Views of captions, seeded by what they are of."""
+"""Views of captions, seeded by caption and epoch."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,25 +9,25 @@ from clipkit.data.sampler import Sample
 from clipkit.errors import DataError
 from clipkit.seeds import mix
 
-_TEXT_VIEW = 3  # beside the streams of order, caption and augmentation
+_TEXT_VIEW = 3  # random stream of the seed, distinct from those of other modules
 
 # A sample of an epoch -> a string.
 TextOf = Callable[[Sample], str]
 
 
 class TextView:
-    """One kind of view of captions.
+    """Function from a sample to a view of its caption.
 
     Args:
-        policy: same: the caption; crop: some of its words, side by side; paraphrase: the column of that name; sibling:
-            another caption of its image, itself where there is no other.
+        policy: same: the caption; crop: consecutive words of it; paraphrase: the text in the column of that name;
+            sibling: another caption of the image, or the caption if there is no other.
         pairs: the captions.
-        crop: share of the words that a crop keeps, lowest and highest.
-        seed: the run's; what is drawn depends on (seed, epoch, caption, view) alone.
-        view: which of a caption's views this is; 0 for the caption beside an image.
+        crop: lowest and highest share of the words that a crop keeps.
+        seed: seed of the run; random choices depend only on (seed, epoch, caption, view).
+        view: number of the view; 0 for the caption beside an image.
 
     Raises:
-        DataError: the data has no paraphrases, or no image with two captions.
+        DataError: the policy needs paraphrases or several captions per image, which the data does not have.
 
     Example:
         >>> from pathlib import Path
@@ -40,13 +40,13 @@ class TextView:
         self, policy: str, pairs: Pairs, crop: tuple[float, float] = (1.0, 1.0), seed: int = 0, view: int = 0
     ) -> None:
         if policy == "paraphrase" and pairs.paraphrases is None:
-            raise DataError(f"{pairs.name}: the policy paraphrase needs a column of that name; add it, or take crop")
+            raise DataError(f"{pairs.name}: the policy paraphrase needs a column of that name; add it, or use crop")
         if policy == "paraphrase" and pairs.paraphrases is not None and "" in pairs.paraphrases:
             row = pairs.paraphrases.index("") + 1
             raise DataError(f"{pairs.name}: row {row} has no paraphrase; fill it in or drop the row")
         if policy == "sibling" and max(map(len, pairs.captions_of_image)) < 2:
             raise DataError(
-                f"{pairs.name}: the policy sibling needs images with several captions, and none has; take crop"
+                f"{pairs.name}: has no image with several captions, which the policy sibling needs; use crop"
             )
         self.policy = policy
         self.pairs = pairs
@@ -55,7 +55,7 @@ class TextView:
         self.view = view
 
     def __call__(self, sample: Sample) -> str:
-        """The view of this sample's caption in its epoch."""
+        """Return the view of a sample's caption in its epoch."""
         captions = self.pairs.captions
         match self.policy:
             case "same":
@@ -69,22 +69,22 @@ class TextView:
                 assert self.pairs.paraphrases is not None
                 return self.pairs.paraphrases[sample.caption]
             case "sibling":
-                own = self.pairs.captions_of_image[sample.image]
-                others = own[own != sample.caption]
+                siblings = self.pairs.captions_of_image[sample.image]
+                others = siblings[siblings != sample.caption]
                 return captions[self._generator(sample).choice(others) if len(others) else sample.caption]
             case other:
-                raise NotImplementedError(f"{other} is in the recipe, but no policy of captions")
+                raise NotImplementedError(f"the caption policy {other} is in the recipe, but not here")
 
     def _generator(self, sample: Sample) -> np.random.Generator:
         return np.random.default_rng(mix(self.seed, _TEXT_VIEW, sample.epoch, sample.caption, self.view))
 
 
 class WrongCaption:
-    """The wrong caption beside a sample's own."""
+    """Function from a sample to the wrong caption beside its caption."""
 
     def __init__(self, negatives: Sequence[str]) -> None:
         self.negatives = negatives
 
     def __call__(self, sample: Sample) -> str:
-        """As the source has it."""
+        """Return the wrong caption of the source."""
         return self.negatives[sample.caption]

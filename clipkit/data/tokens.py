@@ -1,4 +1,4 @@
-"""Captions as tokens, made once."""
+"""Tokens of captions, computed once."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,21 +8,21 @@ from torch import Tensor
 
 Tokenize = Callable[[list[str]], dict[str, Int[Tensor, "B L"]]]
 
-# Bytes of shared memory, which fills only as captions are met.
-_MOST = 1 << 29
+# Largest size in bytes of the shared memory, which is allocated as captions are used.
+_MOST_BYTES = 1 << 29
 
 
 class TokenStore:
-    """Tokens of captions, each made when it is first met and kept in memory that loader workers share.
+    """Tokens of captions, computed at the first use and kept in memory that loader workers share.
 
-    What a tokenizer gives is kept without its padding, and padded again to the longest of those asked for, or, without
-    a mask, whole.
+    Tokens are kept without padding, and padded again to the longest of the requested captions. If the tokenizer gives
+    no attention mask, they are kept with their padding.
 
     Args:
         captions: M strings.
-        tokenize: strings to `input_ids` (B, L) and, where padding is told apart, `attention_mask`, padded on the right.
-        context_length: the most that it gives.
-        pad_id: what it pads with.
+        tokenize: strings to `input_ids` (B, L), padded on the right, and optionally `attention_mask`.
+        context_length: largest number of tokens.
+        pad_id: token used for padding.
 
     Example:
         >>> def tokenize(texts: list[str]) -> dict[str, Tensor]:
@@ -38,31 +38,31 @@ class TokenStore:
         self._masked = "attention_mask" in tokenize([captions[0]])
         self._ids = torch.empty(len(captions), context_length, dtype=torch.int32).share_memory_()
         self._lengths = torch.zeros(len(captions), dtype=torch.int32).share_memory_()
-        """0: not met yet."""
+        """Number of tokens of each caption; 0: not computed yet."""
 
     @staticmethod
     def fits(count: int, context_length: int) -> bool:
-        """Whether so many captions can be kept."""
-        return 4 * count * (context_length + 1) <= _MOST
+        """Return whether the tokens of `count` captions fit into memory."""
+        return 4 * count * (context_length + 1) <= _MOST_BYTES
 
     def __call__(self, rows: Sequence[int]) -> dict[str, Int[Tensor, "B L"]]:
-        """Tokens of these captions."""
-        places = torch.tensor(rows)
-        new = places[self._lengths[places] == 0].unique()
+        """Return the tokens of these captions."""
+        positions = torch.tensor(rows)
+        new = positions[self._lengths[positions] == 0].unique()
         if len(new):
-            self._make(new)
-        lengths = self._lengths[places]
+            self._compute(new)
+        lengths = self._lengths[positions]
         longest = int(lengths.max())
-        ids = self._ids[places, :longest].long()
+        ids = self._ids[positions, :longest].long()
         if not self._masked:
             return {"input_ids": ids}
         mask = torch.arange(longest) < lengths[:, None]
         return {"input_ids": ids.masked_fill(~mask, self.pad_id), "attention_mask": mask.long()}
 
-    def _make(self, places: Int[Tensor, " P"]) -> None:
-        tokens = self.tokenize([self.captions[place] for place in places.tolist()])
+    def _compute(self, positions: Int[Tensor, " P"]) -> None:
+        tokens = self.tokenize([self.captions[position] for position in positions.tolist()])
         ids = tokens["input_ids"]
-        self._ids[places, : ids.shape[1]] = ids.int()
-        # Last: a length says that the tokens are there. Two workers may write the same ones.
+        self._ids[positions, : ids.shape[1]] = ids.int()
+        # Written last, since a length marks the tokens as complete. Two workers may write the same tokens.
         mask = tokens.get("attention_mask")
-        self._lengths[places] = (torch.full((len(ids),), ids.shape[1]) if mask is None else mask.sum(dim=1)).int()
+        self._lengths[positions] = (torch.full((len(ids),), ids.shape[1]) if mask is None else mask.sum(dim=1)).int()

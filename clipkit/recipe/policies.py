@@ -4,7 +4,7 @@ A new policy is one more entry of `POLICIES`. Sizes are in pixels of the tower's
 probability that a step is applied to an image.
 
 >>> [step.name for step in steps_of("slip")]
-['crop', 'jitter', 'grey', 'blur', 'flip']
+['crop', 'jitter', 'grayscale', 'blur', 'flip']
 """
 
 import difflib
@@ -78,10 +78,10 @@ class Jitter(Section):
     p: Probability = 0.8
 
 
-class Grey(Section):
-    """Grayscale; also accepted as `grayscale`."""
+class Grayscale(Section):
+    """Remove the color."""
 
-    name: Literal["grey"] = "grey"
+    name: Literal["grayscale"] = "grayscale"
     p: Probability = 0.2
 
 
@@ -94,10 +94,10 @@ class Blur(Section):
     p: Probability = 0.5
 
 
-class Solarise(Section):
-    """Invert values above the threshold (of 255); also accepted as `solarize`."""
+class Solarize(Section):
+    """Invert values above the threshold (of 255)."""
 
-    name: Literal["solarise"] = "solarise"
+    name: Literal["solarize"] = "solarize"
     threshold: float = Field(default=128.0, ge=0, le=255)
     p: Probability = 0.2
 
@@ -119,7 +119,7 @@ class RandAugment(Section):
     magnitude: int = Field(default=9, ge=0, le=30)
 
 
-Step = Crop | Flip | Rotate | Jitter | Grey | Blur | Solarise | Cutout | RandAugment
+Step = Crop | Flip | Rotate | Jitter | Grayscale | Blur | Solarize | Cutout | RandAugment
 
 POLICIES: dict[str, tuple[Step, ...]] = {
     # The model's own evaluation preprocessing.
@@ -133,16 +133,16 @@ POLICIES: dict[str, tuple[Step, ...]] = {
         Crop(scale=(0.08, 1.0)),
         Flip(),
         Jitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
-        Grey(),
+        Grayscale(),
         Blur(),
     ),
     # Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning".
-    "moco": (Crop(scale=(0.2, 1.0)), Jitter(), Grey(), Blur(), Flip()),
-    # Mu et al. 2022, for the two views beside captions.
-    "slip": (Crop(scale=(0.08, 1.0)), Jitter(), Grey(), Blur(), Flip()),
-    # Grill et al. 2020, appendix B: one policy for each view.
-    "byol_first": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grey(), Blur(p=1.0)),
-    "byol_second": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grey(), Blur(p=0.1), Solarise()),
+    "moco": (Crop(scale=(0.2, 1.0)), Jitter(), Grayscale(), Blur(), Flip()),
+    # Mu et al. 2022, for the two views beside the captions'.
+    "slip": (Crop(scale=(0.08, 1.0)), Jitter(), Grayscale(), Blur(), Flip()),
+    # Grill et al. 2020, appendix B: one for each view.
+    "byol_first": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grayscale(), Blur(p=1.0)),
+    "byol_second": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grayscale(), Blur(p=0.1), Solarize()),
 }
 
 
@@ -154,7 +154,7 @@ def _check_policy(name: str) -> str:
     return name
 
 
-_SPELLINGS = {"gray": "grey", "grayscale": "grey", "solarize": "solarise"}
+_SPELLINGS = {"grey": "grayscale", "gray": "grayscale", "solarise": "solarize"}
 
 
 def _with_name(step: object) -> object:

@@ -1,9 +1,9 @@
-"""A few training images as the image tower may see them, for the report."""
+"""Augmented training images, for the report."""
 
 import base64
 import io
 
-from clipkit.data import Pairs, StreamPairs
+from clipkit.data import Pairs
 from clipkit.data.preview import preview
 from clipkit.errors import DataError
 from clipkit.images import DATA_URI
@@ -13,8 +13,8 @@ _IMAGES, _VIEWS, _SIDE = 4, 5, 96
 
 
 def augmented_sheet(recipe: Recipe, pairs: Pairs) -> str | None:
-    """A JPEG as a data URI; None where nothing is augmented, or an image of it cannot be had."""
-    if isinstance(pairs, StreamPairs) or not pairs.has_images:
+    """Return a JPEG as a data URI; None without augmentation or if an image is unreadable."""
+    if not len(pairs.images) or not pairs.has_images:
         return None
     steps = next((term.augmentation for term in recipe.terms if term.augmentation), None)
     if steps is None:
@@ -22,7 +22,7 @@ def augmented_sheet(recipe: Recipe, pairs: Pairs) -> str | None:
     safe = any(term.safe for term in recipe.terms)
     try:
         sheet = preview(pairs, steps, count=_IMAGES, views=_VIEWS, size=_SIDE, safe=safe, seed=recipe.train.seed)
-    except DataError:  # a broken image, of which others say what they have to
+    except DataError:  # an unreadable image, which is reported elsewhere
         return None
     content = io.BytesIO()
     sheet.save(content, "JPEG", quality=85)

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from clipkit.catalogue import Need
-from clipkit.data import StreamPairs
 from clipkit.evaluation import versions
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
@@ -41,10 +40,12 @@ def identity_of(
         "the frozen weights of the model": frozen_weights_hash(model),
         "the teacher": [teacher.fingerprint for teacher in teachers.values()],
         "the wrong captions": _hash_of(data.wrong_captions if Need.NEGATIVES in recipe.needs else []),
-        "the paraphrases": [_hash_of(pairs.paraphrases or []) for pairs in (train, validation) if pairs is not None],
+        "the paraphrases": [
+            _hash_of(pairs.paraphrases or []) for pairs in (train.pairs, validation) if pairs is not None
+        ],
         "the images of data.labelled": [labeled.fingerprint for labeled in data.labelled],
         "the processes and workers that read the stream": (
-            [processes.count, recipe.data.workers] if isinstance(train, StreamPairs) else None
+            [processes.count, recipe.data.workers] if train.depends_on_workers else None
         ),
         "versions": versions(),
         "processes": processes.count,

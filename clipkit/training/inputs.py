@@ -1,9 +1,9 @@
-"""Where the towers' inputs come from: images and captions each time, or a frozen trunk's output, computed once."""
+"""Inputs of the towers: images and captions in each step, or the output of a frozen trunk, computed once."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,21 +12,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipkit.data import (
-    AtWork,
+    AnyFeed,
     Augment,
     Batch,
-    Pairs,
-    Policy,
-    Sample,
-    StandIn,
-    StreamPairs,
-    Stretch,
+    InputMaker,
+    Loading,
+    Replacement,
     TextOf,
     TokenStore,
+    WorkerProgress,
     longest,
-    pair_loader,
-    stream_loader,
 )
+from clipkit.data.augment import shared_draft
 from clipkit.models import DualEncoder
 from clipkit.models.encode import encode_images, encode_strings, stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES
@@ -38,49 +35,50 @@ _BATCH = 64
 
 
 class TowerInputs:
-    """Inputs of what an objective sees, for one set of pairs.
+    """Inputs of the features that an objective uses, for one dataset.
 
-    A frozen trunk whose input is not augmented gives the same output in every epoch: it is run once an image and
-    once a caption, shared out over the processes, and kept in memory.
+    A frozen trunk whose input is not augmented has the same output in every epoch: it runs once per image and once per
+    caption, shared among the processes, and its outputs are kept in memory.
 
     Args:
-        model: whose towers are fed.
-        pairs: the data.
-        processes: who takes part.
-        encoded: what is wanted, by the name of the features.
-        augmented: whether the images beside captions are augmented, so that their trunk has to run each time.
-        seed: the run's, for the order of a stream.
-        stand_in: what takes the place of a sample whose image cannot be had; None: none may be such.
-        bad: images that are known to be such.
+        model: model whose towers are used.
+        feed: the data.
+        processes: processes that share the work.
+        encoded: kinds of features, by name.
+        augmented: whether the images beside captions are augmented, so that their trunk runs in each step.
+        seed: seed of the run, for the order of a stream.
+        replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
+        bad: reasons of images that are already known to be missing or unreadable, by position.
     """
 
     def __init__(
         self,
         model: DualEncoder,
-        pairs: Pairs,
+        feed: AnyFeed,
         processes: Processes,
         encoded: Mapping[str, Encoded],
         augmented: bool,
         seed: int = 0,
-        stand_in: StandIn | None = None,
+        replacement: Replacement | None = None,
         bad: Mapping[int, str] | None = None,
     ) -> None:
         self.model = model
-        self.pairs = pairs
+        self.feed = feed
+        self.pairs = pairs = feed.pairs
         self.seed = seed
-        self.stand_in = stand_in
+        self.replacement = replacement
         self.bad = dict(bad or {})
-        """Images that cannot be had, as far as is known before the first batch, by position: why."""
-        self.at_work = AtWork(pairs)
+        """Reasons of images that are known to be missing or unreadable before the first batch, by position."""
+        self.worker_progress = WorkerProgress(pairs.images)
         self.processes = processes
         self.encoded = encoded
         self.encoders = {
-            name: Encoder(model.image if own.tower == "image" else model.text, own.of_trunk)
-            for name, own in encoded.items()
+            name: Encoder(model.image if kind.tower == "image" else model.text, kind.of_trunk)
+            for name, kind in encoded.items()
         }
         self.stores: dict[str, Tensor] = {}
-        """Outputs of frozen trunks by the name of the features: a row an image, or a row a caption."""
-        if isinstance(pairs, StreamPairs):
+        """Outputs of frozen trunks by the name of the features: one row per image, or one row per caption."""
+        if not feed.can_index:
             return
         show = processes.is_main
         if "image_features" in encoded and model.image.trunk_is_frozen and not augmented:
@@ -97,10 +95,11 @@ class TowerInputs:
                 _BATCH,
                 model.device,
                 show,
-                None if stand_in is None else bad_here,
+                None if replacement is None else bad_here,
             )
-            for own in processes.gather_objects({share.start + place: said for place, said in bad_here.items()}):
-                self.bad |= own
+            bad_in_share = {share.start + position: reason for position, reason in bad_here.items()}
+            for reasons in processes.gather_objects(bad_in_share):
+                self.bad |= reasons
             self.stores["image_features"] = self._gathered(rows, len(pairs.images))
         if "text_features" in encoded and model.text.trunk_is_frozen:
 
@@ -117,90 +116,75 @@ class TowerInputs:
                 self.stores["negative_text_features"] = stored(pairs.negatives)
 
     def _gathered(self, rows: Tensor, total: int) -> Tensor:
-        # Cloned: inference-mode tensors cannot enter a graph.
+        # Cloned, since inference-mode tensors cannot be part of a graph.
         device = self.model.device
         return self.processes.gather(rows.to(device), total).clone()
 
-    def batches(self, slices: Iterable[list[Sample]] | Stretch, workers: int) -> Generator[Batch, None, None]:
-        """Batches of these samples, or of this stretch of a stream, on the model's device.
+    def batches(self, slices: Any, workers: int) -> Generator[Batch, None, None]:
+        """Yield batches on the device of the model; `slices` are those of the feed's sampler.
 
-        What came from a frozen trunk is overwritten by the next batch.
+        The next batch overwrites the outputs of frozen trunks in the previous one.
         """
-        wanted = {name: own for name, own in self.encoded.items() if name not in self.stores}
-        augments = {name: cast(Augment, own.make) for name, own in wanted.items() if own.tower == "image"}
-        texts = {name: cast(TextOf, own.make) for name, own in wanted.items() if own.tower == "text"}
-        draft = _draft(list(augments.values()))
-        tokenize = self.model.text.tokenize if texts else _no_tokens
-        if isinstance(slices, Stretch):
-            assert isinstance(self.pairs, StreamPairs)
-            process = (self.processes.index, self.processes.count)
-            batches = stream_loader(
-                self.pairs, slices, augments, list(texts), tokenize, workers, self.seed, process, draft
-            )
-        else:
-            batches = pair_loader(
-                self.pairs,
-                slices,
-                augments,
-                texts,
-                tokenize,
-                workers,
-                self.stand_in,
-                self.at_work,
-                self.bad,
-                draft=draft,
-                store=self._token_store(wanted),
-            )
+        wanted = {name: kind for name, kind in self.encoded.items() if name not in self.stores}
+        augments = {name: cast(Augment, kind.make) for name, kind in wanted.items() if kind.tower == "image"}
+        texts = {name: cast(TextOf, kind.make) for name, kind in wanted.items() if kind.tower == "text"}
+        maker = InputMaker(
+            augments,
+            texts,
+            self.model.text.tokenize if texts else _no_tokens,
+            shared_draft(augments.values()),
+            self._token_store() if texts else None,
+        )
+        process = (self.processes.index, self.processes.count)
+        loading = Loading(workers, self.seed, process, self.replacement, self.worker_progress, self.bad)
         device = self.model.device
-        # Fresh memory for every batch would cost more than the copy.
-        held: dict[str, Tensor] = {}
-        for batch in batches:
+        # Reused, since allocating memory for every batch takes longer than the copy.
+        buffers: dict[str, Tensor] = {}
+        for batch in self.feed.loader(slices, maker, loading):
             inputs = {
-                name: {key: value.to(device, non_blocking=True) for key, value in own.items()}
-                for name, own in batch.inputs.items()
+                name: {key: value.to(device, non_blocking=True) for key, value in made.items()}
+                for name, made in batch.inputs.items()
             }
             rows = {"image_features": batch.image_ids, "text_features": batch.caption_ids}
             for name, store in self.stores.items():
-                own = rows.get(name, batch.caption_rows).to(store.device)
-                if name not in held or len(held[name]) != len(own):
-                    held[name] = store.new_empty(len(own), store.shape[1])
-                inputs[name] = {TRUNK_FEATURES: torch.index_select(store, 0, own, out=held[name])}
+                chosen = rows.get(name, batch.caption_rows).to(store.device)
+                if name not in buffers or len(buffers[name]) != len(chosen):
+                    buffers[name] = store.new_empty(len(chosen), store.shape[1])
+                inputs[name] = {TRUNK_FEATURES: torch.index_select(store, 0, chosen, out=buffers[name])}
             yield replace(batch, inputs=inputs)
 
-    def _token_store(self, wanted: Mapping[str, Encoded]) -> TokenStore | None:
+    def _token_store(self) -> TokenStore | None:
         captions, tokenize = self.pairs.captions, self.model.text.tokenize
-        if not any(own.tower == "text" for own in wanted.values()):
-            return None
-        if not TokenStore.fits(len(captions), tokenize.context_length):
+        if not self.feed.can_index or not TokenStore.fits(len(captions), tokenize.context_length):
             return None
         return TokenStore(captions, tokenize, tokenize.context_length, tokenize.pad_id)
 
     def example(self, count: int) -> dict[str, dict[str, Tensor]]:
-        """Inputs of `count` samples with the longest captions, for measuring."""
+        """Return inputs of `count` samples with the longest captions, for measuring memory."""
         device = self.model.device
-        grey = Image.new("RGB", (224, 224), (128, 128, 128))
+        gray = Image.new("RGB", (224, 224), (128, 128, 128))
         inputs: dict[str, dict[str, Tensor]] = {}
-        for name, own in self.encoded.items():
+        for name, kind in self.encoded.items():
             if name in self.stores:
-                # Not a view: the graph would seem to keep the whole store for two pairs.
+                # Not a view, since the graph would then seem to keep the whole store.
                 inputs[name] = {TRUNK_FEATURES: self.stores[name][:count].clone()}
                 continue
-            if own.tower == "image":
-                made = stack_inputs([self.model.image.preprocess(grey)] * count)
+            if kind.tower == "image":
+                made = stack_inputs([self.model.image.preprocess(gray)] * count)
             else:
                 made = self.model.text.tokenize([self._longest()] * count)
             inputs[name] = {key: value.to(device) for key, value in made.items()}
         return inputs
 
     def _longest(self) -> str:
-        if isinstance(self.pairs, StreamPairs):
+        if not self.feed.can_index:
             return "a " * self.model.text.tokenize.context_length
-        texts = (self.pairs.captions, self.pairs.negatives, self.pairs.paraphrases)
-        return max((longest(own) for own in texts if own is not None), key=len)
+        columns = (self.pairs.captions, self.pairs.negatives, self.pairs.paraphrases)
+        return max((longest(texts) for texts in columns if texts is not None), key=len)
 
     @torch.no_grad()
     def features(self) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
-        """Features of every image and caption with the weights as they are now, on the CPU, on every process."""
+        """Return features of all images and captions with the current weights, on the CPU, on every process."""
         model, processes, stores = self.model, self.processes, self.stores
         with evaluating(model):
             if "image_features" in stores:
@@ -217,19 +201,12 @@ class TowerInputs:
 
 
 def _no_tokens(texts: list[str]) -> dict[str, Tensor]:
-    raise NotImplementedError("nothing asks for tokens")
-
-
-def _draft(makers: Sequence[object]) -> int | None:
-    """The short side that is enough for all of them."""
-    sides = [maker.draft if isinstance(maker, Policy) else None for maker in makers]
-    enough = [side for side in sides if side is not None]
-    return max(enough) if enough and len(enough) == len(sides) else None
+    raise NotImplementedError("no features come from text")
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within, the model is in evaluation mode; then as it was."""
+    """Context in which the model is in evaluation mode; afterwards, the previous modes are restored."""
     learning = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -2,7 +2,6 @@
 
 import torch
 
-from clipkit.data import StreamPairs
 from clipkit.files import write_whole
 from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, remove_checkpoint, remove_leftovers
 from clipkit.training.folder.resume import Found
@@ -19,7 +18,7 @@ from clipkit.training.stop import StopRequest
 
 def announce(plan: Plan, found: Found, log: RunLog) -> None:
     """Print what starts: processes, model, data, notes."""
-    pairs, recipe, model = plan.data.train, plan.recipe, plan.model
+    feed, recipe, model = plan.data.train, plan.recipe, plan.model
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     count, kind = plan.processes.count, plan.accelerator.device.type
     joined = f" joined by {torch.distributed.get_backend()}" if count > 1 else ""
@@ -27,15 +26,12 @@ def announce(plan: Plan, found: Found, log: RunLog) -> None:
         f"{count} process{'es' * (count > 1)} on {kind}{joined}, {plan.precision}; {model.name}: "
         f"{trainable / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters are trained"
     )
-    amount = f"{len(pairs.images)} images, {len(pairs.captions)} captions"
-    if isinstance(pairs, StreamPairs):
-        amount = f"a stream in {len(pairs.stream.parts)} parts, {len(pairs.images)} pairs an epoch"
     log.say(
-        f"{pairs.name}: {amount}; "
+        f"{feed.name}: {feed.description}; "
         f"{recipe.train.epochs} epochs of {plan.sampler.steps_per_epoch} steps of {recipe.train.batch_size} pairs"
     )
-    if pairs.found:
-        log.say(f"columns: {', '.join(f'{role} from {column}' for role, column in pairs.found.items())}")
+    if feed.pairs.found:
+        log.say(f"columns: {', '.join(f'{role} from {column}' for role, column in feed.pairs.found.items())}")
     for note in (*plan.data.notes, *found.notes):
         log.say(note)
     if found.step:
@@ -51,7 +47,7 @@ def tower_inputs(plan: Plan, log: RunLog) -> TowerInputs:
         plan.objective.encoded,
         augmented=bool(plan.recipe.data.augmentation),
         seed=plan.recipe.train.seed,
-        stand_in=plan.sampler.stand_in,
+        replacement=plan.sampler.replacement,
         bad=plan.data.missing,
     )
     if inputs.stores:

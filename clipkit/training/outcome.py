@@ -44,13 +44,13 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
         "loss_at_chance": plan.objective.chance,
         "micro_batch_size": state.gradients.micro_batch_size,
         "processes": plan.processes.count,
-        "trained_on": {"images": len(train.images), "captions": len(train.captions)},
+        "trained_on": train.counts,
         **interpolation,
         **retention,
     }
     results["seconds"] = round(state.seconds, 2)
     results["findings"] = [finding.to_dict() for finding in recorder.monitor.findings]
-    if plan.processes.is_main and (sheet := augmented_sheet(plan.recipe, train)) is not None:
+    if plan.processes.is_main and (sheet := augmented_sheet(plan.recipe, train.pairs)) is not None:
         results["augmented"] = sheet
 
     def write() -> None:

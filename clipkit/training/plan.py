@@ -12,7 +12,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
 from clipkit.catalogue import Need
-from clipkit.data import EpochSampler, StreamPairs, StreamSampler
+from clipkit.data.feed import Sampler
 from clipkit.models import DualEncoder
 from clipkit.models.publish.layout import Layout
 from clipkit.processes import Processes, accelerator_of
@@ -43,7 +43,7 @@ class Plan:
     accelerator: Accelerator
     processes: Processes
     data: RunData
-    sampler: EpochSampler | StreamSampler
+    sampler: Sampler[Any]
     schedule: WarmupCosine
     model: DualEncoder
     objective: Objective
@@ -98,11 +98,8 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
     accelerator = accelerator or accelerator_of(recipe.train.precision, recipe.train.timeout_minutes)
     processes = Processes(accelerator)
     data = read_data(recipe, processes)
-    sampler = (
-        StreamSampler(data.train, recipe.train.batch_size)
-        if isinstance(data.train, StreamPairs)
-        else EpochSampler(data.train, recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
-    )
+    pairs = data.train.pairs
+    sampler = data.train.sampler(recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
     schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, recipe.train.epochs * sampler.steps_per_epoch)
     torch.manual_seed(recipe.train.seed)  # new parts of a model are the same on every process
     model = model_of(recipe).to(accelerator.device)
@@ -113,7 +110,7 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
     optimizer = accelerator.prepare(build_optimizer(model, recipe.optim))
     learned = Learned(model, optimizer.optimizer, recipe.train.ema)
     names = [loss.teacher for term in recipe.terms for loss in term.losses if loss.teacher is not None]
-    teachers = teachers_of(names, data.train, processes)
+    teachers = teachers_of(names, pairs, processes)
     return Plan(
         recipe=recipe,
         began=began,
@@ -123,7 +120,7 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
         sampler=sampler,
         schedule=schedule,
         model=model,
-        objective=objective_of(recipe, model, data.train, teachers),
+        objective=objective_of(recipe, model, pairs, teachers),
         optimizer=optimizer,
         learned=learned,
         layout=layout,

@@ -87,7 +87,7 @@ class Recorder:
         if self.bad_samples.any_new(bad):
             self.bad_samples.add(bad, step)
         if bad:
-            first = self.plan.data.train.images[min(bad)]
+            first = self.plan.data.train.image_name(min(bad))
             self.log_line(
                 f"{len(bad)} images are missing or unreadable (first: {first}) and are replaced by other pairs"
             )

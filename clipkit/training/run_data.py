@@ -1,4 +1,4 @@
-"""The data of a run, read and looked at before any model is."""
+"""Data of a run: reading and checking it before a model is loaded."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -7,6 +7,8 @@ import numpy as np
 
 from clipkit.catalogue import Need
 from clipkit.data import (
+    AnyFeed,
+    IndexedFeed,
     LabelledImages,
     Pairs,
     broken_images,
@@ -16,83 +18,91 @@ from clipkit.data import (
     quick_findings,
     read_labelled,
     read_pairs,
-    read_stream,
     split,
+    stream_feed,
 )
 from clipkit.errors import DataError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
 
-# More images than this are looked at by `clipkit data check` alone: a run begins at once.
-_LOOKED_AT = 100_000
+# Data with more images is only checked by `clipkit data check`, so that a run starts without delay.
+_MOST_CHECKED = 100_000
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run learns from and is measured on."""
+    """Data that a run trains on and evaluates with."""
 
-    train: Pairs
+    train: AnyFeed
     validation: Pairs | None
     labelled: list[LabelledImages]
-    """To learn classes from, and, where it is given, to be asked about."""
+    """Labeled images to fit a probe on, and, if given, others to test it on."""
     missing: dict[int, str]
-    """Training images that are not there, by position: why."""
+    """Reasons of training images that are missing, by position."""
     max_bad: int
-    """How many training images may turn out to be missing or broken."""
+    """Largest number of training images that may be missing or unreadable."""
     notes: list[str]
-    """What the user should know."""
+    """Messages for the user."""
 
     @property
     def wrong_captions(self) -> list[str]:
-        """Those of the training pairs, where there are any."""
-        return list(self.train.negatives or [])
+        """Wrong captions of the training pairs; empty if there are none."""
+        return list(self.train.pairs.negatives or [])
 
 
 def read_data(recipe: Recipe, processes: Processes) -> RunData:
-    """Read the sources, and see what can be seen without opening every training image.
+    """Read the sources, and check them without opening every training image.
 
     Raises:
-        DataError: a source lacks what the objective needs; so many training images are missing that the run would
-            stop; an image to validate on is broken; there are too few.
-        RecipeError: there are more processes than pairs in a batch.
+        DataError: a source lacks what the objective needs, too many training images are missing, or validation data is
+            unreadable or too small.
+        RecipeError: a batch has fewer pairs than there are processes, or the recipe needs what a stream does not
+            support.
     """
     data = recipe.data
     if recipe.train.batch_size < processes.count:
         raise RecipeError(
-            f"train.batch_size is {recipe.train.batch_size}, fewer pairs than the {processes.count} processes; start "
-            "fewer"
+            f"train.batch_size is {recipe.train.batch_size}, less than the {processes.count} processes; use fewer "
+            "processes or a larger batch"
         )
-    streamed = read_stream(data.sources[0].source, data.samples)
-    if streamed is not None:
-        _check_streamable(recipe, streamed.name)
-    train: Pairs = streamed or join(
-        [_read(recipe, own.source, broken=("images",)) for own in data.sources],
-        [own.weight for own in data.sources],
-    )
     notes: list[str] = []
-    if isinstance(data.validation, float):
-        train, kept = split(train, data.validation)
-        validation: Pairs | None = replace(kept, name=f"{data.validation:g} of {train.name}", parts=())
-    else:
-        validation = _read(recipe, data.validation) if data.validation is not None else None
+    train, validation = _read_both(recipe)
     if validation is not None:
-        validation = _sound(recipe, validation, processes, notes)
-    count = len(train.images)
+        validation = _readable(recipe, validation, processes, notes)
+    count = train.counts["images"]
     max_bad = int(data.max_bad * count if data.max_bad < 1 else data.max_bad)
-    missing = [] if streamed is not None else _missing(train, max_bad)
-    if streamed is None and count <= _LOOKED_AT:
-        notes += [finding.line() for finding in quick_findings(train) if finding.severity == "warning"]
+    missing = _missing(train.pairs, max_bad)
+    if train.can_index and count <= _MOST_CHECKED:
+        notes += [finding.line() for finding in quick_findings(train.pairs) if finding.severity == "warning"]
     if Need.NEGATIVES in recipe.needs:
-        checked_negatives(train)
-    labelled = [read_labelled(own) for own in (data.labelled, data.labelled_test) if own]
+        checked_negatives(train.pairs)
+    labelled = [read_labelled(source) for source in (data.labelled, data.labelled_test) if source]
     return RunData(train, validation, labelled, dict.fromkeys(missing, "there is no such file"), max_bad, notes)
 
 
+def _read_both(recipe: Recipe) -> tuple[AnyFeed, Pairs | None]:
+    """Read the training data, and the validation data if the recipe has any."""
+    data = recipe.data
+    named = data.validation if isinstance(data.validation, str) else None
+    stream = stream_feed(data.sources[0].source, data.samples)
+    if stream is not None:
+        _check_streamable(recipe, stream.name)
+        return stream, _read(recipe, named) if named is not None else None
+    train = join(
+        [_read(recipe, source.source, broken=("images",)) for source in data.sources],
+        [source.weight for source in data.sources],
+    )
+    if isinstance(data.validation, float):
+        train, kept = split(train, data.validation)
+        return IndexedFeed(train), replace(kept, name=f"{data.validation:g} of {train.name}", parts=())
+    return IndexedFeed(train), _read(recipe, named) if named is not None else None
+
+
 def _check_streamable(recipe: Recipe, name: str) -> None:
-    """See that nothing asks for what a stream has not: positions, a length, columns beside captions.
+    """Refuse settings that need positions, a length, or columns beside captions.
 
     Raises:
-        RecipeError: something does.
+        RecipeError: the recipe has such a setting.
     """
     data = recipe.data
     refused = {
@@ -100,70 +110,73 @@ def _check_streamable(recipe: Recipe, name: str) -> None:
         "a share in data.validation": isinstance(data.validation, float),
         "data.captions: all": data.captions == "all",
         "data.safe": data.safe,
-    } | {what: True for term in recipe.terms for what in term.not_streamed}
-    found = [what for what, asked in refused.items() if asked]
-    if found:
-        raise RecipeError(
-            f"{name}: is a stream, for which {found[0]} cannot be had; fetch it, and name it where it then lies"
-        )
+    } | {setting: True for term in recipe.terms for setting in term.not_streamed}
+    for setting, is_used in refused.items():
+        if is_used:
+            raise RecipeError(
+                f"{name}: is a stream, which does not support {setting}; remove it, or download the data and give its "
+                "path"
+            )
 
 
 def _missing(train: Pairs, max_bad: int) -> list[int]:
-    """Images that are not there.
+    """Return the positions of missing images.
 
     Raises:
-        DataError: they are too many.
+        DataError: there are more than `max_bad`.
     """
     missing: list[int] = missing_places(train.images).tolist() if train.has_images else []
     if len(missing) > max_bad:
         raise DataError(
             f"{train.name}: {len(missing)} of its {len(train.images)} images are missing, the first is "
-            f"{train.images[missing[0]]}; mend the paths, drop the rows (clipkit data check --fix), or raise "
+            f"{train.images[missing[0]]}; fix the paths, drop the rows (clipkit data check --fix), or raise "
             f"data.max_bad (it allows {max_bad})"
         )
     return missing
 
 
-def _sound(recipe: Recipe, validation: Pairs, processes: Processes, notes: list[str]) -> Pairs:
-    """What can be decoded of a share kept for validation; of a set that was named, all has to be.
+def _readable(recipe: Recipe, validation: Pairs, processes: Processes, notes: list[str]) -> Pairs:
+    """Return the validation data without unreadable images, if it was split off from the training data.
 
     Raises:
-        DataError: it cannot, or too little is left.
+        DataError: the recipe names validation data with unreadable images, or too little data is left.
     """
     broken = _broken(validation, processes)
     first = next(iter(broken.values()), "")
     if broken and isinstance(recipe.data.validation, str):
-        raise DataError(f"{validation.name}: {len(broken)} images cannot be validated on, the first: {first}")
+        raise DataError(f"{validation.name}: {len(broken)} images are unreadable, the first: {first}")
     if broken:
-        notes.append(f"{validation.name}: {len(broken)} images left out, the first: {first}")
+        notes.append(f"{validation.name}: {len(broken)} unreadable images are left out, the first: {first}")
         validation = validation.take(np.setdiff1d(np.arange(len(validation.images)), sorted(broken)))
     _check_enough(recipe, validation, processes)
     return validation
 
 
 def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
-    """Pairs, or what of them the objective needs."""
-    reads = {what for term in recipe.terms for what in term.reads}
+    """Read pairs, or only images or captions if the objective needs no more."""
+    reads = {column for term in recipe.terms for column in term.reads}
     return read_pairs(source, images="images" in reads, captions="captions" in reads, broken=broken)
 
 
 def _broken(pairs: Pairs, processes: Processes) -> dict[int, str]:
-    """Images that cannot be decoded, by position: why. Each process looks at its share."""
+    """Return the reasons of unreadable images, by position; each process checks its share."""
     if not pairs.has_images:
         return {}
     share = processes.share(len(pairs.images))
     here = broken_images(pairs.images[share])
-    every = processes.gather_objects({share.start + place: why for place, why in here.items()})
-    return {place: why for own in every for place, why in own.items()}
+    shares = processes.gather_objects({share.start + position: reason for position, reason in here.items()})
+    return {position: reason for reasons in shares for position, reason in reasons.items()}
 
 
 def _check_enough(recipe: Recipe, validation: Pairs, processes: Processes) -> None:
     count = len(validation.images)
     if count < processes.count:
         raise DataError(
-            f"{validation.name}: has {count} images, fewer than the {processes.count} processes; start fewer, or "
-            "validate on more"
+            f"{validation.name}: has {count} images, fewer than the {processes.count} processes; use fewer "
+            "processes or more validation data"
         )
     needed = max(term.fewest_samples for term in recipe.terms)
     if count < needed:
-        raise DataError(f"{validation.name}: has {count} sample, but this objective needs {needed}; validate on more")
+        raise DataError(
+            f"{validation.name}: has {count} sample, but the objective needs {needed}; use more validation data"
+        )

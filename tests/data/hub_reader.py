@@ -3,12 +3,12 @@
 import json
 import sys
 
-from clipkit.data import read_pairs, read_stream
+from clipkit.data import read_pairs, stream_feed
 from clipkit.errors import DataError
 
 
 def captions_of(source: str) -> list[str]:
-    streamed = read_stream(source, 1)
+    streamed = stream_feed(source, 1)
     if streamed is None:
         return list(read_pairs(source).captions)
     samples = [sample for part in streamed.stream.parts for sample in streamed.stream.samples(part)]

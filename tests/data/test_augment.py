@@ -18,7 +18,7 @@ from tests.conftest import draw, write_csv
 
 EVERY: list[Step] = [
     policies.Crop(), policies.Flip(p=1), policies.Flip(p=1, direction="vertical"), policies.Rotate(degrees=20),
-    policies.Jitter(p=1), policies.Grey(p=1), policies.Blur(p=1), policies.Solarise(p=1), policies.Cutout(p=1),
+    policies.Jitter(p=1), policies.Grayscale(p=1), policies.Blur(p=1), policies.Solarize(p=1), policies.Cutout(p=1),
     policies.RandAugment(),
 ]  # fmt: skip
 
@@ -55,8 +55,8 @@ def test_steps_do_what_they_say() -> None:
     plain = np.asarray(image)
     assert (of(policies.Flip(p=1)) == plain[:, ::-1]).all()
     assert (of(policies.Flip(p=1, direction="vertical")) == plain[::-1]).all()
-    assert (np.ptp(of(policies.Grey(p=1)), axis=2) == 0).all()
-    assert (of(policies.Solarise(p=1, threshold=128)) == np.where(plain >= 128, 255 - plain, plain)).all()
+    assert (np.ptp(of(policies.Grayscale(p=1)), axis=2) == 0).all()
+    assert (of(policies.Solarize(p=1, threshold=128)) == np.where(plain >= 128, 255 - plain, plain)).all()
     cut = of(policies.Cutout(p=1, scale=(0.25, 0.25)))
     assert 0.2 < (cut == 128).all(axis=2).mean() < 0.3
     assert (of(policies.Blur(p=1, sigma=(3, 3))).std() < 0.5 * plain.std()).all()
@@ -87,7 +87,7 @@ def test_text_safe_keeps_what_the_captions_say() -> None:
         assert TextSafe(Pairs("m", [Path("a")], [words], np.array([0]))).of(0) == (True, True), words
 
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
-    every = [step for step in EVERY if step.name in ("flip", "jitter", "grey", "solarise", "randaugment")]
+    every = [step for step in EVERY if step.name in ("flip", "jitter", "grayscale", "solarize", "randaugment")]
     policy = Policy(every, 24, pixels, pixels, 0, 1, safe)
     assert np.array_equal(policy.augmented(image, 0, 1), image)
     assert not np.array_equal(policy.augmented(image, 0, 0), image)
@@ -183,3 +183,11 @@ def test_crops_are_pillows_to_one_level() -> None:
             difference = np.abs(np.asarray(found).astype(int) - np.asarray(expected))
             assert difference.max() <= 1
             assert (difference > 0).mean() < 0.25
+
+
+@pytest.mark.parametrize(("spelling", "name"), [("grey", "grayscale"), ("gray", "grayscale"), ("solarise", "solarize")])
+def test_other_spellings_of_a_step_are_accepted(spelling: str, name: str) -> None:
+    assert policies.parse_policy(f"[{spelling}, {{name: {spelling}, p: 0.5}}]") == (
+        *policies.parse_policy(f"[{name}]"),
+        *policies.parse_policy(f"[{{name: {name}, p: 0.5}}]"),
+    )

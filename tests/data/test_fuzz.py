@@ -26,6 +26,7 @@ import clipkit
 from clipkit.cli import main
 from clipkit.data import (
     EpochSampler,
+    InputMaker,
     Pairs,
     Policy,
     TextView,
@@ -278,7 +279,9 @@ def batches_of(pairs: Pairs, workers: int, rows: slice) -> list[Batch]:
     crop = Policy([Crop(scale=(0.3, 1.0))], 16, to_tensor, to_tensor, 0)
     texts = {"text_features": TextView("same", pairs)}
     slices = sampler.slices(0, sampler.steps_per_epoch, rows)
-    return list(pair_loader(pairs, slices, {"image_features": crop}, texts, tokenize, workers, sampler.stand_in))
+    return list(
+        pair_loader(pairs, slices, InputMaker({"image_features": crop}, texts, tokenize), workers, sampler.replacement)
+    )
 
 
 def compare_with_sound(data: Damaged, workers: tuple[int, ...]) -> set[int]:

@@ -8,8 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from clipkit.data import EpochSampler, Pairs, Policy, TextView, loader, pair_loader, read_pairs
-from clipkit.data.loader import Batch
+from clipkit.data import (
+    Batch,
+    EpochSampler,
+    InputMaker,
+    Pairs,
+    Policy,
+    TextView,
+    WorkerProgress,
+    loader,
+    pair_loader,
+    read_pairs,
+)
+from clipkit.data import workers as loader_workers
 from clipkit.errors import DataError
 from clipkit.recipe.policies import Crop
 from tests.conftest import draw, write_csv
@@ -30,13 +41,15 @@ def tokenize(captions: list[str]) -> dict[str, torch.Tensor]:
 
 
 def batches_of(
-    pairs: Pairs, workers: int, rows: slice = slice(0, 6), seed: int = 0, stand_in: bool = True
+    pairs: Pairs, workers: int, rows: slice = slice(0, 6), seed: int = 0, replace: bool = True
 ) -> list[Batch]:
     sampler = EpochSampler(pairs, "one", 6, seed)
     crop = Policy([Crop(scale=(0.3, 1.0))], 16, to_tensor, to_tensor, seed)
     texts = {"text_features": TextView("same", pairs)}
-    slices, own = sampler.slices(0, 5, rows), sampler.stand_in if stand_in else None
-    return list(pair_loader(pairs, slices, {"image_features": crop}, texts, tokenize, workers, own))
+    maker = InputMaker({"image_features": crop}, texts, tokenize)
+    return list(
+        pair_loader(pairs, sampler.slices(0, 5, rows), maker, workers, sampler.replacement if replace else None)
+    )
 
 
 def test_workers_and_processes_do_not_change_a_batch(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,21 +104,23 @@ def test_loading_leaves_the_global_generator_alone(shapes: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_image_that_cannot_be_decoded_is_one_line(tmp_path: Path, workers: int) -> None:
+def test_an_unreadable_image_is_an_error_of_one_line(tmp_path: Path, workers: int) -> None:
     for number in range(6):
         draw("red", "circle").save(tmp_path / f"{number}.png")
     (tmp_path / "3.png").write_bytes(b"<html>not found</html>")
     rows = [[f"{number}.png", "words"] for number in range(6)]
     pairs = read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption"], rows)))
     with pytest.raises(DataError, match=r"3.png: is not an image that Pillow can read") as caught:
-        batches_of(pairs, workers, stand_in=False)
+        batches_of(pairs, workers, replace=False)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "lost", [ConnectionResetError(104, "Connection reset by peer"), EOFError(), FileNotFoundError(2, "gone")]
 )
-def test_a_worker_that_dies_while_it_hands_over(shapes: Path, monkeypatch: pytest.MonkeyPatch, lost: Exception) -> None:
+def test_a_worker_that_dies_while_it_sends_is_reported(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch, lost: Exception
+) -> None:
     def broken(self: object) -> object:
         raise lost
 
@@ -121,7 +136,7 @@ BROKEN = {
 }
 
 
-def test_others_stand_in_for_images_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_images_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_CHUNK", 4)
     for number in range(20):
         draw("red", "circle", shift=number % 5).save(tmp_path / f"{number}.png")
@@ -137,21 +152,21 @@ def test_others_stand_in_for_images_that_cannot_be_had(tmp_path: Path, monkeypat
     for batch in sampler.slices(0, 5, slice(0, 6)):
         for sample in batch:
             attempt = 0
-            own = sample
-            while own.image in bad:
+            drawn = sample
+            while drawn.image in bad:
                 attempt += 1
-                own = sampler.stand_in(sample, attempt)
-            expected.append((own.image, own.caption))
-            assert pairs.image_of_caption[own.caption] == own.image
+                drawn = sampler.replacement(sample, attempt)
+            expected.append((drawn.image, drawn.caption))
+            assert pairs.image_of_caption[drawn.caption] == drawn.image
     for workers in (0, 2):
         found = batches_of(pairs, workers)
         rows_found = [
             row for batch in found for row in zip(batch.image_ids.tolist(), batch.caption_rows.tolist(), strict=True)
         ]
         assert rows_found == expected
-        met = {image: reason for batch in found for image, reason in batch.bad.items()}
-        assert met.keys() == bad
-        assert "no such image" in met[12]
+        reasons = {image: reason for batch in found for image, reason in batch.bad.items()}
+        assert reasons.keys() == bad
+        assert "no such image" in reasons[12]
         for one, two in zip(sound, found, strict=True):
             kept = one.image_ids == two.image_ids
             assert kept.tolist() == [image not in bad for image in one.image_ids.tolist()]
@@ -159,16 +174,16 @@ def test_others_stand_in_for_images_that_cannot_be_had(tmp_path: Path, monkeypat
                 for key, values in one.inputs[name].items():
                     width = min(values.shape[-1], two.inputs[name][key].shape[-1])
                     assert torch.equal(values[kept][..., :width], two.inputs[name][key][kept][..., :width])
-    # Their captions follow them: a stand-in's text is its own.
+    # The caption of a replacement is one of its own.
     assert all((row[1] // 2) == row[0] for row in rows_found)
 
 
-def test_where_nothing_can_be_decoded(tmp_path: Path) -> None:
+def test_an_error_if_no_image_is_readable(tmp_path: Path) -> None:
     for number in range(6):
         (tmp_path / f"{number}.png").write_bytes(b"<html>")
     rows = [[f"{number}.png", "words"] for number in range(6)]
     pairs = read_pairs(str(write_csv(tmp_path / "p.csv", ["image", "caption"], rows)))
-    with pytest.raises(DataError, match="none can be decoded .*is not an image"):
+    with pytest.raises(DataError, match="replacements of an unreadable image are unreadable too.*is not an image"):
         batches_of(pairs, 0)
 
 
@@ -183,17 +198,21 @@ def test_a_worker_that_dies_is_reported_with_its_image(tmp_path: Path, monkeypat
             os.kill(os.getpid(), signal.SIGKILL)
         return draw("red", "circle")
 
-    monkeypatch.setattr(loader, "open_image", deadly)
-    sampler, at_work = EpochSampler(pairs, "one", 6, 0), loader.AtWork(pairs)
+    monkeypatch.setattr("clipkit.data.batch.open_image", deadly)
+    sampler, progress = EpochSampler(pairs, "one", 6, 0), WorkerProgress(pairs.images)
     crop = Policy([Crop()], 16, to_tensor, to_tensor, 0)
     with pytest.raises(RuntimeError, match="DataLoader worker") as caught:
-        list(pair_loader(pairs, sampler.epoch(0), {"x": crop}, {}, tokenize, 1, sampler.stand_in, at_work))
-    assert at_work.last_seen(str(caught.value)) == str(tmp_path / "3.png")
+        list(
+            pair_loader(
+                pairs, sampler.epoch(0), InputMaker({"x": crop}, {}, tokenize), 1, sampler.replacement, progress
+            )
+        )
+    assert progress.last_seen(str(caught.value)) == str(tmp_path / "3.png")
 
 
-def test_a_worker_whose_run_is_gone_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_prints_no_error_when_its_run_ended(capfd: pytest.CaptureFixture[str]) -> None:
     def work() -> None:
-        loader.start_worker(0)
+        loader_workers.start_worker(0)
         for error in (ConnectionResetError(104, "Connection reset by peer"), ValueError("a real one")):
             sys.excepthook(type(error), error, None)
         os._exit(0)

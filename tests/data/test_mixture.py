@@ -63,7 +63,7 @@ def test_weights_are_how_often_a_image_comes(
     start = 0
     for part in range(len(sources)):
         for epoch in range(4):
-            items, nth = sampler._dealt(part, epoch)
+            items, nth = sampler._items_of_epoch(part, epoch)
             count = Counter(items.tolist())
             weight = weights[part]
             size = len(sampler._items[part])

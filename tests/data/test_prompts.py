@@ -56,7 +56,7 @@ def test_what_is_wrong_with_classes(name: str, text: str, message: str, tmp_path
 
 
 def test_what_is_wrong_with_templates(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="prompts by name are imagenet, imagenet_simple"):
+    with pytest.raises(DataError, match="prompts that are available by name: imagenet, imagenet_simple"):
         read_templates("imgenet")
     (tmp_path / "t.json").write_text('{"cat": "a cat"}')
     with pytest.raises(DataError, match="must be a list of prompts"):

@@ -16,7 +16,7 @@ from PIL import Image
 from pyarrow import parquet
 from torchvision.transforms.v2 import functional as F
 
-from clipkit.data import EpochSampler, Pairs, Policy, TextView, pair_loader, read_labelled, read_pairs
+from clipkit.data import EpochSampler, InputMaker, Pairs, Policy, TextView, pair_loader, read_labelled, read_pairs
 from clipkit.errors import DataError
 from clipkit.recipe import steps_of
 from tests.conftest import write_csv
@@ -162,7 +162,7 @@ def _batches(pairs: Pairs, workers: int = 0) -> list[dict[str, torch.Tensor]]:
     sampler = EpochSampler(pairs, "one", 40, seed=3)
     policy = Policy(steps_of("moco"), 8, pixels, pixels, seed=3)
     slices = sampler.slices(2, 2 + sampler.steps_per_epoch, slice(0, 40))
-    texts = {"text_features": TextView("same", pairs)}
+    maker = InputMaker({"image_features": policy}, {"text_features": TextView("same", pairs)}, tokenize)
     return [
         {
             "pixels": batch.inputs["image_features"]["pixel_values"],
@@ -170,7 +170,7 @@ def _batches(pairs: Pairs, workers: int = 0) -> list[dict[str, torch.Tensor]]:
             "image_ids": batch.image_ids,
             "caption_ids": batch.caption_ids,
         }
-        for batch in pair_loader(pairs, slices, {"image_features": policy}, texts, tokenize, workers, sampler.stand_in)
+        for batch in pair_loader(pairs, slices, maker, workers, sampler.replacement)
     ]
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 import clipkit
-from clipkit.data import Batch, Policy, StreamPairs, StreamSampler, read_stream, stream, stream_loader
+from clipkit.data import Batch, InputMaker, Loading, Policy, StreamFeed, stream, stream_feed
 from clipkit.data.sources import streams
 from clipkit.errors import DataError, Interrupted, RecipeError
 from clipkit.images import InMemory
@@ -59,19 +59,20 @@ def pixels(image: Image.Image) -> dict[str, torch.Tensor]:
     return {"pixel_values": F.pil_to_tensor(image)}
 
 
-def opened(source: str, samples: int = _COUNT) -> StreamPairs:
-    pairs = read_stream(source, samples)
-    assert pairs is not None
-    return pairs
+def opened(source: str, samples: int = _COUNT) -> StreamFeed:
+    feed = stream_feed(source, samples)
+    assert feed is not None
+    return feed
 
 
 def batches(
-    pairs: StreamPairs, first: int, last: int, workers: int, process: tuple[int, int] = (0, 1), size: int = 20
+    feed: StreamFeed, first: int, last: int, workers: int, process: tuple[int, int] = (0, 1), size: int = 20
 ) -> list[Batch]:
-    sampler = StreamSampler(pairs, size * process[1])
+    sampler = feed.sampler("one", size * process[1], 3)
     stretch = sampler.slices(first, last, slice(process[0] * size, (process[0] + 1) * size))
     augments = {"image_features": Policy(steps_of("moco"), 8, pixels, pixels, 3)}
-    return list(stream_loader(pairs, stretch, augments, ["text_features"], tokenize, workers, 3, process))
+    maker = InputMaker(augments, {"text_features": str}, tokenize)
+    return list(feed.loader(stretch, maker, Loading(workers, 3, process)))
 
 
 def texts_of(found: list[Batch]) -> list[str]:
@@ -112,7 +113,7 @@ def test_each_sample_once_an_epoch_and_exact_from_any_step(
         assert same(batches(pairs, first, 20, workers), found[first:])
 
 
-def test_what_was_seen_is_not_decoded_again(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_before_the_first_step_are_not_decoded(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "_CHUNK", 16)
     images = []
 
@@ -120,7 +121,7 @@ def test_what_was_seen_is_not_decoded_again(address: str, monkeypatch: pytest.Mo
         images.append(str(image))
         return clipkit.images.open_image(image, draft)
 
-    monkeypatch.setattr(stream, "open_image", counted)
+    monkeypatch.setattr("clipkit.data.batch.open_image", counted)
     batches(opened(address), 8, 10, 0)
     assert len(images) <= 3 * 16
 
@@ -134,7 +135,7 @@ def test_processes_share_the_stream(address: str, workers: int) -> None:
     assert set(numbers[0]).isdisjoint(numbers[1])
 
 
-def test_another_stands_in_for_what_cannot_be_decoded(
+def test_unreadable_images_are_replaced_by_others_of_the_stream(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "_CHUNK", 16)
@@ -156,28 +157,26 @@ def test_another_stands_in_for_what_cannot_be_decoded(
     assert same(batches(pairs, 6, 10, 0), found[6:])
 
 
-def test_a_data_set_of_the_hub_is_streamed(made: Made, tmp_path: Path) -> None:
+def test_a_dataset_of_the_hub_is_streamed(made: Made, tmp_path: Path) -> None:
     source = _hub(made, tmp_path)
     found = texts_of(batches(opened(f"{source}?stream=true"), 0, 10, 0))
     assert sorted(int(text.split()[1].rstrip(",")) for text in found) == list(range(_COUNT))
 
 
-def test_what_is_wrong_is_one_line(made: Made, address: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is a stream, whose length is not known; say how many"):
-        read_stream(address, None)
-    with pytest.raises(
-        DataError, match=r"the stream ended after 200 of .* 220 samples of an epoch; lower data.samples"
-    ):
+def test_errors_name_the_address_and_the_problem_in_one_line(made: Made, address: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="data.samples"):
+        stream_feed(address, None)
+    with pytest.raises(DataError, match=r"ended after 200 of the 220 samples .* lower data.samples"):
         batches(opened(address, 220), 0, 11, 0)
     with pytest.raises(DataError, match=r"shards-00\d.tar: cannot be read .*\(FileNotFoundError") as caught:
         batches(opened(address.replace("003}", "009}"), 400), 0, 20, 1)
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="the option stream_ is unknown"):
-        read_stream(f"{address}?stream_=1", 10)
+        stream_feed(f"{address}?stream_=1", 10)
     with pytest.raises(DataError, match="only .tar shards and hf:NAME can be streamed"):
-        read_stream("p.csv?stream=true", 10)
-    assert read_stream("p.csv", None) is None
-    assert read_stream("p-{000..003}.tar", None) is None
+        stream_feed("p.csv?stream=true", 10)
+    assert stream_feed("p.csv", None) is None
+    assert stream_feed("p-{000..003}.tar", None) is None
     write_shards(made, tmp_path, ())
     whole = (tmp_path / "shards-000.tar").read_bytes()
     for end, said in ((len(whole) // 2, "is truncated"), (len(whole) // 2 + 600, "is truncated|cannot be read")):
@@ -186,7 +185,7 @@ def test_what_is_wrong_is_one_line(made: Made, address: str, tmp_path: Path) -> 
             batches(opened(f"{tmp_path}/shards-000.tar?stream=true"), 0, 10, 0)
 
 
-def test_a_run_on_a_stream_that_is_interrupted(
+def test_a_run_on_a_stream_resumes_exactly(
     recipe: Callable[..., Recipe], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = {"data.train": address, "data.samples": 200, "train.batch_size": 40, "data.workers": 2}
@@ -207,28 +206,30 @@ def test_a_run_on_a_stream_that_is_interrupted(
     clipkit.train(recipe(own), resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 10
-    assert "a stream in 4 parts, 200 pairs an epoch" in (tmp_path / "run" / "log.txt").read_text()
+    assert "a stream in 4 parts, 200 pairs per epoch" in (tmp_path / "run" / "log.txt").read_text()
     assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.captions": "all"}, "is a stream, for which data.captions: all cannot be had"),
-        ({"data.validation": 0.1}, "is a stream, for which a share in data.validation"),
-        ({"data.safe": True}, "is a stream, for which data.safe"),
-        ({"loss.name": "negclip"}, "is a stream, for which negative captions"),
+        ({"data.captions": "all"}, "is a stream, which does not support data.captions: all"),
+        ({"data.validation": 0.1}, "is a stream, which does not support a share in data.validation"),
+        ({"data.safe": True}, "is a stream, which does not support data.safe"),
+        ({"loss.name": "negclip"}, "is a stream, which does not support negative captions"),
         ({"data.samples": 4}, "train.batch_size is 8, but data.samples 4"),
-        ({"data.samples": None}, "say how many pairs an epoch has: data.samples"),
+        ({"data.samples": None}, "set data.samples"),
     ],
 )
-def test_what_a_stream_has_not(recipe: Callable[..., Recipe], changes: dict[str, Any], message: str) -> None:
+def test_settings_without_stream_support_are_refused(
+    recipe: Callable[..., Recipe], changes: dict[str, Any], message: str
+) -> None:
     own = {"data.train": "http://127.0.0.1:9/a.tar", "data.samples": 100, **changes}
     with pytest.raises((RecipeError, DataError), match=message):
         clipkit.train(recipe(own))
 
 
-def test_identities_are_of_the_place_and_of_the_words() -> None:
+def test_identities_are_hashes_of_the_location_and_the_caption() -> None:
     held = InMemory("http://a/b.tar/1.jpg", b"")
     assert streams.StreamSample(held, ["x"]).identity == streams.StreamSample(held, ["y"]).identity
     assert streams.identity_of("x") == streams.identity_of("x") != streams.identity_of("y")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipkit.data import EpochSampler, TextView, TokenStore, pair_loader, read_pairs
+from clipkit.data import EpochSampler, InputMaker, TextView, TokenStore, pair_loader, read_pairs
 from clipkit.models.tokenizer import Tokenizer, load_tokenizer, transformers_tokenizer
 
 TEXTS = ["a dog", "a dog and a cat in the snow", "", "x " * 100, "a dog", "ünïcödé 🐕"]
@@ -33,7 +33,7 @@ def test_they_are_the_tokenizers_own(name: str, tiny_clip: Path) -> None:
             assert torch.equal(found[key], values)
 
 
-def test_each_is_made_once_by_all_workers_together(shapes: Path) -> None:
+def test_workers_tokenize_each_caption_once(shapes: Path) -> None:
     pairs = read_pairs(str(shapes / "captions.csv"))
     made = multiprocessing.get_context("fork").Value("i", 0)
 
@@ -44,14 +44,14 @@ def test_each_is_made_once_by_all_workers_together(shapes: Path) -> None:
 
     store = TokenStore(pairs.captions, tokenize, 2, 0)
     sampler = EpochSampler(pairs, "one", 8, 0)
-    texts = {"text_features": TextView("same", pairs)}
+    maker = InputMaker({}, {"text_features": TextView("same", pairs)}, tokenize, store=store)
     for _ in range(2):
-        for batch in pair_loader(pairs, sampler.slices(0, 20, slice(0, 8)), {}, texts, tokenize, 2, store=store):
+        for batch in pair_loader(pairs, sampler.slices(0, 20, slice(0, 8)), maker, 2):
             ids = batch.inputs["text_features"]["input_ids"]
             assert ids[:, 0].tolist() == [len(pairs.captions[row]) for row in batch.caption_rows.tolist()]
     assert made.value == 1 + len(pairs.captions)
 
 
-def test_what_is_too_much_is_not_kept() -> None:
+def test_too_many_captions_do_not_fit() -> None:
     assert TokenStore.fits(1_000_000, 77)
     assert not TokenStore.fits(3_000_000, 77)

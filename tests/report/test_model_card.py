@@ -51,11 +51,12 @@ def test_transformers_code_gives_the_features_of_clipkit(family: str, tmp_path: 
     build(family, tmp_path / "base")
     model = clipkit.load(tmp_path / "base")
     model.save(tmp_path / "saved")
-    variables = run_code(model_card(layout_of(model)), tmp_path / "saved", photo)
+    variables = run_code(model_card(model.layout()), tmp_path / "saved", photo)
     logits = model.encode_image([photo]) @ model.encode_text(["a cat", "a dog"]).T * model.logit_scale.exp().detach()
     bias = 0 if model.logit_bias is None else model.logit_bias.detach()
     expected = (logits + bias).sigmoid() if "siglip" in family else logits.softmax(dim=1)
     torch.testing.assert_close(variables["transformers"]["probabilities"], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(variables["clipkit"]["probabilities"], expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(variables["clipkit"]["text_features"], model.encode_text(["a cat", "a dog"]))
     assert ("transformers' pipeline" in variables) == (family != "vision_text_dual_encoder")
     if "transformers' pipeline" in variables:
@@ -67,9 +68,11 @@ def test_open_clip_code_gives_the_features_of_clipkit(tmp_path: Path, photo: Pat
     model = clipkit.load(build("clip", tmp_path / "base"))
     export(model, "open_clip", tmp_path / "open_clip")
     opened = clipkit.load(tmp_path / "open_clip")
-    variables = run_code(model_card(layout_of(opened)), tmp_path / "open_clip", photo)
+    variables = run_code(model_card(opened.layout()), tmp_path / "open_clip", photo)
     expected = opened.encode_image([photo]) @ opened.encode_text(["a cat", "a dog"]).T
     torch.testing.assert_close(variables["open_clip"]["similarity"], expected, rtol=0, atol=1e-5)
+    probabilities = opened.classify([photo], ["a cat", "a dog"])
+    torch.testing.assert_close(variables["open_clip"]["probabilities"], probabilities, rtol=0, atol=1e-5)
 
 
 def test_code_for_two_towers_loads_their_weights(tmp_path: Path, photo: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 import clipkit
-from clipkit.data import EpochSampler, Policy, TextView, read_pairs
+from clipkit.data import EpochSampler, IndexedFeed, Policy, TextView, read_pairs
 from clipkit.models.memory import graph_bytes
 from clipkit.models.towers import TRUNK_FEATURES
 from clipkit.models.tuning import tune
@@ -51,7 +51,7 @@ def test_what_frozen_trunks_gave_is_not_counted_for_every_pair(tiny_clip: Path, 
         "image_features": Encoded("image", Policy((), 32, model.image.preprocess.of_crop, model.image.preprocess, 0)),
         "text_features": Encoded("text", TextView("same", pairs)),
     }
-    inputs = TowerInputs(model, pairs, processes, encoded, augmented=False)
+    inputs = TowerInputs(model, IndexedFeed(pairs), processes, encoded, augmented=False)
     assert inputs.stores.keys() == encoded.keys()
     for name, own in inputs.example(2).items():
         assert own[TRUNK_FEATURES].untyped_storage().nbytes() == 2 * inputs.stores[name][0].nbytes

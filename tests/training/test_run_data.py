@@ -40,7 +40,7 @@ def test_sources_with_weights_and_a_share_for_validation(
     for image in [*more.parent.glob("*.png")]:
         image.write_bytes(b"<html>")
     clipkit.train(recipe({**changes, "data.max_bad": 8}), overwrite=True)
-    assert "images left out, the first: " in (tmp_path / "run" / "log.txt").read_text()
+    assert "images are left out, the first: " in (tmp_path / "run" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -61,5 +61,5 @@ def test_what_a_recipe_may_not_say(recipe: Build, changes: dict[str, object], me
 
 
 def test_captions_and_images_alone_do_not_mix(recipe: Build, shapes: Path) -> None:
-    with pytest.raises(DataError, match="is a folder of images without captions"):
+    with pytest.raises(DataError, match="has images without captions"):
         clipkit.train(recipe({"data.train": [str(shapes / "captions.csv"), str(shapes / "images")]}))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from clipkit.data import Pairs
+from clipkit.data import AnyFeed
 from clipkit.errors import DataError, TrainingError
 from clipkit.processes import Processes
 from clipkit.run_files import append, read_rows
@@ -13,14 +13,14 @@ class BadSamples:
     """The distinct images that were due and could not be had.
 
     Args:
-        pairs: the data.
+        feed: the training data.
         max_bad: how many may be.
         folder: where bad_samples.jsonl lists each of them once: the step that first met it, its position, name, reason.
         processes: who takes part; all of them agree on what is bad.
     """
 
-    def __init__(self, pairs: Pairs, max_bad: int, folder: RunFolder, processes: Processes) -> None:
-        self.pairs = pairs
+    def __init__(self, feed: AnyFeed, max_bad: int, folder: RunFolder, processes: Processes) -> None:
+        self.feed = feed
         self.max_bad = max_bad
         self.folder = folder
         self.processes = processes
@@ -40,7 +40,7 @@ class BadSamples:
         """
         if len(bad) > self.max_bad:
             raise DataError(
-                f"{self.pairs.name}: {len(bad)} of its {len(self.pairs.images)} images cannot be had, the first: "
+                f"{self.feed.name}: {len(bad)} of its {self.feed.counts['images']} images cannot be had, the first: "
                 f"{bad[min(bad)]}; mend them, drop their rows (clipkit data check --fix), or raise data.max_bad"
             )
 
@@ -61,7 +61,7 @@ class BadSamples:
         def write() -> None:
             with self.folder.writing():
                 for image in new:
-                    row = {"step": step, "image": image, "file": self.pairs.image_name(image)}
+                    row = {"step": step, "image": image, "file": self.feed.image_name(image)}
                     append(self.folder.bad_samples, {**row, "reason": met[image]})
 
         self.processes.on_main(write)
@@ -79,7 +79,7 @@ class BadSamples:
         """
         if self.are_too_many:
             raise TrainingError(
-                f"step {step}: of the {len(self.pairs.images)} images of {self.pairs.name} "
+                f"step {step}: of the {self.feed.counts['images']} images of {self.feed.name} "
                 f"{len(self.images)} could not be had, more than data.max_bad allows ({self.max_bad}); "
                 f"{self.folder.bad_samples} lists them: mend them and begin again, or raise data.max_bad and go on "
                 "with --resume"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipkit.data import Pairs, StreamPairs
+from clipkit.data import Pairs
 from clipkit.data.checks.batch import expected_false_negatives
 from clipkit.data.checks.checked_data import CheckedData
 from clipkit.data.checks.leaks import find_exact_leaks
@@ -67,7 +67,7 @@ def before_first_step(
         warmup_steps: steps during which the learning rate rises.
     """
     findings = apply(GUARDS, RunStart(recipe, model, steps, warmup_steps))
-    if not isinstance(train, StreamPairs):
+    if len(train.images):  # a stream has none
         findings += data_findings(recipe, model, train, validation)
     return most_severe_first(findings)
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clipkit.data import StreamPairs
 from clipkit.findings import Finding
 from clipkit.run_files import read_rows
 from clipkit.training.folder.resume import best_evaluation
@@ -60,11 +59,11 @@ class Monitor:
             self._findings = [] if kept is None else [finding for finding in kept[1] if finding.step is None]
             return
         self._findings = before_first_step(
-            plan.recipe, plan.model, plan.data.train, plan.data.validation, plan.steps, plan.schedule.rising
+            plan.recipe, plan.model, plan.data.train.pairs, plan.data.validation, plan.steps, plan.schedule.rising
         )
-        can_try = plan.recipe.is_cross_modal and not isinstance(plan.data.train, StreamPairs)
+        can_try = plan.recipe.is_cross_modal and plan.data.train.can_index
         if can_try and is_pretrained(plan.recipe):
-            self._findings += other_settings(plan.model, plan.data.train)
+            self._findings += other_settings(plan.model, plan.data.train.pairs)
 
     def start(self, resumed: bool) -> None:
         """Print and write the findings so far; a resumed run reads its logs again."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipkit.data import Pairs, Policy, TextView
+from clipkit.data import IndexedFeed, Pairs, Policy, TextView
 from clipkit.errors import TrainingError
 from clipkit.evaluation import Result, retrieval_result
 from clipkit.metrics import recalls, retrieval_ranks
@@ -34,7 +34,7 @@ class CaptionValidation:
             ),
             "text_features": Encoded("text", TextView("same", pairs)),
         }
-        self.inputs = TowerInputs(model, pairs, processes, encoded, augmented=False)
+        self.inputs = TowerInputs(model, IndexedFeed(pairs), processes, encoded, augmented=False)
 
     def figures(self) -> dict[str, float]:
         """Return the recalls."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipkit.data import Pairs, Sample
+from clipkit.data import IndexedFeed, Pairs, Sample
 from clipkit.evaluation.figures import Column, Queries
 from clipkit.evaluation.neighborhood import embedding_map, neighbor_examples
 from clipkit.metrics import alignment, retrieval_ranks
@@ -43,7 +43,8 @@ class ImageViewValidation:
         self.pairs = pairs
         self.processes = processes
         self.workers = workers
-        self.inputs = TowerInputs(model, pairs, processes, {name: encoded[name] for name in self.names}, augmented=True)
+        feed = IndexedFeed(pairs)
+        self.inputs = TowerInputs(model, feed, processes, {name: encoded[name] for name in self.names}, augmented=True)
 
     def figures(self) -> dict[str, float]:
         """Return recalls, alignment and uniformity."""

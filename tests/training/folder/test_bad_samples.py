@@ -76,12 +76,12 @@ def test_too_many_stop_it_and_it_can_go_on(recipe: Build, broken: Path, tmp_path
 
 
 def test_what_is_known_before_the_first_step(recipe: Build, broken: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1 of its 16 images are missing, the first is .*14.png; mend the paths"):
+    with pytest.raises(DataError, match=r"1 of its 16 images are missing, the first is .*14.png; fix the paths"):
         clipkit.train(recipe({"data.train": str(broken), "data.max_bad": 0}))
     with pytest.raises(DataError, match="1 of its 16 images are missing"):
         clipkit.train(recipe({"data.validation": str(broken)}))
     draw("red", "circle").save(broken.parent / "14.png")
-    with pytest.raises(DataError, match="3 images cannot be validated on, the first: .*3.png"):
+    with pytest.raises(DataError, match="3 images are unreadable, the first: .*3.png"):
         clipkit.train(recipe({"data.validation": str(broken)}))
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 

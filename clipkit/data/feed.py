@@ -1,0 +1,204 @@
+"""Training data of a run, indexed or streamed, behind one interface."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Generator, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from clipkit.data.batch import Batch, InputMaker
+from clipkit.data.loader import Replacement, pair_loader
+from clipkit.data.pairs import Pairs
+from clipkit.data.sampler import EpochSampler, Sample
+from clipkit.data.sources.streams import Stream, stream_of
+from clipkit.data.stream import StreamSampler, Stretch, stream_loader
+from clipkit.data.workers import WorkerProgress
+from clipkit.errors import DataError
+
+Slices = TypeVar("Slices")
+SlicesOut = TypeVar("SlicesOut", covariant=True)
+
+
+class Sampler(Protocol[SlicesOut]):
+    """Order of the samples of a run."""
+
+    steps_per_epoch: int
+
+    @property
+    def replacement(self) -> Replacement | None:
+        """Chooses the sample that replaces one whose image is missing or unreadable."""
+
+    def slices(self, first_step: int, last_step: int, rows: slice) -> SlicesOut:
+        """Return these rows of the global batches from `first_step` up to, but not including, `last_step`."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Settings of a loader that do not depend on the data.
+
+    Args:
+        workers: loader processes; 0 loads in this process.
+        seed: seed of the run.
+        process: index of this process, and number of processes.
+        replacement: `Sampler.replacement`; None: an unreadable image is an error.
+        progress: where workers record the image they read.
+        known_bad: positions of images that are already known to be missing or unreadable.
+    """
+
+    workers: int
+    seed: int = 0
+    process: tuple[int, int] = (0, 1)
+    replacement: Replacement | None = None
+    progress: WorkerProgress | None = None
+    known_bad: Collection[int] = ()
+
+
+class Feed(ABC, Generic[Slices]):
+    """Data that a run trains on.
+
+    Code that needs images or captions by position uses `pairs`, after checking `can_index`.
+    """
+
+    pairs: Pairs
+    """Images and captions by position; empty for a stream."""
+    can_index: bool
+    """Whether images and captions can be accessed by position."""
+    depends_on_workers: bool
+    """Whether the order of the samples depends on the number of processes and loader workers."""
+
+    @property
+    def name(self) -> str:
+        """Name of the source, for messages."""
+        return self.pairs.name
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash that changes with the data."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> dict[str, int]:
+        """Number of `images` and `captions`; for a stream, per epoch."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """Size of the data in words."""
+
+    @abstractmethod
+    def image_name(self, image: int) -> str:
+        """Return the location of an image, by the id that batches give it."""
+
+    @abstractmethod
+    def sampler(self, captions: str, batch_size: int, seed: int) -> Sampler[Slices]:
+        """Return the order of the samples; `captions` is one or all.
+
+        Raises:
+            DataError: the data is smaller than a batch.
+        """
+
+    @abstractmethod
+    def loader(self, slices: Slices, maker: InputMaker, loading: Loading) -> Generator[Batch, None, None]:
+        """Load batches of `Sampler.slices`.
+
+        Raises:
+            DataError: an image or the stream cannot be read.
+        """
+
+
+@dataclass(frozen=True)
+class IndexedFeed(Feed[Iterable[list[Sample]]]):
+    """Data whose images and captions can be accessed by position."""
+
+    pairs: Pairs
+    can_index = True
+    depends_on_workers = False
+
+    @property
+    def fingerprint(self) -> str:
+        return self.pairs.fingerprint
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"images": len(self.pairs.images), "captions": len(self.pairs.captions)}
+
+    @property
+    def description(self) -> str:
+        return f"{len(self.pairs.images)} images, {len(self.pairs.captions)} captions"
+
+    def image_name(self, image: int) -> str:
+        return str(self.pairs.images[image])
+
+    def sampler(self, captions: str, batch_size: int, seed: int) -> EpochSampler:
+        return EpochSampler(self.pairs, captions, batch_size, seed)
+
+    def loader(
+        self, slices: Iterable[list[Sample]], maker: InputMaker, loading: Loading
+    ) -> Generator[Batch, None, None]:
+        return pair_loader(
+            self.pairs, slices, maker, loading.workers, loading.replacement, loading.progress, loading.known_bad
+        )
+
+
+@dataclass(frozen=True)
+class StreamFeed(Feed[Stretch]):
+    """Data that is read sequentially.
+
+    Args:
+        stream: the source.
+        samples: pairs per epoch.
+    """
+
+    stream: Stream
+    samples: int
+    can_index = False
+    depends_on_workers = True
+    pairs: Pairs = field(init=False)
+
+    def __post_init__(self) -> None:
+        empty = Pairs(self.stream.name, [], [], np.empty(0, dtype=np.int64))
+        object.__setattr__(self, "pairs", empty)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.stream.fingerprint
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"images": self.samples, "captions": self.samples}
+
+    @property
+    def description(self) -> str:
+        return f"a stream in {len(self.stream.parts)} parts, {self.samples} pairs per epoch"
+
+    def image_name(self, image: int) -> str:
+        return f"sample {image:016x}"
+
+    def sampler(self, captions: str, batch_size: int, seed: int) -> StreamSampler:
+        return StreamSampler(self.samples, batch_size)
+
+    def loader(self, slices: Stretch, maker: InputMaker, loading: Loading) -> Generator[Batch, None, None]:
+        return stream_loader(self.stream, slices, maker, loading.workers, loading.seed, loading.process)
+
+
+def stream_feed(source: str, samples: int | None) -> StreamFeed | None:
+    """Return the feed of a source that is a stream; None for a source that can be indexed.
+
+    Args:
+        source: as the user wrote it.
+        samples: pairs per epoch.
+
+    Raises:
+        DataError: the source is a stream, but `samples` is missing.
+    """
+    stream = stream_of(source)
+    if stream is None:
+        return None
+    if samples is None:
+        raise DataError(f"{source}: is a stream of unknown length; set data.samples to the number of pairs per epoch")
+    return StreamFeed(stream, samples)
+
+
+AnyFeed = Feed[Any]

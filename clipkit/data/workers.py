@@ -1,0 +1,77 @@
+"""Loader workers: their start, their signals, and the image that each one is reading."""
+
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+from PIL import Image
+from torch.utils.data import get_worker_info
+
+
+class WorkerProgress:
+    """Image that each loader worker is reading, so that the error of a worker that dies can name it.
+
+    Args:
+        images: images of the data, by position.
+    """
+
+    def __init__(self, images: Sequence[object]) -> None:
+        self.images = images
+        # One row per worker: process id and image.
+        self._current = torch.full((os.cpu_count() or 1, 2), -1).share_memory_()
+
+    def begin(self, image: int) -> None:
+        """Record that this worker reads an image; outside of a worker, do nothing."""
+        worker = get_worker_info()
+        if worker is not None:
+            self._current[worker.id] = torch.tensor([os.getpid(), image])
+
+    def last_seen(self, reason: str) -> str:
+        """Return the images of the workers whose process ids are in `reason`, or of all workers; "" if none."""
+        image_of = {process: image for process, image in self._current.tolist() if image >= 0}
+        named = [image for process, image in image_of.items() if re.search(rf"\b{process}\b", reason)]
+        return " or ".join(str(self.images[image]) for image in named or image_of.values())
+
+
+def start_worker(worker: int) -> None:
+    """Prepare a loader worker; the `worker_init_fn` of the loaders."""
+    # The threads of the tokenizer do not survive the fork, and a parallel call would wait for them forever.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    info = get_worker_info()
+    if info is not None and hasattr(info.dataset, "max_pixels"):
+        Image.MAX_IMAGE_PIXELS = info.dataset.max_pixels
+    sys.excepthook = _report_unless_disconnected
+    _leave_signals_to_run()
+
+
+def _report_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print uncaught errors, except that the run ended and closed the connection."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _leave_signals_to_run() -> None:
+    """Ignore the signals that stop a run.
+
+    They often go to a whole group of processes, but the run still needs its workers to finish the step.
+    """
+    signal.set_wakeup_fd(-1)  # otherwise the run would receive the signals of its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if sys.platform != "linux":
+        return
+    # The run itself ends its workers with SIGTERM, so obey this signal only if the run sent it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    run = os.getppid()
+
+    def exit_when_run_asks() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != run:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=exit_when_run_asks, daemon=True).start()
