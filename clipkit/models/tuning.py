@@ -1,6 +1,6 @@
 """Tuning methods: which parameters of a tower are trained.
 
-To add a method, write a function here (or a file beside it), and add a row here and one to `recipe.model.TUNE_METHODS`.
+To add a method, write a function of its name here, and add a row to `recipe.model.TUNE_METHODS`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def tune(tower: Tower, method: str) -> None:
         ModelError: the tower has no projection to train, or fewer than N blocks.
     """
     name, count = parse_tune(method)
-    METHODS[name](tower, count)
+    method_of(name)(tower, count)
 
 
 def full(tower: Tower, _count: int) -> None:
@@ -49,4 +49,7 @@ def frozen(tower: Tower, _count: int) -> None:
     tower.set_trainable([], head=tower.head_is_new)
 
 
-METHODS: dict[str, Callable[[Tower, int], None]] = {"full": full, "last:N": last, "head": head, "frozen": frozen}
+def method_of(name: str) -> Callable[[Tower, int], None]:
+    """Return the function of a row of `TUNE_METHODS`."""
+    method: Callable[[Tower, int], None] = globals()[name.partition(":")[0]]
+    return method
