@@ -7,7 +7,7 @@ BIN := .venv/bin
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-# One stamp an extra: a second run finds it and installs nothing.
+# One stamp file per extra: a second run installs nothing.
 .venv/installed-%: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
@@ -15,7 +15,7 @@ BIN := .venv/bin
 demo: .venv/installed-demo
 	$(BIN)/clipkit demo $(ARGS)
 
-# In parallel: most of its time is the start of processes. One thread each, as many of them run at once.
+# In parallel, because starting processes takes most of the time; one thread each, because several run at once.
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 

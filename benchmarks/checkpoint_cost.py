@@ -1,12 +1,12 @@
-"""What checkpoints cost, as JSON: of a whole run, and of the interval between two for a model of CLIP's size.
+"""Measure what checkpoints cost, as JSON: in a whole run, and between two checkpoints of a model of CLIP's size.
 
     python benchmarks/checkpoint_cost.py recipes/flickr8k_towers.yaml [--overrides train.epochs=10 …] [--pairs 16]
 
-That recipe's towers are made by benchmarks/pretrained_towers.py. First the recipe is run with the checkpoints it asks
-for, and the seconds inside of checkpoint writing are counted. Then a model of CLIP ViT-B/32's size, both towers
-learning, is trained for a few steps on random images: seconds a step, seconds a checkpoint, and what the latter is of
-the time from one checkpoint to the next by the default recipe (500 steps or 15 minutes, whichever comes first). Beside
-it, what torch.save takes for the same tensors, synced to the disk too, but without hashes.
+The towers of that recipe come from benchmarks/pretrained_towers.py. First the recipe runs with its checkpoints, and
+the seconds spent in writing them are summed. Then a model of CLIP ViT-B/32's size, with both towers trained, runs a
+few steps on random images. Reported are seconds per step, seconds per checkpoint, and their share of the time between
+two checkpoints under the default recipe (500 steps or 15 minutes, whichever comes first); for comparison, the seconds
+that torch.save takes for the same tensors, synced to disk but without hashes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 
 import clipkit
 from clipkit.recipe import CheckpointRecipe, parse_overrides
-from clipkit.training import keeper
+from clipkit.training.folder import keeper
 from clipkit.training.folder.checkpoint import write_checkpoint
 from clipkit.training.folder.learned import Learned
 
@@ -30,7 +30,7 @@ REPETITIONS = 3
 
 
 def share_of_a_run(recipe: str, overrides: list[str]) -> dict[str, Any]:
-    """Seconds of a run, and of them those inside of `Keeper.write`."""
+    """Return the seconds of a run and how many of them are spent in `Keeper.write`."""
     write, seconds = keeper.Keeper.write, []
 
     def timed(self: keeper.Keeper, *arguments: Any) -> None:
@@ -54,7 +54,7 @@ def share_of_a_run(recipe: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def share_of_an_interval(pairs: int) -> dict[str, Any]:
-    """A step and a checkpoint of CLIP ViT-B/32, 151 M parameters, with AdamW."""
+    """Time a step and a checkpoint of CLIP ViT-B/32 (151 M parameters) with AdamW."""
     from transformers import CLIPConfig, CLIPModel
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,7 +91,7 @@ def share_of_an_interval(pairs: int) -> dict[str, Any]:
             torch_save.append(time.perf_counter() - began)
     defaults = CheckpointRecipe()
     assert defaults.every_minutes is not None
-    # The published batch of fine-tunes is larger: 512 pairs are as many times slower as they are more.
+    # Scale to the default batch of 512 pairs: time grows in proportion to the pairs.
     full_step = step_seconds * 512 / pairs
     interval = min(defaults.every_steps * full_step, 60 * defaults.every_minutes)
     return {

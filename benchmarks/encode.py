@@ -1,11 +1,12 @@
-"""Encoding beside the peers, as JSON: images/s, captions/s, loading, memory, cold start to the first embedding.
+"""Compare encoding with other libraries, as JSON: images/s, captions/s, loading, memory, time to the first embedding.
 
     pip install -e '.[benchmarks]'
     python benchmarks/encode.py ../shared/flickr8k/dev.csv [--images 96] [--captions 512] [--rounds 3]
 
-One CLIP ViT-B/32 with random weights, in transformers' layout for clipkit, transformers and sentence-transformers, in
-open_clip's for clipkit and open_clip; float32. Each library runs in a process of its own, by turns, the way that its
-documentation encodes files and strings, in batches of 32. Medians over the rounds.
+The model is a CLIP ViT-B/32 with random weights in float32: in transformers' layout for clipkit, transformers and
+sentence-transformers, in open_clip's layout for clipkit and open_clip. Each library encodes files and strings as its
+documentation shows, in batches of 32, in a separate process; the libraries alternate. Reported are medians over the
+rounds.
 """
 
 import argparse
@@ -25,7 +26,7 @@ LIBRARIES = ("clipkit", "transformers", "sentence-transformers", "clipkit (open_
 
 
 def make_models(folder: Path) -> None:
-    """The same architecture in both layouts."""
+    """Save the same architecture in both layouts."""
     import open_clip
     import torch
     from step_cost import save_clip
@@ -43,7 +44,7 @@ def make_models(folder: Path) -> None:
 
 
 def loaded(library: str, folder: Path) -> tuple[Callable[[list[str]], Any], Callable[[list[str]], Any]]:
-    """Functions that encode image files and captions."""
+    """Return two functions: one encodes image files, one encodes captions."""
     match library:
         case "clipkit" | "clipkit (open_clip)":
             import clipkit
@@ -57,10 +58,10 @@ def loaded(library: str, folder: Path) -> tuple[Callable[[list[str]], Any], Call
             from sentence_transformers import SentenceTransformer
             from sentence_transformers.models import CLIPModel
 
-            own = SentenceTransformer(modules=[CLIPModel(str(folder / "transformers"))])
+            model = SentenceTransformer(modules=[CLIPModel(str(folder / "transformers"))])
             return (
-                lambda files: own.encode([Image.open(file) for file in files], batch_size=BATCH),
-                lambda texts: own.encode(texts, batch_size=BATCH),
+                lambda files: model.encode([Image.open(file) for file in files], batch_size=BATCH),
+                lambda texts: model.encode(texts, batch_size=BATCH),
             )
         case _:
             return _open_clip(folder / "open_clip")
@@ -115,9 +116,9 @@ def _open_clip(folder: Path) -> tuple[Callable[[list[str]], Any], Callable[[list
 
 
 def measure(library: str, folder: Path, files: list[str], texts: list[str]) -> dict[str, float]:
-    """In this process, which has imported nothing yet."""
+    """Measure one library in this process, which has imported nothing yet."""
     began = time.perf_counter()
-    import torch  # noqa: F401  what all of them import is not the difference between them
+    import torch  # noqa: F401  all libraries import it, so it is not counted as loading
 
     imported = time.perf_counter()
     images, captions = loaded(library, folder)
@@ -143,13 +144,13 @@ def measure(library: str, folder: Path, files: list[str], texts: list[str]) -> d
 
 
 def peak_kilobytes() -> int:
-    """Of this process since it began; what getrusage says goes back to the one that started it."""
+    """Return the peak memory of this process; getrusage would include the process that started it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def loading(folder: Path) -> dict[str, float]:
-    """Seconds of loading alone, in one process by turns, everything imported before: clipkit's over the native one."""
+    """Time loading alone, alternately in one process with all imports done: clipkit and the native library."""
     import open_clip
     from transformers import CLIPModel
 
@@ -173,13 +174,17 @@ def loading(folder: Path) -> dict[str, float]:
                 began = time.perf_counter()
                 load()
                 times[index].append(time.perf_counter() - began)
-        own, native = (statistics.median(times[index][1:]) for index in (0, 1))
-        ratios |= {f"{name}_seconds": native, f"clipkit_of_{name}_seconds": own, f"{name}_ratio": own / native}
+        clipkit_seconds, native = (statistics.median(times[index][1:]) for index in (0, 1))
+        ratios |= {
+            f"{name}_seconds": native,
+            f"clipkit_of_{name}_seconds": clipkit_seconds,
+            f"{name}_ratio": clipkit_seconds / native,
+        }
     return {name: round(value, 3) for name, value in ratios.items()}
 
 
 def main() -> None:
-    """Each library in its own process, by turns."""
+    """Measure each library in its own process, alternately, and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, default=96)
@@ -194,24 +199,24 @@ def main() -> None:
     texts = [row["caption"] for row in rows][: arguments.captions]
     if arguments.worker:
         library, folder = arguments.worker
-        own = loading(Path(folder)) if library == "loading" else measure(library, Path(folder), files, texts)
-        print(json.dumps(own))
+        figures = loading(Path(folder)) if library == "loading" else measure(library, Path(folder), files, texts)
+        print(json.dumps(figures))
         return
     with tempfile.TemporaryDirectory() as folder:
         make_models(Path(folder))
-        found: dict[str, list[dict[str, float]]] = {library: [] for library in LIBRARIES}
+        rounds: dict[str, list[dict[str, float]]] = {library: [] for library in LIBRARIES}
         for _ in range(arguments.rounds):
             for library in LIBRARIES:
-                found[library].append(_in_a_process(library, folder))
-        figures = {
+                rounds[library].append(_in_a_process(library, folder))
+        medians = {
             library: {name: round(statistics.median(row[name] for row in rows), 2) for name in rows[0]}
-            for library, rows in found.items()
+            for library, rows in rounds.items()
         }
         spread = {
             library: {name: [round(bound(row[name] for row in rows), 2) for bound in (min, max)] for name in rows[0]}
-            for library, rows in found.items()
+            for library, rows in rounds.items()
         }
-        result = {"median": figures, "lowest_highest": spread, "loading": _in_a_process("loading", folder)}
+        result = {"median": medians, "lowest_highest": spread, "loading": _in_a_process("loading", folder)}
         print(json.dumps(result, indent=2))
 
 
@@ -220,8 +225,8 @@ def _in_a_process(library: str, folder: str) -> dict[str, float]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    own: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return own
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Evaluation beside CLIP_benchmark 1.6.2, as JSON: whole commands, building a classifier, and retrieval at scale.
+"""Compare evaluation with CLIP_benchmark 1.6.2, as JSON: whole commands, a zero-shot classifier, retrieval at scale.
 
-    python benchmarks/evaluation.py commands CSV     # a captions CSV with its images, as ../shared/flickr8k/dev.csv
+    python benchmarks/evaluation.py commands CSV     # captions with their images, such as ../shared/flickr8k/dev.csv
     python benchmarks/evaluation.py classifier
     python benchmarks/evaluation.py scale [--rows 25000 50000 100000 200000]
 
-`commands`: `clipkit eval` and `clip_benchmark eval --no_amp` on the same images, captions and ViT-B-32 weights
-(random ones: only the time is of interest, and that both find the same), each in a process of its own, by turns.
-Classification takes the first 500 images in 50 classes with ImageNet's names and CLIP's 80 prompts; retrieval takes
-all of the CSV. Then the same commands of clipkit again, when features are there.
+`commands` runs `clipkit eval` and `clip_benchmark eval --no_amp` on the same images, captions and ViT-B-32 weights,
+each in its own process, alternately. The weights are random: what counts is the time, and that both compute the same
+metrics. Classification uses the first 500 images in 50 classes with ImageNet's names and CLIP's 80 prompts; retrieval
+uses the whole CSV. The clipkit commands then run again with cached features.
 
-`classifier`: the 1,000 ImageNet classes in 80 prompts each, through a small text tower.
+`classifier` encodes the 1,000 ImageNet classes with 80 prompts each, with a small text tower.
 
-`scale`: ranks between N random images and N captions (D = 64), a process each: seconds, and memory beyond the
+`scale` ranks N random images against N captions (D = 64), each size in its own process: seconds, and memory beyond the
 features.
 """
 
@@ -32,7 +32,7 @@ from typing import Any
 
 CLASSES, PER_CLASS = 50, 10
 ARCHITECTURE = "ViT-B-32"
-# With NumPy 2.4 CLIP_benchmark's accuracy() ends in a TypeError (it makes a float of an array of one element).
+# With NumPy 2.4 CLIP_benchmark's accuracy() raises a TypeError (it converts an array of one element to a float).
 PEER = """
 import sys
 from clip_benchmark import cli
@@ -46,16 +46,16 @@ sys.exit(cli.main())
 
 
 def images_and_captions(file: Path) -> dict[Path, list[str]]:
-    """Captions by image, in the file's order."""
-    found: dict[Path, list[str]] = {}
+    """Return the captions of each image, in the order of the file."""
+    captions: dict[Path, list[str]] = {}
     with file.open(encoding="utf-8", newline="") as opened:
         for row in csv.DictReader(opened):
-            found.setdefault(file.parent / row["image"], []).append(row["caption"])
-    return found
+            captions.setdefault(file.parent / row["image"], []).append(row["caption"])
+    return captions
 
 
 def shards(folder: Path, samples: list[dict[str, bytes]], count: int = 2) -> None:
-    """WebDataset shards as CLIP_benchmark reads them."""
+    """Write WebDataset shards as CLIP_benchmark reads them."""
     (folder / "test").mkdir(parents=True)
     (folder / "test" / "nshards.txt").write_text(str(count))
     for shard in range(count):
@@ -69,7 +69,7 @@ def shards(folder: Path, samples: list[dict[str, bytes]], count: int = 2) -> Non
 
 
 def prepare(file: Path, folder: Path) -> None:
-    """The same data for both, and one set of weights."""
+    """Write the same data for both programs, and one set of weights."""
     import open_clip
     import torch
 
@@ -80,9 +80,9 @@ def prepare(file: Path, folder: Path) -> None:
     samples = []
     for number, image in enumerate(images[: CLASSES * PER_CLASS]):
         label = number // PER_CLASS
-        place = folder / "classes" / f"{label:02d}"
-        place.mkdir(parents=True, exist_ok=True)
-        (place / image.name).symlink_to(image.resolve())
+        class_folder = folder / "classes" / f"{label:02d}"
+        class_folder.mkdir(parents=True, exist_ok=True)
+        (class_folder / image.name).symlink_to(image.resolve())
         samples.append({"jpg": image.read_bytes(), "cls": str(label).encode()})
     for root in (folder / "classes", folder / "classes_wds"):
         root.mkdir(exist_ok=True)
@@ -91,7 +91,7 @@ def prepare(file: Path, folder: Path) -> None:
     shards(folder / "classes_wds", samples)
     shards(
         folder / "captions_wds",
-        [{"jpg": image.read_bytes(), "txt": "\n".join(own).encode()} for image, own in captions.items()],
+        [{"jpg": image.read_bytes(), "txt": "\n".join(texts).encode()} for image, texts in captions.items()],
     )
     (folder / "captions_wds" / "dataset_type.txt").write_text("retrieval")
     torch.manual_seed(0)
@@ -99,15 +99,15 @@ def prepare(file: Path, folder: Path) -> None:
 
 
 def timed(command: list[str], environment: dict[str, str]) -> float:
-    """Seconds of a whole process, its start included."""
+    """Return the seconds of a whole process, including its start."""
     began = time.perf_counter()
     subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     return time.perf_counter() - began
 
 
 def commands(file: Path, repetitions: int) -> dict[str, Any]:
-    """Seconds of the same evaluations by both."""
-    found: dict[str, Any] = {}
+    """Time the same evaluations with both programs."""
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         prepare(file, folder)
@@ -138,29 +138,29 @@ def commands(file: Path, repetitions: int) -> dict[str, Any]:
                 "--output",
                 str(folder / "peer.json"),
             ]
-            own = [sys.executable, "-m", "clipkit", "eval", task, "--model"]
-            own += [f"open_clip:{ARCHITECTURE}?weights={folder / 'weights.pt'}", "--data", str(data)]
-            own += ["--json", str(folder / "own.json")]
+            ours = [sys.executable, "-m", "clipkit", "eval", task, "--model"]
+            ours += [f"open_clip:{ARCHITECTURE}?weights={folder / 'weights.pt'}", "--data", str(data)]
+            ours += ["--json", str(folder / "ours.json")]
             seconds: dict[str, list[float]] = {"clipkit": [], "clipkit again": [], "clip_benchmark": []}
             for repetition in range(repetitions):
                 cache = {"CLIPKIT_CACHE": str(folder / f"cache-{task}-{repetition}")}
-                seconds["clipkit"].append(timed(own, cache))
-                seconds["clipkit again"].append(timed(own, cache))
+                seconds["clipkit"].append(timed(ours, cache))
+                seconds["clipkit again"].append(timed(ours, cache))
                 seconds["clip_benchmark"].append(timed(peer, {}))
-            ours = json.loads((folder / "own.json").read_text())["metrics"]
-            peers = json.loads((folder / "peer.json").read_text())["metrics"]
-            median = {name: statistics.median(own_times) for name, own_times in seconds.items()}
-            found[task] = {
-                "seconds": {name: [round(own, 1) for own in own_times] for name, own_times in seconds.items()},
+            metrics = json.loads((folder / "ours.json").read_text())["metrics"]
+            peer_metrics = json.loads((folder / "peer.json").read_text())["metrics"]
+            median = {name: statistics.median(times) for name, times in seconds.items()}
+            results[task] = {
+                "seconds": {name: [round(time, 1) for time in times] for name, times in seconds.items()},
                 "ratio_of_medians": round(median["clip_benchmark"] / median["clipkit"], 2),
                 "ratio_with_features_there": round(median["clip_benchmark"] / median["clipkit again"], 2),
-                "figures": {name: [ours[name]["value"], value] for name, value in peers.items()},
+                "figures": {name: [metrics[name]["value"], value] for name, value in peer_metrics.items()},
             }
-    return found
+    return results
 
 
 def classifier(repetitions: int) -> dict[str, Any]:
-    """1,000 classes × 80 prompts."""
+    """Time the zero-shot classifier of 1,000 classes × 80 prompts with both programs."""
     import open_clip
     import torch
     from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
@@ -193,7 +193,7 @@ def classifier(repetitions: int) -> dict[str, Any]:
             tokenizer([template.format(c=name) for template in templates])
         tokenizing = time.perf_counter() - began
     return {
-        "seconds": {name: [round(own, 1) for own in times] for name, times in seconds.items()},
+        "seconds": {name: [round(time, 1) for time in times] for name, times in seconds.items()},
         "ratio_of_medians": round(
             statistics.median(seconds["clip_benchmark"]) / statistics.median(seconds["clipkit"]), 2
         ),
@@ -204,7 +204,7 @@ def classifier(repetitions: int) -> dict[str, Any]:
 
 
 def ranks(rows: int) -> dict[str, Any]:
-    """Seconds, and memory beyond the features, of all ranks between so many images and captions."""
+    """Rank `rows` images against `rows` captions; return the seconds and the memory beyond the features."""
     import torch
     from tqdm import tqdm
 
@@ -216,18 +216,18 @@ def ranks(rows: int) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     with tqdm(total=rows * rows, unit_scale=True, desc="scores") as bar:
-        found = recalls(retrieval_ranks(image, text, torch.arange(rows), bar.update))
+        metrics = recalls(retrieval_ranks(image, text, torch.arange(rows), bar.update))
     return {
         "rows": rows,
         "seconds": round(time.perf_counter() - began, 1),
         "gigabytes": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6, 3),
         "dense_gigabytes": round(rows * rows * 4 / 1e9, 1),
-        "image_retrieval_recall@10": found["image_retrieval_recall@10"],
+        "image_retrieval_recall@10": metrics["image_retrieval_recall@10"],
     }
 
 
 def scale(sizes: list[int]) -> dict[str, Any]:
-    """Each size in a process of its own, and what a million would take by the slope."""
+    """Measure each size in its own process and extrapolate to a million by a million."""
     measured = []
     for rows in sizes:
         command = [sys.executable, __file__, "ranks", "--rows", str(rows)]
@@ -243,7 +243,7 @@ def scale(sizes: list[int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print what was asked for."""
+    """Run one benchmark and print its result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["commands", "classifier", "scale", "ranks"])
     parser.add_argument("csv", type=Path, nargs="?")
@@ -254,14 +254,14 @@ def main() -> None:
         parser.error("commands needs a captions CSV")
     match arguments.what:
         case "commands":
-            found = commands(arguments.csv, arguments.repetitions)
+            result = commands(arguments.csv, arguments.repetitions)
         case "classifier":
-            found = classifier(arguments.repetitions)
+            result = classifier(arguments.repetitions)
         case "scale":
-            found = scale(arguments.rows)
+            result = scale(arguments.rows)
         case _:
-            found = ranks(arguments.rows[0])
-    print(json.dumps(found, indent=2))
+            result = ranks(arguments.rows[0])
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

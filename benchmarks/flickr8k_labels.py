@@ -1,9 +1,9 @@
-"""Labelled images from Flickr8k's captions, for measuring image towers: train.csv and dev.csv with image and label.
+"""Derive image labels from Flickr8k's captions, for measuring image towers: train.csv and dev.csv with image and label.
 
     python benchmarks/flickr8k_labels.py ../shared/flickr8k flickr8k_labels
 
-An image is of a class when at least three of its five captions name it and no other class reaches three. Images of
-no class or of several are left out.
+An image belongs to a class if at least three of its five captions name the class and no other class reaches three.
+Images of no class or of several classes are left out.
 """
 
 import argparse
@@ -26,22 +26,22 @@ _AGREE = 3
 
 
 def labels_of(pairs: Pairs) -> dict[Path, str]:
-    """The class of each image that has one."""
-    found = {}
+    """Return the class of each image that belongs to exactly one."""
+    labels = {}
     for image, rows in zip(pairs.images, pairs.captions_of_image, strict=True):
-        said = [pairs.captions[row].lower() for row in rows]
-        own = [
+        captions = [pairs.captions[row].lower() for row in rows]
+        classes = [
             name
             for name, words in CLASSES.items()
-            if sum(re.search(rf"\b({words})\b", caption) is not None for caption in said) >= _AGREE
+            if sum(re.search(rf"\b({words})\b", caption) is not None for caption in captions) >= _AGREE
         ]
-        if len(own) == 1:
-            found[image] = own[0]
-    return found
+        if len(classes) == 1:
+            labels[image] = classes[0]
+    return labels
 
 
 def main() -> None:
-    """Write both files and print how many images they have."""
+    """Write both files and print the number of images in each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("flickr8k", type=Path)
     parser.add_argument("out", type=Path)

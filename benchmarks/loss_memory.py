@@ -1,9 +1,9 @@
-"""Time and extra memory of a loss and its gradients, beside open_clip's dense ones, as JSON.
+"""Measure time and extra memory of losses with gradients, beside open_clip's dense losses, as JSON.
 
     python benchmarks/loss_memory.py [--pairs 2048 4096 …] [--width 512] [--repetitions 3]
 
-Times are taken in one process, the libraries by turns; peak memory in a process each.
-On a machine with a GPU it runs there, in bfloat16 as well.
+Times are measured in one process, alternating between the libraries; peak memory in one process per library. On a
+machine with a GPU the benchmark runs there, also in bfloat16.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def losses(name: str) -> tuple[Loss, Loss | None]:
-    """Ours and open_clip's."""
+    """Return clipkit's loss and open_clip's, or None if open_clip has none."""
     from open_clip.loss import ClipLoss, SigLipLoss
 
     from clipkit.losses import infonce, sigmoid
@@ -47,7 +47,7 @@ def losses(name: str) -> tuple[Loss, Loss | None]:
 
 
 def peak_of(work: Callable[[], None]) -> float:
-    """Extra GB at the peak of `work`, sampled on a CPU."""
+    """Return the extra GB at the peak of `work`; on a CPU by sampling."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -69,9 +69,9 @@ def peak_of(work: Callable[[], None]) -> float:
     return max(0, peak - before) / 1e9
 
 
-def prepare(name: str, whose: int, pairs: int, width: int, dtype: torch.dtype) -> Callable[[], None]:
-    """The loss with its gradients as something to call, warmed up."""
-    loss = losses(name)[whose]
+def prepare(name: str, library: int, pairs: int, width: int, dtype: torch.dtype) -> Callable[[], None]:
+    """Return a function that computes the loss and its gradients, after a warm-up."""
+    loss = losses(name)[library]
     assert loss is not None
     generator = torch.Generator().manual_seed(0)
     image, text = (
@@ -90,14 +90,14 @@ def prepare(name: str, whose: int, pairs: int, width: int, dtype: torch.dtype) -
     return work
 
 
-def extra_memory(name: str, whose: int, pairs: int, width: int, dtype: torch.dtype) -> float:
-    """Extra GB at the peak: in a process of its own."""
-    return round(peak_of(prepare(name, whose, pairs, width, dtype)), 3)
+def extra_memory(name: str, library: int, pairs: int, width: int, dtype: torch.dtype) -> float:
+    """Return the extra GB at the peak; call it in a separate process."""
+    return round(peak_of(prepare(name, library, pairs, width, dtype)), 3)
 
 
 def seconds(name: str, libraries: int, pairs: int, width: int, dtype: torch.dtype, repetitions: int) -> list[Any]:
-    """Median and spread in seconds of each library: in one process, by turns."""
-    works = [prepare(name, whose, pairs, width, dtype) for whose in range(libraries)]
+    """Return median and spread in seconds for each library, alternating in one process."""
+    works = [prepare(name, index, pairs, width, dtype) for index in range(libraries)]
     taken: list[list[float]] = [[] for _ in works]
     for _ in range(repetitions):
         for work, times in zip(works, taken, strict=True):
@@ -108,7 +108,7 @@ def seconds(name: str, libraries: int, pairs: int, width: int, dtype: torch.dtyp
 
 
 def main() -> None:
-    """One JSON object: a row a loss and a number of pairs."""
+    """Print one JSON object with a row for each loss and number of pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[2048, 4096, 8192, 16384, 32768, 65536])
     parser.add_argument("--width", type=int, default=512)
@@ -129,9 +129,9 @@ def main() -> None:
                 task = (name, len(libraries), pairs, arguments.width, dtype, repetitions)
                 with spawn.Pool(1) as pool:
                     row |= dict(zip(libraries, pool.apply(seconds, task), strict=True))
-                for whose, library in enumerate(libraries):
+                for index, library in enumerate(libraries):
                     with spawn.Pool(1) as pool:
-                        row[library]["extra_gb"] = pool.apply(extra_memory, (name, whose, *task[2:5]))
+                        row[library]["extra_gb"] = pool.apply(extra_memory, (name, index, *task[2:5]))
                 if "open_clip" in row:
                     row["time_ratio"] = round(row["clipkit"]["seconds"] / row["open_clip"]["seconds"], 3)
                 rows.append(row)

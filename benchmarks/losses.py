@@ -1,11 +1,11 @@
-"""Time and extra memory of every loss with its gradients, beside another project's, as JSON.
+"""Measure time and extra memory of every loss with gradients, beside other projects' losses, as JSON.
 
     python benchmarks/losses.py [--pairs 1024 2048 …] [--width 512] [--losses ntxent …] [--repetitions 3]
 
-The peers are those that the tests compare with: lightly (ntxent, dcl), open_clip (infonce, sigmoid, distillation),
-pytorch-metric-learning (supcon, triplet), torch (label smoothing), and, where nobody ships a loss, its plain definition
-as a few lines of dense PyTorch (contrastive, consistencies, negclip). Each measurement is a process of its own; what
-wants more than `--gigabytes` of extra memory or `--seconds` is left out, with the reason.
+The peers are the ones that the tests compare with: lightly (ntxent, dcl), open_clip (infonce, sigmoid, distillation),
+pytorch-metric-learning (supcon, triplet), torch (label smoothing). Losses without a peer (contrastive, consistencies,
+negclip) are compared with their definition in a few lines of dense PyTorch. Each measurement runs in its own process;
+one that needs more than `--gigabytes` of extra memory or `--seconds` is replaced by the reason.
 """
 
 import argparse
@@ -26,7 +26,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def ours(name: str) -> Loss:
-    """Of two sets of features and a scale."""
+    """Return clipkit's loss as a function of two sets of features and a scale."""
     from clipkit import losses
 
     def groups(x: Tensor) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def ours(name: str) -> Loss:
 
 
 def peers(name: str) -> tuple[str, Loss]:
-    """Whose, and the loss."""
+    """Return the peer's name and its loss."""
     match name:
         case "infonce":
             from open_clip.loss import ClipLoss
@@ -108,17 +108,19 @@ def peers(name: str) -> tuple[str, Loss]:
 
 def _smoothed(x: Tensor, y: Tensor, s: Tensor) -> Tensor:
     logits, labels = s * x @ y.T, torch.arange(len(x), device=x.device)
-    return sum(F.cross_entropy(own, labels, label_smoothing=0.1) for own in (logits, logits.T)) / 2
+    return sum(F.cross_entropy(scores, labels, label_smoothing=0.1) for scores in (logits, logits.T)) / 2
 
 
 def dense(name: str) -> Loss:
-    """A few lines with the whole matrix."""
+    """Return the definition of a loss, with the whole matrix in memory."""
 
     def hinges(x: Tensor, y: Tensor, s: Tensor) -> Tensor:
         scores = x @ y.T
-        apart = scores.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), -torch.inf)
-        own = scores.diagonal()
-        return ((0.2 + apart.amax(1) - own).clamp(min=0) + (0.2 + apart.amax(0) - own).clamp(min=0)).mean() / 2
+        negatives = scores.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), -torch.inf)
+        positives = scores.diagonal()
+        by_image = (0.2 + negatives.amax(1) - positives).clamp(min=0)
+        by_text = (0.2 + negatives.amax(0) - positives).clamp(min=0)
+        return (by_image + by_text).mean() / 2
 
     def contrastive(x: Tensor, y: Tensor, s: Tensor) -> Tensor:
         distance, itself = 1 - x @ y.T, torch.eye(len(x), dtype=torch.bool, device=x.device)
@@ -152,7 +154,7 @@ NAMES = [
 
 
 def measured(loss: Loss, pairs: int, width: int, repetitions: int) -> dict[str, float]:
-    """Median seconds of value and gradients, and extra GB at the peak."""
+    """Return the median seconds of value and gradients, and the extra GB at the peak."""
     generator = torch.Generator().manual_seed(0)
     image, text = (
         F.normalize(torch.randn(pairs, width, generator=generator), dim=-1).to(DEVICE).requires_grad_()
@@ -184,7 +186,7 @@ def measured(loss: Loss, pairs: int, width: int, repetitions: int) -> dict[str, 
 
 
 def limited(gigabytes: float) -> None:
-    """Let this process have so much more address space; what wants more ends with an error instead of the machine."""
+    """Limit the address space of this process, so that a loss that needs too much memory fails by itself."""
     if DEVICE == "cpu" and sys.platform == "linux":
         import resource
 
@@ -193,7 +195,7 @@ def limited(gigabytes: float) -> None:
 
 
 def one(command: list[str], seconds: float) -> Any:
-    """What a process of its own measures, or why it does not."""
+    """Run one measurement in its own process; return its result, or the reason why there is none."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -202,17 +204,15 @@ def one(command: list[str], seconds: float) -> Any:
 
 
 def main() -> None:
-    """One JSON object: a row a loss and a number of pairs."""
+    """Print one JSON object with a row for each loss and number of pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=[1024, 4096, 16384])
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--losses", nargs="+", default=NAMES)
     parser.add_argument("--gigabytes", type=float, default=14.0)
-    parser.add_argument(
-        "--seconds", type=float, default=600.0, help="for one measurement; what takes longer is left out"
-    )
-    parser.add_argument("--one", help="whose, in a process of its own")
+    parser.add_argument("--seconds", type=float, default=600.0, help="limit for one measurement")
+    parser.add_argument("--one", help="measure only clipkit or peer, in this process")
     arguments = parser.parse_args()
     if arguments.one is not None:
         (name,), (pairs,) = arguments.losses, arguments.pairs
@@ -224,11 +224,11 @@ def main() -> None:
     for pairs in arguments.pairs:
         for name in arguments.losses:
             row: dict[str, Any] = {"loss": name, "pairs": pairs, "peer": peers(name)[0]}
-            for whose in ("clipkit", "peer"):
-                command = [sys.executable, __file__, "--one", whose, "--losses", name, "--pairs", str(pairs)]
+            for library in ("clipkit", "peer"):
+                command = [sys.executable, __file__, "--one", library, "--losses", name, "--pairs", str(pairs)]
                 command += ["--width", str(arguments.width), "--repetitions", str(arguments.repetitions)]
                 command += ["--gigabytes", str(arguments.gigabytes)]
-                row[whose if whose == "clipkit" else "peers"] = one(command, arguments.seconds)
+                row[library if library == "clipkit" else "peers"] = one(command, arguments.seconds)
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
     machine = {"device": DEVICE, "threads": torch.get_num_threads(), "torch": torch.__version__}

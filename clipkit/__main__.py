@@ -1,4 +1,4 @@
-"""`python -m clipkit …`, which is what torchrun and accelerate launch start."""
+"""`python -m clipkit …`: the command line as torchrun and accelerate launch start it."""
 
 from clipkit.cli import main
 

@@ -1,115 +1,281 @@
-"""What losses and objectives there are, by their files, unimported: for --help, the recipe and the documentation.
+"""The losses that a recipe can name: one row each, readable without importing torch.
+
+The recipe validates options and requirements against these rows, training builds each call from them, and they are what
+`clipkit train --help` and docs/losses.md show. A row `NAME` belongs to the function `clipkit.losses.NAME`.
 
 python -m clipkit.catalogue > docs/losses.md
 """
 
-import ast
-import inspect
+import math
 import textwrap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from enum import Enum
+from typing import Any
 
-_FILES = Path(__file__).parent / "losses"
-_OBJECTIVES = Path(__file__).parent / "training" / "objectives"
-_FIELDS = ("formula", "positives", "needs", "memory", "chance", "source", "take it")
-# What a loss is given by the step, not by the recipe.
-_GIVEN = ("image_ids", "caption_ids", "rows")
+
+class Need(Enum):
+    """Inputs of a loss, besides the features of images and captions."""
+
+    IDS = "image and caption ids"
+    SCALE = "the scale"
+    BIAS = "a logit bias (SigLIP, or model.bias)"
+    NEGATIVES = "a column negative_caption in data.train"
+    TEACHER = "a teacher (loss.teacher)"
+    ANOTHER_LOSS = "another loss in the same sum"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The arguments of the loss function that it stands for."""
+        return _ARGUMENTS[self]
+
+    @property
+    def is_required(self) -> bool:
+        """True if the user has to provide it; every batch has ids and a scale."""
+        return self not in (Need.IDS, Need.SCALE)
+
+
+_ARGUMENTS = {
+    Need.IDS: ("image_ids", "caption_ids"),
+    Need.SCALE: ("scale",),
+    Need.BIAS: ("bias",),
+    Need.NEGATIVES: ("negative_text_features",),
+    Need.TEACHER: ("teacher_image_features", "teacher_text_features", "teacher_scale"),
+    Need.ANOTHER_LOSS: (),
+}
+
+Chance = Callable[[int, Mapping[str, Any]], float]
+"""(G, options of the recipe) -> the loss of G pairs at equal similarities."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A loss, as its docstring states it."""
+class LossRow:
+    """One loss.
+
+    Attributes:
+        name: its function in `clipkit.losses`.
+        summary: one sentence.
+        formula: one line; the function's docstring has the equation.
+        positives: combinations that are pulled together.
+        memory: order of magnitude, beyond the features.
+        level: `chance` in words.
+        source: paper.
+        use_when: the case to choose it for.
+        needs: inputs besides features.
+        options: keys of the recipe's loss section that apply to it.
+        chance: its value at equal similarities; None where that depends on the similarities.
+    """
 
     name: str
     summary: str
-    fields: dict[str, str]
-    options: tuple[str, ...]
-    """Keys of the recipe's loss section that it heeds."""
-    explanation: str
-    """The docstring up to its arguments, without the part "In short"."""
+    formula: str
+    positives: str
+    memory: str
+    level: str
+    source: str
+    use_when: str
+    needs: frozenset[Need]
+    options: tuple[str, ...] = ()
+    chance: Chance | None = None
+
+    @property
+    def requirements(self) -> str:
+        """Inputs that the user has to provide, in words."""
+        return " and ".join(need.value for need in Need if need in self.needs and need.is_required) or "nothing"
 
 
-@cache
-def losses() -> dict[str, Entry]:
-    """Every file of `clipkit/losses` with a function of its name whose docstring has a part "In short"."""
-    found = {}
-    for file in sorted(_FILES.glob("*.py")):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and node.name == file.stem:
-                entry = _entry(node)
-                if entry is not None:
-                    found[entry.name] = entry
-    return found
+_PAIR = "the image's caption; duplicates as the option says"
+_TILED, _BANDS = "O(G D), in tiles", "O(G D), in bands"
+_IDS = frozenset({Need.IDS})
+_SCALED = frozenset({Need.IDS, Need.SCALE})
 
+_ROWS = (
+    LossRow(
+        "contrastive",
+        summary="Pull positives together and push negatives apart up to a margin.",
+        formula="½ mean d² over positives + ½ mean [m − d]²₊ over negatives",
+        positives=_PAIR,
+        memory=_BANDS,
+        level="depends on the similarities",
+        source="Hadsell et al. 2006",
+        use_when="a fixed threshold of similarity must separate pairs; it ignores the model's scale",
+        needs=_IDS,
+        options=("margin", "duplicates"),
+    ),
+    LossRow(
+        "cross_consistency",
+        summary="Make image i as similar to caption j as image j is to caption i.",
+        formula="1/G Σ (x_i · y_j − x_j · y_i)²",
+        positives="none",
+        memory="O(G D + D²)",
+        level="0",
+        source="Goel et al. 2022, CyCLIP",
+        use_when="beside InfoNCE, for a geometry that is the same on both sides",
+        needs=frozenset({Need.ANOTHER_LOSS}),
+        chance=lambda pairs, options: 0.0,
+    ),
+    LossRow(
+        "dcl",
+        summary="NT-Xent without the positive in the denominator, so that easy positives do not weaken the negatives.",
+        formula="log Σ exp over the negatives − positive",
+        positives=_PAIR,
+        memory=_TILED,
+        level="ln(2G − 2)",
+        source="Yeh et al. 2022",
+        use_when="batches are small",
+        needs=_SCALED,
+        options=("duplicates",),
+        chance=lambda pairs, options: math.log(2 * pairs - 2),
+    ),
+    LossRow(
+        "distillation",
+        summary="Match the teacher's softmax over the texts of the batch, and over its images.",
+        formula="cross entropy with the teacher's softmax over the batch, in both directions",
+        positives="as the teacher ranks them",
+        memory=_BANDS,
+        level="ln G",
+        source="Hinton et al. 2015; Wu et al. 2023, TinyCLIP",
+        use_when="a small model learns from a large one, usually in a sum with infonce",
+        needs=frozenset({Need.SCALE, Need.TEACHER}),
+        options=("teacher",),
+        chance=lambda pairs, options: math.log(pairs),
+    ),
+    LossRow(
+        "infonce",
+        summary="Symmetric InfoNCE over the G pairs of a global batch.",
+        formula="−log softmax of the pair over the batch, in both directions",
+        positives=_PAIR,
+        memory=_TILED,
+        level="ln G",
+        source="Radford et al. 2021, CLIP",
+        use_when="default choice",
+        needs=_SCALED,
+        options=("duplicates", "label_smoothing"),
+        chance=lambda pairs, options: math.log(pairs),
+    ),
+    LossRow(
+        "negclip",
+        summary="InfoNCE in which images also choose among captions that were made wrong on purpose.",
+        formula="InfoNCE, with H more texts in the softmax of the images",
+        positives=_PAIR,
+        memory=_TILED,
+        level="(ln(G + H) + ln G) / 2",
+        source="Yuksekgonul et al. 2023, NegCLIP",
+        use_when="the model must learn word order, attributes and relations; see eval compositional",
+        needs=_SCALED | {Need.NEGATIVES},
+        options=("duplicates",),
+        chance=lambda pairs, options: (math.log(2 * pairs) + math.log(pairs)) / 2,
+    ),
+    LossRow(
+        "ntxent",
+        summary="InfoNCE in which images also compete with images, and texts with texts.",
+        formula="log Σ exp over the 2G − 1 others − positive",
+        positives=_PAIR,
+        memory=_TILED,
+        level="ln(2G − 1)",
+        source="Chen et al. 2020, SimCLR",
+        use_when="the positives are views of one image or text, or each modality should spread out by itself too",
+        needs=_SCALED,
+        options=("duplicates",),
+        chance=lambda pairs, options: math.log(2 * pairs - 1),
+    ),
+    LossRow(
+        "sigmoid",
+        summary="Decide for each of the G² combinations separately whether image and text belong together.",
+        formula="Σ softplus(∓(s x_i · y_j + b)) over all combinations, averaged over pairs",
+        positives=_PAIR,
+        memory=_TILED,
+        level="depends on scale and bias; G ln 2 at s = b = 0",
+        source="Zhai et al. 2023, SigLIP",
+        use_when="the model is a SigLIP, or batches are small",
+        needs=_SCALED | {Need.BIAS},
+        options=("duplicates",),
+    ),
+    LossRow(
+        "supcon",
+        summary="Make all features of one class positives of each other, on both sides.",
+        formula="mean over positives of −log softmax over the 2G − 1 others",
+        positives="all pairs with the same image, caption or class",
+        memory=_TILED,
+        level="ln(2G − 1)",
+        source="Khosla et al. 2020",
+        use_when="the data is class folders, in which many images share a caption",
+        needs=_SCALED,
+        chance=lambda pairs, options: math.log(2 * pairs - 1),
+    ),
+    LossRow(
+        "triplet",
+        summary="Make each positive more similar than the negatives by a margin, in both directions.",
+        formula="[m + d(positive) − d(negative)]₊",
+        positives=_PAIR,
+        memory=_BANDS,
+        level="m; 0 for semihard",
+        source="Schroff et al. 2015; Faghri et al. 2018 (hard); Hermans et al. 2017 (all)",
+        use_when="fine-tuning for retrieval (hard) or for classes (all, semihard); it ignores the model's scale",
+        needs=_IDS,
+        options=("margin", "mining", "distance", "duplicates"),
+        chance=lambda pairs, options: 0.0 if options["mining"] == "semihard" else options["margin"] or 0.2,
+    ),
+    LossRow(
+        "within_consistency",
+        summary="Make images i and j as similar as their captions.",
+        formula="1/G Σ (x_i · x_j − y_i · y_j)²",
+        positives="none",
+        memory="O(G D + D²)",
+        level="0",
+        source="Goel et al. 2022, CyCLIP",
+        use_when="beside InfoNCE, for a geometry that is the same on both sides",
+        needs=frozenset({Need.ANOTHER_LOSS}),
+        chance=lambda pairs, options: 0.0,
+    ),
+)
+LOSSES = {row.name: row for row in _ROWS}
 
-@cache
-def objectives() -> tuple[str, ...]:
-    """Names that a recipe's objective may have: the files of `clipkit/training/objectives`."""
-    return ("captions", "views")
-
-
-def _entry(node: ast.FunctionDef) -> Entry | None:
-    text = ast.get_docstring(node) or ""
-    before, short, after = text.partition("In short:\n")
-    if not short:
-        return None
-    block, _, rest = after.partition("\n\n")
-    lines = [line.strip().partition(": ") for line in block.splitlines()]
-    fields = {name: value for name, _, value in lines}
-    more = "" if rest.startswith("Args:") else rest.partition("\n\nArgs:")[0]
-    own = [argument.arg for argument in node.args.kwonlyargs if argument.arg not in _GIVEN]
-    teacher = any(argument.arg.startswith("teacher") for argument in node.args.args)
-    options = (*own, "teacher") if teacher else tuple(own)
-    summary, _, explanation = before.strip().partition("\n\n")
-    return Entry(node.name, " ".join(summary.split()), fields, options, "\n\n".join(filter(None, (explanation, more))))
+_COLUMNS: dict[str, Callable[[LossRow], str]] = {
+    "formula": lambda row: row.formula,
+    "positives": lambda row: row.positives,
+    "needs": lambda row: row.requirements,
+    "memory": lambda row: row.memory,
+    "chance": lambda row: row.level,
+    "source": lambda row: row.source,
+}
 
 
 def table() -> str:
-    """A few lines a loss, for a terminal."""
-    rows = []
-    for entry in losses().values():
-        head = f"{entry.name}: {entry.summary}"
-        facts = [f"{name}: {entry.fields[name]}" for name in _FIELDS[:-1]]
-        options = [f"options: {', '.join(entry.options)}"] if entry.options else []
-        body = textwrap.wrap("; ".join([*facts, *options]), 96)
-        rows.append("\n".join([*textwrap.wrap(head, 98), *(f"  {line}" for line in body)]))
-    return "\n\n".join(rows)
+    """Return the losses for a terminal, a few lines each."""
+    blocks = []
+    for row in LOSSES.values():
+        facts = [f"{name}: {text(row)}" for name, text in _COLUMNS.items()]
+        facts += [f"options: {', '.join(row.options)}"] if row.options else []
+        head = textwrap.wrap(f"{row.name}: {row.summary}", 98)
+        blocks.append("\n".join([*head, *(f"  {line}" for line in textwrap.wrap("; ".join(facts), 96))]))
+    return "\n\n".join(blocks)
 
 
 def markdown() -> str:
-    """The page of the documentation."""
-    names = ("formula", "positives", "needs", "memory", "chance", "source")
+    """Return docs/losses.md."""
     lines = [
         "# Losses",
         "",
         "`loss.name` in a recipe chooses one, or a weighted sum: `loss: {name: [{name: infonce}, {name: "
         "within_consistency, weight: 0.25}]}`.",
-        "Each is a function in `clipkit.losses`, of unit-length features; G pairs in the global batch, D their width.",
-        "`duplicates` says what other pairs with the same image or caption are: `positive`, `ignore` (left out) or",
-        "`negative`. This page is made from the code by `python -m clipkit.catalogue`.",
+        "Each is a function in `clipkit.losses` of unit-length features: x of images, y of texts. G is the number of",
+        "pairs in the global batch, D the width of the features, d a distance, m the margin, s the scale, b the bias.",
+        "`duplicates` decides what other pairs with the same image or caption are: `positive`, `ignore` (left out) or",
+        "`negative`. `python -m clipkit.catalogue` writes this page from the table in `clipkit/catalogue.py`.",
         "",
-        f"| loss | {' | '.join(names)} |",
-        f"| --- |{' --- |' * len(names)}",
-        *(f"| [{e.name}](#{e.name}) | {' | '.join(e.fields[name] for name in names)} |" for e in losses().values()),
+        f"| loss | {' | '.join(_COLUMNS)} |",
+        f"| --- |{' --- |' * len(_COLUMNS)}",
+        *(
+            f"| [{row.name}](#{row.name}) | {' | '.join(text(row) for text in _COLUMNS.values())} |"
+            for row in LOSSES.values()
+        ),
     ]
-    for entry in losses().values():
-        options = ", ".join(f"`{option}`" for option in entry.options) or "none"
-        lines += ["", f"## {entry.name}", "", entry.summary, "", _with_formula(entry.explanation), ""]
-        lines += [f"Take it {entry.fields['take it']}. Options: {options}."]
+    for row in LOSSES.values():
+        options = ", ".join(f"`{option}`" for option in row.options) or "none"
+        lines += ["", f"## {row.name}", "", row.summary, "", f"- Use when: {row.use_when}.", f"- Options: {options}."]
+        lines += [f"- Equation, arguments and an example: [`{row.name}.py`](../clipkit/losses/{row.name}.py)."]
     return "\n".join(lines) + "\n"
-
-
-def _with_formula(text: str) -> str:
-    """`.. math::` as a block that Markdown readers know."""
-    parts = []
-    for part in text.split("\n\n"):
-        if part.startswith(".. math::"):
-            formula = inspect.cleandoc(part.removeprefix(".. math::"))
-            parts.append(f"```math\n{formula}\n```")
-        else:
-            parts.append(part)
-    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Opening images: whatever a user holds becomes an upright RGB image."""
+"""Opening images: files, arrays and PIL images become upright RGB images."""
 
 import base64
 import io
@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from clipkit.errors import DataError, one_line
 
 
 class Stored(ABC):
-    """An image's file inside something larger, as a tar or a table; named and read as a Path is.
+    """Image file that is stored in an archive, a table or elsewhere; it has the `name` and `read_bytes` of a Path.
 
-    `str` of it says where it lies, for a person.
+    Its `str` is its location, for messages.
     """
 
     __slots__ = ()
@@ -27,30 +28,52 @@ class Stored(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The file's own name, or its row's."""
+        """Name of the file or of its row."""
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """In bytes; -1 where it is not known."""
+        """Size in bytes; -1 if unknown."""
 
     @abstractmethod
     def read_bytes(self) -> bytes:
-        """The file.
+        """Return the content of the file.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the file cannot be read.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory(Stored):
+    """Image file in memory."""
+
+    location: str
+    content: bytes
+
+    @property
+    def name(self) -> str:
+        return self.location.rpartition("/")[2]
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+    def __str__(self) -> str:
+        return self.location
+
+    def read_bytes(self) -> bytes:
+        return self.content
 
 
 ImageLike = str | Path | Stored | Image.Image | np.ndarray[Any, Any]
 
-# The limit is ours to check, and an error; Pillow's own would be a warning up to twice of it.
+# `open_image` checks the limit and raises an error; Pillow only warns up to twice the limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 MAX_PIXELS = 178_956_970
-"""Pillow's own limit for an error."""
-# A model's short side is a few hundred pixels, to which a strip of one pixel by 60,000 is enlarged: to gigabytes.
-_LONGEST = 200
+"""Default limit of Pillow."""
+# The short side is resized to a few hundred pixels, so that a strip of 1 × 60,000 pixels would need gigabytes.
+_MOST_ELONGATED = 200
 
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -58,7 +81,7 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 @contextmanager
 def pixel_limit(most: int) -> Iterator[None]:
-    """Within, this process refuses to decode images of more pixels, which may be made to fill the memory."""
+    """Context in which this process refuses to decode images with more pixels than `most`."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = most
     try:
@@ -68,18 +91,19 @@ def pixel_limit(most: int) -> Iterator[None]:
 
 
 def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
-    """An RGB PIL image from a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+    """Return an RGB PIL image from a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
 
-    EXIF rotation is applied; transparency is laid on white; of an animation the first frame is taken; 16 bits become 8.
+    EXIF rotation is applied, transparency is put on white, the first frame of an animation is used, and 16 bits are
+    reduced to 8.
 
     Args:
-        image: what it is.
-        draft: decode a JPEG to a half, a quarter or an eighth of its size while its short side keeps so many pixels,
-            which is faster and not quite the same.
+        image: path, stored file, PIL image or array.
+        draft: decode a JPEG at 1/2, 1/4 or 1/8 of its size if its short side keeps at least this many pixels. Faster,
+            but the pixels differ slightly.
 
     Raises:
-        DataError: the file is missing or cannot be decoded, it is something else, or it is a strip that is more than
-            200 times as long as wide.
+        DataError: the file is missing or cannot be decoded, the type is unsupported, or one side is more than 200
+            times as long as the other.
     """
     if isinstance(image, Image.Image):
         _check_shape(image.size)
@@ -94,7 +118,7 @@ def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
         return _rgb(Image.fromarray(image))
     if not isinstance(image, str | Path | Stored):
         raise DataError(f"{kind_of(image)} is not an image: give a path, a PIL image or a uint8 array")
-    try:
+    with _as_data_errors(image):
         file = io.BytesIO(image.read_bytes()) if isinstance(image, Stored) else image
         with Image.open(file, formats=_formats()) as opened:
             width, height = opened.size
@@ -104,25 +128,41 @@ def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
             if draft is not None and opened.format == "JPEG" and min(width, height) >= 2 * draft:
                 opened.draft(None, (width * draft // min(width, height), height * draft // min(width, height)))
             return _rgb(opened)
+
+
+@contextmanager
+def _as_data_errors(image: str | Path | Stored) -> Iterator[None]:
+    try:
+        yield
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{image}: is over the limit of {Image.MAX_IMAGE_PIXELS} pixels ({one_line(error)[:40]}); drop its "
-            "rows, or raise data.max_pixels in a recipe, else PIL.Image.MAX_IMAGE_PIXELS, where it is to be trusted"
+            "rows or, if you trust the file, raise data.max_pixels in a recipe, or PIL.Image.MAX_IMAGE_PIXELS"
         ) from None
     except FileNotFoundError:
         raise DataError(f"{image}: there is no such image; check the path") from None
     except UnidentifiedImageError:
         raise DataError(f"{image}: is not an image that Pillow can read; replace it or drop its rows") from None
-    # Pillow has some forty decoders, and each meets a broken file with whatever its arithmetic comes to.
+    # Pillow has about forty decoders, and a broken file can raise almost any error in them.
     except Exception as error:
-        said = one_line(error) or type(error).__name__
-        raise DataError(f"{image}: cannot be decoded ({said}); replace the file or drop its rows") from None
+        reason = one_line(error) or type(error).__name__
+        raise DataError(f"{image}: cannot be decoded ({reason}); replace the file or drop its rows") from None
+
+
+def in_memory(image: Path | Stored) -> InMemory:
+    """Read an image file once, for several uses.
+
+    Raises:
+        DataError: the file is missing or cannot be read.
+    """
+    with _as_data_errors(image):
+        return InMemory(str(image), image.read_bytes())
 
 
 def kind_of(thing: object) -> str:
-    """What something is, for a message about what it should have been."""
+    """Return the type of an object with its article, as "a list", for messages."""
     if thing is None:
         return "None"
     name = type(thing).__name__
@@ -131,32 +171,32 @@ def kind_of(thing: object) -> str:
 
 def _check_shape(size: tuple[int, int], name: str = "") -> None:
     width, height = size
-    if max(size) > _LONGEST * min(size):
+    if max(size) > _MOST_ELONGATED * min(size):
         raise DataError(
-            f"{name}an image of {width} × {height} pixels is a strip, more than {_LONGEST} times as long as wide; "
+            f"{name}an image of {width} × {height} pixels is more than {_MOST_ELONGATED} times as long as wide; "
             "crop it or drop its rows"
         )
 
 
 def upright_size(content: bytes) -> tuple[int, int]:
-    """Width and height after EXIF rotation of the image in a file's bytes, without decoding it."""
+    """Return width and height after EXIF rotation of an image file, without decoding the pixels."""
     with Image.open(io.BytesIO(content), formats=_formats()) as opened:
         width, height = opened.size
         try:
-            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            is_rotated = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         except Exception:  # as in `_rgb`
-            turned = False
-    return (height, width) if turned else (width, height)
+            is_rotated = False
+    return (height, width) if is_rotated else (width, height)
 
 
 DATA_URI = "data:image/jpeg;base64,"
 
 
 def as_data_uri(image: ImageLike, side: int) -> str:
-    """A JPEG of it at most `side` pixels wide and high, in a string that HTML takes for a file.
+    """Return a JPEG of at most `side` × `side` pixels as a data URI for HTML.
 
     Raises:
-        DataError: it cannot be decoded.
+        DataError: the image cannot be decoded.
     """
     small = open_image(image)
     if isinstance(image, Image.Image):
@@ -169,26 +209,26 @@ def as_data_uri(image: ImageLike, side: int) -> str:
 
 @cache
 def _formats() -> list[str]:
-    """Pillow's, but for the one that is a program, which another program would run; the usual ones are tried first."""
+    """Return Pillow's formats, common ones first, without EPS, which would run an external program."""
     Image.init()
     usual = ["JPEG", "PNG", "WEBP"]
     return usual + [name for name in Image.ID if name not in (*usual, "EPS")]
 
 
 def size_of(image: Path | Stored) -> int:
-    """Bytes of its file; -1 where there is none."""
+    """Return the size of an image file in bytes; -1 if it is missing or unknown."""
     if isinstance(image, Stored):
         return image.size
     try:
         return image.stat().st_size
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # invalid file name
         return -1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     try:
         upright = ImageOps.exif_transpose(image)
-    except Exception:  # what EXIF says may be broken in as many ways as the rest, and the image still be whole
+    except Exception:  # broken EXIF data in an otherwise sound image
         upright = image
     if upright.mode == "RGB":
         upright.load()
@@ -203,6 +243,6 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _of_16_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, which conversion alone would cut off at 255."""
+    """Scale 16-bit gray to 8 bits; a plain conversion would clip at 255."""
     values = np.asarray(image).astype(np.int64)
     return Image.fromarray((values.clip(0, 65535) // 256).astype(np.uint8))

@@ -1,53 +1,57 @@
-"""What the processes of a run do together: share rows, gather features with their gradient, sum gradients."""
+"""Process groups: share rows, gather features with their gradient, sum gradients, fail together."""
 
 import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipkit.errors import TrainingError, UserError, one_line
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 T = TypeVar("T")
 
-# Numbers in one reduction: large enough to be efficient, small beside a model.
+# Numbers per reduction: large enough to be efficient, small compared with a model.
 _REDUCED_AT_ONCE = 1 << 24
 
 
-def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> Accelerator:
-    """Accelerate with all the processes that were started.
+def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "Accelerator":
+    """Return an Accelerator that has joined all processes of the launcher.
 
     Args:
         precision: auto, fp32, bf16 or fp16.
-        timeout_minutes: how long a process waits for another one that does not answer.
+        timeout_minutes: how long to wait for a process that does not answer.
 
     Raises:
-        TrainingError: Accelerate joined fewer than were started.
+        TrainingError: fewer processes joined than were started.
     """
-    AcceleratorState._reset_state()  # another run in this Python may have had another precision
-    # Told that it is on a CPU, Accelerate joins the processes of a launcher; left alone, each would run by itself.
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
+
+    AcceleratorState._reset_state()  # an earlier run in this Python process may have used another precision
+    # With cpu=True, Accelerate joins the launcher's processes on a CPU; without it, each would run alone.
     accelerator = Accelerator(
         mixed_precision=_mixed_precision(precision),
         cpu=not torch.accelerator.is_available(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
     )
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != asked:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
         raise TrainingError(
-            f"{asked} processes were started but Accelerate joined {accelerator.num_processes}; "
+            f"{started} processes were started but Accelerate joined {accelerator.num_processes}; "
             "start them with --processes N"
         )
-    if asked > 1:
-        # Left to the interpreter's end, gloo's threads end the process with an abort every other time.
+    if started > 1:
+        # If the group is still open when the interpreter exits, gloo's threads abort the process every other time.
         atexit.unregister(_leave_processes)
         atexit.register(_leave_processes)
     return accelerator
@@ -67,34 +71,43 @@ def _mixed_precision(precision: str) -> str:
 
 
 class Processes:
-    """The processes of a run, one or many. Everything here is exact for shares of unequal size."""
+    """A group of one or more processes. Every operation is exact for shares of unequal size.
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.count = accelerator.num_processes
-        self.index = accelerator.process_index
-        self.device = accelerator.device
+    Args:
+        accelerator: has joined the processes; None: this process alone, on the CPU.
+    """
+
+    def __init__(self, accelerator: "Accelerator | None") -> None:
+        self.count = 1 if accelerator is None else accelerator.num_processes
+        self.index = 0 if accelerator is None else accelerator.process_index
+        self.device = torch.device("cpu") if accelerator is None else accelerator.device
+
+    @classmethod
+    def alone(cls) -> Self:
+        """Return a group of this process alone: nothing is shared, gathered or waited for."""
+        return cls(None)
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes the files."""
+        """True on the process that writes files and prints."""
         return self.index == 0
 
     def share(self, total: int) -> slice:
-        """This process's contiguous rows of `total`."""
+        """Return this process's contiguous part of `total` rows."""
         return self._share_of(self.index, total)
 
     def _share_of(self, index: int, total: int) -> slice:
         return slice(index * total // self.count, (index + 1) * total // self.count)
 
     def gather(self, rows: Float[Tensor, "B D"], total: int) -> Float[Tensor, "G D"]:
-        """All processes' rows in order. The gradient of a row is summed over the processes that used it."""
+        """Return the rows of all processes, in order. A row's gradient is summed over the processes that use it."""
         if self.count == 1:
             return rows
         sizes = [self._share_of(index, total) for index in range(self.count)]
         return _GatherRows.apply(rows, sizes, self.index)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over processes, without gradient."""
+        """Return the sum over processes, without gradient."""
         total = value.detach().clone()
         if self.count > 1:
             with _together():
@@ -104,7 +117,7 @@ class Processes:
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over the processes: towers, scale and bias alike.
 
-        A parameter that no process has a gradient for stays without one, so that the optimiser leaves it alone.
+        A parameter without a gradient on every process stays without one, so the optimizer does not change it.
         """
         if self.count == 1:
             return
@@ -123,7 +136,7 @@ class Processes:
                 parameter.grad = summed.view_as(parameter).clone()
 
     def smallest(self, value: int) -> int:
-        """The smallest of the processes' values."""
+        """Return the smallest value of all processes."""
         if self.count == 1:
             return value
         agreed = torch.tensor(value, device=self.device)
@@ -132,11 +145,11 @@ class Processes:
         return int(agreed)
 
     def largest(self, value: int) -> int:
-        """The largest of the processes' values."""
+        """Return the largest value of all processes."""
         return -self.smallest(-value)
 
     def any(self, *facts: bool) -> list[bool]:
-        """Whether each fact holds on any of the processes."""
+        """Return, for each fact, whether it is true on any process."""
         if self.count == 1:
             return list(facts)
         agreed = torch.tensor(facts, dtype=torch.int32, device=self.device)
@@ -145,7 +158,7 @@ class Processes:
         return [bool(fact) for fact in agreed.tolist()]
 
     def of_main(self, value: int) -> int:
-        """The first process's value."""
+        """Return the main process's value."""
         if self.count == 1:
             return value
         agreed = torch.tensor(value, device=self.device)
@@ -154,37 +167,51 @@ class Processes:
         return int(agreed)
 
     def gather_objects(self, value: T) -> list[T]:
-        """Every process's value, in order; anything that pickles."""
+        """Return the values of all processes, in order; they must be picklable."""
         if self.count == 1:
             return [value]
-        found: list[Any] = [None] * self.count
+        values: list[Any] = [None] * self.count
         with _together():
-            dist.all_gather_object(found, value)
-        return found
+            dist.all_gather_object(values, value)
+        return values
 
-    def raise_together(self, failure: UserError | None) -> None:
-        """Where some processes found what a user has to mend, raise the first one's finding on all of them.
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Guard work that each process does on its share: a user error on one process is raised on all.
 
         Raises:
-            UserError: with that process's message.
+            UserError: with the message of the first process that failed.
+        """
+        failure: UserError | None = None
+        try:
+            yield
+        except UserError as error:
+            failure = error
+        self.raise_together(failure)
+
+    def raise_together(self, failure: UserError | None) -> None:
+        """Raise one error on all processes if any process has a failure.
+
+        Raises:
+            UserError: with the message of the first process that has a failure.
         """
         if self.count == 1:
             if failure is not None:
                 raise failure
             return
-        whose = self.smallest(self.count if failure is None else self.index)
-        if whose == self.count:
+        first_failed = self.smallest(self.count if failure is None else self.index)
+        if first_failed == self.count:
             return
         text = torch.zeros(2000, dtype=torch.uint8, device=self.device)
-        if whose == self.index:
-            said = str(failure).encode(errors="replace")[: len(text)]
-            text[: len(said)] = torch.frombuffer(bytearray(said), dtype=torch.uint8)
+        if first_failed == self.index:
+            message = str(failure).encode(errors="replace")[: len(text)]
+            text[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         with _together():
-            dist.broadcast(text, whose)
+            dist.broadcast(text, first_failed)
         raise UserError(bytes(text.tolist()).rstrip(b"\0").decode(errors="replace"))
 
     def rows_of_main(self, rows: Tensor) -> Tensor:
-        """The first process's values of a tensor that has this shape and type on all."""
+        """Return the main process's values of a tensor that has the same shape and type on all processes."""
         if self.count == 1:
             return rows
         agreed = rows.to(self.device)
@@ -193,10 +220,10 @@ class Processes:
         return agreed.to(rows.device)
 
     def on_main(self, work: Callable[[], None]) -> None:
-        """Let the first process do something while the others wait; where it fails, all do.
+        """Run `work` on the main process while the others wait; if it fails, all processes fail.
 
         Raises:
-            UserError, TrainingError: what `work` raised; on the others one of the same kind.
+            UserError, TrainingError: the error that `work` raised; on the other processes one of the same kind.
         """
         failure: UserError | TrainingError | None = None
         if self.is_main:
@@ -209,28 +236,28 @@ class Processes:
         if failure is not None:
             raise failure
         if kind is not None:
-            raise kind("the first process cannot go on")
+            raise kind("the main process failed")
 
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Around what needs all processes: the loss of one becomes a line that says so."""
+    """Guard a collective operation: turn the loss of a process into a one-line error."""
     try:
         yield
     except RuntimeError as error:
-        # A loader worker's death is raised wherever the run happens to be.
+        # PyTorch raises the death of a loader worker in whatever the main thread is doing.
         if isinstance(error, torch.OutOfMemoryError) or "DataLoader worker" in str(error):
             raise
         lost = TrainingError(
-            f"another process of this run is gone or does not answer ({one_line(error)}); what was saved is whole: "
-            "start all of them again, a training run with --resume"
+            f"another process of this run has ended or does not answer ({one_line(error)}); saved files are complete: "
+            "start all processes again, a training run with --resume"
         )
         lost.everywhere = False
         raise lost from None
 
 
 def _groups(parameters: list[nn.Parameter], numbers: int) -> Iterator[list[nn.Parameter]]:
-    """Consecutive parameters of one type, up to about so many numbers together."""
+    """Yield groups of consecutive parameters of one type, up to about `numbers` numbers each."""
     group: list[nn.Parameter] = []
     for parameter in parameters:
         full = sum(p.numel() for p in group) + parameter.numel() > numbers
@@ -243,11 +270,11 @@ def _groups(parameters: list[nn.Parameter], numbers: int) -> Iterator[list[nn.Pa
 
 
 class _GatherRows(torch.autograd.Function):
-    """all_gather of unequal row counts; backward sums every process's gradient and keeps the own rows."""
+    """all_gather of unequal row counts; backward sums the gradients of all processes and keeps this process's rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, shares: list[slice], index: int) -> Tensor:
-        ctx.own = shares[index]
+        ctx.share = shares[index]
         height = max(share.stop - share.start for share in shares)
         padded = rows.new_zeros(height, rows.shape[1])
         padded[: len(rows)] = rows
@@ -261,4 +288,4 @@ class _GatherRows(torch.autograd.Function):
         total = gradients[0].contiguous().clone()
         with _together():
             dist.all_reduce(total)
-        return total[ctx.own], None, None
+        return total[ctx.share], None, None

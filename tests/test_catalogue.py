@@ -1,18 +1,22 @@
-"""What --help, the recipe and the documentation say of losses is what the code is."""
+"""The table of losses agrees with the functions, the recipe, --help and the documentation."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from clipkit import catalogue, losses
+from clipkit.catalogue import LOSSES, Need
 from clipkit.errors import RecipeError
 from clipkit.recipe import LossOptions, Recipe
-from clipkit.training.objectives.loss_sum import chance_of, loss_of, needs
+from clipkit.training.objectives.loss_sum import chance_of, loss_sum
+from tests.losses.oracles import features
 
-ENTRIES = catalogue.losses()
 LEAST = {"model": {"name": "m"}, "data": {"train": "t.csv"}, "output": "o"}
 
 
@@ -20,21 +24,28 @@ def recipe(loss: dict[str, object]) -> Recipe:
     return Recipe.from_dict(LEAST | {"loss": loss})
 
 
-def test_every_loss_is_there_with_all_its_facts() -> None:
-    assert set(ENTRIES) == set(losses.__all__)
-    for entry in ENTRIES.values():
-        assert set(entry.fields) == {"formula", "positives", "needs", "memory", "chance", "source", "take it"}
-        assert all(entry.fields.values())
-        assert set(entry.options) <= set(LossOptions.model_fields)
+def test_the_table_has_a_row_for_every_public_loss() -> None:
+    assert set(LOSSES) == set(losses.__all__)
+    for row in LOSSES.values():
+        assert all((row.summary, row.formula, row.positives, row.memory, row.level, row.source, row.use_when))
+        assert set(row.options) <= set(LossOptions.model_fields)
+        assert ("teacher" in row.options) == (Need.TEACHER in row.needs)
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_every_loss_can_be_named_in_a_recipe(name: str) -> None:
-    own = {"name": name} | ({"teacher": "t"} if "teacher" in ENTRIES[name].options else {})
-    term, _ = recipe({"name": [own, {"name": "infonce"}]}).loss.terms
-    assert loss_of(term).function is getattr(losses, name)
-    for option in ENTRIES[name].options:
-        assert option == "teacher" or option in inspect.signature(loss_of(term).function).parameters
+@pytest.mark.parametrize("name", LOSSES)
+def test_needs_and_options_are_the_arguments_of_the_function(name: str) -> None:
+    row = LOSSES[name]
+    needed = {argument for need in row.needs for argument in need.arguments}
+    options = set(row.options) - {"teacher"}
+    assert set(inspect.signature(getattr(losses, name)).parameters) == {
+        "image_features", "text_features", *needed, *options, "rows",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_recipe_accepts_every_loss(name: str) -> None:
+    entry = {"name": name} | ({"teacher": "t"} if "teacher" in LOSSES[name].options else {})
+    assert recipe({"name": [entry, {"name": "infonce"}]}).loss.names == [name, "infonce"]
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -42,60 +53,78 @@ def test_the_page_is_up_to_date() -> None:
     assert page.read_text(encoding="utf-8") == catalogue.markdown(), "python -m clipkit.catalogue > docs/losses.md"
 
 
-def test_help_shows_them_without_importing_torch() -> None:
+def test_the_loss_of_the_contributing_page_needs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    function, row, loop = re.findall(r"```python\n(.*?)```", page.partition("## A new loss")[2], re.DOTALL)
+    names: dict[str, Any] = dict(vars(catalogue))
+    exec("from jaxtyping import Float\nfrom torch import Tensor\n" + function + loop, names)
+    monkeypatch.setitem(LOSSES, "cosine_pull", eval(f"({row})[0]", names))
+    monkeypatch.setattr(losses, "cosine_pull", names["cosine_pull"], raising=False)
+    with pytest.raises(RecipeError, match="cosine_pull.*another loss"):
+        recipe({"name": "cosine_pull"})
+    terms = recipe({"name": [{"name": "infonce"}, {"name": "cosine_pull", "weight": 0.5}]}).loss.terms
+    image, text = features(6, 4)
+    ids = torch.arange(6)
+    given = {"image_features": image, "text_features": text, "image_ids": ids, "caption_ids": ids}
+    value = loss_sum(terms)(given, {"scale": torch.tensor(3.0).double()}, slice(0, 6))
+    expected = losses.infonce(image, text, 3.0) + 0.5 * names["cosine_pull_by_loops"](image, text)
+    torch.testing.assert_close(value, expected)
+
+
+def test_help_lists_them_without_importing_torch() -> None:
     code = "import sys; from clipkit.catalogue import table; print(table()); assert 'torch' not in sys.modules"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for name in ENTRIES:
-        assert f"{name}: " in said
-    assert max(map(len, said.splitlines())) < 100
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for name in LOSSES:
+        assert f"{name}: " in printed
+    assert max(map(len, printed.splitlines())) < 100
 
 
-def test_a_sum_of_losses_with_weights_and_options() -> None:
-    own = recipe(
+def test_a_sum_of_losses_keeps_weights_and_options() -> None:
+    both = recipe(
         {"name": [{"name": "infonce", "label_smoothing": 0.1}, {"name": "within_consistency", "weight": 0.25}]}
     )
-    assert own.loss.names == ["infonce", "within_consistency"]
-    assert [term.weight for term in own.loss.terms] == [1.0, 0.25]
-    assert Recipe.from_dict(own.model_dump(mode="json")) == own
-    assert own.override({"loss.name": "ntxent"}).loss.names == ["ntxent"]
+    assert both.loss.names == ["infonce", "within_consistency"]
+    assert [term.weight for term in both.loss.terms] == [1.0, 0.25]
+    assert Recipe.from_dict(both.model_dump(mode="json")) == both
+    assert both.override({"loss.name": "ntxent"}).loss.names == ["ntxent"]
 
 
 @pytest.mark.parametrize(
-    ("loss", "message"),
+    ("loss", "parts"),
     [
-        ({"name": "infonse"}, "loss.name 'infonse' is no loss; did you mean infonce?"),
-        ({"name": [{"name": "infonse"}]}, "loss.name.0.name 'infonse' is no loss; did you mean infonce?"),
-        ({"name": [{"name": "infonce", "wieght": 1}]}, "did you mean loss.name.0.weight?"),
-        ({"name": [{"name": "infonce", "weight": 0}]}, "loss.name.0.weight is 0"),
-        ({"name": [{"weight": 1}]}, "loss.name.0.name is missing"),
-        ({"name": "within_consistency"}, "put it in a list with another loss"),
-        ({"name": "triplet", "margin": 5}, "margin is 5"),
-        ({"name": "xyz"}, "there are contrastive, cross_consistency"),
-        ({"name": "infonce", "margin": 0.1}, "margin is no option of infonce, which heeds duplicates, label_smoothing"),
-        ({"name": "ntxent", "mining": "all"}, "mining is no option of ntxent"),
-        ({"name": "distillation"}, "needs a teacher"),
-        ({"name": []}, "empty list"),
-        ({"name": [{"name": "infonce"}], "duplicates": "ignore"}, "give it to one of them"),
-        ({"name": [{"name": "infonce", "margin": 1}]}, "margin is no option of infonce"),
-        ({"name": "infonce", "label_smoothing": 1.0}, "label_smoothing"),
+        ({"name": "infonse"}, ("loss.name", "'infonse'", "did you mean infonce?")),
+        ({"name": [{"name": "infonse"}]}, ("loss.name.0.name", "'infonse'", "did you mean infonce?")),
+        ({"name": [{"name": "infonce", "wieght": 1}]}, ("did you mean loss.name.0.weight?",)),
+        ({"name": [{"name": "infonce", "weight": 0}]}, ("loss.name.0.weight is 0",)),
+        ({"name": [{"weight": 1}]}, ("loss.name.0.name is missing",)),
+        ({"name": "within_consistency"}, ("loss", "within_consistency", "another loss")),
+        ({"name": "triplet", "margin": 5}, ("margin is 5",)),
+        ({"name": "xyz"}, ("loss.name", "'xyz'", "contrastive, cross_consistency")),
+        ({"name": "infonce", "margin": 0.1}, ("margin", "infonce", "duplicates, label_smoothing")),
+        ({"name": "ntxent", "mining": "all"}, ("mining", "ntxent", "duplicates")),
+        ({"name": "distillation"}, ("distillation", "teacher")),
+        ({"name": []}, ("loss", "empty list")),
+        ({"name": [{"name": "infonce"}], "duplicates": "ignore"}, ("duplicates", "list of losses")),
+        ({"name": [{"name": "infonce", "margin": 1}]}, ("margin", "infonce")),
+        ({"name": "infonce", "label_smoothing": 1.0}, ("label_smoothing",)),
     ],
 )
-def test_what_is_wrong_is_one_line(loss: dict[str, object], message: str) -> None:
+def test_an_invalid_loss_is_refused_in_one_line(loss: dict[str, object], parts: tuple[str, ...]) -> None:
     with pytest.raises(RecipeError) as raised:
         recipe(loss)
-    assert message in str(raised.value)
+    assert all(part in str(raised.value) for part in parts)
     assert "\n" not in str(raised.value)
 
 
-def test_chance_of_a_sum() -> None:
+def test_chance_of_a_sum_is_the_weighted_sum() -> None:
     both = recipe({"name": [{"name": "infonce", "weight": 2.0}, {"name": "cross_consistency"}]}).loss
-    once = chance_of(recipe({"name": "infonce"}).loss, 16)
+    once = chance_of(recipe({"name": "infonce"}).loss.terms, 16)
     assert once is not None
-    assert chance_of(both, 16) == pytest.approx(2 * once)
-    assert chance_of(recipe({"name": "sigmoid"}).loss, 16) is None
+    assert chance_of(both.terms, 16) == pytest.approx(2 * once)
+    assert chance_of(recipe({"name": "sigmoid"}).loss.terms, 16) is None
 
 
-def test_what_losses_need() -> None:
-    assert needs(recipe({"name": "sigmoid"}).loss, "bias")
-    assert not needs(recipe({"name": "infonce"}).loss, "bias")
-    assert needs(recipe({"name": [{"name": "infonce"}, {"name": "negclip"}]}).loss, "negative_text_features")
+def test_needs_of_a_sum_are_those_of_its_losses() -> None:
+    assert Need.BIAS in recipe({"name": "sigmoid"}).loss.needs
+    assert Need.BIAS not in recipe({"name": "infonce"}).loss.needs
+    assert Need.NEGATIVES in recipe({"name": [{"name": "infonce"}, {"name": "negclip"}]}).loss.needs

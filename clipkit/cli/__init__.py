@@ -1,4 +1,4 @@
-"""The command line: thin. Nothing heavy is imported before a command runs, so that `--help` is instant."""
+"""The command line: parse, call, print. Heavy modules are imported when a command runs, so that `--help` is instant."""
 
 import logging
 import os
@@ -16,6 +16,7 @@ from clipkit.cli.data import app as data_app
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.cli.export import export, merge
+from clipkit.cli.launch import is_main_process, process_rank, run_on_processes
 from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
 from clipkit.errors import Interrupted, TrainingError, UserError
@@ -38,28 +39,28 @@ app.command()(runs)
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 it ran and failed, 2 the input is wrong, 130 interrupted."""
-    # Weights' loading bars and advice of the libraries below are noise here; their errors come through as ours.
+    """Run the command line. Exit codes: 0 done, 1 it ran and failed, 2 invalid input, 130 or 143 interrupted."""
+    # Loading bars and advice of the model libraries would clutter the output; their errors are reported as ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except UserError as error:
-        # What all processes find wrong, the first one says.
-        if not error.everywhere or int(os.environ.get("RANK", "0")) == 0:
+        # An error that all processes raise is printed by the main process alone.
+        if not error.everywhere or is_main_process():
             sys.stderr.write(f"clipkit: {error}\n")
         sys.exit(2)
     except TrainingError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        if not error.everywhere and "RANK" in os.environ:
+        rank = process_rank()
+        if not error.everywhere and rank is not None:
             sys.stderr.write(f"clipkit: process {rank}: {error}\n")
-        elif rank == 0:
+        elif is_main_process():
             sys.stderr.write(f"clipkit: {error}\n")
         sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)
 def _clipkit(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
         print(__version__)
@@ -70,7 +71,7 @@ def _clipkit(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("demo"),
 ) -> None:
-    """Train a small dual encoder on emoji and their names, and show what it learned (about five minutes)."""
+    """Train a small model on emoji and their names, and report what it learned (about five minutes)."""
     from clipkit.cli.demo import run_demo
 
     _start_process()
@@ -86,18 +87,20 @@ def _losses() -> str:
 
 @app.command(cls=ending_with(_losses))
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file; see recipes/ for examples.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe; see recipes/ for examples.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Changes, as optim.lr=1e-5.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Values to change, e.g. optim.lr=1e-5.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
-    processes: Annotated[int, typer.Option(help="Processes to run on, on this machine.", min=1)] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and stop.")] = False,
-    push: Annotated[str | None, typer.Option(metavar="REPO", help="Put the model on the Hub afterwards.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Of --push: only you see the repository.")] = False,
+    processes: Annotated[int, typer.Option(help="Number of processes on this machine.", min=1)] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe with every default and exit.")] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Upload the trained model to this Hub repository (ORG/NAME).")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: create a private repository.")] = False,
 ) -> None:
-    """Train what a recipe says. The result does not depend on the number of processes."""
+    """Train a model as a recipe describes. The result does not depend on the number of processes."""
     from clipkit.recipe import Recipe
 
     complete = Recipe.from_yaml(recipe, overrides or [])
@@ -107,13 +110,11 @@ def train(
     if resume and overwrite:
         raise UserError("--resume and --overwrite were both given; give one of them")
     if private and push is None:
-        raise UserError("--private is for --push, which was not given; add --push ORG/NAME, or leave it out")
+        raise UserError("--private applies to --push, which was not given; add --push ORG/NAME, or remove --private")
     if processes > 1:
-        from clipkit.cli.launch import run_on_processes
-
-        chosen = ["--resume"] * resume + ["--overwrite"] * overwrite + ["--private"] * private
-        chosen += ["--push", push] if push is not None else []
-        run_on_processes(processes, ["train", str(recipe), *(overrides or []), *chosen])
+        flags = ["--resume"] * resume + ["--overwrite"] * overwrite + ["--private"] * private
+        flags += ["--push", push] if push is not None else []
+        run_on_processes(processes, ["train", str(recipe), *(overrides or []), *flags])
         return
     _start_process()
     from clipkit.cli.tables import print_metrics
@@ -125,9 +126,11 @@ def train(
         check_first(push, private)
     with _interruptible():
         result = run(complete, resume=resume, overwrite=overwrite)
-    if result["metrics"] and int(os.environ.get("RANK", "0")) == 0:
+    if not is_main_process():
+        return
+    if result["metrics"]:
         print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
-    if push is not None and int(os.environ.get("RANK", "0")) == 0:
+    if push is not None:
         from clipkit.cli.push import push_run
 
         push_run(complete.output, push, private)
@@ -135,11 +138,13 @@ def train(
 
 @app.command()
 def models(
-    name: Annotated[str | None, typer.Argument(help="A model to describe; without it, what can be loaded.")] = None,
-    search: Annotated[str, typer.Option(help="List only names with this in them.")] = "",
+    name: Annotated[
+        str | None, typer.Argument(metavar="M", help="Model to describe. Default: list models that can be loaded.")
+    ] = None,
+    search: Annotated[str, typer.Option(metavar="TEXT", help="List only names that contain this text.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
 ) -> None:
-    """What can be loaded; what one model is: towers, sizes, preprocessing, loss, memory."""
+    """List models that can be loaded, or describe one: towers, sizes, preprocessing, loss, memory."""
     from clipkit.cli.models import print_description, print_loadable
 
     if name is None:
@@ -149,7 +154,7 @@ def models(
 
 
 def _start_process() -> None:
-    """What a process of ours needs before it computes."""
+    """Configure this process before it computes."""
     from clipkit.cli.process import keep_freed_memory, log_to_terminal
 
     log_to_terminal(logging.getLogger("clipkit"))
@@ -158,12 +163,12 @@ def _start_process() -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Within, a run that was asked to stop ends the process with its code and one line."""
+    """End the process with one line and the right exit code if the run inside was asked to stop."""
     try:
         yield
     except Interrupted as error:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)  # launchers repeat them; the code on the way out is ours
-        if int(os.environ.get("RANK", "0")) == 0:
+            signal.signal(number, signal.SIG_IGN)  # launchers repeat signals; a second one must not change the code
+        if is_main_process():
             sys.stderr.write(f"clipkit: {error}\n")
         sys.exit(error.code)

@@ -1,4 +1,4 @@
-"""`clipkit data check`: run it, and show what it found."""
+"""Run `clipkit data check` and print its report."""
 
 import json
 import textwrap
@@ -11,14 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clipkit.cli.output import check_writable, write_output
 from clipkit.data import read_pairs
-from clipkit.data.checks import Report, check, check_place, fix
-from clipkit.data.checks.findings import counted
+from clipkit.data.checks import Report, check, check_output_folder, fix
 from clipkit.data.pairs import Pairs
-from clipkit.errors import DataError, OutputError
-from clipkit.files import write_whole
+from clipkit.errors import DataError
+from clipkit.findings import counted, percent
 
-_SHOWN = 3
+_EXAMPLES = 3
+_INDENT = " " * 9
 
 
 def run_check(
@@ -30,12 +31,11 @@ def run_check(
     out: Path | None,
     workers: int | None,
 ) -> None:
-    """Read, check, print, and write what is asked for."""
+    """Check the data, print the report, and write the JSON file and the cleaned copy if requested."""
     started = time.monotonic()
-    if json_file is not None:
-        _check_writable(json_file, data, against)
+    check_writable(json_file, inputs=(data, against))
     if out is not None:
-        check_place(out, data)
+        check_output_folder(out, data)
     pairs = _read(data)
     other = None if against is None else _read(against)
     token_counts, context_length, image_size = None, None, None
@@ -60,120 +60,94 @@ def run_check(
     if json_file is not None:
         settings = {"model": model, "batch_size": batch_size}
         found = report.to_dict() | {"settings": settings, "seconds": round(time.monotonic() - started, 1)}
-        try:
-            write_whole(json_file, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise OutputError(f"{json_file}: cannot be written ({error.strerror}); give another place") from None
-        print(f"findings: {json_file}")
+        write_output(json_file, json.dumps(found, indent=2, ensure_ascii=False) + "\n", "findings")
     if out is not None:
         kept = fix(pairs, report, out)
         print(
             f"cleaned copy: {out / 'captions.csv'} ({counted(kept['images'], 'image')}, "
-            f"{counted(kept['captions'], 'caption')}); what was dropped ({kept['dropped']:,}) and why: "
+            f"{counted(kept['captions'], 'caption')}); dropped ({kept['dropped']:,}), with reasons: "
             f"{out / 'dropped.jsonl'}"
         )
 
 
 def _read(source: str) -> Pairs:
-    """Images with captions; where it has no captions images alone, where it has no images captions alone.
-
-    Whatever is there is read each time, so that only its absence leads from one to the next.
-    """
+    """Read images with captions; if there are no captions or no images, read what there is."""
     broken = ("images", "captions")
     try:
         return read_pairs(source, broken=broken)
-    except DataError as both:
+    except DataError as error:
         for images in (True, False):
             with suppress(DataError):
                 return read_pairs(source, images=images, captions=not images, broken=broken)
-        raise both from None
-
-
-def _check_writable(file: Path, *inputs: str | None) -> None:
-    if not file.absolute().parent.is_dir():
-        raise OutputError(f"{file}: there is no folder {file.absolute().parent}; make it first")
-    if file.is_dir():
-        raise OutputError(f"{file}: is a folder; give a file")
-    if any(Path(own.partition("?")[0]).resolve() == file.resolve() for own in inputs if own is not None):
-        raise OutputError(f"{file}: is the data itself and would be overwritten; give another file")
+        raise error from None
 
 
 def print_report(report: Report) -> None:
-    """Facts as a table, then each finding with examples and what to do."""
+    """Print the facts as a table, then each finding with examples and advice."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)  # a file has no edge to wrap at
-    console.print(Text(report.data + (f", against {report.against}" if report.against is not None else "")))
-    for line in _more(report.facts):
+        console = Console(width=120)  # a file has no width to wrap at
+    console.print(Text(report.data + (f", against {report.against.name}" if report.against is not None else "")))
+    for line in _summary(report.facts):
         console.print(Text(f"  {line}"))
     table = Table(box=None, padding=(0, 2))
     for heading in ("", "min", "median", "95 %", "max"):
         table.add_column(heading, justify="right" if heading else "left")
-    for row in _facts(report.facts):
+    for row in _quantile_rows(report.facts):
         table.add_row(*map(Text, row))
     console.print(table)
     console.print()
     if not report.findings:
-        console.print(Text("Nothing to mend was found."))
+        console.print(Text("No problems found."))
         return
     counts = report.to_dict()["counts"]
-    console.print(
-        Text(", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in counts.items() if count) + ":")
-    )
-    width = max(len(f"{one.count:,}") for one in report.findings)
-    for one in report.findings:
+    console.print(Text(", ".join(counted(count, severity) for severity, count in counts.items() if count) + ":"))
+    for finding in report.findings:
         console.print()
-        head = f"{one.severity:<8} {one.count:>{width},} ({_share(one.share)})  "
-        _wrapped(console, head, f"{one.message}  [{one.name}]")
-        shown = "; ".join(one.examples[:_SHOWN])
-        if one.examples:
-            _wrapped(console, " " * 9, shown + "; …" * (one.count > len(one.examples[:_SHOWN])))
-        _wrapped(console, " " * 9, f"→ {one.advice}")
+        _print_wrapped(console, f"{finding.severity:<8} {finding.message}  [{finding.name}]")
+        if finding.examples:
+            more = "; …" if (finding.count or 0) > _EXAMPLES else ""
+            _print_wrapped(console, _INDENT + "; ".join(finding.examples[:_EXAMPLES]) + more)
+        _print_wrapped(console, f"{_INDENT}→ {finding.advice}")
 
 
-def _wrapped(console: Console, head: str, text: str) -> None:
-    for line in textwrap.wrap(
-        head + text, console.width, subsequent_indent=" " * 11, break_on_hyphens=False, drop_whitespace=True
-    ):
+def _print_wrapped(console: Console, text: str) -> None:
+    for line in textwrap.wrap(text, console.width, subsequent_indent=" " * 11, break_on_hyphens=False):
         console.print(Text(line), soft_wrap=True)
 
 
-def _facts(facts: dict[str, Any]) -> list[list[str]]:
-    rows = []
+def _quantile_rows(facts: dict[str, Any]) -> list[list[str]]:
     unit = facts.get("caption_length", {}).get("unit", "")
-    for name, title, form in (
-        ("captions_a_image", "captions an image", ".0f"),
-        ("caption_length", f"{unit} a caption", ".0f"),
-        ("width", "width in pixels", ".0f"),
-        ("height", "height in pixels", ".0f"),
-        ("aspect_ratio", "width / height", ".2f"),
-    ):
-        if name in facts:
-            rows.append([title, *(f"{facts[name][at]:{form}}" for at in ("min", "median", "p95", "max"))])
-    return rows
+    titles = {
+        "captions_per_image": ("captions per image", ".0f"),
+        "caption_length": (f"{unit} per caption", ".0f"),
+        "width": ("width in pixels", ".0f"),
+        "height": ("height in pixels", ".0f"),
+        "aspect_ratio": ("width / height", ".2f"),
+    }
+    return [
+        [title, *(f"{facts[name][quantile]:{form}}" for quantile in ("min", "median", "p95", "max"))]
+        for name, (title, form) in titles.items()
+        if name in facts
+    ]
 
 
-def _more(facts: dict[str, Any]) -> list[str]:
+def _summary(facts: dict[str, Any]) -> list[str]:
     parts = [counted(facts["images"], "image")] if facts["images"] else []
     if "bytes" in facts:
-        parts[-1] += f" of {facts['bytes'] / 1e6:,.1f} MB"
+        parts[-1] += f", {facts['bytes'] / 1e6:,.1f} MB"
     if "captions" in facts:
         parts.append(f"{counted(facts['captions'], 'caption')}, {facts['distinct_captions']:,} of them different")
     lines = [", ".join(parts)]
     if "share_smaller" in facts:
-        lines.append(f"{_share(facts['share_smaller'])} of the images are smaller than {facts['input_size']} pixels")
+        lines.append(f"{percent(facts['share_smaller'])} of the images are smaller than {facts['input_size']} pixels")
     if "share_cut" in facts:
-        lines.append(
-            f"{_share(facts['share_cut'])} of the captions are longer than the model's {facts['context_length']} tokens"
-        )
+        context = f"the model's context of {facts['context_length']} tokens"
+        lines.append(f"{percent(facts['share_cut'])} of the captions are longer than {context}")
     if "batch" in facts:
         batch = facts["batch"]
-        said = f"{batch['same_caption']:.3g} pairs with equal captions and " if "captions" in facts else ""
-        lines.append(f"in a batch of {batch['size']:,} expect {said}{batch['same_image']:.3g} pairs of equal images")
+        captions = f"{batch['same_caption']:.3g} pairs with equal captions and " if "captions" in facts else ""
+        lines.append(
+            f"expected in a batch of {batch['size']:,}: {captions}{batch['same_image']:.3g} pairs of equal images"
+        )
     return lines
-
-
-def _share(share: float) -> str:
-    if 0 < share < 0.0001:
-        return "< 0.01 %"
-    return f"{100 * share:.3g} %"

@@ -1,4 +1,4 @@
-"""`clipkit data …`."""
+"""`clipkit data preview`, `prepare` and `check`."""
 
 import sys
 from pathlib import Path
@@ -9,12 +9,12 @@ import typer
 from clipkit.cli.epilog import ending_with
 from clipkit.errors import Interrupted, OutputError, RecipeError
 
-app = typer.Typer(help="Look at data.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Check, prepare and preview data.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def _data() -> None:
-    """Look at data before training on it."""
+    """Check, prepare and preview data before training on it."""
 
 
 def _policies() -> str:
@@ -27,52 +27,58 @@ def _policies() -> str:
 def preview(
     data: Annotated[str, typer.Argument(metavar="D", help="Images: a table, a folder, shards, hf:NAME.")],
     policy: Annotated[
-        str, typer.Option(help="A policy's name, or steps, as '[crop, {name: rotate, degrees: 15}]'.")
+        str, typer.Option(help="Name of a policy, or a list of steps, e.g. '[crop, {name: rotate, degrees: 15}]'.")
     ] = "simclr",
-    out: Annotated[Path, typer.Option(help="The image to write.")] = Path("preview.png"),
-    count: Annotated[int, typer.Option(help="Images, a row each.", min=1)] = 8,
-    views: Annotated[int, typer.Option(help="Views of each image.", min=1)] = 5,
+    out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("preview.png"),
+    count: Annotated[int, typer.Option(help="Number of images, one per row.", min=1)] = 8,
+    views: Annotated[int, typer.Option(help="Augmented views per image.", min=1)] = 5,
     size: Annotated[int, typer.Option(help="Side of a view in pixels.", min=8)] = 160,
-    safe: Annotated[bool, typer.Option("--safe", help="Heed what captions say of sides and colours.")] = False,
-    seed: Annotated[int, typer.Option(help="The run's seed.", min=0)] = 0,
+    safe: Annotated[
+        bool,
+        typer.Option("--safe", help="Do not flip or recolor images whose captions mention left/right or a color."),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the run, which determines the views.", min=0)] = 0,
 ) -> None:
-    """Images beside their augmented views, as one image."""
+    """Draw images beside their augmented views."""
     from clipkit.recipe.policies import parse_policy
 
     steps = parse_policy(policy)
     from clipkit.data import read_pairs
-    from clipkit.data.preview import preview as sheet_of
+    from clipkit.data.preview import preview as draw
 
     pairs = read_pairs(data, captions=safe)
     if not pairs.has_images:
-        raise RecipeError(f"{data}: has captions alone; a preview shows images")
-    sheet = sheet_of(pairs, steps, count=count, views=views, size=size, safe=safe, seed=seed)
+        raise RecipeError(f"{data}: has captions but no images; a preview shows images")
+    sheet = draw(pairs, steps, count=count, views=views, size=size, safe=safe, seed=seed)
     try:
         if Path(data).is_dir() and out.resolve().parent == Path(data).resolve():
             raise OutputError(f"{out}: would become one of the images of {data}; give --out another folder")
         sheet.save(out)
     except (OSError, ValueError) as error:
-        raise OutputError(f"{out}: cannot be written ({error}); give a file as preview.png") from None
+        raise OutputError(f"{out}: cannot be written ({error}); give an image file, e.g. preview.png") from None
     print(f"{out}: {min(count, len(pairs.images))} of {len(pairs.images)} images, {views} views of each")
 
 
 @app.command()
 def prepare(
-    data: Annotated[str, typer.Argument(metavar="D", help="Data of any kind, with captions or without.")],
-    out: Annotated[Path, typer.Option(help="Folder for the shards: new, or begun by this command.")],
-    size: Annotated[int, typer.Option(help="Short side in pixels; smaller images stay as they are.", min=1)] = 256,
-    quality: Annotated[int, typer.Option(help="Of JPEG.", min=1, max=100)] = 90,
+    data: Annotated[str, typer.Argument(metavar="D", help="Data of any kind, with or without captions.")],
+    out: Annotated[Path, typer.Option(help="Folder for the shards: a new one, or one begun by the same command.")],
+    size: Annotated[int, typer.Option(help="Short side in pixels; smaller images are not resized.", min=1)] = 256,
+    quality: Annotated[int, typer.Option(help="JPEG quality.", min=1, max=100)] = 90,
     lossless: Annotated[bool, typer.Option("--lossless", help="PNG instead of JPEG.")] = False,
-    format: Annotated[Literal["tar", "parquet"], typer.Option(help="WebDataset's tar, or the Hub's Parquet.")] = "tar",
-    shard_size: Annotated[int, typer.Option(help="Images of the source in a shard.", min=1)] = 1000,
-    workers: Annotated[int | None, typer.Option(help="Threads; without it, one for each core.", min=1)] = None,
+    format: Annotated[
+        Literal["tar", "parquet"], typer.Option(help="tar (WebDataset's layout) or parquet (the Hub's layout).")
+    ] = "tar",
+    shard_size: Annotated[int, typer.Option(help="Images of the source per shard.", min=1)] = 1000,
+    workers: Annotated[int | None, typer.Option(help="Threads. Default: one per core.", min=1)] = None,
 ) -> None:
-    """Resize images to what training needs and pack them with their captions into shards.
+    """Resize images to the size that training needs and pack them with their captions into shards.
 
-    Interrupted, the same command goes on.
+    After an interruption, the same command resumes.
     """
     from clipkit.data.prepare import prepare as run
     from clipkit.data.prepare import read_for_shards
+    from clipkit.findings import counted
 
     try:
         made = run(
@@ -89,34 +95,39 @@ def prepare(
         sys.stderr.write(f"clipkit: {error}\n")
         raise typer.Exit(error.code) from None
     print(
-        f"{out}: {made.images:,} images in {made.shards:,} shards; {made.source_bytes / 1e6:,.1f} MB before, "
-        f"{made.bytes / 1e6:,.1f} MB after"
+        f"{out}: {counted(made.images, 'image')} in {counted(made.shards, 'shard')}; "
+        f"{made.source_bytes / 1e6:,.1f} MB before, {made.bytes / 1e6:,.1f} MB after"
     )
     if made.skipped:
-        print(f"{len(made.skipped):,} images were skipped; {out / 'skipped.jsonl'} says which and why")
+        print(f"skipped {counted(len(made.skipped), 'image')}; {out / 'skipped.jsonl'} lists them with reasons")
     print(f"data.train: {made.pattern}")
 
 
 @app.command()
 def check(
-    data: Annotated[str, typer.Argument(metavar="D", help="Any data, as for training.")],
+    data: Annotated[str, typer.Argument(metavar="D", help="Any data that can be trained on.")],
     against: Annotated[
-        str | None, typer.Option(metavar="D2", help="Data that must not be in D, as the set to measure on.")
+        str | None, typer.Option(metavar="D2", help="Data that must not be in D, e.g. the validation set.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="M", help="Count captions in this model's tokens, and heed its image size.")
+        str | None,
+        typer.Option(
+            metavar="M", help="Count captions in this model's tokens, and compare images with its input size."
+        ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(metavar="G", help="Pairs in a batch, for the false negatives to expect in one.", min=2)
+        int, typer.Option(metavar="G", help="Pairs in a batch, for the expected number of false negatives.", min=2)
     ] = 512,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="F", help="Write what was found here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="F", help="Write the findings to this file.")
+    ] = None,
     fix: Annotated[
         Path | None,
-        typer.Option(metavar="OUT", help="Write a cleaned copy into this new folder, with a list of what was dropped."),
+        typer.Option(metavar="OUT", help="Write a cleaned copy to this new folder, with a list of what was dropped."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads; one a core without it.", min=1)] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads. Default: one per core.", min=1)] = None,
 ) -> None:
-    """Look for what is wrong with data before training on it: broken, double and leaked images, poor captions.
+    """Find problems in data before training on it: broken, duplicate and leaked images, poor captions.
 
     Exits with 0 when the check ran, whatever it found.
     """

@@ -1,4 +1,4 @@
-"""`clipkit demo`: from pip packages to a trained model and a page, in one command."""
+"""`clipkit demo`: data from pip packages, a trained model and a report, in one command."""
 
 import json
 import time
@@ -16,27 +16,27 @@ from clipkit.recipe import Recipe
 from clipkit.report import demo_report
 from clipkit.report.demo import CREDIT
 
-# The run on shuffled names only has to show that it learns nothing: a part of the epochs does.
+# The run on shuffled names only shows that nothing is learned, so fewer epochs are enough.
 _SHUFFLED_SHARE = 0.4
 
 
 def run_demo(out: Path) -> None:
-    """Build the data, train, train on shuffled names, measure all on held-out emoji, write the report.
+    """Build the data, train, train on shuffled names, evaluate both on held-out emoji, and write a report.
 
-    The demo's own folders below `out` are made anew each time.
+    The folders of an earlier demo in `out` are replaced.
 
     Raises:
-        OutputError: `out` holds something else, or cannot be written to.
+        OutputError: `out` holds other files, or cannot be written to.
     """
     marker = out / "demo.json"
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "data").is_dir())):
-        raise OutputError(f"{out}: is there already and is not a demo's folder; give another one with --out")
+        raise OutputError(f"{out}: already exists and is not the folder of a demo; give another folder with --out")
     try:
         data = build_emoji_data(out / "data")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to ({error.strerror}); give another folder with --out") from None
     marker.unlink(missing_ok=True)
-    print(f"{data.families} emoji families, {data.held_out_families} of them held out. {CREDIT}")
+    print(f"{data.families} emoji families, {data.held_out_families} of them held out for evaluation. {CREDIT}")
 
     recipe = Recipe.from_yaml(recipe_file("demo_emoji.yaml")).override(
         {"data.train": str(data.train), "output": str(out / "run")}
@@ -44,7 +44,7 @@ def run_demo(out: Path) -> None:
     started = time.perf_counter()
     clipkit.train(recipe, overwrite=True)
     seconds = time.perf_counter() - started
-    print("Now the same on shuffled names, for comparison:")
+    print("For comparison, the same training on shuffled names:")
     shuffled = recipe.override(
         {
             "data.train": str(data.shuffled),
@@ -66,7 +66,7 @@ def run_demo(out: Path) -> None:
 
 
 def recipe_file(name: str) -> Path:
-    """A shipped recipe: inside the installed package, or beside it in a checkout."""
+    """Return a shipped recipe: inside the installed package, or beside the package in a checkout."""
     package = Path(clipkit.__file__).parent
     installed = package / "recipes" / name
     return installed if installed.is_file() else package.parent / "recipes" / name
@@ -82,7 +82,7 @@ def _untrained(recipe: Recipe) -> DualEncoder:
 
 
 def _measure(model: DualEncoder, data: EmojiData) -> dict[str, Any]:
-    # A group's title, as "Travel & Places", is no name that the data speaks in; names of its training emoji are.
+    # Group titles such as "Travel & Places" do not occur in the captions; prompts use names of training emoji.
     prompts = json.loads(data.group_prompts.read_text(encoding="utf-8"))
     return {
         "retrieval": retrieval(model, read_pairs(str(data.held_out)), cache=False),
@@ -91,12 +91,18 @@ def _measure(model: DualEncoder, data: EmojiData) -> dict[str, Any]:
 
 
 def _print_summary(results: dict[str, Any], report: Path, out: Path, seconds: float) -> None:
-    print_columns({name: result["retrieval"]["metrics"] for name, result in results.items()}, "\nHeld-out emoji")
-    print_columns({name: result["zeroshot"]["metrics"] for name, result in results.items()}, "\nInto emoji groups")
+    print_columns(
+        {name: result["retrieval"]["metrics"] for name, result in results.items()},
+        "\nRetrieval of held-out emoji by name",
+    )
+    print_columns(
+        {name: result["zeroshot"]["metrics"] for name, result in results.items()},
+        "\nClassification of held-out emoji into groups",
+    )
     print(f"""
-Trained in {seconds:.0f} s. Look at it: {report}
+Trained in {seconds:.0f} s. Report: {report}
 
-Next, with your own data (a CSV with the columns image and caption):
+Next steps with your own data (a CSV file with the columns image and caption):
   clipkit train {recipe_file("finetune_clip.yaml")} data.train=train.csv data.validation=dev.csv
   clipkit eval retrieval --model runs/finetune_clip --data dev.csv --report dev.html
   clipkit eval zeroshot --model {out / "run"} --data folder_of_class_folders""")

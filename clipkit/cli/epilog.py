@@ -1,4 +1,4 @@
-"""Help that ends with a text as it is: an epilog of the library would be wrapped anew."""
+"""Help pages that end with a preformatted text; Typer would wrap the lines of an epilog."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from typer.core import TyperCommand
 
 
 def ending_with(text: Callable[[], str]) -> type[TyperCommand]:
-    """A kind of command whose help ends with this text, which is made only when it is shown."""
+    """Return a command class whose help ends with a text; `text` is called only when the help is shown."""
 
     class Command(TyperCommand):
         def format_epilog(self, ctx: Any, formatter: Any) -> None:

@@ -1,22 +1,45 @@
-"""`--processes N`: several processes on this machine, by torch's elastic launcher."""
+"""Processes of a command: `--processes N` by torch's elastic launcher, and the group that this process belongs to."""
 
 import logging
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from clipkit.errors import UserError
 
+if TYPE_CHECKING:
+    from clipkit.processes import Processes
+
+
+def process_rank() -> int | None:
+    """Return the rank that a launcher gave to this process; None without a launcher."""
+    return int(os.environ["RANK"]) if "RANK" in os.environ else None
+
+
+def is_main_process() -> bool:
+    """Return True for the process that prints and writes."""
+    return not process_rank()
+
+
+def joined_processes() -> "Processes":
+    """Return the group of processes that a launcher started, or this process alone."""
+    from clipkit.processes import Processes, accelerator_of
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes.alone()
+    return Processes(accelerator_of())
+
 
 def run_on_processes(count: int, arguments: list[str]) -> None:
-    """Run `python -m clipkit ARGUMENTS` in `count` processes that know of each other; exit with their code.
+    """Run `python -m clipkit ARGUMENTS` in `count` processes that form a group, and exit with their exit code.
 
     Raises:
-        UserError: this is one of several processes already.
+        UserError: this process was started by a launcher itself.
     """
     if "WORLD_SIZE" in os.environ:
-        raise UserError("--processes was given under a launcher that starts processes itself; leave one of them out")
+        raise UserError("--processes was given under a launcher, which starts processes itself; remove one of the two")
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -32,29 +55,29 @@ def run_on_processes(count: int, arguments: list[str]) -> None:
         max_restarts=0,
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
-    # What a signal does, the run says.
+    # The processes themselves report what a signal did.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "clipkit", *arguments)
     except ChildFailedError as error:
-        # What went wrong was said by the process that failed; the launcher's own table adds nothing.
+        # The process that failed has reported the error; the launcher's table adds nothing.
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            ended = signal.Signals(-failure.exitcode).name
-            sys.stderr.write(f"clipkit: process {rank} was ended by {ended}; what was saved is whole\n")
+            signal_name = signal.Signals(-failure.exitcode).name
+            sys.stderr.write(f"clipkit: process {rank} was ended by {signal_name}; saved files are complete\n")
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
     except SignalException as error:
-        # It was passed on to the processes, and they have ended.
+        # The signal was passed on to the processes, and they have ended.
         sys.exit(130 if error.sigval == signal.SIGINT else 143)
 
 
 def run_again_on_processes(count: int) -> None:
-    """Run the command that was typed in `count` processes; exit with their code."""
+    """Run the current command line again in `count` processes, and exit with their exit code."""
     arguments = []
-    typed = iter(sys.argv[1:])
-    for argument in typed:
+    given = iter(sys.argv[1:])
+    for argument in given:
         if argument == "--processes":
-            next(typed, None)
+            next(given, None)
         elif not argument.startswith("--processes="):
             arguments.append(argument)
     run_on_processes(count, arguments)

@@ -1,4 +1,4 @@
-"""`clipkit models`: what can be loaded, and what one model is."""
+"""`clipkit models`: list loadable models, and describe one."""
 
 import json
 from typing import Any
@@ -8,68 +8,71 @@ from rich.table import Table
 
 
 def print_loadable(search: str) -> None:
-    """Names by where they come from."""
+    """Print names of loadable models by library."""
     from clipkit.models.describe import loadable
 
-    found = loadable(search)
-    classes, names = found["transformers"], found["open_clip"]
+    by_library = loadable(search)
+    classes, names = by_library["transformers"], by_library["open_clip"]
     if not classes and not names:
-        print(f"nothing that can be loaded has {search!r} in its name; `clipkit models` lists everything")
+        print(f"no model name contains {search!r}; `clipkit models` lists all names")
         return
     if classes:
-        print("Hub repositories and folders of transformers' classes:")
+        print("Hub repositories and folders with these classes of transformers:")
         print("  " + ", ".join(classes))
     if names:
         print(f"open_clip, {len(names)} names (without a tag: random weights):")
         for name in names:
             print(f"  {name}")
     if not search:
-        print("Also folders that open_clip or clipkit wrote, clipkit runs, and two towers by a recipe: image.name and")
-        print("text.name. Narrow this list with --search, and look at one with `clipkit models NAME`.")
+        print(
+            "Also folders written by open_clip or clipkit, clipkit runs, and in a recipe two towers (model.image.name"
+        )
+        print("and model.text.name). Filter this list with --search; describe a model with `clipkit models NAME`.")
 
 
 def print_description(name: str, as_json: bool) -> None:
-    """One model, a line a property."""
+    """Print a model's properties, one per line."""
     from clipkit.models.describe import describe
 
-    found = describe(name)
+    description = describe(name)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(description, indent=2))
         return
     table = Table(title=name, title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column()
-    for title, value in _lines(found):
+    for title, value in _lines(description):
         table.add_row(title, value)
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(table)
 
 
-def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    size = found["image_size"]
-    sides = (("image", f"{size} × {size} pixels" if size else "images in their own shape"), ("text", ""))
-    lines = [("layout", str(found["layout"]))]
-    for side, own in sides:
-        if found[f"{side}_tower"] is None:
+def _lines(description: dict[str, Any]) -> list[tuple[str, str]]:
+    size = description["image_size"]
+    sides = (("image", f"{size} × {size} pixels" if size else "keeps the shape of images"), ("text", ""))
+    lines = [("layout", str(description["layout"]))]
+    for side, inputs in sides:
+        if description[f"{side}_tower"] is None:
             lines.append((f"{side} tower", "none"))
             continue
         if side == "text":
-            cut = "padding is cut" if found["padding_is_cut"] else "always at full length"
-            own = f"{found['context_length']} tokens, {cut}; vocabulary {found['vocabulary']:,}"
-        activation = found[f"{side}_activation"] or "activation not stated"
-        tower = f"{found[f'{side}_tower']}, {found[f'{side}_parameters'] / 1e6:.1f} M parameters"
-        tower += f" in {found[f'{side}_blocks']} blocks"
-        lines.append((f"{side} tower", f"{tower}, {activation}; {own}"))
-    lines.append(("shared space", f"{found['embed_dim']} dimensions"))
-    if found["image_tower"] is not None:
-        lines.append(("preprocessing", f"mean {_numbers(found['mean'])}, std {_numbers(found['std'])}"))
+            cut = "padding is cut off" if description["padding_is_cut"] else "always at full length"
+            inputs = f"{description['context_length']} tokens, {cut}; vocabulary {description['vocabulary']:,}"
+        activation = description[f"{side}_activation"] or "activation unknown"
+        tower = f"{description[f'{side}_tower']}, {description[f'{side}_parameters'] / 1e6:.1f} M parameters"
+        tower += f" in {description[f'{side}_blocks']} blocks"
+        lines.append((f"{side} tower", f"{tower}, {activation}; {inputs}"))
+    lines.append(("shared space", f"{description['embed_dim']} dimensions"))
+    if description["image_tower"] is not None:
+        lines.append(("preprocessing", f"mean {_numbers(description['mean'])}, std {_numbers(description['std'])}"))
+    bias = f", bias {description['bias']:.4g}" if description["bias"] is not None else ""
+    inference, training = (_gigabytes(description[f"{use}_bytes"]) for use in ("inference", "training"))
     lines += [
-        ("loss family", str(found["loss"])),
-        ("scale", f"{found['scale']:.4g}" + (f", bias {found['bias']:.4g}" if found["bias"] is not None else "")),
-        ("licence", found["licence"] or "not stated"),
-        ("memory, float32", f"inference {_gigabytes(found['inference_bytes'])}, training at micro-batch 1 with AdamW "
-                            f"{_gigabytes(found['training_bytes'])}"),
-    ]  # fmt: skip
+        ("loss", str(description["loss"])),
+        ("scale", f"{description['scale']:.4g}{bias}"),
+        ("license", description["licence"] or "not stated"),
+        ("memory, float32", f"inference {inference}, training at micro-batch 1 with AdamW {training}"),
+    ]
     return lines
 
 

@@ -9,29 +9,33 @@ from clipkit.errors import DataError, UserError
 
 
 def doctor(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, finished or not.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, finished or not.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """What seems to be wrong with a run, and what to do: its recipe, its logs, what it was stopped by."""
+    """Diagnose a run: problems in its recipe and its logs, why it stopped, and what to do."""
     import json
 
     from clipkit.training.guards.doctor import examine
 
-    where, findings = examine(run)
+    state, findings = examine(run)
     if as_json:
-        print(json.dumps({"run": str(run), "state": where, "findings": [own.to_dict() for own in findings]}, indent=2))
+        print(
+            json.dumps(
+                {"run": str(run), "state": state, "findings": [finding.to_dict() for finding in findings]}, indent=2
+            )
+        )
         return
-    print(where)
+    print(state)
     for finding in findings:
         print(f"\n{finding.line().partition('; ')[0]}\n  {finding.advice}")
     if not findings:
-        print("nothing seems to be wrong")
+        print("no problems found")
 
 
 def runs(
     names: Annotated[list[str], typer.Argument(metavar="DIR | compare A B", help="A folder of runs, or two runs.")],
 ) -> None:
-    """List the runs in a folder with their main figures; with `compare`, what differs between two of them."""
+    """List the runs in a folder with their main metrics, or compare two runs: recipes and metrics."""
     if names[0] == "compare" and len(names) == 3:
         _compare(Path(names[1]), Path(names[2]))
     elif len(names) == 1:
@@ -42,20 +46,22 @@ def runs(
 
 def _list(folder: Path) -> None:
     from clipkit.cli.tables import print_table
-    from clipkit.report.page import number, readable
     from clipkit.report.runs import runs_in
+    from clipkit.tasks import number, readable
 
     rows = []
     for run in runs_in(folder):
-        figure = "–"
+        metric = "–"
         if run.metric is not None and run.value is not None:
-            figure = f"{readable(run.metric)} {number(run.metric, run.value)}"
+            metric = f"{readable(run.metric)} {number(run.metric, run.value)}"
             if run.low is not None and run.high is not None:
-                figure += f" ({number(run.metric, run.low).removesuffix(' %')} – {number(run.metric, run.high)})"
+                metric += f" ({number(run.metric, run.low).removesuffix(' %')} – {number(run.metric, run.high)})"
         loss = "–" if run.loss is None else f"{run.loss:.3f}"
-        took = "–" if run.seconds is None else f"{run.seconds:.0f} s"
-        rows.append([run.name, run.state, run.model, Path(run.data).name, figure, loss, took, str(run.warnings or "")])
-    print_table(["run", "state", "model", "data", "chosen by", "last loss", "took", "warnings"], rows, str(folder))
+        duration = "–" if run.seconds is None else f"{run.seconds:.0f} s"
+        rows.append(
+            [run.name, run.state, run.model, Path(run.data).name, metric, loss, duration, str(run.warnings or "")]
+        )
+    print_table(["run", "state", "model", "data", "metric", "last loss", "duration", "warnings"], rows, str(folder))
 
 
 def _compare(first: Path, second: Path) -> None:
@@ -66,15 +72,15 @@ def _compare(first: Path, second: Path) -> None:
 
     changed = differences(first, second)
     if changed:
-        print_table(["", "A", "B"], [list(own) for own in changed], "What differs in the recipes")
+        print_table(["", "A", "B"], [list(row) for row in changed], "Differences between the recipes")
     else:
-        print("the recipes are the same")
+        print("the recipes are equal")
     one, two = results_of(first), results_of(second)
     if one is None or two is None:
         print(f"{first if one is None else second}: has no results yet")
         return
     try:
         print_comparison(compare(one, two), str(first), str(second))
-    except DataError as error:  # measured on different data, or by different tasks: side by side, without a test
+    except DataError as error:  # different data or tasks: show the metrics side by side, without a test
         columns = {f"A {first}": one["metrics"], f"B {second}": two["metrics"]}
-        print_columns(columns, f"Not compared query by query: {error}")
+        print_columns(columns, f"Metrics side by side; query by query they cannot be compared: {error}")

@@ -1,7 +1,7 @@
 """Data: sources to pairs, decoding, augmentation, sampling and collation; preprocessing comes in as a callable."""
 
 from clipkit.data.augment import Policy, TextSafe
-from clipkit.data.checks import Finding, Report, check, expected_false_negatives, fix, quick_findings
+from clipkit.data.checks import Report, check, fix, quick_findings
 from clipkit.data.labels import LabelledImages, read_labelled
 from clipkit.data.loader import AtWork, Augment, Batch, StandIn, pair_loader
 from clipkit.data.missing import broken_images, missing_places
@@ -22,7 +22,6 @@ __all__ = [
     "Batch",
     "Classes",
     "EpochSampler",
-    "Finding",
     "LabelledImages",
     "NearMisses",
     "Pairs",
@@ -43,7 +42,6 @@ __all__ = [
     "broken_images",
     "check",
     "checked_negatives",
-    "expected_false_negatives",
     "fix",
     "join",
     "longest",

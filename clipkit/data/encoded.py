@@ -1,4 +1,4 @@
-"""An image made small, as the bytes of a file."""
+"""Resizing and encoding images for shards."""
 
 import io
 import struct
@@ -8,99 +8,72 @@ from pathlib import Path
 from PIL import Image
 
 from clipkit.errors import DataError, one_line
-from clipkit.images import Stored, open_image
+from clipkit.images import Stored, in_memory, open_image
 
-# What keeps its bytes where it is small enough, and the ending of its file.
+# Formats whose files are kept unchanged if the image is small enough, with their extension.
 _KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION = 0x0112  # in EXIF
-_BICUBIC = Image.Resampling.BICUBIC  # antialiased, as Pillow does it
+_BICUBIC = Image.Resampling.BICUBIC  # antialiased in Pillow
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The bytes of an image's file."""
+    """Encoded image file."""
 
     content: bytes
     ending: str
-    """jpg, png or webp."""
+    """Extension: jpg, png or webp."""
     source_bytes: int
-    """Size of the file that it was made from."""
+    """Size of the source file."""
 
 
 def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool = False) -> Encoded:
-    """An upright RGB image whose short side is at most `size` pixels.
+    """Encode an upright RGB image whose short side is at most `size` pixels.
 
-    One that is so already, in a JPEG, PNG or WebP file, keeps its bytes. The others lose their metadata.
+    A JPEG, PNG or WebP file that already satisfies this is kept byte for byte; other files lose their metadata.
 
     Args:
-        image: its file.
-        size: short side in pixels, to which larger ones are resized: bicubic, antialiased, with torchvision's rounding
-            of the long side.
-        quality: of JPEG, 1 to 100.
-        lossless: PNG instead of JPEG.
+        image: the image file.
+        size: short side in pixels to which larger images are resized: bicubic, antialiased, with torchvision's
+            rounding of the long side.
+        quality: JPEG quality, 1 to 100.
+        lossless: encode as PNG instead of JPEG.
 
     Raises:
-        DataError: it is missing or cannot be decoded or encoded.
+        DataError: the image is missing or cannot be decoded or encoded.
 
     Example:
         >>> encoded(Path("photo.jpg"), 256).ending    # doctest: +SKIP
         'jpg'
     """
-    held = _Held(image)
-    opened = open_image(held)
-    content = held.read_bytes()
+    file = in_memory(image)  # read once: it may be on a network
+    opened = open_image(file)
     short, long = sorted(opened.size)
     if short <= size:
-        ending = _ending_if_plain(content)
+        ending = _extension_if_plain(file.content)
         if ending is not None:
-            return Encoded(content, ending, len(content))
+            return Encoded(file.content, ending, file.size)
     else:
-        # Cut off, not rounded: resizing to this size in training then finds nothing left to do.
+        # Truncated, not rounded: training then does not resize again.
         longer = int(size * long / short)
         opened = opened.resize((size, longer) if opened.width <= opened.height else (longer, size), _BICUBIC)
-    opened.info = {}  # comments and profiles that Pillow would copy
-    file = io.BytesIO()
+    opened.info = {}  # drop comments and profiles, which Pillow would copy
+    content = io.BytesIO()
     try:
         if lossless:
-            opened.save(file, "PNG")
+            opened.save(content, "PNG")
         else:
-            opened.save(file, "JPEG", quality=quality)
-    except (OSError, ValueError, struct.error) as error:  # as a side of more than 65,535 pixels
+            opened.save(content, "JPEG", quality=quality)
+    except (OSError, ValueError, struct.error) as error:  # such as a side of more than 65,535 pixels
         raise DataError(
             f"{image}: its {opened.width} × {opened.height} pixels cannot be encoded ({one_line(error)}); replace "
             "the file or drop its rows"
         ) from None
-    return Encoded(file.getvalue(), "png" if lossless else "jpg", len(content))
+    return Encoded(content.getvalue(), "png" if lossless else "jpg", file.size)
 
 
-class _Held(Stored):
-    """An image's file, read once: it may lie at the far end of a network."""
-
-    __slots__ = ("_content", "_image")
-
-    def __init__(self, image: Path | Stored) -> None:
-        self._image = image
-        self._content: bytes | None = None
-
-    @property
-    def name(self) -> str:
-        return self._image.name
-
-    @property
-    def size(self) -> int:
-        return len(self.read_bytes())
-
-    def __str__(self) -> str:
-        return str(self._image)
-
-    def read_bytes(self) -> bytes:
-        if self._content is None:
-            self._content = self._image.read_bytes()
-        return self._content
-
-
-def _ending_if_plain(content: bytes) -> str | None:
-    """The file's ending, where any reader finds the very image in it that open_image does."""
+def _extension_if_plain(content: bytes) -> str | None:
+    """Return the extension if every reader decodes the file to the same image as `open_image`; else None."""
     with Image.open(io.BytesIO(content)) as file:
         plain = (
             file.format in _KEPT

@@ -1,4 +1,4 @@
-"""Images with a class each, or several."""
+"""Images with one or several classes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,16 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data.missing import check_there
-from clipkit.data.prompts import Templates, read_lines
-from clipkit.data.sequences import first_places
+from clipkit.data.missing import check_present
+from clipkit.data.prompts import Templates
+from clipkit.data.sequences import first_positions
+from clipkit.data.sources.columns import ClassList, Rows
 from clipkit.data.sources.read import read_rows
 from clipkit.errors import DataError
 from clipkit.images import Stored, size_of
-
-# What CLIP_benchmark's folders call them.
-_NAMES_FILE = "classnames.txt"
-_TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 
 
 @dataclass(frozen=True)
@@ -27,16 +24,16 @@ class LabelledImages:
     name: str
     images: list[Path | Stored]
     labels: NDArray[np.int64] | NDArray[np.bool_]
-    """(N,) the index of each one's class; or (N, C) which classes it has, where images have several."""
+    """(N,) class index of each image; or (N, C) whether the image has the class, if images have several classes."""
     classes: list[str]
     class_names: list[str] | None = None
-    """What the classes are called in prompts, where the data says so; else as in `classes`."""
+    """Class names for prompts, if the data gives them; None: use `classes`."""
     templates: Templates | None = None
-    """The data's own prompts."""
+    """Prompts that the data gives."""
 
     @property
     def several(self) -> bool:
-        """Whether images have several classes."""
+        """Whether an image may have several classes."""
         return self.labels.ndim == 2
 
     @property
@@ -48,10 +45,10 @@ class LabelledImages:
         return digest.hexdigest()
 
     def places_among(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
-        """(C,) where each of these classes stands among others.
+        """Return the (C,) positions of these classes in another list of classes.
 
         Raises:
-            DataError: one does not; `otherwise` says what that means and what to do.
+            DataError: a class is not in the list; `otherwise` ends the message with the reason and the advice.
         """
         position = {name: index for index, name in enumerate(classes)}
         unknown = [name for name in self.classes if name not in position]
@@ -61,51 +58,53 @@ class LabelledImages:
 
 
 def read_labelled(source: str) -> LabelledImages:
-    """Labelled images from class folders (`folder/class name/image`), or from any source with a label column.
+    """Read labeled images from class folders (`folder/class name/image`) or any source with a label column.
 
-    Classes are in alphabetical order. A folder may hold `classnames.txt`, a name a line in the order of the class
-    folders, and `zeroshot_classification_templates.txt`. Rows that name one image, and rows with a list of labels,
-    are one image with several classes.
+    Classes are in alphabetical order, unless the source lists them: `classnames.txt` beside class folders gives one
+    name per line in the order of the folders, `zeroshot_classification_templates.txt` gives prompts. An image in
+    several rows, or with a list of labels, has several classes.
 
     Raises:
-        DataError: nothing is there, or a column or an image is missing.
+        DataError: the source, a column, an image or a label is missing, or a label is not a listed class.
     """
     rows = read_rows(source, ["image", "label"])
     assert rows.images is not None
-    which, first = first_places(rows.keys)
+    image_of_row, first = first_positions(rows.keys)
     images = [rows.images[row] for row in first.tolist()]
-    check_there(rows.name, images)
-    named = [own if isinstance(own, list) else [own] for own in rows.columns["label"].to_pylist()]
-    named = [[label or "" for label in own] for own in named]
-    pairs = [(image, label.strip()) for image, own in zip(which.tolist(), named, strict=True) for label in own]
-    if not all(label for _, label in pairs) or not all(named):
-        row = next(row for row, own in enumerate(named) if not own or not all(label.strip() for label in own))
-        raise DataError(f"{rows.name}: {rows.row} {row + 1} has no label; fill it in or drop the {rows.row}")
-    if len(set(pairs)) == len(images):
-        label_of = dict(pairs)
-        labelled = _labelled(rows.name, images, [label_of[image] for image in range(len(images))])
-        folder = Path(rows.name)
-        return _with_own_prompts(folder, labelled) if folder.is_dir() else labelled
-    classes = sorted({label for _, label in pairs})
-    index = {name: number for number, name in enumerate(classes)}
-    labels = np.zeros((len(images), len(classes)), dtype=bool)
-    for image, label in pairs:
-        labels[image, index[label]] = True
-    return LabelledImages(rows.name, images, labels, classes)
-
-
-def _labelled(name: str, images: list[Path | Stored], names: list[str]) -> LabelledImages:
-    classes = sorted(set(names))
-    index = {own: number for number, own in enumerate(classes)}
-    return LabelledImages(name, images, np.array([index[own] for own in names], dtype=np.int64), classes)
-
-
-def _with_own_prompts(path: Path, labelled: LabelledImages) -> LabelledImages:
-    names = read_lines(path / _NAMES_FILE) if (path / _NAMES_FILE).is_file() else None
-    templates = read_lines(path / _TEMPLATES_FILE) if (path / _TEMPLATES_FILE).is_file() else None
-    if names is not None and len(names) != len(labelled.classes):
+    check_present(rows.name, images)
+    listed = rows.classes or ClassList()
+    image_of_label, labels = _labels(rows, image_of_row, listed.is_multilabel)
+    classes = list(listed.labels) if listed.labels is not None else sorted(set(labels))
+    index = {label: position for position, label in enumerate(classes)}
+    unknown = next((label for label in labels if label not in index), None)
+    if unknown is not None:
         raise DataError(
-            f"{path / _NAMES_FILE}: has {len(names)} names, but there are {len(labelled.classes)} class folders; "
-            "give a name a line, in the alphabetical order of the folders"
+            f"{rows.name}: has the label {unknown!r}, which is not one of its {len(classes)} listed classes"
         )
-    return LabelledImages(labelled.name, labelled.images, labelled.labels, labelled.classes, names, templates)
+    class_of_label = np.array([index[label] for label in labels], dtype=np.int64)
+    names = None if listed.names is None else list(listed.names)
+    if not listed.is_multilabel and len(set(zip(image_of_label, labels, strict=True))) == len(images):
+        one = np.zeros(len(images), dtype=np.int64)
+        one[image_of_label] = class_of_label
+        return LabelledImages(rows.name, images, one, classes, names, listed.templates)
+    several = np.zeros((len(images), len(classes)), dtype=bool)
+    several[image_of_label, class_of_label] = True
+    return LabelledImages(rows.name, images, several, classes, names, listed.templates)
+
+
+def _labels(rows: Rows, image_of_row: NDArray[np.int64], may_be_none: bool) -> tuple[list[int], list[str]]:
+    """Return all labels, and the image of each.
+
+    Raises:
+        DataError: an image has no label, although it needs one.
+    """
+    images: list[int] = []
+    labels: list[str] = []
+    for row, (image, value) in enumerate(zip(image_of_row.tolist(), rows.columns["label"].to_pylist(), strict=True)):
+        stripped = [(label or "").strip() for label in (value if isinstance(value, list) else [value])]
+        present = [label for label in stripped if label]
+        if not may_be_none and (len(present) < len(stripped) or not stripped):
+            raise DataError(f"{rows.name}: {rows.row} {row + 1} has no label; fill it in or drop the {rows.row}")
+        images += [image] * len(present)
+        labels += present
+    return images, labels

@@ -1,4 +1,4 @@
-"""Which images are not there, or broken."""
+"""Finding images that are missing or cannot be decoded."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -13,60 +13,60 @@ from clipkit.errors import DataError
 from clipkit.files import is_file
 from clipkit.images import Stored, open_image
 
-# Files of one folder that are asked for one by one.
+# Up to this many files of a folder are checked one by one; for more, the folder is listed.
 _FEW = 100
 
 
 def missing_places(images: Sequence[Path | Stored]) -> NDArray[np.int64]:
-    """Positions of those whose file is not there. What lies in something larger, or at an address, counts as there."""
+    """Return the positions of images whose file is missing; images in archives or at addresses count as present."""
     if isinstance(images, Files):
         return _missing_files(str(images.folder), images.names)
-    missing = [place for place, image in enumerate(images) if isinstance(image, Path) and not is_file(image)]
+    missing = [index for index, image in enumerate(images) if isinstance(image, Path) and not is_file(image)]
     return np.array(missing, dtype=np.int64)
 
 
 def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
-    """Folder by folder: to list one is many times faster than to ask for each of its files."""
+    """Check files folder by folder: listing a folder is many times faster than checking each of its files."""
     wanted: dict[str, dict[str, list[int]]] = {}
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         if "://" not in name:
-            folder, _, own = name.rpartition("/")
-            wanted.setdefault(folder, {}).setdefault(own, []).append(place)
+            folder, _, file = name.rpartition("/")
+            wanted.setdefault(folder, {}).setdefault(file, []).append(position)
     missing: list[int] = []
-    for folder, places_of in wanted.items():
-        where = Path(root, folder)
-        if len(places_of) < _FEW:
-            gone = {own for own in places_of if not is_file(where / own)}
+    for folder, positions in wanted.items():
+        path = Path(root, folder)
+        if len(positions) < _FEW:
+            absent = {file for file in positions if not is_file(path / file)}
         else:
             try:
-                with os.scandir(where) as entries:
-                    gone = places_of.keys() - {entry.name for entry in entries if entry.is_file()}
+                with os.scandir(path) as entries:
+                    absent = positions.keys() - {entry.name for entry in entries if entry.is_file()}
             except (OSError, ValueError):
-                gone = set(places_of)
-        missing += [place for own in gone for place in places_of[own]]
+                absent = set(positions)
+        missing += [position for file in absent for position in positions[file]]
     return np.array(sorted(missing), dtype=np.int64)
 
 
 def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
-    """Which of these cannot be decoded, by position: why. Reads and decodes all of them, in parallel."""
+    """Decode all images in parallel, and return the reasons of those that fail, by position."""
 
-    def look(place: int) -> str | None:
+    def problem(index: int) -> str | None:
         try:
-            open_image(images[place])
+            open_image(images[index])
         except DataError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        said = pool.map(look, range(len(images)))
-        return {place: why for place, why in enumerate(said) if why is not None}
+        problems = pool.map(problem, range(len(images)))
+        return {index: reason for index, reason in enumerate(problems) if reason is not None}
 
 
-def check_there(name: str, images: Sequence[Path | Stored]) -> None:
-    """Raise where an image is missing.
+def check_present(name: str, images: Sequence[Path | Stored]) -> None:
+    """Refuse data with missing images.
 
     Raises:
-        DataError: some are not there; says how many and names the first.
+        DataError: images are missing; the message gives their number and names the first.
     """
     missing = missing_places(images)
     if len(missing):

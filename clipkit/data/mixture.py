@@ -1,4 +1,4 @@
-"""Several sources as one, and one as two parts."""
+"""Joining sources, and splitting off a part for validation."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipkit.data.pairs import Pairs, Part
-from clipkit.data.sequences import Chosen, Files, Joined, Strings, first_places
+from clipkit.data.sequences import Chosen, Files, Joined, Strings, first_positions
 from clipkit.errors import DataError
 from clipkit.images import Stored
 
 
 def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
-    """Several sources as one; an image that is in two of them is one image with the captions of both.
+    """Join sources; an image that is in several of them becomes one image with all their captions.
 
     Args:
-        sources: the pairs of each.
-        weights: how often the images of each come in an epoch.
+        sources: the pairs of each source.
+        weights: how often an image of each source occurs in an epoch.
 
     Raises:
-        DataError: one has captions or images and another one has not.
+        DataError: some sources have captions, or images, and others have none.
 
     Example:
         >>> one, two = (Pairs(name, [Path(name)], [name], np.array([0])) for name in "ab")
@@ -37,52 +37,53 @@ def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
         for what in ("images", "captions"):
             if getattr(other, f"has_{what}") != getattr(first, f"has_{what}"):
                 with_, without = (first, other) if getattr(first, f"has_{what}") else (other, first)
-                raise DataError(f"{with_.name} has {what} and {without.name} has none; they cannot be mixed")
-    whole: Joined[Path | Stored] = Joined([own.images for own in sources])
-    # Captions alone stand each by itself, whatever they are called.
+                raise DataError(f"{with_.name} has {what} and {without.name} has none; use sources of the same kind")
+    whole: Joined[Path | Stored] = Joined([source.images for source in sources])
+    # Without images every caption is a sample of its own.
     paths = (
-        [path for own in sources for path in _paths(own.images)] if first.has_images else map(str, range(len(whole)))
+        [path for source in sources for path in _locations(source.images)]
+        if first.has_images
+        else map(str, range(len(whole)))
     )
-    which, chosen = first_places(pa.array(paths, pa.large_string()))
+    new_positions, chosen = first_positions(pa.array(paths, pa.large_string()))
     image_of_caption: list[NDArray[np.int64]] = []
     parts = []
     images_before = captions_before = 0
-    for own, weight in zip(sources, weights, strict=True):
-        places = which[images_before : images_before + len(own.images)]
-        image_of_caption.append(places[own.image_of_caption])
-        rows = np.arange(captions_before, captions_before + len(own.captions), dtype=np.int64)
-        parts.append(Part(places, rows, weight))
-        images_before += len(own.images)
-        captions_before += len(own.captions)
+    for source, weight in zip(sources, weights, strict=True):
+        positions = new_positions[images_before : images_before + len(source.images)]
+        image_of_caption.append(positions[source.image_of_caption])
+        rows = np.arange(captions_before, captions_before + len(source.captions), dtype=np.int64)
+        parts.append(Part(positions, rows, weight))
+        images_before += len(source.images)
+        captions_before += len(source.captions)
     return Pairs(
-        " + ".join(own.name for own in sources),
+        " + ".join(source.name for source in sources),
         whole if len(chosen) == len(whole) else Chosen(whole, chosen),
-        _joined([own.captions for own in sources]),
+        _joined([source.captions for source in sources]),
         np.concatenate(image_of_caption),
-        _of_all([own.negatives for own in sources], sources),
-        _of_all([own.paraphrases for own in sources], sources),
+        _joined_if_any([source.negatives for source in sources], sources),
+        _joined_if_any([source.paraphrases for source in sources], sources),
         has_images=first.has_images,
         has_captions=first.has_captions,
-        found={role: column for own in sources for role, column in own.found.items()},
+        found={role: column for source in sources for role, column in source.found.items()},
         parts=parts,
     )
 
 
 def _joined(texts: Sequence[Sequence[str]]) -> Strings:
-    return Strings(pa.concat_arrays([Strings.of(own).column for own in texts]))
+    return Strings(pa.concat_arrays([Strings.of(part).column for part in texts]))
 
 
-def _of_all(texts: Sequence[Sequence[str] | None], sources: Sequence[Pairs]) -> Strings | None:
-    """Empty where a source has none; None where no source has any."""
-    if all(own is None for own in texts):
+def _joined_if_any(texts: Sequence[Sequence[str] | None], sources: Sequence[Pairs]) -> Strings | None:
+    """Join texts, with empty strings for a source that has none; None if no source has any."""
+    if all(part is None for part in texts):
         return None
     return _joined(
-        [own if own is not None else [""] * len(of.captions) for own, of in zip(texts, sources, strict=True)]
+        [part if part is not None else [""] * len(of.captions) for part, of in zip(texts, sources, strict=True)]
     )
 
 
-def _paths(images: Sequence[Path | Stored]) -> list[str]:
-    """Where each lies."""
+def _locations(images: Sequence[Path | Stored]) -> list[str]:
     if isinstance(images, Files):
         folder = str(images.folder.resolve())
         return [name if name.startswith("/") or "://" in name else f"{folder}/{name}" for name in images.names]
@@ -90,13 +91,14 @@ def _paths(images: Sequence[Path | Stored]) -> list[str]:
 
 
 def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
-    """What is left, and a share of the images with all their captions.
+    """Split off a share of the images with all their captions; return the rest and the share.
 
-    Those whose names have the lowest hashes are taken: the same ones in whatever order they come, on every machine.
+    The images whose names have the lowest hashes are split off, so that the choice does not depend on the order of the
+    rows or on the machine.
 
     Args:
-        pairs: the whole.
-        share: of the images, more than 0 and less than 1; at least one is taken, and one left.
+        pairs: the data to split.
+        share: share of the images, between 0 and 1; at least one image is split off, and at least one remains.
 
     Raises:
         DataError: there is only one image.
@@ -108,7 +110,9 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
     """
     count = len(pairs.images)
     if count < 2:
-        raise DataError(f"{pairs.name}: has one image, of which no share can be kept for validation")
+        raise DataError(
+            f"{pairs.name}: has one image, which cannot be split; use more images, or a file in data.validation"
+        )
     hashes = np.array([hashlib.sha256(name.encode()).hexdigest() for name in _given_names(pairs)])
     taken = np.sort(np.argsort(hashes, kind="stable")[: min(count - 1, max(1, round(share * count)))])
     left = np.setdiff1d(np.arange(count), taken)
@@ -116,7 +120,7 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
 
 
 def _given_names(pairs: Pairs) -> list[str]:
-    """What the source calls each image; what has no name goes by its content."""
+    """Names of the images in their source; the hash of the content for images without a name."""
     if not pairs.has_images:
         return [pairs.captions[int(rows[0])] for rows in pairs.captions_of_image]
     return _names_of(pairs.images)
@@ -130,7 +134,7 @@ def _names_of(images: Sequence[Path | Stored]) -> list[str]:
             return [name for part in images.parts for name in _names_of(part)]
         case Chosen():
             names = _names_of(images.whole)
-            return [names[place] for place in images.places.tolist()]
+            return [names[position] for position in images.positions.tolist()]
     return [_name_of(image) for image in images]
 
 

@@ -1,4 +1,4 @@
-"""A folder that data is written to: by one process at a time, and what goes wrong said as one line."""
+"""An output folder: written to by one process at a time, with errors of one line."""
 
 import errno
 import os
@@ -12,27 +12,27 @@ from clipkit.errors import OutputError
 
 @contextmanager
 def as_output_errors(out: Path) -> Iterator[None]:
-    """Make the folder; within, the system's errors are OutputErrors.
+    """Create the folder; the system's errors inside the context become OutputErrors.
 
     Raises:
-        OutputError: it cannot be made or written to.
+        OutputError: the folder cannot be created or written to.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise OutputError(
-            f"{out}: cannot be written to ({error.strerror or error}); make room or give --out another folder, then "
-            "give the same command again"
+            f"{out}: cannot be written to ({error.strerror or error}); free some space or give another --out, then run "
+            "the same command again"
         ) from None
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Within, nobody else writes to the folder; the system lets go of it when a process is killed.
+    """Lock the folder; the system releases the lock if the process is killed.
 
     Raises:
-        OutputError: another process is at work in it.
+        OutputError: another process is writing to the folder.
     """
     if sys.platform == "win32":
         yield
@@ -45,8 +45,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             os.close(descriptor)
-            raise OutputError(f"{folder}: is being written to by another process; wait for it") from None
-        # A file system that knows no locks.
+            raise OutputError(f"{folder}: another process is writing to it; wait until it has finished") from None
+        # Other errors: the file system has no locks.
     try:
         yield
     finally:

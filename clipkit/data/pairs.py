@@ -1,4 +1,4 @@
-"""Images with their captions, the one thing that every source becomes."""
+"""Images with their captions: what every source of training data is read into."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -12,86 +12,85 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipkit.data.missing import check_there
+from clipkit.data.missing import check_present
 from clipkit.data.prompts import prompts_of, read_templates
-from clipkit.data.sequences import Chosen, Files, Strings, first_places
-from clipkit.data.sources.columns import Rows, split_options
+from clipkit.data.sequences import Chosen, Files, Strings, evenly_spaced, first_positions
+from clipkit.data.sources.columns import ClassList, Rows, split_options
 from clipkit.data.sources.read import read_rows
 from clipkit.errors import DataError
 from clipkit.images import Stored, size_of
 
-_SIZES = 10_000
+_MOST_SIZES = 10_000  # image files whose size enters the fingerprint
 
 
 @dataclass(frozen=True)
 class Part:
-    """What came from one of several sources."""
+    """Images and captions that came from one of several sources."""
 
     images: NDArray[np.int64]
     captions: NDArray[np.int64]
-    """Positions of its images and of its captions among all."""
+    """Positions among the images and captions of all sources."""
     weight: float
-    """How often they come in an epoch."""
+    """How often an image occurs in an epoch."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """N images and M captions; an image's position is its identity."""
+    """N images and M captions. The position of an image identifies it."""
 
     name: str
     images: Sequence[Path | Stored]
     captions: Sequence[str]
     image_of_caption: NDArray[np.int64]
-    """(M,) position of each caption's image."""
+    """(M,) position of the image of each caption."""
     negatives: Sequence[str] | None = None
-    """(M,) for each caption one that is wrong, where the source has them."""
+    """(M,) a wrong caption beside each caption, if the source has them."""
     paraphrases: Sequence[str] | None = None
-    """(M,) for each caption another wording, where the source has them."""
+    """(M,) another wording of each caption, if the source has them."""
     has_images: bool = True
-    """Whether there are images, or captions alone, of which each then stands by itself."""
+    """False for captions without images: each caption then counts as one sample."""
     has_captions: bool = True
-    """Whether there are captions, or images alone, of which each then has the empty one."""
+    """False for images without captions: each image then has one empty caption."""
     found: dict[str, str] = field(default_factory=dict)
-    """The column that each role was found in, where the source has columns."""
+    """Column name of each role, if the source has columns."""
     parts: Sequence["Part"] = ()
-    """Where pairs come from several sources: what is whose. None: all of them come once an epoch."""
+    """Images and captions by source, with weights; empty: a single source, in which each image occurs once an epoch."""
 
     @cached_property
     def captions_of_image(self) -> list[NDArray[np.int64]]:
-        """For each image the positions of its captions, in the source's order."""
+        """Positions of the captions of each image, in the order of the source."""
         order = np.argsort(self.image_of_caption, kind="stable")
         starts = np.searchsorted(self.image_of_caption[order], np.arange(1, len(self.images)))
         return np.split(order, starts)
 
     @cached_property
     def caption_ids(self) -> NDArray[np.int64]:
-        """(M,) which caption each one is: equal strings have equal ids, the position of their first."""
-        which, first = first_places(Strings.of(self.captions).column)
-        return first[which]
+        """(M,) identity of each caption: the position of the first caption with the same string."""
+        distinct, first = first_positions(Strings.of(self.captions).column)
+        return first[distinct]
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the image names and captions in order; not of the pixels."""
+        """Hash of the image names and captions in order, without the pixels."""
         digest = hashlib.sha256()
-        for names in (_names(self.images), self.captions):
+        for names in (_file_names(self.images), self.captions):
             digest.update("\0".join(names).encode() + b"\0\0")
         digest.update(self.image_of_caption.astype("<i8").tobytes())
         return digest.hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of names and captions, as above, and of the image files' sizes: of 10,000 of them, evenly spaced."""
-        count = len(self.images) if self.has_images else 0
-        places = np.linspace(0, count - 1, min(count, _SIZES)).round().astype(int).tolist()
-        sizes = np.array([size_of(self.images[place]) for place in places], dtype="<i8")
+        """Hash of names and captions, and of the file sizes of up to 10,000 evenly spaced images."""
+        positions = evenly_spaced(len(self.images) if self.has_images else 0, _MOST_SIZES)
+        sizes = np.array([size_of(self.images[position]) for position in positions], dtype="<i8")
         return hashlib.sha256(self.sha256.encode() + sizes.tobytes()).hexdigest()
 
     def image_name(self, image: int) -> str:
-        """Where an image lies, for a person."""
+        """Return the location of an image, for messages."""
         return str(self.images[image])
 
     def take(self, positions: NDArray[np.int64]) -> "Pairs":
-        """These images, in this order, with all their captions."""
+        """Return the images at these positions, in this order, with all their captions."""
         rows = np.concatenate([self.captions_of_image[image] for image in positions.tolist()])
         counts = [len(self.captions_of_image[image]) for image in positions.tolist()]
 
@@ -110,15 +109,15 @@ class Pairs:
 
 
 def checked_negatives(pairs: Pairs) -> Sequence[str]:
-    """The wrong captions, where a loss wants them.
+    """Return the wrong captions, for a loss that needs them.
 
     Raises:
-        DataError: the source has none, a row lacks its own, or one is a right caption of its image.
+        DataError: the source has no wrong captions, a row has none, or a wrong caption is a caption of its image.
     """
     if pairs.negatives is None:
         raise DataError(
-            f"{pairs.name}: the loss needs a column negative_caption, a wrong caption beside each; add it, or take "
-            "loss.name: infonce"
+            f"{pairs.name}: has no column negative_caption with a wrong caption per row, which the loss needs; add it, "
+            "or use loss.name: infonce"
         )
     right = set(zip(pairs.image_of_caption.tolist(), pairs.captions, strict=True))
     for row, (image, wrong) in enumerate(zip(pairs.image_of_caption.tolist(), pairs.negatives, strict=True), 1):
@@ -126,28 +125,28 @@ def checked_negatives(pairs: Pairs) -> Sequence[str]:
             raise DataError(f"{pairs.name}: row {row} has no negative_caption; fill it in or drop the row")
         if (image, wrong) in right:
             raise DataError(
-                f"{pairs.name}: row {row}'s negative_caption {wrong[:60]!r} is a caption of its image; mend it"
+                f"{pairs.name}: row {row}'s negative_caption {wrong[:60]!r} is a caption of its image; fix it"
             )
     return pairs.negatives
 
 
 def read_pairs(source: str, *, images: bool = True, captions: bool = True, broken: Collection[str] = ()) -> Pairs:
-    """Pairs from any source.
+    """Read pairs from any source.
 
-    Rows that name one image are one image. Class folders, and a table with labels and without captions, give
-    images whose caption is their class, or with `?templates=` the class in each of the templates.
+    Rows with the same image path become one image with several captions. Sources with labels but no captions, such as
+    class folders, give each image its class as caption, or with `?templates=` its class in each of the templates.
 
     Args:
-        source: a .csv, .tsv, .jsonl or .parquet file; a folder of images with metadata.csv or .jsonl or a .txt beside
-            each, or of class folders; hf:NAME[:SPLIT]; a folder saved by `datasets`; shards-{000..099}.tar. Columns are
-            found by name or given as `photos.csv?image=file&caption=title`; columns negative_caption and paraphrase are
-            read where they are. ImageLike paths are relative to the file.
-        images: whether there have to be images.
-        captions: whether there have to be captions.
-        broken: what may be broken: "images", which then may be missing, and "captions", which then may be empty.
+        source: any source of `clipkit.data.sources.read.SOURCES`, such as photos.csv, a folder, hf:NAME or
+            shards-{000..099}.tar. Columns are found by name or given as `photos.csv?image=file&caption=title`; the
+            columns negative_caption and paraphrase are read if present. Image paths are relative to the file.
+        images: whether the source must have images.
+        captions: whether the source must have captions.
+        broken: what may be incomplete: with "images", image files may be missing; with "captions", captions may be
+            empty.
 
     Raises:
-        DataError: the source, a column, a caption or an image is missing, or the format is not known.
+        DataError: the source, a column, a caption or an image is missing, or the format is unsupported.
 
     Example:
         >>> read_pairs("captions.csv").captions[0]    # doctest: +SKIP
@@ -161,9 +160,9 @@ def read_pairs(source: str, *, images: bool = True, captions: bool = True, broke
         rows = _with_prompts(rows, options.get("templates"))
     pairs = _of_rows(rows, images, captions, "captions" in broken)
     del rows
-    pa.default_memory_pool().release_unused()  # of a million rows, a quarter of a gigabyte
+    pa.default_memory_pool().release_unused()  # a quarter of a gigabyte for a million rows
     if pairs.has_images and "images" not in broken:
-        check_there(pairs.name, pairs.images)
+        check_present(pairs.name, pairs.images)
     return pairs
 
 
@@ -179,15 +178,15 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
         if empty >= 0:
             del texts["caption"]
     if rows.images is None and "caption" not in texts:
-        raise DataError(f"{rows.name}: has neither images nor captions in its columns; name one as ?image=COLUMN")
+        raise DataError(f"{rows.name}: has neither images nor captions; name their columns as ?image=COLUMN")
     if rows.images is None:
         count = len(texts["caption"])
         numbers = pa.array([f"{rows.row} {row}" for row in range(1, count + 1)], pa.large_string())
         files: Sequence[Path | Stored] = Files.of(Path(), numbers)
         image_of_text = np.arange(count, dtype=np.int64)
     else:
-        which, first = first_places(rows.keys)
-        files, image_of_text = _chosen(rows.images, first), which[row_of_text]
+        image_of_row, first = first_positions(rows.keys)
+        files, image_of_text = _chosen(rows.images, first), image_of_row[row_of_text]
     if "caption" not in texts:
         every = np.arange(len(files), dtype=np.int64)
         return Pairs(rows.name, files, [""] * len(files), every, has_captions=False, found=rows.found)
@@ -204,25 +203,29 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
 
 
 def _texts(rows: Rows) -> tuple[dict[str, Strings], NDArray[np.int64]]:
-    """Columns of texts, a row a caption, and for each the row of the source that it comes from."""
+    """Return columns of texts with one caption per row, and for each caption its row in the source.
+
+    Raises:
+        DataError: the lists of a row differ in length.
+    """
     columns = {role: column for role, column in rows.columns.items() if role != "label"}
     several = {role: column for role, column in columns.items() if pa.types.is_large_list(column.type)}
     count = len(next(iter(columns.values()))) if columns else len(rows.images or [])
     row_of_text = np.arange(count, dtype=np.int64)
     if several:
-        # An empty list is a caption that is missing, not a row that is.
+        # An empty list is a missing caption, not a missing row.
         filled = {role: _at_least_one(column) for role, column in several.items()}
         lengths = {role: pc.list_value_length(column).to_numpy() for role, column in filled.items()}
         first = next(iter(lengths))
         for role in columns:
-            if role not in lengths or not np.array_equal(lengths[role], lengths[first]):
-                own = lengths.get(role, np.ones(count))
-                row = int(np.flatnonzero(own != lengths[first])[0]) + 1 if (own != lengths[first]).any() else 0
-                if row:
-                    raise DataError(f"{rows.name}: {rows.row} {row} has not as many {role}s as {first}s; give one each")
+            length = lengths.get(role, np.ones(count))
+            different = np.flatnonzero(length != lengths[first])
+            if len(different):
+                row = f"{rows.row} {int(different[0]) + 1}"
+                raise DataError(f"{rows.name}: {row} has different numbers of {role}s and {first}s; give equally many")
         row_of_text = np.repeat(row_of_text, lengths[first].astype(np.int64))
         columns |= {role: pc.list_flatten(column) for role, column in filled.items()}
-    trimmed = {role: Strings(pc.utf8_trim_whitespace(pc.fill_null(own, ""))) for role, own in columns.items()}
+    trimmed = {role: Strings(pc.utf8_trim_whitespace(pc.fill_null(column, ""))) for role, column in columns.items()}
     return trimmed, row_of_text
 
 
@@ -230,45 +233,57 @@ def _at_least_one(column: Any) -> Any:
     lengths = pc.fill_null(pc.list_value_length(column), 0)
     if pc.min(lengths).as_py() > 0:
         return column
-    return pa.array([own or [""] for own in column.to_pylist()], column.type)
+    return pa.array([texts or [""] for texts in column.to_pylist()], column.type)
 
 
 def _with_prompts(rows: Rows, templates: str | None) -> Rows:
-    """Captions that are the class, or the class in each template."""
+    """Return rows whose captions are the class name, or the class name in each template."""
     labels = rows.columns["label"]
     if pa.types.is_large_list(labels.type):
-        labels = pa.array(
-            [", ".join(label or "" for label in own or []) for own in labels.to_pylist()], pa.large_string()
-        )
+        labels = pa.array([", ".join(_names(rows, label or [])) for label in labels.to_pylist()], pa.large_string())
+    elif rows.classes is not None and rows.classes.names is not None:
+        labels = pa.array(_names(rows, labels.to_pylist()), pa.large_string())
     if templates is None:
         return replace(rows, columns={"caption": labels})
     prompts = read_templates(templates)
     made = {label: prompts_of(label, [label], prompts) for label in labels.unique().to_pylist()}
-    several = pa.array([made[label] for label in labels.to_pylist()], pa.large_list(pa.large_string()))
-    return replace(rows, columns={"caption": several})
+    captions = pa.array([made[label] for label in labels.to_pylist()], pa.large_list(pa.large_string()))
+    return replace(rows, columns={"caption": captions})
 
 
-def _chosen(images: Sequence[Path | Stored], places: NDArray[np.int64]) -> Sequence[Path | Stored]:
-    if len(places) == len(images) and (places == np.arange(len(places))).all():
+def _names(rows: Rows, labels: Sequence[str | None]) -> list[str]:
+    """Class names of labels, if the source gives names; else the labels."""
+    classes = rows.classes or ClassList()
+    names = (
+        {} if classes.labels is None or classes.names is None else dict(zip(classes.labels, classes.names, strict=True))
+    )
+    return [names.get(label or "", label or "") for label in labels]
+
+
+def _chosen(images: Sequence[Path | Stored], positions: NDArray[np.int64]) -> Sequence[Path | Stored]:
+    if len(positions) == len(images) and (positions == np.arange(len(positions))).all():
         return images
     if isinstance(images, Files):
-        return Files(images.folder, images.names.take(places))
-    return Chosen(images, places)
+        return Files(images.folder, images.names.take(positions))
+    return Chosen(images, positions)
 
 
 def _part(part: Part, images: NDArray[np.int64], image_count: int, rows: NDArray[np.int64], row_count: int) -> Part:
-    """What of a part is left, at its new places."""
-    return Part(_places(part.images, images, image_count), _places(part.captions, rows, row_count), part.weight)
+    """Return the images and captions of a part that are kept, at their new positions."""
+    return Part(
+        _new_positions(part.images, images, image_count),
+        _new_positions(part.captions, rows, row_count),
+        part.weight,
+    )
 
 
-def _places(own: NDArray[np.int64], kept: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    place = np.full(count, -1)
-    place[kept] = np.arange(len(kept))
-    return place[own][place[own] >= 0]
+def _new_positions(old: NDArray[np.int64], kept: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    new = np.full(count, -1)
+    new[kept] = np.arange(len(kept))
+    return new[old][new[old] >= 0]
 
 
-def _names(images: Sequence[Path | Stored]) -> list[str]:
-    """Each one's own name."""
+def _file_names(images: Sequence[Path | Stored]) -> list[str]:
     if isinstance(images, Files):
         return [name.rpartition("/")[2] for name in images.names]
     return [image.name for image in images]

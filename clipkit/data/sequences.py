@@ -1,4 +1,4 @@
-"""Long lists that take little memory: captions and image paths in Arrow's columns, not a Python object each."""
+"""Long sequences that need little memory: captions and image paths in Arrow columns instead of Python objects."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ from clipkit.data.sources.remote import Remote
 from clipkit.images import Stored
 
 T = TypeVar("T")
-_AT_ONCE = 10_000
+_CHUNK = 10_000
 
 
 class Strings(Sequence[str]):
-    """Strings in one Arrow column.
+    """Sequence of strings in one Arrow column.
 
     Example:
         >>> strings = Strings.of(["a dog", "a cat"])
@@ -30,28 +30,27 @@ class Strings(Sequence[str]):
 
     @classmethod
     def of(cls, strings: Sequence[str]) -> "Strings":
-        """From any sequence."""
+        """Return any sequence of strings as `Strings`."""
         return strings if isinstance(strings, Strings) else cls(pa.array(strings, pa.large_string()))
 
     def __len__(self) -> int:
         return len(self.column)
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            start, stop, step = place.indices(len(self))
-            found = (
-                self.column[start:stop].to_pylist() if step == 1 else [self[row] for row in range(start, stop, step)]
-            )
-            return list(found)
-        return str(self.column[int(place)].as_py())
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step == 1:
+                return list(self.column[start:stop].to_pylist())
+            return [self[row] for row in range(start, stop, step)]
+        return str(self.column[int(index)].as_py())
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), _AT_ONCE):
-            yield from self[start : start + _AT_ONCE]
+        for start in range(0, len(self), _CHUNK):
+            yield from self[start : start + _CHUNK]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and list(self) == list(other)
@@ -62,12 +61,12 @@ class Strings(Sequence[str]):
         return f"Strings.of({list(self[:3])}{' …' * (len(self) > 3)})"
 
     def take(self, rows: NDArray[np.int64]) -> "Strings":
-        """Those of these rows."""
+        """Return the strings of these rows."""
         return Strings(self.column.take(pa.array(rows)))
 
 
 class Files(Sequence[Path | Stored]):
-    """ImageLike files by their names, relative to a folder; those with `://` in them are read from where they point."""
+    """Image files by name, relative to a folder. A name with `://` is an address."""
 
     def __init__(self, folder: Path, names: Strings) -> None:
         self.folder = folder
@@ -75,47 +74,47 @@ class Files(Sequence[Path | Stored]):
 
     @classmethod
     def of(cls, folder: Path, names: pa.Array) -> "Files":
-        """By a column of names."""
+        """Return the files with the names in an Arrow column."""
         return cls(folder, Strings(names))
 
     def __len__(self) -> int:
         return len(self.names)
 
     @overload
-    def __getitem__(self, place: int) -> Path | Stored: ...
+    def __getitem__(self, index: int) -> Path | Stored: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Path | Stored]: ...
-    def __getitem__(self, place: int | slice) -> Path | Stored | list[Path | Stored]:
-        if isinstance(place, slice):
-            return [self._file(name) for name in self.names[place]]
-        return self._file(self.names[place])
+    def __getitem__(self, index: slice) -> list[Path | Stored]: ...
+    def __getitem__(self, index: int | slice) -> Path | Stored | list[Path | Stored]:
+        if isinstance(index, slice):
+            return [self._file(name) for name in self.names[index]]
+        return self._file(self.names[index])
 
     def _file(self, name: str) -> Path | Stored:
         return Remote(name) if "://" in name else self.folder / name
 
 
 class Chosen(Sequence[T]):
-    """Some of a sequence, in another order; T is what it holds."""
+    """Selected items of a sequence, in the order of their positions."""
 
-    def __init__(self, whole: Sequence[T], places: NDArray[np.int64]) -> None:
+    def __init__(self, whole: Sequence[T], positions: NDArray[np.int64]) -> None:
         self.whole = whole
-        self.places = places
+        self.positions = positions
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.positions)
 
     @overload
-    def __getitem__(self, place: int) -> T: ...
+    def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, place: slice) -> list[T]: ...
-    def __getitem__(self, place: int | slice) -> T | list[T]:
-        if isinstance(place, slice):
-            return [self.whole[own] for own in self.places[place].tolist()]
-        return self.whole[int(self.places[place])]
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self.whole[position] for position in self.positions[index].tolist()]
+        return self.whole[int(self.positions[index])]
 
 
 class Joined(Sequence[T]):
-    """Several sequences, one after the other."""
+    """Concatenation of sequences."""
 
     def __init__(self, parts: Sequence[Sequence[T]]) -> None:
         self.parts = parts
@@ -125,19 +124,19 @@ class Joined(Sequence[T]):
         return int(self.ends[-1])
 
     @overload
-    def __getitem__(self, place: int) -> T: ...
+    def __getitem__(self, index: int) -> T: ...
     @overload
-    def __getitem__(self, place: slice) -> list[T]: ...
-    def __getitem__(self, place: int | slice) -> T | list[T]:
-        if isinstance(place, slice):
-            return [self[own] for own in range(*place.indices(len(self)))]
-        place = range(len(self))[int(place)]
-        part = int(np.searchsorted(self.ends, place, side="right"))
-        return self.parts[part][place - int(self.ends[part]) + len(self.parts[part])]
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = range(len(self))[int(index)]
+        part = int(np.searchsorted(self.ends, position, side="right"))
+        return self.parts[part][position - int(self.ends[part]) + len(self.parts[part])]
 
 
 def longest(strings: Sequence[str]) -> str:
-    """The first of the longest.
+    """Return the longest string, or the first of them.
 
     Example:
         >>> longest(["a", "dog", "cat"])
@@ -147,19 +146,30 @@ def longest(strings: Sequence[str]) -> str:
     return strings[pc.index(lengths, pc.max(lengths)).as_py()]
 
 
-def first_places(keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which of the distinct keys each row has, and the row where each comes first, in that order.
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Return up to `most` distinct positions below `count`, evenly spaced, including the first and the last.
 
     Example:
-        >>> which, first = first_places(pa.array(["b", "a", "b"]))
-        >>> which.tolist(), first.tolist()
+        >>> evenly_spaced(9, 3), evenly_spaced(2, 3)
+        ([0, 4, 8], [0, 1])
+    """
+    positions: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+    return positions
+
+
+def first_positions(keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number distinct keys in order of appearance; return the number of each row, and the first row of each number.
+
+    Example:
+        >>> numbers, first = first_positions(pa.array(["b", "a", "b"]))
+        >>> numbers.tolist(), first.tolist()
         ([0, 1, 0], [0, 1])
     """
     encoded: Any = keys.dictionary_encode()
-    which = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    numbers = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     count = len(encoded.dictionary)
     del encoded
-    pa.default_memory_pool().release_unused()  # of a million strings, a quarter of a gigabyte
+    pa.default_memory_pool().release_unused()  # a quarter of a gigabyte for a million strings
     first = np.full(count, -1, dtype=np.int64)
-    first[which[::-1]] = np.arange(len(which) - 1, -1, -1)  # the last to be written is the first row
-    return which, first
+    first[numbers[::-1]] = np.arange(len(numbers) - 1, -1, -1)  # written last: the first row of each number
+    return numbers, first

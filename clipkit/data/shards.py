@@ -1,15 +1,11 @@
-"""Shards of images with their texts, as tar or Parquet files; written aside, and there only once they are whole.
-
-The same samples give the same bytes: nothing in a shard says when or by whom it was written.
-"""
+"""Shards: tar or Parquet files of images with their texts. The same samples always give the same bytes."""
 
 import hashlib
 import io
 import json
 import os
 import tarfile
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -21,185 +17,104 @@ from clipkit.data.encoded import Encoded
 
 Format = Literal["tar", "parquet"]
 
-# Rows that a reader of Parquet has to hold at least; the Hub's viewer asks for so few with images.
-_ROWS_IN_GROUP = 100
-_AT_ONCE = 1 << 20  # bytes
+# Rows per group of a Parquet file, which readers hold in memory; the number that the Hub's viewer asks for with images.
+_GROUP_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSample:
-    """An image with its texts, as it goes into a shard."""
+    """An image with its texts."""
 
     key: str
-    """Its position in the source, in digits: no other sample has it."""
+    """Position in the source, in digits."""
     name: str
-    """Of the image in its source."""
+    """Name of the image in the source."""
     image: Encoded
     texts: Mapping[str, Sequence[str]]
-    """By role: caption, and where the source has them negative_caption and paraphrase."""
+    """Texts by role: caption, and negative_caption and paraphrase if the source has them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """What a shard's file holds."""
-
-    samples: int
-    bytes: int
-    sha256: str
-
-
-class ShardWriter(ABC):
-    """Writes a shard beside its place, under a name that no pattern of shards matches.
+def write_shard(path: Path, samples: Iterable[ShardSample], roles: Sequence[str]) -> str | None:
+    """Write a shard under a temporary name, then rename it; return its SHA-256, or None if there are no samples.
 
     Args:
-        path: where it stands once it is whole.
-        roles: of the texts that each sample has.
+        path: path of the shard; its suffix is the format.
+        samples: images with texts.
+        roles: roles of the texts that every sample has.
+
+    Raises:
+        OSError: the shard cannot be written, e.g. because the disk is full.
     """
-
-    def __init__(self, path: Path, roles: Sequence[str]) -> None:
-        self.path = path
-        self.roles = roles
-        self.aside = aside_of(path)
-        self._file = _Hashed(self.aside)
-        self.samples = 0
-
-    @abstractmethod
-    def _write(self, sample: ShardSample) -> None: ...
-    @abstractmethod
-    def _end(self) -> None: ...
-
-    def add(self, sample: ShardSample) -> None:
-        """Write one more.
-
-        Raises:
-            OSError: the disk is full.
-        """
-        self._write(sample)
-        self.samples += 1
-
-    def finish(self) -> Shard:
-        """Put the file in its place.
-
-        Raises:
-            OSError: the disk is full.
-        """
-        self._end()
-        self._file.sync()
-        self._file.close()
-        self.aside.replace(self.path)
-        return Shard(self.samples, self._file.written, self._file.digest.hexdigest())
-
-    def drop(self) -> None:
-        """Leave nothing behind; after `finish` it does nothing."""
-        self._file.close()
-        self.aside.unlink(missing_ok=True)
-
-
-class TarWriter(ShardWriter):
-    """WebDataset's layout: 000000.jpg with 000000.json, which holds the texts as lists and the image's name."""
-
-    def __init__(self, path: Path, roles: Sequence[str]) -> None:
-        super().__init__(path, roles)
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-
-    def _write(self, sample: ShardSample) -> None:
-        texts = {role: list(own) for role, own in sample.texts.items()} | {"name": sample.name}
-        self._member(f"{sample.key}.{sample.image.ending}", sample.image.content)
-        self._member(f"{sample.key}.json", json.dumps(texts, ensure_ascii=False).encode())
-
-    def _member(self, name: str, content: bytes) -> None:
-        member = tarfile.TarInfo(name)  # its time, user and group are 0 unless they are set
-        member.size = len(content)
-        member.mode = 0o644
-        self._tar.addfile(member, io.BytesIO(content))
-
-    def _end(self) -> None:
-        self._tar.close()
-
-
-class ParquetWriter(ShardWriter):
-    """The Hub's layout: columns image, which `datasets` decodes, a list of strings for each role of text, and name."""
-
-    def __init__(self, path: Path, roles: Sequence[str]) -> None:
-        from datasets import Features, Image, List, Value
-
-        super().__init__(path, roles)
-        texts = {role: List(Value("string")) for role in roles}
-        self._schema = Features({"image": Image(), **texts, "name": Value("string")}).arrow_schema
-        self._rows: list[dict[str, Any]] = []
-        # Dictionaries and statistics of images would be copies of them.
-        self._table = parquet.ParquetWriter(
-            pa.PythonFile(self._file, mode="w"), self._schema, use_dictionary=False, write_statistics=False
-        )
-
-    def _write(self, sample: ShardSample) -> None:
-        image = {"bytes": sample.image.content, "path": f"{sample.key}.{sample.image.ending}"}
-        self._rows.append({"image": image, **sample.texts, "name": sample.name})
-        if len(self._rows) == _ROWS_IN_GROUP:
-            self._write_group()
-
-    def _write_group(self) -> None:
-        self._table.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-        self._rows = []
-
-    def _end(self) -> None:
-        if self._rows:
-            self._write_group()
-        self._table.close()
-
-
-WRITERS: Mapping[Format, type[ShardWriter]] = {"tar": TarWriter, "parquet": ParquetWriter}
-
-
-def read_shard(path: Path) -> Shard | None:
-    """What is in a shard's file as it lies on the disk; None where it is missing or damaged."""
+    temporary = temporary_path(path)
     try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if path.suffix == ".tar":
-            with tarfile.open(path, "r:") as tar:
-                samples = len({member.name.partition(".")[0] for member in tar})
-        else:
-            samples = parquet.read_metadata(path).num_rows
-        return Shard(samples, path.stat().st_size, sha256)
-    except (OSError, tarfile.TarError, EOFError, ValueError, pa.ArrowException):
-        return None
+        with temporary.open("wb") as file:
+            count = _WRITERS[path.suffix](file, samples, roles)
+            file.flush()
+            os.fsync(file.fileno())
+        if not count:
+            return None
+        sha256 = sha256_of(temporary)
+        temporary.replace(path)
+        return sha256
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def aside_of(path: Path) -> Path:
-    """Where a shard is written."""
+def temporary_path(path: Path) -> Path:
+    """Return the path of an unfinished shard, which no pattern of shards matches."""
     return path.with_name(f".{path.name}.writing")
 
 
-class _Hashed(io.RawIOBase):
-    """A file that is written from its start to its end, and hashed on the way."""
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file.
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._file: IO[bytes] = path.open("wb", buffering=_AT_ONCE)
-        self.digest = hashlib.sha256()
-        self.written = 0
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def writable(self) -> bool:
-        return True
 
-    def tell(self) -> int:
-        return self.written
+def _write_tar(file: IO[bytes], samples: Iterable[ShardSample], roles: Sequence[str]) -> int:
+    """Write WebDataset's layout: 000000.jpg, and 000000.json with the texts as lists and the image's name."""
+    count = 0
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for count, sample in enumerate(samples, 1):  # noqa: B007
+            texts = {role: list(sample.texts[role]) for role in roles} | {"name": sample.name}
+            for extension, content in (
+                (sample.image.ending, sample.image.content),
+                ("json", json.dumps(texts, ensure_ascii=False).encode()),
+            ):
+                member = tarfile.TarInfo(f"{sample.key}.{extension}")  # its time, user and group are 0
+                member.size = len(content)
+                member.mode = 0o644
+                tar.addfile(member, io.BytesIO(content))
+    return count
 
-    def write(self, content: Any) -> int:
-        data = bytes(content)
-        if self.closed:  # a shard was dropped, and Arrow ends its file nevertheless
-            return len(data)
-        self._file.write(data)
-        self.digest.update(data)
-        self.written += len(data)
-        return len(data)
 
-    def sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+def _write_parquet(file: IO[bytes], samples: Iterable[ShardSample], roles: Sequence[str]) -> int:
+    """Write the Hub's layout: the columns image, one list of strings per role, and name."""
+    from datasets import Features, Image, List, Value
 
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            self._file.close()
+    texts = {role: List(Value("string")) for role in roles}
+    schema = Features({"image": Image(), **texts, "name": Value("string")}).arrow_schema
+    # Dictionaries and statistics would contain copies of the images.
+    table = parquet.ParquetWriter(file, schema, use_dictionary=False, write_statistics=False)
+    rows: list[dict[str, Any]] = []
+    count = 0
+    with table:
+        for count, sample in enumerate(samples, 1):  # noqa: B007
+            image = {"bytes": sample.image.content, "path": f"{sample.key}.{sample.image.ending}"}
+            rows.append({"image": image, **sample.texts, "name": sample.name})
+            if len(rows) == _GROUP_ROWS:
+                table.write_table(pa.Table.from_pylist(rows, schema=schema))
+                rows = []
+        if rows:
+            table.write_table(pa.Table.from_pylist(rows, schema=schema))
+    return count
+
+
+_WRITERS: Mapping[str, Callable[[IO[bytes], Iterable[ShardSample], Sequence[str]], int]] = {
+    ".tar": _write_tar,
+    ".parquet": _write_parquet,
+}

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from clipkit.data.loader import Augment, Batch, joined, stacked, start_worker
 from clipkit.data.pairs import Pairs
-from clipkit.data.sources.streams import Stream, StreamSample, caption_identity, stream_of
+from clipkit.data.sources.streams import Stream, StreamSample, identity_of, stream_of
 from clipkit.data.tokens import Tokenize
 from clipkit.errors import DataError
 from clipkit.images import open_image
@@ -207,7 +207,7 @@ class _Collate:
         if self.texts:
             inputs |= dict.fromkeys(self.texts, self.tokenize(captions))
         image_ids = torch.tensor([sample.identity for sample in kept])
-        caption_ids = torch.tensor([caption_identity(caption) for caption in captions])
+        caption_ids = torch.tensor([identity_of(caption) for caption in captions])
         return Batch(inputs, image_ids, caption_ids, image_ids, bad)
 
     def _caption(self, sample: StreamSample, epoch: int) -> str:

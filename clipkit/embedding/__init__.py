@@ -1,1 +1,1 @@
-"""Embedding: encode a dataset once, over processes, and keep the features."""
+"""Embedding: encode a dataset once, over several processes, and cache the features."""

@@ -1,4 +1,4 @@
-"""Features on disk, by the content of what they are features of."""
+"""Features on disk, found by the content of the image or string they belong to."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,19 +10,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-_KEY_BYTES = 32  # of a SHA-256
+_KEY_BYTES = 32  # length of a SHA-256
 
 
 class FeatureCache:
-    """Rows by key in files that are written once and never changed.
+    """Feature rows by key, in files that are written once and never changed.
 
     Args:
-        folder: of one tower; made when the first features come.
+        folder: folder of one tower; created with the first features.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._place: dict[bytes, tuple[Path, int]] = {}
+        self._rows: dict[bytes, tuple[Path, int]] = {}
         for file in sorted(folder.glob("*.safetensors")):
             self._index(file)
 
@@ -34,45 +34,45 @@ class FeatureCache:
             return  # damaged: its features are computed again
         table = keys.numpy().tobytes()
         for row in range(len(keys)):
-            self._place[table[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]] = (file, row)
+            self._rows[table[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]] = (file, row)
 
     def read(self, keys: Sequence[bytes]) -> tuple[Bool[Tensor, " K"], Float[Tensor, "F D"]]:
-        """Which of the keys are there, and the features of those, in order."""
-        found = torch.zeros(len(keys), dtype=torch.bool)
+        """Return which keys are cached, and the features of those, in order."""
+        known = torch.zeros(len(keys), dtype=torch.bool)
         by_file: dict[Path, list[tuple[int, int]]] = {}
-        for place, key in enumerate(keys):
-            if key in self._place:
-                file, row = self._place[key]
-                by_file.setdefault(file, []).append((place, row))
+        for position, key in enumerate(keys):
+            if key in self._rows:
+                file, row = self._rows[key]
+                by_file.setdefault(file, []).append((position, row))
         features = torch.empty(len(keys), 0)
-        for file, places in by_file.items():
+        for file, entries in by_file.items():
             try:
                 with safe_open(file, framework="pt") as opened:
                     stored = opened.get_tensor("features")
             except (SafetensorError, OSError):
-                continue  # deleted since it was listed
+                continue  # deleted since it was indexed
             if not features.shape[1]:
                 features = stored.new_empty(len(keys), stored.shape[1])
-            to, rows = torch.tensor(places).T
-            features[to] = stored[rows]
-            found[to] = True
-        return found, features[found]
+            positions, rows = torch.tensor(entries).T
+            features[positions] = stored[rows]
+            known[positions] = True
+        return known, features[known]
 
     def add(self, keys: Sequence[bytes], features: Float[Tensor, "K D"]) -> None:
-        """Keep these rows.
+        """Write features and their keys to a new file.
 
         Raises:
             OSError: the folder cannot be written to.
         """
         table = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), _KEY_BYTES)
         file = self.folder / f"{uuid4().hex}.safetensors"
-        aside = file.with_suffix(".tmp")
+        unfinished = file.with_suffix(".tmp")
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            save_file({"keys": table, "features": features.contiguous()}, aside)
-            aside.replace(file)
-        except SafetensorError as error:  # as the library calls a full disk
+            save_file({"keys": table, "features": features.contiguous()}, unfinished)
+            unfinished.replace(file)
+        except SafetensorError as error:  # raised for a full disk
             raise OSError(str(error)) from None
         finally:
-            aside.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         self._index(file)

@@ -1,23 +1,27 @@
-"""Evaluation: encode once, then score. `clipkit.evaluate` is this package."""
+"""Evaluation: encode once, then score. Public as `clipkit.evaluate`."""
 
 from clipkit.embedding.features import Features
+from clipkit.evaluation.classifier import zeroshot_classifier
 from clipkit.evaluation.compare import Comparison, compare
+from clipkit.evaluation.examples import chosen_examples
 from clipkit.evaluation.figures import Figure
-from clipkit.evaluation.result import Result, chosen_examples, to_json, versions
+from clipkit.evaluation.result import Result, build_result, read_result, to_json, versions
 from clipkit.evaluation.tasks.compositional import compositional
 from clipkit.evaluation.tasks.probe import probe
 from clipkit.evaluation.tasks.retrieval import retrieval, retrieval_result
-from clipkit.evaluation.tasks.zeroshot import zeroshot, zeroshot_classifier
+from clipkit.evaluation.tasks.zeroshot import zeroshot
 
 __all__ = [
     "Comparison",
     "Features",
     "Figure",
     "Result",
+    "build_result",
     "chosen_examples",
     "compare",
     "compositional",
     "probe",
+    "read_result",
     "retrieval",
     "retrieval_result",
     "to_json",

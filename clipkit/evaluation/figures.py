@@ -1,4 +1,4 @@
-"""From what single queries got to figures with intervals: one way for every task."""
+"""Metrics with intervals, computed from the outcomes of single queries: one way for every task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from clipkit.metrics import cluster_bootstrap, cluster_bootstrap_median, interva
 
 
 class Figure(TypedDict):
-    """A metric: its value, in [0, 1] but for ranks, its 95 % interval, and what chance would give.
+    """A metric: its value (in [0, 1], except for ranks), its 95 % interval, and its chance level.
 
-    Undefined figures are None.
+    What is undefined is None.
     """
 
     value: float | None
@@ -25,17 +25,17 @@ class Figure(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Who asked: the clusters that are resampled whole, as images, and strata to draw within, as classes."""
+    """How queries are resampled: by cluster, e.g. by image, and within strata, e.g. within classes."""
 
     clusters: NDArray[np.int64]
     strata: NDArray[np.int64] | None = None
     among: int | None = None
-    """Number of clusters, where some have no query."""
+    """Number of clusters, if some have no query."""
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One figure a query. The metric is their mean (over strata, the mean of the strata's means), or their median."""
+    """One value per query. The metric is their mean (with strata, the mean of the strata's means) or their median."""
 
     queries: Queries
     values: NDArray[np.float64]
@@ -53,45 +53,45 @@ class Column:
 
 
 Columns = Mapping[str, Column]
-# Metrics that are the mean of others, and stand behind the last of them: name -> the others.
+# Metrics that are the mean of other metrics, listed after the last of them: name -> names of the others.
 Means = Mapping[str, Sequence[str]]
 
 
 def values(columns: Columns, means: Means | None = None) -> dict[str, float]:
-    """The metrics alone."""
-    found: dict[str, float] = {}
+    """Return the value of every metric."""
+    metrics: dict[str, float] = {}
     for name, column in columns.items():
-        found[name] = column.value
+        metrics[name] = column.value
         for mean, parts in (means or {}).items():
             if name == parts[-1]:
-                found[mean] = float(np.mean([found[part] for part in parts]))
-    return found
+                metrics[mean] = float(np.mean([metrics[part] for part in parts]))
+    return metrics
 
 
 def draws(columns: Columns, means: Means | None = None) -> dict[str, NDArray[np.float64]]:
-    """Each metric over the same 1,000 resampled sets."""
-    found: dict[str, NDArray[np.float64]] = {}
+    """Return every metric on the same 1,000 resampled sets."""
+    metrics: dict[str, NDArray[np.float64]] = {}
     for queries in {id(column.queries): column.queries for column in columns.values()}.values():
         together = [name for name, c in columns.items() if c.queries is queries and not c.median]
         if together:
             table = np.stack([columns[name].values for name in together], axis=1)
             resampled = cluster_bootstrap(table, queries.clusters, queries.strata, among=queries.among)
-            found |= {name: resampled[:, place] for place, name in enumerate(together)}
+            metrics |= {name: resampled[:, index] for index, name in enumerate(together)}
     for name, column in columns.items():
         if column.median:
             queries = column.queries
             ranks = column.values.astype(np.int64)
-            found[name] = cluster_bootstrap_median(ranks, queries.clusters, among=queries.among)
-    return found | {name: np.mean([found[part] for part in parts], axis=0) for name, parts in (means or {}).items()}
+            metrics[name] = cluster_bootstrap_median(ranks, queries.clusters, among=queries.among)
+    return metrics | {name: np.mean([metrics[part] for part in parts], axis=0) for name, parts in (means or {}).items()}
 
 
 def figures(columns: Columns, chance: Mapping[str, float | None], means: Means | None = None) -> dict[str, Figure]:
-    """Every metric with its interval and chance."""
+    """Return every metric with its interval and chance level."""
     resampled = draws(columns, means)
     return {name: figure(value, resampled[name], chance.get(name)) for name, value in values(columns, means).items()}
 
 
 def figure(value: float | None, resampled: NDArray[np.float64] | None, chance: float | None) -> Figure:
-    """A metric with the interval of its bootstrap draws."""
+    """Return one metric with the interval of its bootstrap draws."""
     low, high = interval(resampled) if resampled is not None and value is not None else (None, None)
     return {"value": value, "low": low, "high": high, "chance": chance}

@@ -1,4 +1,4 @@
-"""`--predictions F.parquet`: what each query got, with the scores from which every figure can be computed again."""
+"""`--predictions F.parquet`: the answers to every query, with the scores from which each metric can be recomputed."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from clipkit.errors import OutputError, one_line
 from clipkit.metrics import RetrievalRanks, top_answers
 
 _TOP = 10
-_ROWS = 1024  # queries written at once
+_ROWS = 1024  # queries per write
 
 
 def write_retrieval_predictions(
@@ -26,9 +26,9 @@ def write_retrieval_predictions(
     images: Sequence[Any],
     texts: Sequence[str],
 ) -> None:
-    """One row a query, texts first: its right answers with rank and score, and the ten highest-scored answers.
+    """Write one row per query, texts first: its right answers with rank and score, and the ten best-scored answers.
 
-    Answers are rows: of images where a text asks, of texts where an image asks.
+    Answers are positions: of images if a text asks, of texts if an image asks.
     """
     import pyarrow as pa
 
@@ -47,12 +47,12 @@ def write_retrieval_predictions(
     image, text = ranks.pairs.T
     of_texts, of_images = top_answers(image_features, text_features, _TOP)
     with _Writer(file, schema) as writer:
-        for kind, own, other, (top_scores, top), names, rank in (
+        for kind, query, answer, (top_scores, top), names, rank in (
             ("text", text, image, of_texts, texts, ranks.among_images),
             ("image", image, text, of_images, images, ranks.among_texts),
         ):
-            order = own.argsort(stable=True)
-            starts = torch.searchsorted(own[order], torch.arange(len(names) + 1)).tolist()
+            order = query.argsort(stable=True)
+            starts = torch.searchsorted(query[order], torch.arange(len(names) + 1)).tolist()
             for first in range(0, len(names), _ROWS):
                 rows = range(first, min(first + _ROWS, len(names)))
                 right = [order[starts[row] : starts[row + 1]] for row in rows]
@@ -61,7 +61,7 @@ def write_retrieval_predictions(
                         "asks": [kind] * len(rows),
                         "row": list(rows),
                         "query": [_printable(names[row]) for row in rows],
-                        "right": [other[pairs].tolist() for pairs in right],
+                        "right": [answer[pairs].tolist() for pairs in right],
                         "right_ranks": [rank[pairs].tolist() for pairs in right],
                         "right_scores": [ranks.scores[pairs].tolist() for pairs in right],
                         "top": top[rows.start : rows.stop].tolist(),
@@ -77,9 +77,9 @@ def write_class_predictions(
     labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
     classes: Sequence[str],
 ) -> None:
-    """One row an image: its class or classes, the predicted class, and the score of every class.
+    """Write one row per image: its class or classes, the predicted class, and the score of every class.
 
-    Classes are positions among the names that stand, as JSON, in the schema's metadata: names may repeat.
+    Classes are positions in the list of names, which is stored as JSON in the schema's metadata; names may repeat.
     """
     import pyarrow as pa
 
@@ -96,11 +96,11 @@ def write_class_predictions(
     with _Writer(file, schema) as writer:
         for first in range(0, len(scores), _ROWS):
             rows = slice(first, min(first + _ROWS, len(scores)))
-            own = labels[rows]
+            part = labels[rows]
             writer.write(
                 {
                     "image": [_printable(image) for image in images[rows]],
-                    "label": [row.nonzero()[:, 0].tolist() for row in own] if several else own.tolist(),
+                    "label": [row.nonzero()[:, 0].tolist() for row in part] if several else part.tolist(),
                     "predicted": scores[rows].argmax(dim=1).tolist(),
                     "scores": scores[rows].tolist(),
                 }
@@ -108,7 +108,7 @@ def write_class_predictions(
 
 
 def write_rows(file: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows with the same keys as a table."""
+    """Write rows that have the same keys as a table."""
     import pyarrow as pa
 
     table = pa.Table.from_pylist(list(rows))
@@ -117,47 +117,47 @@ def write_rows(file: str | Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _printable(name: object) -> str:
-    """As UTF-8 can hold it."""
+    """Return a name with everything escaped that UTF-8 cannot encode."""
     return str(name).encode(errors="backslashreplace").decode()
 
 
 class _Writer:
-    """A Parquet file that has its name only when it is complete.
+    """A Parquet file that gets its name only when it is complete.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
 
     def __init__(self, file: str | Path, schema: Any) -> None:
         self.file = Path(file)
-        self.aside = self.file.with_name(f".{self.file.name}.{uuid4().hex}")
+        self.unfinished = self.file.with_name(f".{self.file.name}.{uuid4().hex}")
         self.schema = schema
 
     def __enter__(self) -> "_Writer":
         from pyarrow.parquet import ParquetWriter
 
-        with self._told():
-            self.writer = ParquetWriter(self.aside, self.schema, compression="zstd")
+        with self._reporting():
+            self.writer = ParquetWriter(self.unfinished, self.schema, compression="zstd")
         return self
 
     def write(self, columns: dict[str, list[Any]]) -> None:
         import pyarrow as pa
 
-        with self._told():
+        with self._reporting():
             self.writer.write_table(pa.table(columns, schema=self.schema))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            with self._told():
+            with self._reporting():
                 self.writer.close()
                 if kind is None:
-                    self.aside.replace(self.file)
+                    self.unfinished.replace(self.file)
         finally:
-            self.aside.unlink(missing_ok=True)
+            self.unfinished.unlink(missing_ok=True)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _reporting(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise OutputError(f"{self.file}: cannot be written ({one_line(error)}); give another place") from None
+            raise OutputError(f"{self.file}: cannot be written ({one_line(error)}); give another file") from None

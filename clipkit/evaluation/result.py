@@ -1,56 +1,103 @@
-"""What an evaluation gives, as written to a results JSON."""
+"""Results of evaluations: how they are built, written and read."""
 
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from clipkit.errors import DataError
 from clipkit.evaluation.figures import Figure
-from clipkit.images import Stored, as_data_uri
 from clipkit.metrics.bootstrap import DRAWS
 
 
 class Result(TypedDict):
-    """An evaluation with everything needed to tell what was measured."""
+    """An evaluation: the content of a result JSON."""
 
     task: str
     model: str
     data: dict[str, Any]
     metrics: dict[str, Figure]
+    classes: NotRequired[list[dict[str, Any]]]
+    """One row per class, or per category of near misses."""
     settings: dict[str, Any]
     versions: dict[str, str]
     seconds: float
     examples: list[dict[str, Any]]
     """A few queries with their top answers, for the report."""
-    queries: dict[str, list[Any]]
-    """What each query got, so that two results can be compared query by query."""
-    classes: NotRequired[list[dict[str, Any]]]
-    """One row a class, or a category."""
     prompts: NotRequired[list[dict[str, Any]]]
-    """The accuracy of each prompt by itself, and of the others without it."""
+    """The accuracy of each prompt alone, and of all other prompts without it."""
     map: NotRequired[list[dict[str, Any]]]
-    """Where some of the images lie in two dimensions."""
+    """Positions of some items in two dimensions."""
+    queries: NotRequired[dict[str, list[Any]]]
+    """Outcome of every query, so that two results can be compared query by query."""
 
 
-# Every result is made with these.
+# How every interval is computed.
 INTERVAL = {"bootstrap_draws": DRAWS, "bootstrap_seed": 0, "interval": 0.95}
 
 
+def build_result(
+    task: str,
+    model: str,
+    data: Mapping[str, Any],
+    metrics: Mapping[str, Figure],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    seconds: float = 0.0,
+    classes: Sequence[dict[str, Any]] | None = None,
+    examples: Sequence[dict[str, Any]] = (),
+    prompts: Sequence[dict[str, Any]] | None = None,
+    map: Sequence[dict[str, Any]] | None = None,
+    queries: Mapping[str, list[Any]] | None = None,
+    features: Mapping[str, int] | None = None,
+) -> Result:
+    """Return a result with its parts in the order of a result JSON; parts that are None are left out.
+
+    Args:
+        task: name of the task.
+        model: name of the model.
+        data: what was measured on: name, counts, sha256.
+        metrics: figures by name.
+        settings: everything else that determines the figures; the interval's settings are added.
+        seconds: duration of the evaluation.
+        classes: one row per class or category.
+        examples: queries with their top answers.
+        prompts: one row per prompt.
+        map: positions of items.
+        queries: outcome of every query.
+        features: numbers of features that were computed and that came from the cache.
+    """
+    everything: dict[str, Any] = {
+        "task": task,
+        "model": model,
+        "data": dict(data),
+        "metrics": dict(metrics),
+        "classes": classes,
+        "settings": {**(settings or {}), **INTERVAL, **({} if features is None else {"features": dict(features)})},
+        "versions": versions(),
+        "seconds": round(seconds, 2),
+        "examples": list(examples),
+        "prompts": prompts,
+        "map": map,
+        "queries": queries,
+    }
+    return cast(Result, {name: part for name, part in everything.items() if part is not None})
+
+
 def versions() -> dict[str, str]:
-    """The versions that can change a figure."""
+    """Return the versions of all packages that can change a figure."""
     packages = {name: version(name) for name in ("torch", "transformers", "open_clip_torch", "timm", "pillow")}
     return {"clipkit": version("clipkit-torch"), "python": platform.python_version()} | packages
 
 
 def data_hash(images: Iterable[bytes], texts: Iterable[str], *relations: ArrayLike) -> str:
-    """SHA-256 over the images' content hashes, the texts, and which belongs to which; not over any path."""
+    """Return a SHA-256 over image hashes, texts, and the relations between them; it does not depend on paths."""
     digest = hashlib.sha256()
     for image in images:
         digest.update(image)
@@ -62,26 +109,35 @@ def data_hash(images: Iterable[bytes], texts: Iterable[str], *relations: ArrayLi
 
 
 def to_json(result: Mapping[str, Any]) -> str:
-    """The text of a results JSON: readable, but for what single queries got, which is one line a list."""
-    head = json.dumps({name: own for name, own in result.items() if name != "queries"}, indent=2, ensure_ascii=False)
+    """Return the text of a result JSON: indented, except for `queries`, which has one line per list."""
+    head = json.dumps({name: part for name, part in result.items() if name != "queries"}, indent=2, ensure_ascii=False)
     if not result.get("queries"):
         return head + "\n"
     lists = [
-        f"    {json.dumps(name)}: {json.dumps(own, ensure_ascii=False)}" for name, own in result["queries"].items()
+        f"    {json.dumps(name)}: {json.dumps(values, ensure_ascii=False)}"
+        for name, values in result["queries"].items()
     ]
     return head.removesuffix("\n}") + ',\n  "queries": {\n' + ",\n".join(lists) + "\n  }\n}\n"
 
 
-def shown(image: str | Path | Stored, side: int = 112) -> str:
-    """An image in an example: its path, or, where it lies in a tar or a table, itself, as small as a report needs."""
-    if not isinstance(image, Stored):
-        return str(image)
+def read_result(file: Path) -> dict[str, Any]:
+    """Return the content of a result JSON, as `--json` writes it or a run holds it.
+
+    Raises:
+        DataError: the file cannot be read or is not a result.
+    """
+    advice = "give a file that clipkit eval … --json wrote, or results.json of a run"
     try:
-        return as_data_uri(image, side)
-    except DataError:
-        return str(image)
-
-
-def chosen_examples(count: int, of: int) -> list[int]:
-    """Evenly spaced positions: examples that nobody picked for how they look."""
-    return sorted({round(position) for position in np.linspace(0, of - 1, min(count, of))})
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read as a result JSON ({error}); {advice}") from None
+    kinds = {"task": str, "model": str, "data": dict, "metrics": dict, "settings": dict}
+    if not isinstance(result, dict):
+        raise DataError(f"{file}: is not a result JSON; {advice}")
+    for name, kind in kinds.items():
+        if not isinstance(result.get(name), kind):
+            raise DataError(f"{file}: is not a result JSON ({name!r} is missing or invalid); {advice}")
+    for name, figure in result["metrics"].items():
+        if not isinstance(figure, dict) or "value" not in figure:
+            raise DataError(f"{file}: is not a result JSON (the metric {name!r} has no value); {advice}")
+    return result

@@ -1,6 +1,6 @@
 """Contrastive losses: pure functions of gathered features; no ranks, devices or models.
 
-Each stands in the file of its name; its docstring's part "In short" is what the catalogue shows.
+Each is in the file of its name, with its equation and an example; `clipkit/catalogue.py` has a row for each.
 """
 
 from clipkit.losses.contrastive import contrastive

@@ -1,4 +1,4 @@
-"""Sums over a matrix of combinations, a band of rows at a time, each made again for the gradient."""
+"""Sums over the rows of a G × G matrix, one band of rows at a time, recomputed for the gradient."""
 
 from collections.abc import Callable
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Combinations in a band. A loss holds a handful of such matrices at once, and none between forward and backward.
+# Elements of a band. A loss has a few matrices of this size at once, and none between forward and backward.
 _HELD = 1 << 22
 
 
 def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]) -> Tensor:
-    """Σ of `of_band` over bands of `rows`, in fixed order.
+    """Return the sum of `of_band` over bands of `rows`, in fixed order.
 
     Args:
-        rows: of the matrix.
-        columns: of the matrix; bands are as high as memory allows.
-        of_band: rows of a band to its part of the sum, a number or several.
+        rows: rows of the matrix.
+        columns: number of columns, which decides how high a band is.
+        of_band: from the rows of a band to its part of the sum, one number or several.
     """
     parts = [
         checkpoint(of_band, band, use_reentrant=False, preserve_rng_state=False)
@@ -28,6 +28,6 @@ def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]
 
 
 def bands(rows: slice, columns: int) -> list[slice]:
-    """The rows, cut."""
+    """Return the rows as bands of limited size."""
     height = max(1, _HELD // max(1, columns))
     return [slice(start, min(start + height, rows.stop)) for start in range(rows.start, rows.stop, height)]

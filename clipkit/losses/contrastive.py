@@ -18,39 +18,30 @@ def contrastive(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Positives are drawn together, negatives pushed apart as far as a margin.
+    r"""Pull positives together and push negatives apart up to a margin.
 
     .. math:: L = \tfrac12\, \overline{d_{ij}^2}\Big|_{positives}
         + \tfrac12\, \overline{[m - d_{ij}]_+^2}\Big|_{negatives}, \quad d_{ij} = 1 - x_i \cdot y_j
 
     (Hadsell et al. 2006, "Dimensionality Reduction by Learning an Invariant Mapping", equation 4, with the cosine
-    distance and each kind averaged by itself: among G² combinations nearly all are negatives.)
-
-    In short:
-        formula: ½ mean d² over positives + ½ mean [m − d]²₊ over negatives
-        positives: own counterpart; duplicates as asked
-        needs: nothing
-        memory: in bands, O(G D)
-        chance: none of its own; it depends on the similarities
-        source: Hadsell et al. 2006
-        take it: where a fixed threshold of similarity is to separate pairs; it ignores the model's scale
+    distance. Positives and negatives are averaged separately: nearly all of the G² combinations are negatives.)
 
     Args:
-        image_features: unit length, one row a pair.
-        text_features: unit length, row i belongs to row i of the images.
-        margin: cosine distance, in [0, 2], beyond which a negative is far enough.
-        image_ids: the image of each pair, where images may repeat.
-        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: another pair with the same image or caption is a positive, left out, or a negative.
+        image_features: unit length, one row per pair.
+        text_features: unit length; row i belongs to row i of the images.
+        margin: cosine distance, in [0, 2], beyond which a negative adds nothing.
+        image_ids: the image of each pair, if images may repeat.
+        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        duplicates: another pair with the same image or caption is a positive, left out (ignore), or a negative.
         rows: the images whose terms are counted, against all texts; over slices that cover 0..G the values sum to the
             whole loss.
 
     Returns:
-        The sum over the counted images, each kind divided by its number in the whole batch.
+        The sum over the counted images; positives and negatives are each divided by their number in the whole batch.
 
     Raises:
         BatchError: no pair has a negative.
-        ValueError: one kind of ids without the other.
+        ValueError: only one of `image_ids` and `caption_ids` is given.
 
     Example:
         >>> x = torch.eye(3)

@@ -1,4 +1,4 @@
-"""Cross-modal consistency of CyCLIP."""
+"""The cross-modal consistency loss of CyCLIP."""
 
 import torch
 from jaxtyping import Float
@@ -8,28 +8,20 @@ from torch import Tensor
 def cross_consistency(
     image_features: Float[Tensor, "G D"], text_features: Float[Tensor, "G D"], *, rows: slice | None = None
 ) -> Float[Tensor, ""]:
-    r"""ImageLike i is to caption j as image j is to caption i.
+    r"""Make image i as similar to caption j as image j is to caption i.
 
-    A term to add to another loss: CyCLIP adds both of its kinds to InfoNCE, with weight 0.25.
+    For use beside another loss, because alone it makes all features collapse: CyCLIP adds both of its consistency
+    losses to InfoNCE, with weight 0.25.
 
     .. math:: L = \frac{1}{G} \sum_{ij} (x_i \cdot y_j - x_j \cdot y_i)^2
 
-    (Goel et al. 2022, "CyCLIP: Cyclic Contrastive Language-Image Pretraining", section 3: a mean over pairs of a sum
-    over the others.) Expanded, it is a few products of D × D matrices: time O(G D²), no G × G matrix. In float64,
-    since it is a small difference of large sums.
-
-    In short:
-        formula: 1/G Σ (x_i · y_j − x_j · y_i)²
-        positives: none
-        needs: another loss beside it, in a sum
-        memory: O(G D + D²)
-        chance: 0 at equal similarities
-        source: Goel et al. 2022, CyCLIP
-        take it: beside InfoNCE, for geometry that is alike on both sides
+    (Goel et al. 2022, "CyCLIP: Cyclic Contrastive Language-Image Pretraining", section 3: the mean over pairs of a
+    sum over all pairs.) Expanded, it needs a few products of D × D matrices: time O(G D²), no G × G matrix. Computed in
+    float64, because it is a small difference of large sums.
 
     Args:
-        image_features: unit length, one row a pair.
-        text_features: unit length, row i belongs to row i of the images.
+        image_features: unit length, one row per pair.
+        text_features: unit length; row i belongs to row i of the images.
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:
@@ -44,7 +36,7 @@ def cross_consistency(
     all_x, all_y = image_features.double(), text_features.double()
     counted = slice(0, len(all_x)) if rows is None else rows
     x, y = all_x[counted], all_y[counted]
-    own = (x.T @ x * (all_y.T @ all_y)).sum() + (y.T @ y * (all_x.T @ all_x)).sum()
-    # Σ_ij (x_i · y_j)(x_j · y_i), a row at a time x_i (Σ_j y_j x_jᵀ) y_i.
-    both = ((x @ (all_y.T @ all_x)) * y).sum()
-    return ((own - 2 * both) / len(all_x)).to(dtype)
+    squares = (x.T @ x * (all_y.T @ all_y)).sum() + (y.T @ y * (all_x.T @ all_x)).sum()
+    # Σ_ij (x_i · y_j)(x_j · y_i), row by row x_i (Σ_j y_j x_jᵀ) y_i.
+    mixed = ((x @ (all_y.T @ all_x)) * y).sum()
+    return ((squares - 2 * mixed) / len(all_x)).to(dtype)

@@ -17,30 +17,21 @@ def dcl(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""NT-Xent without the positive in the denominator, so that an easy positive does not quench its negatives.
+    r"""NT-Xent without the positive in the denominator, so that an easy positive does not weaken the negatives.
 
     .. math:: L = \frac{1}{2G} \sum_a \Big[ \mathrm{lse}_{b \in N_a}(s\,z_a \cdot z_b)
         - \frac{s}{|P_a|} \sum_{p \in P_a} z_a \cdot z_p \Big]
 
     (Yeh et al. 2022, "Decoupled Contrastive Learning".) N_a are the features of the other pairs on both
-    sides. It may be negative. An anchor without a negative counts 0.
-
-    In short:
-        formula: log Σ exp over the negatives − positive
-        positives: own counterpart; duplicates as asked
-        needs: nothing
-        memory: tiled, O(G D)
-        chance: ln(2G − 2)
-        source: Yeh et al. 2022
-        take it: for small batches
+    sides. The loss can be negative. An anchor without a negative adds 0.
 
     Args:
-        image_features: unit length, one row a pair; the first views.
-        text_features: unit length, row i belongs to row i of the images; the second views.
-        scale: inverse temperature, without unit; 10 in the paper.
-        image_ids: the image of each pair, where images may repeat.
-        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: another pair with the same image or caption is a positive, left out, or a negative.
+        image_features: unit length, one row per pair; the first views.
+        text_features: unit length; row i belongs to row i of the images; the second views.
+        scale: inverse temperature; 10 in the paper.
+        image_ids: the image of each pair, if images may repeat.
+        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        duplicates: another pair with the same image or caption is a positive, left out (ignore), or a negative.
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:
@@ -48,7 +39,7 @@ def dcl(
 
     Raises:
         BatchError: no pair has a negative.
-        ValueError: one kind of ids without the other.
+        ValueError: only one of `image_ids` and `caption_ids` is given.
 
     Example:
         >>> import torch

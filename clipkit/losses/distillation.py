@@ -1,4 +1,4 @@
-"""Distillation from a teacher's similarities."""
+"""Distillation from the similarities of a teacher."""
 
 from typing import Any
 
@@ -19,28 +19,19 @@ def distillation(
     *,
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Among the batch's texts each image is to choose as the teacher does, and each text among the images.
+    r"""Match the teacher's softmax over the texts of the batch for each image, and over its images for each text.
 
     .. math:: L = -\frac{1}{2G} \sum_{ij} \big[ p^T_{ij} \ln p_{ij} + q^T_{ij} \ln q_{ij} \big]
 
     (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", on similarities as in TinyCLIP, Wu et al. 2023;
-    p over texts and q over images are softmaxes of scaled similarities.) Its least value is the teacher's entropy, not
+    p over texts and q over images are softmaxes of scaled similarities.) Its minimum is the entropy of the teacher, not
     0.
 
-    In short:
-        formula: cross entropy with the teacher's softmax over the batch, both ways
-        positives: the teacher's opinion
-        needs: a teacher (loss.teacher)
-        memory: in bands, O(G D)
-        chance: ln G
-        source: Hinton et al. 2015; Wu et al. 2023, TinyCLIP
-        take it: to make a small model of a large one, mostly in a sum with infonce
-
     Args:
-        image_features: unit length, one row a pair.
-        text_features: unit length, row i belongs to row i of the images.
+        image_features: unit length, one row per pair.
+        text_features: unit length; row i belongs to row i of the images.
         scale: exp(logit_scale).
-        teacher_image_features: unit length, of the same images; no gradient goes there.
+        teacher_image_features: unit length, of the same images; gets no gradient.
         teacher_text_features: unit length, of the same captions.
         teacher_scale: the teacher's exp(logit_scale).
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
@@ -63,7 +54,7 @@ def distillation(
 
 
 class _Distillation(torch.autograd.Function):
-    """Value and gradients in one pass over bands: of a band's logits z, dL/dz is softmax(z) less the teacher's."""
+    """Value and gradients in one pass over bands; for logits z, dL/dz is softmax(z) minus the teacher's softmax."""
 
     @staticmethod
     def forward(
@@ -80,30 +71,30 @@ class _Distillation(torch.autograd.Function):
         total, to_scale = torch.zeros((2,), dtype=torch.float64, device=image.device).unbind()
         to_image, to_text = torch.zeros_like(image), torch.zeros_like(text)
         every = bands(counted, pairs)
-        # Two bands of combinations, and no more, are there at any time.
-        wanted, logits = image.new_empty(2, max((band.stop - band.start for band in every), default=0), pairs)
+        # Memory for two bands, reused by all of them.
+        targets, logits = image.new_empty(2, max((band.stop - band.start for band in every), default=0), pairs)
         sides = (
             (image, text, teacher_image, teacher_text, to_image, to_text),
             (text, image, teacher_text, teacher_image, to_text, to_image),
         )
         with torch.autocast(image.device.type, enabled=False):
-            for asking, others, teacher, teachers, to_asking, to_others in sides:
+            for queries, candidates, teacher, teachers, to_queries, to_candidates in sides:
                 for band in every:
                     height = band.stop - band.start
-                    t = torch.mm(teacher[band] * teacher_scale, teachers.T, out=wanted[:height])
+                    t = torch.mm(teacher[band] * teacher_scale, teachers.T, out=targets[:height])
                     t.sub_(t.logsumexp(dim=1, keepdim=True)).exp_()
-                    z = torch.mm(asking[band] * scale, others.T, out=logits[:height])
+                    z = torch.mm(queries[band] * scale, candidates.T, out=logits[:height])
                     logsumexp = z.logsumexp(dim=1)
                     # The teacher's shares of a row sum to 1.
                     total += (logsumexp - torch.linalg.vecdot(t, z)).sum(dtype=torch.float64)
                     difference = z.sub_(logsumexp[:, None]).exp_().sub_(t)
-                    mixed = difference @ others
-                    to_scale += (asking[band] * mixed).sum(dtype=torch.float64)
-                    to_asking[band].addcmul_(mixed, scale)
-                    to_others.addmm_(difference.T, asking[band] * scale)
+                    mixed = difference @ candidates
+                    to_scale += (queries[band] * mixed).sum(dtype=torch.float64)
+                    to_queries[band].addcmul_(mixed, scale)
+                    to_candidates.addmm_(difference.T, queries[band] * scale)
         ctx.save_for_backward(to_image / (2 * pairs), to_text / (2 * pairs), (to_scale / (2 * pairs)).to(scale.dtype))
         return (total / (2 * pairs)).to(image.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(gradients[0] * own for own in ctx.saved_tensors), None, None, None, None)
+        return (*(gradients[0] * saved for saved in ctx.saved_tensors), None, None, None, None)

@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE, the objective of CLIP, and its form for several positives."""
+"""Symmetric InfoNCE, the loss of CLIP, and its form for several positives."""
 
 import torch
 from jaxtyping import Float, Int
@@ -19,46 +19,37 @@ def infonce(
     label_smoothing: float = 0.0,
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Symmetric InfoNCE over the G pairs of a global batch.
+    r"""Compute symmetric InfoNCE over the G pairs of a global batch.
 
     .. math:: L = \frac{1}{2G} \sum_i \Big[ \mathrm{lse}_j(s\,x_i \cdot y_j) + \mathrm{lse}_j(s\,y_i \cdot x_j)
         - \frac{s}{|P_i|} \sum_{j \in P_i} (x_i \cdot y_j + y_i \cdot x_j) \Big]
 
     (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", figure 3, where
-    P_i is i alone.) P_i are the pairs with the same image or the same caption as pair i, itself included: cross
-    entropy with targets spread evenly over them. At equal similarities the loss is ln G, its chance level.
+    P_i is i alone.) P_i are the pairs with the same image or the same caption as pair i, i included: this is cross
+    entropy with targets spread evenly over them. At equal similarities the loss is ln G.
 
-    With `label_smoothing` ε the targets are (1 − ε) of that and ε spread evenly over all columns (Szegedy et al. 2016,
-    "Rethinking the Inception Architecture", section 7).
-
-    In short:
-        formula: −log softmax of the pair among the batch, both ways
-        positives: own counterpart; duplicates as asked
-        needs: nothing
-        memory: tiled, O(G D)
-        chance: ln G
-        source: Radford et al. 2021, CLIP
-        take it: first
+    With `label_smoothing` ε, the targets are (1 − ε) times that, plus ε spread evenly over all columns (Szegedy et al.
+    2016, "Rethinking the Inception Architecture", section 7).
 
     Computed in float32, or float64 for float64 features, in tiles: memory grows with G, not with its square.
 
     Args:
-        image_features: unit length, one row a pair.
-        text_features: unit length, row i belongs to row i of the images.
+        image_features: unit length, one row per pair.
+        text_features: unit length; row i belongs to row i of the images.
         scale: exp(logit_scale), the inverse temperature; 14.3 for a temperature of 0.07, at most 100 in CLIP.
-        image_ids: the image of each pair, where images may repeat.
-        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: what another pair with the same image or caption is. positive: see above; ignore: it is left
-            out of both sums (a row without any negative left gives 0); negative: as if the ids were not known.
+        image_ids: the image of each pair, if images may repeat.
+        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        duplicates: how to treat another pair with the same image or caption. positive: see above; ignore: leave it
+            out of both sums (a row without any negative adds 0); negative: as if there were no ids.
         label_smoothing: ε in [0, 1), for captions that are sometimes wrong.
         rows: the pairs whose terms are counted, against all columns. Over slices that cover 0..G the values sum to
-            the whole loss, and so do the gradients: this is how processes share the work.
+            the whole loss, and so do the gradients; this is how processes share the work.
 
     Returns:
         The sum over the counted pairs, divided by G.
 
     Raises:
-        ValueError: one kind of ids without the other.
+        ValueError: only one of `image_ids` and `caption_ids` is given.
 
     Example:
         >>> x = torch.eye(4)
@@ -77,13 +68,13 @@ def infonce(
         over_texts = tiled_row_logsumexp(image[counted], text, scale, masked)
         over_images = tiled_row_logsumexp(text[counted], image, scale, masked)
     if positives is None:
-        own = 2 * (image[counted] * text[counted]).sum(dim=1)
+        matched = 2 * (image[counted] * text[counted]).sum(dim=1)
     else:
-        own = (image[counted] * positives.sums(text)[counted]).sum(dim=1)
-        own = own + (text[counted] * positives.sums(image)[counted]).sum(dim=1)
-        own = own / positives.count[counted]
+        matched = (image[counted] * positives.sums(text)[counted]).sum(dim=1)
+        matched = matched + (text[counted] * positives.sums(image)[counted]).sum(dim=1)
+        matched = matched / positives.count[counted]
     if label_smoothing:
-        # Mean similarity to all columns; of left out ones there is none.
+        # Mean similarity to all columns that are not left out.
         if masked is None:
             every = (image[counted] * text.mean(dim=0) + text[counted] * image.mean(dim=0)).sum(dim=1)
         else:
@@ -94,5 +85,5 @@ def infonce(
             of_texts = text.sum(dim=0) - groups.sums(text)[counted] + text[counted]
             of_images = image.sum(dim=0) - groups.sums(image)[counted] + image[counted]
             every = ((image[counted] * of_texts).sum(dim=1) + (text[counted] * of_images).sum(dim=1)) / left
-        own = (1 - label_smoothing) * own + label_smoothing * every
-    return (over_texts + over_images - scale * own).sum() / (2 * pairs)
+        matched = (1 - label_smoothing) * matched + label_smoothing * every
+    return (over_texts + over_images - scale * matched).sum() / (2 * pairs)

@@ -1,4 +1,4 @@
-"""The part that NT-Xent, supervised and decoupled contrastive loss share: all 2G features compete with each other."""
+"""Shared part of NT-Xent, supervised and decoupled contrastive loss: all 2G features compete with each other."""
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ def joint(
     rows: slice | None,
     decoupled: bool,
 ) -> Float[Tensor, ""]:
-    """Mean over 2G anchors of log Σ exp over the others less the mean over the positives.
+    """Return the mean over 2G anchors of log Σ exp over the others minus the mean over the positives.
 
     Args:
         image: unit length.
@@ -26,8 +26,8 @@ def joint(
         scale: inverse temperature.
         image_ids: the image of each pair.
         caption_ids: the caption of each pair.
-        duplicates: what another pair with the same image or caption is, in both modalities.
-        rows: pairs whose two anchors are counted.
+        duplicates: how to treat another pair with the same image or caption, in both modalities.
+        rows: the pairs whose two anchors are counted.
         decoupled: leave the positives out of the sum of exponentials.
     """
     dtype = torch.promote_types(image.dtype, torch.float32)
@@ -43,22 +43,22 @@ def joint(
     shared = torch.ones_like(position) if groups is None else groups.count
     check_negatives(pairs - shared, image_ids, caption_ids)
     left_out = ids if duplicates == "ignore" or decoupled else ()
-    own = tuple(one[counted] for one in left_out)
-    cross = PairIds(position[counted], position, own, left_out, itself_too=decoupled)
-    within = PairIds(position[counted], position, own, left_out, itself_too=True)
-    # Who has no negative has nobody but its positives.
+    rows_out = tuple(one[counted] for one in left_out)
+    cross = PairIds(position[counted], position, rows_out, left_out, without_self=decoupled)
+    within = PairIds(position[counted], position, rows_out, left_out, without_self=True)
+    # Pairs of which every other pair of the batch is a positive.
     lonely = shared[counted] == pairs
     total = image.new_zeros(())
-    for asking, other in ((image, text), (text, image)):
-        over_others = tiled_row_logsumexp(asking[counted], other, scale, cross if left_out or decoupled else None)
-        over_own = tiled_row_logsumexp(asking[counted], asking, scale, within)
+    for queries, other in ((image, text), (text, image)):
+        over_others = tiled_row_logsumexp(queries[counted], other, scale, cross if left_out or decoupled else None)
+        over_queries = tiled_row_logsumexp(queries[counted], queries, scale, within)
         if groups is None or duplicates != "positive":
-            positive = (asking[counted] * other[counted]).sum(dim=1)
+            positive = (queries[counted] * other[counted]).sum(dim=1)
         else:
-            together = groups.sums(other)[counted] + groups.sums(asking)[counted] - asking[counted]
-            positive = (asking[counted] * together).sum(dim=1) / (2 * groups.count[counted] - 1)
-        if decoupled:  # no denominator then, so no question
-            over_others, over_own = (own.masked_fill(lonely, 0) for own in (over_others, over_own))
-        terms = torch.logaddexp(over_others, over_own) - scale * positive
+            together = groups.sums(other)[counted] + groups.sums(queries)[counted] - queries[counted]
+            positive = (queries[counted] * together).sum(dim=1) / (2 * groups.count[counted] - 1)
+        if decoupled:  # such a pair has no denominator
+            over_others, over_queries = (one.masked_fill(lonely, 0) for one in (over_others, over_queries))
+        terms = torch.logaddexp(over_others, over_queries) - scale * positive
         total = total + (terms.masked_fill(lonely, 0) if decoupled else terms).sum()
     return total / (2 * pairs)

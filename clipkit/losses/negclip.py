@@ -20,38 +20,29 @@ def negclip(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""InfoNCE in which images have more texts to choose from: captions that were made wrong on purpose.
+    r"""Compute InfoNCE in which images also choose among captions that were made wrong on purpose.
 
     .. math:: L = L_{InfoNCE} + \frac{1}{2G} \sum_i \Big[ \mathrm{lse}\big(\mathrm{lse}_j(s\,x_i \cdot y_j),
         \mathrm{lse}_h(s\,x_i \cdot n_h)\big) - \mathrm{lse}_j(s\,x_i \cdot y_j) \Big]
 
     (Yuksekgonul et al. 2023, "When and Why Vision-Language Models Behave like Bags-of-Words", section 4.) Every image
-    sees all of the batch's wrong captions; these have no image of their own, so they do not ask.
-
-    In short:
-        formula: InfoNCE, with H more texts in the images' softmax
-        positives: as infonce
-        needs: a column negative_caption in data.train
-        memory: tiled, O(G D)
-        chance: (ln(G + H) + ln G) / 2
-        source: Yuksekgonul et al. 2023, NegCLIP
-        take it: to teach word order, attributes and relations; see eval compositional
+    is compared with all wrong captions of the batch. They have no image, so they are never queries themselves.
 
     Args:
-        image_features: unit length, one row a pair.
-        text_features: unit length, row i belongs to row i of the images.
+        image_features: unit length, one row per pair.
+        text_features: unit length; row i belongs to row i of the images.
         negative_text_features: unit length, in any order.
         scale: exp(logit_scale).
-        image_ids: the image of each pair, where images may repeat.
-        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: another pair with the same image or caption is a positive, left out, or a negative.
+        image_ids: the image of each pair, if images may repeat.
+        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        duplicates: another pair with the same image or caption is a positive, left out (ignore), or a negative.
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:
         The sum over the counted pairs, divided by 2G.
 
     Raises:
-        ValueError: one kind of ids without the other.
+        ValueError: only one of `image_ids` and `caption_ids` is given.
 
     Example:
         >>> x = torch.eye(4)
@@ -59,7 +50,7 @@ def negclip(
         1.589
     """
     dtype = torch.promote_types(image_features.dtype, torch.float32)
-    image, text, wrong = (own.to(dtype) for own in (image_features, text_features, negative_text_features))
+    image, text, wrong = (features.to(dtype) for features in (image_features, text_features, negative_text_features))
     scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
     pairs = len(image)
     counted = slice(0, pairs) if rows is None else rows

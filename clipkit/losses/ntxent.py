@@ -17,31 +17,22 @@ def ntxent(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""As InfoNCE, but the features of one side compete with each other too: images with images, texts with texts.
+    r"""Compute InfoNCE in which images also compete with images, and texts with texts.
 
     .. math:: L = \frac{1}{2G} \sum_{a} \Big[ \mathrm{lse}_{b \neq a}(s\,z_a \cdot z_b)
         - \frac{s}{|P_a|} \sum_{p \in P_a} z_a \cdot z_p \Big]
 
     (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", equation 1, where P_a
-    is the other view alone.) The 2G anchors z are all images and all texts; with views of one image in the place of
-    images and texts it is SimCLR's. With duplicates as positives it is `supcon`.
-
-    In short:
-        formula: log Σ exp over the 2G − 1 others − positive
-        positives: own counterpart; duplicates as asked
-        needs: nothing
-        memory: tiled, O(G D)
-        chance: ln(2G − 1)
-        source: Chen et al. 2020, SimCLR
-        take it: for views of one thing; for captions where the sides should spread by themselves too
+    is the other view alone.) The 2G anchors z are all images and all texts; with two views of each image
+    instead of images and texts, it is the loss of SimCLR. With duplicates as positives it is `supcon`.
 
     Args:
-        image_features: unit length, one row a pair; the first views.
-        text_features: unit length, row i belongs to row i of the images; the second views.
-        scale: inverse temperature, without unit: 2 in SimCLR's code for CIFAR, 10 in SLIP.
-        image_ids: the image of each pair, where images may repeat.
-        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: another pair with the same image or caption is a positive, left out, or a negative.
+        image_features: unit length, one row per pair; the first views.
+        text_features: unit length; row i belongs to row i of the images; the second views.
+        scale: inverse temperature; 2 in SimCLR's code for CIFAR, 10 in SLIP.
+        image_ids: the image of each pair, if images may repeat.
+        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        duplicates: another pair with the same image or caption is a positive, left out (ignore), or a negative.
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:
@@ -49,7 +40,7 @@ def ntxent(
 
     Raises:
         BatchError: no pair has a negative.
-        ValueError: one kind of ids without the other.
+        ValueError: only one of `image_ids` and `caption_ids` is given.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Which pairs of a batch belong together: those that share an image or a caption."""
+"""Positives and negatives of a batch when pairs share an image or a caption."""
 
 from typing import Literal
 
@@ -10,13 +10,13 @@ from clipkit.errors import BatchError
 from clipkit.losses.tiles import PairIds
 
 Duplicates = Literal["positive", "ignore", "negative"]
-"""What another pair with the same image or caption is: a positive too, nothing, or (as elsewhere) a negative."""
+"""How to treat another pair with the same image or caption: as a positive, left out, or as a negative."""
 
 
 class Positives:
-    """The positives of each pair, by counting; no G × G mask.
+    """The positives of each pair, without a G × G mask.
 
-    Pairs with the same image, plus pairs with the same caption, minus pairs with both.
+    They are pairs with the same image, plus pairs with the same caption, minus pairs with both.
 
     Args:
         image_ids: the image of each pair.
@@ -29,15 +29,15 @@ class Positives:
         _, both = (image * len(image) + caption).unique(return_inverse=True)
         self._groups = (image, caption, both)
         self.count: Int[Tensor, " G"] = self._per_pair(torch.ones_like(image))
-        """(G,) how many positives each pair has, itself among them."""
+        """(G,) number of positives of each pair, itself included."""
 
     @property
     def are_alone(self) -> bool:
-        """Whether each pair is its only positive."""
+        """True if no pair has a positive other than itself."""
         return bool((self.count == 1).all())
 
     def sums(self, features: Float[Tensor, "G D"]) -> Float[Tensor, "G D"]:
-        """For each pair the sum of `features` over its positives."""
+        """Return for each pair the sum of `features` over its positives."""
         return self._per_pair(features)
 
     def _per_pair(self, values: Tensor) -> Tensor:
@@ -48,18 +48,18 @@ class Positives:
 def other_pairs(
     image_ids: Tensor | None, caption_ids: Tensor | None, duplicates: Duplicates, rows: slice
 ) -> tuple[Positives | None, PairIds | None]:
-    """What a loss does about pairs that share an image or a caption: count them as positives, or leave them out.
+    """Return the pairs that share an image or a caption, as positives or as pairs to leave out.
 
-    Both are None where no pair has another one, or where they are to be negatives.
+    Both are None if there are none, or if they are treated as negatives.
 
     Args:
         image_ids: the image of each pair, or None.
         caption_ids: the caption of each pair, or None.
-        duplicates: what such pairs are.
-        rows: the rows whose terms are counted; what is left out is for tiles of these against all columns.
+        duplicates: how to treat such pairs.
+        rows: the rows whose terms are counted; pairs to leave out are in these rows and all columns.
 
     Raises:
-        ValueError: one kind of ids without the other.
+        ValueError: only one of `image_ids` and `caption_ids` is given.
     """
     if (image_ids is None) != (caption_ids is None):
         raise ValueError("image_ids and caption_ids belong together: give both or none")
@@ -76,18 +76,18 @@ def other_pairs(
 
 
 class Relations:
-    """Which combinations of a batch are positives and which negatives, a band of rows at a time.
+    """Masks of the positives and negatives of a batch, for one band of rows at a time.
 
     Args:
-        pairs: G.
+        pairs: number of pairs G.
         image_ids: the image of each pair, or None.
         caption_ids: the caption of each pair, or None.
-        duplicates: what other pairs with the same image or caption are.
-        device: of the features.
+        duplicates: how to treat other pairs with the same image or caption.
+        device: device of the masks.
 
     Raises:
         BatchError: no pair has a negative.
-        ValueError: one kind of ids without the other.
+        ValueError: only one of `image_ids` and `caption_ids` is given.
     """
 
     def __init__(
@@ -104,15 +104,15 @@ class Relations:
         self.duplicates = duplicates if self._ids else "negative"
         self._position = torch.arange(pairs, device=device)
         shared = self._position.new_ones(pairs) if not self._ids else Positives(*self._ids).count
-        own = torch.ones_like(shared)
-        self.positives: Int[Tensor, " G"] = shared if self.duplicates == "positive" else own
-        """(G,) how many positives each pair has, itself among them."""
-        self.negatives: Int[Tensor, " G"] = pairs - (own if self.duplicates == "negative" else shared)
-        """(G,) how many negatives each pair has."""
+        one = torch.ones_like(shared)
+        self.positives: Int[Tensor, " G"] = shared if self.duplicates == "positive" else one
+        """(G,) number of positives of each pair, itself included."""
+        self.negatives: Int[Tensor, " G"] = pairs - (one if self.duplicates == "negative" else shared)
+        """(G,) number of negatives of each pair."""
         check_negatives(self.negatives, image_ids, caption_ids)
 
     def of(self, rows: slice) -> tuple[Bool[Tensor, "R G"], Bool[Tensor, "R G"]]:
-        """Positives and negatives of these pairs among all."""
+        """Return the masks of positives and negatives of these rows among all columns."""
         itself = self._position[rows, None] == self._position[None]
         if self.duplicates == "negative":
             return itself, ~itself
@@ -126,14 +126,14 @@ def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, capt
     """Refuse a batch in which no pair has a negative.
 
     Raises:
-        BatchError: names what the batch is made of.
+        BatchError: no pair has a negative; the message counts images and captions.
     """
     if (negatives > 0).any():
         return
     if image_ids is None or caption_ids is None:
-        raise BatchError(f"a batch of {len(negatives)} pair has no negatives; take a larger train.batch_size")
+        raise BatchError(f"a batch of {len(negatives)} pair has no negatives; use a larger train.batch_size")
     raise BatchError(
         f"the batch's {len(negatives)} pairs are of {len(image_ids.unique())} images and {len(caption_ids.unique())} "
-        "captions that all belong together, so none is a negative of another; take a larger train.batch_size, or mix "
-        "the data"
+        "captions that all belong together, so that no pair has a negative; use a larger train.batch_size, or "
+        "shuffle the data"
     )

@@ -19,32 +19,23 @@ def sigmoid(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Each of the G² combinations is a question by itself: do these two belong together?
+    r"""Decide for each of the G² combinations separately whether image and text belong together.
 
     .. math:: L = -\frac{1}{G} \sum_{ij} \ln \sigma\big(z_{ij} (s\,x_i \cdot y_j + b)\big), \quad z_{ij} = \pm 1
 
     (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", section 3.2: a sum over combinations, a mean
-    over pairs.) z is 1 where two pairs share an image or a caption. With s = b = 0 the loss is G ln 2.
+    over pairs.) z is 1 if two pairs share an image or a caption. With s = b = 0 the loss is G ln 2.
 
     Arguments, tiles and precision are those of `infonce`.
 
-    In short:
-        formula: Σ softplus(∓(s x_i · y_j + b)) over all combinations, a mean over pairs
-        positives: own counterpart; duplicates as asked
-        needs: a logit bias (SigLIP, or model.bias)
-        memory: tiled, O(G D)
-        chance: G ln 2 at s = b = 0; none of its own
-        source: Zhai et al. 2023, SigLIP
-        take it: to fine-tune SigLIP; for small batches
-
     Args:
-        image_features: unit length, one row a pair.
-        text_features: unit length, row i belongs to row i of the images.
+        image_features: unit length, one row per pair.
+        text_features: unit length; row i belongs to row i of the images.
         scale: exp(logit_scale); 10 at the start of SigLIP's training.
         bias: the logit bias; -10 at the start of SigLIP's training.
-        image_ids: the image of each pair, where images may repeat.
-        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: another pair with the same image or caption is a positive, left out, or a negative.
+        image_ids: the image of each pair, if images may repeat.
+        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        duplicates: another pair with the same image or caption is a positive, left out (ignore), or a negative.
         rows: the images whose terms are counted, against all texts.
 
     Returns:
@@ -63,9 +54,9 @@ def sigmoid(
     counted = slice(0, pairs) if rows is None else rows
     positives, masked = other_pairs(image_ids, caption_ids, duplicates, counted)
     every = tiled_softplus_sum(image[counted], text, scale, bias, masked)
-    # -ln σ(u) = softplus(u) - u: what positives have less than negatives.
+    # A positive adds -ln σ(u) = softplus(u) - u, a negative softplus(u).
     if positives is None:
-        own = (image[counted] * text[counted]).sum() * scale + bias * len(image[counted])
+        matched = (image[counted] * text[counted]).sum() * scale + bias * len(image[counted])
     else:
-        own = (image[counted] * positives.sums(text)[counted]).sum() * scale + bias * positives.count[counted].sum()
-    return (every - own) / pairs
+        matched = (image[counted] * positives.sums(text)[counted]).sum() * scale + bias * positives.count[counted].sum()
+    return (every - matched) / pairs

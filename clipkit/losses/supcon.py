@@ -15,30 +15,21 @@ def supcon(
     caption_ids: Int[Tensor, " G"] | None = None,
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""All features of one class are each other's positives, on both sides.
+    r"""Make all features of one class positives of each other, on both sides.
 
     .. math:: L = \frac{1}{2G} \sum_a \frac{-1}{|P_a|} \sum_{p \in P_a}
         \ln \frac{\exp(s\,z_a \cdot z_p)}{\sum_{b \neq a} \exp(s\,z_a \cdot z_b)}
 
-    (Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, L_out.) Pairs are of one class where they share
-    an image or a caption: with captions made from class names, the caption is the class. Labels of your own go in as
+    (Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, L_out.) Pairs are of one class if they share
+    an image or a caption: with captions made from class names, the caption is the class. To use labels, pass them as
     both ids.
 
-    In short:
-        formula: mean over positives of −log softmax over the 2G − 1 others
-        positives: all of the same image, caption or class
-        needs: nothing; classes as captions
-        memory: tiled, O(G D)
-        chance: ln(2G − 1)
-        source: Khosla et al. 2020
-        take it: for class folders, where many images share a caption
-
     Args:
-        image_features: unit length, one row a pair.
-        text_features: unit length, row i belongs to row i of the images.
-        scale: inverse temperature, without unit; 10 in the paper.
-        image_ids: the image of each pair, where images may repeat.
-        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
+        image_features: unit length, one row per pair.
+        text_features: unit length; row i belongs to row i of the images.
+        scale: inverse temperature; 10 in the paper.
+        image_ids: the image of each pair, if images may repeat.
+        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:
@@ -46,7 +37,7 @@ def supcon(
 
     Raises:
         BatchError: no pair has a negative.
-        ValueError: one kind of ids without the other.
+        ValueError: only one of `image_ids` and `caption_ids` is given.
 
     Example:
         >>> import torch

@@ -1,7 +1,7 @@
-"""Reductions over all pairs of a similarity matrix, in tiles of fixed order, so that the matrix is never there.
+"""Reductions over a similarity matrix in tiles of fixed order, without ever storing the matrix.
 
-Forward goes over the tiles once; backward makes each tile again, in the same order. Memory beyond the features and
-their gradients is a few tiles, whatever the batch. (The idea is FlashAttention's, Dao et al. 2022, used for contrastive
+Forward computes each tile once; backward computes it again, in the same order. Memory beyond the features and their
+gradients is a few tiles, whatever the batch size. (The idea is FlashAttention's, Dao et al. 2022, used for contrastive
 losses by Inf-CL, Cheng et al. 2024; this is plain PyTorch and does both directions of the loss in one pass.)
 """
 
@@ -13,42 +13,42 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Rows and columns of a tile. Fixed for a kind of device: another shape rounds differently.
+# Rows and columns of a tile. Fixed for each kind of device, because another shape rounds differently.
 _CPU_TILE = (1024, 1024)
 _ACCELERATOR_TILE = (4096, 8192)
-# Up to here a graph of three operations is quicker than the bookkeeping of tiles.
+# Up to this number of pairs plain operations are faster than tiles.
 _SMALL = 128
 
 
 class PairIds(NamedTuple):
-    """Who the rows and columns are, where some combinations are to be left out: duplicates, a pair with itself.
+    """Positions and ids of rows and columns, for leaving out combinations: duplicates, or a pair with itself.
 
-    Positions tell a pair itself from its duplicates, those that share its image or caption.
+    Duplicates share an image or a caption; positions distinguish a pair from its duplicates.
     """
 
     row_position: Int[Tensor, " R"]
     column_position: Int[Tensor, " C"]
     row_ids: tuple[Int[Tensor, " R"], ...] = ()
-    """ImageLike and caption, where duplicates are left out."""
+    """Image and caption of each row, if duplicates are left out."""
     column_ids: tuple[Int[Tensor, " C"], ...] = ()
-    itself_too: bool = False
-    """Whether a pair's combination with itself is left out; else it stays."""
+    without_self: bool = False
+    """Leave out the combination of a pair with itself."""
 
     def left_out(self, rows: slice, columns: slice) -> Tensor:
-        """Which combinations of a tile are left out."""
+        """Return the mask of the combinations of a tile that are left out."""
         itself = self.row_position[rows, None] == self.column_position[None, columns]
         if not self.row_ids:
-            return itself if self.itself_too else torch.zeros_like(itself)
+            return itself if self.without_self else torch.zeros_like(itself)
         same = torch.zeros_like(itself)
         for row, column in zip(self.row_ids, self.column_ids, strict=True):
             same |= row[rows, None] == column[None, columns]
-        return same | itself if self.itself_too else same & ~itself
+        return same | itself if self.without_self else same & ~itself
 
 
 def tiled_logsumexp(
     x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, ids: PairIds | None = None
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, " C"]]:
-    """log Σ_j exp(scale · x_i · y_j) for each row i, and log Σ_i of the same for each column j, in one pass."""
+    """Return log Σ_j exp(scale · x_i · y_j) for each row i, and log Σ_i of it for each column j, in one pass."""
     if max(len(x), len(y)) <= _SMALL and ids is None:
         with torch.autocast(x.device.type, enabled=False):
             logits = scale * x @ y.T
@@ -60,7 +60,7 @@ def tiled_logsumexp(
 def tiled_row_logsumexp(
     x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, ids: PairIds | None = None
 ) -> Float[Tensor, " R"]:
-    """log Σ_j exp(scale · x_i · y_j) for each row i."""
+    """Return log Σ_j exp(scale · x_i · y_j) for each row i."""
     rows, _ = _LogSumExp.apply(x, y, scale, ids, False)
     return rows
 
@@ -68,7 +68,7 @@ def tiled_row_logsumexp(
 def tiled_softplus_sum(
     x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, bias: Tensor, ids: PairIds | None = None
 ) -> Float[Tensor, ""]:
-    """Σ_ij log(1 + exp(scale · x_i · y_j + bias))."""
+    """Return Σ_ij log(1 + exp(scale · x_i · y_j + bias))."""
     return _SoftplusSum.apply(x, y, scale, bias, ids)
 
 
@@ -80,10 +80,10 @@ def _tiles(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 class _Tile:
-    """Logits of one tile after the other, written into the same memory."""
+    """The logits of each tile, all written into the same memory."""
 
     def __init__(self, x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None) -> None:
-        # The scale once on the smaller side rather than on every tile.
+        # Scale the features once rather than every tile.
         self.x, self.y_t, self.ids = x * scale, y.T, ids
         height, width = _CPU_TILE if x.device.type == "cpu" else _ACCELERATOR_TILE
         self.memory = x.new_empty(min(height, len(x)) * min(width, len(y)))
@@ -98,7 +98,7 @@ class _Tile:
 
 
 def _widest(dtype: torch.dtype) -> float:
-    """Span of exponents within which exp(a - c) · exp(c - b) is as exact as exp(a - b)."""
+    """Return the range of exponents in which exp(a - c) · exp(c - b) is as exact as exp(a - b)."""
     return 600.0 if dtype == torch.float64 else 60.0
 
 
@@ -137,9 +137,9 @@ class _LogSumExp(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, y, scale, lse_rows, lse_columns = ctx.saved_tensors
         to_rows, to_columns = gradients
-        # Where all was left out the sum is empty: any finite number makes its weights exp(−∞) = 0.
+        # If everything is left out the sum is empty: any finite number makes its weights exp(−∞) = 0.
         lse_rows, lse_columns = (lse.masked_fill(lse == -torch.inf, 0) for lse in (lse_rows, lse_columns))
-        # Of Σ_j w_ij y_j and Σ_i w_ij x_i the scale's gradient follows without another pass: Σ_ij w_ij x_i · y_j.
+        # Σ_j w_ij y_j and Σ_i w_ij x_i give the gradient of the scale too, without another pass: Σ_ij w_ij x_i · y_j.
         mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)
         with torch.autocast(x.device.type, enabled=False):
             tile = _Tile(x, y, scale, ctx.ids)
@@ -157,7 +157,7 @@ class _LogSumExp(torch.autograd.Function):
 
 
 def _weights(logits: Tensor, row_lse: Tensor, column_lse: Tensor, to_rows: Tensor, to_columns: Tensor) -> Tensor:
-    """to_row_i · softmax over the row + to_column_j · softmax over the column, in the logits' own memory if it can."""
+    """Return to_row_i · softmax over the row + to_column_j · softmax over the column, reusing the memory of logits."""
     top = torch.maximum(row_lse.max(), column_lse.max())
     bottom = torch.minimum(row_lse.min(), column_lse.min())
     if top - bottom < _widest(logits.dtype):
@@ -171,7 +171,7 @@ def _weights(logits: Tensor, row_lse: Tensor, column_lse: Tensor, to_rows: Tenso
 class _SoftplusSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> Tensor:
-        # The tiles' sums in float64: there are many, of very different size.
+        # Sums of tiles in float64, because they differ much in size.
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
             tile = _Tile(x, y, scale, ids)

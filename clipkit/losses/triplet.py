@@ -1,4 +1,4 @@
-"""Triplet loss with margin, and the max of hinges of image and text."""
+"""Triplet loss with margin, including the hard-negative loss of VSE++."""
 
 from typing import Literal
 
@@ -25,48 +25,38 @@ def triplet(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""A positive is to be nearer than a negative by a margin: images asking texts, and texts asking images.
+    r"""Make each positive more similar than the negatives by a margin, from images to texts and from texts to images.
 
     .. math:: \big[ m + d_{ap} - d_{an} \big]_+
 
-    (Schroff et al. 2015, "FaceNet", section 3.1.) Which triplets count, by `mining`:
+    (Schroff et al. 2015, "FaceNet", section 3.1.) `mining` decides which triplets count:
 
-    hard: of each anchor the farthest positive with the nearest negative; mean over the anchors, satisfied ones too.
-    With one positive it is the max of hinges of image and text (Faghri et al. 2018, "VSE++"), of which it is the mean
-    where they take the sum. all: every triplet; mean over those that violate the margin (Hermans et al. 2017, "In
-    Defense of the Triplet Loss", batch all ≠ 0). semihard: the same over negatives that are farther than the positive
-    but within the margin.
+    hard: the farthest positive and the nearest negative of each anchor; mean over all anchors. With one positive per
+    anchor it is the max of hinges of VSE++ (Faghri et al. 2018), as a mean instead of a sum. all: every triplet; mean
+    over those that violate the margin (Hermans et al. 2017, "In Defense of the Triplet Loss", batch all ≠ 0). semihard:
+    the same over negatives that are farther than the positive but within the margin.
 
-    All triplets are summed by sorting, in O(G² log G) time; no G³ anything is there. Every process counts the
-    violations of the others' rows too, so this time is not shared.
-
-    In short:
-        formula: [m + d(positive) − d(negative)]₊
-        positives: own counterpart; duplicates as asked
-        needs: nothing
-        memory: in bands, O(G D)
-        chance: m; 0 for semihard
-        source: Schroff et al. 2015; Faghri et al. 2018 (hard); Hermans et al. 2017 (all)
-        take it: for fine-tuning retrieval (hard), for classes (all, semihard); it ignores the model's scale
+    For all and semihard, triplets are summed by sorting, in O(G² log G) time and without a G³ tensor. Every process
+    counts the violations in all rows, so more processes do not reduce this time.
 
     Args:
-        image_features: unit length, one row a pair.
-        text_features: unit length, row i belongs to row i of the images.
-        margin: in the units of the distance: cosine in [0, 2], euclidean in [0, 2].
+        image_features: unit length, one row per pair.
+        text_features: unit length; row i belongs to row i of the images.
+        margin: a distance, in [0, 2].
         mining: see above.
         distance: cosine: 1 − x · y; euclidean: ‖x − y‖.
-        image_ids: the image of each pair, where images may repeat.
-        caption_ids: the caption of each pair, where captions may repeat; given together with `image_ids`.
-        duplicates: another pair with the same image or caption is a positive, left out, or a negative.
+        image_ids: the image of each pair, if images may repeat.
+        caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
+        duplicates: another pair with the same image or caption is a positive, left out (ignore), or a negative.
         rows: the pairs whose two anchors are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:
-        The sum over the counted pairs' anchors, divided by the number that the mean is over in the whole batch; 0 where
-        no triplet violates the margin.
+        The sum over the counted pairs' anchors, divided by the number of terms in the whole batch; 0 if no triplet
+        violates the margin.
 
     Raises:
         BatchError: no pair has a negative.
-        ValueError: one kind of ids without the other.
+        ValueError: only one of `image_ids` and `caption_ids` is given.
 
     Example:
         >>> x = torch.eye(3)
@@ -79,21 +69,21 @@ def triplet(
     counted = slice(0, pairs) if rows is None else rows
     relations = Relations(pairs, image_ids, caption_ids, duplicates, image.device)
 
-    def sums(asking: Tensor, others: Tensor, band: slice) -> tuple[Tensor, Tensor]:
-        with torch.autocast(asking.device.type, enabled=False):
-            nearness = _nearness(asking[band], others, distance)
+    def sums(queries: Tensor, candidates: Tensor, band: slice) -> tuple[Tensor, Tensor]:
+        with torch.autocast(queries.device.type, enabled=False):
+            nearness = _nearness(queries[band], candidates, distance)
             positive, negative = relations.of(band)
             if mining == "hard":
                 return _hardest(nearness, positive, negative, margin), nearness.new_zeros(())
             return _violations(nearness, positive, negative, margin, semihard=mining == "semihard")
 
     def both_ways(band: slice) -> Tensor:
-        """Sum and number, in float64, which holds both exactly enough."""
-        found = [sums(*sides, band) for sides in ((image, text), (text, image))]
-        return torch.stack([torch.stack([part.double() for part in own]) for own in found]).sum(dim=0)
+        """Return sum and number of terms, both in float64."""
+        directions = [sums(*sides, band) for sides in ((image, text), (text, image))]
+        return torch.stack([torch.stack([part.double() for part in parts]) for parts in directions]).sum(dim=0)
 
     value, number = sum_over_bands(counted, pairs, both_ways)
-    # The mean is over all rows, whoever counts them.
+    # The mean is over all rows, also those that other processes count.
     if mining == "hard":
         number = 2 * (relations.negatives > 0).sum()
     else:
@@ -105,10 +95,10 @@ def triplet(
 
 
 def _nearness(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], distance: Distance) -> Float[Tensor, "R C"]:
-    """Minus the distance, up to a constant."""
+    """Return minus the distance, up to a constant."""
     if distance == "cosine":
         return x @ y.T
-    # Of unit vectors. The root's gradient is without bound at 0, where two features are the same.
+    # Valid for unit vectors. The gradient of the root is infinite at 0, so the square is kept above it.
     return -(2 - 2 * (x @ y.T)).clamp(min=torch.finfo(x.dtype).eps).sqrt()
 
 
@@ -127,14 +117,14 @@ def _violations(
     margin: float,
     semihard: bool,
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """Sum and number of violations over all (positive, negative) of each row.
+    """Return sum and number of violations over all (positive, negative) of each row.
 
-    Of negatives in rising order, those above a positive's limit are a suffix: their sum is a difference of cumulated
-    sums, their number a position.
+    With the negatives of a row in rising order, those above the limit of a positive are a suffix: their sum is a
+    difference of cumulative sums, their number a difference of positions.
     """
     rising = nearness.masked_fill(~negative, -torch.inf).sort(dim=1).values
     columns = rising.shape[1]
-    # In float64: the difference may be of two sums over thousands, and small.
+    # In float64, because the difference of two large sums may be small.
     finite = rising.masked_fill(rising.isinf(), 0)
     cumulated = torch.cat([finite.new_zeros(len(finite), 1).double(), finite.cumsum(dim=1, dtype=torch.float64)], dim=1)
     limit = nearness - margin

@@ -1,4 +1,4 @@
-"""Dual encoders: two towers, a scale and a bias, from wherever people have them."""
+"""Dual encoders: two towers, a scale and a bias, from transformers, open_clip, timm or clipkit."""
 
 from clipkit.models.composed import compose
 from clipkit.models.dual_encoder import DualEncoder

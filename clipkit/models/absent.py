@@ -1,4 +1,4 @@
-"""The tower that a model of one tower does not have: whoever asks it is told so."""
+"""Placeholder for the tower that a model with a single tower lacks: using it raises ModelError."""
 
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,29 +12,29 @@ from clipkit.models.towers import ImageTower, TextTower
 
 
 def absent_image_tower() -> ImageTower:
-    """In the place of an image tower."""
+    """Placeholder for an image tower."""
     return ImageTower(_Absent("image"), nn.Identity(), [], Preprocess(_no_image, None, (0, 0, 0), (1, 1, 1)))
 
 
 def absent_text_tower() -> TextTower:
-    """In the place of a text tower."""
+    """Placeholder for a text tower."""
     return TextTower(_Absent("text"), nn.Identity(), [], _NoTokenizer())
 
 
 def is_absent(tower: nn.Module) -> bool:
-    """Whether the model does not have this tower."""
+    """Return whether the tower is a placeholder."""
     return isinstance(tower.trunk, _Absent)
 
 
 def check_present(model_name: str, **towers: nn.Module) -> None:
-    """See that these towers are there.
+    """Raise an error if a tower is a placeholder.
 
     Args:
-        model_name: what the user called the model.
-        towers: by side, `image` or `text`.
+        model_name: the model's name as the user gave it.
+        towers: by name, `image` or `text`.
 
     Raises:
-        ModelError: one is not.
+        ModelError: a tower is a placeholder.
     """
     for side, tower in towers.items():
         if is_absent(tower):
@@ -42,8 +42,8 @@ def check_present(model_name: str, **towers: nn.Module) -> None:
 
 
 def _refuse(side: str, model_name: str = "this model") -> NoReturn:
-    made_of = {"image": "captions", "text": "images"}[side]
-    raise ModelError(f"{model_name} has no {side} tower: it was made of {made_of} alone; take one that has both")
+    inputs = {"image": "captions", "text": "images"}[side]
+    raise ModelError(f"{model_name} has no {side} tower: it encodes only {inputs}; use a model with both towers")
 
 
 def _no_image(image: Image.Image) -> Inputs:
@@ -68,5 +68,8 @@ class _NoTokenizer:
     def __call__(self, texts: list[str]) -> NoReturn:
         _refuse("text")
 
+    def count(self, texts: list[str]) -> NoReturn:
+        _refuse("text")
+
     def save(self, folder: Path) -> None:
-        """There is nothing to write."""
+        """Write nothing."""

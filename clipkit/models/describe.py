@@ -1,32 +1,28 @@
-"""What can be loaded, and what one model is."""
+"""List loadable models, and describe one."""
 
 from collections import Counter
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.errors import ModelError
-from clipkit.models.absent import is_absent
 from clipkit.models.encode import stack_inputs
-from clipkit.models.from_transformers import FAMILIES
-from clipkit.models.hub import local_folder
+from clipkit.models.families import FAMILIES
 from clipkit.models.loading import load
 from clipkit.models.memory import graph_bytes, widest_layer_bytes
+from clipkit.models.publish.provenance import license_of
 from clipkit.models.towers import Tower
-from clipkit.run_files import RunFiles
 
 _ACTIVATIONS = ("GELU", "QuickGELU", "ReLU", "SiLU", "Mish", "Hardswish", "PReLU", "ELU", "Swish")
 
 
 def loadable(search: str = "") -> dict[str, list[str]]:
-    """Names that `load` takes, by where they come from, those that contain `search`.
+    """Return names for `load` that contain `search`, by library.
 
     Returns:
-        `transformers`: the classes whose repositories and folders open; `open_clip`: architectures with random weights
-        and with each of their pretrained tags.
+        `transformers`: classes whose repositories and folders can be loaded; `open_clip`: architectures with random
+        weights, and with each of their pretrained tags.
 
     Example:
         >>> loadable("siglip")["transformers"]
@@ -42,47 +38,48 @@ def loadable(search: str = "") -> dict[str, list[str]]:
         names += [f"open_clip:{architecture}"]
         names += [f"open_clip:{architecture}/{tag}" for tag in tags.get(architecture, [])]
     classes = [family.class_name for family in FAMILIES.values()]
-    wanted = search.lower()
+    searched = search.lower()
     return {
-        "transformers": [name for name in classes if wanted in name.lower()],
-        "open_clip": [name for name in names if wanted in name.lower()],
+        "transformers": [name for name in classes if searched in name.lower()],
+        "open_clip": [name for name in names if searched in name.lower()],
     }
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What a model is: towers, parameters, input sizes, preprocessing, loss family, memory.
+    """Describe a model: towers, parameters, input sizes, preprocessing, loss, memory.
 
     Args:
-        name: what `load` takes.
+        name: as for `load`.
 
     Returns:
-        Plain values; sizes in pixels and tokens, memory in bytes in float32, None where something is not stated.
+        Plain values; sizes in pixels and tokens, memory in bytes for float32, None for unknown values.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: the model cannot be loaded.
     """
     model = load(name, device="cpu")
     weights = sum(p.nbytes for p in model.parameters())
     inputs: dict[str, dict[str, Tensor]] = {}
     length = model.text.tokenize.context_length
-    if not is_absent(model.image):
+    if "image" in model.sides:
         inputs["image"] = stack_inputs([model.image.preprocess(Image.new("RGB", (224, 224), (128, 128, 128)))])
-    if not is_absent(model.text):
+    if "text" in model.sides:
         inputs["text"] = model.text.tokenize([" ".join(["word"] * length)])
-    towers: dict[str, Tower] = {side: getattr(model, side) for side in inputs}
+    towers = model.sides
     layer = max(widest_layer_bytes(tower, inputs[side]) for side, tower in towers.items())
     graph = max(graph_bytes(tower, inputs[side]) for side, tower in towers.items())
     with torch.no_grad():
         side, tower = next(reversed(towers.items()))
         width = tower(inputs[side]).shape[1]
-    found: dict[str, Any] = {"name": name, "layout": model.backend.kind}
+    library = model.backend.library
+    description: dict[str, Any] = {"name": name, "layout": "composed" if library == "clipkit" else library}
     for side in ("image", "text"):
-        own = towers.get(side)
-        found[f"{side}_tower"] = _tower_name(own) if own is not None else None
-        found[f"{side}_parameters"] = _count(own) if own is not None else 0
-        found[f"{side}_blocks"] = len(own.blocks) if own is not None else 0  # what `tune: last:N` counts
-        found[f"{side}_activation"] = _activation(own) if own is not None else None
-    return found | {
+        present = towers.get(side)
+        description[f"{side}_tower"] = _tower_name(present) if present is not None else None
+        description[f"{side}_parameters"] = _count(present) if present is not None else 0
+        description[f"{side}_blocks"] = len(present.blocks) if present is not None else 0  # counted by `tune: last:N`
+        description[f"{side}_activation"] = _activation(present) if present is not None else None
+    return description | {
         "embed_dim": width,
         "image_size": model.image.preprocess.image_size,
         "context_length": length if "text" in inputs else None,
@@ -93,9 +90,9 @@ def describe(name: str) -> dict[str, Any]:
         "loss": "sigmoid" if model.logit_bias is not None else "softmax (InfoNCE)",
         "scale": model.logit_scale.exp().item(),
         "bias": model.logit_bias.item() if model.logit_bias is not None else None,
-        "licence": licence_of(name),
+        "licence": license_of(name),
         "inference_bytes": weights + layer,
-        # Weights, their gradients and AdamW's two moments, and the graph of one pair: one tower at a time has one.
+        # Weights, their gradients, AdamW's two moments, and the larger of the towers' graphs for one pair.
         "training_bytes": 4 * weights + graph,
     }
 
@@ -110,32 +107,10 @@ def _tower_name(tower: Tower) -> str:
 
 
 def _activation(tower: nn.Module) -> str | None:
-    """The one that most layers have; None where they call it as a function."""
-    found: Counter[str] = Counter()
+    """Most frequent activation module; None if the layers call a function instead."""
+    counts: Counter[str] = Counter()
     for module in tower.modules():
         name = type(module).__name__.removesuffix("Activation")
         if name.startswith(_ACTIVATIONS) or name in ("PytorchGELUTanh", "GELUTanh"):
-            found[name] += 1
-    return found.most_common(1)[0][0] if found else None
-
-
-def licence_of(name: str) -> str | None:
-    """What the header of a model's card states."""
-    licence = header_of(name).get("license")
-    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence and str(licence)
-
-
-def header_of(name: str) -> dict[str, Any]:
-    """The header of a model's card, of a folder, a run or a Hub repository; empty where there is none that is sound."""
-    if name.startswith("open_clip:"):
-        return {}
-    try:
-        folder = local_folder(name.removeprefix("hf:"), model_types=())
-        for card in (folder / "README.md", RunFiles(folder).model / "README.md"):
-            if card.is_file():
-                parts = card.read_text(encoding="utf-8").split("---\n", 2)
-                header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-                return header if isinstance(header, dict) else {}
-    except (ModelError, OSError, ValueError, yaml.YAMLError):
-        pass
-    return {}
+            counts[name] += 1
+    return counts.most_common(1)[0][0] if counts else None

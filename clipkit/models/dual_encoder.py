@@ -11,18 +11,29 @@ from torch import Tensor, nn
 
 from clipkit.errors import DataError
 from clipkit.images import ImageLike
+from clipkit.models.absent import is_absent
 from clipkit.models.encode import encode_images, encode_strings, listed_images, listed_strings
-from clipkit.models.towers import ImageTower, TextTower
+from clipkit.models.probabilities import Probabilities
+from clipkit.models.probabilities import probabilities as probabilities_of
+from clipkit.models.publish.layout import Layout, pretrained_names
+from clipkit.models.publish.provenance import bases_of
+from clipkit.models.towers import ImageTower, TextTower, Tower
 from clipkit.models.view_heads import save_view_heads
+from clipkit.recipe import ModelRecipe
 
 
 class Backend(Protocol):
-    """Where a model came from, so that saving gives back the same layout."""
+    """The library that a model came from; saving writes its layout again."""
 
-    kind: str
+    library: str
+    """Library that opens the saved folder: transformers, open_clip or clipkit."""
+
+    @property
+    def class_name(self) -> str | None:
+        """Class of transformers that opens the saved folder, if one does."""
 
     def save(self, model: "DualEncoder", folder: Path) -> None:
-        """Write the model so that the library it came from opens the folder."""
+        """Write the model so that its library opens the folder."""
 
 
 class DualEncoder(nn.Module):
@@ -31,10 +42,10 @@ class DualEncoder(nn.Module):
     Args:
         image: the image tower.
         text: the text tower.
-        logit_scale: logarithm of the scale that similarities are multiplied with.
-        logit_bias: what is added to them, for models of the sigmoid loss; None where a model has none.
-        backend: writes the layout that the model came in.
-        name: what the user called it.
+        logit_scale: logarithm of the scale that multiplies similarities.
+        logit_bias: bias that is added to them, for models trained with the sigmoid loss, or None.
+        backend: writes the layout that the model was loaded from.
+        name: the model's name as the user gave it.
 
     Example:
         >>> model = load("openai/clip-vit-base-patch32")                      # doctest: +SKIP
@@ -62,25 +73,31 @@ class DualEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return self.logit_scale.device
 
+    @property
+    def sides(self) -> dict[str, Tower]:
+        """Towers that the model has, by name: image, text."""
+        towers: dict[str, Tower] = {"image": self.image, "text": self.text}
+        return {side: tower for side, tower in towers.items() if not is_absent(tower)}
+
     def view_head(self, tower: str) -> nn.Module | None:
-        """The head of a tower's views, where there is one."""
+        """Return a tower's head for views, or None."""
         return self.view_heads[tower] if tower in self.view_heads else None  # noqa: SIM401, it has no get
 
     def encode_image(
         self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64, *, progress: bool = False
     ) -> Float[Tensor, "N D"]:
-        """Unit-length features of images, float32 on the CPU.
+        """Return unit-length features of images, in float32 on the CPU.
 
         Args:
-            images: paths, PIL images or uint8 arrays (H, W, 3); one of them or any number, also none.
-            batch_size: images in one forward.
-            progress: show a bar on the terminal.
+            images: paths, PIL images or uint8 arrays (H, W, 3); a single one or any number, including none.
+            batch_size: images per forward pass.
+            progress: show a progress bar.
 
         Raises:
-            DataError: an image is missing or cannot be decoded, or it is something else.
+            DataError: an image is missing, unreadable or of an unsupported type.
             UserError: the batch size is not positive.
         """
         several = listed_images(images)
@@ -90,15 +107,15 @@ class DualEncoder(nn.Module):
     def encode_text(
         self, texts: str | Iterable[str], batch_size: int = 256, *, progress: bool = False
     ) -> Float[Tensor, "M D"]:
-        """Unit-length features of strings, float32 on the CPU. Identical strings are encoded once.
+        """Return unit-length features of strings, in float32 on the CPU. Identical strings are encoded once.
 
         Args:
-            texts: a string, or any number of them, also none.
-            batch_size: strings in one forward.
-            progress: show a bar on the terminal.
+            texts: a string, or any number of them, including none.
+            batch_size: strings per forward pass.
+            progress: show a progress bar.
 
         Raises:
-            DataError: something is not a string.
+            DataError: an item is not a string.
             UserError: the batch size is not positive.
         """
         several = listed_strings(texts)
@@ -106,47 +123,81 @@ class DualEncoder(nn.Module):
         return F.normalize(features, dim=-1)
 
     def classify(
-        self, images: ImageLike | Iterable[ImageLike], texts: str | Iterable[str], batch_size: int = 64
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        texts: str | Iterable[str],
+        batch_size: int = 64,
+        *,
+        probabilities: Probabilities = "auto",
     ) -> Float[Tensor, "N C"]:
-        """Probability of each text for each image: the softmax of scale · cosine over the texts.
+        """Return the probability of each text for each image.
+
+        Args:
+            images: as for `encode_image`.
+            texts: as for `encode_text`, at least one.
+            batch_size: images per forward pass.
+            probabilities: softmax: softmax(scale · cosine) over the texts, which sums to 1 for each image; sigmoid:
+                sigmoid(scale · cosine + bias) of each text independently of the others; auto: sigmoid if the model has
+                a logit bias (SigLIP), else softmax (CLIP).
 
         Raises:
-            DataError: as `encode_image` and `encode_text`, or there are no texts to choose from.
+            DataError: as for `encode_image` and `encode_text`, or there are no texts.
+            ModelError: sigmoid for a model without a logit bias.
         """
         choices = listed_strings(texts)
         if not choices:
-            raise DataError("there are no texts to choose from; give one or more")
-        similarity = self.encode_image(images, batch_size) @ self.encode_text(choices).T
-        return (similarity * self.logit_scale.detach().exp().cpu()).softmax(dim=-1)
+            raise DataError("texts: the list is empty; give at least one text")
+        similarities = self.encode_image(images, batch_size) @ self.encode_text(choices).T
+        return self.probabilities(similarities, probabilities)
+
+    def probabilities(self, similarities: Float[Tensor, "N C"], kind: Probabilities = "auto") -> Float[Tensor, "N C"]:
+        """Turn cosine similarities into probabilities of the texts; see `classify` for the kinds."""
+        bias = None if self.logit_bias is None else self.logit_bias.item()
+        return probabilities_of(similarities, self.logit_scale.exp().item(), bias, kind)
 
     def save(self, folder: str | Path) -> None:
-        """Write the layout that the model came in: transformers' own, or towers that timm and transformers open."""
+        """Write the model in the layout of the library that it was loaded from."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(self, folder)
         save_view_heads(self.view_heads, folder)
 
-    def push(self, repository: str, *, private: bool = False) -> str:
-        """Save it, with a model card, as one commit of a Hub repository. Gives the commit's address.
-
-        The card is that of the run or folder it was loaded from as long as its weights are the same; else a new one.
+    def layout(self, recipe: ModelRecipe | None = None) -> Layout:
+        """Return what a model card states about the saved model.
 
         Args:
-            repository: `org/name`; made where there is none.
-            private: whether only its owner sees it, where it is made.
+            recipe: how the model was built; without it, the model counts as its own base.
+        """
+        reads_padding = "text" in self.sides and not self.text.padding_may_be_cut
+        return Layout(
+            library=self.backend.library,
+            class_name=self.backend.class_name,
+            sides=tuple(self.sides),
+            bases=bases_of([self.name] if recipe is None else pretrained_names(recipe)),
+            sigmoid=self.logit_bias is not None,
+            pad_to=self.text.tokenize.context_length if reads_padding else None,
+        )
+
+    def push(self, repository: str, *, private: bool = False) -> str:
+        """Upload the model and its card as one commit to a Hub repository. Return the commit's URL.
+
+        A model whose weights have not changed since it was loaded keeps the card it was loaded with.
+
+        Args:
+            repository: `org/name`; created if it does not exist.
+            private: create a private repository.
 
         Raises:
-            ModelError: the repository cannot be written to, or the transfer broke; the same call goes on.
+            ModelError: the repository cannot be written to, or the upload failed; call again to resume it.
         """
         import tempfile
 
         from clipkit.models.publish.card import card, kept_card
-        from clipkit.models.publish.layout import layout_of
         from clipkit.models.publish.push import push, signed
 
         with tempfile.TemporaryDirectory() as folder:
             saved = Path(folder)
             self.save(saved)
-            text = kept_card(Path(self.name), saved) or signed(card(layout_of(self)))
+            text = kept_card(Path(self.name), saved) or signed(card(self.layout()))
             (saved / "README.md").write_text(text, encoding="utf-8")
             return push(saved, repository, private=private).url

@@ -1,4 +1,4 @@
-"""What a tower's features depend on, as one hash: weights, structure, how inputs are made, and the libraries."""
+"""Hash of everything that a tower's features depend on: weights, structure, preprocessing and libraries."""
 
 import hashlib
 from importlib.metadata import version
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clipkit.models.absent import is_absent
 from clipkit.models.towers import ImageTower, TextTower
 
-# What computes a feature: another version may resize, tokenise or multiply a little differently.
+# Other versions of these may resize, tokenize or multiply slightly differently.
 _LIBRARIES = (
     "torch",
     "torchvision",
@@ -23,7 +23,7 @@ _LIBRARIES = (
     "clipkit-torch",
 )
 
-# Letters, cases, digits, punctuation, entities, other scripts, spaces, and more than any context holds.
+# Upper and lower case, digits, punctuation, entities, other scripts, spaces, and a text longer than any context.
 _PROBE_TEXTS = [
     "a photo of a cat.",
     "A PHOTO, of 1,234 Cats & dogs!",
@@ -34,10 +34,10 @@ _PROBE_TEXTS = [
 
 
 def tower_fingerprint(tower: ImageTower | TextTower) -> str:
-    """A hash that differs whenever the features of some image or text may.
+    """Return a hash that differs whenever the features of any image or text may differ.
 
-    Preprocessing and tokenising are known by what they do to a few inputs; the rest by the weights, the names and
-    plain attributes of the modules, the device's kind and the libraries' versions.
+    It covers preprocessing and tokenization by their results for a few inputs, and weights, names and plain
+    attributes of modules, the type of device and the libraries' versions directly.
     """
     digest = hashlib.sha256()
     if is_absent(tower):
@@ -53,8 +53,8 @@ def tower_fingerprint(tower: ImageTower | TextTower) -> str:
         if isinstance(tower, ImageTower)
         else [tower.tokenize([text]) for text in _PROBE_TEXTS]
     )
-    for own in inputs:
-        for name, tensor in sorted(own.items()):
+    for prepared in inputs:
+        for name, tensor in sorted(prepared.items()):
             _update(digest, name, tensor)
     return digest.hexdigest()
 
@@ -63,7 +63,7 @@ def _plain_attributes(module: nn.Module) -> list[tuple[str, str]]:
     return sorted(
         (name, repr(value))
         for name, value in vars(module).items()
-        # Where a model was loaded from and whether it is training are no part of what it computes here.
+        # The model's origin and training mode do not affect its features here.
         if name not in ("training", "name_or_path") and isinstance(value, bool | int | float | str | tuple)
     )
 

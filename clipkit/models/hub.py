@@ -1,4 +1,4 @@
-"""Folders: local ones as they are; of Hub repositories, by huggingface_hub, no more than is needed."""
+"""Model folders: local ones, and downloads of the files that are needed from Hub repositories."""
 
 import json
 import re
@@ -8,10 +8,10 @@ from pathlib import Path
 from clipkit.errors import ModelError, one_line
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
-# Configurations, vocabularies, a model card; not the weights of other frameworks.
+# Configurations, vocabularies and a model card, without the weights of other frameworks.
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md", "1_Pooling/*")
 _CLIPKIT_FILES = ("clipkit.json", "heads.safetensors", "view_heads.safetensors", "image/*", "text/*")
-# Each list from the likeliest on, safetensors before pickles: the first that is there is all that is fetched.
+# By preference, safetensors before pickles: only the first that exists is downloaded.
 _TRANSFORMERS_WEIGHTS = (
     ("model.safetensors", "model.safetensors"),
     ("model.safetensors.index.json", "model-*.safetensors"),
@@ -27,24 +27,24 @@ _OPEN_CLIP_WEIGHTS = (
 
 
 def local_folder(name: str, model_types: Collection[str] | None = None) -> Path:
-    """The folder called `name`, or the local copy of the Hub repository `org/name[@revision]`.
+    """Return the folder `name`, or a local copy of the Hub repository `org/name[@revision]`.
 
     Args:
-        name: a folder, or a repository, as `org/name` or `org/name@revision`.
-        model_types: of transformers, whose weights are wanted; of another one only the small files are fetched. None:
-            of any; empty: no weights at all.
+        name: a folder, or a repository as `org/name` or `org/name@revision`.
+        model_types: transformers model types whose weights are downloaded; for other types only small files are. None:
+            all types; empty: no weights.
 
     Raises:
-        ModelError: neither is there; says which was tried, and why it cannot be had.
+        ModelError: neither exists, or the repository is not accessible; names the reason.
     """
     try:
         folder = Path(name).expanduser()
         if folder.is_dir():
             return folder
-    except (OSError, RuntimeError):  # too long for a path, or of a user that there is not
+    except (OSError, RuntimeError):  # too long for a path, or an unknown user
         pass
     if not _REPOSITORY.fullmatch(name) or name.startswith((".", "/", "~")):
-        raise ModelError(f"{name}: there is no such folder; give a folder or a Hub repository, as org/name")
+        raise ModelError(f"{name}: folder not found; give a folder, or a Hub repository as org/name")
     repository, _, revision = name.partition("@")
     return _download(repository, revision or None, model_types)
 
@@ -71,42 +71,42 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
         patterns = _needed(repository, info.sha, files, model_types)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except HFValidationError:
-        raise ModelError(f"{name}: there is no such folder, and it is no name of a Hub repository either") from None
+        raise ModelError(f"{name}: folder not found, and not a valid Hub repository name; write org/name") from None
     except GatedRepoError:
         raise ModelError(f"{name}: is gated; accept its terms on its page and log in with `hf auth login`") from None
     except RepositoryNotFoundError as error:
-        # Without a valid token the Hub does not tell a private repository from none.
-        reason = "is private, or there is none of that name; log in with `hf auth login`, or check the name"
+        # Without a valid token, the Hub answers the same for private and missing repositories.
+        reason = "is private or does not exist; log in with `hf auth login`, or check the name"
         if error.response.status_code == 404:
-            reason = "there is no such folder, and no such repository on the Hub; check the name"
+            reason = "neither a folder nor a Hub repository; check the name"
         raise ModelError(f"{name}: {reason}") from None
     except RevisionNotFoundError:
         raise ModelError(f"{name}: the repository has no revision {revision}; leave @{revision} out for main") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         raise ModelError(
-            f"{name}: there is no such folder, and it is not in the Hub cache while offline (HF_HUB_OFFLINE); "
-            "go online once or give a folder"
+            f"{name}: neither a folder nor in the Hub cache, and downloads are disabled (HF_HUB_OFFLINE); go online "
+            "once or give a folder"
         ) from None
     except (HfHubHTTPError, HTTPError, OSError) as error:
-        # The Hub does not answer: what was fetched before will do.
+        # The Hub does not answer: use the cache.
         try:
             return _in_cache(repository, revision)
         except LocalEntryNotFoundError:
             raise ModelError(
-                f"{name}: there is no such folder, and the Hub cannot be reached ({one_line(error)}); check the name, "
-                "or the network, or give a folder"
+                f"{name}: folder not found, and the Hub is not reachable ({one_line(error)}); check the name or the "
+                "network, or give a folder"
             ) from None
 
 
 def _needed(repository: str, sha: str | None, files: list[str], model_types: Collection[str] | None) -> list[str]:
-    """Patterns of the files that make up the model."""
+    """Patterns of the files to download."""
     if model_types is not None and not model_types:
         return list(_SMALL_FILES)
     if "clipkit.json" in files:
         return [*_CLIPKIT_FILES, "README.md"]
-    kind = _model_type(repository, sha) if "config.json" in files else None
-    ours = kind is not None and (model_types is None or kind in model_types)
-    weights = _first(files, _TRANSFORMERS_WEIGHTS) if ours else []
+    model_type = _model_type(repository, sha) if "config.json" in files else None
+    supported = model_type is not None and (model_types is None or model_type in model_types)
+    weights = _first(files, _TRANSFORMERS_WEIGHTS) if supported else []
     if "open_clip_config.json" in files and not weights:
         weights = _first(files, _OPEN_CLIP_WEIGHTS)
     return [*_SMALL_FILES, "view_heads.safetensors", *weights]
@@ -127,7 +127,7 @@ def _first(files: list[str], weights: tuple[tuple[str, str], ...]) -> list[str]:
 
 
 def _in_cache(repository: str, revision: str | None) -> Path:
-    """The copy in the cache; whether it has all the weights shows when they are opened."""
+    """Cached copy; missing weights are reported when they are opened."""
     from huggingface_hub import snapshot_download
 
     return Path(

@@ -1,4 +1,4 @@
-"""`load`: from what a user calls a model to a DualEncoder."""
+"""`load`: from a model's name to a DualEncoder."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,9 @@ import torch
 from clipkit.errors import ModelError
 from clipkit.models.composed import LAYOUT_FILE, load_composed
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.families import FAMILIES
 from clipkit.models.from_open_clip import CONFIG_FILE, load_open_clip, load_open_clip_folder
-from clipkit.models.from_transformers import FAMILIES, load_transformers
+from clipkit.models.from_transformers import load_transformers
 from clipkit.models.hub import local_folder
 from clipkit.models.view_heads import load_view_heads
 from clipkit.models.weights import has_weights
@@ -19,16 +20,16 @@ from clipkit.run_files import RunFiles
 def load(
     name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> DualEncoder:
-    """A dual encoder in evaluation mode.
+    """Load a dual encoder in evaluation mode.
 
     Args:
         name: a Hub repository `org/name[@revision]`; `open_clip:ARCH/TAG`, `open_clip:ARCH` with random weights, or
             `open_clip:ARCH?weights=FILE`; a folder in the layout of transformers, open_clip or clipkit; a clipkit run.
-        device: where to put it; the GPU (CUDA, MPS…) where there is one.
-        dtype: type of the weights; features are float32 whatever it is.
+        device: default: the GPU (CUDA, MPS…) if there is one, else the CPU.
+        dtype: type of the weights; features are always float32.
 
     Raises:
-        ModelError: there is no such model, or it is of a kind that cannot be opened.
+        ModelError: the model is missing, invalid or unsupported.
 
     Example:
         >>> model = load("openai/clip-vit-base-patch32")   # doctest: +SKIP
@@ -48,20 +49,20 @@ def _open(name: str) -> tuple[DualEncoder, Path | None]:
     run = RunFiles(folder)
     if run.is_run:
         if not run.model.is_dir():
-            raise ModelError(f"{name}: this run has not saved a model yet; let it finish with --resume")
+            raise ModelError(f"{name}: this run has not saved a model yet; finish it with clipkit train --resume")
         folder = run.model
     if (folder / LAYOUT_FILE).is_file():
         return load_composed(folder, name), folder
-    kind = _model_type(folder)
-    # A repository that has both layouts holds one model twice; transformers' is the one with a class of its own.
-    if (folder / CONFIG_FILE).is_file() and not (kind in FAMILIES and has_weights(folder)):
+    model_type = _model_type(folder)
+    # A repository with both layouts holds the same model twice; transformers' layout names the class.
+    if (folder / CONFIG_FILE).is_file() and not (model_type in FAMILIES and has_weights(folder)):
         return load_open_clip_folder(folder, name), folder
-    if kind is None:
+    if model_type is None:
         raise ModelError(
-            f"{name}: holds no model that clipkit knows; it needs {LAYOUT_FILE} (clipkit), {CONFIG_FILE} (open_clip) "
-            "or config.json (transformers)"
+            f"{name}: holds no supported model; it needs {LAYOUT_FILE} (clipkit), {CONFIG_FILE} (open_clip) or "
+            "config.json (transformers)"
         )
-    return load_transformers(folder, name, kind), folder
+    return load_transformers(folder, name, model_type), folder
 
 
 def _model_type(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""What towers need in memory, and how wide they are."""
+"""Memory and width of towers."""
 
 import torch
 from PIL import Image
@@ -9,7 +9,7 @@ from clipkit.models.towers import ImageTower, TextTower
 
 
 def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
-    """Bytes that the graph of these inputs keeps for the backward pass, parameters aside, and the inputs themselves."""
+    """Return the bytes that a forward pass keeps for the backward pass, with the inputs, without the parameters."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in tower.parameters()}
     kept: dict[int, int] = {}
 
@@ -28,12 +28,15 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
 
 @torch.no_grad()
 def widest_layer_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
-    """The most bytes that go into and come out of one layer: about what inference needs beside the parameters."""
+    """Return the largest number of bytes in the inputs and outputs of a layer.
+
+    Inference needs about this much in addition to the parameters.
+    """
     widest = 0
 
-    def measure(layer: nn.Module, given: tuple[object, ...], output: object) -> None:
+    def measure(layer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         nonlocal widest
-        several = [*given, *(output if isinstance(output, tuple) else (output,))]
+        several = [*inputs, *(output if isinstance(output, tuple) else (output,))]
         widest = max(widest, sum(value.nbytes for value in several if isinstance(value, Tensor)))
 
     leaves = [module for module in tower.modules() if not any(True for _ in module.children())]
@@ -48,7 +51,7 @@ def widest_layer_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
 
 @torch.no_grad()
 def trunk_width(tower: ImageTower | TextTower) -> int:
-    """Numbers that the trunk makes of an input."""
+    """Return the width of the trunk's output."""
     if isinstance(tower, ImageTower):
         inputs = stack_inputs([tower.preprocess(Image.new("RGB", (224, 224)))])
     else:

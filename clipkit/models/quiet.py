@@ -1,4 +1,4 @@
-"""Without the bars and messages of other libraries for work that takes a moment."""
+"""Context managers that hide progress bars and messages of other libraries."""
 
 import logging
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_weight_bars() -> Iterator[None]:
-    """No bars or reports from transformers while it reads or writes weights; as before afterwards."""
+    """Hide transformers' bars and reports about reading and writing weights; restores its settings afterwards."""
     from transformers.utils import logging as bars
 
     shown, level = bars.is_progress_bar_enabled(), bars.get_verbosity()
     bars.disable_progress_bar()
-    bars.set_verbosity_error()  # what is wrong with weights we say
+    bars.set_verbosity_error()  # clipkit reports problems with weights itself
     try:
         yield
     finally:
@@ -23,13 +23,13 @@ def without_weight_bars() -> Iterator[None]:
 
 @contextmanager
 def without_root_messages() -> Iterator[None]:
-    """Nothing below an error from who logs to the root, as open_clip does, and no handler left there by it."""
+    """Silence the root logger below ERROR (open_clip logs to it), without leaving a handler."""
     root = logging.getLogger()
-    level, nothing = root.level, logging.NullHandler()
-    root.addHandler(nothing)  # with none, the first message would set one up for the whole process
+    level, handler = root.level, logging.NullHandler()
+    root.addHandler(handler)  # without one, the first message would install a handler for the whole process
     root.setLevel(logging.ERROR)
     try:
         yield
     finally:
         root.setLevel(level)
-        root.removeHandler(nothing)
+        root.removeHandler(handler)

@@ -1,4 +1,4 @@
-"""Projection heads of views: between a trunk and the loss that compares views."""
+"""Projection heads for losses that compare views of images or texts."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ VIEW_HEADS_FILE = "view_heads.safetensors"
 
 
 class ViewHead(nn.Module):
-    """Linear maps with a normalisation and a ReLU between them (Chen et al. 2020, section 4.2).
+    """Linear layers with normalization and ReLU between them (Chen et al. 2020, section 4.2).
 
-    BatchNorm keeps no running statistics: it always sees the whole batch, as the objective does.
+    BatchNorm keeps no running statistics, because it always sees the whole batch, as the objective does.
 
     Args:
-        recipe: layers, widths, normalisation.
+        recipe: layers, widths, normalization.
         width: of the trunk's output.
 
     Example:
@@ -45,24 +45,22 @@ class ViewHead(nn.Module):
 
 
 def save_view_heads(heads: nn.ModuleDict, folder: Path) -> None:
-    """Beside the model, where it has any."""
+    """Write the heads into the model's folder; remove an older file if there are none."""
     from safetensors.torch import save_file
 
     if not heads:
         (folder / VIEW_HEADS_FILE).unlink(missing_ok=True)
         return
-    made = {
-        name: json.dumps({**_own(head).recipe.model_dump(), "in": _own(head).width}) for name, head in heads.items()
-    }
+    metadata = {name: _metadata(head) for name, head in heads.items()}
     tensors = {name: value.detach().contiguous().cpu() for name, value in heads.state_dict().items()}
-    save_file(tensors, folder / VIEW_HEADS_FILE, metadata=made)
+    save_file(tensors, folder / VIEW_HEADS_FILE, metadata=metadata)
 
 
 def load_view_heads(folder: Path) -> nn.ModuleDict:
-    """Those beside a model, if any.
+    """Load the heads from a model's folder; empty if it has none.
 
     Raises:
-        ModelError: the file is not whole.
+        ModelError: the file is incomplete or invalid.
     """
     from safetensors import safe_open
     from safetensors.torch import load_file
@@ -75,15 +73,15 @@ def load_view_heads(folder: Path) -> nn.ModuleDict:
     try:
         with safe_open(file, framework="pt") as opened:
             for name, text in sorted((opened.metadata() or {}).items()):
-                made = json.loads(text)
-                width = made.pop("in")
-                heads[name] = ViewHead(HeadRecipe(**made), width)
+                settings = json.loads(text)
+                width = settings.pop("in")
+                heads[name] = ViewHead(HeadRecipe(**settings), width)
         heads.load_state_dict(load_file(file))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{file}: does not hold the heads that it says ({one_line(error)}); fetch it again") from None
+        raise ModelError(f"{file}: metadata and weights do not match ({one_line(error)}); download it again") from None
     return heads
 
 
-def _own(head: nn.Module) -> ViewHead:
+def _metadata(head: nn.Module) -> str:
     assert isinstance(head, ViewHead)
-    return head
+    return json.dumps({**head.recipe.model_dump(), "in": head.width})

@@ -1,4 +1,4 @@
-"""Weight files, looked at before anything opens them: whole, inside of their folder, and without code."""
+"""Checks of weight files before they are opened: complete, inside of their folder, and without code."""
 
 import json
 import pickle
@@ -13,15 +13,15 @@ from clipkit.errors import ModelError, one_line
 
 
 def check_weights(folder: Path, stem: str = "model", older: str = "pytorch_model") -> None:
-    """See that the weights in `folder` can be opened safely: safetensors, or else pickles that hold tensors alone.
+    """Check that the weights in `folder` can be opened safely: safetensors, or pickles that only hold tensors.
 
     Args:
-        folder: the model's.
-        stem: of the safetensors file, or of its index where there are several.
-        older: of the pickle, likewise.
+        folder: of the model.
+        stem: name of the safetensors file, or of its index if there are several, without suffix.
+        older: name of the pickle, or of its index, without suffix.
 
     Raises:
-        ModelError: there are none, one is cut short, points out of the folder, or would run code; names the file.
+        ModelError: weights are missing or incomplete, lie outside of the folder, or would run code.
     """
     for suffix, name in (("safetensors", stem), ("bin", older)):
         whole, index = folder / f"{name}.{suffix}", folder / f"{name}.{suffix}.index.json"
@@ -38,91 +38,93 @@ def check_weights(folder: Path, stem: str = "model", older: str = "pytorch_model
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether there are weights by the names that transformers gives them."""
+    """Return whether the folder has weight files with transformers' names."""
     names = ("model.safetensors", "pytorch_model.bin")
     return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in names)
 
 
 def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
-    """See that a safetensors file is whole. Gives the shapes of its tensors.
+    """Check that a safetensors file is complete. Return the shapes of its tensors.
 
     Raises:
-        ModelError: it is not.
+        ModelError: it is incomplete or invalid.
     """
     from safetensors import safe_open
 
     try:
         with safe_open(file, framework="pt") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors has an exception of its own
-        raise ModelError(f"{file}: is no whole safetensors file ({one_line(error)}); fetch it again") from None
+    except Exception as error:  # safetensors raises its own exception type
+        raise ModelError(f"{file}: is not a complete safetensors file ({one_line(error)}); download it again") from None
 
 
 def check_pickle(file: Path) -> None:
-    """See that a file of `torch.save` holds tensors and plain values, by reading it as nothing else.
+    """Check that a file of `torch.save` only holds tensors and plain values. No code of the file is run.
 
     Raises:
-        ModelError: it is cut short, or holds something that only running code could bring back; none of it was run.
+        ModelError: it is incomplete, or holds objects that need code to load.
     """
     read_pickle(file, device="meta")
 
 
 def read_pickle(file: Path, device: str = "cpu") -> object:
-    """What `torch.save` wrote, tensors and plain values only.
+    """Read what `torch.save` wrote, if it only holds tensors and plain values.
 
     Raises:
         ModelError: as for `check_pickle`.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a pickle that is none of torch's, which is refused anyway
+            warnings.simplefilter("ignore")  # about pickles of other programs, which are refused below
             return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own words end with the advice to open it all the same.
+        # torch's message ends with the advice to open the file anyway.
         if "GLOBAL" in str(error):
             raise ModelError(
-                f"{file}: holds more than tensors and would have to run code to open; it was not opened: get the "
-                "weights as safetensors from someone you trust"
+                f"{file}: holds objects other than tensors, which need code to load; it was not opened: get the "
+                "weights as safetensors from a source you trust"
             ) from None
-        raise ModelError(f"{file}: is no file of torch.save that holds tensors alone; it was not opened") from None
-    except Exception as error:  # torch raises whatever its readers raise
-        raise ModelError(f"{file}: cannot be read ({one_line(error)}); fetch it again") from None
+        raise ModelError(f"{file}: is not a file of torch.save that only holds tensors; it was not opened") from None
+    except Exception as error:  # torch.load raises many types
+        raise ModelError(f"{file}: cannot be read ({one_line(error)}); download it again") from None
 
 
 def _files_of_index(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: is no index of weights ({one_line(error)}); fetch it again") from None
+        raise ModelError(f"{index}: is not an index of weights ({one_line(error)}); download it again") from None
     for name in sorted(names, key=str):
-        # A name and nothing else: whatever leads out of the folder is not the model's.
+        # Only plain file names: paths may lead out of the folder.
         if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
-            raise ModelError(f"{index}: names {name!r}, which is not a file of its folder; it was not opened")
+            raise ModelError(f"{index}: refers to {name!r} outside of its folder; it was not opened")
         if not (index.parent / name).is_file():
-            raise ModelError(f"{index}: names {name}, which is not there; fetch it")
+            raise ModelError(f"{index}: refers to {name}, which is missing; download it")
     return [index.parent / name for name in sorted(names)]
 
 
 def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: tuple[str, ...] = ()) -> None:
-    """See that transformers found every weight, in the shape that the configuration gives it.
+    """Check that transformers found every weight in the shape of the configuration.
 
-    Left alone it goes on with random numbers in place of those it did not find.
+    Otherwise it silently uses random numbers.
 
     Args:
-        info: what `from_pretrained` gives with `output_loading_info` and `ignore_mismatched_sizes`.
-        folder: where the weights are.
-        unneeded: how the names begin of those that nobody uses.
+        info: from `from_pretrained` with `output_loading_info` and `ignore_mismatched_sizes`.
+        folder: with the weights.
+        unneeded: prefixes of weights that are not used.
 
     Raises:
         ModelError: one is missing or has another shape.
     """
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(unneeded))
     if missing:
-        raise ModelError(f"{folder}: its weights lack {missing[0]} ({len(missing)} tensors in all); fetch them again")
-    others = sorted(own for own in info["mismatched_keys"] if not own[0].startswith(unneeded))
-    if others:
-        name, saved, wanted = others[0]
         raise ModelError(
-            f"{folder}: its weights hold {name} as {tuple(saved)}, and config.json asks for {tuple(wanted)} "
-            f"({len(others)} tensors in all); they do not belong together: fetch both again"
+            f"{folder}: its weights lack {missing[0]} ({len(missing)} tensors in total); download them again"
+        )
+    mismatched = sorted(entry for entry in info["mismatched_keys"] if not entry[0].startswith(unneeded))
+    if mismatched:
+        name, saved, expected = mismatched[0]
+        raise ModelError(
+            f"{folder}: its weights hold {name} as {tuple(saved)}, but config.json requires {tuple(expected)} "
+            f"({len(mismatched)} tensors in total); they do not belong together: download both again"
         )

@@ -6,16 +6,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from clipkit import catalogue
+from clipkit.catalogue import LOSSES, Need
 from clipkit.recipe.section import Section
 
 
 def _check_loss(name: str) -> str:
-    known = catalogue.losses()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1, 0.5)
-        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        raise ValueError(f"{name!r} is no loss; {advice}")
+    if name not in LOSSES:
+        near = difflib.get_close_matches(name, LOSSES, 1, 0.5)
+        advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(LOSSES)}"
+        raise ValueError(f"{name!r} is not a loss; {advice}")
     return name
 
 
@@ -27,36 +26,36 @@ def _one_or_several(value: object) -> str:
 
 
 class LossOptions(Section):
-    """What losses can be told; `clipkit train --help` says which heeds what."""
+    """Options of losses; `clipkit train --help` lists which apply to which loss."""
 
     duplicates: Literal["positive", "ignore", "negative"] = "positive"
-    """What another pair of the batch with the same image or the same caption is."""
+    """How to treat another pair of the batch with the same image or the same caption."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target that is spread over the whole batch."""
     margin: float | None = Field(default=None, gt=0, le=2)
-    """In cosine or euclidean distance; the loss's own (triplet 0.2, contrastive 0.5) where this is not given."""
+    """In cosine or euclidean distance. null: the default of the loss (triplet 0.2, contrastive 0.5)."""
     mining: Literal["all", "semihard", "hard"] = "hard"
     """Which triplets count."""
     distance: Literal["cosine", "euclidean"] = "cosine"
     teacher: str | None = Field(default=None, min_length=1)
-    """The model to learn similarities from, named as any model."""
+    """Model whose similarities are the target, in any form that model.name accepts."""
 
-    def unheeded(self, names: Sequence[str]) -> list[str]:
-        """Options that were given and that none of these losses heeds."""
-        heeded = {option for name in names for option in catalogue.losses()[name].options}
-        own = LossOptions.model_fields
-        return [key for key in own if key not in heeded and getattr(self, key) != own[key].default]
+    def unused_options(self, names: Sequence[str]) -> list[str]:
+        """Return the options that were given and apply to none of these losses."""
+        used = {option for name in names for option in LOSSES[name].options}
+        fields = LossOptions.model_fields
+        return [key for key in fields if key not in used and getattr(self, key) != fields[key].default]
 
 
 class LossTerm(LossOptions):
-    """One loss of a sum."""
+    """One loss of a weighted sum."""
 
     name: LossName
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class LossRecipe(LossOptions):
-    """The objective: a loss, or a list of losses with their weights and options, which are added up."""
+    """One loss, or a list of losses with weights and options, which are added up."""
 
     name: Annotated[
         Annotated[LossName, Tag("one")] | Annotated[list[LossTerm], Tag("several")], Discriminator(_one_or_several)
@@ -64,34 +63,39 @@ class LossRecipe(LossOptions):
 
     @property
     def terms(self) -> list[LossTerm]:
-        """The losses, one or several."""
+        """The losses as a list, also if there is one."""
         if isinstance(self.name, list):
             return self.name
         return [LossTerm(name=self.name, **{key: getattr(self, key) for key in LossOptions.model_fields})]
 
     @property
     def names(self) -> list[str]:
-        """Of the losses."""
+        """Names of the losses."""
         return [term.name for term in self.terms]
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Everything that the losses are computed from."""
+        return frozenset(need for name in self.names for need in LOSSES[name].needs)
+
     @model_validator(mode="after")
-    def _options_are_heeded(self) -> Self:
+    def _options_apply(self) -> Self:
         if isinstance(self.name, list):
             if not self.name:
                 raise ValueError("name is an empty list; name at least one loss")
-            if self.unheeded([]):
-                raise ValueError(f"{self.unheeded([])[0]} stands beside a list of losses; give it to one of them")
-        if all(catalogue.losses()[name].fields["needs"].startswith("another loss") for name in self.names):
+            if unused := self.unused_options([]):
+                raise ValueError(f"{unused[0]} is set beside a list of losses; move it into an entry of loss.name")
+        if all(Need.ANOTHER_LOSS in LOSSES[name].needs for name in self.names):
             raise ValueError(
-                f"{' + '.join(self.names)} is least where all features are the same; put it in a list with another "
-                "loss, as infonce"
+                f"name: {' + '.join(self.names)} alone makes all features collapse; combine it with another loss, "
+                f"e.g. [{{name: infonce}}, {{name: {self.names[0]}}}]"
             )
         for term in self.terms:
-            if term.unheeded([term.name]):
+            options = LOSSES[term.name].options
+            if unused := term.unused_options([term.name]):
                 raise ValueError(
-                    f"{term.unheeded([term.name])[0]} is no option of {term.name}, which heeds "
-                    f"{', '.join(catalogue.losses()[term.name].options) or 'none'}"
+                    f"{unused[0]} does not apply to {term.name}; its options are {', '.join(options) or 'none'}"
                 )
-            if "teacher" in catalogue.losses()[term.name].options and term.teacher is None:
-                raise ValueError(f"{term.name} needs a teacher; name a model as teacher")
+            if Need.TEACHER in LOSSES[term.name].needs and term.teacher is None:
+                raise ValueError(f"{term.name} needs a teacher; set teacher to the name of a model")
         return self

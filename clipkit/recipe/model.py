@@ -7,14 +7,34 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from clipkit.recipe.section import Section
 
+TUNE_METHODS = {
+    "full": "all parameters",
+    "last:N": "the last N blocks and the projection",
+    "head": "the projection",
+    "frozen": "nothing but a new projection",
+}
+"""Tuning methods and what each of them trains; `clipkit.models.tuning` holds the code."""
+
+
+def parse_tune(tune: str) -> tuple[str, int]:
+    """Split a tuning method into its row of `TUNE_METHODS` and its number N, 0 if it takes none.
+
+    >>> parse_tune("last:2")
+    ('last:N', 2)
+    """
+    if tune in TUNE_METHODS and not tune.endswith(":N"):
+        return tune, 0
+    if (numbered := re.fullmatch(r"(\w+):([1-9]\d*)", tune)) and f"{numbered[1]}:N" in TUNE_METHODS:
+        return f"{numbered[1]}:N", int(numbered[2])
+    methods = ", ".join(f"{name} ({trains})" for name, trains in TUNE_METHODS.items())
+    raise ValueError(f"{tune!r} is not a tuning method; use one of {methods}")
+
 
 def _check_tune(tune: str) -> str:
-    if tune not in ("full", "head", "frozen") and not re.fullmatch(r"last:[1-9]\d*", tune):
-        raise ValueError("must be full, last:N (the last N blocks), head (the projection) or frozen")
+    parse_tune(tune)
     return tune
 
 
-# Which parameters of a tower learn. A projection that is new always learns: frozen, it would be noise.
 Tune = Annotated[str, AfterValidator(_check_tune)]
 
 
@@ -22,11 +42,11 @@ class ImageTowerRecipe(Section):
     """The image tower."""
 
     name: str | None = None
-    """`timm:NAME` or a folder that timm wrote; with a text tower's name it makes a composed model."""
+    """`timm:NAME` or a folder written by timm; together with text.name it makes a composed model."""
     pretrained: bool = True
     tune: Tune = "full"
     image_size: PositiveInt | None = None
-    """Side of the square input in pixels; the tower's own size where this is not given."""
+    """Side of the square input in pixels. null: the tower's own size."""
 
 
 class TextTowerRecipe(Section):
@@ -37,15 +57,15 @@ class TextTowerRecipe(Section):
     pretrained: bool = True
     tune: Tune = "full"
     tokenizer: str | None = None
-    """`open_clip:ARCH`, `hf:NAME` or a folder; the tower's own tokenizer where this is not given."""
+    """`open_clip:ARCH`, `hf:NAME` or a folder. null: the tower's own tokenizer."""
     context_length: PositiveInt | None = None
-    """Longest caption in tokens; what is longer is cut. The tokenizer's own limit where this is not given."""
+    """Largest number of tokens; longer captions are cut. null: the tokenizer's own limit."""
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"
-    """How token states become one vector; auto takes what the folder says (sentence-transformers), else mean."""
+    """How token states become one vector. auto: as the folder says (sentence-transformers), else mean."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the tower's dropout layers in training. Above 0 the cut into micro-batches is part of the run."""
+    """Rate of the tower's dropout layers in training. Above 0 the result depends on micro_batch_size."""
     config: dict[str, Any] = Field(default={})
-    """With `pretrained: false`: values for the transformers configuration, as hidden_size or num_hidden_layers."""
+    """With `pretrained: false`: values of the transformers configuration, e.g. hidden_size or num_hidden_layers."""
 
 
 class ModelRecipe(Section):
@@ -55,21 +75,20 @@ class ModelRecipe(Section):
     image: ImageTowerRecipe = ImageTowerRecipe()
     text: TextTowerRecipe = TextTowerRecipe()
     embed_dim: PositiveInt | None = None
-    """Width of the shared space of a composed model; 512 where this is not given. One tower has a projection only where
-    it is."""
+    """Width of the shared space of a composed model. null: 512 with two towers; with one tower, no projection."""
     projection: Literal["linear", "mlp"] = "linear"
-    """Of a composed model, after a LayerNorm: one linear map, or two with a GELU between them."""
+    """Projection of a composed model, after a LayerNorm: one linear layer, or two with a GELU between them."""
     temperature: PositiveFloat | None = None
-    """Starting temperature of a composed model, 1 / exp(logit_scale); 0.07 where this is not given."""
+    """Initial temperature of a composed model, 1 / exp(logit_scale). null: 0.07."""
     bias: float | None = None
-    """Starting logit bias of a composed model, for the sigmoid loss: -10 in SigLIP; without it there is none."""
+    """Initial logit bias of a composed model, for the sigmoid loss; -10 in SigLIP. null: no bias."""
 
     @model_validator(mode="after")
     def _one_way_to_name_a_model(self) -> Self:
         if self.name is None and self.image.name is None and self.text.name is None:
-            raise ValueError("needs either name (a whole model) or both image.name and text.name (two towers)")
+            raise ValueError("is empty; set name (a whole model), or image.name and text.name (two towers)")
         if self.name is not None:
-            own = {
+            of_towers = {
                 "image.name": self.image.name,
                 "image.image_size": self.image.image_size,
                 "text.name": self.text.name,
@@ -81,14 +100,14 @@ class ModelRecipe(Section):
                 "temperature": self.temperature,
                 "bias": self.bias,
             }
-            given = [key for key, value in own.items() if value is not None]
+            given = [key for key, value in of_towers.items() if value is not None]
             if given:
                 raise ValueError(
-                    f"{given[0]} is for two towers; the model {self.name} brings its own: remove one of the two"
+                    f"{given[0]} applies to two towers, not to the whole model {self.name}; remove it, or remove name"
                 )
         return self
 
     def has(self, tower: str) -> bool:
-        """Whether there is an image, or a text tower."""
-        own = self.image.name if tower == "image" else self.text.name
-        return self.name is not None or own is not None
+        """Return whether there is an image tower, or a text tower."""
+        section = self.image if tower == "image" else self.text
+        return self.name is not None or section.name is not None

@@ -9,12 +9,12 @@ from clipkit.errors import RecipeError
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """`["optim.lr=1e-5", "data.validation=null"]` as a dict; values are read as YAML."""
+    """Return `["optim.lr=1e-5", "data.validation=null"]` as a dict; values are YAML."""
     changes: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise RecipeError(f"{override!r} is not an override: write key.sub=value, as optim.lr=1e-5")
+            raise RecipeError(f"{override!r} is not an override; write key.sub=value, e.g. optim.lr=1e-5")
         try:
             changes[key] = yaml.safe_load(value)
         except yaml.YAMLError:
@@ -23,15 +23,15 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with `{"key.sub": value}` put in."""
+    """Return the values with changes such as `{"key.sub": value}` applied."""
     result = dict(values)
     for dotted, value in changes.items():
         section, dot, rest = dotted.partition(".")
         if dot:
-            below = result.get(section)
-            if below is not None and not isinstance(below, Mapping):
-                raise RecipeError(f"{dotted}={value}: {section} is a single value, not a section")
-            result[section] = merged(below or {}, {rest: value})
+            old = result.get(section)
+            if old is not None and not isinstance(old, Mapping):
+                raise RecipeError(f"{dotted}={value}: {section} is a single value without keys; set {section} itself")
+            result[section] = merged(old or {}, {rest: value})
         else:
             result[section] = value
     return result

@@ -1,4 +1,4 @@
-"""Augmentation policies: lists of steps, each with its strength, and the ones that have a name.
+"""Augmentation policies: lists of steps, each with its strength; some have a name.
 
 A new policy is one more entry of `POLICIES`. Sizes are in pixels of the tower's input, angles in degrees, p is the
 probability that a step is applied to an image.
@@ -32,7 +32,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 def _check_rising(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
-        raise ValueError(f"is {list(pair)}: the first must be at most the second")
+        raise ValueError(f"is {list(pair)}; give the lower value first")
     return pair
 
 
@@ -59,16 +59,16 @@ class Flip(Section):
 
 
 class Rotate(Section):
-    """A rotation around the centre; corners become grey."""
+    """A rotation around the center; corners become gray."""
 
     name: Literal["rotate"] = "rotate"
     degrees: float = Field(default=30.0, gt=0, le=180)
-    """At most so far to either side."""
+    """Largest angle to either side."""
     p: Probability = 1.0
 
 
 class Jitter(Section):
-    """Colours changed: factors in [1 − x, 1 + x], hue by at most a share of the circle."""
+    """Random changes of color: factors in [1 − x, 1 + x], hue by at most this share of the circle."""
 
     name: Literal["jitter"] = "jitter"
     brightness: float = Field(default=0.4, ge=0)
@@ -79,7 +79,7 @@ class Jitter(Section):
 
 
 class Grey(Section):
-    """No colour."""
+    """Grayscale; also accepted as `grayscale`."""
 
     name: Literal["grey"] = "grey"
     p: Probability = 0.2
@@ -95,7 +95,7 @@ class Blur(Section):
 
 
 class Solarise(Section):
-    """Values above the threshold, of 255, are inverted."""
+    """Invert values above the threshold (of 255); also accepted as `solarize`."""
 
     name: Literal["solarise"] = "solarise"
     threshold: float = Field(default=128.0, ge=0, le=255)
@@ -103,7 +103,7 @@ class Solarise(Section):
 
 
 class Cutout(Section):
-    """A grey rectangle over a part of the image (Zhong et al. 2020)."""
+    """A gray rectangle over a part of the image (Zhong et al. 2020)."""
 
     name: Literal["cutout"] = "cutout"
     scale: Shares = (0.02, 0.33)
@@ -112,7 +112,7 @@ class Cutout(Section):
 
 
 class RandAugment(Section):
-    """A few operations drawn from fourteen (Cubuk et al. 2020)."""
+    """A few of fourteen operations, drawn at random (Cubuk et al. 2020)."""
 
     name: Literal["randaugment"] = "randaugment"
     count: int = Field(default=2, ge=1)
@@ -124,11 +124,11 @@ Step = Crop | Flip | Rotate | Jitter | Grey | Blur | Solarise | Cutout | RandAug
 POLICIES: dict[str, tuple[Step, ...]] = {
     # The model's own evaluation preprocessing.
     "none": (),
-    # A careful one for fine-tuning; its scale is data.crop_scale beside captions.
+    # Mild, for fine-tuning; for captions data.crop_scale sets its scale.
     "crop": (Crop(),),
-    # open_clip's for CLIP from scratch.
+    # open_clip's policy for CLIP from scratch.
     "clip": (Crop(scale=(0.9, 1.0)),),
-    # Chen et al. 2020, appendix A, with colour strength 1.
+    # Chen et al. 2020, appendix A, with color strength 1.
     "simclr": (
         Crop(scale=(0.08, 1.0)),
         Flip(),
@@ -138,9 +138,9 @@ POLICIES: dict[str, tuple[Step, ...]] = {
     ),
     # Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning".
     "moco": (Crop(scale=(0.2, 1.0)), Jitter(), Grey(), Blur(), Flip()),
-    # Mu et al. 2022, for the two views beside the captions'.
+    # Mu et al. 2022, for the two views beside captions.
     "slip": (Crop(scale=(0.08, 1.0)), Jitter(), Grey(), Blur(), Flip()),
-    # Grill et al. 2020, appendix B: one for each view.
+    # Grill et al. 2020, appendix B: one policy for each view.
     "byol_first": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grey(), Blur(p=1.0)),
     "byol_second": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grey(), Blur(p=0.1), Solarise()),
 }
@@ -149,47 +149,55 @@ POLICIES: dict[str, tuple[Step, ...]] = {
 def _check_policy(name: str) -> str:
     if name not in POLICIES:
         near = difflib.get_close_matches(name, POLICIES, 1, 0.5)
-        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(POLICIES)}"
-        raise ValueError(f"{name!r} is no augmentation policy; {advice} (or give a list of steps, as [crop, flip])")
+        advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(POLICIES)}"
+        raise ValueError(f"{name!r} is not a policy; {advice} (or give a list of steps, e.g. [crop, flip])")
     return name
 
 
-def _name_alone(step: object) -> object:
-    return {"name": step} if isinstance(step, str) else step
+_SPELLINGS = {"gray": "grey", "grayscale": "grey", "solarize": "solarise"}
 
 
-# By name, or a list of steps, of which each may be its name alone: [crop, {name: rotate, degrees: 15}].
+def _with_name(step: object) -> object:
+    """Return a step that is given by name alone as a mapping, in the spelling of its class."""
+    if isinstance(step, str):
+        step = {"name": step}
+    if isinstance(step, dict) and step.get("name") in _SPELLINGS:
+        return {**step, "name": _SPELLINGS[step["name"]]}
+    return step
+
+
+# A name, or a list of steps, each a mapping or a name alone: [crop, {name: rotate, degrees: 15}].
 Policy = Annotated[
     Annotated[str, AfterValidator(_check_policy), Tag("one")]
     | Annotated[
-        list[Annotated[Annotated[Step, Field(discriminator="name")], BeforeValidator(_name_alone)]], Tag("several")
+        list[Annotated[Annotated[Step, Field(discriminator="name")], BeforeValidator(_with_name)]], Tag("several")
     ],
     Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
 ]
 
 
 def steps_of(policy: str | Sequence[Step]) -> tuple[Step, ...]:
-    """The steps of a policy."""
+    """Return the steps of a policy."""
     return POLICIES[policy] if isinstance(policy, str) else tuple(policy)
 
 
 def parse_policy(text: str) -> tuple[Step, ...]:
-    """A policy as it is written on the command line: a name, or a list of steps in YAML.
+    """Return the steps of a policy of the command line: a name, or a list of steps in YAML.
 
     Raises:
-        RecipeError: it is neither.
+        RecipeError: `text` is neither.
     """
     try:
         return steps_of(TypeAdapter(Policy).validate_python(yaml.safe_load(text)))
     except yaml.YAMLError as error:
-        raise RecipeError(f"{text!r} is no policy: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{text!r} is not a policy: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         problem = error.errors()[0]
         raise RecipeError(f"--policy {text}: {problem['msg'].removeprefix('Value error, ')}") from None
 
 
 def table() -> str:
-    """Named policies with their strengths, for a terminal."""
+    """Return the named policies with their strengths, for a terminal."""
     rows = []
     for name, steps in POLICIES.items():
         line = f"{name}: {', '.join(map(_written, steps)) or 'nothing'}"
@@ -199,9 +207,9 @@ def table() -> str:
 
 def _written(step: Step) -> str:
     values = step.model_dump(exclude={"name"})
-    own = ", ".join(
+    strengths = ", ".join(
         f"{key} {value}" if not isinstance(value, tuple) else f"{key} {value[0]:.3g} to {value[1]:.3g}"
         for key, value in values.items()
         if key != "ratio"
     )
-    return f"{step.name} ({own})"
+    return f"{step.name} ({strengths})"

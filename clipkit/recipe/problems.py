@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in one line."""
+"""The error message of an invalid recipe, in one line."""
 
 import difflib
 from typing import get_args
@@ -12,13 +12,13 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        for own in (field.annotation, *get_args(field.annotation)):
-            if isinstance(own, type) and issubclass(own, BaseModel):
-                keys += _known_keys(own, f"{prefix}{name}.")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += _known_keys(kind, f"{prefix}{name}.")
     return keys
 
 
-# What other tools call them.
+# Names that other tools use.
 _ELSEWHERE = {
     "learning_rate": "optim.lr",
     "wd": "optim.weight_decay",
@@ -32,18 +32,18 @@ _ELSEWHERE = {
 
 
 def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
-    """The likeliest cause, with the key and what to do."""
-    # An unknown key first: it is the likelier cause of a missing one than the other way round.
+    """Return the likeliest cause, with the key and advice."""
+    # An unknown key first: a misspelled key is often why another one is missing.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
-    # Without the tags of a union's branches.
+    # The tags of a union are not part of the key.
     key = ".".join(str(part) for part in problem["loc"] if part not in ("one", "several"))
     match problem["type"]:
         case "extra_forbidden":
             known = _known_keys(recipe)
             siblings = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
             if key.startswith("loss.name."):
-                siblings = [f"{key.rpartition('.')[0]}.{own}" for own in LossTerm.model_fields]
+                siblings = [f"{key.rpartition('.')[0]}.{field}" for field in LossTerm.model_fields]
             last_part = {name.rpartition(".")[2]: name for name in reversed(known)}
             near = [_ELSEWHERE[last] for last in [key.rpartition(".")[2]] if last in _ELSEWHERE]
             near = (
@@ -56,7 +56,7 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
             advice = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(siblings or known)}"
             return f"{key} is not an option; {advice}"
         case "missing":
-            return f"{key} is missing; every run needs it"
+            return f"{key} is missing; every recipe needs it"
         case "value_error":
             return f"{key} {problem['msg'].removeprefix('Value error, ')}".strip()
         case _:

@@ -1,9 +1,9 @@
-"""What every part of a recipe is."""
+"""The base class of every section of a recipe."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of a recipe: read-only, and closed to unknown keys."""
+    """A section of a recipe: read-only; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

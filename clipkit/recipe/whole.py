@@ -7,33 +7,27 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BeforeValidator, Field, PositiveFloat, ValidationError, model_validator
 
-from clipkit import catalogue
+from clipkit.catalogue import Need
 from clipkit.errors import RecipeError
 from clipkit.recipe.data import DataRecipe
-from clipkit.recipe.loop import (
-    CAPTION_METRICS,
-    LABEL_METRICS,
-    CheckpointRecipe,
-    EvalRecipe,
-    OptimRecipe,
-    TrainRecipe,
-    view_metrics,
-)
+from clipkit.recipe.loop import LABEL_METRICS, CheckpointRecipe, EvalRecipe, OptimRecipe, TrainRecipe
 from clipkit.recipe.loss import LossRecipe
 from clipkit.recipe.model import ModelRecipe
 from clipkit.recipe.overrides import merged, parse_overrides
 from clipkit.recipe.problems import first_problem
 from clipkit.recipe.section import Section
-from clipkit.recipe.views import ImageViewsRecipe, TextViewsRecipe, ViewsRecipe
+from clipkit.recipe.terms import OBJECTIVES, Side, Term
+from clipkit.recipe.views import ViewsRecipe
+
+SIDES: tuple[Side, ...] = ("image", "text")
 
 
 def _with_weights(objective: object) -> object:
-    """A name alone as a sum of one."""
+    """Return a single name as a sum of one."""
     weights = {objective: 1.0} if isinstance(objective, str) else objective
-    known = catalogue.objectives()
-    if not isinstance(weights, dict) or not weights or not set(weights) <= set(known):
+    if not isinstance(weights, dict) or not weights or not set(weights) <= set(OBJECTIVES):
         raise ValueError(
-            f"is {objective!r}; take {' or '.join(known)}, or several with their weights, as {{captions: 1, views: 1}}"
+            f"is {objective!r}; use {' or '.join(OBJECTIVES)}, or several with weights, e.g. {{captions: 1, views: 1}}"
         )
     return weights
 
@@ -47,9 +41,9 @@ class Recipe(Section):
     model: ModelRecipe
     data: DataRecipe
     objective: Objective = Field(default={"captions": 1.0})
-    """captions, views, or both with their weights, as {captions: 1, views: 1} (SLIP)."""
+    """captions, views, or both with weights, e.g. {captions: 1, views: 1} (SLIP)."""
     loss: LossRecipe = LossRecipe()
-    """Of captions; views have their own."""
+    """Loss of captions; views have their own."""
     views: ViewsRecipe | None = None
     optim: OptimRecipe = OptimRecipe()
     train: TrainRecipe = TrainRecipe()
@@ -59,97 +53,89 @@ class Recipe(Section):
     """The run folder."""
 
     @property
-    def image_views(self) -> ImageViewsRecipe | None:
-        """The views of images that are learned from."""
-        return self.views.image if self.views is not None else None
+    def terms(self) -> list[Term]:
+        """The terms of the objective, in an order that does not depend on how the recipe lists them."""
+        return [term for name in sorted(self.objective) for term in OBJECTIVES[name].terms(self, self.objective[name])]
 
     @property
-    def text_views(self) -> TextViewsRecipe | None:
-        """The views of captions that are learned from."""
-        return self.views.text if self.views is not None else None
+    def needs(self) -> frozenset[Need]:
+        """Everything that the objective is computed from, besides features."""
+        return frozenset(need for term in self.terms for need in term.needs)
+
+    @property
+    def is_cross_modal(self) -> bool:
+        """True if a term compares images with captions."""
+        return any(term.is_cross_modal for term in self.terms)
 
     @property
     def metrics(self) -> list[str]:
-        """By which the best weights can be chosen, likeliest first."""
-        found: list[str] = []
-        if self.data.validation is not None:
-            found += CAPTION_METRICS * ("captions" in self.objective)
-            found += view_metrics("image") * (self.image_views is not None)
-            found += view_metrics("text") * (self.text_views is not None)
-        return found + list(LABEL_METRICS) * (self.data.labelled is not None)
+        """Metrics that can choose the best weights, the default first."""
+        offered = [metric for term in self.terms for metric in term.metrics if self.data.validation is not None]
+        return list(dict.fromkeys(offered)) + list(LABEL_METRICS) * (self.data.labelled is not None)
 
     @property
     def metric(self) -> str | None:
-        """By which the best weights are chosen; None where nothing is measured."""
+        """The metric that chooses the best weights; None if nothing is measured."""
         return next(iter(self.metrics), None) if self.eval.metric == "auto" else self.eval.metric
 
     @model_validator(mode="after")
-    def _objective_has_what_it_needs(self) -> Self:
+    def _terms_fit_the_model(self) -> Self:
         model = self.model
-        if "captions" in self.objective and not (model.has("image") and model.has("text")):
-            raise ValueError(
-                "model needs either name (a whole model) or both image.name and text.name (two towers) for captions; "
-                "one tower learns from views: objective: views"
-            )
-        if "views" in self.objective and self.views is None:
-            raise ValueError(
-                "objective is views, of which the recipe says nothing; add views: {image: {policies: [simclr, simclr]}}"
-            )
-        if self.views is not None and "views" not in self.objective:
-            raise ValueError("views stands beside an objective without it; take objective: {captions: 1, views: 1}")
-        for tower, own in (("image", self.image_views), ("text", self.text_views)):
-            if own is not None and not model.has(tower):
-                article = "an" if tower == "image" else "a"
-                raise ValueError(f"views.{tower} needs {article} {tower} tower; give model.{tower}.name")
-            if own is None and "captions" not in self.objective and model.name is None and model.has(tower):
-                raise ValueError(f"model.{tower} is a new tower that no objective sees; leave it out, or add captions")
-            if own is not None and own.head is not None and "captions" not in self.objective and model.embed_dim:
+        for term in self.terms:
+            for side in term.towers:
+                if not model.has(side):
+                    raise ValueError(
+                        f"objective {term.name} needs the {side} tower; set model.{side}.name, or model.name (a "
+                        "whole model)"
+                    )
+        for side in SIDES:
+            users = [term for term in self.terms if side in term.towers]
+            if not users and model.name is None and model.has(side):
                 raise ValueError(
-                    f"model.embed_dim asks for a projection, which nothing would teach beside views.{tower}.head; "
-                    f"leave out embed_dim, or set views.{tower}.head: null"
+                    f"model.{side} is a new tower that no objective trains; remove it, or add captions to objective"
                 )
-        if "captions" not in self.objective:
-            for section, keys in (
-                (self.data, ("augment", "crop_scale", "safe")),
-                (self.loss, tuple(type(self.loss).model_fields)),
-            ):
-                for key in keys:
-                    if getattr(section, key) != type(section).model_fields[key].default:
-                        name = "data" if section is self.data else "loss"
-                        raise ValueError(
-                            f"{name}.{key} is of captions, which are no objective here; set it in views instead"
-                        )
-        if self.image_views is not None and self.image_views.are_equal:
-            raise ValueError(
-                "views.image.policies has none twice, so two views are equal; take augmentations, as [moco, moco]"
-            )
-        if self.text_views is not None and model.text.dropout == 0 and self.text_views.are_equal:
-            raise ValueError(
-                "views.text.policies has one twice that changes nothing, and without dropout its views are equal; set "
-                "model.text.dropout, as 0.1, or take crop or sibling"
-            )
-        if self.data.labelled is not None and not model.has("image"):
-            raise ValueError("data.labelled are images, and the model has no image tower; leave it out")
-        if self.data.labelled is None and self.data.labelled_test is not None:
-            raise ValueError("data.labelled_test stands alone; give data.labelled, to learn its classes from")
+            if users and all(side in term.heads for term in users) and model.embed_dim:
+                raise ValueError(
+                    f"model.embed_dim asks for a projection, which nothing trains beside views.{side}.head; remove "
+                    f"embed_dim, or set views.{side}.head: null"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_apply(self) -> Self:
+        used = {key for name in self.objective for key in OBJECTIVES[name].keys}
+        for name, row in OBJECTIVES.items():
+            for key in (key for key in row.keys if key not in used):
+                if given := _changed(self, key):
+                    raise ValueError(
+                        f"{given} is only for the objective {name}, which this recipe does not have; remove it, or set "
+                        f"objective: {{{next(iter(self.objective))}: 1, {name}: 1}}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_measure(self) -> Self:
+        data = self.data
+        if data.labelled is not None and not self.model.has("image"):
+            raise ValueError("data.labelled has images, but the model has no image tower; remove data.labelled")
+        if data.labelled is None and data.labelled_test is not None:
+            raise ValueError("data.labelled_test needs data.labelled, the images to learn the classes from")
         if self.eval.interpolate and (self.model.name is None or not self.metrics):
             raise ValueError(
-                "eval.interpolate measures weights between a whole model's and the tuned ones; give model.name, and "
-                "data.validation to measure on, or leave it out"
+                "eval.interpolate measures weights between those of a whole model and the tuned ones; set model.name, "
+                "and data.validation to measure on, or remove it"
             )
         if self.eval.patience is not None and not self.metrics:
-            raise ValueError(
-                "eval.patience waits for a better evaluation, and nothing is measured; give data.validation"
-            )
+            raise ValueError("eval.patience needs evaluations, but nothing is measured; set data.validation")
         if self.eval.metric != "auto" and self.metrics and self.eval.metric not in self.metrics:
             raise ValueError(
-                f"eval.metric {self.eval.metric} is not measured here; there are {', '.join(self.metrics)}"
+                f"eval.metric {self.eval.metric} is not measured here; choose one of {', '.join(self.metrics)}"
             )
         return self
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Self:
-        """Validate `values`; an error names the key, and the nearest real one where the key is unknown."""
+        """Validate `values`; an error names the key, and the nearest valid one if the key is unknown."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
@@ -164,17 +150,29 @@ class Recipe(Section):
         except FileNotFoundError:
             raise RecipeError(f"{path}: there is no such recipe; give the path of a YAML file") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: cannot be read as a recipe ({error})") from None
+            raise RecipeError(f"{path}: unreadable as a recipe ({error})") from None
         except yaml.YAMLError as error:
-            raise RecipeError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+            raise RecipeError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
-            raise RecipeError(f"{path}: a recipe is a mapping of sections (model, data, train, …); this is not one")
+            raise RecipeError(f"{path}: not a recipe; write a mapping of sections (model, data, train, …)")
         return cls.from_dict(merged(values, parse_overrides(overrides)), source=str(path))
 
     def override(self, changes: Mapping[str, Any]) -> Self:
-        """A new recipe with `{"optim.lr": 1e-5}` and the like applied."""
+        """Return a new recipe with changes such as `{"optim.lr": 1e-5}` applied."""
         return type(self).from_dict(merged(self.model_dump(mode="json"), changes))
 
     def to_yaml(self) -> str:
-        """The complete recipe, every default written out."""
+        """Return the complete recipe as YAML, every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _changed(section: Section, key: str) -> str:
+    """Return the first key at or below `key` whose value is not its default; empty if there is none."""
+    name, _, rest = key.partition(".")
+    value, default = getattr(section, name), type(section).model_fields[name].default
+    if not rest and not isinstance(default, Section):
+        return "" if value == default else name
+    for sub in [rest] if rest else type(value).model_fields:
+        if changed := _changed(value, sub):
+            return f"{name}.{changed}"
+    return ""

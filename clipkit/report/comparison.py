@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from clipkit.report.charts import interval_chart
-from clipkit.report.evaluation import TASKS
 from clipkit.report.page import (
     INTERVAL_NOTE,
     Chart,
@@ -14,11 +13,11 @@ from clipkit.report.page import (
     Table,
     difference,
     metrics_table,
-    readable,
     render,
     short_name,
     standing,
 )
+from clipkit.tasks import TASKS, readable
 
 
 def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
@@ -45,7 +44,7 @@ def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], s
     note_of_chart = "95 % confidence intervals; blue: the interval excludes 0."
     chart = Chart("B − A in points", interval_chart(in_points, "points"), note_of_chart)
     page = Page(
-        title=f"{TASKS[task]}: two models on {short_name(data['name'])}",
+        title=f"{TASKS[task].title}: two models on {short_name(data['name'])}",
         lead=f"A: {comparison['first']}; B: {comparison['second']}",
         tables=[replace(side_by_side, strong=None)],
         charts_title="Difference",

@@ -14,25 +14,12 @@ from clipkit.report.page import (
     duration,
     headlines,
     metrics_table,
-    number,
-    readable,
     render,
     short_name,
 )
 from clipkit.report.run import example_grids
+from clipkit.tasks import TASKS, number, readable
 
-TASKS = {
-    "retrieval": "Retrieval",
-    "zeroshot": "Zero-shot classification",
-    "probe": "Linear probe",
-    "compositional": "Near misses",
-}
-_HEADLINES = {
-    "retrieval": ("mean_recall", "image_retrieval_recall@1", "text_retrieval_recall@1"),
-    "zeroshot": ("acc1", "acc5", "mean_per_class_recall", "mean_average_precision"),
-    "probe": ("lp_acc1", "knn_acc1"),
-    "compositional": ("text_acc", "image_acc", "acc"),
-}
 _HARDEST_CLASSES = 20
 _CONFUSED_PAIRS = 12
 _MATRIX_CLASSES = 24
@@ -48,9 +35,9 @@ def evaluation_report(result: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{data[kind]:,} {kind}" for kind in kinds if kind in data)
     table = metrics_table({"value": result["metrics"]}, "All metrics", INTERVAL_NOTE)
     page = Page(
-        title=f"{TASKS[result['task']]}: {short_name(str(result['model']))}",
+        title=f"{TASKS[result['task']].title}: {short_name(str(result['model']))}",
         lead=f"{short_name(data['name'])}: {counts}; evaluated in {duration(result['seconds'])}.",
-        headlines=headlines(result["metrics"], _HEADLINES[result["task"]]),
+        headlines=headlines(result["metrics"], TASKS[result["task"]].headlines),
         tables=[table],
         tables_below=[*confused_pairs(result), *classes_table(result.get("classes", []))],
         charts=_charts(result),

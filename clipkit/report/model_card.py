@@ -8,17 +8,9 @@ from urllib.parse import urlsplit
 import yaml
 
 from clipkit.models.publish.card import card
-from clipkit.models.publish.layout import Layout, public_name
-from clipkit.report.page import number, readable
-
-# Task -> the Hub's name of it, title.
-_TASKS = {
-    "retrieval": ("image-text-retrieval", "Image-text retrieval"),
-    "zeroshot": ("zero-shot-image-classification", "Zero-shot image classification"),
-    "probe": ("image-classification", "Linear probe"),
-    "compositional": ("image-text-matching", "Near misses"),
-    "views": ("image-feature-extraction", "Views of images"),
-}
+from clipkit.models.publish.layout import Layout
+from clipkit.models.publish.provenance import public_name
+from clipkit.tasks import hub_name_of, number, readable, title_of
 
 
 def model_card(
@@ -62,14 +54,16 @@ def _results_section(results: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"| {readable(name)} | {number(name, figure['value'])} | {interval} | "
                 f"{number(name, chance) if chance is not None else '–'} |"
             )
-        title = _TASKS.get(result["task"], ("", result["task"]))[1]
+        title = title_of(result["task"])
         name = _short(data.get("name", ""))
         note = f"{title} on {name} ({', '.join(counts)}); intervals are bootstrapped over images."
         if result.get("settings", {}).get("best"):
             note += " The weights were selected on the same data."
         # Other findings matter only to the person who trains.
-        leaked = [f["message"] for f in result.get("findings", []) if f["name"] == "validation_leaks"]
-        note += "".join(f" Warning: {message}; the values are too high." for message in leaked)
+        for finding in result.get("findings", []):
+            if finding["name"] in ("leaked_images", "validation_leaks"):  # the second name is that of earlier versions
+                count = finding.get("count") or "some"
+                note += f" Warning: {count} training images are in this data too; the values are too high."
         parts += [note, "\n".join(rows)]
     return ["## Evaluation results", *parts] if parts else []
 
@@ -116,13 +110,12 @@ def _eval_results(result: Mapping[str, Any]) -> list[Any]:
     """Return the metrics as entries of the Hub's model-index."""
     from huggingface_hub import EvalResult
 
-    kind, title = _TASKS.get(result["task"], (result["task"], result["task"]))
     name = _short(result["data"].get("name", "")) or "unnamed"
     repository, _, split = name.removeprefix("hf:").partition(":")
     return [
         EvalResult(
-            task_type=kind,
-            task_name=title,
+            task_type=hub_name_of(result["task"]),
+            task_name=title_of(result["task"]),
             dataset_type=repository,
             dataset_name=repository,
             dataset_split=split or None,

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from clipkit.errors import DataError
 from clipkit.images import DATA_URI, as_data_uri
 from clipkit.report.charts import CATEGORIES
+from clipkit.tasks import number, readable
 
 _THUMBNAIL = 112  # pixels
 INTERVAL_NOTE = "95 % confidence intervals over images in parentheses."
@@ -205,55 +206,6 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: st
         cells = [_cell(name, metrics.get(name)) for metrics in results.values()]
         rows.append([readable(name), *cells, number(name, shown["chance"])])
     return Table(title, ["", *results, "chance"], rows, note)
-
-
-def readable(name: str) -> str:
-    """A metric's name in words."""
-    words = {
-        "acc1": "top-1 accuracy",
-        "acc5": "top-5 accuracy",
-        "mean_per_class_recall": "mean recall of the classes",
-        "mean_recall": "mean of the recalls",
-        "mean_average_precision": "mean average precision",
-        "ece": "calibration error",
-        "image_acc": "captions choose their image",
-        "text_acc": "images choose their caption",
-        "acc": "both",
-        "recall@": "R@",
-        "map@r": "mAP@R",
-        "image_alignment": "images: alignment",
-        "image_uniformity": "images: uniformity",
-        "text_alignment": "texts: alignment",
-        "text_uniformity": "texts: uniformity",
-        "retention_similarity": "similarities as at the start",
-        "retention_acc1": "retained: top-1 accuracy",
-        "retention_mean_recall": "retained: mean of the recalls",
-        "median_rank": "median rank",
-        "mean_rank": "mean rank",
-    }
-    for start, whose in (
-        ("image_retrieval_", "text → image "),
-        ("text_retrieval_", "image → text "),
-        ("lp_", "linear probe: "),
-        ("knn_", "nearest neighbours: "),
-        ("image_view_", "image → its other view "),
-        ("text_view_", "wording → its caption "),
-    ):
-        if name.startswith(start):
-            return whose + readable(name.removeprefix(start))
-    kind, at, k = name.partition("@")
-    return words.get(name) or words.get(kind + at, kind + at) + k
-
-
-def number(name: str, value: float | None) -> str:
-    """A metric's value as it is shown: ranks as numbers, all else in percent."""
-    if value is None:
-        return "–"
-    if name.endswith(("alignment", "uniformity")):
-        return f"{value:.2f}"
-    if name.endswith("median_rank"):
-        return f"{value:,.0f}"
-    return f"{value:,.1f}" if name.endswith("mean_rank") else f"{100 * value:.1f} %"
 
 
 def _cell(name: str, figure: Mapping[str, Any] | None) -> str:

@@ -18,12 +18,11 @@ from clipkit.report.page import (
     duration,
     headlines,
     metrics_table,
-    number,
-    readable,
     render,
     short_name,
 )
 from clipkit.run_files import RunFiles, read_rows
+from clipkit.tasks import number, readable
 
 
 def run_report(folder: str | Path) -> str:

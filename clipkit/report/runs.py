@@ -68,7 +68,7 @@ def _row(run: RunFiles, parent: Path) -> RunRow:
         high=figure.get("high"),
         loss=last_step.get("loss"),
         seconds=results.get("seconds"),
-        warnings=sum(finding["level"] != "note" for finding in findings),
+        warnings=sum(finding.get("severity", finding.get("level")) != "note" for finding in findings),
     )
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipkit.report.page import INTERVAL_NOTE, Page, Table, number, readable, render
+from clipkit.report.page import INTERVAL_NOTE, Page, Table, render
+from clipkit.tasks import number, readable
 
 
 def suite_tables(result: Mapping[str, Any]) -> list[Table]:
@@ -114,10 +115,10 @@ def suite_markdown(result: Mapping[str, Any]) -> str:
 def suite_report(result: Mapping[str, Any]) -> str:
     """Return the HTML of a suite."""
     problems = [
-        {"level": "note", "step": None, "message": f"{name} is unavailable", "advice": why}
+        {"severity": "note", "step": None, "message": f"{name} is unavailable", "advice": why}
         for name, why in result["unreached"].items()
     ] + [
-        {"level": "error", "step": None, "message": f"{name} failed", "advice": why}
+        {"severity": "error", "step": None, "message": f"{name} failed", "advice": why}
         for name, why in result["failed"].items()
     ]
     datasets, models = (len({row[key] for row in result["rows"]}) for key in ("dataset", "model"))

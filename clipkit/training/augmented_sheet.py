@@ -7,7 +7,7 @@ from clipkit.data import Pairs, StreamPairs
 from clipkit.data.preview import preview
 from clipkit.errors import DataError
 from clipkit.images import DATA_URI
-from clipkit.recipe import Recipe, steps_of
+from clipkit.recipe import Recipe
 
 _IMAGES, _VIEWS, _SIDE = 4, 5, 96
 
@@ -16,13 +16,10 @@ def augmented_sheet(recipe: Recipe, pairs: Pairs) -> str | None:
     """A JPEG as a data URI; None where nothing is augmented, or an image of it cannot be had."""
     if isinstance(pairs, StreamPairs) or not pairs.has_images:
         return None
-    views = recipe.image_views
-    steps = recipe.data.augmentation if "captions" in recipe.objective else ()
-    if not steps and views is not None:
-        steps = steps_of(views.policies[0])
-    if not steps:
+    steps = next((term.augmentation for term in recipe.terms if term.augmentation), None)
+    if steps is None:
         return None
-    safe = recipe.data.safe or (views is not None and views.safe)
+    safe = any(term.safe for term in recipe.terms)
     try:
         sheet = preview(pairs, steps, count=_IMAGES, views=_VIEWS, size=_SIDE, safe=safe, seed=recipe.train.seed)
     except DataError:  # a broken image, of which others say what they have to

@@ -1,40 +1,94 @@
-"""How many pairs fit into memory with their graph."""
+"""The micro-batch: how many pairs fit into memory with their graph."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
+from clipkit.errors import RecipeError
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.memory import graph_bytes
 from clipkit.processes import Processes
+from clipkit.recipe import ModelRecipe, Recipe
+from clipkit.training.inputs import TowerInputs
 
 Inputs = dict[str, Tensor]
+
+
+def micro_batch_size_of(
+    recipe: Recipe,
+    model: DualEncoder,
+    inputs: TowerInputs,
+    processes: Processes,
+    accelerator: Accelerator,
+    resumed: int | None,
+) -> int:
+    """Return the micro-batch size of the recipe, or with `auto` the largest that fits.
+
+    Args:
+        recipe: sets a size, or auto.
+        model: the model.
+        inputs: inputs of the features of the objective.
+        processes: all of them use the same size.
+        accelerator: mixed precision.
+        resumed: the size before the run was interrupted: the same micro-batches give the same bits.
+
+    Raises:
+        RecipeError: micro-batches would change what BatchNorm learns.
+    """
+    batch_size, requested = recipe.train.batch_size, recipe.train.micro_batch_size
+    rows = -(-batch_size // processes.count)
+    if requested != "auto" or resumed is not None:
+        size = min(resumed or int(requested), rows)
+    else:
+        examples = inputs.example(2)
+        encoded = [(encoder.tower, examples[name]) for name, encoder in inputs.encoders.items()]
+        size = find_micro_batch_size(model, encoded, rows, processes, accelerator)
+    if learns_batch_norm(model, recipe.model) and (processes.count > 1 or size < rows):
+        raise RecipeError(
+            f"BatchNorm would learn its statistics from {processes.count} × {size} rows at a time instead of the "
+            f"batch of {batch_size}; use one process and train.micro_batch_size: {batch_size}, a smaller batch, or a "
+            "tower with LayerNorm (e.g. timm:convnext_atto or a ViT)"
+        )
+    return size
+
+
+def learns_batch_norm(model: DualEncoder, recipe: ModelRecipe) -> bool:
+    """Return whether BatchNorm learns statistics, which depend on the rows of one forward pass."""
+    return any(True for _ in scratch_batch_norms(model, recipe))
+
+
+def scratch_batch_norms(model: DualEncoder, recipe: ModelRecipe) -> Iterator[nn.Module]:
+    """Yield the BatchNorm layers of towers that start from scratch."""
+    for tower, section in ((model.image, recipe.image), (model.text, recipe.text)):
+        if recipe.name is None and not section.pretrained:
+            yield from (m for m in tower.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
 
 def find_micro_batch_size(
     model: DualEncoder, encoded: list[tuple[Tower, Inputs]], rows: int, processes: Processes, accelerator: Accelerator
 ) -> int:
-    """The largest micro-batch that fits on every process, at most `rows`.
+    """Return the largest micro-batch size that fits on every process, at most `rows`.
 
-    On a GPU by trying; on a CPU, which kills instead of raising, from measured bytes a pair and half of the memory
-    that is available.
+    A GPU tries sizes; a CPU, where the system kills instead of raising an error, divides half of the available memory
+    by the measured bytes per pair.
 
     Args:
         model: the model.
-        encoded: for all that a step encodes the tower, and inputs of two images or of two captions of the greatest
+        encoded: for all features of a step the tower, and inputs of two images or of two captions of the greatest
             length.
-        rows: the largest slice that a process gets.
-        processes: who has to agree.
+        rows: the largest slice of a process.
+        processes: all of them use the same size.
         accelerator: mixed precision.
     """
-    # BatchNorm that learns its statistics would learn them from the measuring too.
+    # BatchNorm that learns statistics would also learn them from these measurements.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     if model.device.type == "cpu":
-        # Where the whole slice fits, the graphs of all encodings are there together.
+        # If the whole slice fits, the graphs of all features are in memory together.
         with accelerator.autocast():
             needed = sum(graph_bytes(tower, inputs) for tower, inputs in encoded)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -47,14 +101,14 @@ def find_micro_batch_size(
 
 
 def memory_in_use() -> int:
-    """Bytes: the largest that were allocated on the GPU so far, or what this process has in memory now."""
+    """Return bytes: the largest amount allocated on the GPU so far, or the memory of this process now."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return int(psutil.Process().memory_info().rss)
 
 
 def available_memory() -> int:
-    """Bytes that this machine, or the control group that the process is in, still has."""
+    """Return the bytes that are free on this machine, or in the control group of this process."""
     free = psutil.virtual_memory().available
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from clipkit.catalogue import Need
 from clipkit.data import (
     LabelledImages,
     Pairs,
@@ -21,7 +22,6 @@ from clipkit.data import (
 from clipkit.errors import DataError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.training.objectives.loss_sum import needs
 
 # More images than this are looked at by `clipkit data check` alone: a run begins at once.
 _LOOKED_AT = 100_000
@@ -81,12 +81,8 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
     max_bad = int(data.max_bad * count if data.max_bad < 1 else data.max_bad)
     missing = [] if streamed is not None else _missing(train, max_bad)
     if streamed is None and count <= _LOOKED_AT:
-        notes += [
-            f"{one.severity}: {one.count} {one.message}; {one.advice}"
-            for one in quick_findings(train)
-            if one.severity == "warning"
-        ]
-    if "captions" in recipe.objective and needs(recipe.loss, "negative_text_features"):
+        notes += [finding.line() for finding in quick_findings(train) if finding.severity == "warning"]
+    if Need.NEGATIVES in recipe.needs:
         checked_negatives(train)
     labelled = [read_labelled(own) for own in (data.labelled, data.labelled_test) if own]
     return RunData(train, validation, labelled, dict.fromkeys(missing, "there is no such file"), max_bad, notes)
@@ -98,19 +94,13 @@ def _check_streamable(recipe: Recipe, name: str) -> None:
     Raises:
         RecipeError: something does.
     """
-    data, views = recipe.data, recipe.views
+    data = recipe.data
     refused = {
         "several sources in data.train": len(data.sources) > 1 or data.sources[0].weight != 1,
         "a share in data.validation": isinstance(data.validation, float),
         "data.captions: all": data.captions == "all",
         "data.safe": data.safe,
-        "views of captions": views is not None and views.text is not None,
-        "views.image.safe or .positives": views is not None
-        and views.image is not None
-        and (views.image.safe or views.image.positives != "image"),
-        "loss.teacher": any(term.teacher is not None for term in recipe.loss.terms),
-        "negative captions": needs(recipe.loss, "negative_text_features"),
-    }
+    } | {what: True for term in recipe.terms for what in term.not_streamed}
     found = [what for what, asked in refused.items() if asked]
     if found:
         raise RecipeError(
@@ -153,14 +143,8 @@ def _sound(recipe: Recipe, validation: Pairs, processes: Processes, notes: list[
 
 def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
     """Pairs, or what of them the objective needs."""
-    captions, views = "captions" in recipe.objective, recipe.image_views
-    named = views is not None and (views.safe or views.positives == "caption")
-    return read_pairs(
-        source,
-        images=captions or views is not None,
-        captions=captions or recipe.text_views is not None or named,
-        broken=broken,
-    )
+    reads = {what for term in recipe.terms for what in term.reads}
+    return read_pairs(source, images="images" in reads, captions="captions" in reads, broken=broken)
 
 
 def _broken(pairs: Pairs, processes: Processes) -> dict[int, str]:
@@ -180,5 +164,6 @@ def _check_enough(recipe: Recipe, validation: Pairs, processes: Processes) -> No
             f"{validation.name}: has {count} images, fewer than the {processes.count} processes; start fewer, or "
             "validate on more"
         )
-    if recipe.views is not None and count < 2:
-        raise DataError(f"{validation.name}: has one sample, so that no view can be looked for; validate on more")
+    needed = max(term.fewest_samples for term in recipe.terms)
+    if count < needed:
+        raise DataError(f"{validation.name}: has {count} sample, but this objective needs {needed}; validate on more")

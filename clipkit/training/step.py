@@ -72,10 +72,10 @@ class Step:
         micro_batch_size: rows of this process that are run with a graph at once; halved on all processes when they do
             not fit on one.
         seed: the run's.
-        cut: whether the batch may be cut into more micro-batches when it does not fit.
-        asked_to_stop: looked at between micro-batches.
-        say: where a smaller micro-batch is told.
-        look: is shown the gathered features of each step, without their gradient.
+        may_split: whether the batch may be split into more micro-batches when it does not fit.
+        asked_to_stop: called between micro-batches.
+        log: called with one line when the micro-batch becomes smaller.
+        on_features: called with the gathered features and the step's number, without gradients.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Step:
         micro_batch_size: int,
         seed: int,
         *,
-        cut: bool = True,
+        may_split: bool = True,
         asked_to_stop: Callable[[], bool] = lambda: False,
-        say: Callable[[str], None] = lambda message: None,
-        look: Callable[[Gathered], None] = lambda gathered: None,
+        log: Callable[[str], None] = lambda message: None,
+        on_features: Callable[[Gathered, int], None] = lambda gathered, step: None,
     ) -> None:
         self.model = model
         self.encoders = encoders
@@ -102,12 +102,12 @@ class Step:
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self.seed = seed
-        self.cut = cut
+        self.may_split = may_split
         # A tower that learns BatchNorm's statistics, the only one that may not be cut, learns them in the forward pass:
         # a step that has begun has to be finished.
-        self.asked_to_stop = asked_to_stop if cut else lambda: False
-        self.say = say
-        self.look = look
+        self.asked_to_stop = asked_to_stop if may_split else lambda: False
+        self.log = log
+        self.on_features = on_features
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """The loss of the global batch, the same on every process.
@@ -155,7 +155,7 @@ class Step:
         with self._agreed():
             loss = self.value(gathered, scalars, processes.share(self.batch_size))
             with torch.no_grad():
-                self.look(gathered)
+                self.on_features(gathered, step)
         self.accelerator.backward(loss)
         with self._agreed():
             for tower in reversed(towers):
@@ -183,16 +183,16 @@ class Step:
     def _halve(self, step: int) -> None:
         rows = -(-self.batch_size // self.processes.count)
         size = min(self.micro_batch_size, rows)
-        if size == 1 or not self.cut:
+        if size == 1 or not self.may_split:
             raise TrainingError(
                 f"step {step + 1}: out of memory with {size} pair{'s' * (size > 1)} on each process"
-                + ("" if self.cut else ", which BatchNorm's statistics forbid to cut further")
+                + ("" if self.may_split else ", which BatchNorm's statistics forbid to cut further")
                 + "; take a smaller image or model, or train.gradient_checkpointing: true"
             )
         self.micro_batch_size = size // 2
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
-        self.say(f"step {step + 1}: out of memory; begun again with micro-batches of {size // 2} instead of {size}")
+        self.log(f"step {step + 1}: out of memory; begun again with micro-batches of {size // 2} instead of {size}")
 
     def _parts(self, tower: Tower, inputs: dict[str, Tensor]) -> list["_Part"]:
         if not isinstance(tower, TextTower) or "attention_mask" not in inputs:

@@ -1,4 +1,4 @@
-"""What the tests of the command line share."""
+"""Fixtures of the command-line tests."""
 
 import sys
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from clipkit.cli import main
 
 @pytest.fixture
 def said_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Type a command that is wrong, in this process: what it says is one line, and its exit code is 2."""
+    """Run an invalid command in this process: check exit code 2 and a one-line message, and return the message."""
 
     def type_(*arguments: str | Path) -> str:
         monkeypatch.setattr(sys, "argv", ["clipkit", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""`clipkit data check` as it is typed."""
+"""`clipkit data check` on the command line."""
 
 import json
 import os
@@ -15,44 +15,44 @@ from tests.conftest import write_csv
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
-    """Run the command in this process: it ends well, and this is what it printed."""
+    """Run the command in this process; return what it prints, after checking that it succeeds."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["clipkit", "data", "check", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             main()
-        said = capsys.readouterr()
-        assert stop.value.code in (0, None), said.err
-        assert "Traceback" not in said.err
-        return " ".join(said.out.split())
+        printed = capsys.readouterr()
+        assert stop.value.code in (0, None), printed.err
+        assert "Traceback" not in printed.err
+        return " ".join(printed.out.split())
 
     return run
 
 
-def test_clean_data(typed: Callable[..., str], shapes: Path) -> None:
-    said = typed(shapes / "captions.csv", "--batch-size", 4)
-    assert "16 images of" in said
-    assert "32 captions, 32 of them different" in said
-    assert said.endswith("Nothing to mend was found.")
+def test_clean_data_has_no_findings(typed: Callable[..., str], shapes: Path) -> None:
+    printed = typed(shapes / "captions.csv", "--batch-size", 4)
+    assert "16 images, " in printed
+    assert "32 captions, 32 of them different" in printed
+    assert printed.endswith("No problems found.")
 
 
-def test_faults_in_a_models_tokens_with_json_and_a_cleaned_copy(
+def test_faults_are_printed_written_as_json_and_fixed(
     typed: Callable[..., str], shapes: Path, tiny_clip: Path, tmp_path: Path
 ) -> None:
     image = str(shapes / "images" / "00.png")
     Image.linear_gradient("L").resize((24, 24)).save(tmp_path / "small.png")
     rows = [["gone.png", "a lost one"], [image, "a red square"], [image, "word " * 200], ["small.png", "it is small"]]
     data = write_csv(tmp_path / "d.csv", ["image", "caption"], rows)
-    said = typed(
+    printed = typed(
         data, "--against", shapes / "captions.csv", "--model", tiny_clip, "--batch-size", 2, "--json", "f.json",
         "--fix", "out", "--workers", 1,
     )  # fmt: skip
-    assert "error 1 (33.3 %) images that are not there [missing_images] gone.png → check the paths" in said
-    assert "tokens a caption" in said
-    assert "25 % of the captions are longer than the model's 77 tokens" in said
-    assert "findings: f.json" in said
-    assert "(1 image, 1 caption)" in said
+    assert "error missing images: 1 of 3 (33.3 %) [missing_images] gone.png → check the paths" in printed
+    assert "tokens per caption" in printed
+    assert "25 % of the captions are longer than the model's context of 77 tokens" in printed
+    assert "findings: f.json" in printed
+    assert "(1 image, 1 caption)" in printed
     found = json.loads((tmp_path / "f.json").read_text())
     assert found["settings"] == {"model": str(tiny_clip), "batch_size": 2}
     assert {"missing_images", "leaked_images", "cut_captions", "tiny_images"} <= {
@@ -68,18 +68,18 @@ def test_faults_in_a_models_tokens_with_json_and_a_cleaned_copy(
     ]
 
 
-def test_images_without_captions_and_captions_without_images(
+def test_images_alone_and_captions_alone_can_be_checked(
     typed: Callable[..., str], shapes: Path, tmp_path: Path
 ) -> None:
-    said = typed(shapes / "images", "--batch-size", 4)
-    assert "16 images of" in said
-    assert "caption" not in said
-    said = typed(write_csv(tmp_path / "t.csv", ["caption"], [["a dog runs"], ["two cats sit"]]))
-    assert "2 captions, 2 of them different" in said
-    assert "pixels" not in said
+    printed = typed(shapes / "images", "--batch-size", 4)
+    assert "16 images, " in printed
+    assert "caption" not in printed
+    printed = typed(write_csv(tmp_path / "t.csv", ["caption"], [["a dog runs"], ["two cats sit"]]))
+    assert "2 captions, 2 of them different" in printed
+    assert "pixels" not in printed
 
 
-def test_what_cannot_be_checked(said_here: Callable[..., str], shapes: Path, tmp_path: Path) -> None:
+def test_wrong_input_is_one_line(said_here: Callable[..., str], shapes: Path, tmp_path: Path) -> None:
     data = shapes / "captions.csv"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
@@ -88,11 +88,11 @@ def test_what_cannot_be_checked(said_here: Callable[..., str], shapes: Path, tmp
         (("none.csv",), "there is no such file"),
         ((data, "--against", "none.csv"), "there is no such file"),
         ((data, "--model", "none"), "none"),
-        ((data, "--json", tmp_path / "no" / "f.json"), "there is no folder"),
-        ((own, "--json", own), "is the data itself"),
-        ((data, "--fix", tmp_path / "full"), "is there already"),
+        ((data, "--json", tmp_path / "no" / "f.json"), "does not exist"),
+        ((own, "--json", own), "would overwrite"),
+        ((data, "--fix", tmp_path / "full"), "already exists"),
         ((data, "--fix", tmp_path / "no" / "out"), "there is no folder"),
-        ((shapes / "images", "--fix", shapes / "images" / "out"), "would become a part of"),
+        ((shapes / "images", "--fix", shapes / "images" / "out"), "lies inside the data"),
         ((own, "--fix", tmp_path / "new"), "nothing is left"),
     ]:
         assert message in said_here("data", "check", *arguments)

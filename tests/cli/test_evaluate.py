@@ -1,4 +1,4 @@
-"""`clipkit eval …` as it is typed."""
+"""`clipkit eval` on the command line."""
 
 import json
 import os
@@ -16,18 +16,18 @@ from tests.conftest import COLOURS, SHAPES, write_csv
 from tests.forked import together
 
 
-def evaluated(*arguments: str | Path) -> str:
-    """Run it in this process; what it prints."""
+def run(*arguments: str | Path) -> str:
+    """Run it in this process and return what it prints."""
     done = CliRunner().invoke(app, ["eval", *map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
 
-def test_zeroshot(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+def test_zeroshot_with_classes_and_templates_from_files(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("red\ngreen\nblue\nyellow\npurple\n")
     (tmp_path / "templates.txt").write_text("a {c} square\na {c} circle\n")
     file, page, rows = (tmp_path / name for name in ("z.json", "z.html", "z.parquet"))
-    said = evaluated(
+    printed = run(
         "zeroshot", "--model", tiny_clip, "--data", shapes / "classes.csv", "--json", file, "--report", page,
         "--classes", tmp_path / "classes.txt", "--templates", tmp_path / "templates.txt", "--predictions", rows,
     )  # fmt: skip
@@ -35,54 +35,54 @@ def test_zeroshot(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     assert result["task"] == "zeroshot"
     assert result["settings"]["templates"] == ["a {c} square", "a {c} circle"]
     assert result["metrics"]["acc5"]["value"] == 1.0
-    assert "top-1 accuracy" in said
-    assert "calibration error" in said
+    assert "top-1 accuracy" in printed
+    assert "calibration error" in printed
     assert "hardest classes" in page.read_text(encoding="utf-8")
     assert parquet.read_table(rows).num_rows == 16
 
 
-def test_named_prompts(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+def test_zeroshot_with_a_named_set_of_prompts(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     file = tmp_path / "z.json"
     data = shapes / "classes.csv"
-    evaluated("zeroshot", "--model", tiny_clip, "--data", data, "--templates", "imagenet_simple", "--json", file)
+    run("zeroshot", "--model", tiny_clip, "--data", data, "--templates", "imagenet_simple", "--json", file)
     assert len(json.loads(file.read_text())["settings"]["templates"]) == 7
 
 
-def test_probe(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+def test_probe_with_shots(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     file, data = tmp_path / "p.json", shapes / "classes.csv"
-    said = evaluated("probe", "--model", tiny_clip, "--data", data, "--test", data, "--shots", "2", "--json", file)
+    printed = run("probe", "--model", tiny_clip, "--data", data, "--test", data, "--shots", "2", "--json", file)
     result = json.loads(file.read_text())
     assert result["task"] == "probe"
     assert result["settings"]["shots"] == 2
-    assert "linear probe: top-1 accuracy" in said
+    assert "linear probe: top-1 accuracy" in printed
 
 
-def test_compositional(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+def test_compositional_with_report(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     rows = [
-        [str(shapes / f"images/{4 * n + m:02d}.png"), f"a {colour} {shape}", f"a {shape}"]
-        for n, colour in enumerate(COLOURS)
+        [str(shapes / f"images/{4 * n + m:02d}.png"), f"a {color} {shape}", f"a {shape}"]
+        for n, color in enumerate(COLOURS)
         for m, shape in enumerate(SHAPES)
     ]
     data = write_csv(tmp_path / "near.csv", ["image", "caption", "negative_caption"], rows)
     file, page = tmp_path / "c.json", tmp_path / "c.html"
-    said = evaluated("compositional", "--model", tiny_clip, "--data", data, "--json", file, "--report", page)
+    printed = run("compositional", "--model", tiny_clip, "--data", data, "--json", file, "--report", page)
     assert json.loads(file.read_text())["data"]["instances"] == 16
-    assert "images choose their caption" in said
+    assert "text score" in printed
     assert "By category" in page.read_text(encoding="utf-8")
 
 
-def test_compare(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+def test_compare_two_results(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     first, second, file = (tmp_path / name for name in ("a.json", "b.json", "c.json"))
     data = shapes / "classes.csv"
-    evaluated("zeroshot", "--model", tiny_clip, "--data", data, "--json", first)
+    run("zeroshot", "--model", tiny_clip, "--data", data, "--json", first)
     (tmp_path / "t.txt").write_text("{c} things\n")
-    evaluated("zeroshot", "--model", tiny_clip, "--data", data, "--templates", tmp_path / "t.txt", "--json", second)
-    said = evaluated("compare", first, second, "--json", file)
-    assert "B − A (95 % interval)" in said
+    run("zeroshot", "--model", tiny_clip, "--data", data, "--templates", tmp_path / "t.txt", "--json", second)
+    printed = run("compare", first, second, "--json", file)
+    assert "B − A (95 % interval)" in printed
     assert json.loads(file.read_text())["metrics"]["acc1"]["p"] <= 1
 
 
-def test_what_is_computed_once_serves_every_command(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+def test_cached_features_are_used_by_every_command(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     file, cache = tmp_path / "r.json", tmp_path / "cache"
     command = ["retrieval", "--model", tiny_clip, "--data", shapes / "captions.csv", "--json", file]
     for options, expected in (
@@ -91,18 +91,18 @@ def test_what_is_computed_once_serves_every_command(tiny_clip: Path, shapes: Pat
         (["--cache", "none"], {"computed": 48, "from_cache": 0}),
         (["--cache", cache, "--merge-captions"], {"computed": 0, "from_cache": 48}),
     ):
-        evaluated(*command, *options)
+        run(*command, *options)
         assert json.loads(file.read_text())["settings"]["features"] == expected
 
 
 @pytest.mark.parametrize(
-    "launcher", [None, *(pytest.param(own, marks=pytest.mark.slow) for own in ("own", "torchrun"))]
+    "launcher", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in ("processes", "torchrun"))]
 )
-def test_processes_share_the_work_and_every_image_counts_once(
+def test_processes_give_the_result_of_one_process_and_share_the_cache(
     launcher: str | None, tiny_clip: Path, shapes: Path, tmp_path: Path
 ) -> None:
     file, one = tmp_path / "two.json", tmp_path / "one.json"
-    # Five images, two processes, and a part that is known already.
+    # Five images on two processes; some features are cached already.
     lines = (shapes / "captions.csv").read_text().splitlines()
     data = shapes / "some.csv"
     data.write_text("\n".join(lines[:11]) + "\n")
@@ -110,26 +110,26 @@ def test_processes_share_the_work_and_every_image_counts_once(
     first.write_text("\n".join(lines[:3]) + "\n")
     environment = os.environ | {"CLIPKIT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     command = ["eval", "retrieval", "--model", str(tiny_clip), "--json"]
-    evaluated(*command[1:], one, "--data", first, "--cache", tmp_path / "cache")
+    run(*command[1:], one, "--data", first, "--cache", tmp_path / "cache")
     several = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "clipkit"]
-    typed = [*command, str(file), "--data", str(data), "--predictions", str(tmp_path / "p.parquet")]
+    arguments = [*command, str(file), "--data", str(data), "--predictions", str(tmp_path / "p.parquet")]
     if launcher is None:
-        said, complained = together(2, "-m", "clipkit", *typed, environment=environment)
+        printed, errors = together(2, "-m", "clipkit", *arguments, environment=environment)
     else:
         start = [sys.executable, "-m", "clipkit"]
-        typed = [*start, *typed, "--processes=2"] if launcher == "own" else [*several, *typed]
-        done = subprocess.run(typed, env=environment, check=True, capture_output=True, text=True)
-        said, complained = done.stdout, done.stderr
-    assert said.count("text → image R@1 ") == 1  # one of them speaks
-    assert "config has no run_id" not in complained
-    evaluated(*command[1:], one, "--data", data, "--cache", "none")
+        arguments = [*start, *arguments, "--processes=2"] if launcher == "processes" else [*several, *arguments]
+        done = subprocess.run(arguments, env=environment, check=True, capture_output=True, text=True)
+        printed, errors = done.stdout, done.stderr
+    assert printed.count("text → image R@1 ") == 1  # only the main process prints
+    assert "config has no run_id" not in errors
+    run(*command[1:], one, "--data", data, "--cache", "none")
     two, alone = (json.loads(path.read_text()) for path in (file, one))
     assert two["settings"]["features"] == {"computed": 12, "from_cache": 3}
     assert two["data"] == alone["data"]
     assert two["metrics"] == alone["metrics"]
     assert parquet.read_table(tmp_path / "p.parquet").num_rows == 15
-    # All of it was kept, once.
-    evaluated(*command[1:], one, "--data", data, "--cache", tmp_path / "cache")
+    # All features are cached now.
+    run(*command[1:], one, "--data", data, "--cache", tmp_path / "cache")
     assert json.loads(one.read_text())["settings"]["features"]["computed"] == 0
 
 
@@ -141,13 +141,13 @@ def test_processes_share_the_work_and_every_image_counts_once(
         (["zeroshot", "--model", "{model}", "--data", "{captions}"], "no label column"),
         (["zeroshot", "--model", "{model}", "--data", "{classes}", "--classes", "none"], "cannot be read"),
         (["zeroshot", "--model", "{model}", "--data", "{classes}", "--templates", "none"], "by name are imagenet"),
-        (["retrieval", "--model", "{model}", "--data", "{captions}", "--json", "no/dir/f"], "no folder"),
-        (["retrieval", "--model", "{model}", "--data", "{captions}", "--predictions", "no/f"], "no folder"),
-        (["retrieval", "--model", "{model}", "--data", "{captions}", "--cache", "{classes}"], "cannot be kept there"),
-        (["probe", "--model", "{model}", "--data", "{classes}", "--shots", "9"], "give more, or fewer --shots"),
+        (["retrieval", "--model", "{model}", "--data", "{captions}", "--json", "no/dir/f"], "does not exist"),
+        (["retrieval", "--model", "{model}", "--data", "{captions}", "--predictions", "no/f"], "does not exist"),
+        (["retrieval", "--model", "{model}", "--data", "{captions}", "--cache", "{classes}"], "cache"),
+        (["probe", "--model", "{model}", "--data", "{classes}", "--shots", "9"], "fewer --shots"),
         (["compositional", "--model", "{model}", "--data", "{captions}"], "has no negative_caption"),
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--predictions", "{folder}"], "is a folder"),
-        (["retrieval", "--model", "{model}", "--data", "{captions}", "--json", "{captions}"], "would be overwritten"),
+        (["retrieval", "--model", "{model}", "--data", "{captions}", "--json", "{captions}"], "would overwrite"),
         (
             [
                 "retrieval",
@@ -160,10 +160,10 @@ def test_processes_share_the_work_and_every_image_counts_once(
                 "--report",
                 "{folder}/a",
             ],
-            "would be overwritten",
+            "would overwrite",
         ),
         (["zeroshot", "--model", "{model}", "--data", "{classes}", "--classes", "cat, " * 99], "cannot be read"),
-        (["compare", "none.json", "{classes}"], "cannot be read as a result"),
+        (["compare", "none.json", "{classes}"], "cannot be read as a result JSON"),
     ],
 )
 def test_wrong_input_is_one_line_and_code_2(
@@ -176,26 +176,28 @@ def test_wrong_input_is_one_line_and_code_2(
     assert {file: file.read_bytes() for file in files.values()} == before
 
 
-def test_what_one_process_finds_wrong_all_of_them_end_with(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
-    """Two images on three processes: the first has none, the last a broken one."""
+def test_error_on_one_process_ends_all_processes_with_one_message(
+    tiny_clip: Path, shapes: Path, tmp_path: Path
+) -> None:
+    """Two images on three processes: the first process has none, the last has a broken one."""
     (tmp_path / "00.png").write_bytes((shapes / "images/00.png").read_bytes())
     (tmp_path / "broken.png").write_bytes(b"no image")
     rows = [["00.png", "a"], ["broken.png", "c"]]
     data = write_csv(tmp_path / "d.csv", ["image", "caption"], rows)
     command = ["-m", "clipkit", "eval", "retrieval", "--model", tiny_clip, "--data", data]
-    _, said = together(3, *command, code=2)
-    lines = [line for line in said.splitlines() if line.startswith("clipkit: ")]
+    _, errors = together(3, *command, code=2)
+    lines = [line for line in errors.splitlines() if line.startswith("clipkit: ")]
     assert len(lines) == 1
     assert "broken.png: is not an image" in lines[0]
-    assert "Traceback" not in said
+    assert "Traceback" not in errors
 
 
-def test_brackets_in_captions_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+def test_brackets_in_captions_are_printed_literally(capsys: pytest.CaptureFixture[str]) -> None:
     from clipkit.cli.tables import print_comparison
 
-    moved = [{"asks": "text", "query": "a dog [/b] runs", "first_rank": 1, "second_rank": 9}]
+    changed = [{"asks": "text", "query": "a dog [/b] runs", "first_rank": 1, "second_rank": 9}]
     comparison = {"task": "t", "first": "a", "second": "b", "data": {"name": "data[v1]"}, "metrics": {}}
-    print_comparison(comparison | {"disagreements": moved}, "a.json", "b.json")
-    said = capsys.readouterr().out
-    assert "a dog [/b] runs" in said
-    assert "data[v1]" in said
+    print_comparison(comparison | {"disagreements": changed}, "a.json", "b.json")
+    printed = capsys.readouterr().out
+    assert "a dog [/b] runs" in printed
+    assert "data[v1]" in printed

@@ -25,21 +25,21 @@ def type_(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
     assert ended.value.code in (0, None)
 
 
-def test_export_says_what_it_compared_and_how_to_open_it(
+def test_export_prints_the_comparison_and_working_code(
     model: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "there"
     type_(monkeypatch, "export", model, "--to", "open_clip", "--out", out, "--data", shapes / "captions.csv")
-    said = capsys.readouterr().out
-    assert "16 images: largest difference" in said
-    assert "32 captions:" in said
-    opening = [line.strip() for line in said.splitlines() if "open_clip." in line]
+    output = capsys.readouterr().out
+    assert "16 images: largest difference" in output
+    assert "32 captions:" in output
+    opening = [line.strip() for line in output.splitlines() if "open_clip." in line]
     names: dict[str, object] = {"open_clip": open_clip}
     exec("\n".join(opening), names)  # what it says works
     assert callable(names["tokenizer"])
 
 
-def test_merge(
+def test_merge_interpolates_weights(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tuned = clipkit.load(model)
@@ -48,17 +48,17 @@ def test_merge(
     tuned.save(tmp_path / "tuned")
     type_(monkeypatch, "merge", model, tmp_path / "tuned", "--alpha", "0.25", "--out", tmp_path / "merged")
     assert "0.75 and 0.25" in capsys.readouterr().out
-    wanted = clipkit.load(model).logit_scale.item() + 0.25
-    assert clipkit.load(tmp_path / "merged").logit_scale.item() == pytest.approx(wanted, abs=1e-6)
+    expected = clipkit.load(model).logit_scale.item() + 0.25
+    assert clipkit.load(tmp_path / "merged").logit_scale.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_a_user_gets_wrong_is_one_line(model: Path, tmp_path: Path, said_here: Callable[..., str]) -> None:
-    assert "is one model; give two or more" in said_here("merge", model, "--out", tmp_path / "out")
+def test_invalid_input_is_refused_in_one_line(model: Path, tmp_path: Path, said_here: Callable[..., str]) -> None:
+    assert "give two or more" in said_here("merge", model, "--out", tmp_path / "out")
     assert "leave it out for a soup" in said_here(
         "merge", model, model, model, "--alpha", 0.5, "--out", tmp_path / "out"
     )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     for command in (["merge", model, model], ["export", model, "--to", "open_clip"]):
-        assert "something is there already" in said_here(*command, "--out", tmp_path / "full")
-    assert [own.name for own in tmp_path.iterdir()] == ["full"]
+        assert "already exists" in said_here(*command, "--out", tmp_path / "full")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]

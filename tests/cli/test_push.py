@@ -40,17 +40,20 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path: Path, said_here: Callable[
     assert "log in with `hf auth login`" in said_here("push", model, "me/model")
     assert "is no name of a Hub repository; write org/name" in said_here("push", model, "model")
     file = tmp_path / "a.json"
-    for content in ({"task": "retrieval"}, {"task": "retrieval", "metrics": {"acc1": 0.5}, "data": {}}):
+    for content in (
+        {"task": "retrieval"},
+        {"task": "retrieval", "metrics": {"acc1": 0.5}, "data": {}, "model": "m", "settings": {}},
+    ):
         file.write_text(json.dumps(content))
-        assert "is no results JSON" in said_here("push", model, "me/model", "--results", file)
-    assert "is no results JSON" in said_here("push", model, "me/model", "--results", tmp_path / "none.json")
+        assert "is not a result JSON" in said_here("push", model, "me/model", "--results", file)
+    assert "none.json" in said_here("push", model, "me/model", "--results", tmp_path / "none.json")
 
 
 def test_a_run_that_cannot_be_pushed_does_not_begin(
     recipe_file: Path, tmp_path: Path, said_here: Callable[..., str]
 ) -> None:
     assert "log in with `hf auth login`" in said_here("train", recipe_file, "--push", "me/model")
-    assert "--private is for --push" in said_here("train", recipe_file, "--private")
+    assert "--private applies to --push" in said_here("train", recipe_file, "--private")
     assert not (tmp_path / "run").exists()
 
 
@@ -77,9 +80,9 @@ def test_train_and_push_and_push_again(
         if own.is_file() and own.name != "README.md":
             assert (there.revisions["main"] / own.relative_to(run / "model")).read_bytes() == own.read_bytes()
     figure = {"value": 0.25, "low": 0.2, "high": 0.3}
-    (tmp_path / "new.json").write_text(
-        json.dumps({"task": "zeroshot", "metrics": {"acc1": figure}, "data": {"name": "colours", "images": 16}})
-    )
+    data = {"name": "colors", "images": 16}
+    result = {"task": "zeroshot", "metrics": {"acc1": figure}, "data": data, "model": "m", "settings": {}}
+    (tmp_path / "new.json").write_text(json.dumps(result))
     type_(monkeypatch, "push", run, "me/model", "--results", tmp_path / "new.json", "--message", "More figures")
     card = ModelCard((there.revisions["main"] / "README.md").read_text())
     tasks = [own["task"]["type"] for own in card.data.to_dict()["model-index"][0]["results"]]

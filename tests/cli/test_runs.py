@@ -1,4 +1,4 @@
-"""`clipkit doctor` and `clipkit runs`, as they are typed."""
+"""`clipkit doctor` and `clipkit runs` on the command line."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path, shapes: 
     return folder
 
 
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def printed_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     monkeypatch.setattr(sys, "argv", ["clipkit", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -29,26 +29,28 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
     return capsys.readouterr().out
 
 
-def test_runs_side_by_side(two_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    said = typed(monkeypatch, capsys, "runs", two_runs)
-    assert all(name in said for name in ("low", "high", "finished", "captions.csv", "mean of the recalls"))
-    said = typed(monkeypatch, capsys, "runs", "compare", two_runs / "low", two_runs / "high")
-    assert "optim.lr" in said
-    assert "B − A (95 % interval)" in said
-    assert "data.train" not in said  # it is the same
-
-
-def test_doctor_of_a_finished_run(
+def test_runs_are_listed_and_compared(
     two_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = typed(monkeypatch, capsys, "doctor", two_runs / "high")
-    assert "finished after step 6" in said
-    assert "optim.lr is 0.003, pretrained weights are tuned with at most 0.0001" in said
-    found = json.loads(typed(monkeypatch, capsys, "doctor", two_runs / "low", "--json"))
-    assert "high_learning_rate" not in [own["name"] for own in found["findings"]]
+    printed = printed_by(monkeypatch, capsys, "runs", two_runs)
+    assert all(name in printed for name in ("low", "high", "finished", "captions.csv", "mean recall"))
+    printed = printed_by(monkeypatch, capsys, "runs", "compare", two_runs / "low", two_runs / "high")
+    assert "optim.lr" in printed
+    assert "B − A (95 % interval)" in printed
+    assert "data.train" not in printed  # equal in both
 
 
-def test_doctor_of_a_run_that_was_stopped(
+def test_doctor_reports_a_high_learning_rate_of_a_finished_run(
+    two_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = printed_by(monkeypatch, capsys, "doctor", two_runs / "high")
+    assert "finished after step 6" in printed
+    assert "optim.lr is 0.003, pretrained weights are tuned with at most 0.0001" in printed
+    diagnosis = json.loads(printed_by(monkeypatch, capsys, "doctor", two_runs / "low", "--json"))
+    assert "high_learning_rate" not in [finding["name"] for finding in diagnosis["findings"]]
+
+
+def test_doctor_reports_the_step_of_an_unfinished_run(
     two_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(two_runs / "high", tmp_path / "run")
@@ -56,15 +58,17 @@ def test_doctor_of_a_run_that_was_stopped(
         (tmp_path / "run" / name).unlink()
     metrics = tmp_path / "run" / "metrics.jsonl"
     lines = metrics.read_text().splitlines()
-    metrics.write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])  # killed while it wrote
-    said = typed(monkeypatch, capsys, "doctor", tmp_path / "run")
-    assert "is at step 4 of 6, not finished" in said
-    assert "--resume" in said
+    metrics.write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])  # killed while writing
+    printed = printed_by(monkeypatch, capsys, "doctor", tmp_path / "run")
+    assert "is at step 4 of 6, not finished" in printed
+    assert "--resume" in printed
     (tmp_path / "run" / "findings.json").write_text("{")
-    assert "is at step 4, not finished" in typed(monkeypatch, capsys, "doctor", tmp_path / "run")
+    assert "is at step 4, not finished" in printed_by(monkeypatch, capsys, "doctor", tmp_path / "run")
 
 
-def test_what_a_user_gets_wrong_is_one_line(two_runs: Path, tmp_path: Path, said_here: Callable[..., str]) -> None:
+def test_invalid_folders_and_arguments_are_refused(
+    two_runs: Path, tmp_path: Path, said_here: Callable[..., str]
+) -> None:
     assert "no recipe.yaml" in said_here("doctor", tmp_path)
     assert "holds no run" in said_here("runs", tmp_path)
     assert "no such folder" in said_here("runs", tmp_path / "nowhere")

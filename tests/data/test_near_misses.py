@@ -16,7 +16,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_sugarcrepes_files_are_categories(folder: Path) -> None:
+def test_files_of_sugarcrepe_are_categories(folder: Path) -> None:
     data = folder / "data"
     data.mkdir()
     for name, negative in (("add_att", "a blue square"), ("swap_obj", "a square red")):
@@ -31,7 +31,7 @@ def test_sugarcrepes_files_are_categories(folder: Path) -> None:
     assert read_near_misses(f"{data / 'add_att.json'}?images={folder / 'images'}").categories == ["add_att"] * 3
 
 
-def test_winogrounds_lines_name_images_without_their_ending(folder: Path) -> None:
+def test_winoground_images_have_no_extension(folder: Path) -> None:
     row = {"id": 0, "image_0": "0", "image_1": "1", "caption_0": "a b", "caption_1": "b a", "collapsed_tag": "Object"}
     (folder / "examples.jsonl").write_text(json.dumps(row) + "\n")
     near = read_near_misses(str(folder / "examples.jsonl"))
@@ -49,26 +49,38 @@ HEADER = ["image", "caption", "negative_caption"]
     [
         ([["images/0.png", "a", ""]], "row 1 has no negative_caption"),
         ([["images/9.png", "a", "b"]], r"image .*9\.png is missing"),
-        ([], "has none"),
+        ([], "no rows"),
     ],
 )
-def test_what_is_wrong_is_named(rows: list[list[str]], message: str, folder: Path) -> None:
+def test_errors_name_the_row_or_image(rows: list[list[str]], message: str, folder: Path) -> None:
     file = write_csv(folder / "d.csv", HEADER, rows)
     with pytest.raises(DataError, match=message):
         read_near_misses(str(file))
 
 
-def test_what_cannot_be_read(folder: Path, tmp_path: Path) -> None:
+def test_unsupported_files_are_refused(folder: Path, tmp_path: Path) -> None:
     write_csv(folder / "one.csv", HEADER, [["images/0.png", "a", "b"]])
     write_csv(folder / "two.csv", ["image_0", "image_1", "caption_0", "caption_1"], [["0", "1", "a", "b"]])
-    with pytest.raises(DataError, match="of one image and of two"):
+    with pytest.raises(DataError, match="one image and with two"):
         read_near_misses(str(folder))
     with pytest.raises(DataError, match="no such file"):
         read_near_misses("none.csv")
-    with pytest.raises(DataError, match="holds none of"):
+    with pytest.raises(DataError, match=r"images: .*\.csv"):
         read_near_misses(str(folder / "images"))
     (folder / "x.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"x\.json"):
         read_near_misses(str(folder / "x.json"))
-    with pytest.raises(DataError, match="image is no option"):
+    with pytest.raises(DataError, match="the option image"):
         read_near_misses(f"{folder / 'one.csv'}?image=x")
+    write_csv(folder / "three.csv", ["image", "caption"], [["images/0.png", "a"]])
+    with pytest.raises(DataError, match="has no column negative_caption"):
+        read_near_misses(str(folder / "three.csv"))
+
+
+def test_winoground_groups_and_missing_values(folder: Path) -> None:
+    header = ["image_0", "image_1", "caption_0", "caption_1", "tag"]
+    file = write_csv(folder / "pairs.csv", header, [["0", "1", "a b", "b a", "Object"], ["1", "2", "c d", "d c", ""]])
+    assert read_near_misses(str(file)).categories == ["Object", "pairs"]
+    write_csv(folder / "pairs.csv", header, [["0", "1", "a b", "b a", "x"], ["1", "2", "", "d c", "x"]])
+    with pytest.raises(DataError, match="row 2 has no caption_0"):
+        read_near_misses(str(file))

@@ -63,19 +63,19 @@ def test_byte_order_marks_tabs_and_windows_lines(folder: Path) -> None:
         (b"image,caption\na.png,caf\xe9\n", "not UTF-8"),
     ],
 )
-def test_what_is_wrong_is_one_line(folder: Path, content: str | bytes, message: str) -> None:
+def test_errors_name_the_problem_in_one_line(folder: Path, content: str | bytes, message: str) -> None:
     (folder / "p.csv").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(DataError, match=message) as caught:
         read_pairs(str(folder / "p.csv"))
     assert "\n" not in str(caught.value)
 
 
-def test_a_source_that_is_no_table(folder: Path) -> None:
+def test_unsupported_sources_are_refused(folder: Path) -> None:
     for source, message in [
         (str(folder / "none.csv"), "no such file"),
-        (str(folder), "is a folder"),
-        (str(folder / "a.png"), "neither"),
-        (f"{folder / 'p.csv'}?picture=x", "picture is no option"),
+        (str(folder), "has images without captions"),
+        (str(folder / "a.png"), "supported sources are"),
+        (f"{folder / 'p.csv'}?photo=x", "the option photo is unknown"),
     ]:
         with pytest.raises(DataError, match=message):
             read_pairs(source)
@@ -100,7 +100,7 @@ def test_labels_from_a_table_and_from_class_folders(folder: Path) -> None:
         read_labelled(str(folder / "tree" / "dog"))
 
 
-def test_what_is_not_asked_for_is_not_in_the_way(shapes: Path, tmp_path: Path) -> None:
+def test_roles_that_are_not_needed_may_be_missing(shapes: Path, tmp_path: Path) -> None:
     image = str(shapes / "images/00.png")
     gaps = write_csv(tmp_path / "g.csv", ["image", "caption", "paraphrase"], [[image, "", "x"], [image, "b", ""]])
     alone = read_pairs(str(gaps), captions=False)
@@ -119,7 +119,7 @@ def test_folders(shapes: Path, tmp_path: Path) -> None:
     alone = read_pairs(str(shapes / "images"), captions=False)
     assert len(alone.images) == 16
     assert not alone.has_captions
-    with pytest.raises(DataError, match="is a folder of images without captions"):
+    with pytest.raises(DataError, match="has images without captions"):
         read_pairs(str(shapes / "images"))
     for name in ("b/1.png", "a/2.png", "a/1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -128,5 +128,5 @@ def test_folders(shapes: Path, tmp_path: Path) -> None:
     assert classes.captions == ["a", "a", "b"]
     assert classes.caption_ids.tolist() == [0, 0, 2]
     (tmp_path / "sheet.png").write_bytes(b"")
-    with pytest.raises(DataError, match="1 images of its own, as sheet.png, beside 3 in class folders, as a/1.png"):
+    with pytest.raises(DataError, match="1 images, such as sheet.png, beside 3 in class folders, such as a/1.png"):
         read_pairs(str(tmp_path))

@@ -1,4 +1,4 @@
-"""One data set in every form that it may come in is one data set."""
+"""Every kind of source gives the same pairs and the same batches."""
 
 import io
 import itertools
@@ -208,7 +208,7 @@ def test_every_form_gives_the_same_batches(
                 assert torch.equal(values, other[name]), name
 
 
-def test_the_columns_that_were_found(made: Made, tmp_path: Path) -> None:
+def test_columns_are_found_by_name(made: Made, tmp_path: Path) -> None:
     assert read_pairs(_tsv(made, tmp_path)).found == {"image": "url", "caption": "title"}
     assert read_pairs(_jsonl(made, tmp_path)).found == {"image": "file_name", "caption": "text"}
 
@@ -216,28 +216,37 @@ def test_the_columns_that_were_found(made: Made, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.csv", b"image,caption\na.png,x, y\n", "line 2 has 3 fields, the header has 2; mend it; put quotation"),
+        ("p.csv", b"image,caption\na.png,x, y\n", "line 2 has 3 fields, the header has 2; .* quotation marks"),
         ("p.csv", b'image,caption\na.png,x\na.png,"open\na.png,y\n', "line 3 opens a quotation mark that is never"),
-        ("p.csv", b"image,caption\na.png,x\na.png,caf\xe9\n", "line 3 is not UTF-8 .byte 0xe9 at place 10"),
+        ("p.csv", b"image,caption\na.png,x\na.png,caf\xe9\n", "line 3 is not UTF-8 .byte 0xe9 at position 10"),
         ("p.csv", b"image,caption,caption\na.png,x,y\n", "has 2 columns caption"),
         ("p.csv", b'"image\n', "no caption column"),
         ("p.jsonl", b'{"image": "a.png", "caption": "x"}\n{"image": 3, "caption": "x"}\n', "line 2: image is 3"),
         ("p.jsonl", b'{"image": "a.png", "caption": "x"}\n{"image": \n', "line 2 is not JSON"),
-        ("p.jsonl", b"[1]\n", "line 1 is no object"),
-        ("p.jsonl", b'{"image": "a.png", "caption": "\\ud800"}\n', "line 1: caption holds half of a surrogate pair"),
+        ("p.jsonl", b"[1]\n", "line 1 is not an object"),
+        ("p.jsonl", b'{"image": "a.png", "caption": "\\ud800"}\n', "line 1: caption contains half of a surrogate pair"),
         ("p.jsonl", b'{"image": "a.png", "caption": "caf\xe9"}\n', "line 1 is not UTF-8"),
         ("p.jsonl", b"\n", "is empty"),
         ("p.jsonl", b'{"image": "a.png", "caption": []}\n', "row 1 has no caption"),
-        ("p.jsonl", b'{"image": ["a.png"], "caption": "x"}\n', "lists; a row has one image"),
-        ("p.jsonl", b'{"image": "a.png", "caption": ["x", "y"], "paraphrase": ["z"]}\n', "row 1 has not as many"),
+        ("p.jsonl", b'{"image": ["a.png"], "caption": "x"}\n', "lists in image; give one image per row"),
+        (
+            "p.jsonl",
+            b'{"image": "a.png", "caption": ["x", "y"], "paraphrase": ["z"]}\n',
+            "row 1 has different numbers of paraphrases and captions",
+        ),
+        ("p.json", b'{"0": {"image": "a.png"}}', "no caption column"),
+        ("p.json", b'["a.png"]', "row 1 is not an object"),
+        ("p.json", b"3", "neither a list of rows nor an object"),
+        ("p.json", b"[]", "is empty"),
+        ("p.json", b"{", "is not JSON"),
         ("p.parquet", b"PAR1 no", "cannot be read as Parquet"),
-        ("p.tar", b"\x07" * 2000, "is no tar, or is cut off"),
-        ("p.tar", b"\0" * 10240, "holds no samples"),
+        ("p.tar", b"\x07" * 2000, "is not a tar, or is truncated"),
+        ("p.tar", b"\0" * 10240, "has no samples"),
         ("p-{0..1}.tar", b"", "2 of its 2 shards are missing"),
-        ("p.doc", b"", "data is read from"),
+        ("p.doc", b"", r"p\.doc: supported sources are hf:NAME"),
     ],
 )
-def test_what_is_wrong_is_one_line(
+def test_errors_name_the_problem_in_one_line(
     name: str, content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
@@ -248,18 +257,20 @@ def test_what_is_wrong_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_tar_that_is_cut_off(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_truncated_tar_is_refused(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
     source = Path(_tars(made, tmp_path).replace("{000..001}", "000"))
-    read_pairs(str(source))  # and its index is kept
+    read_pairs(str(source))  # also caches its index
     whole = source.read_bytes()
     for end in (len(whole) // 2, len(whole) // 2 + 700, 10241):
         source.write_bytes(whole[:end])
-        with pytest.raises(DataError, match="is cut off"):
+        with pytest.raises(DataError, match="is truncated"):
             read_pairs(str(source))
 
 
-def test_labels_from_every_form(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_read_from_saved_datasets_and_tars(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from datasets import ClassLabel, Dataset, Image
     from datasets.features import Features
 
@@ -290,7 +301,7 @@ def test_class_folders_with_templates(shapes: Path, tmp_path: Path) -> None:
     assert pairs.caption_ids.tolist() == [0, 1, 0, 1, 4, 5]
 
 
-def test_a_part_of_the_pairs(made: Made, tmp_path: Path) -> None:
+def test_take_keeps_all_captions_of_the_images(made: Made, tmp_path: Path) -> None:
     pairs = read_pairs(_jsonl(made, tmp_path))
     part = pairs.take(np.array([5, 1]))
     assert [image.name for image in part.images] == ["005.png", "001.png"]

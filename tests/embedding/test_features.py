@@ -27,7 +27,7 @@ def images(shapes: Path) -> list[Path]:
 
 
 def counted(model: clipkit.DualEncoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Images that go through the tower."""
+    """Record the number of images of every call of `encode_image`."""
     seen: list[int] = []
     encode = model.encode_image
 
@@ -39,7 +39,7 @@ def counted(model: clipkit.DualEncoder, monkeypatch: pytest.MonkeyPatch) -> list
     return seen
 
 
-def test_what_is_there_is_not_computed_again(
+def test_cached_features_are_not_computed_again(
     model: clipkit.DualEncoder, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = counted(model, monkeypatch)
@@ -47,7 +47,7 @@ def test_what_is_there_is_not_computed_again(
     torch.testing.assert_close(first, model.encode_image(images[:10]), rtol=0, atol=1e-6)
     seen.clear()
     later = Features(model, cache=tmp_path)
-    # In another order, with two more, and one of them twice.
+    # Another order, two more images, and one image twice.
     again = later.images([images[11], *images[9::-1], images[10], images[3]])
     assert seen == [2]
     assert (later.computed, later.from_cache) == (2, 10)
@@ -64,26 +64,26 @@ def test_equal_files_and_strings_are_encoded_once(
     features = Features(model, cache=False).images([images[0], tmp_path / "copy.png", images[1]])
     assert seen == [2]
     assert torch.equal(features[0], features[1])
-    own = Features(model, cache=False)
-    texts = own.texts(["a", "b", "a"])
-    assert own.computed == 2
+    of_texts = Features(model, cache=False)
+    texts = of_texts.texts(["a", "b", "a"])
+    assert of_texts.computed == 2
     assert torch.equal(texts[0], texts[2])
 
 
-def test_a_changed_file_is_noticed(model: clipkit.DualEncoder, images: list[Path], tmp_path: Path) -> None:
-    own = tmp_path / "own.png"
-    shutil.copy(images[0], own)
-    before = Features(model, cache=tmp_path / "cache").images([own])
-    stamp = own.stat().st_mtime_ns
-    draw("blue", "cross").save(own)
+def test_changed_file_is_encoded_again(model: clipkit.DualEncoder, images: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "image.png"
+    shutil.copy(images[0], file)
+    before = Features(model, cache=tmp_path / "cache").images([file])
+    stamp = file.stat().st_mtime_ns
+    draw("blue", "cross").save(file)
     import os
 
-    os.utime(own, ns=(stamp, stamp))
-    after = Features(model, cache=tmp_path / "cache").images([own])
+    os.utime(file, ns=(stamp, stamp))
+    after = Features(model, cache=tmp_path / "cache").images([file])
     assert not torch.equal(before, after)
 
 
-def test_a_changed_model_is_noticed(model: clipkit.DualEncoder, images: list[Path], tmp_path: Path) -> None:
+def test_changed_model_encodes_again(model: clipkit.DualEncoder, images: list[Path], tmp_path: Path) -> None:
     before = Features(model, cache=tmp_path).images(images[:3])
     with torch.no_grad():
         for parameter in model.image.head.parameters():
@@ -91,7 +91,7 @@ def test_a_changed_model_is_noticed(model: clipkit.DualEncoder, images: list[Pat
     torch.testing.assert_close(Features(model, cache=tmp_path).images(images[:3]), -before)
 
 
-def test_damaged_files_of_the_cache_are_computed_again(
+def test_features_in_damaged_cache_files_are_computed_again(
     model: clipkit.DualEncoder, images: list[Path], tmp_path: Path
 ) -> None:
     first = Features(model, cache=tmp_path).images(images[:4])
@@ -102,7 +102,7 @@ def test_damaged_files_of_the_cache_are_computed_again(
         assert torch.equal(Features(model, cache=tmp_path).images(images[:4]), first)
 
 
-def test_a_full_disk_costs_the_cache_and_nothing_else(
+def test_full_disk_disables_the_cache_with_a_warning(
     model: clipkit.DualEncoder,
     images: list[Path],
     tmp_path: Path,
@@ -119,7 +119,7 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(
     assert list(tmp_path.glob("*/*")) == []
 
 
-def test_interrupted_it_keeps_what_was_done(
+def test_interruption_keeps_finished_chunks_in_the_cache(
     model: clipkit.DualEncoder, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipkit.embedding.features._CHUNK", 4)
@@ -132,29 +132,31 @@ def test_interrupted_it_keeps_what_was_done(
     assert (later.computed, later.from_cache) == (2, 8)
 
 
-def test_images_in_memory(model: clipkit.DualEncoder, images: list[Path], tmp_path: Path) -> None:
+def test_paths_and_images_in_memory_have_equal_features(
+    model: clipkit.DualEncoder, images: list[Path], tmp_path: Path
+) -> None:
     opened = Image.open(images[0]).convert("RGB")
     features = Features(model, cache=tmp_path).images([images[0], opened, np.asarray(opened)])
     torch.testing.assert_close(features[1], features[0])
     torch.testing.assert_close(features[2], features[0])
 
 
-def test_features_that_are_not_finite_are_an_error(model: clipkit.DualEncoder, images: list[Path]) -> None:
+def test_non_finite_features_are_refused(model: clipkit.DualEncoder, images: list[Path]) -> None:
     with torch.no_grad():
         next(model.text.head.parameters()).fill_(float("nan"))
         next(model.image.head.parameters()).fill_(float("inf"))
-    with pytest.raises(ModelError, match=r"its features of 'a cat' are not finite"):
+    with pytest.raises(ModelError, match=r"'a cat' are not finite"):
         Features(model, cache=False).texts(["a cat", "a dog"])
     with pytest.raises(ModelError, match=r"00\.png' are not finite"):
         Features(model, cache=False).images(images)
 
 
-def test_a_missing_image_is_one_line(model: clipkit.DualEncoder) -> None:
-    with pytest.raises(DataError, match=r"none\.png: cannot be read"):
+def test_missing_image_is_refused(model: clipkit.DualEncoder) -> None:
+    with pytest.raises(DataError, match=r"none\.png"):
         Features(model, cache=False).images(["none.png"])
 
 
-def test_the_model_is_evaluated_whatever_mode_it_is_in(
+def test_model_in_training_mode_is_evaluated_and_restored(
     model: clipkit.DualEncoder, images: list[Path], tmp_path: Path
 ) -> None:
     expected = model.encode_image(images[:3])
@@ -165,8 +167,7 @@ def test_the_model_is_evaluated_whatever_mode_it_is_in(
     model.eval()
 
 
-def test_images_in_memory_are_what_is_seen(model: clipkit.DualEncoder) -> None:
-    """Equal indices into other colours are another image."""
+def test_palette_images_with_other_colors_are_different_images(model: clipkit.DualEncoder) -> None:
     red, blue = Image.new("P", (32, 32), 0), Image.new("P", (32, 32), 0)
     red.putpalette([255, 0, 0])
     blue.putpalette([0, 0, 255])
@@ -174,32 +175,32 @@ def test_images_in_memory_are_what_is_seen(model: clipkit.DualEncoder) -> None:
     assert not torch.equal(features[0], features[1])
 
 
-def test_a_file_that_changes_meanwhile_is_not_kept(
+def test_file_that_changes_after_hashing_is_not_cached(
     model: clipkit.DualEncoder, images: list[Path], tmp_path: Path
 ) -> None:
-    own = tmp_path / "own.png"
-    shutil.copy(images[0], own)
+    file = tmp_path / "image.png"
+    shutil.copy(images[0], file)
     features = Features(model, cache=tmp_path / "cache")
-    hashes = features.content_hashes([own, images[1]])
-    shutil.copy(images[2], own)
-    features.images([own, images[1]], hashes)
+    hashes = features.content_hashes([file, images[1]])
+    shutil.copy(images[2], file)
+    features.images([file, images[1]], hashes)
     later = Features(model, cache=tmp_path / "cache")
     later.images([images[0], images[1]])
     assert (later.computed, later.from_cache) == (1, 1)
 
 
-def test_a_cache_that_is_deleted_meanwhile_is_no_error(tmp_path: Path) -> None:
+def test_deleted_cache_folder_is_read_as_empty(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "tower")
     cache.add([b"k" * 32], torch.ones(1, 2))
     shutil.rmtree(tmp_path / "tower")
-    found, features = cache.read([b"k" * 32])
-    assert found.tolist() == [False]
+    known, features = cache.read([b"k" * 32])
+    assert known.tolist() == [False]
     assert len(features) == 0
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
     monkeypatch.delenv("CLIPKIT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "clipkit"
@@ -207,12 +208,12 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_folder() == Path.home() / ".cache" / "clipkit"
 
 
-def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_rows_are_returned_in_the_order_of_the_keys(tmp_path: Path) -> None:
     keys = [bytes([number]) * 32 for number in range(6)]
     cache = FeatureCache(tmp_path / "tower")
     cache.add(keys[:2], torch.tensor([[0.0], [1.0]]))
     cache.add(keys[3:], torch.tensor([[3.0], [4.0], [5.0]]))
-    for own in (cache, FeatureCache(tmp_path / "tower")):
-        found, features = own.read([keys[5], keys[2], keys[0], keys[3]])
-        assert found.tolist() == [True, False, True, True]
+    for reader in (cache, FeatureCache(tmp_path / "tower")):
+        known, features = reader.read([keys[5], keys[2], keys[0], keys[3]])
+        assert known.tolist() == [True, False, True, True]
         assert features[:, 0].tolist() == [5, 0, 3]

@@ -1,43 +1,71 @@
-"""The losses by their definitions, pair by pair."""
+"""Every loss by its definition, pair by pair: `NAME_by_loops` for each row of the table of losses.
+
+Each takes `image`, `text` and, by keyword, what the row says the loss needs and its options; ids are lists.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IMAGE_IDS = [0, 1, 2, 0, 4, 5, 1, 7, 0]
+CAPTION_IDS = [0, 1, 2, 3, 1, 5, 6, 7, 3]
+DUPLICATES = ("positive", "ignore", "negative")
+
 
 def features(pairs: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Unit vectors with gradients."""
+    """Return random unit vectors of images and texts, as leaves with gradients."""
     generator = torch.Generator().manual_seed(seed)
     image, text = (F.normalize(torch.randn(pairs, width, generator=generator, dtype=dtype), dim=-1) for _ in range(2))
     return image.requires_grad_(), text.requires_grad_()
 
 
-def positive(i: int, j: int, image_ids: list[int], caption_ids: list[int]) -> bool:
+def related(i: int, j: int, image_ids: list[int], caption_ids: list[int]) -> bool:
     return image_ids[i] == image_ids[j] or caption_ids[i] == caption_ids[j]
 
 
+def related_to(i: int, image_ids: list[int], caption_ids: list[int]) -> list[int]:
+    return [j for j in range(len(image_ids)) if related(i, j, image_ids, caption_ids)]
+
+
 def infonce_by_loops(
-    image: Tensor, text: Tensor, scale: Tensor, image_ids: list[int], caption_ids: list[int], duplicates: str
+    image: Tensor,
+    text: Tensor,
+    *,
+    scale: Tensor,
+    image_ids: list[int],
+    caption_ids: list[int],
+    duplicates: str,
+    label_smoothing: float = 0.0,
+    negative_text_features: Tensor | None = None,
 ) -> Tensor:
     pairs = range(len(image))
     total = torch.zeros((), dtype=image.dtype)
     for queries, candidates in ((image, text), (text, image)):
         for i in pairs:
-            friends = [j for j in pairs if positive(i, j, image_ids, caption_ids)]
-            targets = friends if duplicates == "positive" else [i]
-            left = [j for j in pairs if duplicates != "ignore" or j == i or j not in friends]
-            logits = {j: scale * queries[i].dot(candidates[j]) for j in left}
-            log_sum = torch.stack([logits[j] for j in left]).exp().sum().log()
+            same = related_to(i, image_ids, caption_ids)
+            targets = same if duplicates == "positive" else [i]
+            columns = [j for j in pairs if duplicates != "ignore" or j == i or j not in same]
+            logits = {j: scale * queries[i].dot(candidates[j]) for j in columns}
+            every = list(logits.values())
+            if negative_text_features is not None and queries is image:
+                every += [scale * image[i].dot(wrong) for wrong in negative_text_features]
+            log_sum = torch.stack(every).exp().sum().log()
             for j in targets:
-                total = total - (logits[j] - log_sum) / len(targets)
+                total = total - (1 - label_smoothing) * (logits[j] - log_sum) / len(targets)
+            for j in columns:
+                total = total - label_smoothing * (logits[j] - log_sum) / len(columns)
     return total / (2 * len(image))
+
+
+negclip_by_loops = infonce_by_loops
 
 
 def sigmoid_by_loops(
     image: Tensor,
     text: Tensor,
+    *,
     scale: Tensor,
-    bias: Tensor,
+    bias: Tensor | float,
     image_ids: list[int],
     caption_ids: list[int],
     duplicates: str,
@@ -45,39 +73,38 @@ def sigmoid_by_loops(
     total = torch.zeros((), dtype=image.dtype)
     for i in range(len(image)):
         for j in range(len(text)):
-            friend = i != j and positive(i, j, image_ids, caption_ids)
-            if friend and duplicates == "ignore":
+            duplicate = i != j and related(i, j, image_ids, caption_ids)
+            if duplicate and duplicates == "ignore":
                 continue
-            sign = 1 if i == j or (friend and duplicates == "positive") else -1
+            sign = 1 if i == j or (duplicate and duplicates == "positive") else -1
             total = total - F.logsigmoid(sign * (scale * image[i].dot(text[j]) + bias))
     return total / len(image)
 
 
-def friends_of(i: int, pairs: int, image_ids: list[int], caption_ids: list[int]) -> list[int]:
-    return [j for j in range(pairs) if positive(i, j, image_ids, caption_ids)]
-
-
-def joint_by_loops(
+def ntxent_by_loops(
     image: Tensor,
     text: Tensor,
+    *,
     scale: Tensor,
     image_ids: list[int],
     caption_ids: list[int],
-    duplicates: str,
-    decoupled: bool,
+    duplicates: str = "positive",
+    decoupled: bool = False,
 ) -> Tensor:
-    """NT-Xent, supervised and decoupled contrastive loss over the 2G features, one anchor after the other."""
+    """One anchor after the other over the 2G features; `decoupled` leaves positives out of the denominator."""
     pairs = len(image)
     z = torch.cat([image, text])
     total = torch.zeros((), dtype=image.dtype)
     for anchor in range(2 * pairs):
         i = anchor % pairs
-        friends = friends_of(i, pairs, image_ids, caption_ids) if duplicates != "negative" else [i]
-        own = [i] if duplicates != "positive" else friends
-        positives = [b for j in own for b in (j, j + pairs) if b != anchor]
-        # With "ignore" the friends are in no sum; the counterpart stays.
-        gone = [b for j in friends if j not in own for b in (j, j + pairs)]
-        others = [b for b in range(2 * pairs) if b != anchor and b not in gone and not (decoupled and b in positives)]
+        same = related_to(i, image_ids, caption_ids) if duplicates != "negative" else [i]
+        targets = [i] if duplicates != "positive" else same
+        positives = [b for j in targets for b in (j, j + pairs) if b != anchor]
+        # With "ignore" the duplicates are in no sum; the counterpart stays.
+        ignored = [b for j in same if j not in targets for b in (j, j + pairs)]
+        others = [
+            b for b in range(2 * pairs) if b != anchor and b not in ignored and not (decoupled and b in positives)
+        ]
         if decoupled and not others:
             continue
         denominator = torch.stack([(scale * z[anchor].dot(z[b])).exp() for b in others]).sum().log()
@@ -86,9 +113,20 @@ def joint_by_loops(
     return total / (2 * pairs)
 
 
+supcon_by_loops = ntxent_by_loops
+
+
+def dcl_by_loops(
+    image: Tensor, text: Tensor, *, scale: Tensor, image_ids: list[int], caption_ids: list[int], duplicates: str
+) -> Tensor:
+    ids = {"image_ids": image_ids, "caption_ids": caption_ids}
+    return ntxent_by_loops(image, text, scale=scale, **ids, duplicates=duplicates, decoupled=True)
+
+
 def triplet_by_loops(
     image: Tensor,
     text: Tensor,
+    *,
     margin: float,
     mining: str,
     distance: str,
@@ -102,14 +140,14 @@ def triplet_by_loops(
         return 1 - x.dot(y) if distance == "cosine" else (x - y).norm()
 
     terms = []
-    for asking, others in ((image, text), (text, image)):
+    for queries, candidates in ((image, text), (text, image)):
         for i in range(pairs):
-            friends = friends_of(i, pairs, image_ids, caption_ids)
-            positives = friends if duplicates == "positive" else [i]
-            negatives = [j for j in range(pairs) if j != i and (duplicates == "negative" or j not in friends)]
+            same = related_to(i, image_ids, caption_ids)
+            positives = same if duplicates == "positive" else [i]
+            negatives = [j for j in range(pairs) if j != i and (duplicates == "negative" or j not in same)]
             if not negatives:
                 continue
-            d = [apart(asking[i], others[j]) for j in range(pairs)]
+            d = [apart(queries[i], candidates[j]) for j in range(pairs)]
             if mining == "hard":
                 hinge = margin + max(d[p] for p in positives) - min(d[n] for n in negatives)
                 terms.append(hinge.clamp(min=0))
@@ -122,51 +160,48 @@ def triplet_by_loops(
 
 
 def contrastive_by_loops(
-    image: Tensor, text: Tensor, margin: float, image_ids: list[int], caption_ids: list[int], duplicates: str
+    image: Tensor, text: Tensor, *, margin: float, image_ids: list[int], caption_ids: list[int], duplicates: str
 ) -> Tensor:
     near, far = [], []
     for i in range(len(image)):
         for j in range(len(image)):
             d = 1 - image[i].dot(text[j])
-            friend = positive(i, j, image_ids, caption_ids)
-            if i == j or (friend and duplicates == "positive"):
+            same = related(i, j, image_ids, caption_ids)
+            if i == j or (same and duplicates == "positive"):
                 near.append(d**2)
-            elif not friend or duplicates == "negative":
+            elif not same or duplicates == "negative":
                 far.append((margin - d).clamp(min=0) ** 2)
     return (torch.stack(near).mean() + torch.stack(far).mean()) / 2
 
 
-def consistency_by_loops(image: Tensor, text: Tensor, within: bool) -> Tensor:
-    total = torch.zeros((), dtype=image.dtype)
-    for i in range(len(image)):
-        for j in range(len(image)):
-            if within:
-                total = total + (image[i].dot(image[j]) - text[i].dot(text[j])) ** 2
-            else:
-                total = total + (image[i].dot(text[j]) - image[j].dot(text[i])) ** 2
-    return total / len(image)
+def cross_consistency_by_loops(image: Tensor, text: Tensor) -> Tensor:
+    pairs = range(len(image))
+    differences = [image[i].dot(text[j]) - image[j].dot(text[i]) for i in pairs for j in pairs]
+    return torch.stack(differences).square().sum() / len(image)
+
+
+def within_consistency_by_loops(image: Tensor, text: Tensor) -> Tensor:
+    pairs = range(len(image))
+    differences = [image[i].dot(image[j]) - text[i].dot(text[j]) for i in pairs for j in pairs]
+    return torch.stack(differences).square().sum() / len(image)
 
 
 def distillation_by_loops(
-    image: Tensor, text: Tensor, scale: Tensor, teacher_image: Tensor, teacher_text: Tensor, teacher_scale: float
+    image: Tensor,
+    text: Tensor,
+    *,
+    scale: Tensor,
+    teacher_image_features: Tensor,
+    teacher_text_features: Tensor,
+    teacher_scale: float,
 ) -> Tensor:
     pairs = range(len(image))
+    teacher_image, teacher_text = teacher_image_features, teacher_text_features
     total = torch.zeros((), dtype=image.dtype)
     for a, b, ta, tb in ((image, text, teacher_image, teacher_text), (text, image, teacher_text, teacher_image)):
         for i in pairs:
-            own = torch.stack([(scale * a[i].dot(b[j])).exp() for j in pairs])
-            wanted = torch.stack([(teacher_scale * ta[i].dot(tb[j])).exp() for j in pairs])
+            student = torch.stack([(scale * a[i].dot(b[j])).exp() for j in pairs])
+            target = torch.stack([(teacher_scale * ta[i].dot(tb[j])).exp() for j in pairs])
             for j in pairs:
-                total = total - wanted[j] / wanted.sum() * (own[j] / own.sum()).log()
-    return total / (2 * len(image))
-
-
-def negclip_by_loops(image: Tensor, text: Tensor, wrong: Tensor, scale: Tensor) -> Tensor:
-    pairs = range(len(image))
-    total = torch.zeros((), dtype=image.dtype)
-    for i in pairs:
-        own = scale * image[i].dot(text[i])
-        texts = [(scale * image[i].dot(one)).exp() for one in (*text, *wrong)]
-        images = [(scale * image[j].dot(text[i])).exp() for j in pairs]
-        total = total + torch.stack(texts).sum().log() + torch.stack(images).sum().log() - 2 * own
+                total = total - target[j] / target.sum() * (student[j] / student.sum()).log()
     return total / (2 * len(image))

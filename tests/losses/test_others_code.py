@@ -1,4 +1,4 @@
-"""Against other people's implementations, in float64; their traps are in the comments."""
+"""Losses agree with other libraries, in float64; comments say what their calls need."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ G = len(CLASSES)
 
 
 def along_the_sphere(gradient: Tensor, features: Tensor) -> Tensor:
-    """Without what points outward: others normalise once more, and features are of unit length here."""
+    """Return the part of the gradient along the sphere: other libraries normalize the features once more."""
     return gradient - (gradient * features).sum(dim=1, keepdim=True) * features
 
 

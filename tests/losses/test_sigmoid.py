@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from clipkit.losses import sigmoid
-from tests.losses.oracles import features, sigmoid_by_loops
-from tests.losses.test_infonce import CAPTION_IDS, DUPLICATES, IMAGE_IDS
+from tests.losses.oracles import CAPTION_IDS, DUPLICATES, IMAGE_IDS, features, sigmoid_by_loops
 
 tiles = import_module("clipkit.losses.tiles")
 
@@ -21,7 +20,8 @@ def test_equals_the_definition_with_its_gradients(
     log_scale = torch.tensor(2.3, dtype=torch.float64, requires_grad=True)
     bias = torch.tensor(-3.0, dtype=torch.float64, requires_grad=True)
     inputs = [image, text, log_scale, bias]
-    expected = sigmoid_by_loops(image, text, log_scale.exp(), bias, IMAGE_IDS, CAPTION_IDS, duplicates)
+    given = {"image_ids": IMAGE_IDS, "caption_ids": CAPTION_IDS, "duplicates": duplicates}
+    expected = sigmoid_by_loops(image, text, scale=log_scale.exp(), bias=bias, **given)
     ids = {"image_ids": torch.tensor(IMAGE_IDS), "caption_ids": torch.tensor(CAPTION_IDS), "duplicates": duplicates}
     loss = sigmoid(image, text, log_scale.exp(), bias, **ids)
     parts = sum(sigmoid(image, text, log_scale.exp(), bias, **ids, rows=rows) for rows in (slice(0, 4), slice(4, 9)))

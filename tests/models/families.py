@@ -125,7 +125,7 @@ def clip(folder: Path, activation: str = "quick_gelu", legacy_end: bool = False)
 
 
 def clip_legacy(folder: Path) -> None:
-    """As the first CLIP checkpoints on the Hub: the end token's id in the configuration is wrong."""
+    """Like the first CLIP checkpoints on the Hub: the end token's id in the configuration is wrong."""
     clip(folder, "gelu", legacy_end=True)
 
 

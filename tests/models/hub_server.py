@@ -20,7 +20,7 @@ TOKEN = "hf_right"
 
 @dataclass
 class Repository:
-    """Its revisions, by name, each a folder; who may see it."""
+    """Revisions by name, each a folder; access rights."""
 
     revisions: dict[str, Path]
     private: bool = False
@@ -36,7 +36,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """Repositories by name, and what was asked of them."""
+    """Repositories by name, and the requests that they received."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -44,12 +44,12 @@ class Hub:
     break_once: set[str] = field(default_factory=set)
     """Files of which the first transfer ends in the middle."""
     full: bool = False
-    """Whether there is no room for another commit."""
+    """True if there is no storage left for a commit."""
     url: str = ""
     uploads: Path | None = None
-    """Where what is pushed goes; without it nothing may be."""
+    """Folder for pushed files; None: pushing is not allowed."""
     read_only: bool = False
-    """Whether the token may not write."""
+    """True if the token has no write access."""
     objects: dict[str, bytes] = field(default_factory=dict)
     """Large files that have arrived, by their SHA-256."""
     received: list[tuple[str, int]] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Hub:
 
 
 def _wrong_in_header(card: str) -> list[str]:
-    """What the Hub's own validation would not take of a card's header."""
+    """Return the errors that the Hub's validation finds in a card's header."""
     parts = card.split("---\n")
     try:
         header = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else None
@@ -75,7 +75,7 @@ def _wrong_in_header(card: str) -> list[str]:
     bases = header.get("base_model", [])
     bases = [bases] if isinstance(bases, str) else bases
     wrong = [
-        f'"base_model" with value "{own}" is not valid' for own in bases if not re.fullmatch(r"[\w.-]+/[\w.-]+", own)
+        f'"base_model" with value "{base}" is not valid' for base in bases if not re.fullmatch(r"[\w.-]+/[\w.-]+", base)
     ]
     wrong += [f'"{key}" must be a string' for key in _STRINGS if not isinstance(header.get(key, ""), str)]
     for model in header.get("model-index", []):
@@ -140,13 +140,13 @@ def serving(hub: Hub) -> Iterator[Hub]:
             self.send(b"", {}, True)
 
         def write_answers(self, path: str, content: bytes) -> Any:
-            """What the API says to who writes; None: this is no such request."""
+            """Answer of the API to a write request; None for other requests."""
             parts = path.strip("/").split("/")
             known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
             if path == "/api/validate-yaml":
                 wrong = _wrong_in_header(json.loads(content)["content"])
                 self.status = 400 if wrong else 200
-                return {"errors": [{"message": own} for own in wrong], "warnings": []}
+                return {"errors": [{"message": message} for message in wrong], "warnings": []}
             if path == "/api/repos/create":
                 if not known or hub.read_only:
                     return 403 if known else 401
@@ -170,18 +170,18 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 return {
                     "files": [
                         {
-                            "path": own["path"], "shouldIgnore": False, "oid": None,
-                            "uploadMode": "lfs" if own["path"].endswith(large) else "regular",
+                            "path": file["path"], "shouldIgnore": False, "oid": None,
+                            "uploadMode": "lfs" if file["path"].endswith(large) else "regular",
                         }
-                        for own in files
+                        for file in files
                     ]
                 }  # fmt: skip
             if path.endswith(".git/info/lfs/objects/batch"):
                 objects = []
-                for own in json.loads(content)["objects"]:
-                    missing = own["oid"] not in hub.objects
-                    actions = {"upload": {"href": f"{hub.url}/lfs/{own['oid']}", "header": {}}}
-                    objects.append({**own, **({"actions": actions} if missing else {})})
+                for item in json.loads(content)["objects"]:
+                    missing = item["oid"] not in hub.objects
+                    actions = {"upload": {"href": f"{hub.url}/lfs/{item['oid']}", "header": {}}}
+                    objects.append({**item, **({"actions": actions} if missing else {})})
                 return {"transfer": "basic", "objects": objects}
             if parts[:2] == ["api", "models"] and parts[4:5] == ["commit"]:
                 if not known or hub.read_only or hub.full:
@@ -196,9 +196,9 @@ def serving(hub: Hub) -> Iterator[Hub]:
                     continue
                 file = folder / line["value"]["path"]
                 file.parent.mkdir(parents=True, exist_ok=True)
-                own = line["value"]
+                value = line["value"]
                 large = line["key"] == "lfsFile"
-                file.write_bytes(hub.objects[own["oid"]] if large else base64.b64decode(own["content"]))
+                file.write_bytes(hub.objects[value["oid"]] if large else base64.b64decode(value["content"]))
             hub.commits.append({"repository": name, "lines": lines})
             oid = hashlib.sha1(json.dumps(lines).encode()).hexdigest()
             return {"success": True, "commitOid": oid, "commitUrl": f"{hub.url}/{name}/commit/{oid}", "hookOutput": ""}
@@ -285,10 +285,10 @@ def serving(hub: Hub) -> Iterator[Hub]:
         def send(
             self, content: bytes, headers: dict[str, str], with_body: bool, breaks: bool = False, status: int = 200
         ) -> None:
-            asked = self.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
-            start = int(asked) if asked else 0
-            self.send_response(206 if asked else status)
-            if asked:
+            request = self.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
+            start = int(request) if request else 0
+            self.send_response(206 if request else status)
+            if request:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             for key, value in headers.items():
                 self.send_header(key, value)

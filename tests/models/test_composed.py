@@ -24,9 +24,10 @@ from transformers import (
 
 import clipkit
 from clipkit.errors import ModelError
-from clipkit.models import DualEncoder, compose, composed
+from clipkit.models import DualEncoder, compose, text_encoders
 from clipkit.models.encode import stack_inputs
-from clipkit.models.towers import last_token, mean_of_tokens, positions_of
+from clipkit.models.families import text_encoder
+from clipkit.models.trunks import last_token, mean_of_tokens
 from clipkit.recipe import ModelRecipe
 
 TEXTS = ["a dog", "two dogs run in the snow", "snow"]
@@ -44,18 +45,18 @@ def test_projections(kind: str, tmp_path: Path, shapes: Path) -> None:
     model = model_of(projection=kind)
     images = sorted((shapes / "images").iterdir())
     features = model.image.trunk(**stack_inputs([model.image.preprocess(Image.open(path)) for path in images]))
-    own = dict(model.image.head.named_parameters())
-    normed = F.layer_norm(features, features.shape[1:], own["0.weight"], own["0.bias"])
-    expected = normed @ own["1.weight"].T
+    head = dict(model.image.head.named_parameters())
+    normed = F.layer_norm(features, features.shape[1:], head["0.weight"], head["0.bias"])
+    expected = normed @ head["1.weight"].T
     if kind == "mlp":
-        expected = F.gelu(expected + own["1.bias"]) @ own["3.weight"].T
+        expected = F.gelu(expected + head["1.bias"]) @ head["3.weight"].T
     torch.testing.assert_close(model.encode_image(images), F.normalize(expected.detach(), dim=-1), rtol=0, atol=1e-5)
     model.save(tmp_path / "m")
     again = clipkit.load(tmp_path / "m")
     torch.testing.assert_close(again.encode_image(images), model.encode_image(images), rtol=0, atol=1e-6)
 
 
-def test_a_text_encoder_that_nobody_has_shown_to_mask_its_padding_gets_whole_captions(bert: Path) -> None:
+def test_unknown_text_encoder_gets_captions_of_full_length(bert: Path) -> None:
     config = json.loads((bert / "config.json").read_text())
     listed = compose(ModelRecipe.model_validate({"image": model_image(), "text": {"name": str(bert)}}))
     assert listed.text.tokenize(TEXTS)["input_ids"].shape[1] < 20
@@ -113,7 +114,7 @@ def bert(tmp_path: Path) -> Path:
     return folder
 
 
-def test_saves_and_loads_to_the_same_features_and_preprocessing(tmp_path: Path, shapes: Path) -> None:
+def test_saved_model_loads_with_equal_features_and_preprocessing(tmp_path: Path, shapes: Path) -> None:
     model = model_of()
     images = sorted((shapes / "images").iterdir())
     with torch.no_grad():
@@ -128,7 +129,7 @@ def test_saves_and_loads_to_the_same_features_and_preprocessing(tmp_path: Path, 
     assert str(again.image.preprocess.evaluate) == str(model.image.preprocess.evaluate)
 
 
-def test_its_parts_open_with_timm_and_transformers(tmp_path: Path, shapes: Path) -> None:
+def test_saved_towers_open_with_timm_and_transformers(tmp_path: Path, shapes: Path) -> None:
     model = model_of()
     model.save(tmp_path / "m")
     native = timm.create_model(f"local-dir:{tmp_path / 'm' / 'image'}", pretrained=True, num_classes=0).eval()
@@ -144,7 +145,7 @@ def test_its_parts_open_with_timm_and_transformers(tmp_path: Path, shapes: Path)
         )
 
 
-def test_a_folder_of_transformers_is_a_text_tower(bert: Path) -> None:
+def test_transformers_folder_becomes_a_text_tower(bert: Path) -> None:
     model = model_of(text={"name": str(bert)})
     native = AutoModel.from_pretrained(bert).eval()
     tokens = AutoTokenizer.from_pretrained(bert)(TEXTS, padding=True, return_tensors="pt")
@@ -156,7 +157,7 @@ def test_a_folder_of_transformers_is_a_text_tower(bert: Path) -> None:
     assert model.text.tokenize.context_length == 20
 
 
-def test_of_a_t5_the_encoder_is_the_tower(bert: Path, tmp_path: Path) -> None:
+def test_encoder_of_t5_becomes_the_text_tower(bert: Path, tmp_path: Path) -> None:
     config = T5Config(vocab_size=13, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, pad_token_id=0)
     T5Model(config).save_pretrained(bert)
     model = model_of(text={"name": str(bert), "context_length": 12})
@@ -172,16 +173,17 @@ def test_of_a_t5_the_encoder_is_the_tower(bert: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(clipkit.load(tmp_path / "m").encode_text(TEXTS), expected, rtol=0, atol=1e-6)
 
 
-def test_a_decoder_is_no_text_tower(bert: Path) -> None:
+def test_encoder_decoder_without_an_encoder_class_is_refused(bert: Path) -> None:
     config = BartConfig(vocab_size=13, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2)
     AutoModel.from_config(config).save_pretrained(bert)
-    with pytest.raises(ModelError, match="a bart has a decoder too"):
+    with pytest.raises(ModelError, match="of a bart without its decoder"):
         model_of(text={"name": str(bert)})
 
 
 @pytest.mark.parametrize("config", [RobertaConfig, Data2VecTextConfig])
-def test_positions_begin_after_the_paddings(config: Any) -> None:
-    assert positions_of(config(max_position_embeddings=514, pad_token_id=1)) == 512
+def test_positions_start_after_the_padding_id(config: Any) -> None:
+    settings = config(max_position_embeddings=514, pad_token_id=1)
+    assert text_encoder(settings).positions(settings) == 512
     longest = AutoModel.from_config(
         config(
             max_position_embeddings=8, pad_token_id=1, vocab_size=9, hidden_size=8, num_hidden_layers=1,
@@ -194,7 +196,7 @@ def test_positions_begin_after_the_paddings(config: Any) -> None:
 
 
 @pytest.mark.parametrize(("file", "pooling"), [("cls", "cls"), ("lasttoken", "last"), ("mean", "mean")])
-def test_pooling_comes_from_the_folder(bert: Path, file: str, pooling: str) -> None:
+def test_pooling_of_old_sentence_transformers_folders(bert: Path, file: str, pooling: str) -> None:
     (bert / "1_Pooling").mkdir()
     key = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}.get(file, f"pooling_mode_{file}")
     (bert / "1_Pooling" / "config.json").write_text(f'{{"{key}": true}}')
@@ -202,14 +204,14 @@ def test_pooling_comes_from_the_folder(bert: Path, file: str, pooling: str) -> N
     assert model_of(text={"name": str(bert), "pooling": "cls"}).text.trunk.pooling == "cls"
 
 
-def test_padding_does_not_change_a_pooled_vector() -> None:
+def test_pooling_ignores_padding() -> None:
     states = torch.randn(2, 5, 3)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     torch.testing.assert_close(mean_of_tokens(states, mask)[0], states[0, :3].mean(0))
     torch.testing.assert_close(last_token(states, mask), torch.stack([states[0, 2], states[1, 4]]))
 
 
-def test_the_tokenizer_of_open_clip_masks_its_padding() -> None:
+def test_open_clip_tokenizer_masks_padding() -> None:
     import open_clip
 
     tokenize = model_of().text.tokenize
@@ -226,25 +228,25 @@ def test_the_tokenizer_of_open_clip_masks_its_padding() -> None:
     ("changes", "message"),
     [
         ({"image": {"name": "timm:no_such_net", "pretrained": False}}, "timm:no_such_net"),
-        ({"image": {"name": "no/such/folder"}}, "no such folder"),
+        ({"image": {"name": "no/such/folder"}}, "no/such/folder.*not found"),
         ({"text": NEW_TEXT | {"tokenizer": None}}, "needs a tokenizer"),
-        ({"text": NEW_TEXT | {"tokenizer": "open_clip:ViT-Z"}}, "no such architecture"),
+        ({"text": NEW_TEXT | {"tokenizer": "open_clip:ViT-Z"}}, "open_clip:ViT-Z"),
         ({"text": NEW_TEXT | {"config": {"hidden_sizes": 3}}}, "hidden_sizes is not an option"),
         ({"text": {"name": "no_such_text_tower_here"}}, "no_such_text_tower_here"),
     ],
 )
-def test_what_cannot_be_built_is_one_line(changes: dict[str, Any], message: str) -> None:
+def test_invalid_towers_are_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message) as caught:
         model_of(**changes)
     assert "\n" not in str(caught.value)
 
 
-def test_a_vocabulary_too_large_for_the_tower_is_refused(bert: Path) -> None:
-    with pytest.raises(ModelError, match="the text tower knows 13"):
+def test_tokenizer_larger_than_the_embedding_is_refused(bert: Path) -> None:
+    with pytest.raises(ModelError, match="tokenizer open_clip:ViT-B-32.*13"):
         model_of(text={"name": str(bert), "tokenizer": "open_clip:ViT-B-32"})
 
 
-def test_missing_and_cut_weights_are_refused(bert: Path, tmp_path: Path) -> None:
+def test_missing_and_truncated_weights_are_refused(bert: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     model = compose(ModelRecipe.model_validate({"image": model_image(), "text": {"name": str(bert)}}))
@@ -252,7 +254,7 @@ def test_missing_and_cut_weights_are_refused(bert: Path, tmp_path: Path) -> None
     heads = tmp_path / "m" / "heads.safetensors"
     content = heads.read_bytes()
     heads.write_bytes(content[:-10])
-    with pytest.raises(ModelError, match=f"{heads}: is no whole safetensors file"):
+    with pytest.raises(ModelError, match=f"{heads}: is not a complete safetensors file"):
         clipkit.load(tmp_path / "m")
     heads.write_bytes(content)
     layout = tmp_path / "m" / "clipkit.json"
@@ -268,11 +270,11 @@ def test_missing_and_cut_weights_are_refused(bert: Path, tmp_path: Path) -> None
     with pytest.raises(ModelError, match=f"its weights lack {missing}"):
         clipkit.load(tmp_path / "m")
     save_file({**tensors, missing: torch.zeros(2, 5)}, file)
-    with pytest.raises(ModelError, match=rf"its weights hold {missing} as \(2, 5\), and config.json asks for"):
+    with pytest.raises(ModelError, match=rf"its weights hold {missing} as \(2, 5\), but config.json requires"):
         clipkit.load(tmp_path / "m")
 
 
-def test_code_beside_a_configuration_is_never_run(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_in_a_model_folder_is_never_run(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bert / "evil.py").write_text("raise SystemExit('code has run')")
     config = json.loads((bert / "config.json").read_text())
     auto_map = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
@@ -287,12 +289,12 @@ def test_code_beside_a_configuration_is_never_run(bert: Path, monkeypatch: pytes
             )
 
 
-@pytest.mark.parametrize(("mode", "own"), [("cls", "cls"), ("mean", "mean"), ("lasttoken", "last")])
-def test_pooling_as_sentence_transformers_writes_it_now(mode: str, own: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "pooled_by"), [("cls", "cls"), ("mean", "mean"), ("lasttoken", "last")])
+def test_pooling_of_current_sentence_transformers_folders(mode: str, pooled_by: str, tmp_path: Path) -> None:
     pooling = pytest.importorskip("sentence_transformers.sentence_transformer.modules").Pooling
     (tmp_path / "1_Pooling").mkdir()
     pooling(32, pooling_mode=mode).save(str(tmp_path / "1_Pooling"))
-    assert composed._pooling(tmp_path) == own
+    assert text_encoders._pooling(tmp_path) == pooled_by
     pooling(32, pooling_mode="max").save(str(tmp_path / "1_Pooling"))
-    with pytest.raises(ModelError, match=r"pools by max; .*give model\.text\.pooling"):
-        composed._pooling(tmp_path)
+    with pytest.raises(ModelError, match=r"by max .*model\.text\.pooling"):
+        text_encoders._pooling(tmp_path)

@@ -1,4 +1,4 @@
-"""What can be loaded, and what one model is."""
+"""Lists and descriptions of models."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from clipkit.models.describe import describe, loadable
 from tests.models.families import build
 
 
-def test_everything_that_open_clip_has_is_listed() -> None:
+def test_loadable_lists_every_architecture_of_open_clip() -> None:
     found = loadable()
     assert len(found["transformers"]) == 8
     names = found["open_clip"]
@@ -24,7 +24,7 @@ def test_everything_that_open_clip_has_is_listed() -> None:
     assert loadable("no such thing") == {"transformers": [], "open_clip": []}
 
 
-def test_a_clip(tiny_clip: Path) -> None:
+def test_describe_clip(tiny_clip: Path) -> None:
     found = describe(str(tiny_clip))
     model = clipkit.load(tiny_clip)
     assert found["layout"] == "transformers"
@@ -42,7 +42,7 @@ def test_a_clip(tiny_clip: Path) -> None:
     assert 4 * weights < found["training_bytes"] < 10 * weights
 
 
-def test_a_siglip_and_its_card(tmp_path: Path) -> None:
+def test_describe_siglip_with_a_card(tmp_path: Path) -> None:
     folder = build("siglip2", tmp_path / "siglip2")
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags: [vision]\n---\n# A model\n")
     found = describe(str(folder))
@@ -55,7 +55,7 @@ def test_a_siglip_and_its_card(tmp_path: Path) -> None:
     assert describe(str(folder))["licence"] is None
 
 
-def test_a_composed_one(tmp_path: Path) -> None:
+def test_describe_composed_model(tmp_path: Path) -> None:
     from tests.models.test_composed import model_of
 
     model_of().save(tmp_path / "m")

@@ -7,7 +7,7 @@ import clipkit
 from clipkit.models.fingerprint import tower_fingerprint
 
 
-def test_the_same_model_has_the_same_wherever_it_lies(tiny_clip: Path, tmp_path: Path) -> None:
+def test_fingerprint_does_not_depend_on_the_folder(tiny_clip: Path, tmp_path: Path) -> None:
     one, two = clipkit.load(tiny_clip), clipkit.load(tiny_clip)
     two.save(tmp_path / "copy")
     copy = clipkit.load(tmp_path / "copy")
@@ -17,7 +17,7 @@ def test_the_same_model_has_the_same_wherever_it_lies(tiny_clip: Path, tmp_path:
     assert tower_fingerprint(one.image) != tower_fingerprint(one.text)
 
 
-def test_a_weight_counts(tiny_clip: Path) -> None:
+def test_fingerprint_changes_with_a_weight(tiny_clip: Path) -> None:
     model = clipkit.load(tiny_clip)
     before = tower_fingerprint(model.image), tower_fingerprint(model.text)
     with torch.no_grad():
@@ -27,7 +27,7 @@ def test_a_weight_counts(tiny_clip: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["preprocessing", "tokenizer", "activation", "type", "buffer"])
-def test_all_that_changes_features_counts(change: str, tiny_clip: Path) -> None:
+def test_fingerprint_changes_with_preprocessing_and_tokenizer(change: str, tiny_clip: Path) -> None:
     model = clipkit.load(tiny_clip)
     tower = model.text if change == "tokenizer" else model.image
     before = tower_fingerprint(tower)
@@ -47,8 +47,8 @@ def test_all_that_changes_features_counts(change: str, tiny_clip: Path) -> None:
     assert tower_fingerprint(tower) != before
 
 
-def test_pooling_counts(tiny_clip: Path) -> None:
-    from clipkit.models.composed import TextTrunk
+def test_fingerprint_changes_with_the_pooling(tiny_clip: Path) -> None:
+    from clipkit.models.trunks import TextTrunk
 
     model = clipkit.load(tiny_clip)
     hashes = []

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import clipkit
 from clipkit.errors import ModelError
+from clipkit.models.tuning import tune
 from clipkit.recipe import Recipe
 from tests.models.families import SENTENCES, SMALL, bert_tokenizer
 
@@ -75,7 +76,7 @@ def architectures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     factory._rescan_model_configs()
 
 
-def own(name: str) -> tuple[Any, Any, Any]:
+def open_clip_model(name: str) -> tuple[Any, Any, Any]:
     """open_clip's model with the random weights that clipkit's gets too, its transform and tokenizer."""
     torch.manual_seed(0)
     custom = name == "tiny-clipa"  # so that the parameters are drawn in the same order; the next test has the plain one
@@ -95,7 +96,7 @@ def features(model: Any, transform: Any, tokenizer: Any, images: list[Path]) -> 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_features_equal_open_clip(name: str, images: list[Path]) -> None:
-    native, transform, tokenizer = own(name)
+    native, transform, tokenizer = open_clip_model(name)
     torch.manual_seed(0)
     model = clipkit.load(f"open_clip:{name}")
     image, text = features(native, transform, tokenizer, images)
@@ -111,7 +112,7 @@ def test_features_equal_open_clip(name: str, images: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_one_epoch_and_back_to_open_clip(
+def test_trained_model_opens_with_open_clip(
     name: str, recipe: Callable[..., Recipe], tmp_path: Path, images: list[Path]
 ) -> None:
     changes = {
@@ -136,20 +137,20 @@ def test_one_epoch_and_back_to_open_clip(
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-@pytest.mark.parametrize("tune", ["frozen", "last:1", "head"])
-def test_what_learns(name: str, tune: str) -> None:
+@pytest.mark.parametrize("method", ["frozen", "last:1", "head"])
+def test_methods_train_a_part_of_the_tower(name: str, method: str) -> None:
     model = clipkit.load(f"open_clip:{name}")
     for tower in (model.image, model.text):
-        tower.tune(tune)
+        tune(tower, method)
         learning = {key for key, value in tower.named_parameters() if value.requires_grad}
-        assert bool(learning) == (tune != "frozen")
-        tower.tune("full")
+        assert bool(learning) == (method != "frozen")
+        tune(tower, "full")
         assert learning < {key for key, value in tower.named_parameters() if value.requires_grad}
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_checkpoint_of_its_trainer(tmp_path: Path, prefix: str, images: list[Path]) -> None:
-    native, transform, tokenizer = own("tiny-clip")
+def test_trainer_checkpoint_loads(tmp_path: Path, prefix: str, images: list[Path]) -> None:
+    native, transform, tokenizer = open_clip_model("tiny-clip")
     file = tmp_path / "epoch_3.pt"
     weights = {prefix + key: value for key, value in native.state_dict().items()}
     torch.save(
@@ -174,7 +175,7 @@ def shrunk(file: Path) -> Path:
     return file
 
 
-def test_clipa_as_open_clip_builds_it(tmp_path: Path, images: list[Path]) -> None:
+def test_clipa_equals_open_clip(tmp_path: Path, images: list[Path]) -> None:
     native, _, transform = open_clip.create_model_and_transforms("tiny-clipa")
     assert type(native).__name__ == "CLIP"
     torch.save(native.state_dict(), tmp_path / "w.pt")
@@ -186,7 +187,7 @@ def test_clipa_as_open_clip_builds_it(tmp_path: Path, images: list[Path]) -> Non
     assert not visual
 
 
-def test_a_checkpoint_of_its_trainer_with_siglips_loss(tmp_path: Path, images: list[Path]) -> None:
+def test_trainer_checkpoint_with_a_bias_loads(tmp_path: Path, images: list[Path]) -> None:
     native, _, transform = open_clip.create_model_and_transforms("tiny-clip", init_logit_bias=-7.0)
     torch.save({"state_dict": {f"module.{k}": v for k, v in native.state_dict().items()}}, tmp_path / "epoch_1.pt")
     model = clipkit.load(f"open_clip:tiny-clip?weights={tmp_path / 'epoch_1.pt'}")
@@ -198,32 +199,32 @@ def test_a_checkpoint_of_its_trainer_with_siglips_loss(tmp_path: Path, images: l
     torch.testing.assert_close(model.encode_image(images), image, rtol=0, atol=1e-5)
 
 
-def test_weights_of_another_image_size_are_not_stretched(tmp_path: Path) -> None:
+def test_weights_of_another_image_size_are_refused(tmp_path: Path) -> None:
     native = open_clip.create_model("tiny-clip", force_image_size=64)
     torch.save(native.state_dict(), tmp_path / "w.pt")
     with pytest.raises(ModelError, match=r"positional_embedding is \(65, 32\) in the file, \(17, 32\) in the model"):
         clipkit.load(f"open_clip:tiny-clip?weights={tmp_path / 'w.pt'}")
 
 
-def test_code_beside_a_folder_is_never_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_code_in_a_model_folder_is_never_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     clipkit.load("open_clip:tiny-clip").save(tmp_path)
     bert_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "evil.py").write_text("print('code has run')\nclass Tokenizer: pass\n")
     config = json.loads((tmp_path / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="its tokenizer has the option trust_remote_code"):
+    with pytest.raises(ModelError, match="option trust_remote_code"):
         clipkit.load(tmp_path)
     file = tmp_path / "tokenizer_config.json"
     auto_map = {"AutoTokenizer": ["evil.Tokenizer", None]}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": auto_map}))
-    with pytest.raises(ModelError, match="wants to run code of its own"):
+    with pytest.raises(ModelError, match="auto_map"):
         clipkit.load(tmp_path)
     assert "code has run" not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-sigmoid", "tiny-resnet"])
-def test_half_precision(name: str, images: list[Path]) -> None:
+def test_bfloat16_features_are_close(name: str, images: list[Path]) -> None:
     torch.manual_seed(0)
     full = clipkit.load(f"open_clip:{name}")
     torch.manual_seed(0)
@@ -239,10 +240,10 @@ class Evil:
         return (print, ("code has run",))
 
 
-def test_a_pickle_with_code_is_not_opened(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_pickle_with_code_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "epoch_1.pt"
     torch.save({"state_dict": {"a": torch.zeros(1)}, "more": Evil()}, file)
-    with pytest.raises(ModelError, match=f"{file}: holds more than tensors .* it was not opened") as caught:
+    with pytest.raises(ModelError, match=f"{file}: .*it was not opened") as caught:
         clipkit.load(f"open_clip:tiny-clip?weights={file}")
     assert "\n" not in str(caught.value)
     assert "code has run" not in capfd.readouterr().out
@@ -259,7 +260,7 @@ def tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tags, one trained with QuickGELU, of the architectures with and without it."""
     from open_clip import pretrained
 
-    native, _, _ = own("tiny-clip")
+    native, _, _ = open_clip_model("tiny-clip")
     file = tmp_path / "weights.pt"
     torch.save(native.state_dict(), file)
     cfgs = {"quick": {"file": str(file), "quick_gelu": True, "mean": (0.5, 0.5, 0.5)}, "plain": {"file": str(file)}}
@@ -279,11 +280,11 @@ def test_activation_and_preprocessing_come_from_the_tag(
     assert not caplog.messages
     corrected = clipkit.load("open_clip:tiny-clip/quick")
     assert activations(corrected) == {"QuickGELU"}
-    assert "were trained with QuickGELU" in caplog.messages[-1]
+    assert "QuickGELU" in caplog.messages[-1]
     assert corrected.image.preprocess.mean == (0.5, 0.5, 0.5)
     named = clipkit.load("open_clip:tiny-clip-quickgelu/quick")
     torch.testing.assert_close(corrected.encode_image(images), named.encode_image(images), rtol=0, atol=0)
-    with pytest.raises(ModelError, match="has QuickGELU; take open_clip:tiny-clip/plain"):
+    with pytest.raises(ModelError, match="QuickGELU.*use open_clip:tiny-clip/plain"):
         clipkit.load("open_clip:tiny-clip-quickgelu/plain")
     # What was corrected stays so when it is saved and opened again.
     corrected.save(tmp_path / "saved")
@@ -301,17 +302,17 @@ def test_activation_and_preprocessing_come_from_the_tag(
         ("open_clip:tiny-clip?weights=", "write open_clip:ARCH/TAG"),
         ("open_clip:tiny-clip?/no/such.pt", "write open_clip:ARCH/TAG"),
         ("open_clip:tiny-clip/", "write open_clip:ARCH/TAG"),
-        ("open_clip:tiny-clip?weights=/no/a+b.pt", "there is no file /no/a.b.pt"),
-        ("open_clip:tiny-clip?weights=/no/such.pt", "there is no file /no/such.pt"),
+        ("open_clip:tiny-clip?weights=/no/a+b.pt", "/no/a.b.pt not found"),
+        ("open_clip:tiny-clip?weights=/no/such.pt", "/no/such.pt not found"),
     ],
 )
-def test_a_wrong_name_is_one_line(name: str, message: str) -> None:
+def test_invalid_name_is_refused_in_one_line(name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message.replace("?", "[?]")) as caught:
         clipkit.load(name)
     assert "\n" not in str(caught.value)
 
 
-def test_random_weights_are_not_warned_of(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_random_weights_print_no_warning(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     import logging
 
     handlers = list(logging.getLogger().handlers)
@@ -321,7 +322,7 @@ def test_random_weights_are_not_warned_of(capfd: pytest.CaptureFixture[str], cap
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_everything_open_clip_has_is_one_of_its_kinds(tmp_path: Path) -> None:
+def test_every_architecture_of_open_clip_is_of_a_tested_kind(tmp_path: Path) -> None:
     """No architecture of the installed version falls outside of what is tested above."""
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
@@ -330,17 +331,17 @@ def test_everything_open_clip_has_is_one_of_its_kinds(tmp_path: Path) -> None:
         assert pool in ("argmax", "eos", "last", "first"), name
     saved = clipkit.load("open_clip:tiny-clip")
     saved.save(tmp_path)
-    assert set(load_file(tmp_path / "open_clip_model.safetensors")) == set(own("tiny-clip")[0].state_dict())
+    assert set(load_file(tmp_path / "open_clip_model.safetensors")) == set(open_clip_model("tiny-clip")[0].state_dict())
 
 
 @pytest.mark.peer
-def test_captions_of_a_real_size_equal_open_clips(flickr8k: Path) -> None:
+def test_features_of_real_captions_equal_open_clip(flickr8k: Path) -> None:
     """ViT-B-32's text tower on captions that people wrote, 14 tokens long on average, against all 77 positions."""
     import csv
 
     with (flickr8k / "dev.csv").open(encoding="utf-8", newline="") as lines:
         captions = [row["caption"] for row in csv.DictReader(lines)][:256]
-    native, _, tokenizer = own("ViT-B-32")
+    native, _, tokenizer = open_clip_model("ViT-B-32")
     torch.manual_seed(0)
     model = clipkit.load("open_clip:ViT-B-32")
     with torch.inference_mode():

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import clipkit
 from clipkit.errors import ModelError
+from clipkit.models.tuning import tune
 from clipkit.recipe import Recipe
 from tests.models.families import FAMILIES, SENTENCES, build, sentencepiece_model
 
@@ -67,14 +68,14 @@ def test_features_equal_transformers(family: tuple[str, Path], images: list[Path
     assert not model.training
 
 
-def test_cut_captions_equal_whole_ones(family: tuple[str, Path]) -> None:
+def test_cutting_padding_does_not_change_features(family: tuple[str, Path]) -> None:
     name, folder = family
     model, native = clipkit.load(folder), native_of(folder)
     tokens = model.text.tokenize(["x", LONG])
     assert ("attention_mask" not in tokens) == (name in NEVER_CUT)
     for text in SENTENCES:  # alone, so that each is cut to its own length
-        own = model.text.tokenize([text])["input_ids"].shape[1]
-        assert (own == model.text.tokenize.context_length) == (name in NEVER_CUT)
+        length = model.text.tokenize([text])["input_ids"].shape[1]
+        assert (length == model.text.tokenize.context_length) == (name in NEVER_CUT)
         expected = native_text_features(native, folder, [text])
         torch.testing.assert_close(model.encode_text([text]), expected, rtol=0, atol=1e-5)
     # Rows that came padded, as from loader workers, are the same after the cut.
@@ -84,9 +85,7 @@ def test_cut_captions_equal_whole_ones(family: tuple[str, Path]) -> None:
         torch.testing.assert_close(cut, model.text(tokens), rtol=0, atol=1e-5)
 
 
-def test_a_pipeline_scores_what_was_saved_as_clipkit_does(
-    family: tuple[str, Path], images: list[Path], tmp_path: Path
-) -> None:
+def test_pipeline_of_a_saved_model_equals_clipkit(family: tuple[str, Path], images: list[Path], tmp_path: Path) -> None:
     _, folder = family
     model = clipkit.load(folder)
     with torch.no_grad():
@@ -101,24 +100,24 @@ def check_pipeline(model: Any, folder: Path, labels: list[str], template: str, i
     """SigLIP's scores are sigmoids, each label's own; the others' are a softmax over the labels."""
     classify = transformers.pipeline("zero-shot-image-classification", model=str(folder))
     prompts = [template.format(label) for label in labels]
-    wanted = model.classify(images, prompts)
+    expected = model.classify(images, prompts)
     if model.logit_bias is not None:
         cosines = model.encode_image(images) @ model.encode_text(prompts).T
-        wanted = (cosines * model.logit_scale.detach().exp() + model.logit_bias.detach()).sigmoid()
-    assert wanted.std(dim=1).min() > 1e-4  # labels are told apart
+        expected = (cosines * model.logit_scale.detach().exp() + model.logit_bias.detach()).sigmoid()
+    assert expected.std(dim=1).min() > 1e-4  # labels have different scores
     files = [str(image) for image in images]
     # It resizes by torchvision unless told otherwise, which is not quite the same, and varies with Pillow's version.
     for tolerance in (3e-2, 1e-5):
         found = [
-            {own["label"]: own["score"] for own in scores}
+            {row["label"]: row["score"] for row in scores}
             for scores in classify(files, candidate_labels=labels, hypothesis_template=template)
         ]
         rows = torch.tensor([[scores[label] for label in labels] for scores in found])
-        torch.testing.assert_close(rows, wanted, rtol=0, atol=tolerance)
+        torch.testing.assert_close(rows, expected, rtol=0, atol=tolerance)
         classify.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
 
 
-def test_one_epoch_and_back_to_the_familys_own_loader(
+def test_trained_model_opens_with_transformers(
     family: tuple[str, Path], recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path, images: list[Path]
 ) -> None:
     name, folder = family
@@ -144,25 +143,25 @@ def test_one_epoch_and_back_to_the_familys_own_loader(
         assert native.temperature.item() == pytest.approx(1 / tuned.logit_scale.exp().item())
 
 
-@pytest.mark.parametrize("tune", ["frozen", "last:1", "head"])
-def test_what_learns(family: tuple[str, Path], tune: str) -> None:
+@pytest.mark.parametrize("method", ["frozen", "last:1", "head"])
+def test_methods_train_a_part_of_the_tower(family: tuple[str, Path], method: str) -> None:
     name, folder = family
     model = clipkit.load(folder)
     for tower in (model.image, model.text):
-        if tune == "head" and name == "align" and tower is model.image:
-            with pytest.raises(ModelError, match="does not have; take last:1 or frozen"):
-                tower.tune(tune)
+        if method == "head" and name == "align" and tower is model.image:
+            with pytest.raises(ModelError, match="does not have; use last:1 or frozen"):
+                tune(tower, method)
             continue
-        tower.tune(tune)
+        tune(tower, method)
         learning = [key for key, value in tower.named_parameters() if value.requires_grad]
-        assert bool(learning) == (tune != "frozen")
-        tower.tune("full")
+        assert bool(learning) == (method != "frozen")
+        tune(tower, "full")
         everything = [key for key, value in tower.named_parameters() if value.requires_grad]
         assert set(learning) < set(everything)
 
 
-def test_gemmas_tokenizer_is_lowercased_for_siglip(tmp_path: Path, images: list[Path]) -> None:
-    """As of SigLIP 2's checkpoints for square images, whose tokenizer does not do it."""
+def test_siglip2_lowercases_for_gemma_tokenizer(tmp_path: Path, images: list[Path]) -> None:
+    """The tokenizer of SigLIP 2's checkpoints for square images does not lowercase."""
     from tests.models.families import SMALL, VISION, save
 
     letters = ["▁", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
@@ -176,22 +175,20 @@ def test_gemmas_tokenizer_is_lowercased_for_siglip(tmp_path: Path, images: list[
     save(tmp_path, transformers.SiglipModel(config), tokenizer, processor)
     model = clipkit.load(tmp_path)
     torch.testing.assert_close(model.encode_text(["A Red SQUARE"]), model.encode_text(["a red square"]), rtol=0, atol=0)
-    # Whoever opens what is saved need not know: a pipeline's own prompt begins with a capital.
+    # Pipelines lowercase too: their default prompt starts with a capital letter.
     model.save(tmp_path / "saved")
     check_pipeline(model, tmp_path / "saved", ["Red", "a DOG"], "This is a photo of {}.", images)
     again = clipkit.load(tmp_path / "saved")
     torch.testing.assert_close(again.encode_text(["A Red SQUARE"]), model.encode_text(["a red square"]), rtol=0, atol=0)
 
 
-def test_another_class_is_refused_by_name(tmp_path: Path) -> None:
+def test_unsupported_model_type_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip"}))
-    with pytest.raises(
-        ModelError, match="of type blip; of transformers' classes clipkit opens AlignModel, .*SiglipModel"
-    ):
+    with pytest.raises(ModelError, match="type blip .*AlignModel, .*SiglipModel"):
         clipkit.load(tmp_path)
 
 
-def test_missing_and_misshapen_weights_are_refused(family: tuple[str, Path], tmp_path: Path) -> None:
+def test_missing_and_mismatched_weights_are_refused(family: tuple[str, Path], tmp_path: Path) -> None:
     """transformers would go on with random numbers for the missing ones."""
     _, folder = family
     broken = shutil.copytree(folder, tmp_path / "broken")
@@ -202,7 +199,7 @@ def test_missing_and_misshapen_weights_are_refused(family: tuple[str, Path], tmp
         clipkit.load(broken)
     tensors[missing] = torch.zeros(3, 3)
     save_file(tensors, broken / "model.safetensors")
-    with pytest.raises(ModelError, match=rf"{broken}: its weights hold {missing} as \(3, 3\), and") as caught:
+    with pytest.raises(ModelError, match=rf"{broken}: its weights hold {missing} as \(3, 3\), but") as caught:
         clipkit.load(broken)
     assert str(broken) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -212,7 +209,7 @@ def test_sentencepiece_trains() -> None:
     assert len(sentencepiece_model()) > 1000
 
 
-def test_a_text_tower_that_nobody_has_tried_gets_its_mask(tmp_path: Path) -> None:
+def test_unknown_text_encoder_gets_a_mask(tmp_path: Path) -> None:
     from tests.models.families import SMALL, VISION, bert_tokenizer, save, vit_processor
 
     tokenizer = bert_tokenizer()
@@ -226,8 +223,8 @@ def test_a_text_tower_that_nobody_has_tried_gets_its_mask(tmp_path: Path) -> Non
     save(tmp_path, native, tokenizer, vit_processor())
     texts = ["x", "two dogs running through a low body of water"]
     with torch.inference_mode():
-        wanted = native.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
+        expected = native.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
     model = clipkit.load(tmp_path)
-    torch.testing.assert_close(model.encode_text(texts), F.normalize(wanted, dim=-1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.encode_text(texts), F.normalize(expected, dim=-1), rtol=0, atol=1e-5)
     assert not model.text.padding_may_be_cut
     assert model.text.cut_padding(model.text.tokenize(["x"]))["input_ids"].shape == (1, 64)

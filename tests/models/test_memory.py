@@ -1,4 +1,4 @@
-"""What towers need in memory."""
+"""Memory that towers need."""
 
 from pathlib import Path
 
@@ -8,20 +8,21 @@ from torch import nn
 
 import clipkit
 from clipkit.models.memory import graph_bytes, widest_layer_bytes
+from clipkit.models.tuning import tune
 
 
-def test_bytes_grow_with_the_batch_and_parameters_do_not_count(tiny_clip: Path) -> None:
+def test_graph_bytes_grow_with_the_batch_and_exclude_parameters(tiny_clip: Path) -> None:
     model = clipkit.load(tiny_clip, device="cpu")
     needed = [graph_bytes(model.image, {"pixel_values": torch.zeros(n, 3, 32, 32)}) for n in (2, 4, 8)]
     # Twice the images, twice the bytes: nothing that belongs to the model is in it.
     assert needed[1] / needed[0] == pytest.approx(2, rel=0.05)
     assert needed[2] / needed[1] == pytest.approx(2, rel=0.05)
-    model.image.tune("frozen")
+    tune(model.image, "frozen")
     frozen = graph_bytes(model.image, {"pixel_values": torch.zeros(8, 3, 32, 32)})
     assert frozen < 0.2 * needed[2]
 
 
-def test_a_known_layer_keeps_what_it_should() -> None:
+def test_graph_bytes_of_a_known_layer() -> None:
     class Known(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -35,7 +36,7 @@ def test_a_known_layer_keeps_what_it_should() -> None:
     assert found == 4 * 8 * (50 + 100 + 50)
 
 
-def test_the_widest_layer() -> None:
+def test_widest_layer_bytes() -> None:
     class Towers(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -24,9 +24,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_between_two_models(two: tuple[Path, Path], alpha: float, tmp_path: Path) -> None:
-    base, tuned = (clipkit.load(own).state_dict() for own in two)
-    clipkit.merge([clipkit.load(own) for own in two], [1 - alpha, alpha]).save(tmp_path / "merged")
+def test_merge_interpolates_two_models(two: tuple[Path, Path], alpha: float, tmp_path: Path) -> None:
+    base, tuned = (clipkit.load(folder).state_dict() for folder in two)
+    clipkit.merge([clipkit.load(folder) for folder in two], [1 - alpha, alpha]).save(tmp_path / "merged")
     found = clipkit.load(tmp_path / "merged").state_dict()
     assert found.keys() == base.keys()
     assert any(not torch.equal(base[name], tuned[name]) for name in base)
@@ -34,19 +34,19 @@ def test_between_two_models(two: tuple[Path, Path], alpha: float, tmp_path: Path
         if alpha in (0.0, 1.0):  # to the bit
             assert torch.equal(value, (tuned if alpha else base)[name]), name
         elif value.is_floating_point():
-            wanted = (1 - alpha) * base[name].double() + alpha * tuned[name].double()
-            torch.testing.assert_close(value.double(), wanted, atol=1e-6, rtol=1e-6)
+            expected = (1 - alpha) * base[name].double() + alpha * tuned[name].double()
+            torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_soup_of_three(two: tuple[Path, Path]) -> None:
+def test_merge_averages_three_models(two: tuple[Path, Path]) -> None:
     names = [two[0], two[1], two[1]]
-    states = [clipkit.load(own).state_dict() for own in names]
-    soup = clipkit.merge([clipkit.load(own) for own in names])
-    torch.testing.assert_close(soup.logit_scale.detach(), sum(own["logit_scale"] for own in states) / 3)
+    states = [clipkit.load(name).state_dict() for name in names]
+    soup = clipkit.merge([clipkit.load(name) for name in names])
+    torch.testing.assert_close(soup.logit_scale.detach(), sum(state["logit_scale"] for state in states) / 3)
     assert soup.logit_scale.item() != states[0]["logit_scale"].item()
 
 
-def test_half_precision_is_averaged_in_float32_and_integers_are_kept() -> None:
+def test_bfloat16_is_averaged_in_float32_and_integers_are_kept() -> None:
     one = {"weight": torch.tensor([1.0], dtype=torch.bfloat16), "count": torch.tensor(3)}
     two = {"weight": torch.tensor([1.0078125], dtype=torch.bfloat16), "count": torch.tensor(5)}
     found = averaged([one] * 7 + [two], [0.125] * 8)
@@ -57,13 +57,13 @@ def test_half_precision_is_averaged_in_float32_and_integers_are_kept() -> None:
     assert endless["weight"].item() == 2.0
 
 
-def test_another_architecture_is_refused_by_its_tensor(two: tuple[Path, Path], tmp_path: Path) -> None:
+def test_other_architecture_is_refused_with_the_first_different_tensor(two: tuple[Path, Path], tmp_path: Path) -> None:
     other = clipkit.load(build("metaclip_2", tmp_path / "other"))
     with pytest.raises(
         ModelError, match=r"different architectures: text\.trunk\.native.*token_embedding\.weight is \("
     ):
         clipkit.merge([other, clipkit.load(two[0])])
-    with pytest.raises(ModelError, match="summing to 1"):
-        clipkit.merge([clipkit.load(own) for own in two], [0.5, 0.6])
-    with pytest.raises(ModelError, match="two models or more"):
+    with pytest.raises(ModelError, match="one weight per model"):
+        clipkit.merge([clipkit.load(folder) for folder in two], [0.5, 0.6])
+    with pytest.raises(ModelError, match="two or more models"):
         clipkit.merge([clipkit.load(two[0])])

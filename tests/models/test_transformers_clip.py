@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 import clipkit
-from clipkit.models.towers import transformers_blocks
+from clipkit.models.blocks import transformers_blocks
 
 TEXTS = [
     "a red square",
@@ -35,7 +35,7 @@ def test_features_equal_transformers(tiny_clip: Path, images: list[Path]) -> Non
     torch.testing.assert_close(model.encode_text(TEXTS), text, rtol=0, atol=1e-5)
 
 
-def test_paths_images_and_arrays_give_the_same(tiny_clip: Path, images: list[Path]) -> None:
+def test_paths_images_and_arrays_have_equal_features(tiny_clip: Path, images: list[Path]) -> None:
     import numpy as np
 
     model = clipkit.load(str(tiny_clip))
@@ -52,7 +52,7 @@ def test_features_do_not_depend_on_the_batch(tiny_clip: Path, images: list[Path]
     torch.testing.assert_close(model.encode_text(TEXTS, 1), model.encode_text(TEXTS, 64), rtol=0, atol=1e-6)
 
 
-def test_classify_gives_transformers_probabilities(tiny_clip: Path, images: list[Path]) -> None:
+def test_classify_is_a_softmax_of_scaled_cosines(tiny_clip: Path, images: list[Path]) -> None:
     model = clipkit.load(str(tiny_clip))
     probabilities = model.classify(images, TEXTS[:3])
     expected = (model.encode_image(images) @ model.encode_text(TEXTS[:3]).T * model.logit_scale.exp()).softmax(-1)
@@ -60,9 +60,7 @@ def test_classify_gives_transformers_probabilities(tiny_clip: Path, images: list
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(len(images)))
 
 
-def test_what_is_saved_opens_with_transformers_and_gives_the_same(
-    tiny_clip: Path, images: list[Path], tmp_path: Path
-) -> None:
+def test_saved_model_opens_with_transformers(tiny_clip: Path, images: list[Path], tmp_path: Path) -> None:
     model = clipkit.load(str(tiny_clip))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -76,7 +74,7 @@ def test_what_is_saved_opens_with_transformers_and_gives_the_same(
         assert torch.equal(value, model.backend.native.state_dict()[name]), name
 
 
-def test_blocks_are_every_parameter_once_in_order(tiny_clip: Path) -> None:
+def test_blocks_hold_every_parameter_once_in_order(tiny_clip: Path) -> None:
     native = CLIPModel.from_pretrained(tiny_clip)
     for tower in (native.vision_model, native.text_model):
         blocks = transformers_blocks(tower)

@@ -33,11 +33,11 @@ def as_shards(folder: Path) -> Path:
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
     halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, own in halves.items():
-        save_file({name: tensors[name] for name in own}, folder / file, metadata={"format": "pt"})
+    for file, names_of_half in halves.items():
+        save_file({name: tensors[name] for name in names_of_half}, folder / file, metadata={"format": "pt"})
     (folder / "model.safetensors").unlink()
     index = folder / "model.safetensors.index.json"
-    weight_map = {name: file for file, own in halves.items() for name in own}
+    weight_map = {name: file for file, names_of_half in halves.items() for name in names_of_half}
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return index
 
@@ -58,7 +58,7 @@ class Evil:
         return (os.mkdir, (str(self.mark),))
 
 
-def test_shards_and_harmless_pickles_load(model: Path, tiny_clip: Path, tmp_path: Path) -> None:
+def test_shards_and_safe_pickles_load(model: Path, tiny_clip: Path, tmp_path: Path) -> None:
     expected = clipkit.load(tiny_clip).encode_text(["a red square"])
     pickled = shutil.copytree(model, tmp_path / "pickled")
     as_pickle(pickled)
@@ -67,51 +67,51 @@ def test_shards_and_harmless_pickles_load(model: Path, tiny_clip: Path, tmp_path
         torch.testing.assert_close(clipkit.load(folder).encode_text(["a red square"]), expected, rtol=0, atol=1e-6)
 
 
-def test_a_pickle_that_would_run_code_is_refused_and_nothing_runs(model: Path, tmp_path: Path) -> None:
+def test_pickle_with_code_is_refused_and_not_run(model: Path, tmp_path: Path) -> None:
     mark = tmp_path / "code has run"
     file = as_pickle(model, lambda tensors: tensors.update(more=Evil(mark)))
-    assert f"{file}: holds more than tensors and would have to run code" in refused(model)
+    assert f"{file}: holds objects other than tensors" in refused(model)
     file.write_bytes(pickle.dumps(Evil(mark)))  # not of torch.save at all
-    assert f"{file}: is no file of torch.save that holds tensors alone; it was not opened" in refused(model)
+    assert f"{file}: is not a file of torch.save that only holds tensors; it was not opened" in refused(model)
     assert not mark.exists()
 
 
-def test_safetensors_come_first(model: Path, tmp_path: Path) -> None:
+def test_safetensors_are_preferred_to_pickles(model: Path, tmp_path: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(tmp_path / "mark")))
     clipkit.load(model)
     assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "sub/file.safetensors", "..", "", 7, "a\\b"])
-def test_an_index_that_leads_elsewhere_is_refused(model: Path, tmp_path: Path, name: object) -> None:
+def test_index_with_paths_out_of_the_folder_is_refused(model: Path, tmp_path: Path, name: object) -> None:
     (tmp_path / "other.safetensors").write_bytes((model / "model.safetensors").read_bytes())
     index = as_shards(model)
     content = json.loads(index.read_text())
     content["weight_map"][min(content["weight_map"])] = name
     index.write_text(json.dumps(content))
-    assert f"{index}: names {name!r}, which is not a file of its folder" in refused(model)
+    assert f"{index}: refers to {name!r} outside of its folder" in refused(model)
 
 
-def test_what_is_missing_or_cut_is_named(model: Path) -> None:
+def test_missing_and_truncated_files_are_named(model: Path) -> None:
     index = as_shards(model)
     shard = model / "model-00002-of-00002.safetensors"
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
-    assert f"{shard}: is no whole safetensors file" in refused(model)
+    assert f"{shard}: is not a complete safetensors file" in refused(model)
     shard.unlink()
-    assert f"{index}: names {shard.name}, which is not there" in refused(model)
+    assert f"{index}: refers to {shard.name}, which is missing" in refused(model)
     index.write_text("{")
-    assert f"{index}: is no index of weights" in refused(model)
+    assert f"{index}: is not an index of weights" in refused(model)
     index.unlink()
     assert f"{model}: has no weights; it needs model.safetensors or pytorch_model.bin" in refused(model)
 
 
-def test_code_that_comes_with_a_model_is_never_run(model: Path) -> None:
+def test_code_in_a_model_folder_is_never_run(model: Path) -> None:
     config = model / "tokenizer_config.json"
     values = json.loads(config.read_text())
     config.write_text(json.dumps(values | {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}))
     (model / "evil.py").write_text("raise SystemExit('code has run')")
-    assert f"{config}: wants to run code of its own (auto_map), which clipkit never does" in refused(model)
+    assert f"{config}: asks to run custom code (auto_map)" in refused(model)
     config.write_text(json.dumps(values))
     values = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(values | {"auto_map": {"AutoModel": "evil.Model"}}))

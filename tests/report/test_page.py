@@ -20,13 +20,12 @@ from clipkit.report.page import (
     difference,
     duration,
     metrics_table,
-    number,
-    readable,
     render,
     short_name,
     thumbnail,
     unbroken,
 )
+from clipkit.tasks import number, readable
 from tests.conftest import COLOURS, SHAPES, write_csv
 
 
@@ -119,7 +118,7 @@ def test_missing_image_file_is_marked(tiny_clip: Path, shapes: Path) -> None:
 def test_format_of_names_and_numbers() -> None:
     assert readable("image_retrieval_recall@5") == "text → image R@5"
     assert readable("text_retrieval_map@r") == "image → text mAP@R"
-    assert readable("lp_mean_per_class_recall") == "linear probe: mean recall of the classes"
+    assert readable("lp_mean_per_class_recall") == "linear probe: mean per-class recall"
     assert number("image_retrieval_mean_rank", 1234.56) == "1,234.6"
     assert number("text_retrieval_median_rank", 7.0) == "7"
     assert number("acc1", 0.1234) == "12.3 %"

@@ -1,4 +1,4 @@
-"""Gradients of one global batch on this many processes, written to a file: run by test_exactness under torchrun."""
+"""Write the gradients of one global batch on this process to a file; test_exactness runs it on several processes."""
 
 import itertools
 import sys
@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipkit import catalogue
+from clipkit.catalogue import LossRow, Need
 from clipkit.data import Batch
 from clipkit.models import DualEncoder
 from clipkit.models.preprocess import Preprocess
@@ -26,29 +28,21 @@ from clipkit.training.step import Encoder, Step
 WIDTH = 12
 LONGEST = 9
 VOCABULARY = 40
-LOSSES = {
-    "infonce": LossRecipe(duplicates="negative"),
-    "multi-positive": LossRecipe(duplicates="positive"),
-    "ignore": LossRecipe(duplicates="ignore"),
-    "sigmoid": LossRecipe(name="sigmoid"),
-    "smoothed": LossRecipe(label_smoothing=0.1),
-    "ntxent": LossRecipe(name="ntxent"),
-    "supcon": LossRecipe(name="supcon"),
-    "dcl": LossRecipe(name="dcl"),
-    "triplet": LossRecipe(name="triplet", margin=0.5),
-    "all triplets": LossRecipe(name="triplet", mining="all", margin=0.5),
-    "contrastive": LossRecipe(name="contrastive", margin=0.9),
-    "negclip": LossRecipe(name="negclip"),
-    "distillation": LossRecipe(name="distillation", teacher="made"),
-    "sum": LossRecipe(
-        name=[
-            {"name": "infonce"},
-            {"name": "cross_consistency", "weight": 0.25},
-            {"name": "within_consistency", "weight": 0.25},
-        ]
-    ),
+
+
+def _recipe(row: LossRow) -> LossRecipe:
+    """Return the loss with its defaults, beside InfoNCE if it needs another loss."""
+    entry = {"name": row.name} | ({"teacher": "made"} if Need.TEACHER in row.needs else {})
+    return LossRecipe(name=[{"name": "infonce"}, entry] if Need.ANOTHER_LOSS in row.needs else [entry])
+
+
+LOSSES = {name: _recipe(row) for name, row in catalogue.LOSSES.items()} | {
+    "infonce, negative": LossRecipe(duplicates="negative"),
+    "infonce, ignore": LossRecipe(duplicates="ignore"),
+    "infonce, smoothed": LossRecipe(label_smoothing=0.1),
+    "triplet, all": LossRecipe(name="triplet", mining="all", margin=0.5),
 }
-# Views: what is seen of them, and the loss between two.
+# Views: names of their features, and the loss between two views.
 _IMAGES, _TEXTS = [f"image_view_{view}" for view in (1, 2, 3)], [f"text_view_{view}" for view in (1, 2)]
 VIEWS = {
     "SimCLR, image, head": _IMAGES[:2],
@@ -67,14 +61,14 @@ VIEW_LOSSES = {
     "SimCSE, text, head": LossRecipe(name="infonce"),
 }
 OBJECTIVES = [*LOSSES, *VIEWS]
-# The new ones share their machinery: a few cuts of each will do.
-_ALL_CUTS = ("infonce", "multi-positive", "ignore", "sigmoid")
+# The others share the machinery of these, so that a few cuts are enough.
+_ALL_CUTS = ("infonce", "infonce, negative", "infonce, ignore", "sigmoid")
 MICRO_BATCHES = (1, 3, 8, 100)
 BATCHES = (16, 14)  # 14 pairs on 4 processes: 3, 4, 3, 4
 
 
 class Pixels(nn.Module):
-    """Something non-linear over 3 × 4 × 4 pixels."""
+    """A small non-linear network on 3 × 4 × 4 pixels."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -88,7 +82,7 @@ PREPROCESS = Preprocess(lambda image: {}, None, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
 class Words(nn.Module):
-    """Attention under a mask, then the mean over what is not padding."""
+    """Attention under a mask, then the mean over all tokens but padding."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -115,7 +109,7 @@ def build(dtype: torch.dtype, dropout: float, head: str = "layer") -> DualEncode
 
 
 def global_batch(pairs: int, dtype: torch.dtype) -> Batch:
-    """Images and captions that repeat, captions of different length."""
+    """Return a batch with repeated images and captions, and captions of different length."""
     generator = torch.Generator().manual_seed(5)
     lengths = torch.randint(1, LONGEST + 1, (pairs,), generator=generator)
     return Batch(
@@ -149,7 +143,7 @@ def global_batch(pairs: int, dtype: torch.dtype) -> Batch:
 
 
 def teacher(gathered: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Features by id, as a teacher's are."""
+    """Return the features of a teacher, which depend on ids alone."""
     generator = torch.Generator().manual_seed(8)
     dtype = gathered["image_features"].dtype
     image, text = (F.normalize(torch.randn(20, 7, generator=generator, dtype=dtype), dim=-1) for _ in range(2))
@@ -161,10 +155,11 @@ def teacher(gathered: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def seen(loss: str) -> list[str]:
-    """Names of the features that the objective sees."""
+    """Return the names of the features that the objective is computed from."""
     if loss in VIEWS:
         return list(VIEWS[loss])
-    return ["image_features", "text_features", *(["negative_text_features"] if loss == "negclip" else [])]
+    negatives = Need.NEGATIVES in LOSSES[loss].needs
+    return ["image_features", "text_features", *(["negative_text_features"] if negatives else [])]
 
 
 def encoders(loss: str, model: DualEncoder) -> dict[str, Encoder]:
@@ -178,14 +173,14 @@ def encoders(loss: str, model: DualEncoder) -> dict[str, Encoder]:
 
 def value(loss: str, model: DualEncoder) -> Value:
     if loss not in VIEWS:
-        return loss_sum(LOSSES[loss], {"made": teacher})
+        return loss_sum(LOSSES[loss].terms, {"made": teacher})
     head = model.view_head("image" if "image" in loss else "text") if "head" in loss else None
     ids = ("image_ids", "image_ids") if "image" in loss else ("caption_ids", "caption_ids")
     return value_of_views(seen(loss), VIEW_LOSSES[loss], 0.2, head, ids)
 
 
 def cuts(loss: str) -> list[tuple[int, int]]:
-    """(pairs, micro-batch) that a loss is tried with."""
+    """Return the (pairs, micro-batch size) that a loss is tested with."""
     every = list(itertools.product(BATCHES, MICRO_BATCHES))
     return every if loss in _ALL_CUTS else [(14, 3), (16, 100)]
 
@@ -210,14 +205,14 @@ def gradients(
     return found | {"loss": whole}
 
 
-def main(out: Path) -> None:
+def main(out: Path, dtype: torch.dtype) -> None:
     accelerator = Accelerator(cpu=True)
     found = {}
-    for dtype, loss in itertools.product((torch.float64, torch.float32), OBJECTIVES):
+    for loss in OBJECTIVES:
         for pairs, micro in cuts(loss):
-            found[(str(dtype), loss, pairs, micro)] = gradients(loss, pairs, micro, dtype, 0.0, accelerator)
+            found[(loss, pairs, micro)] = gradients(loss, pairs, micro, dtype, 0.0, accelerator)
     torch.save((accelerator.num_processes, found), out / f"{accelerator.num_processes}-{accelerator.process_index}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), getattr(torch, sys.argv[2]))

@@ -56,12 +56,12 @@ def test_when_one_process_dies_the_others_end(recipe: Build, tmp_path: Path, die
     assert time.monotonic() - began < 60
     assert process.returncode != 0
     assert "Traceback" not in said
-    assert f"clipkit: process {1 - dies}: another process of this run is gone or does not answer" in said
+    assert f"clipkit: process {1 - dies}: another process of this run has ended" in said
     assert f"clipkit: process {dies} was ended by SIGKILL" in said
     assert said.count("clipkit: ") == 2
     before = sound_checkpoints(tmp_path / "run")[-1]
     clipkit.train(recipe({**CHANGES, "train.epochs": before // 3 + 2}), resume=True)
-    assert f"goes on after step {before}" in (tmp_path / "run" / "log.txt").read_text()
+    assert f"resuming after step {before}" in (tmp_path / "run" / "log.txt").read_text()
 
 
 # A run in which no file may grow beyond a limit: the errors of a full disk, where no disk is full.
@@ -99,16 +99,16 @@ def test_a_full_disk(recipe: Build, tmp_path: Path, limit: int, what: str) -> No
 
 
 def test_a_log_that_cannot_be_written_any_more(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipkit.training import run
+    from clipkit.training import recorder
 
-    append = run.append
+    append = recorder.append
 
     def read_only(file: Path, row: dict[str, Any]) -> None:
         if row["step"] == 6:
             raise OSError(30, "Read-only file system")
         append(file, row)
 
-    monkeypatch.setattr(run, "append", read_only)
+    monkeypatch.setattr(recorder, "append", read_only)
     with pytest.raises(TrainingError, match="cannot be written to any more .*Read-only file system.*--resume"):
         clipkit.train(recipe(CHANGES))
     assert sound_checkpoints(tmp_path / "run") == [4]
@@ -184,7 +184,7 @@ def test_an_error_on_the_first_process_ends_all(monkeypatch: pytest.MonkeyPatch)
     processes.index = 1
     for code, kind in ((1, clipkit.errors.UserError), (2, TrainingError)):
         monkeypatch.setattr(processes, "of_main", lambda value, code=code: code)
-        with pytest.raises(kind, match="the first process cannot go on"):
+        with pytest.raises(kind, match="the main process failed"):
             processes.on_main(lambda: None)
 
 
@@ -229,7 +229,7 @@ def test_a_linked_checkpoint_folder_is_cleared_too(recipe: Build, tmp_path: Path
 def test_a_report_that_could_not_be_written_is_made_up_for(
     recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipkit.training import run
+    from clipkit.training import outcome
 
     changes = {**CHANGES, "train.epochs": 2}
     with monkeypatch.context() as patched:
@@ -237,7 +237,7 @@ def test_a_report_that_could_not_be_written_is_made_up_for(
         def full(folder: Path) -> str:
             raise OSError(28, "No space left on device")
 
-        patched.setattr(run, "run_report", full)
+        patched.setattr(outcome, "run_report", full)
         with pytest.raises(TrainingError, match="No space left on device.*--resume"):
             clipkit.train(recipe(changes))
     clipkit.train(recipe(changes), resume=True)
@@ -246,18 +246,18 @@ def test_a_report_that_could_not_be_written_is_made_up_for(
 
 @pytest.mark.parametrize("where", ["objective", "optimizer"])
 def test_out_of_memory_where_a_cut_does_not_help(recipe: Build, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    from clipkit.training import run
+    from clipkit.training import plan
 
     def full(*arguments: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     if where == "objective":
-        whole = run.objective_of
-        monkeypatch.setattr(run, "objective_of", lambda *given: replace(whole(*given), value=full))
+        whole = plan.objective_of
+        monkeypatch.setattr(plan, "objective_of", lambda *given: replace(whole(*given), value=full))
         message = "out of memory with 1 pair on each process"
     else:
         monkeypatch.setattr(torch.optim.AdamW, "step", full)
-        message = "after step 0: out of memory .CUDA out of memory.; set train.micro_batch_size to less"
+        message = "after step 0: out of memory .CUDA out of memory.; set train.micro_batch_size to a smaller"
     with pytest.raises(TrainingError, match=message):
         clipkit.train(recipe(CHANGES))
 

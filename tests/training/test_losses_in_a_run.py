@@ -1,4 +1,4 @@
-"""Losses that need more than pairs, in whole runs."""
+"""Losses with wrong captions or teachers, and sums, in whole runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ def first_loss(run: Path) -> float:
 def test_negatives_come_from_the_row_of_their_caption(
     recipe: Callable[..., Recipe], with_negatives: str, tmp_path: Path, frozen: bool, workers: int
 ) -> None:
-    """The first step's loss is that of a batch of all images, whose captions and negatives stand together."""
+    """The loss of the first step is that of all captions with the negatives of their rows."""
     own = {
         "data.train": with_negatives, "data.augment": "none", "data.captions": "all", "data.workers": workers,
         "train.batch_size": 32, "train.epochs": 1, "loss.name": "negclip", "loss.duplicates": "negative",
@@ -53,7 +53,7 @@ def test_negatives_come_from_the_row_of_their_caption(
     assert first_loss(tmp_path / "run") == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_without_negatives_it_says_what_is_missing(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_negclip_without_negatives_names_the_missing_column(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs a column negative_caption"):
         clipkit.train(recipe({"loss.name": "negclip"}))
     assert not (tmp_path / "run" / "recipe.yaml").exists()
@@ -62,7 +62,7 @@ def test_without_negatives_it_says_what_is_missing(recipe: Callable[..., Recipe]
 def test_a_row_without_its_negative_is_named(shapes: Path, tmp_path: Path) -> None:
     rows = [[str(shapes / "images/00.png"), "a", "b"], [str(shapes / "images/01.png"), "c", ""]]
     file = write_csv(tmp_path / "d.csv", ["image", "caption", "negative_caption"], rows)
-    assert read_pairs(str(file)).captions == ["a", "c"]  # who does not ask for them is not bothered
+    assert read_pairs(str(file)).captions == ["a", "c"]  # losses without negatives skip the check
     with pytest.raises(DataError, match="row 2 has no negative_caption"):
         checked_negatives(read_pairs(str(file)))
     rows = [[str(shapes / "images/00.png"), "a", "b"], [str(shapes / "images/00.png"), "b", "c"]]
@@ -83,7 +83,9 @@ def teacher(tiny_clip: Path, tmp_path: Path) -> Path:
     return tmp_path / "teacher"
 
 
-def test_a_teacher_is_listened_to(recipe: Callable[..., Recipe], teacher: Path, shapes: Path, tmp_path: Path) -> None:
+def test_distillation_uses_the_teacher_of_the_recipe(
+    recipe: Callable[..., Recipe], teacher: Path, shapes: Path, tmp_path: Path
+) -> None:
     own = {
         "data.augment": "none", "train.batch_size": 16, "data.captions": "one",
         "loss": {"name": "distillation", "teacher": str(teacher)},
@@ -91,7 +93,7 @@ def test_a_teacher_is_listened_to(recipe: Callable[..., Recipe], teacher: Path, 
     clipkit.train(recipe(own | {"train.epochs": 6}))
     rows = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["loss"] < rows[0]["loss"]
-    # The first step is over all images with one caption each; which one, the sampler says.
+    # The first step has all images, each with the caption that the sampler chooses.
     from clipkit.data import EpochSampler
 
     pairs, wise, pupil = (
@@ -109,7 +111,7 @@ def test_a_teacher_is_listened_to(recipe: Callable[..., Recipe], teacher: Path, 
     assert rows[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_changed_teacher_is_noticed_on_resume(recipe: Callable[..., Recipe], teacher: Path, tmp_path: Path) -> None:
+def test_resume_refuses_a_changed_teacher(recipe: Callable[..., Recipe], teacher: Path, tmp_path: Path) -> None:
     own = recipe({"loss": {"name": "distillation", "teacher": str(teacher)}, "train.epochs": 2})
     clipkit.train(own)
     (tmp_path / "run" / "results.json").unlink()
@@ -121,7 +123,7 @@ def test_a_changed_teacher_is_noticed_on_resume(recipe: Callable[..., Recipe], t
         clipkit.train(own, resume=True)
 
 
-def test_a_sum_is_the_sum(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_a_sum_of_losses_is_the_weighted_sum(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     def loss_of(names: Any) -> float:
         clipkit.train(recipe({"loss.name": names, "train.epochs": 1, "data.augment": "none"}), overwrite=True)
         return first_loss(tmp_path / "run")
@@ -131,13 +133,13 @@ def test_a_sum_is_the_sum(recipe: Callable[..., Recipe], tmp_path: Path) -> None
     assert both == pytest.approx(parts[0] + 0.25 * parts[1], rel=1e-6)
 
 
-def test_what_would_learn_nothing_is_refused(recipe: Callable[..., Recipe]) -> None:
+def test_a_run_that_would_train_nothing_is_refused(recipe: Callable[..., Recipe]) -> None:
     frozen = {"model.image.tune": "frozen", "model.text.tune": "frozen"}
     with pytest.raises(RecipeError, match="nothing would learn"):
         clipkit.train(recipe(frozen | {"loss.name": "triplet"}))
 
 
-def test_a_batch_without_negatives_ends_the_run_with_its_make_up(
+def test_a_batch_without_negatives_ends_the_run_with_its_counts(
     recipe: Callable[..., Recipe], shapes: Path, tmp_path: Path
 ) -> None:
     rows = [[str(shapes / f"images/{n:02d}.png"), "a thing"] for n in range(16)]
@@ -146,7 +148,7 @@ def test_a_batch_without_negatives_ends_the_run_with_its_make_up(
         clipkit.train(recipe({"data.train": data, "loss.name": "triplet"}))
 
 
-def test_the_report_draws_the_losses_own_level(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_the_report_shows_the_chance_level_of_the_loss(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     result = clipkit.train(recipe({"loss.name": "ntxent", "train.epochs": 1}))
     assert result["settings"]["loss_at_chance"] == pytest.approx(torch.tensor(15.0).log().item())
     assert "at equal similarities" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ import clipkit
 from clipkit.data import EpochSampler, Policy, TextView, read_pairs
 from clipkit.models.memory import graph_bytes
 from clipkit.models.towers import TRUNK_FEATURES
+from clipkit.models.tuning import tune
 from clipkit.processes import Processes
 from clipkit.training import micro_batch
 from clipkit.training.inputs import TowerInputs
@@ -45,7 +46,7 @@ def test_what_frozen_trunks_gave_is_not_counted_for_every_pair(tiny_clip: Path, 
     model, processes = clipkit.load(tiny_clip, device="cpu"), Processes(Accelerator(cpu=True))
     pairs = read_pairs(str(shapes / "captions.csv"))
     for tower in (model.image, model.text):
-        tower.tune("head")
+        tune(tower, "head")
     encoded = {
         "image_features": Encoded("image", Policy((), 32, model.image.preprocess.of_crop, model.image.preprocess, 0)),
         "text_features": Encoded("text", TextView("same", pairs)),

@@ -4,6 +4,7 @@ import pytest
 
 import clipkit
 from clipkit.errors import RecipeError
+from clipkit.models.tuning import tune
 from clipkit.recipe import OptimRecipe
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
 
@@ -24,7 +25,7 @@ def test_a_warmup_longer_than_the_run_is_refused() -> None:
 
 def test_biases_norms_positions_and_the_scale_are_not_decayed(tiny_clip: object) -> None:
     model = clipkit.load(str(tiny_clip), device="cpu")
-    model.image.tune("frozen")
+    tune(model.image, "frozen")
     decay, rest = build_optimizer(model, OptimRecipe(weight_decay=0.3)).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed = {names[id(parameter)] for parameter in decay["params"]}

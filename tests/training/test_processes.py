@@ -1,4 +1,4 @@
-"""Real processes, by gloo: the same recipe, cut and shared in every way, is the same run."""
+"""Runs on real processes over gloo: micro-batches and processes do not change the result of a recipe."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,25 +13,25 @@ from tests.conftest import read_lines
 from tests.forked import python, together
 from tests.training import several_runs
 
-# An odd batch, so that two processes get unequal slices; 10 steps.
+# An odd batch size, so that two processes get shares of unequal size; 10 steps.
 SGD = {"optim.name": "sgd", "optim.lr": 0.05, "optim.weight_decay": 0.0}
 VIEWS = {"views": {"image": {"policies": ["moco", "moco"]}}}
 KINDS = {
     "sgd": {"train.batch_size": 7, "train.epochs": 5, "objective": {"captions": 1.0, "views": 1.0}, **VIEWS, **SGD},
     "adamw": {"train.batch_size": 7, "train.epochs": 5, "optim.lr": 1e-3},
-    # 32 captions of 16 images in batches of 20: every batch holds images twice.
+    # 32 captions of 16 images in batches of 20: every batch contains some images twice.
     "duplicates": {"train.batch_size": 20, "train.epochs": 10, "data.captions": "all", **SGD},
 }
-CUTS = {"one pass": {}, "micro-batches": {"train.micro_batch_size": 2, "data.workers": 2}}
+MICRO_BATCHES = {"one pass": {}, "micro-batches": {"train.micro_batch_size": 2, "data.workers": 2}}
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_cut_and_the_processes_do_not_change_a_run(
+def test_micro_batches_and_processes_do_not_change_a_run(
     recipe: Callable[..., Recipe], tmp_path: Path, tiny_clip: Path, times: int
 ) -> None:
     files: dict[int, list[str]] = {1: [], 2: []}
     for kind, changes in KINDS.items():
-        for cut, how in CUTS.items():
+        for cut, how in MICRO_BATCHES.items():
             for processes, of_these in files.items():
                 output = tmp_path / f"{kind}-{cut}-{processes}"
                 file = output.with_suffix(".yaml")
@@ -44,7 +44,7 @@ def test_the_cut_and_the_processes_do_not_change_a_run(
     together(2, several_runs.__file__, *files[2])
     start = load_file(tiny_clip / "model.safetensors")
     for kind in KINDS:
-        runs = [tmp_path / f"{kind}-{cut}-{processes}" for cut in CUTS for processes in (1, 2)]
+        runs = [tmp_path / f"{kind}-{cut}-{processes}" for cut in MICRO_BATCHES for processes in (1, 2)]
         losses = [torch.tensor([row["loss"] for row in read_lines(run / "metrics.jsonl")]) for run in runs]
         weights = [load_file(run / "model" / "model.safetensors") for run in runs]
         assert len(losses[0]) == 10 * times
@@ -54,13 +54,13 @@ def test_the_cut_and_the_processes_do_not_change_a_run(
             update = torch.stack([(weights[0][name] - start[name]).norm() for name in start]).norm()
             for name, value in weights[0].items():
                 if kind == "adamw" and name.endswith("k_proj.bias"):
-                    continue  # its true gradient is zero: Adam normalises rounding noise
+                    continue  # its true gradient is zero: Adam normalizes rounding noise
                 tolerance = 1e-4 if kind == "adamw" else 1e-5
                 assert (other[name] - value).norm() <= tolerance * update, (kind, name)
 
 
 @pytest.mark.slow
-def test_the_scale_is_the_same_on_both_processes(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_logit_scale_is_equal_on_both_processes(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(recipe({**KINDS["adamw"], "train.epochs": 5, "train.micro_batch_size": 2}).to_yaml())
     together(2, several_runs.__file__, str(file))
@@ -68,13 +68,13 @@ def test_the_scale_is_the_same_on_both_processes(recipe: Callable[..., Recipe], 
     assert one == two != clipkit.load(recipe().model.name or "").logit_scale.item().hex()
 
 
-def test_processes_of_the_command_line(recipe_file: Path, tmp_path: Path) -> None:
+def test_processes_option_trains_on_two_processes(recipe_file: Path, tmp_path: Path) -> None:
     command = ["-m", "clipkit", "train", recipe_file, "--processes", "2"]
     done = python(*command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 processes on cpu joined by gloo, fp32")
     assert [row["step"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
-    # The exit code is the processes' own, and what is wrong is said once.
+    # The exit code is that of the processes, and the error is printed once.
     done = python(*command)
     assert done.returncode == 2
     assert done.stderr.count("already holds a run") == 1
@@ -82,7 +82,7 @@ def test_processes_of_the_command_line(recipe_file: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_more_processes_than_pairs_are_refused(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_more_processes_than_pairs_in_a_batch_are_refused(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(recipe({"train.batch_size": 2}).to_yaml())
     done = python("-m", "clipkit", "train", file, "--processes", "3")

@@ -94,9 +94,9 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_bits(
 ) -> None:
     changes = {"train.epochs": 5, "train.batch_size": 5, "checkpoint.every_steps": 4}
     clipkit.train(recipe({**changes, "output": str(tmp_path / "whole")}))
-    from clipkit.training import run
+    from clipkit.training.step import Step
 
-    step = run.Step.__call__
+    step = Step.__call__
     steps = 0
 
     def breaks_at_the_eleventh(*arguments: Any) -> torch.Tensor:
@@ -106,7 +106,7 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_bits(
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(run.Step, "__call__", breaks_at_the_eleventh)
+    monkeypatch.setattr(Step, "__call__", breaks_at_the_eleventh)
     with pytest.raises(KeyboardInterrupt):
         clipkit.train(recipe(changes))
     clipkit.train(recipe(changes), resume=True)

@@ -68,7 +68,7 @@ def test_a_signal_stops_the_run_with_a_checkpoint(
     assert process.returncode == code, said
     assert "Traceback" not in said
     step = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
-    assert f"clipkit: stopped by {number.name} after step {step}, of which there is a checkpoint" in said
+    assert f"clipkit: stopped by {number.name} after step {step}, which has a checkpoint" in said
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step:06d}"]
     if number == signal.SIGTERM:
         with running(file, "data.workers=1", "--resume") as process:
@@ -97,7 +97,7 @@ def test_all_processes_stop_after_the_same_step(recipe: Build, tmp_path: Path, t
     assert process.returncode == 143, said
     step = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step:06d}"]
-    assert said.count(f"after step {step}, of which there is a checkpoint; go on with --resume") == 1, said
+    assert said.count(f"after step {step}, which has a checkpoint; go on with --resume") == 1, said
     assert "clipkit: " in said
 
 
@@ -128,7 +128,7 @@ def test_a_second_ctrl_c_ends_at_once(recipe: Build, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted again: ended at once; the last checkpoint is whole" in said
     clipkit.train(recipe({**CHANGES, "checkpoint.every_steps": 2, "train.epochs": 3}), resume=True)
-    assert "goes on after step 4" in (tmp_path / "run" / "log.txt").read_text()
+    assert "resuming after step 4" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_from_python_it_is_a_keyboard_interrupt(recipe: Build, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_an_evaluation_is_broken_off_and_made_again(
         assert calls == 2
     assert [row["step"] for row in read_lines(tmp_path / "run" / "evaluations.jsonl")] == [2]
     clipkit.train(recipe(changes), resume=True)
-    assert "goes on after step 4" in (tmp_path / "run" / "log.txt").read_text()
+    assert "resuming after step 4" in (tmp_path / "run" / "log.txt").read_text()
     same_run(tmp_path / "run", tmp_path / "whole")
 
 

@@ -1,4 +1,4 @@
-"""Learning from views: others' losses through the whole objective, whole runs, what they measure and leave."""
+"""Objectives of views: gradients of other libraries' losses, whole runs, their metrics and files."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ def lightlys(one: Tensor, two: Tensor, ids: Tensor) -> Tensor:
 
 
 def sentence_transformers(one: Tensor, two: Tensor, ids: Tensor) -> Tensor:
-    """Their loss over features that are there already, both directions by themselves."""
+    """Their loss over precomputed features, one direction at a time."""
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     loss = MultipleNegativesRankingLoss(
@@ -76,7 +76,7 @@ def metric_learnings(one: Tensor, two: Tensor, ids: Tensor) -> Tensor:
 def test_gradients_equal_those_of_others_losses(
     objective: str, theirs: Callable[[Tensor, Tensor, Tensor], Tensor], micro: int
 ) -> None:
-    """Of every parameter, through towers and heads, with micro-batches; on 2 processes test_exactness has the same."""
+    """For every parameter, through towers and heads, with micro-batches; test_exactness covers several processes."""
     found = gradients(objective, 14, micro, torch.float64, 0.0, Accelerator(cpu=True))
     model = build(torch.float64, 0.0, "batch" if "batch norm" in objective else "layer")
     batch = global_batch(14, torch.float64)
@@ -110,7 +110,7 @@ def views_of(
 
 
 @pytest.mark.parametrize("safe", [False, True])
-def test_a_run_sees_the_views_that_the_recipe_says(recipe: Build, tmp_path: Path, shapes: Path, safe: bool) -> None:
+def test_a_run_uses_the_views_of_the_recipe(recipe: Build, tmp_path: Path, shapes: Path, safe: bool) -> None:
     """SLIP: the first step is the captions' loss and, weighted, that of the two views of the same images."""
     own = {
         "train.batch_size": 16, "train.epochs": 1, "data.augment": "none", "loss.duplicates": "negative",
@@ -120,7 +120,7 @@ def test_a_run_sees_the_views_that_the_recipe_says(recipe: Build, tmp_path: Path
     clipkit.train(recipe(own))
     model, pairs = clipkit.load(recipe().model.name), read_pairs(str(shapes / "captions.csv"))
     guard = TextSafe(pairs) if safe else None
-    assert guard is None or guard.counts == (0, 16)  # all captions name a colour
+    assert guard is None or guard.counts == (0, 16)  # all captions mention a color
     one, two = (views_of(model, pairs.images, policy, view, guard) for view, policy in enumerate(("moco", "simclr"), 1))
     sampler = clipkit.data.EpochSampler(pairs, "one", 16, 0)
     samples = next(iter(sampler.slices(0, 1, slice(0, 16))))
@@ -146,7 +146,7 @@ def test_text_views_are_passes_under_different_dropout(recipe: Build, tmp_path: 
     assert result["settings"]["best"]["metric"] == "text_view_recall@1"
     model = clipkit.load(tmp_path / "run")
     assert model.encode_text(["a red circle"]).shape == (1, 32)
-    with pytest.raises(ModelError, match="has no image tower: it was made of captions alone"):
+    with pytest.raises(ModelError, match="has no image tower"):
         model.encode_image(str(shapes / "images/00.png"))
     report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Map of the embedding" in report
@@ -155,7 +155,7 @@ def test_text_views_are_passes_under_different_dropout(recipe: Build, tmp_path: 
 
 def test_text_views_need_neither_images_nor_dropout(recipe: Build, tmp_path: Path) -> None:
     rows = [
-        [f"a {colour} {shape}", f"{shape}, {colour}"] for colour in ("red", "blue") for shape in ("dot", "cross", "bar")
+        [f"a {color} {shape}", f"{shape}, {color}"] for color in ("red", "blue") for shape in ("dot", "cross", "bar")
     ]
     data = str(write_csv(tmp_path / "t.csv", ["text", "paraphrase"], rows))
     own = {
@@ -193,7 +193,7 @@ def test_one_image_tower_from_images_alone(recipe: Build, tmp_path: Path, shapes
     assert model.encode_image(str(shapes / "images/00.png")).shape == (1, model.image.trunk.native.num_features)
     again = clipkit.evaluate.probe(model, str(shapes / "classes.csv"), cache=False)
     assert again["metrics"]["knn_acc1"] == result["metrics"]["knn_acc1"]
-    with pytest.raises(ModelError, match="has no text tower: it was made of images alone"):
+    with pytest.raises(ModelError, match="has no text tower"):
         clipkit.evaluate.retrieval(model, str(shapes / "captions.csv"), cache=False)
     with pytest.raises(ModelError, match="has no text tower"):
         clipkit.evaluate.zeroshot(model, str(shapes / "classes.csv"), cache=False)
@@ -203,7 +203,7 @@ def test_one_image_tower_from_images_alone(recipe: Build, tmp_path: Path, shapes
     assert result["settings"]["loss_at_chance"] == pytest.approx(np.log(31))
 
 
-def test_a_kept_head_comes_with_the_model_and_goes_on_learning(recipe: Build, tmp_path: Path, shapes: Path) -> None:
+def test_a_kept_head_is_saved_with_the_model_and_trained_further(recipe: Build, tmp_path: Path, shapes: Path) -> None:
     own = {"model": IMAGE_ALONE, **VIEWS, "views.image.head.keep": True, "train.epochs": 2}
     clipkit.train(recipe(own))
     model = clipkit.load(tmp_path / "run")
@@ -220,12 +220,12 @@ def test_a_kept_head_comes_with_the_model_and_goes_on_learning(recipe: Build, tm
 
 
 def test_classes_are_positives(recipe: Build, tmp_path: Path) -> None:
-    """Images of one class folder are drawn together by a triplet loss."""
-    for number, colour in enumerate(("red", "blue", "green")):
+    """A triplet loss pulls images of one class folder together."""
+    for number, color in enumerate(("red", "blue", "green")):
         for shift in range(6):
-            folder = tmp_path / "classes" / colour
+            folder = tmp_path / "classes" / color
             folder.mkdir(parents=True, exist_ok=True)
-            draw(colour, "cross" if shift % 2 else "square", shift=shift - number).save(folder / f"{shift}.png")
+            draw(color, "cross" if shift % 2 else "square", shift=shift - number).save(folder / f"{shift}.png")
     own = {
         "model": IMAGE_ALONE, "objective": "views", "data.train": str(tmp_path / "classes"), "data.validation": None,
         "data.labelled": str(tmp_path / "classes"), "train.epochs": 12, "train.batch_size": 18, "optim.lr": 3e-3,
@@ -258,10 +258,10 @@ def test_classes_are_positives(recipe: Build, tmp_path: Path) -> None:
             "of which there are none to learn",
         ),
         ({"model.image.tune": "frozen"}, RecipeError, "nothing would learn"),  # but a head that is dropped
-        ({"data.validation": "{one}"}, DataError, "has one sample"),
+        ({"data.validation": "{one}"}, DataError, "one.csv: has 1 sample"),
     ],
 )
-def test_what_cannot_be_is_said_before_the_first_step(
+def test_invalid_data_or_model_is_refused_before_the_first_step(
     recipe: Build, tmp_path: Path, shapes: Path, changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     places = {
@@ -277,25 +277,25 @@ def test_what_cannot_be_is_said_before_the_first_step(
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
-def test_without_anything_measured_there_is_a_report_too(recipe: Build, tmp_path: Path) -> None:
+def test_a_run_without_validation_writes_a_report(recipe: Build, tmp_path: Path) -> None:
     result = clipkit.train(recipe({"model": IMAGE_ALONE, **VIEWS, "data.validation": None, "train.epochs": 1}))
     assert result["metrics"] == {}
     assert "last weights are kept" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "run" / "results.json").read_text())["settings"]["best"] is None
 
 
-def test_a_model_of_one_tower_is_known_by_what_it_lacks(recipe: Build, tmp_path: Path, shapes: Path) -> None:
+def test_a_model_of_one_tower_is_refused_where_the_other_is_needed(recipe: Build, tmp_path: Path, shapes: Path) -> None:
     clipkit.train(recipe({"model": IMAGE_ALONE, **VIEWS, "data.validation": None, "train.epochs": 1}))
     run = {"model": {"name": str(tmp_path / "run")}, "output": str(tmp_path / "further"), "train.epochs": 1}
     text = {"objective": "views", "views": {"text": {"policies": ["same", "crop"]}}}
     for changes in ({}, text):
-        with pytest.raises(ModelError, match="run has no text tower: it was made of images alone"):
+        with pytest.raises(ModelError, match="run has no text tower"):
             clipkit.train(recipe({**run, **changes}))
     assert not (tmp_path / "further" / "recipe.yaml").exists()
     clipkit.train(recipe({**run, **VIEWS, "train.gradient_checkpointing": True}))
 
 
-def test_other_labelled_images_are_only_noted(recipe: Build, tmp_path: Path, shapes: Path) -> None:
+def test_resume_notes_changed_labeled_images(recipe: Build, tmp_path: Path, shapes: Path) -> None:
     own = {"model": IMAGE_ALONE, **VIEWS, "data.validation": None, "data.labelled": str(shapes / "classes.csv")}
     clipkit.train(recipe({**own, "train.epochs": 1}))
     rows = [[str(shapes / f"images/{number:02d}.png"), "ab"[number % 2]] for number in range(16)]
@@ -305,11 +305,11 @@ def test_other_labelled_images_are_only_noted(recipe: Build, tmp_path: Path, sha
     assert "the images of data.labelled changed since: what was measured before was measured on others" in log
 
 
-def test_wordings_are_found_for_each_image_by_itself(shapes: Path, tmp_path: Path, recipe: Build) -> None:
+def test_wordings_are_other_captions_else_paraphrase_else_crop(shapes: Path, tmp_path: Path, recipe: Build) -> None:
     from accelerate import Accelerator
 
     from clipkit.processes import Processes
-    from clipkit.training.measures.views import TextViewValidation
+    from clipkit.training.objectives.text_views import measure
 
     images = [str(shapes / f"images/{number:02d}.png") for number in range(3)]
     rows = [[images[0], "one two three four", ""], [images[1], "five six", "six five"], [images[2], "seven", "eight"],
@@ -317,9 +317,10 @@ def test_wordings_are_found_for_each_image_by_itself(shapes: Path, tmp_path: Pat
     pairs = read_pairs(str(write_csv(tmp_path / "w.csv", ["image", "caption", "paraphrase"], rows)))
     own = recipe({"objective": "views", "views": {"text": {"policies": ["same", "crop"]}}})
     model = clipkit.load(own.model.name)
-    validation = TextViewValidation(own, model, pairs, Processes(Accelerator(cpu=True)))
+    (term,) = own.terms
+    validation = measure(term, own, model, pairs, Processes(Accelerator(cpu=True)))
     assert validation.captions == ["one two three four", "five six", "seven"]
     first, *others = validation.wordings
     assert first in "one two three four"
     assert others == ["six five", "nine"]
-    assert validation.of.tolist() == [0, 1, 2]
+    assert validation.targets.tolist() == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Which images are the same one: by their bytes, or to the eye."""
+"""Duplicate images: with the same bytes, or with nearly the same look."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,156 +7,147 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data.checks.look import Looked
+from clipkit.data.checks.scan import ImageScan
 
-# Measured on Flickr8k, 7,000 photos: of its 24.5 million pairs of different ones none has a distance of 7 or less. Of
-# copies saved with JPEG quality 20, as WebP or at a quarter of the size all have, of those cut by 2 % all but 1 in 400,
-# by 5 % nine in ten, by 10 % one in five. Distances are even: half of a hash's bits are set, whatever the image.
+# Largest number of differing bits between the hashes of near duplicates. Measured on 7,000 photos of Flickr8k: none of
+# the 24.5 million pairs of different photos has a distance of 7 or less. All copies saved with JPEG quality 20, as WebP
+# or at a quarter of the size do; of those cropped by 2 % all but 1 in 400, by 5 % nine in ten, by 10 % one in five.
+# Distances are even, because half of the bits of every hash are set.
 _DISTANCE = 7
-# Two hashes that differ in at most 7 bits have, of four bands of 16 bits, one that differs in at most one bit.
+# If two hashes differ in at most 7 bits, at least one of their four bands of 16 bits differs in at most one bit.
 _BANDS = 4
 _BAND_BITS = 16
-# Drawings often share a hash (flags, one figure with other hair), and differ in one part by much. How far any one of
-# the miniatures' 64 places may be apart, relative to what an image varies by. Of 3,548 emoji 123 are then near an
-# earlier one, half of them drawn the same. Of the copies above none is lost, of those cut by 2 % one in 25, by 5 %
-# three in five.
+# Drawings that differ in one detail often share a hash (flags, one figure with other hair). So the thumbnails are
+# compared as well: the largest allowed difference at any of their 64 pixels, relative to the variation of the image.
+# Of 3,548 emoji, 123 then still have an earlier near duplicate, half of which are drawn identically. It loses none of
+# the copies above; of those cropped by 2 % one in 25, by 5 % three in five.
 _DIFFERENCE = 0.4
-# The mean colour may have moved so far, in the same unit: a brighter copy is a copy.
+# Largest allowed change of the mean color, in the same unit: a brighter copy is a copy.
 _SHIFT = 0.5
-# Below this, of 255, what an image varies by is noise.
-_VARIES = 8.0
-# Of so many images of one hash each is compared with so many others only, the nearest in brightness: a million blank
-# images would make 10^12 pairs.
-_NEIGHBOURS = 64
-_AT_ONCE = 1 << 15
+# Variation (of 255) below which an image contains only noise.
+_NOISE = 8.0
+# Images that share one hash are compared only with this many neighbors, sorted by brightness: a million blank images
+# would otherwise make 10^12 pairs.
+_NEIGHBORS = 64
+_CHUNK = 1 << 15
 
 
 @dataclass(frozen=True)
-class Alike:
-    """Which of N images are the same."""
+class Duplicates:
+    """Groups of duplicates among N images."""
 
     first: NDArray[np.int64]
-    """(N,) the first image with the same bytes; itself where there is none before it."""
-    near: NDArray[np.int64]
-    """(K, 2) pairs of such firsts that look the same; the lower one stands first."""
+    """(N,) position of the first image with the same bytes; the image's position if there is none before it."""
+    near_pairs: NDArray[np.int64]
+    """(K, 2) pairs of such first images that look the same, the lower position first."""
 
     @cached_property
     def copies(self) -> NDArray[np.int64]:
-        """(N,) for a first how many images have its bytes, itself among them; 0 for the others."""
+        """(N,) number of images with the bytes of each first image, itself included; 0 for the others."""
         return np.bincount(self.first, minlength=len(self.first))
 
     @property
     def pairs(self) -> int:
-        """How many pairs of images are the same, by bytes or to the eye."""
+        """Number of pairs of images that have the same bytes or look the same."""
         copies = self.copies
         exact = int((copies * (copies - 1) // 2).sum())
-        return exact + int((copies[self.near[:, 0]] * copies[self.near[:, 1]]).sum())
+        return exact + int((copies[self.near_pairs[:, 0]] * copies[self.near_pairs[:, 1]]).sum())
 
-    def keepers(self, rank: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N,) which image each one is merged into; itself where it stays. No two that stay look the same.
+    def representatives(self, rank: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Choose the image that each image is merged into, so that no two of the chosen ones look the same.
 
         Args:
-            rank: (N,) which to keep rather: the lower ones.
+            rank: (N,) images with a lower value are preferred.
+
+        Returns:
+            (N,) positions; an image that is kept has its own position.
         """
-        keeper = self.first.copy()
-        others: dict[int, list[int]] = {}
-        for one, other in self.near.tolist():
-            others.setdefault(one, []).append(other)
-            others.setdefault(other, []).append(one)
-        taken: set[int] = set()
-        for place in sorted(others, key=lambda own: (int(rank[own]), own)):
-            if place in taken:
+        representative = self.first.copy()
+        neighbors: dict[int, list[int]] = {}
+        for one, other in self.near_pairs.tolist():
+            neighbors.setdefault(one, []).append(other)
+            neighbors.setdefault(other, []).append(one)
+        decided: set[int] = set()
+        for image in sorted(neighbors, key=lambda position: (int(rank[position]), position)):
+            if image in decided:
                 continue
-            taken.add(place)
-            for other in others[place]:
-                if other not in taken:
-                    taken.add(other)
-                    keeper[other] = place
-        return keeper[self.first]
+            decided.add(image)
+            for other in neighbors[image]:
+                if other not in decided:
+                    decided.add(other)
+                    representative[other] = image
+        return representative[self.first]
 
 
-def joined(one: Looked, other: Looked) -> Looked:
-    """Images of one set, and behind them those of another."""
-    return Looked(
-        one.broken | {len(one) + place: error for place, error in other.broken.items()},
-        np.concatenate([one.contents, other.contents]),
-        np.concatenate([one.hashes, other.hashes]),
-        np.concatenate([one.miniatures, other.miniatures]),
-        np.concatenate([one.sizes, other.sizes]),
-        np.concatenate([one.file_bytes, other.file_bytes]),
-    )
+def find_duplicates(scan: ImageScan) -> Duplicates:
+    """Find all duplicates; the time grows almost linearly with the number of images.
 
-
-def alike(looked: Looked) -> Alike:
-    """Find them, in time that grows little faster than their number.
-
-    Broken images are like no other.
+    Images that cannot be opened are duplicates of no image.
     """
-    count = len(looked)
-    whole = np.ones(count, bool)
-    whole[list(looked.broken)] = False
-    places = np.flatnonzero(whole)
+    count = len(scan)
+    readable = np.ones(count, bool)
+    readable[list(scan.broken)] = False
+    positions = np.flatnonzero(readable)
     first = np.arange(count)
-    _, begins, which = np.unique(looked.contents[places], return_index=True, return_inverse=True)
-    first[places] = places[begins[which]]
-    # Each content once: a set with many copies of one image is no slower than a set without.
-    return Alike(first, _near(looked, np.unique(first[places])))
+    _, starts, group = np.unique(scan.contents[positions], return_index=True, return_inverse=True)
+    first[positions] = positions[starts[group]]
+    # Near duplicates are searched once per content: many copies of one image do not slow the search down.
+    return Duplicates(first, _near_pairs(scan, np.unique(first[positions])))
 
 
-def _near(looked: Looked, places: NDArray[np.int64]) -> NDArray[np.int64]:
-    brightness = looked.miniatures[places].mean(axis=(1, 2, 3), dtype=np.float32)
-    places = places[np.lexsort((brightness, looked.hashes[places]))]
-    hashes, starts, sizes = np.unique(looked.hashes[places], return_index=True, return_counts=True)
+def _near_pairs(scan: ImageScan, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    brightness = scan.thumbnails[positions].mean(axis=(1, 2, 3), dtype=np.float32)
+    positions = positions[np.lexsort((brightness, scan.hashes[positions]))]
+    hashes, starts, sizes = np.unique(scan.hashes[positions], return_index=True, return_counts=True)
     found = [np.empty((0, 2), np.int64)]
-    for step in range(1, min(_NEIGHBOURS, int(sizes.max(initial=1)) - 1) + 1):
-        same = np.flatnonzero(looked.hashes[places[:-step]] == looked.hashes[places[step:]])
-        found += _verified(looked, places[same], places[same + step])
-    for one, other in _close(hashes):
-        # Larger groups are linked within themselves: their first members speak for them.
-        left, right = np.minimum(sizes[one], _NEIGHBOURS), np.minimum(sizes[other], _NEIGHBOURS)
-        within, pair = _counted_up(left * right)
-        row, column = np.divmod(within, right[pair])
-        found += _verified(looked, places[starts[one[pair]] + row], places[starts[other[pair]] + column])
-    pairs = np.concatenate(found)
-    return np.unique(np.sort(pairs, axis=1), axis=0)
+    for step in range(1, min(_NEIGHBORS, int(sizes.max(initial=1)) - 1) + 1):
+        same = np.flatnonzero(scan.hashes[positions[:-step]] == scan.hashes[positions[step:]])
+        found += _similar(scan, positions[same], positions[same + step])
+    for one, other in _close_hashes(hashes):
+        # Larger groups are linked within themselves, so their first members are enough.
+        left, right = np.minimum(sizes[one], _NEIGHBORS), np.minimum(sizes[other], _NEIGHBORS)
+        offset, pair = _ranges(left * right)
+        row, column = np.divmod(offset, right[pair])
+        found += _similar(scan, positions[starts[one[pair]] + row], positions[starts[other[pair]] + column])
+    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
 
 
-def _close(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Pairs of distinct hashes at most the distance apart; some pairs more than once."""
+def _close_hashes(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield pairs of distinct hashes at most `_DISTANCE` bits apart; some pairs come more than once."""
     for band in range(_BANDS):
         keys = ((hashes >> np.uint64(band * _BAND_BITS)) & np.uint64((1 << _BAND_BITS) - 1)).astype(np.int64)
         order = np.argsort(keys, kind="stable")
         sorted_keys = keys[order]
         for flip in [0, *(1 << bit for bit in range(_BAND_BITS))]:
-            begins = np.searchsorted(sorted_keys, keys ^ flip, side="left")
-            counts = np.searchsorted(sorted_keys, keys ^ flip, side="right") - begins
+            starts = np.searchsorted(sorted_keys, keys ^ flip, side="left")
+            counts = np.searchsorted(sorted_keys, keys ^ flip, side="right") - starts
             # In parts, so that memory does not grow with the number of candidates.
             part_of = np.cumsum(counts) // (1 << 22)
             for part in np.unique(part_of[counts > 0]).tolist():
                 rows = np.flatnonzero((part_of == part) & (counts > 0))
-                within, pair = _counted_up(counts[rows])
-                one, other = rows[pair], order[begins[rows][pair] + within]
+                offset, pair = _ranges(counts[rows])
+                one, other = rows[pair], order[starts[rows][pair] + offset]
                 close = (one < other) & (np.bitwise_count(hashes[one] ^ hashes[other]) <= _DISTANCE)
                 yield one[close], other[close]
 
 
-def _counted_up(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """0 … count - 1 for each count, one after the other, and which count each belongs to."""
-    which = np.repeat(np.arange(len(counts)), counts)
-    return np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts), which
+def _ranges(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Concatenate 0 … count - 1 for each count; also return the index of the count that each number belongs to."""
+    index = np.repeat(np.arange(len(counts)), counts)
+    return np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts), index
 
 
-def _verified(looked: Looked, one: NDArray[np.int64], other: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Of candidates those whose miniatures agree, as rows of two."""
-    for start in range(0, len(one), _AT_ONCE):
-        left, right = one[start : start + _AT_ONCE], other[start : start + _AT_ONCE]
-        a, b = (looked.miniatures[own].reshape(len(own), -1, 3).astype(np.float32) for own in (left, right))
+def _similar(scan: ImageScan, one: NDArray[np.int64], other: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yield, as rows of two positions, the candidate pairs whose thumbnails agree."""
+    for start in range(0, len(one), _CHUNK):
+        left, right = one[start : start + _CHUNK], other[start : start + _CHUNK]
+        a, b = (scan.thumbnails[side].reshape(len(side), -1, 3).astype(np.float32) for side in (left, right))
         shift = _rms((a.mean(axis=1) - b.mean(axis=1))[:, None])
         a -= a.mean(axis=1, keepdims=True)
         b -= b.mean(axis=1, keepdims=True)
-        varies = np.maximum(np.minimum(_rms(a), _rms(b)), _VARIES)
-        apart = np.sqrt(np.square(a - b).mean(axis=2)).max(axis=1)
-        same = (apart <= _DIFFERENCE * varies) & (shift <= _SHIFT * varies)
+        variation = np.maximum(np.minimum(_rms(a), _rms(b)), _NOISE)
+        difference = np.sqrt(np.square(a - b).mean(axis=2)).max(axis=1)
+        same = (difference <= _DIFFERENCE * variation) & (shift <= _SHIFT * variation)
         yield np.stack([left[same], right[same]], axis=1)
 
 

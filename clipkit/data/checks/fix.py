@@ -1,107 +1,108 @@
-"""A cleaned copy of data, with a list of what was left out of it."""
+"""A cleaned copy of a dataset, with a list of what was dropped."""
 
 import csv
 import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
 from PIL import Image
 
-from clipkit.data.checks.captions import normalised
-from clipkit.data.checks.images import names_of
-from clipkit.data.checks.whole import Report
+from clipkit.data.checks.captions import normalized
+from clipkit.data.checks.names import image_name
+from clipkit.data.checks.report import Report
 from clipkit.data.pairs import Pairs
 from clipkit.data.sources.remote import Remote
 from clipkit.errors import DataError, OutputError, one_line
 from clipkit.images import Stored
 
 
-def check_place(out: Path, data: str | None = None) -> None:
-    """Before anything is read: whether a cleaned copy may be written there.
+def check_output_folder(out: Path, data: str | None = None) -> None:
+    """Raise if a cleaned copy cannot be written to a folder; call it before anything is read.
 
     Args:
-        out: the folder to be.
-        data: the source, as the user wrote it, of which the copy must not become a part.
+        out: the new folder.
+        data: source as the user wrote it, which the copy must not become a part of.
 
     Raises:
-        OutputError: something is there, its parent is not, or it lies within the data.
+        OutputError: the folder exists and is not empty, its parent does not exist, or it lies within the data.
     """
-    place = out.absolute()
+    folder = out.absolute()
     try:
-        taken = place.is_symlink() or (place.exists() and (not place.is_dir() or any(place.iterdir())))
+        taken = folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir())))
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to ({error.strerror}); give another folder") from None
     if taken:
-        raise OutputError(f"{out}: is there already; give a new folder, or an empty one")
-    if not place.parent.is_dir():
-        raise OutputError(f"{out}: there is no folder {place.parent}; make it first")
+        raise OutputError(f"{out}: already exists; give a new or empty folder")
+    if not folder.parent.is_dir():
+        raise OutputError(f"{out}: there is no folder {folder.parent}; create it first")
     source = None if data is None else Path(data.partition("?")[0]).expanduser()
-    if source is not None and source.is_dir() and place.resolve().is_relative_to(source.resolve()):
-        raise OutputError(f"{out}: would become a part of {data}; give a folder outside of it")
+    if source is not None and source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        raise OutputError(f"{out}: lies inside the data {data}; give a folder outside of it")
 
 
 def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
     """Write OUT/captions.csv and OUT/dropped.jsonl.
 
-    Broken and leaked images are left out, and empty captions; of images that are the same the largest is kept, with
-    the captions of all; of equal captions of one image the first is kept. Images that are files stay where they
-    are, those in tars and tables are written to OUT/images.
+    Broken images, leaked images and empty captions are dropped. Of duplicate images the largest is kept, with the
+    captions of all; of equal captions of one image the first is kept. Images that are files stay where they are;
+    images from archives and tables are written to OUT/images.
 
     Args:
-        pairs: what was checked.
-        report: what `check` found in it.
-        out: a folder that is not there, or is empty.
+        pairs: the data that was checked.
+        report: result of `check`.
+        out: a new or empty folder.
 
     Returns:
-        how many images and captions the copy has, and how many were dropped: images, captions, dropped.
+        number of images and captions in the copy, and of entries in dropped.jsonl: images, captions, dropped.
 
     Raises:
-        OutputError: the folder holds something, or cannot be written.
-        DataError: nothing is left, or an image is no longer there.
+        OutputError: the folder is not empty or cannot be written.
+        DataError: nothing is left, or an image can no longer be read.
     """
-    check_place(out)
-    rows, dropped = _sorted_out(pairs, report)
+    check_output_folder(out)
+    rows, dropped = _select_rows(pairs, report)
     if not rows:
-        raise DataError(f"{pairs.name}: nothing is left after the fix; see what the check finds")
-    aside = out.absolute().parent / f".{out.name}.{uuid4().hex[:8]}.writing"
+        raise DataError(f"{pairs.name}: every row has an error, so nothing is left; see the findings")
+    temporary = out.absolute().parent / f".{out.name}.{uuid4().hex[:8]}.writing"
     try:
-        aside.mkdir()
-        kept = _write_rows(pairs, rows, aside, out)
-        with (aside / "dropped.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in dropped)
-        aside.replace(out)
+        temporary.mkdir()
+        images = _write_rows(pairs, rows, temporary, out)
+        with (temporary / "dropped.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
+        temporary.replace(out)
     except OSError as error:
         raise OutputError(
-            f"{out}: cannot be written ({error.strerror or one_line(error)}); give another place"
+            f"{out}: cannot be written ({error.strerror or one_line(error)}); give another folder"
         ) from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return {"images": kept, "captions": len(rows) if pairs.has_captions else 0, "dropped": len(dropped)}
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {"images": images, "captions": len(rows) if pairs.has_captions else 0, "dropped": len(dropped)}
 
 
-def _sorted_out(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], list[dict[str, str]]]:
-    """Rows that are kept, as (image, position of the caption), and what is dropped, with reasons."""
-    name = names_of(pairs) if pairs.has_images else lambda place: f"row {place + 1}"
+def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], list[dict[str, str]]]:
+    """Return the kept rows as (image, row of the caption), and the dropped images and captions with reasons."""
+    unusable = {image: f"cannot be opened: {reason}" for image, reason in report.broken.items()}
+    if report.against is not None:
+        for image, leak in report.leaked.items():
+            unusable[image] = f"is in {report.against.name}: {leak.describe(report.against)}"
+    representatives = report.representatives.tolist()
     dropped: list[dict[str, str]] = []
-    out_of_set = {place: f"cannot be opened: {error}" for place, error in report.broken.items()}
-    out_of_set |= {place: f"is in {report.against}: {other}" for place, other in report.leaked.items()}
-    keepers = report.keepers.tolist()
-    for place in range(len(keepers)):
-        if place in out_of_set:
-            dropped.append({"image": name(place), "reason": out_of_set[place]})
-        elif keepers[place] != place:
-            dropped.append({"image": name(place), "reason": f"is the same image as {name(keepers[place])}"})
+    for image, kept in enumerate(representatives):
+        if image in unusable:
+            dropped.append({"image": _name(pairs, image), "reason": unusable[image]})
+        elif kept != image:
+            dropped.append({"image": _name(pairs, image), "reason": f"is the same image as {_name(pairs, kept)}"})
     rows: list[tuple[int, int]] = []
     seen: set[tuple[int, str]] = set()
-    texts: Sequence[str] = normalised(pairs.captions).to_pylist() if pairs.has_captions else pairs.captions
+    texts: Sequence[str] = normalized(pairs.captions).to_pylist() if pairs.has_captions else pairs.captions
     for row, (image, text) in enumerate(zip(pairs.image_of_caption.tolist(), texts, strict=True)):
-        reason = out_of_set.get(image)
-        kept = keepers[image]
+        kept = representatives[image]
+        reason = unusable.get(image)
         if reason is None and pairs.has_captions and not text:
             reason = "empty caption"
         elif reason is None and (kept, text) in seen:
@@ -110,75 +111,59 @@ def _sorted_out(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], li
             seen.add((kept, text))
             rows.append((kept, row))
         elif pairs.has_captions:
-            dropped.append({"image": name(image), "caption": pairs.captions[row], "reason": reason})
+            dropped.append({"image": _name(pairs, image), "caption": pairs.captions[row], "reason": reason})
     return rows, dropped
 
 
+def _name(pairs: Pairs, image: int) -> str:
+    return image_name(pairs, image) if pairs.has_images else f"row {image + 1}"
+
+
 def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Path) -> int:
-    """The table, and the images that need a place; returns how many images there are."""
-    columns: list[tuple[str, Callable[[int, int], str]]] = []
+    """Write the table, and the images that are not files; return the number of images."""
+    captions = pairs.captions if pairs.has_captions else None
+    columns = {"caption": captions, "negative_caption": pairs.negatives, "paraphrase": pairs.paraphrases}
+    texts = {name: column for name, column in columns.items() if column is not None}
     written: dict[int, str] = {}
-
-    def image(place: int, _: int) -> str:
-        if place not in written:
-            written[place] = _place_of(pairs, place, len(written), folder, out)
-        return written[place]
-
-    if pairs.has_images:
-        columns.append(("image", image))
-    for name, texts in (
-        ("caption", pairs.captions if pairs.has_captions else None),
-        ("negative_caption", pairs.negatives),
-        ("paraphrase", pairs.paraphrases),
-    ):
-        if texts is not None:
-            columns.append((name, _of_row(texts)))
     with (folder / "captions.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([name for name, _ in columns])
-        writer.writerows(_values(columns, rows))
+        writer.writerow([*(["image"] if pairs.has_images else []), *texts])
+        for image, row in rows:
+            if pairs.has_images and image not in written:
+                written[image] = _path_in_table(pairs.images[image], len(written), folder, out)
+            writer.writerow([*([written[image]] if written else []), *(column[row] for column in texts.values())])
     return len(written)
 
 
-def _of_row(texts: Sequence[str]) -> Callable[[int, int], str]:
-    return lambda _, row: texts[row]
-
-
-def _values(columns: list[tuple[str, Callable[[int, int], str]]], rows: list[tuple[int, int]]) -> Iterator[list[str]]:
-    for place, row in rows:
-        yield [of(place, row) for _, of in columns]
-
-
-def _place_of(pairs: Pairs, place: int, number: int, folder: Path, out: Path) -> str:
-    """What the table says of an image; one that is no file of its own becomes one."""
-    image = pairs.images[place]
+def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -> str:
+    """Return the path that the table gives for an image; an image that is not a file is written first."""
     if isinstance(image, Remote):
         return image.address
     if not isinstance(image, Stored):
         try:
-            return os.path.relpath(_real(image.parent) / image.name, _real(out.parent) / out.name)
+            return os.path.relpath(_resolved(image.parent) / image.name, _resolved(out.parent) / out.name)
         except ValueError:  # on another drive
             return str(image.absolute())
     try:
         content = image.read_bytes()
     except OSError as error:
-        raise DataError(f"{image}: can no longer be read ({one_line(error)}); check again") from None
+        raise DataError(f"{image}: can no longer be read ({one_line(error)}); check the data again") from None
     (folder / "images").mkdir(exist_ok=True)
-    name = f"images/{number:06d}{_ending(image.name, content)}"
+    name = f"images/{number:06d}{_extension(image.name, content)}"
     (folder / name).write_bytes(content)
     return name
 
 
 @cache
-def _real(folder: Path) -> Path:
-    """A way up through a link would lead elsewhere."""
+def _resolved(folder: Path) -> Path:
+    """Resolve links: `..` after a link leads elsewhere."""
     return folder.resolve()
 
 
-def _ending(name: str, content: bytes) -> str:
-    own = Path(name).suffix.lower()
-    if own in Image.registered_extensions():
-        return own
+def _extension(name: str, content: bytes) -> str:
+    extension = Path(name).suffix.lower()
+    if extension in Image.registered_extensions():
+        return extension
     with Image.open(io.BytesIO(content)) as opened:
-        kind = (opened.format or "").lower()
-    return {"jpeg": ".jpg", "tiff": ".tif"}.get(kind, f".{kind}")
+        format = (opened.format or "").lower()
+    return {"jpeg": ".jpg", "tiff": ".tif"}.get(format, f".{format}")

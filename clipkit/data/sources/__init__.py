@@ -1,1 +1,1 @@
-"""Where data comes from: a file here for each kind of source, and rows by role from all of them."""
+"""Data sources: one file per kind of source, each of which gives rows by role."""

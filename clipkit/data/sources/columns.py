@@ -1,4 +1,4 @@
-"""What the rows of a source have, by the role that each column plays."""
+"""Rows of a source: which column holds the image, which the caption, which the label."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,10 +7,11 @@ from urllib.parse import parse_qsl
 
 import pyarrow as pa
 
+from clipkit.data.prompts import Templates
 from clipkit.errors import DataError
 from clipkit.images import Stored
 
-# The names that a column may have, likeliest first; more of them go here.
+# Accepted column names of each role, most likely first. To accept another name, add it here.
 NAMES: Mapping[str, Sequence[str]] = {
     "image": (
         "image", "filepath", "file_name", "filename", "file", "path", "image_path", "img", "url", "image_url", "jpg",
@@ -23,78 +24,99 @@ NAMES: Mapping[str, Sequence[str]] = {
 
 
 @dataclass(frozen=True)
+class ClassList:
+    """Classes that a source lists itself, in its own order; they may include classes without any image."""
+
+    labels: Sequence[str] | None = None
+    """Values of the label column, in the order of the classes; None: the labels that occur, in alphabetical order."""
+    names: Sequence[str] | None = None
+    """Class names for prompts; None: the labels."""
+    templates: Templates | None = None
+    """The source's own prompts."""
+    is_multilabel: bool = False
+    """Whether an image may have any number of classes, including none."""
+
+
+@dataclass(frozen=True)
 class Rows:
     """R rows of a source."""
 
     name: str
     columns: dict[str, pa.Array]
-    """By role, but for image: strings, or lists of strings."""
+    """Columns by role, except image: strings, or lists of strings."""
     images: Sequence[Path | Stored] | None = None
-    """(R,) each row's image, where there are any."""
+    """(R,) the image of each row; None for a source without images."""
     keys: pa.Array | None = None
-    """(R,) equal where rows have the same image."""
+    """(R,) values that are equal for rows with the same image."""
     found: dict[str, str] = field(default_factory=dict)
-    """By role the name of its column."""
+    """Column name of each role."""
     row: str = "row"
-    """What a row is called in messages; they are counted from 1."""
+    """Noun for a row in messages, which count rows from 1."""
+    classes: ClassList | None = None
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The roles that a reader looks for.
+    """Roles that a reader looks for.
 
     Args:
         source: as the user wrote it, for messages.
-        options: what the user wrote after `?`.
-        needed: roles without which the source is of no use.
-        optional: roles that are read where they are there.
+        options: options that the user wrote after `?`.
+        needed: roles that the source must have.
+        optional: roles that are read if they are present.
+        names: accepted column names of each role.
     """
 
     source: str
     options: Mapping[str, str]
     needed: Collection[str]
     optional: Collection[str]
+    names: Mapping[str, Sequence[str]] = field(default_factory=lambda: NAMES)
+
+    @property
+    def roles(self) -> list[str]:
+        """Needed and optional roles."""
+        return [*self.needed, *self.optional]
 
     def columns_among(self, source: object, header: Sequence[str]) -> dict[str, str]:
-        """For each role the column that plays it.
+        """Return the column of each role that is present.
 
         Raises:
-            DataError: a needed one is not there, one that was named is not, or there are two of one name.
+            DataError: a needed column or a column named by the user is missing, or two columns have the same name.
         """
         lower = [name.strip().lower() for name in header]
-        has = _shown(header)
+        columns = _listed(header)
         found = {}
-        for role in [*self.needed, *self.optional]:
+        for role in self.roles:
             given = self.options.get(role)
             if given is not None and given.lower() not in lower:
-                raise DataError(f"{source}: has no column {given}; its columns are {has}")
-            names = [given.lower()] if given is not None else NAMES[role]
-            here = next((name for name in names if name in lower), None)
-            if here is not None:
-                if lower.count(here) > 1:
-                    raise DataError(f"{source}: has {lower.count(here)} columns {here}; rename all but one")
-                found[role] = header[lower.index(here)]
+                raise DataError(f"{source}: has no column {given}; its columns are {columns}")
+            names = [given.lower()] if given is not None else self.names[role]
+            match = next((name for name in names if name in lower), None)
+            if match is not None:
+                if lower.count(match) > 1:
+                    raise DataError(f"{source}: has {lower.count(match)} columns {match}; rename all but one")
+                found[role] = header[lower.index(match)]
             elif role in self.needed:
                 raise DataError(
                     f"{source}: has no {role} column (one of {', '.join(names)}); its columns are "
-                    f"{has}: rename one, or name it as {Path(str(source)).name}?{role}=COLUMN"
+                    f"{columns}: rename one, or name it as {Path(str(source)).name}?{role}=COLUMN"
                 )
         if not found:
-            roles = [*self.needed, *self.optional]
             raise DataError(
-                f"{source}: has none of the columns {', '.join(roles)}; its columns are {has}: name one "
-                f"as {Path(str(source)).name}?{roles[0]}=COLUMN"
+                f"{source}: has none of the columns {', '.join(self.roles)}; its columns are {columns}: name one "
+                f"as {Path(str(source)).name}?{self.roles[0]}=COLUMN"
             )
         return found
 
 
-def _shown(header: Sequence[str]) -> str:
-    """Names of columns in one line, whatever they are."""
+def _listed(header: Sequence[str]) -> str:
+    """Column names in one line, cut to a readable length."""
     names = [" ".join(name.split())[:40] for name in header[:20]]
     return ", ".join(names) + " …" * (len(header) > len(names))
 
 
 def split_options(source: str) -> tuple[str, dict[str, str]]:
-    """`photos.csv?image=file&caption=title` as what it names and its options."""
+    """Split `photos.csv?image=file&caption=title` into its name and its options."""
     name, _, options = source.partition("?")
     return name, dict(parse_qsl(options))

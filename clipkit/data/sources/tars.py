@@ -1,7 +1,7 @@
-"""WebDataset shards: tars in which files that share their name up to the first dot are one sample.
+"""Local WebDataset shards: tars in which files that share their name up to the first dot form one sample.
 
-Each tar is read through once, for where its files lie; that is kept beside the features in the user's cache, and the
-tar is then as indexable as a folder.
+Each tar is scanned once for the positions of its files. The positions are kept in the user's cache folder, so that
+samples can then be read in any order.
 """
 
 import hashlib
@@ -24,25 +24,25 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from clipkit.data.sources.columns import NAMES, Rows, Wanted
-from clipkit.data.sources.json_lines import strings_or_lists
+from clipkit.data.sources.json_rows import strings_or_lists
 from clipkit.errors import DataError, one_line
 from clipkit.files import cache_folder, is_file
 from clipkit.images import Stored
 
-# Files of a sample that say something, likeliest first; of other roles JSON alone does.
+# Files of a sample that may contain a role, most likely first; other roles are read from JSON only.
 _ENDINGS = {"caption": ("txt", "caption", "json"), "label": ("cls", "npy", "json")}
 _READ = ("txt", "caption", "cls", "npy", "json")
 _ROLES = ("caption", "label", "negative_caption", "paraphrase")
-_LAYOUT = "3"  # of the kept index
+_LAYOUT = "3"  # version of the cached index
 
 T = TypeVar("T")
 
 
 def shards_of(pattern: str) -> list[Path]:
-    """The files that `shards-{000..099}.tar`, `shards-*.tar` or one name mean.
+    """Return the files of `shards-{000..099}.tar`, `shards-*.tar` or a single name.
 
     Raises:
-        DataError: one is not there.
+        DataError: a file is missing, or the braces do not match.
     """
     try:
         names = list(braceexpand(pattern))
@@ -51,8 +51,7 @@ def shards_of(pattern: str) -> list[Path]:
     paths: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
-        found = sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else [path]
-        paths += found or [path]
+        paths += (sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else []) or [path]
     missing = [path for path in paths if not is_file(path)]
     if missing:
         count = f"{len(missing)} of its {len(paths)} shards are missing, the first is " if len(paths) > 1 else ""
@@ -61,42 +60,42 @@ def shards_of(pattern: str) -> list[Path]:
 
 
 def read_tars(pattern: str, wanted: Wanted) -> Rows:
-    """Rows of local shards, in the order of the shards and of their files.
+    """Read the rows of local shards, in the order of the shards and of their files.
 
     Raises:
-        DataError: a shard is missing or damaged, or no sample has what is needed.
+        DataError: a shard is missing or damaged, or no sample has a needed role.
     """
     paths = shards_of(pattern)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         bar = tqdm(pool.map(_index_of, paths), total=len(paths), desc="shards", unit="", disable=None, leave=False)
         tables = [_checked(path, table) for path, table in zip(paths, bar, strict=True)]
     table = pa.concat_tables(tables).combine_chunks()
-    shard = np.repeat(np.arange(len(paths)), [len(own) for own in tables])
+    shard = np.repeat(np.arange(len(paths)), [len(part) for part in tables])
     if not len(table):
-        raise DataError(f"{pattern}: holds no samples; a sample is files of one name, as 000.jpg and 000.txt")
+        raise DataError(f"{pattern}: has no samples; a sample is files with one name, as 000.jpg and 000.txt")
     columns: dict[str, pa.Array] = {}
     for role in _ROLES:
-        if role not in wanted.needed and role not in wanted.optional:
+        if role not in wanted.roles:
             continue
         column = table[role].combine_chunks()
         if column.null_count < len(column):
             columns[role] = _filled(column)
         elif role in wanted.needed:
             endings = ", ".join(f".{ending}" for ending in _ENDINGS[role])
-            raise DataError(f"{pattern}: none of its {len(table)} samples has a {role}; one is in a file {endings}")
+            raise DataError(f"{pattern}: none of its {len(table)} samples has a {role}; add it in a file {endings}")
     images = None
-    if "image" in wanted.needed or "image" in wanted.optional:
+    if "image" in wanted.roles:
         offsets, sizes = (table[name].to_numpy().astype(np.int64) for name in ("offset", "size"))
         if (offsets >= 0).any():
             images = TarImages(paths, shard, table["image"].combine_chunks(), offsets, sizes)
         elif "image" in wanted.needed:
-            raise DataError(f"{pattern}: none of its {len(table)} samples has an image, as 000.jpg")
+            raise DataError(f"{pattern}: none of its {len(table)} samples has an image, such as 000.jpg; add it")
     keys = pa.array(np.arange(len(table))) if images is not None else None
     return Rows(pattern, columns, images, keys, row="sample")
 
 
 class TarImages(Sequence[Stored]):
-    """The images of shards, a sample each."""
+    """Images of shards, one per sample."""
 
     def __init__(
         self, paths: list[Path], shard: np.ndarray[Any, Any], names: pa.Array, offsets: Any, sizes: Any
@@ -111,20 +110,20 @@ class TarImages(Sequence[Stored]):
         return len(self.shard)
 
     @overload
-    def __getitem__(self, place: int) -> Stored: ...
+    def __getitem__(self, index: int) -> Stored: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Stored]: ...
-    def __getitem__(self, place: int | slice) -> Stored | list[Stored]:
-        if isinstance(place, slice):
-            return [self[row] for row in range(*place.indices(len(self)))]
-        row = range(len(self))[int(place)]
+    def __getitem__(self, index: slice) -> list[Stored]: ...
+    def __getitem__(self, index: int | slice) -> Stored | list[Stored]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        row = range(len(self))[int(index)]
         path = self.paths[int(self.shard[row])]
         return InTar(path, self.names[row].as_py(), int(self.offsets[row]), int(self.sizes[row]))
 
 
 @dataclass(frozen=True, slots=True)
 class InTar(Stored):
-    """A file in a tar: where its bytes lie."""
+    """File in a tar, by the position of its bytes."""
 
     path: Path
     member: str
@@ -151,12 +150,12 @@ class InTar(Stored):
 
 
 def _index_of(path: Path) -> pa.Table | DataError:
-    """A row a sample: its image's member name, offset and size, its captions, its label."""
-    found = path.stat()
-    state = f"{_LAYOUT} {found.st_size} {found.st_mtime_ns}".encode()
-    kept = cache_folder() / "shards" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.parquet"
+    """Return one row per sample: name, offset and size of its image, its captions, its label. Cached."""
+    file = path.stat()
+    state = f"{_LAYOUT} {file.st_size} {file.st_mtime_ns}".encode()
+    cached = cache_folder() / "shards" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.parquet"
     try:
-        table = parquet.read_table(kept)
+        table = parquet.read_table(cached)
         if table.schema.metadata is not None and table.schema.metadata.get(b"state") == state:
             return table
     except (OSError, pa.ArrowException):
@@ -165,17 +164,17 @@ def _index_of(path: Path) -> pa.Table | DataError:
         table = _scan(path).replace_schema_metadata({b"state": state})
     except DataError as error:
         return error
-    # tarfile believes what headers say, and fails wherever that leads it.
+    # tarfile trusts the headers, so that damaged ones make it fail in many ways.
     except Exception as error:
-        said = one_line(error) or type(error).__name__
-        return DataError(f"{path}: is a damaged tar ({said}); fetch or write it again, or leave it out")
-    aside = kept.with_name(f"{kept.name}.{uuid4().hex}")
+        reason = one_line(error) or type(error).__name__
+        return DataError(f"{path}: is a damaged tar ({reason}); fetch or write it again, or leave it out")
+    temporary = cached.with_name(f"{cached.name}.{uuid4().hex}")
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(table, aside)
-        aside.replace(kept)
-    except OSError:  # a cache that cannot be written costs time only
-        aside.unlink(missing_ok=True)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(table, temporary)
+        temporary.replace(cached)
+    except OSError:  # a cache that cannot be written only costs time
+        temporary.unlink(missing_ok=True)
     return table
 
 
@@ -200,17 +199,15 @@ def _scan(path: Path) -> pa.Table:
             for member in members.values():
                 if member.offset_data + member.size > end:
                     raise DataError(
-                        f"{path}: is cut off within {member.name}; fetch or write it again, or leave it out"
+                        f"{path}: is truncated within {member.name}; fetch or write it again, or leave it out"
                     )
-            image = next(
-                (own for ending, own in members.items() if f".{ending}" in Image.registered_extensions()), None
-            )
+            image = image_among(members)
             rows["image"].append(key if image is None else image.name)
             rows["offset"].append(-1 if image is None else image.offset_data)
             rows["size"].append(-1 if image is None else image.size)
             contents = {ending: _content(tar, members[ending]) for ending in _READ if ending in members}
             for role in _ROLES:
-                rows[role].append(said_of(f"{path}/{key}", contents, role))
+                rows[role].append(values_of_role(f"{path}/{key}", contents, role))
         _check_rest(path, tar.offset)
     several = pa.large_list(pa.large_string())
     return pa.table(
@@ -224,36 +221,36 @@ def _scan(path: Path) -> pa.Table:
 
 
 def _check_end(path: Path) -> None:
-    """See that it ends as a tar does: tarfile takes one that is cut off between two members for a whole one."""
+    """Refuse a tar without the end-of-archive blocks: tarfile accepts one that is truncated between two members."""
     with path.open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 2 * tarfile.BLOCKSIZE))
         if any(file.read()):
-            raise DataError(f"{path}: is no tar, or is cut off; fetch or write it again, or leave it out")
+            raise DataError(f"{path}: is not a tar, or is truncated; fetch or write it again, or leave it out")
 
 
 def _check_rest(path: Path, start: int) -> None:
-    """See that only zeros follow its last file: tarfile takes a header that is damaged for the end."""
+    """Refuse a tar with data after its last member: tarfile treats a damaged header as the end."""
     with path.open("rb") as file:
         file.seek(start)
         while block := file.read(1 << 20):
             if any(block):
                 raise DataError(
-                    f"{path}: is a damaged tar (there is no header at byte {start}, and more follows); fetch or write "
+                    f"{path}: is a damaged tar (no header at byte {start}, but more data follows); fetch or write "
                     "it again, or leave it out"
                 )
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
     for member in tar:
-        if member.size < 0:  # the next header would lie before this one, and so on for ever
+        if member.size < 0:  # the next header would precede this one: an endless loop
             raise tarfile.ReadError(f"{member.size} bytes in {member.name}")
         if member.isfile():
             yield member.name, member
 
 
 def grouped(files: Iterator[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
-    """Files side by side whose names are the same up to the first dot of their last part; by what follows it."""
+    """Group adjacent files whose names are equal up to the first dot of the last part; members by what follows it."""
     key: str | None = None
     members: dict[str, T] = {}
     for path, file in files:
@@ -261,18 +258,24 @@ def grouped(files: Iterator[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]
         stem, dot, ending = name.partition(".")
         if not dot or not stem:
             continue
-        own = f"{folder}/{stem}" if folder else stem
-        if own != key:
+        current = f"{folder}/{stem}" if folder else stem
+        if current != key:
             if key is not None:
                 yield key, members
-            key, members = own, {}
+            key, members = current, {}
         members[ending.lower()] = file
     if key is not None:
         yield key, members
 
 
-def said_of(where: str, contents: Mapping[str, bytes], role: str) -> list[str] | None:
-    """What the files of a sample, by ending, say of a role; None: nothing.
+def image_among(members: Mapping[str, T]) -> T | None:
+    """Return the first file of a sample with the extension of an image format."""
+    endings = Image.registered_extensions()
+    return next((file for ending, file in members.items() if f".{ending}" in endings), None)
+
+
+def values_of_role(where: str, contents: Mapping[str, bytes], role: str) -> list[str] | None:
+    """Return the values of a role in the files of a sample, which are given by extension; None if there are none.
 
     Raises:
         DataError: a file is not UTF-8, or not JSON.
@@ -294,28 +297,28 @@ def said_of(where: str, contents: Mapping[str, bytes], role: str) -> list[str] |
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}.json: is not JSON ({one_line(error)}); mend it") from None
+            raise DataError(f"{where}.json: is not JSON ({one_line(error)}); fix it") from None
         name = next((name for name in NAMES[role] if isinstance(values, dict) and name in values), None)
         if name is None:
             continue
         value = values[name] if isinstance(values[name], list) else [values[name]]
-        return [str(own) for own in value if own is not None]
+        return [str(item) for item in value if item is not None]
     return None
 
 
 def _classes_of(content: bytes) -> list[str] | None:
-    """Where the ones are in a vector of zeros and ones, CLIP_benchmark's form of several labels; None: it is none."""
+    """Return the positions of ones in a 0/1 vector, CLIP_benchmark's multilabel format; None for other content."""
     try:
         vector = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, EOFError):
         return None
     if vector.ndim != 1 or not np.isin(vector, (0, 1)).all():
         return None
-    return [str(place) for place in np.flatnonzero(vector)]
+    return [str(position) for position in np.flatnonzero(vector)]
 
 
 def _filled(column: pa.Array) -> pa.Array:
     lists = column.to_pylist()
-    if all(own is not None and len(own) == 1 for own in lists):
-        return strings_or_lists([own[0] for own in lists])
-    return strings_or_lists([own or [""] for own in lists])
+    if all(values is not None and len(values) == 1 for values in lists):
+        return strings_or_lists([values[0] for values in lists])
+    return strings_or_lists([values or [""] for values in lists])

@@ -1,7 +1,7 @@
-"""Images made worse on the fly: the same image at the same level is the same bytes every time.
+"""Corruptions applied when an image is read: the same image and level always give the same bytes.
 
-Four of the kinds of Hendrycks and Dietterich 2019 ("Benchmarking neural network robustness to common corruptions and
-perturbations"), with levels of our own, relative to the image's size: figures are not those of ImageNet-C.
+The four kinds are from Hendrycks and Dietterich 2019 ("Benchmarking neural network robustness to common corruptions
+and perturbations"). The levels are different and relative to the image size, so metrics are not those of ImageNet-C.
 """
 
 import hashlib
@@ -15,19 +15,19 @@ from PIL import Image, ImageFilter
 from clipkit.evaluation.suites.entries import Corruption
 from clipkit.images import Stored, open_image, size_of
 
-# By level, 1 to 5.
+# Strengths of the levels 1 to 5.
 BLUR = (0.004, 0.008, 0.013, 0.02, 0.03)
-"""Radius of a Gaussian, as a share of the shorter side."""
+"""Radius of a Gaussian blur, as a share of the shorter side."""
 NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)
-"""Standard deviation of Gaussian noise, of a range of 1."""
+"""Standard deviation of Gaussian noise, for pixels in [0, 1]."""
 JPEG = (25, 18, 12, 8, 5)
-"""Quality."""
+"""JPEG quality."""
 BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
-"""What is added, of a range of 1."""
+"""Added to each pixel, for pixels in [0, 1]."""
 
 
 class Corrupted(Stored):
-    """An image that is made worse whenever it is read."""
+    """An image that is corrupted whenever it is read."""
 
     __slots__ = ("corruption", "source")
 
@@ -48,21 +48,21 @@ class Corrupted(Stored):
 
     def read_bytes(self) -> bytes:
         content = io.BytesIO()
-        worse(open_image(self.source), self.corruption, self.source.name).save(content, "PNG", compress_level=1)
+        corrupted(open_image(self.source), self.corruption, self.source.name).save(content, "PNG", compress_level=1)
         return content.getvalue()
 
 
-def worse(image: Image.Image, corruption: Corruption, seed: str) -> Image.Image:
-    """The image after the corruption.
+def corrupted(image: Image.Image, corruption: Corruption, seed: str) -> Image.Image:
+    """Return the corrupted image.
 
     Args:
-        image: RGB.
-        corruption: which, how much.
-        seed: what noise depends on, beside the level: the image's name.
+        image: an RGB image.
+        corruption: kind and level.
+        seed: seed of the noise, together with the level: the image's name.
 
     Example:
-        >>> grey = Image.new("RGB", (8, 8), (100, 100, 100))
-        >>> worse(grey, Corruption(name="brightness", level=2), "a").getpixel((0, 0))
+        >>> gray = Image.new("RGB", (8, 8), (100, 100, 100))
+        >>> corrupted(gray, Corruption(name="brightness", level=2), "a").getpixel((0, 0))
         (151, 151, 151)
     """
     level = corruption.level - 1

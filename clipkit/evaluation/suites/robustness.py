@@ -1,4 +1,4 @@
-"""How a model holds up where the data shifts."""
+"""Robustness: how much a metric drops on shifted versions of a dataset."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,40 +8,40 @@ from clipkit.evaluation.suites.entries import Suite
 
 
 def robustness(suite: Suite, rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> list[dict[str, Any]]:
-    """For each model and shifted data set the drop, and what of it the baseline would not lead to expect.
+    """Return the relative drop and the effective robustness of each model on each shifted dataset.
 
-    Effective robustness is the figure on the shifted set less the one expected from the figure on the original (Taori
-    et al. 2020, "Measuring robustness to natural distribution shifts", section 2). Expected is what lies on the line
-    of the baselines in logits: with two or more the one that fits them by least squares, with one that through it
-    with slope 1, by which a model that is better on the original is better on the shifted set by as much.
+    Effective robustness is the metric on the shifted dataset minus the value expected from the metric on the original
+    (Taori et al. 2020, "Measuring robustness to natural distribution shifts", section 2). The expected value lies on
+    the baselines' line in logits: with two or more baselines their least-squares line; with one, the line through it
+    with slope 1.
 
     Args:
-        suite: its data sets say what they are versions of, and may hold published figures of a baseline.
-        rows: of a `SuiteResult`.
-        models: those measured; the first one is the baseline where the suite names none.
+        suite: its datasets name their originals, and may hold published figures of a baseline.
+        rows: rows of a `SuiteResult`.
+        models: the measured models; the first is the baseline if the suite names none.
 
     Returns:
         Rows with dataset, version_of, model, original, value, relative_drop (a share of the original), and
-        effective_robustness; null for a baseline itself, or where none is known.
+        effective_robustness; None for a baseline itself, and if no baseline has both figures.
     """
     value = {(row["dataset"], row["model"]): row["value"] for row in rows}
     for entry in suite.datasets:
-        for own in entry.published:
-            if own.metric == entry.main_metric:
-                value.setdefault((entry.name, own.model), own.value)
+        for figure in entry.published:
+            if figure.metric == entry.main_metric:
+                value.setdefault((entry.name, figure.model), figure.value)
     baselines = suite.baselines or list(models[:1])
-    found = []
+    drops = []
     for entry in suite.datasets:
         if entry.version_of is None:
             continue
-        points = [(value.get((entry.version_of, own)), value.get((entry.name, own))) for own in baselines]
+        points = [(value.get((entry.version_of, name)), value.get((entry.name, name))) for name in baselines]
         known = [(base, shifted) for base, shifted in points if base is not None and shifted is not None]
         for model in models:
             shifted, original = value.get((entry.name, model)), value.get((entry.version_of, model))
             if shifted is None or original is None:
                 continue
             effective = shifted - expected(original, known) if known and model not in baselines else None
-            found.append(
+            drops.append(
                 {
                     "dataset": entry.name,
                     "version_of": entry.version_of,
@@ -52,21 +52,21 @@ def robustness(suite: Suite, rows: Sequence[Mapping[str, Any]], models: Sequence
                     "effective_robustness": effective,
                 }
             )
-    return found
+    return drops
 
 
-def robustness_means(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each model, over the versions of each data set: how many there are, and the means of what is known.
+def robustness_means(drops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the number of versions of each dataset, and each model's means over those with a value.
 
     Args:
-        found: what `robustness` gives.
+        drops: the result of `robustness`.
     """
-    pairs = dict.fromkeys((own["version_of"], own["model"]) for own in found)
+    pairs = dict.fromkeys((drop["version_of"], drop["model"]) for drop in drops)
     means = []
     for version_of, model in pairs:
-        rows = [own for own in found if (own["version_of"], own["model"]) == (version_of, model)]
-        of = {
-            name: [own[name] for own in rows if own[name] is not None]
+        rows = [drop for drop in drops if (drop["version_of"], drop["model"]) == (version_of, model)]
+        known = {
+            name: [row[name] for row in rows if row[name] is not None]
             for name in ("relative_drop", "effective_robustness")
         }
         means.append(
@@ -74,24 +74,24 @@ def robustness_means(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
                 "version_of": version_of,
                 "model": model,
                 "versions": len(rows),
-                **{name: sum(values) / len(values) if values else None for name, values in of.items()},
+                **{name: sum(values) / len(values) if values else None for name, values in known.items()},
             }
         )
     return means
 
 
 def expected(original: float, baselines: Sequence[tuple[float, float]]) -> float:
-    """The figure on the shifted set that the baselines would lead to expect.
+    """Return the metric on a shifted dataset that the baselines predict.
 
     Args:
-        original: a model's figure on the original.
-        baselines: of each its figures on the original and on the shifted set.
+        original: a model's metric on the original dataset.
+        baselines: each baseline's metric on the original and on the shifted dataset.
 
     Example:
         >>> round(expected(0.7, [(0.7, 0.5)]), 6)
         0.5
     """
-    before, after = ([_logit(own[end]) for own in baselines] for end in (0, 1))
+    before, after = ([_logit(point[end]) for point in baselines] for end in (0, 1))
     middle, height = sum(before) / len(before), sum(after) / len(after)
     spread = sum((x - middle) ** 2 for x in before)
     slope = sum((x - middle) * (y - height) for x, y in zip(before, after, strict=True)) / spread if spread else 1.0

@@ -1,4 +1,4 @@
-"""`run_suite`: every data set with every model, as far as it can be reached, and where it stopped."""
+"""`run_suite`: measure every dataset of a suite with every model, and resume an unfinished suite."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipkit.embedding.features import Cache
 from clipkit.errors import TrainingError, UnreachedError, UserError, one_line
@@ -14,45 +14,40 @@ from clipkit.evaluation.result import to_json, versions
 from clipkit.evaluation.suites.entries import DataSet, Suite
 from clipkit.evaluation.suites.robustness import robustness, robustness_means
 from clipkit.evaluation.suites.sources import Opened, open_data
-from clipkit.evaluation.tasks.compositional import compositional
-from clipkit.evaluation.tasks.probe import probe
-from clipkit.evaluation.tasks.retrieval import retrieval
-from clipkit.evaluation.tasks.zeroshot import zeroshot
+from clipkit.evaluation.tasks.task import Options, task_of
 from clipkit.files import write_whole
 from clipkit.models import DualEncoder, load
 from clipkit.models.absent import check_present, is_absent
 from clipkit.models.fingerprint import tower_fingerprint
+from clipkit.processes import Processes
 
-if TYPE_CHECKING:
-    from clipkit.processes import Processes
-
-_TROUBLE = (UserError, TrainingError, OSError, ValueError, RuntimeError)
+_ERRORS = (UserError, TrainingError, OSError, ValueError, RuntimeError)
 
 
 @dataclass
 class SuiteResult:
-    """What came of a suite."""
+    """Everything that was measured in a suite, and what was not and why."""
 
     suite: Suite
     models: list[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """Of each data set and model that was measured: dataset, title, task, metric, model, value, low, high, chance, and
-    the file of its result."""
+    """One row per measured dataset and model: dataset, title, task, metric, model, value, low, high, chance, seconds,
+    and the file of the result."""
     unreached: dict[str, str] = field(default_factory=dict)
-    """Data sets that are not here: why."""
+    """Datasets that are not available, and why."""
     failed: dict[str, str] = field(default_factory=dict)
-    """`DATASET`, `DATASET with MODEL` or `MODEL`: why."""
+    """What failed and why: by `DATASET`, `DATASET with MODEL` or `MODEL`."""
     robustness: list[dict[str, Any]] = field(default_factory=list)
     robustness_means: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in results.json."""
+        """Return the content of results.json."""
         return {
             "suite": self.suite.name,
             "title": self.suite.title,
             "models": self.models,
             "rows": self.rows,
-            "published": {own.name: [one.model_dump() for one in own.published] for own in self.suite.datasets},
+            "published": {entry.name: [one.model_dump() for one in entry.published] for entry in self.suite.datasets},
             "unreached": self.unreached,
             "failed": self.failed,
             "robustness": self.robustness,
@@ -67,94 +62,153 @@ def run_suite(
     out: Path,
     *,
     cache: Cache = None,
-    processes: "Processes | None" = None,
-    say: Callable[[str], None] = lambda line: None,
+    processes: Processes | None = None,
+    log: Callable[[str], None] = lambda line: None,
     progress: bool = False,
 ) -> SuiteResult:
-    """Measure what can be reached; what was measured before, with the same model and data, is kept.
+    """Measure every available dataset; results of the same model and data that are already in `out` are kept.
 
     Args:
-        suite: what `read_suite` gives.
-        models: names as `clipkit.load` takes them.
-        out: a folder for a result file each, `results.json` and what else is made of it.
-        cache: of features, shared by the data sets: None is the user's own folder, False none.
-        processes: share each data set; all get the result, the first writes.
-        say: where a line a data set goes.
-        progress: show bars on the terminal.
+        suite: returned by `read_suite`.
+        models: names as `clipkit.load` accepts them.
+        out: folder for one result file per dataset and model, and `results.json`.
+        cache: folder for features, shared by all datasets; None: the user's cache folder; False: no cache.
+        processes: share each dataset; all get the result, the main process writes.
+        log: called with one line per dataset and model.
+        progress: show progress bars on the terminal.
 
     Raises:
-        UserError: the only model cannot be loaded or lacks a tower, or one is named twice.
+        UserError: the only model cannot be loaded or lacks a tower, or a model is given twice.
         OSError: the folder cannot be written to.
     """
     names = list(models)
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise UserError(f"{twice[0]}: is given as a model twice; give each once")
-    found = SuiteResult(suite, names)
-    is_main = processes is None or processes.is_main
-    if is_main:
+        raise UserError(f"{twice[0]}: the model is given twice; give each model once")
+    processes = processes or Processes.alone()
+    options = Options(cache, processes, progress and processes.is_main)
+    run = _Run(suite, out, processes, options, log, SuiteResult(suite, names))
+    if processes.is_main:
         out.mkdir(parents=True, exist_ok=True)
-    # What one process alone meets would leave the others waiting, so that with several it ends the run.
-    caught = _TROUBLE if processes is None or processes.count == 1 else UserError
-    opened: dict[str, Opened] = {}
     for name in names:
+        run.measure(name)
+    result = run.result
+    result.robustness = robustness(suite, result.rows, names)
+    result.robustness_means = robustness_means(result.robustness)
+    if processes.is_main:
+        write_whole(out / "results.json", json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    return result
+
+
+class _Run:
+    """One run of a suite.
+
+    Args:
+        suite: the datasets.
+        out: folder for the results.
+        processes: the group that shares each dataset.
+        options: of every evaluation.
+        log: called with one line per dataset and model.
+        result: filled while the suite runs.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        out: Path,
+        processes: Processes,
+        options: Options,
+        log: Callable[[str], None],
+        result: SuiteResult,
+    ) -> None:
+        self.suite = suite
+        self.out = out
+        self.processes = processes
+        self.options = options
+        self.log = log
+        self.result = result
+        self._opened: dict[str, Opened] = {}
+        # An error that only one of several processes raises would leave the others waiting, so it ends the suite.
+        self._caught = _ERRORS if processes.count == 1 else (UserError,)
+
+    def measure(self, name: str) -> None:
+        """Measure all datasets with one model."""
         try:
             model = load(name)
-            if all(entry.task != "probe" for entry in suite.datasets):  # which needs one tower alone
+            if all(task_of(entry.task).needs_text for entry in self.suite.datasets):
                 check_present(name, image=model.image, text=model.text)
         except UserError as error:
-            if len(names) == 1:
+            if len(self.result.models) == 1:
                 raise
-            found.failed[name] = str(error)
-            say(f"{name}: failed: {error}")
-            continue
+            self._fail(name, error)
+            return
         weights = _weights(model)
-        for entry in suite.datasets:
-            if entry.name in found.unreached or entry.name in found.failed:
+        for entry in self.suite.datasets:
+            if entry.name in self.result.unreached or entry.name in self.result.failed:
                 continue
+            opened = self._open(entry)
+            if opened is not None:
+                self._measure_dataset(model, name, weights, entry, opened)
+
+    def _open(self, entry: DataSet) -> Opened | None:
+        """Return the data of an entry; None if it is not available or invalid, which is recorded."""
+        try:
+            # Opened one at a time: a dataset on the Hub is downloaded only when it is needed.
+            self._opened[entry.name] = self._opened.get(entry.name) or _open_in_turn(entry, self.processes)
+        except UnreachedError as error:
+            self.result.unreached[entry.name] = str(error)
+            self.log(f"{entry.name}: not available: {error}")
+            return None
+        except self._caught as error:
+            self._fail(entry.name, error)
+            return None
+        return self._opened[entry.name]
+
+    def _measure_dataset(self, model: DualEncoder, name: str, weights: str, entry: DataSet, opened: Opened) -> None:
+        file = self.out / f"{_file_name(name)}--{entry.name}.json"
+        key = _key(entry, weights, opened)
+        result = self._kept(file, key)
+        kept = result is not None
+        if result is None:
             try:
-                # Not all at once: a data set of the Hub is fetched when its turn has come.
-                opened[entry.name] = opened.get(entry.name) or _opened(entry, processes)
-            except UnreachedError as error:
-                found.unreached[entry.name] = str(error)
-                say(f"{entry.name}: not reached: {error}")
-                continue
-            except caught as error:
-                found.failed[entry.name] = one_line(error)
-                say(f"{entry.name}: failed: {one_line(error)}")
-                continue
-            file = out / f"{_slug(name)}--{entry.name}.json"
-            key = _key(entry, weights, opened[entry.name])
-            result = _kept(file, key, processes)
-            before = result is not None
-            if result is None:
-                try:
-                    result = _measured(model, entry, opened[entry.name], cache, processes, progress and is_main)
-                except caught as error:
-                    # One data set's trouble is not the others'.
-                    found.failed[f"{entry.name} with {name}"] = one_line(error)
-                    say(f"{entry.name} with {name}: failed: {one_line(error)}")
-                    continue
-                result["settings"]["suite"] = {"name": suite.name, "entry": entry.model_dump(mode="json"), "key": key}
-                if is_main:
-                    write_whole(file, to_json(result))
-            say(f"{entry.name} with {name}: {_said(entry, result)}{' (measured before)' if before else ''}")
-            found.rows.append(_row(entry, name, result, file))
-    found.robustness = robustness(suite, found.rows, names)
-    found.robustness_means = robustness_means(found.robustness)
-    if is_main:
-        write_whole(out / "results.json", json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n")
-    return found
+                result = dict(task_of(entry.task).run(model, opened, self.options))
+                _check_metric(entry, result)
+            except self._caught as error:
+                self._fail(f"{entry.name} with {name}", error)
+                return
+            entry_values = entry.model_dump(mode="json")
+            result["settings"]["suite"] = {"name": self.suite.name, "entry": entry_values, "key": key}
+            if self.processes.is_main:
+                write_whole(file, to_json(result))
+        value = result["metrics"][entry.main_metric]["value"]
+        shown = "–" if value is None else f"{value:.4f}"
+        self.log(f"{entry.name} with {name}: {entry.main_metric} {shown}{' (measured before)' if kept else ''}")
+        self.result.rows.append(_row(entry, name, result, file))
+
+    def _kept(self, file: Path, key: str) -> dict[str, Any] | None:
+        """Return the result that the main process has in a file, if it is of the same entry, model and data."""
+        result: dict[str, Any] | None = None
+        if self.processes.is_main:
+            try:
+                result = json.loads(file.read_text(encoding="utf-8"))
+                if result is None or result["settings"]["suite"]["key"] != key:
+                    result = None
+            except (OSError, ValueError, KeyError, TypeError):
+                result = None
+        return self.processes.gather_objects(result)[0]
+
+    def _fail(self, name: str, error: Exception) -> None:
+        message = str(error) if isinstance(error, UserError) else one_line(error)
+        self.result.failed[name] = message
+        self.log(f"{name}: failed: {message}")
 
 
-def _opened(entry: DataSet, processes: "Processes | None") -> Opened:
-    """The data, which processes read one after the other, as they may share the folders it is fetched into.
+def _open_in_turn(entry: DataSet, processes: Processes) -> Opened:
+    """Return the data of an entry; processes open it one after the other, as they may share the download folder.
 
     Raises:
-        UserError: one of them cannot; on all.
+        UserError: on all processes, if it cannot be opened on one of them.
     """
-    if processes is None or processes.count == 1:
-        return open_data(entry)
     opened: Opened | None = None
     failure: UserError | None = None
     for index in range(processes.count):
@@ -163,57 +217,29 @@ def _opened(entry: DataSet, processes: "Processes | None") -> Opened:
                 opened = open_data(entry)
             except UserError as error:
                 failure = error
-        failures = [own for own in processes.gather_objects(failure) if own is not None]
+        failures = [one for one in processes.gather_objects(failure) if one is not None]
         if failures:
             raise failures[0]
     assert opened is not None
     return opened
 
 
-def _measured(
-    model: DualEncoder, entry: DataSet, opened: Opened, cache: Cache, processes: Any, progress: bool
-) -> dict[str, Any]:
-    shared: dict[str, Any] = {"cache": cache, "processes": processes, "progress": progress}
-    data: Any = opened.data
-    match entry.task:
-        case "retrieval":
-            result: Any = retrieval(model, data, **shared)
-        case "compositional":
-            result = compositional(model, data, **shared)
-        case "probe":
-            assert opened.train is not None
-            result = probe(model, opened.train, test=data, cache=cache, processes=processes)
-        case "zeroshot":
-            result = zeroshot(model, data, classes=opened.classes, templates=opened.templates, **shared)
+def _check_metric(entry: DataSet, result: dict[str, Any]) -> None:
     if entry.main_metric not in result["metrics"]:
-        known = ", ".join(result["metrics"])
-        raise UserError(f"{entry.name}: metric {entry.main_metric} is not measured; there are {known}")
-    return dict(result)
+        measured = ", ".join(result["metrics"])
+        raise UserError(f"{entry.name}: metric {entry.main_metric} is not measured; choose one of {measured}")
 
 
 def _weights(model: DualEncoder) -> str:
-    """Which model it is, by what its towers and its scale do."""
+    """Return what identifies a model: the fingerprints of its towers, and its scale."""
     towers = [tower_fingerprint(tower) for tower in (model.image, model.text) if not is_absent(tower)]
     return "\0".join([*towers, float(model.logit_scale.detach()).hex()])
 
 
 def _key(entry: DataSet, weights: str, opened: Opened) -> str:
-    """Of what a result depends on: how it is measured, the model, the data."""
+    """Return a hash of everything that a result depends on: settings, model and data."""
     settings = entry.model_dump(mode="json", exclude={"published", "title", "version_of"})
     return hashlib.sha256(f"{json.dumps(settings)}\0{weights}\0{opened.fingerprint}".encode()).hexdigest()
-
-
-def _kept(file: Path, key: str, processes: "Processes | None") -> dict[str, Any] | None:
-    """The result that the first process finds there, of the same model and data."""
-    result: dict[str, Any] | None = None
-    if processes is None or processes.is_main:
-        try:
-            result = json.loads(file.read_text(encoding="utf-8"))
-            if result is None or result["settings"]["suite"]["key"] != key:
-                result = None
-        except (OSError, ValueError, KeyError, TypeError):
-            result = None
-    return result if processes is None else processes.gather_objects(result)[0]
 
 
 def _row(entry: DataSet, model: str, result: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -230,12 +256,7 @@ def _row(entry: DataSet, model: str, result: dict[str, Any], file: Path) -> dict
     }
 
 
-def _said(entry: DataSet, result: dict[str, Any]) -> str:
-    value = result["metrics"][entry.main_metric]["value"]
-    return f"{entry.main_metric} {'–' if value is None else f'{value:.4f}'}"
-
-
-def _slug(model: str) -> str:
-    """A file's name for a model's, unlike any other's."""
+def _file_name(model: str) -> str:
+    """Return a file name for a model's name, different from those of all other models."""
     short = re.sub(r"[^\w.-]+", "_", model).strip("_")[-60:]
     return f"{short}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"

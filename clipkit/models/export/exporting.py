@@ -1,7 +1,8 @@
-"""`export`: write, open by the other library, compare, and only then call it done."""
+"""`export`: write a folder, open it with the other library, compare, and keep it only if the features agree."""
 
 import shutil
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -9,20 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from clipkit.errors import ModelError, OutputError
-from clipkit.models.absent import is_absent
+from clipkit.export_formats import export_format
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.export.format import Format, Proof
-from clipkit.models.export.onnx import Onnx
-from clipkit.models.export.open_clip import OpenClip
 from clipkit.models.export.samples import CAPTIONS, with_even_margins
 from clipkit.models.export.samples import images as sample_images
-from clipkit.models.export.sentence_transformers import SentenceTransformers
-from clipkit.models.export.transformers import Transformers
-
-LEAST_COSINE = 0.99
-"""Between features of 8-bit weights and the model's own, on average: the largest difference says little of them, as it
-shrinks with the number of values."""
-FORMATS = ("transformers", "open_clip", "sentence-transformers", "onnx")
 
 
 def export(
@@ -35,76 +27,67 @@ def export(
     images: Sequence[Image.Image] | None = None,
     captions: Sequence[str] | None = None,
 ) -> Proof:
-    """Write a model in another library's layout, and prove that the library finds the same features.
+    """Write a model in another library's layout, and verify that the library computes the same features.
 
     Args:
-        model: in float32, as `load` gives it.
+        model: in float32, as `load` returns it.
         to: one of `FORMATS`.
-        out: a folder that is not there yet, or is empty.
-        int8: of ONNX: weights as 8-bit integers.
-        tolerance: largest difference of a value of a unit-length feature that is taken; the layout's own, 1e-5 or 1e-4,
-            where none is given; of 8-bit weights then a mean cosine of 0.99.
-        images: to prove it on; photographs that come with scikit-learn where none are given.
-        captions: likewise.
+        out: a new or empty folder.
+        int8: for onnx: weights as 8-bit integers.
+        tolerance: largest allowed difference of a value of a unit-length feature; default: the format's, 1e-5 or 1e-4,
+            or with `int8` a mean cosine of at least 0.99 instead.
+        images: images to compare; default: photographs that come with scikit-learn.
+        captions: captions to compare; default: a few built-in ones.
 
     Returns:
         The largest differences, and how to open the folder.
 
     Raises:
-        ModelError: it cannot be said in that layout, or what was written does not give the same features; nothing is
-            left of it.
-        OutputError: something is in the folder already.
+        ModelError: the model cannot be exported to this format, or the features differ; nothing is kept.
+        OutputError: the folder is not empty, or not writable.
 
     Example:
         >>> export(load("openai/clip-vit-base-patch32"), "open_clip", "clip_for_open_clip")   # doctest: +SKIP
     """
     out = Path(out)
-    target = _format(to, int8)
-    if int8 and to != "onnx":
-        raise ModelError(f"int8 is an option of ONNX, not of {to}; leave it out")
+    target = _format(to, {"int8": True} if int8 else {})
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out}: something is there already; give an empty or a new folder")
-    aside = out.with_name(f".{out.name}.writing")
+        raise OutputError(f"{out}: already exists; give an empty or a new folder")
+    temporary = out.with_name(f".{out.name}.writing")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        notes = target.write(model, aside)
-        images = [] if is_absent(model.image) else list(images or sample_images())
-        captions = [] if is_absent(model.text) else list(captions or CAPTIONS)
-        proof = _prove(model, target, aside, out, images, captions)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        notes = target.write(model, temporary)
+        images = list(images or sample_images()) if "image" in model.sides else []
+        captions = list(captions or CAPTIONS) if "text" in model.sides else []
+        proof = _prove(model, target, temporary, out, images, captions)
         proof.notes[:0] = notes
-        if int8 and tolerance is None:
-            _judge_cosines(proof, model.name)
+        if target.least_cosine is not None and tolerance is None:
+            _check_cosines(proof, target.least_cosine, model.name)
         else:
-            _judge(proof, target.tolerance if tolerance is None else tolerance, model.name)
+            _check_differences(proof, target.tolerance if tolerance is None else tolerance, model.name)
         if out.is_dir():
             out.rmdir()
-        aside.replace(out)
+        temporary.replace(out)
     except OSError as error:
-        raise OutputError(f"{out}: cannot be written to ({error.strerror or error}); give another folder") from None
+        raise OutputError(f"{out}: is not writable ({error.strerror or error}); give another folder") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return proof
 
 
-def _format(to: str, int8: bool) -> Format:
-    match to:
-        case "transformers":
-            return Transformers()
-        case "open_clip":
-            return OpenClip()
-        case "onnx":
-            return Onnx(int8)
-        case "sentence-transformers":
-            return SentenceTransformers()
-    raise ModelError(f"{to}: is no layout that clipkit writes; take one of {', '.join(FORMATS)}")
+def _format(name: str, options: dict[str, bool]) -> Format:
+    row = export_format(name, options)
+    module = import_module(f"clipkit.models.export.{row.module}")
+    target: Format = getattr(module, row.class_name)(**options)
+    return target
 
 
 def _prove(
     model: DualEncoder, target: Format, written: Path, out: Path, images: list[Image.Image], captions: list[str]
 ) -> Proof:
     even = [with_even_margins(image, model.image.preprocess.image_size) for image in images]
-    odd = [image for image, own in zip(images, even, strict=True) if own.size != image.size]
+    odd = [image for image, cropped in zip(images, even, strict=True) if cropped.size != image.size]
     image_features, text_features = target.encode(written, even + odd, captions)
     ours = model.encode_image(even + odd) if even else torch.empty(0, 1)
     texts = model.encode_text(captions) if captions else torch.empty(0, 1)
@@ -122,29 +105,28 @@ def _prove(
     apart = _largest(image_features[len(even) :], ours[len(even) :]) if odd else 0.0
     if apart > max(target.tolerance, 2 * proof.image_difference):
         proof.notes.append(
-            "images that leave an odd number of pixels beside the square in their middle are cut one pixel apart by "
-            f"the two libraries: their features differ by up to {apart:.2g}"
+            "the two libraries crop one pixel apart if an odd number of pixels is left beside the square in the "
+            f"middle of an image; the features of such images differ by up to {apart:.2g}"
         )
     return proof
 
 
-def _judge(proof: Proof, tolerance: float, name: str) -> None:
-    for kind, found in (("images", proof.image_difference), ("captions", proof.text_difference)):
-        if not found <= tolerance:  # not a number is no proof either
+def _check_differences(proof: Proof, tolerance: float, name: str) -> None:
+    for kind, difference in (("images", proof.image_difference), ("captions", proof.text_difference)):
+        if not difference <= tolerance:  # also refuses NaN
             why = f": {'; '.join(proof.notes)}" if proof.notes else ""
             raise ModelError(
-                f"{name}: what was written gives the same {kind} other features (by {found:.2g}, more than "
-                f"{tolerance:g}){why}; nothing was kept; to take it all the same, raise the tolerance (--tolerance)"
+                f"{name}: features of the same {kind} differ after the export by {difference:.2g}, more than "
+                f"{tolerance:g}{why}; nothing was kept; to accept the difference, raise the tolerance (--tolerance)"
             )
 
 
-def _judge_cosines(proof: Proof, name: str) -> None:
-    for kind, found in (("images", proof.image_cosine), ("captions", proof.text_cosine)):
-        if not found >= LEAST_COSINE:
+def _check_cosines(proof: Proof, least: float, name: str) -> None:
+    for kind, cosine in (("images", proof.image_cosine), ("captions", proof.text_cosine)):
+        if not cosine >= least:
             raise ModelError(
-                f"{name}: 8-bit weights change its features of {kind} too much (mean cosine {found:.4f}, less than "
-                f"{LEAST_COSINE}); nothing was kept; leave out int8, or say with a tolerance what may differ "
-                "(--tolerance)"
+                f"{name}: 8-bit weights change the features of {kind} too much (mean cosine {cosine:.4f}, less than "
+                f"{least}); nothing was kept; leave out int8, or give the largest difference to accept (--tolerance)"
             )
 
 

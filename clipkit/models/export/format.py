@@ -1,4 +1,4 @@
-"""What a way out is: it writes a folder, and opens it again by the library that it is for."""
+"""An export format: it writes a folder, and reads it back with the library that the folder is for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,27 +16,29 @@ class Format(Protocol):
     """A layout that another library opens."""
 
     tolerance: float
-    """How far a value of a unit-length feature may be off there for it still to be the same model."""
+    """Largest allowed difference of a value of a unit-length feature."""
+    least_cosine: float | None
+    """Smallest allowed mean cosine with the model's features, for lossy formats; None: only the tolerance counts."""
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        """Write the model into an empty folder. Gives what is known not to be the same there.
+        """Write the model into an empty folder. Return the known differences from the model.
 
         Raises:
-            ModelError: it cannot be said in this layout; says what about it cannot.
+            ModelError: the model cannot be exported to this format; names the reason.
         """
 
     def encode(
         self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
-        """Unit-length features of images and captions, by the other library alone, its own preprocessing included."""
+        """Unit-length features of images and captions, computed and preprocessed by the other library alone."""
 
     def usage(self, folder: Path) -> str:
-        """The lines of Python with which a user opens the folder."""
+        """Lines of Python that open the folder."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the other library made of the same images and captions."""
+    """Comparison of the other library's features with the model's, for the same images and captions."""
 
     images: int
     captions: int
@@ -45,9 +47,9 @@ class Proof:
     """Largest difference of a value of a unit-length feature."""
     image_cosine: float
     text_cosine: float
-    """Mean cosine between a feature there and here."""
+    """Mean cosine between the two libraries' features."""
     changed: int
-    """Captions whose most similar image is another one there; 0 where there is one tower."""
+    """Captions whose most similar image differs between the two libraries; 0 if there is a single tower."""
     usage: str
     notes: list[str]
-    """What is known not to be the same there."""
+    """Known differences from the model."""

@@ -1,6 +1,6 @@
-"""One weight, two names: how transformers and open_clip call, turn and join the same tensors.
+"""Weight names: how transformers and open_clip name, transpose and join the same tensors.
 
-Only renaming, transposing, cutting and joining: a round trip gives back the same bits.
+Tensors are only renamed, transposed, split and joined, so that a round trip returns the same bits.
 """
 
 import re
@@ -21,31 +21,31 @@ Side = Literal["open_clip", "transformers"]
 
 @dataclass(frozen=True)
 class Rule:
-    """The same numbers in both libraries, in parts of equal size along the first dimension; `*` is a layer's number.
+    """Names of the same numbers in both libraries, as equal parts along the first dimension; `*` is a layer's number.
 
-    A name that stands several times is one tensor that holds several parts, as the joined q, k and v.
+    A repeated name is a tensor that holds several parts, such as joined q, k and v.
     """
 
     open_clip: tuple[str, ...]
     transformers: tuple[str, ...]
     turned: bool = False
-    """open_clip multiplies from the right, so its matrix is transposed."""
+    """True if open_clip stores the transposed matrix, because it multiplies from the right."""
     leading: bool = False
-    """open_clip's has one more dimension, of size one, before the others."""
+    """True if open_clip's tensor has an additional first dimension of size one."""
 
     def names(self, side: Side) -> tuple[str, ...]:
         return self.open_clip if side == "open_clip" else self.transformers
 
     def converted(self, tensors: Sequence[Tensor], to: Side) -> Iterator[Tensor]:
-        """From this side's tensors, each once, to the other's."""
+        """Convert tensors of one library, without repetition, to those of the library `to`."""
         if to == "transformers":
             tensors = [tensor[0] if self.leading else tensor for tensor in tensors]
             tensors = [tensor.T if self.turned else tensor for tensor in tensors]
         names = self.names(to)
         parts = (torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]).chunk(len(names))
-        for _, own in groupby(zip(names, parts, strict=True), key=lambda pair: pair[0]):
-            whole = [part for _, part in own]
-            tensor = torch.cat(whole) if len(whole) > 1 else whole[0]
+        for _, group in groupby(zip(names, parts, strict=True), key=lambda pair: pair[0]):
+            joined = [part for _, part in group]
+            tensor = torch.cat(joined) if len(joined) > 1 else joined[0]
             if to == "open_clip":
                 tensor = tensor.T if self.turned else tensor
                 tensor = tensor[None] if self.leading else tensor
@@ -53,14 +53,14 @@ class Rule:
 
 
 def clip_rules(text_prefix: str = "") -> list[Rule]:
-    """Of CLIP. Where open_clip builds the text tower as a module of its own, its names begin with `text.`."""
+    """Rules for CLIP. If open_clip's text tower is a separate module, its names begin with `text.`."""
     vision = "vision_model.embeddings"
     return [
         _one("visual.class_embedding", f"{vision}.class_embedding"),
         _one("visual.positional_embedding", f"{vision}.position_embedding.weight"),
         _one("visual.conv1.weight", f"{vision}.patch_embedding.weight"),
         *_both("visual.ln_pre", "vision_model.pre_layrnorm"),
-        *_own_layers("visual.transformer.resblocks.*", "vision_model.encoder.layers.*"),
+        *_open_clip_layers("visual.transformer.resblocks.*", "vision_model.encoder.layers.*"),
         *_both("visual.ln_post", "vision_model.post_layernorm"),
         Rule(("visual.proj",), ("visual_projection.weight",), turned=True),
         *_text(text_prefix),
@@ -69,7 +69,7 @@ def clip_rules(text_prefix: str = "") -> list[Rule]:
 
 
 def siglip_rules() -> list[Rule]:
-    """Of SigLIP, whose image tower open_clip takes from timm."""
+    """Rules for SigLIP, whose image tower open_clip takes from timm."""
     trunk, pool, head = "visual.trunk", "visual.trunk.attn_pool", "vision_model.head"
     layer = "vision_model.encoder.layers.*"
     return [
@@ -96,38 +96,38 @@ def siglip_rules() -> list[Rule]:
 
 
 def renamed(tensors: Mapping[str, Tensor], rules: Sequence[Rule], to: Side, model: str) -> dict[str, Tensor]:
-    """All tensors of a model by the other library's names.
+    """Convert all tensors of a model to the other library's names.
 
     Args:
-        tensors: by name; the scale and the bias are not among them.
-        rules: of its family.
+        tensors: by name, without scale and bias.
+        rules: for the model's family.
         to: the other library.
         model: its name, for errors.
 
     Raises:
-        ModelError: there is a tensor that the other library has no place for, or one is missing; names it.
+        ModelError: a tensor is missing, or has no counterpart in the other library.
     """
     source: Side = "transformers" if to == "open_clip" else "open_clip"
     left = dict(tensors)
-    found: dict[str, Tensor] = {}
+    converted: dict[str, Tensor] = {}
     for rule in rules:
         names, others = (list(dict.fromkeys(rule.names(side))) for side in (source, to))
         for number in _layer_numbers(names[0], tensors):
             here = [name.replace("*", number) for name in names]
             if missing := [name for name in here if name not in left]:
                 raise ModelError(
-                    f"{model}: has no tensor {missing[0]}, which {to} needs; it is of another architecture"
+                    f"{model}: lacks the tensor {missing[0]}, which {to} needs; its architecture is not supported"
                 )
             parts = rule.converted([left.pop(name) for name in here], to)
-            found |= zip((name.replace("*", number) for name in others), parts, strict=True)
+            converted |= zip((name.replace("*", number) for name in others), parts, strict=True)
     if left:
         name = min(left)
-        raise ModelError(f"{model}: {to} has no place for its tensor {name} {tuple(left[name].shape)}")
-    return found
+        raise ModelError(f"{model}: its tensor {name} {tuple(left[name].shape)} is not supported by {to}")
+    return converted
 
 
 def _layer_numbers(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The layers that have such a tensor; of one that belongs to no layer, an empty string."""
+    """Numbers of the layers that have such a tensor; an empty string if the name belongs to no layer."""
     if "*" not in name:
         return [""]
     pattern = re.compile(re.escape(name).replace(r"\*", r"(\d+)"))
@@ -146,8 +146,8 @@ def _queries_keys_values(layer: str, part: str) -> tuple[str, ...]:
     return tuple(f"{layer}.self_attn.{name}_proj.{part}" for name in "qkv")
 
 
-def _own_layers(theirs: str, native: str) -> list[Rule]:
-    """Blocks as open_clip builds them itself."""
+def _open_clip_layers(theirs: str, native: str) -> list[Rule]:
+    """Rules for blocks that open_clip builds itself."""
     return [
         *(Rule((f"{theirs}.attn.in_proj_{part}",) * 3, _queries_keys_values(native, part)) for part in _PARTS),
         *_layers(theirs, native, ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")),
@@ -157,13 +157,13 @@ def _own_layers(theirs: str, native: str) -> list[Rule]:
 def _layers(theirs: str, native: str, names: Sequence[str]) -> list[Rule]:
     natives = ("self_attn.out_proj", "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")
     pairs = zip(names, natives, strict=True)
-    return [rule for name, own in pairs for rule in _both(f"{theirs}.{name}", f"{native}.{own}")]
+    return [rule for name, other in pairs for rule in _both(f"{theirs}.{name}", f"{native}.{other}")]
 
 
 def _text(prefix: str) -> list[Rule]:
     return [
         _one(f"{prefix}token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
         _one(f"{prefix}positional_embedding", "text_model.embeddings.position_embedding.weight"),
-        *_own_layers(f"{prefix}transformer.resblocks.*", "text_model.encoder.layers.*"),
+        *_open_clip_layers(f"{prefix}transformer.resblocks.*", "text_model.encoder.layers.*"),
         *_both(f"{prefix}ln_final", "text_model.final_layer_norm"),
     ]

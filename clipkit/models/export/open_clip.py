@@ -1,4 +1,4 @@
-"""To open_clip: CLIP and SigLIP of transformers, said by open_clip's own configuration."""
+"""Export to open_clip: CLIP and SigLIP of transformers as architectures of open_clip."""
 
 import json
 from collections.abc import Sequence
@@ -12,16 +12,17 @@ from torch import Tensor
 
 from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
-from clipkit.models.export.clip_bpe import is_clips
 from clipkit.models.export.names import clip_rules, renamed, siglip_rules
-from clipkit.models.from_open_clip import CONFIG_FILE, WEIGHTS, FromOpenClip
+from clipkit.models.export.tokenizers import is_clip_tokenizer
+from clipkit.models.families import FAMILIES
+from clipkit.models.from_open_clip import CONFIG_FILE, WEIGHTS
 from clipkit.models.from_transformers import FromTransformers
 from clipkit.models.quiet import without_root_messages
 
 BESIDE = "."
-"""What the configuration calls a tokenizer whose files lie beside it; a Hub repository has its own name there."""
+"""Name of a tokenizer in the same folder; a configuration on the Hub has the repository's name instead."""
 
-# transformers' names of activations -> whether it is QuickGELU, and what open_clip's GELU is called with.
+# transformers' name of an activation -> whether it is QuickGELU, and options of open_clip's GELU.
 _ACTIVATIONS: dict[str, tuple[bool, dict[str, str] | None]] = {
     "quick_gelu": (True, None),
     "gelu": (False, None),
@@ -32,32 +33,33 @@ _OPEN_CLIP_EPS = 1e-5
 
 
 class OpenClip:
-    """What `open_clip.create_model_from_pretrained("local-dir:FOLDER")` opens."""
+    """A folder for `open_clip.create_model_from_pretrained("local-dir:FOLDER")`."""
 
     tolerance = 1e-5
+    least_cosine = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
         from safetensors.torch import save_file
 
-        backend = model.backend
-        if isinstance(backend, FromOpenClip):
+        backend: Any = model.backend
+        if backend.library == "open_clip":
             backend.save(model, folder)
             return []
-        if not isinstance(backend, FromTransformers):
+        if backend.library != "transformers":
             raise ModelError(
-                f"{model.name}: is made of two towers that open_clip has no architecture for; sentence-transformers "
-                "and onnx take it"
+                f"{model.name}: open_clip has no architecture for a composed model; use sentence-transformers or onnx"
             )
-        kind = backend.native.config.model_type
-        if kind not in ("clip", "metaclip_2", "siglip"):
+        family = FAMILIES[backend.native.config.model_type]
+        if family.open_clip is None:
+            supported = ", ".join(other.class_name for other in FAMILIES.values() if other.open_clip)
             raise ModelError(
-                f"{model.name}: is a {type(backend.native).__name__}, for which open_clip has no architecture; CLIP, "
-                "MetaCLIP 2 and SigLIP have one"
+                f"{model.name}: open_clip has no architecture for {family.class_name}; it has one for {supported}"
             )
-        config, notes = _siglip_config(model, backend) if kind == "siglip" else (_clip_config(model, backend), [])
+        siglip = family.open_clip == "siglip"
+        config, notes = _siglip_config(model, backend) if siglip else (_clip_config(model, backend), [])
         tensors = backend.tensors(model)
         scale = {name: tensors.pop(name) for name in ("logit_scale", "logit_bias") if name in tensors}
-        rules = siglip_rules() if kind == "siglip" else clip_rules()
+        rules = siglip_rules() if siglip else clip_rules()
         weights = renamed(tensors, rules, "open_clip", model.name)
         weights |= {name: value.reshape(()) for name, value in scale.items()}
         save_file({name: value.contiguous().cpu() for name, value in weights.items()}, folder / WEIGHTS)
@@ -76,7 +78,7 @@ class OpenClip:
             native, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}", device="cpu")
             tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
             native.eval()
-            # A palette image gets its colours first: open_clip alone would resize the numbers of its colours.
+            # Palette images become RGB first: open_clip would interpolate their color indices.
             pixels = torch.stack([preprocess(image.convert("RGB")) for image in images])
             image_features = native.encode_image(pixels, normalize=True)
             return image_features, native.encode_text(tokenizer(list(captions)), normalize=True)
@@ -90,11 +92,11 @@ class OpenClip:
 
 def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any]:
     vision, text = backend.native.config.vision_config, backend.native.config.text_config
-    (quick, image_options), (text_quick, text_options) = (_activation(own, model.name) for own in (vision, text))
+    (quick, image_options), (text_quick, text_options) = (_activation(tower, model.name) for tower in (vision, text))
     if quick != text_quick:
         raise ModelError(
-            f"{model.name}: its towers have {vision.hidden_act} and {text.hidden_act}; open_clip has QuickGELU in both "
-            "or in neither"
+            f"{model.name}: its towers have {vision.hidden_act} and {text.hidden_act}; open_clip only supports "
+            "QuickGELU in both towers or in neither"
         )
     config: dict[str, Any] = {
         "embed_dim": backend.native.config.projection_dim,
@@ -102,23 +104,23 @@ def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any
         "text_cfg": _text(text, backend, model.name) | _norm(text) | _options(text_options),
     }
     end, highest = text.eos_token_id, text.vocab_size - 1
-    # 2 stands in old configurations of CLIP, where transformers too takes the highest id for the end.
+    # Old configurations of CLIP have 2 here; then transformers also takes the highest id as the end token.
     if not (end == highest or (end == 2 and backend.native.config.model_type == "clip")):
         config["text_cfg"] |= {"pool_type": "eos", "eos_id": end}
     return config | ({"quick_gelu": True} if quick else {})
 
 
 def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[str, Any], list[str]]:
-    """The configuration, and what about it is not the same."""
+    """Return the configuration and its known differences from the model."""
     vision, text = backend.native.config.vision_config, backend.native.config.text_config
     quick, options = _activation(text, model.name)
     if quick or _activation(vision, model.name)[0]:
-        raise ModelError(f"{model.name}: has QuickGELU, which open_clip's SigLIP cannot have; it has GELU")
+        raise ModelError(f"{model.name}: has QuickGELU, but open_clip's SigLIP only supports GELU")
     architecture, activation = _timm_architecture(vision, model.name)
     notes = []
     if activation != vision.hidden_act:
         notes.append(
-            f"its image tower has {vision.hidden_act}, timm's {architecture}, which open_clip takes, has {activation}"
+            f"the image tower has {vision.hidden_act}; {architecture} of timm, which open_clip uses, has {activation}"
         )
     config = {
         "embed_dim": vision.hidden_size,
@@ -137,10 +139,10 @@ def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[
 
 
 def _timm_architecture(vision: Any, name: str) -> tuple[str, str]:
-    """timm's name of SigLIP's image tower, and its activation by transformers' name; one with the same if there is."""
+    """timm's name of SigLIP's image tower and its activation by transformers' name; prefers an equal activation."""
     import timm
 
-    found = []
+    candidates = []
     for architecture in timm.list_models(f"vit_*_patch{vision.patch_size}_siglip_{vision.image_size}"):
         with torch.device("meta"):
             native: Any = timm.create_model(architecture, num_classes=0, global_pool="map")
@@ -149,13 +151,14 @@ def _timm_architecture(vision: Any, name: str) -> tuple[str, str]:
             vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads, vision.intermediate_size,
         ):  # fmt: skip
             approximate = getattr(block.mlp.act, "approximate", "tanh")
-            found.append((architecture, "gelu" if approximate == "none" else "gelu_pytorch_tanh"))
-    if not found:
+            candidates.append((architecture, "gelu" if approximate == "none" else "gelu_pytorch_tanh"))
+    if not candidates:
         raise ModelError(
-            f"{name}: timm, which open_clip takes SigLIP's image tower from, has none of {vision.num_hidden_layers} "
-            f"layers of width {vision.hidden_size} with patches of {vision.patch_size} on {vision.image_size} pixels"
+            f"{name}: timm, which open_clip uses for SigLIP's image tower, has no SigLIP tower with "
+            f"{vision.num_hidden_layers} layers of width {vision.hidden_size}, patches of {vision.patch_size} and "
+            f"images of {vision.image_size} pixels"
         )
-    return max(found, key=lambda own: own[1] == vision.hidden_act)
+    return max(candidates, key=lambda candidate: candidate[1] == vision.hidden_act)
 
 
 def _vision(vision: Any, name: str) -> dict[str, Any]:
@@ -170,14 +173,14 @@ def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
     tokenizer = backend.tokenizer
     if tokenizer.context_length != text.max_position_embeddings:
         raise ModelError(
-            f"{name}: its tokenizer cuts captions at {tokenizer.context_length} tokens, its text tower has "
-            f"{text.max_position_embeddings} positions; open_clip has one length for both"
+            f"{name}: its tokenizer cuts captions at {tokenizer.context_length} tokens, but its text tower has "
+            f"{text.max_position_embeddings} positions; open_clip supports a single length for both"
         )
     config: dict[str, Any] = {
         "context_length": tokenizer.context_length, "vocab_size": text.vocab_size, "width": text.hidden_size,
         "heads": text.num_attention_heads, "layers": text.num_hidden_layers,
     } | _mlp(text)  # fmt: skip
-    if not is_clips(tokenizer.native):
+    if not is_clip_tokenizer(tokenizer.native):
         config["hf_tokenizer_name"] = BESIDE
         if tokenizer.lower:
             config["tokenizer_kwargs"] = {"clean": "lower"}
@@ -185,7 +188,7 @@ def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
 
 
 def _mlp(config: Any) -> dict[str, float]:
-    """The ratio from which open_clip finds the width of the hidden layer, rounding down."""
+    """Ratio from which open_clip computes the width of the hidden layer, rounding down."""
     width, hidden = config.hidden_size, config.intermediate_size
     ratio = hidden / width
     return {} if ratio == 4 else {"mlp_ratio": ratio if int(width * ratio) == hidden else (hidden + 0.5) / width}
@@ -201,15 +204,18 @@ def _options(options: dict[str, str] | None) -> dict[str, Any]:
 
 def _activation(config: Any, name: str) -> tuple[bool, dict[str, str] | None]:
     if config.hidden_act not in _ACTIVATIONS:
-        raise ModelError(f"{name}: its activation is {config.hidden_act}; open_clip has {', '.join(_ACTIVATIONS)}")
+        supported = ", ".join(_ACTIVATIONS)
+        raise ModelError(
+            f"{name}: its activation {config.hidden_act} is not supported by open_clip; supported: {supported}"
+        )
     return _ACTIVATIONS[config.hidden_act]
 
 
 def _preprocessing(model: DualEncoder, processor: Any) -> dict[str, Any]:
-    """open_clip's words for what a processor of transformers does.
+    """Settings of open_clip that do the same as a processor of transformers.
 
     Raises:
-        ModelError: it does something that open_clip has no word for.
+        ModelError: the processor does something that open_clip does not support.
     """
     size = model.image.preprocess.image_size
     cropped = getattr(processor, "do_center_crop", False)
@@ -217,7 +223,7 @@ def _preprocessing(model: DualEncoder, processor: Any) -> dict[str, Any]:
     interpolation = _INTERPOLATIONS.get(processor.resample)
     if not processor.do_resize or resized != size or interpolation is None or model.image.preprocess.finish is not None:
         raise ModelError(
-            f"{model.name}: its preprocessor_config.json prepares images in a way that open_clip has no words for"
+            f"{model.name}: its preprocessor_config.json prepares images in a way that open_clip does not support"
         )
     return {
         "size": size,

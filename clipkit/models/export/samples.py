@@ -1,4 +1,4 @@
-"""Real images and captions on which an export is proven, where the user gives none of their own."""
+"""Default images and captions for verifying an export."""
 
 from PIL import Image
 
@@ -10,13 +10,13 @@ CAPTIONS = (
     "the  two   spaces",
     "Ein Mädchen läuft über die Brücke; «où est-il ?» – 犬が走る 🐕",
     "3 of 7 people (aged 20–35) wear T-shirts & jeans: it's 50% off, isn't it?",
-    # Longer than any context, so that it has to be cut.
+    # Longer than any context length, so that it is cut.
     "a long caption of a street at night with many people and cars and lights and shops and signs " * 8,
 )
 
 
 def images() -> list[Image.Image]:
-    """Photographs in several sizes and shapes, a grey one and one in a palette among them."""
+    """Photographs of several sizes and shapes, including a gray one and one with a palette."""
     from sklearn.datasets import load_sample_images
 
     temple, flower = (Image.fromarray(pixels) for pixels in load_sample_images().images)
@@ -31,10 +31,10 @@ def images() -> list[Image.Image]:
 
 
 def with_even_margins(image: Image.Image, image_size: int | None) -> Image.Image:
-    """The image, its longer side a little shorter where a square in its middle would not lie on whole pixels.
+    """Shorten the longer side until a square in the middle lies on whole pixels.
 
-    Resized to `image_size` on its shorter side, what is cut off on both sides of the longer one may be an odd number of
-    pixels. Then it is a library's own choice where the middle lies, and no property of the model.
+    If the shorter side is resized to `image_size`, an odd number of pixels may be left over on the longer one. Then
+    libraries disagree about the middle, which is not a property of the model.
     """
     shorter = min(image.size)
     if image_size is None or image.width == image.height:

@@ -1,4 +1,4 @@
-"""To sentence-transformers: one folder that `SentenceTransformer` opens, for captions and images alike."""
+"""Export to sentence-transformers: a single folder for captions and images."""
 
 import json
 import tempfile
@@ -12,48 +12,45 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipkit.errors import ModelError
-from clipkit.models.absent import is_absent
-from clipkit.models.composed import Composed
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.export.tokenizers import as_transformers
 from clipkit.models.export.transformers import Transformers
-from clipkit.models.from_transformers import FromTransformers
+from clipkit.models.preprocess import PatchGrid
 from clipkit.models.quiet import without_weight_bars
 from clipkit.models.tokenizer import TransformersTokenizer
 
 _CONFIG = "sentence_bert_config.json"
-# Pillow's resizing is what CLIPs were trained with; the other one differs by up to 0.015 a pixel.
+# CLIP models were trained with Pillow's resizing; torchvision's differs by up to 0.015 per pixel.
 _PILLOW = {"backend": "pil"}
 _TIMM = "TimmWrapperImageProcessor"
-# transformers' own processors would convert them, but cut the middle of some a pixel apart from timm.
-_RGB_ALONE = (
-    "the image tower is timm's, whose preprocessing takes nothing but PIL images in RGB there: no paths, no grey ones; "
-    'give Image.open(path).convert("RGB")'
+# transformers' own processors would convert images, but crop some of them one pixel apart from timm.
+_RGB_ONLY = (
+    "the image tower is timm's, whose preprocessing in sentence-transformers only takes PIL images in RGB, no paths "
+    'or gray images; give Image.open(path).convert("RGB")'
 )
 
 
 class SentenceTransformers:
-    """What `SentenceTransformer(FOLDER)` opens; its embeddings are of unit length."""
+    """A folder for `SentenceTransformer(FOLDER)`, with unit-length embeddings."""
 
     tolerance = 1e-5
+    least_cosine = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
         _check_installed()
         from sentence_transformers import SentenceTransformer
 
+        composed = model.backend.library == "clipkit"
         with tempfile.TemporaryDirectory() as parts, without_weight_bars():
-            modules = (
-                _of_towers(model, Path(parts)) if isinstance(model.backend, Composed) else _of_whole(model, Path(parts))
-            )
+            modules = (_tower_modules if composed else _whole_modules)(model, Path(parts))
             built = SentenceTransformer(modules=modules, device="cpu", similarity_fn_name="cosine")
             built.save(str(folder), create_model_card=False, safe_serialization=True)
         for config in folder.rglob(_CONFIG):
             written = json.loads(config.read_text(encoding="utf-8"))
-            if "image" in written.get("modality_config", {}):  # the library does not keep it by itself
+            if "image" in written.get("modality_config", {}):  # the library does not save it
                 written["processor_kwargs"] = _PILLOW
                 config.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-        if isinstance(model.backend, Composed) and not is_absent(model.image):
-            return [_RGB_ALONE]
-        return []
+        return [_RGB_ONLY] if composed and "image" in model.sides else []
 
     def encode(
         self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
@@ -62,20 +59,20 @@ class SentenceTransformers:
 
         with without_weight_bars():
             opened = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
-        found = []
-        timm = any(type(getattr(own, "processor", None)).__name__ == _TIMM for own in opened.modules())
-        shown = [own.convert("RGB") for own in images] if timm else list(images)
-        for modality, inputs in (("image", shown), ("text", list(captions))):
+        features = []
+        timm = any(type(getattr(module, "processor", None)).__name__ == _TIMM for module in opened.modules())
+        converted = [image.convert("RGB") for image in images] if timm else list(images)
+        for modality, inputs in (("image", converted), ("text", list(captions))):
             if modality in opened.modalities:
-                found.append(opened.encode(inputs, convert_to_tensor=True, show_progress_bar=False))
+                features.append(opened.encode(inputs, convert_to_tensor=True, show_progress_bar=False))
             else:
-                found.append(torch.empty(0, 1))
-        return found[0], found[1]
+                features.append(torch.empty(0, 1))
+        return features[0], features[1]
 
     def usage(self, folder: Path) -> str:
         return (
             f'model = sentence_transformers.SentenceTransformer("{folder}")\n'
-            'model.encode(["a cat", "a dog"])  # or images, as PIL images: model.modalities says which it takes'
+            'model.encode(["a cat", "a dog"])  # or PIL images; see model.modalities'
         )
 
 
@@ -84,34 +81,34 @@ def _check_installed() -> None:
 
     if find_spec("sentence_transformers") is None:
         raise ModelError(
-            "sentence-transformers is not installed, which has to open what is written for it; "
+            "sentence-transformers is required for this export but not installed; "
             "pip install clipkit-torch[sentence-transformers]"
         )
 
 
-def _of_whole(model: DualEncoder, parts: Path) -> list[Any]:
-    """A dual encoder of transformers, or one of open_clip's that can be said in its layout."""
+def _whole_modules(model: DualEncoder, parts: Path) -> list[Any]:
+    """Modules for a dual encoder of transformers, or for one of open_clip that can be exported to transformers."""
     from sentence_transformers.base.modules import Normalize, Transformer
 
     Transformers().write(model, parts)
     _convert_to_rgb(parts / "preprocessor_config.json")
-    if not isinstance(model.backend, FromTransformers):
+    if model.backend.library != "transformers":
         from clipkit.models.loading import load
 
         model = load(parts, device="cpu")
     tokenizer = model.text.tokenize
     assert isinstance(tokenizer, TransformersTokenizer)
     options: dict[str, dict[str, Any]] = {}
-    if tokenizer.fixed:  # it looks at its padding
+    if tokenizer.fixed:
         options["text"] = {
             "padding": "max_length",
             "max_length": tokenizer.context_length,
             "truncation": True,
             "return_attention_mask": tokenizer.mask,
         }
-    processor: Any = model.backend.processor if isinstance(model.backend, FromTransformers) else None
-    if hasattr(processor, "max_num_patches"):  # its library calls it with 16 and 256, whatever the configuration says
-        options["image"] = {"patch_size": processor.patch_size, "max_num_patches": processor.max_num_patches}
+    grid = model.image.preprocess.steps
+    if isinstance(grid, PatchGrid):  # sentence-transformers would use 16 and 256 instead of the configuration
+        options["image"] = {"patch_size": grid.patch, "max_num_patches": grid.patches}
     whole = Transformer(
         str(parts),
         processor_kwargs=_PILLOW | {"model_max_length": tokenizer.context_length},
@@ -122,20 +119,20 @@ def _of_whole(model: DualEncoder, parts: Path) -> list[Any]:
 
 
 def _convert_to_rgb(preprocessing: Path) -> None:
-    """Not every family's processor does it unasked; then a grey image would be an error."""
+    """Switch on the conversion to RGB, without which some families raise an error for gray images."""
     config = json.loads(preprocessing.read_text(encoding="utf-8")) | {"do_convert_rgb": True}
     preprocessing.write_text(json.dumps(config), encoding="utf-8")
 
 
-def _of_towers(model: DualEncoder, parts: Path) -> list[Any]:
-    """Two towers with projections, or one: a route for each kind of input."""
+def _tower_modules(model: DualEncoder, parts: Path) -> list[Any]:
+    """Modules for a composed model: a route for each of its towers."""
     from sentence_transformers.base.modules import Normalize, Router
 
     model.backend.save(model, parts)
     routes: dict[str, list[Any]] = {}
-    if not is_absent(model.text):
+    if "text" in model.sides:
         routes["text"] = _text_route(model, parts / "text")
-    if not is_absent(model.image):
+    if "image" in model.sides:
         routes["image"] = _image_route(model, parts / "image")
     if len(routes) == 1:
         return [*next(iter(routes.values())), Normalize()]
@@ -150,10 +147,7 @@ def _text_route(model: DualEncoder, folder: Path) -> list[Any]:
     trunk: Any = model.text.trunk
     tokenizer = model.text.tokenize
     if not isinstance(tokenizer, TransformersTokenizer):
-        native = getattr(tokenizer, "native", None)
-        from clipkit.models.export.clip_bpe import for_transformers
-
-        for_transformers(native, tokenizer.context_length, model.name).save_pretrained(folder)
+        as_transformers(tokenizer, model.name).save_pretrained(folder)
     text = Transformer(str(folder), processor_kwargs={"model_max_length": tokenizer.context_length})
     mode = {"mean": "mean", "last": "lasttoken", "cls": "cls"}[trunk.pooling]
     pooling = Pooling(trunk.native.config.hidden_size, pooling_mode=mode)
@@ -163,7 +157,7 @@ def _text_route(model: DualEncoder, folder: Path) -> list[Any]:
 def _image_route(model: DualEncoder, folder: Path) -> list[Any]:
     from sentence_transformers.base.modules import Transformer
 
-    # transformers says itself that there is no classifier, and does not want to be told twice.
+    # transformers passes num_classes itself and raises an error for a second one.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.get("model_args", {}).pop("num_classes", None)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -176,21 +170,21 @@ def _image_route(model: DualEncoder, folder: Path) -> list[Any]:
 
 
 def _projection(head: nn.Module) -> list[Any]:
-    """clipkit's projection as modules of the library: a LayerNorm, then one linear map or two with a GELU between."""
+    """Projection of a composed model as modules of sentence-transformers."""
     from sentence_transformers.base.modules import Dense
     from sentence_transformers.sentence_transformer.modules import LayerNorm
 
-    made: list[Any] = []
+    modules: list[Any] = []
     for layer in head.children():
         if isinstance(layer, nn.LayerNorm):
             norm = LayerNorm(layer.normalized_shape[0])
             norm.norm.load_state_dict(layer.state_dict())
-            made.append(norm)
+            modules.append(norm)
         elif isinstance(layer, nn.Linear):
             bias = layer.bias is not None
             dense = Dense(layer.in_features, layer.out_features, bias=bias, activation_function=nn.Identity())
             dense.linear.load_state_dict(layer.state_dict())
-            made.append(dense)
+            modules.append(dense)
         elif isinstance(layer, nn.GELU):
-            made[-1].activation_function = nn.GELU()
-    return made
+            modules[-1].activation_function = nn.GELU()
+    return modules

@@ -1,23 +1,24 @@
-"""To transformers: open_clip's CLIP and SigLIP, as CLIPModel, MetaClip2Model and SiglipModel."""
+"""Export to transformers: CLIP and SigLIP of open_clip as CLIPModel, MetaClip2Model and SiglipModel."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
-from clipkit.models.export.clip_bpe import for_transformers
 from clipkit.models.export.names import clip_rules, renamed, siglip_rules
+from clipkit.models.export.tokenizers import as_transformers
+from clipkit.models.families import FAMILIES, text_encoder
 from clipkit.models.from_open_clip import FromOpenClip
-from clipkit.models.from_transformers import FAMILIES, FromTransformers
 from clipkit.models.quiet import without_weight_bars
 
-# What may differ from open_clip's defaults, because transformers has a word for it, or only training heeds it.
+# Options that may differ from open_clip's defaults: transformers supports them, or they only affect training.
 _IMAGE_KEYS = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"}
 _TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "pad_id", "eos_id"}
 _TEXT_KEYS |= {"hf_tokenizer_name", "tokenizer_kwargs", "hf_model_pretrained"}
@@ -28,21 +29,22 @@ _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling
 
 
 class Transformers:
-    """What `from_pretrained` of the class that its config.json names opens, and a pipeline."""
+    """A folder for `from_pretrained` and pipelines of transformers."""
 
     tolerance = 1e-5
+    least_cosine = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
         from safetensors.torch import save_file
 
-        backend = model.backend
-        if isinstance(backend, FromTransformers):
+        backend: Any = model.backend
+        if backend.library == "transformers":
             backend.save(model, folder)
             return []
-        if not isinstance(backend, FromOpenClip):
+        if backend.library != "open_clip":
             raise ModelError(
-                f"{model.name}: is made of two towers and projections that no class of transformers has; save() writes "
-                "its text tower for transformers and its image tower for timm"
+                f"{model.name}: transformers has no class for a composed model; save() writes its text tower for "
+                "transformers and its image tower for timm"
             )
         siglip = bool(backend.config["vision_cfg"].get("timm_model_name"))
         config = _siglip_config(model, backend) if siglip else _clip_config(model, backend)
@@ -52,8 +54,8 @@ class Transformers:
         rules = siglip_rules() if siglip else clip_rules(text_prefix)
         weights = renamed(tensors, rules, "transformers", model.name)
         weights |= {name: value.reshape((1,) if siglip else ()) for name, value in scale.items()}
-        tokenizer = _tokenizer(model, backend)
-        if siglip:  # which looks at its padding, so nobody is to mask it
+        tokenizer = as_transformers(backend.tokenizer, model.name)
+        if siglip:  # attends to padding, so it takes no mask
             tokenizer.model_input_names = ["input_ids"]
             tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
         save_file(
@@ -75,26 +77,23 @@ class Transformers:
         with torch.inference_mode(), without_weight_bars():
             native, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
-                raise ModelError(f"{folder}: transformers finds its weights and config.json apart ({wrong[0]})")
+                raise ModelError(f"{folder}: weights and config.json do not match ({wrong[0]})")
             native.eval()
             processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
             tokenizer = AutoTokenizer.from_pretrained(folder)
             pixels = processor([image.convert("RGB") for image in images], return_tensors="pt")
             length = getattr(native.config.text_config, "max_position_embeddings", 10**9)
-            # SigLIP looks at the padding, so it is a part of the caption.
-            padding = "max_length" if native.config.model_type.startswith("siglip") else True
+            uses_padding = text_encoder(native.config.text_config).padding == "used"
             tokens = tokenizer(
                 list(captions),
-                padding=padding,
+                padding="max_length" if uses_padding else True,
                 truncation=True,
                 max_length=min(tokenizer.model_max_length, length),
                 return_tensors="pt",
             )
             image_features = native.get_image_features(**pixels).pooler_output
             text_features = native.get_text_features(**tokens).pooler_output
-        return torch.nn.functional.normalize(image_features, dim=-1), torch.nn.functional.normalize(
-            text_features, dim=-1
-        )
+        return F.normalize(image_features, dim=-1), F.normalize(text_features, dim=-1)
 
     def usage(self, folder: Path) -> str:
         return (
@@ -111,12 +110,12 @@ def _clip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
     _refuse_others(model.name, config, _IMAGE_KEYS | _BOTH_KEYS, _TEXT_KEYS | _BOTH_KEYS, "CLIPModel")
     if model.logit_bias is not None:
         raise ModelError(
-            f"{model.name}: has a bias of the sigmoid loss ({model.logit_bias.item():.3g}), for which transformers' "
-            "CLIPModel has no place"
+            f"{model.name}: has a logit bias ({model.logit_bias.item():.3g}), which transformers' CLIPModel does not "
+            "support"
         )
     image, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
     if not isinstance(image.layers, int):
-        raise ModelError(f"{model.name}: its image tower is a ResNet, which transformers' CLIPModel has no place for")
+        raise ModelError(f"{model.name}: its image tower is a ResNet, which transformers' CLIPModel does not support")
     quick = bool(config.get("quick_gelu"))
     width = config["embed_dim"]
     vision_config = {
@@ -135,9 +134,11 @@ def _clip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
     match text.pool_type:
         case "argmax":
             return CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=width)
-        case "eos":  # CLIPModel takes the highest id where the end token's is 2, as MetaCLIP 2's is
+        case "eos":  # MetaCLIP 2's end token is 2, for which CLIPModel takes the highest id instead
             return MetaClip2Config(text_config=text_config, vision_config=vision_config, projection_dim=width)
-    raise ModelError(f"{model.name}: pools captions by {text.pool_type!r}, which transformers' CLIPModel does not")
+    raise ModelError(
+        f"{model.name}: pools captions by {text.pool_type!r}, which transformers' CLIPModel does not support"
+    )
 
 
 def _special_ids(backend: FromOpenClip, text: Any) -> dict[str, int]:
@@ -167,13 +168,15 @@ def _siglip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
         or config["vision_cfg"].get("timm_proj") != "none"
     ):
         raise ModelError(
-            f"{name}: its image tower is timm's {config['vision_cfg']['timm_model_name']}; of timm's towers only "
-            "SigLIP's have a place in transformers' dual encoders"
+            f"{name}: its image tower {config['vision_cfg']['timm_model_name']} is not supported by transformers' dual "
+            "encoders; of timm's towers, they only support SigLIP's"
         )
     _refuse_others(name, config, _SIGLIP_IMAGE_KEYS | {"patch_dropout"}, _SIGLIP_TEXT_KEYS | _BOTH_KEYS, "SiglipModel")
     text = CLIPTextCfg(**config["text_cfg"])
     if not (text.no_causal_mask and text.pool_type == "last" and text.proj_bias) or model.logit_bias is None:
-        raise ModelError(f"{name}: has SigLIP's image tower, but not its text tower or bias; SiglipModel has all three")
+        raise ModelError(
+            f"{name}: has SigLIP's image tower, but not its text tower or bias; SiglipModel needs all three"
+        )
     block = trunk.blocks[0]
     vision_config = {
         "hidden_size": trunk.embed_dim, "intermediate_size": block.mlp.fc1.out_features,
@@ -195,14 +198,14 @@ def _siglip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
 def _refuse_others(
     name: str, config: Mapping[str, Any], image_keys: set[str], text_keys: set[str], class_name: str
 ) -> None:
-    """An option that changes the model, and that the class has no word for, is not left out silently."""
+    """Raise ModelError for an option that changes the model and that the class does not support."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     if "multimodal_cfg" in config:
-        raise ModelError(f"{name}: is a CoCa, whose captioning half {class_name} has no place for")
+        raise ModelError(f"{name}: is a CoCa model; {class_name} does not support its text decoder")
     if config["text_cfg"].get("hf_model_name"):
         raise ModelError(
-            f"{name}: its text tower is {config['text_cfg']['hf_model_name']}, which {class_name} has no place for"
+            f"{name}: its text tower is {config['text_cfg']['hf_model_name']}, which {class_name} does not support"
         )
     for section, keys, defaults in (
         ("vision_cfg", image_keys, CLIPVisionCfg()),
@@ -210,14 +213,16 @@ def _refuse_others(
     ):
         for key, value in config[section].items():
             if key not in keys and value != getattr(defaults, key, None):
-                raise ModelError(f"{name}: has {section}.{key} {value!r}, which transformers' {class_name} cannot have")
+                raise ModelError(
+                    f"{name}: has {section}.{key} {value!r}, which transformers' {class_name} does not support"
+                )
 
 
 def _activation(quick: bool, options: Mapping[str, Any] | None, name: str) -> str:
     if not options:
         return "quick_gelu" if quick else "gelu"
     if quick or dict(options) != {"approximate": "tanh"}:
-        raise ModelError(f"{name}: its activation has the options {options}, which transformers has no name for")
+        raise ModelError(f"{name}: the options {options} of its activation are not supported by transformers")
     return "gelu_pytorch_tanh"
 
 
@@ -236,8 +241,8 @@ def _processor(model: DualEncoder, preprocess: Mapping[str, Any]) -> Any:
     resampling = _RESAMPLING.get(preprocess["interpolation"])
     if resampling is None or preprocess["resize_mode"] not in ("shortest", "squash"):
         raise ModelError(
-            f"{model.name}: its images are resized by {preprocess['interpolation']}, {preprocess['resize_mode']}, "
-            "for which transformers' processors have no word"
+            f"{model.name}: its resizing of images ({preprocess['interpolation']}, {preprocess['resize_mode']}) is not "
+            "supported by the image processors of transformers"
         )
     both = {
         "resample": resampling, "image_mean": list(model.image.preprocess.mean),
@@ -247,46 +252,3 @@ def _processor(model: DualEncoder, preprocess: Mapping[str, Any]) -> Any:
     if preprocess["resize_mode"] == "squash":
         return SiglipImageProcessorPil(size=square, **both)
     return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=square, **both)
-
-
-def _tokenizer(model: DualEncoder, backend: FromOpenClip) -> Any:
-    """transformers' tokenizer that gives open_clip's ids.
-
-    Raises:
-        ModelError: it does something to captions that transformers' cannot.
-    """
-    native, length = backend.tokenizer.native, backend.tokenizer.context_length
-    inner = getattr(native, "tokenizer", None)
-    if inner is None:
-        return for_transformers(native, length, model.name)
-    return with_cleaning(native, length, model.name)
-
-
-def with_cleaning(native: Any, context_length: int, name: str) -> Any:
-    """The tokenizer inside of open_clip's HFTokenizer, which does its cleaning by itself."""
-    from open_clip.tokenizer import get_clean_fn
-    from tokenizers import Regex, normalizers
-    from transformers import PreTrainedTokenizerFast
-
-    if native.strip_sep_token or native.tokenizer_mode:
-        raise ModelError(f"{name}: its tokenizer changes tokens afterwards, which transformers' tokenizers do not")
-    inner = native.tokenizer
-    steps: list[Any] = []
-    if native.clean_fn is get_clean_fn("canonicalize"):
-        steps = [
-            normalizers.Replace("_", " "),
-            normalizers.Replace(Regex(r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^`{|}~]"""), ""),
-        ]
-    if native.clean_fn is not get_clean_fn("whitespace"):
-        steps += [normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    inner.model_max_length = context_length
-    inner.padding_side = "right"
-    if not steps:
-        return inner
-    backend = inner.backend_tokenizer
-    own = [backend.normalizer] if backend.normalizer is not None else []
-    backend.normalizer = normalizers.Sequence([*steps, *own])
-    special = {name: value for name, value in inner.special_tokens_map.items() if isinstance(value, str)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_max_length=context_length, padding_side="right", **special
-    )

@@ -1,1 +1,1 @@
-"""Publishing models: cards, usage snippets, uploads."""
+"""Publish models: provenance, model cards, usage code, uploads to the Hub."""

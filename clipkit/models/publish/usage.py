@@ -1,48 +1,38 @@
-"""What a model card says of a model's use: code that runs as it stands, for the libraries that open its layout."""
+"""Usage section of a model card: runnable code for each library that opens the model."""
 
+from clipkit.models.families import family_of_class
 from clipkit.models.publish.layout import Layout
 
 HERE = "ORG/NAME"
-"""What stands for the repository in a card that is not on the Hub yet."""
-
-# transformers' pipeline knows these classes, and pads captions as they were trained with.
-_PIPELINE = (
-    "AlignModel",
-    "AltCLIPModel",
-    "CLIPModel",
-    "ChineseCLIPModel",
-    "MetaClip2Model",
-    "SiglipModel",
-    "Siglip2Model",
-)
-_SIGMOID = ("SiglipModel", "Siglip2Model")
-_FIXED_LENGTH = {"AlignModel": 64, "SiglipModel": 64, "Siglip2Model": 64}
+"""Placeholder for the repository in a card that is not on the Hub yet."""
 
 
 def usage(layout: Layout) -> str:
-    """A block of code for each library."""
+    """Return a block of code for each library."""
     blocks = []
     if layout.library == "transformers":
-        blocks.append(("transformers", _transformers(str(layout.class_name))))
-        if layout.class_name in _PIPELINE:
+        family = family_of_class(layout.class_name)
+        blocks.append(("transformers", _transformers(layout)))
+        if family is not None and family.pipeline:
             blocks.append(("transformers' pipeline", _PIPELINE_CODE))
     elif layout.library == "open_clip":
-        blocks.append(("open_clip", _OPEN_CLIP_CODE))
+        blocks.append(("open_clip", _open_clip(layout.sigmoid)))
     blocks.append(("clipkit", _clipkit(layout.sides)))
     if layout.library == "clipkit":
-        blocks.append(("the libraries of its parts, without the projections", _parts(layout.sides)))
+        blocks.append(("the libraries of its towers, without the projections", _towers(layout.sides)))
     return "\n\n".join(f"With {name}:\n\n```python\n{code}\n```" for name, code in blocks)
 
 
-def _transformers(class_name: str) -> str:
-    length = _FIXED_LENGTH.get(class_name)
+def _transformers(layout: Layout) -> str:
+    family = family_of_class(layout.class_name)
+    length = layout.pad_to or (family.longest if family is not None else None)
     padding = f'padding="max_length", max_length={length}, truncation=True' if length else "padding=True"
-    probability = "sigmoid()" if class_name in _SIGMOID else "softmax(dim=1)"
+    probability = "sigmoid()" if layout.sigmoid else "softmax(dim=1)"
     return f"""import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, {class_name}
+from transformers import AutoImageProcessor, AutoTokenizer, {layout.class_name}
 
-model = {class_name}.from_pretrained("{HERE}").eval()
+model = {layout.class_name}.from_pretrained("{HERE}").eval()
 image_processor = AutoImageProcessor.from_pretrained("{HERE}")
 tokenizer = AutoTokenizer.from_pretrained("{HERE}")
 
@@ -57,7 +47,11 @@ _PIPELINE_CODE = f"""from transformers import pipeline
 classify = pipeline("zero-shot-image-classification", model="{HERE}")
 classify("photo.jpg", candidate_labels=["a cat", "a dog"], hypothesis_template="{{}}")"""
 
-_OPEN_CLIP_CODE = f"""import open_clip
+
+def _open_clip(sigmoid: bool) -> str:
+    logits = "similarity * model.logit_scale.exp()"
+    probability = f"({logits} + model.logit_bias).sigmoid()" if sigmoid else f"({logits}).softmax(dim=1)"
+    return f"""import open_clip
 import torch
 from PIL import Image
 
@@ -67,7 +61,8 @@ tokenizer = open_clip.get_tokenizer("hf-hub:{HERE}")
 with torch.no_grad():
     image_features = model.encode_image(preprocess(Image.open("photo.jpg")).unsqueeze(0), normalize=True)
     text_features = model.encode_text(tokenizer(["a cat", "a dog"]), normalize=True)
-similarity = image_features @ text_features.T  # (images, texts)"""
+    similarity = image_features @ text_features.T
+    probabilities = {probability}  # (images, texts)"""
 
 
 def _clipkit(sides: tuple[str, ...]) -> str:
@@ -81,7 +76,7 @@ def _clipkit(sides: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def _parts(sides: tuple[str, ...]) -> str:
+def _towers(sides: tuple[str, ...]) -> str:
     imports = ["from huggingface_hub import snapshot_download"]
     lines = ["", f'folder = snapshot_download("{HERE}")']
     if "image" in sides:

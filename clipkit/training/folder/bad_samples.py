@@ -21,12 +21,12 @@ class BadSamples:
 
     def __init__(self, pairs: Pairs, max_bad: int, folder: RunFolder, processes: Processes) -> None:
         self.pairs = pairs
-        self.most = max_bad
+        self.max_bad = max_bad
         self.folder = folder
         self.processes = processes
         self.images: set[int] = set()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Know what was listed before."""
         self.images = set(
             self.processes.gather_objects([row["image"] for row in read_rows(self.folder.bad_samples)])[0]
@@ -38,13 +38,13 @@ class BadSamples:
         Raises:
             DataError: it is.
         """
-        if len(bad) > self.most:
+        if len(bad) > self.max_bad:
             raise DataError(
                 f"{self.pairs.name}: {len(bad)} of its {len(self.pairs.images)} images cannot be had, the first: "
                 f"{bad[min(bad)]}; mend them, drop their rows (clipkit data check --fix), or raise data.max_bad"
             )
 
-    def unknown(self, bad: Mapping[int, str]) -> bool:
+    def any_new(self, bad: Mapping[int, str]) -> bool:
         """Whether any of these is new."""
         return any(image not in self.images for image in bad)
 
@@ -66,16 +66,21 @@ class BadSamples:
 
         self.processes.on_main(write)
 
+    @property
+    def are_too_many(self) -> bool:
+        """Whether more images are bad than the recipe allows."""
+        return len(self.images) > self.max_bad
+
     def check(self, step: int) -> None:
         """See that there are not too many.
 
         Raises:
             TrainingError: there are.
         """
-        if len(self.images) > self.most:
+        if self.are_too_many:
             raise TrainingError(
                 f"step {step}: of the {len(self.pairs.images)} images of {self.pairs.name} "
-                f"{len(self.images)} could not be had, more than data.max_bad allows ({self.most}); "
+                f"{len(self.images)} could not be had, more than data.max_bad allows ({self.max_bad}); "
                 f"{self.folder.bad_samples} lists them: mend them and begin again, or raise data.max_bad and go on "
                 "with --resume"
             )

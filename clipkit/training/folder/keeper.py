@@ -30,7 +30,7 @@ class Keeper:
         """Whether the recipe wants one after this step."""
         return step % self.recipe.every_steps == 0
 
-    def old(self) -> bool:
+    def is_overdue(self) -> bool:
         """Whether the last one was written too long ago."""
         minutes = self.recipe.every_minutes
         return minutes is not None and time.monotonic() - self._written >= 60 * minutes

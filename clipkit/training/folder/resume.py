@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from clipkit.errors import OutputError, RecipeError
+from clipkit.processes import Processes
 from clipkit.recipe import Recipe
 from clipkit.run_files import RunFiles, read_rows
 from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, damage, read_state
 from clipkit.training.folder.run_folder import RunFolder
+from clipkit.training.identity import MACHINE, MEASURED
 
 # What does not determine the weights after a step, or is the user's to extend. Data may move: its content is compared.
 _MAY_CHANGE = (
@@ -39,23 +42,35 @@ _MAY_CHANGE = (
     "output",
 )
 
-# Parts of a run's identity that change its bits but not the run.
-MACHINE = ("versions", "processes", "device")
-
-# Those that only change what is measured.
-MEASURED = ("the images of data.labelled",)
-
 
 @dataclass(frozen=True)
 class Found:
-    """What there is to go on from."""
+    """The checkpoint that a run resumes from."""
 
     step: int
-    """Of the checkpoint; 0: there is none, begin."""
-    notes: list[str]
+    """Step of the checkpoint; 0: there is none, start."""
+    notes: list[str] = field(default_factory=list)
     """What the user should know: damaged checkpoints, changes."""
     finished: bool = False
-    """There is nothing left to do."""
+    """Whether the run is complete."""
+    saved: dict[str, Any] | None = None
+    """The JSON state in the checkpoint; None: start."""
+
+
+def find_checkpoint(
+    folder: RunFolder, recipe: Recipe, steps: int, identity: Mapping[str, Any], processes: Processes
+) -> Found:
+    """Return on every process the checkpoint that the main process finds. Arguments and errors as in `find`."""
+    found = Found(0)
+
+    def search() -> None:
+        nonlocal found
+        found = find(folder, recipe, steps, identity)
+
+    processes.on_main(search)
+    step, finished = processes.of_main(found.step), bool(processes.of_main(found.finished))
+    saved = read_state(checkpoint_of(folder.checkpoints, step)) if step and not finished else None
+    return Found(step, found.notes, finished, saved)
 
 
 def find(folder: RunFolder, recipe: Recipe, steps: int, identity: Mapping[str, Any]) -> Found:
@@ -163,6 +178,8 @@ def _changes(folder: RunFolder, recipe: Recipe, before: Mapping[str, Any], step:
     Raises:
         RecipeError: something changed that may not.
     """
+    with suppress(RecipeError):  # keys that are new since have their defaults, and values their present names
+        before = Recipe.from_dict(before).model_dump(mode="json")
     old, new = dict(_flat(before)), dict(_flat(recipe.model_dump(mode="json")))
     allowed: list[str] = []
     refused: list[str] = []

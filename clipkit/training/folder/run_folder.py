@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from clipkit.errors import OutputError, TrainingError, one_line
 from clipkit.files import write_whole
+from clipkit.processes import Processes
 from clipkit.run_files import RunFiles, step_of
 from clipkit.training.folder.checkpoint import (
     checkpoint_of,
@@ -138,6 +139,16 @@ class RunFolder(RunFiles):
             self.model.rename(old)
         aside.rename(self.model)
         _remove(old)
+
+
+@contextmanager
+def claimed(folder: RunFolder, processes: Processes, resume: bool, overwrite: bool) -> Iterator[RunFolder]:
+    """Claim a run folder for the time of a run, by the main process. Errors as in `RunFolder.claim`."""
+    try:
+        processes.on_main(lambda: folder.claim(resume, overwrite))
+        yield folder
+    finally:
+        folder.release()
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a run logs, handed on to Accelerate's trackers."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,17 @@ from clipkit.recipe import Recipe
 from clipkit.run_files import RunFiles
 
 
+def check_installed(names: Sequence[str]) -> None:
+    """Check that the trackers of a recipe can be imported.
+
+    Raises:
+        RecipeError: one of them is not installed.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise RecipeError(f"train.log_with: {name} is not installed; pip install {name}, or leave it out")
+
+
 class Trackers:
     """The trackers of a recipe, on the first process; without any it does nothing.
 
@@ -19,18 +30,12 @@ class Trackers:
         accelerator: whose trackers they are.
         recipe: names them, and is what they show as configuration.
         folder: the run's; what they write themselves goes into `tracking`.
-
-    Raises:
-        RecipeError: one of them is not installed.
     """
 
     def __init__(self, accelerator: Accelerator, recipe: Recipe, folder: Path) -> None:
         self.accelerator = accelerator
         self.recipe = recipe
         self.folder = RunFiles(folder).tracking
-        for name in recipe.train.log_with:
-            if importlib.util.find_spec(name) is None:
-                raise RecipeError(f"train.log_with: {name} is not installed; pip install {name}, or leave it out")
 
     def start(self) -> None:
         """Tell them that a run begins."""

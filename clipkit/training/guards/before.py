@@ -1,219 +1,209 @@
-"""What can be told of a run before its first step, in seconds: recipe, data and model, held against each other."""
+"""Guards before the first step: they compare recipe, data and model with each other, in seconds.
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterator
+To add one, write a function, add a row to `GUARDS`, and test it. Rules about data are in clipkit/data/checks/rules.py.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from clipkit.data import Pairs, StreamPairs, expected_false_negatives
-from clipkit.errors import DataError
-from clipkit.images import Stored, size_of, upright_size
+from clipkit.data import Pairs, StreamPairs
+from clipkit.data.checks.batch import expected_false_negatives
+from clipkit.data.checks.checked_data import CheckedData
+from clipkit.data.checks.leaks import find_exact_leaks
+from clipkit.data.checks.rules import apply_rules
+from clipkit.findings import Finding, Rule, apply, most_severe_first
+from clipkit.images import Stored, upright_size
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.absent import is_absent
 from clipkit.models.token_counts import token_counter
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
 from clipkit.recipe import Recipe
-from clipkit.training.guards.finding import Finding
 
-_LOOKED_AT = 2000
-"""Captions, and a tenth as many images, of which lengths and sizes are taken."""
+_CAPTIONS, _IMAGES = 2000, 200
+"""Captions and images in the sample whose lengths and sizes are measured."""
 _MANY = 100_000
-"""Images from which on nothing is compared one by one."""
-_FEW = 0.01
-_SHARE = 0.05
-# AdamW's known-good peaks: from few-shot fine-tuning (1e-6) to transformers' example (5e-5); SLIP from scratch 3e-3.
-_TUNED = (1e-7, 1e-4)
-_NEW = (5e-5, 1e-2)
+"""Largest number of training images that are all compared with each other or with the validation images."""
+# Peaks that are known to work with AdamW: from few-shot fine-tuning (1e-6) to transformers' example (5e-5); SLIP from
+# scratch uses 3e-3.
+_PRETRAINED_LR = (1e-7, 1e-4)
+_NEW_LR = (5e-5, 1e-2)
 _SMALL_BATCH = 64
-_SMALL = 0.2
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """A run before its first step."""
+
+    recipe: Recipe
+    model: DualEncoder
+    steps: int
+    """Steps of the whole run."""
+    warmup_steps: int
+
+    @property
+    def learns(self) -> bool:
+        """True if a parameter of a tower is trained."""
+        return any(parameter.requires_grad for _, tower in _towers(self.model) for parameter in tower.parameters())
+
+    @property
+    def tunes_pretrained(self) -> bool:
+        """True if pretrained weights of a tower's trunk are trained."""
+        return any(_tunes_pretrained(self.recipe, side, tower) for side, tower in _towers(self.model))
 
 
 def before_first_step(
-    recipe: Recipe, model: DualEncoder, train: Pairs, validation: Pairs | None, steps: int, rising: int
+    recipe: Recipe, model: DualEncoder, train: Pairs, validation: Pairs | None, steps: int, warmup_steps: int
 ) -> list[Finding]:
-    """Everything below, worst first.
+    """Return all findings before training, the most severe first.
 
     Args:
-        recipe: of the run.
-        model: as it is about to be trained.
-        train: what it learns from.
-        validation: what it is measured on.
-        steps: of the whole run.
-        rising: steps of warmup.
+        recipe: recipe of the run.
+        model: model at the start of training.
+        train: training data.
+        validation: validation data.
+        steps: steps of the whole run.
+        warmup_steps: steps during which the learning rate rises.
     """
-    found = [*_of_recipe(recipe, model, steps, rising), *_of_pairs(recipe, model, train)]
-    if validation is not None and not isinstance(train, StreamPairs):
-        found += leaks(train, validation)
-    return sorted(found, key=lambda own: ("error", "warning", "note").index(own.level))
+    findings = apply(GUARDS, RunStart(recipe, model, steps, warmup_steps))
+    if not isinstance(train, StreamPairs):
+        findings += data_findings(recipe, model, train, validation)
+    return most_severe_first(findings)
 
 
-def _of_recipe(recipe: Recipe, model: DualEncoder, steps: int, rising: int) -> Iterator[Finding]:
-    yield from learning_rate(recipe, model)
-    if rising > steps / 2:
-        yield Finding(
-            "long_warmup",
-            "warning",
-            f"the learning rate rises during {rising} of {steps} steps",
-            "take optim.warmup: 0.1, a tenth of the run",
-        )
-    yield from small_batch(recipe, model)
-    yield from little_learns(recipe, model)
-    yield from other_tokenizer(recipe, model)
-
-
-def learning_rate(recipe: Recipe, model: DualEncoder) -> Iterator[Finding]:
-    """A peak that nobody had success with: for pretrained weights, or for new ones."""
-    learns = any(parameter.requires_grad for _, tower in _towers(model) for parameter in tower.parameters())
-    if recipe.optim.name != "adamw" or not learns:
-        return
-    lr = recipe.optim.lr
-    tuned = any(_is_tuned(recipe, side, tower) for side, tower in _towers(model))
-    lowest, highest = _TUNED if tuned else _NEW
-    what = "pretrained weights" if tuned else "new weights"
-    if lr > highest:
-        yield Finding(
-            "high_learning_rate",
-            "warning",
-            f"optim.lr is {lr:g}, {what} are tuned with at most {highest:g}",
-            "take 1e-5, or they are forgotten in the first steps" if tuned else "take 1e-3",
-        )
-    if lr < lowest:
-        yield Finding(
-            "low_learning_rate",
-            "warning",
-            f"optim.lr is {lr:g}, with which {what} hardly move",
-            f"take {'1e-5' if tuned else '1e-3'}, or at least {lowest:g}",
-        )
-
-
-def small_batch(recipe: Recipe, model: DualEncoder) -> Iterator[Finding]:
-    """Few negatives, and a scale that makes them all easy."""
-    scale = model.logit_scale.exp().item()
-    if "captions" in recipe.objective and recipe.train.batch_size < _SMALL_BATCH and scale > 95 and not _sigmoid(model):
-        yield Finding(
-            "small_batch",
-            "warning",
-            f"a batch of {recipe.train.batch_size} pairs with a scale of {scale:.4g}: the loss is near 0 at once, and "
-            "its gradient too",
-            "take train.batch_size: 256 or more; micro-batches keep it in memory",
-        )
-
-
-def little_learns(recipe: Recipe, model: DualEncoder) -> Iterator[Finding]:
-    """A run in which no tower learns."""
-    if "captions" in recipe.objective and not any(
-        parameter.requires_grad for _, tower in _towers(model) for parameter in tower.parameters()
-    ):
-        yield Finding(
-            "nothing_to_train",
-            "error",
-            "both towers are frozen: only the scale learns, and no ranking can change",
-            "set model.image.tune or model.text.tune, as last:2",
-        )
-
-
-def other_tokenizer(recipe: Recipe, model: DualEncoder) -> Iterator[Finding]:
-    """A pretrained text tower with another vocabulary than its own, or a whole model with one that does not fit."""
-    own = recipe.model.text
-    if own.name is not None and own.pretrained and own.tokenizer is not None:
-        given = model.text.tokenize
-        try:
-            folder = Path(model.text.trunk.native.config.name_or_path)  # type: ignore[union-attr,arg-type]
-            theirs = transformers_tokenizer(folder, None).native.get_vocab()
-        except Exception:  # the tower came without one, which is why one was given
-            return
-        vocabulary = given.native.get_vocab() if isinstance(given, TransformersTokenizer) else None
-        if vocabulary != theirs:
-            yield Finding(
-                "other_tokenizer",
-                "warning",
-                f"model.text.tokenizer is {own.tokenizer}, {own.name} was pretrained with another vocabulary",
-                "leave out model.text.tokenizer, so that words keep the meaning that the tower knows",
-            )
-
-
-def _of_pairs(recipe: Recipe, model: DualEncoder, train: Pairs) -> Iterator[Finding]:
-    if isinstance(train, StreamPairs):
-        return
-    if train.has_captions and not is_absent(model.text):
-        yield from cut_captions(model, train)
-    if "captions" in recipe.objective:
-        yield from false_negatives(recipe, train)
+def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: Pairs | None) -> list[Finding]:
+    """Apply the sampled rules about data; notes are left to `clipkit data check`."""
+    image_rows, caption_rows = [], []
     if train.has_images and not is_absent(model.image):
-        yield from small_images(model, train)
+        image_rows = _spread(len(train.images), _IMAGES)
+    if train.has_captions and not is_absent(model.text):
+        caption_rows = _spread(len(train.captions), _CAPTIONS)
+    is_small = len(train.images) <= _MANY
+    compared = is_small and validation is not None and validation.has_images and train.has_images
+    data = CheckedData(
+        train,
+        image_rows=image_rows,
+        sizes=np.array([_size(train.images[row]) for row in image_rows], np.int32).reshape(-1, 2),
+        image_size=model.image.preprocess.image_size if image_rows else None,
+        against=validation,
+        leaked=find_exact_leaks(train, validation) if compared and validation is not None else {},
+        caption_rows=caption_rows,
+        token_counts=np.array(
+            token_counter(model)([train.captions[row] for row in caption_rows]) if caption_rows else [], np.int64
+        ),
+        context_length=model.text.tokenize.context_length if caption_rows else None,
+        batch=expected_false_negatives(train, None, recipe.train.batch_size)
+        if is_small and recipe.is_cross_modal
+        else None,
+        loss_counts_duplicates="positive"
+        if all(term.duplicates == "positive" for term in recipe.loss.terms)
+        else "negative",
+    )
+    return [finding for finding in apply_rules(data, scopes=["sampled"]) if finding.severity != "note"]
 
 
-def cut_captions(model: DualEncoder, train: Pairs) -> Iterator[Finding]:
-    """Captions that are longer than the text tower reads."""
-    captions = [train.captions[place] for place in _spread(len(train.captions), _LOOKED_AT)]
-    length = model.text.tokenize.context_length
-    share = sum(count > length for count in token_counter(model)(captions)) / max(1, len(captions))
-    if share >= _FEW:
-        yield Finding(
-            "captions_cut",
-            "warning",
-            f"{share:.1%} of the captions are cut at {length} tokens",
-            "put what matters first, split them (data.captions: all), or take a model with a longer context",
-        )
+def high_learning_rate(start: RunStart) -> Finding | None:
+    """Report a peak above those that are known to work, for pretrained or for new weights."""
+    lr, weights, (_, highest) = start.recipe.optim.lr, *_known_rates(start)
+    if not _uses_known_rates(start) or lr <= highest:
+        return None
+    return Finding(
+        "high_learning_rate", "warning",
+        f"optim.lr is {lr:g}, {weights} weights are tuned with at most {highest:g}",
+        "use 1e-5, or the model forgets what it knew in the first steps" if start.tunes_pretrained else "use 1e-3",
+    )  # fmt: skip
 
 
-def false_negatives(recipe: Recipe, train: Pairs) -> Iterator[Finding]:
-    """Rows of a batch whose caption another row has too."""
-    batch = recipe.train.batch_size
-    if len(train.images) > _MANY:
-        return
-    size = min(batch, len(train.images))
-    share = min(1.0, 2 * expected_false_negatives(train, None, batch)["same_caption"] / max(1, size))
-    counted = all(term.duplicates == "positive" for term in recipe.loss.terms)
-    if share >= (0.5 if counted else _FEW):
-        heeded = "which the loss counts as positives" if counted else "which the loss takes for negatives"
-        yield Finding(
-            "false_negatives",
-            "warning",
-            f"in a batch of {batch} pairs {share:.0%} have a caption that another one has too, {heeded}",
-            "more varied captions would teach more; for classes take a smaller batch"
-            if counted
-            else "take loss.duplicates: positive",
-        )
+def low_learning_rate(start: RunStart) -> Finding | None:
+    """Report a peak below those that are known to work, for pretrained or for new weights."""
+    lr, weights, (lowest, _) = start.recipe.optim.lr, *_known_rates(start)
+    if not _uses_known_rates(start) or lr >= lowest:
+        return None
+    return Finding(
+        "low_learning_rate", "warning", f"optim.lr is {lr:g}, which hardly changes {weights} weights",
+        f"use {'1e-5' if start.tunes_pretrained else '1e-3'}, or at least {lowest:g}",
+    )  # fmt: skip
 
 
-def small_images(model: DualEncoder, train: Pairs) -> Iterator[Finding]:
-    """Images that have fewer pixels than the image tower looks at."""
-    side = model.image.preprocess.image_size
-    sizes = [_shorter_side(train.images[place]) for place in _spread(len(train.images), _LOOKED_AT // 10)]
-    known = [size for size in sizes if size is not None]
-    share = sum(size < side for size in known) / len(known) if side is not None and known else 0.0
-    if share >= _SMALL:
-        yield Finding(
-            "small_images",
-            "warning",
-            f"{share:.0%} of the images are smaller than the {side} pixels of the input",
-            "what is enlarged is blurred: take larger images, or a model with a smaller input",
-        )
+def long_warmup(start: RunStart) -> Finding | None:
+    """Report a learning rate that rises during most of the run."""
+    if start.warmup_steps <= start.steps / 2:
+        return None
+    return Finding(
+        "long_warmup", "warning", f"the learning rate rises during {start.warmup_steps} of {start.steps} steps",
+        "use optim.warmup: 0.1, a tenth of the run",
+    )  # fmt: skip
 
 
-def leaks(train: Pairs, validation: Pairs) -> list[Finding]:
-    """Validation images that are trained on, byte for byte."""
-    if not (train.has_images and validation.has_images) or len(train.images) > _MANY:
-        return []
-    sizes = Counter(size_of(image) for image in validation.images)
-    candidates = [image for image in train.images if sizes.get(size_of(image))]
-    if not candidates:
-        return []
-    known = {_content(image) for image in candidates} - {None}
-    same = sum(_content(image) in known for image in validation.images)
-    if not same:
-        return []
-    return [
-        Finding(
-            "validation_leaks",
-            "warning",
-            f"{same} of the {len(validation.images)} validation images are trained on too",
-            "their figures are too good: take them out (clipkit data check D --against D2 --fix OUT)",
-        )
-    ]
+def small_batch(start: RunStart) -> Finding | None:
+    """Report a small batch with a scale at which its few negatives are all easy."""
+    scale, size = start.model.logit_scale.exp().item(), start.recipe.train.batch_size
+    is_sigmoid = start.model.logit_bias is not None
+    if not start.recipe.is_cross_modal or size >= _SMALL_BATCH or scale <= 95 or is_sigmoid:
+        return None
+    return Finding(
+        "small_batch", "warning",
+        f"with a batch of {size} pairs and a scale of {scale:.4g}, the loss and its gradient are near 0 from the start",
+        "use train.batch_size: 256 or more; micro-batches keep the memory small",
+    )  # fmt: skip
+
+
+def nothing_to_train(start: RunStart) -> Finding | None:
+    """Report a run in which both towers are frozen."""
+    if not start.recipe.is_cross_modal or start.learns:
+        return None
+    return Finding(
+        "nothing_to_train", "error", "both towers are frozen: only the scale is trained, and no ranking can change",
+        "set model.image.tune or model.text.tune, e.g. last:2",
+    )  # fmt: skip
+
+
+def other_tokenizer(start: RunStart) -> Finding | None:
+    """Report a pretrained text tower with a tokenizer that has another vocabulary than in pretraining."""
+    text = start.recipe.model.text
+    if text.name is None or not text.pretrained or text.tokenizer is None:
+        return None
+    tokenizer = start.model.text.tokenize
+    try:
+        folder = Path(start.model.text.trunk.native.config.name_or_path)  # type: ignore[union-attr,arg-type]
+        pretrained = transformers_tokenizer(folder, None).native.get_vocab()
+    except Exception:  # the tower has no tokenizer in its folder, so the recipe has to name one
+        return None
+    if isinstance(tokenizer, TransformersTokenizer) and tokenizer.native.get_vocab() == pretrained:
+        return None
+    return Finding(
+        "other_tokenizer", "warning",
+        f"model.text.tokenizer is {text.tokenizer}, but {text.name} was pretrained with another vocabulary",
+        "remove model.text.tokenizer, so that tokens keep their meaning",
+    )  # fmt: skip
+
+
+GUARDS = (
+    Rule("high_learning_rate", high_learning_rate,
+         "AdamW's peak is above 1e-4 (pretrained weights) or 1e-2 (only new weights)"),
+    Rule("low_learning_rate", low_learning_rate,
+         "AdamW's peak is below 1e-7 (pretrained weights) or 5e-5 (only new weights)"),
+    Rule("long_warmup", long_warmup,
+         "the learning rate rises during more than half of the run (more than the whole run is an error)"),
+    Rule("small_batch", small_batch, "fewer than 64 pairs and a scale above 95: the loss is near 0 from the start"),
+    Rule("nothing_to_train", nothing_to_train, "both towers are frozen, so only the scale is trained"),
+    Rule("other_tokenizer", other_tokenizer, "a pretrained text tower gets a tokenizer with another vocabulary"),
+)  # fmt: skip
+
+
+def is_pretrained(recipe: Recipe) -> bool:
+    """Return True if the recipe names a whole model with trained weights."""
+    name = recipe.model.name or "open_clip:"
+    return not name.startswith("open_clip:") or "/" in name or "?" in name
+
+
+def _uses_known_rates(start: RunStart) -> bool:
+    return start.recipe.optim.name == "adamw" and start.learns
+
+
+def _known_rates(start: RunStart) -> tuple[str, tuple[float, float]]:
+    return ("pretrained", _PRETRAINED_LR) if start.tunes_pretrained else ("new", _NEW_LR)
 
 
 def _towers(model: DualEncoder) -> list[tuple[str, Tower]]:
@@ -221,8 +211,7 @@ def _towers(model: DualEncoder) -> list[tuple[str, Tower]]:
     return [(side, tower) for side, tower in both if not is_absent(tower)]
 
 
-def _is_tuned(recipe: Recipe, side: str, tower: Tower) -> bool:
-    """Whether pretrained weights of its trunk learn."""
+def _tunes_pretrained(recipe: Recipe, side: str, tower: Tower) -> bool:
     if not any(parameter.requires_grad for parameter in tower.trunk.parameters()):
         return False
     if recipe.model.name is not None:
@@ -230,30 +219,15 @@ def _is_tuned(recipe: Recipe, side: str, tower: Tower) -> bool:
     return recipe.model.image.pretrained if side == "image" else recipe.model.text.pretrained
 
 
-def is_pretrained(recipe: Recipe) -> bool:
-    """Whether the recipe names a whole model that has learned something already."""
-    name = recipe.model.name or "open_clip:"
-    return not name.startswith("open_clip:") or "/" in name or "?" in name
-
-
-def _sigmoid(model: DualEncoder) -> bool:
-    return model.logit_bias is not None
-
-
 def _spread(count: int, most: int) -> list[int]:
-    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
-    return places
+    """Return at most `most` evenly spaced positions."""
+    positions: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+    return positions
 
 
-def _shorter_side(image: Path | Stored) -> int | None:
+def _size(image: Path | Stored) -> tuple[int, int]:
+    """Return width and height; 0 for a broken image, which the run reports elsewhere."""
     try:
-        return min(upright_size(image.read_bytes()))
-    except Exception:  # decoders fail in ways of their own, and others say so
-        return None
-
-
-def _content(image: Path | Stored) -> bytes | None:
-    try:
-        return hashlib.sha256(image.read_bytes()).digest()
-    except (OSError, DataError):
-        return None
+        return upright_size(image.read_bytes())
+    except Exception:  # decoders raise errors of many kinds
+        return 0, 0

@@ -1,53 +1,75 @@
-"""`examine`: what a run folder says, finished or not."""
+"""Examine a run folder, finished or not: `clipkit doctor`.
 
-from collections.abc import Iterator
+To add a rule about a run folder, write a function, add a row to `FOLDER_RULES`, and test it.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clipkit.errors import DataError
+from clipkit.findings import Finding, Rule, apply, most_severe_first
 from clipkit.recipe import Recipe
 from clipkit.run_files import RunFiles, read_rows, results_of
 from clipkit.training.folder.checkpoint import checkpoint_steps
 from clipkit.training.folder.resume import out_of_patience
-from clipkit.training.guards.finding import Finding
-from clipkit.training.guards.guards import read_findings
+from clipkit.training.guards.record import read_findings
 from clipkit.training.guards.watch import Facts, Watch, replay
 
-_RISING = 0.02
-"""Share by which the last evaluation has to be the best one for more epochs to be worth a try."""
+_RISE = 0.02
+"""Share by which the last evaluation has to exceed the earlier ones for more epochs to be worth trying."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a run folder contains."""
+
+    run: RunFiles
+    recipe: Recipe
+    metrics: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    is_finished: bool
+
+    @property
+    def figures(self) -> list[tuple[int, float]]:
+        """(step, value of the recipe's metric) of each evaluation."""
+        metric = self.recipe.metric
+        return [(row["step"], row[metric]) for row in self.evaluations if metric is not None and metric in row]
 
 
 def examine(folder: str | Path) -> tuple[str, list[Finding]]:
-    """How far a run has come, in a sentence, and what there is to say of it, worst first.
+    """Return a sentence that says how far a run is, and all findings about it, the most severe first.
 
     Args:
-        folder: a run's.
+        folder: a run folder.
 
     Raises:
-        DataError: it is no run's.
+        DataError: it is not a run folder.
 
     Example:
-        >>> where, findings = examine("runs/finetune_clip")       # doctest: +SKIP
+        >>> state, findings = examine("runs/finetune_clip")       # doctest: +SKIP
     """
     run = RunFiles(folder)
     if not run.is_run:
-        raise DataError(f"{run.path}: not a run folder (no recipe.yaml); give the output folder of a recipe")
+        raise DataError(
+            f"{run.path}: is not a run folder (it has no recipe.yaml); give the folder that a recipe's output names"
+        )
     recipe = Recipe.from_yaml(run.recipe)
     metrics, speeds, evaluations = (read_rows(file) for file in (run.metrics, run.speed, run.evaluations))
     kept = read_findings(run.path)
     results = results_of(run.path)
     facts = kept[0] if kept is not None else _facts(recipe, metrics, results)
-    found = [] if kept is None else [own for own in kept[1] if own.step is None or own.name == "not_finite"]
+    findings = [] if kept is None else [each for each in kept[1] if each.step is None or each.name == "not_finite"]
     if facts is not None:
-        found += replay(Watch(facts), metrics, speeds, evaluations)
-    where, finished = _where(run, recipe, metrics, facts, results)
-    found += [*_of_state(run, recipe, metrics, evaluations, finished), *_of_bad_samples(run)]
-    order = ("error", "warning", "note")
-    return where, sorted(found, key=lambda own: (order.index(own.level), own.step or 0))
+        findings += replay(Watch(facts), metrics, speeds, evaluations)
+    state, is_finished = _state(run, recipe, metrics, facts, results)
+    examined = Examined(run, recipe, metrics, evaluations, is_finished)
+    findings += apply(FOLDER_RULES, examined)
+    return state, most_severe_first(findings)
 
 
 def _facts(recipe: Recipe, metrics: list[dict[str, Any]], results: dict[str, Any] | None) -> Facts | None:
-    """What can be told of a run whose guards left nothing, from its recipe and its results."""
+    """Return the facts of a run without a readable findings.json, from its recipe and results."""
     if not metrics or results is None:
         return None
     steps = int(results["settings"].get("steps", metrics[-1]["step"]))
@@ -63,61 +85,87 @@ def _facts(recipe: Recipe, metrics: list[dict[str, Any]], results: dict[str, Any
     )
 
 
-def _where(
+def _state(
     run: RunFiles, recipe: Recipe, metrics: list[dict[str, Any]], facts: Facts | None, results: dict[str, Any] | None
 ) -> tuple[str, bool]:
     step = metrics[-1]["step"] if metrics else 0
-    of = f" of {facts.steps}" if facts is not None else ""
     if results is not None and run.report.exists():
-        own = results["settings"].get("steps", step)
-        early = f", out of patience with {recipe.metric}" if out_of_patience(run, recipe) else ""
-        return f"{run.path}: finished after step {own}{early}", True
+        last = results["settings"].get("steps", step)
+        early = f", stopped early by eval.patience ({recipe.metric})" if out_of_patience(run, recipe) else ""
+        return f"{run.path}: finished after step {last}{early}", True
     if step == 0:
-        return f"{run.path}: has not made a step", False
-    return f"{run.path}: is at step {step}{of}, not finished", False
+        return f"{run.path}: has no finished step", False
+    steps = f" of {facts.steps}" if facts is not None else ""
+    return f"{run.path}: is at step {step}{steps}, not finished", False
 
 
-def _of_state(
-    run: RunFiles,
-    recipe: Recipe,
-    metrics: list[dict[str, Any]],
-    evaluations: list[dict[str, Any]],
-    finished: bool,
-) -> Iterator[Finding]:
-    saved = checkpoint_steps(run.checkpoints)
-    if not finished and metrics:
-        at = f"its newest checkpoint is of step {saved[-1]}" if saved else "it has no checkpoint"
-        yield Finding(
-            "unfinished", "note", f"the run is at work or was stopped, and {at}",
-            "look at log.txt for why; go on with clipkit train RECIPE --resume",
-        )  # fmt: skip
-    metric = recipe.metric
-    values = [(row["step"], row[metric]) for row in evaluations if metric is not None and metric in row]
-    if not recipe.metrics and metrics:
-        yield Finding(
-            "nothing_measured", "warning", "the recipe measures nothing, so the last weights are kept, good or bad",
-            "set data.validation to pairs that are held out, or to a share as 0.1",
-        )  # fmt: skip
-    if len(values) > 2:
-        best_step, best = max(values, key=lambda own: own[1])
-        before = max(value for _, value in values[:-1])
-        if finished and best_step == values[-1][0] and best > before * (1 + _RISING):
-            yield Finding(
-                "still_rising", "note", f"{metric} was best at the end ({best:.4f}, before that {before:.4f})",
-                "more epochs would bring more: clipkit train RECIPE --resume train.epochs=N",
-            )  # fmt: skip
-        if best_step == values[0][0] and values[-1][1] < 0.95 * best:
-            yield Finding(
-                "best_at_first", "warning",
-                f"{metric} was best at its first evaluation ({best:.4f}) and ends at {values[-1][1]:.4f}",
-                "lower optim.lr, or tune fewer blocks (model.image.tune: last:4)",
-            )  # fmt: skip
+def unfinished(examined: Examined) -> Finding | None:
+    """Report a run that is still running or was stopped."""
+    if examined.is_finished or not examined.metrics:
+        return None
+    saved = checkpoint_steps(examined.run.checkpoints)
+    checkpoint = f"its newest checkpoint is from step {saved[-1]}" if saved else "it has no checkpoint"
+    return Finding(
+        "unfinished", "note", f"the run is still running or was stopped, and {checkpoint}",
+        "log.txt says why it stopped; resume it with clipkit train RECIPE --resume",
+    )  # fmt: skip
 
 
-def _of_bad_samples(run: RunFiles) -> Iterator[Finding]:
-    bad = read_rows(run.bad_samples)
-    if bad:
-        yield Finding(
-            "bad_samples", "warning", f"{len(bad)} training images could not be had, others stood in for them",
-            "bad_samples.jsonl names them; mend or drop them (clipkit data check D --fix OUT)",
-        )  # fmt: skip
+def nothing_measured(examined: Examined) -> Finding | None:
+    """Report a recipe without validation."""
+    if examined.recipe.metrics or not examined.metrics:
+        return None
+    return Finding(
+        "nothing_measured", "warning",
+        "the recipe has no validation, so the last weights are kept, even if earlier ones were better",
+        "set data.validation to held-out pairs, or to a share, e.g. 0.1",
+    )  # fmt: skip
+
+
+def still_rising(examined: Examined) -> Finding | None:
+    """Report a finished run whose last evaluation is clearly the best."""
+    figures = examined.figures
+    if len(figures) < 3 or not examined.is_finished:
+        return None
+    last, before = figures[-1][1], max(value for _, value in figures[:-1])
+    if last <= before * (1 + _RISE) or last <= before:
+        return None
+    return Finding(
+        "still_rising", "note", f"{examined.recipe.metric} was best at the end ({last:.4f}, before that {before:.4f})",
+        "train for more epochs: clipkit train RECIPE --resume train.epochs=N",
+    )  # fmt: skip
+
+
+def best_at_first(examined: Examined) -> Finding | None:
+    """Report a run whose first evaluation is clearly the best."""
+    figures = examined.figures
+    if len(figures) < 3 or max(figures, key=lambda figure: figure[1]) != figures[0]:
+        return None
+    first, last = figures[0][1], figures[-1][1]
+    if last >= 0.95 * first:
+        return None
+    return Finding(
+        "best_at_first", "warning",
+        f"{examined.recipe.metric} was best at the first evaluation ({first:.4f}) and is {last:.4f} at the end",
+        "use a lower optim.lr, or tune fewer blocks (model.image.tune: last:4)",
+    )  # fmt: skip
+
+
+def bad_samples(examined: Examined) -> Finding | None:
+    """Report training images that were replaced."""
+    bad = read_rows(examined.run.bad_samples)
+    if not bad:
+        return None
+    return Finding(
+        "bad_samples", "warning", f"{len(bad)} training images are missing or unreadable and were replaced by others",
+        "bad_samples.jsonl lists them; fix or drop them (clipkit data check D --fix OUT)",
+    )  # fmt: skip
+
+
+FOLDER_RULES = (
+    Rule("unfinished", unfinished, "the run is still running or was stopped"),
+    Rule("nothing_measured", nothing_measured, "the recipe has no validation"),
+    Rule("still_rising", still_rising, "the last evaluation is the best by more than 2 %: more epochs may help"),
+    Rule("best_at_first", best_at_first, "the first evaluation is the best, and the last one is 5 % below it"),
+    Rule("bad_samples", bad_samples, "training images were missing or unreadable and were replaced"),
+)  # fmt: skip

@@ -1,12 +1,13 @@
-"""Whether a pretrained model is run as it was trained: other settings are tried on a few pairs.
+"""Guards that compare a pretrained model's settings with other common ones on a few pairs.
 
-A wrong activation or normalisation raises no error, it only costs accuracy. Under the settings that a model was trained
-with it sorts pairs best, so one of the usual other settings that does better gives the mistake away.
+A wrong activation or normalization raises no error; it only lowers accuracy. A model matches pairs best with the
+settings it was trained with, so a common other setting that is clearly better reveals the mistake.
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,142 +16,161 @@ from torch import Tensor, nn
 
 from clipkit.data import Pairs
 from clipkit.errors import DataError
+from clipkit.findings import Finding, Rule, apply
 from clipkit.images import open_image
 from clipkit.models import DualEncoder
 from clipkit.models.encode import encode_strings
-from clipkit.training.guards.finding import Finding
 
 _PAIRS = 32
-_SURE = 3.0
+_STANDARD_ERRORS = 3.0
 """Standard errors by which another setting has to be better."""
-_BETTER = 0.05
-"""Share of the loss by which, too."""
-_KNOWN = 4
-"""Pairs that have to find each other under it; by luck one does."""
-_USUAL = {
+_GAIN = 0.05
+"""Share of the loss by which it has to be better, too."""
+_MATCHED = 4
+"""Pairs that have to be matched under it; one is matched by chance."""
+_COMMON = {
     "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "0.5": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 
 
+class _Losses(NamedTuple):
+    each: Float[Tensor, " N"]
+    """Loss of each pair, the mean of both directions."""
+    matched: float
+    """Share of pairs that are matched."""
+
+
+class _Trial:
+    """A model with the pairs that its settings are tried on."""
+
+    def __init__(self, model: DualEncoder, pixels: Tensor, captions: list[str]) -> None:
+        self.model = model
+        self.pixels = pixels
+        self.captions = captions
+        self.texts = self.text_features()
+        self.current = self.losses(pixels, self.texts)
+
+    def text_features(self) -> Float[Tensor, "N D"]:
+        features = encode_strings(self.model.text, self.captions, self.model.text, _PAIRS, self.model.device, False)
+        return F.normalize(features.to(self.model.device), dim=-1)
+
+    def losses(self, pixels: Tensor, texts: Float[Tensor, "N D"]) -> _Losses:
+        images = F.normalize(self.model.image({"pixel_values": pixels}).float(), dim=-1)
+        logits = self.model.logit_scale.detach().exp().item() * images @ texts.T
+        target = torch.arange(len(logits), device=logits.device)
+        forward, backward = (F.cross_entropy(scores, target, reduction="none") for scores in (logits, logits.T))
+        matched = ((logits.argmax(1) == target).float().mean() + (logits.argmax(0) == target).float().mean()) / 2
+        return _Losses((forward + backward) / 2, float(matched))
+
+
 def other_settings(model: DualEncoder, pairs: Pairs) -> list[Finding]:
-    """What of activation, mean and standard deviation seems to be another one than the model was trained with.
+    """Return a finding if the model seems to have been trained with another normalization or activation.
 
     Args:
-        model: pretrained.
-        pairs: of which 32 are tried.
+        model: a pretrained model.
+        pairs: training data, of which 32 pairs are used.
     """
     chosen = range(0, len(pairs.images), max(1, len(pairs.images) // _PAIRS))[:_PAIRS]
-    captions = [pairs.captions[int(pairs.captions_of_image[place][0])] for place in chosen]
+    captions = [pairs.captions[int(pairs.captions_of_image[image][0])] for image in chosen]
     preprocess = model.image.preprocess
     try:
-        inputs = [preprocess(open_image(pairs.images[place])) for place in chosen]
-    except DataError:  # a broken image: others say so
+        inputs = [preprocess(open_image(pairs.images[image])) for image in chosen]
+    except DataError:  # a broken image, which the run reports elsewhere
         return []
     if len(inputs) < _PAIRS or set(inputs[0]) != {"pixel_values"} or preprocess.image_size is None:
         return []
-    pixels = torch.stack([own["pixel_values"] for own in inputs]).to(model.device, next(model.parameters()).dtype)
-    scale = model.logit_scale.detach().exp().item()
+    pixels = torch.stack([each["pixel_values"] for each in inputs]).to(model.device, next(model.parameters()).dtype)
     with torch.inference_mode():
-        texts = _texts(model, captions)
-        own = _losses(_images(model, pixels), texts, scale)
-        found = []
-        for name, (mean, std) in _USUAL.items():
-            if preprocess.finish is not None or (_equal(mean, preprocess.mean) and _equal(std, preprocess.std)):
-                continue
-            moved = _renormalised(pixels, (preprocess.mean, preprocess.std), (mean, std))
-            if _is_better(_losses(_images(model, moved), texts, scale), own):
-                found.append(
-                    Finding(
-                        "other_normalisation",
-                        "warning",
-                        f"pairs are told apart better with {name} mean and std than with those of its preprocessing "
-                        f"({_short(preprocess.mean)}; {_short(preprocess.std)})",
-                        "the model seems to have been trained with the others: mend preprocessor_config.json or "
-                        "open_clip_config.json",
-                    )
-                )
-        with _other_activation(model) as (before, after):
-            if after and _is_better(_losses(_images(model, pixels), _texts(model, captions), scale), own):
-                found.append(
-                    Finding(
-                        "other_activation",
-                        "warning",
-                        f"pairs are told apart better with {after} than with {before}",
-                        f"the model seems to have been trained with {after}: set hidden_act in its config.json, or "
-                        "quick_gelu in open_clip_config.json",
-                    )
-                )
-    return found[:1]  # one mistake makes others look better too
+        # One mistake makes the other settings look better too, so only the first one is reported.
+        return apply(SETTINGS_GUARDS, _Trial(model, pixels, captions))[:1]
 
 
-class _Losses:
-    """Of each pair, both directions' mean; and the share of pairs that find each other."""
+def other_normalization(trial: _Trial) -> Finding | None:
+    """Report a mean and std that match pairs clearly better."""
+    preprocess = trial.model.image.preprocess
+    for name, (mean, std) in _COMMON.items():
+        if preprocess.finish is not None or (_equal(mean, preprocess.mean) and _equal(std, preprocess.std)):
+            continue
+        pixels = _renormalized(trial.pixels, (preprocess.mean, preprocess.std), (mean, std))
+        if _is_better(trial.losses(pixels, trial.texts), trial.current):
+            return Finding(
+                "other_normalization", "warning",
+                f"{name} mean and std match pairs better than those of the model's preprocessing "
+                f"({_short(preprocess.mean)}; {_short(preprocess.std)})",
+                "the model seems to have been trained with them: fix preprocessor_config.json or "
+                "open_clip_config.json",
+            )  # fmt: skip
+    return None
 
-    def __init__(self, each: Float[Tensor, " N"], right: float) -> None:
-        self.each = each
-        self.right = right
+
+def other_activation(trial: _Trial) -> Finding | None:
+    """Report an activation that matches pairs clearly better."""
+    with _other_activation(trial.model) as (current, other):
+        if other is None or not _is_better(trial.losses(trial.pixels, trial.text_features()), trial.current):
+            return None
+    return Finding(
+        "other_activation", "warning", f"{other} matches pairs better than {current}",
+        f"the model seems to have been trained with {other}: set hidden_act in its config.json, or quick_gelu in "
+        "open_clip_config.json",
+    )  # fmt: skip
 
 
-def _losses(images: Float[Tensor, "N D"], texts: Float[Tensor, "N D"], scale: float) -> _Losses:
-    logits = scale * images @ texts.T
-    wanted = torch.arange(len(logits), device=logits.device)
-    each = (F.cross_entropy(logits, wanted, reduction="none") + F.cross_entropy(logits.T, wanted, reduction="none")) / 2
-    right = ((logits.argmax(1) == wanted).float().mean() + (logits.argmax(0) == wanted).float().mean()) / 2
-    return _Losses(each, float(right))
+SETTINGS_GUARDS = (
+    Rule("other_normalization", other_normalization,
+         "another common mean and std matches 32 training pairs clearly better"),
+    Rule("other_activation", other_activation,
+         "GELU in place of QuickGELU, or the reverse, matches 32 training pairs clearly better"),
+)  # fmt: skip
 
 
-def _is_better(other: _Losses, own: _Losses) -> bool:
-    gain = own.each - other.each
+def _is_better(other: _Losses, current: _Losses) -> bool:
+    gain = current.each - other.each
     mean, error = float(gain.mean()), float(gain.std()) / math.sqrt(len(gain))
-    # Of pairs that it knows nothing of one setting may be better by luck.
-    return other.right >= _KNOWN / _PAIRS and mean > _BETTER * float(own.each.mean()) and mean > _SURE * error
+    # On pairs that the model cannot match at all, a setting may be better by chance.
+    is_large = mean > _GAIN * float(current.each.mean()) and mean > _STANDARD_ERRORS * error
+    return is_large and other.matched >= _MATCHED / _PAIRS
 
 
-def _images(model: DualEncoder, pixels: Tensor) -> Float[Tensor, "N D"]:
-    return F.normalize(model.image({"pixel_values": pixels}).float(), dim=-1)
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def _texts(model: DualEncoder, captions: list[str]) -> Float[Tensor, "N D"]:
-    features = encode_strings(model.text, captions, model.text, _PAIRS, model.device, False)
-    return F.normalize(features.to(model.device), dim=-1)
-
-
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _renormalised(pixels: Tensor, own: Normalisation, other: Normalisation) -> Tensor:
+def _renormalized(pixels: Tensor, current: Normalization, other: Normalization) -> Tensor:
     (mean, std), (other_mean, other_std) = (
         [torch.tensor(values, device=pixels.device, dtype=pixels.dtype)[:, None, None] for values in both]
-        for both in (own, other)
+        for both in (current, other)
     )
     return (pixels * std + mean - other_mean) / other_std
 
 
 @contextmanager
 def _other_activation(model: DualEncoder) -> Iterator[tuple[str, str | None]]:
-    """Within, GELU stands for QuickGELU or the other way round. Gives both names; None where it has neither."""
-    swapped: list[tuple[nn.Module, str, nn.Module]] = []
-    quick = False
+    """Replace QuickGELU by GELU inside the context, or the reverse.
+
+    Yields:
+        names of the current and the other activation; None for the other one if the model has neither.
+    """
+    replaced: list[tuple[nn.Module, str, nn.Module]] = []
+    is_quick = False
     for parent in model.modules():
         for name, child in parent.named_children():
             kind = type(child).__name__
             if kind in ("QuickGELU", "QuickGELUActivation", "GELU", "GELUActivation"):
-                swapped.append((parent, name, child))
-                quick = quick or kind.startswith("Quick")
-    other: nn.Module = nn.GELU() if quick else _QuickGELU()
-    for parent, name, _ in swapped:
+                replaced.append((parent, name, child))
+                is_quick = is_quick or kind.startswith("Quick")
+    other: nn.Module = nn.GELU() if is_quick else _QuickGELU()
+    for parent, name, _ in replaced:
         setattr(parent, name, other)
     try:
-        yield ("QuickGELU" if quick else "GELU", ("GELU" if quick else "QuickGELU") if swapped else None)
+        yield ("QuickGELU" if is_quick else "GELU", ("GELU" if is_quick else "QuickGELU") if replaced else None)
     finally:
-        for parent, name, child in swapped:
+        for parent, name, child in replaced:
             setattr(parent, name, child)
 
 
 class _QuickGELU(nn.Module):
-    """x · sigmoid(1.702 x), as OpenAI's CLIP has it."""
+    """x · sigmoid(1.702 x), the activation of OpenAI's CLIP."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from clipkit.training.guards.finding import Finding
+from clipkit.findings import Finding
 
 Row = Mapping[str, Any]
 

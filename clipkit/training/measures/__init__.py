@@ -1,1 +1,1 @@
-"""What a run measures while it trains, one file each."""
+"""Measurements during a run, one file each."""

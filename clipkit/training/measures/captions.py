@@ -1,4 +1,4 @@
-"""The validation pairs during a run: captions."""
+"""Validation pairs: retrieval between images and captions."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ from clipkit.training.objectives.objective import Encoded
 
 
 class CaptionValidation:
-    """Retrieval on held-out pairs with the weights as they are.
+    """Retrieval on held-out pairs with the current weights.
 
     Args:
         model: the model that is trained.
-        pairs: what it is measured on.
-        processes: each encodes its share; all get the figures.
+        pairs: the held-out pairs.
+        processes: each encodes its share; all get the values.
     """
 
     def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
@@ -37,12 +37,12 @@ class CaptionValidation:
         self.inputs = TowerInputs(model, pairs, processes, encoded, augmented=False)
 
     def figures(self) -> dict[str, float]:
-        """The recalls alone."""
+        """Return the recalls."""
         image_features, text_features = self._features()
         return recalls(retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption)))
 
     def result(self, name: str) -> dict[str, Any]:
-        """All that results.json holds of them, under this model name."""
+        """Return everything that results.json holds, under this model name."""
         image_features, text_features = self._features()
         result: Result = retrieval_result(image_features, text_features, self.pairs, name, 0.0)
         return dict(result)
@@ -52,11 +52,11 @@ class CaptionValidation:
 
 
 def finite(name: str, *features: Tensor) -> Any:
-    """The features, if they are.
+    """Return the features if all of them are finite.
 
     Raises:
         TrainingError: some are not.
     """
-    if not all(own.isfinite().all() for own in features):
+    if not all(one.isfinite().all() for one in features):
         raise TrainingError(f"{name}: its features are not finite; try a lower optim.lr, or train.precision: fp32")
     return features

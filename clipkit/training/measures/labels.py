@@ -1,4 +1,4 @@
-"""Labelled images during a run: what nearest neighbours and a linear classifier make of the features."""
+"""Labeled images during a run: nearest neighbors and a linear probe on the features of the image tower."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from clipkit.training.inputs import evaluating
 
 
 class LabelValidation:
-    """A probe of the image tower with the weights as they are.
+    """A probe of the image tower with the current weights.
 
     Args:
         model: the model that is trained.
-        labelled: images to learn classes from.
-        test: images to measure on; a part of `labelled` where None.
-        processes: each encodes its share; all get the figures.
+        labelled: images to learn the classes from.
+        test: images to measure on; None: a part of `labelled`.
+        processes: each encodes its share; all get the values.
 
     Raises:
-        DataError: they do not go together.
+        DataError: `test` has classes that `labelled` lacks.
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class LabelValidation:
         self.processes = processes
 
     def figures(self) -> dict[str, float]:
-        """knn_acc1, lp_acc1 and the means over classes."""
-        return {name: own["value"] for name, own in self._probe()["metrics"].items() if own["value"] is not None}
+        """Return knn_acc1, lp_acc1 and the means over classes."""
+        metrics = self._probe()["metrics"]
+        return {name: figure["value"] for name, figure in metrics.items() if figure["value"] is not None}
 
     def result(self, name: str) -> dict[str, Any]:
-        """All that results.json holds of them, under this model name."""
-        result = self._probe()
-        return {**result, "model": name}
+        """Return everything that results.json holds, under this model name."""
+        return {**self._probe(), "model": name}
 
     def _probe(self) -> dict[str, Any]:
         with evaluating(self.model):

@@ -1,26 +1,15 @@
-"""All that a run measures on the way."""
+"""Everything that a run measures at an evaluation."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from clipkit.data import LabelledImages, Pairs
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.training.measures.captions import CaptionValidation
 from clipkit.training.measures.labels import LabelValidation
-from clipkit.training.measures.views import ImageViewValidation, TextViewValidation
-from clipkit.training.objectives.views import image_views
-
-
-class Measurement(Protocol):
-    """Figures of the model as it is."""
-
-    def figures(self) -> dict[str, float]:
-        """The figures alone, for the course of the run."""
-
-    def result(self, name: str) -> dict[str, Any]:
-        """What a result file holds, under this model name."""
+from clipkit.training.measures.measurement import Measurement
+from clipkit.training.objectives import file_of
 
 
 def measurements_of(
@@ -30,26 +19,25 @@ def measurements_of(
     labelled: Sequence[LabelledImages],
     processes: Processes,
 ) -> Iterator[Measurement]:
-    """What a recipe measures, in the order in which its figures are likeliest to choose the best weights.
+    """Yield the measurements of a recipe, the one with the default metric first.
 
     Raises:
-        DataError: the labelled images do not go together.
+        DataError: the labeled images do not match their test set.
     """
-    if validation is not None and "captions" in recipe.objective:
-        yield CaptionValidation(model, validation, processes)
-    if validation is not None and recipe.image_views is not None:
-        views = image_views(recipe.image_views, recipe.train.seed, model, validation, recipe.train.batch_size)
-        yield ImageViewValidation(dict(views.encoded), recipe, model, validation, processes)
-    if validation is not None and recipe.text_views is not None:
-        yield TextViewValidation(recipe, model, validation, processes)
+    measured: set[str] = set()
+    for term in recipe.terms if validation is not None else []:
+        if not measured.issuperset(term.metrics):
+            assert validation is not None
+            yield file_of(term).measure(term, recipe, model, validation, processes)
+            measured.update(term.metrics)
     if labelled:
         yield LabelValidation(model, labelled[0], labelled[1] if len(labelled) > 1 else None, processes)
 
 
 def merged_results(measurements: Sequence[Measurement], name: str) -> dict[str, Any]:
-    """One result of all: the first one's, with the others' metrics, examples and maps.
+    """Return the result of the first measurement with the metrics, examples and map of the others.
 
-    What the other ones were measured on stands in `data` under `views` and `labelled`.
+    The data of the others is in `data`, under `views` and `labelled`.
     """
     if not measurements:
         return {"task": "train", "model": name, "data": {}, "metrics": {}, "settings": {}, "examples": []}

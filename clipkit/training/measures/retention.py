@@ -1,4 +1,4 @@
-"""What is left of what a pretrained model knew, measured at the start and at each evaluation."""
+"""Retention: how much of its earlier abilities a pretrained model keeps, measured at the start and at evaluations."""
 
 from typing import Any, Protocol
 
@@ -17,47 +17,50 @@ from clipkit.training.guards.before import is_pretrained
 from clipkit.training.inputs import evaluating
 
 _HELD_OUT = 128
-"""Images and captions whose similarities are compared: 16,384 of them, for the price of 128 forwards."""
+"""Images and captions that are compared: 16,384 similarities for 128 forward passes."""
 
 
 class Retention(Protocol):
-    """One figure, 1 at best."""
+    """One value, 1 at best."""
 
     name: str
-    """Of the set."""
+    """Name of the data."""
     metric: str
-    """As it stands in evaluations.jsonl."""
+    """Key in evaluations.jsonl."""
 
     def value(self) -> float:
-        """Of the model as it is."""
+        """Return the value of the model with its current weights."""
 
 
 def retention_of(
     recipe: Recipe, model: DualEncoder, validation: Pairs | None, processes: Processes
 ) -> Retention | None:
-    """What a recipe retains: a set that it names, else the pretrained model's own similarities; None: nothing to lose.
+    """Return the measure of the recipe: on the set that it names, else on the pretrained model's own similarities.
+
+    None if the model is not pretrained, or there are no held-out pairs.
 
     Raises:
         DataError: the set cannot be read.
     """
     if recipe.eval.retention is not None:
         return NamedSet(model, recipe.eval.retention, processes)
-    captions = "captions" in recipe.objective
-    if captions and is_pretrained(recipe) and validation is not None and len(validation.images) > 1:
+    if validation is None or len(validation.images) < 2:
+        return None
+    if recipe.is_cross_modal and is_pretrained(recipe):
         return OwnSimilarities(model, validation)
     return None
 
 
 class NamedSet:
-    """Zero-shot accuracy where the set has classes, mean recall where it has captions.
+    """Zero-shot accuracy of a set with classes, mean recall of a set with captions.
 
     Args:
-        model: as it is trained.
+        model: the model that is trained.
         source: class folders, a table with a label column, or captions.
         processes: each encodes its share.
 
     Raises:
-        DataError: it is neither.
+        DataError: the set has neither.
     """
 
     def __init__(self, model: DualEncoder, source: str, processes: Processes) -> None:
@@ -80,19 +83,19 @@ class NamedSet:
             else:
                 result = retrieval(self.model, self.data, cache=False, processes=self.processes)
         metrics = result["metrics"]
-        found = metrics.get(self.metric.removeprefix("retention_")) or metrics["mean_average_precision"]
-        return float(found["value"])
+        figure = metrics.get(self.metric.removeprefix("retention_")) or metrics["mean_average_precision"]
+        return float(figure["value"])
 
 
 class OwnSimilarities:
-    """Correlation of the cosines between held-out images and captions with those at the start: 1 is unchanged.
+    """Correlation of the cosines between held-out images and captions with those before training; 1: unchanged.
 
-    Whether images and captions still lie to each other as they did, also those that do not belong together. Gaining
-    on the pairs themselves moves one cosine in `min(N, 128)`, and hardly shows.
+    Most of these cosines are of images and captions that do not belong together. Progress on the pairs themselves
+    changes one cosine in `min(N, 128)`, so it hardly changes the correlation.
 
     Args:
-        model: as it is before the first step.
-        pairs: held out.
+        model: the model before the first step.
+        pairs: held-out pairs.
     """
 
     metric = "retention_similarity"
@@ -100,16 +103,16 @@ class OwnSimilarities:
     def __init__(self, model: DualEncoder, pairs: Pairs) -> None:
         self.model = model
         count = len(pairs.images)
-        places = np.unique(np.linspace(0, count - 1, min(count, _HELD_OUT)).round().astype(int))
-        self.images = [pairs.images[place] for place in places]
-        self.captions = [pairs.captions[int(pairs.captions_of_image[place][0])] for place in places]
-        self.name = f"the pretrained model's similarities on {len(places)} held-out pairs"
+        positions = np.unique(np.linspace(0, count - 1, min(count, _HELD_OUT)).round().astype(int))
+        self.images = [pairs.images[position] for position in positions]
+        self.captions = [pairs.captions[int(pairs.captions_of_image[position][0])] for position in positions]
+        self.name = f"the pretrained model's similarities on {len(positions)} held-out pairs"
         self.start = self._similarities()
 
     def value(self) -> float:
         both = torch.stack([self.start.flatten(), self._similarities().flatten()]).double()
         correlation = torch.corrcoef(both)[0, 1]
-        return float(torch.nan_to_num(correlation))  # of features that are all the same nothing is left
+        return float(torch.nan_to_num(correlation))  # undefined where all features are equal
 
     def _similarities(self) -> Float[Tensor, "N M"]:
         with evaluating(self.model):

@@ -1,42 +1,54 @@
-"""The objectives that a recipe can name: one file each, and a line in `objective_of`."""
+"""Objectives, one file each; a row in `clipkit/recipe/terms.py` makes one available to recipes.
 
-from collections.abc import Iterator, Mapping
+The file of a term has two functions: `objective` returns what the step computes, `measure` what an evaluation measures.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Protocol, cast
 
 from clipkit.data import Pairs
 from clipkit.models import DualEncoder
-from clipkit.recipe import Recipe
-from clipkit.training.objectives.captions import captions
+from clipkit.processes import Processes
+from clipkit.recipe import Recipe, Term
+from clipkit.training.measures.measurement import Measurement
 from clipkit.training.objectives.objective import Objective, weighted_sum
 from clipkit.training.objectives.teacher import Teacher
-from clipkit.training.objectives.views import image_views, text_views
 
-__all__ = ["objective_of"]
+__all__ = ["ObjectiveFile", "file_of", "objective_of"]
+
+
+class ObjectiveFile(Protocol):
+    """A file of this folder."""
+
+    def objective(
+        self, term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
+    ) -> Objective:
+        """Return the objective on these training pairs."""
+
+    def measure(
+        self, term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes
+    ) -> Measurement:
+        """Return the measurement of `term.metrics` on these validation pairs."""
+
+
+def file_of(term: Term) -> ObjectiveFile:
+    """Return the file of a term."""
+    return cast(ObjectiveFile, import_module(f"{__name__}.{term.name}"))
 
 
 def objective_of(recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]) -> Objective:
-    """The objective of a recipe: one, or several with their weights.
+    """Return the weighted sum of the recipe's terms.
 
     Args:
-        recipe: what is learned.
-        model: whose towers and heads are used.
+        recipe: names the terms.
+        model: has the towers and heads.
         pairs: the training data.
-        teachers: of the losses that have one.
+        teachers: the teachers of the losses, by name.
 
     Raises:
-        DataError: the data lacks what it needs.
+        DataError: the data lacks something that a term needs.
     """
-
-    def parts() -> Iterator[Objective]:
-        for name in sorted(recipe.objective):  # whatever order they were written in
-            match name:
-                case "captions":
-                    yield captions(recipe, model, pairs, teachers)
-                case "views":
-                    if recipe.image_views is not None:
-                        yield image_views(recipe.image_views, recipe.train.seed, model, pairs, recipe.train.batch_size)
-                    if recipe.text_views is not None:
-                        yield text_views(recipe.text_views, recipe.train.seed, model, pairs, recipe.train.batch_size)
-                case other:
-                    raise NotImplementedError(f"{other} has a file in clipkit/training/objectives, but no line here")
-
-    return weighted_sum(list(parts()), recipe.objective)
+    terms = recipe.terms
+    objectives = [file_of(term).objective(term, recipe, model, pairs, teachers) for term in terms]
+    return weighted_sum(objectives, [term.weight for term in terms])

@@ -2,40 +2,49 @@
 
 from collections.abc import Mapping
 
+from clipkit.catalogue import Need
 from clipkit.data import Pairs, Policy, TextSafe, TextView, WrongCaption, checked_negatives
 from clipkit.models import DualEncoder
-from clipkit.recipe import Recipe
-from clipkit.training.objectives.loss_sum import chance_of, loss_sum, needs
+from clipkit.processes import Processes
+from clipkit.recipe import Recipe, Term
+from clipkit.training.measures.captions import CaptionValidation
+from clipkit.training.objectives.loss_sum import chance_of, loss_sum
 from clipkit.training.objectives.objective import Encoded, Objective
 from clipkit.training.objectives.teacher import Teacher
 
 
-def captions(recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]) -> Objective:
-    """`image_features` and `text_features`, and `negative_text_features` where the loss asks for them.
+def objective(
+    term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
+) -> Objective:
+    """Compare `image_features` with `text_features`, and with `negative_text_features` if the loss needs them.
 
     Raises:
-        DataError: the data lacks wrong captions.
+        DataError: the loss needs wrong captions, and the data has none.
     """
     preprocess = model.image.preprocess
     augment = Policy(
-        recipe.data.augmentation,
+        term.augmentation,
         preprocess.image_size,
         preprocess.of_crop,
         preprocess,
         recipe.train.seed,
-        safe=TextSafe(pairs) if recipe.data.safe else None,
+        safe=TextSafe(pairs) if term.safe else None,
     )
     encoded = {
         "image_features": Encoded("image", augment),
         "text_features": Encoded("text", TextView("same", pairs)),
     }
-    if needs(recipe.loss, "negative_text_features"):
+    if Need.NEGATIVES in term.needs:
         encoded["negative_text_features"] = Encoded("text", WrongCaption(checked_negatives(pairs)))
     return Objective(
-        "captions",
         encoded,
-        loss_sum(recipe.loss, teachers),
-        chance_of(recipe.loss, recipe.train.batch_size),
+        loss_sum(term.losses, teachers),
+        chance_of(term.losses, recipe.train.batch_size),
         compared=lambda gathered: (gathered["image_features"], gathered["text_features"]),
         sides=("image", "text"),
     )
+
+
+def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes) -> CaptionValidation:
+    """Measure retrieval on held-out pairs."""
+    return CaptionValidation(model, pairs, processes)

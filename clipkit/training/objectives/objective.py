@@ -1,4 +1,4 @@
-"""Objectives: what they see, and what they make of it. The step knows nothing else about what is learned."""
+"""Objectives: which features they are computed from, and how. The step knows nothing else about what is learned."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,57 +9,62 @@ from torch import Tensor
 from clipkit.data import Augment, TextOf
 
 Gathered = Mapping[str, Tensor]
-"""Of the global batch: features by name, as `image_features` and `text_features` (G, D); ids `image_ids` and
+"""The global batch: features by name, e.g. `image_features` and `text_features` (G, D); ids `image_ids` and
 `caption_ids` (G,)."""
 Scalars = Mapping[str, Tensor]
-"""`scale`, exp(logit_scale), and, where the model has one, `bias`."""
+"""`scale`, exp(logit_scale), and `bias` if the model has one."""
 Value = Callable[[Gathered, Scalars, slice], Tensor]
 """(gathered, scalars, rows whose terms this process counts) -> its part of the loss."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A kind of features that an objective sees."""
+    """Features that an objective is computed from."""
 
     tower: Literal["image", "text"]
     make: Augment | TextOf
     """For the image tower from an image to its input, for the text tower from a sample to a string."""
     of_trunk: bool = False
-    """The trunk's output as it is, (G, W), for a head in the objective; else the tower's features of unit length."""
+    """Use the trunk's output (G, W), for a head in the objective, instead of the tower's features of unit length."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One thing that is learned.
+    """One objective, ready to be computed.
 
-    Over slices of rows that cover the batch its values sum to the whole: that is all that processes and micro-batches
-    ask of it.
+    Over slices of rows that cover the batch its values must sum to the whole: processes and micro-batches need nothing
+    else.
     """
 
-    name: str
     encoded: Mapping[str, Encoded]
+    """Features by name."""
     value: Value
     chance: float | None
-    """Its value at equal similarities; None where it has no level of its own."""
+    """Its value at equal similarities; None if that depends on the similarities."""
     compared: Callable[[Gathered], tuple[Tensor, Tensor]]
-    """The two kinds of features (G, D), of unit length, that are to find each other."""
+    """The two kinds of features (G, D), of unit length, whose accuracies and cosines are logged."""
     sides: tuple[str, str]
-    """What they are called."""
+    """Names of these two in the log."""
 
 
-def weighted_sum(objectives: Sequence[Objective], weights: Mapping[str, float]) -> Objective:
-    """Several objectives as one; what is compared is the first one's."""
+def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float]) -> Objective:
+    """Return several objectives as one; the log compares the features of the first."""
 
     def value(gathered: Gathered, scalars: Scalars, rows: slice) -> Tensor:
-        first, *others = [weights[own.name] * own.value(gathered, scalars, rows) for own in objectives]
+        first, *others = [
+            weight * objective.value(gathered, scalars, rows)
+            for weight, objective in zip(weights, objectives, strict=True)
+        ]
         return sum(others, first)
 
-    levels = [own.chance for own in objectives]
+    levels = [
+        None if objective.chance is None else weight * objective.chance
+        for weight, objective in zip(weights, objectives, strict=True)
+    ]
     return Objective(
-        " + ".join(own.name for own in objectives),
-        {name: encoded for own in objectives for name, encoded in own.encoded.items()},
+        {name: encoded for objective in objectives for name, encoded in objective.encoded.items()},
         value,
-        None if None in levels else sum(weights[own.name] * own.chance for own in objectives if own.chance is not None),
+        None if None in levels else sum(level for level in levels if level is not None),
         objectives[0].compared,
         objectives[0].sides,
     )

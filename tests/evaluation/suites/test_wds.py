@@ -1,4 +1,4 @@
-"""Hub data sets in CLIP_benchmark's layout, from a server on loopback, beside CLIP_benchmark on the same shards."""
+"""Datasets in CLIP_benchmark's layout, compared with CLIP_benchmark on the same shards."""
 
 import io
 import json
@@ -15,15 +15,14 @@ import torch
 import yaml
 
 import clipkit
-from clipkit.data import LabelledImages, Pairs
+from clipkit.data import read_labelled, read_pairs
 from clipkit.errors import DataError
-from clipkit.evaluation.suites.sources import open_wds
 from tests.conftest import COLOURS, SHAPES, draw
 from tests.evaluation.suites import suite_client
 from tests.evaluation.tasks.test_zeroshot import ForClipBenchmark, Tokens
 from tests.models.hub_server import Hub, Repository, serving
 
-CLASSES = ("red", "green", "blue", "yellow", "purple")  # of the last there is no image
+CLASSES = ("red", "green", "blue", "yellow", "purple")  # the last has no image
 TEMPLATES = ("a photo of a {c} thing", "something {c}")
 
 
@@ -60,48 +59,61 @@ def shards(folder: Path, kind: str) -> Path:
     return folder
 
 
-def test_shards_have_their_classes_prompts_and_captions(tmp_path: Path) -> None:
-    opened = open_wds(shards(tmp_path / "classes", "classification"), "test")
-    assert isinstance(opened.data, LabelledImages)
-    assert opened.data.class_names == list(CLASSES)
-    assert opened.templates == list(TEMPLATES)
-    assert [CLASSES[label] for label in opened.data.labels[:4].tolist()] == ["red", "red", "green", "green"]
-    captions = open_wds(shards(tmp_path / "captions", "retrieval"), "test").data
-    assert isinstance(captions, Pairs)
-    assert captions.captions[:2] == ["a red square", "the square is red"]
-    assert captions.image_of_caption[:4].tolist() == [0, 0, 1, 1]
-    several = open_wds(shards(tmp_path / "several", "multilabel"), "test").data
-    assert isinstance(several, LabelledImages)
-    assert several.labels[:3].tolist() == [[False] * 5, [True, False, False, False, True],
+def test_labels_have_the_class_names_and_prompts_of_the_folder(tmp_path: Path) -> None:
+    source = f"wds:{shards(tmp_path, 'classification')}"
+    labelled = read_labelled(source)
+    assert labelled.name == source
+    assert labelled.class_names == list(CLASSES)
+    assert labelled.classes == ["0", "1", "2", "3", "4"]
+    assert labelled.templates == list(TEMPLATES)
+    assert [CLASSES[label] for label in labelled.labels[:4].tolist()] == ["red", "red", "green", "green"]
+    assert read_pairs(source).captions[:4] == ["red", "red", "green", "green"]
+    assert read_pairs(f"{source}?split=test&templates=imagenet_simple").captions[0] == "itap of a red."
+
+
+def test_captions_are_split_into_lines(tmp_path: Path) -> None:
+    pairs = read_pairs(f"wds:{shards(tmp_path, 'retrieval')}:test")
+    assert pairs.captions[:2] == ["a red square", "the square is red"]
+    assert pairs.image_of_caption[:4].tolist() == [0, 0, 1, 1]
+    with pytest.raises(DataError, match="has a label"):
+        read_labelled(f"wds:{tmp_path}")
+
+
+def test_multilabel_images_may_have_no_label(tmp_path: Path) -> None:
+    labelled = read_labelled(f"wds:{shards(tmp_path, 'multilabel')}")
+    assert labelled.labels[:3].tolist() == [[False] * 5, [True, False, False, False, True],
                                            [False, True, False, False, True]]  # fmt: skip
+    assert labelled.class_names == list(CLASSES)
+    with pytest.raises(DataError, match="sample 1 has no caption"):
+        read_pairs(f"wds:{tmp_path}")
 
 
-def test_what_shards_lack_is_said(tmp_path: Path) -> None:
+def test_errors_name_the_missing_part(tmp_path: Path) -> None:
     folder = shards(tmp_path / "classes", "classification")
     with pytest.raises(DataError, match="has no split train"):
-        open_wds(folder, "train")
+        read_labelled(f"wds:{folder}:train")
     (folder / "classnames.txt").write_text("red\ngreen\nblue\n")
-    with pytest.raises(DataError, match=r"has the label 3, and classnames\.txt 3 names"):
-        open_wds(folder, "test")
-    (folder / "test" / "1.tar").unlink()  # as of a download that was broken off, without the network
+    with pytest.raises(DataError, match="the label '3', which is not one of its 3 listed classes"):
+        read_labelled(f"wds:{folder}")
+    (folder / "test" / "1.tar").unlink()  # as after an interrupted download, without a network
     with pytest.raises(DataError, match=r"1 of its 2 shards are missing, the first is .*1\.tar"):
-        open_wds(folder, "test")
+        read_labelled(f"wds:{folder}")
     (folder / "test" / "nshards.txt").write_text("many")
-    with pytest.raises(DataError, match="says 'many'"):
-        open_wds(folder, "test")
-    several = shards(tmp_path / "several", "multilabel")
-    (several / "classnames.txt").write_text("red\ngreen\n")
-    with pytest.raises(DataError, match=r"has the label '4', and classnames\.txt 2 names"):
-        open_wds(several, "test")
-    (several / "dataset_type.txt").unlink()
-    (several / "classnames.txt").write_text("\n".join(CLASSES))
-    with pytest.raises(DataError):  # CLIP_benchmark takes it for classes too, and fails
-        open_wds(several, "test")
+    with pytest.raises(DataError, match="'many'"):
+        read_labelled(f"wds:{folder}")
+    multilabel = shards(tmp_path / "several", "multilabel")
+    (multilabel / "classnames.txt").write_text("red\ngreen\n")
+    with pytest.raises(DataError, match="the label '4', which is not one of its 2 listed classes"):
+        read_labelled(f"wds:{multilabel}")
+    (multilabel / "dataset_type.txt").unlink()
+    (multilabel / "classnames.txt").write_text("\n".join(CLASSES))
+    with pytest.raises(DataError, match="multilabel"):  # CLIP_benchmark reads these as classes, and fails
+        read_labelled(f"wds:{multilabel}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "retrieval"])
-def test_the_same_as_clip_benchmark_from_the_same_shards(kind: str, tiny_clip: Path, tmp_path: Path) -> None:
+def test_results_equal_those_of_clip_benchmark(kind: str, tiny_clip: Path, tmp_path: Path) -> None:
     builder = pytest.importorskip("clip_benchmark.datasets.builder")
     pytest.importorskip("webdataset")
     folder = shards(tmp_path / "wds_fake", kind)

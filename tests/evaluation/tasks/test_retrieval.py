@@ -9,11 +9,11 @@ from pyarrow import parquet
 import clipkit
 from clipkit import evaluate, metrics
 from clipkit.data import Pairs, read_pairs
-from clipkit.evaluation import chosen_examples, retrieval_result, to_json
+from clipkit.evaluation import retrieval_result, to_json
 from tests.conftest import write_csv
 
 
-def test_the_result_has_everything_of_the_contract(tiny_clip: Path, shapes: Path) -> None:
+def test_result_has_every_field_of_the_contract(tiny_clip: Path, shapes: Path) -> None:
     model = clipkit.load(tiny_clip)
     result = evaluate.retrieval(model, str(shapes / "captions.csv"))
     assert set(result) >= {"task", "model", "data", "metrics", "settings", "versions", "seconds"}
@@ -33,13 +33,13 @@ def test_the_result_has_everything_of_the_contract(tiny_clip: Path, shapes: Path
         assert figure["high"] <= (32 if "_rank" in name else 1)
 
 
-def test_figures_do_not_depend_on_the_batch_size(tiny_clip: Path, shapes: Path) -> None:
+def test_metrics_do_not_depend_on_the_batch_size(tiny_clip: Path, shapes: Path) -> None:
     model = clipkit.load(tiny_clip)
     one, two = (evaluate.retrieval(model, str(shapes / "captions.csv"), batch_size=size) for size in (1, 64))
     assert one["metrics"] == two["metrics"]
 
 
-def test_examples_mark_the_right_answers(tiny_clip: Path, shapes: Path) -> None:
+def test_examples_mark_right_answers(tiny_clip: Path, shapes: Path) -> None:
     pairs = read_pairs(str(shapes / "captions.csv"))
     result = evaluate.retrieval(clipkit.load(tiny_clip), pairs)
     captions_of = {str(path): set() for path in pairs.images}
@@ -58,13 +58,13 @@ def pairs_of(folder: Path, images: int, captions: list[str], image_of_caption: l
     return Pairs("made", sorted(folder.glob("images/*.png"))[:images], captions, np.array(image_of_caption))
 
 
-def test_a_perfect_model_scores_one_with_certainty(shapes: Path) -> None:
+def test_perfect_features_score_one_without_uncertainty(shapes: Path) -> None:
     pairs = pairs_of(shapes, 12, [f"caption {number}" for number in range(12)], list(range(12)))
     figures = retrieval_result(torch.eye(12), torch.eye(12), pairs, "perfect", 0.0)["metrics"]
     assert all(figure["value"] == figure["low"] == figure["high"] == 1 for figure in figures.values())
 
 
-def test_chance_is_within_the_interval_of_random_features(shapes: Path) -> None:
+def test_chance_lies_in_the_interval_of_random_features(shapes: Path) -> None:
     pairs = pairs_of(shapes, 16, [f"caption {number}" for number in range(48)], [number // 3 for number in range(48)])
     held = 0
     for seed in range(20):
@@ -75,7 +75,7 @@ def test_chance_is_within_the_interval_of_random_features(shapes: Path) -> None:
     assert held >= 16
 
 
-def test_identical_captions_may_be_one_query(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+def test_merge_captions_makes_identical_captions_one_query(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     names = [str(path) for path in sorted((shapes / "images").glob("*.png"))[:6]]
     rows = [[names[0], "a thing"], [names[1], "a thing"], [names[2], "red"], [names[2], "blue"], [names[3], "a thing"]]
     data = str(write_csv(tmp_path / "d.csv", ["image", "caption"], rows))
@@ -85,7 +85,7 @@ def test_identical_captions_may_be_one_query(tiny_clip: Path, shapes: Path, tmp_
     assert len(apart["queries"]["image_rank"]) == 5
     assert len(merged["queries"]["image_rank"]) == 3
     assert merged["queries"]["texts"] == ["a thing", "red", "blue"]
-    # Of three right images the best counts; at the latest it is second of the four.
+    # The best of three right images counts; its rank among the four images is at most 2.
     best = [rank for rank, row in zip(apart["queries"]["image_rank"], rows, strict=True) if row[1] == "a thing"]
     assert merged["queries"]["image_rank"][0] == min(best) <= 2
     assert merged["settings"]["merge_captions"]
@@ -93,7 +93,7 @@ def test_identical_captions_may_be_one_query(tiny_clip: Path, shapes: Path, tmp_
     assert sum(answer["right"] for answer in example["answers"]) == 3
 
 
-def test_the_data_hash_is_of_the_content(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+def test_data_hash_depends_on_content_and_not_on_paths(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(shapes, tmp_path / "moved")
@@ -108,18 +108,18 @@ def test_the_data_hash_is_of_the_content(tiny_clip: Path, shapes: Path, tmp_path
     assert sha256(tmp_path / "moved") != first
 
 
-def test_predictions_give_every_figure_again(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+def test_metrics_can_be_recomputed_from_predictions(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
     file = tmp_path / "p.parquet"
     result = evaluate.retrieval(clipkit.load(tiny_clip), str(shapes / "captions.csv"), predictions=file)
     rows = parquet.read_table(file).to_pylist()
     assert len(rows) == 16 + 32
     for asks, name in (("text", "image_retrieval"), ("image", "text_retrieval")):
-        own = [row for row in rows if row["asks"] == asks]
+        queries = [row for row in rows if row["asks"] == asks]
         for k in (1, 5, 10):
-            by_rank = np.mean([min(row["right_ranks"]) <= k for row in own])
-            by_top = np.mean([bool(set(row["top"][:k]) & set(row["right"])) for row in own])
+            by_rank = np.mean([min(row["right_ranks"]) <= k for row in queries])
+            by_top = np.mean([bool(set(row["top"][:k]) & set(row["right"])) for row in queries])
             assert by_rank == by_top == result["metrics"][f"{name}_recall@{k}"]["value"]
-        for row in own:
+        for row in queries:
             assert row["top_scores"] == sorted(row["top_scores"], reverse=True)
             for right, score in zip(row["right"], row["right_scores"], strict=True):
                 if right in row["top"]:
@@ -127,15 +127,8 @@ def test_predictions_give_every_figure_again(tiny_clip: Path, shapes: Path, tmp_
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_the_json_holds_it_all_and_lists_are_a_line_each(tiny_clip: Path, shapes: Path) -> None:
+def test_json_holds_the_whole_result_with_one_line_per_list(tiny_clip: Path, shapes: Path) -> None:
     result = evaluate.retrieval(clipkit.load(tiny_clip), str(shapes / "captions.csv"))
     text = to_json(result)
     assert json.loads(text) == json.loads(json.dumps(result))
     assert sum(line.startswith('    "image_rank": [') for line in text.splitlines()) == 1
-
-
-def test_examples_are_spread_and_never_more_than_there_are() -> None:
-    assert chosen_examples(3, 11) == [0, 5, 10]
-    assert chosen_examples(8, 3) == [0, 1, 2]
-    assert chosen_examples(8, 1) == [0]
-    assert len(chosen_examples(8, 1000)) == 8

@@ -12,8 +12,9 @@ from clipkit import evaluate, metrics
 from clipkit.data import read_labelled
 from clipkit.errors import DataError
 from clipkit.evaluation import zeroshot_classifier
-from clipkit.evaluation.tasks.zeroshot import classification_result
+from clipkit.evaluation.classification import classification_result
 from tests.conftest import COLOURS, SHAPES, draw, write_csv
+from tests.models.families import build
 
 TEMPLATES = ["a photo of a {c}.", "a {c} square", "{} things"]
 
@@ -23,7 +24,7 @@ def model(tiny_clip: Path) -> clipkit.DualEncoder:
     return clipkit.load(tiny_clip)
 
 
-def test_the_classifier_is_the_normalised_mean_of_unit_prompts(model: clipkit.DualEncoder) -> None:
+def test_classifier_is_the_normalized_mean_of_unit_prompts(model: clipkit.DualEncoder) -> None:
     classes = ["red", "green", "blue"]
     by_hand = []
     for name in classes:
@@ -34,7 +35,7 @@ def test_the_classifier_is_the_normalised_mean_of_unit_prompts(model: clipkit.Du
 
 
 class ForClipBenchmark:
-    """Raw text features, as CLIP_benchmark asks models for them."""
+    """Raw text features behind the interface that CLIP_benchmark expects."""
 
     def __init__(self, model: clipkit.DualEncoder) -> None:
         self.model = model
@@ -48,7 +49,7 @@ class Tokens(dict[str, torch.Tensor]):
         return self
 
 
-def test_equals_clip_benchmark(model: clipkit.DualEncoder, shapes: Path) -> None:
+def test_accuracy_equals_clip_benchmark(model: clipkit.DualEncoder, shapes: Path) -> None:
     theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
     labelled = read_labelled(str(shapes / "classes.csv"))
     templates = ["a photo of a {c}.", "a {c} square"]
@@ -69,21 +70,21 @@ def test_equals_clip_benchmark(model: clipkit.DualEncoder, shapes: Path) -> None
     assert result["metrics"]["acc1"]["chance"] == 0.25
 
 
-def test_classes_may_be_more_than_the_data_has(model: clipkit.DualEncoder, shapes: Path) -> None:
+def test_classes_may_exceed_those_of_the_data(model: clipkit.DualEncoder, shapes: Path) -> None:
     classes = ["purple", "red", "green", "blue", "yellow", "black"]
     result = evaluate.zeroshot(model, str(shapes / "classes.csv"), classes=classes)
     assert result["data"]["classes"] == 6
     assert result["metrics"]["acc5"]["value"] is not None
 
 
-def test_what_is_wrong_is_one_line(model: clipkit.DualEncoder, shapes: Path) -> None:
+def test_wrong_classes_and_templates_are_refused(model: clipkit.DualEncoder, shapes: Path) -> None:
     with pytest.raises(DataError, match="'blue', which is not among the 1 classes given"):
         evaluate.zeroshot(model, str(shapes / "classes.csv"), classes=["red"])
     with pytest.raises(DataError, match="no place for the class name"):
         evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=["a photo"])
 
 
-def test_several_names_a_class_make_prompts_each(model: clipkit.DualEncoder, shapes: Path) -> None:
+def test_each_name_of_a_class_makes_prompts(model: clipkit.DualEncoder, shapes: Path) -> None:
     classes = {"red": ["red", "crimson"], "green": "green", "blue": ["blue"], "yellow": "yellow"}
     prompts = [template.replace("{c}", name) for name in ("red", "crimson") for template in ("a {c} thing", "{c}")]
     mean = model.encode_text(prompts).mean(dim=0)
@@ -94,27 +95,31 @@ def test_several_names_a_class_make_prompts_each(model: clipkit.DualEncoder, sha
     assert [row["class"] for row in result["classes"]] == ["red", "green", "blue", "yellow"]
 
 
-def test_class_specific_sentences(model: clipkit.DualEncoder, shapes: Path) -> None:
-    own = {name: [f"something {name}", f"{name} paint"] for name in ("red", "green", "blue", "yellow")}
-    weights = zeroshot_classifier(model, list(own), own)
-    mean = model.encode_text(own["green"]).mean(dim=0)
+def test_classes_may_have_sentences_of_their_own(model: clipkit.DualEncoder, shapes: Path) -> None:
+    sentences = {name: [f"something {name}", f"{name} paint"] for name in ("red", "green", "blue", "yellow")}
+    weights = zeroshot_classifier(model, list(sentences), sentences)
+    mean = model.encode_text(sentences["green"]).mean(dim=0)
     torch.testing.assert_close(weights[1], mean / mean.norm(), rtol=0, atol=1e-6)
-    assert evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=own)["settings"]["templates"] == own
-    del own["green"]
+    assert (
+        evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=sentences)["settings"]["templates"] == sentences
+    )
+    del sentences["green"]
     with pytest.raises(DataError, match="none for 'green'"):
-        evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=own)
+        evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=sentences)
 
 
 @pytest.fixture
 def several(shapes: Path, tmp_path: Path) -> str:
-    """Images with a colour and a shape each."""
+    """Images that are labeled with a color and a shape."""
     rows = []
-    for number, (colour, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
-        rows += [[str(shapes / f"images/{number:02d}.png"), own] for own in (colour, shape)]
+    for number, (color, shape) in enumerate((c, s) for c in COLOURS for s in SHAPES):
+        rows += [[str(shapes / f"images/{number:02d}.png"), label] for label in (color, shape)]
     return str(write_csv(tmp_path / "several.csv", ["image", "label"], rows))
 
 
-def test_several_labels_equal_clip_benchmark(model: clipkit.DualEncoder, several: str, tmp_path: Path) -> None:
+def test_average_precision_of_several_labels_equals_clip_benchmark(
+    model: clipkit.DualEncoder, several: str, tmp_path: Path
+) -> None:
     theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification").average_precision_per_class
     file = tmp_path / "p.parquet"
     result = evaluate.zeroshot(model, several, predictions=file)
@@ -138,7 +143,7 @@ def test_several_labels_equal_clip_benchmark(model: clipkit.DualEncoder, several
     assert [classes[c] for c in table["label"].to_pylist()[0]] == ["red", "square"]
 
 
-def test_predictions_and_classes_give_every_figure_again(
+def test_metrics_can_be_recomputed_from_predictions_and_class_rows(
     model: clipkit.DualEncoder, shapes: Path, tmp_path: Path
 ) -> None:
     classes = ["red", "green", "blue", "yellow", "purple", "black"]
@@ -151,39 +156,56 @@ def test_predictions_and_classes_give_every_figure_again(
     error = metrics.calibration_error(probabilities.amax(dim=1), probabilities.argmax(dim=1) == labels)
     assert result["metrics"]["ece"]["value"] == pytest.approx(error, abs=1e-6)
     counts = confusion_matrix(table["label"], table["predicted"], labels=range(6))
-    for place, (row, own) in enumerate(zip(result["classes"], counts, strict=True)):
-        assert row["class"] == classes[place]
-        assert row["images"] == own.sum()
-        assert row["recall"] == (pytest.approx(own[place] / own.sum(), abs=1e-6) if own.sum() else None)
-        wrong = {classes[other]: int(own[other]) for other in range(6) if own[other] and other != place}
+    for c, (row, predicted) in enumerate(zip(result["classes"], counts, strict=True)):
+        assert row["class"] == classes[c]
+        assert row["images"] == predicted.sum()
+        assert row["recall"] == (pytest.approx(predicted[c] / predicted.sum(), abs=1e-6) if predicted.sum() else None)
+        wrong = {classes[other]: int(predicted[other]) for other in range(6) if predicted[other] and other != c}
         assert len(row["taken_for"]) == min(3, len(wrong))
         assert all(wrong[other] == count for other, count in row["taken_for"])
 
 
-def test_a_perfect_model_has_perfect_average_precision_with_certainty() -> None:
-    """Rare classes too: no resampled set lacks their images."""
+def test_calibration_of_a_sigmoid_model_uses_the_probability_of_the_chosen_class(shapes: Path, tmp_path: Path) -> None:
+    model = clipkit.load(build("siglip", tmp_path / "siglip"))
+    with torch.no_grad():
+        model.logit_scale.fill_(2.0), model.logit_bias.fill_(-1.5)
+    result = evaluate.zeroshot(model, str(shapes / "classes.csv"), predictions=tmp_path / "p.parquet", cache=False)
+    table = parquet.read_table(tmp_path / "p.parquet").to_pydict()
+    scores, labels = torch.tensor(table["scores"]), torch.tensor(table["label"])
+    probabilities = (scores * model.logit_scale.exp() + model.logit_bias).sigmoid().detach()
+    chosen = scores.argmax(dim=1)
+    confidence = probabilities.gather(1, chosen[:, None])[:, 0]
+    error = metrics.calibration_error(confidence, chosen == labels)
+    assert result["metrics"]["ece"]["value"] == pytest.approx(error, abs=1e-6)
+    assert result["queries"]["confidence"] == pytest.approx(confidence.tolist(), abs=1e-5)
+
+
+def test_perfect_scores_have_average_precision_one_without_uncertainty() -> None:
+    """Also with rare classes: no resampled set lacks their images."""
     labels = torch.nn.functional.one_hot(torch.arange(200) // 4, 50).bool()
-    scored = classification_result(labels.float(), labels, [str(c) for c in range(50)], ["x"] * 200, 1.0)
+    scored = classification_result(
+        labels.float(), labels, [str(c) for c in range(50)], ["x"] * 200, lambda rows: rows.softmax(dim=1)
+    )
     figure = scored["metrics"]["mean_average_precision"]
     assert figure["value"] == figure["low"] == figure["high"] == 1
 
 
-def test_a_class_is_named_once(model: clipkit.DualEncoder, shapes: Path) -> None:
+def test_class_given_twice_is_refused(model: clipkit.DualEncoder, shapes: Path) -> None:
     with pytest.raises(DataError, match="'red' is given 2 times"):
         evaluate.zeroshot(model, str(shapes / "classes.csv"), classes=["red", "blue", "green", "yellow", "red"])
 
 
-def test_classes_of_one_name_tie_and_the_first_wins(model: clipkit.DualEncoder, shapes: Path) -> None:
-    """Equal prompts make equal scores, wherever the class stands."""
+def test_classes_with_equal_names_tie_and_the_first_wins(model: clipkit.DualEncoder, shapes: Path) -> None:
+    """Equal prompts give equal scores at any position of the class."""
     classes = {"red": "red"} | {f"other {n}": "thing" for n in range(5)} | {"green": "red", "blue": "b", "yellow": "y"}
     result = evaluate.zeroshot(model, str(shapes / "classes.csv"), classes=classes)
     assert 6 not in result["queries"]["predicted"]
 
 
-def test_a_folder_may_bring_its_own_names_and_prompts(model: clipkit.DualEncoder, tmp_path: Path) -> None:
-    for place, colour in (("n01", "red"), ("n02", "blue")):
-        (tmp_path / place).mkdir()
-        draw(colour, "square").save(tmp_path / place / "1.png")
+def test_class_names_and_prompts_are_read_from_the_folder(model: clipkit.DualEncoder, tmp_path: Path) -> None:
+    for label, color in (("n01", "red"), ("n02", "blue")):
+        (tmp_path / label).mkdir()
+        draw(color, "square").save(tmp_path / label / "1.png")
     (tmp_path / "classnames.txt").write_text("red\nblue\n")
     (tmp_path / "zeroshot_classification_templates.txt").write_text("a {c} image\n")
     settings = evaluate.zeroshot(model, str(tmp_path))["settings"]
@@ -195,7 +217,9 @@ def test_a_folder_may_bring_its_own_names_and_prompts(model: clipkit.DualEncoder
         evaluate.zeroshot(model, str(tmp_path))
 
 
-def test_the_second_task_computes_no_image_again(model: clipkit.DualEncoder, shapes: Path, tmp_path: Path) -> None:
+def test_second_task_takes_image_features_from_the_cache(
+    model: clipkit.DualEncoder, shapes: Path, tmp_path: Path
+) -> None:
     evaluate.retrieval(model, str(shapes / "captions.csv"), cache=tmp_path)
     result = evaluate.zeroshot(model, str(shapes / "classes.csv"), cache=tmp_path)
     assert result["settings"]["features"] == {"computed": 4, "from_cache": 16}  # the four prompts are new

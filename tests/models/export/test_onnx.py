@@ -1,4 +1,4 @@
-"""What onnxruntime makes of an exported model, from images and strings, beside what clipkit makes of it."""
+"""Features of exported models in onnxruntime, from images and strings, compared with clipkit's."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ import clipkit
 from clipkit.errors import ModelError
 from clipkit.models import DualEncoder, compose
 from clipkit.models.encode import stack_inputs
-from clipkit.models.export import export, exporting
+from clipkit.models.export import export, exporting, onnx_config
 from clipkit.models.export import onnx as onnx_format
 from clipkit.models.export.samples import CAPTIONS
 from clipkit.recipe import ModelRecipe
@@ -34,58 +34,58 @@ def check(model: DualEncoder, folder: Path, images: list[Path]) -> None:
     image = onnxruntime.InferenceSession(folder / "image.onnx", providers=["CPUExecutionProvider"])
     text = onnxruntime.InferenceSession(folder / "text.onnx", providers=["CPUExecutionProvider"])
     for count in (1, 3):
-        opened = [Image.open(own).convert("RGB") for own in images[:count]]
-        inputs = stack_inputs([model.image.preprocess(own) for own in opened])
-        found = image.run(["image_features"], {name: own.numpy() for name, own in inputs.items()})[0]
+        opened = [Image.open(path).convert("RGB") for path in images[:count]]
+        inputs = stack_inputs([model.image.preprocess(photo) for photo in opened])
+        found = image.run(["image_features"], {name: value.numpy() for name, value in inputs.items()})[0]
         torch.testing.assert_close(torch.from_numpy(found), model.encode_image(opened), atol=1e-4, rtol=0)
         captions = list(CAPTIONS[3 : 3 + count])
-        tokens = {name: own.numpy() for name, own in model.text.tokenize(captions).items()}
+        tokens = {name: value.numpy() for name, value in model.text.tokenize(captions).items()}
         found = text.run(["text_features"], tokens)[0]
         torch.testing.assert_close(torch.from_numpy(found), model.encode_text(captions), atol=1e-4, rtol=0)
 
 
-def test_clip_and_the_example_beside_it(images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_and_its_example(images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = clipkit.load(build("clip", tmp_path / "model"))
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     check(model, tmp_path / "out", images)
     written = {"image.onnx", "text.onnx", "tokenizer.json", "clipkit_onnx.json", "example.py"}
-    assert {own.name for own in (tmp_path / "out").iterdir()} == written
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written
     config = json.loads((tmp_path / "out" / "clipkit_onnx.json").read_text())
     for side in ("image", "text"):
         graph = onnx.load(tmp_path / "out" / f"{side}.onnx")
         onnx.checker.check_model(graph)
-        assert [own.version for own in graph.opset_import if own.domain in ("", "ai.onnx")] == [config["opset"]]
+        assert [opset.version for opset in graph.opset_import if opset.domain in ("", "ai.onnx")] == [config["opset"]]
     # In a Python that has no torch.
     script = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; import runpy;"
         f"sys.argv = ['example.py', {str(images[0])!r}, 'a cat', 'a red square'];"
         f"runpy.run_path({str(tmp_path / 'out' / 'example.py')!r}, run_name='__main__')"
     )
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    shares = dict(reversed(line.split("  ", 1)) for line in said.splitlines())
-    wanted = model.classify(images[0], ["a cat", "a red square"])[0].tolist()
-    assert float(shares["a cat"]) == pytest.approx(wanted[0], abs=1e-3)
-    assert float(shares["a red square"]) == pytest.approx(wanted[1], abs=1e-3)
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    shares = dict(reversed(line.split("  ", 1)) for line in output.splitlines())
+    expected = model.classify(images[0], ["a cat", "a red square"])[0].tolist()
+    assert float(shares["a cat"]) == pytest.approx(expected[0], abs=1e-3)
+    assert float(shares["a red square"]) == pytest.approx(expected[1], abs=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "clip"])
-def test_families(family: str, images: list[Path], tmp_path: Path) -> None:
+def test_families_equal_onnxruntime(family: str, images: list[Path], tmp_path: Path) -> None:
     check(clipkit.load(build(family, tmp_path / "model")), tmp_path / "out", images)
 
 
 @pytest.mark.slow
-def test_images_in_their_own_shape(tmp_path: Path) -> None:
-    """Of shapes that are not those of the two images it was traced with, by what the folder says of patches."""
+def test_patches_of_images_of_any_shape(tmp_path: Path) -> None:
+    """Images of other shapes than the two traced ones, prepared by the exported example."""
     model = clipkit.load(build("siglip2", tmp_path / "model"))
     export(model, "onnx", tmp_path / "out")
     example = onnx_format._example(tmp_path / "out")
     opened = [Image.effect_noise(size, 90).convert("RGB") for size in ((90, 11), (17, 203), (64, 64), (3, 2), (1, 80))]
-    shapes = [tuple(example.pixels(own)["spatial_shapes"]) for own in opened]
+    shapes = [tuple(example.pixels(noise)["spatial_shapes"]) for noise in opened]
     assert len(set(shapes)) == len(shapes)
-    for own in opened:
-        for name, value in model.image.preprocess(own).items():
-            torch.testing.assert_close(torch.from_numpy(example.pixels(own)[name]), value, atol=1e-6, rtol=0)
+    for noise in opened:
+        for name, value in model.image.preprocess(noise).items():
+            torch.testing.assert_close(torch.from_numpy(example.pixels(noise)[name]), value, atol=1e-6, rtol=0)
     for some in (opened, opened[1:2]):
         found = torch.from_numpy(example.encode_images(some))
         torch.testing.assert_close(found, model.encode_image(some), atol=1e-4, rtol=0)
@@ -111,37 +111,39 @@ def architecture(tmp_path: Path) -> Iterator[Callable[[str], str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "tiny-bert"])
-def test_kinds_of_open_clip(name: str, architecture: Callable[[str], str], images: list[Path], tmp_path: Path) -> None:
+def test_open_clip_towers_equal_onnxruntime(
+    name: str, architecture: Callable[[str], str], images: list[Path], tmp_path: Path
+) -> None:
     check(clipkit.load(architecture(name)), tmp_path / "out", images)
 
 
-def test_padding_is_open_clips_where_a_tower_sees_it(architecture: Callable[[str], str], tmp_path: Path) -> None:
+def test_padding_equals_open_clip_for_towers_that_use_it(architecture: Callable[[str], str], tmp_path: Path) -> None:
     model = clipkit.load(architecture("tiny-clipa"))
-    text = onnx_format._text(model, model.text.tokenize(["x"]), tmp_path)
+    text = onnx_config.write_tokenizer(model, model.text.tokenize(["x"]), tmp_path)
     (tmp_path / "clipkit_onnx.json").write_text(json.dumps({"text": text}))
     shutil.copy(onnx_format.onnx_example.__file__, tmp_path / "example.py")
     found = onnx_format._example(tmp_path).tokens([*CAPTIONS, "! wow!!", "0 0"])["input_ids"]
-    wanted = open_clip.get_tokenizer("tiny-clipa")([*CAPTIONS, "! wow!!", "0 0"])
-    assert found.tolist() == wanted.tolist()
+    expected = open_clip.get_tokenizer("tiny-clipa")([*CAPTIONS, "! wow!!", "0 0"])
+    assert found.tolist() == expected.tolist()
 
 
 @pytest.mark.slow
-def test_one_tower(tmp_path: Path) -> None:
+def test_single_tower_is_exported(tmp_path: Path) -> None:
     image = {"image": {"name": "timm:test_vit", "pretrained": False}, "embed_dim": 16}
     export(compose(ModelRecipe.model_validate(image)), "onnx", tmp_path / "image")
     text = {"text": {"name": "hf:bert", "pretrained": False, "tokenizer": "open_clip:ViT-B-32", "config": SMALL}}
     export(compose(ModelRecipe.model_validate(text | {"embed_dim": 16})), "onnx", tmp_path / "text")
     always = {"clipkit_onnx.json", "example.py"}
-    assert {own.name for own in (tmp_path / "image").iterdir()} == always | {"image.onnx"}
-    assert {own.name for own in (tmp_path / "text").iterdir()} == always | {"text.onnx", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "image").iterdir()} == always | {"image.onnx"}
+    assert {path.name for path in (tmp_path / "text").iterdir()} == always | {"text.onnx", "tokenizer.json"}
     for side in ("image", "text"):
         command = [sys.executable, str(tmp_path / side / "example.py"), "x.jpg", "x"]
-        said = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert "this model has one tower" in said.stderr
+        output = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "this model has a single tower" in output.stderr
 
 
 @pytest.mark.slow
-def test_two_towers(images: list[Path], tmp_path: Path) -> None:
+def test_composed_model_equals_onnxruntime(images: list[Path], tmp_path: Path) -> None:
     recipe = {
         "image": {"name": "timm:resnet10t", "pretrained": False, "image_size": 64},
         "text": {
@@ -153,7 +155,7 @@ def test_two_towers(images: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_open_clips(images: list[Path], tmp_path: Path) -> None:
+def test_open_clip_model_equals_onnxruntime(images: list[Path], tmp_path: Path) -> None:
     export(clipkit.load(build("clip", tmp_path / "clip")), "open_clip", tmp_path / "small")
     small = clipkit.load(tmp_path / "small")
     check(small, tmp_path / "out", images)
@@ -163,7 +165,7 @@ def test_open_clips(images: list[Path], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("large", [False, True])
-def test_8_bits_say_what_they_cost(large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_reports_its_differences(large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the weights are too many for one file and lie beside it: nothing of the float32 ones stays."""
     if large:
         monkeypatch.setattr(onnx_format, "_LARGEST", 1000)
@@ -174,7 +176,7 @@ def test_8_bits_say_what_they_cost(large: bool, tmp_path: Path, monkeypatch: pyt
     assert whole.changed == 0
     assert 0.99 < small.text_cosine < 0.99999
     assert small.text_difference > 1e-4
-    names = [{own.name for own in (tmp_path / folder).iterdir()} for folder in ("whole", "small")]
+    names = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("whole", "small")]
     assert names[0] == names[1]
     assert ("text.onnx.data" in names[1]) == large
     file = "text.onnx.data" if large else "text.onnx"
@@ -184,16 +186,16 @@ def test_8_bits_say_what_they_cost(large: bool, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_8_bits_that_cost_too_much_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_with_large_differences_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = clipkit.load(build("clip", tmp_path / "model"))
-    monkeypatch.setattr(exporting, "LEAST_COSINE", 0.999999)
-    with pytest.raises(ModelError, match=r"8-bit weights change its features of images.*less than 0.999999"):
+    monkeypatch.setattr(onnx_format, "LEAST_COSINE", 0.999999)
+    with pytest.raises(ModelError, match=r"8-bit weights.*images.*less than 0.999999"):
         export(model, "onnx", tmp_path / "out", int8=True)
     assert not (tmp_path / "out").exists()
     export(model, "onnx", tmp_path / "out", int8=True, tolerance=0.5)
 
 
-def test_captions_whose_image_is_another() -> None:
+def test_changed_counts_captions_with_another_top_image() -> None:
     eye, turned = torch.eye(3), torch.eye(3)[[1, 0, 2]]
     assert exporting._changed(eye, eye, eye, eye) == 0
     assert exporting._changed(eye, turned, eye, eye) == 2
@@ -201,28 +203,28 @@ def test_captions_whose_image_is_another() -> None:
     assert exporting._changed(torch.zeros(0, 1), eye, torch.zeros(0, 1), eye) == 0
 
 
-def test_what_onnxruntime_cannot_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_onnxruntime_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = clipkit.load(build("clip", tmp_path / "model"))
 
     def nothing(*_: object) -> None:
         pass
 
     monkeypatch.setattr(onnx_format.Onnx, "_write_tower", nothing)
-    with pytest.raises(ModelError, match="onnxruntime cannot run what was written"):
+    with pytest.raises(ModelError, match="onnxruntime cannot run"):
         export(model, "onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_8_bits_are_of_onnx(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="int8 is an option of ONNX, not of open_clip"):
+def test_int8_is_refused_for_other_formats(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="int8 is an option of onnx, not of open_clip"):
         export(clipkit.load(build("clip", tmp_path / "clip")), "open_clip", tmp_path / "out", int8=True)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
-    with pytest.raises(ModelError, match=r"onnxscript is not installed.*pip install clipkit-torch\[onnx\]"):
+    with pytest.raises(ModelError, match=r"onnxscript is .*not installed.*pip install clipkit-torch\[onnx\]"):
         export(clipkit.load(build("clip", tmp_path / "model")), "onnx", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What `SentenceTransformer(folder)` makes of an exported model, beside what clipkit makes of it."""
+"""Features of exported models in `SentenceTransformer(folder)`, compared with clipkit's."""
 
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,9 @@ def test_families(family: str, images: list[Path], tmp_path: Path) -> None:
     theirs = opened(model, tmp_path / "out")
     texts = theirs.encode(list(CAPTIONS), convert_to_tensor=True, batch_size=3)
     torch.testing.assert_close(texts, model.encode_text(CAPTIONS), atol=1e-5, rtol=0)
-    files = [str(own) for own in images]
+    files = [str(path) for path in images]
     encoded = theirs.encode(files, convert_to_tensor=True)
-    held = theirs.encode([Image.open(own) for own in images], convert_to_tensor=True)  # grey and palette among them
+    held = theirs.encode([Image.open(path) for path in images], convert_to_tensor=True)  # grey and palette among them
     torch.testing.assert_close(held, encoded, atol=1e-5, rtol=0)
     torch.testing.assert_close(encoded.norm(dim=1), torch.ones(len(files)), atol=1e-5, rtol=0)
     assert theirs.similarity_fn_name == "cosine"
@@ -74,7 +74,7 @@ def test_two_towers(projection: str, towers: Path, images: list[Path], tmp_path:
     }  # fmt: skip
     model = compose(ModelRecipe.model_validate(recipe))
     theirs = opened(model, tmp_path / "out")
-    files = [Image.open(own).convert("RGB") for own in images]
+    files = [Image.open(path).convert("RGB") for path in images]
     torch.testing.assert_close(
         theirs.encode(files, convert_to_tensor=True), model.encode_image(files), atol=1e-5, rtol=0
     )
@@ -88,7 +88,7 @@ def test_an_image_tower_alone(embed_dim: int | None, towers: Path, images: list[
     recipe = {"image": {"name": str(towers / "image")}, "embed_dim": embed_dim}
     model = compose(ModelRecipe.model_validate(recipe))
     theirs = opened(model, tmp_path / "out")
-    files = [Image.open(own).convert("RGB") for own in images]
+    files = [Image.open(path).convert("RGB") for path in images]
     torch.testing.assert_close(
         theirs.encode(files, convert_to_tensor=True), model.encode_image(files), atol=1e-5, rtol=0
     )

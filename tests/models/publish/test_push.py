@@ -14,9 +14,9 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import clipkit
 from tests.conftest import small_recipe
-from tests.models.publish import push_client
 from tests.models.families import build
 from tests.models.hub_server import TOKEN, Hub, serving
+from tests.models.publish import push_client
 
 
 class Client:
@@ -35,8 +35,14 @@ class Client:
     def ask(self, repository: str, folder: Path | str = "", by: str = "push", **options: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        asked = {"folder": str(folder), "repository": repository, "by": by, "token": TOKEN, "private": False} | options
-        self.process.stdin.write(json.dumps(asked) + "\n")
+        request = {
+            "folder": str(folder),
+            "repository": repository,
+            "by": by,
+            "token": TOKEN,
+            "private": False,
+        } | options
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, self.process.communicate()[1]
@@ -53,14 +59,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    own = Client(tmp_path_factory.mktemp("home"), hub.url)
-    yield own
-    own.process.communicate()
+    served = Client(tmp_path_factory.mktemp("home"), hub.url)
+    yield served
+    served.process.communicate()
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
-    """A finished run of a model whose card states a base and a licence."""
+    """A finished run of a model whose card states a base and a license."""
     folder = tmp_path_factory.mktemp("run")
     base = build("clip", folder / "base")
     (base / "README.md").write_text("---\nlicense: mit\nbase_model: org/first\n---\nA base.\n")
@@ -68,7 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
     return folder / "run"
 
 
-def test_one_commit_that_loads_again(hub: Hub, client: Client, run: Path) -> None:
+def test_pushed_model_loads_again(hub: Hub, client: Client, run: Path) -> None:
     done = client.ask("me/first", run / "model")
     assert done["url"].startswith(f"{hub.url}/me/first/commit/")
     assert len(hub.commits) == 1
@@ -80,7 +86,7 @@ def test_one_commit_that_loads_again(hub: Hub, client: Client, run: Path) -> Non
     assert 'pipeline("zero-shot-image-classification", model="me/first")' in card
 
 
-def test_the_card_passes_the_hubs_own_reading(hub: Hub, client: Client, run: Path, shapes: Path) -> None:
+def test_card_is_valid_for_the_hub(hub: Hub, client: Client, run: Path, shapes: Path) -> None:
     text = (run / "model" / "README.md").read_text(encoding="utf-8")
     card = ModelCard(text)
     assert card.data.license == "mit"
@@ -90,19 +96,19 @@ def test_the_card_passes_the_hubs_own_reading(hub: Hub, client: Client, run: Pat
     results = json.loads((run / "results.json").read_text())
     name, found = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "ORG/NAME"
-    assert {own.metric_type: own.metric_value for own in found} == {
+    assert {result.metric_type: result.metric_value for result in found} == {
         metric: figure["value"] for metric, figure in results["metrics"].items() if figure["value"] is not None
     }
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
     value = results["metrics"]["image_retrieval_recall@10"]
     assert f"{100 * value['low']:.1f} % – {100 * value['high']:.1f} %" in text
     assert "16 images, 32 captions" in text
-    assert "16 of the 16 validation images are trained on too" in text
+    assert "16 training images are in this data too" in text
     assert str(shapes) not in text  # nothing of the machine it ran on
     assert str(run.parent) not in text
 
 
-def test_a_broken_transfer_goes_on(hub: Hub, client: Client, run: Path) -> None:
+def test_interrupted_upload_is_resumed(hub: Hub, client: Client, run: Path) -> None:
     two = run.parent / "two"
     clipkit.load(run / "model").save(two)
     (two / "other.safetensors").write_bytes(os.urandom(5000))
@@ -121,33 +127,33 @@ def test_a_broken_transfer_goes_on(hub: Hub, client: Client, run: Path) -> None:
     assert len(sizes) <= 3  # the weights, which are the same as before or arrived the first time, at most once
 
 
-def test_a_header_that_the_hub_does_not_take(hub: Hub, client: Client, run: Path, tmp_path: Path) -> None:
+def test_invalid_card_header_is_refused(hub: Hub, client: Client, run: Path, tmp_path: Path) -> None:
     clipkit.load(run / "model").save(tmp_path)
     (tmp_path / "README.md").write_text("---\nbase_model: [/home/me/base]\n---\nMine.\n")
     before = len(hub.commits)
-    assert "does not take the model card" in client.ask("me/header", tmp_path)["error"]
+    assert "rejects the model card" in client.ask("me/header", tmp_path)["error"]
     assert len(hub.commits) == before
 
 
-def test_who_may_not(hub: Hub, client: Client, run: Path) -> None:
+def test_push_is_refused_without_access(hub: Hub, client: Client, run: Path) -> None:
     assert "the token is not valid" in client.ask("me/first", run / "model", token="hf_wrong")["error"]
     assert "log in with `hf auth login`" in client.ask("me/first", run / "model", token="")["error"]
     client.ask("me/mine", run / "model")
     hub.read_only = True
     try:
-        assert "may not write there" in client.ask("org/other", run / "model")["error"]
+        assert "no write access" in client.ask("org/other", run / "model")["error"]
         # One that is there is known before anything is sent.
         hub.received.clear()
-        assert "may not write there" in client.ask("me/mine", run / "model")["error"]
+        assert "no write access" in client.ask("me/mine", run / "model")["error"]
         assert not [path for _, path, _ in hub.requests[-5:] if "/preupload/" in path]
     finally:
         hub.read_only = False
     for name in ("a/b/c", "alone", "me/what is this"):
-        assert "no name of a Hub repository" in client.ask(name, run / "model")["error"]
-    assert "is there and public" in client.ask("me/mine", run / "model", private=True)["error"]
+        assert "not a valid Hub repository name" in client.ask(name, run / "model")["error"]
+    assert "already exists and is public" in client.ask("me/mine", run / "model", private=True)["error"]
 
 
-def test_what_is_in_a_repository_stays(hub: Hub, client: Client, run: Path, tmp_path: Path) -> None:
+def test_push_keeps_edited_card_and_other_files(hub: Hub, client: Client, run: Path, tmp_path: Path) -> None:
     client.ask("me/existing", run / "model", private=True)
     assert hub.repositories["me/existing"].private
     folder = hub.repositories["me/existing"].revisions["main"]
@@ -160,21 +166,21 @@ def test_what_is_in_a_repository_stays(hub: Hub, client: Client, run: Path, tmp_
     once_more = client.ask("me/existing", run / "model")
     assert any("README.md was changed on the Hub" in note for note in once_more["notes"])
     assert "My dual encoder" in card.read_text()
-    own = clipkit.load(run / "model")
-    own.save(tmp_path)
+    model = clipkit.load(run / "model")
+    model.save(tmp_path)
     (tmp_path / "README.md").write_text("Another card of my own.\n")
     assert any("README.md was changed on the Hub" in note for note in client.ask("me/existing", tmp_path)["notes"])
     assert "My dual encoder" in card.read_text()
 
 
-def test_any_model_can_be_pushed(hub: Hub, client: Client, run: Path) -> None:
+def test_unchanged_model_keeps_its_card(hub: Hub, client: Client, run: Path) -> None:
     answer = client.ask("me/short", run.parent / "base", by="model")
     assert answer["url"].startswith(hub.url)
     card = ModelCard((hub.repositories["me/short"].revisions["main"] / "README.md").read_text())
     assert card.text.strip().startswith("A base.")  # its weights are the same, and so is its card
 
 
-def test_from_python_the_card_stays_with_the_weights(hub: Hub, client: Client, run: Path) -> None:
+def test_push_from_python_keeps_the_card_of_unchanged_weights(hub: Hub, client: Client, run: Path) -> None:
     client.ask("me/python", run, by="model")
     folder = hub.repositories["me/python"].revisions["main"]
     assert "The complete recipe" in (folder / "README.md").read_text()
@@ -186,7 +192,7 @@ def test_from_python_the_card_stays_with_the_weights(hub: Hub, client: Client, r
     assert "clipkit.load" in card.text
 
 
-def test_open_clips_tokenizer_is_found_by_the_repositorys_name(
+def test_open_clip_configuration_names_the_repository_of_its_tokenizer(
     hub: Hub, client: Client, run: Path, tmp_path: Path
 ) -> None:
     from clipkit.models.export import export

@@ -40,7 +40,9 @@ def test_a_run_goes_on_without_them(recipe: Build, broken: Path, tmp_path: Path,
     assert sorted(Path(row["file"]).name for row in listed) == ["11.png", "14.png", "3.png", "7.png"]
     assert {row["step"] for row in listed if Path(row["file"]).name == "14.png"} == {0}
     assert next(row for row in listed if row["image"] == 3)["reason"].endswith("replace it or drop its rows")
-    assert "1 images cannot be had, as " in (tmp_path / "run" / "log.txt").read_text() or tune == "frozen"
+    assert (
+        "1 images are missing or unreadable (first: " in (tmp_path / "run" / "log.txt").read_text() or tune == "frozen"
+    )
 
 
 def test_processes_and_workers_find_the_same(recipe: Build, broken: Path, tmp_path: Path) -> None:

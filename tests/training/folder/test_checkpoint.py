@@ -160,7 +160,7 @@ def test_the_one_before_is_used_and_gives_the_same_bits(
     clipkit.train(recipe(CHANGES), resume=True)
     said = run.log.read_text()
     assert reason in said
-    assert "goes on after step 11" in said
+    assert "resuming after step 11" in said
     assert run.metrics.read_bytes() == whole.metrics.read_bytes()
     assert run.evaluations.read_bytes() == whole.evaluations.read_bytes()
     model = "model/model.safetensors"

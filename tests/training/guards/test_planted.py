@@ -13,8 +13,9 @@ import clipkit
 from clipkit.data import read_pairs
 from clipkit.errors import TrainingError, UserError
 from clipkit.recipe import Recipe
-from clipkit.training.guards import before_first_step, other_settings
+from clipkit.training.guards.before import before_first_step
 from clipkit.training.guards.doctor import examine
+from clipkit.training.guards.pretrained import other_settings
 from clipkit.training.model import model_of
 from tests.conftest import draw, write_csv
 
@@ -23,14 +24,14 @@ RECIPE = Path(__file__).parents[3] / "recipes" / "finetune_clip.yaml"
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> tuple[Path, Path]:
-    """A tiny CLIP that knows its pairs, and the pairs: shapes whose colours and places captions tell."""
+    """A tiny CLIP that knows its pairs, and the pairs: shapes whose colors and places captions tell."""
     folder = tmp_path_factory.mktemp("fitted")
     rows = []
-    colours, forms = ("red", "green", "blue", "yellow"), ("square", "circle", "stripe", "cross")
+    colors, forms = ("red", "green", "blue", "yellow"), ("square", "circle", "stripe", "cross")
     for number in range(64):
-        colour, form, shift = colours[number % 4], forms[number // 4 % 4], number // 16 * 3 - 4
-        draw(colour, form, shift=shift).save(folder / f"{number}.png")
-        rows.append([f"{number}.png", f"a {colour} {form} at {shift}"])
+        color, form, shift = colors[number % 4], forms[number // 4 % 4], number // 16 * 3 - 4
+        draw(color, form, shift=shift).save(folder / f"{number}.png")
+        rows.append([f"{number}.png", f"a {color} {form} at {shift}"])
     data = write_csv(folder / "pairs.csv", ["image", "caption"], rows)
     recipe = {
         "model": {"name": str(tiny_clip)}, "data": {"train": str(data), "augment": "none"},
@@ -82,7 +83,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "the learning rate in the wrong unit": (settings(optim__lr=1e-9), "low_learning_rate"),
     "nothing tuned": (settings(model__image__tune="frozen", model__text__tune="frozen"), "nothing_to_train"),
     "a warmup as long as the run": (settings(optim__warmup=0.9), "long_warmup"),
-    "validated on what it is trained on": (settings(data__validation="TRAIN"), "validation_leaks"),
+    "validated on what it is trained on": (settings(data__validation="TRAIN"), "leaked_images"),
     "nothing to validate on": ({}, "nothing_measured"),
     "a learning rate at which it breaks": (settings(optim__lr=1e20, optim__clip=None), "not_finite"),
 }
@@ -120,7 +121,7 @@ def test_images_too_small_captions_too_long_and_the_same_caption_everywhere(
         rows.append([f"{number}.png", "an image" if number % 4 else f"{'word ' * 100}{number}"])
     bad = write_csv(folder / "pairs.csv", ["image", "caption"], rows)
     found = named(tuned(model, bad, tmp_path / "run", settings(loss__duplicates="negative")))
-    assert {"small_images", "captions_cut", "false_negatives"} <= found
+    assert {"small_images", "cut_captions", "false_negatives"} <= found
 
 
 def test_bad_files(fitted: tuple[Path, Path], tmp_path: Path) -> None:
@@ -131,13 +132,13 @@ def test_bad_files(fitted: tuple[Path, Path], tmp_path: Path) -> None:
     assert "bad_samples" in named(recipe)
 
 
-def test_a_model_with_another_normalisation_than_it_was_trained_with(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_model_with_another_normalization_than_it_was_trained_with(fitted: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = fitted
     shutil.copytree(model, tmp_path / "model")
     assert other_settings(clipkit.load(tmp_path / "model"), read_pairs(str(data))) == []
     file = tmp_path / "model" / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
-    assert "other_normalisation" in named(tuned(tmp_path / "model", data, tmp_path / "run", {}))
+    assert "other_normalization" in named(tuned(tmp_path / "model", data, tmp_path / "run", {}))
 
 
 @pytest.mark.parametrize("name", ["simclr_images", "simcse_text", "slip_captions"])
@@ -145,4 +146,4 @@ def test_shipped_recipes_raise_nothing_before_they_begin(name: str, flickr8k: Pa
     data = {"data.train": str(flickr8k / "train.csv"), "data.validation": str(flickr8k / "dev.csv")}
     recipe = Recipe.from_yaml(RECIPE.with_name(f"{name}.yaml")).override(data)
     train, validation = (read_pairs(str(own)) for own in data.values())
-    assert before_first_step(recipe, model_of(recipe), train, validation, steps=500, rising=50) == []
+    assert before_first_step(recipe, model_of(recipe), train, validation, steps=500, warmup_steps=50) == []

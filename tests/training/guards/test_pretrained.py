@@ -38,14 +38,14 @@ def test_the_other_activation_is_the_other_one_and_goes_again(own: str, other: s
 
 def test_better_means_more_than_luck() -> None:
     generator = torch.Generator().manual_seed(0)
-    own = pretrained._Losses(2 + torch.rand(32, generator=generator), right=0.3)
+    own = pretrained._Losses(2 + torch.rand(32, generator=generator), matched=0.3)
     noise = torch.randn(32, generator=generator)
 
-    def is_better(gain: float, spread: float, right: float = 0.5) -> bool:
-        return pretrained._is_better(pretrained._Losses(own.each - gain - spread * noise, right), own)
+    def is_better(gain: float, spread: float, matched: float = 0.5) -> bool:
+        return pretrained._is_better(pretrained._Losses(own.each - gain - spread * noise, matched), own)
 
     assert is_better(0.5, 0.2)
     assert not is_better(0.05, 0.01)  # sure, but too little to matter
     assert not is_better(0.3, 2.0)  # much, but not sure
-    assert not is_better(0.5, 0.2, right=0.06)  # nothing that it knows
+    assert not is_better(0.5, 0.2, matched=0.06)  # nothing that it knows
     assert not is_better(-0.5, 0.2)

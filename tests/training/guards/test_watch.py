@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from clipkit.training.guards import Facts, Finding, Watch, replay
+from clipkit.findings import Finding
+from clipkit.training.guards.watch import Facts, Watch, replay
 
 STEPS = 200
 FACTS = Facts(
@@ -93,7 +94,7 @@ def test_it_speaks_once(name: str) -> None:
     found = said(**SPEAKS[name])
     assert [own.name for own in found] == [name]
     assert found[0].step is not None
-    assert found[0].level == "warning"
+    assert found[0].severity == "warning"
     assert found[0].advice
 
 

@@ -1,4 +1,4 @@
-"""What is left of what a model knew; weights between start and end; runs that end early; trackers."""
+"""Retention, interpolation of weights, early stopping, trackers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_own_similarities_are_the_correlation_with_the_start(recipe: Build, tiny
     ("file", "metric", "figure"),
     [("classes.csv", "retention_acc1", "acc1"), ("captions.csv", "retention_mean_recall", "mean_recall")],
 )
-def test_a_named_set(
+def test_retention_on_a_named_set(
     file: str, metric: str, figure: str, recipe: Build, tiny_clip: Path, shapes: Path, tmp_path: Path
 ) -> None:
     source = str(shapes / file)
@@ -57,7 +57,7 @@ def test_a_named_set(
     assert next(row[metric] for row in rows if row["step"] == best) == result["settings"]["retention"]["chosen"]
 
 
-def test_a_resumed_run_remembers_where_it_started(recipe: Build, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_start_of_its_retention(recipe: Build, tmp_path: Path) -> None:
     whole = clipkit.train(recipe({"train.epochs": 2, "output": str(tmp_path / "whole")}))
     clipkit.train(recipe({"train.epochs": 1}))
     # Another end of the schedule is another run; what counts is that start and findings stay.
@@ -65,17 +65,17 @@ def test_a_resumed_run_remembers_where_it_started(recipe: Build, tmp_path: Path)
     kept = [own["settings"]["retention"]["start"] for own in (whole, again)]
     assert kept == pytest.approx([1.0, 1.0], abs=1e-9)
     for result in (whole, again):
-        assert [own["name"] for own in result["findings"]][:2] == ["high_learning_rate", "validation_leaks"]
+        assert [own["name"] for own in result["findings"]][:2] == ["leaked_images", "high_learning_rate"]
     rows = read_lines(tmp_path / "run" / "evaluations.jsonl")
     assert rows[-1]["retention_similarity"] < 1.0
 
 
-def test_a_new_model_has_nothing_to_lose(recipe: Build) -> None:
+def test_a_new_model_has_no_retention(recipe: Build) -> None:
     own = recipe({"model.name": "open_clip:ViT-B-32"})
     assert retention.retention_of(own, None, None, None) is None  # type: ignore[arg-type]
 
 
-def test_weights_between_start_and_end() -> None:
+def test_interpolated_weights_lie_between_start_and_end() -> None:
     model = torch.nn.Linear(2, 1, bias=False)
     model.register_buffer("count", torch.tensor(1))
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_weights_between_start_and_end() -> None:
     assert model.count.item() == 7
 
 
-def test_a_run_keeps_the_best_of_the_weights_between(
+def test_a_run_keeps_the_best_interpolated_weights(
     recipe: Build, tiny_clip: Path, shapes: Path, tmp_path: Path
 ) -> None:
     result = clipkit.train(recipe({"eval.interpolate": True, "eval.retention": str(shapes / "classes.csv")}))
@@ -113,32 +113,32 @@ def test_a_run_keeps_the_best_of_the_weights_between(
         assert all(torch.equal(kept[name], tuned[name]) for name in kept)
 
 
-def test_interpolation_needs_a_start_that_is_worth_something(recipe: Build) -> None:
-    with pytest.raises(RecipeError, match=r"eval\.interpolate measures weights between a whole model's"):
+def test_interpolation_and_patience_need_validation_pairs(recipe: Build) -> None:
+    with pytest.raises(RecipeError, match=r"eval\.interpolate.*data\.validation"):
         recipe({"eval.interpolate": True, "data.validation": None, "eval.metric": "auto"})
-    with pytest.raises(RecipeError, match=r"eval\.patience waits for a better evaluation"):
+    with pytest.raises(RecipeError, match=r"eval\.patience.*data\.validation"):
         recipe({"eval.patience": 2, "data.validation": None, "eval.metric": "auto"})
 
 
-def test_a_run_ends_when_patience_does(recipe: Build, tmp_path: Path) -> None:
+def test_patience_ends_a_run_without_better_evaluations(recipe: Build, tmp_path: Path) -> None:
     hopeless = {"optim.lr": 1e-12, "train.epochs": 9, "eval.patience": 2}
     result = clipkit.train(recipe(hopeless))
     assert result["settings"]["steps"] == 6  # the first evaluation is the best, two more are no better
     assert result["settings"]["best"]["step"] == 2
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "2 evaluations were no better than the best one: the run ends" in log
+    assert "2 evaluations" in log
     again = clipkit.train(recipe(hopeless), resume=True)  # it is finished
     assert again == result
     longer = clipkit.train(recipe(hopeless | {"eval.patience": None}), resume=True)
     assert longer["settings"]["steps"] == 18
 
 
-def test_trackers_get_what_the_files_get(recipe: Build, tmp_path: Path) -> None:
+def test_trackers_get_the_rows_of_the_files(recipe: Build, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     clipkit.train(recipe({"train.log_with": ["tensorboard"]}))
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "tracking" / "clipkit"))
     events.Reload()
-    losses = [(own.step, own.value) for own in events.Scalars("train/loss")]
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
     rows = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert losses == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows]
     assert {"eval/mean_recall", "speed/pairs_per_second", "train/image_accuracy"} <= set(events.Tags()["scalars"])
@@ -146,10 +146,8 @@ def test_trackers_get_what_the_files_get(recipe: Build, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "tracking").exists()
 
 
-def test_trackers_that_are_not_there(recipe: Build) -> None:
-    with pytest.raises(
-        RecipeError, match=r"'tensorbord' is no tracker that Accelerate knows; did you mean tensorboard"
-    ):
+def test_unknown_or_missing_trackers_are_refused(recipe: Build) -> None:
+    with pytest.raises(RecipeError, match="'tensorbord'.*did you mean tensorboard"):
         recipe({"train.log_with": ["tensorbord"]})
-    with pytest.raises(RecipeError, match=r"clearml is not installed; pip install clearml"):
+    with pytest.raises(RecipeError, match="pip install clearml"):
         clipkit.train(recipe({"train.log_with": ["clearml"]}))

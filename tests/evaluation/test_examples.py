@@ -1,4 +1,4 @@
-"""Images in the examples of a result."""
+"""Examples in a result."""
 
 import io
 import tarfile
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from clipkit.data import read_pairs
-from clipkit.evaluation.result import shown
+from clipkit.evaluation.examples import chosen_examples, shown
 from clipkit.images import DATA_URI
 from clipkit.report.page import thumbnail
 from tests.conftest import draw
 
 
-def test_what_lies_in_a_tar_is_in_the_result_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_in_a_tar_are_stored_in_the_example_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
     encoded = io.BytesIO()
     draw("red", "circle").save(encoded, "PNG")
@@ -28,3 +28,10 @@ def test_what_lies_in_a_tar_is_in_the_result_itself(tmp_path: Path, monkeypatch:
     assert shown(broken) == str(tmp_path / "a.tar/2.png")
     assert shown(Path("a.png")) == "a.png"
     assert shown("a caption") == "a caption"
+
+
+def test_chosen_examples_are_evenly_spaced() -> None:
+    assert chosen_examples(3, 11) == [0, 5, 10]
+    assert chosen_examples(8, 3) == [0, 1, 2]
+    assert chosen_examples(8, 1) == [0]
+    assert len(chosen_examples(8, 1000)) == 8

@@ -1,0 +1,141 @@
+"""Options and steps that all evaluation commands share."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
+
+import typer
+
+from clipkit.cli.launch import is_main_process, joined_processes, run_again_on_processes
+from clipkit.cli.output import check_writable, write_output
+
+if TYPE_CHECKING:
+    from clipkit.embedding.features import Cache
+    from clipkit.evaluation import Result
+    from clipkit.models import DualEncoder
+    from clipkit.processes import Processes
+
+CacheFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR|none",
+        help="Folder for computed features. Default: $CLIPKIT_CACHE, or clipkit in the user's cache folder.",
+    ),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="F.json", help="Write the result to this file.")]
+ReportFile = Annotated[Path | None, typer.Option("--report", metavar="F.html", help="Write a report page.")]
+ProcessCount = Annotated[int, typer.Option("--processes", help="Number of processes on this machine.", min=1)]
+
+
+class EvaluationOptions(TypedDict):
+    """Keyword arguments that all evaluation functions share."""
+
+    batch_size: int
+    cache: "Cache"
+    predictions: Path | None
+    processes: "Processes"
+    progress: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """Values of the options that all evaluation commands share."""
+
+    model: Annotated[
+        str, typer.Option(metavar="M", help="Model: a Hub repository, a folder, a run, or open_clip:ARCH/TAG.")
+    ]
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass; does not change the metrics.", min=1)] = 64
+    cache: CacheFolder = None
+    json_file: JsonFile = None
+    report: ReportFile = None
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="F.parquet", help="Write the answers to every query, with their scores."),
+    ] = None
+    processes: ProcessCount = 1
+
+    def measure(self, evaluate: "Callable[[DualEncoder, EvaluationOptions], Result]", *inputs: str | None) -> None:
+        """Evaluate the model on the requested number of processes; print the result once and write the files.
+
+        Args:
+            evaluate: returns the result of a model.
+            inputs: sources that must not be overwritten.
+        """
+        check_writable(self.json_file, self.report, self.predictions, inputs=inputs)
+        if self.processes > 1:
+            run_again_on_processes(self.processes)
+            return
+        from clipkit.cli.process import keep_freed_memory
+        from clipkit.models import load
+
+        keep_freed_memory()
+        options: EvaluationOptions = {
+            "batch_size": self.batch_size,
+            "cache": cache_of(self.cache),
+            "predictions": self.predictions,
+            "processes": joined_processes(),
+            "progress": True,
+        }
+        result = evaluate(load(self.model), options)
+        if is_main_process():
+            self._show(result)
+
+    def _show(self, result: "Result") -> None:
+        from clipkit.cli.tables import print_metrics
+        from clipkit.evaluation import to_json
+
+        print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
+        write_output(self.json_file, to_json(result), "result")
+        if self.report is not None:
+            from clipkit.report import evaluation_report
+
+            write_output(self.report, evaluation_report(result), "report")
+
+
+def cache_of(folder: str | None) -> "Cache":
+    """Return the value of --cache as evaluation functions accept it."""
+    return False if folder == "none" else folder
+
+
+def measuring_command(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that adds a command with the shared options.
+
+    The function's first parameter receives them as a `Measuring`; its other parameters become further options.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        specific = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in list(inspect.signature(function).parameters.values())[1:]
+        ]
+        model, *others = _shared_parameters()
+
+        @functools.wraps(function)
+        def command(**given: Any) -> None:
+            shared = Measuring(**{parameter.name: given.pop(parameter.name) for parameter in (model, *others)})
+            function(shared, **given)
+
+        parameters = [model, *specific, *others]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        registered: Callable[..., None] = app.command()(command)
+        return registered
+
+    return decorate
+
+
+def _shared_parameters() -> list[inspect.Parameter]:
+    hints = get_type_hints(Measuring, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(Measuring)
+    ]

@@ -1,0 +1,57 @@
+"""Files that a command writes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipkit.errors import OutputError
+from clipkit.files import write_whole
+
+
+def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()) -> None:
+    """Check before any work that files can be written, and that none is an input or given twice.
+
+    Args:
+        files: files to write; None: not requested.
+        inputs: sources that must not be overwritten.
+
+    Raises:
+        OutputError: a file cannot be written, or would replace an input or another file.
+    """
+    taken = {Path(str(source).partition("?")[0]).resolve(): source for source in inputs if source is not None}
+    for file in files:
+        if file is None:
+            continue
+        folder = file.absolute().parent
+        if not folder.is_dir():
+            raise OutputError(f"{file}: the folder {folder} does not exist; create it first")
+        if file.is_dir():
+            raise OutputError(f"{file}: is a folder; give a file")
+        if file.resolve() in taken:
+            raise OutputError(
+                f"{file}: would overwrite {taken[file.resolve()]}, which is also given; give another file"
+            )
+        taken[file.resolve()] = file
+
+
+def write_output(file: Path | None, text: str, what: str) -> None:
+    """Write a file and print `what: file`; do nothing if the file is None.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    if file is None:
+        return
+    write_file(file, text)
+    print(f"{what}: {file}")
+
+
+def write_file(file: Path, text: str) -> None:
+    """Write a file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        write_whole(file, text)
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written ({error.strerror}); give another file") from None

@@ -1,0 +1,70 @@
+"""`clipkit eval suite`: many datasets with several models."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clipkit.cli.launch import joined_processes, run_again_on_processes
+from clipkit.cli.measuring import CacheFolder, ProcessCount, cache_of
+from clipkit.cli.output import write_file
+from clipkit.errors import OutputError, TrainingError
+
+if TYPE_CHECKING:
+    from clipkit.evaluation.suites import SuiteResult
+
+
+def suite(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="Name of a shipped suite or dataset, or a YAML file.")
+    ],
+    models: Annotated[
+        list[str], typer.Option("--model", metavar="M", help="Model to measure; may be given several times.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results; an unfinished suite is resumed.")] = Path("suite"),
+    cache: CacheFolder = None,
+    processes: ProcessCount = 1,
+) -> None:
+    """Measure models on many datasets.
+
+    Writes one table and one report. An unfinished suite is resumed.
+    """
+    from clipkit.evaluation.suites import read_suite, run_suite
+
+    chosen = read_suite(name)
+    if processes > 1:
+        run_again_on_processes(processes)
+        return
+    from clipkit.cli.process import keep_freed_memory
+
+    keep_freed_memory()
+    group = joined_processes()
+
+    def log(line: str) -> None:
+        if group.is_main:
+            print(line, flush=True)
+
+    try:
+        result = run_suite(chosen, models, out, cache=cache_of(cache), processes=group, log=log, progress=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written to ({error.strerror or error}); give another folder") from None
+    if not result.rows:
+        counts = {"not available": len(result.unreached), "failed": len(result.failed)}
+        reasons = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        raise TrainingError(f"{name}: nothing was measured ({reasons}); the lines above give the reasons")
+    if group.is_main:
+        _show(result, out)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def _show(result: "SuiteResult", out: Path) -> None:
+    from clipkit.cli.tables import print_table
+    from clipkit.report import suite_markdown, suite_report, suite_tables
+
+    content = result.to_dict()
+    for table in suite_tables(content):
+        print_table(table.header, table.rows, f"\n{table.title}")
+    write_file(out / "table.md", suite_markdown(content))
+    write_file(out / "report.html", suite_report(content))
+    print(f"{out}: results.json, table.md, report.html, and one result file per dataset and model")

@@ -1,0 +1,89 @@
+"""False negatives to expect in a batch: rows with the same caption or image as another row."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from clipkit.data.checks.captions import as_mask
+from clipkit.data.checks.checked_data import CheckedData
+from clipkit.data.checks.duplicates import Duplicates
+from clipkit.data.pairs import Pairs
+from clipkit.data.sequences import Strings
+from clipkit.findings import FEW, Finding, percent
+
+# Share of rows with a repeated caption that is too many even for a loss that counts equal captions as positives.
+_MANY = 0.5
+
+
+def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_size: int) -> dict[str, Any]:
+    """Return the expected number of pairs of rows in one batch that have the same caption or image.
+
+    A batch is drawn as in training: different images, each with one of its captions. Two given images are in it
+    together with probability G (G - 1) / (N (N - 1)).
+
+    Args:
+        pairs: N images.
+        duplicates: which of the images are the same; None: unknown.
+        batch_size: G, at most N.
+
+    Returns:
+        size (G), same_caption (expected pairs of rows with equal captions and different images), and same_image
+        (expected pairs of rows with different images that are duplicates).
+    """
+    count = len(pairs.images)
+    size = min(batch_size, count)
+    together = size * (size - 1) / (count * (count - 1)) if count > 1 else 0.0
+    return {
+        "size": batch_size,
+        "same_caption": together * _equal_caption_pairs(pairs) if pairs.has_captions else 0.0,
+        "same_image": together * duplicates.pairs if duplicates is not None else 0.0,
+    }
+
+
+def _equal_caption_pairs(pairs: Pairs) -> float:
+    """Return the expected number of pairs of different images with equal captions, one caption drawn per image."""
+    images = pairs.image_of_caption
+    weight = 1 / np.bincount(images, minlength=len(pairs.images))[images]
+    filled = ~as_mask(pc.equal(Strings.of(pairs.captions).column, ""))
+    # One entry per image and distinct caption: two equal captions of one image are not a pair.
+    keys, entry = np.unique((pairs.caption_ids * len(pairs.images) + images)[filled], return_inverse=True)
+    shares = np.bincount(entry, weight[filled], len(keys))
+    caption = np.unique(keys // len(pairs.images), return_inverse=True)[1]
+    squares, sums = np.bincount(caption, shares**2), np.bincount(caption, shares)
+    return max(0.0, float((sums**2 - squares).sum() / 2))
+
+
+def batch_too_large(data: CheckedData) -> Finding | None:
+    """Report a batch that is larger than the dataset."""
+    images = len(data.pairs.images)
+    if data.batch is None or data.batch["size"] <= images:
+        return None
+    return Finding(
+        "batch_too_large", "warning", f"a batch of {data.batch['size']:,} is larger than the {images:,} images",
+        "training needs at least one batch: use a smaller train.batch_size, or more data", count=images, share=1.0,
+    )  # fmt: skip
+
+
+def false_negatives(data: CheckedData) -> Finding | None:
+    """Report batches in which many rows have the same caption or image as another row."""
+    if data.batch is None:
+        return None
+    size = max(1, min(data.batch["size"], len(data.pairs.images)))
+    expected = 2 * (data.batch["same_caption"] + data.batch["same_image"])  # each pair makes two such rows
+    share = min(1.0, expected / size)
+    if share < (_MANY if data.loss_counts_duplicates == "positive" else FEW):
+        return None
+    advice = {
+        None: "use a loss that counts equal captions as positives (loss.duplicates: positive, the default), and merge "
+        "duplicate images (--fix)",
+        "negative": "set loss.duplicates: positive",
+        "positive": "the loss counts them as positives, but varied captions teach more; with class names, use a "
+        "smaller batch",
+    }
+    return Finding(
+        "false_negatives", "warning",
+        f"rows of a batch of {data.batch['size']:,} with the same caption or image as another row: {percent(share)} "
+        "expected",
+        advice[data.loss_counts_duplicates], count=round(expected), share=share,
+    )  # fmt: skip

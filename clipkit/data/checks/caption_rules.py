@@ -1,0 +1,139 @@
+"""Rules about captions. Each returns a finding, or None."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clipkit.data.checks.captions import as_mask, normalized
+from clipkit.data.checks.checked_data import CheckedData
+from clipkit.findings import Finding, Severity, counted, finding_about
+
+# Short captions of different images may be equal. That matters only if a large share of all captions is.
+_MANY_SHARED = 0.05
+_OTHER_SOURCE = "take the captions from another column or source, or drop the rows"
+
+
+def empty_captions(data: CheckedData) -> Finding | None:
+    """Report empty captions."""
+    advice = "write them, or drop the rows (--fix)"
+    return _report(data, data.captions.empty, "empty_captions", "empty captions", advice, "error", data.row_name)
+
+
+def file_name_captions(data: CheckedData) -> Finding | None:
+    """Report captions that are file names."""
+    return _report(data, data.captions.file_name, "file_name_captions", "captions that are file names", _OTHER_SOURCE)
+
+
+def url_captions(data: CheckedData) -> Finding | None:
+    """Report captions that are URLs."""
+    return _report(data, data.captions.url, "url_captions", "captions that are URLs", _OTHER_SOURCE)
+
+
+def stock_captions(data: CheckedData) -> Finding | None:
+    """Report captions that fit any image."""
+    what, advice = (
+        "captions that fit any image, e.g. 'photo of'",
+        "drop the rows: they teach nothing about their images",
+    )
+    return _report(data, data.captions.stock, "stock_captions", what, advice)
+
+
+def captions_are_classes(data: CheckedData) -> Finding | None:
+    """Report captions that seem to be class names."""
+    index = data.captions
+    if not index.are_classes:
+        return None
+    different, total = int((index.image_counts > 0).sum()), len(index.empty)
+    return Finding(
+        "captions_are_classes", "note",
+        f"captions that seem to be class names: only {different:,} of {total:,} are different",
+        "a batch contains many images with the same caption: use a loss that counts them as positives "
+        "(loss.duplicates: positive, the default)",
+        count=total, share=1.0, examples=tuple(repr(data.pairs.captions[int(row)]) for row in index.first[:10]),
+    )  # fmt: skip
+
+
+def one_word_captions(data: CheckedData) -> Finding | None:
+    """Report captions of a single word, unless all captions are class names."""
+    advice = "write full sentences; turn class names into sentences with ?templates="
+    return _report(data, data.captions.one_word, "one_word_captions", "captions of one word", advice)
+
+
+def boilerplate_captions(data: CheckedData) -> Finding | None:
+    """Report captions that stand on many different images; the examples are the most frequent ones."""
+    index = data.captions
+    most = ", one of them on most images" if index.image_counts.max(initial=0) > len(data.pairs.images) / 2 else ""
+    what = f"captions that stand on {index.boilerplate_images} or more different images{most}"
+    advice = "drop the rows whose caption does not describe its image"
+    finding = _report(data, index.boilerplate, "boilerplate_captions", what, advice, "warning")
+    if finding is None:
+        return None
+    frequent = np.unique(index.distinct[index.boilerplate])
+    frequent = frequent[np.argsort(-index.image_counts[frequent], kind="stable")][:10].tolist()
+    images = [counted(int(index.image_counts[number]), "image") for number in frequent]
+    texts = [f"{data.pairs.captions[int(index.first[number])]!r:.100}" for number in frequent]
+    return replace(finding, examples=tuple(f"{text} (on {on})" for text, on in zip(texts, images, strict=True)))
+
+
+def shared_captions(data: CheckedData) -> Finding | None:
+    """Report captions that a few other images have too."""
+    shared = data.captions.shared
+    return _report(
+        data, shared, "shared_captions", "captions that another image has too",
+        "in one batch they are false negatives: use a loss that counts equal captions as positives "
+        "(loss.duplicates: positive, the default); evaluate retrieval with --merge-captions",
+        "warning" if shared.any() and shared.mean() >= _MANY_SHARED else "note",
+    )  # fmt: skip
+
+
+def repeated_captions(data: CheckedData) -> Finding | None:
+    """Report captions that their image has already."""
+    what, advice = "captions that their image has already", "they count twice in training: drop them (--fix)"
+    return _report(data, data.captions.repeated, "repeated_captions", what, advice)
+
+
+def cut_captions(data: CheckedData) -> Finding | None:
+    """Report captions longer than the model's context, the longest first."""
+    if data.context_length is None:
+        return None
+    counts = data.token_counts
+    cut = np.flatnonzero(counts > data.context_length)
+    return finding_about(
+        cut[np.argsort(-counts[cut], kind="stable")].tolist(), len(counts),
+        name="cut_captions", what=f"captions longer than the model's context of {data.context_length} tokens",
+        describe=lambda number: f"{counts[number]} tokens: {data.caption_name(int(data.caption_rows[number]))}",
+        advice="their end is never read: shorten them, split them (data.captions: all), or use a model with a longer "
+        "context",
+    )  # fmt: skip
+
+
+def leaked_captions(data: CheckedData) -> Finding | None:
+    """Report captions that the other data has too."""
+    if data.against is None or not data.against.has_captions:
+        return None
+    captions = normalized(data.pairs.captions)
+    leaked = as_mask(pc.is_in(captions, value_set=normalized(data.against.captions)))
+    return _report(
+        data, leaked & ~as_mask(pc.equal(captions, "")), "leaked_captions",
+        f"captions that are also in {data.against.name}",
+        "short captions may be equal by chance; many equal long ones mean that both sets come from the same images: "
+        "split by image",
+    )  # fmt: skip
+
+
+def _report(
+    data: CheckedData,
+    mask: NDArray[np.bool_],
+    name: str,
+    what: str,
+    advice: str,
+    severity: Severity | None = None,
+    describe: Callable[[int], str] | None = None,
+) -> Finding | None:
+    return finding_about(
+        np.flatnonzero(mask).tolist(), len(mask), name=name, what=what, advice=advice,
+        describe=describe or data.caption_name, severity=severity,
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""Rules about images. Each returns a finding, or None."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from clipkit.data.checks.checked_data import CheckedData
+from clipkit.data.checks.scan import MISSING
+from clipkit.findings import Finding, finding_about
+
+# Side in pixels below which nothing can be recognized.
+_TINY = 32
+# A center crop keeps a third of an image with this ratio of sides.
+_EXTREME = 3.0
+# Share of small images from which on it is a warning.
+_MANY_SMALL = 0.2
+
+
+def missing_images(data: CheckedData) -> Finding | None:
+    """Report images whose file does not exist."""
+    return finding_about(
+        sorted(position for position, reason in data.broken.items() if reason == MISSING), len(data.pairs.images),
+        name="missing_images", severity="error", what="missing images", describe=data.image_name,
+        advice="check the paths, which are relative to the data file, or drop the rows (--fix)",
+    )  # fmt: skip
+
+
+def broken_images(data: CheckedData) -> Finding | None:
+    """Report images that exist but cannot be opened."""
+    return finding_about(
+        sorted(position for position, reason in data.broken.items() if reason != MISSING), len(data.pairs.images),
+        name="broken_images", severity="error", what="images that cannot be opened",
+        describe=lambda position: f"{data.image_name(position)} ({data.broken[position]})",
+        advice="download them again, or drop the rows (--fix)",
+    )  # fmt: skip
+
+
+def tiny_images(data: CheckedData) -> Finding | None:
+    """Report images in which nothing can be recognized."""
+    short = data.sizes.min(axis=1, initial=1 << 30)
+    return finding_about(
+        np.flatnonzero((short > 0) & (short < _TINY)).tolist(), len(data.sizes),
+        name="tiny_images", what=f"images with a side under {_TINY} pixels", describe=_named_with_size(data),
+        advice="replace them with larger ones, or drop the rows",
+    )  # fmt: skip
+
+
+def extreme_shapes(data: CheckedData) -> Finding | None:
+    """Report very narrow or very flat images."""
+    short, long = data.sizes.min(axis=1, initial=1 << 30), data.sizes.max(axis=1, initial=0)
+    return finding_about(
+        np.flatnonzero((short > 0) & (long > _EXTREME * short)).tolist(), len(data.sizes),
+        name="extreme_shapes", what=f"images more than {_EXTREME:.0f} times as long as wide, or the reverse",
+        describe=_named_with_size(data),
+        advice="a center crop keeps a third of them or less: crop them to what the caption describes, or drop the rows",
+    )  # fmt: skip
+
+
+def small_images(data: CheckedData) -> Finding | None:
+    """Report images smaller than the model's input."""
+    short = data.sizes.min(axis=1, initial=1 << 30)
+    readable = int((short > 0).sum())
+    if data.image_size is None or not readable:
+        return None
+    small = np.flatnonzero((short > 0) & (short < data.image_size))
+    return finding_about(
+        small.tolist(), readable,
+        name="small_images", severity="warning" if len(small) >= _MANY_SMALL * readable else "note",
+        what=f"images smaller than the model's input of {data.image_size} pixels", describe=_named_with_size(data),
+        advice="enlarging blurs them: use larger images, or a model with a smaller input",
+    )  # fmt: skip
+
+
+def duplicate_images(data: CheckedData) -> Finding | None:
+    """Report images with the same bytes as an earlier one."""
+    if data.duplicates is None:
+        return None
+    first = data.duplicates.first
+    return finding_about(
+        np.flatnonzero(first != np.arange(len(first))).tolist(), len(first),
+        name="duplicate_images", what="images with the same bytes as an earlier one",
+        describe=lambda position: f"{data.image_name(position)} = {data.image_name(int(first[position]))}",
+        advice="in one batch they are false negatives, and they count twice in training: merge them (--fix)",
+    )  # fmt: skip
+
+
+def near_duplicate_images(data: CheckedData) -> Finding | None:
+    """Report images that look like an earlier one."""
+    if data.duplicates is None:
+        return None
+    earlier: dict[int, int] = {}
+    for one, other in data.duplicates.near_pairs.tolist():
+        earlier.setdefault(other, one)
+    return finding_about(
+        sorted(earlier), len(data.duplicates.first),
+        name="near_duplicate_images", what="images that look like an earlier one",
+        describe=lambda position: f"{data.image_name(position)} ~ {data.image_name(earlier[position])}",
+        advice="compare them: re-encoded copies are false negatives that no loss can detect; --fix merges them",
+    )  # fmt: skip
+
+
+def leaked_images(data: CheckedData) -> Finding | None:
+    """Report images with the same bytes as an image of the other data."""
+    return _leaked(data, exact=True, name="leaked_images", what="images with the same bytes as an image of")
+
+
+def leaked_near_images(data: CheckedData) -> Finding | None:
+    """Report images that look like an image of the other data."""
+    return _leaked(data, exact=False, name="leaked_near_images", what="images that look like an image of")
+
+
+def _leaked(data: CheckedData, *, exact: bool, name: str, what: str) -> Finding | None:
+    against = data.against
+    if against is None:
+        return None
+    return finding_about(
+        sorted(position for position, leak in data.leaked.items() if leak.exact == exact), len(data.pairs.images),
+        name=name, severity="error", what=f"{what} {against.name}",
+        describe=lambda position: f"{data.image_name(position)} {data.leaked[position].describe(against)}",
+        advice=f"results on {against.name} would be too good: remove them (clipkit data check D --against D2 "
+        "--fix OUT)",
+    )  # fmt: skip
+
+
+def _named_with_size(data: CheckedData) -> Callable[[int], str]:
+    def describe(number: int) -> str:
+        width, height = data.sizes[number]
+        return f"{data.image_name(int(data.image_rows[number]))} ({width} × {height})"
+
+    return describe

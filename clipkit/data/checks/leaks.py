@@ -1,0 +1,72 @@
+"""Images that are in two datasets, for example in the training and the validation data."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipkit.data.checks.duplicates import Duplicates, find_duplicates
+from clipkit.data.checks.names import image_name
+from clipkit.data.checks.scan import ImageScan
+from clipkit.data.pairs import Pairs
+from clipkit.errors import DataError
+from clipkit.images import Stored, size_of
+
+
+@dataclass(frozen=True)
+class Leak:
+    """The same image in another dataset."""
+
+    position: int
+    """Position of the image there."""
+    exact: bool
+    """True: its file has the same bytes; False: it looks the same."""
+
+    def describe(self, against: Pairs) -> str:
+        """Return the name of the image there after `=` (same bytes) or `~` (looks the same)."""
+        return f"{'=' if self.exact else '~'} {image_name(against, self.position)}"
+
+
+def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int, Leak]]:
+    """Return the duplicates among N images, and position -> the same image among those of another scan."""
+    count = len(scan)
+    both = find_duplicates(scan.followed_by(other))
+    exact: dict[int, int] = {}  # first image with some content -> position of that content in the other set
+    for position in range(count, len(both.first)):
+        exact.setdefault(int(both.first[position]), position - count)
+    near: dict[int, int] = {}
+    for pair in both.near_pairs.tolist():
+        for image, neighbor in (pair, pair[::-1]):
+            if image < count and neighbor in exact:
+                near.setdefault(image, exact[neighbor])
+    leaks: dict[int, Leak] = {}
+    for position, first in enumerate(both.first[:count].tolist()):
+        if first in exact:
+            leaks[position] = Leak(exact[first], exact=True)
+        elif first in near:
+            leaks[position] = Leak(near[first], exact=False)
+    inside = both.near_pairs[(both.near_pairs < count).all(axis=1)]
+    return Duplicates(both.first[:count], inside), leaks
+
+
+def find_exact_leaks(pairs: Pairs, against: Pairs) -> dict[int, Leak]:
+    """Return position -> the image of `against` with the same bytes. Only files of equal size are read."""
+    sizes = {size_of(image) for image in against.images}
+    candidates = {position: size for position, image in enumerate(pairs.images) if (size := size_of(image)) in sizes}
+    wanted = set(candidates.values())
+    position_of: dict[bytes, int] = {}
+    for position, image in enumerate(against.images):
+        if size_of(image) in wanted and (content := _digest(image)) is not None:
+            position_of.setdefault(content, position)
+    leaks: dict[int, Leak] = {}
+    for position in candidates:
+        content = _digest(pairs.images[position])
+        if content in position_of:
+            leaks[position] = Leak(position_of[content], exact=True)
+    return leaks
+
+
+def _digest(image: Path | Stored) -> bytes | None:
+    try:
+        return hashlib.sha256(image.read_bytes()).digest()
+    except (OSError, DataError):
+        return None

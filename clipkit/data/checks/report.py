@@ -1,0 +1,188 @@
+"""The whole check of a dataset: everything is read once; findings and facts."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from clipkit.data.checks.batch import expected_false_negatives
+from clipkit.data.checks.captions import TokenCounts, lengths
+from clipkit.data.checks.checked_data import CheckedData
+from clipkit.data.checks.duplicates import find_duplicates
+from clipkit.data.checks.leaks import Leak, find_leaks
+from clipkit.data.checks.rules import apply_rules
+from clipkit.data.checks.scan import EMPTY, MISSING, ImageScan, scan_images
+from clipkit.data.pairs import Pairs
+from clipkit.data.sequences import Files, Strings
+from clipkit.findings import SEVERITIES, Finding
+from clipkit.images import size_of
+
+# Input size of nearly all encoders, used if no model is given.
+_USUAL_SIZE = 224
+
+
+@dataclass(frozen=True)
+class Report:
+    """Result of `check`."""
+
+    data: str
+    against: Pairs | None
+    facts: dict[str, Any]
+    """Counts, lengths and sizes: a description of the data, not its problems."""
+    findings: list[Finding]
+    """The most severe first."""
+    broken: dict[int, str] = field(default_factory=dict, repr=False)
+    """Position of an image -> reason why it cannot be opened; for `fix`."""
+    leaked: dict[int, Leak] = field(default_factory=dict, repr=False)
+    """Position of an image -> the same image in the other data; for `fix`."""
+    representatives: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    """(N,) image that each image is merged into, its own position if it is kept; for `fix`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values: task, data, against, facts, counts (findings by severity) and findings."""
+        return {
+            "task": "check",
+            "data": self.data,
+            "against": None if self.against is None else self.against.name,
+            "facts": self.facts,
+            "counts": {name: sum(finding.severity == name for finding in self.findings) for name in SEVERITIES},
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+def check(
+    pairs: Pairs,
+    against: Pairs | None = None,
+    *,
+    token_counts: TokenCounts | None = None,
+    context_length: int | None = None,
+    image_size: int | None = None,
+    batch_size: int = 512,
+    workers: int | None = None,
+) -> Report:
+    """Read every image and caption once and report what is wrong.
+
+    Args:
+        pairs: N images and M captions, read with `broken=("images", "captions")` so that faults are reported, not
+            raised.
+        against: data that must not be among them, usually the validation set.
+        token_counts: strings -> their lengths in a model's tokens before truncation; None: lengths are in words.
+        context_length: number of tokens that the model reads.
+        image_size: side of its input in pixels; None: the share of images under 224 is a fact, not a finding.
+        batch_size: pairs in a global batch, for the false negatives to expect in it.
+        workers: threads; None: one per core, at most 16.
+
+    Example:
+        >>> report = check(read_pairs("captions.csv", broken=("images", "captions")))    # doctest: +SKIP
+        >>> [finding.name for finding in report.findings]                                  # doctest: +SKIP
+        ['duplicate_images']
+    """
+    facts: dict[str, Any] = {"images": len(pairs.images) if pairs.has_images else 0}
+    scan, duplicates, batch = scan_images([]), None, None
+    leaked: dict[int, Leak] = {}
+    representatives = np.arange(len(pairs.images))
+    if pairs.has_images:
+        scan = scan_images(pairs.images, workers, "images")
+        if against is not None and against.has_images:
+            duplicates, leaked = find_leaks(scan, scan_images(against.images, workers, "against"))
+        else:
+            duplicates = find_duplicates(scan)
+        facts |= _image_facts(scan, image_size or _USUAL_SIZE)
+        rank = -scan.sizes[:, 0].astype(np.int64) * scan.sizes[:, 1]  # the largest copy is kept
+        rank[list(leaked)] = 1  # leaked images will be dropped, so no other image is merged into them
+        representatives = duplicates.representatives(rank)
+    counts = np.zeros(0, np.int64)
+    if pairs.has_captions:
+        counts = lengths(pairs.captions, token_counts)
+        facts |= _caption_facts(pairs, counts, "words" if token_counts is None else "tokens")
+        if token_counts is not None and context_length is not None:
+            facts |= {"context_length": context_length, "share_cut": float((counts > context_length).mean())}
+    if pairs.has_images:
+        facts["batch"] = batch = expected_false_negatives(pairs, duplicates, batch_size)
+    data = CheckedData(
+        pairs,
+        broken=scan.broken,
+        image_rows=range(len(scan)),
+        sizes=scan.sizes,
+        image_size=image_size,
+        duplicates=duplicates,
+        against=against,
+        leaked=leaked,
+        caption_rows=range(len(counts)),
+        token_counts=counts,
+        context_length=None if token_counts is None else context_length,
+        batch=batch,
+    )
+    return Report(pairs.name, against, facts, apply_rules(data), scan.broken, leaked, representatives)
+
+
+def quick_findings(pairs: Pairs) -> list[Finding]:
+    """Report missing and empty files and poor captions without opening an image: a million rows take seconds.
+
+    Example:
+        >>> from clipkit.data.sequences import Files, Strings
+        >>> files = Files.of(Path(), pa.array(["gone.jpg"], pa.large_string()))    # doctest: +SKIP
+        >>> quick_findings(Pairs("x", files, ["a dog"], np.zeros(1, int)))         # doctest: +SKIP
+        [Finding(name='missing_images', severity='error', …)]
+    """
+    return apply_rules(CheckedData(pairs, broken=dict(_missing_or_empty(pairs))), scopes=["quick"])
+
+
+def _missing_or_empty(pairs: Pairs) -> Iterator[tuple[int, str]]:
+    """Yield positions of images whose file does not exist or is empty, with the reason."""
+    if not pairs.has_images:
+        return
+    if isinstance(pairs.images, Files):
+        # Strings, not Paths: a million of them take seconds, not half a minute.
+        folder = str(pairs.images.folder)
+        for position, name in enumerate(pairs.images.names):
+            size = 1 if "://" in name else _file_size(os.path.join(folder, name))  # noqa: PTH118
+            if size <= 0:
+                yield position, EMPTY if size == 0 else MISSING
+        return
+    for position, image in enumerate(pairs.images):
+        size = size_of(image)
+        # -1 means unknown for an image in an archive or at an address, and missing for a file.
+        if size == 0 or (size < 0 and isinstance(image, Path)):
+            yield position, EMPTY if size == 0 else MISSING
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116
+    except (OSError, ValueError):
+        return -1
+
+
+def _image_facts(scan: ImageScan, image_size: int) -> dict[str, Any]:
+    sizes = scan.sizes[scan.sizes.min(axis=1, initial=1 << 30) > 0]
+    facts: dict[str, Any] = {"bytes": int(scan.file_bytes[scan.file_bytes > 0].sum())}
+    if not len(sizes):
+        return facts
+    short = sizes.min(axis=1)
+    return facts | {
+        "width": _quantiles(sizes[:, 0]),
+        "height": _quantiles(sizes[:, 1]),
+        "short_side": _quantiles(short),
+        "aspect_ratio": _quantiles(sizes[:, 0] / sizes[:, 1]),
+        "input_size": image_size,
+        "share_smaller": float((short < image_size).mean()),
+    }
+
+
+def _caption_facts(pairs: Pairs, counts: NDArray[np.int64], unit: str) -> dict[str, Any]:
+    column = Strings.of(pairs.captions).column
+    facts: dict[str, Any] = {"captions": len(column), "distinct_captions": int(pc.count_distinct(column).as_py())}
+    if pairs.has_images:
+        facts["captions_per_image"] = _quantiles(np.bincount(pairs.image_of_caption, minlength=len(pairs.images)))
+    return facts | {"caption_length": {"unit": unit} | _quantiles(counts)}
+
+
+def _quantiles(values: NDArray[Any]) -> dict[str, float]:
+    low, middle, high, top = np.quantile(values, [0, 0.5, 0.95, 1]).tolist()
+    return {"min": low, "median": middle, "p95": high, "max": top, "mean": float(values.mean())}

@@ -1,0 +1,164 @@
+"""One pass over images that keeps a few hundred bytes of each, enough to compare them, and never their pixels."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from clipkit.errors import DataError, one_line
+from clipkit.images import Stored, open_image, upright_size
+
+THUMBNAIL_SIDE = 8
+"""Side of a thumbnail in pixels."""
+MISSING = "there is no such file"
+"""Reason why an image whose file is missing cannot be opened."""
+EMPTY = "the file is empty"
+# JPEG files are decoded at a reduced size, which is several times faster; hashes use 32 pixels a side.
+_DRAFT = 64
+# Images given to the threads at once: a waiting task takes more memory than its result.
+_CHUNK = 4096
+# Below this variation (of 255) a thumbnail has no structure for a perceptual hash, whose bits would be noise.
+_FLAT = 2.0
+
+
+@dataclass(frozen=True)
+class ImageScan:
+    """Size, hashes and thumbnail of N images; all but the content hash are 0 for an image that cannot be opened."""
+
+    broken: dict[int, str]
+    """Position -> reason why the image cannot be opened."""
+    contents: NDArray[np.void]
+    """(N,) first 16 bytes of each file's SHA-256; zeros for a file that cannot be read."""
+    hashes: NDArray[np.uint64]
+    """(N,) perceptual hashes; 0 for an image of one color."""
+    thumbnails: NDArray[np.uint8]
+    """(N, 8, 8, 3) the images squeezed into a square."""
+    sizes: NDArray[np.int32]
+    """(N, 2) width and height in pixels after EXIF rotation."""
+    file_bytes: NDArray[np.int64]
+    """(N,) file sizes in bytes; -1 for a file that cannot be read."""
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def followed_by(self, other: "ImageScan") -> "ImageScan":
+        """Return the scan of these images followed by those of another scan."""
+        return ImageScan(
+            self.broken | {len(self) + position: reason for position, reason in other.broken.items()},
+            np.concatenate([self.contents, other.contents]),
+            np.concatenate([self.hashes, other.hashes]),
+            np.concatenate([self.thumbnails, other.thumbnails]),
+            np.concatenate([self.sizes, other.sizes]),
+            np.concatenate([self.file_bytes, other.file_bytes]),
+        )
+
+
+def scan_images(images: Sequence[Path | Stored], workers: int | None = None, name: str = "images") -> ImageScan:
+    """Open each image once, in threads, with a progress bar on a terminal.
+
+    Args:
+        images: N images.
+        workers: threads; None: one per core, at most 16.
+        name: label of the progress bar.
+
+    Example:
+        >>> scan_images([]).sizes.shape
+        (0, 2)
+    """
+    count = len(images)
+    scan = ImageScan(
+        {},
+        np.zeros(count, "V16"),
+        np.zeros(count, np.uint64),
+        np.zeros((count, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), np.uint8),
+        np.zeros((count, 2), np.int32),
+        np.full(count, -1, np.int64),
+    )
+    threads = workers or min(16, os.cpu_count() or 1)
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(total=count, desc=name, unit="", disable=None, leave=False) as bar,
+    ):
+        # Pillow warns about unusual metadata in files that it then opens correctly.
+        warnings.simplefilter("ignore")
+        for start in range(0, count, _CHUNK):
+            positions = range(start, min(start + _CHUNK, count))
+            reasons = pool.map(lambda position: _scan_one(images[position], position, scan), positions)
+            for position, reason in zip(positions, reasons, strict=True):
+                if reason is not None:
+                    scan.broken[position] = reason
+                bar.update()
+    return scan
+
+
+def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | None:
+    """Fill in one row of the scan; return the reason if the image cannot be opened."""
+    from imagehash import phash  # imports SciPy, which loader workers do not need
+
+    try:
+        content = image.read_bytes()
+    except FileNotFoundError:
+        return MISSING
+    except Exception as error:  # file systems, archives and networks raise errors of many kinds
+        return f"cannot be read ({_describe(error)})"
+    scan.file_bytes[position] = len(content)
+    scan.contents[position] = hashlib.sha256(content).digest()[:16]
+    if not content:
+        return EMPTY
+    try:
+        size = upright_size(content)
+        opened = open_image(_FileInMemory(str(image), content), draft=_DRAFT)
+        thumbnail = np.asarray(opened.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX))
+        bits = phash(opened).hash
+    except DataError as error:
+        return _reason(str(image), str(error), content)
+    except Exception as error:  # decoders raise errors of many kinds; one image must not end the check
+        return _reason(str(image), f"cannot be decoded ({_describe(error)})", content)
+    scan.sizes[position] = size
+    scan.thumbnails[position] = thumbnail
+    if thumbnail.std(axis=(0, 1)).max() >= _FLAT:
+        scan.hashes[position] = np.packbits(bits).view(">u8")[0]
+    return None
+
+
+def _reason(image: str, message: str, content: bytes) -> str:
+    if content.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, not an image"
+    return message.removeprefix(f"{image}: ").partition("; ")[0]
+
+
+def _describe(error: Exception) -> str:
+    return one_line(error) or type(error).__name__
+
+
+class _FileInMemory(Stored):
+    """An image file that has been read already."""
+
+    __slots__ = ("content", "source")
+
+    def __init__(self, source: str, content: bytes) -> None:
+        self.source = source
+        self.content = content
+
+    @property
+    def name(self) -> str:
+        return self.source
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+    def __str__(self) -> str:
+        return self.source
+
+    def read_bytes(self) -> bytes:
+        return self.content

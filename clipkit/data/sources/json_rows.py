@@ -1,0 +1,125 @@
+"""JSON and JSONL files."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from clipkit.data.sequences import Files
+from clipkit.data.sources.columns import Rows, Wanted
+from clipkit.errors import DataError
+
+_EXAMPLE = '{"image": "a.jpg", "caption": "a dog"}'
+
+
+@dataclass
+class _Position:
+    """Row that is being read, for messages."""
+
+    path: Path
+    row: str
+    number: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.row} {self.number}" if self.number else f"{self.path}:"
+
+
+def read_json_lines(name: str, wanted: Wanted) -> Rows:
+    """Read a JSONL file with one object per line, whose values are strings or lists of strings.
+
+    Image paths are relative to the file.
+
+    Raises:
+        DataError: the file is missing, empty, not UTF-8 or malformed, or lacks a column; the message names the line.
+    """
+    position = _Position(Path(name), "line")
+
+    def rows() -> Iterator[Any]:
+        with position.path.open("rb") as file:
+            for position.number, content in enumerate(file, 1):
+                if content.strip():
+                    yield json.loads(content.decode("utf-8-sig" if position.number == 1 else "utf-8"))
+
+    with _as_data_errors(position):
+        return _rows_of(position, rows(), wanted)
+
+
+def read_json(name: str, wanted: Wanted) -> Rows:
+    """Read a JSON file: a list of rows, or an object of rows by id. Otherwise the same as `read_json_lines`."""
+    position = _Position(Path(name), "row")
+    with _as_data_errors(position):
+        content = json.loads(position.path.read_text(encoding="utf-8-sig"))
+        rows = list(content.values()) if isinstance(content, dict) else content
+        if not isinstance(rows, list):
+            raise DataError(f"{name}: is neither a list of rows nor an object of rows by id; write [{_EXAMPLE}]")
+
+        def counted() -> Iterator[Any]:
+            for position.number, row in enumerate(rows, 1):
+                yield row
+
+        return _rows_of(position, counted(), wanted)
+
+
+@contextmanager
+def _as_data_errors(position: _Position) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(
+            f"{position.path}: there is no such file; paths are relative to the working directory"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{position} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{position} is not JSON ({error}); fix it") from None
+    except OSError as error:
+        raise DataError(f"{position.path}: cannot be read ({error.strerror}); check it") from None
+
+
+def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
+    path = position.path
+    names: dict[str, str] = {}
+    values: dict[str, list[str | list[str]]] = {}
+    for row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f"{position} is not an object; write {_EXAMPLE}")
+        if not names:
+            names = wanted.columns_among(path, list(row))
+            values = {role: [] for role in names}
+        for role, name in names.items():
+            values[role].append(_value(position, row, name))
+    if not names:
+        raise DataError(f"{path}: is empty; write objects such as {_EXAMPLE}")
+    columns = {role: strings_or_lists(column) for role, column in values.items()}
+    paths = columns.pop("image", None)
+    if paths is not None and not pa.types.is_large_string(paths.type):
+        raise DataError(f"{path}: has lists in {names['image']}; give one image per row")
+    images = None if paths is None else Files.of(path.parent, paths)
+    return Rows(str(path), columns, images, paths, names)
+
+
+def strings_or_lists(values: list[str | list[str]]) -> pa.Array:
+    """Return a column of strings, or of lists if any value is a list."""
+    if any(isinstance(value, list) for value in values):
+        lists = [value if isinstance(value, list) else [value] for value in values]
+        return pa.array(lists, pa.large_list(pa.large_string()))
+    return pa.array(values, pa.large_string())
+
+
+def _value(position: _Position, row: dict[str, Any], name: str) -> str | list[str]:
+    value = row.get(name, "")
+    value = "" if value is None else value
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, str) for part in parts):
+        raise DataError(f"{position}: {name} is {str(value)[:60]}; give a string, or a list of strings")
+    if any(_has_surrogates(part) for part in parts):
+        raise DataError(f"{position}: {name} contains half of a surrogate pair, which is not text; fix it")
+    return value
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else False

@@ -1,0 +1,70 @@
+"""Work on a dataset that is shared over processes; every process gets the whole result."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipkit.processes import Processes
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+
+def encode_shared(
+    items: Sequence[T], encode: Callable[[Sequence[T]], Float[Tensor, "K D"]], processes: Processes
+) -> Float[Tensor, "N D"]:
+    """Return the features of all items, in order, on `processes.device`: each process encodes a contiguous share.
+
+    Args:
+        items: the same N items on every process; fewer items than processes are allowed.
+        encode: returns one row per given item; not called for an empty share.
+        processes: the group that shares the work.
+
+    Raises:
+        UserError: on all processes, if `encode` raised one on any of them.
+    """
+    share = items[processes.share(len(items))]
+    rows = torch.empty(0, 0)
+    with processes.failing_together():
+        if len(share):
+            rows = encode(share)
+    width = processes.largest(rows.shape[1])
+    if not len(share):
+        rows = torch.empty(0, width)
+    return processes.gather(rows.to(processes.device), len(items))
+
+
+def scan_shared(
+    items: Sequence[T], scan: Callable[[Sequence[T]], Mapping[int, V]], processes: Processes
+) -> dict[int, V]:
+    """Return the results of a scan by position among all items: each process scans a contiguous share.
+
+    Args:
+        items: the same items on every process.
+        scan: returns results by position in its argument, for any number of positions.
+        processes: the group that shares the work.
+
+    Raises:
+        UserError: on all processes, if `scan` raised one on any of them.
+    """
+    share = processes.share(len(items))
+    results: dict[int, V] = {}
+    with processes.failing_together():
+        results = {share.start + position: value for position, value in scan(items[share]).items()}
+    return {position: value for part in processes.gather_objects(results) for position, value in part.items()}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode inside the block, and each module back into its mode afterwards."""
+    learning = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in learning:
+            module.training = True

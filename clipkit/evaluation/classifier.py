@@ -1,0 +1,124 @@
+"""Zero-shot classifiers: unit vectors made from class names in prompts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from clipkit.data import Classes, LabelledImages, Templates, prompts_of
+from clipkit.embedding.features import Cache, Features
+from clipkit.errors import DataError
+from clipkit.metrics import similarity
+from clipkit.models import DualEncoder
+
+TEMPLATES = ("a photo of a {c}.",)
+# Accuracies of single prompts are measured up to this many prompts, and this many scores in total.
+_MOST_PROMPTS = 100
+_MOST_SCORES = 1_000_000_000
+
+
+def zeroshot_classifier(
+    model: DualEncoder, classes: Classes, templates: Templates = TEMPLATES, *, cache: Cache = False
+) -> Float[Tensor, "C D"]:
+    """Return one unit vector per class: the normalized mean of its prompts' unit features.
+
+    The method is that of Radford et al. 2021, section 3.1.4. Equal prompts of all classes are encoded once.
+    """
+    return classifier_of(prompt_features(Features(model, cache=cache), ClassNames.given(classes), templates))
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The C classes to choose among.
+
+    Args:
+        labels: the label of each class in the data.
+        names: the names of each class in prompts.
+    """
+
+    labels: list[str]
+    names: list[list[str]]
+
+    @classmethod
+    def given(cls, classes: Classes) -> "ClassNames":
+        """Return classes from their names, or from a mapping of label to name or names.
+
+        Raises:
+            DataError: a class is given twice.
+        """
+        if isinstance(classes, Mapping):
+            names = [[name] if isinstance(name, str) else list(name) for name in classes.values()]
+            return cls(list(classes), names)
+        if len(set(classes)) < len(classes):
+            twice = next(name for name in classes if list(classes).count(name) > 1)
+            raise DataError(f"the class {twice!r} is given {list(classes).count(twice)} times; give each class once")
+        return cls(list(classes), [[name] for name in classes])
+
+    @classmethod
+    def of(cls, labeled: LabelledImages, classes: Classes | None) -> "ClassNames":
+        """Return `classes` if given, otherwise the dataset's own."""
+        if classes is not None:
+            return cls.given(classes)
+        return cls(labeled.classes, [[name] for name in labeled.class_names or labeled.classes])
+
+    def labels_of(self, labeled: LabelledImages) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:
+        """Return the images' labels as positions among these classes.
+
+        Raises:
+            DataError: an image has a class that is not among them.
+        """
+        position = labeled.places_among(
+            self.labels,
+            f"which is not among the {len(self.labels)} classes given; give a name for each label, as a JSON object of "
+            "label to name or names",
+        )
+        if not labeled.several:
+            return torch.from_numpy(position[labeled.labels])
+        labels = torch.zeros(len(labeled.images), len(self.labels), dtype=torch.bool)
+        labels[:, position] = torch.from_numpy(labeled.labels)
+        return labels
+
+
+def prompt_features(features: Features, classes: ClassNames, templates: Templates) -> list[Tensor]:
+    """Return the unit features of each class's prompts."""
+    prompts = [prompts_of(label, names, templates) for label, names in zip(classes.labels, classes.names, strict=True)]
+    rows = features.texts([prompt for of_class in prompts for prompt in of_class])
+    return list(rows.split([len(of_class) for of_class in prompts]))
+
+
+def classifier_of(prompt_features: Sequence[Tensor]) -> Float[Tensor, "C D"]:
+    """Return the normalized mean of each class's prompts."""
+    return F.normalize(torch.stack([rows.mean(dim=0) for rows in prompt_features]), dim=-1)
+
+
+def prompt_accuracies(
+    prompt_features: Sequence[Tensor],
+    templates: Templates,
+    image_features: Float[Tensor, "N D"],
+    labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
+) -> list[dict[str, Any]]:
+    """Return the accuracy of each prompt alone, and of all other prompts without it.
+
+    The list is empty if classes have their own sentences, if images have several labels, or if it would take long.
+    """
+    if isinstance(templates, Mapping) or labels.ndim == 2 or not 2 <= len(templates) <= _MOST_PROMPTS:
+        return []
+    count = len(templates)
+    if len(prompt_features) * count * len(image_features) > _MOST_SCORES:
+        return []
+    means = torch.stack([rows.mean(dim=0) for rows in prompt_features])
+
+    def accuracy(classifier: Float[Tensor, "C D"]) -> float:
+        predicted = similarity(image_features, F.normalize(classifier, dim=-1)).argmax(dim=1)
+        return round(float((predicted.cpu() == labels.cpu()).float().mean()), 6)
+
+    accuracies = []
+    for index, template in enumerate(templates):
+        # A class with several names has each name in every template, and the templates alternate.
+        alone = torch.stack([rows[index::count].mean(dim=0) for rows in prompt_features])
+        accuracies.append({"prompt": template, "acc1": accuracy(alone), "without": accuracy(count * means - alone)})
+    return accuracies

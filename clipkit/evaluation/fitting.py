@@ -1,0 +1,92 @@
+"""Classifiers fitted to features: logistic regression with a chosen weight decay, and nearest neighbors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from clipkit.metrics import LinearClassifier, knn_scores, logistic_regression, true_label_ranks
+
+# Weight decays to try, from strong to weak, each fit starting from the previous one; then half and quarter decades
+# around the best.
+_DECADES = tuple(10.0**power for power in range(2, -7, -1))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Scores of the measured images after one fit."""
+
+    linear: Float[Tensor, "N C"]
+    neighbors: Float[Tensor, "N C"]
+    weight_decay: float
+    size: int
+    """Number of images that the classifiers were fitted to."""
+
+
+def fit(
+    x: Float[Tensor, "T D"],
+    labels: NDArray[np.int64],
+    split: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    measured: Float[Tensor, "N D"],
+    classes: int,
+    refit: bool,
+    neighbors: int,
+    device: torch.device,
+    progress: bool,
+) -> Fit:
+    """Choose the weight decay on a validation part, then fit and score the measured images.
+
+    Args:
+        x: features to learn from.
+        labels: their classes.
+        split: True for the rows to fit to, and True for the rows to choose the weight decay on.
+        measured: features to score.
+        classes: number of classes.
+        refit: fit to all rows once the weight decay is chosen; otherwise to the first part of `split`.
+        neighbors: number of nearest neighbors.
+        device: where to compute.
+        progress: show a progress bar on the terminal.
+    """
+    x, y, measured = x.to(device), torch.from_numpy(labels).to(device), measured.to(device)
+    learned, validation = (torch.from_numpy(rows).to(device) for rows in split)
+    weight_decay = _best_weight_decay(x[learned], y[learned], x[validation], y[validation], classes, progress)
+    if not refit:
+        x, y = x[learned], y[learned]
+    linear = logistic_regression(x, y, classes, weight_decay)(measured)
+    votes = knn_scores(measured, x, y, classes, neighbors)
+    return Fit(linear.cpu(), votes.cpu(), weight_decay, len(y))
+
+
+def _best_weight_decay(
+    x: Float[Tensor, "T D"],
+    y: Int[Tensor, " T"],
+    validation: Float[Tensor, "V D"],
+    labels: Int[Tensor, " V"],
+    classes: int,
+    progress: bool,
+) -> float:
+    """Return the weight decay with the best validation accuracy; of equal ones, with the smaller cross-entropy."""
+    tried: dict[float, tuple[float, float]] = {}
+    previous: LinearClassifier | None = None
+    bar = tqdm(total=len(_DECADES) + 4, desc="weight decays", disable=None if progress else True, leave=False)
+
+    def measure(weight_decay: float) -> None:
+        nonlocal previous
+        previous = logistic_regression(x, y, classes, weight_decay, previous)
+        logits = previous(validation)
+        accuracy = (true_label_ranks(logits, labels) == 1).double().mean().item()
+        tried[weight_decay] = (accuracy, -torch.nn.functional.cross_entropy(logits, labels).item())
+        bar.update()
+
+    with bar:
+        for weight_decay in _DECADES:
+            measure(weight_decay)
+        for step in (10**0.5, 10**0.25):
+            best = max(tried, key=tried.__getitem__)
+            measure(best * step)
+            measure(best / step)
+    return max(tried, key=tried.__getitem__)

@@ -1,0 +1,100 @@
+"""Parts of labeled images: to learn from, to choose settings on, and to measure on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipkit.data import LabelledImages, read_labelled
+from clipkit.errors import DataError
+from clipkit.images import Stored
+
+_HELD_OUT = 0.2  # share of each class
+_FEW_SHOT_VALIDATION = 4  # most images per class (Zhou et al. 2022, CoOp)
+_NOT_LEARNED = "a class without training images; give training images of every class"
+
+
+@dataclass(frozen=True)
+class LabeledPart:
+    """Images with the class and the content hash of each."""
+
+    images: list[Path | Stored]
+    labels: NDArray[np.int64]
+    hashes: list[bytes]
+
+    @classmethod
+    def of(cls, labeled: LabelledImages, classes: list[str], hashes: list[bytes]) -> "LabeledPart":
+        """Return all images, with labels as positions among `classes`.
+
+        Raises:
+            DataError: an image has a class that is not among them.
+        """
+        position = labeled.places_among(classes, _NOT_LEARNED)
+        return cls(labeled.images, position[labeled.labels], hashes)
+
+    def take(self, rows: NDArray[np.bool_]) -> "LabeledPart":
+        """Return the images for which `rows` is True."""
+        chosen = rows.nonzero()[0]
+        return LabeledPart(
+            [self.images[row] for row in chosen], self.labels[rows], [self.hashes[row] for row in chosen]
+        )
+
+
+def read_single_label(data: str | LabelledImages) -> LabelledImages:
+    """Return labeled images with one class per image.
+
+    Raises:
+        DataError: the data cannot be read, or an image has several classes.
+    """
+    labeled = read_labelled(data) if isinstance(data, str) else data
+    if labeled.several:
+        raise DataError(f"{labeled.name}: has images of several classes; a probe needs one class per image")
+    return labeled
+
+
+def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bool_]:
+    """Return True for a fifth of each class, at least one image.
+
+    Files with equal content are on the same side, and the choice does not depend on the order of the images.
+
+    Raises:
+        DataError: a class has fewer than two different images.
+    """
+    class_of = {
+        digest: label for label, digest in sorted(zip(whole.labels.tolist(), whole.hashes, strict=True), reverse=True)
+    }
+    out: set[bytes] = set()
+    for label, name in enumerate(classes):
+        contents = sorted(digest for digest, of_label in class_of.items() if of_label == label)
+        if len(contents) < 2:
+            raise DataError(
+                f"class {name!r} has too few different images to hold one out ({len(contents)}); give at least three "
+                "per class (to learn from, to choose the weight decay on, to measure on), or give --test"
+            )
+        order = np.random.default_rng(seed).permutation(len(contents))
+        out |= {contents[index] for index in order[: max(1, round(_HELD_OUT * len(contents)))]}
+    return np.array([digest in out for digest in whole.hashes])
+
+
+def few_shots(
+    whole: LabeledPart, shots: int, classes: list[str], seed: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return True for `shots` images per class to learn from, and True for others to choose the weight decay on.
+
+    Raises:
+        DataError: a class has too few images.
+    """
+    learned, validation = np.zeros(len(whole.labels), dtype=bool), np.zeros(len(whole.labels), dtype=bool)
+    others = min(shots, _FEW_SHOT_VALIDATION)
+    for label, name in enumerate(classes):
+        rows = sorted((whole.labels == label).nonzero()[0], key=lambda row: whole.hashes[row])
+        if len(rows) < shots + others:
+            raise DataError(
+                f"class {name!r} has {len(rows)} images to learn from, but {shots} shots and {others} images to choose "
+                f"the weight decay on need {shots + others}; give more images, or fewer --shots"
+            )
+        order = np.random.default_rng((seed, label)).permutation(len(rows))
+        learned[[rows[index] for index in order[:shots]]] = True
+        validation[[rows[index] for index in order[shots : shots + others]]] = True
+    return learned, validation

@@ -1,0 +1,109 @@
+"""The interface of an evaluation task, which suites and comparisons use.
+
+Each task is one file of this folder with an object `TASK`, and one row in `clipkit/tasks.py`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipkit.data import Classes, LabelledImages, Templates
+from clipkit.embedding.features import Cache
+from clipkit.errors import DataError
+from clipkit.evaluation.examples import Kind
+from clipkit.evaluation.figures import Columns, Means
+from clipkit.evaluation.result import Result
+from clipkit.models import DualEncoder
+from clipkit.processes import Processes
+from clipkit.tasks import TASKS
+
+
+class TaskData(Protocol):
+    """Data of a task, and what some tasks use in addition."""
+
+    @property
+    def data(self) -> Any:
+        """The images, captions or labels to measure on."""
+
+    @property
+    def classes(self) -> Classes | None:
+        """Class names; None: those of the data."""
+
+    @property
+    def templates(self) -> Templates | None:
+        """Prompts; None: those of the data."""
+
+    @property
+    def train(self) -> LabelledImages | None:
+        """Labeled images to learn from."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of an evaluation that do not change its figures."""
+
+    cache: Cache = None
+    processes: Processes | None = None
+    progress: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """How one model answered the queries of one kind; two models are compared query by query.
+
+    Args:
+        kind: what asks.
+        queries: names of the queries; None: too many to be named.
+        values: rank of the right answer, or share of right answers, per query.
+        are_ranks: True if `values` are ranks.
+        images: image of each query, None where it has none; None: not known.
+        answered: what the model ranked first for each query; None: not known.
+        answered_kind: kind of `answered`.
+        right: the right answer of each query, if it is shown in words.
+    """
+
+    kind: Kind
+    queries: Sequence[str] | None
+    values: NDArray[np.float64]
+    are_ranks: bool
+    images: Sequence[str | None] | None = None
+    answered: Sequence[str] | None = None
+    answered_kind: Kind = "text"
+    right: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One way to evaluate a model.
+
+    Args:
+        name: its row in `clipkit.tasks.TASKS`.
+        read: return the data of a source.
+        run: evaluate a model.
+        columns: return the values of every query of a result, from which its metrics and intervals come.
+        answers: return the answers to every query of a result.
+        needs_text: True if the task needs a text tower.
+    """
+
+    name: str
+    read: Callable[[str], Any]
+    run: Callable[[DualEncoder, TaskData, Options], Result]
+    columns: Callable[[Mapping[str, Any]], tuple[Columns, Means]]
+    answers: Callable[[Mapping[str, Any]], list[Answers]]
+    needs_text: bool = True
+
+
+def task_of(name: str) -> Task:
+    """Return a task by its name.
+
+    Raises:
+        DataError: there is no such task.
+    """
+    if name not in TASKS:
+        raise DataError(f"{name!r} is not an evaluation task; the tasks are {', '.join(TASKS)}")
+    task: Task = import_module(f"clipkit.evaluation.tasks.{name}").TASK
+    return task

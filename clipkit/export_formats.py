@@ -1,0 +1,53 @@
+"""Export formats: one row each, without heavy imports, for the command line and for `clipkit.export`.
+
+To add a format, write a file in `clipkit/models/export` with a class that follows `Format`, and add a row here.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from clipkit.errors import ModelError
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """A format's code, summary and options."""
+
+    module: str
+    """Module of `clipkit.models.export`."""
+    class_name: str
+    summary: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Keyword arguments of the class -> help text."""
+
+
+FORMATS = {
+    "transformers": ExportFormat("transformers", "Transformers", "from_pretrained and pipelines of transformers"),
+    "open_clip": ExportFormat("open_clip", "OpenClip", "open_clip.create_model_from_pretrained"),
+    "sentence-transformers": ExportFormat("sentence_transformers", "SentenceTransformers", "SentenceTransformer"),
+    "onnx": ExportFormat(
+        "onnx",
+        "Onnx",
+        "onnxruntime, without torch",
+        {"int8": "8-bit weights: a quarter of the size; prints how far the features change"},
+    ),
+}
+
+
+def export_format(name: str, options: Iterable[str] = ()) -> ExportFormat:
+    """Return the row of a format.
+
+    Args:
+        name: of the format.
+        options: names of the options to use with it.
+
+    Raises:
+        ModelError: the format does not exist, or does not have one of the options.
+    """
+    if name not in FORMATS:
+        raise ModelError(f"{name}: is not an export format; use one of {', '.join(FORMATS)}")
+    for option in options:
+        if option not in FORMATS[name].options:
+            supporting = ", ".join(other for other, row in FORMATS.items() if option in row.options)
+            raise ModelError(f"{option} is an option of {supporting}, not of {name}; leave it out")
+    return FORMATS[name]

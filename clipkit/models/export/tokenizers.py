@@ -1,0 +1,101 @@
+"""Tokenizers for exports: the model's tokenizer as one of transformers."""
+
+import json
+from typing import Any
+
+from clipkit.errors import ModelError
+from clipkit.models.tokenizer import OpenClipTokenizer, Tokenizer
+
+# open_clip's names of the special tokens -> the names in all other files.
+_SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+
+
+def as_transformers(tokenizer: Tokenizer, model: str) -> Any:
+    """Return a tokenizer of transformers that makes the same tokens.
+
+    Args:
+        tokenizer: the model's.
+        model: its name, for errors.
+
+    Raises:
+        ModelError: it changes captions in a way that tokenizers of transformers do not support.
+    """
+    if not isinstance(tokenizer, OpenClipTokenizer):
+        native: Any = tokenizer
+        return native.native
+    if tokenizer.inner is None:
+        return _clip_tokenizer(tokenizer.native, tokenizer.context_length, model)
+    return _with_cleaning(tokenizer.native, tokenizer.context_length, model)
+
+
+def padding_token(tokenizer: Tokenizer) -> tuple[str, int]:
+    """Return the padding token and its id. CLIP's own tokenizer in open_clip pads with token 0."""
+    native: Any = tokenizer
+    if isinstance(tokenizer, OpenClipTokenizer):
+        if tokenizer.inner is None:
+            return tokenizer.native.decoder[0], 0
+        return tokenizer.inner.pad_token, tokenizer.inner.pad_token_id
+    return native.native.pad_token, native.native.pad_token_id
+
+
+def is_clip_tokenizer(native: Any) -> bool:
+    """Return whether a tokenizer of transformers has the ids and merges that come with the open_clip package."""
+    import open_clip
+    from transformers import CLIPTokenizer
+
+    if not isinstance(native, CLIPTokenizer):
+        return False
+    ids, merges = _vocabulary(open_clip.SimpleTokenizer())
+    model = json.loads(native.backend_tokenizer.to_str())["model"]
+    return native.get_vocab() == ids and [tuple(merge) for merge in model["merges"]] == merges
+
+
+def _vocabulary(native: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Ids and merges of open_clip's SimpleTokenizer, with transformers' names of the special tokens."""
+    ids = {_SPECIAL.get(token, token): number for token, number in native.encoder.items()}
+    return ids, list(native.bpe_ranks)
+
+
+def _clip_tokenizer(native: Any, context_length: int, model: str) -> Any:
+    """CLIPTokenizer of transformers with the ids of open_clip's SimpleTokenizer."""
+    from open_clip.tokenizer import get_clean_fn
+    from transformers import CLIPTokenizer
+
+    if native.reduction_fn is not None or native.clean_fn is not get_clean_fn("lower"):
+        raise ModelError(
+            f"{model}: its tokenizer cleans or drops words in a way that transformers' CLIPTokenizer does not support"
+        )
+    ids, merges = _vocabulary(native)
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=context_length)
+
+
+def _with_cleaning(native: Any, context_length: int, model: str) -> Any:
+    """Inner tokenizer of open_clip's HFTokenizer, with its cleaning of captions added."""
+    from open_clip.tokenizer import get_clean_fn
+    from tokenizers import Regex, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    if native.strip_sep_token or native.tokenizer_mode:
+        raise ModelError(
+            f"{model}: its tokenizer changes tokens after tokenization, which transformers' tokenizers do not support"
+        )
+    inner = native.tokenizer
+    steps: list[Any] = []
+    if native.clean_fn is get_clean_fn("canonicalize"):
+        steps = [
+            normalizers.Replace("_", " "),
+            normalizers.Replace(Regex(r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^`{|}~]"""), ""),
+        ]
+    if native.clean_fn is not get_clean_fn("whitespace"):
+        steps += [normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    inner.model_max_length = context_length
+    inner.padding_side = "right"
+    if not steps:
+        return inner
+    backend = inner.backend_tokenizer
+    existing = [backend.normalizer] if backend.normalizer is not None else []
+    backend.normalizer = normalizers.Sequence([*steps, *existing])
+    special = {name: value for name, value in inner.special_tokens_map.items() if isinstance(value, str)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=context_length, padding_side="right", **special
+    )

@@ -1,0 +1,86 @@
+"""Model families of transformers: one row holds everything that differs between them.
+
+To add a dual encoder, add a row to `FAMILIES`; to add a text encoder for composed models, a row to `TEXT_ENCODERS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from clipkit.models.trunks import FirstToken, Patches, Pooled
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Facts about a text encoder that its configuration does not state."""
+
+    padding: Literal["cut", "masked", "used"] = "masked"
+    """cut: padding has no effect (causal attention, or a mask that is always applied), so it may be cut off;
+    used: the encoder attends to padding and takes no mask; masked: not verified, so captions keep their full length."""
+    offset_positions: bool = False
+    """True if position numbers start after the padding token's id."""
+
+    def positions(self, config: Any) -> int | None:
+        """Longest caption in tokens that the encoder has positions for, or None if unlimited."""
+        positions: int | None = getattr(config, "max_position_embeddings", None)
+        if positions is not None and self.offset_positions:
+            return positions - int(config.pad_token_id) - 1
+        return positions
+
+
+@dataclass(frozen=True)
+class Family:
+    """A dual-encoder class of transformers and how clipkit takes its towers apart."""
+
+    class_name: str
+    text_type: str | None = None
+    """`model_type` of its text encoder's configuration; None if it takes any encoder of `TEXT_ENCODERS`."""
+    text_encoder: TextEncoder = TextEncoder("cut")
+    image: Callable[[nn.Module], nn.Module] = Pooled
+    text: Callable[[nn.Module], nn.Module] = Pooled
+    longest: int | None = None
+    """Context length set by the family's processor, if shorter than the model's positions allow."""
+    pipeline: bool = True
+    """True if transformers' zero-shot pipeline pads captions as the model was trained."""
+    open_clip: Literal["clip", "siglip"] | None = None
+    """Architecture of open_clip that holds the same weights."""
+
+
+# `model_type` in config.json -> family.
+FAMILIES = {
+    "align": Family("AlignModel", "align_text_model", text=FirstToken, longest=64),
+    "altclip": Family("AltCLIPModel", "altclip_text_model", TextEncoder("cut", offset_positions=True), text=FirstToken),
+    "chinese_clip": Family("ChineseCLIPModel", "chinese_clip_text_model", text=FirstToken),
+    "clip": Family("CLIPModel", "clip_text_model", open_clip="clip"),
+    "metaclip_2": Family("MetaClip2Model", "metaclip_2_text_model", open_clip="clip"),
+    "siglip": Family("SiglipModel", "siglip_text_model", TextEncoder("used"), open_clip="siglip"),
+    "siglip2": Family("Siglip2Model", "siglip2_text_model", TextEncoder("used"), image=Patches),
+    "vision-text-dual-encoder": Family("VisionTextDualEncoderModel", pipeline=False),
+}
+
+# `model_type` of a text encoder's configuration -> its facts; the dual encoders' text towers are encoders too.
+TEXT_ENCODERS = {family.text_type: family.text_encoder for family in FAMILIES.values() if family.text_type} | {
+    "bert": TextEncoder("cut"),
+    "camembert": TextEncoder("cut", offset_positions=True),
+    "data2vec-text": TextEncoder(offset_positions=True),
+    "distilbert": TextEncoder("cut"),
+    "electra": TextEncoder("cut"),
+    "mpnet": TextEncoder("cut", offset_positions=True),
+    "mt5": TextEncoder("cut"),
+    "roberta": TextEncoder("cut", offset_positions=True),
+    "t5": TextEncoder("cut"),
+    "umt5": TextEncoder("cut"),
+    "xlm-roberta": TextEncoder("cut", offset_positions=True),
+}
+
+
+def text_encoder(config: Any) -> TextEncoder:
+    """Facts about the encoder of a transformers configuration; the cautious ones if it is unknown."""
+    return TEXT_ENCODERS.get(config.model_type, TextEncoder())
+
+
+def family_of_class(class_name: str | None) -> Family | None:
+    """Family of a transformers class, or None."""
+    return next((family for family in FAMILIES.values() if family.class_name == class_name), None)

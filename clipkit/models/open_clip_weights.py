@@ -1,0 +1,57 @@
+"""Weight files for open_clip's models, checked before a model is built for them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clipkit.errors import ModelError, one_line
+from clipkit.models.quiet import without_root_messages
+from clipkit.models.weights import check_safetensors, read_pickle
+
+
+class Weights:
+    """A weight file of open_clip or of its trainer.
+
+    Raises:
+        ModelError: the file is missing, incomplete or holds something else.
+    """
+
+    def __init__(self, file: Path, name: str) -> None:
+        self.file = file
+        self.name = name
+        if not file.is_file():
+            raise ModelError(f"{name}: file {file} not found; paths are relative to the working directory")
+        self.shapes = {key.removeprefix("module."): shape for key, shape in self._read().items()}
+
+    def _read(self) -> dict[str, tuple[int, ...]]:
+        if self.file.suffix == ".safetensors":
+            return check_safetensors(self.file)
+        content = read_pickle(self.file, device="meta")
+        inner = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+        shapes = {key: tuple(value.shape) for key, value in inner.items() if isinstance(value, Tensor)}
+        if not shapes:
+            raise ModelError(
+                f"{self.file}: holds no weights; give a file with a state_dict, such as epoch_N.pt of open_clip's "
+                "trainer"
+            )
+        return shapes
+
+    def load(self, native: Any) -> None:
+        """Copy the weights into open_clip's model."""
+        from open_clip.factory import load_checkpoint
+
+        for key, value in native.state_dict().items():
+            saved = self.shapes.get(key, self.shapes.get(key.removeprefix("text.")))
+            # open_clip would silently interpolate positions to another size.
+            if key.endswith("positional_embedding") and saved is not None and saved != tuple(value.shape):
+                raise ModelError(
+                    f"{self.file}: does not fit {self.name} ({key} is {saved} in the file, {tuple(value.shape)} in the "
+                    "model: another image size or context length)"
+                )
+        try:
+            with without_root_messages():
+                load_checkpoint(native, str(self.file), strict=True, weights_only=True)
+        except Exception as error:  # torch and open_clip raise many types
+            raise ModelError(f"{self.file}: does not fit {self.name} ({one_line(error)})") from None

@@ -1,0 +1,140 @@
+"""Text towers of composed models: any transformers text encoder with a pooling and a projection."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from clipkit.errors import ModelError, one_line
+from clipkit.models.blocks import prefixed, transformers_blocks
+from clipkit.models.families import text_encoder
+from clipkit.models.hub import local_folder
+from clipkit.models.projections import new_projection
+from clipkit.models.quiet import without_weight_bars
+from clipkit.models.tokenizer import Tokenizer, load_tokenizer, transformers_tokenizer
+from clipkit.models.towers import TextTower
+from clipkit.models.trunks import TextTrunk
+from clipkit.models.weights import check_loaded, check_weights
+from clipkit.recipe import TextTowerRecipe
+
+_POOLING_FILE = Path("1_Pooling") / "config.json"
+# Keys of this file before sentence-transformers 6.
+_OLD_POOLING = tuple(
+    f"pooling_mode_{mode}"
+    for mode in ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+)
+
+
+def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) -> TextTower:
+    """Build the text tower that a recipe names, with a new projection.
+
+    Raises:
+        ModelError: the encoder is missing or unsupported, or its tokenizer does not fit.
+    """
+    from transformers import AutoConfig
+
+    name = str(recipe.name)
+    library, colon, rest = name.partition(":")
+    source = rest if colon and library == "hf" else name
+    tokenizer = load_tokenizer(recipe.tokenizer, recipe.context_length) if recipe.tokenizer else None
+    try:
+        if not recipe.pretrained:
+            config = _new_config(source, recipe, tokenizer)
+            native = _encoder_class(config, name).from_config(config, trust_remote_code=False)
+        else:
+            folder = local_folder(source)
+            check_weights(folder)
+            with without_weight_bars():
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+                native, info = _encoder_class(config, name).from_pretrained(
+                    folder,
+                    dtype=torch.float32,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                )
+            check_loaded(info, folder, unneeded=("pooler.",))
+    except ModelError:
+        raise
+    except Exception as error:  # transformers' builders raise many types
+        raise ModelError(f"model.text.name {name}: transformers cannot build it ({one_line(error)})") from None
+    encoder = text_encoder(native.config)
+    may_be_cut = encoder.padding == "cut"
+    if tokenizer is None:
+        positions = encoder.positions(native.config)
+        tokenizer = transformers_tokenizer(local_folder(source), recipe.context_length, positions, fixed=not may_be_cut)
+    if tokenizer.vocab_size > native.config.vocab_size:
+        raise ModelError(
+            f"model.text.tokenizer {recipe.tokenizer}: has {tokenizer.vocab_size} tokens, but the text tower only "
+            f"{native.config.vocab_size}; use the tower's own tokenizer, or pretrained: false"
+        )
+    pooling = recipe.pooling
+    if pooling == "auto":
+        pooling = _pooling(local_folder(source)) if recipe.pretrained else "mean"
+    head = new_projection(native.config.hidden_size, embed_dim, projection)
+    return TextTower(
+        TextTrunk(native, pooling),
+        head,
+        prefixed(transformers_blocks(native)),
+        tokenizer,
+        head_is_new=True,
+        padding_may_be_cut=may_be_cut,
+    )
+
+
+def _encoder_class(config: Any, name: str) -> Any:
+    """Auto class of transformers that builds a text encoder; for T5 and its relatives, the encoder half."""
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
+
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return AutoModelForTextEncoding
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"model.text.name {name}: transformers has no class for the encoder of a {config.model_type} without its "
+            "decoder; use an encoder such as BERT or T5"
+        )
+    return AutoModel
+
+
+def _new_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | None) -> Any:
+    """Configuration from a model type (bert) or a repository, with the recipe's values."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    values: dict[str, Any] = dict(recipe.config)
+    if tokenizer is not None:
+        values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+        values.setdefault("max_position_embeddings", tokenizer.context_length)
+    if source not in CONFIG_MAPPING:
+        return AutoConfig.from_pretrained(local_folder(source), trust_remote_code=False, **values)
+    if tokenizer is None:
+        raise ModelError(
+            f"model.text.name hf:{source}: a new tower needs a tokenizer; add, for example, "
+            "model.text.tokenizer: open_clip:ViT-B-32"
+        )
+    config = AutoConfig.for_model(source, **values)
+    unknown = [key for key in recipe.config if key not in type(config)().to_dict()]
+    if unknown:
+        raise ModelError(f"model.text.config.{unknown[0]} is not an option of a {source} configuration")
+    return config
+
+
+def _pooling(folder: Path) -> Literal["mean", "cls", "last"]:
+    """Pooling that a sentence-transformers folder states, else mean."""
+    file = folder / _POOLING_FILE
+    if not file.is_file():
+        return "mean"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    stated = config.get("pooling_mode")
+    if stated is None:
+        stated = [key.removeprefix("pooling_mode_") for key, value in config.items() if key in _OLD_POOLING and value]
+    modes = {stated} if isinstance(stated, str) else set(stated)
+    supported: dict[str, Literal["mean", "cls", "last"]] = {
+        "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last",
+    }  # fmt: skip
+    if len(modes) != 1 or not modes <= set(supported):
+        raise ModelError(
+            f"{file}: pooling by {', '.join(sorted(modes)) or 'nothing'} is not supported; supported: mean, cls, "
+            "lasttoken; set model.text.pooling"
+        )
+    return supported[modes.pop()]

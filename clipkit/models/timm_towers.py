@@ -1,0 +1,63 @@
+"""Image towers of composed models: any timm model, without its classifier."""
+
+from pathlib import Path
+from typing import Any
+
+from clipkit.errors import ModelError, one_line
+from clipkit.models.blocks import prefixed, timm_blocks
+from clipkit.models.preprocess import Preprocess, Resize, TransformCall
+from clipkit.models.projections import new_projection
+from clipkit.models.towers import ImageTower
+from clipkit.models.trunks import ImageTrunk
+from clipkit.recipe import ImageTowerRecipe
+
+
+def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str) -> ImageTower:
+    """Build the image tower that a recipe names, with a new projection.
+
+    Raises:
+        ModelError: timm has no such model, or cannot build it.
+    """
+    import timm
+
+    name = str(recipe.name)
+    library, colon, rest = name.partition(":")
+    source = rest if colon and library == "timm" else f"local-dir:{_existing_folder(name)}"
+    try:
+        native = timm.create_model(source, pretrained=recipe.pretrained, num_classes=0)
+        if recipe.image_size is not None and hasattr(native, "set_input_size"):
+            native.set_input_size(img_size=recipe.image_size)
+    except Exception as error:  # create_model raises many types
+        raise ModelError(f"model.image.name {name}: timm cannot build it ({one_line(error)})") from None
+    size = recipe.image_size or int(native.pretrained_cfg["input_size"][-1])
+    if not recipe.pretrained:
+        # The margin that crop_pct cuts off belongs to the pretrained weights.
+        native.pretrained_cfg = native.pretrained_cfg | {"crop_pct": 1.0, "input_size": (3, size, size)}
+    trunk = ImageTrunk(native)
+    head = new_projection(native.num_features, embed_dim, projection)
+    return ImageTower(trunk, head, prefixed(timm_blocks(native)), _preprocess(native, size), head_is_new=True)
+
+
+def data_config(native: Any, size: int) -> dict[str, Any]:
+    """timm's settings for preparing images of this size."""
+    from timm.data import resolve_data_config
+
+    return resolve_data_config({"input_size": (3, size, size)}, pretrained_cfg=native.pretrained_cfg)
+
+
+def _preprocess(native: Any, size: int) -> Preprocess:
+    from timm.data import create_transform
+
+    config = data_config(native, size)
+    transform = TransformCall(create_transform(**config, is_training=False))
+    steps = None
+    if config["crop_mode"] == "center":
+        steps = Resize("shortest", int(size / config["crop_pct"]), config["interpolation"], "round")
+    return Preprocess(transform, size, config["mean"], config["std"], steps=steps)
+
+
+def _existing_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"model.image.name {name}: folder not found; give a folder, or a timm model as timm:NAME")
+    return folder.resolve()

@@ -1,0 +1,136 @@
+"""Trunks: modules that turn the encoders of transformers, timm and open_clip into one vector per input."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Pooled(nn.Module):
+    """Pooled output of a transformers encoder."""
+
+    def __init__(self, native: nn.Module) -> None:
+        super().__init__()
+        self.native = native
+
+    def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
+        output = self.native(**inputs).pooler_output
+        return output.flatten(1)  # convolutional towers keep two dimensions of size one
+
+
+class FirstToken(nn.Module):
+    """First token's state from a transformers encoder."""
+
+    def __init__(self, native: nn.Module) -> None:
+        super().__init__()
+        self.native = native
+
+    def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
+        return self.native(**inputs).last_hidden_state[:, 0]
+
+
+class Patches(nn.Module):
+    """Image encoder of SigLIP 2 NaFlex, which takes rows of patches and keeps the aspect ratio of images."""
+
+    def __init__(self, native: nn.Module) -> None:
+        super().__init__()
+        self.native = native
+
+    def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> Tensor:
+        return self.native(
+            pixel_values=pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes
+        ).pooler_output
+
+
+class TextTrunk(nn.Module):
+    """Text encoder of transformers with a choice of pooling: mean, last or cls (first token)."""
+
+    def __init__(self, native: Any, pooling: str) -> None:
+        super().__init__()
+        self.native = native
+        self.pooling = pooling
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "B W"]:
+        states = self.native(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        match self.pooling:
+            case "mean":
+                return mean_of_tokens(states, attention_mask)
+            case "last":
+                return last_token(states, attention_mask)
+            case _:
+                return states[:, 0]
+
+
+class ImageTrunk(nn.Module):
+    """Model of timm without its classifier."""
+
+    def __init__(self, native: Any) -> None:
+        super().__init__()
+        self.native = native
+
+    def forward(self, pixel_values: Tensor) -> Float[Tensor, "B W"]:
+        return self.native(pixel_values)
+
+
+class Native(nn.Module):
+    """Unchanged tower of open_clip. CoCa's towers return several outputs; the first one is the pooled output."""
+
+    def __init__(self, native: nn.Module) -> None:
+        super().__init__()
+        self.native = native
+
+    def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
+        tokens = inputs.get("input_ids")
+        output = self.native(inputs["pixel_values"] if tokens is None else tokens)
+        return output[0] if isinstance(output, tuple) else output
+
+
+class CausalText(nn.Module):
+    """Causal text transformer of open_clip up to its pooled end token, for captions of any length.
+
+    Attention looks only backward and only the end token is used, so later tokens have no effect and can be cut.
+    open_clip's forward requires the full context length.
+
+    Args:
+        native: open_clip's CLIP, which holds the parts of its text tower directly, or a TextTransformer.
+        end: id of the end token; None if it is the highest id of each caption.
+    """
+
+    def __init__(self, native: Any, end: int | None) -> None:
+        super().__init__()
+        self.token_embedding = native.token_embedding
+        self.positional_embedding = native.positional_embedding
+        self.transformer = native.transformer
+        self.ln_final = native.ln_final
+        self.attn_mask: Tensor
+        self.register_buffer("attn_mask", native.attn_mask, persistent=False)
+        self.end = end
+
+    @property
+    def native(self) -> nn.Module:
+        """The module itself, which holds the transformer's parts."""
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Switch gradient checkpointing, by the name that open_clip's towers use."""
+        self.transformer.grad_checkpointing = enable
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "B W"]:
+        length = input_ids.shape[1]
+        states = self.token_embedding(input_ids) + self.positional_embedding[:length]
+        states = self.transformer(states, attn_mask=self.attn_mask[:length, :length])
+        ends = input_ids if self.end is None else (input_ids == self.end).int()
+        return self.ln_final(states)[torch.arange(len(states), device=states.device), ends.argmax(dim=1)]
+
+
+def mean_of_tokens(states: Float[Tensor, "B L W"], attention_mask: Tensor) -> Float[Tensor, "B W"]:
+    """Mean over all tokens except padding (Reimers and Gurevych 2019, Sentence-BERT)."""
+    mask = attention_mask.unsqueeze(-1).to(states.dtype)
+    return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def last_token(states: Float[Tensor, "B L W"], attention_mask: Tensor) -> Float[Tensor, "B W"]:
+    """State of the last token before the padding."""
+    last = attention_mask.sum(dim=1) - 1
+    return states[torch.arange(len(states), device=states.device), last]

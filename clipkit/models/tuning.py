@@ -1,0 +1,52 @@
+"""Tuning methods: which parameters of a tower are trained.
+
+To add a method, write a function here (or a file beside it), and add a row here and one to `recipe.model.TUNE_METHODS`.
+"""
+
+from collections.abc import Callable
+
+from clipkit.errors import ModelError
+from clipkit.models.towers import Tower
+from clipkit.recipe.model import parse_tune
+
+
+def tune(tower: Tower, method: str) -> None:
+    """Apply a tuning method to a tower. A new projection is always trained, because frozen it would be noise.
+
+    Args:
+        tower: changed in place.
+        method: `model.image.tune` or `model.text.tune` of a recipe.
+
+    Raises:
+        ModelError: the tower has no projection to train, or fewer than N blocks.
+    """
+    name, count = parse_tune(method)
+    METHODS[name](tower, count)
+
+
+def full(tower: Tower, _count: int) -> None:
+    """Train all parameters."""
+    tower.set_trainable([*(name for block in tower.blocks for name in block), *tower.head_names], head=True)
+
+
+def last(tower: Tower, count: int) -> None:
+    """Train the last `count` blocks and the projection."""
+    if count > len(tower.blocks):
+        raise ModelError(f"tune: last:{count} is more than the {len(tower.blocks)} blocks of this tower")
+    trained = tower.blocks[len(tower.blocks) - count :]
+    tower.set_trainable([*(name for block in trained for name in block), *tower.head_names], head=True)
+
+
+def head(tower: Tower, _count: int) -> None:
+    """Train the projection only."""
+    if not tower.has_head:
+        raise ModelError("tune: head trains the projection, which this tower does not have; use last:1 or frozen")
+    tower.set_trainable(tower.head_names, head=True)
+
+
+def frozen(tower: Tower, _count: int) -> None:
+    """Train nothing, except for a new projection."""
+    tower.set_trainable([], head=tower.head_is_new)
+
+
+METHODS: dict[str, Callable[[Tower, int], None]] = {"full": full, "last:N": last, "head": head, "frozen": frozen}

@@ -1,0 +1,175 @@
+"""The terms of a recipe's objective: the data that each reads, the towers that it trains, the metrics that it offers.
+
+Whatever depends on the objective asks its terms; nothing else compares names of objectives. A new objective is one row
+in `OBJECTIVES` and one file in `clipkit/training/objectives`, with the name of its term.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from clipkit.catalogue import Need
+from clipkit.recipe.data import DataRecipe
+from clipkit.recipe.loop import CAPTION_METRICS, view_metrics
+from clipkit.recipe.loss import LossRecipe, LossTerm
+from clipkit.recipe.model import ModelRecipe
+from clipkit.recipe.policies import Step, steps_of
+from clipkit.recipe.views import HeadRecipe, ImageViewsRecipe, TextViewsRecipe, ViewsRecipe
+
+Side = Literal["image", "text"]
+
+
+class Sections(Protocol):
+    """The sections of a recipe that terms are made from."""
+
+    @property
+    def model(self) -> ModelRecipe: ...
+    @property
+    def data(self) -> DataRecipe: ...
+    @property
+    def loss(self) -> LossRecipe: ...
+    @property
+    def views(self) -> ViewsRecipe | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One term of the objective."""
+
+    name: str
+    """Its file in `clipkit/training/objectives`."""
+    weight: float
+    towers: tuple[Side, ...]
+    """Towers whose features it compares."""
+    reads: frozenset[Literal["images", "captions"]]
+    """Columns that the data must have."""
+    needs: frozenset[Need] = frozenset()
+    """Everything that it is computed from, besides features: the model's scale or bias, wrong captions, a teacher."""
+    losses: tuple[LossTerm, ...] = ()
+    """Losses that the recipe chooses."""
+    metrics: tuple[str, ...] = ()
+    """Metrics that can choose the best weights, the default first."""
+    heads: Mapping[Side, HeadRecipe] = field(default_factory=dict)
+    """Projection heads between a trunk and the loss; without one the loss sees the tower's own features."""
+    augmentation: tuple[Step, ...] = ()
+    """Augmentation of its images, as the report shows it."""
+    safe: bool = False
+    """Do not flip or recolor images whose captions mention left/right or a color."""
+    fewest_samples: int = 1
+    """Validation samples that its metrics need."""
+    not_streamed: tuple[str, ...] = ()
+    """Keys of the recipe that it uses and that do not work with a stream."""
+
+    @property
+    def is_cross_modal(self) -> bool:
+        """True if it compares images with captions; logit_scale belongs to these comparisons."""
+        return self.towers == ("image", "text")
+
+    @property
+    def kept_heads(self) -> list[Side]:
+        """Sides whose head is saved with the model."""
+        return [side for side, head in self.heads.items() if head.keep]
+
+
+class CaptionsTerm(Term):
+    """An image's positive is its caption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageViewsTerm(Term):
+    """An image's positive is another view of it."""
+
+    views: ImageViewsRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextViewsTerm(Term):
+    """A caption's positive is another view of it."""
+
+    views: TextViewsRecipe
+
+
+def _captions(sections: Sections, weight: float) -> list[Term]:
+    losses, needs = tuple(sections.loss.terms), sections.loss.needs
+    refused = {"loss.teacher": Need.TEACHER, "negative captions": Need.NEGATIVES}
+    term = CaptionsTerm(
+        name="captions",
+        weight=weight,
+        towers=("image", "text"),
+        reads=frozenset({"images", "captions"}),
+        needs=needs,
+        losses=losses,
+        metrics=CAPTION_METRICS,
+        augmentation=sections.data.augmentation,
+        safe=sections.data.safe,
+        not_streamed=tuple(what for what, need in refused.items() if need in needs),
+    )
+    return [term]
+
+
+def _views(sections: Sections, weight: float) -> list[Term]:
+    views = sections.views
+    if views is None:
+        raise ValueError("objective has views, but views is missing; add views: {image: {policies: [simclr, simclr]}}")
+    terms: list[Term] = []
+    if views.image is not None:
+        terms.append(_image_views(views.image, weight))
+    if views.text is not None:
+        terms.append(_text_views(views.text, weight, sections.model.text.dropout))
+    return terms
+
+
+def _image_views(views: ImageViewsRecipe, weight: float) -> ImageViewsTerm:
+    named = views.safe or views.positives == "caption"
+    return ImageViewsTerm(
+        name="image_views",
+        weight=weight,
+        towers=("image",),
+        reads=frozenset({"images", "captions"} if named else {"images"}),
+        needs=views.loss.needs - {Need.SCALE},  # its temperature is fixed
+        losses=tuple(views.loss.terms),
+        metrics=view_metrics("image"),
+        heads={} if views.head is None else {"image": views.head},
+        augmentation=steps_of(views.policies[0]),
+        safe=views.safe,
+        fewest_samples=2,
+        not_streamed=("views.image.safe or .positives",) * named,
+        views=views,
+    )
+
+
+def _text_views(views: TextViewsRecipe, weight: float, dropout: float) -> TextViewsTerm:
+    if dropout == 0 and views.are_equal:
+        raise ValueError(
+            f"views.text.policies {views.policies} gives two equal views without dropout; set model.text.dropout, e.g. "
+            "0.1, or use crop or sibling"
+        )
+    return TextViewsTerm(
+        name="text_views",
+        weight=weight,
+        towers=("text",),
+        reads=frozenset({"captions"}),
+        needs=views.loss.needs - {Need.SCALE},
+        losses=tuple(views.loss.terms),
+        metrics=view_metrics("text"),
+        heads={} if views.head is None else {"text": views.head},
+        fewest_samples=2,
+        not_streamed=("views.text",),
+        views=views,
+    )
+
+
+@dataclass(frozen=True)
+class ObjectiveRow:
+    """The meaning of `objective: {NAME: weight}`."""
+
+    terms: Callable[[Sections, float], list[Term]]
+    """(sections of the recipe, weight) -> its terms; ValueError if the sections do not fit."""
+    keys: tuple[str, ...] = ()
+    """Keys of the recipe that apply only to objectives that list them."""
+
+
+OBJECTIVES = {
+    "captions": ObjectiveRow(_captions, ("loss", "data.augment", "data.crop_scale", "data.safe")),
+    "views": ObjectiveRow(_views, ("views",)),
+}

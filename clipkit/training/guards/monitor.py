@@ -1,0 +1,198 @@
+"""The monitor of a run: findings before its first step and from its logs, batch statistics, retention."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from clipkit.data import StreamPairs
+from clipkit.findings import Finding
+from clipkit.run_files import read_rows
+from clipkit.training.folder.resume import best_evaluation
+from clipkit.training.folder.run_folder import RunFolder
+from clipkit.training.guards.batch_statistics import batch_statistics
+from clipkit.training.guards.before import before_first_step, is_pretrained
+from clipkit.training.guards.pretrained import other_settings
+from clipkit.training.guards.record import read_findings, write_findings
+from clipkit.training.guards.watch import Facts, Watch, replay
+from clipkit.training.measures.retention import retention_of
+from clipkit.training.objectives.objective import Gathered
+from clipkit.training.plan import Plan
+
+_TIMED = 5
+"""Logged steps after which the run prints how long it will take; the very first one is not timed."""
+
+
+class Monitor:
+    """Watches one run. All processes measure retention; the main one prints and keeps the findings.
+
+    Args:
+        plan: the plan of the run.
+        folder: its folder.
+        log_line: called with each line for the terminal and log.txt.
+    """
+
+    def __init__(self, plan: Plan, folder: RunFolder, log_line: Callable[[str], None]) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.log_line = log_line
+        self.statistics: dict[str, float] = {}
+        """Statistics of the last logged batch."""
+        self._findings: list[Finding] = []
+        self._seconds: list[float] = []
+        self._watch: Watch | None = None
+        self.start_scale = plan.model.logit_scale.exp().item()
+        self.retention = retention_of(plan.recipe, plan.model, plan.data.validation, plan.processes)
+        self.retention_start = self.retention.value() if self.retention is not None else None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings so far."""
+        return [*self._findings, *(self._watch.found if self._watch is not None else [])]
+
+    def check_before(self, resumed: bool) -> None:
+        """Collect the findings about recipe, data and model, before the weights change or the folder is written."""
+        plan = self.plan
+        if not plan.processes.is_main:
+            return
+        if resumed:
+            kept = read_findings(self.folder.path)
+            self._findings = [] if kept is None else [finding for finding in kept[1] if finding.step is None]
+            return
+        self._findings = before_first_step(
+            plan.recipe, plan.model, plan.data.train, plan.data.validation, plan.steps, plan.schedule.rising
+        )
+        can_try = plan.recipe.is_cross_modal and not isinstance(plan.data.train, StreamPairs)
+        if can_try and is_pretrained(plan.recipe):
+            self._findings += other_settings(plan.model, plan.data.train)
+
+    def start(self, resumed: bool) -> None:
+        """Print and write the findings so far; a resumed run reads its logs again."""
+        plan, cap = self.plan, self.plan.largest_logit_scale
+        facts = Facts(
+            batch_size=plan.recipe.train.batch_size,
+            rising=plan.schedule.rising,
+            steps=plan.steps,
+            chance=plan.objective.chance,
+            start_scale=self.start_scale,
+            largest_scale=None if cap is None else math.exp(cap),
+            metric=plan.recipe.metric,
+            sides=plan.objective.sides,
+            retention=self.retention.metric if self.retention is not None else None,
+            retention_start=self.retention_start,
+        )
+        self._watch = Watch(facts)
+
+        def begin(watch: Watch) -> None:
+            files = (self.folder.metrics, self.folder.speed, self.folder.evaluations)
+            metrics, speeds, evaluations = (read_rows(file) if resumed else [] for file in files)
+            with self.folder.writing():
+                list(replay(watch, metrics, speeds, evaluations))
+                self._report(self._findings)
+                self._write()
+
+        plan.processes.on_main(lambda: begin(self.watch))
+
+    @property
+    def watch(self) -> Watch:
+        """The rules that read the logs; there from `start` on."""
+        assert self._watch is not None
+        return self._watch
+
+    def on_features(self, gathered: Gathered, step: int) -> None:
+        """Compute the statistics of a batch, if its step is logged.
+
+        Args:
+            gathered: features of the global batch.
+            step: steps before this one.
+        """
+        if self.plan.processes.is_main and self.plan.calendar.logs(step + 1):
+            objective, ids = self.plan.objective, (gathered["image_ids"], gathered["caption_ids"])
+            self.statistics = batch_statistics(*objective.compared(gathered), *ids, objective.sides)
+
+    def logged(self, row: Mapping[str, Any], speed: Mapping[str, Any], memory: int) -> None:
+        """Apply the rules to a logged step.
+
+        Args:
+            row: its line of metrics.jsonl.
+            speed: its line of speed.jsonl.
+            memory: bytes in use.
+        """
+        self._take(self.watch.step(row, speed))
+        if len(self._seconds) <= _TIMED:
+            self._seconds.append(speed["step_seconds"] + speed["data_wait_seconds"])
+            if len(self._seconds) == _TIMED + 1:
+                self._report_time_left(row["step"], memory)
+
+    def evaluated(self, row: Mapping[str, Any]) -> None:
+        """Apply the rules to a line of evaluations.jsonl."""
+        self._take(self.watch.evaluation(row))
+
+    def retained(self) -> dict[str, float]:
+        """Measure retention; by its name in evaluations.jsonl."""
+        return {} if self.retention is None else {self.retention.metric: self.retention.value()}
+
+    def retention_settings(self) -> dict[str, Any]:
+        """Return the settings of results.json about retention, measured with the present weights."""
+        if self.retention is None:
+            return {}
+        values = {"start": self.retention_start, "chosen": self.retention.value()}
+        return {"retention": {"name": self.retention.name, "metric": self.retention.metric, **values}}
+
+    def progress_line(self, figures: Mapping[str, float], step: int) -> str:
+        """Return the figures that a person follows, to be added to the line about an epoch."""
+        metric = self.plan.recipe.metric
+        if not self.plan.processes.is_main or metric is None or metric not in figures:
+            return ""
+        best = best_evaluation(self.folder, metric)
+        line = f", {metric} {figures[metric]:.4f}"
+        if best is not None:
+            line += " (the best so far)" if best["step"] == step else f" (best {best[metric]:.4f}, step {best['step']})"
+        if self.retention is not None:
+            line += f", {self.retention.metric} {figures[self.retention.metric]:.4f} (start {self.retention_start:.4f})"
+        return line
+
+    def not_finite(self, step: int, loss: float, norm: float) -> None:
+        """Record a loss or gradient norm that ends the run."""
+        if not self.plan.processes.is_main:
+            return
+        finding = Finding(
+            "not_finite",
+            "error",
+            f"the loss was {loss:.4g} and the gradient norm {norm:.4g}",
+            "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; an image or caption of the step may be "
+            "the cause: log.txt names them",
+            step,
+        )
+        with self.folder.writing():
+            self._findings.append(finding)
+            self._write()
+
+    def _take(self, new: Sequence[Finding]) -> None:
+        self._report(new)
+        if new:
+            self._write()
+
+    def _report(self, findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            self.log_line(finding.line())
+
+    def _write(self) -> None:
+        write_findings(self.folder.path, self.watch.facts, self.findings)
+
+    def _report_time_left(self, step: int, memory: int) -> None:
+        typical = sorted(self._seconds[1:])[_TIMED // 2]
+        left = (self.plan.steps - step) * typical
+        end = time.strftime("%H:%M" if left < 86400 else "%d %B, %H:%M", time.localtime(time.time() + left))
+        self.log_line(
+            f"a step takes {typical:.3g} s and {memory / 1e9:.1f} GB of memory so far; without evaluations the rest "
+            f"takes {_duration(left)}, until {end}"
+        )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,31 @@
+"""findings.json: what a run's guards found, and the facts that their rules need to read its logs again."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from clipkit.files import write_whole
+from clipkit.findings import Finding
+from clipkit.run_files import RunFiles
+from clipkit.training.guards.watch import Facts
+
+
+def write_findings(folder: Path, facts: Facts, findings: Sequence[Finding]) -> None:
+    """Write findings.json into a run folder."""
+    content = {"facts": asdict(facts), "findings": [finding.to_dict() for finding in findings]}
+    write_whole(RunFiles(folder).findings, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_findings(folder: Path) -> tuple[Facts, list[Finding]] | None:
+    """Read findings.json of a run folder; None if it is missing or unreadable."""
+    try:
+        content = json.loads(RunFiles(folder).findings.read_text(encoding="utf-8"))
+        known = {field.name for field in fields(Facts)}
+        values = {name: value for name, value in content["facts"].items() if name in known}
+        facts = Facts(**values | {"sides": tuple(values["sides"])})
+        # Runs of earlier versions have `level` in place of `severity`.
+        rows = [{"severity": row.pop("level", None), **row} for row in content["findings"]]
+        return facts, [Finding(**row | {"examples": tuple(row.get("examples", ()))}) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,49 @@
+"""The training loop."""
+
+import time
+from collections.abc import Generator
+from contextlib import closing
+
+from clipkit.data import Batch
+from clipkit.training.plan import Plan
+from clipkit.training.recorder import Recorder
+from clipkit.training.state import State
+from clipkit.training.step import Abandoned, Step
+from clipkit.training.update import NotFinite, update
+
+
+def loop(batches: Generator[Batch, None, None], gradients: Step, plan: Plan, state: State, recorder: Recorder) -> None:
+    """Train from the step of `state` to the last one, or until nothing gets better.
+
+    Args:
+        batches: this process's rows of each global batch.
+        gradients: the training step.
+        plan: what the run does.
+        state: where it stands.
+        recorder: writes what happens, and evaluates.
+
+    Raises:
+        Interrupted: a signal asked for a stop; a checkpoint was written.
+        TrainingError: the run cannot continue; what was saved is complete.
+    """
+    with closing(batches):
+        if plan.calendar.evaluates_after(state.step):  # interrupted between a checkpoint and its evaluation
+            recorder.evaluate(state)
+        waited_from = time.perf_counter()
+        for batch in batches:
+            began = time.perf_counter()
+            try:
+                row = update(batch, gradients, plan, state)
+            except Abandoned:
+                recorder.stop(state)
+            except NotFinite as error:
+                recorder.stop_at_last_good(state, batch, error)
+            recorder.log(row, waited=began - waited_from, took=time.perf_counter() - began)
+            overdue = recorder.agree(state, batch.bad)
+            recorder.stop_if_asked(state)
+            evaluates = plan.calendar.evaluates_after(state.step)
+            if overdue or plan.calendar.saves_after(state.step) or (evaluates and recorder.measurements):
+                recorder.save(state)
+            if evaluates and recorder.evaluate(state, row):
+                break
+            waited_from = time.perf_counter()

@@ -1,0 +1,91 @@
+"""Views of validation images: how often one view finds the other."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipkit.data import Pairs, Sample
+from clipkit.evaluation.figures import Column, Queries
+from clipkit.evaluation.neighborhood import embedding_map, neighbor_examples
+from clipkit.metrics import alignment, retrieval_ranks
+from clipkit.models import DualEncoder
+from clipkit.processes import Processes
+from clipkit.training.inputs import TowerInputs, evaluating
+from clipkit.training.measures.captions import finite
+from clipkit.training.measures.views import BATCH, KS, ViewScores
+from clipkit.training.objectives.objective import Encoded
+from clipkit.training.objectives.views import through_head
+
+
+class ImageViewValidation:
+    """Retrieval between two views of held-out images, in both directions.
+
+    The views are the first two of the recipe, as in its first epoch. Recall, alignment and uniformity are measured on
+    the features that the loss sees, after the head; neighbors and map on the tower's own features, which are saved.
+
+    Args:
+        encoded: the objective's views.
+        workers: loader processes.
+        model: the model that is trained.
+        pairs: the images.
+        processes: each encodes its share; all get the values.
+    """
+
+    def __init__(
+        self, encoded: Mapping[str, Encoded], workers: int, model: DualEncoder, pairs: Pairs, processes: Processes
+    ) -> None:
+        self.names = list(encoded)[:2]
+        self.model = model
+        self.pairs = pairs
+        self.processes = processes
+        self.workers = workers
+        self.inputs = TowerInputs(model, pairs, processes, {name: encoded[name] for name in self.names}, augmented=True)
+
+    def figures(self) -> dict[str, float]:
+        """Return recalls, alignment and uniformity."""
+        return self._scores().figures()
+
+    def result(self, name: str) -> dict[str, Any]:
+        """Return everything that results.json holds, under this model name."""
+        images = self.pairs.images
+        share = images[self.processes.share(len(images))]
+        with evaluating(self.model):
+            rows = self.model.encode_image(share).to(self.model.device)
+        features = self.processes.gather(rows, len(images)).cpu()
+        return self._scores().result(name, self.pairs, len(images)) | {
+            "examples": neighbor_examples(features, images, "image"),
+            "map": embedding_map(features, images, "image"),
+        }
+
+    def _scores(self) -> ViewScores:
+        first, second = self._features()
+        ranks = retrieval_ranks(first, second, torch.arange(len(first)))
+        both = torch.stack([ranks.of_images, ranks.of_texts])[:, None]
+        hits = (both <= torch.tensor(KS)[:, None]).double().mean(0)
+        queries = Queries(np.arange(len(first)))
+        recalls = {f"image_view_recall@{k}": Column(queries, hits[row].numpy()) for row, k in enumerate(KS)}
+        return ViewScores("image", recalls, alignment(first, second), first)
+
+    @torch.no_grad()
+    def _features(self) -> tuple[Tensor, Tensor]:
+        made: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        total = len(self.pairs.images)
+        with evaluating(self.model):
+            for batch in self.inputs.batches(self._samples(), self.workers):
+                for name in self.names:
+                    encoder = self.inputs.encoders[name]
+                    features = encoder(batch.inputs[name]).float()
+                    made[name].append(features if encoder.of_trunk else F.normalize(features, dim=-1))
+            head = self.model.view_head("image")
+            gathered = [self.processes.gather(torch.cat(made[name]), total) for name in self.names]
+            first, second = (through_head(features, head).cpu() for features in gathered)
+        return finite(self.pairs.name, first, second)
+
+    def _samples(self) -> Iterator[list[Sample]]:
+        rows = range(len(self.pairs.images))[self.processes.share(len(self.pairs.images))]
+        for start in range(0, len(rows), BATCH):
+            yield [Sample(0, row, int(self.pairs.captions_of_image[row][0])) for row in rows[start : start + BATCH]]

@@ -1,0 +1,87 @@
+"""Views of validation captions: how often another wording finds its caption."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipkit.data import Pairs, Sample, TextView
+from clipkit.evaluation.figures import Column, Queries
+from clipkit.evaluation.neighborhood import embedding_map, neighbor_examples
+from clipkit.metrics import alignment, retrieval_ranks
+from clipkit.models import DualEncoder
+from clipkit.models.encode import encode_strings
+from clipkit.processes import Processes
+from clipkit.training.inputs import evaluating
+from clipkit.training.measures.captions import finite
+from clipkit.training.measures.views import BATCH, KS, ViewScores
+from clipkit.training.objectives.views import through_head
+from clipkit.training.step import Encoder
+
+
+class TextViewValidation:
+    """Retrieval of one caption per image by other wordings of it.
+
+    The wordings are the image's other captions if it has any, else the caption's paraphrase, else a crop of it.
+
+    Args:
+        crop: makes the crop.
+        model: the model that is trained.
+        pairs: the captions.
+        processes: each encodes its share; all get the values.
+    """
+
+    def __init__(self, crop: TextView, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
+        self.model = model
+        self.pairs = pairs
+        self.processes = processes
+        self.captions: list[str] = []
+        self.wordings: list[str] = []
+        targets: list[int] = []
+        for image, rows in enumerate(pairs.captions_of_image):
+            first, others = int(rows[0]), rows[1:]
+            self.captions.append(pairs.captions[first])
+            wordings = [pairs.captions[row] for row in others]
+            if not wordings and pairs.paraphrases is not None and pairs.paraphrases[first]:
+                wordings = [pairs.paraphrases[first]]
+            self.wordings += wordings or [crop(Sample(0, image, first))]
+            targets += [image] * max(1, len(wordings))
+        self.targets = torch.tensor(targets)
+        """The caption of each wording."""
+
+    def figures(self) -> dict[str, float]:
+        """Return recalls, alignment and uniformity."""
+        return self._scores().figures()
+
+    def result(self, name: str) -> dict[str, Any]:
+        """Return everything that results.json holds, under this model name."""
+        with evaluating(self.model):
+            features = F.normalize(self._encoded(self.captions, Encoder(self.model.text)), dim=-1).cpu()
+        return self._scores().result(name, self.pairs, len(self.captions)) | {
+            "examples": neighbor_examples(features, self.captions, "text"),
+            "map": embedding_map(features, self.captions, "text"),
+        }
+
+    def _scores(self) -> ViewScores:
+        captions, wordings = self._features()
+        rank = retrieval_ranks(captions, wordings, self.targets).of_texts
+        queries = Queries(self.targets.numpy(), among=len(captions))
+        recalls = {f"text_view_recall@{k}": Column(queries, (rank <= k).double().numpy()) for k in KS}
+        return ViewScores("text", recalls, alignment(captions[self.targets], wordings), captions)
+
+    @torch.no_grad()
+    def _features(self) -> tuple[Tensor, Tensor]:
+        head = self.model.view_head("text")
+        encoder = Encoder(self.model.text, of_trunk=head is not None)
+        with evaluating(self.model):
+            both = [self._encoded(texts, encoder) for texts in (self.captions, self.wordings)]
+            if head is None:
+                both = [F.normalize(features, dim=-1) for features in both]
+            captions, wordings = (through_head(features, head).cpu() for features in both)
+        return finite(self.pairs.name, captions, wordings)
+
+    def _encoded(self, texts: list[str], encoder: Encoder) -> Tensor:
+        share = texts[self.processes.share(len(texts))]
+        rows = encode_strings(self.model.text, share, encoder, BATCH, self.model.device)
+        return self.processes.gather(rows.to(self.model.device), len(texts))

@@ -1,0 +1,74 @@
+"""The end of a run: the chosen weights, their results, the report."""
+
+from typing import Any
+
+from clipkit.evaluation import to_json
+from clipkit.files import write_whole
+from clipkit.report import run_report
+from clipkit.training.augmented_sheet import augmented_sheet
+from clipkit.training.folder.checkpoint import checkpoint_of
+from clipkit.training.folder.resume import best_evaluation
+from clipkit.training.interpolation import interpolated
+from clipkit.training.kept_model import save_kept_model
+from clipkit.training.measures.measures import merged_results
+from clipkit.training.plan import Plan
+from clipkit.training.recorder import Recorder
+from clipkit.training.state import State
+
+
+def finish(plan: Plan, state: State, recorder: Recorder) -> dict[str, Any]:
+    """Choose the best weights, measure them, and write results.json, report.html and model/.
+
+    Returns:
+        The content of results.json.
+    """
+    metric, folder = plan.recipe.metric, recorder.folder
+    best = best_evaluation(folder, metric) if plan.processes.is_main else None
+    best_step = plan.processes.of_main(best["step"] if best is not None else state.step)
+    if best_step != state.step:
+        plan.learned.load_chosen(checkpoint_of(folder.checkpoints, best_step))
+        return _write_results(plan, state, recorder, best)
+    with plan.learned.chosen():
+        return _write_results(plan, state, recorder, best)
+
+
+def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str, Any] | None) -> dict[str, Any]:
+    """Measure and write the weights that the model has now."""
+    folder, metric, train = recorder.folder, plan.recipe.metric, plan.data.train
+    interpolation = _interpolate(plan, recorder) if plan.start else {}
+    retention = recorder.monitor.retention_settings()
+    results = merged_results(recorder.measurements, str(folder.path))
+    results["settings"]["best"] = best and {"step": best["step"], "metric": metric, "value": best[str(metric)]}
+    results["settings"] |= {
+        "steps": state.step,
+        "loss_at_chance": plan.objective.chance,
+        "micro_batch_size": state.gradients.micro_batch_size,
+        "processes": plan.processes.count,
+        "trained_on": {"images": len(train.images), "captions": len(train.captions)},
+        **interpolation,
+        **retention,
+    }
+    results["seconds"] = round(state.seconds, 2)
+    results["findings"] = [finding.to_dict() for finding in recorder.monitor.findings]
+    if plan.processes.is_main and (sheet := augmented_sheet(plan.recipe, train)) is not None:
+        results["augmented"] = sheet
+
+    def write() -> None:
+        with folder.writing():
+            folder.replace_model(lambda aside: save_kept_model(plan, aside, [results]))
+            folder.report.unlink(missing_ok=True)  # a run that has both files is finished
+            write_whole(folder.results, to_json(results))
+            write_whole(folder.report, run_report(folder.path))
+
+    plan.processes.on_main(write)
+    recorder.log_line(f"done in {results['seconds']:.0f} s: {folder.model}, {folder.report}")
+    return results
+
+
+def _interpolate(plan: Plan, recorder: Recorder) -> dict[str, Any]:
+    """Keep the best weights on the line from the model's first to its present ones."""
+    retention = recorder.monitor.retention
+    wanted = {"target": str(plan.recipe.metric)} | ({} if retention is None else {"retention": retention.metric})
+    curve = interpolated(plan.model, plan.start, recorder.figures, wanted)
+    recorder.log_line(f"the weights at alpha {curve.chosen:g} between start (0) and end (1) are the best and are kept")
+    return {"interpolation": curve.rows, "alpha": curve.chosen}

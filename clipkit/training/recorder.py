@@ -1,0 +1,244 @@
+"""What a run writes while it trains: logs, checkpoints, findings, the best model, lines on the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from tqdm import tqdm
+
+from clipkit.data import Batch
+from clipkit.errors import TrainingError
+from clipkit.run_files import append
+from clipkit.training.folder.bad_samples import BadSamples
+from clipkit.training.folder.keeper import Keeper
+from clipkit.training.folder.resume import best_evaluation, out_of_patience
+from clipkit.training.folder.run_folder import RunFolder
+from clipkit.training.folder.run_log import RunLog
+from clipkit.training.folder.trackers import Trackers
+from clipkit.training.guards.monitor import Monitor
+from clipkit.training.kept_model import save_kept_model
+from clipkit.training.measures.measurement import Measurement
+from clipkit.training.micro_batch import memory_in_use
+from clipkit.training.plan import Plan
+from clipkit.training.state import State
+from clipkit.training.stop import StopRequest
+from clipkit.training.update import NotFinite
+
+
+class Recorder:
+    """The run folder, the terminal and the trackers while a run trains.
+
+    All processes call it; the main one writes. As a context manager it shows the progress bar.
+
+    Args:
+        plan: the plan of the run.
+        folder: the run folder, claimed by this run.
+        log: the lines of the run.
+        monitor: its guards.
+        measurements: what is evaluated.
+        stop: whether a signal asked for a stop.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        log: RunLog,
+        monitor: Monitor,
+        measurements: list[Measurement],
+        stop: StopRequest,
+    ) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.log_line = log.say
+        self.monitor = monitor
+        self.measurements = measurements
+        self.stop_request = stop
+        self.processes = plan.processes
+        self.metric = plan.recipe.metric
+        self.keeper = Keeper(folder, plan.recipe.checkpoint, self.metric)
+        self.trackers = Trackers(plan.accelerator, plan.recipe, folder.path)
+        self.bad_samples = BadSamples(plan.data.train, plan.data.max_bad, folder, plan.processes)
+        self._write_failure: TrainingError | None = None
+        self._bar: Any = None
+
+    def show_progress(self, step: int) -> Self:
+        """Set the progress bar up, for a run that stands after `step`."""
+        batch_size = self.plan.recipe.train.batch_size
+        self._bar = tqdm(
+            total=self.plan.steps * batch_size,
+            initial=step * batch_size,
+            unit=" pairs",
+            unit_scale=True,
+            disable=None if self.processes.is_main else True,  # None: shown on a terminal only
+        )
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._bar.close()
+
+    def register_known_bad(self, bad: Mapping[int, str], step: int) -> None:
+        """List the images that are known to be missing or unreadable before the first step."""
+        self.bad_samples.resume()
+        if self.bad_samples.any_new(bad):
+            self.bad_samples.add(bad, step)
+        if bad:
+            first = self.plan.data.train.images[min(bad)]
+            self.log_line(
+                f"{len(bad)} images are missing or unreadable (first: {first}) and are replaced by other pairs"
+            )
+
+    def log(self, row: dict[str, Any], waited: float, took: float) -> None:
+        """Write one step to metrics.jsonl and speed.jsonl, if this step is logged.
+
+        Args:
+            row: what the update reports.
+            waited: seconds until the batch was there.
+            took: seconds for the update.
+        """
+        self._bar.update(self.plan.recipe.train.batch_size)
+        self._bar.set_postfix_str(f"loss {row['loss']:.3f}")
+        step = row["step"]
+        if not self.processes.is_main or not self.plan.calendar.logs(step):
+            return
+        row |= self.monitor.statistics
+        memory = memory_in_use()
+        speed = {
+            "step": step,
+            "pairs_per_second": round(self.plan.recipe.train.batch_size / (took + waited), 2),
+            "step_seconds": round(took, 4),
+            "data_wait_seconds": round(waited, 4),
+            "memory_bytes": memory,
+        }
+        try:
+            with self.folder.writing():
+                append(self.folder.metrics, row)
+                append(self.folder.speed, speed)
+                self.monitor.logged(row, speed, memory)
+            self.trackers.log("train", row, step)
+            self.trackers.log("speed", speed, step)
+        except TrainingError as error:
+            self._write_failure = error  # raised by `agree`, when the other processes learn of it
+
+    def agree(self, state: State, bad: Mapping[int, str]) -> bool:
+        """Agree with the other processes on failures and on images that turned out to be bad.
+
+        Returns:
+            Whether a checkpoint is due because the last one is too old.
+
+        Raises:
+            TrainingError: a log could not be written, or there are too many bad images.
+        """
+        write_failed, overdue, new_bad_images = self.processes.any(
+            self._write_failure is not None,
+            self.processes.is_main and self.keeper.is_overdue(),
+            self.bad_samples.any_new(bad),
+        )
+        if write_failed:
+            raise self._write_failure or TrainingError("the main process cannot write to the run folder")
+        if new_bad_images:
+            self.bad_samples.add(bad, state.step)
+            if self.bad_samples.are_too_many:
+                self.save(state)
+                self.bad_samples.check(state.step)
+        return overdue
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint, unless this step has one.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        if state.saved_at != state.step:
+            saved = state.to_save()
+            self.processes.on_main(lambda: self.keeper.write(state.step, self.plan.learned, saved))
+            state.saved_at = state.step
+
+    def stop_if_asked(self, state: State) -> None:
+        """Stop the run if any process received a signal.
+
+        Raises:
+            Interrupted: one did.
+        """
+        if self.processes.largest(int(self.stop_request.asked or 0)):
+            self.stop(state)
+
+    def stop(self, state: State) -> NoReturn:
+        """Write a checkpoint and end the run because of a signal.
+
+        Raises:
+            Interrupted: always.
+        """
+        asked = self.processes.largest(int(self.stop_request.asked or 0))
+        self.save(state)
+        where = f" after step {state.step}, which has a checkpoint" if state.step else " before the first step"
+        raise self.stop_request.interrupted(where, asked)
+
+    def stop_at_last_good(self, state: State, batch: Batch, error: NotFinite) -> NoReturn:
+        """Write a checkpoint of the weights before this step, log the step's images, and end the run.
+
+        Raises:
+            TrainingError: always.
+        """
+        rows = batch.image_ids[:, None].to(self.plan.accelerator.device)
+        positions = self.processes.gather(rows, self.plan.recipe.train.batch_size)[:, 0].tolist()
+        names = [Path(self.plan.data.train.image_name(position)).name for position in positions]
+        self.save(state)
+        step = state.step + 1
+        self.monitor.not_finite(step, error.loss, error.norm)
+        self.log_line(f"images of step {step}: {' '.join(names)}")
+        raise TrainingError(
+            f"step {step}: the loss is {error.loss:.4g} and the gradient norm {error.norm:.4g}; the weights after step "
+            f"{state.step} are in {self.folder.checkpoints}, the images of step {step} ({names[0]}, …) in "
+            f"{self.folder.log}; try a lower optim.lr, optim.clip, or train.precision: fp32"
+        )
+
+    def figures(self) -> dict[str, float]:
+        """Measure the model with its present weights."""
+        figures = {name: value for own in self.measurements for name, value in own.figures().items()}
+        return figures | self.monitor.retained()
+
+    def evaluate(self, state: State, row: Mapping[str, Any] | None = None) -> bool:
+        """Measure the model, and keep these weights if they are the best so far.
+
+        Args:
+            state: where the run stands.
+            row: the step's row of metrics.jsonl, for the line on the terminal; None: no line.
+
+        Returns:
+            Whether the recipe's patience has run out.
+        """
+        figures: dict[str, float] = {}
+        if self.measurements:
+            with self.plan.learned.chosen():
+                with self.stop_request.deferred(False):  # it may take long, and its checkpoint is written
+                    figures = self.figures()
+                self.processes.on_main(lambda: self._keep(state.step, figures))
+        if row is None:
+            return False
+        epochs = f"epoch {state.step // self.plan.sampler.steps_per_epoch}/{self.plan.recipe.train.epochs}"
+        self.log_line(
+            f"{epochs}, step {state.step}: loss {row['loss']:.4f}{self.monitor.progress_line(figures, state.step)}"
+        )
+        waited = self.processes.is_main and out_of_patience(self.folder, self.plan.recipe)
+        ended = bool(self.processes.of_main(int(waited))) and state.step < self.plan.steps
+        if ended:
+            patience = self.plan.recipe.eval.patience
+            self.log_line(f"the last {patience} evaluations were no better than the best one: the run ends")
+        return ended
+
+    def _keep(self, step: int, figures: dict[str, float]) -> None:
+        row = {"step": step, **figures}
+        with self.folder.writing():
+            append(self.folder.evaluations, row)
+            self.monitor.evaluated(row)
+        self.trackers.log("eval", figures, step)
+        with self.folder.writing():
+            best = best_evaluation(self.folder, self.metric)
+            if best is not None and best["step"] == step:
+                self.folder.replace_model(lambda folder: save_kept_model(self.plan, folder))
+            self.keeper.prune()

@@ -1,0 +1,60 @@
+"""The state of a run: the step, what was learned, and the time spent."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from clipkit.training.identity import MACHINE
+from clipkit.training.plan import Plan
+from clipkit.training.step import Step
+
+
+class State:
+    """What changes while a run trains, and what a checkpoint stores of it.
+
+    Args:
+        plan: the plan of the run, whose `learned` holds the tensors.
+        gradients: the training step, whose micro-batch may shrink.
+    """
+
+    def __init__(self, plan: Plan, gradients: Step) -> None:
+        self.plan = plan
+        self.gradients = gradients
+        self.step = 0
+        """Updates so far."""
+        self.saved_at = 0
+        """Step of the last checkpoint; step 0 needs none."""
+        self._seconds_before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has taken, over all its interruptions."""
+        return self._seconds_before + time.monotonic() - self.plan.began
+
+    def restore(self, checkpoint: Path, saved: dict[str, Any], step: int) -> None:
+        """Load weights, optimizer, average and gradient scaler from a checkpoint."""
+        self.plan.learned.load(checkpoint)
+        self.step = self.saved_at = step
+        self._seconds_before = saved["seconds"]
+        scaler = self.plan.accelerator.scaler
+        if scaler is not None and saved["scaler"] is not None:
+            scaler.load_state_dict(saved["scaler"])
+
+    def to_save(self) -> dict[str, Any]:
+        """Return what a checkpoint stores as JSON beside the tensors."""
+        scaler = self.plan.accelerator.scaler
+        return {
+            "seconds": round(self.seconds, 2),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "micro_batch_size": self.gradients.micro_batch_size,
+            "recipe": self.plan.recipe.model_dump(mode="json"),
+            "identity": self.plan.identity,
+        }
+
+
+def resumed_micro_batch_size(plan: Plan, saved: dict[str, Any] | None) -> int | None:
+    """Return the micro-batch that the interrupted run used on this machine: the same split gives the same bits."""
+    if saved is None or any(saved["identity"][part] != plan.identity[part] for part in MACHINE):
+        return None
+    same = saved["recipe"]["train"]["micro_batch_size"] == plan.recipe.train.micro_batch_size
+    return int(saved["micro_batch_size"]) if same else None

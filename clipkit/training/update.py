@@ -1,0 +1,70 @@
+"""One update: the gradient of a batch applied to the weights."""
+
+import math
+from typing import Any
+
+import torch
+
+from clipkit.data import Batch
+from clipkit.training.plan import Plan
+from clipkit.training.state import State
+from clipkit.training.step import Step
+
+
+class NotFinite(Exception):
+    """The loss or the gradient's norm is infinite or not a number; the weights are those of the step before."""
+
+    def __init__(self, loss: float, norm: float) -> None:
+        super().__init__(f"loss {loss:.4g}, gradient norm {norm:.4g}")
+        self.loss = loss
+        self.norm = norm
+
+
+def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str, Any]:
+    """Learn from one batch.
+
+    Args:
+        batch: this process's rows.
+        gradients: computes the gradient.
+        plan: the model, its optimizer and schedule.
+        state: moves on by one step.
+
+    Returns:
+        The row of metrics.jsonl that belongs to this step, without the batch statistics.
+
+    Raises:
+        Abandoned: a process was asked to stop; nothing has changed.
+        NotFinite: nothing has changed.
+    """
+    recipe, model, accelerator = plan.recipe, plan.model, plan.accelerator
+    lr = plan.schedule(state.step)
+    for group in plan.optimizer.param_groups:
+        group["lr"] = lr
+    # BatchNorm statistics change in the forward pass, also of a step that fails.
+    before = {} if gradients.may_split else {name: buffer.clone() for name, buffer in model.named_buffers()}
+    loss = gradients(batch, state.step)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    norm = accelerator.clip_grad_norm_(trainable, recipe.optim.clip or math.inf)
+    # With fp16 the gradient scaler handles a gradient that overflows: it skips the step and lowers its scale.
+    if not loss.isfinite() or (accelerator.scaler is None and not norm.isfinite()):
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before.get(name, buffer))
+        raise NotFinite(loss.item(), float(norm))
+    plan.optimizer.step()
+    plan.optimizer.zero_grad()
+    if plan.largest_logit_scale is not None:
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=plan.largest_logit_scale)
+    state.step += 1
+    if plan.learned.average is not None:
+        plan.learned.average.update(state.step)
+    return {
+        "step": state.step,
+        "epoch": round(state.step / plan.sampler.steps_per_epoch, 4),
+        "seen": state.step * recipe.train.batch_size,
+        "loss": loss.item(),
+        "lr": lr,
+        **({"scale": model.logit_scale.exp().item()} if recipe.is_cross_modal else {}),
+        **({"bias": model.logit_bias.item()} if model.logit_bias is not None else {}),
+        "grad_norm": float(norm),
+    }

@@ -1,0 +1,35 @@
+"""docs/guards.md lists every rule of every table."""
+
+import re
+from pathlib import Path
+
+from clipkit.data.checks.rules import RULES
+from clipkit.training.guards import Facts, Watch
+from clipkit.training.guards.before import GUARDS
+from clipkit.training.guards.doctor import FOLDER_RULES
+from clipkit.training.guards.pretrained import SETTINGS_GUARDS
+
+PAGE = (Path(__file__).parents[3] / "docs" / "guards.md").read_text(encoding="utf-8")
+SCOPES = {"quick": "all rows", "sampled": "a sample", "full": "–"}
+
+
+def rows(section: str) -> list[tuple[str, ...]]:
+    text = PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return [tuple(line.strip("| ").split(" | ")) for line in re.findall(r"^\| `.*$", text, re.MULTILINE)]
+
+
+def test_page_lists_the_tables() -> None:
+    assert rows("Data") == [(f"`{rule.name}`", rule.summary, SCOPES[rule.scope]) for rule in RULES]
+    assert rows("Before the first step") == [(f"`{rule.name}`", rule.summary) for rule in GUARDS + SETTINGS_GUARDS]
+    assert rows("Run folders") == [(f"`{rule.name}`", rule.summary) for rule in FOLDER_RULES]
+
+
+def test_page_lists_the_rules_during_training() -> None:
+    watch = Watch(Facts(64, 0, 100, None, 1.0, None, None))
+    during = [name for name, _ in (*watch._of_steps(), *watch._of_evaluations())]
+    assert [row[0] for row in rows("During training")] == [f"`{name}`" for name in [*during, "not_finite"]]
+
+
+def test_names_are_those_of_the_functions() -> None:
+    for rule in (*RULES, *GUARDS, *SETTINGS_GUARDS, *FOLDER_RULES):
+        assert rule.find.__name__ == rule.name
