@@ -12,13 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "clipkit"
 
 # Beginnings of paths whose messages are still to be rewritten. Goal: empty.
 NOT_CONVERTED: tuple[str, ...] = (
-    "cli/",
+    "cli/evaluate.py",
     "data/",
-    "embedding/",
     "evaluation/",
-    "images.py",
     "models/",
-    "processes.py",
     "recipe/",
     "training/",
 )
