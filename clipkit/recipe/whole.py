@@ -23,7 +23,7 @@ SIDES: tuple[Side, ...] = ("image", "text")
 
 
 def _with_weights(objective: object) -> object:
-    """Return a single name as a sum of one."""
+    """Return a single objective name as a mapping with weight 1."""
     weights = {objective: 1.0} if isinstance(objective, str) else objective
     if not isinstance(weights, dict) or not weights or not set(weights) <= set(OBJECTIVES):
         raise ValueError(
