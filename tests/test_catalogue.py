@@ -100,7 +100,7 @@ def test_a_sum_of_losses_keeps_weights_and_options() -> None:
         ({"name": "within_consistency"}, ("loss", "within_consistency", "another loss")),
         ({"name": "triplet", "margin": 5}, ("margin is 5",)),
         ({"name": "xyz"}, ("loss.name", "'xyz'", "contrastive, cross_consistency")),
-        ({"name": "infonce", "margin": 0.1}, ("margin", "infonce", "duplicates, label_smoothing")),
+        ({"name": "infonce", "margin": 0.1}, ("loss.margin", "infonce", "duplicates, label_smoothing")),
         ({"name": "ntxent", "mining": "all"}, ("mining", "ntxent", "duplicates")),
         ({"name": "distillation"}, ("distillation", "teacher")),
         ({"name": []}, ("loss", "empty list")),

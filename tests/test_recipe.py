@@ -115,7 +115,7 @@ def test_a_recipe_with_views_reads_back_the_same() -> None:
         ({"views.image.policies": [[{"name": "rotate", "degrees": 400}], "slip"]}, ("degrees is 400",)),
         ({"views.image.policies": [[{"name": "crop", "scale": [0.5, 0.2]}], "slip"]}, ("scale", "[0.5, 0.2]")),
         ({"views.image.policies": [["kropp"], "slip"]}, ("'kropp'",)),
-        ({"views.image.policies": ["none", []]}, ("views.image", "policies", "two views are equal")),
+        ({"views.image.policies": ["none", []]}, ("views.image.policies", "two views are equal")),
         ({"views.image.loss.name": "sigmoid"}, ("views.image.loss", "sigmoid", "logit bias")),
         ({"views.text": {"policies": ["same", "crop"]}}, ("text_views", "model.text.name")),
         ({"model.embed_dim": 64}, ("model.embed_dim", "views.image.head")),

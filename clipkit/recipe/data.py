@@ -86,7 +86,7 @@ class DataRecipe(Section):
     def _is_path_or_share(cls, value: object) -> object:
         share = isinstance(value, float) and 0 < value < 1
         if not (share or value is None or (isinstance(value, str) and value)):
-            raise ValueError(f"validation is {value}; give a path, or a share of the training images, e.g. 0.1")
+            raise ValueError(f"is {value}: give a path, or a share of the training images, e.g. 0.1")
         return value
 
     @property

@@ -97,5 +97,5 @@ class LossRecipe(LossOptions):
                     f"{unused[0]} does not apply to {term.name}; its options are {', '.join(options) or 'none'}"
                 )
             if Need.TEACHER in LOSSES[term.name].needs and term.teacher is None:
-                raise ValueError(f"{term.name} needs a teacher; set teacher to the name of a model")
+                raise ValueError(f"name: {term.name} needs a teacher; set teacher to the name of a model")
         return self

@@ -1,6 +1,7 @@
 """The error message of an invalid recipe, in one line."""
 
 import difflib
+import re
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
@@ -58,6 +59,9 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
         case "missing":
             return f"{key} is missing; every recipe needs it"
         case "value_error":
-            return f"{key} {problem['msg'].removeprefix('Value error, ')}".strip()
+            message = problem["msg"].removeprefix("Value error, ")
+            # A message of a section that starts with one of its keys.
+            joint = "." if f"{key}.{re.split('[ :]', message)[0]}" in _known_keys(recipe) else " "
+            return f"{key}{joint}{message}".strip()
         case _:
             return f"{key} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

@@ -23,7 +23,7 @@ SIDES: tuple[Side, ...] = ("image", "text")
 
 
 def _with_weights(objective: object) -> object:
-    """Return a single name as a sum of one."""
+    """Return a single objective name as a mapping with weight 1."""
     weights = {objective: 1.0} if isinstance(objective, str) else objective
     if not isinstance(weights, dict) or not weights or not set(weights) <= set(OBJECTIVES):
         raise ValueError(
@@ -122,8 +122,8 @@ class Recipe(Section):
             raise ValueError("data.labelled_test needs data.labelled, the images to learn the classes from")
         if self.eval.interpolate and (self.model.name is None or not self.metrics):
             raise ValueError(
-                "eval.interpolate measures weights between those of a whole model and the tuned ones; set model.name, "
-                "and data.validation to measure on, or remove it"
+                "eval.interpolate needs model.name, the whole model that it starts from, and data.validation to choose "
+                "the weights; set both, or remove it"
             )
         if self.eval.patience is not None and not self.metrics:
             raise ValueError("eval.patience needs evaluations, but nothing is measured; set data.validation")

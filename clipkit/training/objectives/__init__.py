@@ -19,7 +19,7 @@ __all__ = ["ObjectiveFile", "file_of", "objective_of"]
 
 
 class ObjectiveFile(Protocol):
-    """A file of this folder."""
+    """Functions of each file of this folder."""
 
     def objective(
         self, term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
@@ -33,7 +33,7 @@ class ObjectiveFile(Protocol):
 
 
 def file_of(term: Term) -> ObjectiveFile:
-    """Return the file of a term."""
+    """Return the module in this folder that a term names."""
     return cast(ObjectiveFile, import_module(f"{__name__}.{term.name}"))
 
 
