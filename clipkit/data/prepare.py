@@ -75,9 +75,9 @@ def prepare(
     """Resize images to a short side of `size` pixels and write them with all their captions into shards.
 
     The order is that of the source. The same source and settings give the same bytes, for any number of workers and
-    interruptions. After an interruption the same call resumes behind the last finished shard, whose hashes it checks
-    first; prepared.json says `"complete": true` once all shards are finished. Broken images are left out and listed
-    in skipped.jsonl.
+    interruptions. After an interruption the same call compares the finished shards with their hashes, then makes the
+    others. prepared.json says `"complete": true` once all are finished. Broken images are left out and listed in
+    skipped.jsonl.
 
     Args:
         pairs: images, with or without captions.
