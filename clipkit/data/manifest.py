@@ -12,6 +12,7 @@ from clipkit.data.shards import Format, sha256_of
 from clipkit.errors import OutputError, one_line
 from clipkit.files import write_whole
 
+_MANIFEST, _SKIPPED = "prepared.json", "skipped.jsonl"
 _LAYOUT = 2  # version of the shards and of these files
 
 
@@ -73,16 +74,6 @@ class Manifest:
     complete: bool = False
 
     @property
-    def file(self) -> Path:
-        """Path of prepared.json."""
-        return self.folder / "prepared.json"
-
-    @property
-    def skipped_file(self) -> Path:
-        """Path of skipped.jsonl."""
-        return self.folder / "skipped.jsonl"
-
-    @property
     def shards(self) -> list[Block]:
         """The blocks that have a shard."""
         return [block for block in self.blocks if block.name is not None]
@@ -93,14 +84,10 @@ class Manifest:
         return [skipped for block in self.blocks for skipped in block.skipped]
 
     def write(self) -> None:
-        """Write prepared.json, and skipped.jsonl if an image was skipped.
-
-        Raises:
-            OSError: the folder cannot be written to.
-        """
+        """Write prepared.json, and skipped.jsonl if an image was skipped."""
         if self.skipped:
             lines = (json.dumps(asdict(skipped), ensure_ascii=False) + "\n" for skipped in self.skipped)
-            write_whole(self.skipped_file, "".join(lines))
+            write_whole(self.folder / _SKIPPED, "".join(lines))
         values = {
             "layout": _LAYOUT,
             "complete": self.complete,
@@ -108,7 +95,7 @@ class Manifest:
             "settings": asdict(self.settings),
             "shards": [asdict(block) for block in self.blocks],
         }
-        write_whole(self.file, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+        write_whole(self.folder / _MANIFEST, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     def check_shards(self) -> None:
         """Compare the finished shards with their hashes.
@@ -125,8 +112,8 @@ class Manifest:
 
     def remove(self) -> None:
         """Delete both files, and the folder if it is then empty."""
-        self.skipped_file.unlink(missing_ok=True)
-        self.file.unlink(missing_ok=True)
+        for name in (_SKIPPED, _MANIFEST):
+            (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
 
@@ -174,7 +161,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         OutputError: it is invalid.
     """
     try:
-        values = json.loads((folder / "prepared.json").read_bytes())
+        values = json.loads((folder / _MANIFEST).read_bytes())
         if values["layout"] != _LAYOUT:
             raise ValueError(f"layout {values['layout']}, not {_LAYOUT}")
         blocks = [

@@ -2,9 +2,10 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import get_args
 
@@ -74,9 +75,9 @@ def prepare(
     """Resize images to a short side of `size` pixels and write them with all their captions into shards.
 
     The order is that of the source. The same source and settings give the same bytes, for any number of workers and
-    interruptions. After an interruption the same call resumes behind the last finished shard, whose hashes it checks
-    first; prepared.json says `"complete": true` once all shards are finished. Broken images are left out and listed
-    in skipped.jsonl.
+    interruptions. After an interruption the same call compares the finished shards with their hashes, then makes the
+    others. prepared.json says `"complete": true` once all are finished. Broken images are left out and listed in
+    skipped.jsonl.
 
     Args:
         pairs: images, with or without captions.
@@ -103,14 +104,15 @@ def prepare(
     with as_output_errors(folder), alone_in(folder):
         manifest = open_manifest(pairs, folder, settings)
         manifest.check_shards()
-        blocks = range(0, len(pairs.images), shard_size)
-        pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)  # Pillow releases the lock while it works
+        threads = workers or os.cpu_count() or 1
+        pool = ThreadPoolExecutor(threads)  # Pillow releases Python's lock while it works
         try:
-            _write_blocks(pairs, manifest, blocks, pool)
+            _write_blocks(pairs, manifest, pool, _AHEAD * threads)
         except KeyboardInterrupt:
+            blocks = -(-len(pairs.images) // shard_size)
             raise Interrupted(
-                f"interrupted with {len(manifest.blocks)} of {len(blocks)} shards finished in {folder}; the same "
-                "command resumes",
+                f"interrupted with {len(manifest.blocks)} of {blocks} shards finished in {folder}; the same command "
+                "resumes",
                 130,
             ) from None
         finally:
@@ -119,9 +121,8 @@ def prepare(
             manifest.remove()
             reason = manifest.skipped[0].reason
             raise DataError(f"{pairs.name}: none of its {len(pairs.images)} images can be used; the first: {reason}")
-        if not manifest.complete:
-            manifest.complete = True
-            manifest.write()
+        manifest.complete = True
+        manifest.write()
     return Prepared(
         folder,
         _pattern(folder, format, len(manifest.shards)),
@@ -145,58 +146,57 @@ def _check_arguments(pairs: Pairs, settings: Settings, workers: int | None) -> N
             raise UserError(f"{name} must be 1 or more, not {number}")
 
 
-def _write_blocks(pairs: Pairs, manifest: Manifest, starts: range, pool: ThreadPoolExecutor) -> None:
+def _write_blocks(pairs: Pairs, manifest: Manifest, pool: ThreadPoolExecutor, most_ahead: int) -> None:
     """Write the shards that are not finished."""
-    count, settings = len(pairs.images), manifest.settings
-    done = len(manifest.blocks)
-    first = starts[done] if done < len(starts) else count
-    images = _encode_in_order(pairs, range(first, count), settings, pool)
-    with tqdm(total=count, initial=first, desc="images", unit="", disable=None, leave=False) as bar:
-        for start in starts[done:]:
-            skipped: list[Skipped] = []
-            source_bytes: list[int] = []
-
-            def samples(positions: range) -> Iterator[ShardSample]:
-                for position in positions:
-                    image = next(images)
-                    bar.update()
-                    if isinstance(image, DataError):
-                        skipped.append(Skipped(position, _name(pairs, position), str(image)))  # noqa: B023
-                        continue
-                    source_bytes.append(image.source_bytes)  # noqa: B023
-                    yield ShardSample(_key(pairs, position), _name(pairs, position), image, _texts(pairs, position))
-
-            path = manifest.folder / f"shards-{len(manifest.shards):0{_DIGITS}d}.{settings.format}"
-            block = samples(range(start, min(start + settings.shard_size, count)))
-            sha256 = write_shard(path, block, list(_texts(pairs, 0)))
-            manifest.blocks.append(
-                Block(
-                    name=path.name if sha256 is not None else None,
-                    samples=len(source_bytes),
-                    source_bytes=sum(source_bytes),
-                    bytes=path.stat().st_size if sha256 is not None else 0,
-                    sha256=sha256 or "",
-                    skipped=skipped,
-                )
-            )
+    count, size = len(pairs.images), manifest.settings.shard_size
+    starts = range(len(manifest.blocks) * size, count, size)
+    images = _encode_in_order(pairs, range(min(starts.start, count), count), manifest.settings, pool, most_ahead)
+    with tqdm(images, total=count, initial=starts.start, desc="images", unit="", disable=None, leave=False) as bar:
+        encoded_images = iter(bar)
+        for _ in starts:
+            manifest.blocks.append(_write_block(pairs, manifest, islice(encoded_images, size)))
             manifest.write()
 
 
+def _write_block(pairs: Pairs, manifest: Manifest, images: Iterable[tuple[int, Encoded | DataError]]) -> Block:
+    skipped: list[Skipped] = []
+    source_bytes: list[int] = []
+
+    def samples() -> Iterator[ShardSample]:
+        for position, image in images:
+            if isinstance(image, DataError):
+                skipped.append(Skipped(position, _name(pairs, position), str(image)))
+            else:
+                source_bytes.append(image.source_bytes)
+                yield ShardSample(_key(pairs, position), _name(pairs, position), image, _texts(pairs, position))
+
+    path = manifest.folder / f"shards-{len(manifest.shards):0{_DIGITS}d}.{manifest.settings.format}"
+    sha256 = write_shard(path, samples(), list(_texts(pairs, 0)))
+    return Block(
+        name=path.name if sha256 is not None else None,
+        samples=len(source_bytes),
+        source_bytes=sum(source_bytes),
+        bytes=path.stat().st_size if sha256 is not None else 0,
+        sha256=sha256 or "",
+        skipped=skipped,
+    )
+
+
 def _encode_in_order(
-    pairs: Pairs, positions: range, settings: Settings, pool: ThreadPoolExecutor
-) -> Iterator[Encoded | DataError]:
-    """Yield the encoded images in order; only a limited number is encoded ahead."""
+    pairs: Pairs, positions: range, settings: Settings, pool: ThreadPoolExecutor, most_ahead: int
+) -> Iterator[tuple[int, Encoded | DataError]]:
+    """Yield positions with their encoded images, in order; at most `most_ahead` images are encoded ahead."""
 
-    def encode(position: int) -> Encoded | DataError:
+    def encode(position: int) -> tuple[int, Encoded | DataError]:
         try:
-            return encoded(pairs.images[position], settings.size, settings.quality, settings.lossless)
+            return position, encoded(pairs.images[position], settings.size, settings.quality, settings.lossless)
         except DataError as error:
-            return error
+            return position, error
 
-    ahead: deque[Future[Encoded | DataError]] = deque()
+    ahead: deque[Future[tuple[int, Encoded | DataError]]] = deque()
     for position in positions:
         ahead.append(pool.submit(encode, position))
-        if len(ahead) >= _AHEAD * pool._max_workers:
+        if len(ahead) >= most_ahead:
             yield ahead.popleft().result()
     while ahead:
         yield ahead.popleft().result()

@@ -1,4 +1,4 @@
-"""What the rules about data are given: pairs, and what was measured of them."""
+"""Input of the rules about data: pairs and their measurements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from clipkit.data.checks.captions import CaptionIndex
 from clipkit.data.checks.duplicates import Duplicates
-from clipkit.data.checks.leaks import Leak
-from clipkit.data.checks.names import image_name
+from clipkit.data.checks.leaks import Leak, image_name
 from clipkit.data.pairs import Pairs
 
 
@@ -48,6 +47,16 @@ class CheckedData:
     def captions(self) -> CaptionIndex:
         """Index of the captions."""
         return CaptionIndex(self.pairs)
+
+    @property
+    def short_sides(self) -> NDArray[np.int32]:
+        """(K,) short sides of the measured images in pixels; 0 where unknown."""
+        return self.sizes.min(axis=1, initial=np.iinfo(np.int32).max)
+
+    def sized_name(self, number: int) -> str:
+        """Return the name of a measured image with its width and height."""
+        width, height = self.sizes[number]
+        return f"{self.image_name(int(self.image_rows[number]))} ({width} × {height})"
 
     def image_name(self, position: int) -> str:
         """Return the image's path as the source names it, or a description of where it is stored."""

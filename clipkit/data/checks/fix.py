@@ -13,7 +13,7 @@ from uuid import uuid4
 from PIL import Image
 
 from clipkit.data.checks.captions import normalized
-from clipkit.data.checks.names import image_name
+from clipkit.data.checks.leaks import image_name
 from clipkit.data.checks.report import Report
 from clipkit.data.pairs import Pairs
 from clipkit.data.sources.remote import Remote

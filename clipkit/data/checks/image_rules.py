@@ -1,7 +1,5 @@
 """Rules about images. Each returns a finding, or None."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from clipkit.data.checks.checked_data import CheckedData
@@ -19,7 +17,7 @@ _MANY_SMALL = 0.2
 def missing_images(data: CheckedData) -> Finding | None:
     """Report images whose file does not exist."""
     return finding_about(
-        sorted(position for position, reason in data.broken.items() if reason == MISSING), len(data.pairs.images),
+        sorted(image for image, reason in data.broken.items() if reason == MISSING), len(data.pairs.images),
         name="missing_images", severity="error", what="missing images", describe=data.image_name,
         advice="check the paths, which are relative to the data file, or drop the rows (--fix)",
     )  # fmt: skip
@@ -28,45 +26,44 @@ def missing_images(data: CheckedData) -> Finding | None:
 def broken_images(data: CheckedData) -> Finding | None:
     """Report images that exist but cannot be opened."""
     return finding_about(
-        sorted(position for position, reason in data.broken.items() if reason != MISSING), len(data.pairs.images),
+        sorted(image for image, reason in data.broken.items() if reason != MISSING), len(data.pairs.images),
         name="broken_images", severity="error", what="images that cannot be opened",
-        describe=lambda position: f"{data.image_name(position)} ({data.broken[position]})",
+        describe=lambda image: f"{data.image_name(image)} ({data.broken[image]})",
         advice="download them again, or drop the rows (--fix)",
     )  # fmt: skip
 
 
 def tiny_images(data: CheckedData) -> Finding | None:
     """Report images in which nothing can be recognized."""
-    short = data.sizes.min(axis=1, initial=1 << 30)
+    short = data.short_sides
     return finding_about(
-        np.flatnonzero((short > 0) & (short < _TINY)).tolist(), len(data.sizes),
-        name="tiny_images", what=f"images with a side under {_TINY} pixels", describe=_named_with_size(data),
+        np.flatnonzero((short > 0) & (short < _TINY)).tolist(), len(short),
+        name="tiny_images", what=f"images with a side under {_TINY} pixels", describe=data.sized_name,
         advice="replace them with larger ones, or drop the rows",
     )  # fmt: skip
 
 
 def extreme_shapes(data: CheckedData) -> Finding | None:
     """Report very narrow or very flat images."""
-    short, long = data.sizes.min(axis=1, initial=1 << 30), data.sizes.max(axis=1, initial=0)
+    short, long = data.short_sides, data.sizes.max(axis=1, initial=0)
     return finding_about(
-        np.flatnonzero((short > 0) & (long > _EXTREME * short)).tolist(), len(data.sizes),
+        np.flatnonzero((short > 0) & (long > _EXTREME * short)).tolist(), len(short),
         name="extreme_shapes", what=f"images more than {_EXTREME:.0f} times as long as wide, or the reverse",
-        describe=_named_with_size(data),
+        describe=data.sized_name,
         advice="a center crop keeps a third of them or less: crop them to what the caption describes, or drop the rows",
     )  # fmt: skip
 
 
 def small_images(data: CheckedData) -> Finding | None:
     """Report images smaller than the model's input."""
-    short = data.sizes.min(axis=1, initial=1 << 30)
-    readable = int((short > 0).sum())
+    short, readable = data.short_sides, int((data.short_sides > 0).sum())
     if data.image_size is None or not readable:
         return None
-    small = np.flatnonzero((short > 0) & (short < data.image_size))
+    small = np.flatnonzero((short > 0) & (short < data.image_size)).tolist()
     return finding_about(
-        small.tolist(), readable,
+        small, readable,
         name="small_images", severity="warning" if len(small) >= _MANY_SMALL * readable else "note",
-        what=f"images smaller than the model's input of {data.image_size} pixels", describe=_named_with_size(data),
+        what=f"images smaller than the model's input of {data.image_size} pixels", describe=data.sized_name,
         advice="enlarging blurs them: use larger images, or a model with a smaller input",
     )  # fmt: skip
 
@@ -79,7 +76,7 @@ def duplicate_images(data: CheckedData) -> Finding | None:
     return finding_about(
         np.flatnonzero(first != np.arange(len(first))).tolist(), len(first),
         name="duplicate_images", what="images with the same bytes as an earlier one",
-        describe=lambda position: f"{data.image_name(position)} = {data.image_name(int(first[position]))}",
+        describe=lambda image: f"{data.image_name(image)} = {data.image_name(int(first[image]))}",
         advice="in one batch they are false negatives, and they count twice in training: merge them (--fix)",
     )  # fmt: skip
 
@@ -94,7 +91,7 @@ def near_duplicate_images(data: CheckedData) -> Finding | None:
     return finding_about(
         sorted(earlier), len(data.duplicates.first),
         name="near_duplicate_images", what="images that look like an earlier one",
-        describe=lambda position: f"{data.image_name(position)} ~ {data.image_name(earlier[position])}",
+        describe=lambda image: f"{data.image_name(image)} ~ {data.image_name(earlier[image])}",
         advice="compare them: re-encoded copies are false negatives that no loss can detect; --fix merges them",
     )  # fmt: skip
 
@@ -114,17 +111,9 @@ def _leaked(data: CheckedData, *, exact: bool, name: str, what: str) -> Finding 
     if against is None:
         return None
     return finding_about(
-        sorted(position for position, leak in data.leaked.items() if leak.exact == exact), len(data.pairs.images),
+        sorted(image for image, leak in data.leaked.items() if leak.exact == exact), len(data.pairs.images),
         name=name, severity="error", what=f"{what} {against.name}",
-        describe=lambda position: f"{data.image_name(position)} {data.leaked[position].describe(against)}",
+        describe=lambda image: f"{data.image_name(image)} {data.leaked[image].describe(against)}",
         advice=f"results on {against.name} would be too good: remove them (clipkit data check D --against D2 "
         "--fix OUT)",
     )  # fmt: skip
-
-
-def _named_with_size(data: CheckedData) -> Callable[[int], str]:
-    def describe(number: int) -> str:
-        width, height = data.sizes[number]
-        return f"{data.image_name(int(data.image_rows[number]))} ({width} × {height})"
-
-    return describe

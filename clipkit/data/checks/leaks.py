@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipkit.data.checks.duplicates import Duplicates, find_duplicates
-from clipkit.data.checks.names import image_name
 from clipkit.data.checks.scan import ImageScan
 from clipkit.data.pairs import Pairs
+from clipkit.data.sequences import Files
 from clipkit.errors import DataError
 from clipkit.images import Stored, size_of
 
@@ -24,6 +24,11 @@ class Leak:
     def describe(self, against: Pairs) -> str:
         """Return the name of the image there after `=` (same bytes) or `~` (looks the same)."""
         return f"{'=' if self.exact else '~'} {image_name(against, self.position)}"
+
+
+def image_name(pairs: Pairs, position: int) -> str:
+    """Return the image's path as the source names it, or a description of where it is stored."""
+    return pairs.images.names[position] if isinstance(pairs.images, Files) else str(pairs.images[position])
 
 
 def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int, Leak]]:

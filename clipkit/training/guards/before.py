@@ -52,6 +52,11 @@ class RunStart:
         """True if pretrained weights of a tower's trunk are trained."""
         return any(_tunes_pretrained(self.recipe, side, tower) for side, tower in _towers(self.model))
 
+    @property
+    def known_rates(self) -> tuple[str, tuple[float, float]]:
+        """Kind of the weights that are trained, and the range of peaks that are known to work for them."""
+        return ("pretrained", _PRETRAINED_LR) if self.tunes_pretrained else ("new", _NEW_LR)
+
 
 def before_first_step(
     recipe: Recipe, model: DualEncoder, train: Pairs, validation: Pairs | None, steps: int, warmup_steps: int
@@ -67,46 +72,45 @@ def before_first_step(
         warmup_steps: steps during which the learning rate rises.
     """
     findings = apply(GUARDS, RunStart(recipe, model, steps, warmup_steps))
-    if len(train.images):  # a stream has none
+    if len(train.images):  # a stream has none by position
         findings += data_findings(recipe, model, train, validation)
     return most_severe_first(findings)
 
 
 def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: Pairs | None) -> list[Finding]:
     """Apply the sampled rules about data; notes are left to `clipkit data check`."""
-    image_rows, caption_rows = [], []
-    if train.has_images and not is_absent(model.image):
-        image_rows = _spread(len(train.images), _IMAGES)
-    if train.has_captions and not is_absent(model.text):
-        caption_rows = _spread(len(train.captions), _CAPTIONS)
-    is_small = len(train.images) <= _MANY
-    compared = is_small and validation is not None and validation.has_images and train.has_images
+    has_image = train.has_images and not is_absent(model.image)
+    has_text = train.has_captions and not is_absent(model.text)
+    image_rows = _spread(len(train.images), _IMAGES) if has_image else []
+    caption_rows = _spread(len(train.captions), _CAPTIONS) if has_text else []
+    counts = token_counter(model)([train.captions[row] for row in caption_rows]) if has_text else []
+    leaked, batch = {}, None
+    if len(train.images) <= _MANY:
+        if validation is not None and train.has_images and validation.has_images:
+            leaked = find_exact_leaks(train, validation)
+        if recipe.is_cross_modal:
+            batch = expected_false_negatives(train, None, recipe.train.batch_size)
+    counts_as_positive = all(term.duplicates == "positive" for term in recipe.loss.terms)
     data = CheckedData(
         train,
         image_rows=image_rows,
         sizes=np.array([_size(train.images[row]) for row in image_rows], np.int32).reshape(-1, 2),
-        image_size=model.image.preprocess.image_size if image_rows else None,
+        image_size=model.image.preprocess.image_size if has_image else None,
         against=validation,
-        leaked=find_exact_leaks(train, validation) if compared and validation is not None else {},
+        leaked=leaked,
         caption_rows=caption_rows,
-        token_counts=np.array(
-            token_counter(model)([train.captions[row] for row in caption_rows]) if caption_rows else [], np.int64
-        ),
-        context_length=model.text.tokenize.context_length if caption_rows else None,
-        batch=expected_false_negatives(train, None, recipe.train.batch_size)
-        if is_small and recipe.is_cross_modal
-        else None,
-        loss_counts_duplicates="positive"
-        if all(term.duplicates == "positive" for term in recipe.loss.terms)
-        else "negative",
+        token_counts=np.array(counts, np.int64),
+        context_length=model.text.tokenize.context_length if has_text else None,
+        batch=batch,
+        loss_counts_duplicates="positive" if counts_as_positive else "negative",
     )
     return [finding for finding in apply_rules(data, scopes=["sampled"]) if finding.severity != "note"]
 
 
 def high_learning_rate(start: RunStart) -> Finding | None:
     """Report a peak above those that are known to work, for pretrained or for new weights."""
-    lr, weights, (_, highest) = start.recipe.optim.lr, *_known_rates(start)
-    if not _uses_known_rates(start) or lr <= highest:
+    lr, weights, (_, highest) = start.recipe.optim.lr, *start.known_rates
+    if start.recipe.optim.name != "adamw" or not start.learns or lr <= highest:
         return None
     return Finding(
         "high_learning_rate", "warning",
@@ -117,8 +121,8 @@ def high_learning_rate(start: RunStart) -> Finding | None:
 
 def low_learning_rate(start: RunStart) -> Finding | None:
     """Report a peak below those that are known to work, for pretrained or for new weights."""
-    lr, weights, (lowest, _) = start.recipe.optim.lr, *_known_rates(start)
-    if not _uses_known_rates(start) or lr >= lowest:
+    lr, weights, (lowest, _) = start.recipe.optim.lr, *start.known_rates
+    if start.recipe.optim.name != "adamw" or not start.learns or lr >= lowest:
         return None
     return Finding(
         "low_learning_rate", "warning", f"optim.lr is {lr:g}, which hardly changes {weights} weights",
@@ -196,14 +200,6 @@ def is_pretrained(recipe: Recipe) -> bool:
     """Return True if the recipe names a whole model with trained weights."""
     name = recipe.model.name or "open_clip:"
     return not name.startswith("open_clip:") or "/" in name or "?" in name
-
-
-def _uses_known_rates(start: RunStart) -> bool:
-    return start.recipe.optim.name == "adamw" and start.learns
-
-
-def _known_rates(start: RunStart) -> tuple[str, tuple[float, float]]:
-    return ("pretrained", _PRETRAINED_LR) if start.tunes_pretrained else ("new", _NEW_LR)
 
 
 def _towers(model: DualEncoder) -> list[tuple[str, Tower]]:

@@ -22,7 +22,7 @@ _RISE = 0.02
 
 @dataclass(frozen=True)
 class Examined:
-    """What a run folder contains."""
+    """Content of a run folder."""
 
     run: RunFiles
     recipe: Recipe

@@ -1,4 +1,4 @@
-"""What the tests of guards share."""
+"""Fixtures of the tests of guards."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.conftest import write_csv
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
-    """64 pairs whose captions all differ."""
+    """64 pairs with different captions."""
     folder = tmp_path_factory.mktemp("plain")
     images = sorted((shapes / "images").iterdir())
     rows = []

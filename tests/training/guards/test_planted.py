@@ -1,4 +1,4 @@
-"""Mistakes planted into the recipe that people start from, by what names them: a guard, or the doctor afterwards."""
+"""Mistakes planted into a shipped recipe are found by a guard or by the doctor afterwards."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ RECIPE = Path(__file__).parents[3] / "recipes" / "finetune_clip.yaml"
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> tuple[Path, Path]:
-    """A tiny CLIP that knows its pairs, and the pairs: shapes whose colors and places captions tell."""
+    """Return a tiny CLIP fitted to 64 pairs of shapes, and the pairs; captions name color, shape and position."""
     folder = tmp_path_factory.mktemp("fitted")
     rows = []
     colors, forms = ("red", "green", "blue", "yellow"), ("square", "circle", "stripe", "cross")
@@ -42,26 +42,26 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> tuple[P
 
 
 def tuned(model: Path, data: Path, output: Path, changes: dict[str, Any]) -> Recipe:
-    """The shipped recipe on these, changed."""
-    own = {
+    """Return the shipped recipe for this model and data, with changes."""
+    base = {
         "model.name": str(model), "data.train": str(data), "data.validation": None, "data.workers": 0,
         "train.batch_size": 16, "train.epochs": 1, "output": str(output),
     }  # fmt: skip
-    return Recipe.from_yaml(RECIPE).override(own | changes)
+    return Recipe.from_yaml(RECIPE).override(base | changes)
 
 
-def named(recipe: Recipe) -> set[str]:
-    """Names of what the run and the doctor find."""
+def names_found(recipe: Recipe) -> set[str]:
+    """Return the names of the findings of the run and of the doctor."""
     try:
         result = clipkit.train(recipe)
     except (TrainingError, UserError):
-        return {own.name for own in examine(recipe.output)[1]}
+        return {finding.name for finding in examine(recipe.output)[1]}
     found = {own["name"] for own in result["findings"]}
-    assert found <= {own.name for own in examine(recipe.output)[1]}  # the doctor says the same afterwards
-    return {own.name for own in examine(recipe.output)[1]} | found
+    assert found <= {finding.name for finding in examine(recipe.output)[1]}  # the doctor repeats them
+    return {finding.name for finding in examine(recipe.output)[1]} | found
 
 
-def test_the_recipe_as_it_is(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_shipped_recipe_has_no_finding(fitted: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = fitted
     held_out = tmp_path / "held_out"
     held_out.mkdir()
@@ -71,7 +71,7 @@ def test_the_recipe_as_it_is(fitted: tuple[Path, Path], tmp_path: Path) -> None:
         rows.append([f"{number}.png", f"a red cross somewhere, number {number}"])
     validation = write_csv(held_out / "pairs.csv", ["image", "caption"], rows)
     good = tuned(model, data, tmp_path / "run", {"data.validation": str(validation)})
-    assert named(good) == set()
+    assert names_found(good) == set()
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -83,35 +83,35 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "the learning rate in the wrong unit": (settings(optim__lr=1e-9), "low_learning_rate"),
     "nothing tuned": (settings(model__image__tune="frozen", model__text__tune="frozen"), "nothing_to_train"),
     "a warmup as long as the run": (settings(optim__warmup=0.9), "long_warmup"),
-    "validated on what it is trained on": (settings(data__validation="TRAIN"), "leaked_images"),
+    "validated on the training data": (settings(data__validation="TRAIN"), "leaked_images"),
     "nothing to validate on": ({}, "nothing_measured"),
-    "a learning rate at which it breaks": (settings(optim__lr=1e20, optim__clip=None), "not_finite"),
+    "a learning rate at which training diverges": (settings(optim__lr=1e20, optim__clip=None), "not_finite"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_the_recipe_is_named(mistake: str, fitted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_mistake_in_the_recipe_is_found(mistake: str, fitted: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = fitted
     changes, name = MISTAKES[mistake]
     changes = {key: str(data) if value == "TRAIN" else value for key, value in changes.items()}
-    assert name in named(tuned(model, data, tmp_path / "run", changes))
+    assert name in names_found(tuned(model, data, tmp_path / "run", changes))
 
 
-def test_a_run_that_learns_nothing_stays_at_chance(fitted: tuple[Path, Path], tiny_clip: Path, tmp_path: Path) -> None:
+def test_run_that_learns_nothing_is_at_chance_and_collapsed(
+    fitted: tuple[Path, Path], tiny_clip: Path, tmp_path: Path
+) -> None:
     data = fitted[1]
-    changes = settings(train__epochs=12, optim__lr=1e-6)  # as good as not learning
+    changes = settings(train__epochs=12, optim__lr=1e-6)  # hardly learns
     model = clipkit.load(tiny_clip)
-    with torch.no_grad():  # to which all images and all captions are the same
+    with torch.no_grad():  # all images and all captions get the same features
         for tower in (model.image, model.text):
             tower.head.weight.mul_(0).add_(0.01)
     model.save(tmp_path / "blind")
     recipe = tuned(tmp_path / "blind", data, tmp_path / "run", changes)
-    assert {"loss_at_chance", "collapsed"} <= named(recipe)
+    assert {"loss_at_chance", "collapsed"} <= names_found(recipe)
 
 
-def test_images_too_small_captions_too_long_and_the_same_caption_everywhere(
-    fitted: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_small_images_long_captions_and_repeated_captions_are_found(fitted: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = fitted
     folder = tmp_path / "data"
     folder.mkdir()
@@ -120,30 +120,30 @@ def test_images_too_small_captions_too_long_and_the_same_caption_everywhere(
         Image.open(data.parent / f"{number}.png").resize((12, 12)).save(folder / f"{number}.png")
         rows.append([f"{number}.png", "an image" if number % 4 else f"{'word ' * 100}{number}"])
     bad = write_csv(folder / "pairs.csv", ["image", "caption"], rows)
-    found = named(tuned(model, bad, tmp_path / "run", settings(loss__duplicates="negative")))
+    found = names_found(tuned(model, bad, tmp_path / "run", settings(loss__duplicates="negative")))
     assert {"small_images", "cut_captions", "false_negatives"} <= found
 
 
-def test_bad_files(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_bad_files_are_found(fitted: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = fitted
     shutil.copytree(data.parent, tmp_path / "data", ignore=shutil.ignore_patterns("run"))
     (tmp_path / "data" / "5.png").write_bytes(b"not an image")
     recipe = tuned(model, tmp_path / "data" / "pairs.csv", tmp_path / "run", settings(data__max_bad=3))
-    assert "bad_samples" in named(recipe)
+    assert "bad_samples" in names_found(recipe)
 
 
-def test_a_model_with_another_normalization_than_it_was_trained_with(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_other_normalization_than_in_pretraining_is_found(fitted: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = fitted
     shutil.copytree(model, tmp_path / "model")
     assert other_settings(clipkit.load(tmp_path / "model"), read_pairs(str(data))) == []
     file = tmp_path / "model" / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
-    assert "other_normalization" in named(tuned(tmp_path / "model", data, tmp_path / "run", {}))
+    assert "other_normalization" in names_found(tuned(tmp_path / "model", data, tmp_path / "run", {}))
 
 
 @pytest.mark.parametrize("name", ["simclr_images", "simcse_text", "slip_captions"])
-def test_shipped_recipes_raise_nothing_before_they_begin(name: str, flickr8k: Path) -> None:
+def test_shipped_recipes_have_no_finding_before_training(name: str, flickr8k: Path) -> None:
     data = {"data.train": str(flickr8k / "train.csv"), "data.validation": str(flickr8k / "dev.csv")}
     recipe = Recipe.from_yaml(RECIPE.with_name(f"{name}.yaml")).override(data)
-    train, validation = (read_pairs(str(own)) for own in data.values())
+    train, validation = (read_pairs(str(source)) for source in data.values())
     assert before_first_step(recipe, model_of(recipe), train, validation, steps=500, warmup_steps=50) == []

@@ -1,4 +1,4 @@
-"""Other settings are tried on a pretrained model: how, and when they count as better."""
+"""Trying other settings on a pretrained model, and when they count as better."""
 
 import json
 import shutil
@@ -13,11 +13,11 @@ from tests.conftest import draw
 from tests.models.families import build
 
 
-@pytest.mark.parametrize(("own", "other"), [("quick_gelu", "gelu"), ("gelu", "quick_gelu")])
-def test_the_other_activation_is_the_other_one_and_goes_again(own: str, other: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("current", "other"), [("quick_gelu", "gelu"), ("gelu", "quick_gelu")])
+def test_activation_is_replaced_and_restored(current: str, other: str, tmp_path: Path) -> None:
     build("clip", tmp_path / "clip")
     models = {}
-    for activation in (own, other):
+    for activation in (current, other):
         shutil.copytree(tmp_path / "clip", tmp_path / activation)
         config = json.loads((tmp_path / activation / "config.json").read_text())
         for side in ("text_config", "vision_config"):
@@ -25,24 +25,24 @@ def test_the_other_activation_is_the_other_one_and_goes_again(own: str, other: s
         (tmp_path / activation / "config.json").write_text(json.dumps(config))
         models[activation] = clipkit.load(tmp_path / activation)
     image, caption = draw("red", "cross"), "a red cross"
-    before, wanted = (models[name].encode_image(image) for name in (own, other))
+    before, wanted = (models[name].encode_image(image) for name in (current, other))
     assert (before - wanted).abs().max() > 1e-6
-    with pretrained._other_activation(models[own]) as names:
-        assert names == (("QuickGELU", "GELU") if own == "quick_gelu" else ("GELU", "QuickGELU"))
-        torch.testing.assert_close(models[own].encode_image(image), wanted, atol=1e-6, rtol=0)
+    with pretrained._other_activation(models[current]) as names:
+        assert names == (("QuickGELU", "GELU") if current == "quick_gelu" else ("GELU", "QuickGELU"))
+        torch.testing.assert_close(models[current].encode_image(image), wanted, atol=1e-6, rtol=0)
         torch.testing.assert_close(
-            models[own].encode_text(caption), models[other].encode_text(caption), atol=1e-6, rtol=0
+            models[current].encode_text(caption), models[other].encode_text(caption), atol=1e-6, rtol=0
         )
-    assert torch.equal(models[own].encode_image(image), before)
+    assert torch.equal(models[current].encode_image(image), before)
 
 
-def test_better_means_more_than_luck() -> None:
+def test_better_means_more_than_by_chance() -> None:
     generator = torch.Generator().manual_seed(0)
-    own = pretrained._Losses(2 + torch.rand(32, generator=generator), matched=0.3)
+    current = pretrained._Losses(2 + torch.rand(32, generator=generator), matched=0.3)
     noise = torch.randn(32, generator=generator)
 
     def is_better(gain: float, spread: float, matched: float = 0.5) -> bool:
-        return pretrained._is_better(pretrained._Losses(own.each - gain - spread * noise, matched), own)
+        return pretrained._is_better(pretrained._Losses(current.each - gain - spread * noise, matched), current)
 
     assert is_better(0.5, 0.2)
     assert not is_better(0.05, 0.01)  # sure, but too little to matter

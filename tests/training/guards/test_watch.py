@@ -1,4 +1,4 @@
-"""What a run's logs say: each rule speaks where it should, once, and is silent where it should be."""
+"""Rules about a run's logs: each one reports a problem once, and nothing in a good run."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ FACTS = Facts(
 
 
 def row(step: int, **changes: float) -> dict[str, float]:
-    """A step of a run in which all is well."""
+    """Return the log of a step in a good run."""
     share = step / STEPS
     good = {
         "step": step, "loss": math.log(64) * (1 - 0.8 * share), "lr": 1e-5, "scale": 14.3 + 10 * share,
@@ -32,7 +32,7 @@ def speed(step: int, waiting: float = 0.01) -> dict[str, float]:
     return {"step": step, "step_seconds": 1.0, "data_wait_seconds": waiting}
 
 
-def said(
+def findings_of(
     rows: Callable[[int], dict[str, float]] = row,
     speeds: Callable[[int], dict[str, float]] = speed,
     evaluations: Sequence[dict[str, float]] = (),
@@ -49,16 +49,16 @@ def evaluated(recalls: Sequence[float], kept: Sequence[float] | None = None) -> 
     ]
 
 
-def test_a_good_run_is_left_alone() -> None:
+def test_good_run_has_no_finding() -> None:
     assert (
-        said(
+        findings_of(
             evaluations=evaluated([0.1, 0.2, 0.25, 0.26, 0.255, 0.25, 0.254], [0.6, 0.6, 0.59, 0.58, 0.58, 0.57, 0.57])
         )
         == []
     )
 
 
-SPEAKS: dict[str, dict[str, Any]] = {
+BAD: dict[str, dict[str, Any]] = {
     "loss_at_chance": {
         "rows": lambda step: row(step, loss=math.log(64) * 0.99, image_accuracy=0.02, text_accuracy=0.01)
     },
@@ -71,8 +71,8 @@ SPEAKS: dict[str, dict[str, Any]] = {
     "validation_worse": {"evaluations": evaluated([0.2, 0.3, 0.28, 0.27, 0.26])},
     "forgetting": {"evaluations": evaluated([0.2, 0.3], [0.58, 0.4])},
 }
-SILENT: dict[str, dict[str, Any]] = {
-    "loss_at_chance": {  # at chance during the warmup; a margin loss on whose level pairs do find each other
+GOOD: dict[str, dict[str, Any]] = {
+    "loss_at_chance": {  # at chance during the warmup; a margin loss at its chance level while pairs are matched
         "rows": lambda step: row(step, loss=math.log(64) if step <= 20 else 3.0 if step % 2 else 3.4)
     },
     "collapsed": {"rows": lambda step: row(step, image_cosine=0.99 if step <= 20 else 0.9)},
@@ -89,35 +89,37 @@ SILENT: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SPEAKS)
-def test_it_speaks_once(name: str) -> None:
-    found = said(**SPEAKS[name])
-    assert [own.name for own in found] == [name]
+@pytest.mark.parametrize("name", BAD)
+def test_problem_is_reported_once(name: str) -> None:
+    found = findings_of(**BAD[name])
+    assert [finding.name for finding in found] == [name]
     assert found[0].step is not None
     assert found[0].severity == "warning"
     assert found[0].advice
 
 
-@pytest.mark.parametrize("name", SILENT)
-def test_it_is_silent(name: str) -> None:
-    assert said(**SILENT[name]) == []
+@pytest.mark.parametrize("name", GOOD)
+def test_good_logs_have_no_finding(name: str) -> None:
+    assert findings_of(**GOOD[name]) == []
 
 
-def test_a_margin_loss_at_its_margin_is_no_chance_where_samples_find_each_other() -> None:
+def test_margin_loss_at_its_margin_is_not_at_chance_if_pairs_are_matched() -> None:
     margin = Facts(64, 20, STEPS, 0.2, 1.0, None, None)
-    stuck = said(lambda step: row(step, loss=0.199, image_accuracy=0.02, text_accuracy=0.02), facts=margin)
-    assert [own.name for own in stuck] == ["loss_at_chance"]
-    assert said(lambda step: row(step, loss=0.199, image_accuracy=0.4, text_accuracy=0.4), facts=margin) == []
+    stuck = findings_of(lambda step: row(step, loss=0.199, image_accuracy=0.02, text_accuracy=0.02), facts=margin)
+    assert [finding.name for finding in stuck] == ["loss_at_chance"]
+    assert findings_of(lambda step: row(step, loss=0.199, image_accuracy=0.4, text_accuracy=0.4), facts=margin) == []
 
 
-def test_views_are_named_as_they_are() -> None:
+def test_messages_name_the_views() -> None:
     facts = Facts(64, 20, STEPS, 4.8, 1.0, None, None, sides=("image_view_1", "image_view_2"))
-    found = said(lambda step: row(step, loss=3.0, image_view_1_cosine=0.99, image_view_2_cosine=0.99), facts=facts)
-    assert [own.name for own in found] == ["collapsed"]
+    found = findings_of(
+        lambda step: row(step, loss=3.0, image_view_1_cosine=0.99, image_view_2_cosine=0.99), facts=facts
+    )
+    assert [finding.name for finding in found] == ["collapsed"]
     assert "image_view_1" in found[0].message
 
 
-def test_rows_logged_seldom_are_enough() -> None:
+def test_rows_of_every_tenth_step_are_enough() -> None:
     rows = [row(10 * step, text_cosine=0.97) for step in range(1, 60)]
     facts = Facts(64, 20, 590, math.log(64), 14.3, 100.0, None)
-    assert [own.name for own in replay(Watch(facts), rows, [], [])] == ["collapsed"]
+    assert [finding.name for finding in replay(Watch(facts), rows, [], [])] == ["collapsed"]
