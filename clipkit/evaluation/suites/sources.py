@@ -13,14 +13,13 @@ from clipkit.data import (
     Templates,
     read_classes,
     read_labelled,
-    read_near_misses,
-    read_pairs,
     read_templates,
 )
 from clipkit.data.sources.columns import split_options
 from clipkit.errors import DataError, UnreachedError
 from clipkit.evaluation.suites.corruptions import Corrupted
 from clipkit.evaluation.suites.entries import DataSet
+from clipkit.evaluation.tasks.task import task_of
 from clipkit.images import Stored, size_of
 
 
@@ -79,12 +78,8 @@ def _read(entry: DataSet) -> Opened:
     for given in (source, train):
         if given is not None and not _is_present(given):
             raise UnreachedError(f"{given}: there is no such file; paths are relative to the working directory")
-    match entry.task:
-        case "retrieval":
-            return Opened(read_pairs(source))
-        case "compositional":
-            return Opened(read_near_misses(source))
-    return Opened(read_labelled(source), train=read_labelled(train) if train is not None else None)
+    data = task_of(entry.task).read(source)
+    return Opened(data, train=read_labelled(train) if train is not None else None)
 
 
 def _is_present(source: str) -> bool:
