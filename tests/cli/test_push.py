@@ -78,7 +78,7 @@ def test_failed_push_after_training_can_be_repeated(
             assert (there.revisions["main"] / file.relative_to(run / "model")).read_bytes() == file.read_bytes()
     figure = {"value": 0.25, "low": 0.2, "high": 0.3}
     (tmp_path / "new.json").write_text(
-        json.dumps({"task": "zeroshot", "metrics": {"acc1": figure}, "data": {"name": "colours", "images": 16}})
+        json.dumps({"task": "zeroshot", "metrics": {"acc1": figure}, "data": {"name": "colors", "images": 16}})
     )
     type_(monkeypatch, "push", run, "me/model", "--results", tmp_path / "new.json", "--message", "More figures")
     card = ModelCard((there.revisions["main"] / "README.md").read_text())
