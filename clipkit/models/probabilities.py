@@ -27,6 +27,7 @@ def probabilities(
         ModelError: sigmoid for a model without a bias, or an unknown kind.
 
     Example:
+        >>> import torch
         >>> probabilities(torch.tensor([[0.5, 0.5]]), scale=10, bias=None)
         tensor([[0.5000, 0.5000]])
         >>> probabilities(torch.tensor([[0.5, 0.5]]), scale=10, bias=-5)

@@ -1,4 +1,4 @@
-"""Tiny random models of every family, written by their own libraries in their own layouts."""
+"""Tiny random models of every family, written by transformers."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def bert_tokenizer() -> Any:
 
 
 def sentencepiece_model(**options: Any) -> bytes:
-    """A tiny sentencepiece model, trained here."""
+    """Train a tiny sentencepiece model."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -185,7 +185,7 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
 
 
 def build(name: str, folder: Path) -> Path:
-    """The tiny model of a family in a folder."""
+    """Write the tiny model of a family to a folder, and return the folder."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     FAMILIES[name](folder)

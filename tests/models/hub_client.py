@@ -1,4 +1,4 @@
-"""Load models by the names on standard input, a line each, and say what came of it: run by test_hub."""
+"""Load the models named on standard input, one per line, and print the results; run by test_hub."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A small Hub on loopback: what the real client asks of the real one, from folders."""
+"""A small Hub server on loopback that answers the real client from folders."""
 
 import base64
 import hashlib
@@ -40,9 +40,9 @@ class Hub:
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
-    """Method, path, and Range where there was one."""
+    """Method, path and Range header of each request."""
     break_once: set[str] = field(default_factory=set)
-    """Files of which the first transfer ends in the middle."""
+    """Files whose first transfer is interrupted."""
     full: bool = False
     """True if there is no storage left for a commit."""
     url: str = ""
@@ -51,13 +51,13 @@ class Hub:
     read_only: bool = False
     """True if the token has no write access."""
     objects: dict[str, bytes] = field(default_factory=dict)
-    """Large files that have arrived, by their SHA-256."""
+    """Uploaded large files by SHA-256."""
     received: list[tuple[str, int]] = field(default_factory=list)
-    """SHA-256 and bytes of each transfer of a large file, also of a broken one."""
+    """SHA-256 and bytes of each transfer of a large file, including interrupted ones."""
     commits: list[dict[str, Any]] = field(default_factory=list)
 
     def files_sent(self, repository: str) -> list[str]:
-        """Names of the files whose content went out."""
+        """Return names of the files whose content was sent."""
         prefix = f"/{repository}/resolve/"
         paths = [path for method, path, _ in self.requests if method == "GET" and path.startswith(prefix)]
         return sorted({path.removeprefix(prefix).partition("/")[2] for path in paths})
@@ -123,7 +123,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
             return self.send(json.dumps(answer).encode(), {"Content-Type": "application/json"}, True, status=status)
 
         def do_PUT(self) -> None:
-            """A large file, by its SHA-256."""
+            """Receive a large file, named by its SHA-256."""
             name = self.path.rpartition("/")[2]
             hub.requests.append((self.command, self.path, None))
             size = int(self.headers.get("Content-Length", "0"))

@@ -83,7 +83,7 @@ def model_of(**changes: Any) -> DualEncoder:
 
 @pytest.fixture
 def bert(tmp_path: Path) -> Path:
-    """A tiny BERT folder such as transformers and sentence-transformers write."""
+    """Tiny BERT in a folder as transformers and sentence-transformers write it."""
     folder = tmp_path / "bert"
     words = [
         "[PAD]",

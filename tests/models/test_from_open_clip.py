@@ -1,4 +1,4 @@
-"""Every kind of open_clip's models against open_clip itself, from image files and strings."""
+"""Features of every kind of open_clip model, compared with open_clip."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ TEXTS = [*SENTENCES, LONG, "A  RED\nsquare!", "ééé ☃ !!!"]
 
 @pytest.fixture(scope="module", autouse=True)
 def architectures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """open_clip knows the tiny ones while these tests run."""
+    """Register tiny architectures with open_clip during these tests."""
     from transformers import BertConfig
 
     folder = tmp_path_factory.mktemp("configs")
@@ -77,7 +77,7 @@ def architectures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def open_clip_model(name: str) -> tuple[Any, Any, Any]:
-    """open_clip's model with the random weights that clipkit's gets too, its transform and tokenizer."""
+    """Return open_clip's model with the same random weights as clipkit's, its transform and its tokenizer."""
     torch.manual_seed(0)
     custom = name == "tiny-clipa"  # so that the parameters are drawn in the same order; the next test has the plain one
     model, _, transform = open_clip.create_model_and_transforms(name, pretrained_text=False, force_custom_text=custom)
@@ -86,7 +86,7 @@ def open_clip_model(name: str) -> tuple[Any, Any, Any]:
 
 @torch.inference_mode()
 def features(model: Any, transform: Any, tokenizer: Any, images: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
-    # open_clip alone would resize a palette image before it looks up its colours.
+    # open_clip would interpolate the color indices of a palette image.
     pixels = torch.stack([transform(Image.open(image).convert("RGB")) for image in images])
     return (
         F.normalize(model.encode_image(pixels), dim=-1),
@@ -167,7 +167,7 @@ def test_trainer_checkpoint_loads(tmp_path: Path, prefix: str, images: list[Path
 
 
 def shrunk(file: Path) -> Path:
-    """The same file with one weight of another shape, under the same name."""
+    """Overwrite the file with one weight of another shape."""
     content = torch.load(file, weights_only=True)
     key = next(key for key in content["state_dict"] if key.endswith("token_embedding.weight"))
     content["state_dict"][key] = torch.zeros(3, 3)
@@ -257,7 +257,7 @@ def test_pickle_with_code_is_refused(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 @pytest.fixture
 def tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two tags, one trained with QuickGELU, of the architectures with and without it."""
+    """Register two tags, one trained with QuickGELU, for the architectures with and without it."""
     from open_clip import pretrained
 
     native, _, _ = open_clip_model("tiny-clip")
@@ -323,7 +323,7 @@ def test_random_weights_print_no_warning(capfd: pytest.CaptureFixture[str], capl
 
 
 def test_every_architecture_of_open_clip_is_of_a_tested_kind(tmp_path: Path) -> None:
-    """No architecture of the installed version falls outside of what is tested above."""
+    """Every architecture of the installed version is of a kind that is tested above."""
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name)
         assert {"embed_dim", "vision_cfg", "text_cfg"} <= set(config), name
@@ -336,7 +336,7 @@ def test_every_architecture_of_open_clip_is_of_a_tested_kind(tmp_path: Path) -> 
 
 @pytest.mark.peer
 def test_features_of_real_captions_equal_open_clip(flickr8k: Path) -> None:
-    """ViT-B-32's text tower on captions that people wrote, 14 tokens long on average, against all 77 positions."""
+    """Captions of Flickr8k, cut to 14 tokens on average, have the features of all 77 positions."""
     import csv
 
     with (flickr8k / "dev.csv").open(encoding="utf-8", newline="") as lines:

@@ -1,4 +1,4 @@
-"""Every family against its own class in transformers, from image files and strings."""
+"""Features of every family, compared with its class in transformers."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def native_image_features(native: Any, folder: Path, images: list[Path]) -> torc
 
 @torch.inference_mode()
 def native_text_features(native: Any, folder: Path, texts: list[str]) -> torch.Tensor:
-    """At full length, as each family's documentation says."""
+    """Tokens at full length, as each family's documentation describes."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="right")
     length = min(tokenizer.model_max_length, 64 if native.config.model_type == "align" else 10**9, 77)
     tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
@@ -97,7 +97,7 @@ def test_pipeline_of_a_saved_model_equals_clipkit(family: tuple[str, Path], imag
 
 
 def check_pipeline(model: Any, folder: Path, labels: list[str], template: str, images: list[Path]) -> None:
-    """SigLIP's scores are sigmoids, each label's own; the others' are a softmax over the labels."""
+    """SigLIP's scores are sigmoids of single labels; the others' are a softmax over the labels."""
     classify = transformers.pipeline("zero-shot-image-classification", model=str(folder))
     prompts = [template.format(label) for label in labels]
     expected = model.classify(images, prompts)
@@ -189,7 +189,7 @@ def test_unsupported_model_type_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_and_mismatched_weights_are_refused(family: tuple[str, Path], tmp_path: Path) -> None:
-    """transformers would go on with random numbers for the missing ones."""
+    """transformers would silently use random numbers for missing weights."""
     _, folder = family
     broken = shutil.copytree(folder, tmp_path / "broken")
     tensors = load_file(broken / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The Hub, by its real client, against a server on loopback."""
+"""Downloads with the real Hub client from a server on loopback."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.models.hub_server import TOKEN, Hub, Repository, serving
 
 
 class Client:
-    """clipkit in a process of its own, whose Hub is the one on loopback."""
+    """A separate process with clipkit, which uses the Hub on loopback."""
 
     def __init__(self, home: Path, url: str, offline: bool = False) -> None:
         environment = os.environ | {
@@ -59,7 +59,7 @@ def features(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """tiny/clip with two revisions and files nobody needs; the same behind doors; an open_clip one; a foreign one."""
+    """A CLIP with two revisions, gated and private copies, an open_clip and an unsupported model."""
     base = tmp_path_factory.mktemp("repositories")
     first, second = build("clip", base / "first"), build("clip", base / "second")
     model = clipkit.load(second)

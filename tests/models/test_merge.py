@@ -1,4 +1,4 @@
-"""Weights between models."""
+"""Averages of models' weights."""
 
 from pathlib import Path
 

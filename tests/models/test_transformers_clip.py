@@ -1,4 +1,4 @@
-"""Against transformers itself, from image files and strings."""
+"""CLIP, compared with transformers."""
 
 from itertools import chain
 from pathlib import Path

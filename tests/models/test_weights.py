@@ -1,4 +1,4 @@
-"""Weight files that are cut, point elsewhere, or want to run code."""
+"""Weight files that are truncated, lead out of their folder, or contain code."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def refused(folder: Path) -> str:
 
 
 def as_shards(folder: Path) -> Path:
-    """The weights in two files and an index, as transformers shards them. Gives the index."""
+    """Split the weights into two files with an index, as transformers does. Return the index."""
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
     halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
@@ -115,4 +115,4 @@ def test_code_in_a_model_folder_is_never_run(model: Path) -> None:
     config.write_text(json.dumps(values))
     values = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(values | {"auto_map": {"AutoModel": "evil.Model"}}))
-    clipkit.load(model)  # its class is transformers' own, whatever the map says
+    clipkit.load(model)  # its class comes from transformers, regardless of the map

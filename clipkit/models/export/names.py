@@ -134,30 +134,30 @@ def _layer_numbers(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
     return [match[1] for match in map(pattern.fullmatch, tensors) if match is not None]
 
 
-def _one(theirs: str, native: str) -> Rule:
-    return Rule((theirs,), (native,))
+def _one(open_clip: str, transformers: str) -> Rule:
+    return Rule((open_clip,), (transformers,))
 
 
-def _both(theirs: str, native: str) -> list[Rule]:
-    return [_one(f"{theirs}.{part}", f"{native}.{part}") for part in _PARTS]
+def _both(open_clip: str, transformers: str) -> list[Rule]:
+    return [_one(f"{open_clip}.{part}", f"{transformers}.{part}") for part in _PARTS]
 
 
 def _queries_keys_values(layer: str, part: str) -> tuple[str, ...]:
     return tuple(f"{layer}.self_attn.{name}_proj.{part}" for name in "qkv")
 
 
-def _open_clip_layers(theirs: str, native: str) -> list[Rule]:
+def _open_clip_layers(open_clip: str, transformers: str) -> list[Rule]:
     """Rules for blocks that open_clip builds itself."""
     return [
-        *(Rule((f"{theirs}.attn.in_proj_{part}",) * 3, _queries_keys_values(native, part)) for part in _PARTS),
-        *_layers(theirs, native, ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")),
+        *(Rule((f"{open_clip}.attn.in_proj_{part}",) * 3, _queries_keys_values(transformers, part)) for part in _PARTS),
+        *_layers(open_clip, transformers, ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")),
     ]
 
 
-def _layers(theirs: str, native: str, names: Sequence[str]) -> list[Rule]:
-    natives = ("self_attn.out_proj", "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")
-    pairs = zip(names, natives, strict=True)
-    return [rule for name, other in pairs for rule in _both(f"{theirs}.{name}", f"{native}.{other}")]
+def _layers(open_clip: str, transformers: str, names: Sequence[str]) -> list[Rule]:
+    transformers_names = ("self_attn.out_proj", "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")
+    pairs = zip(names, transformers_names, strict=True)
+    return [rule for name, other in pairs for rule in _both(f"{open_clip}.{name}", f"{transformers}.{other}")]
 
 
 def _text(prefix: str) -> list[Rule]:

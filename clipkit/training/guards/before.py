@@ -13,6 +13,7 @@ from clipkit.data.checks.batch import expected_false_negatives
 from clipkit.data.checks.checked_data import CheckedData
 from clipkit.data.checks.leaks import find_exact_leaks
 from clipkit.data.checks.rules import apply_rules
+from clipkit.data.sequences import evenly_spaced
 from clipkit.findings import Finding, Rule, apply, most_severe_first
 from clipkit.images import Stored, upright_size
 from clipkit.models import DualEncoder, Tower
@@ -81,8 +82,8 @@ def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: 
     """Apply the sampled rules about data; notes are left to `clipkit data check`."""
     has_image = train.has_images and not is_absent(model.image)
     has_text = train.has_captions and not is_absent(model.text)
-    image_rows = _spread(len(train.images), _IMAGES) if has_image else []
-    caption_rows = _spread(len(train.captions), _CAPTIONS) if has_text else []
+    image_rows = evenly_spaced(len(train.images), _IMAGES) if has_image else []
+    caption_rows = evenly_spaced(len(train.captions), _CAPTIONS) if has_text else []
     counts = token_counter(model)([train.captions[row] for row in caption_rows]) if has_text else []
     leaked, batch = {}, None
     if len(train.images) <= _MANY:
@@ -213,12 +214,6 @@ def _tunes_pretrained(recipe: Recipe, side: str, tower: Tower) -> bool:
     if recipe.model.name is not None:
         return is_pretrained(recipe)
     return recipe.model.image.pretrained if side == "image" else recipe.model.text.pretrained
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Return at most `most` evenly spaced positions."""
-    positions: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
-    return positions
 
 
 def _size(image: Path | Stored) -> tuple[int, int]:

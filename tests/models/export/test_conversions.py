@@ -1,4 +1,4 @@
-"""transformers to open_clip and back: the same bits, and the same features by either library alone."""
+"""Round trips from transformers to open_clip: equal bits, and equal features in both libraries."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.models.families import SMALL, VISION, build, clip, save, sentencepiec
 
 
 def vit_tiny_patch8_siglip_32(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """A SigLIP tower of timm's own kind, small enough for a test."""
+    """A small SigLIP tower for timm's registry."""
     options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None), options.pop("cache_dir", None)
     return VisionTransformer(
         img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, class_token=False, **options
@@ -118,7 +118,7 @@ def test_round_trip_keeps_every_weight_and_feature(source: str, tmp_path: Path) 
         assert kinds[0] == kinds[1]
 
 
-def test_architectures_of_open_clip_open_in_transformers(tmp_path: Path) -> None:
+def test_open_clip_architectures_open_with_transformers(tmp_path: Path) -> None:
     small = {"width": 64, "heads": 1, "layers": 2}
     vision = {"image_size": 32, "patch_size": 16, "width": 64, "head_width": 32, "layers": 1, "mlp_ratio": 2.5}
     config = {"embed_dim": 48, "vision_cfg": vision, "text_cfg": small | {"context_length": 20, "vocab_size": 49408}}
@@ -146,7 +146,7 @@ def test_siglip2_keeps_its_tokenizer_without_a_mask(tmp_path: Path) -> None:
 
 class _NoFiles:
     def save_pretrained(self, folder: Path) -> None:
-        """CLIP's own vocabulary comes with open_clip."""
+        """Write nothing: the vocabulary of CLIP comes with open_clip."""
 
 
 def test_activation_missing_in_timm_needs_a_tolerance(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_odd_margins_are_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 427), (427, 640), (33, 70), (101, 70), (64, 64), (1000, 333)])
-def test_even_margins(width: int, height: int) -> None:
+def test_with_even_margins_leaves_an_even_rest(width: int, height: int) -> None:
     from PIL import Image
 
     even = with_even_margins(Image.new("RGB", (width, height)), 224)

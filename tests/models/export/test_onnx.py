@@ -28,7 +28,7 @@ onnx = pytest.importorskip("onnx")
 
 
 def check(model: DualEncoder, folder: Path, images: list[Path]) -> None:
-    """Any number of inputs of any length, through bare sessions."""
+    """Compare batches of several sizes and lengths in plain onnxruntime sessions."""
     proof = export(model, "onnx", folder)
     assert max(proof.image_difference, proof.text_difference) < 1e-4
     image = onnxruntime.InferenceSession(folder / "image.onnx", providers=["CPUExecutionProvider"])
@@ -93,7 +93,7 @@ def test_patches_of_images_of_any_shape(tmp_path: Path) -> None:
 
 @pytest.fixture
 def architecture(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """open_clip knows a tiny architecture while a test runs."""
+    """Register a tiny architecture with open_clip during a test."""
     from open_clip import factory
 
     before = list(factory._MODEL_CONFIG_PATHS)
@@ -166,7 +166,7 @@ def test_open_clip_model_equals_onnxruntime(images: list[Path], tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("large", [False, True])
 def test_int8_reports_its_differences(large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the weights are too many for one file and lie beside it: nothing of the float32 ones stays."""
+    """With weights in a second file too: no float32 weights remain."""
     if large:
         monkeypatch.setattr(onnx_format, "_LARGEST", 1000)
     model = clipkit.load(build("clip", tmp_path / "model"))

@@ -43,14 +43,14 @@ def opened(model: DualEncoder, folder: Path) -> Any:
 @pytest.mark.parametrize(
     "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )
-def test_families(family: str, images: list[Path], tmp_path: Path) -> None:
+def test_families_equal_sentence_transformers(family: str, images: list[Path], tmp_path: Path) -> None:
     model = clipkit.load(build(family, tmp_path / "model"))
     theirs = opened(model, tmp_path / "out")
     texts = theirs.encode(list(CAPTIONS), convert_to_tensor=True, batch_size=3)
     torch.testing.assert_close(texts, model.encode_text(CAPTIONS), atol=1e-5, rtol=0)
     files = [str(path) for path in images]
     encoded = theirs.encode(files, convert_to_tensor=True)
-    held = theirs.encode([Image.open(path) for path in images], convert_to_tensor=True)  # grey and palette among them
+    held = theirs.encode([Image.open(path) for path in images], convert_to_tensor=True)  # some gray, palette
     torch.testing.assert_close(held, encoded, atol=1e-5, rtol=0)
     torch.testing.assert_close(encoded.norm(dim=1), torch.ones(len(files)), atol=1e-5, rtol=0)
     assert theirs.similarity_fn_name == "cosine"
@@ -60,7 +60,7 @@ def test_families(family: str, images: list[Path], tmp_path: Path) -> None:
     )
 
 
-def test_open_clips_go_by_way_of_transformers(tmp_path: Path) -> None:
+def test_open_clip_model_is_exported_through_transformers(tmp_path: Path) -> None:
     export(clipkit.load(build("clip", tmp_path / "clip")), "open_clip", tmp_path / "open_clip")
     model = clipkit.load(tmp_path / "open_clip")
     texts = opened(model, tmp_path / "out").encode(list(CAPTIONS), convert_to_tensor=True)
@@ -68,7 +68,9 @@ def test_open_clips_go_by_way_of_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("projection", ["linear", "mlp"])
-def test_two_towers(projection: str, towers: Path, images: list[Path], tmp_path: Path) -> None:
+def test_composed_model_equals_sentence_transformers(
+    projection: str, towers: Path, images: list[Path], tmp_path: Path
+) -> None:
     recipe = {
         "image": {"name": str(towers / "image")}, "text": {"name": str(towers / "text")}, "projection": projection,
     }  # fmt: skip
@@ -84,7 +86,7 @@ def test_two_towers(projection: str, towers: Path, images: list[Path], tmp_path:
 
 
 @pytest.mark.parametrize("embed_dim", [None, 16])
-def test_an_image_tower_alone(embed_dim: int | None, towers: Path, images: list[Path], tmp_path: Path) -> None:
+def test_image_tower_is_exported(embed_dim: int | None, towers: Path, images: list[Path], tmp_path: Path) -> None:
     recipe = {"image": {"name": str(towers / "image")}, "embed_dim": embed_dim}
     model = compose(ModelRecipe.model_validate(recipe))
     theirs = opened(model, tmp_path / "out")
@@ -94,7 +96,7 @@ def test_an_image_tower_alone(embed_dim: int | None, towers: Path, images: list[
     )
 
 
-def test_what_timms_preprocessing_takes_is_said(towers: Path, images: list[Path], tmp_path: Path) -> None:
+def test_rgb_requirement_of_timm_is_noted(towers: Path, images: list[Path], tmp_path: Path) -> None:
     proof = export(
         compose(ModelRecipe.model_validate({"image": {"name": str(towers / "image")}})),
         "sentence-transformers",
@@ -107,7 +109,7 @@ def test_what_timms_preprocessing_takes_is_said(towers: Path, images: list[Path]
             theirs.encode([other])
 
 
-def test_without_the_library(towers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(towers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = compose(ModelRecipe.model_validate({"text": {"name": str(towers / "text")}}))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install clipkit-torch\[sentence-transformers\]") as caught:
@@ -117,13 +119,13 @@ def test_without_the_library(towers: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-def test_a_text_tower_alone(pooling: str, towers: Path, tmp_path: Path) -> None:
+def test_text_tower_is_exported(pooling: str, towers: Path, tmp_path: Path) -> None:
     model = compose(ModelRecipe.model_validate({"text": {"name": str(towers / "text"), "pooling": pooling}}))
     texts = opened(model, tmp_path / "out").encode(list(CAPTIONS), convert_to_tensor=True)
     torch.testing.assert_close(texts, model.encode_text(CAPTIONS), atol=1e-5, rtol=0)
 
 
-def test_a_tower_with_clips_own_tokenizer(tmp_path: Path) -> None:
+def test_text_tower_with_the_clip_tokenizer_is_exported(tmp_path: Path) -> None:
     recipe = {
         "text": {
             "name": "hf:bert", "pretrained": False, "tokenizer": "open_clip:ViT-B-32", "context_length": 24,

@@ -1,4 +1,4 @@
-"""Push models that standard input names, a line each, and say what came of it: run by test_push."""
+"""Push the models named on standard input, one per line, and print the results; run by test_push."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Pushing, by the Hub's real client, to a server on loopback."""
+"""Uploads with the real Hub client to a server on loopback."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.models.publish import push_client
 
 
 class Client:
-    """clipkit in a process of its own, whose Hub is the one on loopback."""
+    """A separate process with clipkit, which uses the Hub on loopback."""
 
     def __init__(self, home: Path, url: str) -> None:
         environment = os.environ | {
