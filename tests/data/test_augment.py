@@ -121,7 +121,7 @@ def test_what_a_view_of_captions_needs(shapes: Path, tmp_path: Path) -> None:
     plain = read_pairs(str(write_csv(tmp_path / "p.csv", ["caption"], [["a"], ["b"]])), images=False)
     with pytest.raises(DataError, match="paraphrase needs a column of that name"):
         TextView("paraphrase", plain)
-    with pytest.raises(DataError, match="sibling needs images with several captions, and none has"):
+    with pytest.raises(DataError, match="no image with several captions, which the policy sibling needs"):
         TextView("sibling", plain)
 
 

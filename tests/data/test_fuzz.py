@@ -52,23 +52,19 @@ from tests.forked import python, together
 from tests.training import several_runs
 
 Build = Callable[..., Recipe]
-_EACH_TABLE = 30  # of 7 kinds
-_EACH_IMAGE = 13  # of 26 kinds
-_SECONDS = 20  # far more than any one file takes, on the busiest machine
-
-
-def test_there_are_enough_of_them() -> None:
-    count = 7 * _EACH_TABLE + len(images()) * _EACH_IMAGE
-    assert count >= 500
+# Damaged copies of each of 7 tables and archives, and of each of 26 images: about 100; the slow tests have thousands.
+_EACH_TABLE = 7
+_EACH_IMAGE = 2
+_SECONDS = 20  # far more than any file takes, even on a busy machine
 
 
 class HangError(BaseException):
-    """Not an Exception, so that nothing under test can take it for its own."""
+    """Not an Exception, so that the code under test cannot catch it."""
 
 
 @contextmanager
 def watched(seconds: int = _SECONDS) -> Iterator[None]:
-    """What takes longer hangs. Where a thread does, which nothing can wake, the tests end a little later."""
+    """Raise HangError if the block takes longer; end the tests if a thread hangs that cannot be woken."""
 
     def wake(*_: object) -> None:
         raise HangError
@@ -193,14 +189,14 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _png(width: int, height: int, *extra: bytes) -> bytes:
-    """A black one, a bit a pixel."""
+    """Return a black PNG image with one bit per pixel."""
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
     rows = zlib.compress(bytes((1 + (width + 7) // 8) * height), 9)
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
 
 
 def by_hand() -> dict[str, bytes]:
-    """What chance does not come upon."""
+    """Damaged files that random changes do not produce."""
     jpeg = images()["rgb.jpg"]
     frame = jpeg.index(b"\xff\xc0")
     bomb = zlib.compress(bytes(80_000_000), 9)
@@ -217,7 +213,7 @@ def by_hand() -> dict[str, bytes]:
     }
 
 
-def test_what_was_made_by_hand_is_refused(tmp_path: Path) -> None:
+def test_hand_made_images_are_refused(tmp_path: Path) -> None:
     for name, content in by_hand().items():
         (tmp_path / name).write_bytes(content)
         with watched():
@@ -234,7 +230,9 @@ def test_what_was_made_by_hand_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [struct.error("unpack"), zlib.error("-3"), AssertionError(), RecursionError("deep")])
-def test_whatever_a_decoder_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_any_error_of_a_decoder_becomes_a_data_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def load(*_: object) -> None:
         raise error
 
@@ -486,7 +484,7 @@ _TARS: dict[str, tuple[bytes, str | None]] = {
 
 
 @pytest.mark.parametrize("name", _TARS)
-def test_tars_that_lie(name: str, tmp_path: Path) -> None:
+def test_inconsistent_tars_are_refused(name: str, tmp_path: Path) -> None:
     content, message = _TARS[name]
     (tmp_path / "t.tar").write_bytes(content)
     with watched():
@@ -504,7 +502,7 @@ _LONG = "x" * 300 + ".png"
 @pytest.mark.parametrize(
     "name", ["a\0b.png", _LONG, f"no/{_LONG}", "two\nlines.png", "\u2028.png", "..", "", "a.png/b"]
 )
-def test_names_that_no_file_has(name: str, tmp_path: Path) -> None:
+def test_invalid_file_names_count_as_missing(name: str, tmp_path: Path) -> None:
     draw("red", "circle").save(tmp_path / "a.png")
     many = [[f"{number}-{name}", "words"] for number in range(150)]  # a folder of many files is looked at as a whole
     for rows in ([["a.png", "words"], [name, "words"]], [["a.png", "words"], [name, "words"], *many]):
@@ -521,7 +519,7 @@ def test_names_that_no_file_has(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reader", [read_classes, read_templates, read_near_misses])
-def test_what_else_an_evaluation_reads(reader: Callable[[str], object], tmp_path: Path) -> None:
+def test_damaged_classes_templates_and_near_misses_are_refused(reader: Callable[[str], object], tmp_path: Path) -> None:
     for content in (b"[" * 100_000, b'{"a": ' + b"9" * 10_000 + b"}", b"\xff\xfe[\0]\0", b"", HTML):
         (tmp_path / "x.json").write_bytes(content)
         with pytest.raises(DataError, match="x.json") as caught:
@@ -529,7 +527,7 @@ def test_what_else_an_evaluation_reads(reader: Callable[[str], object], tmp_path
         assert len(str(caught.value).splitlines()) == 1
 
 
-def test_columns_of_parquet_that_are_not_what_they_say(tmp_path: Path) -> None:
+def test_parquet_columns_with_invalid_content_are_refused(tmp_path: Path) -> None:
     draw("red", "circle").save(tmp_path / "a.png")
     broken = pa.array([b"caf\xe9", b"tea"]).view(pa.string())
     columns = {
@@ -551,7 +549,7 @@ def test_columns_of_parquet_that_are_not_what_they_say(tmp_path: Path) -> None:
     assert read(tmp_path / "t.parquet") is None
 
 
-def test_a_saved_data_set_whose_offsets_lie(tmp_path: Path) -> None:
+def test_a_saved_dataset_with_wrong_offsets_is_refused(tmp_path: Path) -> None:
     from datasets import Dataset, Value
     from datasets.features import Features
     from datasets.features import Image as ImageFeature
@@ -578,7 +576,7 @@ def test_a_saved_data_set_whose_offsets_lie(tmp_path: Path) -> None:
             read_pairs(str(saved))
 
 
-def test_values_that_are_missing_or_of_another_type(tmp_path: Path) -> None:
+def test_missing_values_and_values_of_another_type(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         draw("red", "circle").save(tmp_path / name)
     file = tmp_path / "t.parquet"
