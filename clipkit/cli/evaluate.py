@@ -99,9 +99,9 @@ def zeroshot(
     processes: Count = 1,
 ) -> None:
     """Accuracy of choosing among the classes' names; with several classes an image, mean average precision."""
-    from clipkit.data import read_classes, read_labelled, read_templates
+    from clipkit.data import read_classes, read_labeled, read_templates
 
-    labelled = read_labelled(data)
+    labelled = read_labeled(data)
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
 
@@ -141,10 +141,10 @@ def probe(
     processes: Count = 1,
 ) -> None:
     """A linear classifier, and nearest neighbours, on the image features."""
-    from clipkit.data import read_labelled
+    from clipkit.data import read_labeled
 
-    learned = read_labelled(data)
-    measured = read_labelled(test) if test is not None else None
+    learned = read_labeled(data)
+    measured = read_labeled(test) if test is not None else None
 
     def work(together: "Processes | None") -> "Result":
         from clipkit import evaluation

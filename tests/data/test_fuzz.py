@@ -1,4 +1,4 @@
-"""Damaged files of every kind: one line or none at all, never a traceback, a hang or a wrong count."""
+"""Damaged files of every kind give an error of one line, or none; never a traceback, a hang or a wrong count."""
 
 import csv
 import faulthandler
@@ -33,7 +33,7 @@ from clipkit.data import (
     loader,
     pair_loader,
     read_classes,
-    read_labelled,
+    read_labeled,
     read_near_misses,
     read_pairs,
     read_templates,
@@ -94,7 +94,7 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 def read(source: Path, **settings: object) -> Pairs | None:
-    """The pairs; None where they are refused in one line that names the file."""
+    """Return the pairs; None if they are refused with an error of one line that names the file."""
     try:
         return read_pairs(str(source), **settings)  # type: ignore[arg-type]
     except DataError as error:
@@ -105,7 +105,7 @@ def read(source: Path, **settings: object) -> Pairs | None:
 
 
 def opened(image: Path | Stored, draft: int | None = None) -> bool:
-    """Whether it opens; where it does not, that is said in one line that names it."""
+    """Return whether an image opens; otherwise check that the error is one line and names it."""
     try:
         return open_image(image, draft).mode == "RGB"
     except DataError as error:
@@ -116,7 +116,7 @@ def opened(image: Path | Stored, draft: int | None = None) -> bool:
 
 
 def rows_in(name: str, content: bytes) -> int:
-    """How many captions a file has, counted in another way than clipkit does."""
+    """Count the captions of a file, independently of clipkit."""
     if name.endswith((".csv", ".tsv")):
         text = io.StringIO(content.decode("utf-8-sig"), newline="")
         return len([row for row in csv.reader(text, delimiter="\t" if name.endswith(".tsv") else ",") if row]) - 1
@@ -140,7 +140,7 @@ def _has_its_sum(header: bytes) -> bool:
 
 
 def look_through_tables(folder: Path, each: int, seed: int) -> int:
-    """Every damaged table and archive, by every way in; how many there were."""
+    """Read every damaged table and archive in every way; return their number."""
     count = kept = 0
     for name, content in tables(folder).items():
         for label, damaged in mutated(content, each, seed):
@@ -243,7 +243,7 @@ def test_any_error_of_a_decoder_becomes_a_data_error(
 
 
 class Damaged:
-    """A data set of sound images; then of some of them damaged ones, of which some still open."""
+    """Dataset of sound images, some of which can then be damaged."""
 
     def __init__(self, folder: Path, each: int, seed: int) -> None:
         folder.mkdir()
@@ -261,7 +261,7 @@ class Damaged:
         self.files = files
 
     def damage(self) -> set[int]:
-        """Now damage them; positions of those that open_image refuses."""
+        """Damage images; return the positions of those that open_image refuses."""
         for name, content in self.files.items():
             (self.folder / name).write_bytes(content)
         with watched(120):
@@ -272,7 +272,7 @@ GLOBAL = 32
 
 
 def batches_of(pairs: Pairs, workers: int, rows: slice) -> list[Batch]:
-    """The batches of one epoch, of one process."""
+    """Return the batches of one epoch on one process."""
     sampler = EpochSampler(pairs, "one", GLOBAL, 0)
     crop = Policy([Crop(scale=(0.3, 1.0))], 16, to_tensor, to_tensor, 0)
     texts = {"text_features": TextView("same", pairs)}
@@ -283,7 +283,7 @@ def batches_of(pairs: Pairs, workers: int, rows: slice) -> list[Batch]:
 
 
 def compare_with_sound(data: Damaged, workers: tuple[int, ...]) -> set[int]:
-    """See that damage changes nothing but its own rows, on one process and on two; positions of what is bad."""
+    """Check that damage changes only the rows of damaged images; return their positions."""
     pairs = read_pairs(str(data.csv))
     sound = batches_of(pairs, 0, slice(0, GLOBAL))
     assert len(sound) * GLOBAL == len(pairs.images)
@@ -324,7 +324,7 @@ def _same_rows(one: Batch, its: torch.Tensor | slice, two: Batch, others: torch.
             assert not values[its][..., width:].any()
 
 
-def test_damaged_images(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_images_are_replaced(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_CHUNK", 12)
     data = Damaged(tmp_path / "images", _EACH_IMAGE, seed=0)
     bad = compare_with_sound(data, workers=(0,))
@@ -436,7 +436,7 @@ def test_one_damaged_image_in_an_evaluation(
 
 
 def _member(name: bytes, size: bytes, kind: bytes = b"0", content: bytes = b"", rest: bytes = b"") -> bytes:
-    """A tar's header as it is given, with its right sum, and its content in whole blocks."""
+    """Return a tar member with a valid checksum, and its content in whole blocks."""
     header = bytearray(name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size.rjust(12, b"\0"))
     header += b"00000000000\0" + b" " * 8 + kind + bytes(100) + b"ustar  \0" + bytes(80)
     header += rest.ljust(167, b"\0")
@@ -514,7 +514,7 @@ def test_invalid_file_names_count_as_missing(name: str, tmp_path: Path) -> None:
         assert check(pairs, workers=1).broken.keys() == set(range(1, len(pairs.images)))
         write_csv(tmp_path / "l.csv", ["image", "label"], rows)
         with pytest.raises(DataError, match="images are missing") as caught:
-            read_labelled(str(tmp_path / "l.csv"))
+            read_labeled(str(tmp_path / "l.csv"))
         assert len(str(caught.value).splitlines()) == 1
 
 
@@ -583,7 +583,7 @@ def test_missing_values_and_values_of_another_type(tmp_path: Path) -> None:
     for labels in ([["x", None], ["y"]], [None, ["x"]], [None, "x"], [1, None], [[], ["x"]]):
         parquet.write_table(pa.table({"image": ["a.png", "b.png"], "label": labels}), file)
         with pytest.raises(DataError, match="row [12] has no label"):
-            read_labelled(str(file))
+            read_labeled(str(file))
         assert read_pairs(str(file), captions=False).has_images
     for kind in (pa.dictionary(pa.int32(), pa.string()), pa.string_view()):
         column = pa.array(["a.png", "b.png"], kind)

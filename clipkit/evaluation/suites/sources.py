@@ -7,12 +7,12 @@ from typing import Any
 
 from clipkit.data import (
     Classes,
-    LabelledImages,
+    LabeledImages,
     NearMisses,
     Pairs,
     Templates,
     read_classes,
-    read_labelled,
+    read_labeled,
     read_near_misses,
     read_pairs,
     read_templates,
@@ -28,10 +28,10 @@ from clipkit.images import Stored, size_of
 class Opened:
     """Data of an entry, with the classes and templates that the entry gives."""
 
-    data: Pairs | LabelledImages | NearMisses
+    data: Pairs | LabeledImages | NearMisses
     classes: Classes | None = None
     templates: Templates | None = None
-    train: LabelledImages | None = None
+    train: LabeledImages | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -39,7 +39,7 @@ class Opened:
         data: Any = self.data.fingerprint if not isinstance(self.data, NearMisses) else _contents(self.data)
         train = self.train.fingerprint if self.train is not None else ""
         templates = self.templates
-        if templates is None and isinstance(self.data, LabelledImages):
+        if templates is None and isinstance(self.data, LabeledImages):
             templates = self.data.templates
         return json.dumps([data, train, self.classes, templates], ensure_ascii=False)
 
@@ -84,7 +84,7 @@ def _read(entry: DataSet) -> Opened:
             return Opened(read_pairs(source))
         case "compositional":
             return Opened(read_near_misses(source))
-    return Opened(read_labelled(source), train=read_labelled(train) if train is not None else None)
+    return Opened(read_labeled(source), train=read_labeled(train) if train is not None else None)
 
 
 def _is_present(source: str) -> bool:
@@ -103,7 +103,7 @@ def _check_counts(entry: DataSet, opened: Opened) -> None:
     counts = {"images": len(data.images)}
     if isinstance(data, Pairs):
         counts["captions"] = len(data.captions)
-    if isinstance(data, LabelledImages):
+    if isinstance(data, LabeledImages):
         counts["class_count"] = len(opened.classes) if opened.classes is not None else len(data.classes)
     for name, count in counts.items():
         expected = getattr(entry, name)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from clipkit.data import LabelledImages, read_labelled
+from clipkit.data import LabeledImages, read_labeled
 from clipkit.embedding.features import Cache, Features, content_hashes
 from clipkit.errors import DataError
 from clipkit.evaluation.figures import Column, Columns, Queries, figure, figures
@@ -38,9 +38,9 @@ _FEW_SHOT_VALIDATION = 4  # images a class at most (Zhou et al. 2022, CoOp)
 
 def probe(
     model: DualEncoder,
-    data: str | LabelledImages,
+    data: str | LabeledImages,
     *,
-    test: str | LabelledImages | None = None,
+    test: str | LabeledImages | None = None,
     shots: int | None = None,
     seeds: int = 3,
     neighbours: int = 20,
@@ -166,7 +166,7 @@ def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns
     }
 
 
-def check_labelled(learned: LabelledImages, measured: LabelledImages | None) -> None:
+def check_labelled(learned: LabeledImages, measured: LabeledImages | None) -> None:
     """See that a probe of these is possible, as far as can be seen without decoding an image.
 
     Raises:
@@ -191,7 +191,7 @@ class Labelled:
     hashes: list[bytes]
 
     @classmethod
-    def of(cls, labelled: LabelledImages, classes: list[str], hashes: list[bytes]) -> "Labelled":
+    def of(cls, labelled: LabeledImages, classes: list[str], hashes: list[bytes]) -> "Labelled":
         """With labels as positions among `classes`."""
         place = labelled.places_among(classes, _UNLEARNED)
         return cls(labelled.images, place[labelled.labels], hashes)
@@ -263,8 +263,8 @@ def _chosen_weight_decay(
     return max(tried, key=tried.__getitem__)
 
 
-def _read(data: str | LabelledImages) -> LabelledImages:
-    labelled = read_labelled(data) if isinstance(data, str) else data
+def _read(data: str | LabeledImages) -> LabeledImages:
+    labelled = read_labeled(data) if isinstance(data, str) else data
     if labelled.several:
         raise DataError(f"{labelled.name}: has images of several classes; a probe takes one class an image")
     return labelled

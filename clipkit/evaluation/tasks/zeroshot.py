@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipkit.data import Classes, LabelledImages, Templates, prompts_of, read_labelled
+from clipkit.data import Classes, LabeledImages, Templates, prompts_of, read_labeled
 from clipkit.embedding.features import Cache, Features
 from clipkit.errors import DataError
 from clipkit.evaluation.figures import Column, Columns, Figure, Queries, figure, figures
@@ -46,7 +46,7 @@ _CONFUSED = 3  # classes that a class is most often taken for
 
 def zeroshot(
     model: DualEncoder,
-    data: str | LabelledImages,
+    data: str | LabeledImages,
     *,
     classes: Classes | None = None,
     templates: Templates | None = None,
@@ -82,7 +82,7 @@ def zeroshot(
     """
     started = time.perf_counter()
     check_present(model.name, image=model.image, text=model.text)
-    labelled = read_labelled(data) if isinstance(data, str) else data
+    labelled = read_labeled(data) if isinstance(data, str) else data
     chosen = ChosenClasses.of(labelled, classes)
     prompts = templates if templates is not None else labelled.templates or TEMPLATES
     labels = chosen.labels_of(labelled)
@@ -152,13 +152,13 @@ class ChosenClasses:
         return cls(list(classes), [[name] for name in classes])
 
     @classmethod
-    def of(cls, labelled: LabelledImages, classes: Classes | None) -> "ChosenClasses":
+    def of(cls, labelled: LabeledImages, classes: Classes | None) -> "ChosenClasses":
         """Those given, else those of the data."""
         if classes is not None:
             return cls.named(classes)
         return cls(labelled.classes, [[name] for name in labelled.class_names or labelled.classes])
 
-    def labels_of(self, labelled: LabelledImages) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:
+    def labels_of(self, labelled: LabeledImages) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:
         """The images' labels, as positions among these classes.
 
         Raises:

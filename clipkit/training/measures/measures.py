@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from clipkit.data import LabelledImages, Pairs
+from clipkit.data import LabeledImages, Pairs
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
@@ -27,7 +27,7 @@ def measurements_of(
     recipe: Recipe,
     model: DualEncoder,
     validation: Pairs | None,
-    labelled: Sequence[LabelledImages],
+    labelled: Sequence[LabeledImages],
     processes: Processes,
 ) -> Iterator[Measurement]:
     """What a recipe measures, in the order in which its figures are likeliest to choose the best weights.

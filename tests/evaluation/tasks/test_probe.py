@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 import clipkit
 from clipkit import evaluate
-from clipkit.data import LabelledImages
+from clipkit.data import LabeledImages
 from clipkit.errors import DataError
 from tests.conftest import COLOURS, SHAPES, draw, write_csv
 
@@ -44,10 +44,10 @@ def test_it_learns_what_can_be_seen(model: clipkit.DualEncoder, coloured: Path, 
     assert figure["chance"] == 0.25
     assert result["metrics"]["lp_acc5"]["value"] is None
     assert result["metrics"]["knn_acc1"]["value"] > 0.5
-    asked = clipkit.data.read_labelled(test)
+    asked = clipkit.data.read_labeled(test)
     assert [own["label"] for own in result["map"]] == [asked.classes[label] for label in asked.labels]
     # The classifier is scikit-learn's at the weight decay that was chosen.
-    labelled = clipkit.data.read_labelled(train)
+    labelled = clipkit.data.read_labeled(train)
     (weight_decay,) = result["settings"]["weight_decay"]
     theirs = LogisticRegression(C=1 / (weight_decay * 40), max_iter=10_000, tol=1e-8)
     theirs.fit(model.encode_image(labelled.images).double().numpy(), labelled.labels)
@@ -70,12 +70,12 @@ def test_shots_are_drawn_again_for_each_seed(model: clipkit.DualEncoder, coloure
 
 
 def test_without_test_data_a_fifth_is_held_out_whatever_the_order(model: clipkit.DualEncoder, coloured: Path) -> None:
-    labelled = clipkit.data.read_labelled(str(coloured / "train.csv"))
+    labelled = clipkit.data.read_labeled(str(coloured / "train.csv"))
     first = evaluate.probe(model, labelled)
     assert first["data"]["images"] == 8
     assert first["data"]["learned_images"] == 32
     order = torch.randperm(40).numpy()
-    shuffled = LabelledImages(
+    shuffled = LabeledImages(
         "shuffled", [labelled.images[row] for row in order], labelled.labels[order], labelled.classes
     )
     again = evaluate.probe(model, shuffled)
@@ -83,13 +83,13 @@ def test_without_test_data_a_fifth_is_held_out_whatever_the_order(model: clipkit
 
 
 def test_equal_images_stay_on_one_side(model: clipkit.DualEncoder, coloured: Path) -> None:
-    labelled = clipkit.data.read_labelled(str(coloured / "train.csv"))
-    twice = LabelledImages("twice", labelled.images * 2, np.concatenate([labelled.labels] * 2), labelled.classes)
+    labelled = clipkit.data.read_labeled(str(coloured / "train.csv"))
+    twice = LabeledImages("twice", labelled.images * 2, np.concatenate([labelled.labels] * 2), labelled.classes)
     asked = evaluate.probe(model, twice)["queries"]["images"]
     assert len(asked) == 16
     assert all(asked.count(name) == 2 for name in asked)
     # Also where somebody gave one two classes.
-    mixed = LabelledImages(
+    mixed = LabeledImages(
         "mixed",
         [*labelled.images, *labelled.images[:6]],
         np.concatenate([labelled.labels, (labelled.labels[:6] + 1) % 4]),
@@ -101,11 +101,11 @@ def test_equal_images_stay_on_one_side(model: clipkit.DualEncoder, coloured: Pat
 
 
 def test_what_cannot_be_probed_is_one_line(model: clipkit.DualEncoder, coloured: Path, shapes: Path) -> None:
-    several = LabelledImages("s", [coloured / "red0.png"], np.ones((1, 2), dtype=bool), ["a", "b"])
+    several = LabeledImages("s", [coloured / "red0.png"], np.ones((1, 2), dtype=bool), ["a", "b"])
     with pytest.raises(DataError, match="several classes"):
         evaluate.probe(model, several)
-    few = LabelledImages("f", [coloured / "red0.png", coloured / "blue0.png"], np.array([0, 1]), ["red", "blue"])
+    few = LabeledImages("f", [coloured / "red0.png", coloured / "blue0.png"], np.array([0, 1]), ["red", "blue"])
     with pytest.raises(DataError, match="class 'red' has too few different images"):
         evaluate.probe(model, few)
     with pytest.raises(DataError, match="of which there are none to learn from"):
-        evaluate.probe(model, str(coloured / "train.csv"), test=LabelledImages("t", few.images, few.labels, ["x", "y"]))
+        evaluate.probe(model, str(coloured / "train.csv"), test=LabeledImages("t", few.images, few.labels, ["x", "y"]))
