@@ -54,7 +54,7 @@ def test_negatives_come_from_the_row_of_their_caption(
 
 
 def test_without_negatives_it_says_what_is_missing(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="needs a column negative_caption"):
+    with pytest.raises(DataError, match="no column negative_caption"):
         clipkit.train(recipe({"loss.name": "negclip"}))
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
