@@ -7,7 +7,7 @@ from typing import Any
 
 import clipkit
 from clipkit.cli.tables import print_columns
-from clipkit.data import read_labelled, read_pairs
+from clipkit.data import read_labeled, read_pairs
 from clipkit.data.sources.emoji import EmojiData, build_emoji_data
 from clipkit.errors import OutputError
 from clipkit.evaluation import retrieval, zeroshot
@@ -86,7 +86,7 @@ def _measure(model: DualEncoder, data: EmojiData) -> dict[str, Any]:
     prompts = json.loads(data.group_prompts.read_text(encoding="utf-8"))
     return {
         "retrieval": retrieval(model, read_pairs(str(data.held_out)), cache=False),
-        "zeroshot": zeroshot(model, read_labelled(str(data.held_out_labels)), templates=prompts, cache=False),
+        "zeroshot": zeroshot(model, read_labeled(str(data.held_out_labels)), templates=prompts, cache=False),
     }
 
 

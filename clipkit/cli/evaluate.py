@@ -71,9 +71,9 @@ def zeroshot(
 
     Accuracy of choosing among the class names; for images with several labels, mean average precision.
     """
-    from clipkit.data import read_classes, read_labelled, read_templates
+    from clipkit.data import read_classes, read_labeled, read_templates
 
-    labeled = read_labelled(data)
+    labeled = read_labeled(data)
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
 
@@ -104,10 +104,10 @@ def probe(
 
     A linear classifier and k nearest neighbors are fitted to frozen image features.
     """
-    from clipkit.data import read_labelled
+    from clipkit.data import read_labeled
 
-    training = read_labelled(data)
-    measured = read_labelled(test) if test is not None else None
+    training = read_labeled(data)
+    measured = read_labeled(test) if test is not None else None
 
     def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
         from clipkit import evaluation

@@ -1,12 +1,12 @@
-"""Data: sources to pairs, decoding, augmentation, sampling and collation; preprocessing comes in as a callable."""
+"""Data: reading sources, decoding, augmentation, sampling and batches."""
 
 from clipkit.data.augment import Policy, TextSafe
 from clipkit.data.batch import Augment, Batch, InputMaker
 from clipkit.data.checks import Report, check, fix, quick_findings
 from clipkit.data.feed import AnyFeed, Feed, IndexedFeed, Loading, StreamFeed, stream_feed
-from clipkit.data.labels import LabelledImages, read_labelled
+from clipkit.data.labels import LabeledImages, read_labeled
 from clipkit.data.loader import Replacement, pair_loader
-from clipkit.data.missing import broken_images, missing_places
+from clipkit.data.missing import broken_images, missing_positions
 from clipkit.data.mixture import join, split
 from clipkit.data.near_misses import NearMisses, read_near_misses
 from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
@@ -28,7 +28,7 @@ __all__ = [
     "Feed",
     "IndexedFeed",
     "InputMaker",
-    "LabelledImages",
+    "LabeledImages",
     "Loading",
     "NearMisses",
     "Pairs",
@@ -52,14 +52,14 @@ __all__ = [
     "fix",
     "join",
     "longest",
-    "missing_places",
+    "missing_positions",
     "pair_loader",
     "prepare",
     "prompts_of",
     "quick_findings",
     "read_classes",
     "read_for_shards",
-    "read_labelled",
+    "read_labeled",
     "read_near_misses",
     "read_pairs",
     "read_templates",

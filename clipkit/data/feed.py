@@ -63,9 +63,9 @@ class Feed(ABC, Generic[Slices]):
     pairs: Pairs
     """Images and captions by position; empty for a stream."""
     can_index: bool
-    """Whether images and captions can be accessed by position."""
+    """True if images and captions can be accessed by position."""
     depends_on_workers: bool
-    """Whether the order of the samples depends on the number of processes and loader workers."""
+    """True if the order of the samples depends on the number of processes and loader workers."""
 
     @property
     def name(self) -> str:

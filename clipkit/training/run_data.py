@@ -9,14 +9,14 @@ from clipkit.catalogue import Need
 from clipkit.data import (
     AnyFeed,
     IndexedFeed,
-    LabelledImages,
+    LabeledImages,
     Pairs,
     broken_images,
     checked_negatives,
     join,
-    missing_places,
+    missing_positions,
     quick_findings,
-    read_labelled,
+    read_labeled,
     read_pairs,
     split,
     stream_feed,
@@ -35,7 +35,7 @@ class RunData:
 
     train: AnyFeed
     validation: Pairs | None
-    labelled: list[LabelledImages]
+    labelled: list[LabeledImages]
     """Labeled images to fit a probe on, and, if given, others to test it on."""
     missing: dict[int, str]
     """Reasons of training images that are missing, by position."""
@@ -76,7 +76,7 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
         notes += [finding.line() for finding in quick_findings(train.pairs) if finding.severity == "warning"]
     if Need.NEGATIVES in recipe.needs:
         checked_negatives(train.pairs)
-    labelled = [read_labelled(source) for source in (data.labelled, data.labelled_test) if source]
+    labelled = [read_labeled(source) for source in (data.labelled, data.labelled_test) if source]
     return RunData(train, validation, labelled, dict.fromkeys(missing, "there is no such file"), max_bad, notes)
 
 
@@ -125,7 +125,7 @@ def _missing(train: Pairs, max_bad: int) -> list[int]:
     Raises:
         DataError: there are more than `max_bad`.
     """
-    missing: list[int] = missing_places(train.images).tolist() if train.has_images else []
+    missing: list[int] = missing_positions(train.images).tolist() if train.has_images else []
     if len(missing) > max_bad:
         raise DataError(
             f"{train.name}: {len(missing)} of its {len(train.images)} images are missing, the first is "

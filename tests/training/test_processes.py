@@ -87,4 +87,4 @@ def test_more_processes_than_pairs_in_a_batch_are_refused(recipe: Callable[..., 
     file.write_text(recipe({"train.batch_size": 2}).to_yaml())
     done = python("-m", "clipkit", "train", file, "--processes", "3")
     assert done.returncode == 2, done.stderr
-    assert "fewer pairs than the 3 processes" in done.stderr
+    assert "less than the 3 processes" in done.stderr

@@ -7,12 +7,12 @@ from typing import Any
 
 from clipkit.data import (
     Classes,
-    LabelledImages,
+    LabeledImages,
     NearMisses,
     Pairs,
     Templates,
     read_classes,
-    read_labelled,
+    read_labeled,
     read_templates,
 )
 from clipkit.data.sources.columns import split_options
@@ -27,10 +27,10 @@ from clipkit.images import Stored, size_of
 class Opened:
     """Data of an entry, with the classes and templates that the entry gives."""
 
-    data: Pairs | LabelledImages | NearMisses
+    data: Pairs | LabeledImages | NearMisses
     classes: Classes | None = None
     templates: Templates | None = None
-    train: LabelledImages | None = None
+    train: LabeledImages | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -38,7 +38,7 @@ class Opened:
         data: Any = self.data.fingerprint if not isinstance(self.data, NearMisses) else _contents(self.data)
         train = self.train.fingerprint if self.train is not None else ""
         templates = self.templates
-        if templates is None and isinstance(self.data, LabelledImages):
+        if templates is None and isinstance(self.data, LabeledImages):
             templates = self.data.templates
         return json.dumps([data, train, self.classes, templates], ensure_ascii=False)
 
@@ -79,7 +79,7 @@ def _read(entry: DataSet) -> Opened:
         if given is not None and not _is_present(given):
             raise UnreachedError(f"{given}: there is no such file; paths are relative to the working directory")
     data = task_of(entry.task).read(source)
-    return Opened(data, train=read_labelled(train) if train is not None else None)
+    return Opened(data, train=read_labeled(train) if train is not None else None)
 
 
 def _is_present(source: str) -> bool:
@@ -98,7 +98,7 @@ def _check_counts(entry: DataSet, opened: Opened) -> None:
     counts = {"images": len(data.images)}
     if isinstance(data, Pairs):
         counts["captions"] = len(data.captions)
-    if isinstance(data, LabelledImages):
+    if isinstance(data, LabeledImages):
         counts["class_count"] = len(opened.classes) if opened.classes is not None else len(data.classes)
     for name, count in counts.items():
         expected = getattr(entry, name)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipkit.data import LabelledImages, read_labelled
+from clipkit.data import LabeledImages, read_labeled
 from clipkit.embedding.features import Cache, Features, content_hashes
 from clipkit.evaluation.figures import Column, Columns, Queries, figure, figures
 from clipkit.evaluation.fitting import fit
@@ -28,9 +28,9 @@ from clipkit.processes import Processes
 
 def probe(
     model: DualEncoder,
-    data: str | LabelledImages,
+    data: str | LabeledImages,
     *,
-    test: str | LabelledImages | None = None,
+    test: str | LabeledImages | None = None,
     shots: int | None = None,
     seeds: int = 3,
     neighbours: int = 20,
@@ -152,7 +152,7 @@ def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns
     }
 
 
-def check_labelled(learned: LabelledImages, measured: LabelledImages | None) -> None:
+def check_labelled(learned: LabeledImages, measured: LabeledImages | None) -> None:
     """Check that a probe is possible, as far as this can be known without decoding an image.
 
     Raises:
@@ -208,7 +208,7 @@ def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
 
 TASK = Task(
     "probe",
-    read=read_labelled,
+    read=read_labeled,
     run=_run,
     columns=lambda result: (probe_columns(result["queries"], result["data"]["classes"]), {}),
     answers=_answers,

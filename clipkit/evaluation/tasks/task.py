@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data import Classes, LabelledImages, Templates
+from clipkit.data import Classes, LabeledImages, Templates
 from clipkit.embedding.features import Cache
 from clipkit.errors import DataError
 from clipkit.evaluation.examples import Kind
@@ -38,7 +38,7 @@ class TaskData(Protocol):
         """Prompts; None: those of the data."""
 
     @property
-    def train(self) -> LabelledImages | None:
+    def train(self) -> LabeledImages | None:
         """Labeled images to learn from."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clipkit.data import Classes, LabelledImages, Templates, read_labelled
+from clipkit.data import Classes, LabeledImages, Templates, read_labeled
 from clipkit.embedding.features import Cache, Features
 from clipkit.evaluation.classification import classification_columns, classification_result, multilabel_columns
 from clipkit.evaluation.classifier import TEMPLATES, ClassNames, classifier_of, prompt_accuracies, prompt_features
@@ -24,7 +24,7 @@ from clipkit.processes import Processes
 
 def zeroshot(
     model: DualEncoder,
-    data: str | LabelledImages,
+    data: str | LabeledImages,
     *,
     classes: Classes | None = None,
     templates: Templates | None = None,
@@ -63,7 +63,7 @@ def zeroshot(
     started = time.perf_counter()
     processes = processes or Processes.alone()
     check_present(model.name, image=model.image, text=model.text)
-    labeled = read_labelled(data) if isinstance(data, str) else data
+    labeled = read_labeled(data) if isinstance(data, str) else data
     class_names = ClassNames.of(labeled, classes)
     templates = templates if templates is not None else labeled.templates or TEMPLATES
     labels = class_names.labels_of(labeled)
@@ -139,4 +139,4 @@ def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
     )
 
 
-TASK = Task("zeroshot", read=read_labelled, run=_run, columns=_columns, answers=_answers)
+TASK = Task("zeroshot", read=read_labeled, run=_run, columns=_columns, answers=_answers)

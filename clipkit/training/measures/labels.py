@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clipkit.data import LabelledImages
+from clipkit.data import LabeledImages
 from clipkit.evaluation import probe
 from clipkit.evaluation.tasks.probe import check_labelled
 from clipkit.models import DualEncoder
@@ -24,7 +24,7 @@ class LabelValidation:
     """
 
     def __init__(
-        self, model: DualEncoder, labelled: LabelledImages, test: LabelledImages | None, processes: Processes
+        self, model: DualEncoder, labelled: LabeledImages, test: LabeledImages | None, processes: Processes
     ) -> None:
         check_labelled(labelled, test)
         self.model = model

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clipkit.data import LabelledImages, Pairs
+from clipkit.data import LabeledImages, Pairs
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
@@ -16,7 +16,7 @@ def measurements_of(
     recipe: Recipe,
     model: DualEncoder,
     validation: Pairs | None,
-    labelled: Sequence[LabelledImages],
+    labelled: Sequence[LabeledImages],
     processes: Processes,
 ) -> Iterator[Measurement]:
     """Yield the measurements of a recipe, the one with the default metric first.

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipkit.data import LabelledImages, Pairs, read_labelled, read_pairs
+from clipkit.data import LabeledImages, Pairs, read_labeled, read_pairs
 from clipkit.errors import DataError
 from clipkit.evaluation import retrieval, zeroshot
 from clipkit.models import DualEncoder
@@ -67,9 +67,9 @@ class NamedSet:
         self.model = model
         self.name = source
         self.processes = processes
-        self.data: LabelledImages | Pairs
+        self.data: LabeledImages | Pairs
         try:
-            self.data = read_labelled(source)
+            self.data = read_labeled(source)
             self.metric = "retention_acc1"
         except DataError:
             self.data = read_pairs(source)
@@ -78,7 +78,7 @@ class NamedSet:
     def value(self) -> float:
         with evaluating(self.model):
             result: Any
-            if isinstance(self.data, LabelledImages):
+            if isinstance(self.data, LabeledImages):
                 result = zeroshot(self.model, self.data, cache=False, processes=self.processes)
             else:
                 result = retrieval(self.model, self.data, cache=False, processes=self.processes)

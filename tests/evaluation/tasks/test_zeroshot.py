@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix
 
 import clipkit
 from clipkit import evaluate, metrics
-from clipkit.data import read_labelled
+from clipkit.data import read_labeled
 from clipkit.errors import DataError
 from clipkit.evaluation import zeroshot_classifier
 from clipkit.evaluation.classification import classification_result
@@ -51,7 +51,7 @@ class Tokens(dict[str, torch.Tensor]):
 
 def test_accuracy_equals_clip_benchmark(model: clipkit.DualEncoder, shapes: Path) -> None:
     theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
-    labelled = read_labelled(str(shapes / "classes.csv"))
+    labelled = read_labeled(str(shapes / "classes.csv"))
     templates = ["a photo of a {c}.", "a {c} square"]
     weights = theirs.zero_shot_classifier(
         ForClipBenchmark(model),
@@ -123,7 +123,7 @@ def test_average_precision_of_several_labels_equals_clip_benchmark(
     theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification").average_precision_per_class
     file = tmp_path / "p.parquet"
     result = evaluate.zeroshot(model, several, predictions=file)
-    labelled = read_labelled(several)
+    labelled = read_labeled(several)
     assert labelled.several
     scores = 100 * model.encode_image(labelled.images) @ zeroshot_classifier(model, labelled.classes).T
     expected = theirs(scores, torch.from_numpy(labelled.labels))
