@@ -13,7 +13,7 @@ _IMAGES, _VIEWS, _SIDE = 4, 5, 96
 
 
 def augmented_sheet(recipe: Recipe, pairs: Pairs) -> str | None:
-    """A JPEG as a data URI; None where nothing is augmented, or an image of it cannot be had."""
+    """Return a JPEG as a data URI; None if nothing is augmented or an image is missing or unreadable."""
     if isinstance(pairs, StreamPairs) or not pairs.has_images:
         return None
     views = recipe.image_views
@@ -25,7 +25,7 @@ def augmented_sheet(recipe: Recipe, pairs: Pairs) -> str | None:
     safe = recipe.data.safe or (views is not None and views.safe)
     try:
         sheet = preview(pairs, steps, count=_IMAGES, views=_VIEWS, size=_SIDE, safe=safe, seed=recipe.train.seed)
-    except DataError:  # a broken image, of which others say what they have to
+    except DataError:  # an unreadable image, which bad_samples.jsonl lists
         return None
     content = io.BytesIO()
     sheet.save(content, "JPEG", quality=85)

@@ -1,4 +1,4 @@
-"""The model that a run keeps, in the layout that its ecosystem opens."""
+"""Saving of the best model of a run, in the layout it was loaded from."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def save_kept_model(plan: Plan, folder: Path, results: Sequence[Mapping[str, Any
     model, recipe = plan.model, plan.recipe
     heads = model.view_heads
     views = {"image": recipe.image_views, "text": recipe.text_views}
-    kept = [side for side, own in views.items() if own is not None and own.head is not None and own.head.keep]
+    kept = [side for side, view in views.items() if view is not None and view.head is not None and view.head.keep]
     model.view_heads = nn.ModuleDict({side: heads[side] for side in kept})
     try:
         model.save(folder)
