@@ -1,4 +1,4 @@
-"""The model that a run keeps, in the layout that its ecosystem opens."""
+"""Saving of the best model of a run, in the layout it was loaded from."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
