@@ -224,13 +224,7 @@ def test_pretrained_batch_norm_keeps_its_statistics(recipe: Build, tmp_path: Pat
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-<<<<<<< HEAD
-def test_the_sigmoid_loss_needs_a_bias_and_trains_with_one(recipe: Build, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="logit bias.*loss.name: infonce"):
-        clipkit.train(recipe({"loss.name": "sigmoid"}))
-=======
 def test_sigmoid_loss_trains_a_model_with_a_bias(recipe: Build, tmp_path: Path) -> None:
->>>>>>> training
     model = COMPOSED | {"bias": -10.0, "temperature": 0.1}
     clipkit.train(recipe({"model": model, "loss.name": "sigmoid", "optim.lr": 0.01, "train.epochs": 10}))
     rows = read_lines(tmp_path / "run" / "metrics.jsonl")

@@ -42,8 +42,8 @@ class BadSamples:
         """
         if len(bad) > self.max_bad:
             raise DataError(
-                f"{self.feed.name}: {len(bad)} of {self.feed.counts['images']} images are missing or unreadable (first: "
-                f"{bad[min(bad)]}), but data.max_bad allows {self.max_bad}; fix them, drop their rows "
+                f"{self.feed.name}: {len(bad)} of {self.feed.counts['images']} images are missing or unreadable "
+                f"(first: {bad[min(bad)]}), but data.max_bad allows {self.max_bad}; fix them, drop their rows "
                 "(clipkit data check --fix), or raise data.max_bad"
             )
 
@@ -82,7 +82,7 @@ class BadSamples:
         """
         if self.are_too_many:
             raise TrainingError(
-                f"step {step}: {len(self.images)} of {self.feed.counts['images']} images of {self.feed.name} are missing "
-                f"or unreadable, more than data.max_bad allows ({self.max_bad}); see {self.folder.bad_samples}: fix "
+                f"step {step}: {len(self.images)} of {self.feed.counts['images']} images of {self.feed.name} are "
+                f"missing or unreadable, more than data.max_bad allows ({self.max_bad}); see {self.folder.bad_samples}: fix "
                 "them and start again with --overwrite, or raise data.max_bad and continue with --resume"
             )
