@@ -1,11 +1,14 @@
 """Images for the tests of data checks."""
 
 import io
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from clipkit.data.checks.scan import ImageScan, scan_images
+from clipkit.data.sequences import Files
 from clipkit.images import Stored
 
 
@@ -36,3 +39,7 @@ def scanned(images: list[Image.Image]) -> ImageScan:
     for image, file in zip(images, files, strict=True):
         image.save(file, format="JPEG", quality=90)
     return scan_images([InMemory(file.getvalue()) for file in files], workers=2)
+
+
+def files_named(count: int) -> Files:
+    return Files.of(Path(), pa.array([f"{number}.jpg" for number in range(count)], pa.large_string()))

@@ -14,21 +14,16 @@ from pyarrow import parquet
 
 from clipkit.data import Pairs, Report, check, fix, quick_findings, read_pairs
 from clipkit.data.checks.batch import expected_false_negatives
-from clipkit.data.checks.captions import normalized
 from clipkit.data.checks.duplicates import Duplicates
 from clipkit.data.checks.leaks import find_exact_leaks
-from clipkit.data.sequences import Files, Strings
+from clipkit.data.sequences import Strings
 from clipkit.errors import DataError, OutputError
 from tests.conftest import write_csv
-from tests.data.scenes import InMemory, scene
+from tests.data.scenes import InMemory, files_named, scene
 
 BROKEN = ("images", "captions")
 HEADER = ["image", "caption"]
 CLEAN = 24
-
-
-def files_named(count: int) -> Files:
-    return Files.of(Path(), pa.array([f"{number}.jpg" for number in range(count)], pa.large_string()))
 
 
 def clean_rows(folder: Path, seeds: range) -> list[list[str]]:
@@ -297,33 +292,6 @@ def test_quick_findings_open_no_image(faulty: Path, monkeypatch: pytest.MonkeyPa
     assert any("on most images" in finding.message for finding in quick_findings(one))
 
 
-def test_class_names_are_not_boilerplate() -> None:
-    captions = [("cat", "dog", "fish")[number % 3] for number in range(100)]
-    findings = quick_findings(Pairs("x", files_named(100), Strings.of(captions), np.arange(100)))
-    assert [finding.name for finding in findings if "caption" in finding.name] == ["captions_are_classes"]
-
-
-@pytest.mark.parametrize(
-    ("captions", "name"),
-    [
-        (["Image", "photo", "A picture of", "no caption", "Untitled 12", "null", "N/A"], "stock_captions"),
-        (["DSC_0012", "img-1234", "holiday.jpeg", "a/b/c.PNG"], "file_name_captions"),
-        (["www.example.org/x", "HTTP://example.org"], "url_captions"),
-        (["sunset", "Bäume!", "закат"], "one_word_captions"),
-    ],
-)  # fmt: skip
-def test_captions_without_content_are_found(captions: list[str], name: str) -> None:
-    good = [
-        "a photo of a dog", "image of two cats", "see www.example.org for it", "test of strength", "一只狗在跑",
-        "a test tube", "the image hangs askew", "no photo can show it", "10 dogs", "the unknown soldier",
-        "salt and pepper", "fake image 北京",
-    ]  # fmt: skip
-    texts = captions + good
-    findings = quick_findings(Pairs("x", files_named(len(texts)), Strings.of(texts), np.arange(len(texts))))
-    found = [(finding.name, finding.count) for finding in findings if finding.name != "missing_images"]
-    assert found == [(name, len(captions))]
-
-
 def test_exact_leaks_equal_those_of_the_whole_check(faulty: Path, other: Path) -> None:
     pairs, report = checked(faulty, other)
     against = read_pairs(str(other))
@@ -358,8 +326,3 @@ def test_rare_false_negatives_are_not_reported(clean: Path, tmp_path: Path) -> N
     report = check(read_pairs(str(write_csv(tmp_path / "d.csv", HEADER, rows))), batch_size=2)
     assert 0 < report.facts["batch"]["same_caption"] < 0.01
     assert [(finding.name, finding.severity) for finding in report.findings] == [("shared_captions", "warning")]
-
-
-def test_normalized_captions() -> None:
-    texts = ["A dog, running !", "a  dog running", "Ünder", "?!", "", "👍", "👎"]
-    assert normalized(texts).to_pylist() == ["adogrunning", "adogrunning", "ünder", "?!", "", "👍", "👎"]

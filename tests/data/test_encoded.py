@@ -10,10 +10,7 @@ from PIL import Image
 
 from clipkit.data.encoded import encoded
 from clipkit.images import open_image
-
-
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+from tests.data.conftest import noise
 
 
 def test_resizing_equals_that_of_preprocessing(tmp_path: Path) -> None:
