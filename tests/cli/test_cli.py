@@ -105,7 +105,7 @@ def test_models_describes_and_lists_models(tiny_clip: Path, capsys: pytest.Captu
     print_loadable("ViT-B-32")
     assert "open_clip:ViT-B-32-quickgelu/openai" in capsys.readouterr().out
     print_loadable("nonsense")
-    assert "nothing that can be loaded" in capsys.readouterr().out
+    assert "nonsense" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("parallel", [None, pytest.param("true", marks=pytest.mark.slow)])
