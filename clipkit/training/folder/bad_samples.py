@@ -83,6 +83,7 @@ class BadSamples:
         if self.are_too_many:
             raise TrainingError(
                 f"step {step}: {len(self.images)} of {self.feed.counts['images']} images of {self.feed.name} are "
-                f"missing or unreadable, more than data.max_bad allows ({self.max_bad}); see {self.folder.bad_samples}: fix "
+                f"missing or unreadable, more than data.max_bad allows ({self.max_bad}); see "
+                f"{self.folder.bad_samples}: fix "
                 "them and start again with --overwrite, or raise data.max_bad and continue with --resume"
             )
