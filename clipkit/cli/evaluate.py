@@ -9,6 +9,7 @@ import typer
 from clipkit.cli.measuring import JsonFile, Measuring, ReportFile, measuring_command
 from clipkit.cli.output import check_writable, write_output
 from clipkit.cli.suite import suite
+from clipkit.tasks import TASKS, TaskRow
 
 if TYPE_CHECKING:
     from clipkit.cli.measuring import EvaluationOptions
@@ -119,34 +120,27 @@ def probe(
     measuring.measure(evaluate, data, test)
 
 
-@measuring_command(app)
-def compositional(
-    measuring: Measuring,
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="D",
-            help="A CSV, JSON or JSONL file with the columns image, caption and negative_caption (SugarCrepe), or "
-            "image_0, image_1, caption_0 and caption_1 (Winoground); or a folder of such files, one per category.",
-        ),
-    ],
-) -> None:
-    """Measure near misses.
+def _add_command(name: str, row: TaskRow) -> None:
+    """Add the command of a task without options of its own."""
 
-    The model chooses between captions, or images, that differ in one detail.
-    """
-    from clipkit.data import read_near_misses
+    def command(measuring: Measuring, data: Annotated[str, typer.Option(metavar="D", help=row.data)]) -> None:
+        from clipkit.evaluation.tasks.task import Options, TaskData, task_of
 
-    near = read_near_misses(data)
+        task = task_of(name)
+        given = TaskData(task.read(data))
 
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
+        def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
+            return task.run(model, given, Options(**options))
 
-        return evaluation.compositional(model, near, **options)
+        measuring.measure(evaluate, data)
 
-    measuring.measure(evaluate, data)
+    command.__name__, command.__doc__ = name, row.help
+    measuring_command(app)(command)
 
 
+for _name, _row in TASKS.items():
+    if _row.help:
+        _add_command(_name, _row)
 app.command()(suite)
 
 

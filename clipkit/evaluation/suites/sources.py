@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.data import (
-    Classes,
     LabeledImages,
     NearMisses,
     Pairs,
-    Templates,
     read_classes,
     read_labeled,
     read_templates,
@@ -19,18 +17,15 @@ from clipkit.data.sources.columns import split_options
 from clipkit.errors import DataError, UnreachedError
 from clipkit.evaluation.suites.corruptions import Corrupted
 from clipkit.evaluation.suites.entries import DataSet
-from clipkit.evaluation.tasks.task import task_of
+from clipkit.evaluation.tasks.task import TaskData, task_of
 from clipkit.images import Stored, size_of
 
 
 @dataclass(frozen=True)
-class Opened:
+class Opened(TaskData):
     """Data of an entry, with the classes and templates that the entry gives."""
 
     data: Pairs | LabeledImages | NearMisses
-    classes: Classes | None = None
-    templates: Templates | None = None
-    train: LabeledImages | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -163,7 +163,15 @@ def _answers(result: Mapping[str, Any]) -> list[Answers]:
 
 
 def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
-    return compositional(model, data.data, cache=options.cache, processes=options.processes, progress=options.progress)
+    return compositional(
+        model,
+        data.data,
+        batch_size=options.batch_size,
+        cache=options.cache,
+        predictions=options.predictions,
+        processes=options.processes,
+        progress=options.progress,
+    )
 
 
 TASK = Task(

@@ -200,7 +200,9 @@ def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
         model,
         data.train,
         test=data.data,
+        batch_size=options.batch_size,
         cache=options.cache,
+        predictions=options.predictions,
         processes=options.processes,
         progress=options.progress,
     )

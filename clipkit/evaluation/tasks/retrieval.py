@@ -294,7 +294,15 @@ def _extremes(
 
 
 def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
-    return retrieval(model, data.data, cache=options.cache, processes=options.processes, progress=options.progress)
+    return retrieval(
+        model,
+        data.data,
+        batch_size=options.batch_size,
+        cache=options.cache,
+        predictions=options.predictions,
+        processes=options.processes,
+        progress=options.progress,
+    )
 
 
 TASK = Task(

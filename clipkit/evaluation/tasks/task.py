@@ -6,7 +6,8 @@ Each task is one file of this folder with an object `TASK`, and one row in `clip
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,33 +23,31 @@ from clipkit.processes import Processes
 from clipkit.tasks import TASKS
 
 
-class TaskData(Protocol):
+@dataclass(frozen=True)
+class TaskData:
     """Data of a task, and what some tasks use in addition."""
 
-    @property
-    def data(self) -> Any:
-        """The images, captions or labels to measure on."""
-
-    @property
-    def classes(self) -> Classes | None:
-        """Class names; None: those of the data."""
-
-    @property
-    def templates(self) -> Templates | None:
-        """Prompts; None: those of the data."""
-
-    @property
-    def train(self) -> LabeledImages | None:
-        """Labeled images to learn from."""
+    data: Any
+    """The images, captions or labels to measure on."""
+    classes: Classes | None = None
+    """Class names; None: those of the data."""
+    templates: Templates | None = None
+    """Prompts; None: those of the data."""
+    train: LabeledImages | None = None
+    """Labeled images to learn from."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of an evaluation that do not change its figures."""
+    """Settings of an evaluation that do not change its figures; every task uses all of them."""
 
     cache: Cache = None
     processes: Processes | None = None
     progress: bool = False
+    batch_size: int = 64
+    """Images per forward pass."""
+    predictions: Path | None = None
+    """Parquet file to write, with the answers to every query."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -133,7 +133,9 @@ def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
         data.data,
         classes=data.classes,
         templates=data.templates,
+        batch_size=options.batch_size,
         cache=options.cache,
+        predictions=options.predictions,
         processes=options.processes,
         progress=options.progress,
     )
