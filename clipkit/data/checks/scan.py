@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from clipkit.errors import DataError, one_line
-from clipkit.images import Stored, open_image, upright_size
+from clipkit.images import InMemory, Stored, open_image, upright_size
 
 THUMBNAIL_SIDE = 8
 """Side of a thumbnail in pixels."""
@@ -116,7 +116,7 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
         return EMPTY
     try:
         size = upright_size(content)
-        opened = open_image(_FileInMemory(str(image), content), draft=_DRAFT)
+        opened = open_image(InMemory(str(image), content), draft=_DRAFT)
         thumbnail = np.asarray(opened.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX))
         bits = phash(opened).hash
     except DataError as error:
@@ -138,27 +138,3 @@ def _reason(image: str, message: str, content: bytes) -> str:
 
 def _describe(error: Exception) -> str:
     return one_line(error) or type(error).__name__
-
-
-class _FileInMemory(Stored):
-    """An image file that has been read already."""
-
-    __slots__ = ("content", "source")
-
-    def __init__(self, source: str, content: bytes) -> None:
-        self.source = source
-        self.content = content
-
-    @property
-    def name(self) -> str:
-        return self.source
-
-    @property
-    def size(self) -> int:
-        return len(self.content)
-
-    def __str__(self) -> str:
-        return self.source
-
-    def read_bytes(self) -> bytes:
-        return self.content

@@ -1,9 +1,8 @@
 """Parquet files, and datasets of Hugging Face's `datasets`, from the Hub or saved in a folder."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from clipkit.data.sequences import Files, Strings
+from clipkit.data.sequences import Files, Items, Strings
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError, UnreachedError, one_line
 from clipkit.images import Stored
@@ -183,7 +182,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-class TableImages(Sequence[Stored | Path]):
+class TableImages(Items[Stored | Path]):
     """Images in a column of a dataset, one per row, read on access.
 
     Args:
@@ -210,17 +209,10 @@ class TableImages(Sequence[Stored | Path]):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    @overload
-    def __getitem__(self, index: int) -> Stored | Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Stored | Path]: ...
-    def __getitem__(self, index: int | slice) -> Stored | Path | list[Stored | Path]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = range(len(self))[int(index)]
-        if self.sizes[row] < 0 and self.names[row]:
-            return Path(self.names[row])
-        return InTable(self, row)
+    def _at(self, position: int) -> Stored | Path:
+        if self.sizes[position] < 0 and self.names[position]:
+            return Path(self.names[position])
+        return InTable(self, position)
 
 
 @dataclass(frozen=True, slots=True)
