@@ -16,7 +16,8 @@ from clipkit.cli.data import app as data_app
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.cli.export import export, merge
-from clipkit.cli.launch import is_main_process, process_rank, run_on_processes
+from clipkit.cli.launch import is_main_process, process_rank, run_again_on_processes
+from clipkit.cli.models import models
 from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
 from clipkit.errors import Interrupted, TrainingError, UserError
@@ -34,6 +35,7 @@ app.add_typer(data_app, name="data")
 app.command()(export)
 app.command()(merge)
 app.command(name="push")(push_command)
+app.command()(models)
 app.command()(doctor)
 app.command()(runs)
 
@@ -112,9 +114,7 @@ def train(
     if private and push is None:
         raise UserError("--private applies to --push, which was not given; add --push ORG/NAME, or remove --private")
     if processes > 1:
-        flags = ["--resume"] * resume + ["--overwrite"] * overwrite + ["--private"] * private
-        flags += ["--push", push] if push is not None else []
-        run_on_processes(processes, ["train", str(recipe), *(overrides or []), *flags])
+        run_again_on_processes(processes)
         return
     _start_process()
     from clipkit.cli.tables import print_metrics
@@ -134,23 +134,6 @@ def train(
         from clipkit.cli.push import push_run
 
         push_run(complete.output, push, private)
-
-
-@app.command()
-def models(
-    name: Annotated[
-        str | None, typer.Argument(metavar="M", help="Model to describe. Default: list models that can be loaded.")
-    ] = None,
-    search: Annotated[str, typer.Option(metavar="TEXT", help="List only names that contain this text.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
-) -> None:
-    """List models that can be loaded, or describe one: towers, sizes, preprocessing, loss, memory."""
-    from clipkit.cli.models import print_description, print_loadable
-
-    if name is None:
-        print_loadable(search)
-    else:
-        print_description(name, as_json)
 
 
 def _start_process() -> None:
