@@ -147,8 +147,7 @@ def _as_data_errors(image: str | Path | Stored) -> Iterator[None]:
         raise DataError(f"{image}: is not an image that Pillow can read; replace it or drop its rows") from None
     # Pillow has about forty decoders, and a broken file can raise almost any error in them.
     except Exception as error:
-        reason = one_line(error) or type(error).__name__
-        raise DataError(f"{image}: cannot be decoded ({reason}); replace the file or drop its rows") from None
+        raise DataError(f"{image}: cannot be decoded ({one_line(error)}); replace the file or drop its rows") from None
 
 
 def in_memory(image: Path | Stored) -> InMemory:

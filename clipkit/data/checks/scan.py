@@ -109,7 +109,7 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
     except FileNotFoundError:
         return MISSING
     except Exception as error:  # file systems, archives and networks raise errors of many kinds
-        return f"cannot be read ({_describe(error)})"
+        return f"cannot be read ({one_line(error)})"
     scan.file_bytes[position] = len(content)
     scan.contents[position] = hashlib.sha256(content).digest()[:16]
     if not content:
@@ -122,7 +122,7 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
     except DataError as error:
         return _reason(str(image), str(error), content)
     except Exception as error:  # decoders raise errors of many kinds; one image must not end the check
-        return _reason(str(image), f"cannot be decoded ({_describe(error)})", content)
+        return _reason(str(image), f"cannot be decoded ({one_line(error)})", content)
     scan.sizes[position] = size
     scan.thumbnails[position] = thumbnail
     if thumbnail.std(axis=(0, 1)).max() >= _FLAT:
@@ -134,7 +134,3 @@ def _reason(image: str, message: str, content: bytes) -> str:
     if content.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
         return "is a web page, not an image"
     return message.removeprefix(f"{image}: ").partition("; ")[0]
-
-
-def _describe(error: Exception) -> str:
-    return one_line(error) or type(error).__name__
