@@ -171,7 +171,7 @@ def _write_block(pairs: Pairs, manifest: Manifest, images: Iterable[tuple[int, E
                 yield ShardSample(_key(pairs, position), _name(pairs, position), image, _texts(pairs, position))
 
     path = manifest.folder / f"shards-{len(manifest.shards):0{_DIGITS}d}.{manifest.settings.format}"
-    sha256 = write_shard(path, samples(), list(_texts(pairs, 0)))
+    sha256 = write_shard(path, samples(), list(pairs.texts))
     return Block(
         name=path.name if sha256 is not None else None,
         samples=len(source_bytes),
@@ -220,8 +220,5 @@ def _name(pairs: Pairs, position: int) -> str:
 
 def _texts(pairs: Pairs, position: int) -> dict[str, list[str]]:
     """Return an image's texts by role."""
-    if not pairs.has_captions:
-        return {}
-    columns = {"caption": pairs.captions, "negative_caption": pairs.negatives, "paraphrase": pairs.paraphrases}
     rows = pairs.captions_of_image[position].tolist()
-    return {role: [texts[row] for row in rows] for role, texts in columns.items() if texts is not None}
+    return {role: [texts[row] for row in rows] for role, texts in pairs.texts.items()}

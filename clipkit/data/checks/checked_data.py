@@ -67,8 +67,7 @@ class CheckedData:
 
     def row_name(self, row: int) -> str:
         """Return the name of a caption's image; the row's number if there are no images."""
-        image = int(self.pairs.image_of_caption[row])
-        return self.image_name(image) if self.pairs.has_images else f"row {image + 1}"
+        return self.image_name(int(self.pairs.image_of_caption[row]))
 
     def caption_name(self, row: int) -> str:
         """Return a caption, shortened, with the name of its image."""
