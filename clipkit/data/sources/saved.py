@@ -1,5 +1,7 @@
 """Parquet files, and datasets of Hugging Face's `datasets`, from the Hub or saved in a folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,21 +89,20 @@ def read_hub(name: str, wanted: Wanted) -> Rows:
         return of_dataset(name, dataset, wanted)
 
 
-class _as_data_errors:  # lower case, since it is used like a function
-    """Context manager that raises the errors of `datasets` as DataError or, for the Hub, UnreachedError."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DataError):
-            cause = error.__cause__ or error
-            raised = UnreachedError if self.name.startswith("hf:") else DataError
-            raise raised(f"{self.name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and "
-                         "the network, or fetch it again") from None  # fmt: skip
+@contextmanager
+def _as_data_errors(name: str) -> Iterator[None]:
+    """Raise the errors of `datasets` as DataError or, for the Hub, UnreachedError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error
+        kind = UnreachedError if name.startswith("hf:") else DataError
+        raise kind(
+            f"{name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and the network, or "
+            "fetch it again"
+        ) from None
 
 
 def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Dataset":
