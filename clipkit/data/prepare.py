@@ -171,7 +171,7 @@ def _write_block(pairs: Pairs, manifest: Manifest, images: Iterable[tuple[int, E
                 yield ShardSample(_key(pairs, position), _name(pairs, position), image, _texts(pairs, position))
 
     path = manifest.folder / f"shards-{len(manifest.shards):0{_DIGITS}d}.{manifest.settings.format}"
-    sha256 = write_shard(path, samples(), list(pairs.texts))
+    sha256 = write_shard(path, samples())
     return Block(
         name=path.name if sha256 is not None else None,
         samples=len(source_bytes),
