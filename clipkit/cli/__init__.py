@@ -120,10 +120,10 @@ def train(
     from clipkit.cli.tables import print_metrics
     from clipkit.training import train as run
 
-    if push is not None:
-        from clipkit.cli.push import check_first
+    if push is not None and is_main_process():  # before a long run, not after it
+        from clipkit.models.publish.push import check_pushable
 
-        check_first(push, private)
+        check_pushable(push, private)
     with _interruptible():
         result = run(complete, resume=resume, overwrite=overwrite)
     if not is_main_process():
