@@ -115,7 +115,6 @@ def train(
         raise UserError("--private applies to --push, which was not given; add --push ORG/NAME, or remove --private")
     if processes > 1:
         run_again_on_processes(processes)
-        return
     _start_process()
     from clipkit.cli.tables import print_metrics
     from clipkit.training import train as run

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from uuid import uuid4
 
 from clipkit.errors import UserError
@@ -32,7 +32,7 @@ def joined_processes() -> "Processes":
     return Processes(accelerator_of())
 
 
-def run_again_on_processes(count: int) -> None:
+def run_again_on_processes(count: int) -> NoReturn:
     """Run the current command line in `count` processes that form a group, and exit with their exit code.
 
     Raises:
@@ -66,6 +66,7 @@ def run_again_on_processes(count: int) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "clipkit", *arguments)
+        sys.exit(0)
     except ChildFailedError as error:
         # The process that failed has reported the error; the launcher's table adds nothing.
         rank, failure = error.get_first_failure()

@@ -56,7 +56,6 @@ class Measuring:
         check_writable(self.json_file, self.report, self.predictions, inputs=inputs)
         if self.processes > 1:
             run_again_on_processes(self.processes)
-            return
         from clipkit.cli.process import keep_freed_memory
         from clipkit.models import load
 

@@ -27,16 +27,9 @@ def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> 
     rows = []
     for name, change in comparison["metrics"].items():
         low, high = (number(name, change[end]).removesuffix(" %") for end in ("low", "high"))
+        models = (number(name, change[model]) for model in ("first", "second"))
         difference = f"{number(name, change['difference'])} ({low} – {high})"
-        rows.append(
-            [
-                readable(name),
-                number(name, change["first"]),
-                number(name, change["second"]),
-                difference,
-                f"{change['p']:.3f}",
-            ]
-        )
+        rows.append([readable(name), *models, difference, f"{change['p']:.3f}"])
     data = comparison["data"]
     print(f"A: {comparison['first']} ({first})\nB: {comparison['second']} ({second})")
     print_table(["", "A", "B", "B − A (95 % interval)", "p"], rows, f"{comparison['task']} on {data['name']}")

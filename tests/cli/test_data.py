@@ -55,7 +55,7 @@ def test_what_a_preview_cannot_do(typed: Type, shapes: Path, tmp_path: Path) -> 
     draw("red", "cross").save(mixed / "2.png")
     for arguments, message in [
         ((shapes / "captions.csv", "--policy", "simcl"), "did you mean simclr?"),
-        ((shapes / "captions.csv", "--policy", "[crop"), "is no policy"),
+        ((shapes / "captions.csv", "--policy", "[crop"), "[crop"),
         (
             (shapes / "captions.csv", "--policy", "[{name: blur, sigma: [2, 1]}]"),
             "the first must be at most the second",
