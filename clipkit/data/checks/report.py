@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from clipkit.data.checks.batch import expected_false_negatives
 from clipkit.data.checks.captions import TokenCounts, lengths
 from clipkit.data.checks.checked_data import CheckedData
-from clipkit.data.checks.duplicates import find_duplicates
 from clipkit.data.checks.leaks import Leak, find_leaks
 from clipkit.data.checks.rules import apply_rules
 from clipkit.data.checks.scan import EMPTY, MISSING, ImageScan, scan_images
@@ -88,10 +87,8 @@ def check(
     representatives = np.arange(len(pairs.images))
     if pairs.has_images:
         scan = scan_images(pairs.images, workers, "images")
-        if against is not None and against.has_images:
-            duplicates, leaked = find_leaks(scan, scan_images(against.images, workers, "against"))
-        else:
-            duplicates = find_duplicates(scan)
+        others = against.images if against is not None and against.has_images else []
+        duplicates, leaked = find_leaks(scan, scan_images(others, workers, "against"))
         facts |= _image_facts(scan, image_size or _USUAL_SIZE)
         rank = -scan.sizes[:, 0].astype(np.int64) * scan.sizes[:, 1]  # the largest copy is kept
         rank[list(leaked)] = 1  # leaked images will be dropped, so no other image is merged into them
