@@ -74,10 +74,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("demo"),
 ) -> None:
     """Train a small model on emoji and their names, and report what it learned (about five minutes)."""
-    from clipkit.cli.demo import run_demo
+    with _running():
+        from clipkit.cli.demo import run_demo
 
-    _start_process()
-    with _interruptible():
         run_demo(out)
 
 
@@ -115,15 +114,15 @@ def train(
         raise UserError("--private applies to --push, which was not given; add --push ORG/NAME, or remove --private")
     if processes > 1:
         run_again_on_processes(processes)
-    _start_process()
     from clipkit.cli.tables import print_metrics
-    from clipkit.training import train as run
 
-    if push is not None and is_main_process():  # before a long run, not after it
-        from clipkit.models.publish.push import check_pushable
+    with _running():
+        from clipkit.training import train as run
 
-        check_pushable(push, private)
-    with _interruptible():
+        if push is not None and is_main_process():  # before a long run, not after it
+            from clipkit.models.publish.push import check_pushable
+
+            check_pushable(push, private)
         result = run(complete, resume=resume, overwrite=overwrite)
     if not is_main_process():
         return
@@ -135,17 +134,13 @@ def train(
         push_run(complete.output, push, private)
 
 
-def _start_process() -> None:
-    """Configure this process before it computes."""
+@contextmanager
+def _running() -> Iterator[None]:
+    """Prepare this process for a run; end it with one line and the right exit code if the run was asked to stop."""
     from clipkit.cli.process import keep_freed_memory, log_to_terminal
 
     log_to_terminal(logging.getLogger("clipkit"))
     keep_freed_memory()
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """End the process with one line and the right exit code if the run inside was asked to stop."""
     try:
         yield
     except Interrupted as error:
