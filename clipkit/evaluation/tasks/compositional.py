@@ -15,7 +15,7 @@ from clipkit.evaluation.examples import answer, chosen_examples, example, top
 from clipkit.evaluation.figures import Column, Columns, Figure, Queries, figure, figures, values
 from clipkit.evaluation.predictions import write_rows
 from clipkit.evaluation.result import Result, build_result, data_hash
-from clipkit.evaluation.tasks.task import Answers, Options, Task, TaskData
+from clipkit.evaluation.tasks.task import Answers, Task
 from clipkit.metrics import selection
 from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
@@ -162,14 +162,9 @@ def _answers(result: Mapping[str, Any]) -> list[Answers]:
     ]
 
 
-def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
-    return compositional(model, data.data, cache=options.cache, processes=options.processes, progress=options.progress)
-
-
 TASK = Task(
-    "compositional",
     read=read_near_misses,
-    run=_run,
+    run=lambda model, data, options: compositional(model, data.data, **options),
     columns=lambda result: (compositional_columns(result["queries"]), {}),
     answers=_answers,
 )

@@ -196,18 +196,10 @@ def _answers(result: Mapping[str, Any]) -> list[Answers]:
 
 def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
     assert data.train is not None
-    return probe(
-        model,
-        data.train,
-        test=data.data,
-        cache=options.cache,
-        processes=options.processes,
-        progress=options.progress,
-    )
+    return probe(model, data.train, test=data.data, **options)
 
 
 TASK = Task(
-    "probe",
     read=read_labeled,
     run=_run,
     columns=lambda result: (probe_columns(result["queries"], result["data"]["classes"]), {}),

@@ -18,7 +18,7 @@ from clipkit.evaluation.examples import answer, chosen_examples, example, top
 from clipkit.evaluation.figures import Column, Columns, Means, Queries, figures
 from clipkit.evaluation.predictions import write_retrieval_predictions
 from clipkit.evaluation.result import Result, build_result, data_hash
-from clipkit.evaluation.tasks.task import Answers, Options, Task, TaskData
+from clipkit.evaluation.tasks.task import Answers, Task
 from clipkit.metrics import RetrievalRanks, retrieval_chance, retrieval_ranks, top_answers
 from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
@@ -293,14 +293,9 @@ def _extremes(
     return examples
 
 
-def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
-    return retrieval(model, data.data, cache=options.cache, processes=options.processes, progress=options.progress)
-
-
 TASK = Task(
-    "retrieval",
     read=read_pairs,
-    run=_run,
+    run=lambda model, data, options: retrieval(model, data.data, **options),
     columns=lambda result: retrieval_columns(result["queries"]),
     answers=_answers,
 )

@@ -128,15 +128,7 @@ def _answers(result: Mapping[str, Any]) -> list[Answers]:
 
 
 def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
-    return zeroshot(
-        model,
-        data.data,
-        classes=data.classes,
-        templates=data.templates,
-        cache=options.cache,
-        processes=options.processes,
-        progress=options.progress,
-    )
+    return zeroshot(model, data.data, classes=data.classes, templates=data.templates, **options)
 
 
-TASK = Task("zeroshot", read=read_labeled, run=_run, columns=_columns, answers=_answers)
+TASK = Task(read=read_labeled, run=_run, columns=_columns, answers=_answers)
