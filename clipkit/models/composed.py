@@ -14,7 +14,7 @@ from clipkit.models.quiet import without_weight_bars
 from clipkit.models.text_encoders import text_tower
 from clipkit.models.timm_towers import data_config, timm_tower
 from clipkit.models.towers import ImageTower, TextTower
-from clipkit.models.weights import check_safetensors
+from clipkit.models.weights import check_safetensors, save_tensors
 from clipkit.recipe import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 
 LAYOUT_FILE = "clipkit.json"
@@ -29,8 +29,6 @@ class Composed:
 
     def save(self, model: DualEncoder, folder: Path) -> None:
         """Write `image/` for timm, `text/` for transformers, and the rest for clipkit."""
-        from safetensors.torch import save_file
-
         heads = {"logit_scale": model.logit_scale.detach()}
         if model.logit_bias is not None:
             heads["logit_bias"] = model.logit_bias.detach()
@@ -52,7 +50,7 @@ class Composed:
             _save_image_tower(model.image, folder / "image")
         if "text" in model.sides:
             layout |= _save_text_tower(model.text, folder / "text")
-        save_file({name: value.contiguous().cpu() for name, value in heads.items()}, folder / _HEADS_FILE)
+        save_tensors(heads, folder / _HEADS_FILE)
         (folder / LAYOUT_FILE).write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
 
 

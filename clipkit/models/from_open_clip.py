@@ -15,6 +15,7 @@ from clipkit.models.open_clip_weights import Weights
 from clipkit.models.projections import Projection
 from clipkit.models.quiet import without_root_messages
 from clipkit.models.tokenizer import OpenClipTokenizer, refuse_code
+from clipkit.models.weights import save_tensors
 
 log = logging.getLogger("clipkit")
 
@@ -50,10 +51,8 @@ class FromOpenClip:
     def save(self, model: DualEncoder, folder: Path) -> None:
         """Write a folder for `open_clip.create_model_from_pretrained("local-dir:FOLDER")`."""
         from open_clip.push_to_hf_hub import save_config_for_hf
-        from safetensors.torch import save_file
 
-        tensors = self.tensors(model)
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, folder / WEIGHTS)
+        save_tensors(self.tensors(model), folder / WEIGHTS)
         save_config_for_hf(self.native, folder / CONFIG_FILE, self.config)
         self.tokenizer.save(folder)
 

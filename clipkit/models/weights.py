@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clipkit.errors import ModelError, one_line
 
@@ -56,6 +57,13 @@ def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises its own exception type
         raise ModelError(f"{file}: is not a complete safetensors file ({one_line(error)}); download it again") from None
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors of any device and memory layout to a safetensors file."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, file, metadata)
 
 
 def check_pickle(file: Path) -> None:

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.export.format import Encoded
 from clipkit.models.export.names import clip_rules, renamed, siglip_rules
 from clipkit.models.export.tokenizers import is_clip_tokenizer
 from clipkit.models.families import FAMILIES
 from clipkit.models.from_open_clip import CONFIG_FILE, WEIGHTS
 from clipkit.models.from_transformers import FromTransformers
 from clipkit.models.quiet import without_root_messages
+from clipkit.models.weights import save_tensors
 
 BESIDE = "."
 """Name of a tokenizer in the same folder; a configuration on the Hub has the repository's name instead."""
@@ -39,8 +39,6 @@ class OpenClip:
     least_cosine = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        from safetensors.torch import save_file
-
         backend: Any = model.backend
         if backend.library == "open_clip":
             backend.save(model, folder)
@@ -57,21 +55,15 @@ class OpenClip:
             )
         siglip = family.open_clip == "siglip"
         config, notes = _siglip_config(model, backend) if siglip else (_clip_config(model, backend), [])
-        tensors = backend.tensors(model)
-        scale = {name: tensors.pop(name) for name in ("logit_scale", "logit_bias") if name in tensors}
         rules = siglip_rules() if siglip else clip_rules()
-        weights = renamed(tensors, rules, "open_clip", model.name)
-        weights |= {name: value.reshape(()) for name, value in scale.items()}
-        save_file({name: value.contiguous().cpu() for name, value in weights.items()}, folder / WEIGHTS)
+        save_tensors(renamed(backend.tensors(model), rules, "open_clip", model.name), folder / WEIGHTS)
         if "hf_tokenizer_name" in config["text_cfg"]:
             backend.tokenizer.save(folder)
         written = {"model_cfg": config, "preprocess_cfg": _preprocessing(model, backend.processor)}
         (folder / CONFIG_FILE).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return notes
 
-    def encode(
-        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
         import open_clip
 
         with torch.inference_mode(), without_root_messages():
