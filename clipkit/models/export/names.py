@@ -111,7 +111,8 @@ def renamed(
     """
     source: Side = "transformers" if to == "open_clip" else "open_clip"
     left = dict(tensors)
-    converted = {name: left.pop(name).reshape(scalar) for name in ("logit_scale", "logit_bias") if name in left}
+    scalars: tuple[str, ...] = ("logit_scale", "logit_bias")
+    converted = {name: left.pop(name).reshape(scalar) for name in scalars if name in left}
     for rule in rules:
         names, others = (list(dict.fromkeys(rule.names(side))) for side in (source, to))
         for number in _layer_numbers(names[0], tensors):
