@@ -16,7 +16,7 @@ from clipkit.models import compose
 from clipkit.models.export import export
 from clipkit.models.publish.layout import Base, Layout, layout_of
 from clipkit.recipe import ModelRecipe, Recipe
-from clipkit.report import model_card
+from clipkit.report.model_card import model_card
 from tests.models.families import FAMILIES, build
 
 BOTH = ("image", "text")

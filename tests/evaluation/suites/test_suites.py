@@ -24,8 +24,7 @@ from clipkit.evaluation.suites.entries import Corruption, DataSet
 from clipkit.evaluation.suites.robustness import expected, robustness, robustness_means
 from clipkit.evaluation.suites.sources import open_data
 from clipkit.images import open_image
-from clipkit.report import suite_markdown, suite_report
-from clipkit.report.suite import suite_tables
+from clipkit.report.suite import suite_markdown, suite_report, suite_tables
 from tests.conftest import draw
 
 
