@@ -1,11 +1,11 @@
 """Model folders: local ones, and downloads of the files that are needed from Hub repositories."""
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from clipkit.errors import ModelError, one_line
+from clipkit.run_files import read_object
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 # Configurations, vocabularies and a model card, without the weights of other frameworks.
@@ -18,11 +18,12 @@ _TRANSFORMERS_WEIGHTS = (
     ("pytorch_model.bin", "pytorch_model.bin"),
     ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
 )
-_OPEN_CLIP_WEIGHTS = (
-    ("open_clip_model.safetensors", "open_clip_model.safetensors"),
-    ("open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.safetensors"),
-    ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.bin"),
-    ("model.safetensors", "model.safetensors"),
+# In open_clip's order of preference.
+OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
 )
 
 
@@ -106,24 +107,16 @@ def _needed(repository: str, sha: str | None, files: list[str], model_types: Col
         return [*_CLIPKIT_FILES, "README.md"]
     model_type = _model_type(repository, sha) if "config.json" in files else None
     supported = model_type is not None and (model_types is None or model_type in model_types)
-    weights = _first(files, _TRANSFORMERS_WEIGHTS) if supported else []
+    weights = [pattern for file, pattern in _TRANSFORMERS_WEIGHTS if file in files and supported]
     if "open_clip_config.json" in files and not weights:
-        weights = _first(files, _OPEN_CLIP_WEIGHTS)
-    return [*_SMALL_FILES, "view_heads.safetensors", *weights]
+        weights = [file for file in OPEN_CLIP_WEIGHTS if file in files]
+    return [*_SMALL_FILES, "view_heads.safetensors", *weights[:1]]
 
 
 def _model_type(repository: str, sha: str | None) -> str | None:
     from huggingface_hub import hf_hub_download
 
-    try:
-        config = json.loads(Path(hf_hub_download(repository, "config.json", revision=sha)).read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    return config.get("model_type") if isinstance(config, dict) else None
-
-
-def _first(files: list[str], weights: tuple[tuple[str, str], ...]) -> list[str]:
-    return next(([pattern] for file, pattern in weights if file in files), [])
+    return read_object(Path(hf_hub_download(repository, "config.json", revision=sha))).get("model_type")
 
 
 def _in_cache(repository: str, revision: str | None) -> Path:

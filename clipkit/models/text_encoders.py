@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import torch
 
-from clipkit.errors import ModelError, one_line
+from clipkit.errors import ModelError
 from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.families import text_encoder
 from clipkit.models.hub import local_folder
 from clipkit.models.projections import new_projection
-from clipkit.models.quiet import without_weight_bars
+from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.tokenizer import Tokenizer, load_tokenizer, transformers_tokenizer
 from clipkit.models.towers import TextTower
 from clipkit.models.trunks import TextTrunk
@@ -38,7 +38,7 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
     library, colon, rest = name.partition(":")
     source = rest if colon and library == "hf" else name
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.context_length) if recipe.tokenizer else None
-    try:
+    with as_model_error(f"model.text.name {name}: transformers cannot build it"):
         if not recipe.pretrained:
             config = _new_config(source, recipe, tokenizer)
             native = _encoder_class(config, name).from_config(config, trust_remote_code=False)
@@ -55,10 +55,6 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
                     ignore_mismatched_sizes=True,
                 )
             check_loaded(info, folder, unneeded=("pooler.",))
-    except ModelError:
-        raise
-    except Exception as error:  # transformers' builders raise many types
-        raise ModelError(f"model.text.name {name}: transformers cannot build it ({one_line(error)})") from None
     encoder = text_encoder(native.config)
     may_be_cut = encoder.padding == "cut"
     if tokenizer is None:

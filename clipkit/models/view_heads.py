@@ -6,7 +6,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipkit.errors import ModelError, one_line
+from clipkit.models.quiet import as_model_error
 from clipkit.models.weights import check_safetensors, save_tensors
 from clipkit.recipe import HeadRecipe
 
@@ -67,15 +67,13 @@ def load_view_heads(folder: Path) -> nn.ModuleDict:
     if not file.is_file():
         return heads
     check_safetensors(file)
-    try:
+    with as_model_error(f"{file}: metadata and weights do not match", "; download it again"):
         with safe_open(file, framework="pt") as opened:
             for name, text in sorted((opened.metadata() or {}).items()):
                 settings = json.loads(text)
                 width = settings.pop("in")
                 heads[name] = ViewHead(HeadRecipe(**settings), width)
         heads.load_state_dict(load_file(file))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{file}: metadata and weights do not match ({one_line(error)}); download it again") from None
     return heads
 
 

@@ -19,7 +19,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.errors import ModelError, one_line
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.encode import stack_inputs
 from clipkit.models.export import onnx_example
@@ -27,6 +26,7 @@ from clipkit.models.export.format import Encoded, check_installed
 from clipkit.models.export.onnx_config import preprocessing, write_tokenizer
 from clipkit.models.export.samples import CAPTIONS
 from clipkit.models.export.samples import images as sample_images
+from clipkit.models.quiet import as_model_error
 from clipkit.models.tokenizer import OpenClipTokenizer
 from clipkit.models.towers import Tower
 
@@ -94,35 +94,33 @@ class Onnx:
         # A graph names its second file relative to itself, so graphs to be quantized get a folder of their own.
         whole = file.parent / "float32" / file.name if self.int8 else file
         whole.parent.mkdir(exist_ok=True)
-        try:
-            with _quiet(), torch.no_grad():
-                torch.onnx.export(
-                    _UnitLength(tower, list(inputs)).eval(),
-                    tuple(inputs.values()),
-                    str(whole),
-                    input_names=list(inputs),
-                    output_names=[f"{side}_features"],
-                    dynamic_shapes=(shapes,),
-                    opset_version=OPSET,
-                    external_data=large,
-                    custom_translation_table={torch.ops.aten._is_all_true.default: _all_true},
-                    dynamo=True,
-                    verbose=False,
-                )
-                if self.int8:
-                    from onnxruntime.quantization import QuantType, quantize_dynamic
+        failing = as_model_error(f"{model.name}: its {side} tower cannot be exported to ONNX")
+        with failing, _quiet(), torch.no_grad():
+            torch.onnx.export(
+                _UnitLength(tower, list(inputs)).eval(),
+                tuple(inputs.values()),
+                str(whole),
+                input_names=list(inputs),
+                output_names=[f"{side}_features"],
+                dynamic_shapes=(shapes,),
+                opset_version=OPSET,
+                external_data=large,
+                custom_translation_table={torch.ops.aten._is_all_true.default: _all_true},
+                dynamo=True,
+                verbose=False,
+            )
+            if self.int8:
+                from onnxruntime.quantization import QuantType, quantize_dynamic
 
-                    quantize_dynamic(whole, file, weight_type=QuantType.QInt8, use_external_data_format=large)
-                    shutil.rmtree(whole.parent)
-        except Exception as error:  # the exporter raises many types
-            raise ModelError(f"{model.name}: its {side} tower cannot be exported to ONNX ({one_line(error)})") from None
+                quantize_dynamic(whole, file, weight_type=QuantType.QInt8, use_external_data_format=large)
+                shutil.rmtree(whole.parent)
 
     def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
         """Run the folder's example.py, which uses nothing but the folder."""
         example = _example(folder)
         image = text = np.zeros((0, 1), np.float32)
         assert self._model is not None
-        try:
+        with as_model_error("onnxruntime cannot run the export", "; nothing was kept"):
             if images and example.CONFIG["preprocessing"] is None:
                 preprocess = self._model.image.preprocess
                 inputs = stack_inputs([preprocess(photo.convert("RGB")) for photo in images])
@@ -133,8 +131,6 @@ class Onnx:
                 text = example.run("text.onnx", _arrays(self._model.text.tokenize(list(captions))))
             elif captions:
                 text = example.encode_texts(list(captions))
-        except Exception as error:  # onnxruntime raises many types
-            raise ModelError(f"onnxruntime cannot run the export ({one_line(error)}); nothing was kept") from None
         return torch.from_numpy(image), torch.from_numpy(text)
 
     def usage(self, folder: Path) -> str:
