@@ -88,18 +88,15 @@ def zeroshot(
             "classes": len(titles),
             "sha256": data_hash(hashes, class_names.labels, labels.flatten().tolist()),
         },
-        outcome["metrics"],
-        classes=outcome["classes"],
+        **outcome,
         settings={
             "templates": dict(templates) if isinstance(templates, Mapping) else list(templates),
             "classes": dict(zip(class_names.labels, class_names.names, strict=True)),
             "scale": model.logit_scale.exp().item(),
         },
         features=features.counts,
-        examples=outcome["examples"],
         prompts=accuracies,
         map=positions,
-        queries=outcome["queries"],
         seconds=time.perf_counter() - started,
     )
 
