@@ -19,11 +19,8 @@ from clipkit.models.weights import check_loaded, check_weights
 from clipkit.recipe import TextTowerRecipe
 
 _POOLING_FILE = Path("1_Pooling") / "config.json"
-# Keys of this file before sentence-transformers 6.
-_OLD_POOLING = tuple(
-    f"pooling_mode_{mode}"
-    for mode in ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
-)
+# Keys of this file before sentence-transformers 6: one per mode, true for those that are used.
+_OLD_POOLING = "pooling_mode_"
 
 
 def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) -> TextTower:
@@ -123,7 +120,7 @@ def _pooling(folder: Path) -> Literal["mean", "cls", "last"]:
     config = json.loads(file.read_text(encoding="utf-8"))
     stated = config.get("pooling_mode")
     if stated is None:
-        stated = [key.removeprefix("pooling_mode_") for key, value in config.items() if key in _OLD_POOLING and value]
+        stated = [key.removeprefix(_OLD_POOLING) for key in config if key.startswith(_OLD_POOLING) and config[key]]
     modes = {stated} if isinstance(stated, str) else set(stated)
     supported: dict[str, Literal["mean", "cls", "last"]] = {
         "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last",

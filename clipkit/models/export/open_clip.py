@@ -16,6 +16,7 @@ from clipkit.models.export.tokenizers import is_clip_tokenizer
 from clipkit.models.families import FAMILIES
 from clipkit.models.from_open_clip import CONFIG_FILE, WEIGHTS
 from clipkit.models.from_transformers import FromTransformers
+from clipkit.models.preprocess import Resize
 from clipkit.models.quiet import without_root_messages
 from clipkit.models.weights import save_tensors
 
@@ -28,7 +29,7 @@ _ACTIVATIONS: dict[str, tuple[bool, dict[str, str] | None]] = {
     "gelu": (False, None),
     "gelu_pytorch_tanh": (False, {"approximate": "tanh"}),
 }
-_INTERPOLATIONS = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
+_FILTERS = ("bicubic", "bilinear")
 _OPEN_CLIP_EPS = 1e-5
 
 
@@ -59,7 +60,7 @@ class OpenClip:
         save_tensors(renamed(backend.tensors(model), rules, "open_clip", model.name), folder / WEIGHTS)
         if "hf_tokenizer_name" in config["text_cfg"]:
             backend.tokenizer.save(folder)
-        written = {"model_cfg": config, "preprocess_cfg": _preprocessing(model, backend.processor)}
+        written = {"model_cfg": config, "preprocess_cfg": _preprocessing(model)}
         (folder / CONFIG_FILE).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return notes
 
@@ -203,26 +204,24 @@ def _activation(config: Any, name: str) -> tuple[bool, dict[str, str] | None]:
     return _ACTIVATIONS[config.hidden_act]
 
 
-def _preprocessing(model: DualEncoder, processor: Any) -> dict[str, Any]:
+def _preprocessing(model: DualEncoder) -> dict[str, Any]:
     """Settings of open_clip that do the same as a processor of transformers.
 
     Raises:
         ModelError: the processor does something that open_clip does not support.
     """
-    size = model.image.preprocess.image_size
-    cropped = getattr(processor, "do_center_crop", False)
-    resized = processor.size.get("shortest_edge") if cropped else processor.size.get("height")
-    interpolation = _INTERPOLATIONS.get(processor.resample)
-    if not processor.do_resize or resized != size or interpolation is None or model.image.preprocess.finish is not None:
+    preprocess = model.image.preprocess
+    steps = preprocess.steps
+    if not isinstance(steps, Resize) or steps.size != preprocess.image_size or steps.interpolation not in _FILTERS:
         raise ModelError(
             f"{model.name}: its preprocessor_config.json prepares images in a way that open_clip does not support"
         )
     return {
-        "size": size,
+        "size": steps.size,
         "mode": "RGB",
-        "mean": list(model.image.preprocess.mean),
-        "std": list(model.image.preprocess.std),
-        "interpolation": interpolation,
-        "resize_mode": "shortest" if cropped else "squash",
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "interpolation": steps.interpolation,
+        "resize_mode": steps.mode,
         "fill_color": 0,
     }
