@@ -71,11 +71,17 @@ class Features:
         self.computed = 0
         self.from_cache = 0
         self._started = time.time_ns()
+        self._clock = time.perf_counter()
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of features that were computed and that came from the cache."""
         return {"computed": self.computed, "from_cache": self.from_cache}
+
+    @property
+    def seconds(self) -> float:
+        """Time since the object was made."""
+        return time.perf_counter() - self._clock
 
     def images(self, images: Sequence[ImageLike], hashes: list[bytes] | None = None) -> Float[Tensor, "N D"]:
         """Return unit-length features of images, float32 on the CPU.

@@ -64,11 +64,9 @@ def retrieval(
         >>> result["metrics"]["image_retrieval_recall@1"]["value"]   # doctest: +SKIP
         0.191
     """
-    started = time.perf_counter()
-    processes = processes or Processes.alone()
+    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image, text=model.text)
     pairs = read_pairs(data) if isinstance(data, str) else data
-    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     hashes = features.content_hashes(pairs.images)
     queries = TextQueries.of(pairs, merge_captions)
     result = retrieval_result(
@@ -76,12 +74,12 @@ def retrieval(
         features.texts(queries.texts).to(model.device),
         pairs,
         model.name,
-        time.perf_counter() - started,
+        features.seconds,
         hashes=hashes,
         queries=queries,
-        predictions=predictions if processes.is_main else None,
-        processes=processes,
-        progress=progress and processes.is_main,
+        predictions=predictions if features.processes.is_main else None,
+        processes=features.processes,
+        progress=features.progress,
     )
     result["settings"]["features"] = features.counts
     return result

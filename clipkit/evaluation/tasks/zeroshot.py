@@ -1,6 +1,5 @@
 """Zero-shot classification: class names in prompts are the classifier."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,21 +59,19 @@ def zeroshot(
         >>> result["metrics"]["acc1"]["value"]                              # doctest: +SKIP
         0.731
     """
-    started = time.perf_counter()
-    processes = processes or Processes.alone()
+    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image, text=model.text)
     labeled = read_labeled(data) if isinstance(data, str) else data
     class_names = ClassNames.of(labeled, classes)
     templates = templates if templates is not None else labeled.templates or TEMPLATES
     labels = class_names.labels_of(labeled)
-    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     hashes = features.content_hashes(labeled.images)
     prompts = prompt_features(features, class_names, templates)
     classifier = classifier_of(prompts)
     image_features = features.images(labeled.images, hashes)
     scores = similarity(image_features, classifier)
     titles = [names[0] for names in class_names.names]
-    if predictions is not None and processes.is_main:
+    if predictions is not None and features.processes.is_main:
         write_class_predictions(predictions, labeled.images, scores, labels, titles)
     outcome = classification_result(scores, labels, titles, labeled.images, model.probabilities)
     accuracies = prompt_accuracies(prompts, templates, image_features, labels)
@@ -97,7 +94,7 @@ def zeroshot(
         features=features.counts,
         prompts=accuracies,
         map=positions,
-        seconds=time.perf_counter() - started,
+        seconds=features.seconds,
     )
 
 
