@@ -52,16 +52,7 @@ def local_folder(name: str, model_types: Collection[str] | None = None) -> Path:
 
 def _download(repository: str, revision: str | None, model_types: Collection[str] | None) -> Path:
     from httpx2 import HTTPError
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
 
     name = repository if revision is None else f"{repository}@{revision}"
     try:
@@ -71,28 +62,28 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
         files = [sibling.rfilename for sibling in info.siblings or []]
         patterns = _needed(repository, info.sha, files, model_types)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except HFValidationError:
+    except errors.HFValidationError:
         raise ModelError(f"{name}: folder not found, and not a valid Hub repository name; write org/name") from None
-    except GatedRepoError:
+    except errors.GatedRepoError:
         raise ModelError(f"{name}: is gated; accept its terms on its page and log in with `hf auth login`") from None
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         # Without a valid token, the Hub answers the same for private and missing repositories.
         reason = "is private or does not exist; log in with `hf auth login`, or check the name"
         if error.response.status_code == 404:
             reason = "neither a folder nor a Hub repository; check the name"
         raise ModelError(f"{name}: {reason}") from None
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         raise ModelError(f"{name}: the repository has no revision {revision}; leave @{revision} out for main") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise ModelError(
             f"{name}: neither a folder nor in the Hub cache, and downloads are disabled (HF_HUB_OFFLINE); go online "
             "once or give a folder"
         ) from None
-    except (HfHubHTTPError, HTTPError, OSError) as error:
+    except (errors.HfHubHTTPError, HTTPError, OSError) as error:
         # The Hub does not answer: use the cache.
         try:
             return _in_cache(repository, revision)
-        except LocalEntryNotFoundError:
+        except errors.LocalEntryNotFoundError:
             raise ModelError(
                 f"{name}: folder not found, and the Hub is not reachable ({one_line(error)}); check the name or the "
                 "network, or give a folder"
