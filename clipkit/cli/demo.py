@@ -13,8 +13,7 @@ from clipkit.errors import OutputError
 from clipkit.evaluation import retrieval, zeroshot
 from clipkit.models import DualEncoder, compose, load
 from clipkit.recipe import Recipe
-from clipkit.report import demo_report
-from clipkit.report.demo import CREDIT
+from clipkit.report.demo import CREDIT, demo_report
 
 # The run on shuffled names only shows that nothing is learned, so fewer epochs are enough.
 _SHUFFLED_SHARE = 0.4

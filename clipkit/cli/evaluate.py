@@ -153,6 +153,6 @@ def compare(
     print_comparison(comparison, str(first), str(second))
     write_output(json_file, json.dumps(comparison, indent=2, ensure_ascii=False) + "\n", "comparison")
     if report is not None:
-        from clipkit.report import comparison_report
+        from clipkit.report.comparison import comparison_report
 
         write_output(report, comparison_report(comparison, *results), "report")

@@ -78,7 +78,7 @@ class Measuring:
         print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
         write_output(self.json_file, to_json(result), "result")
         if self.report is not None:
-            from clipkit.report import evaluation_report
+            from clipkit.report.evaluation import evaluation_report
 
             write_output(self.report, evaluation_report(result), "report")
 

@@ -66,7 +66,7 @@ def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
     """Save a model in its layout, with a card; a card of the user's is kept unless results are to be added."""
     from clipkit.models import load
     from clipkit.models.publish.push import signed
-    from clipkit.report import model_card
+    from clipkit.report.model_card import model_card
 
     opened = load(model, device="cpu")
     opened.save(folder)

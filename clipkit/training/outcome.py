@@ -4,7 +4,7 @@ from typing import Any
 
 from clipkit.evaluation import to_json
 from clipkit.files import write_whole
-from clipkit.report import run_report
+from clipkit.report.run import run_report
 from clipkit.training.augmented_sheet import augmented_sheet
 from clipkit.training.folder.checkpoint import checkpoint_of
 from clipkit.training.folder.resume import best_evaluation

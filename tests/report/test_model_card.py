@@ -17,7 +17,7 @@ from clipkit.models.export import export
 from clipkit.models.publish.layout import Layout
 from clipkit.models.publish.provenance import Base
 from clipkit.recipe import ModelRecipe, Recipe
-from clipkit.report import model_card
+from clipkit.report.model_card import model_card
 from tests.models.families import FAMILIES, build
 
 BOTH = ("image", "text")
