@@ -1,15 +1,14 @@
 """Inputs of the towers: images and captions in each step, or the output of a frozen trunk, computed once."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipkit.data import (
     AnyFeed,
@@ -24,6 +23,8 @@ from clipkit.data import (
     longest,
 )
 from clipkit.data.augment import shared_draft
+from clipkit.embedding.shared import encode_shared, evaluating
+from clipkit.images import ImageLike
 from clipkit.models import DualEncoder
 from clipkit.models.encode import encode_images, encode_strings, stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES
@@ -32,6 +33,8 @@ from clipkit.training.objectives.objective import Encoded
 from clipkit.training.step import Encoder
 
 _BATCH = 64
+
+T = TypeVar("T")
 
 
 class TowerInputs:
@@ -82,43 +85,32 @@ class TowerInputs:
             return
         show = processes.is_main
         if "image_features" in encoded and model.image.trunk_is_frozen and not augmented:
-            share = processes.share(len(pairs.images))
             bad_here: dict[int, str] = {}
+            skipped = None if replacement is None else bad_here
 
-            def image_trunk(inputs: dict[str, Tensor]) -> Tensor:
-                return model.image.trunk(**inputs)
+            def trunk_of_images(images: Sequence[ImageLike]) -> Tensor:
+                trunk = model.image.trunk
+                return encode_images(
+                    model.image, images, lambda inputs: trunk(**inputs), _BATCH, model.device, show, skipped
+                )
 
-            rows = encode_images(
-                model.image,
-                pairs.images[share],
-                image_trunk,
-                _BATCH,
-                model.device,
-                show,
-                None if replacement is None else bad_here,
-            )
-            bad_in_share = {share.start + position: reason for position, reason in bad_here.items()}
-            for reasons in processes.gather_objects(bad_in_share):
+            self.stores["image_features"] = self._stored(pairs.images, trunk_of_images)
+            first = processes.share(len(pairs.images)).start
+            for reasons in processes.gather_objects({first + row: reason for row, reason in bad_here.items()}):
                 self.bad |= reasons
-            self.stores["image_features"] = self._gathered(rows, len(pairs.images))
         if "text_features" in encoded and model.text.trunk_is_frozen:
 
-            def text_trunk(inputs: dict[str, Tensor]) -> Tensor:
-                return model.text.trunk(**inputs)
+            def trunk_of_texts(texts: Sequence[str]) -> Tensor:
+                trunk = model.text.trunk
+                return encode_strings(model.text, texts, lambda inputs: trunk(**inputs), _BATCH, model.device, show)
 
-            def stored(captions: Sequence[str]) -> Tensor:
-                share = captions[processes.share(len(captions))]
-                rows = encode_strings(model.text, share, text_trunk, _BATCH, model.device, show)
-                return self._gathered(rows, len(captions))
-
-            self.stores["text_features"] = stored(pairs.captions)
+            self.stores["text_features"] = self._stored(pairs.captions, trunk_of_texts)
             if "negative_text_features" in encoded and pairs.negatives is not None:
-                self.stores["negative_text_features"] = stored(pairs.negatives)
+                self.stores["negative_text_features"] = self._stored(pairs.negatives, trunk_of_texts)
 
-    def _gathered(self, rows: Tensor, total: int) -> Tensor:
+    def _stored(self, items: Sequence[T], encode: Callable[[Sequence[T]], Tensor]) -> Tensor:
         # Cloned, since inference-mode tensors cannot be part of a graph.
-        device = self.model.device
-        return self.processes.gather(rows.to(device), total).clone()
+        return encode_shared(items, encode, self.processes).to(self.model.device).clone()
 
     def batches(self, slices: Any, workers: int) -> Generator[Batch, None, None]:
         """Yield batches on the device of the model; `slices` are those of the feed's sampler.
@@ -190,27 +182,13 @@ class TowerInputs:
             if "image_features" in stores:
                 image = F.normalize(model.image.head(stores["image_features"]).float(), dim=-1)
             else:
-                share = self.pairs.images[processes.share(len(self.pairs.images))]
-                image = processes.gather(model.encode_image(share).to(model.device), len(self.pairs.images))
+                image = encode_shared(self.pairs.images, model.encode_image, processes)
             if "text_features" in stores:
                 text = F.normalize(model.text.head(stores["text_features"]).float(), dim=-1)
             else:
-                captions = self.pairs.captions[processes.share(len(self.pairs.captions))]
-                text = processes.gather(model.encode_text(captions).to(model.device), len(self.pairs.captions))
+                text = encode_shared(self.pairs.captions, model.encode_text, processes)
         return image.cpu(), text.cpu()
 
 
 def _no_tokens(texts: list[str]) -> dict[str, Tensor]:
     raise NotImplementedError("no features come from text")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context in which the model is in evaluation mode; afterwards, the previous modes are restored."""
-    learning = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in learning:
-            module.training = True

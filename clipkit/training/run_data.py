@@ -21,6 +21,7 @@ from clipkit.data import (
     split,
     stream_feed,
 )
+from clipkit.embedding.shared import scan_shared
 from clipkit.errors import DataError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
@@ -162,10 +163,7 @@ def _broken(pairs: Pairs, processes: Processes) -> dict[int, str]:
     """Return the reasons of unreadable images, by position; each process checks its share."""
     if not pairs.has_images:
         return {}
-    share = processes.share(len(pairs.images))
-    here = broken_images(pairs.images[share])
-    shares = processes.gather_objects({share.start + position: reason for position, reason in here.items()})
-    return {position: reason for reasons in shares for position, reason in reasons.items()}
+    return scan_shared(pairs.images, broken_images, processes)
 
 
 def _check_enough(recipe: Recipe, validation: Pairs, processes: Processes) -> None:

@@ -11,8 +11,7 @@ import yaml
 from clipkit.errors import OutputError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.recipe.section import flat
-from clipkit.run_files import RunFiles, read_rows
+from clipkit.run_files import RunFiles, flat, read_rows
 from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, damage, read_state
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.identity import MACHINE, MEASURED

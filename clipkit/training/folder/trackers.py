@@ -9,8 +9,7 @@ from accelerate import Accelerator
 
 from clipkit.errors import RecipeError
 from clipkit.recipe import Recipe
-from clipkit.recipe.section import flat
-from clipkit.run_files import RunFiles
+from clipkit.run_files import RunFiles, flat
 
 
 def check_installed(names: Sequence[str]) -> None:

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipkit.data import IndexedFeed, Pairs, Sample
+from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.evaluation.figures import Column, Queries
-from clipkit.evaluation.neighborhood import embedding_map, neighbor_examples
 from clipkit.metrics import alignment, retrieval_ranks
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
-from clipkit.training.inputs import TowerInputs, evaluating
+from clipkit.training.inputs import TowerInputs
 from clipkit.training.measures.captions import finite
 from clipkit.training.measures.views import BATCH, KS, ViewScores
 from clipkit.training.objectives.objective import Encoded
@@ -52,15 +52,9 @@ class ImageViewValidation:
 
     def result(self, name: str) -> dict[str, Any]:
         """Return everything that results.json holds, under this model name."""
-        images = self.pairs.images
-        share = images[self.processes.share(len(images))]
         with evaluating(self.model):
-            rows = self.model.encode_image(share).to(self.model.device)
-        features = self.processes.gather(rows, len(images)).cpu()
-        return self._scores().result(name, self.pairs, len(images)) | {
-            "examples": neighbor_examples(features, images, "image"),
-            "map": embedding_map(features, images, "image"),
-        }
+            features = encode_shared(self.pairs.images, self.model.encode_image, self.processes).cpu()
+        return self._scores().result(name, self.pairs, features, self.pairs.images)
 
     def _scores(self) -> ViewScores:
         first, second = self._features()

@@ -3,11 +3,11 @@
 from typing import Any
 
 from clipkit.data import LabeledImages
+from clipkit.embedding.shared import evaluating
 from clipkit.evaluation import probe
 from clipkit.evaluation.tasks.probe import check_labelled
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
-from clipkit.training.inputs import evaluating
 
 
 class LabelValidation:
