@@ -44,6 +44,9 @@ _ARGUMENTS = {
     Need.ANOTHER_LOSS: (),
 }
 
+_IDS = frozenset({Need.IDS})
+_SCALED = frozenset({Need.IDS, Need.SCALE})
+
 Chance = Callable[[int, Mapping[str, Any]], float]
 """(G, options of the recipe) -> the loss of G pairs at equal similarities."""
 
@@ -56,12 +59,12 @@ class LossRow:
         name: its function in `clipkit.losses`.
         summary: one sentence.
         formula: one line; the function's docstring has the equation.
-        positives: combinations that are pulled together.
-        memory: order of magnitude, beyond the features.
         level: `chance` in words.
         source: paper.
         use_when: the case to choose it for.
-        needs: inputs besides features.
+        positives: combinations that are pulled together.
+        memory: order of magnitude, beyond the features.
+        needs: inputs besides features; every batch has ids and a scale.
         options: keys of the recipe's loss section that apply to it.
         chance: its value at equal similarities; None where that depends on the similarities.
     """
@@ -69,12 +72,12 @@ class LossRow:
     name: str
     summary: str
     formula: str
-    positives: str
-    memory: str
     level: str
     source: str
     use_when: str
-    needs: frozenset[Need]
+    positives: str = "the image's caption; duplicates as the option says"
+    memory: str = "O(G D), in tiles"
+    needs: frozenset[Need] = _SCALED
     options: tuple[str, ...] = ()
     chance: Chance | None = None
 
@@ -84,18 +87,12 @@ class LossRow:
         return " and ".join(need.value for need in Need if need in self.needs and need.is_required) or "nothing"
 
 
-_PAIR = "the image's caption; duplicates as the option says"
-_TILED, _BANDS = "O(G D), in tiles", "O(G D), in bands"
-_IDS = frozenset({Need.IDS})
-_SCALED = frozenset({Need.IDS, Need.SCALE})
-
 _ROWS = (
     LossRow(
         "contrastive",
         summary="Pull positives together and push negatives apart up to a margin.",
         formula="½ mean d² over positives + ½ mean [m − d]²₊ over negatives",
-        positives=_PAIR,
-        memory=_BANDS,
+        memory="O(G D), in bands",
         level="depends on the similarities",
         source="Hadsell et al. 2006",
         use_when="a fixed threshold of similarity must separate pairs; it ignores the model's scale",
@@ -118,12 +115,9 @@ _ROWS = (
         "dcl",
         summary="NT-Xent without the positive in the denominator, so that easy positives do not weaken the negatives.",
         formula="log Σ exp over the negatives − positive",
-        positives=_PAIR,
-        memory=_TILED,
         level="ln(2G − 2)",
         source="Yeh et al. 2022",
         use_when="batches are small",
-        needs=_SCALED,
         options=("duplicates",),
         chance=lambda pairs, options: math.log(2 * pairs - 2),
     ),
@@ -132,7 +126,7 @@ _ROWS = (
         summary="Match the teacher's softmax over the texts of the batch, and over its images.",
         formula="cross entropy with the teacher's softmax over the batch, in both directions",
         positives="as the teacher ranks them",
-        memory=_BANDS,
+        memory="O(G D), in bands",
         level="ln G",
         source="Hinton et al. 2015; Wu et al. 2023, TinyCLIP",
         use_when="a small model learns from a large one, usually in a sum with infonce",
@@ -144,12 +138,9 @@ _ROWS = (
         "infonce",
         summary="Symmetric InfoNCE over the G pairs of a global batch.",
         formula="−log softmax of the pair over the batch, in both directions",
-        positives=_PAIR,
-        memory=_TILED,
         level="ln G",
         source="Radford et al. 2021, CLIP",
         use_when="default choice",
-        needs=_SCALED,
         options=("duplicates", "label_smoothing"),
         chance=lambda pairs, options: math.log(pairs),
     ),
@@ -157,8 +148,6 @@ _ROWS = (
         "negclip",
         summary="InfoNCE in which images also choose among captions that were made wrong on purpose.",
         formula="InfoNCE, with H more texts in the softmax of the images",
-        positives=_PAIR,
-        memory=_TILED,
         level="(ln(G + H) + ln G) / 2",
         source="Yuksekgonul et al. 2023, NegCLIP",
         use_when="the model must learn word order, attributes and relations; see eval compositional",
@@ -170,12 +159,9 @@ _ROWS = (
         "ntxent",
         summary="InfoNCE in which images also compete with images, and texts with texts.",
         formula="log Σ exp over the 2G − 1 others − positive",
-        positives=_PAIR,
-        memory=_TILED,
         level="ln(2G − 1)",
         source="Chen et al. 2020, SimCLR",
         use_when="the positives are views of one image or text, or each modality should spread out by itself too",
-        needs=_SCALED,
         options=("duplicates",),
         chance=lambda pairs, options: math.log(2 * pairs - 1),
     ),
@@ -183,8 +169,6 @@ _ROWS = (
         "sigmoid",
         summary="Decide for each of the G² combinations separately whether image and text belong together.",
         formula="Σ softplus(∓(s x_i · y_j + b)) over all combinations, averaged over pairs",
-        positives=_PAIR,
-        memory=_TILED,
         level="depends on scale and bias; G ln 2 at s = b = 0",
         source="Zhai et al. 2023, SigLIP",
         use_when="the model is a SigLIP, or batches are small",
@@ -196,19 +180,16 @@ _ROWS = (
         summary="Make all features of one class positives of each other, on both sides.",
         formula="mean over positives of −log softmax over the 2G − 1 others",
         positives="all pairs with the same image, caption or class",
-        memory=_TILED,
         level="ln(2G − 1)",
         source="Khosla et al. 2020",
         use_when="the data is class folders, in which many images share a caption",
-        needs=_SCALED,
         chance=lambda pairs, options: math.log(2 * pairs - 1),
     ),
     LossRow(
         "triplet",
         summary="Make each positive more similar than the negatives by a margin, in both directions.",
         formula="[m + d(positive) − d(negative)]₊",
-        positives=_PAIR,
-        memory=_BANDS,
+        memory="O(G D), in bands",
         level="m; 0 for semihard",
         source="Schroff et al. 2015; Faghri et al. 2018 (hard); Hermans et al. 2017 (all)",
         use_when="fine-tuning for retrieval (hard) or for classes (all, semihard); it ignores the model's scale",
