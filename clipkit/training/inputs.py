@@ -1,7 +1,7 @@
 """Inputs of the towers: images and captions in each step, or the output of a frozen trunk, computed once."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -37,6 +37,7 @@ _BATCH = 64
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class TowerInputs:
     """Inputs of the features that an objective uses, for one dataset.
 
@@ -51,42 +52,35 @@ class TowerInputs:
         augmented: whether the images beside captions are augmented, so that their trunk runs in each step.
         seed: seed of the run, for the order of a stream.
         replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
-        bad: reasons of images that are already known to be missing or unreadable, by position.
+        bad: reasons of images that are already known to be missing or unreadable, by position; a frozen trunk adds
+            those that it could not read.
     """
 
-    def __init__(
-        self,
-        model: DualEncoder,
-        feed: AnyFeed,
-        processes: Processes,
-        encoded: Mapping[str, Encoded],
-        augmented: bool,
-        seed: int = 0,
-        replacement: Replacement | None = None,
-        bad: Mapping[int, str] | None = None,
-    ) -> None:
-        self.model = model
-        self.feed = feed
-        self.pairs = pairs = feed.pairs
-        self.seed = seed
-        self.replacement = replacement
-        self.bad = dict(bad or {})
-        """Reasons of images that are known to be missing or unreadable before the first batch, by position."""
+    model: DualEncoder
+    feed: AnyFeed
+    processes: Processes
+    encoded: Mapping[str, Encoded]
+    augmented: bool
+    seed: int = 0
+    replacement: Replacement | None = None
+    bad: Mapping[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        model, processes, encoded = self.model, self.processes, self.encoded
+        self.pairs = pairs = self.feed.pairs
         self.worker_progress = WorkerProgress(pairs.images)
-        self.processes = processes
-        self.encoded = encoded
         self.encoders = {
             name: Encoder(model.image if kind.tower == "image" else model.text, kind.of_trunk)
             for name, kind in encoded.items()
         }
         self.stores: dict[str, Tensor] = {}
         """Outputs of frozen trunks by the name of the features: one row per image, or one row per caption."""
-        if not feed.can_index:
+        if not self.feed.can_index:
             return
         show = processes.is_main
-        if "image_features" in encoded and model.image.trunk_is_frozen and not augmented:
+        if "image_features" in encoded and model.image.trunk_is_frozen and not self.augmented:
             bad_here: dict[int, str] = {}
-            skipped = None if replacement is None else bad_here
+            skipped = None if self.replacement is None else bad_here
 
             def trunk_of_images(images: Sequence[ImageLike]) -> Tensor:
                 trunk = model.image.trunk
@@ -97,7 +91,7 @@ class TowerInputs:
             self.stores["image_features"] = self._stored(pairs.images, trunk_of_images)
             first = processes.share(len(pairs.images)).start
             for reasons in processes.gather_objects({first + row: reason for row, reason in bad_here.items()}):
-                self.bad |= reasons
+                self.bad = {**self.bad, **reasons}
         if "text_features" in encoded and model.text.trunk_is_frozen:
 
             def trunk_of_texts(texts: Sequence[str]) -> Tensor:

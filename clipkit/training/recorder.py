@@ -57,7 +57,7 @@ class Recorder:
         self.processes = plan.processes
         self.metric = plan.recipe.metric
         self.keeper = Keeper(self.folder, plan.recipe.checkpoint, self.metric)
-        self.trackers = Trackers(plan.accelerator, plan.recipe, self.folder.path)
+        self.trackers = Trackers(plan.accelerator, plan.recipe, self.folder.tracking)
         self.bad_samples = BadSamples(plan.data.train, plan.data.max_bad, self.folder, plan.processes)
 
     def show_progress(self, step: int) -> Self:

@@ -1,6 +1,7 @@
 """Views of validation images: how often one view finds the other."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from clipkit.training.objectives.objective import Encoded
 from clipkit.training.objectives.views import through_head
 
 
+@dataclass(eq=False)
 class ImageViewValidation:
     """Retrieval between two views of held-out images, in both directions.
 
@@ -35,16 +37,16 @@ class ImageViewValidation:
         processes: each encodes its share; all get the values.
     """
 
-    def __init__(
-        self, encoded: Mapping[str, Encoded], workers: int, model: DualEncoder, pairs: Pairs, processes: Processes
-    ) -> None:
-        self.names = list(encoded)[:2]
-        self.model = model
-        self.pairs = pairs
-        self.processes = processes
-        self.workers = workers
-        feed = IndexedFeed(pairs)
-        self.inputs = TowerInputs(model, feed, processes, {name: encoded[name] for name in self.names}, augmented=True)
+    encoded: Mapping[str, Encoded]
+    workers: int
+    model: DualEncoder
+    pairs: Pairs
+    processes: Processes
+
+    def __post_init__(self) -> None:
+        self.names = list(self.encoded)[:2]
+        encoded = {name: self.encoded[name] for name in self.names}
+        self.inputs = TowerInputs(self.model, IndexedFeed(self.pairs), self.processes, encoded, augmented=True)
 
     def figures(self) -> dict[str, float]:
         """Return recalls, alignment and uniformity."""
