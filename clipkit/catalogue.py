@@ -9,7 +9,7 @@ python -m clipkit.catalogue > docs/losses.md
 import math
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -17,32 +17,23 @@ from typing import Any
 class Need(Enum):
     """Inputs of a loss, besides the features of images and captions."""
 
-    IDS = "image and caption ids"
-    SCALE = "the scale"
-    BIAS = "a logit bias (SigLIP, or model.bias)"
-    NEGATIVES = "a column negative_caption in data.train"
-    TEACHER = "a teacher (loss.teacher)"
-    ANOTHER_LOSS = "another loss in the same sum"
+    IDS = "image and caption ids", ("image_ids", "caption_ids")
+    SCALE = "the scale", ("scale",)
+    BIAS = "a logit bias (SigLIP, or model.bias)", ("bias",)
+    NEGATIVES = "a column negative_caption in data.train", ("negative_text_features",)
+    TEACHER = "a teacher (loss.teacher)", ("teacher_image_features", "teacher_text_features", "teacher_scale")
+    ANOTHER_LOSS = "another loss in the same sum", ()
 
-    @property
-    def arguments(self) -> tuple[str, ...]:
+    def __init__(self, words: str, arguments: tuple[str, ...]) -> None:
+        self.words = words
+        self.arguments = arguments
         """The arguments of the loss function that it stands for."""
-        return _ARGUMENTS[self]
 
     @property
     def is_required(self) -> bool:
         """True if the user has to provide it; every batch has ids and a scale."""
         return self not in (Need.IDS, Need.SCALE)
 
-
-_ARGUMENTS = {
-    Need.IDS: ("image_ids", "caption_ids"),
-    Need.SCALE: ("scale",),
-    Need.BIAS: ("bias",),
-    Need.NEGATIVES: ("negative_text_features",),
-    Need.TEACHER: ("teacher_image_features", "teacher_text_features", "teacher_scale"),
-    Need.ANOTHER_LOSS: (),
-}
 
 _IDS = frozenset({Need.IDS})
 _SCALED = frozenset({Need.IDS, Need.SCALE})
@@ -84,9 +75,21 @@ class LossRow:
     @property
     def requirements(self) -> str:
         """Inputs that the user has to provide, in words."""
-        return " and ".join(need.value for need in Need if need in self.needs and need.is_required) or "nothing"
+        return " and ".join(need.words for need in Need if need in self.needs and need.is_required) or "nothing"
 
 
+_CROSS_CONSISTENCY = LossRow(
+    "cross_consistency",
+    summary="Make image i as similar to caption j as image j is to caption i.",
+    formula="1/G Σ (x_i · y_j − x_j · y_i)²",
+    positives="none",
+    memory="O(G D + D²)",
+    level="0",
+    source="Goel et al. 2022, CyCLIP",
+    use_when="beside InfoNCE, for a geometry that is the same on both sides",
+    needs=frozenset({Need.ANOTHER_LOSS}),
+    chance=lambda pairs, options: 0.0,
+)
 _ROWS = (
     LossRow(
         "contrastive",
@@ -99,18 +102,7 @@ _ROWS = (
         needs=_IDS,
         options=("margin", "duplicates"),
     ),
-    LossRow(
-        "cross_consistency",
-        summary="Make image i as similar to caption j as image j is to caption i.",
-        formula="1/G Σ (x_i · y_j − x_j · y_i)²",
-        positives="none",
-        memory="O(G D + D²)",
-        level="0",
-        source="Goel et al. 2022, CyCLIP",
-        use_when="beside InfoNCE, for a geometry that is the same on both sides",
-        needs=frozenset({Need.ANOTHER_LOSS}),
-        chance=lambda pairs, options: 0.0,
-    ),
+    _CROSS_CONSISTENCY,
     LossRow(
         "dcl",
         summary="NT-Xent without the positive in the denominator, so that easy positives do not weaken the negatives.",
@@ -197,17 +189,11 @@ _ROWS = (
         options=("margin", "mining", "distance", "duplicates"),
         chance=lambda pairs, options: 0.0 if options["mining"] == "semihard" else options["margin"] or 0.2,
     ),
-    LossRow(
-        "within_consistency",
+    replace(
+        _CROSS_CONSISTENCY,
+        name="within_consistency",
         summary="Make images i and j as similar as their captions.",
         formula="1/G Σ (x_i · x_j − y_i · y_j)²",
-        positives="none",
-        memory="O(G D + D²)",
-        level="0",
-        source="Goel et al. 2022, CyCLIP",
-        use_when="beside InfoNCE, for a geometry that is the same on both sides",
-        needs=frozenset({Need.ANOTHER_LOSS}),
-        chance=lambda pairs, options: 0.0,
     ),
 )
 LOSSES = {row.name: row for row in _ROWS}

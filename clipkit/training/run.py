@@ -81,8 +81,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
     with log.recording():
         announce(plan, start, log)
         inputs = tower_inputs(plan, log)  # frozen trunks run once
-        data = plan.data
-        measurements = list(measurements_of(plan.recipe, plan.model, data.validation, data.labelled, plan.processes))
+        measurements = list(measurements_of(plan))
         monitor = Monitor(plan, folder, log.info)
         gradients = training_step(plan, inputs, start, monitor, stop, log)
         recorder = Recorder(plan, folder, log, monitor, measurements, stop)
