@@ -18,10 +18,7 @@ def start_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def interpolated(
-    model: nn.Module,
-    start: Mapping[str, Tensor],
-    figures: Callable[[], Mapping[str, float]],
-    names: Mapping[str, str],
+    model: nn.Module, start: Mapping[str, Tensor], figures: Callable[[], Mapping[str, float]], names: Mapping[str, str]
 ) -> tuple[list[dict[str, float]], float]:
     """Evaluate the model at each alpha, and leave it with the weights of the best one.
 

@@ -1,10 +1,10 @@
 """The output of a run while it trains: logs, checkpoints, findings, the best model, lines on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -31,7 +31,7 @@ from clipkit.training.update import NotFinite
 class Recorder:
     """The run folder, the terminal and the trackers while a run trains.
 
-    All processes call it; the main one writes. As a context manager it shows the progress bar.
+    All processes call it; the main one writes.
 
     Args:
         plan: the plan of the run.
@@ -60,8 +60,9 @@ class Recorder:
         self.trackers = Trackers(plan.accelerator, plan.recipe, self.folder.tracking)
         self.bad_samples = BadSamples(plan.data.train, plan.data.max_bad, self.folder, plan.processes)
 
-    def show_progress(self, step: int) -> Self:
-        """Set up the progress bar of a run that continues after `step`."""
+    @contextmanager
+    def showing_progress(self, step: int) -> Iterator[None]:
+        """Context with the progress bar of a run that continues after `step`."""
         batch_size = self.plan.recipe.train.batch_size
         self._bar = tqdm(
             total=self.plan.steps * batch_size,
@@ -70,13 +71,8 @@ class Recorder:
             unit_scale=True,
             disable=None if self.processes.is_main else True,  # None: shown on a terminal only
         )
-        return self
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._bar.close()
+        with self._bar:
+            yield
 
     def register_known_bad(self, bad: Mapping[int, str], step: int) -> None:
         """List the images that are known to be missing or unreadable before the first step."""

@@ -95,7 +95,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
         rows = plan.processes.share(plan.recipe.train.batch_size)
         batches = inputs.batches(plan.sampler.slices(state.step, plan.steps, rows), plan.recipe.data.workers)
         with failures_in_one_line(lambda: state.step, inputs.worker_progress.last_seen):
-            with stop.deferred(), recorder.show_progress(state.step):
+            with stop.deferred(), recorder.showing_progress(state.step):
                 loop(batches, gradients, plan, state, recorder)
             results = finish(plan, state, recorder)
         recorder.trackers.end()
