@@ -173,7 +173,7 @@ def test_augmentation_of_captions() -> None:
         "crop",
         "flip",
     ]
-    american = recipe.override({"data.augment": ["grey", {"name": "solarise", "p": 0.5}], "data.labeled": "l.csv"})
+    american = recipe.override({"data.augment": ["grayscale", {"name": "solarize", "p": 0.5}], "data.labeled": "l.csv"})
     assert [step.name for step in american.data.augmentation] == ["grayscale", "solarize"]
     assert american.data.labelled == "l.csv"
     with pytest.raises(RecipeError, match="crop_scale.*augment: crop"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,17 +37,14 @@ class TaskData:
     """Labeled images to learn from."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """Settings of an evaluation that do not change its figures; every task uses all of them."""
+class Options(TypedDict):
+    """Keyword arguments of all evaluation functions that do not change their figures."""
 
-    cache: Cache = None
-    processes: Processes | None = None
-    progress: bool = False
-    batch_size: int = 64
-    """Images per forward pass."""
-    predictions: Path | None = None
-    """Parquet file to write, with the answers to every query."""
+    cache: Cache
+    processes: Processes
+    progress: bool
+    batch_size: NotRequired[int]
+    predictions: NotRequired[Path | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +77,6 @@ class Task:
     """One way to evaluate a model.
 
     Args:
-        name: its row in `clipkit.tasks.TASKS`.
         read: return the data of a source.
         run: evaluate a model.
         columns: return the values of every query of a result, from which its metrics and intervals come.
@@ -88,7 +84,6 @@ class Task:
         needs_text: True if the task needs a text tower.
     """
 
-    name: str
     read: Callable[[str], Any]
     run: Callable[[DualEncoder, TaskData, Options], Result]
     columns: Callable[[Mapping[str, Any]], tuple[Columns, Means]]

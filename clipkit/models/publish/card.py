@@ -37,21 +37,10 @@ def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, ev
         model_name=HERE,
         eval_results=list(eval_results) or None,
     )
-    return (
-        "\n\n".join(
-            [
-                f"---\n{data.to_yaml()}\n---",
-                f"# {HERE}",
-                _summary(layout, trained),
-                "## How to use it",
-                usage(layout),
-                *parts,
-                *(["## Limits", _LIMITS] if trained else []),
-                *_license_section(layout.bases),
-            ]
-        )
-        + "\n"
-    )
+    header = f"---\n{data.to_yaml()}\n---"
+    limits = ["## Limits", _LIMITS] if trained else []
+    shown = [header, f"# {HERE}", _summary(layout, trained), "## How to use it", usage(layout), *parts, *limits]
+    return "\n\n".join([*shown, *_license_section(layout.bases)]) + "\n"
 
 
 def kept_card(source: Path, saved: Path) -> str | None:
