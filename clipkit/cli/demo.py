@@ -90,14 +90,11 @@ def _measure(model: DualEncoder, data: EmojiData) -> dict[str, Any]:
 
 
 def _print_summary(results: dict[str, Any], report: Path, out: Path, seconds: float) -> None:
-    print_columns(
-        {name: result["retrieval"]["metrics"] for name, result in results.items()},
-        "\nRetrieval of held-out emoji by name",
-    )
-    print_columns(
-        {name: result["zeroshot"]["metrics"] for name, result in results.items()},
-        "\nClassification of held-out emoji into groups",
-    )
+    for task, title in (
+        ("retrieval", "Retrieval of held-out emoji by name"),
+        ("zeroshot", "Classification of held-out emoji into groups"),
+    ):
+        print_columns({name: result[task]["metrics"] for name, result in results.items()}, f"\n{title}")
     print(f"""
 Trained in {seconds:.0f} s. Report: {report}
 

@@ -1,19 +1,15 @@
 """`clipkit eval`: evaluate models, compare results."""
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from clipkit.cli.measuring import JsonFile, Measuring, ReportFile, measuring_command
 from clipkit.cli.output import check_writable, write_output
 from clipkit.cli.suite import suite
-
-if TYPE_CHECKING:
-    from clipkit.cli.measuring import EvaluationOptions
-    from clipkit.evaluation import Result
-    from clipkit.models import DualEncoder
 
 app = typer.Typer(help="Evaluate models.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -33,16 +29,10 @@ def retrieval(
 
     Recall, ranks and mean average precision between images and captions, in both directions.
     """
+    from clipkit import evaluation
     from clipkit.data import read_pairs
 
-    pairs = read_pairs(data)
-
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.retrieval(model, pairs, merge_captions=merge_captions, **options)
-
-    measuring.measure(evaluate, data)
+    measuring.measure(partial(evaluation.retrieval, data=read_pairs(data), merge_captions=merge_captions), data)
 
 
 @measuring_command(app)
@@ -71,18 +61,16 @@ def zeroshot(
 
     Accuracy of choosing among the class names; for images with several labels, mean average precision.
     """
+    from clipkit import evaluation
     from clipkit.data import read_classes, read_labeled, read_templates
 
     labeled = read_labeled(data)
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
 
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.zeroshot(model, labeled, classes=names, templates=prompts, **options)
-
-    measuring.measure(evaluate, data, classes, templates)
+    measuring.measure(
+        partial(evaluation.zeroshot, data=labeled, classes=names, templates=prompts), data, classes, templates
+    )
 
 
 @measuring_command(app)
@@ -104,19 +92,17 @@ def probe(
 
     A linear classifier and k nearest neighbors are fitted to frozen image features.
     """
+    from clipkit import evaluation
     from clipkit.data import read_labeled
 
     training = read_labeled(data)
     measured = read_labeled(test) if test is not None else None
 
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.probe(
-            model, training, test=measured, shots=shots, seeds=seeds, neighbours=neighbours, **options
-        )
-
-    measuring.measure(evaluate, data, test)
+    measuring.measure(
+        partial(evaluation.probe, data=training, test=measured, shots=shots, seeds=seeds, neighbours=neighbours),
+        data,
+        test,
+    )
 
 
 @measuring_command(app)
@@ -135,16 +121,10 @@ def compositional(
 
     The model chooses between captions, or images, that differ in one detail.
     """
+    from clipkit import evaluation
     from clipkit.data import read_near_misses
 
-    near = read_near_misses(data)
-
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.compositional(model, near, **options)
-
-    measuring.measure(evaluate, data)
+    measuring.measure(partial(evaluation.compositional, data=read_near_misses(data)), data)
 
 
 app.command()(suite)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipkit.cli.launch import is_main_process
 from clipkit.errors import ModelError, TrainingError
 from clipkit.run_files import RunFiles, recipe_of, results_of
 
@@ -55,18 +54,6 @@ def push_run(run: str, repository: str, private: bool) -> None:
         raise TrainingError(
             f"the model is complete in {RunFiles(run).model} but not on the Hub ({error}); push it with: {command}"
         ) from None
-
-
-def check_first(repository: str, private: bool) -> None:
-    """Check on the main process, before a long run, that its model can be uploaded afterwards.
-
-    Raises:
-        ModelError: the repository name is invalid, or there is no permission to write to it.
-    """
-    if is_main_process():
-        from clipkit.models.publish.push import check_pushable
-
-        check_pushable(repository, private)
 
 
 def _print(done: "Pushed") -> None:

@@ -34,7 +34,6 @@ def suite(
     chosen = read_suite(name)
     if processes > 1:
         run_again_on_processes(processes)
-        return
     from clipkit.cli.process import keep_freed_memory
 
     keep_freed_memory()
