@@ -28,10 +28,8 @@ class CaptionValidation:
     def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
         self.pairs = pairs
         preprocess = model.image.preprocess
-        images, texts = (
-            Policy((), preprocess.image_size, preprocess.of_crop, preprocess, seed=0),
-            TextView("same", pairs),
-        )
+        images = Policy((), preprocess.image_size, preprocess.of_crop, preprocess, seed=0)
+        texts = TextView("same", pairs)
         encoded = {"image_features": Encoded("image", images), "text_features": Encoded("text", texts)}
         self.inputs = TowerInputs(model, IndexedFeed(pairs), processes, encoded, augmented=False)
 
