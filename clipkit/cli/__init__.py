@@ -46,18 +46,12 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
-    except UserError as error:
-        # An error that all processes raise is printed by the main process alone.
-        if not error.everywhere or is_main_process():
-            sys.stderr.write(f"clipkit: {error}\n")
-        sys.exit(2)
-    except TrainingError as error:
+    except (UserError, TrainingError) as error:
         rank = process_rank()
-        if not error.everywhere and rank is not None:
-            sys.stderr.write(f"clipkit: process {rank}: {error}\n")
-        elif is_main_process():
-            sys.stderr.write(f"clipkit: {error}\n")
-        sys.exit(1)
+        if not error.everywhere or not rank:  # an error that all processes raise is printed by the main process alone
+            names_process = isinstance(error, TrainingError) and not error.everywhere and rank is not None
+            sys.stderr.write(f"clipkit: {f'process {rank}: ' if names_process else ''}{error}\n")
+        sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 @app.callback(invoke_without_command=True)

@@ -28,11 +28,9 @@ class CaptionValidation:
     def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
         self.pairs = pairs
         preprocess = model.image.preprocess
-        unchanged = Policy((), preprocess.image_size, preprocess.of_crop, preprocess, seed=0)
-        encoded = {
-            "image_features": Encoded("image", unchanged),
-            "text_features": Encoded("text", TextView("same", pairs)),
-        }
+        images = Policy((), preprocess.image_size, preprocess.of_crop, preprocess, seed=0)
+        texts = TextView("same", pairs)
+        encoded = {"image_features": Encoded("image", images), "text_features": Encoded("text", texts)}
         self.inputs = TowerInputs(model, IndexedFeed(pairs), processes, encoded, augmented=False)
 
     def figures(self) -> dict[str, float]:
