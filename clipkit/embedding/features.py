@@ -119,10 +119,8 @@ class Features:
         encode: Callable[[Sequence[T]], Tensor],
         tower: ImageTower | TextTower,
     ) -> Tensor:
-        row_of_key: dict[bytes, int] = {}
-        for key in keys:
-            row_of_key.setdefault(key, len(row_of_key))
-        unique = list(row_of_key)
+        unique = list(dict.fromkeys(keys))
+        row_of_key = {key: row for row, key in enumerate(unique)}
         item_of_key = dict(zip(keys, items, strict=True))
         cache = None if self.folder is None else FeatureCache(self.folder / tower_fingerprint(tower))
         known, stored = self._cached(cache, unique)

@@ -69,6 +69,6 @@ def _interpolate(plan: Plan, recorder: Recorder) -> dict[str, Any]:
     """Give the model the best weights between its initial and its current ones."""
     retention = recorder.monitor.retention
     names = {"target": str(plan.recipe.metric)} | ({} if retention is None else {"retention": retention.metric})
-    curve = interpolated(plan.model, plan.start, recorder.figures, names)
-    recorder.log_line(f"the best weights are at alpha {curve.chosen:g} between start (0) and end (1): saving them")
-    return {"interpolation": curve.rows, "alpha": curve.chosen}
+    rows, chosen = interpolated(plan.model, plan.start, recorder.figures, names)
+    recorder.log_line(f"the best weights are at alpha {chosen:g} between start (0) and end (1): saving them")
+    return {"interpolation": rows, "alpha": chosen}
