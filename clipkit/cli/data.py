@@ -15,11 +15,6 @@ from clipkit.errors import Interrupted, OutputError, RecipeError
 app = typer.Typer(help="Check, prepare and preview data.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.callback()
-def _data() -> None:
-    """Check, prepare and preview data before training on it."""
-
-
 def _policies() -> str:
     from clipkit.recipe.policies import table
 

@@ -176,11 +176,6 @@ class TextSafe:
         """Return whether an image may be flipped, and whether it may be recolored."""
         return bool(self._may_flip[index]), bool(self._may_recolor[index])
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Number of images that must not be flipped, and that must not be recolored."""
-        return int((~self._may_flip).sum()), int((~self._may_recolor).sum())
-
     @staticmethod
     def _without(pairs: Pairs, words: re.Pattern[str]) -> NDArray[np.bool_]:
         has_word = np.array([words.search(caption) is not None for caption in pairs.captions])
