@@ -160,13 +160,11 @@ class Monitor:
         if not self.plan.processes.is_main:
             return
         finding = Finding(
-            "not_finite",
-            "error",
-            f"the loss was {loss:.4g} and the gradient norm {norm:.4g}",
+            "not_finite", "error", f"the loss was {loss:.4g} and the gradient norm {norm:.4g}",
             "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; an image or caption of this step may be "
             "the cause: see log.txt for their names",
             step,
-        )
+        )  # fmt: skip
         with self.folder.writing():
             self._findings.append(finding)
             self._write()
