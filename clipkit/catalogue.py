@@ -15,9 +15,9 @@ from typing import Any
 
 
 class Need(Enum):
-    """Inputs of a loss, besides the features of images and captions."""
+    """Additional inputs of a loss, besides the image and caption features."""
 
-    IDS = "image and caption ids"
+    IDS = "image and caption IDs"
     SCALE = "the scale"
     BIAS = "a logit bias (SigLIP, or model.bias)"
     NEGATIVES = "a column negative_caption in data.train"
@@ -26,12 +26,12 @@ class Need(Enum):
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The arguments of the loss function that it stands for."""
+        """Names of the loss function's arguments that receive this input."""
         return _ARGUMENTS[self]
 
     @property
     def is_required(self) -> bool:
-        """True if the user has to provide it; every batch has ids and a scale."""
+        """True if the user has to provide this input; every batch has IDs and a scale."""
         return self not in (Need.IDS, Need.SCALE)
 
 
@@ -45,25 +45,25 @@ _ARGUMENTS = {
 }
 
 Chance = Callable[[int, Mapping[str, Any]], float]
-"""(G, options of the recipe) -> the loss of G pairs at equal similarities."""
+"""Function from the global batch size G and the options of the recipe to the loss when all similarities are equal."""
 
 
 @dataclass(frozen=True)
 class LossRow:
-    """One loss.
+    """Description of one loss, for validation and for the help pages.
 
     Attributes:
-        name: its function in `clipkit.losses`.
+        name: name of the loss and of its function in `clipkit.losses`.
         summary: one sentence.
         formula: one line; the function's docstring has the equation.
-        positives: combinations that are pulled together.
-        memory: order of magnitude, beyond the features.
-        level: `chance` in words.
-        source: paper.
-        use_when: the case to choose it for.
-        needs: inputs besides features.
+        positives: image-caption combinations that the loss pulls together.
+        memory: order of magnitude of the memory, in addition to the features.
+        level: formula or description of `chance`.
+        source: paper that introduced the loss.
+        use_when: situation in which to choose this loss.
+        needs: additional inputs besides the features.
         options: keys of the recipe's loss section that apply to it.
-        chance: its value at equal similarities; None where that depends on the similarities.
+        chance: value of the loss when all similarities are equal; None if it is not a fixed number.
     """
 
     name: str
@@ -84,7 +84,7 @@ class LossRow:
         return " and ".join(need.value for need in Need if need in self.needs and need.is_required) or "nothing"
 
 
-_PAIR = "the image's caption; duplicates as the option says"
+_PAIR = "the caption of the same pair (for other pairs with the same image or caption see loss.duplicates)"
 _TILED, _BANDS = "O(G D), in tiles", "O(G D), in bands"
 _IDS = frozenset({Need.IDS})
 _SCALED = frozenset({Need.IDS, Need.SCALE})
@@ -96,9 +96,10 @@ _ROWS = (
         formula="½ mean d² over positives + ½ mean [m − d]²₊ over negatives",
         positives=_PAIR,
         memory=_BANDS,
-        level="depends on the similarities",
+        level="not a fixed number",
         source="Hadsell et al. 2006",
-        use_when="a fixed threshold of similarity must separate pairs; it ignores the model's scale",
+        use_when="a fixed similarity threshold must separate matching pairs from others; the loss ignores the "
+        "model's scale",
         needs=_IDS,
         options=("margin", "duplicates"),
     ),
@@ -110,7 +111,7 @@ _ROWS = (
         memory="O(G D + D²)",
         level="0",
         source="Goel et al. 2022, CyCLIP",
-        use_when="beside InfoNCE, for a geometry that is the same on both sides",
+        use_when="the image and text spaces should have the same geometry; only in a sum with infonce or another loss",
         needs=frozenset({Need.ANOTHER_LOSS}),
         chance=lambda pairs, options: 0.0,
     ),
@@ -131,7 +132,7 @@ _ROWS = (
         "distillation",
         summary="Match the teacher's softmax over the texts of the batch, and over its images.",
         formula="cross entropy with the teacher's softmax over the batch, in both directions",
-        positives="as the teacher ranks them",
+        positives="soft targets: the teacher's probabilities",
         memory=_BANDS,
         level="ln G",
         source="Hinton et al. 2015; Wu et al. 2023, TinyCLIP",
@@ -155,33 +156,34 @@ _ROWS = (
     ),
     LossRow(
         "negclip",
-        summary="InfoNCE in which images also choose among captions that were made wrong on purpose.",
-        formula="InfoNCE, with H more texts in the softmax of the images",
+        summary="InfoNCE with hard negative captions: each image is also contrasted with altered captions.",
+        formula="InfoNCE, with H hard negative captions added to the softmax of each image",
         positives=_PAIR,
         memory=_TILED,
         level="(ln(G + H) + ln G) / 2",
         source="Yuksekgonul et al. 2023, NegCLIP",
-        use_when="the model must learn word order, attributes and relations; see eval compositional",
+        use_when="the model must learn word order, attributes and relations; evaluate with clipkit eval compositional",
         needs=_SCALED | {Need.NEGATIVES},
         options=("duplicates",),
         chance=lambda pairs, options: (math.log(2 * pairs) + math.log(pairs)) / 2,
     ),
     LossRow(
         "ntxent",
-        summary="InfoNCE in which images also compete with images, and texts with texts.",
+        summary="InfoNCE with additional negatives: images are also contrasted with images, and texts with texts.",
         formula="log Σ exp over the 2G − 1 others − positive",
         positives=_PAIR,
         memory=_TILED,
         level="ln(2G − 1)",
         source="Chen et al. 2020, SimCLR",
-        use_when="the positives are views of one image or text, or each modality should spread out by itself too",
+        use_when="the positives are views of one image or text, or the features within each modality should "
+        "also spread out",
         needs=_SCALED,
         options=("duplicates",),
         chance=lambda pairs, options: math.log(2 * pairs - 1),
     ),
     LossRow(
         "sigmoid",
-        summary="Decide for each of the G² combinations separately whether image and text belong together.",
+        summary="Classify each of the G² image-text combinations independently as matching or not.",
         formula="Σ softplus(∓(s x_i · y_j + b)) over all combinations, averaged over pairs",
         positives=_PAIR,
         memory=_TILED,
@@ -193,13 +195,13 @@ _ROWS = (
     ),
     LossRow(
         "supcon",
-        summary="Make all features of one class positives of each other, on both sides.",
+        summary="Treat all features of one class as positives of each other, for images and texts.",
         formula="mean over positives of −log softmax over the 2G − 1 others",
         positives="all pairs with the same image, caption or class",
         memory=_TILED,
         level="ln(2G − 1)",
         source="Khosla et al. 2020",
-        use_when="the data is class folders, in which many images share a caption",
+        use_when="many images share a caption, as in class folders",
         needs=_SCALED,
         chance=lambda pairs, options: math.log(2 * pairs - 1),
     ),
@@ -211,7 +213,8 @@ _ROWS = (
         memory=_BANDS,
         level="m; 0 for semihard",
         source="Schroff et al. 2015; Faghri et al. 2018 (hard); Hermans et al. 2017 (all)",
-        use_when="fine-tuning for retrieval (hard) or for classes (all, semihard); it ignores the model's scale",
+        use_when="fine-tuning for retrieval (mining: hard) or for classes (all, semihard); the loss ignores "
+        "the model's scale",
         needs=_IDS,
         options=("margin", "mining", "distance", "duplicates"),
         chance=lambda pairs, options: 0.0 if options["mining"] == "semihard" else options["margin"] or 0.2,
@@ -224,12 +227,19 @@ _ROWS = (
         memory="O(G D + D²)",
         level="0",
         source="Goel et al. 2022, CyCLIP",
-        use_when="beside InfoNCE, for a geometry that is the same on both sides",
+        use_when="the image and text spaces should have the same geometry; only in a sum with infonce or another loss",
         needs=frozenset({Need.ANOTHER_LOSS}),
         chance=lambda pairs, options: 0.0,
     ),
 )
 LOSSES = {row.name: row for row in _ROWS}
+
+LEGEND = (
+    "Symbols: G: pairs in the global batch; D: dimension of the features; H: hard negative "
+    "captions in the global batch; "
+    "d: distance; m: margin; s: scale; b: bias; [z]₊: max(z, 0). chance: value of the loss when all similarities are "
+    "equal. in tiles, in bands: computed block by block, so that the G × G matrix is never stored as a whole."
+)
 
 _COLUMNS: dict[str, Callable[[LossRow], str]] = {
     "formula": lambda row: row.formula,
@@ -243,7 +253,7 @@ _COLUMNS: dict[str, Callable[[LossRow], str]] = {
 
 def table() -> str:
     """Return the losses for a terminal, a few lines each."""
-    blocks = []
+    blocks = [textwrap.fill(LEGEND, 98)]
     for row in LOSSES.values():
         facts = [f"{name}: {text(row)}" for name, text in _COLUMNS.items()]
         facts += [f"options: {', '.join(row.options)}"] if row.options else []
@@ -257,11 +267,15 @@ def markdown() -> str:
     lines = [
         "# Losses",
         "",
-        "`loss.name` in a recipe chooses one, or a weighted sum: `loss: {name: [{name: infonce}, {name: "
+        "`loss.name` in a recipe selects one loss, or a weighted sum of several:  `loss: {name: "
+        "[{name: infonce}, {name: "
         "within_consistency, weight: 0.25}]}`.",
-        "Each is a function in `clipkit.losses` of unit-length features: x of images, y of texts. G is the number of",
-        "pairs in the global batch, D the width of the features, d a distance, m the margin, s the scale, b the bias.",
-        "`duplicates` decides what other pairs with the same image or caption are: `positive`, `ignore` (left out) or",
+        "Each loss is a function in `clipkit.losses` of the unit-length image features x and text features y.",
+        "",
+        LEGEND,
+        "",
+        "The option `loss.duplicates` sets how other pairs with the same image or caption count: "
+        "`positive`, `ignore` or",
         "`negative`. `python -m clipkit.catalogue` writes this page from the table in `clipkit/catalogue.py`.",
         "",
         f"| loss | {' | '.join(_COLUMNS)} |",

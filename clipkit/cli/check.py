@@ -71,7 +71,7 @@ def run_check(
 
 
 def _read(source: str) -> Pairs:
-    """Read images with captions; if there are no captions or no images, read what there is."""
+    """Read images with captions; if the data has only images or only captions, read these."""
     broken = ("images", "captions")
     try:
         return read_pairs(source, broken=broken)
@@ -86,7 +86,7 @@ def print_report(report: Report) -> None:
     """Print the facts as a table, then each finding with examples and advice."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)  # a file has no width to wrap at
+        console = Console(width=120)  # output to a file has no terminal width
     console.print(Text(report.data + (f", against {report.against.name}" if report.against is not None else "")))
     for line in _summary(report.facts):
         console.print(Text(f"  {line}"))

@@ -1,4 +1,4 @@
-"""`clipkit models`: list loadable models, and describe one."""
+"""Command `clipkit models`: list the available models, or describe one."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from rich.table import Table
 
 
 def print_loadable(search: str) -> None:
-    """Print names of loadable models by library."""
+    """Print the names of the models that can be loaded, grouped by library."""
     from clipkit.models.describe import loadable
 
     by_library = loadable(search)
@@ -17,7 +17,7 @@ def print_loadable(search: str) -> None:
         print(f"no model name contains {search!r}; `clipkit models` lists all names")
         return
     if classes:
-        print("Hub repositories and folders with these classes of transformers:")
+        print("Hub repositories and folders with one of these transformers classes:")
         print("  " + ", ".join(classes))
     if names:
         print(f"open_clip, {len(names)} names (without a tag: random weights):")
@@ -49,14 +49,14 @@ def print_description(name: str, as_json: bool) -> None:
 
 def _lines(description: dict[str, Any]) -> list[tuple[str, str]]:
     size = description["image_size"]
-    sides = (("image", f"{size} × {size} pixels" if size else "keeps the shape of images"), ("text", ""))
+    sides = (("image", f"{size} × {size} pixels" if size else "keeps the aspect ratio"), ("text", ""))
     lines = [("layout", str(description["layout"]))]
     for side, inputs in sides:
         if description[f"{side}_tower"] is None:
             lines.append((f"{side} tower", "none"))
             continue
         if side == "text":
-            cut = "padding is cut off" if description["padding_is_cut"] else "always at full length"
+            cut = "padding is removed" if description["padding_is_cut"] else "always padded to full length"
             inputs = f"{description['context_length']} tokens, {cut}; vocabulary {description['vocabulary']:,}"
         activation = description[f"{side}_activation"] or "activation unknown"
         tower = f"{description[f'{side}_tower']}, {description[f'{side}_parameters'] / 1e6:.1f} M parameters"
