@@ -1,4 +1,4 @@
-"""The base class of every part of a recipe, and a recipe's values by dotted key."""
+"""Base class of all recipe sections, and flattening of nested values to dotted keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A section of a recipe: read-only; unknown keys are errors."""
+    """Base class of recipe sections: read-only; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of a nested mapping by dotted key.
+    """Flatten a nested mapping: keys become dotted paths such as optim.lr.
 
     Example:
         >>> flat({"optim": {"lr": 1e-5}, "output": "run"})
