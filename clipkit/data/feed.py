@@ -1,4 +1,4 @@
-"""Training data of a run, indexed or streamed, behind one interface."""
+"""Training data of a run: a common interface for indexed and streamed data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterable
@@ -27,10 +27,10 @@ class Sampler(Protocol[SlicesOut]):
 
     @property
     def replacement(self) -> Replacement | None:
-        """Chooses the sample that replaces one whose image is missing or unreadable."""
+        """Return the function that replaces a sample whose image is missing or unreadable, if there is one."""
 
     def slices(self, first_step: int, last_step: int, rows: slice) -> SlicesOut:
-        """Return these rows of the global batches from `first_step` up to, but not including, `last_step`."""
+        """Return the given rows of the global batches from `first_step` up to, but not including, `last_step`."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Loading:
         seed: seed of the run.
         process: index of this process, and number of processes.
         replacement: `Sampler.replacement`; None: an unreadable image is an error.
-        progress: where workers record the image they read.
+        progress: record of the image that each worker is reading.
         known_bad: positions of images that are already known to be missing or unreadable.
     """
 
@@ -55,7 +55,7 @@ class Loading:
 
 
 class Feed(ABC, Generic[Slices]):
-    """Data that a run trains on.
+    """Training data of a run.
 
     Code that needs images or captions by position uses `pairs`, after checking `can_index`.
     """
@@ -80,20 +80,20 @@ class Feed(ABC, Generic[Slices]):
     @property
     @abstractmethod
     def counts(self) -> dict[str, int]:
-        """Number of `images` and `captions`; for a stream, per epoch."""
+        """Numbers of `images` and `captions`; for a stream, per epoch."""
 
     @property
     @abstractmethod
     def description(self) -> str:
-        """Size of the data in words."""
+        """Description of the size of the data."""
 
     @abstractmethod
     def image_name(self, image: int) -> str:
-        """Return the location of an image, by the id that batches give it."""
+        """Return the location of the image with an ID of a batch."""
 
     @abstractmethod
     def sampler(self, captions: str, batch_size: int, seed: int) -> Sampler[Slices]:
-        """Return the order of the samples; `captions` is one or all.
+        """Return the sampler, which defines the order of the samples; `captions` is one or all.
 
         Raises:
             DataError: the data is smaller than a batch.
@@ -101,7 +101,7 @@ class Feed(ABC, Generic[Slices]):
 
     @abstractmethod
     def loader(self, slices: Slices, maker: InputMaker, loading: Loading) -> Generator[Batch, None, None]:
-        """Load batches of `Sampler.slices`.
+        """Return an iterator that loads the batches of `Sampler.slices`.
 
         Raises:
             DataError: an image or the stream cannot be read.
@@ -110,7 +110,7 @@ class Feed(ABC, Generic[Slices]):
 
 @dataclass(frozen=True)
 class IndexedFeed(Feed[Iterable[list[Sample]]]):
-    """Data whose images and captions can be accessed by position."""
+    """Training data whose images and captions can be accessed by position."""
 
     pairs: Pairs
     can_index = True
@@ -144,10 +144,10 @@ class IndexedFeed(Feed[Iterable[list[Sample]]]):
 
 @dataclass(frozen=True)
 class StreamFeed(Feed[Stretch]):
-    """Data that is read sequentially.
+    """Training data that is read sequentially.
 
     Args:
-        stream: the source.
+        stream: source of the data.
         samples: pairs per epoch.
     """
 
@@ -184,10 +184,10 @@ class StreamFeed(Feed[Stretch]):
 
 
 def stream_feed(source: str, samples: int | None) -> StreamFeed | None:
-    """Return the feed of a source that is a stream; None for a source that can be indexed.
+    """Return the feed of a source that is a stream, or None for a source that can be indexed.
 
     Args:
-        source: as the user wrote it.
+        source: source as given by the user.
         samples: pairs per epoch.
 
     Raises:
