@@ -13,7 +13,7 @@ from clipkit.recipe import ImageTowerRecipe
 
 
 def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str) -> ImageTower:
-    """Build the image tower that a recipe names, with a new projection.
+    """Build the image tower given in a recipe, with a new projection.
 
     Raises:
         ModelError: timm has no such model, or cannot build it.
@@ -28,7 +28,10 @@ def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str)
         if recipe.image_size is not None and hasattr(native, "set_input_size"):
             native.set_input_size(img_size=recipe.image_size)
     except Exception as error:  # create_model raises many types
-        raise ModelError(f"model.image.name {name}: timm cannot build it ({one_line(error)})") from None
+        raise ModelError(
+            f"model.image.name {name}: timm cannot build it ({one_line(error)}); check the name and "
+            "model.image.image_size"
+        ) from None
     size = recipe.image_size or int(native.pretrained_cfg["input_size"][-1])
     if not recipe.pretrained:
         # The margin that crop_pct cuts off belongs to the pretrained weights.
@@ -39,7 +42,7 @@ def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str)
 
 
 def data_config(native: Any, size: int) -> dict[str, Any]:
-    """timm's settings for preparing images of this size."""
+    """Return timm's preprocessing settings for images of this size."""
     from timm.data import resolve_data_config
 
     return resolve_data_config({"input_size": (3, size, size)}, pretrained_cfg=native.pretrained_cfg)

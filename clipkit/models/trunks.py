@@ -1,4 +1,4 @@
-"""Trunks: modules that turn the encoders of transformers, timm and open_clip into one vector per input."""
+"""Trunks: wrappers of encoders of transformers, timm and open_clip that return one vector per input."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Pooled(nn.Module):
-    """Pooled output of a transformers encoder."""
+    """Trunk that returns the pooled output of a transformers encoder."""
 
     def __init__(self, native: nn.Module) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class Pooled(nn.Module):
 
 
 class FirstToken(nn.Module):
-    """First token's state from a transformers encoder."""
+    """Trunk that returns the state of the first token of a transformers encoder."""
 
     def __init__(self, native: nn.Module) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class FirstToken(nn.Module):
 
 
 class Patches(nn.Module):
-    """Image encoder of SigLIP 2 NaFlex, which takes rows of patches and keeps the aspect ratio of images."""
+    """Image encoder of SigLIP 2 NaFlex, whose inputs are rows of patches, which keeps the aspect ratio of images."""
 
     def __init__(self, native: nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Patches(nn.Module):
 
 
 class TextTrunk(nn.Module):
-    """Text encoder of transformers with a choice of pooling: mean, last or cls (first token)."""
+    """Transformers text encoder with configurable pooling: mean, last or cls (first token)."""
 
     def __init__(self, native: Any, pooling: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class TextTrunk(nn.Module):
 
 
 class ImageTrunk(nn.Module):
-    """Model of timm without its classifier."""
+    """timm model without its classifier."""
 
     def __init__(self, native: Any) -> None:
         super().__init__()
@@ -109,11 +109,11 @@ class CausalText(nn.Module):
 
     @property
     def native(self) -> nn.Module:
-        """The module itself, which holds the transformer's parts."""
+        """This module, which contains the parts of the transformer."""
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Switch gradient checkpointing, by the name that open_clip's towers use."""
+        """Enable or disable gradient checkpointing; the name is that of open_clip's towers."""
         self.transformer.grad_checkpointing = enable
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "B W"]:
@@ -125,12 +125,12 @@ class CausalText(nn.Module):
 
 
 def mean_of_tokens(states: Float[Tensor, "B L W"], attention_mask: Tensor) -> Float[Tensor, "B W"]:
-    """Mean over all tokens except padding (Reimers and Gurevych 2019, Sentence-BERT)."""
+    """Return the mean over all tokens except padding (Reimers and Gurevych 2019, Sentence-BERT)."""
     mask = attention_mask.unsqueeze(-1).to(states.dtype)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def last_token(states: Float[Tensor, "B L W"], attention_mask: Tensor) -> Float[Tensor, "B W"]:
-    """State of the last token before the padding."""
+    """Return the state of the last token before the padding."""
     last = attention_mask.sum(dim=1) - 1
     return states[torch.arange(len(states), device=states.device), last]

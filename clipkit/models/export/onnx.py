@@ -1,4 +1,4 @@
-"""Export to ONNX: a graph for each tower, the settings that prepare its inputs, and an example without torch."""
+"""Export to ONNX: one graph per tower, the preprocessing settings, and an example script that does not need torch."""
 
 import importlib.util
 import json
@@ -32,10 +32,10 @@ from clipkit.models.towers import Tower
 OPSET = 18
 CONFIG_FILE = "clipkit_onnx.json"
 LEAST_COSINE = 0.99
-"""Smallest allowed mean cosine between features of 8-bit weights and the model's. The largest difference is a poor
+"""Minimum mean cosine between the features with 8-bit weights and the original ones. The maximum difference is a poor
 measure for them, because it shrinks with the width of the features."""
 _LARGEST = 1_800_000_000
-"""Bytes of weights that fit into one protocol buffer file; larger ones are stored in a second file."""
+"""Maximum size in bytes of the weights in a graph file; larger weights are stored in a second file."""
 
 
 class Onnx:
@@ -69,7 +69,7 @@ class Onnx:
             self._write_tower(model, model.image, inputs, folder / "image.onnx", ["image_features"], (0,))
             config["preprocessing"] = preprocessing(model.image.preprocess)
             if config["preprocessing"] is None:
-                notes.append(f"{CONFIG_FILE} cannot describe the image preprocessing: prepare images with clipkit")
+                notes.append(f"{CONFIG_FILE} cannot describe the image preprocessing; preprocess images with clipkit")
         if "text" in model.sides:
             inputs = model.text.tokenize(list(CAPTIONS[:2]))
             dynamic = (0, 1) if "attention_mask" in inputs else (0,)
@@ -81,7 +81,7 @@ class Onnx:
                     "does not: repair captions before"
                 )
             if config["text"]["pad_token"] is None:
-                notes.append("the tokenizer has no tokenizer.json, only its own files: tokenize with clipkit")
+                notes.append("the tokenizer cannot be saved as tokenizer.json; tokenize with clipkit")
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copy(onnx_example.__file__, folder / "example.py")
         return notes
@@ -122,18 +122,21 @@ class Onnx:
                     shutil.rmtree(whole.parent)
         except Exception as error:  # the exporter raises many types
             raise ModelError(
-                f"{model.name}: its {file.stem} tower cannot be exported to ONNX ({one_line(error)})"
+                f"{model.name}: its {file.stem} tower cannot be exported to ONNX ({one_line(error)}); use "
+                "another format"
             ) from None
 
     def encode(
         self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
     ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
-        """Run the folder's example.py, which uses nothing but the folder."""
+        """Compute the features with the folder's example.py, which uses only files of the folder."""
         example = _example(folder)
         try:
             return self._run(example, images, captions)
         except Exception as error:  # onnxruntime raises many types
-            raise ModelError(f"onnxruntime cannot run the export ({one_line(error)}); nothing was kept") from None
+            raise ModelError(
+                f"onnxruntime cannot run the export ({one_line(error)}), so it was deleted; use another format"
+            ) from None
 
     def _run(
         self, example: Any, images: Sequence[Image.Image], captions: Sequence[str]
@@ -160,7 +163,7 @@ class Onnx:
 
 
 class _UnitLength(nn.Module):
-    """A tower with positional inputs and unit-length features."""
+    """Wrapper of a tower with positional inputs and unit-length features, as ONNX requires."""
 
     def __init__(self, tower: Tower, names: list[str]) -> None:
         super().__init__()
@@ -178,7 +181,7 @@ def _check_installed() -> None:
 
 
 def _all_true(values: Any) -> Any:
-    """Translate an operator that the exporter does not know; SigLIP 2 checks the shapes of its images with it."""
+    """Translate an operator that the exporter does not support; SigLIP 2 uses it to check image shapes."""
     from onnx import TensorProto
     from onnxscript import opset18
 
@@ -187,7 +190,7 @@ def _all_true(values: Any) -> Any:
 
 
 def _example(folder: Path) -> Any:
-    """Import the folder's example.py without writing bytecode beside it."""
+    """Import the folder's example.py without writing bytecode files."""
     spec = importlib.util.spec_from_file_location("clipkit_onnx_example", folder / "example.py")
     assert spec is not None
     assert spec.loader is not None
@@ -207,7 +210,7 @@ def _arrays(inputs: dict[str, Tensor]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the exporter's log and warnings, which do not concern users."""
+    """Context that hides the exporter's log messages and warnings, which are not useful for users."""
     names = ("torch.onnx", "onnxscript", "onnx_ir", "root")
     levels = {name: logging.getLogger(name).level for name in names}
     try:

@@ -8,7 +8,7 @@ HERE = "ORG/NAME"
 
 
 def usage(layout: Layout) -> str:
-    """Return a block of code for each library."""
+    """Return a code block for each library that can load the model."""
     blocks = []
     if layout.library == "transformers":
         family = family_of_class(layout.class_name)
