@@ -1,4 +1,4 @@
-"""Inputs of the towers: images and captions in each step, or the output of a frozen trunk, computed once."""
+"""Inputs of the towers: images and captions in each step, or outputs of frozen trunks, which are computed only once."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ _BATCH = 64
 
 
 class TowerInputs:
-    """Inputs of the features that an objective uses, for one dataset.
+    """Inputs of the towers for the features that an objective uses, on one dataset.
 
     A frozen trunk whose input is not augmented has the same output in every epoch: it runs once per image and once per
     caption, shared among the processes, and its outputs are kept in memory.
@@ -45,10 +45,10 @@ class TowerInputs:
         feed: the data.
         processes: processes that share the work.
         encoded: kinds of features, by name.
-        augmented: whether the images beside captions are augmented, so that their trunk runs in each step.
+        augmented: whether the images of the objective captions are augmented, so that their trunk runs in each step.
         seed: seed of the run, for the order of a stream.
         replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
-        bad: reasons of images that are already known to be missing or unreadable, by position.
+        bad: reasons for images that are already known to be missing or unreadable, by position.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TowerInputs:
         self.seed = seed
         self.replacement = replacement
         self.bad = dict(bad or {})
-        """Reasons of images that are known to be missing or unreadable before the first batch, by position."""
+        """Reasons for images that are known to be missing or unreadable before the first batch, by position."""
         self.worker_progress = WorkerProgress(pairs.images)
         self.processes = processes
         self.encoded = encoded
@@ -206,7 +206,7 @@ def _no_tokens(texts: list[str]) -> dict[str, Tensor]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context in which the model is in evaluation mode; afterwards, the previous modes are restored."""
+    """Return a context in which the model is in evaluation mode; afterwards, the previous modes are restored."""
     learning = [module for module in model.modules() if module.training]
     model.eval()
     try:

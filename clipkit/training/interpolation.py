@@ -13,7 +13,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Curve:
-    """Results at each alpha."""
+    """Results of the interpolated weights at each alpha."""
 
     rows: list[dict[str, float]]
     """One row per alpha: `alpha`, `target`, and `retention` if it is measured."""
@@ -34,13 +34,13 @@ def interpolated(
     figures: Callable[[], Mapping[str, float]],
     names: Mapping[str, str],
 ) -> Curve:
-    """Evaluate the model at each alpha, and leave it with the weights of the best one.
+    """Evaluate the model at each alpha, and give it the weights of the best alpha.
 
     Args:
         model: the model with the trained weights.
         start: the initial weights, from `start_of`.
-        figures: evaluates the model with its current weights.
-        names: name in the curve -> name among the figures.
+        figures: function that evaluates the model with its current weights.
+        names: mapping from names in the curve to names of metrics.
 
     Returns:
         The results, and the alpha whose weights the model now has.

@@ -1,4 +1,4 @@
-"""Views of validation images: how often one view finds the other."""
+"""Validation by image views: retrieval of one view of a held-out image with another view of it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,7 +22,7 @@ from clipkit.training.objectives.views import through_head
 
 
 class ImageViewValidation:
-    """Retrieval between two views of held-out images, in both directions.
+    """Validation by retrieval between two views of held-out images, in both directions.
 
     The views are the first two of the recipe, as in its first epoch. Recall, alignment and uniformity are measured on
     the features that the loss sees, after the head; neighbors and map on the tower's own features, which are saved.
@@ -32,7 +32,7 @@ class ImageViewValidation:
         workers: loader processes.
         model: the model that is trained.
         pairs: the images.
-        processes: each encodes its share; all get the values.
+        processes: each process encodes its share; all get the values.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ImageViewValidation:
         return self._scores().figures()
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return everything that results.json holds, under this model name."""
+        """Return the complete result for results.json, under this model name."""
         images = self.pairs.images
         share = images[self.processes.share(len(images))]
         with evaluating(self.model):

@@ -1,4 +1,4 @@
-"""The part that measurements of image views and of caption views share: recalls, alignment, uniformity."""
+"""Common part of the evaluations of image views and text views: recalls, alignment and uniformity."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,13 +33,16 @@ class ViewScores:
     spread: Tensor
 
     def figures(self) -> dict[str, float]:
-        """Return the values alone."""
+        """Return the metric values without per-query data."""
         values = {name: column.value for name, column in self.recalls.items()}
         alignment, spread = self.alignment.mean().item(), uniformity(self.spread)
         return values | {f"{self.side}_alignment": alignment, f"{self.side}_uniformity": spread}
 
     def result(self, name: str, pairs: Pairs, gallery: int) -> dict[str, Any]:
-        """Return the result under this model name; `gallery` is the number of samples that a view is looked up in."""
+        """Return the result under this model name.
+
+        `gallery` is the number of samples among which a view is searched.
+        """
         metrics = figures(self.recalls, {f"{self.side}_view_recall@{k}": min(1.0, k / gallery) for k in KS})
         metrics |= {name: figure(value, None, None) for name, value in self.figures().items() if name not in metrics}
         return {
