@@ -55,17 +55,17 @@ def zeroshot(
         str | None,
         typer.Option(
             metavar="F|NAME",
-            help="Class names: a text file with one per line, a JSON file of label to name or list of names, or "
-            "imagenet. Default: the dataset's class names.",
+            help="Class names: a text file with one per line, a JSON file with a list of names or a mapping "
+            "from each label to its names, or imagenet. Default: the dataset's class names.",
         ),
     ] = None,
     templates: Annotated[
         str | None,
         typer.Option(
             metavar="F|NAME",
-            help="Prompts: a text file with one per line and {c} for the class name, a JSON file of class to list of "
-            "sentences, imagenet (80 prompts) or imagenet_simple (7). Default: the dataset's prompts, otherwise "
-            "'a photo of a {c}.'",
+            help="Prompts: a text file with one per line and {c} for the class name, a JSON file with a list of "
+            "prompts or a mapping from each class to its prompts, imagenet (80 prompts) or imagenet_simple (7). "
+            "Default: the dataset's prompts, otherwise 'a photo of a {c}.'.",
         ),
     ] = None,
 ) -> None:

@@ -34,7 +34,7 @@ def read_classes(source: str) -> Classes:
         return read_lines(_existing(source, "class names", ["imagenet"]))
     content = _json(_existing(source, "class names", ["imagenet"]))
     wrong = DataError(
-        f"{source}: must be a list of names, or an object that maps each label to its names, such as "
+        f"{source}: write a list of names, or an object that maps each label to its names, such as "
         '{"n02123045": ["tabby"]}'
     )
     match content:
@@ -70,7 +70,7 @@ def read_templates(source: str) -> Templates:
     if isinstance(content, dict) and content and all(_are_strings(sentences) for sentences in content.values()):
         return content
     raise DataError(
-        f"{file}: must be a list of prompts, or an object that maps each class to its prompts, such as "
+        f"{file}: write a list of prompts, or an object that maps each class to its prompts, such as "
         '{"cat": ["a cat", "a sleeping cat"]}'
     )
 

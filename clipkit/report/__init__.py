@@ -1,4 +1,4 @@
-"""Reports made from result files alone: HTML pages that need no network, Markdown tables, model cards."""
+"""Reports built only from result files: HTML pages that need no network, Markdown tables, and model cards."""
 
 from clipkit.report.comparison import comparison_report
 from clipkit.report.demo import demo_report

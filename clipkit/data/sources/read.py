@@ -94,7 +94,8 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
     if source is None:
         missing = "" if Path(name).exists() else "no such file or folder;  "
         raise DataError(
-            f"{wanted.source}: {missing}supported sources: {', '.join(source.written for source in SOURCES)}"
+            f"{wanted.source}: {missing}use one of the supported sources: "
+            f"{', '.join(source.written for source in SOURCES)}"
         )
     _check_is_finished(Path(name).parent / "prepared.json")
     return source.read(name, wanted)
