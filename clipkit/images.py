@@ -1,4 +1,4 @@
-"""Opening images: files, arrays and PIL images become upright RGB images."""
+"""Opening of images: convert files, arrays and PIL images to upright RGB images."""
 
 import base64
 import io
@@ -19,9 +19,9 @@ from clipkit.errors import DataError, one_line
 
 
 class Stored(ABC):
-    """Image file that is stored in an archive, a table or elsewhere; it has the `name` and `read_bytes` of a Path.
+    """Base class of image files in an archive, a table or elsewhere, with the `name` and `read_bytes` of a Path.
 
-    Its `str` is its location, for messages.
+    `str` of an object is its location, for messages.
     """
 
     __slots__ = ()
@@ -29,7 +29,7 @@ class Stored(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name of the file or of its row."""
+        """Name of the file, or of the row that contains it."""
 
     @property
     @abstractmethod
@@ -72,8 +72,8 @@ ImageLike = str | Path | Stored | Image.Image | np.ndarray[Any, Any]
 # `open_image` checks the limit and raises an error; Pillow only warns up to twice the limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 MAX_PIXELS = 178_956_970
-"""Default limit of Pillow."""
-# The short side is resized to a few hundred pixels, so that a strip of 1 × 60,000 pixels would need gigabytes.
+"""Default limit on the number of pixels of an image, the same as in Pillow."""
+# The short side is resized to a few hundred pixels, so a strip of 1 × 60,000 pixels would need gigabytes.
 _MOST_ELONGATED = 200
 
 
@@ -82,7 +82,7 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 @contextmanager
 def pixel_limit(most: int) -> Iterator[None]:
-    """Context in which this process refuses to decode images with more pixels than `most`."""
+    """Return a context in which this process refuses to decode images with more than `most` pixels."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = most
     try:
@@ -92,7 +92,7 @@ def pixel_limit(most: int) -> Iterator[None]:
 
 
 def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
-    """Return an RGB PIL image from a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+    """Open an image as an RGB PIL image, from a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
 
     EXIF rotation is applied, transparency is put on white, the first frame of an animation is used, and 16 bits are
     reduced to 8.
@@ -139,7 +139,7 @@ def _as_data_errors(image: str | Path | Stored) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{image}: is over the limit of {Image.MAX_IMAGE_PIXELS} pixels ({one_line(error)[:40]}); drop its "
+            f"{image}: has more pixels than the limit of {Image.MAX_IMAGE_PIXELS} ({one_line(error)[:40]}); drop its "
             "rows or, if you trust the file, raise data.max_pixels in a recipe, or PIL.Image.MAX_IMAGE_PIXELS"
         ) from None
     except FileNotFoundError:
@@ -152,7 +152,7 @@ def _as_data_errors(image: str | Path | Stored) -> Iterator[None]:
 
 
 def in_memory(image: Path | Stored) -> InMemory:
-    """Read an image file once, for several uses.
+    """Read an image file into memory, so that it is read only once for several uses.
 
     Raises:
         DataError: the file is missing or cannot be read.
@@ -162,7 +162,7 @@ def in_memory(image: Path | Stored) -> InMemory:
 
 
 def kind_of(thing: object) -> str:
-    """Return the type of an object with its article, as "a list", for messages."""
+    """Return the type of an object with an article, e.g. "a list", for messages."""
     if thing is None:
         return "None"
     name = type(thing).__name__
@@ -184,7 +184,7 @@ def upright_size(content: bytes) -> tuple[int, int]:
         width, height = opened.size
         try:
             is_rotated = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        except Exception:  # as in `_rgb`
+        except Exception:  # the same method as in `_rgb`
             is_rotated = False
     return (height, width) if is_rotated else (width, height)
 
@@ -209,7 +209,7 @@ def as_data_uri(image: ImageLike, side: int) -> str:
 
 @cache
 def _formats() -> list[str]:
-    """Return Pillow's formats, common ones first, without EPS, which would run an external program."""
+    """Return the formats that Pillow may open: common ones first, without EPS, which would run an external program."""
     Image.init()
     usual = ["JPEG", "PNG", "WEBP"]
     return usual + [name for name in Image.ID if name not in (*usual, "EPS")]
@@ -228,7 +228,7 @@ def size_of(image: str | Path | Stored) -> int:
 def _rgb(image: Image.Image) -> Image.Image:
     try:
         upright = ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF data in an otherwise sound image
+    except Exception:  # broken EXIF data in an otherwise valid image
         upright = image
     if upright.mode == "RGB":
         upright.load()
@@ -243,6 +243,6 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _of_16_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit gray to 8 bits; a plain conversion would clip at 255."""
+    """Scale a 16-bit gray image to 8 bits; a plain conversion would clip at 255."""
     values = np.asarray(image).astype(np.int64)
     return Image.fromarray((values.clip(0, 65535) // 256).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Finding images that are missing or cannot be decoded."""
+"""Detection of images that are missing or cannot be decoded."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from clipkit.errors import DataError
 from clipkit.files import is_file
 from clipkit.images import Stored, open_image
 
-# Up to this many files of a folder are checked one by one; for more, the folder is listed.
+# Up to this many files of a folder are checked one by one; if there are more, the folder is listed.
 _FEW = 100
 
 
@@ -48,7 +48,7 @@ def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
 
 
 def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
-    """Decode all images in parallel, and return the reasons of those that fail, by position."""
+    """Decode all images in parallel; return the reasons why images cannot be decoded, by position."""
 
     def problem(index: int) -> str | None:
         try:
@@ -63,7 +63,7 @@ def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
 
 
 def check_present(name: str, images: Sequence[Path | Stored]) -> None:
-    """Refuse data with missing images.
+    """Raise an error if images are missing.
 
     Raises:
         DataError: images are missing; the message gives their number and names the first.
@@ -73,5 +73,6 @@ def check_present(name: str, images: Sequence[Path | Stored]) -> None:
         first = images[int(missing[0])]
         relative = f"; paths are relative to {images.folder}" if isinstance(images, Files) else ""
         raise DataError(
-            f"{name}: {len(missing)} of its {len(images)} images are missing, the first is {first}{relative}"
+            f"{name}: {len(missing)} of its {len(images)} images are missing; fix the paths or drop the "
+            f"rows; the first is {first}{relative}"
         )

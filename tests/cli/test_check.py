@@ -91,7 +91,7 @@ def test_wrong_input_is_one_line(said_here: Callable[..., str], shapes: Path, tm
         ((data, "--json", tmp_path / "no" / "f.json"), "does not exist"),
         ((own, "--json", own), "would overwrite"),
         ((data, "--fix", tmp_path / "full"), "already exists"),
-        ((data, "--fix", tmp_path / "no" / "out"), "there is no folder"),
+        ((data, "--fix", tmp_path / "no" / "out"), "does not exist"),
         ((shapes / "images", "--fix", shapes / "images" / "out"), "lies inside the data"),
         ((own, "--fix", tmp_path / "new"), "nothing is left"),
     ]:

@@ -70,7 +70,7 @@ def test_invalid_folders_and_arguments_are_refused(
     two_runs: Path, tmp_path: Path, said_here: Callable[..., str]
 ) -> None:
     assert "no recipe.yaml" in said_here("doctor", tmp_path)
-    assert "holds no run" in said_here("runs", tmp_path)
-    assert "no such folder" in said_here("runs", tmp_path / "nowhere")
-    assert "write clipkit runs DIR, or clipkit runs compare A B" in said_here("runs", "compare", two_runs)
+    assert "contains no run" in said_here("runs", tmp_path)
+    assert "folder not found" in said_here("runs", tmp_path / "nowhere")
+    assert "clipkit runs DIR, or clipkit runs compare A B" in said_here("runs", "compare", two_runs)
     assert "recipe.yaml" in said_here("runs", "compare", two_runs / "low", tmp_path)

@@ -129,5 +129,5 @@ def test_a_split_of_a_mixture_keeps_its_weights() -> None:
     assert [train.captions[row][0] for part in train.parts for row in part.captions.tolist()] == [
         str(train.images[image])[0] for part in train.parts for image in part.images.tolist()
     ]
-    with pytest.raises(DataError, match="has one image"):
+    with pytest.raises(DataError, match="only one image"):
         split(made("a", 1), 0.5)

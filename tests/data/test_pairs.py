@@ -74,7 +74,7 @@ def test_unsupported_sources_are_refused(folder: Path) -> None:
     for source, message in [
         (str(folder / "none.csv"), "no such file"),
         (str(folder), "has images without captions"),
-        (str(folder / "a.png"), "supported sources are"),
+        (str(folder / "a.png"), "supported sources"),
         (f"{folder / 'p.csv'}?photo=x", "the option photo is unknown"),
     ]:
         with pytest.raises(DataError, match=message):

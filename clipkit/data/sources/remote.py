@@ -1,4 +1,4 @@
-"""Images at an address."""
+"""Images at remote addresses."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -9,7 +9,7 @@ from clipkit.images import Stored
 
 @dataclass(frozen=True, slots=True)
 class Remote(Stored):
-    """Image at an address that fsspec supports, such as https://… or s3://…; its size is not requested."""
+    """Image at a remote address that fsspec supports, such as https://… or s3://…; its size is not requested."""
 
     address: str
 
@@ -32,5 +32,5 @@ class Remote(Stored):
                 return bytes(file.read())
         except (OSError, ValueError, ImportError) as error:  # includes unknown protocols and those not installed
             raise OSError(one_line(error) or type(error).__name__) from None
-        except Exception as error:  # each protocol has its own errors
+        except Exception as error:  # each protocol raises different errors
             raise OSError(f"{type(error).__name__} {one_line(error)}") from None
