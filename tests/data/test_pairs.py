@@ -75,7 +75,7 @@ def test_unsupported_sources_are_refused(folder: Path) -> None:
         (str(folder / "none.csv"), "not found"),
         (str(folder), "has images without captions"),
         (str(folder / "a.png"), "supported sources"),
-        (f"{folder / 'p.csv'}?photo=x", "the option photo is unknown"),
+        (f"{folder / 'p.csv'}?photo=x", "unknown option photo"),
     ]:
         with pytest.raises(DataError, match=message):
             read_pairs(source)

@@ -172,7 +172,7 @@ class Watch:
         return (
             f"the scale falls steadily, from {self.facts.start_scale:.4g} to {scales[-1]:.4g}: the model becomes less "
             "certain about the pairs",
-            "many captions may describe several images of the batch, or not their own image:  run "
+            "many captions may describe several images of the batch, or not their own image: run "
             "clipkit data check, and "
             "lower optim.lr",
         )
