@@ -138,7 +138,7 @@ def _text_views(views: TextViewsRecipe, weight: float, dropout: float) -> TextVi
     if dropout == 0 and views.are_equal:
         raise ValueError(
             f"views.text.policies {views.policies} produces two equal views without dropout; set "
-            "model.text.dropout, e.g.  "
+            "model.text.dropout, e.g. "
             "0.1, or use crop or sibling"
         )
     return TextViewsTerm(

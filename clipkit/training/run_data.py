@@ -74,7 +74,7 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
     if Need.NEGATIVES in recipe.needs:
         checked_negatives(train.pairs)
     labelled = [read_labeled(source) for source in (data.labelled, data.labelled_test) if source]
-    return RunData(train, validation, labelled, dict.fromkeys(missing, "there is no such file"), max_bad, notes)
+    return RunData(train, validation, labelled, dict.fromkeys(missing, "the file does not exist"), max_bad, notes)
 
 
 def _read_both(recipe: Recipe) -> tuple[AnyFeed, Pairs | None]:

@@ -64,7 +64,7 @@ def test_dry_run_prints_the_complete_recipe_and_writes_nothing(recipe_file: Path
     [
         (["train", "none.yaml"], "none.yaml: there is no such recipe"),
         (["train", "{recipe}", "optim.learning_rate=1"], "optim.lr"),
-        (["train", "{recipe}", "data.train=none.csv"], "none.csv: there is no such file"),
+        (["train", "{recipe}", "data.train=none.csv"], "none.csv: file not found"),
         (["train", "{recipe}", "model.name=no/model"], "no/model"),
         (["train", "{recipe}", "train.batch_size=999"], "set train.batch_size to at most 16"),
         (["train", "{recipe}", "output={recipe}/x"], "cannot be written to"),

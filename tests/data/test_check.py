@@ -179,7 +179,7 @@ def test_fixed_copy_has_no_errors_and_lists_what_was_dropped(faulty: Path, other
     assert reasons["leaked.jpg"].endswith("= 500.jpg")
     assert reasons["copy.jpg"] == "is the same image as 002.jpg"
     assert reasons["004.jpg"] == "is the same image as resized.png"
-    assert "there is no such file" in reasons["missing.jpg"]
+    assert "the file does not exist" in reasons["missing.jpg"]
     lost = {(entry["image"], entry["reason"]) for entry in dropped if "caption" in entry}
     assert {("006.jpg", "empty caption"), ("005.jpg", "an earlier row has the same image and caption")} <= lost
     # Every row is kept or listed.

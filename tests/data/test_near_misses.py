@@ -70,7 +70,7 @@ def test_unsupported_files_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "x.json").write_text("{")
     with pytest.raises(DataError, match=r"x\.json"):
         read_near_misses(str(folder / "x.json"))
-    with pytest.raises(DataError, match="the option image"):
+    with pytest.raises(DataError, match="option image"):
         read_near_misses(f"{folder / 'one.csv'}?image=x")
     write_csv(folder / "three.csv", ["image", "caption"], [["images/0.png", "a"]])
     with pytest.raises(DataError, match="has no column negative_caption"):

@@ -72,10 +72,10 @@ def test_errors_name_the_problem_in_one_line(folder: Path, content: str | bytes,
 
 def test_unsupported_sources_are_refused(folder: Path) -> None:
     for source, message in [
-        (str(folder / "none.csv"), "no such file"),
+        (str(folder / "none.csv"), "not found"),
         (str(folder), "has images without captions"),
         (str(folder / "a.png"), "supported sources"),
-        (f"{folder / 'p.csv'}?photo=x", "the option photo is unknown"),
+        (f"{folder / 'p.csv'}?photo=x", "unknown option photo"),
     ]:
         with pytest.raises(DataError, match=message):
             read_pairs(source)

@@ -191,7 +191,10 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
         code, _, error = typed(source, "--out", "out", "--size", 24, "--shard-size", 3, "--workers", 1)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert (code, error) == (130, "clipkit: interrupted with 2 of 4 shards finished in out; the same command resumes\n")
+    assert (code, error) == (
+        130,
+        "clipkit: interrupted with 2 of 4 shards finished in out; run the same command again to resume\n",
+    )
     assert len(calls) == 8  # images that were waiting are dropped
     assert (out / "shards-000001.tar").is_file()
     assert not list(out.glob(".*"))

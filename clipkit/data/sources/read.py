@@ -92,9 +92,9 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
     except OSError as error:
         raise DataError(f"{wanted.source[:200]}: cannot be opened ({error.strerror}); check the path") from None
     if source is None:
-        missing = "" if Path(name).exists() else "no such file or folder;  "
+        missing = "" if Path(name).exists() else "no such file or folder; "
         raise DataError(
-            f"{wanted.source}: {missing}use one of the supported sources: "
+            f"{wanted.source}: {missing}give a supported source; supported sources: "
             f"{', '.join(source.written for source in SOURCES)}"
         )
     _check_is_finished(Path(name).parent / "prepared.json")

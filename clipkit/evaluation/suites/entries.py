@@ -151,7 +151,7 @@ def read_suite(name: str) -> Suite:
         if not path.is_file():
             known = [file.stem for file in suites_folder().glob("*.yaml")]
             raise DataError(
-                f"{name}: is not a built-in suite or dataset;  {closest(name, known, _SUGGESTED)} (your own "
+                f"{name}: is not a built-in suite or dataset; {closest(name, known, _SUGGESTED)} (your own "
                 "suite: give a .yaml file)"
             )
     values = _values(path)
