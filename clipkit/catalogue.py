@@ -234,7 +234,7 @@ def markdown() -> str:
     lines = [
         "# Losses",
         "",
-        "`loss.name` in a recipe selects one loss, or a weighted sum of several:  `loss: {name: "
+        "`loss.name` in a recipe selects one loss, or a weighted sum of several: `loss: {name: "
         "[{name: infonce}, {name: "
         "within_consistency, weight: 0.25}]}`.",
         "Each loss is a function in `clipkit.losses` of the unit-length image features x and text features y.",
