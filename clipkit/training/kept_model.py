@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.models.publish.push import signed
-from clipkit.report import model_card
+from clipkit.report.model_card import model_card
 from clipkit.training.model import kept_heads
 from clipkit.training.plan import Plan
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from clipkit.evaluation import to_json
 from clipkit.files import write_whole
-from clipkit.report import run_report
+from clipkit.report.run import run_report
 from clipkit.training.augmented_sheet import augmented_sheet
 from clipkit.training.folder.checkpoint import checkpoint_of
 from clipkit.training.folder.resume import best_evaluation
@@ -69,6 +69,6 @@ def _interpolate(plan: Plan, recorder: Recorder) -> dict[str, Any]:
     """Set the model to the best interpolation between its initial and its current weights."""
     retention = recorder.monitor.retention
     names = {"target": str(plan.recipe.metric)} | ({} if retention is None else {"retention": retention.metric})
-    curve = interpolated(plan.model, plan.start, recorder.figures, names)
-    recorder.log_line(f"the best weights are at alpha {curve.chosen:g} between start (0) and end (1): saving them")
-    return {"interpolation": curve.rows, "alpha": curve.chosen}
+    rows, chosen = interpolated(plan.model, plan.start, recorder.figures, names)
+    recorder.log_line(f"the best weights are at alpha {chosen:g} between start (0) and end (1): saving them")
+    return {"interpolation": rows, "alpha": chosen}

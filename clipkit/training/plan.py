@@ -12,7 +12,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
 from clipkit.catalogue import Need
-from clipkit.data.feed import Sampler
+from clipkit.data.sampler import EpochSampler
+from clipkit.data.stream import StreamSampler
 from clipkit.models import DualEncoder
 from clipkit.models.publish.layout import Layout
 from clipkit.processes import Processes, accelerator_of
@@ -43,7 +44,7 @@ class Plan:
     accelerator: Accelerator
     processes: Processes
     data: RunData
-    sampler: Sampler[Any]
+    sampler: EpochSampler | StreamSampler
     schedule: WarmupCosine
     model: DualEncoder
     objective: Objective

@@ -81,8 +81,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
     with log.recording():
         announce(plan, start, log)
         inputs = tower_inputs(plan, log)  # frozen trunks run once
-        data = plan.data
-        measurements = list(measurements_of(plan.recipe, plan.model, data.validation, data.labelled, plan.processes))
+        measurements = list(measurements_of(plan))
         monitor = Monitor(plan, folder, log.info)
         gradients = training_step(plan, inputs, start, monitor, stop, log)
         recorder = Recorder(plan, folder, log, monitor, measurements, stop)
@@ -96,7 +95,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
         rows = plan.processes.share(plan.recipe.train.batch_size)
         batches = inputs.batches(plan.sampler.slices(state.step, plan.steps, rows), plan.recipe.data.workers)
         with failures_in_one_line(lambda: state.step, inputs.worker_progress.last_seen):
-            with stop.deferred(), recorder.show_progress(state.step):
+            with stop.deferred(), recorder.showing_progress(state.step):
                 loop(batches, gradients, plan, state, recorder)
             results = finish(plan, state, recorder)
         recorder.trackers.end()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,7 @@ class _TooLarge(Exception):
     """Exception for a micro-batch that does not fit into the memory of a process."""
 
 
+@dataclass(eq=False)
 class Step:
     """Computes the gradient of the global batch's loss in every parameter, on every process.
 
@@ -79,36 +80,24 @@ class Step:
         on_features: called with the gathered features and the number of the step, without gradients.
     """
 
-    def __init__(
-        self,
-        model: DualEncoder,
-        encoders: Mapping[str, Encoder],
-        value: Value,
-        processes: Processes,
-        accelerator: Accelerator,
-        batch_size: int,
-        micro_batch_size: int,
-        seed: int,
-        *,
-        may_split: bool = True,
-        stop_requested: Callable[[], bool] = lambda: False,
-        log: Callable[[str], None] = lambda message: None,
-        on_features: Callable[[Gathered, int], None] = lambda gathered, step: None,
-    ) -> None:
-        self.model = model
-        self.encoders = encoders
-        self.value = value
-        self.processes = processes
-        self.accelerator = accelerator
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
-        self.seed = seed
-        self.may_split = may_split
+    model: DualEncoder
+    encoders: Mapping[str, Encoder]
+    value: Value
+    processes: Processes
+    accelerator: Accelerator
+    batch_size: int
+    micro_batch_size: int
+    seed: int
+    may_split: bool = True
+    stop_requested: Callable[[], bool] = lambda: False
+    log: Callable[[str], None] = lambda message: None
+    on_features: Callable[[Gathered, int], None] = lambda gathered, step: None
+
+    def __post_init__(self) -> None:
         # A batch may not be split if BatchNorm learns its statistics. They change in the forward pass: such a step
         # must be completed once it has started.
-        self.stop_requested = stop_requested if may_split else lambda: False
-        self.log = log
-        self.on_features = on_features
+        if not self.may_split:
+            self.stop_requested = lambda: False
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """Compute the gradients, and return the loss of the global batch, which is the same on every process.
@@ -130,16 +119,10 @@ class Step:
 
     def _gradients(self, batch: Batch, step: int) -> Tensor:
         model, processes = self.model, self.processes
-        encodings = {
-            name: _Encoding(
-                encoder,
-                self._parts(encoder.tower, batch.inputs[name]),
-                self.accelerator,
-                (self.seed, step, processes.index, number),
-                self.stop_requested,
-            )
-            for number, (name, encoder) in enumerate(self.encoders.items())
-        }
+        encodings = {}
+        for number, (name, encoder) in enumerate(self.encoders.items()):
+            parts, seeds = self._parts(encoder.tower, batch.inputs[name]), (self.seed, step, processes.index, number)
+            encodings[name] = _Encoding(encoder, parts, self.accelerator, seeds, self.stop_requested)
         towers = list(encodings.values())
         everything_fits = len(batch) <= self.micro_batch_size
         with self._agreed():
@@ -214,24 +197,21 @@ class _Part:
     features: Tensor | None = None
 
 
+@dataclass(eq=False)
 class _Encoding:
     """One tower and its micro-batches: features first, gradients later."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        parts: Sequence[_Part],
-        accelerator: Accelerator,
-        seeds: tuple[int, ...],
-        stop_requested: Callable[[], bool],
-    ) -> None:
-        self.encoder = encoder
-        self.parts = parts
-        self.accelerator = accelerator
-        self.seeds = seeds
-        self.stop_requested = stop_requested
-        self.learns = any(parameter.requires_grad for parameter in encoder.parameters())
-        self.features = torch.empty(0)
+    encoder: Encoder
+    parts: Sequence[_Part]
+    accelerator: Accelerator
+    seeds: tuple[int, ...]
+    stop_requested: Callable[[], bool]
+    features: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
+
+    @property
+    def learns(self) -> bool:
+        """True if a parameter of the tower is trained."""
+        return any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     def forward(self, keep: int) -> None:
         """Compute the features of all rows, in the order of the slice, as a leaf of the graph.

@@ -1,6 +1,7 @@
 """List of the missing and unreadable images of a run, whose number `data.max_bad` limits."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from clipkit.data import AnyFeed
 from clipkit.errors import DataError, TrainingError
@@ -9,6 +10,7 @@ from clipkit.run_files import append, read_rows
 from clipkit.training.folder.run_folder import RunFolder
 
 
+@dataclass(eq=False)
 class BadSamples:
     """List of the distinct images that a run needed but that are missing or unreadable.
 
@@ -21,12 +23,11 @@ class BadSamples:
         processes: the processes of the run; all have the same list.
     """
 
-    def __init__(self, feed: AnyFeed, max_bad: int, folder: RunFolder, processes: Processes) -> None:
-        self.feed = feed
-        self.max_bad = max_bad
-        self.folder = folder
-        self.processes = processes
-        self.images: set[int] = set()
+    feed: AnyFeed
+    max_bad: int
+    folder: RunFolder
+    processes: Processes
+    images: set[int] = field(default_factory=set, init=False)
 
     def resume(self) -> None:
         """Read the list that the run wrote before it was interrupted."""
@@ -84,6 +85,6 @@ class BadSamples:
             raise TrainingError(
                 f"step {step}: {len(self.images)} of {self.feed.counts['images']} images of {self.feed.name} are "
                 f"missing or unreadable, more than data.max_bad allows ({self.max_bad}); see "
-                f"{self.folder.bad_samples}: fix "
-                "them and start again with --overwrite, or raise data.max_bad and continue with --resume"
+                f"{self.folder.bad_samples}: fix them and start again with --overwrite, or raise data.max_bad and "
+                "continue with --resume"
             )

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
     Raises:
         OSError: the checkpoint could not be written; its incomplete files were removed.
     """
-    final = folder / f"step-{step:06d}"
+    final = checkpoint_of(folder, step)
     aside = folder / f".writing-{step:06d}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -114,8 +114,7 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
 
 def _sums(folder: Path) -> bytes:
     """Return the output of `sha256sum *`, so that `sha256sum --check SHA256SUMS` verifies the folder."""
-    files: Iterable[Path] = sorted(path for path in folder.iterdir() if path.name != _SUMS)
-    return b"".join(_sum_line(file) for file in files)
+    return b"".join(_sum_line(file) for file in sorted(folder.iterdir()) if file.name != _SUMS)
 
 
 def _sum_line(file: Path) -> bytes:

@@ -11,13 +11,13 @@ import yaml
 from clipkit.errors import OutputError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.recipe.section import flat
-from clipkit.run_files import RunFiles, read_rows
+from clipkit.run_files import RunFiles, flat, read_rows
 from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, damage, read_state
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.identity import MACHINE, MEASURED
 
-# Keys that do not affect the weights after a step, or that extend a run. Data may be moved: its content is compared.
+# Keys, or whole sections, that do not determine the weights after a step, or that extend a run. Data may move: its
+# content is compared.
 _MAY_CHANGE = (
     "train.epochs",
     "train.micro_batch_size",
@@ -31,15 +31,8 @@ _MAY_CHANGE = (
     "data.labelled_test",
     "data.max_bad",
     "data.workers",
-    "eval.every_epochs",
-    "eval.interpolate",
-    "eval.metric",
-    "eval.patience",
-    "eval.retention",
-    "checkpoint.every_steps",
-    "checkpoint.every_minutes",
-    "checkpoint.keep_last",
-    "checkpoint.keep_best",
+    "eval",
+    "checkpoint",
     "output",
 )
 
@@ -195,7 +188,8 @@ def _changes(folder: RunFolder, recipe: Recipe, before: Mapping[str, Any], step:
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             change = f"{key}: {_short(old.get(key))} → {_short(new.get(key))}"
-            (allowed if key in _MAY_CHANGE else refused).append(change)
+            may_change = key in _MAY_CHANGE or key.partition(".")[0] in _MAY_CHANGE
+            (allowed if may_change else refused).append(change)
     if refused:
         raise RecipeError(
             f"{folder.path}: the recipe changed since step {step} ({'; '.join(refused)}); undo the change or give "

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from clipkit.findings import Finding
@@ -22,6 +23,7 @@ _TIMED = 5
 """Number of logged steps after which the run prints its expected end; the first step is not timed."""
 
 
+@dataclass(eq=False)
 class Monitor:
     """Monitors a run. All processes measure retention; the main process prints and stores the findings.
 
@@ -31,10 +33,12 @@ class Monitor:
         log_line: called with each line for the terminal and log.txt.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, log_line: Callable[[str], None]) -> None:
-        self.plan = plan
-        self.folder = folder
-        self.log_line = log_line
+    plan: Plan
+    folder: RunFolder
+    log_line: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        plan = self.plan
         self.statistics: dict[str, float] = {}
         """Statistics of the last logged batch."""
         self._findings: list[Finding] = []
@@ -159,13 +163,11 @@ class Monitor:
         if not self.plan.processes.is_main:
             return
         finding = Finding(
-            "not_finite",
-            "error",
-            f"the loss was {loss:.4g} and the gradient norm {norm:.4g}",
+            "not_finite", "error", f"the loss was {loss:.4g} and the gradient norm {norm:.4g}",
             "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; an image or caption of this step may be "
             "the cause: see log.txt for their names",
             step,
-        )
+        )  # fmt: skip
         with self.folder.writing():
             self._findings.append(finding)
             self._write()
