@@ -101,7 +101,7 @@ def _as_data_errors(name: str) -> Iterator[None]:
         kind = UnreachedError if name.startswith("hf:") else DataError
         raise kind(
             f"{name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and the network, or "
-            "fetch it again"
+            "download it again"
         ) from None
 
 
