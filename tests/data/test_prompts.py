@@ -56,7 +56,7 @@ def test_invalid_class_files_are_refused(name: str, text: str, message: str, tmp
 
 
 def test_invalid_templates_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="prompts that are available by name: imagenet, imagenet_simple"):
+    with pytest.raises(DataError, match="prompts: imagenet, imagenet_simple"):
         read_templates("imgenet")
     (tmp_path / "t.json").write_text('{"cat": "a cat"}')
     with pytest.raises(DataError, match="a list of prompts"):

@@ -36,7 +36,7 @@ def read_folder(name: str, wanted: Wanted) -> Rows:
     alone, inside = images_in(path), images_in(path, "*/*")
     if alone and inside:
         raise DataError(
-            f"{path}: has {len(alone)} images outside of class folders, such as {alone[0].name}, and "
+            f"{path}: has images outside of class folders ({len(alone)}), such as {alone[0].name}, and "
             f"{len(inside)} in class folders, "
             f"such as {inside[0].relative_to(path)}; keep only one of the two"
         )
