@@ -62,7 +62,7 @@ def test_dry_run_prints_the_complete_recipe_and_writes_nothing(recipe_file: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "none.yaml"], "none.yaml: there is no such recipe"),
+        (["train", "none.yaml"], "none.yaml: file not found"),
         (["train", "{recipe}", "optim.learning_rate=1"], "optim.lr"),
         (["train", "{recipe}", "data.train=none.csv"], "none.csv: file not found"),
         (["train", "{recipe}", "model.name=no/model"], "no/model"),

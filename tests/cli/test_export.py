@@ -31,7 +31,7 @@ def test_export_prints_the_comparison_and_working_code(
     out = tmp_path / "there"
     type_(monkeypatch, "export", model, "--to", "open_clip", "--out", out, "--data", shapes / "captions.csv")
     output = capsys.readouterr().out
-    assert "16 images: largest difference" in output
+    assert "16 images: " in output
     assert "32 captions:" in output
     opening = [line.strip() for line in output.splitlines() if "open_clip." in line]
     names: dict[str, object] = {"open_clip": open_clip}

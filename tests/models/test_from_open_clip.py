@@ -160,7 +160,7 @@ def test_trainer_checkpoint_loads(tmp_path: Path, prefix: str, images: list[Path
     image, text = features(native, transform, tokenizer, images)
     torch.testing.assert_close(model.encode_image(images), image, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.encode_text(TEXTS), text, rtol=0, atol=1e-5)
-    with pytest.raises(ModelError, match=f"{file}: does not fit open_clip:tiny-custom"):
+    with pytest.raises(ModelError, match=f"{file}: .* open_clip:tiny-custom"):
         clipkit.load(
             f"open_clip:tiny-resnet?weights={file}".replace("resnet", "custom").replace(str(file), str(shrunk(file)))
         )
