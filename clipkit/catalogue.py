@@ -107,7 +107,7 @@ _ROWS = (
     LossRow(
         "dcl",
         summary="NT-Xent without the positive in the denominator, so that easy positives do not weaken the negatives.",
-        formula="log Σ exp over the negatives − positive",
+        formula="−positive + log Σ exp(negatives)",
         level="ln(2G − 2)",
         source="Yeh et al. 2022",
         use_when="batches are small",
@@ -151,7 +151,7 @@ _ROWS = (
     LossRow(
         "ntxent",
         summary="InfoNCE with additional negatives: images are also contrasted with images, and texts with texts.",
-        formula="log Σ exp over the 2G − 1 others − positive",
+        formula="−log softmax of the positive over the 2G − 1 others",
         level="ln(2G − 1)",
         source="Chen et al. 2020, SimCLR",
         use_when="the positives are views of one image or text, or the features within each modality should "
@@ -202,10 +202,10 @@ _ROWS = (
 LOSSES = {row.name: row for row in _ROWS}
 
 LEGEND = (
-    "Symbols: G: pairs in the global batch; D: dimension of the features; H: hard negative "
-    "captions in the global batch; "
-    "d: distance; m: margin; s: scale; b: bias; [z]₊: max(z, 0). chance: value of the loss when all similarities are "
-    "equal. in tiles, in bands: computed block by block, so that the G × G matrix is never stored as a whole."
+    "Symbols: x: image features; y: caption features; G: pairs in the global batch; D: dimension of the features; "
+    "H: hard negative captions in the global batch; d: distance; m: margin; s: scale; b: bias; [z]₊: max(z, 0). "
+    "Chance is the loss when all similarities are equal. A loss in tiles or in bands is computed in blocks, square or "
+    "of whole rows, so that the G × G matrix is never stored."
 )
 
 _COLUMNS: dict[str, Callable[[LossRow], str]] = {

@@ -47,8 +47,8 @@ def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "A
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:
         raise TrainingError(
-            f"{started} processes were started but Accelerate joined {accelerator.num_processes}; "
-            "start them with --processes N"
+            f"{started} processes were started, but Accelerate connected {accelerator.num_processes} of them; "
+            "start the run with --processes N"
         )
     if started > 1:
         # If the group is still open when the interpreter exits, gloo's threads abort the process every other time.

@@ -44,7 +44,7 @@ def preview(
     seed: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Random seed: the same seed gives the views of a training run with that seed.", min=0
+            metavar="N", help="Random seed. With the seed of a training run, the views are those of that run.", min=0
         ),
     ] = 0,
 ) -> None:
@@ -88,7 +88,7 @@ def prepare(
         typer.Option(help="Format of the shards: tar (WebDataset) or parquet (Hugging Face Hub)."),
     ] = "tar",
     shard_size: Annotated[
-        int, typer.Option(metavar="N", help="Images per shard, before unreadable ones are skipped.", min=1)
+        int, typer.Option(metavar="N", help="Images per shard. Unreadable images are counted but not stored.", min=1)
     ] = 1000,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Number of threads. Default: one per core.", min=1)

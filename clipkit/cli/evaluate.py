@@ -59,8 +59,8 @@ def zeroshot(
         str | None,
         typer.Option(
             metavar="F|NAME",
-            help="Prompts: a text file with one per line and {c} for the class name, a JSON file with a list of "
-            "prompts or a mapping from each class to its prompts, imagenet (80 prompts) or imagenet_simple (7). "
+            help="Prompts: imagenet (80 prompts) or imagenet_simple (7); or a text file with one prompt per line, with "
+            "{c} for the class name; or a JSON file with a list of prompts, or with the prompts of each class. "
             "Default: the dataset's prompts, otherwise 'a photo of a {c}.'.",
         ),
     ] = None,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _COMPARED = 64
 """Number of images of the user's data on which an export is verified: enough to vary sizes, encoded in seconds."""
-_INT8 = "; ".join(f"{name}: {row.options['int8']}" for name, row in FORMATS.items() if "int8" in row.options)
+_INT8 = "; ".join(f"With --to {name}: {row.options['int8']}" for name, row in FORMATS.items() if "int8" in row.options)
 
 
 def export(
@@ -33,7 +33,7 @@ def export(
         str | None,
         typer.Option(metavar="D", help="Images and captions for verifying the export. Default: a few built-in ones."),
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help=f"With --to onnx: {_INT8}.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help=f"{_INT8}.")] = False,
     tolerance: Annotated[
         float | None,
         typer.Option(

@@ -42,7 +42,9 @@ def last(tower: Tower, count: int) -> None:
 def head(tower: Tower, _count: int) -> None:
     """Train the projection only."""
     if not tower.has_head:
-        raise ModelError("tune: head trains the projection, which this tower does not have; use last:1 or frozen")
+        raise ModelError(
+            "a tower has tune: head, which trains its projection, but it has no projection; use last:1 or frozen"
+        )
     tower.set_trainable(tower.head_names, head=True)
 
 

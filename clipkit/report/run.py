@@ -215,7 +215,7 @@ def _interpolation_chart(settings: dict[str, Any]) -> Chart:
 
 
 def _retention(results: dict[str, Any]) -> tuple[list[Headline], list[Table]]:
-    """Return the retained metric as a headline and as a table; nothing if the run did not measure it."""
+    """Return the retention metric before and after training, as a headline and a table; empty if not measured."""
     retention = results["settings"].get("retention")
     if not retention:
         return [], []

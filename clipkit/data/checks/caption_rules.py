@@ -49,7 +49,7 @@ def captions_are_classes(data: CheckedData) -> Finding | None:
     different, total = int((index.image_counts > 0).sum()), len(index.empty)
     return Finding(
         "captions_are_classes", "note",
-        f"captions that seem to be class names: only {different:,} of {total:,} are different",
+        f"captions that seem to be class names: {total:,} captions, but only {different:,} distinct ones",
         "a batch contains many images with the same caption: use a loss that counts them as positives "
         "(loss.duplicates: positive, the default)",
         count=total, share=1.0, examples=tuple(repr(data.pairs.captions[int(row)]) for row in index.first[:10]),

@@ -152,7 +152,7 @@ def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -
 
 @cache
 def _resolved(folder: Path) -> Path:
-    """Resolve symbolic links, because `..` after a link leads to another folder."""
+    """Resolve symbolic links: in a relative path, `..` goes to the parent of the link's target, not of the link."""
     return folder.resolve()
 
 

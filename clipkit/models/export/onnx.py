@@ -40,7 +40,7 @@ _LARGEST = 1_800_000_000
 
 
 class Onnx:
-    """`image.onnx` and `text.onnx` for onnxruntime: unit-length features of batches of any size and length.
+    """Export to `image.onnx` and `text.onnx`, which onnxruntime runs on batches of any size and captions of any length.
 
     Args:
         int8: store the weights of linear layers as 8-bit integers, a quarter of the size.
