@@ -9,7 +9,7 @@ from clipkit.data.checks.scan import ImageScan
 from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Files
 from clipkit.errors import DataError
-from clipkit.images import Stored, size_of
+from clipkit.images import Stored, read_image, size_of
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,6 @@ def find_exact_leaks(pairs: Pairs, against: Pairs) -> dict[int, Leak]:
 
 def _digest(image: Path | Stored) -> bytes | None:
     try:
-        return hashlib.sha256(image.read_bytes()).digest()
+        return hashlib.sha256(read_image(image)).digest()
     except (OSError, DataError):
         return None

@@ -14,7 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from clipkit.errors import DataError, one_line
-from clipkit.images import Stored, open_image, upright_size
+from clipkit.images import Stored, open_image, read_image, upright_size
+from clipkit.opening import UnsuitableFileError
 
 THUMBNAIL_SIDE = 8
 """Side of a thumbnail in pixels."""
@@ -105,9 +106,13 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
     from imagehash import phash  # imports SciPy, which loader workers do not need
 
     try:
-        content = image.read_bytes()
+        content = read_image(image)
     except FileNotFoundError:
         return MISSING
+    except MemoryError:
+        raise
+    except UnsuitableFileError as error:
+        return str(error.strerror)
     except Exception as error:  # file systems, archives and networks raise errors of many kinds
         return f"cannot be read ({_describe(error)})"
     scan.file_bytes[position] = len(content)
@@ -121,6 +126,8 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
         bits = phash(opened).hash
     except DataError as error:
         return _reason(str(image), str(error), content)
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise errors of many kinds; one image must not end the check
         return _reason(str(image), f"cannot be decoded ({_describe(error)})", content)
     scan.sizes[position] = size
