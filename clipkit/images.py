@@ -154,7 +154,7 @@ def _as_data_errors(image: str | Path | Stored | None) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{name}there is no such image; check the path") from None
     except UnidentifiedImageError:
-        raise DataError(f"{name}is not an image in a supported format; replace it or drop its rows") from None
+        raise DataError(f"{name}is not an image that Pillow can read; replace it or drop its rows") from None
     # Pillow has about forty decoders, and a broken file can raise almost any error in them.
     except Exception as error:
         reason = one_line(error) or type(error).__name__

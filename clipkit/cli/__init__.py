@@ -56,6 +56,9 @@ def main() -> None:
         elif is_main_process():
             sys.stderr.write(f"clipkit: {error}\n")
         sys.exit(1)
+    except MemoryError:
+        sys.stderr.write("clipkit: out of memory; use smaller images or batches, or fewer workers\n")
+        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from clipkit.data.shared_memory import can_send_shared
 from clipkit.data.text_views import TextView
 from clipkit.data.tokens import Tokenize, TokenStore
 from clipkit.images import Stored, open_image
@@ -97,8 +98,10 @@ class InputMaker:
 
 
 def stacked(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack the inputs of several images; in a loader worker directly into shared memory."""
-    return dict(default_collate(inputs))
+    """Stack the inputs of several images; in a loader worker directly into shared memory, if it has enough."""
+    if can_send_shared(len(inputs) * sum(value.nbytes for value in inputs[0].values())):
+        return dict(default_collate(inputs))
+    return {name: torch.stack([one[name] for one in inputs]) for name in inputs[0]}
 
 
 def joined(chunks: list[Batch]) -> Batch:

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from clipkit.errors import DataError
+from clipkit.opening import read_text
 
 # Prompts with {c} for the class name; or sentences for each class (Pratt et al. 2023, CuPL).
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
@@ -81,7 +82,7 @@ def read_lines(path: Path) -> list[str]:
         DataError: the file cannot be read, or is empty.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as lines of text ({error})") from None
     if not lines:
@@ -117,7 +118,7 @@ def _existing(source: str, what: str, named: list[str]) -> Path:
 
 def _json(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not valid JSON ({error})") from None
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipkit.data.sources.remote import Remote
+from clipkit.data.sources.remote import Remote, begin
+from clipkit.data.sources.urls import is_address
 from clipkit.images import Stored
 
 T = TypeVar("T")
@@ -69,6 +70,8 @@ class Files(Sequence[Path | Stored]):
     """Image files by name, relative to a folder. A name with `://` is an address."""
 
     def __init__(self, folder: Path, names: Strings) -> None:
+        if pc.any(pc.match_substring(names.column, "://")).as_py():
+            begin()  # here, so that all processes that are forked later share the fetched images
         self.folder = folder
         self.names = names
 
@@ -90,7 +93,7 @@ class Files(Sequence[Path | Stored]):
         return self._file(self.names[index])
 
     def _file(self, name: str) -> Path | Stored:
-        return Remote(name) if "://" in name else self.folder / name
+        return Remote(name) if is_address(name) else self.folder / name
 
 
 class Chosen(Sequence[T]):

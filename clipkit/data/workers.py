@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from clipkit.data.shared_memory import shared_zeros
+
 
 class WorkerProgress:
     """Image that each loader worker is reading, so that the error of a worker that dies can name it.
@@ -23,7 +25,7 @@ class WorkerProgress:
     def __init__(self, images: Sequence[object]) -> None:
         self.images = images
         # One row per worker: process id and image.
-        self._current = torch.full((os.cpu_count() or 1, 2), -1).share_memory_()
+        self._current = shared_zeros(os.cpu_count() or 1, 2).fill_(-1)
 
     def begin(self, image: int) -> None:
         """Record that this worker reads an image; outside of a worker, do nothing."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from clipkit.data.sources.remote import fetch_ahead
 from clipkit.errors import DataError, one_line
 from clipkit.images import Stored, open_image, read_image, upright_size
 from clipkit.opening import UnsuitableFileError
@@ -93,6 +94,7 @@ def scan_images(images: Sequence[Path | Stored], workers: int | None = None, nam
         warnings.simplefilter("ignore")
         for start in range(0, count, _CHUNK):
             positions = range(start, min(start + _CHUNK, count))
+            fetch_ahead(images[start : start + _CHUNK])
             reasons = pool.map(lambda position: _scan_one(images[position], position, scan), positions)
             for position, reason in zip(positions, reasons, strict=True):
                 if reason is not None:
