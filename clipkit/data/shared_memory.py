@@ -70,10 +70,9 @@ def unpacked(batch: Any) -> Any:
 
 
 def _forks() -> bool:
-    return (
-        multiprocessing.get_start_method(allow_none=True) in ("fork", None)
-        and multiprocessing.get_all_start_methods()[0] == "fork"
-    )
+    # Asking for the method without allow_none would set it.
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return method == "fork"
 
 
 def _size(value: object) -> int:
