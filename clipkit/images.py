@@ -150,7 +150,8 @@ def _as_data_errors(image: str | Path | Stored | None) -> Iterator[None]:
             f"{name}is over the limit of {Image.MAX_IMAGE_PIXELS} pixels ({one_line(error)[:40]}); {_SMALLER}"
         ) from None
     except UnsuitableFileError as error:
-        raise DataError(f"{name}{error.strerror}; {_SMALLER}") from None
+        advice = _SMALLER if error.errno == errno.EFBIG else "replace it or drop its rows"
+        raise DataError(f"{name}{error.strerror}; {advice}") from None
     except FileNotFoundError:
         raise DataError(f"{name}there is no such image; check the path") from None
     except UnidentifiedImageError:

