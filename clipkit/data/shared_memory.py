@@ -18,11 +18,11 @@ _FOLDER = "/dev/shm"
 
 def shared_zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
     """Return zeros that workers see and change; their memory is taken as it is used."""
-    if not _forks():
+    count = int(np.prod(shape, dtype=np.int64))
+    if not _forks() or not count:
         return torch.zeros(shape, dtype=dtype).share_memory_()
-    size = max(1, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
     # Pages without a name are inherited by forked workers and do not count as /dev/shm.
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype, count=int(np.prod(shape, dtype=np.int64))).view(shape)
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def fits_shared(size: int) -> bool:

@@ -132,11 +132,15 @@ def _open(address: str) -> Any:
     for attempt in range(ATTEMPTS):
         try:
             return fsspec.filesystem(protocol, **settings).open(address, "rb")
-        except (FileNotFoundError, PermissionError, ImportError, ValueError):
+        except (PermissionError, ImportError, ValueError):
             raise
-        except Exception:  # each protocol has its own errors
-            if attempt == ATTEMPTS - 1:
+        except Exception as error:  # each protocol has its own errors
+            # fsspec reports every error of http as FileNotFoundError.
+            cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+            if cause is None or 400 <= getattr(cause, "status", 0) < 500:
                 raise
+            if attempt == ATTEMPTS - 1:
+                raise cause from None
             time.sleep(BACK_OFF * 2**attempt)
     raise AssertionError("unreachable")
 
