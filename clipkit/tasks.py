@@ -1,6 +1,7 @@
 """Evaluation tasks and metrics: their names, and how they are shown. Imports nothing heavy.
 
-To add a task, write `clipkit/evaluation/tasks/NAME.py` with a `TASK`, and add a row to `TASKS`.
+To add a task, write `clipkit/evaluation/tasks/NAME.py` with a `TASK`, and add a row to `TASKS`. A task with training
+data, or with options of its own, gets a function in `clipkit/cli/evaluate.py` instead of `help` and `data`.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ class TaskRow:
     """Metrics at the top of a report; those that a result lacks are left out."""
     learns: bool = False
     """True if the task also needs training data."""
+    help: str = ""
+    """Help of its command `clipkit eval NAME --data D`; empty: `clipkit/cli/evaluate.py` has a function for it."""
+    data: str = ""
+    """Help of this command's --data."""
 
 
 TASKS: dict[str, TaskRow] = {
@@ -32,7 +37,10 @@ TASKS: dict[str, TaskRow] = {
     ),
     "probe": TaskRow("Linear probe", "image-classification", "lp_acc1", ("lp_acc1", "knn_acc1"), learns=True),
     "compositional": TaskRow(
-        "Near misses", "image-text-matching", "acc", ("text_acc", "image_acc", "acc")
+        "Near misses", "image-text-matching", "acc", ("text_acc", "image_acc", "acc"),
+        help="Measure near misses.\n\nThe model chooses between captions, or images, that differ in one detail.",
+        data="A CSV, JSON or JSONL file with the columns image, caption and negative_caption (SugarCrepe), or image_0, "
+        "image_1, caption_0 and caption_1 (Winoground); or a folder of such files, one per category.",
     ),
 }  # fmt: skip
 

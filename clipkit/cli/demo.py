@@ -13,8 +13,7 @@ from clipkit.errors import OutputError
 from clipkit.evaluation import retrieval, zeroshot
 from clipkit.models import DualEncoder, compose, load
 from clipkit.recipe import Recipe
-from clipkit.report import demo_report
-from clipkit.report.demo import CREDIT
+from clipkit.report.demo import CREDIT, demo_report
 
 # The run on shuffled names only shows that nothing is learned, so fewer epochs are enough.
 _SHUFFLED_SHARE = 0.4
@@ -91,14 +90,11 @@ def _measure(model: DualEncoder, data: EmojiData) -> dict[str, Any]:
 
 
 def _print_summary(results: dict[str, Any], report: Path, out: Path, seconds: float) -> None:
-    print_columns(
-        {name: result["retrieval"]["metrics"] for name, result in results.items()},
-        "\nRetrieval of held-out emoji by name",
-    )
-    print_columns(
-        {name: result["zeroshot"]["metrics"] for name, result in results.items()},
-        "\nClassification of held-out emoji into groups",
-    )
+    for task, title in (
+        ("retrieval", "Retrieval of held-out emoji by name"),
+        ("zeroshot", "Classification of held-out emoji into groups"),
+    ):
+        print_columns({name: result[task]["metrics"] for name, result in results.items()}, f"\n{title}")
     print(f"""
 Trained in {seconds:.0f} s. Report: {report}
 

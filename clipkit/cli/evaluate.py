@@ -1,18 +1,20 @@
 """`clipkit eval`: evaluate models, compare results."""
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
 from clipkit.cli.measuring import JsonFile, Measuring, ReportFile, measuring_command
 from clipkit.cli.output import check_writable, write_output
 from clipkit.cli.suite import suite
+from clipkit.tasks import TASKS, TaskRow
 
 if TYPE_CHECKING:
-    from clipkit.cli.measuring import EvaluationOptions
     from clipkit.evaluation import Result
+    from clipkit.evaluation.tasks.task import Options
     from clipkit.models import DualEncoder
 
 app = typer.Typer(help="Evaluate models.", no_args_is_help=True, rich_markup_mode=None)
@@ -33,16 +35,10 @@ def retrieval(
 
     Recall, ranks and mean average precision between images and captions, in both directions.
     """
+    from clipkit import evaluation
     from clipkit.data import read_pairs
 
-    pairs = read_pairs(data)
-
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.retrieval(model, pairs, merge_captions=merge_captions, **options)
-
-    measuring.measure(evaluate, data)
+    measuring.measure(partial(evaluation.retrieval, data=read_pairs(data), merge_captions=merge_captions), data)
 
 
 @measuring_command(app)
@@ -71,18 +67,16 @@ def zeroshot(
 
     Accuracy of choosing among the class names; for images with several labels, mean average precision.
     """
+    from clipkit import evaluation
     from clipkit.data import read_classes, read_labeled, read_templates
 
     labeled = read_labeled(data)
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
 
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.zeroshot(model, labeled, classes=names, templates=prompts, **options)
-
-    measuring.measure(evaluate, data, classes, templates)
+    measuring.measure(
+        partial(evaluation.zeroshot, data=labeled, classes=names, templates=prompts), data, classes, templates
+    )
 
 
 @measuring_command(app)
@@ -104,49 +98,40 @@ def probe(
 
     A linear classifier and k nearest neighbors are fitted to frozen image features.
     """
+    from clipkit import evaluation
     from clipkit.data import read_labeled
 
     training = read_labeled(data)
     measured = read_labeled(test) if test is not None else None
 
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.probe(
-            model, training, test=measured, shots=shots, seeds=seeds, neighbours=neighbours, **options
-        )
-
-    measuring.measure(evaluate, data, test)
+    measuring.measure(
+        partial(evaluation.probe, data=training, test=measured, shots=shots, seeds=seeds, neighbours=neighbours),
+        data,
+        test,
+    )
 
 
-@measuring_command(app)
-def compositional(
-    measuring: Measuring,
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="D",
-            help="A CSV, JSON or JSONL file with the columns image, caption and negative_caption (SugarCrepe), or "
-            "image_0, image_1, caption_0 and caption_1 (Winoground); or a folder of such files, one per category.",
-        ),
-    ],
-) -> None:
-    """Measure near misses.
+def _add_command(name: str, row: TaskRow) -> None:
+    """Add the command of a task without options of its own."""
 
-    The model chooses between captions, or images, that differ in one detail.
-    """
-    from clipkit.data import read_near_misses
+    def command(measuring: Measuring, data: Annotated[str, typer.Option(metavar="D", help=row.data)]) -> None:
+        from clipkit.evaluation.tasks.task import TaskData, task_of
 
-    near = read_near_misses(data)
+        task = task_of(name)
+        given = TaskData(task.read(data))
 
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
+        def evaluate(model: "DualEncoder", **options: Unpack["Options"]) -> "Result":
+            return task.run(model, given, options)
 
-        return evaluation.compositional(model, near, **options)
+        measuring.measure(evaluate, data)
 
-    measuring.measure(evaluate, data)
+    command.__name__, command.__doc__ = name, row.help
+    measuring_command(app)(command)
 
 
+for _name, _row in TASKS.items():
+    if _row.help:
+        _add_command(_name, _row)
 app.command()(suite)
 
 
@@ -173,6 +158,6 @@ def compare(
     print_comparison(comparison, str(first), str(second))
     write_output(json_file, json.dumps(comparison, indent=2, ensure_ascii=False) + "\n", "comparison")
     if report is not None:
-        from clipkit.report import comparison_report
+        from clipkit.report.comparison import comparison_report
 
         write_output(report, comparison_report(comparison, *results), "report")

@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.errors import ModelError, one_line
+from clipkit.errors import ModelError
 from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES, Family, text_encoder
 from clipkit.models.folder_config import check_config
 from clipkit.models.preprocess import Inputs, PatchGrid, Preprocess, Resize
-from clipkit.models.quiet import without_weight_bars
+from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.trunks import Pooled
@@ -98,20 +98,15 @@ def load_transformers(folder: Path, name: str, model_type: str) -> DualEncoder:
 
 
 def _native(model_class: Any, folder: Path, name: str) -> Any:
-    try:
-        with without_weight_bars():
-            native, info = model_class.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
-    except Exception as error:  # from_pretrained raises many types
-        raise ModelError(
-            f"{name}: cannot be opened as a transformers {model_class.__name__} ({one_line(error)})"
-        ) from None
+    with as_model_error(f"{name}: cannot be opened as a transformers {model_class.__name__}"), without_weight_bars():
+        native, info = model_class.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
     check_loaded(info, folder)
     return native.eval()
 
@@ -119,12 +114,8 @@ def _native(model_class: Any, folder: Path, name: str) -> Any:
 def _processor(folder: Path, name: str) -> Any:
     from transformers import AutoImageProcessor
 
-    try:
+    with as_model_error(f"{name}: its image preprocessing cannot be read", "; add a preprocessor_config.json"):
         return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
-    except Exception as error:  # from_pretrained raises many types
-        raise ModelError(
-            f"{name}: its image preprocessing cannot be read ({one_line(error)}); add a preprocessor_config.json"
-        ) from None
 
 
 def _tokenizer(native: Any, family: Family, folder: Path) -> TransformersTokenizer:

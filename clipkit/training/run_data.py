@@ -21,6 +21,7 @@ from clipkit.data import (
     split,
     stream_feed,
 )
+from clipkit.embedding.shared import scan_shared
 from clipkit.errors import DataError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
@@ -43,11 +44,6 @@ class RunData:
     """Largest number of training images that may be missing or unreadable."""
     notes: list[str]
     """Messages for the user."""
-
-    @property
-    def wrong_captions(self) -> list[str]:
-        """Wrong captions of the training pairs; empty if there are none."""
-        return list(self.train.pairs.negatives or [])
 
 
 def read_data(recipe: Recipe, processes: Processes) -> RunData:
@@ -141,7 +137,7 @@ def _readable(recipe: Recipe, validation: Pairs, processes: Processes, notes: li
     Raises:
         DataError: the recipe names validation data with unreadable images, or too little data is left.
     """
-    broken = _broken(validation, processes)
+    broken = scan_shared(validation.images, broken_images, processes) if validation.has_images else {}
     first = next(iter(broken.values()), "")
     if broken and isinstance(recipe.data.validation, str):
         raise DataError(f"{validation.name}: {len(broken)} images are unreadable, the first: {first}")
@@ -156,16 +152,6 @@ def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
     """Read pairs, or only images or captions if the objective needs no more."""
     reads = {column for term in recipe.terms for column in term.reads}
     return read_pairs(source, images="images" in reads, captions="captions" in reads, broken=broken)
-
-
-def _broken(pairs: Pairs, processes: Processes) -> dict[int, str]:
-    """Return the reasons of unreadable images, by position; each process checks its share."""
-    if not pairs.has_images:
-        return {}
-    share = processes.share(len(pairs.images))
-    here = broken_images(pairs.images[share])
-    shares = processes.gather_objects({share.start + position: reason for position, reason in here.items()})
-    return {position: reason for reasons in shares for position, reason in reasons.items()}
 
 
 def _check_enough(recipe: Recipe, validation: Pairs, processes: Processes) -> None:

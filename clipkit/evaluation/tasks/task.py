@@ -6,7 +6,8 @@ Each task is one file of this folder with an object `TASK`, and one row in `clip
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,33 +23,28 @@ from clipkit.processes import Processes
 from clipkit.tasks import TASKS
 
 
-class TaskData(Protocol):
+@dataclass(frozen=True)
+class TaskData:
     """Data of a task, and what some tasks use in addition."""
 
-    @property
-    def data(self) -> Any:
-        """The images, captions or labels to measure on."""
-
-    @property
-    def classes(self) -> Classes | None:
-        """Class names; None: those of the data."""
-
-    @property
-    def templates(self) -> Templates | None:
-        """Prompts; None: those of the data."""
-
-    @property
-    def train(self) -> LabeledImages | None:
-        """Labeled images to learn from."""
+    data: Any
+    """The images, captions or labels to measure on."""
+    classes: Classes | None = None
+    """Class names; None: those of the data."""
+    templates: Templates | None = None
+    """Prompts; None: those of the data."""
+    train: LabeledImages | None = None
+    """Labeled images to learn from."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """Settings of an evaluation that do not change its figures."""
+class Options(TypedDict):
+    """Keyword arguments of all evaluation functions that do not change their figures."""
 
-    cache: Cache = None
-    processes: Processes | None = None
-    progress: bool = False
+    cache: Cache
+    processes: Processes
+    progress: bool
+    batch_size: NotRequired[int]
+    predictions: NotRequired[Path | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +77,6 @@ class Task:
     """One way to evaluate a model.
 
     Args:
-        name: its row in `clipkit.tasks.TASKS`.
         read: return the data of a source.
         run: evaluate a model.
         columns: return the values of every query of a result, from which its metrics and intervals come.
@@ -89,7 +84,6 @@ class Task:
         needs_text: True if the task needs a text tower.
     """
 
-    name: str
     read: Callable[[str], Any]
     run: Callable[[DualEncoder, TaskData, Options], Result]
     columns: Callable[[Mapping[str, Any]], tuple[Columns, Means]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +10,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
+
+# Unit-length features of images and of captions.
+Encoded = tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]
 
 
 class Format(Protocol):
@@ -27,13 +32,24 @@ class Format(Protocol):
             ModelError: the model cannot be exported to this format; names the reason.
         """
 
-    def encode(
-        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
         """Unit-length features of images and captions, computed and preprocessed by the other library alone."""
 
     def usage(self, folder: Path) -> str:
         """Lines of Python that open the folder."""
+
+
+def check_installed(extra: str, *packages: str) -> None:
+    """Check that the packages of an extra are installed.
+
+    Raises:
+        ModelError: one of them is missing.
+    """
+    missing = [package for package in packages if util.find_spec(package.replace("-", "_")) is None]
+    if missing:
+        raise ModelError(
+            f"{missing[0]} is required for this export but not installed; pip install clipkit-torch[{extra}]"
+        )
 
 
 @dataclass(frozen=True)

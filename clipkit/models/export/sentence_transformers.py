@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.export.format import Encoded, check_installed
 from clipkit.models.export.tokenizers import as_transformers
 from clipkit.models.export.transformers import Transformers
 from clipkit.models.preprocess import PatchGrid
@@ -37,7 +36,7 @@ class SentenceTransformers:
     least_cosine = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        _check_installed()
+        check_installed("sentence-transformers", "sentence-transformers")
         from sentence_transformers import SentenceTransformer
 
         composed = model.backend.library == "clipkit"
@@ -52,9 +51,7 @@ class SentenceTransformers:
                 config.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return [_RGB_ONLY] if composed and "image" in model.sides else []
 
-    def encode(
-        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
         from sentence_transformers import SentenceTransformer
 
         with without_weight_bars():
@@ -73,16 +70,6 @@ class SentenceTransformers:
         return (
             f'model = sentence_transformers.SentenceTransformer("{folder}")\n'
             'model.encode(["a cat", "a dog"])  # or PIL images; see model.modalities'
-        )
-
-
-def _check_installed() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("sentence_transformers") is None:
-        raise ModelError(
-            "sentence-transformers is required for this export but not installed; "
-            "pip install clipkit-torch[sentence-transformers]"
         )
 
 
