@@ -125,3 +125,15 @@ def test_hostile_files_among_the_images_of_a_run(recipe: Callable[..., Any], sha
         assert (done.images, len(done.skipped)) == (16, len(bad))
         with pytest.raises(DataError, match="images are missing"):
             read_pairs(source)
+
+
+@pytest.mark.parametrize("length", [1_000_000, 1_000_001, 20_000_000])
+def test_a_caption_as_long_as_a_book_is_an_error(length: int, tmp_path: Path) -> None:
+    draw("red", "circle").save(tmp_path / "a.png")
+    rows = [["a.png", "red"], ["a.png", "x" * length]]
+    source = str(write_csv(tmp_path / "p.csv", ["image", "caption"], rows))
+    if length > 1_000_000:
+        with pytest.raises(DataError, match=f"row 2 has a caption of {length:,} characters"):
+            read_pairs(source)
+    else:
+        assert len(read_pairs(source).captions[1]) == length
