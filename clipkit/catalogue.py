@@ -15,9 +15,9 @@ from typing import Any
 
 
 class Need(Enum):
-    """Inputs of a loss, besides the features of images and captions."""
+    """Additional inputs of a loss, besides the image and caption features."""
 
-    IDS = "image and caption ids", ("image_ids", "caption_ids")
+    IDS = "image and caption IDs", ("image_ids", "caption_ids")
     SCALE = "the scale", ("scale",)
     BIAS = "a logit bias (SigLIP, or model.bias)", ("bias",)
     NEGATIVES = "a column negative_caption in data.train", ("negative_text_features",)
@@ -27,11 +27,11 @@ class Need(Enum):
     def __init__(self, words: str, arguments: tuple[str, ...]) -> None:
         self.words = words
         self.arguments = arguments
-        """The arguments of the loss function that it stands for."""
+        """Names of the loss function's arguments that receive this input."""
 
     @property
     def is_required(self) -> bool:
-        """True if the user has to provide it; every batch has ids and a scale."""
+        """True if the user has to provide this input; every batch has IDs and a scale."""
         return self not in (Need.IDS, Need.SCALE)
 
 
@@ -39,25 +39,25 @@ _IDS = frozenset({Need.IDS})
 _SCALED = frozenset({Need.IDS, Need.SCALE})
 
 Chance = Callable[[int, Mapping[str, Any]], float]
-"""(G, options of the recipe) -> the loss of G pairs at equal similarities."""
+"""Function from the global batch size G and the options of the recipe to the loss when all similarities are equal."""
 
 
 @dataclass(frozen=True)
 class LossRow:
-    """One loss.
+    """Description of one loss, for validation and for the help pages.
 
     Attributes:
-        name: its function in `clipkit.losses`.
+        name: name of the loss and of its function in `clipkit.losses`.
         summary: one sentence.
         formula: one line; the function's docstring has the equation.
-        level: `chance` in words.
-        source: paper.
-        use_when: the case to choose it for.
-        positives: combinations that are pulled together.
-        memory: order of magnitude, beyond the features.
-        needs: inputs besides features; every batch has ids and a scale.
+        level: formula or description of `chance`.
+        source: paper that introduced the loss.
+        use_when: situation in which to choose this loss.
+        positives: image-caption combinations that the loss pulls together.
+        memory: order of magnitude of the memory, in addition to the features.
+        needs: additional inputs besides the features; every batch has IDs and a scale.
         options: keys of the recipe's loss section that apply to it.
-        chance: its value at equal similarities; None where that depends on the similarities.
+        chance: value of the loss when all similarities are equal; None if it is not a fixed number.
     """
 
     name: str
@@ -66,7 +66,7 @@ class LossRow:
     level: str
     source: str
     use_when: str
-    positives: str = "the image's caption; duplicates as the option says"
+    positives: str = "the caption of the same pair (for other pairs with the same image or caption see loss.duplicates)"
     memory: str = "O(G D), in tiles"
     needs: frozenset[Need] = _SCALED
     options: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ _CROSS_CONSISTENCY = LossRow(
     memory="O(G D + D²)",
     level="0",
     source="Goel et al. 2022, CyCLIP",
-    use_when="beside InfoNCE, for a geometry that is the same on both sides",
+    use_when="the image and text spaces should have the same geometry; only in a sum with infonce or another loss",
     needs=frozenset({Need.ANOTHER_LOSS}),
     chance=lambda pairs, options: 0.0,
 )
@@ -96,9 +96,10 @@ _ROWS = (
         summary="Pull positives together and push negatives apart up to a margin.",
         formula="½ mean d² over positives + ½ mean [m − d]²₊ over negatives",
         memory="O(G D), in bands",
-        level="depends on the similarities",
+        level="not a fixed number",
         source="Hadsell et al. 2006",
-        use_when="a fixed threshold of similarity must separate pairs; it ignores the model's scale",
+        use_when="a fixed similarity threshold must separate matching pairs from others; the loss ignores the "
+        "model's scale",
         needs=_IDS,
         options=("margin", "duplicates"),
     ),
@@ -117,7 +118,7 @@ _ROWS = (
         "distillation",
         summary="Match the teacher's softmax over the texts of the batch, and over its images.",
         formula="cross entropy with the teacher's softmax over the batch, in both directions",
-        positives="as the teacher ranks them",
+        positives="soft targets: the teacher's probabilities",
         memory="O(G D), in bands",
         level="ln G",
         source="Hinton et al. 2015; Wu et al. 2023, TinyCLIP",
@@ -138,28 +139,29 @@ _ROWS = (
     ),
     LossRow(
         "negclip",
-        summary="InfoNCE in which images also choose among captions that were made wrong on purpose.",
-        formula="InfoNCE, with H more texts in the softmax of the images",
+        summary="InfoNCE with hard negative captions: each image is also contrasted with altered captions.",
+        formula="InfoNCE, with H hard negative captions added to the softmax of each image",
         level="(ln(G + H) + ln G) / 2",
         source="Yuksekgonul et al. 2023, NegCLIP",
-        use_when="the model must learn word order, attributes and relations; see eval compositional",
+        use_when="the model must learn word order, attributes and relations; evaluate with clipkit eval compositional",
         needs=_SCALED | {Need.NEGATIVES},
         options=("duplicates",),
         chance=lambda pairs, options: (math.log(2 * pairs) + math.log(pairs)) / 2,
     ),
     LossRow(
         "ntxent",
-        summary="InfoNCE in which images also compete with images, and texts with texts.",
+        summary="InfoNCE with additional negatives: images are also contrasted with images, and texts with texts.",
         formula="log Σ exp over the 2G − 1 others − positive",
         level="ln(2G − 1)",
         source="Chen et al. 2020, SimCLR",
-        use_when="the positives are views of one image or text, or each modality should spread out by itself too",
+        use_when="the positives are views of one image or text, or the features within each modality should "
+        "also spread out",
         options=("duplicates",),
         chance=lambda pairs, options: math.log(2 * pairs - 1),
     ),
     LossRow(
         "sigmoid",
-        summary="Decide for each of the G² combinations separately whether image and text belong together.",
+        summary="Classify each of the G² image-text combinations independently as matching or not.",
         formula="Σ softplus(∓(s x_i · y_j + b)) over all combinations, averaged over pairs",
         level="depends on scale and bias; G ln 2 at s = b = 0",
         source="Zhai et al. 2023, SigLIP",
@@ -169,12 +171,12 @@ _ROWS = (
     ),
     LossRow(
         "supcon",
-        summary="Make all features of one class positives of each other, on both sides.",
+        summary="Treat all features of one class as positives of each other, for images and texts.",
         formula="mean over positives of −log softmax over the 2G − 1 others",
         positives="all pairs with the same image, caption or class",
         level="ln(2G − 1)",
         source="Khosla et al. 2020",
-        use_when="the data is class folders, in which many images share a caption",
+        use_when="many images share a caption, as in class folders",
         chance=lambda pairs, options: math.log(2 * pairs - 1),
     ),
     LossRow(
@@ -184,7 +186,8 @@ _ROWS = (
         memory="O(G D), in bands",
         level="m; 0 for semihard",
         source="Schroff et al. 2015; Faghri et al. 2018 (hard); Hermans et al. 2017 (all)",
-        use_when="fine-tuning for retrieval (hard) or for classes (all, semihard); it ignores the model's scale",
+        use_when="fine-tuning for retrieval (mining: hard) or for classes (all, semihard); the loss ignores "
+        "the model's scale",
         needs=_IDS,
         options=("margin", "mining", "distance", "duplicates"),
         chance=lambda pairs, options: 0.0 if options["mining"] == "semihard" else options["margin"] or 0.2,
@@ -198,6 +201,13 @@ _ROWS = (
 )
 LOSSES = {row.name: row for row in _ROWS}
 
+LEGEND = (
+    "Symbols: G: pairs in the global batch; D: dimension of the features; H: hard negative "
+    "captions in the global batch; "
+    "d: distance; m: margin; s: scale; b: bias; [z]₊: max(z, 0). chance: value of the loss when all similarities are "
+    "equal. in tiles, in bands: computed block by block, so that the G × G matrix is never stored as a whole."
+)
+
 _COLUMNS: dict[str, Callable[[LossRow], str]] = {
     "formula": lambda row: row.formula,
     "positives": lambda row: row.positives,
@@ -210,7 +220,7 @@ _COLUMNS: dict[str, Callable[[LossRow], str]] = {
 
 def table() -> str:
     """Return the losses for a terminal, a few lines each."""
-    blocks = []
+    blocks = [textwrap.fill(LEGEND, 98)]
     for row in LOSSES.values():
         facts = [f"{name}: {text(row)}" for name, text in _COLUMNS.items()]
         facts += [f"options: {', '.join(row.options)}"] if row.options else []
@@ -224,11 +234,15 @@ def markdown() -> str:
     lines = [
         "# Losses",
         "",
-        "`loss.name` in a recipe chooses one, or a weighted sum: `loss: {name: [{name: infonce}, {name: "
+        "`loss.name` in a recipe selects one loss, or a weighted sum of several: `loss: {name: "
+        "[{name: infonce}, {name: "
         "within_consistency, weight: 0.25}]}`.",
-        "Each is a function in `clipkit.losses` of unit-length features: x of images, y of texts. G is the number of",
-        "pairs in the global batch, D the width of the features, d a distance, m the margin, s the scale, b the bias.",
-        "`duplicates` decides what other pairs with the same image or caption are: `positive`, `ignore` (left out) or",
+        "Each loss is a function in `clipkit.losses` of the unit-length image features x and text features y.",
+        "",
+        LEGEND,
+        "",
+        "The option `loss.duplicates` sets how other pairs with the same image or caption count: "
+        "`positive`, `ignore` or",
         "`negative`. `python -m clipkit.catalogue` writes this page from the table in `clipkit/catalogue.py`.",
         "",
         f"| loss | {' | '.join(_COLUMNS)} |",

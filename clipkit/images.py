@@ -1,4 +1,4 @@
-"""Opening images: files, arrays and PIL images become upright RGB images."""
+"""Opening of images: convert files, arrays and PIL images to upright RGB images."""
 
 import base64
 import errno
@@ -28,9 +28,9 @@ from clipkit.opening import UnsuitableFileError, open_file, read_file
 
 
 class Stored(ABC):
-    """Image file that is stored in an archive, a table or elsewhere; it has the `name` and `read_bytes` of a Path.
+    """Base class of image files in an archive, a table or elsewhere, with the `name` and `read_bytes` of a Path.
 
-    Its `str` is its location, for messages.
+    `str` of an object is its location, for messages.
     """
 
     __slots__ = ()
@@ -38,7 +38,7 @@ class Stored(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name of the file or of its row."""
+        """Name of the file, or of the row that contains it."""
 
     @property
     @abstractmethod
@@ -85,7 +85,7 @@ _WHOLE = 1 << 24
 
 
 def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
-    """Return an RGB PIL image from a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+    """Open an image as an RGB PIL image, from a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
 
     EXIF rotation is applied, transparency is put on white, the first frame of an animation is used, and 16 bits are
     reduced to 8.
@@ -163,7 +163,7 @@ def _as_data_errors(image: str | Path | Stored | None) -> Iterator[None]:
 
 
 def in_memory(image: Path | Stored) -> InMemory:
-    """Read an image file once, for several uses.
+    """Read an image file into memory, so that it is read only once for several uses.
 
     Raises:
         DataError: the file is missing or cannot be read.
@@ -185,7 +185,7 @@ def read_image(image: Path | Stored) -> bytes:
 
 
 def kind_of(thing: object) -> str:
-    """Return the type of an object with its article, as "a list", for messages."""
+    """Return the type of an object with an article, e.g. "a list", for messages."""
     if thing is None:
         return "None"
     name = type(thing).__name__
@@ -198,7 +198,7 @@ def upright_size(content: bytes) -> tuple[int, int]:
         width, height = opened.size
         try:
             is_rotated = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        except Exception:  # as in `_rgb`
+        except Exception:  # the same method as in `_rgb`
             is_rotated = False
     return (height, width) if is_rotated else (width, height)
 
@@ -270,6 +270,6 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _of_16_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit gray to 8 bits; a plain conversion would clip at 255."""
+    """Scale a 16-bit gray image to 8 bits; a plain conversion would clip at 255."""
     values = np.asarray(image).astype(np.int64)
     return Image.fromarray((values.clip(0, 65535) // 256).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""The files of a run folder: their names, and how they are read and appended to."""
+"""Names of the files of a run folder, and functions to read and append to them."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from clipkit.errors import DataError
 
 
 class RunFiles:
-    """Paths of everything that a run writes; creates nothing.
+    """Paths of all files of a run folder; no file is created.
 
     Args:
         path: the run folder.
@@ -24,18 +24,18 @@ class RunFiles:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.recipe = self.path / "recipe.yaml"
-        """The recipe with every default written out."""
+        """Complete recipe, with all defaults."""
         self.metrics = self.path / "metrics.jsonl"
-        """One row per logged step: the values that the recipe determines."""
+        """One row per logged step: values that depend only on the recipe, e.g. the loss."""
         self.speed = self.path / "speed.jsonl"
-        """One row per logged step: times and memory, which depend on the machine."""
+        """One row per logged step: times and memory use, which depend on the machine."""
         self.evaluations = self.path / "evaluations.jsonl"
         self.bad_samples = self.path / "bad_samples.jsonl"
         """One row per image that is missing or unreadable."""
         self.findings = self.path / "findings.json"
         self.results = self.path / "results.json"
         self.report = self.path / "report.html"
-        """Written last: with `results` and `report` both there, the run is finished."""
+        """HTML report, which is written last: the run is finished when `results` and `report` both exist."""
         self.log = self.path / "log.txt"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
@@ -48,17 +48,17 @@ class RunFiles:
 
     @property
     def is_run(self) -> bool:
-        """True if the folder holds a run, finished or not."""
+        """True if the folder contains a run, finished or not."""
         return self.recipe.is_file()
 
     @property
     def is_finished(self) -> bool:
-        """True once the results and the report are written."""
+        """True if the results and the report have been written."""
         return self.results.is_file() and self.report.is_file()
 
 
 def recipe_of(folder: str | Path) -> dict[str, Any]:
-    """Return the recipe of a run, as plain values.
+    """Return the recipe of a run as a dict.
 
     Raises:
         DataError: the folder holds no readable recipe.
@@ -74,7 +74,7 @@ def recipe_of(folder: str | Path) -> dict[str, Any]:
 
 
 def results_of(folder: str | Path) -> dict[str, Any] | None:
-    """Return the content of results.json, or None while there is none or it is unreadable."""
+    """Return the content of results.json, or None if the file is missing or unreadable."""
     results = read_object(RunFiles(folder).results)
     return results if isinstance(results.get("settings"), dict) else None
 
@@ -89,13 +89,13 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def append(file: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line."""
+    """Append a JSON object to a file, as one line."""
     with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(row) + "\n")
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file, one per line, up to the first incomplete line; a missing file has none.
+    """Return the JSON objects of a file, one per line, up to the first incomplete line; a missing file has no objects.
 
     A run that is killed while it writes leaves an incomplete last line.
     """
@@ -109,7 +109,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def last_row(file: Path) -> dict[str, Any] | None:
-    """Return the last complete row of a file without parsing the others."""
+    """Return the last complete row of a file without parsing the other rows."""
     for line in reversed(_lines(file)):
         try:
             row: dict[str, Any] = json.loads(line)
@@ -120,7 +120,7 @@ def last_row(file: Path) -> dict[str, Any] | None:
 
 
 def step_of(line: str) -> float:
-    """Return the step of a line; infinity for an incomplete line."""
+    """Return the training step of a line, or infinity for an incomplete line."""
     try:
         return float(json.loads(line)["step"])
     except ValueError:
@@ -132,7 +132,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of a nested mapping by dotted key.
+    """Flatten a nested mapping: keys become dotted paths such as optim.lr.
 
     Example:
         >>> flat({"optim": {"lr": 1e-5}, "output": "run"})

@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. Heavy modules are imported when a command runs, so that `--help` is instant."""
+"""Command line: parse the arguments, call the library, print the result.
+
+Heavy modules are imported only when a command runs, so that `--help` is instant.
+"""
 
 import logging
 import os
@@ -7,9 +10,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from clipkit import __version__
 from clipkit.cli.data import app as data_app
@@ -22,7 +26,18 @@ from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
 from clipkit.errors import Interrupted, TrainingError, UserError
 
+_ORDER = ("train", "eval", "data", "models", "export", "merge", "push", "doctor", "runs", "demo")
+
+
+class _InOrder(TyperGroup):
+    """Commands in the order of use; Typer would list groups after single commands."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     name="clipkit",
     help="CLIP-style contrastive learning: train, evaluate and use paired image and text encoders.",
     no_args_is_help=True,
@@ -41,8 +56,11 @@ app.command()(runs)
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 it ran and failed, 2 invalid input, 130 or 143 interrupted."""
-    # Loading bars and advice of the model libraries would clutter the output; their errors are reported as ours.
+    """Run the command line.
+
+    Exit codes: 0 success, 1 failure during the run, 2 invalid input, 130 or 143 interrupted.
+    """
+    # Progress bars and warnings of the model libraries would clutter the output; their errors become clipkit errors.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
@@ -68,7 +86,9 @@ def _clipkit(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the data, the runs and the report.")] = Path(
+        "demo"
+    ),
 ) -> None:
     """Train a small model on emoji and their names, and report what it learned (about five minutes)."""
     with _running():
@@ -85,20 +105,30 @@ def _losses() -> str:
 
 @app.command(cls=ending_with(_losses))
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe; see recipes/ for examples.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE.yaml",
+            help="Recipe file; for examples see the folder "
+            "recipes of the source code, or clipkit/recipes of "
+            "the package.",
+        ),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Values to change, e.g. optim.lr=1e-5.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Recipe values to override, e.g. optim.lr=1e-5.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
-    processes: Annotated[int, typer.Option(help="Number of processes on this machine.", min=1)] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe with every default and exit.")] = False,
+    processes: Annotated[int, typer.Option(metavar="N", help="Number of processes on this machine.", min=1)] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the complete recipe with all defaults and exit.")
+    ] = False,
     push: Annotated[
         str | None, typer.Option(metavar="REPO", help="Upload the trained model to this Hub repository (ORG/NAME).")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: create a private repository.")] = False,
 ) -> None:
-    """Train a model as a recipe describes. The result does not depend on the number of processes."""
+    """Train a model from a recipe. The result does not depend on the number of processes."""
     from clipkit.recipe import Recipe
 
     complete = Recipe.from_yaml(recipe, overrides or [])

@@ -19,7 +19,7 @@ _INDENT = " " * 9
 
 
 def read_for_check(source: str) -> Pairs:
-    """Read images with captions; if there are no captions or no images, read what there is."""
+    """Read images with captions; if the data has only images or only captions, read these."""
     broken = ("images", "captions")
     try:
         return read_pairs(source, broken=broken)

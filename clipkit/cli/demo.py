@@ -1,4 +1,4 @@
-"""`clipkit demo`: data from pip packages, a trained model and a report, in one command."""
+"""Command `clipkit demo`: build the data from pip packages, train a model and write a report."""
 
 import json
 import time
@@ -15,12 +15,12 @@ from clipkit.models import DualEncoder, compose, load
 from clipkit.recipe import Recipe
 from clipkit.report.demo import CREDIT, demo_report
 
-# The run on shuffled names only shows that nothing is learned, so fewer epochs are enough.
+# The run on shuffled names only shows that nothing can be learned from them, so fewer epochs are enough.
 _SHUFFLED_SHARE = 0.4
 
 
 def run_demo(out: Path) -> None:
-    """Build the data, train, train on shuffled names, evaluate both on held-out emoji, and write a report.
+    """Build the data, train one model on emoji names and one on shuffled names, evaluate both, and write a report.
 
     The folders of an earlier demo in `out` are replaced.
 
@@ -29,7 +29,7 @@ def run_demo(out: Path) -> None:
     """
     marker = out / "demo.json"
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "data").is_dir())):
-        raise OutputError(f"{out}: already exists and is not the folder of a demo; give another folder with --out")
+        raise OutputError(f"{out}: already exists and does not contain a demo; give another folder with --out")
     try:
         data = build_emoji_data(out / "data")
     except OSError as error:
@@ -65,7 +65,7 @@ def run_demo(out: Path) -> None:
 
 
 def recipe_file(name: str) -> Path:
-    """Return a shipped recipe: inside the installed package, or beside the package in a checkout."""
+    """Return the path of a recipe: in the installed package, or next to the package in a source checkout."""
     package = Path(clipkit.__file__).parent
     installed = package / "recipes" / name
     return installed if installed.is_file() else package.parent / "recipes" / name

@@ -1,4 +1,4 @@
-"""`clipkit eval`: evaluate models, compare results."""
+"""Command `clipkit eval`: evaluate models and compare results."""
 
 import json
 from functools import partial
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipkit.evaluation.tasks.task import Options
     from clipkit.models import DualEncoder
 
-app = typer.Typer(help="Evaluate models.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Evaluate models and compare results.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @measuring_command(app)
@@ -28,12 +28,14 @@ def retrieval(
     ],
     merge_captions: Annotated[
         bool,
-        typer.Option("--merge-captions", help="Treat identical captions as one query; any of their images is correct."),
+        typer.Option(
+            "--merge-captions", help="Treat identical captions as one query, for which any of their images is correct."
+        ),
     ] = False,
 ) -> None:
-    """Measure image-text retrieval.
+    """Evaluate image-text retrieval.
 
-    Recall, ranks and mean average precision between images and captions, in both directions.
+    Reports recall, ranks and mean average precision from images to captions and from captions to images.
     """
     from clipkit import evaluation
     from clipkit.data import read_pairs
@@ -49,23 +51,23 @@ def zeroshot(
         str | None,
         typer.Option(
             metavar="F|NAME",
-            help="Class names: a text file with one per line, a JSON file of label to name or list of names, or "
-            "imagenet. Default: the dataset's class names.",
+            help="Class names: a text file with one per line, a JSON file with a list of names or a mapping "
+            "from each label to its names, or imagenet. Default: the dataset's class names.",
         ),
     ] = None,
     templates: Annotated[
         str | None,
         typer.Option(
             metavar="F|NAME",
-            help="Prompts: a text file with one per line and {c} for the class name, a JSON file of class to list of "
-            "sentences, imagenet (80 prompts) or imagenet_simple (7). Default: the dataset's prompts, otherwise "
-            "'a photo of a {c}.'",
+            help="Prompts: a text file with one per line and {c} for the class name, a JSON file with a list of "
+            "prompts or a mapping from each class to its prompts, imagenet (80 prompts) or imagenet_simple (7). "
+            "Default: the dataset's prompts, otherwise 'a photo of a {c}.'.",
         ),
     ] = None,
 ) -> None:
-    """Measure zero-shot classification.
+    """Evaluate zero-shot classification.
 
-    Accuracy of choosing among the class names; for images with several labels, mean average precision.
+    Reports the accuracy of choosing among the class names; for images with several labels, mean average precision.
     """
     from clipkit import evaluation
     from clipkit.data import read_classes, read_labeled, read_templates
@@ -83,20 +85,30 @@ def zeroshot(
 def probe(
     measuring: Measuring,
     data: Annotated[
-        str, typer.Option(metavar="D", help="Training images with labels: class folders, a table, shards, or hf:NAME.")
+        str, typer.Option(metavar="D", help="Labeled training images: class folders, a table, shards, or hf:NAME.")
     ],
     test: Annotated[
-        str | None, typer.Option(metavar="D", help="Test images with labels. Default: a fifth of each class of --data.")
+        str | None,
+        typer.Option(
+            metavar="D", help="Labeled test images. Default: one fifth of the images of each class of --data."
+        ),
     ] = None,
-    shots: Annotated[int | None, typer.Option(help="Training images per class. Default: all.", min=1)] = None,
+    shots: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of training images per class. Default: all.", min=1)
+    ] = None,
     seeds: Annotated[
-        int, typer.Option(help="Random draws of the shots; the metrics are means over the draws.", min=1)
+        int,
+        typer.Option(
+            metavar="N",
+            help="With --shots: number of random draws of the training images; metrics are averaged over them.",
+            min=1,
+        ),
     ] = 3,
-    neighbours: Annotated[int, typer.Option(help="Number of nearest neighbors (k).", min=1)] = 20,
+    neighbours: Annotated[int, typer.Option(metavar="K", help="Number of nearest neighbors.", min=1)] = 20,
 ) -> None:
-    """Measure a linear probe and k-NN.
+    """Evaluate image features with a linear probe and k-nearest neighbors.
 
-    A linear classifier and k nearest neighbors are fitted to frozen image features.
+    The image tower stays frozen; a linear classifier and a k-nearest-neighbor classifier are trained on its features.
     """
     from clipkit import evaluation
     from clipkit.data import read_labeled
@@ -138,15 +150,15 @@ app.command()(suite)
 @app.command()
 def compare(
     first: Annotated[
-        Path, typer.Argument(metavar="A.json", help="A result: a file written by --json, or results.json of a run.")
+        Path, typer.Argument(metavar="A.json", help="First result: a file written by --json, or results.json of a run.")
     ],
-    second: Annotated[Path, typer.Argument(metavar="B.json", help="Another result of the same task and data.")],
+    second: Annotated[Path, typer.Argument(metavar="B.json", help="Second result, of the same task and data.")],
     json_file: JsonFile = None,
     report: ReportFile = None,
 ) -> None:
     """Compare two results on the same data.
 
-    Paired differences with intervals, and the queries that changed most.
+    Prints paired differences with 95 % confidence intervals, and the queries whose results changed most.
     """
     from clipkit.cli.tables import print_comparison
     from clipkit.evaluation import compare as compared

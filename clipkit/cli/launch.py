@@ -1,4 +1,4 @@
-"""Processes of a command: `--processes N` by torch's elastic launcher, and the group that this process belongs to."""
+"""Processes of a command: start them for `--processes N` with torch's elastic launcher, or join a launcher's group."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def process_rank() -> int | None:
-    """Return the rank that a launcher gave to this process; None without a launcher."""
+    """Return the rank that a launcher gave this process, or None if no launcher started it."""
     return int(os.environ["RANK"]) if "RANK" in os.environ else None
 
 
@@ -36,10 +36,13 @@ def run_again_on_processes(count: int) -> NoReturn:
     """Run the current command line in `count` processes that form a group, and exit with their exit code.
 
     Raises:
-        UserError: this process was started by a launcher itself.
+        UserError: a launcher started this process.
     """
     if "WORLD_SIZE" in os.environ:
-        raise UserError("--processes was given under a launcher, which starts processes itself; remove one of the two")
+        raise UserError(
+            "--processes was given, but a launcher such as torchrun already started the processes; "
+            "remove one of the two"
+        )
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -62,13 +65,13 @@ def run_again_on_processes(count: int) -> NoReturn:
         max_restarts=0,
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
-    # The processes themselves report what a signal did.
+    # Each process reports the effect of a signal.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "clipkit", *arguments)
         sys.exit(0)
     except ChildFailedError as error:
-        # The process that failed has reported the error; the launcher's table adds nothing.
+        # The process that failed has reported the error; the launcher's table adds no information.
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             signal_name = signal.Signals(-failure.exitcode).name

@@ -1,4 +1,4 @@
-"""Options and steps that all evaluation commands share."""
+"""Options and steps shared by all evaluation commands."""
 
 import functools
 import inspect
@@ -21,28 +21,38 @@ CacheFolder = Annotated[
     typer.Option(
         "--cache",
         metavar="DIR|none",
-        help="Folder for computed features. Default: $CLIPKIT_CACHE, or clipkit in the user's cache folder.",
+        help="Folder in which computed features are kept for reuse; none: do not keep them. Default: "
+        "$CLIPKIT_CACHE, or clipkit in the user's cache folder.",
     ),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="F.json", help="Write the result to this file.")]
-ReportFile = Annotated[Path | None, typer.Option("--report", metavar="F.html", help="Write a report page.")]
-ProcessCount = Annotated[int, typer.Option("--processes", help="Number of processes on this machine.", min=1)]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="F.json", help="Write the result to this JSON file.")]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="F.html", help="Write a report to this HTML file.")
+]
+ProcessCount = Annotated[
+    int, typer.Option("--processes", metavar="N", help="Number of processes on this machine.", min=1)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """Values of the options that all evaluation commands share."""
+    """Values of the options shared by all evaluation commands."""
 
     model: Annotated[
         str, typer.Option(metavar="M", help="Model: a Hub repository, a folder, a run, or open_clip:ARCH/TAG.")
     ]
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass; does not change the metrics.", min=1)] = 64
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", help="Images per forward pass; does not affect the metrics.", min=1)
+    ] = 64
     cache: CacheFolder = None
     json_file: JsonFile = None
     report: ReportFile = None
     predictions: Annotated[
         Path | None,
-        typer.Option(metavar="F.parquet", help="Write the answers to every query, with their scores."),
+        typer.Option(
+            metavar="F.parquet",
+            help="Write the top-ranked results of every query, with their scores, to this Parquet file.",
+        ),
     ] = None
     processes: ProcessCount = 1
 
@@ -50,7 +60,8 @@ class Measuring:
         """Evaluate the model on the requested number of processes; print the result once and write the files.
 
         Args:
-            evaluate: function from a model, and the options that all evaluation functions share, to a result.
+            evaluate: function that evaluates a model, with the options shared by all evaluation functions, and returns
+                its result.
             inputs: sources that must not be overwritten.
         """
         check_writable(self.json_file, self.report, self.predictions, inputs=inputs)
@@ -84,7 +95,7 @@ class Measuring:
 
 
 def cache_of(folder: str | None) -> "Cache":
-    """Return the value of --cache as evaluation functions accept it."""
+    """Convert the value of --cache to the `cache` argument of the evaluation functions."""
     return False if folder == "none" else folder
 
 

@@ -1,4 +1,4 @@
-"""`clipkit models`: list loadable models, and describe one."""
+"""Command `clipkit models`: list the available models, or describe one."""
 
 from typing import Annotated, Any
 
@@ -7,12 +7,12 @@ import typer
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="M", help="Model to describe. Default: list models that can be loaded.")
+        str | None, typer.Argument(metavar="M", help="Model to describe. Default: list all available models.")
     ] = None,
     search: Annotated[str, typer.Option(metavar="TEXT", help="List only names that contain this text.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
 ) -> None:
-    """List models that can be loaded, or describe one: towers, sizes, preprocessing, loss, memory."""
+    """List the available models, or describe one: towers, sizes, preprocessing, loss and memory."""
     import json
 
     from clipkit.models.describe import describe
@@ -36,7 +36,7 @@ def _print_loadable(search: str) -> None:
         print(f"no model name contains {search!r}; `clipkit models` lists all names")
         return
     if classes:
-        print("Hub repositories and folders with these classes of transformers:")
+        print("Hub repositories and folders with one of these transformers classes:")
         print("  " + ", ".join(classes))
     if names:
         print(f"open_clip, {len(names)} names (without a tag: random weights):")
@@ -51,14 +51,14 @@ def _print_loadable(search: str) -> None:
 
 def _lines(description: dict[str, Any]) -> list[tuple[str, str]]:
     size = description["image_size"]
-    sides = (("image", f"{size} × {size} pixels" if size else "keeps the shape of images"), ("text", ""))
+    sides = (("image", f"{size} × {size} pixels" if size else "keeps the aspect ratio"), ("text", ""))
     lines = [("layout", str(description["layout"]))]
     for side, inputs in sides:
         if description[f"{side}_tower"] is None:
             lines.append((f"{side} tower", "none"))
             continue
         if side == "text":
-            cut = "padding is cut off" if description["padding_is_cut"] else "always at full length"
+            cut = "padding is removed" if description["padding_is_cut"] else "always padded to full length"
             inputs = f"{description['context_length']} tokens, {cut}; vocabulary {description['vocabulary']:,}"
         activation = description[f"{side}_activation"] or "activation unknown"
         tower = f"{description[f'{side}_tower']}, {description[f'{side}_parameters'] / 1e6:.1f} M parameters"

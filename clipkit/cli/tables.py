@@ -12,12 +12,12 @@ from clipkit.tasks import number, readable
 
 
 def print_metrics(metrics: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """Print metrics with interval and chance level, as in the reports."""
+    """Print metrics with confidence interval and chance level, as in the reports."""
     print_columns({"value (95 % interval)": metrics}, title)
 
 
 def print_columns(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> None:
-    """Print the metrics of several results side by side, with the chance level."""
+    """Print the metrics of several results side by side, with the chance level of each metric."""
     shown = metrics_table(columns, title)
     print_table(shown.header, shown.rows, title)
 
@@ -43,7 +43,7 @@ def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> 
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table with its first column aligned to the left."""
+    """Print a table; the first column is left-aligned, the others are right-aligned."""
     table = Table(title=None if title is None else Text(title), title_justify="left", box=None, pad_edge=False)
     for column, heading in enumerate(header):
         table.add_column(heading, justify="left" if column == 0 else "right", overflow="fold")

@@ -1,4 +1,4 @@
-"""Training data of a run, indexed or streamed, behind one interface."""
+"""Training data of a run: a common interface for indexed and streamed data."""
 
 from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Loading:
         seed: seed of the run.
         process: index of this process, and number of processes.
         replacement: `replacement` of the sampler; None: an unreadable image is an error.
-        progress: where workers record the image they read.
+        progress: record of the image that each worker is reading.
         known_bad: positions of images that are already known to be missing or unreadable.
     """
 
@@ -38,7 +38,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class IndexedFeed:
-    """Data of a run whose images and captions can be accessed by position."""
+    """Training data whose images and captions can be accessed by position."""
 
     pairs: Pairs
     """Images and captions by position. Code that needs them checks `can_index` first."""
@@ -59,20 +59,20 @@ class IndexedFeed:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of `images` and `captions`; for a stream, per epoch."""
+        """Numbers of `images` and `captions`; for a stream, per epoch."""
         return {"images": len(self.pairs.images), "captions": len(self.pairs.captions)}
 
     @property
     def description(self) -> str:
-        """Size of the data in words."""
+        """Description of the size of the data."""
         return f"{len(self.pairs.images)} images, {len(self.pairs.captions)} captions"
 
     def image_name(self, image: int) -> str:
-        """Return the location of an image, by the id that batches give it."""
+        """Return the location of the image with an ID of a batch."""
         return str(self.pairs.images[image])
 
     def sampler(self, captions: str, batch_size: int, seed: int) -> EpochSampler:
-        """Return the order of the samples; `captions` is one or all.
+        """Return the sampler, which defines the order of the samples; `captions` is one or all.
 
         Raises:
             DataError: the data is smaller than a batch.
@@ -94,10 +94,10 @@ class IndexedFeed:
 
 @dataclass(frozen=True)
 class StreamFeed:
-    """Data of a run that is read sequentially, with the members of `IndexedFeed`.
+    """Training data that is read sequentially, with the members of `IndexedFeed`.
 
     Args:
-        stream: the source.
+        stream: source of the data.
         samples: pairs per epoch.
     """
 
@@ -141,10 +141,10 @@ AnyFeed = IndexedFeed | StreamFeed
 
 
 def stream_feed(source: str, samples: int | None) -> StreamFeed | None:
-    """Return the feed of a source that is a stream; None for a source that can be indexed.
+    """Return the feed of a source that is a stream, or None for a source that can be indexed.
 
     Args:
-        source: as the user wrote it.
+        source: source as given by the user.
         samples: pairs per epoch.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Finding images that are missing or cannot be decoded."""
+"""Detection of images that are missing or cannot be decoded."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from clipkit.errors import DataError
 from clipkit.files import is_file
 from clipkit.images import Stored, open_image
 
-# Up to this many files of a folder are checked one by one; for more, the folder is listed.
+# Up to this many files of a folder are checked one by one; if there are more, the folder is listed.
 _FEW = 100
 # Images at addresses are fetched in advance if there are at most so many images.
 _MOST_FETCHED = 100_000
@@ -52,7 +52,7 @@ def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
 
 
 def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
-    """Decode all images in parallel, and return the reasons of those that fail, by position."""
+    """Decode all images in parallel; return the reasons why images cannot be decoded, by position."""
 
     def problem(index: int) -> str | None:
         try:
@@ -67,7 +67,7 @@ def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
 
 
 def check_present(name: str, images: Sequence[Path | Stored]) -> None:
-    """Refuse data with missing images; those at addresses are fetched.
+    """Raise an error if images are missing; those at addresses are fetched.
 
     Raises:
         DataError: images are missing or cannot be fetched; the message gives their number and names the first.
@@ -77,7 +77,8 @@ def check_present(name: str, images: Sequence[Path | Stored]) -> None:
         first = images[int(missing[0])]
         relative = f"; paths are relative to {images.folder}" if isinstance(images, Files) else ""
         raise DataError(
-            f"{name}: {len(missing)} of its {len(images)} images are missing, the first is {first}{relative}"
+            f"{name}: {len(missing)} of its {len(images)} images are missing; fix the paths or drop the "
+            f"rows; the first is {first}{relative}"
         )
     if len(images) <= _MOST_FETCHED:
         check_fetched(name, images)

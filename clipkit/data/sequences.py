@@ -1,4 +1,4 @@
-"""Long sequences that need little memory: captions and image paths in Arrow columns instead of Python objects."""
+"""Memory-efficient long sequences: captions and image paths in Arrow columns instead of Python objects."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ class Items(Sequence[T], ABC):
 
 
 class Strings(Items[str]):
-    """Sequence of strings in one Arrow column.
+    """Sequence of strings, stored in one Arrow column.
 
     Example:
         >>> strings = Strings.of(["a dog", "a cat"])
@@ -51,7 +51,7 @@ class Strings(Items[str]):
 
     @classmethod
     def of(cls, strings: Sequence[str]) -> "Strings":
-        """Return any sequence of strings as `Strings`."""
+        """Convert any sequence of strings to `Strings`."""
         return strings if isinstance(strings, Strings) else cls(pa.array(strings, pa.large_string()))
 
     def __len__(self) -> int:
@@ -76,12 +76,12 @@ class Strings(Items[str]):
         return f"Strings.of({list(self[:3])}{' …' * (len(self) > 3)})"
 
     def take(self, rows: NDArray[np.int64]) -> "Strings":
-        """Return the strings of these rows."""
+        """Return the strings at the given positions."""
         return Strings(self.column.take(pa.array(rows)))
 
 
 class Files(Items[Path | Stored]):
-    """Image files by name, relative to a folder. A name with `://` is an address."""
+    """Sequence of image files, with names relative to a folder. A name with `://` is a URL."""
 
     def __init__(self, folder: Path, names: Strings) -> None:
         if pc.any(pc.match_substring(names.column, "://")).as_py():
@@ -91,7 +91,7 @@ class Files(Items[Path | Stored]):
 
     @classmethod
     def of(cls, folder: Path, names: pa.Array) -> "Files":
-        """Return the files with the names in an Arrow column."""
+        """Create the sequence from an Arrow column of names."""
         return cls(folder, Strings(names))
 
     def __len__(self) -> int:
@@ -132,7 +132,7 @@ class Joined(Items[T]):
 
 
 def longest(strings: Sequence[str]) -> str:
-    """Return the longest string, or the first of them.
+    """Return the longest string; if there are several, the first of them.
 
     Example:
         >>> longest(["a", "dog", "cat"])

@@ -1,4 +1,4 @@
-"""Shards: tar or Parquet files of images with their texts. The same samples always give the same bytes."""
+"""Writing of shards: tar or Parquet files with images and texts. The same samples always give the same bytes."""
 
 import hashlib
 import io
@@ -18,13 +18,13 @@ from clipkit.data.encoded import Encoded
 
 Format = Literal["tar", "parquet"]
 
-# Rows per group of a Parquet file, which readers hold in memory; the number that the Hub's viewer asks for with images.
+# Rows per row group of a Parquet file, which readers hold in memory; the Hub recommends this number for images.
 _GROUP_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSample:
-    """An image with its texts."""
+    """An image of a shard with its texts."""
 
     key: str
     """Position in the source, in digits."""
@@ -32,11 +32,11 @@ class ShardSample:
     """Name of the image in the source."""
     image: Encoded
     texts: Mapping[str, Sequence[str]]
-    """Texts by role: caption, and negative_caption and paraphrase if the source has them."""
+    """Texts by role: caption, and, if the source has them, negative_caption and paraphrase."""
 
 
 def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
-    """Write a shard under a temporary name, then rename it; return its SHA-256, or None if there are no samples.
+    """Write a shard to a temporary file, then rename it; return its SHA-256, or None if there are no samples.
 
     Args:
         path: path of the shard; its suffix is the format.
@@ -65,7 +65,7 @@ def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the path of an unfinished shard, which no pattern of shards matches."""
+    """Return the path for an unfinished shard, which does not match any pattern of shards."""
     return path.with_name(f".{path.name}.writing")
 
 
@@ -73,14 +73,14 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_tar(file: IO[bytes], samples: Iterator[ShardSample]) -> None:
-    """Write WebDataset's layout: 000000.jpg, and 000000.json with the texts as lists and the image's name."""
+    """Write a tar file in WebDataset's layout: 000000.jpg, and 000000.json with lists of texts and the image's name."""
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             texts = json.dumps({**sample.texts, "name": sample.name}, ensure_ascii=False)
@@ -92,7 +92,7 @@ def _write_tar(file: IO[bytes], samples: Iterator[ShardSample]) -> None:
 
 
 def _write_parquet(file: IO[bytes], samples: Iterator[ShardSample], roles: Iterable[str]) -> None:
-    """Write the Hub's layout: the columns image, one list of strings per role, and name."""
+    """Write a Parquet file in the Hub's layout, with the columns image, name, and for each role a list of strings."""
     from datasets import Features, Image, List, Value
 
     texts = {role: List(Value("string")) for role in roles}

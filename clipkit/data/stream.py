@@ -1,4 +1,4 @@
-"""Loading batches of a stream, in an order determined by seed, epoch, processes and workers.
+"""Loader of batches of a stream, in an order that depends only on seed, epoch, processes and workers.
 
 The shards of an epoch are shuffled and distributed to lanes, one lane per loader worker of each process. A lane reads
 its shards one after the other and shuffles samples within a buffer. An epoch ends after the batches that
@@ -27,12 +27,12 @@ from clipkit.seeds import mix
 _STREAM, _CAPTION, _REPLACEMENT = 6, 7, 8  # random streams of the seed, distinct from those of other modules
 _CHUNK = 64
 _BUFFER = 1000
-"""Samples among which a lane shuffles, with their image files."""
+"""Number of samples, with their image files, in the shuffle buffer of a lane."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Range of steps of a run, and the rows of their batches that one process handles."""
+    """A range of steps of a run, and the rows of the batches that one process handles."""
 
     first_step: int
     last_step: int
@@ -41,7 +41,7 @@ class Stretch:
 
 
 class StreamSampler:
-    """Counterpart of `EpochSampler` for a stream.
+    """Sampler for a stream; the counterpart of `EpochSampler`.
 
     Args:
         samples: pairs per epoch.
@@ -52,12 +52,13 @@ class StreamSampler:
     """
 
     replacement = None
-    """Unreadable images are replaced within their chunk, since other images cannot be accessed."""
+    """Not available: unreadable images are replaced within their chunk, since other images cannot be accessed."""
 
     def __init__(self, samples: int, batch_size: int) -> None:
         if batch_size > samples:
             raise DataError(
-                f"train.batch_size is {batch_size}, but data.samples {samples}; set train.batch_size to at most "
+                f"train.batch_size is {batch_size}, but data.samples is only {samples}; set train.batch_size "
+                "to at most "
                 f"{samples}"
             )
         self.steps_per_epoch = samples // batch_size
@@ -73,7 +74,10 @@ class _Pair(NamedTuple):
 
 
 class _Lane(IterableDataset[Batch | Packed | int | DataError]):
-    """Chunks of the samples of one process, each worker those of its lane; only the size of chunks already trained."""
+    """Dataset of the chunks of one process; each worker reads the samples of its lane.
+
+    For chunks that were already used in training, only the size is returned.
+    """
 
     def __init__(self, stream: Stream, maker: InputMaker, seed: int, process: tuple[int, int]) -> None:
         self.stream = stream
@@ -93,7 +97,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
             if isinstance(chunk, DataError):
                 yield chunk
                 return
-            # Workers take turns: up to the end of this turn, at most so many rows have come from all of them.
+            # Workers alternate: up to the end of this round, at most so many rows have come from all of them.
             yield len(chunk) if turn * workers * _CHUNK <= done else self._batch(chunk, epoch)
 
     def _chunks(self, epoch: int, lane: int, lanes: int) -> Iterator[list[StreamSample] | DataError]:
@@ -111,7 +115,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
             for part in order[lane::lanes]:
                 yield from self.stream.samples(parts[part])
             return
-        # Fewer shards than lanes: each lane reads all shards, and keeps its share of the samples.
+        # If there are fewer shards than lanes, each lane reads all shards and keeps its share of the samples.
         samples = (sample for part in order for sample in self.stream.samples(parts[part]))
         yield from islice(samples, lane, None, lanes)
 
@@ -126,7 +130,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
             yield buffer[index]
 
     def _batch(self, samples: list[StreamSample], epoch: int) -> Batch | Packed | DataError:
-        """Decode a chunk; a sample of the same chunk replaces an unreadable one, so that the size stays the same."""
+        """Decode a chunk; another sample of the chunk replaces an unreadable one, so that the size stays the same."""
         bad: dict[int, str] = {}
         made: dict[int, Inputs] = {}
         for index, sample in enumerate(samples):
@@ -136,7 +140,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
                 bad[sample.identity] = str(error)
         if not made:
             return DataError(
-                f"{self.stream.name}: none of {len(samples)} images can be decoded, the first: "
+                f"{self.stream.name}: none of {len(samples)} images can be decoded, the first because: "
                 f"{next(iter(bad.values()))}; check the shards"
             )
         sound = list(made)
@@ -151,7 +155,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
         return packed(batch)
 
     def _caption(self, sample: StreamSample, epoch: int) -> str:
-        """Return a caption of the sample, the next one in each epoch."""
+        """Return a caption of the sample; each epoch uses the next one."""
         return sample.captions[(mix(self.seed, _CAPTION, sample.identity) + epoch) % len(sample.captions)]
 
 
@@ -163,12 +167,12 @@ def stream_loader(
     seed: int,
     process: tuple[int, int] = (0, 1),
 ) -> Generator[Batch, None, None]:
-    """Load the rows of one process of the batches of a stream.
+    """Load the rows of the batches of a stream that one process handles.
 
     Args:
         stream: the data.
-        stretch: the steps.
-        maker: turns samples into inputs; the text of all kinds of features is the caption.
+        stretch: steps to load.
+        maker: converts samples to inputs; all kinds of text features use the caption.
         workers: loader processes, one lane each; 0 loads in this process.
         seed: seed of the run.
         process: index of this process, and number of processes.
@@ -213,7 +217,7 @@ def _chunks(loader: DataLoader[Batch | Packed | int | DataError]) -> Iterator[Ba
 
 
 def _batches(chunks: Iterator[Batch | int], size: int, skip: int) -> Iterator[Batch]:
-    """Cut chunks into batches of `size` rows, after skipping the first `skip` rows."""
+    """Skip the first `skip` rows, then regroup chunks into batches of `size` rows."""
     waiting: list[Batch] = []
     count = 0
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Features of a dataset: each image and each string is encoded once, for all tasks, on one process or several."""
+"""Features of a dataset: each image and string is encoded only once for all tasks, on one or several processes."""
 
 import hashlib
 import logging
@@ -47,7 +47,7 @@ class Features:
         model: returned by `clipkit.load`.
         batch_size: images per forward pass.
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
-        processes: each encodes a share, and all get the features of everything; None: this process alone.
+        processes: group in which each process encodes a share and all get all features; None: only this process.
         progress: show progress bars on the terminal.
 
     Raises:
@@ -75,7 +75,7 @@ class Features:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of features that were computed and that came from the cache."""
+        """Number of features that were computed, and number that came from the cache."""
         return {"computed": self.computed, "from_cache": self.from_cache}
 
     @property
@@ -106,7 +106,7 @@ class Features:
         return self._features(texts, keys, encode, self.model.text)
 
     def content_hashes(self, images: Sequence[ImageLike]) -> list[bytes]:
-        """Return the SHA-256 of each image's content; of a path the SHA-256 of the file."""
+        """Return the SHA-256 hash of each image's content; for a path, the hash of the file."""
         hashes: list[bytes] = []
         with self.processes.failing_together():
             hashes = content_hashes(images[self.processes.share(len(images))])
@@ -162,7 +162,7 @@ class Features:
             )
 
     def _cached(self, cache: FeatureCache | None, keys: list[bytes]) -> tuple[Tensor, Tensor]:
-        """Return which keys the main process has in its cache, and their features, on all processes."""
+        """Return a mask of the keys in the main process's cache, and their features, on all processes."""
         known, stored = torch.zeros(len(keys), dtype=torch.bool), torch.empty(0, 0)
         if cache is not None and self.processes.is_main:
             known, stored = cache.read(keys)
@@ -180,13 +180,13 @@ def _created(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{folder}: cannot be used as a cache of features ({error.strerror}); give another folder"
+            f"{folder}: cannot be used as feature cache ({error.strerror}); give another folder with --cache"
         ) from None
     return folder
 
 
 def content_hashes(images: Sequence[ImageLike]) -> list[bytes]:
-    """Return the SHA-256 of each file's bytes, or of the pixels of an image in memory.
+    """Return the SHA-256 hash of each file's bytes, or of the pixels of an image in memory.
 
     Raises:
         DataError: a file cannot be read.

@@ -1,4 +1,7 @@
-"""`--predictions F.parquet`: the answers to every query, with the scores from which each metric can be recomputed."""
+"""Writing of `--predictions F.parquet`.
+
+The file contains the answers to every query, with scores from which metrics can be recomputed.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +29,9 @@ def write_retrieval_predictions(
     images: Sequence[Any],
     texts: Sequence[str],
 ) -> None:
-    """Write one row per query, texts first: its right answers with rank and score, and the ten best-scored answers.
+    """Write one row per query, texts first: its correct answers with rank and score, and the ten best-scored answers.
 
-    Answers are positions: of images if a text asks, of texts if an image asks.
+    Answers are positions: of images if the query is a text, of texts if the query is an image.
     """
     import pyarrow as pa
 
@@ -123,7 +126,7 @@ def _printable(name: object) -> str:
 
 @contextmanager
 def _writing(file: str | Path, schema: Any) -> Iterator[Callable[[dict[str, list[Any]]], None]]:
-    """Give a function that appends columns to a Parquet file, which gets its name only when it is complete.
+    """Give a function that appends columns to a Parquet file: a temporary file, renamed when it is complete.
 
     Raises:
         OutputError: the file cannot be written.

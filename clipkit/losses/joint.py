@@ -1,4 +1,4 @@
-"""Shared part of NT-Xent, supervised and decoupled contrastive loss: all 2G features compete with each other."""
+"""Common part of NT-Xent, supervised and decoupled contrastive loss, in which all 2G features are contrasted."""
 
 import torch
 from jaxtyping import Float, Int

@@ -11,11 +11,11 @@ from clipkit.losses.tiles import PairIds
 
 Ids = tuple[Int[Tensor, " G"], Int[Tensor, " G"]]
 Duplicates = Literal["positive", "ignore", "negative"]
-"""How to treat another pair with the same image or caption: as a positive, left out, or as a negative."""
+"""Treatment of other pairs with the same image or caption: positive, ignored, or negative."""
 
 
 class Positives:
-    """The positives of each pair, without a G × G mask.
+    """Positives of each pair, without a G × G mask.
 
     They are pairs with the same image, plus pairs with the same caption, minus pairs with both.
 
@@ -131,7 +131,7 @@ class Relations:
 
 
 def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, caption_ids: Tensor | None) -> None:
-    """Refuse a batch in which no pair has a negative.
+    """Raise an error for a batch in which no pair has a negative.
 
     Raises:
         BatchError: no pair has a negative; the message counts images and captions.
@@ -141,7 +141,8 @@ def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, capt
     if image_ids is None or caption_ids is None:
         raise BatchError(f"a batch of {len(negatives)} pair has no negatives; use a larger train.batch_size")
     raise BatchError(
-        f"the batch's {len(negatives)} pairs are of {len(image_ids.unique())} images and {len(caption_ids.unique())} "
+        f"the {len(negatives)} pairs of the batch have {len(image_ids.unique())} images and "
+        f"{len(caption_ids.unique())} "
         "captions that all belong together, so that no pair has a negative; use a larger train.batch_size, or "
         "shuffle the data"
     )

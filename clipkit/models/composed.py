@@ -1,4 +1,4 @@
-"""Composed models: any timm image tower, any transformers text encoder, and projections between them."""
+"""Composed models: any timm image tower and any transformers text encoder, with projections into a shared space."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ _HEADS_FILE = "heads.safetensors"
 
 
 class Composed:
-    """Backend that writes each tower in the layout of its library, and the projections beside them."""
+    """Backend that writes each tower in the layout of its library, and the projections to separate files."""
 
     library = "clipkit"
     class_name = None
@@ -62,7 +62,7 @@ def _save_image_tower(tower: ImageTower, folder: Path) -> None:
 
 
 def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
-    """Return the tower's part of the layout file."""
+    """Save the text tower; return its entry of the layout file."""
     native: Any = tower.trunk.native
     with without_weight_bars():
         native.save_pretrained(folder)
@@ -76,9 +76,9 @@ def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
 
 
 def compose(recipe: ModelRecipe) -> DualEncoder:
-    """Build the towers that the recipe names, with new projections.
+    """Build the towers given in the recipe, with new projections.
 
-    A model with a single tower only has a projection if the recipe gives its width.
+    A model with a single tower has a projection only if the recipe sets its dimension.
 
     New weights come from torch's global random generator: seed it first.
 
@@ -99,7 +99,7 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
     """Load a model that `Composed.save` wrote."""
     from safetensors.torch import load_file
 
-    with as_model_error(f"{name}: is not a complete clipkit model"):
+    with as_model_error(f"{name}: is not a complete clipkit model", "; save or download it again"):
         layout = json.loads((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
         image, text = ImageTowerRecipe(), TextTowerRecipe()
         if layout.get("image", True):

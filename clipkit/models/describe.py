@@ -1,4 +1,4 @@
-"""List loadable models, and describe one."""
+"""List of the models that can be loaded, and description of a single model."""
 
 from collections import Counter
 from typing import Any
@@ -18,7 +18,7 @@ _ACTIVATIONS = ("GELU", "QuickGELU", "ReLU", "SiLU", "Mish", "Hardswish", "PReLU
 
 
 def loadable(search: str = "") -> dict[str, list[str]]:
-    """Return names for `load` that contain `search`, by library.
+    """Return the names of models that `load` accepts and that contain `search`, by library.
 
     Returns:
         `transformers`: classes whose repositories and folders can be loaded; `open_clip`: architectures with random
@@ -98,7 +98,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _activation(tower: nn.Module) -> str | None:
-    """Most frequent activation module; None if the layers call a function instead."""
+    """Return the most frequent activation module, or None if the layers call a function instead."""
     counts: Counter[str] = Counter()
     for module in tower.modules():
         name = type(module).__name__.removesuffix("Activation")

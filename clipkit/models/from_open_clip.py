@@ -1,4 +1,4 @@
-"""Dual encoders of open_clip: pretrained or random architectures, and checkpoints of its trainer."""
+"""Loading of open_clip models: pretrained or with random weights, and checkpoints of open_clip's trainer."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ _TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 
 
 class FromOpenClip:
-    """Backend that keeps open_clip's model, which shares every parameter with the towers, and its configuration."""
+    """Backend that keeps the open_clip model, whose parameters are shared with the towers, and its configuration."""
 
     library = "open_clip"
     class_name = None
@@ -38,7 +38,7 @@ class FromOpenClip:
         self.tokenizer = tokenizer
 
     def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
-        """Weights by open_clip's names, including those that the towers took out of its model."""
+        """Return all weights under the names of open_clip, including those that were moved to the towers."""
         tensors: dict[str, Tensor] = self.native.state_dict()
         if isinstance(model.image.head, Projection):
             tensors["visual.proj"] = model.image.head.weight.detach()
@@ -68,7 +68,7 @@ def load_open_clip(name: str) -> DualEncoder:
     architecture, slash, tag = rest.partition("/")
     file = option.removeprefix("weights=")
     if (question_mark and (slash or not file or file == option)) or (slash and not tag):
-        raise ModelError(f"{name}: write open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH?weights=FILE")
+        raise ModelError(f"{name}: give open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH?weights=FILE")
     config = open_clip.get_model_config(architecture)
     if config is None:
         near = _nearest(architecture, open_clip.list_models())
@@ -96,7 +96,9 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
         dict(config["text_cfg"], **config["vision_cfg"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / CONFIG_FILE}: is not an open_clip configuration ({one_line(error)})") from None
+        raise ModelError(
+            f"{folder / CONFIG_FILE}: is not an open_clip configuration ({one_line(error)}); download it again"
+        ) from None
     files = [folder / file for file in OPEN_CLIP_WEIGHTS if (folder / file).is_file()]
     if not files:
         raise ModelError(f"{folder}: has no weights; it needs {WEIGHTS} or open_clip_pytorch_model.bin")
@@ -107,7 +109,7 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
 
 
 def _create(name: str, architecture: str, tag: str | None, config: dict[str, Any], weights: Weights | None) -> Any:
-    """Build open_clip's model. Settings that it needs are added to `config`, with which it is saved later."""
+    """Build the open_clip model. Settings that it needs are added to `config`, which is saved with the model later."""
     import open_clip
 
     text = config["text_cfg"]
@@ -118,7 +120,10 @@ def _create(name: str, architecture: str, tag: str | None, config: dict[str, Any
         config.setdefault("init_logit_bias", -10.0)  # from --siglip of its trainer; no architecture file mentions it
     bias = {"init_logit_bias": config["init_logit_bias"]} if "init_logit_bias" in config else {}
     # It warns about random weights, which are replaced below.
-    with as_model_error(f"{name}: open_clip cannot build it"), without_root_messages():
+    with (
+        as_model_error(f"{name}: open_clip cannot build the model", "; check its configuration"),
+        without_root_messages(),
+    ):
         if text.get("hf_model_name"):
             from transformers import AutoConfig
 
@@ -144,12 +149,15 @@ def _tokenizer_of(architecture: str, name: str, config: dict[str, Any]) -> Any:
     if unknown := sorted(set(options) - _TOKENIZER_OPTIONS):
         raise ModelError(f"{name}: its tokenizer option {unknown[0]} is not supported; remove it")
     from_hub = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
-    with as_model_error(f"{name}: its tokenizer cannot be loaded"), without_root_messages():
+    with (
+        as_model_error(f"{name}: its tokenizer cannot be loaded", "; download the model again"),
+        without_root_messages(),
+    ):
         return open_clip.get_tokenizer(architecture, **from_hub)
 
 
 def _match_activation(name: str, architecture: str, tag: str, config: dict[str, Any]) -> None:
-    """Use the activation that the weights were trained with; refuse if the name requests another one."""
+    """Use the activation with which the weights were trained; raise an error if the name requests another one."""
     import open_clip
 
     trained_with_quick = bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
@@ -160,7 +168,7 @@ def _match_activation(name: str, architecture: str, tag: str, config: dict[str, 
     quick_by_name = plain != architecture and plain in open_clip.list_models()
     if config.get("quick_gelu", False) and not trained_with_quick and quick_by_name:
         raise ModelError(
-            f"{name}: {architecture} has QuickGELU, but the weights {tag} were trained with GELU; use "
+            f"{name}: {architecture} uses QuickGELU, but the weights {tag} were trained with GELU; use "
             f"open_clip:{plain}/{tag}"
         )
 

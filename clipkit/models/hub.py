@@ -1,4 +1,4 @@
-"""Model folders: local ones, and downloads of the files that are needed from Hub repositories."""
+"""Model folders: local folders, and downloads of the needed files from Hub repositories."""
 
 import re
 from collections.abc import Collection
@@ -91,7 +91,7 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
 
 
 def _needed(repository: str, sha: str | None, files: list[str], model_types: Collection[str] | None) -> list[str]:
-    """Patterns of the files to download."""
+    """Return patterns of the files to download."""
     if model_types is not None and not model_types:
         return list(_SMALL_FILES)
     if "clipkit.json" in files:
@@ -111,7 +111,7 @@ def _model_type(repository: str, sha: str | None) -> str | None:
 
 
 def _in_cache(repository: str, revision: str | None) -> Path:
-    """Cached copy; missing weights are reported when they are opened."""
+    """Return the cached copy; missing weights are reported later, when they are opened."""
     from huggingface_hub import snapshot_download
 
     return Path(

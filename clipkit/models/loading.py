@@ -1,4 +1,4 @@
-"""`load`: from a model's name to a DualEncoder."""
+"""Function `load`, which loads a DualEncoder from its name."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def _open(name: str) -> tuple[DualEncoder, Path | None]:
         return load_open_clip_folder(folder, name), folder
     if model_type is None:
         raise ModelError(
-            f"{name}: holds no supported model; it needs {LAYOUT_FILE} (clipkit), {CONFIG_FILE} (open_clip) or "
+            f"{name}: contains no supported model; it needs {LAYOUT_FILE} (clipkit), {CONFIG_FILE} (open_clip) or "
             "config.json (transformers)"
         )
     return load_transformers(folder, name, str(model_type)), folder

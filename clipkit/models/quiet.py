@@ -9,7 +9,7 @@ from clipkit.errors import ModelError, UserError, one_line
 
 @contextmanager
 def without_weight_bars() -> Iterator[None]:
-    """Hide transformers' bars and reports about reading and writing weights; restores its settings afterwards."""
+    """Hide transformers' progress bars and reports about weights; restore its settings afterwards."""
     from transformers.utils import logging as bars
 
     shown, level = bars.is_progress_bar_enabled(), bars.get_verbosity()
@@ -25,7 +25,7 @@ def without_weight_bars() -> Iterator[None]:
 
 @contextmanager
 def without_root_messages() -> Iterator[None]:
-    """Silence the root logger below ERROR (open_clip logs to it), without leaving a handler."""
+    """Temporarily silence messages below ERROR of the root logger, which open_clip uses; then remove the handler."""
     root = logging.getLogger()
     level, handler = root.level, logging.NullHandler()
     root.addHandler(handler)  # without one, the first message would install a handler for the whole process

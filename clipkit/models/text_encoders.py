@@ -25,7 +25,7 @@ _OLD_POOLING = "pooling_mode_"
 
 
 def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) -> TextTower:
-    """Build the text tower that a recipe names, with a new projection.
+    """Build the text tower given in a recipe, with a new projection.
 
     Raises:
         ModelError: the encoder is missing or unsupported, or its tokenizer does not fit.
@@ -36,7 +36,9 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
     library, colon, rest = name.partition(":")
     source = rest if colon and library == "hf" else name
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.context_length) if recipe.tokenizer else None
-    with as_model_error(f"model.text.name {name}: transformers cannot build it"):
+    with as_model_error(
+        f"model.text.name {name}: transformers cannot build it", "; check the name and model.text.config"
+    ):
         if not recipe.pretrained:
             config = _new_config(source, recipe, tokenizer)
             native = _encoder_class(config, name).from_config(config, trust_remote_code=False)
@@ -79,7 +81,7 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
 
 
 def _encoder_class(config: Any, name: str) -> Any:
-    """Auto class of transformers that builds a text encoder; for T5 and its relatives, the encoder half."""
+    """Return the transformers auto class that builds a text encoder; for T5 and similar models, only the encoder."""
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
     if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
@@ -93,7 +95,7 @@ def _encoder_class(config: Any, name: str) -> Any:
 
 
 def _new_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | None) -> Any:
-    """Configuration from a model type (bert) or a repository, with the recipe's values."""
+    """Return a configuration for a model type (bert) or a repository, with the values of the recipe."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
     values: dict[str, Any] = dict(recipe.config)
@@ -112,12 +114,15 @@ def _new_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | Non
     config = AutoConfig.for_model(source, **values)
     unknown = [key for key in recipe.config if key not in type(config)().to_dict()]
     if unknown:
-        raise ModelError(f"model.text.config.{unknown[0]} is not an option of a {source} configuration")
+        raise ModelError(
+            f"model.text.config.{unknown[0]} is not an option of a {source} configuration; remove it or "
+            "check its spelling"
+        )
     return config
 
 
 def _pooling(folder: Path) -> Literal["mean", "cls", "last"]:
-    """Pooling that a sentence-transformers folder states, else mean."""
+    """Return the pooling configured in a sentence-transformers folder, otherwise mean."""
     file = folder / _POOLING_FILE
     if not file.is_file():
         return "mean"

@@ -14,7 +14,7 @@ from clipkit.recipe import ImageTowerRecipe
 
 
 def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str) -> ImageTower:
-    """Build the image tower that a recipe names, with a new projection.
+    """Build the image tower given in a recipe, with a new projection.
 
     Raises:
         ModelError: timm has no such model, or cannot build it.
@@ -24,7 +24,9 @@ def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str)
     name = str(recipe.name)
     library, colon, rest = name.partition(":")
     source = rest if colon and library == "timm" else f"local-dir:{_existing_folder(name)}"
-    with as_model_error(f"model.image.name {name}: timm cannot build it"):
+    with as_model_error(
+        f"model.image.name {name}: timm cannot build it", "; check the name and model.image.image_size"
+    ):
         native = timm.create_model(source, pretrained=recipe.pretrained, num_classes=0)
         if recipe.image_size is not None and hasattr(native, "set_input_size"):
             native.set_input_size(img_size=recipe.image_size)
@@ -38,7 +40,7 @@ def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str)
 
 
 def data_config(native: Any, size: int) -> dict[str, Any]:
-    """timm's settings for preparing images of this size."""
+    """Return timm's preprocessing settings for images of this size."""
     from timm.data import resolve_data_config
 
     return resolve_data_config({"input_size": (3, size, size)}, pretrained_cfg=native.pretrained_cfg)

@@ -1,4 +1,4 @@
-"""Trunks: modules that turn the encoders of transformers, timm and open_clip into one vector per input."""
+"""Trunks: wrappers of encoders of transformers, timm and open_clip that return one vector per input."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class _Wrapper(nn.Module):
 
 
 class Pooled(_Wrapper):
-    """Pooled output of a transformers encoder."""
+    """Trunk that returns the pooled output of a transformers encoder."""
 
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
         output = self.native(**inputs).pooler_output
@@ -22,14 +22,14 @@ class Pooled(_Wrapper):
 
 
 class FirstToken(_Wrapper):
-    """First token's state from a transformers encoder."""
+    """Trunk that returns the state of the first token of a transformers encoder."""
 
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
         return self.native(**inputs).last_hidden_state[:, 0]
 
 
 class Patches(_Wrapper):
-    """Image encoder of SigLIP 2 NaFlex, which takes rows of patches and keeps the aspect ratio of images."""
+    """Image encoder of SigLIP 2 NaFlex, whose inputs are rows of patches, which keeps the aspect ratio of images."""
 
     def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> Tensor:
         return self.native(
@@ -38,7 +38,7 @@ class Patches(_Wrapper):
 
 
 class TextTrunk(_Wrapper):
-    """Text encoder of transformers with a choice of pooling: mean, last or cls (first token)."""
+    """Transformers text encoder with configurable pooling: mean, last or cls (first token)."""
 
     def __init__(self, native: Any, pooling: str) -> None:
         super().__init__(native)
@@ -56,7 +56,7 @@ class TextTrunk(_Wrapper):
 
 
 class ImageTrunk(_Wrapper):
-    """Model of timm without its classifier."""
+    """timm model without its classifier."""
 
     def forward(self, pixel_values: Tensor) -> Float[Tensor, "B W"]:
         return self.native(pixel_values)
@@ -94,11 +94,11 @@ class CausalText(nn.Module):
 
     @property
     def native(self) -> nn.Module:
-        """The module itself, which holds the transformer's parts."""
+        """This module, which contains the parts of the transformer."""
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Switch gradient checkpointing, by the name that open_clip's towers use."""
+        """Enable or disable gradient checkpointing; the name is that of open_clip's towers."""
         self.transformer.grad_checkpointing = enable
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "B W"]:
@@ -110,12 +110,12 @@ class CausalText(nn.Module):
 
 
 def mean_of_tokens(states: Float[Tensor, "B L W"], attention_mask: Tensor) -> Float[Tensor, "B W"]:
-    """Mean over all tokens except padding (Reimers and Gurevych 2019, Sentence-BERT)."""
+    """Return the mean over all tokens except padding (Reimers and Gurevych 2019, Sentence-BERT)."""
     mask = attention_mask.unsqueeze(-1).to(states.dtype)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def last_token(states: Float[Tensor, "B L W"], attention_mask: Tensor) -> Float[Tensor, "B W"]:
-    """State of the last token before the padding."""
+    """Return the state of the last token before the padding."""
     last = attention_mask.sum(dim=1) - 1
     return states[torch.arange(len(states), device=states.device), last]

@@ -20,7 +20,7 @@ class ViewHead(nn.Module):
 
     Args:
         recipe: layers, widths, normalization.
-        width: of the trunk's output.
+        width: dimension of the trunk's output.
 
     Example:
         >>> import torch
@@ -54,7 +54,7 @@ def save_view_heads(heads: nn.ModuleDict, folder: Path) -> None:
 
 
 def load_view_heads(folder: Path) -> nn.ModuleDict:
-    """Load the heads from a model's folder; empty if it has none.
+    """Load the heads from a model's folder; the result is empty if there are none.
 
     Raises:
         ModelError: the file is incomplete or invalid.

@@ -1,4 +1,4 @@
-"""A recipe: everything that determines a run, typed, validated once at the edge, and never checked again after that.
+"""Recipes: typed settings that determine a training run, validated once when they are read.
 
 >>> recipe = Recipe.from_dict({"model": {"name": "my/clip"}, "data": {"train": "train.csv"}, "output": "runs/a"})
 >>> recipe.optim.lr

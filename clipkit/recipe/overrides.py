@@ -1,4 +1,4 @@
-"""Changes to a recipe: `key.sub=value`."""
+"""Overrides of recipe values, written `key.sub=value`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,14 +42,16 @@ def _value(typed: str) -> Any:
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with changes such as `{"key.sub": value}` applied."""
+    """Return a copy of the values with overrides such as `{"key.sub": value}` applied."""
     result = dict(values)
     for dotted, value in changes.items():
         section, dot, rest = dotted.partition(".")
         if dot:
             old = result.get(section)
             if old is not None and not isinstance(old, Mapping):
-                raise RecipeError(f"{dotted}={value}: {section} is a single value without keys; set {section} itself")
+                raise RecipeError(
+                    f"{dotted}={value}: {section} is a single value and has no keys; set {section} directly"
+                )
             result[section] = merged(old or {}, {rest: value})
         else:
             result[section] = value

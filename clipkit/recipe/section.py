@@ -1,9 +1,9 @@
-"""The base class of every part of a recipe."""
+"""Base class of all recipe sections."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A section of a recipe: read-only; unknown keys are errors."""
+    """Base class of recipe sections: read-only; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

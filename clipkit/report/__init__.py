@@ -1,1 +1,1 @@
-"""Reports made from result files alone: HTML pages that need no network, Markdown tables, model cards."""
+"""Reports built only from result files: HTML pages that need no network, Markdown tables, and model cards."""

@@ -35,12 +35,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Headline:
-    """One of the few most important figures, shown in large type at the top."""
+    """One of the few most important metrics, shown in large type at the top of a report."""
 
     name: str
     value: str
     notes: Sequence[str] = ()
-    """Interval, chance: one line each."""
+    """Lines below the value: the confidence interval and the chance level."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Chart:
     svg: str
     note: str = ""
     wide: bool = False
-    """Take the full width of the page, and scroll sideways on a phone."""
+    """True if the chart uses the full width of the page, and scrolls sideways on a phone."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Page:
-    """A report."""
+    """Content of a report."""
 
     title: str
     lead: str

@@ -1,4 +1,4 @@
-"""Results of a suite, as tables, Markdown and a page."""
+"""Reports of a suite: tables, Markdown and an HTML page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def _published_table(
     row_of: Mapping[tuple[str, str], Mapping[str, Any]],
     datasets: Mapping[str, Mapping[str, Any]],
 ) -> list[Table]:
-    """Return the measured values beside published values of the same metric."""
+    """Return a table of the measured values next to published values of the same metric."""
     entries = [
         (name, entry)
         for name, dataset in datasets.items()
@@ -59,7 +59,7 @@ def _published_table(
 
 
 def _robustness_tables(result: Mapping[str, Any], title_of: Mapping[str, str]) -> list[Table]:
-    """Return one row per version and model, and the means over versions for datasets with several."""
+    """Return the robustness tables: a row per shifted dataset (e.g. ImageNet-V2) and model, and means over shifts."""
     rows = [
         [
             title_of[row["dataset"]], title_of[row["version_of"]], row["model"], number("", row["original"]),

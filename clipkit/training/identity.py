@@ -1,4 +1,4 @@
-"""The identity of a run: everything besides the recipe that determines its result."""
+"""Identity of a run: everything besides the recipe that determines its result."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

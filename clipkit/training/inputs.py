@@ -1,4 +1,4 @@
-"""Inputs of the towers: images and captions in each step, or the output of a frozen trunk, computed once."""
+"""Inputs of the towers: images and captions in each step, or outputs of frozen trunks, which are computed only once."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class TowerInputs:
-    """Inputs of the features that an objective uses, for one dataset.
+    """Inputs of the towers for the features that an objective uses, on one dataset.
 
     A frozen trunk whose input is not augmented has the same output in every epoch: it runs once per image and once per
     caption, shared among the processes, and its outputs are kept in memory.
@@ -49,10 +49,10 @@ class TowerInputs:
         feed: the data.
         processes: processes that share the work.
         encoded: kinds of features, by name.
-        augmented: whether the images beside captions are augmented, so that their trunk runs in each step.
+        augmented: whether the images of the objective captions are augmented, so that their trunk runs in each step.
         seed: seed of the run, for the order of a stream.
         replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
-        bad: reasons of images that are already known to be missing or unreadable, by position; a frozen trunk adds
+        bad: reasons for images that are already known to be missing or unreadable, by position; a frozen trunk adds
             those that it could not read.
     """
 

@@ -20,13 +20,13 @@ def start_of(model: nn.Module) -> dict[str, Tensor]:
 def interpolated(
     model: nn.Module, start: Mapping[str, Tensor], figures: Callable[[], Mapping[str, float]], names: Mapping[str, str]
 ) -> tuple[list[dict[str, float]], float]:
-    """Evaluate the model at each alpha, and leave it with the weights of the best one.
+    """Evaluate the model at each alpha, and give it the weights of the best alpha.
 
     Args:
         model: the model with the trained weights.
         start: the initial weights, from `start_of`.
-        figures: evaluates the model with its current weights.
-        names: name in the curve -> name among the figures.
+        figures: function that evaluates the model with its current weights.
+        names: mapping from names in the curve to names of metrics.
 
     Returns:
         One row per alpha, with `alpha` and the figures by the names of the curve, and the alpha with the highest mean,

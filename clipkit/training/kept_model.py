@@ -1,4 +1,4 @@
-"""Saving of the best model of a run, in the layout it was loaded from."""
+"""Saving of the best model of a run, in the layout from which it was loaded."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ def save_kept_model(plan: Plan, folder: Path, results: Sequence[Mapping[str, Any
 
     Args:
         plan: the plan of the run.
-        folder: where to save.
+        folder: folder for the model.
         results: result files that the card shows.
     """
     model, recipe = plan.model, plan.recipe

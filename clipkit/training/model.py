@@ -1,4 +1,4 @@
-"""The model of a run, as it is trained."""
+"""Construction of the model of a run, ready for training."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def model_of(recipe: Recipe) -> DualEncoder:
     recipe sets dropout or starts a tower from scratch.
 
     Raises:
-        ModelError: the model is missing, or lacks something that the recipe needs.
+        ModelError: the model is missing, or does not have a part that the recipe needs.
         RecipeError: the objective uses no trainable parameter.
     """
     section = recipe.model

@@ -1,4 +1,4 @@
-"""The optimizer with its parameter groups, and the learning rate schedule."""
+"""Optimizer with its parameter groups, and the learning rate schedule."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The end of a run: the best weights, their results, the report."""
+"""End of a run: select the best weights, evaluate them, and write the results and the report."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from clipkit.training.state import State
 
 
 def finish(plan: Plan, state: State, recorder: Recorder) -> dict[str, Any]:
-    """Choose the best weights, measure them, and write results.json, report.html and model/.
+    """Select the best weights, evaluate them, and write results.json, report.html and model/.
 
     Returns:
         The content of results.json.
@@ -66,7 +66,7 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
 
 
 def _interpolate(plan: Plan, recorder: Recorder) -> dict[str, Any]:
-    """Give the model the best weights between its initial and its current ones."""
+    """Set the model to the best interpolation between its initial and its current weights."""
     retention = recorder.monitor.retention
     names = {"target": str(plan.recipe.metric)} | ({} if retention is None else {"retention": retention.metric})
     rows, chosen = interpolated(plan.model, plan.start, recorder.figures, names)

@@ -1,4 +1,4 @@
-"""The plan of a run: everything that the recipe determines, built and checked before anything is written."""
+"""Plan of a run: all parts that the recipe determines, built and checked before any file is written."""
 
 import math
 import time
@@ -36,7 +36,7 @@ _LARGEST_LOGIT_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class Plan:
-    """The parts of a run. They are the same objects from its start to its end."""
+    """Parts of a run, which stay the same objects during the whole run."""
 
     recipe: Recipe
     began: float

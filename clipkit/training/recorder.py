@@ -1,4 +1,4 @@
-"""The output of a run while it trains: logs, checkpoints, findings, the best model, lines on the terminal."""
+"""Output of a run during training: logs, checkpoints, findings, the best model, and messages on the terminal."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -131,7 +131,9 @@ class Recorder:
             self.bad_samples.any_new(bad),
         )
         if write_failed:
-            raise self._write_failure or TrainingError("the main process cannot write to the run folder")
+            raise self._write_failure or TrainingError(
+                "the main process cannot write to the run folder; see its error message"
+            )
         if new_bad_images:
             self.bad_samples.add(bad, state.step)
             if self.bad_samples.are_too_many:
@@ -190,7 +192,7 @@ class Recorder:
         )
 
     def figures(self) -> dict[str, float]:
-        """Evaluate the current weights."""
+        """Return the metrics of the current weights."""
         figures = {name: value for one in self.measurements for name, value in one.figures().items()}
         return figures | self.monitor.retained()
 

@@ -1,4 +1,4 @@
-"""A run: from a recipe to a trained model and a run folder."""
+"""Function `train`: train a model from a recipe and fill a run folder."""
 
 import json
 from collections.abc import Mapping
@@ -29,13 +29,13 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train a model by a recipe and fill its run folder.
+    """Train a model from a recipe and fill its run folder.
 
     SIGINT (Ctrl-C), SIGTERM and SIGUSR1 stop the run after it has written a checkpoint.
 
     Args:
         recipe: a YAML file or a Recipe.
-        overrides: changes to the recipe, as `{"optim.lr": 1e-5}`.
+        overrides: changes to the recipe, e.g. `{"optim.lr": 1e-5}`.
         resume: continue from the newest undamaged checkpoint of the run in `output`; without a checkpoint, start; if
             the run is finished, do nothing. Epochs, evaluation, logging, checkpoints, workers and the location of the
             data may have changed since, but nothing that determines the weights after a step.
@@ -61,7 +61,7 @@ def train(
 
 
 def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) -> dict[str, Any]:
-    """Train by a plan and fill the run folder.
+    """Train according to a plan and fill the run folder.
 
     Args:
         plan: the plan of the run.
@@ -75,7 +75,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
     log = RunLog(plan.processes.is_main)
     start = find_checkpoint(folder, plan.recipe, plan.steps, plan.identity, plan.processes) if resume else StartPoint(0)
     if start.finished:
-        log.info(f"{folder.path}: the run is finished, after step {plan.steps}; there is nothing to do")
+        log.info(f"{folder.path}: the run is already finished (step {plan.steps}); there is nothing to do")
         results: dict[str, Any] = json.loads(folder.results.read_text(encoding="utf-8"))
         return results
     with log.recording():

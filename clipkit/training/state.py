@@ -1,4 +1,4 @@
-"""The state of a run: the step, the tensors that training changes, and the time spent."""
+"""State of a run: the step, the tensors that training changes, and the elapsed time."""
 
 import time
 from dataclasses import dataclass, field
@@ -54,7 +54,7 @@ class State:
 
 
 def resumed_micro_batch_size(plan: Plan, saved: dict[str, Any] | None) -> int | None:
-    """Return the micro-batch size of the interrupted run if it ran on this machine, for results equal to the bit."""
+    """Return the micro-batch size of the interrupted run if it ran on this machine, for bit-identical results."""
     if saved is None or any(saved["identity"][part] != plan.identity[part] for part in MACHINE):
         return None
     same = saved["recipe"]["train"]["micro_batch_size"] == plan.recipe.train.micro_batch_size

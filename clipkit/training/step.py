@@ -1,4 +1,4 @@
-"""The training step: the gradient of one global batch, whatever the micro-batch size and the number of processes."""
+"""Training step: the gradient of one global batch, independent of micro-batch size and number of processes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +25,13 @@ _ACCELERATOR_BUCKET = 256
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an accelerator ran out of memory, as reported by torch or by a library below it."""
+    """Return whether the error means that an accelerator ran out of memory, also if e.g. cuBLAS reports it."""
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """The module that computes one kind of features: a tower, or its trunk alone."""
+    """Module that computes one kind of features: a tower, or only its trunk."""
 
     tower: Tower
     of_trunk: bool = False
@@ -47,11 +47,11 @@ class Encoder:
 
 
 class Abandoned(Exception):
-    """A process received a stop signal: all processes gave up the step before any weight changed."""
+    """Exception for a stop signal: all processes abandoned the step before any weight changed."""
 
 
 class _TooLarge(Exception):
-    """A micro-batch did not fit into the memory of a process."""
+    """Exception for a micro-batch that does not fit into the memory of a process."""
 
 
 @dataclass(eq=False)
@@ -108,7 +108,7 @@ class Step:
 
         Raises:
             Abandoned: a process received a stop signal; no parameter was changed.
-            TrainingError: not even one pair fits into memory.
+            TrainingError: even a single pair does not fit into memory.
         """
         while True:
             try:
@@ -149,7 +149,7 @@ class Step:
 
     @contextmanager
     def _agreed(self) -> Iterator[None]:
-        """Context of work that each process does alone: all processes complete it, or all raise."""
+        """Context for work that each process does separately: all processes complete it, or all raise an error."""
         too_large = False
         try:
             yield

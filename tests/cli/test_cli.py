@@ -62,13 +62,13 @@ def test_dry_run_prints_the_complete_recipe_and_writes_nothing(recipe_file: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "none.yaml"], "none.yaml: there is no such recipe"),
+        (["train", "none.yaml"], "none.yaml: file not found"),
         (["train", "{recipe}", "optim.learning_rate=1"], "optim.lr"),
-        (["train", "{recipe}", "data.train=none.csv"], "none.csv: there is no such file"),
+        (["train", "{recipe}", "data.train=none.csv"], "none.csv: file not found"),
         (["train", "{recipe}", "model.name=no/model"], "no/model"),
         (["train", "{recipe}", "train.batch_size=999"], "set train.batch_size to at most 16"),
         (["train", "{recipe}", "output={recipe}/x"], "cannot be written to"),
-        (["train", "{recipe}", "output={trained}"], "already holds a run"),
+        (["train", "{recipe}", "output={trained}"], "already contains a run"),
         (["train", "{recipe}", "--resume", "--overwrite"], "give one of them"),
     ],
 )  # fmt: skip

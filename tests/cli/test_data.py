@@ -61,10 +61,10 @@ def test_what_a_preview_cannot_do(typed: Type, shapes: Path, tmp_path: Path) -> 
             "[2.0, 1.0]",
         ),
         ((text,), "no image column"),
-        ((mixed,), "1 images, such as 2.png, beside 1 in class folders, such as red/1.png"),
+        ((mixed,), "such as 2.png, and 1 in class folders, such as red/1.png"),
         ((mixed / "red", "--out", mixed / "red" / "sheet.png"), "would become one of the images"),
         ((shapes / "captions.csv", "--out", "sheet.xyz"), "cannot be written"),
-        (("nowhere.csv",), "there is no such file"),
+        (("nowhere.csv",), "file not found"),
     ]:
         code, _, said = typed("data", "preview", *arguments)
         assert code == 2, said

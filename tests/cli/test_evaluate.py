@@ -147,9 +147,9 @@ def test_processes_give_the_result_of_one_process_and_share_the_cache(
     ("arguments", "message"),
     [
         (["retrieval", "--model", "no/model", "--data", "{captions}"], "no/model"),
-        (["retrieval", "--model", "{model}", "--data", "none.csv"], "no such file"),
+        (["retrieval", "--model", "{model}", "--data", "none.csv"], "not found"),
         (["zeroshot", "--model", "{model}", "--data", "{captions}"], "no label column"),
-        (["zeroshot", "--model", "{model}", "--data", "{classes}", "--classes", "none"], "none: there is no such file"),
+        (["zeroshot", "--model", "{model}", "--data", "{classes}", "--classes", "none"], "none: file not found"),
         (["zeroshot", "--model", "{model}", "--data", "{classes}", "--templates", "none"], "imagenet_simple"),
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--json", "no/dir/f"], "does not exist"),
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--predictions", "no/f"], "does not exist"),

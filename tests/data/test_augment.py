@@ -118,9 +118,9 @@ def test_views_of_captions(pairs: Pairs) -> None:
 
 def test_caption_views_refuse_data_without_their_columns(shapes: Path, tmp_path: Path) -> None:
     plain = read_pairs(str(write_csv(tmp_path / "p.csv", ["caption"], [["a"], ["b"]])), images=False)
-    with pytest.raises(DataError, match="paraphrase needs a column of that name"):
+    with pytest.raises(DataError, match="column named paraphrase"):
         TextView("paraphrase", plain)
-    with pytest.raises(DataError, match="no image with several captions, which the policy sibling needs"):
+    with pytest.raises(DataError, match="several captions, which the caption policy sibling needs"):
         TextView("sibling", plain)
 
 

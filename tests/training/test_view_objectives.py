@@ -259,7 +259,7 @@ def test_classes_are_positives(recipe: Build, tmp_path: Path) -> None:
             "pink",
         ),
         ({"model.image.tune": "frozen"}, RecipeError, "nothing would learn"),  # but a head that is dropped
-        ({"data.validation": "{one}"}, DataError, "one.csv: has 1 sample"),
+        ({"data.validation": "{one}"}, DataError, "one.csv: 1 validation"),
     ],
 )
 def test_invalid_data_or_model_is_refused_before_the_first_step(

@@ -1,4 +1,4 @@
-"""Measurements of captions, a column at a time: fast for a million of them."""
+"""Measurements of captions, computed on whole columns, which is fast also for a million captions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,9 +12,9 @@ from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Strings, first_positions
 
 TokenCounts = Callable[[list[str]], Sequence[int]]
-"""Strings -> number of tokens of each before truncation, including start and end tokens."""
+"""Function from strings to the number of tokens of each before truncation, including start and end tokens."""
 
-# Captions that fit any image.
+# Uninformative captions, which could describe any image.
 _STOCK = (
     r"(?i)^[^\pL\pN]*((a|an|the|this|is|of|my|stock|no|default|here|s)[^\pL\pN]+)*"
     r"(image|images|photo|photos|photograph|picture|pictures|pic|img|untitled|caption|captions|description|title|"
@@ -27,13 +27,13 @@ _FILE_NAME = (
 _URL = r"(?i)^(https?://|www\.)\S+$"
 # Scripts without spaces between words: a caption in them has more than one word.
 _WITHOUT_SPACES = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-# A caption is boilerplate if it stands on this many different images; in smaller sets, on this share of them.
+# A caption is boilerplate if it is used for this many different images; in smaller datasets, for this share of them.
 _BOILERPLATE_IMAGES, _BOILERPLATE_LEAST, _BOILERPLATE_SHARE = 100, 5, 0.002
 _CHUNK = 10_000
 
 
 def normalized(captions: Sequence[str]) -> pa.Array:
-    """Lowercase captions and remove spaces and punctuation; captions without anything else keep their punctuation.
+    """Lowercase captions and remove spaces and punctuation; captions that consist only of punctuation keep it.
 
     Example:
         >>> normalized(["A dog .", "a  DOG", "?!"]).to_pylist()
@@ -45,7 +45,7 @@ def normalized(captions: Sequence[str]) -> pa.Array:
 
 
 def lengths(captions: Sequence[str], token_counts: TokenCounts | None) -> NDArray[np.int64]:
-    """Return (M,) lengths in tokens, or in words without a tokenizer."""
+    """Return (M,) caption lengths: in tokens, or in words if no tokenizer is given."""
     column = Strings.of(captions).column
     if token_counts is None:
         return pc.count_substring_regex(column, pattern=r"\S+").to_numpy().astype(np.int64)
@@ -58,16 +58,17 @@ def lengths(captions: Sequence[str], token_counts: TokenCounts | None) -> NDArra
 
 
 class CaptionIndex:
-    """Which captions of M are empty, say nothing of their image, or are equal after normalization.
+    """Finds which of the M captions are empty, uninformative, or equal after normalization.
 
     Args:
-        pairs: N images and M captions, or captions alone.
+        pairs: N images and M captions, or captions without images.
     """
 
     def __init__(self, pairs: Pairs) -> None:
         self._column = Strings.of(pairs.captions).column
         self.distinct, self.first = first_positions(normalized(pairs.captions))
-        """(M,) index of each caption among the distinct normalized ones, and (K,) the row where each comes first."""
+        """(M,) index of each caption among the K distinct normalized captions, and (K,) first row of each distinct
+        caption."""
         self.empty = as_mask(pc.equal(self._column, ""))
         """(M,) True for empty captions."""
         self.url = ~self.empty & self._matches(_URL)
@@ -75,28 +76,31 @@ class CaptionIndex:
         self.file_name = ~self.empty & ~self.url & self._matches(_FILE_NAME)
         """(M,) True for file names that are not URLs."""
         self.stock = ~self.empty & ~self.url & ~self.file_name & self._matches(_STOCK)
-        """(M,) True for captions that fit any image; URLs and file names are not counted again."""
+        """(M,) True for captions that could describe any image; URLs and file names are excluded."""
         images = int(pairs.image_of_caption.max(initial=-1)) + 1
         distinct = np.unique((self.distinct * images + pairs.image_of_caption)[~self.empty])
         self.image_counts = np.bincount(distinct // max(1, images), minlength=len(self.first))
-        """(K,) number of different images that have each distinct caption; 0 for the empty one."""
+        """(K,) number of different images for each distinct caption; 0 for the empty caption."""
         self.are_classes = self._are_classes(pairs)
-        """True if nearly every image has one caption, which it shares with several other images."""
+        """True if the captions seem to be class names.
+
+        Nearly every image has one caption, shared with several other images.
+        """
         ordinary = ~(self.empty | self.url | self.file_name | self.stock | self.are_classes)
         counts = self.image_counts[self.distinct]
         share = int(_BOILERPLATE_SHARE * len(pairs.images))
         self.boilerplate_images = max(_BOILERPLATE_LEAST, min(_BOILERPLATE_IMAGES, share))
-        """Number of different images from which on a caption is boilerplate."""
+        """Number of different images at which a caption counts as boilerplate."""
         self.boilerplate = ordinary & (counts >= self.boilerplate_images) & pairs.has_images
-        """(M,) True for captions that stand on many different images."""
+        """(M,) True for captions that are used for many different images."""
         self.shared = ordinary & ~self.boilerplate & (counts > 1) & pairs.has_images
-        """(M,) True for captions that a few other images have too."""
+        """(M,) True for captions that are also used for a few other images."""
         self.one_word = ordinary & ~self.boilerplate & ~self._matches(rf"\s|{_WITHOUT_SPACES}")
         """(M,) True for captions of one word that are not boilerplate."""
         rows = np.flatnonzero(~self.empty & pairs.has_images)
         keys = pairs.image_of_caption[rows] * len(self.first) + self.distinct[rows]
         self.repeated = np.zeros(len(self.empty), bool)
-        """(M,) True for captions that their image has in an earlier row."""
+        """(M,) True for captions that occur for the same image in an earlier row."""
         self.repeated[np.delete(rows, np.unique(keys, return_index=True)[1])] = True
 
     def _are_classes(self, pairs: Pairs) -> bool:

@@ -1,4 +1,4 @@
-"""A cleaned copy of a dataset, with a list of what was dropped."""
+"""Writing of a cleaned copy of a dataset, with a list of the dropped images and captions."""
 
 import csv
 import json
@@ -23,11 +23,11 @@ from clipkit.images import Stored, read_image
 
 
 def check_output_folder(out: Path, data: str | None = None) -> None:
-    """Raise if a cleaned copy cannot be written to a folder; call it before anything is read.
+    """Raise an error if a cleaned copy cannot be written to a folder; call this before any data is read.
 
     Args:
         out: the new folder.
-        data: source as the user wrote it, which the copy must not become a part of.
+        data: source as given by the user; the copy must not be inside of it.
 
     Raises:
         OutputError: the folder exists and is not empty, its parent does not exist, or it lies within the data.
@@ -40,14 +40,14 @@ def check_output_folder(out: Path, data: str | None = None) -> None:
     if taken:
         raise OutputError(f"{out}: already exists; give a new or empty folder")
     if not folder.parent.is_dir():
-        raise OutputError(f"{out}: there is no folder {folder.parent}; create it first")
+        raise OutputError(f"{out}: the folder {folder.parent} does not exist; create it first")
     source = None if data is None else Path(split_options(data)[0]).expanduser()
     if source is not None and source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
         raise OutputError(f"{out}: lies inside the data {data}; give a folder outside of it")
 
 
 def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
-    """Write OUT/captions.csv and OUT/dropped.jsonl.
+    """Write a cleaned copy of the data: OUT/captions.csv, and OUT/dropped.jsonl with the reasons.
 
     Broken images, leaked images and empty captions are dropped. Of duplicate images the largest is kept, with the
     captions of all; of equal captions of one image the first is kept. Images that are files stay where they are;
@@ -68,7 +68,7 @@ def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
     check_output_folder(out)
     rows, dropped = _select_rows(pairs, report)
     if not rows:
-        raise DataError(f"{pairs.name}: every row has an error, so nothing is left; see the findings")
+        raise DataError(f"{pairs.name}: every row has an error, so no row is left to copy; see the findings")
     temporary = out.absolute().parent / f".{out.name}.{uuid4().hex[:8]}.writing"
     try:
         temporary.mkdir()
@@ -86,7 +86,7 @@ def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
 
 
 def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], list[dict[str, str]]]:
-    """Return the kept rows as (image, row of the caption), and the dropped images and captions with reasons."""
+    """Return the rows to keep as (image, row of the caption), and the dropped images and captions with reasons."""
     unusable = {image: f"cannot be opened: {reason}" for image, reason in report.broken.items()}
     if report.against is not None:
         for image, leak in report.leaked.items():
@@ -109,7 +109,7 @@ def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], l
         if reason is None and pairs.has_captions and not text:
             reason = "empty caption"
         elif reason is None and (kept, text) in seen:
-            reason = "its image has this caption already"
+            reason = "an earlier row has the same image and caption"
         if reason is None:
             seen.add((kept, text))
             rows.append((kept, row))
@@ -119,7 +119,7 @@ def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], l
 
 
 def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Path) -> int:
-    """Write the table, and the images that are not files; return the number of images."""
+    """Write the table and the images that are not files; return the number of images."""
     texts = pairs.texts
     written: dict[int, str] = {}
     with (folder / "captions.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -133,7 +133,7 @@ def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Pa
 
 
 def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -> str:
-    """Return the path that the table gives for an image; an image that is not a file is written first."""
+    """Return the path of an image for the table; an image that is not a file is first written to one."""
     if isinstance(image, Remote):
         return image.address
     if not isinstance(image, Stored):
@@ -144,7 +144,7 @@ def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -
     try:
         content = read_image(image)
     except OSError as error:
-        raise DataError(f"{image}: can no longer be read ({one_line(error)}); check the data again") from None
+        raise DataError(f"{image}: can no longer be read ({one_line(error)}); run the check again") from None
     (folder / "images").mkdir(exist_ok=True)
     name = f"images/{number:06d}{_extension(image.name, content)}"
     (folder / name).write_bytes(content)
@@ -153,7 +153,7 @@ def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -
 
 @cache
 def _resolved(folder: Path) -> Path:
-    """Resolve links: `..` after a link leads elsewhere."""
+    """Resolve symbolic links, because `..` after a link leads to another folder."""
     return folder.resolve()
 
 

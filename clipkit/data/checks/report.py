@@ -1,4 +1,4 @@
-"""The whole check of a dataset: everything is read once; findings and facts."""
+"""Complete check of a dataset: read all images and captions once, and report findings and facts."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -28,20 +28,20 @@ _USUAL_SIZE = 224
 
 @dataclass(frozen=True)
 class Report:
-    """Result of `check`."""
+    """Result of `check`: facts about the data, and findings."""
 
     data: str
     against: Pairs | None
     facts: dict[str, Any]
     """Counts, lengths and sizes: a description of the data, not its problems."""
     findings: list[Finding]
-    """The most severe first."""
+    """Findings, the most severe first."""
     broken: dict[int, str] = field(default_factory=dict, repr=False)
-    """Position of an image -> reason why it cannot be opened; for `fix`."""
+    """Reason why an image cannot be opened, by position of the image; for `fix`."""
     leaked: dict[int, Leak] = field(default_factory=dict, repr=False)
-    """Position of an image -> the same image in the other data; for `fix`."""
+    """The same image in the data given as `against`, by position of the image; for `fix`."""
     representatives: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
-    """(N,) image that each image is merged into, its own position if it is kept; for `fix`."""
+    """(N,) position of the image into which each image is merged; its own position if it is kept; for `fix`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values: task, data, against, facts, counts (findings by severity) and findings."""
@@ -65,16 +65,16 @@ def check(
     batch_size: int = 512,
     workers: int | None = None,
 ) -> Report:
-    """Read every image and caption once and report what is wrong.
+    """Read every image and caption once and report problems.
 
     Args:
         pairs: N images and M captions, read with `broken=("images", "captions")` so that faults are reported, not
             raised.
-        against: data that must not be among them, usually the validation set.
-        token_counts: strings -> their lengths in a model's tokens before truncation; None: lengths are in words.
-        context_length: number of tokens that the model reads.
-        image_size: side of its input in pixels; None: the share of images under 224 is a fact, not a finding.
-        batch_size: pairs in a global batch, for the false negatives to expect in it.
+        against: data that must not overlap with the pairs, usually the validation set.
+        token_counts: function from strings to their numbers of tokens before truncation; None: lengths are in words.
+        context_length: maximum number of tokens that the model reads.
+        image_size: side of the model's input in pixels; None: the share of images under 224 is a fact, not a finding.
+        batch_size: pairs in a global batch, to estimate the number of false negatives.
         workers: threads; None: one per core, at most 16.
 
     Example:
@@ -92,7 +92,7 @@ def check(
         duplicates, leaked = find_leaks(scan, scan_images(others, workers, "against"))
         facts |= _image_facts(scan, image_size or _USUAL_SIZE)
         rank = -scan.sizes[:, 0].astype(np.int64) * scan.sizes[:, 1]  # the largest copy is kept
-        rank[list(leaked)] = 1  # leaked images will be dropped, so no other image is merged into them
+        rank[list(leaked)] = 1  # leaked images will be dropped, so no other image may be merged into them
         representatives = duplicates.representatives(rank)
     counts = np.zeros(0, np.int64)
     if pairs.has_captions:
@@ -120,7 +120,7 @@ def check(
 
 
 def quick_findings(pairs: Pairs) -> list[Finding]:
-    """Report missing and empty files and poor captions without opening an image: a million rows take seconds.
+    """Report missing files, empty files and poor captions without opening any image: a million rows take seconds.
 
         Example:
             >>> from clipkit.data.sequences import Files, Strings
@@ -133,7 +133,7 @@ def quick_findings(pairs: Pairs) -> list[Finding]:
 
 
 def _missing_or_empty(pairs: Pairs) -> Iterator[tuple[int, str]]:
-    """Yield positions of images whose file does not exist or is empty, with the reason."""
+    """Yield the positions of images whose file does not exist or is empty, each with the reason."""
     images: Iterable[str | Path | Stored] = pairs.images if pairs.has_images else ()
     if pairs.has_images and isinstance(pairs.images, Files):
         folder = str(pairs.images.folder)  # strings, not Paths: a million of them take seconds, not half a minute

@@ -1,4 +1,4 @@
-"""All rules about data. To add one, write a function and its row in a file of rules, and test it."""
+"""All rules about data. To add a rule, write a function and its row in a file of rules, and test it."""
 
 from collections.abc import Collection
 
@@ -12,6 +12,6 @@ RULES = (*IMAGE_RULES, *CAPTION_RULES, *BATCH_RULES)
 
 
 def apply_rules(data: CheckedData, scopes: Collection[Scope] = ("quick", "sampled", "full")) -> list[Finding]:
-    """Return all findings about the data, the most severe first."""
+    """Apply all rules and return their findings, the most severe first."""
     has = {"images": data.pairs.has_images, "captions": data.pairs.has_captions}
     return most_severe_first(apply([rule for rule in RULES if rule.scope in scopes and has[rule.needs]], data))

@@ -1,4 +1,4 @@
-"""One pass over images that keeps a few hundred bytes of each, enough to compare them, and never their pixels."""
+"""Scan of images: one pass that keeps a few hundred bytes per image, enough to compare the images, but no pixels."""
 
 import hashlib
 import os
@@ -21,12 +21,12 @@ from clipkit.opening import UnsuitableFileError
 
 THUMBNAIL_SIDE = 8
 """Side of a thumbnail in pixels."""
-MISSING = "there is no such file"
+MISSING = "the file does not exist"
 """Reason why an image whose file is missing cannot be opened."""
 EMPTY = "the file is empty"
 # JPEG files are decoded at a reduced size, which is several times faster; hashes use 32 pixels a side.
 _DRAFT = 64
-# Images given to the threads at once: a waiting task takes more memory than its result.
+# Images submitted to the threads at once: a waiting task needs more memory than its result.
 _CHUNK = 4096
 # Below this variation (of 255) a thumbnail has no structure for a perceptual hash, whose bits would be noise.
 _FLAT = 2.0
@@ -34,16 +34,16 @@ _FLAT = 2.0
 
 @dataclass(frozen=True)
 class ImageScan:
-    """Size, hashes and thumbnail of N images; all but the content hash are 0 for an image that cannot be opened."""
+    """Sizes, hashes and thumbnails of N images; for an image that cannot be opened, all but the content hash are 0."""
 
     broken: dict[int, str]
-    """Position -> reason why the image cannot be opened."""
+    """Reason why an image cannot be opened, by position."""
     contents: NDArray[np.void]
     """(N,) first 16 bytes of each file's SHA-256; zeros for a file that cannot be read."""
     hashes: NDArray[np.uint64]
     """(N,) perceptual hashes; 0 for an image of one color."""
     thumbnails: NDArray[np.uint8]
-    """(N, 8, 8, 3) the images squeezed into a square."""
+    """(N, 8, 8, 3) thumbnails: the images resized to a square."""
     sizes: NDArray[np.int32]
     """(N, 2) width and height in pixels after EXIF rotation."""
     file_bytes: NDArray[np.int64]
@@ -53,7 +53,7 @@ class ImageScan:
         return len(self.hashes)
 
     def followed_by(self, other: "ImageScan") -> "ImageScan":
-        """Return the scan of these images followed by those of another scan."""
+        """Return the concatenation of this scan and another scan."""
         return ImageScan(
             self.broken | {len(self) + position: reason for position, reason in other.broken.items()},
             np.concatenate([self.contents, other.contents]),
@@ -105,7 +105,7 @@ def scan_images(images: Sequence[Path | Stored], workers: int | None = None, nam
 
 
 def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | None:
-    """Fill in one row of the scan; return the reason if the image cannot be opened."""
+    """Fill in one row of the scan; if the image cannot be opened, return the reason."""
     from imagehash import phash  # imports SciPy, which loader workers do not need
 
     try:

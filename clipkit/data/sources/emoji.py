@@ -1,4 +1,4 @@
-"""`twemoji:`: Twemoji images with their CLDR names or Unicode groups, from packages that pip installs.
+"""Source `twemoji:`: Twemoji images with CLDR names or Unicode groups, from packages that pip installs.
 
 python -m clipkit.data.sources.emoji emoji [--held-out 0.15]    # write the demo's files and class folders
 """
@@ -53,7 +53,7 @@ _GENDER_NEUTRAL = {
 
 @dataclass(frozen=True)
 class Emoji:
-    """An image with its name, its Unicode group (None if unknown) and the family of its variants."""
+    """An emoji image with its name, its Unicode group (None if unknown) and the family of its variants."""
 
     image: Path
     codes: tuple[int, ...]
@@ -79,7 +79,7 @@ class Emoji:
 
 @dataclass
 class EmojiData:
-    """Files of the emoji dataset."""
+    """Paths of the files of the emoji dataset."""
 
     folder: Path
     families: int
@@ -90,16 +90,16 @@ class EmojiData:
         self.shuffled = self.folder / "train_shuffled.csv"
         """Training images with randomly permuted names."""
         self.train_labels = self.folder / "train_groups.csv"
-        """One image of each training family, with its group."""
+        """Labels for training: one image of each training family, with its group."""
         self.held_out = self.folder / "held_out.csv"
         self.held_out_labels = self.folder / "held_out_groups.csv"
         """Held-out images with their groups."""
         self.group_prompts = self.folder / "group_prompts.json"
-        """Zero-shot prompts: for each group the names of its training emoji, one per family."""
+        """Zero-shot prompts: for each group, the names of its training emoji, one name per family."""
 
 
 def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) -> EmojiData:
-    """Write images and CSV files below `folder`: one English name per image, split by family.
+    """Write images and CSV files with one English name per image to `folder`, split by family.
 
     All variants of a held-out family are left out of training, so that training contains no skin-tone or gender
     variant of a held-out emoji. Of each held-out family only the simplest image is kept.
@@ -145,7 +145,7 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
 
 
 def write_names(file: Path, language: str) -> Path:
-    """Write a copy of `file`, one of the files with names, with CLDR names in another language, as de or fr."""
+    """Write a copy of `file`, a CSV file with names, with the CLDR names of another language, e.g. de or fr."""
     import emoji
 
     emoji.config.load_language(language)  # the package keeps only English in memory
@@ -170,7 +170,10 @@ def read_twemoji(name: str, wanted: Wanted) -> Rows:
     content, _, split = name.removeprefix("twemoji:").partition(":")
     split = split or wanted.options.get("split", "test")
     if content != "groups" and content not in LANGUAGES:
-        raise DataError(f"{name}: {content!r} is unknown; use twemoji:groups, or names in {', '.join(LANGUAGES)}")
+        raise DataError(
+            f"{name}: {content!r} is unknown; use twemoji:groups, or twemoji:LANGUAGE with one of "
+            f"{', '.join(LANGUAGES)}"
+        )
     if split not in _SPLITS:
         raise DataError(f"{name}: has no split {split}; use one of {', '.join(_SPLITS)}")
     from filelock import FileLock
@@ -183,7 +186,7 @@ def read_twemoji(name: str, wanted: Wanted) -> Rows:
             file = write_names(data.held_out if split == "test" else data.train, content)
             return replace(read_delimited(file, wanted), name=name)
         file = data.held_out_labels if split == "test" else data.train_labels
-        # Labels take the place of captions, as for class folders.
+        # Labels are used as captions, as for class folders.
         needed = ["image", "label"] if "image" in wanted.roles else ["label"]
         prompts = json.loads(data.group_prompts.read_text(encoding="utf-8"))
         rows = read_delimited(file, replace(wanted, needed=needed, optional=[]))
@@ -191,7 +194,7 @@ def read_twemoji(name: str, wanted: Wanted) -> Rows:
 
 
 def write_class_folders(data: EmojiData, folder: Path) -> None:
-    """Write `train/GROUP/IMAGE` and `held_out/GROUP/IMAGE` below `folder`."""
+    """Write the class folders `train/GROUP/IMAGE` and `held_out/GROUP/IMAGE` to `folder`."""
     for part, file in (("train", data.train_labels), ("held_out", data.held_out_labels)):
         with file.open(encoding="utf-8", newline="") as rows:
             for row in csv.DictReader(rows):
@@ -222,7 +225,7 @@ def read_emoji() -> list[Emoji]:
 
 
 def _codes_of(image: str) -> tuple[int, ...]:
-    """Code points in the name of an image file, as 1f468-200d-1f4bb.png."""
+    """Return the code points in the name of an image file, e.g. 1f468-200d-1f4bb.png."""
     return tuple(int(code, 16) for code in Path(image).stem.split("-"))
 
 
@@ -238,7 +241,7 @@ def _write(path: Path, column: str, images: Iterable[str], values: Sequence[str]
 
 
 def main() -> None:
-    """Write the files without training the demo."""
+    """Write the files of the emoji dataset without training a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--held-out", type=float, default=0.15, help="share of the families to hold out")

@@ -1,4 +1,4 @@
-"""Parquet files, and datasets of Hugging Face's `datasets`, from the Hub or saved in a folder."""
+"""Readers of Parquet files, and of Hugging Face datasets from the Hub or saved in a folder."""
 
 import hashlib
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def read_parquet(path: str, wanted: Wanted) -> Rows:
-    """Read Parquet files, which contain image paths or the bytes of the images.
+    """Read Parquet files that contain image paths or the bytes of the images.
 
     Bytes are not read into memory: `datasets` writes them once to its cache, which is then memory-mapped.
 
     Args:
-        path: a file, or several as part-*.parquet.
-        wanted: the roles.
+        path: a file, or a pattern for several files, e.g. part-*.parquet.
+        wanted: roles to read.
 
     Raises:
         DataError: a file is missing or damaged, or a column is missing.
@@ -48,9 +48,9 @@ def read_parquet(path: str, wanted: Wanted) -> Rows:
         for file in files:  # check each file before `datasets` opens it
             parquet.ParquetFile(file).close()
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file; paths are relative to the working directory") from None
+        raise DataError(f"{path}: file not found; paths are relative to the working directory") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a column name may not be UTF-8
-        raise DataError(f"{path}: cannot be read as Parquet ({one_line(error)}); fetch or write it again") from None
+        raise DataError(f"{path}: cannot be read as Parquet ({one_line(error)}); download or create it again") from None
     from datasets import Dataset
 
     with _as_data_errors(path):
@@ -69,12 +69,12 @@ def _plain_name(file: Path) -> str:
 
 
 def is_saved(name: str) -> bool:
-    """Return whether a folder was written by `save_to_disk` of `datasets`."""
+    """Return whether a folder was written by `save_to_disk` of the library `datasets`."""
     return (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file()
 
 
 def read_saved(path: str, wanted: Wanted) -> Rows:
-    """Read a folder that `save_to_disk` of `datasets` wrote.
+    """Read a folder written by `save_to_disk` of the library `datasets`.
 
     Raises:
         DataError: the folder cannot be read, or has several splits and folder?split=NAME does not choose one.
@@ -89,7 +89,7 @@ def read_saved(path: str, wanted: Wanted) -> Rows:
 
 
 def read_hub(name: str, wanted: Wanted) -> Rows:
-    """Read `hf:NAME[@REVISION][:SPLIT]`.
+    """Read a dataset of the Hugging Face Hub, given as `hf:NAME[@REVISION][:SPLIT]`.
 
     Raises:
         DataError: the dataset is missing, or has several splits and none is chosen.
@@ -117,7 +117,7 @@ def _as_data_errors(name: str) -> Iterator[None]:
         kind = UnreachedError if name.startswith("hf:") else DataError
         raise kind(
             f"{name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and the network, or "
-            "fetch it again"
+            "download it again"
         ) from None
 
 
@@ -131,11 +131,11 @@ def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Datase
 
 
 def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
-    """Return the rows of an indexable dataset."""
+    """Return the rows of a dataset that can be indexed."""
     from datasets import ClassLabel
 
     if not len(dataset):
-        raise DataError(f"{name}: has no rows; add some")
+        raise DataError(f"{name}: has no rows; add at least one row")
     names = wanted.columns_among(name, dataset.column_names)
     for column in names.values():
         # Memory-mapped files are used as they are: a wrong offset in them would crash the process.
@@ -156,7 +156,7 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
     if _is_string(kind):
         return _of_table(name, Path(), table.append_column(image, column_of_images[:][image]), names)
     if not (_is_bytes(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
-        raise DataError(f"{name}: column {image} has type {kind}, neither paths nor images; name another column")
+        raise DataError(f"{name}: column {image} has type {kind}, neither paths nor images; specify another column")
     rows = _of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
     images = InTable.all_of(name, column_of_images)
     return Rows(name, rows.columns, images, images.keys, names)
@@ -165,7 +165,7 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
 def _of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
     columns = {role: _texts(name, column, table[column]) for role, column in names.items()}
     if not all(len(column) for column in columns.values()):
-        raise DataError(f"{name}: has no rows; add some")
+        raise DataError(f"{name}: has no rows; add at least one row")
     images = columns.pop("image", None)
     return Rows(name, columns, None if images is None else Files.of(folder, images), images, names)
 
@@ -182,10 +182,10 @@ def _texts(name: str, column_name: str, column: Any) -> pa.Array:
             return column.cast(pa.large_list(pa.large_string()))
     except pa.ArrowException as error:
         raise DataError(
-            f"{name}: column {column_name} is damaged ({one_line(error)}); fetch or write the file again"
+            f"{name}: column {column_name} is damaged ({one_line(error)}); download or create the file again"
         ) from None
     raise DataError(
-        f"{name}: column {column_name} has type {kind}, neither text nor lists of texts; name another column"
+        f"{name}: column {column_name} has type {kind}, neither text nor lists of texts; specify another column"
     )
 
 
@@ -203,10 +203,10 @@ class TableImages(Items[Stored | Path]):
     """Images in a column of a dataset, one per row, read on access.
 
     Args:
-        source: name for messages.
-        column: the dataset with this column only, in Arrow format.
-        names: names of the image files, "" where unknown.
-        sizes: sizes in bytes, -1 for an image that is stored elsewhere.
+        source: name of the dataset, for messages.
+        column: dataset with only this column, in Arrow format.
+        names: names of the image files; "" if unknown.
+        sizes: sizes in bytes; -1 for an image that is not stored in the table.
     """
 
     def __init__(self, source: str, column: Any, names: Strings, sizes: NDArray[np.int64]) -> None:
@@ -217,7 +217,10 @@ class TableImages(Items[Stored | Path]):
 
     @property
     def keys(self) -> pa.Array:
-        """Values that are equal for equal name and size; an image without a name differs from all others."""
+        """Values that are equal for images with equal name and size.
+
+        An image without a name differs from all others.
+        """
         return pa.array(
             f"{name}\0{size}" if name else f"\0{row}"
             for row, (name, size) in enumerate(zip(self.names, self.sizes.tolist(), strict=True))
@@ -234,14 +237,14 @@ class TableImages(Items[Stored | Path]):
 
 @dataclass(frozen=True, slots=True)
 class InTable(Stored):
-    """Image in a row of a table."""
+    """Image that is stored in a row of a table."""
 
     table: TableImages
     row: int
 
     @classmethod
     def all_of(cls, source: str, column: "Dataset") -> TableImages:
-        """Return the images of all rows of a dataset with one column, in Arrow format."""
+        """Return the images of all rows of a dataset that has only one column, in Arrow format."""
         values = column[:][column.column_names[0]]
         if pa.types.is_struct(values.type):
             content = pc.struct_field(values, "bytes")

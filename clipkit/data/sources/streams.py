@@ -1,4 +1,4 @@
-"""Sources that are read sequentially: shards at an address, and streamed datasets of the Hub."""
+"""Sources that are read sequentially: shards at remote addresses, and streamed datasets of the Hub."""
 
 import hashlib
 import tarfile
@@ -26,23 +26,23 @@ _MOST_PADDING = 1 << 26
 
 @dataclass(frozen=True)
 class StreamSample:
-    """Image with its captions."""
+    """An image of a stream with its captions."""
 
     image: InMemory
     captions: list[str]
 
     @property
     def identity(self) -> int:
-        """63-bit hash of the location of the image."""
+        """ID of the image: a 63-bit hash of its location."""
         return identity_of(self.image.location)
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Source in parts, each of which is read sequentially.
+    """A source that consists of parts, each of which is read sequentially.
 
     Args:
-        name: the source as the user wrote it, without options.
+        name: source as given by the user, without options.
         parts: addresses of shards, or numbers of the parts of a Hub dataset.
         options: options that the user wrote after `?`.
     """
@@ -57,7 +57,7 @@ class Stream:
         return hashlib.sha256("\0".join([self.name, *self.parts]).encode()).hexdigest()
 
     def samples(self, part: str) -> Iterator[StreamSample]:
-        """Yield the samples of a part, in its order.
+        """Yield the samples of a part in order.
 
         Raises:
             DataError: the part cannot be read, or a sample has no image or no caption.
@@ -70,12 +70,13 @@ class Stream:
         except Exception as error:  # protocols and archives have many kinds of errors
             why = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
             raise DataError(
-                f"{part if '://' in part else self.name}: cannot be read to its end ({why}); try again"
+                f"{part if '://' in part else self.name}: cannot be read completely ({why}); check the "
+                "network and try again"
             ) from None
 
 
 def stream_of(source: str) -> Stream | None:
-    """Return the stream of a source at an address or with ?stream=true; None for a source that can be indexed.
+    """Return the stream of a source at a remote address or with ?stream=true; None for a source that can be indexed.
 
     Raises:
         DataError: an option is unknown, the source cannot be streamed, or the Hub does not have it.
@@ -87,7 +88,7 @@ def stream_of(source: str) -> Stream | None:
     unknown = [option for option in options if option not in (*_ROLES, "stream", "split")]
     if unknown:
         raise DataError(
-            f"{source}: the option {unknown[0]} is unknown for a stream; use image, caption, split or stream"
+            f"{source}: the option {unknown[0]} is not supported for a stream; use image, caption, split or stream"
         )
     if name.startswith("hf:"):
         stream = Stream(name, [], options)
@@ -101,7 +102,7 @@ def stream_of(source: str) -> Stream | None:
                 protocol_of(part, STREAMS)
         return Stream(name, parts, options)
     except ValueError:
-        raise DataError(f"{source}: its braces do not match; write shards-{{000..099}}.tar") from None
+        raise DataError(f"{source}: its braces do not match; write, for example, shards-{{000..099}}.tar") from None
 
 
 def _of_tar(address: str) -> Iterator[StreamSample]:
@@ -114,7 +115,7 @@ def _of_tar(address: str) -> Iterator[StreamSample]:
             if padding > _MOST_PADDING:
                 raise DataError(f"{address}: continues for {padding:,} bytes after its end; write it again")
         if any(file.tail):  # tarfile accepts a tar that is truncated between two members
-            raise DataError(f"{address}: is truncated; fetch or write it again, or leave it out")
+            raise DataError(f"{address}: is truncated; download or create it again, or leave it out")
 
 
 def _open(address: str) -> Any:
@@ -166,7 +167,9 @@ def _of_open_tar(address: str, file: _Tailed) -> Iterator[StreamSample]:
             captions = values_of_role(f"{address}/{key}", texts, "caption")
             if image is None or not captions:
                 missing = "image" if image is None else "caption"
-                raise DataError(f"{address}: sample {key} has no {missing}; leave it out of the shard")
+                raise DataError(
+                    f"{address}: sample {key} has no {missing}; add it, or remove the sample from the shard"
+                )
             yield StreamSample(InMemory(f"{address}/{image[0]}", image[1]), captions)
 
 
@@ -192,12 +195,12 @@ def _of_hub(stream: Stream, part: int) -> Iterator[StreamSample]:
         texts = [str(text).strip() for text in (captions if isinstance(captions, list) else [captions]) if text]
         if not isinstance(content, bytes) or not texts:
             missing = "embedded image" if not isinstance(content, bytes) else "caption"
-            raise DataError(f"{where}: has no {missing}; leave it out, or read the dataset without ?stream=true")
+            raise DataError(f"{where}: has no {missing}; add it, or read the dataset without ?stream=true")
         yield StreamSample(InMemory(where, content), texts)
 
 
 def _hub(stream: Stream) -> Any:
-    """Return the streamed dataset of the Hub, with images as undecoded files."""
+    """Return a streamed dataset of the Hub, with images as undecoded files."""
     import datasets
 
     repository, _, split = stream.name.removeprefix("hf:").partition(":")
@@ -207,7 +210,7 @@ def _hub(stream: Stream) -> Any:
         for name, feature in (data.features or {}).items():
             if isinstance(feature, datasets.Image):
                 data = data.cast_column(name, datasets.Image(decode=False))
-    except Exception as error:  # the libraries of the Hub raise many kinds of errors
+    except Exception as error:  # the libraries of the Hub raise errors of many kinds
         raise DataError(
             f"{stream.name}: cannot be streamed ({one_line(error)}); check the name and the split"
         ) from None

@@ -24,7 +24,7 @@ NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)
 JPEG = (25, 18, 12, 8, 5)
 """JPEG quality."""
 BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
-"""Added to each pixel, for pixels in [0, 1]."""
+"""Value that is added to each pixel, for pixels in [0, 1]."""
 
 
 class Corrupted(Stored):

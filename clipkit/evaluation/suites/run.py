@@ -1,4 +1,4 @@
-"""`run_suite`: measure every dataset of a suite with every model, and resume an unfinished suite."""
+"""Function `run_suite`: evaluate every model on every dataset of a suite, and resume an unfinished suite."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ _ERRORS = (UserError, TrainingError, OSError, ValueError, RuntimeError)
 
 @dataclass
 class SuiteResult:
-    """Everything that was measured in a suite, and what was not and why."""
+    """Results of a suite, and the reasons why datasets or models have no result."""
 
     suite: Suite
     models: list[str]
@@ -35,9 +35,9 @@ class SuiteResult:
     """One row per measured dataset and model: dataset, title, task, metric, model, value, low, high, chance, seconds,
     and the file of the result."""
     unreached: dict[str, str] = field(default_factory=dict)
-    """Datasets that are not available, and why."""
+    """Reasons why datasets are not available, by dataset."""
     failed: dict[str, str] = field(default_factory=dict)
-    """What failed and why: by `DATASET`, `DATASET with MODEL` or `MODEL`."""
+    """Reason for each failure, keyed by `DATASET`, `DATASET with MODEL` or `MODEL`."""
     robustness: list[dict[str, Any]] = field(default_factory=list)
     robustness_means: list[dict[str, Any]] = field(default_factory=list)
 
@@ -67,7 +67,7 @@ def run_suite(
     log: Callable[[str], None] = lambda line: None,
     progress: bool = False,
 ) -> SuiteResult:
-    """Measure every available dataset; results of the same model and data that are already in `out` are kept.
+    """Evaluate all models on all available datasets; results in `out` of the same model and data are reused.
 
     Args:
         suite: returned by `read_suite`.
@@ -109,7 +109,7 @@ class _Run:
         suite: the datasets.
         out: folder for the results.
         processes: the group that shares each dataset.
-        options: of every evaluation.
+        options: options of every evaluation.
         log: called with one line per dataset and model.
         result: filled while the suite runs.
         opened: data of the entries opened so far.
@@ -129,7 +129,7 @@ class _Run:
         return _ERRORS if self.processes.count == 1 else (UserError,)
 
     def measure(self, name: str) -> None:
-        """Measure all datasets with one model."""
+        """Evaluate one model on all datasets."""
         try:
             model = load(name)
             if all(task_of(entry.task).needs_text for entry in self.suite.datasets):
@@ -221,7 +221,7 @@ def _open_in_turn(entry: DataSet, processes: Processes) -> TaskData:
 def _check_metric(entry: DataSet, result: dict[str, Any]) -> None:
     if entry.main_metric not in result["metrics"]:
         measured = ", ".join(result["metrics"])
-        raise UserError(f"{entry.name}: metric {entry.main_metric} is not measured; choose one of {measured}")
+        raise UserError(f"{entry.name}: metric {entry.main_metric} is not available; choose one of {measured}")
 
 
 def _weights(model: DualEncoder) -> str:

@@ -58,7 +58,7 @@ def _read(entry: DataSet) -> TaskData:
         source, train = f"{source}:{entry.split}", None if train is None else f"{source}:{train}"
     for given in (source, train):
         if given is not None and not _is_present(given):
-            raise UnreachedError(f"{given}: there is no such file; paths are relative to the working directory")
+            raise UnreachedError(f"{given}: file not found; paths are relative to the working directory")
     data = task_of(entry.task).read(source)
     return TaskData(data, train=read_labeled(train) if train is not None else None)
 
@@ -86,5 +86,5 @@ def _check_counts(entry: DataSet, opened: TaskData) -> None:
         if expected is not None and expected != count:
             raise DataError(
                 f"{entry.source}: has {count:,} {name.replace('_', ' ')} instead of the {expected:,} of {entry.name}; "
-                "fetch it again, or correct the suite's file"
+                "download it again, or correct the suite's file"
             )

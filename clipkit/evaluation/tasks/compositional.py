@@ -1,4 +1,7 @@
-"""Near misses: captions, or images, that differ in one detail (SugarCrepe, Winoground)."""
+"""Compositional evaluation with hard negatives.
+
+Hard negatives are captions or images that differ in one detail (SugarCrepe, Winoground).
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,9 +38,9 @@ def compositional(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Result:
-    """Measure the share of near misses that the model tells apart, in total and by category.
+    """Evaluate compositional understanding: the share of hard negatives that the model recognizes, also by category.
 
-    `text_acc`: each image scores the right caption higher. `image_acc`: each caption scores the right image higher;
+    `text_acc`: the correct caption of each image scores higher. `image_acc`: the correct image of each caption does;
     undefined with one image. `acc`: both. Definitions are those of CLIP_benchmark 1.6; of equal scores the first wins.
 
     Args:

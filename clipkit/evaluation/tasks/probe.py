@@ -1,4 +1,4 @@
-"""Linear probe and nearest neighbors on frozen image features."""
+"""Linear probe and k-nearest neighbors on frozen image features."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,15 +39,15 @@ def probe(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Result:
-    """Measure a linear classifier (lp_…) and nearest neighbors (knn_…) on the image features.
+    """Evaluate image features with a linear classifier (lp_…) and k-nearest neighbors (knn_…).
 
     The linear classifier is multinomial logistic regression. Its weight decay is chosen on a validation part of the
     training images; then it is fitted to all of them or, with `shots`, to the shots alone.
 
     Args:
         model: returned by `clipkit.load`.
-        data: labeled images to learn from.
-        test: labeled images to measure on. Default: a fifth of each class of `data`, which does not depend on the
+        data: labeled training images.
+        test: labeled test images. Default: a fifth of each class of `data`, which does not depend on the
             order of the images and never separates files with equal content.
         shots: training images per class, drawn `seeds` times; metrics are means over the draws. Default: all images.
         seeds: number of draws; without `shots` there is one, of everything.
@@ -150,7 +150,7 @@ def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns
 
 
 def check_labelled(learned: LabeledImages, measured: LabeledImages | None) -> None:
-    """Check that a probe is possible, as far as this can be known without decoding an image.
+    """Check that a probe is possible, without decoding any image.
 
     Raises:
         DataError: the images have several classes, or a class has too few images.

@@ -42,7 +42,7 @@ def retrieval(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Result:
-    """Measure recall, ranks and mean average precision in both directions, over all images and captions of `data`.
+    """Evaluate retrieval in both directions on all images and captions of `data`: recall, ranks, average precision.
 
     Args:
         model: returned by `clipkit.load`.
@@ -86,7 +86,7 @@ def retrieval(
 
 
 class TextQueries:
-    """Texts that are queries, and the images that are correct for each.
+    """Text queries, and the correct images for each query.
 
     Args:
         texts: the M queries.
@@ -148,7 +148,10 @@ def retrieval_result(
     started = time.perf_counter()
     processes = processes or Processes.alone()
     if not (image_features.isfinite().all() and text_features.isfinite().all()):
-        raise ModelError(f"{model_name}: its features of {pairs.name} are not finite, so nothing can be ranked by them")
+        raise ModelError(
+            f"{model_name}: its features of {pairs.name} are not finite, so they cannot be ranked; load "
+            "the model in float32"
+        )
     queries = queries or TextQueries.of(pairs, merge_captions=False)
     total = len(image_features) * len(text_features) // processes.count
     with tqdm(

@@ -1,4 +1,4 @@
-"""The interface of an evaluation task, which suites and comparisons use.
+"""Interface of evaluation tasks, used by suites and comparisons.
 
 Each task is one file of this folder with an object `TASK`, and one row in `clipkit/tasks.py`.
 """
@@ -25,16 +25,16 @@ from clipkit.tasks import TASKS
 
 @dataclass(frozen=True)
 class TaskData:
-    """Data of a task, and what some tasks use in addition."""
+    """Data of a task, with classes, prompts and training data if the task uses them."""
 
     data: Any
-    """The images, captions or labels to measure on."""
+    """Images with captions or labels for the evaluation."""
     classes: Classes | None = None
     """Class names; None: those of the data."""
     templates: Templates | None = None
     """Prompts; None: those of the data."""
     train: LabeledImages | None = None
-    """Labeled images to learn from."""
+    """Labeled training images."""
 
 
 class Options(TypedDict):
@@ -49,17 +49,17 @@ class Options(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """How one model answered the queries of one kind; two models are compared query by query.
+    """Per-query results of one model for one kind of query; two models are compared query by query.
 
     Args:
-        kind: what asks.
+        kind: kind of the query, image or text.
         queries: names of the queries; None: too many to be named.
-        values: rank of the right answer, or share of right answers, per query.
+        values: rank of the correct answer, or share of correct answers, per query.
         are_ranks: True if `values` are ranks.
         images: image of each query, None where it has none; None: not known.
-        answered: what the model ranked first for each query; None: not known.
+        answered: answer that the model ranked first for each query; None: not known.
         answered_kind: kind of `answered`.
-        right: the right answer of each query, if it is shown in words.
+        right: correct answer of each query, if it is shown as text.
     """
 
     kind: Kind
@@ -74,7 +74,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Task:
-    """One way to evaluate a model.
+    """An evaluation task.
 
     Args:
         read: return the data of a source.
@@ -98,6 +98,6 @@ def task_of(name: str) -> Task:
         DataError: there is no such task.
     """
     if name not in TASKS:
-        raise DataError(f"{name!r} is not an evaluation task; the tasks are {', '.join(TASKS)}")
+        raise DataError(f"{name!r} is not an evaluation task; use one of {', '.join(TASKS)}")
     task: Task = import_module(f"clipkit.evaluation.tasks.{name}").TASK
     return task

@@ -1,4 +1,4 @@
-"""Zero-shot classification: class names in prompts are the classifier."""
+"""Zero-shot classification with prompts that contain the class names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +33,7 @@ def zeroshot(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Result:
-    """Measure the accuracy of choosing the class whose prompts are most similar to the image.
+    """Evaluate zero-shot classification: the accuracy of the class whose prompts are most similar to the image.
 
     If images have several classes, mean average precision is measured instead.
 

@@ -1,4 +1,4 @@
-"""An export format: it writes a folder, and reads it back with the library that the folder is for."""
+"""Interface of export formats: a format writes a folder, and loads it with the other library for verification."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ Encoded = tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]
 
 
 class Format(Protocol):
-    """A layout that another library opens."""
+    """A folder layout that another library can load."""
 
     tolerance: float
-    """Largest allowed difference of a value of a unit-length feature."""
+    """Maximum difference of a value of a unit-length feature."""
     least_cosine: float | None
-    """Smallest allowed mean cosine with the model's features, for lossy formats; None: only the tolerance counts."""
+    """Minimum mean cosine with the model's features, for lossy formats; None: only the tolerance is checked."""
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
         """Write the model into an empty folder. Return the known differences from the model.
@@ -33,10 +33,10 @@ class Format(Protocol):
         """
 
     def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
-        """Unit-length features of images and captions, computed and preprocessed by the other library alone."""
+        """Return unit-length features of images and captions, preprocessed and computed only by the other library."""
 
     def usage(self, folder: Path) -> str:
-        """Lines of Python that open the folder."""
+        """Return Python code that loads the folder."""
 
 
 def check_installed(extra: str, *packages: str) -> None:
@@ -60,12 +60,12 @@ class Proof:
     captions: int
     image_difference: float
     text_difference: float
-    """Largest difference of a value of a unit-length feature."""
+    """Maximum difference of a value of a unit-length feature."""
     image_cosine: float
     text_cosine: float
     """Mean cosine between the two libraries' features."""
     changed: int
-    """Captions whose most similar image differs between the two libraries; 0 if there is a single tower."""
+    """Number of captions whose most similar image differs between the two libraries; 0 if there is only one tower."""
     usage: str
     notes: list[str]
     """Known differences from the model."""

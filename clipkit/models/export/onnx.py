@@ -1,4 +1,4 @@
-"""Export to ONNX: a graph for each tower, the settings that prepare its inputs, and an example without torch."""
+"""Export to ONNX: one graph per tower, the preprocessing settings, and an example script that does not need torch."""
 
 import json
 import logging
@@ -33,10 +33,10 @@ from clipkit.models.towers import Tower
 OPSET = 18
 CONFIG_FILE = "clipkit_onnx.json"
 LEAST_COSINE = 0.99
-"""Smallest allowed mean cosine between features of 8-bit weights and the model's. The largest difference is a poor
+"""Minimum mean cosine between the features with 8-bit weights and the original ones. The maximum difference is a poor
 measure for them, because it shrinks with the width of the features."""
 _LARGEST = 1_800_000_000
-"""Bytes of weights that fit into one protocol buffer file; larger ones are stored in a second file."""
+"""Maximum size in bytes of the weights in a graph file; larger weights are stored in a second file."""
 
 
 class Onnx:
@@ -70,7 +70,7 @@ class Onnx:
             self._write_tower(model, "image", inputs, folder)
             config["preprocessing"] = preprocessing(model.image.preprocess)
             if config["preprocessing"] is None:
-                notes.append(f"{CONFIG_FILE} cannot describe the image preprocessing: prepare images with clipkit")
+                notes.append(f"{CONFIG_FILE} cannot describe the image preprocessing; preprocess images with clipkit")
         if "text" in model.sides:
             inputs = model.text.tokenize(list(CAPTIONS[:2]))
             self._write_tower(model, "text", inputs, folder)
@@ -81,7 +81,7 @@ class Onnx:
                     "does not: repair captions before"
                 )
             if config["text"]["pad_token"] is None:
-                notes.append("the tokenizer has no tokenizer.json, only its own files: tokenize with clipkit")
+                notes.append("the tokenizer cannot be saved as tokenizer.json; tokenize with clipkit")
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copy(onnx_example.__file__, folder / "example.py")
         return notes
@@ -94,7 +94,7 @@ class Onnx:
         # A graph names its second file relative to itself, so graphs to be quantized get a folder of their own.
         whole = file.parent / "float32" / file.name if self.int8 else file
         whole.parent.mkdir(exist_ok=True)
-        failing = as_model_error(f"{model.name}: its {side} tower cannot be exported to ONNX")
+        failing = as_model_error(f"{model.name}: its {side} tower cannot be exported to ONNX", "; use another format")
         with failing, _quiet(), torch.no_grad():
             torch.onnx.export(
                 _UnitLength(tower, list(inputs)).eval(),
@@ -116,11 +116,11 @@ class Onnx:
                 shutil.rmtree(whole.parent)
 
     def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
-        """Run the folder's example.py, which uses nothing but the folder."""
+        """Compute the features with the folder's example.py, which uses only files of the folder."""
         example = _example(folder)
         image = text = np.zeros((0, 1), np.float32)
         assert self._model is not None
-        with as_model_error("onnxruntime cannot run the export", "; nothing was kept"):
+        with as_model_error("onnxruntime cannot run the export", ", so it was deleted; use another format"):
             if images and example.CONFIG["preprocessing"] is None:
                 preprocess = self._model.image.preprocess
                 inputs = stack_inputs([preprocess(photo.convert("RGB")) for photo in images])
@@ -141,7 +141,7 @@ class Onnx:
 
 
 class _UnitLength(nn.Module):
-    """A tower with positional inputs and unit-length features."""
+    """Wrapper of a tower with positional inputs and unit-length features, as ONNX requires."""
 
     def __init__(self, tower: Tower, names: list[str]) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class _UnitLength(nn.Module):
 
 
 def _all_true(values: Any) -> Any:
-    """Translate an operator that the exporter does not know; SigLIP 2 checks the shapes of its images with it."""
+    """Translate an operator that the exporter does not support; SigLIP 2 uses it to check image shapes."""
     from onnx import TensorProto
     from onnxscript import opset18
 
@@ -162,7 +162,7 @@ def _all_true(values: Any) -> Any:
 
 
 def _example(folder: Path) -> Any:
-    """Return the names of the folder's example.py; unlike an import, this writes no bytecode beside it."""
+    """Return the names of the folder's example.py; unlike an import, this writes no bytecode files."""
     return SimpleNamespace(**runpy.run_path(str(folder / "example.py")))
 
 
@@ -172,7 +172,7 @@ def _arrays(inputs: dict[str, Tensor]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the exporter's log and warnings, which do not concern users."""
+    """Context that hides the exporter's log messages and warnings, which are not useful for users."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

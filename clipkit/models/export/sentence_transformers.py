@@ -30,7 +30,7 @@ _RGB_ONLY = (
 
 
 class SentenceTransformers:
-    """A folder for `SentenceTransformer(FOLDER)`, with unit-length embeddings."""
+    """Format that `SentenceTransformer(FOLDER)` loads, with unit-length embeddings."""
 
     tolerance = 1e-5
     least_cosine = None
@@ -74,7 +74,10 @@ class SentenceTransformers:
 
 
 def _whole_modules(model: DualEncoder, parts: Path) -> list[Any]:
-    """Modules for a dual encoder of transformers, or for one of open_clip that can be exported to transformers."""
+    """Return sentence-transformers modules for a dual encoder.
+
+    An open_clip model is first converted to transformers.
+    """
     from sentence_transformers.base.modules import Normalize, Transformer
 
     Transformers().write(model, parts)
@@ -106,13 +109,13 @@ def _whole_modules(model: DualEncoder, parts: Path) -> list[Any]:
 
 
 def _convert_to_rgb(preprocessing: Path) -> None:
-    """Switch on the conversion to RGB, without which some families raise an error for gray images."""
+    """Enable the conversion to RGB, without which some model families raise an error for gray images."""
     config = json.loads(preprocessing.read_text(encoding="utf-8")) | {"do_convert_rgb": True}
     preprocessing.write_text(json.dumps(config), encoding="utf-8")
 
 
 def _tower_modules(model: DualEncoder, parts: Path) -> list[Any]:
-    """Modules for a composed model: a route for each of its towers."""
+    """Return sentence-transformers modules for a composed model, with one route per tower."""
     from sentence_transformers.base.modules import Normalize, Router
 
     model.backend.save(model, parts)
@@ -157,7 +160,7 @@ def _image_route(model: DualEncoder, folder: Path) -> list[Any]:
 
 
 def _projection(head: nn.Module) -> list[Any]:
-    """Projection of a composed model as modules of sentence-transformers."""
+    """Return the projection of a composed model as sentence-transformers modules."""
     from sentence_transformers.base.modules import Dense
     from sentence_transformers.sentence_transformer.modules import LayerNorm
 

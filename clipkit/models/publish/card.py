@@ -1,4 +1,4 @@
-"""Model cards without training and evaluation: description, usage, license."""
+"""Basic model cards: description, usage and license, without sections about training and evaluation."""
 
 import filecmp
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, ev
     """Return the text of a README.md, with the header that the Hub reads.
 
     Args:
-        layout: of the model.
+        layout: layout of the model.
         parts: sections between usage and limits.
         trained: whether the model was trained with clipkit.
         eval_results: EvalResult objects of huggingface_hub, for the header.
@@ -41,7 +41,7 @@ def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, ev
 
 
 def kept_card(source: Path, saved: Path) -> str | None:
-    """Card of the folder or run that a model was loaded from, if its weights are unchanged, else None."""
+    """Return the card of the folder or run from which a model was loaded, or None if its weights have changed."""
     run_model = RunFiles(source).model
     folder = run_model if (run_model / CARD).is_file() else source
     weights = [path.relative_to(saved) for path in saved.rglob("*") if path.suffix in WEIGHTS]
@@ -70,7 +70,10 @@ def _summary(layout: Layout, trained: bool) -> str:
 
 
 def _license(bases: Sequence[Base]) -> dict[str, Any]:
-    """License fields of the header: none if a base states no license, `other` if the bases differ."""
+    """Return the license fields of the card header: none if the license of a base model is unknown.
+
+    The license is `other` if the licenses differ.
+    """
     licenses = {(base.license, base.license_name, base.license_link) for base in bases}
     if not bases or any(base.license is None for base in bases):
         return {}
@@ -79,7 +82,10 @@ def _license(bases: Sequence[Base]) -> dict[str, Any]:
 
 
 def _license_section(bases: Sequence[Base]) -> list[str]:
-    """License section, if the header cannot express the licenses."""
+    """Return a section that lists the licenses of the base models if they differ or are unknown.
+
+    The header of the card holds only one license.
+    """
     distinct = {(base.license, base.license_name, base.license_link) for base in bases}
     if len(distinct) < 2 and not any(base.license is None for base in bases):
         return []

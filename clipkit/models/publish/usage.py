@@ -10,7 +10,7 @@ HERE = "ORG/NAME"
 
 
 def usage(layout: Layout) -> str:
-    """Return a block of code for each library."""
+    """Return a code block for each library that can load the model."""
     from jinja2 import Template
 
     family = family_of_class(layout.class_name)

@@ -1,4 +1,4 @@
-"""Missing and unreadable images of a run: counted, listed, and limited by `data.max_bad`."""
+"""List of the missing and unreadable images of a run, whose number `data.max_bad` limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from clipkit.training.folder.run_folder import RunFolder
 
 @dataclass(eq=False)
 class BadSamples:
-    """The distinct images that a run needed and found missing or unreadable.
+    """List of the distinct images that a run needed but that are missing or unreadable.
 
     The file bad_samples.jsonl lists each once: the step that first needed it, its position, file and the reason.
 
@@ -36,7 +36,7 @@ class BadSamples:
         )
 
     def check_known(self, bad: Mapping[int, str]) -> None:
-        """Check the number of images that are known to be bad before the first step.
+        """Raise if more images are known to be bad before the first step than `data.max_bad` allows.
 
         Raises:
             DataError: there are too many.
@@ -49,11 +49,11 @@ class BadSamples:
             )
 
     def any_new(self, bad: Mapping[int, str]) -> bool:
-        """Return whether any of these images is not listed yet."""
+        """Return whether at least one of these images is not in the list yet."""
         return any(image not in self.images for image in bad)
 
     def add(self, bad: Mapping[int, str], step: int) -> None:
-        """List the bad images that any process found in this step; called on all processes together.
+        """Add the bad images that any process found in this step to the list; all processes must call this.
 
         Raises:
             TrainingError: the list cannot be written.
@@ -76,7 +76,7 @@ class BadSamples:
         return len(self.images) > self.max_bad
 
     def check(self, step: int) -> None:
-        """Check the number of bad images.
+        """Raise if more images are bad than `data.max_bad` allows.
 
         Raises:
             TrainingError: there are too many.

@@ -18,8 +18,8 @@ class Keeper:
 
     Args:
         folder: the run folder.
-        recipe: how often to write, and how many to keep.
-        metric: the metric that ranks them.
+        recipe: recipe with the frequency of checkpoints and the number to keep.
+        metric: metric that ranks the checkpoints.
     """
 
     folder: RunFolder

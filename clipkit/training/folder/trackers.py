@@ -1,4 +1,4 @@
-"""Accelerate's experiment trackers, which receive the rows that a run logs."""
+"""Experiment trackers of Accelerate, to which a run sends its logged rows."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,9 @@ def check_installed(names: Sequence[str]) -> None:
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise RecipeError(f"train.log_with: {name} is not installed; pip install {name}, or leave it out")
+            raise RecipeError(
+                f"train.log_with: {name} is not installed; pip install {name}, or remove it from the recipe"
+            )
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Trackers:
     folder: Path
 
     def start(self) -> None:
-        """Start the trackers and give them the recipe."""
+        """Start the trackers and send them the recipe."""
         if not self.recipe.train.log_with:
             return
         from accelerate.tracking import filter_trackers

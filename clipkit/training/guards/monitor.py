@@ -1,4 +1,4 @@
-"""The monitor of a run: findings before its first step and from its logs, batch statistics, retention."""
+"""Monitor of a run: collects findings before the first step and from the logs, batch statistics, and retention."""
 
 import math
 import time
@@ -20,12 +20,12 @@ from clipkit.training.objectives.objective import Gathered
 from clipkit.training.plan import Plan
 
 _TIMED = 5
-"""Logged steps after which the run prints its expected end; the first step is not timed."""
+"""Number of logged steps after which the run prints its expected end; the first step is not timed."""
 
 
 @dataclass(eq=False)
 class Monitor:
-    """Watches one run. All processes measure retention; the main one prints and keeps the findings.
+    """Monitors a run. All processes measure retention; the main process prints and stores the findings.
 
     Args:
         plan: the plan of the run.
@@ -98,7 +98,7 @@ class Monitor:
 
     @property
     def watch(self) -> Watch:
-        """The rules that read the logs; available after `start`."""
+        """Rules that are applied to the logs; available after `start`."""
         assert self._watch is not None
         return self._watch
 
@@ -136,7 +136,10 @@ class Monitor:
         return {} if self.retention is None else {self.retention.metric: self.retention.value()}
 
     def retention_settings(self) -> dict[str, Any]:
-        """Return the settings of results.json about retention, measured with the current weights."""
+        """Measure retention with the current weights.
+
+        Return the entries about it for the settings of results.json.
+        """
         if self.retention is None:
             return {}
         values = {"start": self.retention_start, "chosen": self.retention.value()}
@@ -156,7 +159,7 @@ class Monitor:
         return line
 
     def not_finite(self, step: int, loss: float, norm: float) -> None:
-        """Record a loss or gradient norm that ends the run."""
+        """Record a loss or gradient norm that is not finite and ends the run."""
         if not self.plan.processes.is_main:
             return
         finding = Finding(

@@ -1,4 +1,4 @@
-"""Rules that read the logs of a run while it trains, and report each finding once.
+"""Rules that are applied to the logs of a run during training and report each finding once.
 
 To add one, write a function, add a row to `STEP_RULES` or `EVALUATION_RULES`, and test it. Rules need nothing but the
 rows of metrics, speed and evaluations: `clipkit doctor` applies them to a finished run.
@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 _WINDOW = 20
 """Number of logged steps that a rule reads."""
 _EVERY = 5
-"""Logged steps from one check to the next, to keep the cost low."""
+"""Number of logged steps between checks, to keep the cost low."""
 _NEAR_CHANCE = 0.02
 _BY_LUCK = 5.0
 _COLLAPSED = 0.95
@@ -28,7 +28,7 @@ _WAITING = 0.2
 _PATIENCE = 3
 _WORSE = 0.95
 _FORGOTTEN = {"retention_similarity": 0.5}
-"""Limits as a share of the value before the first step; similarities change in any fine-tuning."""
+"""Limits of retention, as a share of its value before training; similarities change in any fine-tuning."""
 _FORGOTTEN_FIGURE = 0.9
 
 
@@ -42,12 +42,12 @@ class Facts:
     steps: int
     """Number of steps of the whole run."""
     chance: float | None
-    """Loss at equal similarities; None: the loss has no such level."""
+    """Value of the loss when all similarities are equal; None if it is not a fixed number."""
     start_scale: float
     largest_scale: float | None
-    """Upper limit of the scale; None: not limited."""
+    """Upper limit of the scale; None if it is not limited."""
     metric: str | None
-    """Metric that chooses the best weights."""
+    """Metric that selects the best weights."""
     sides: tuple[str, str] = ("image", "text")
     """Prefixes of the statistics in metrics.jsonl, as in `image_accuracy`."""
     retention: str | None = None
@@ -57,7 +57,7 @@ class Facts:
 
 
 class Watch:
-    """Reads the logged rows in order, and reports each finding once.
+    """Applies the rules to the logged rows in order, and reports each finding once.
 
     Args:
         facts: facts about the run.
@@ -74,11 +74,14 @@ class Watch:
         self._seen = 0
 
     def step(self, row: Row, speed: Row | None) -> list[Finding]:
-        """Read a row of metrics.jsonl, and its row of speed.jsonl; return the new findings."""
+        """Take a row of metrics.jsonl and the row of speed.jsonl for the same step (or None).
+
+        The result is the list of new findings.
+        """
         self.rows.append(row)
         self.norms.append(row["grad_norm"])
         self._seen += 1
-        # The first steps fetch, allocate and compile.
+        # The first steps load data, allocate memory and compile.
         if speed is not None and self._seen > _EVERY:
             self.speeds.append(speed)
         if self._seen % _EVERY or len(self.rows) < _WINDOW:
@@ -86,7 +89,7 @@ class Watch:
         return self._apply(STEP_RULES, row["step"])
 
     def evaluation(self, row: Row) -> list[Finding]:
-        """Read a row of evaluations.jsonl; return the new findings."""
+        """Take a row of evaluations.jsonl; return the new findings."""
         self.evaluations.append(row)
         return self._apply(EVALUATION_RULES, row["step"])
 
@@ -166,8 +169,8 @@ def scale_falls(watch: Watch) -> Finding | None:
         "scale_falls", "warning",
         f"the scale falls steadily, from {watch.facts.start_scale:.4g} to {scales[-1]:.4g}: the model becomes less "
         "certain about the pairs",
-        "many captions may fit several images of the batch, or not fit their own: run clipkit data check, and "
-        "lower optim.lr",
+        "many captions may describe several images of the batch, or not their own image: run clipkit data check, "
+        "and lower optim.lr",
     )  # fmt: skip
 
 
@@ -198,7 +201,7 @@ def one_direction(watch: Watch) -> Finding | None:
         "one_direction", "warning",
         f"within a batch, retrieval works from {better} to {worse} ({high:.0%} correct), but not from {worse} to "
         f"{better} ({low:.0%})",
-        f"many samples on the {worse} side may be alike, or one tower hardly learns: check the captions, and "
+        f"many {worse} samples may be similar to each other, or one tower hardly learns: check the captions, and "
         "model.image.tune and model.text.tune",
     )  # fmt: skip
 

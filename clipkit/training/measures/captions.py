@@ -1,4 +1,4 @@
-"""Validation pairs: retrieval between images and captions."""
+"""Validation by retrieval between images and captions of held-out pairs."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ from clipkit.training.objectives.objective import Encoded
 
 
 class CaptionValidation:
-    """Retrieval on held-out pairs with the current weights.
+    """Validation by retrieval on held-out pairs with the current weights.
 
     Args:
         model: the model that is trained.
         pairs: the held-out pairs.
-        processes: each encodes its share; all get the values.
+        processes: each process encodes its share; all get the values.
     """
 
     def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
@@ -34,12 +34,12 @@ class CaptionValidation:
         self.inputs = TowerInputs(model, IndexedFeed(pairs), processes, encoded, augmented=False)
 
     def figures(self) -> dict[str, float]:
-        """Return the recalls."""
+        """Return the recalls in both directions and their mean."""
         image_features, text_features = self._features()
         return recalls(retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption)))
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return everything that results.json holds, under this model name."""
+        """Return the complete result for results.json, under this model name."""
         image_features, text_features = self._features()
         return dict(retrieval_result(image_features, text_features, self.pairs, name, 0.0))
 
@@ -54,5 +54,5 @@ def finite(name: str, *features: Tensor) -> Any:
         TrainingError: some are not.
     """
     if not all(one.isfinite().all() for one in features):
-        raise TrainingError(f"{name}: its features are not finite; try a lower optim.lr, or train.precision: fp32")
+        raise TrainingError(f"{name}: its features are not finite; use a lower optim.lr, or train.precision: fp32")
     return features

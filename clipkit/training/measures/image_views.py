@@ -1,4 +1,4 @@
-"""Views of validation images: how often one view finds the other."""
+"""Validation by image views: retrieval of one view of a held-out image with another view of it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from clipkit.training.objectives.views import through_head
 
 @dataclass(eq=False)
 class ImageViewValidation:
-    """Retrieval between two views of held-out images, in both directions.
+    """Validation by retrieval between two views of held-out images, in both directions.
 
     The views are the first two of the recipe, as in its first epoch. Recall, alignment and uniformity are measured on
     the features that the loss sees, after the head; neighbors and map on the tower's own features, which are saved.
@@ -34,7 +34,7 @@ class ImageViewValidation:
         workers: loader processes.
         model: the model that is trained.
         pairs: the images.
-        processes: each encodes its share; all get the values.
+        processes: each process encodes its share; all get the values.
     """
 
     encoded: Mapping[str, Encoded]
@@ -53,7 +53,7 @@ class ImageViewValidation:
         return self._scores().figures()
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return everything that results.json holds, under this model name."""
+        """Return the complete result for results.json, under this model name."""
         with evaluating(self.model):
             features = encode_shared(self.pairs.images, self.model.encode_image, self.processes).cpu()
         return self._scores().result(name, self.pairs, features, self.pairs.images)

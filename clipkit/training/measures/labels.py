@@ -1,4 +1,4 @@
-"""Labeled images during a run: nearest neighbors and a linear probe on the features of the image tower."""
+"""Validation by labeled images: k-nearest neighbors and a linear probe on the features of the image tower."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +13,16 @@ from clipkit.processes import Processes
 
 @dataclass(eq=False)
 class LabelValidation:
-    """A probe of the image tower with the current weights.
+    """Validation by k-nearest neighbors and a linear probe with the current weights.
 
     Args:
         model: the model that is trained.
-        labelled: images to learn the classes from.
-        test: images to measure on; None: a part of `labelled`.
-        processes: each encodes its share; all get the values.
+        labelled: labeled training images of the probe.
+        test: labeled test images; None: a part of `labelled`.
+        processes: each process encodes its share; all get the values.
 
     Raises:
-        DataError: `test` has classes that `labelled` lacks.
+        DataError: `test` has classes that are missing in `labelled`.
     """
 
     model: DualEncoder
@@ -39,7 +39,7 @@ class LabelValidation:
         return {name: figure["value"] for name, figure in metrics.items() if figure["value"] is not None}
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return everything that results.json holds, under this model name."""
+        """Return the complete result for results.json, under this model name."""
         return {**self._probe(), "model": name}
 
     def _probe(self) -> dict[str, Any]:

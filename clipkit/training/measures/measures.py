@@ -1,4 +1,4 @@
-"""Everything that a run measures at an evaluation."""
+"""Selection of the evaluations of a run, and merging of their results."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Views of validation captions: how often another wording finds its caption."""
+"""Validation by text views: retrieval of a held-out caption with another wording of it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from clipkit.training.step import Encoder
 
 
 class TextViewValidation:
-    """Retrieval of one caption per image by other wordings of it.
+    """Validation by text-to-text retrieval: find an image's first caption from other wordings of it.
 
     The wordings are the image's other captions if it has any, else the caption's paraphrase, else a crop of it.
 
@@ -29,7 +29,7 @@ class TextViewValidation:
         crop: makes the crop.
         model: the model that is trained.
         pairs: the captions.
-        processes: each encodes its share; all get the values.
+        processes: each process encodes its share; all get the values.
     """
 
     def __init__(self, crop: TextView, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
@@ -55,7 +55,7 @@ class TextViewValidation:
         return self._scores().figures()
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return everything that results.json holds, under this model name."""
+        """Return the complete result for results.json, under this model name."""
         with evaluating(self.model):
             features = F.normalize(self._encoded(self.captions, Encoder(self.model.text)), dim=-1).cpu()
         return self._scores().result(name, self.pairs, features, self.captions)

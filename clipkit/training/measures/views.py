@@ -1,4 +1,4 @@
-"""The part that measurements of image views and of caption views share: recalls, alignment, uniformity."""
+"""Common part of the evaluations of image views and text views: recalls, alignment and uniformity."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class ViewScores:
     spread: Tensor
 
     def figures(self) -> dict[str, float]:
-        """Return the values alone."""
+        """Return the metric values without per-query data."""
         values = {name: column.value for name, column in self.recalls.items()}
         alignment, spread = self.alignment.mean().item(), uniformity(self.spread)
         return values | {f"{self.side}_alignment": alignment, f"{self.side}_uniformity": spread}
@@ -46,7 +46,7 @@ class ViewScores:
             name: the model's name.
             pairs: the data.
             features: (N, D) the tower's own features of the items.
-            items: the N images or captions that a view is looked up in.
+            items: the N images or captions among which a view is searched.
         """
         metrics = figures(self.recalls, {f"{self.side}_view_recall@{k}": min(1.0, k / len(items)) for k in KS})
         metrics |= {name: figure(value, None, None) for name, value in self.figures().items() if name not in metrics}

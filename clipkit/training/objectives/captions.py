@@ -1,4 +1,4 @@
-"""Captions: an image's positive is its caption."""
+"""Objective captions: the positive of an image is its caption."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ def objective(
     """Compare `image_features` with `text_features`, and with `negative_text_features` if the loss needs them.
 
     Raises:
-        DataError: the loss needs wrong captions, and the data has none.
+        DataError: the loss needs hard negative captions, but the data has none.
     """
     preprocess = model.image.preprocess
     seed, safe = recipe.train.seed, TextSafe(pairs) if term.safe else None

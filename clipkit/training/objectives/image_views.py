@@ -1,4 +1,4 @@
-"""Views of images: an image's positive is another view of it (SimCLR)."""
+"""Objective image views: the positive of a view is another view of the same image (SimCLR)."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ def objective(
 
 
 def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes) -> ImageViewValidation:
-    """Measure how often one view of a held-out image finds the other."""
+    """Measure retrieval between two views of held-out images."""
     assert isinstance(term, ImageViewsTerm)
     return ImageViewValidation(_encoded(term, recipe, model, pairs), recipe.data.workers, model, pairs, processes)
 
