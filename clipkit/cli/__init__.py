@@ -70,6 +70,9 @@ def main() -> None:
             names_process = isinstance(error, TrainingError) and not error.everywhere and rank is not None
             sys.stderr.write(f"clipkit: {f'process {rank}: ' if names_process else ''}{error}\n")
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except MemoryError:
+        sys.stderr.write("clipkit: out of memory; use smaller images or batches, or fewer workers\n")
+        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)

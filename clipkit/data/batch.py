@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from clipkit.data.shared_memory import can_send_shared
 from clipkit.data.text_views import TextView
 from clipkit.data.tokens import Tokenize, TokenStore
 from clipkit.images import Stored, open_image
@@ -82,7 +83,7 @@ class InputMaker:
             ids: image IDs, caption IDs and caption rows.
             bad: reasons why images were replaced, by image ID.
         """
-        inputs = {name: dict(default_collate([made[name] for made in images])) for name in images[0]}
+        inputs = {name: stacked([made[name] for made in images]) for name in images[0]}
         strings: list[str] = []
         tokens: dict[str, Tensor] = {}
         for name, text_of in self.texts.items():
@@ -94,6 +95,13 @@ class InputMaker:
                 tokens = self.tokenize(strings)
             inputs[name] = tokens
         return Batch(inputs, *ids, bad)
+
+
+def stacked(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack the inputs of several images; in a loader worker directly into shared memory, if it has enough."""
+    if can_send_shared(len(inputs) * sum(value.nbytes for value in inputs[0].values())):
+        return dict(default_collate(inputs))
+    return {name: torch.stack([one[name] for one in inputs]) for name in inputs[0]}
 
 
 def joined(chunks: list[Batch]) -> Batch:

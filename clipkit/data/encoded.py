@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipkit.errors import DataError, one_line
+from clipkit.image_formats import open_content
 from clipkit.images import Stored, in_memory, open_image
 
 # Formats whose files are kept unchanged if the image is small enough, with their extension.
@@ -75,7 +76,7 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
 
 def _extension_if_plain(content: bytes) -> str | None:
     """Return the extension if every reader decodes the file to the same image as `open_image`, otherwise None."""
-    with Image.open(io.BytesIO(content)) as file:
+    with open_content(content) as file:
         plain = (
             file.format in _KEPT
             and file.mode == "RGB"

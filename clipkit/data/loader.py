@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from clipkit.data.batch import Batch, InputMaker, Inputs, joined
 from clipkit.data.pairs import Pairs
 from clipkit.data.sampler import Sample
+from clipkit.data.shared_memory import Packed, packed, unpacked
+from clipkit.data.sources.remote import fetch_ahead
 from clipkit.data.workers import WorkerProgress, start_worker
 from clipkit.errors import DataError
 
@@ -55,6 +57,11 @@ class _Images(Dataset[_Drawn | DataError]):
         self.progress = progress
         self.max_pixels = Image.MAX_IMAGE_PIXELS
 
+    def __getitems__(self, samples: list[Sample]) -> list[_Drawn | DataError]:
+        if self.maker.augments:
+            fetch_ahead(self.pairs.images[sample.image] for sample in samples if sample.image not in self.known_bad)
+        return [self[sample] for sample in samples]
+
     def __getitem__(self, sample: Sample) -> _Drawn | DataError:
         bad: dict[int, str] = {}
         for attempt in range(_ATTEMPTS):
@@ -82,7 +89,7 @@ class _Collate:
         self.pairs = pairs
         self.maker = maker
 
-    def __call__(self, drawn: list[_Drawn | DataError]) -> Batch | DataError:
+    def __call__(self, drawn: list[_Drawn | DataError]) -> Batch | Packed | DataError:
         sound: list[_Drawn] = []
         for item in drawn:
             if isinstance(item, DataError):
@@ -96,7 +103,7 @@ class _Collate:
             torch.tensor(rows),
         )
         bad = {image: reason for item in sound for image, reason in item.bad.items()}
-        return self.maker.batch(samples, [item.inputs for item in sound], ids, bad)
+        return packed(self.maker.batch(samples, [item.inputs for item in sound], ids, bad))
 
 
 def pair_loader(
@@ -156,7 +163,8 @@ def _chunks_of(loader: DataLoader[_Drawn | DataError]) -> Iterator[Batch | DataE
     If a worker dies while it sends a chunk, raise the RuntimeError of a dead worker.
     """
     try:
-        yield from loader
+        for chunk in loader:
+            yield unpacked(chunk)
     except (ConnectionError, EOFError, FileNotFoundError) as error:
         if not loader.num_workers:
             raise

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from clipkit.data.pairs import Pairs, Part
 from clipkit.data.sequences import Chosen, Files, Joined, Strings, first_positions
 from clipkit.errors import DataError
-from clipkit.images import Stored
+from clipkit.images import Stored, read_image
 
 
 def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
@@ -144,5 +144,5 @@ def _names_of(images: Sequence[Path | Stored]) -> list[str]:
 
 def _name_of(image: Path | Stored) -> str:
     if isinstance(image, Stored) and not Path(image.name).suffix:
-        return hashlib.sha256(image.read_bytes()).hexdigest()
+        return hashlib.sha256(read_image(image)).hexdigest()
     return image.name

@@ -20,6 +20,7 @@ from clipkit.data.sources.read import read_rows
 from clipkit.errors import DataError
 from clipkit.images import Stored, size_of
 
+_LONGEST_TEXT = 1_000_000  # characters: models read a few hundred, and tokenizing a book takes minutes
 _MOST_SIZES = 10_000  # number of image files whose size is part of the fingerprint
 
 
@@ -180,6 +181,14 @@ def read_pairs(source: str, *, images: bool = True, captions: bool = True, broke
 
 def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pairs:
     texts, row_of_text = _texts(rows)
+    for role, column in texts.items():
+        length = pc.utf8_length(column.column)
+        if len(column) and pc.max(length).as_py() > _LONGEST_TEXT:
+            row = row_of_text[pc.index(length, pc.max(length)).as_py()] + 1
+            raise DataError(
+                f"{rows.name}: {rows.row} {row} has a {role} of {pc.max(length).as_py():,} characters, more than the "
+                f"limit of {_LONGEST_TEXT:,}; shorten it or drop the {rows.row}"
+            )
     if "caption" in texts and not may_be_empty:
         empty = pc.index(texts["caption"].column, "").as_py()
         if empty >= 0 and captions:

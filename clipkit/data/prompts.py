@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipkit.errors import DataError
 from clipkit.files import is_file
+from clipkit.opening import read_text
 
 # Templates with {c} for the class name; or a list of prompts for each class (Pratt et al. 2023, CuPL).
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
@@ -78,7 +79,7 @@ def read_lines(path: Path) -> list[str]:
         DataError: the file cannot be read, or is empty.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: cannot be read as a text file ({error}); give a UTF-8 file with one entry per line"
@@ -115,7 +116,7 @@ def _lines_or_json(source: str, what: str, named: list[str]) -> object:
     if path.suffix != ".json":
         return read_lines(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not valid JSON ({error}); fix it") from None
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipkit.data.sources.remote import Remote
+from clipkit.data.sources.remote import Remote, begin
+from clipkit.data.sources.urls import is_address
 from clipkit.images import Stored
 
 T = TypeVar("T")
@@ -83,6 +84,8 @@ class Files(Items[Path | Stored]):
     """Sequence of image files, with names relative to a folder. A name with `://` is a URL."""
 
     def __init__(self, folder: Path, names: Strings) -> None:
+        if pc.any(pc.match_substring(names.column, "://")).as_py():
+            begin()  # here, so that all processes that are forked later share the fetched images
         self.folder = folder
         self.names = names
 
@@ -96,7 +99,7 @@ class Files(Items[Path | Stored]):
 
     def _at(self, position: int) -> Path | Stored:
         name = self.names[position]
-        return Remote(name) if "://" in name else self.folder / name
+        return Remote(name) if is_address(name) else self.folder / name
 
 
 class Chosen(Items[T]):

@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from clipkit.data.batch import Batch, InputMaker, Inputs, joined, rows_of
+from clipkit.data.shared_memory import Packed, packed, shared_zeros, unpacked
 from clipkit.data.sources.streams import Stream, StreamSample, identity_of
 from clipkit.data.workers import start_worker
 from clipkit.errors import DataError
@@ -72,7 +73,7 @@ class _Pair(NamedTuple):
     caption: str
 
 
-class _Lane(IterableDataset[Batch | int | DataError]):
+class _Lane(IterableDataset[Batch | Packed | int | DataError]):
     """Dataset of the chunks of one process; each worker reads the samples of its lane.
 
     For chunks that were already used in training, only the size is returned.
@@ -84,10 +85,10 @@ class _Lane(IterableDataset[Batch | int | DataError]):
         self.seed = seed
         self.process = process
         self.max_pixels = Image.MAX_IMAGE_PIXELS
-        self.start = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self.start = shared_zeros(2)
         """Epoch, and the number of its rows that this process has trained on already."""
 
-    def __iter__(self) -> Iterator[Batch | int | DataError]:
+    def __iter__(self) -> Iterator[Batch | Packed | int | DataError]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         index, count = self.process
@@ -128,7 +129,7 @@ class _Lane(IterableDataset[Batch | int | DataError]):
         for index in generator.permutation(len(buffer)).tolist():
             yield buffer[index]
 
-    def _batch(self, samples: list[StreamSample], epoch: int) -> Batch | DataError:
+    def _batch(self, samples: list[StreamSample], epoch: int) -> Batch | Packed | DataError:
         """Decode a chunk; another sample of the chunk replaces an unreadable one, so that the size stays the same."""
         bad: dict[int, str] = {}
         made: dict[int, Inputs] = {}
@@ -150,7 +151,8 @@ class _Lane(IterableDataset[Batch | int | DataError]):
         pairs = [_Pair(samples[index].identity, self._caption(samples[index], epoch)) for index in chosen]
         image_ids = torch.tensor([pair.image_id for pair in pairs])
         caption_ids = torch.tensor([identity_of(pair.caption) for pair in pairs])
-        return self.maker.batch(pairs, [made[index] for index in chosen], (image_ids, caption_ids, image_ids), bad)
+        batch = self.maker.batch(pairs, [made[index] for index in chosen], (image_ids, caption_ids, image_ids), bad)
+        return packed(batch)
 
     def _caption(self, sample: StreamSample, epoch: int) -> str:
         """Return a caption of the sample; each epoch uses the next one."""
@@ -179,7 +181,7 @@ def stream_loader(
         DataError: the stream cannot be read, or ends before the epoch does.
     """
     lane = _Lane(stream, maker, seed, process)
-    loader: DataLoader[Batch | int | DataError] = DataLoader(
+    loader: DataLoader[Batch | Packed | int | DataError] = DataLoader(
         lane,
         batch_size=None,
         num_workers=workers,
@@ -206,8 +208,8 @@ def stream_loader(
         step = last
 
 
-def _chunks(loader: DataLoader[Batch | int | DataError]) -> Iterator[Batch | int]:
-    for chunk in loader:
+def _chunks(loader: DataLoader[Batch | Packed | int | DataError]) -> Iterator[Batch | int]:
+    for chunk in map(unpacked, loader):
         if isinstance(chunk, DataError):
             chunk.everywhere = False  # other processes may be able to load their slices
             raise chunk

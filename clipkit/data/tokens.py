@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clipkit.data.shared_memory import fits_shared, shared_zeros
+
 Tokenize = Callable[[list[str]], dict[str, Int[Tensor, "B L"]]]
 
 # Maximum size in bytes of the shared memory, which is allocated as captions are used.
@@ -37,14 +39,15 @@ class TokenStore:
         self.tokenize = tokenize
         self.pad_id = pad_id
         self._masked = "attention_mask" in tokenize([captions[0]])
-        self._ids = torch.empty(len(captions), context_length, dtype=torch.int32).share_memory_()
-        self._lengths = torch.zeros(len(captions), dtype=torch.int32).share_memory_()
-        """Number of tokens of each caption; 0 if not yet computed."""
+        self._ids = shared_zeros(len(captions), context_length, dtype=torch.int32)
+        self._lengths = shared_zeros(len(captions), dtype=torch.int32)
+        """Number of tokens of each caption; 0: not computed yet."""
 
     @staticmethod
     def fits(count: int, context_length: int) -> bool:
-        """Return whether the tokens of `count` captions fit into the maximum size."""
-        return 4 * count * (context_length + 1) <= _MOST_BYTES
+        """Return whether the tokens of `count` captions fit into memory."""
+        size = 4 * count * (context_length + 1)
+        return size <= _MOST_BYTES and fits_shared(size)
 
     def __call__(self, rows: Sequence[int]) -> dict[str, Int[Tensor, "B L"]]:
         """Return the tokens of the captions at the given positions."""

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from clipkit.data.shared_memory import shared_zeros
+
 
 class WorkerProgress:
     """Record of the image that each loader worker is reading, for the error message if the worker dies.
@@ -23,7 +25,7 @@ class WorkerProgress:
     def __init__(self, images: Sequence[object]) -> None:
         self.images = images
         # One row per worker: process ID and position of the image.
-        self._current = torch.full((os.cpu_count() or 1, 2), -1).share_memory_()
+        self._current = shared_zeros(os.cpu_count() or 1, 2).fill_(-1)
 
     def begin(self, image: int) -> None:
         """Record that this worker is reading an image; outside of a worker, do nothing."""

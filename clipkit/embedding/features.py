@@ -20,7 +20,7 @@ from clipkit.embedding.cache import FeatureCache
 from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.errors import DataError, ModelError, OutputError, one_line
 from clipkit.files import cache_folder
-from clipkit.images import ImageLike, open_image
+from clipkit.images import ImageLike, open_image, read_image
 from clipkit.models import DualEncoder
 from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.models.towers import ImageTower, TextTower
@@ -202,7 +202,7 @@ def _content_hash(image: ImageLike) -> bytes:
         decoded = open_image(image)  # upright RGB, as a tower gets it
         return hashlib.sha256(f"{decoded.size} ".encode() + decoded.tobytes()).digest()
     try:
-        return hashlib.sha256((Path(image) if isinstance(image, str) else image).read_bytes()).digest()
+        return hashlib.sha256(read_image(Path(image) if isinstance(image, str) else image)).digest()
     except (OSError, ValueError) as error:  # ValueError: a name that is invalid for any file
         reason = getattr(error, "strerror", None) or one_line(error)
         raise DataError(f"{image}: cannot be read ({reason}); check the path") from None

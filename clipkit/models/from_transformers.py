@@ -11,6 +11,7 @@ from clipkit.errors import ModelError
 from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES, Family, text_encoder
+from clipkit.models.folder_config import check_config
 from clipkit.models.preprocess import Inputs, PatchGrid, Preprocess, Resize
 from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
@@ -71,6 +72,7 @@ def load_transformers(folder: Path, name: str, model_type: str) -> DualEncoder:
     if family is None:
         supported = ", ".join(sorted(row.class_name for row in FAMILIES.values()))
         raise ModelError(f"{name}: transformers models of type {model_type} are not supported; supported: {supported}")
+    check_config(folder, name)
     check_weights(folder)
     native = _native(getattr(transformers, family.class_name), folder, name)
     processor = _processor(folder, name)

@@ -9,6 +9,7 @@ import torch
 from clipkit.errors import ModelError
 from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.families import text_encoder
+from clipkit.models.folder_config import check_config
 from clipkit.models.hub import local_folder
 from clipkit.models.projections import new_projection
 from clipkit.models.quiet import as_model_error, without_weight_bars
@@ -43,6 +44,7 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
             native = _encoder_class(config, name).from_config(config, trust_remote_code=False)
         else:
             folder = local_folder(source)
+            check_config(folder, name)
             check_weights(folder)
             with without_weight_bars():
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -101,7 +103,9 @@ def _new_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | Non
         values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
         values.setdefault("max_position_embeddings", tokenizer.context_length)
     if source not in CONFIG_MAPPING:
-        return AutoConfig.from_pretrained(local_folder(source), trust_remote_code=False, **values)
+        folder = local_folder(source)
+        check_config(folder, source)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **values)
     if tokenizer is None:
         raise ModelError(
             f"model.text.name hf:{source}: a new tower needs a tokenizer; add, for example, "

@@ -9,17 +9,36 @@ from clipkit.errors import RecipeError
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Parse overrides such as `["optim.lr=1e-5", "data.validation=null"]` into a dict; values are YAML."""
+    """Return `["optim.lr=1e-5", "data.validation=null"]` as a dict.
+
+    Numbers, true, false, null, quoted texts, [lists] and {mappings} are YAML. Everything else is a text and is taken as
+    it is typed, e.g. `output=runs/a #2`.
+    """
     changes: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise RecipeError(f"{override!r} is not an override; write key.sub=value, e.g. optim.lr=1e-5")
-        try:
-            changes[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            changes[key] = value
+        changes[key] = _value(value)
     return changes
+
+
+def _value(typed: str) -> Any:
+    try:
+        value = yaml.safe_load(typed)
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: e.g. 2024-13-45, a date
+        return typed
+    text = typed.strip()
+    if isinstance(value, str):
+        # A text that ends with its second quotation mark is YAML; after it there may only be a comment.
+        return value if text[:1] in ("'", '"') and text[-1:] == text[:1] and len(text) > 1 else typed
+    if isinstance(value, list | dict):
+        return value if text[:1] in ("[", "{") and text[-1:] in ("]", "}") else typed
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # YAML reads 12:30 as a number in base 60, 2024-01-01 as a date, and leaves out what follows a #.
+    if "#" in text or (is_number and ":" in text) or not isinstance(value, int | float | None):
+        return typed
+    return value
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,13 +22,15 @@ def failures_in_one_line(
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if str(error).startswith("DataLoader worker"):
             image = last_seen(str(error))
             reason = (
                 f"a loader worker died ({one_line(error)}){f' at {image}' if image else ''}; the system kills "
                 "processes when memory runs out: if it did, lower data.workers"
             )
+        elif isinstance(error, MemoryError):
+            reason = "out of memory while images are read; lower data.workers or data.max_pixels"
         elif is_out_of_memory(error):
             reason = f"out of memory ({one_line(error)}); set train.micro_batch_size to a smaller value"
         elif "shared memory" in str(error) or "</torch_" in str(error):

@@ -251,7 +251,8 @@ def test_errors_name_the_problem_in_one_line(
 ) -> None:
     monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    (tmp_path / name).write_bytes(content)
+    if "{" not in name:  # a name that exists is that file, and not a pattern
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
         read_pairs(str(tmp_path / name))
     assert "\n" not in str(caught.value)

@@ -1,7 +1,6 @@
 """Writing of a cleaned copy of a dataset, with a list of the dropped images and captions."""
 
 import csv
-import io
 import json
 import os
 import shutil
@@ -16,9 +15,11 @@ from clipkit.data.checks.captions import normalized
 from clipkit.data.checks.leaks import image_name
 from clipkit.data.checks.report import Report
 from clipkit.data.pairs import Pairs
+from clipkit.data.sources.columns import split_options
 from clipkit.data.sources.remote import Remote
 from clipkit.errors import DataError, OutputError, one_line
-from clipkit.images import Stored
+from clipkit.image_formats import open_content
+from clipkit.images import Stored, read_image
 
 
 def check_output_folder(out: Path, data: str | None = None) -> None:
@@ -40,7 +41,7 @@ def check_output_folder(out: Path, data: str | None = None) -> None:
         raise OutputError(f"{out}: already exists; give a new or empty folder")
     if not folder.parent.is_dir():
         raise OutputError(f"{out}: the folder {folder.parent} does not exist; create it first")
-    source = None if data is None else Path(data.partition("?")[0]).expanduser()
+    source = None if data is None else Path(split_options(data)[0]).expanduser()
     if source is not None and source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
         raise OutputError(f"{out}: lies inside the data {data}; give a folder outside of it")
 
@@ -141,7 +142,7 @@ def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -
         except ValueError:  # on another drive
             return str(image.absolute())
     try:
-        content = image.read_bytes()
+        content = read_image(image)
     except OSError as error:
         raise DataError(f"{image}: can no longer be read ({one_line(error)}); run the check again") from None
     (folder / "images").mkdir(exist_ok=True)
@@ -160,6 +161,6 @@ def _extension(name: str, content: bytes) -> str:
     extension = Path(name).suffix.lower()
     if extension in Image.registered_extensions():
         return extension
-    with Image.open(io.BytesIO(content)) as opened:
+    with open_content(content) as opened:
         format = (opened.format or "").lower()
     return {"jpeg": ".jpg", "tiff": ".tif"}.get(format, f".{format}")

@@ -8,8 +8,11 @@ from clipkit.data.checks.duplicates import Duplicates, find_duplicates
 from clipkit.data.checks.scan import ImageScan
 from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Files
+from clipkit.data.sources.remote import fetch_ahead
 from clipkit.errors import DataError
-from clipkit.images import Stored, size_of
+from clipkit.images import Stored, read_image, size_of
+
+_UNKNOWN = -1  # size of an image that is not known before it is read
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ def find_exact_leaks(pairs: Pairs, against: Pairs) -> dict[int, Leak]:
     sizes = {size_of(image) for image in against.images}
     candidates = {position: size for position, image in enumerate(pairs.images) if (size := size_of(image)) in sizes}
     wanted = set(candidates.values())
+    if _UNKNOWN in wanted:  # images at addresses on both sides
+        fetch_ahead(pairs.images, progress=True)
     position_of: dict[bytes, int] = {}
     for position, image in enumerate(against.images):
         if size_of(image) in wanted and (content := _digest(image)) is not None:
@@ -72,6 +77,6 @@ def find_exact_leaks(pairs: Pairs, against: Pairs) -> dict[int, Leak]:
 
 def _digest(image: Path | Stored) -> bytes | None:
     try:
-        return hashlib.sha256(image.read_bytes()).digest()
+        return hashlib.sha256(read_image(image)).digest()
     except (OSError, DataError):
         return None

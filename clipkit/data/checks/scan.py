@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from clipkit.data.sources.remote import fetch_ahead
 from clipkit.errors import DataError, one_line
-from clipkit.images import InMemory, Stored, open_image, upright_size
+from clipkit.image_formats import RefusedImageError
+from clipkit.images import InMemory, Stored, open_image, read_image, upright_size
+from clipkit.opening import UnsuitableFileError
 
 THUMBNAIL_SIDE = 8
 """Side of a thumbnail in pixels."""
@@ -92,6 +95,7 @@ def scan_images(images: Sequence[Path | Stored], workers: int | None = None, nam
         warnings.simplefilter("ignore")
         for start in range(0, count, _CHUNK):
             positions = range(start, min(start + _CHUNK, count))
+            fetch_ahead(images[start : start + _CHUNK])
             reasons = pool.map(lambda position: _scan_one(images[position], position, scan), positions)
             for position, reason in zip(positions, reasons, strict=True):
                 if reason is not None:
@@ -105,9 +109,13 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
     from imagehash import phash  # imports SciPy, which loader workers do not need
 
     try:
-        content = image.read_bytes()
+        content = read_image(image)
     except FileNotFoundError:
         return MISSING
+    except MemoryError:
+        raise
+    except UnsuitableFileError as error:
+        return str(error.strerror)
     except Exception as error:  # file systems, archives and networks raise errors of many kinds
         return f"cannot be read ({one_line(error)})"
     scan.file_bytes[position] = len(content)
@@ -119,8 +127,10 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
         opened = open_image(InMemory(str(image), content), draft=_DRAFT)
         thumbnail = np.asarray(opened.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX))
         bits = phash(opened).hash
-    except DataError as error:
+    except (DataError, RefusedImageError) as error:
         return _reason(str(image), str(error), content)
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise errors of many kinds; one image must not end the check
         return _reason(str(image), f"cannot be decoded ({one_line(error)})", content)
     scan.sizes[position] = size

@@ -117,6 +117,32 @@ def _listed(header: Sequence[str]) -> str:
 
 
 def split_options(source: str) -> tuple[str, dict[str, str]]:
-    """Split `photos.csv?image=file&caption=title` into its name and its options."""
-    name, _, options = source.partition("?")
-    return name, dict(parse_qsl(options))
+    """Split `photos.csv?image=file&caption=title` into its name and its options.
+
+    A name that exists is that file or folder, even if it contains question marks.
+
+    Raises:
+        DataError: the part after the question mark is not a list of options NAME=VALUE, or repeats one.
+    """
+    if exists(source):
+        return source, {}
+    ends = [position for position, character in enumerate(source) if character == "?"]
+    end = next((end for end in reversed(ends) if exists(source[:end])), ends[0] if ends else len(source))
+    name, text = source[:end], source[end + 1 :]
+    options: dict[str, str] = {}
+    for option in text.split("&") if text else []:
+        given = dict(parse_qsl(option, keep_blank_values=True))
+        if not given or "" in given or "" in given.values():
+            raise DataError(f"{source}: {option or '&'} is not an option; write NAME=VALUE after the question mark")
+        if options.keys() & given.keys():
+            raise DataError(f"{source}: has the option {next(iter(given))} twice; remove one")
+        options |= given
+    return name, options
+
+
+def exists(name: str) -> bool:
+    """Return whether a name, which may contain any characters, is an existing file or folder."""
+    try:
+        return bool(name) and "://" not in name and Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # invalid name, or a home folder that is unknown
+        return False

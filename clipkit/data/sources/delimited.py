@@ -9,6 +9,7 @@ from pyarrow import csv as arrow_csv
 from clipkit.data.sequences import Files
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError, one_line
+from clipkit.opening import open_file, open_text
 
 
 def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
@@ -51,7 +52,7 @@ def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
 
 
 def _header(path: Path, delimiter: str) -> list[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with open_text(path, newline="") as file:
         header = next(csv.reader(file, delimiter=delimiter), None)
     if not header:
         raise DataError(f"{path}: is empty; its first line must name the columns, for example image,caption")
@@ -77,7 +78,7 @@ def _check_quotes(path: Path, delimiter: str, columns: dict[str, pa.Array]) -> N
 def _first_problem(path: Path, delimiter: str) -> str | None:
     """Return a message about the first malformed line, found by a slow line-by-line reader."""
     line = 0
-    with path.open("rb") as raw:
+    with open_file(path) as raw:
         for line, content in enumerate(raw, 1):
             try:
                 content.decode("utf-8-sig")
@@ -88,7 +89,7 @@ def _first_problem(path: Path, delimiter: str) -> str | None:
                     "UTF-8"
                 )
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with open_text(path, newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         begins, width = 1, None
         try:

@@ -12,6 +12,7 @@ from clipkit.data.sources.delimited import read_delimited
 from clipkit.data.sources.json_rows import read_json_lines, strings_or_lists
 from clipkit.data.sources.wds import CLASS_NAMES, TEMPLATES
 from clipkit.errors import DataError
+from clipkit.opening import read_text
 
 _METADATA = {"metadata.csv": read_delimited, "metadata.jsonl": read_json_lines}
 
@@ -81,7 +82,7 @@ def _with_texts(path: Path, images: list[Path], texts: set[Path]) -> Rows:
     for file in images:
         text = file.with_suffix(".txt")
         try:
-            content = text.read_text(encoding="utf-8-sig") if file.with_suffix("") in texts else ""
+            content = read_text(text) if file.with_suffix("") in texts else ""
         except UnicodeDecodeError as error:
             raise DataError(f"{text}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
         except OSError as error:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from clipkit.data.sequences import Files
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError
+from clipkit.opening import open_file, read_text
 
 _EXAMPLE = '{"image": "a.jpg", "caption": "a dog"}'
 
@@ -40,7 +41,7 @@ def read_json_lines(name: str, wanted: Wanted) -> Rows:
     position = _Position(Path(name), "line")
 
     def rows() -> Iterator[Any]:
-        with position.path.open("rb") as file:
+        with open_file(position.path) as file:
             for position.number, content in enumerate(file, 1):
                 if content.strip():
                     yield json.loads(content.decode("utf-8-sig" if position.number == 1 else "utf-8"))
@@ -53,7 +54,7 @@ def read_json(name: str, wanted: Wanted) -> Rows:
     """Read a JSON file with a list of rows, or an object that maps IDs to rows; otherwise as `read_json_lines`."""
     position = _Position(Path(name), "row")
     with _as_data_errors(position):
-        content = json.loads(position.path.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(position.path))
         rows = list(content.values()) if isinstance(content, dict) else content
         if not isinstance(rows, list):
             raise DataError(

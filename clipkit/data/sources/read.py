@@ -15,8 +15,10 @@ from clipkit.data.sources.folders import read_folder
 from clipkit.data.sources.json_rows import read_json, read_json_lines
 from clipkit.data.sources.saved import is_saved, read_hub, read_parquet, read_saved
 from clipkit.data.sources.tars import read_tars
+from clipkit.data.sources.urls import is_address
 from clipkit.data.sources.wds import read_wds
 from clipkit.errors import DataError
+from clipkit.opening import read_text
 
 # Options of a source as a whole, beside those that name the column of a role.
 _OPTIONS = ("split", "templates")
@@ -80,7 +82,7 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
     Raises:
         DataError: as for `read_rows`.
     """
-    if "://" in name:
+    if is_address(name):
         raise DataError(
             f"{wanted.source}: is a remote address, which can only be streamed for training (.tar "
             "shards, with data.samples); "
@@ -104,7 +106,7 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
 def _check_is_finished(manifest: Path) -> None:
     """Raise an error for shards that `clipkit data prepare` is still writing."""
     try:
-        finished = json.loads(manifest.read_text(encoding="utf-8")).get("complete", True)
+        finished = json.loads(read_text(manifest, "utf-8")).get("complete", True)
     except (OSError, ValueError, AttributeError):
         return
     if not finished:

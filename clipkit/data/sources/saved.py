@@ -1,7 +1,8 @@
 """Readers of Parquet files, and of Hugging Face datasets from the Hub or saved in a folder."""
 
+import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from clipkit.data.sequences import Files, Items, Strings
-from clipkit.data.sources.columns import Rows, Wanted
+from clipkit.data.sources.columns import Rows, Wanted, exists
 from clipkit.errors import DataError, UnreachedError, one_line
+from clipkit.files import cache_folder
 from clipkit.images import Stored
+from clipkit.opening import check_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,8 +36,10 @@ def read_parquet(path: str, wanted: Wanted) -> Rows:
     Raises:
         DataError: a file is missing or damaged, or a column is missing.
     """
-    files = sorted(str(file) for file in Path(path).parent.glob(Path(path).name)) or [path]
+    files = [path] if exists(path) else sorted(str(file) for file in Path(path).parent.glob(Path(path).name)) or [path]
     try:
+        for file in files:
+            check_file(file)
         schema = parquet.read_schema(files[0])
         names = wanted.columns_among(path, schema.names)
         if "image" not in names or _is_string(schema.field(names["image"]).type):
@@ -49,7 +54,18 @@ def read_parquet(path: str, wanted: Wanted) -> Rows:
     from datasets import Dataset
 
     with _as_data_errors(path):
-        return of_dataset(path, Dataset.from_parquet([str(Path(file).resolve()) for file in files]), wanted)
+        return of_dataset(path, Dataset.from_parquet([_plain_name(Path(file).resolve()) for file in files]), wanted)
+
+
+def _plain_name(file: Path) -> str:
+    """Return a name of a file that `datasets` does not take for a pattern or a chain of addresses."""
+    if not set("*?[]{}:!") & set(str(file)):
+        return str(file)
+    link = cache_folder() / "names" / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.parquet"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        link.symlink_to(file)
+    return str(link)
 
 
 def is_saved(name: str) -> bool:

@@ -2,18 +2,26 @@
 
 import hashlib
 import tarfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from braceexpand import braceexpand
 
-from clipkit.data.sources.columns import Wanted, split_options
+from clipkit.data.sources.columns import Wanted, exists, split_options
+from clipkit.data.sources.members import BoundedMember, check_member
+from clipkit.data.sources.remote import ATTEMPTS, BACK_OFF, TIMEOUT
 from clipkit.data.sources.tars import grouped, image_among, values_of_role
+from clipkit.data.sources.urls import STREAMS, is_address, protocol_of
 from clipkit.errors import DataError, one_line
 from clipkit.images import InMemory
+from clipkit.opening import open_file
 
 _ROLES = ("image", "caption")
+_SILENCE = 60.0  # seconds without data after which reading a stream fails
+# tar fills up its last record, which is a few megabytes at most.
+_MOST_PADDING = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -88,21 +96,54 @@ def stream_of(source: str) -> Stream | None:
     if not name.endswith(".tar"):
         raise DataError(f"{source}: only .tar shards and hf:NAME can be streamed; remove ?stream=true")
     try:
-        return Stream(name, list(braceexpand(name)), options)
+        parts = [name] if exists(name) else list(braceexpand(name))
+        for part in parts:
+            if is_address(part):
+                protocol_of(part, STREAMS)
+        return Stream(name, parts, options)
     except ValueError:
         raise DataError(f"{source}: its braces do not match; write, for example, shards-{{000..099}}.tar") from None
 
 
 def _of_tar(address: str) -> Iterator[StreamSample]:
-    import fsspec
-
-    with fsspec.open(address, "rb") as opened:
+    with _open(address) as opened:
         file = _Tailed(opened)
         yield from _of_open_tar(address, file)
-        while file.read(1 << 20):
-            pass
+        padding = 0
+        while block := file.read(1 << 20):
+            padding += len(block)
+            if padding > _MOST_PADDING:
+                raise DataError(f"{address}: continues for {padding:,} bytes after its end; write it again")
         if any(file.tail):  # tarfile accepts a tar that is truncated between two members
             raise DataError(f"{address}: is truncated; download or create it again, or leave it out")
+
+
+def _open(address: str) -> Any:
+    """Open a local shard, or one at an address, without fsspec's chains of protocols."""
+    if not is_address(address):
+        return open_file(address)
+    protocol = protocol_of(address, STREAMS)
+    import fsspec
+
+    settings: dict[str, Any] = {}
+    if protocol in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        settings["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=_SILENCE)}
+    for attempt in range(ATTEMPTS):
+        try:
+            return fsspec.filesystem(protocol, **settings).open(address, "rb")
+        except (PermissionError, ImportError, ValueError):
+            raise
+        except Exception as error:  # each protocol has its own errors
+            # fsspec reports every error of http as FileNotFoundError.
+            cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+            if cause is None or 400 <= getattr(cause, "status", 0) < 500:
+                raise
+            if attempt == ATTEMPTS - 1:
+                raise cause from None
+            time.sleep(BACK_OFF * 2**attempt)
+    raise AssertionError("unreachable")
 
 
 class _Tailed:
@@ -119,7 +160,7 @@ class _Tailed:
 
 
 def _of_open_tar(address: str, file: _Tailed) -> Iterator[StreamSample]:
-    with tarfile.open(fileobj=file, mode="r|") as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=file, mode="r|", tarinfo=BoundedMember) as tar:  # type: ignore[call-overload]
         for key, members in grouped(_read(tar)):
             image = image_among(members)
             texts = {ending: content for ending, (_, content) in members.items()}
@@ -136,6 +177,7 @@ def _read(tar: tarfile.TarFile) -> Iterator[tuple[str, tuple[str, bytes]]]:
     for member in tar:
         opened = tar.extractfile(member) if member.isfile() else None
         if opened is not None:
+            check_member(member)
             yield member.name, (member.name, opened.read())
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +24,16 @@ from PIL import Image
 from pyarrow import parquet
 from tqdm import tqdm
 
-from clipkit.data.sources.columns import NAMES, Rows, Wanted
+from clipkit.data.sources.columns import NAMES, Rows, Wanted, exists
 from clipkit.data.sources.json_rows import strings_or_lists
+from clipkit.data.sources.members import TEXTS, BoundedMember, check_member
 from clipkit.errors import DataError, one_line
 from clipkit.files import cache_folder, is_file
 from clipkit.images import Stored
+from clipkit.opening import check_file, open_file
 
 # Files of a sample that may contain a role, most likely first; other roles are read from JSON only.
 _ENDINGS = {"caption": ("txt", "caption", "json"), "label": ("cls", "npy", "json")}
-_READ = ("txt", "caption", "cls", "npy", "json")
 _ROLES = ("caption", "label", "negative_caption", "paraphrase")
 _LAYOUT = "3"  # version of the cached index
 
@@ -44,6 +46,8 @@ def shards_of(pattern: str) -> list[Path]:
     Raises:
         DataError: a file is missing, or the braces do not match.
     """
+    if exists(pattern):
+        return [_shard(Path(pattern).expanduser())]
     try:
         names = list(braceexpand(pattern))
     except ValueError:
@@ -51,12 +55,26 @@ def shards_of(pattern: str) -> list[Path]:
     paths: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
-        paths += (sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else []) or [path]
+        is_pattern = bool(set("*?[") & set(path.name)) and not is_file(path)
+        paths += (sorted(path.parent.glob(path.name)) if is_pattern else []) or [path]
     missing = [path for path in paths if not is_file(path)]
     if missing:
         count = f"{len(missing)} of its {len(paths)} shards are missing, the first is " if len(paths) > 1 else ""
         raise DataError(f"{pattern}: {count}{missing[0]}: file not found; check the pattern")
     return paths
+
+
+def _shard(path: Path) -> Path:
+    try:
+        check_file(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give a tar") from None
+    return path
+
+
+def literal(folder: Path) -> str:
+    """Return the name of a folder for the beginning of a pattern, in which its braces have no meaning."""
+    return re.sub(r"([{}\\])", r"\\\1", str(folder))
 
 
 def read_tars(pattern: str, wanted: Wanted) -> Rows:
@@ -147,7 +165,7 @@ class InTar(Stored):
     def read_bytes(self) -> bytes:
         if self.offset < 0:
             raise OSError("the sample has no image")
-        with self.path.open("rb") as file:
+        with open_file(self.path) as file:
             file.seek(self.offset)
             return file.read(self.length)
 
@@ -185,6 +203,7 @@ def _index_of(path: Path) -> pa.Table | DataError:
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    check_member(member)
     opened = tar.extractfile(member)
     assert opened is not None
     return opened.read()
@@ -199,7 +218,7 @@ def _checked(path: Path, table: pa.Table | DataError) -> pa.Table:
 def _scan(path: Path) -> pa.Table:
     rows: dict[str, list[Any]] = {name: [] for name in ("image", "offset", "size", *_ROLES)}
     _check_end(path)
-    with tarfile.open(path, "r:") as tar:
+    with open_file(path) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedMember) as tar:
         end = path.stat().st_size
         for key, members in grouped(_members(tar)):
             for member in members.values():
@@ -211,7 +230,7 @@ def _scan(path: Path) -> pa.Table:
             rows["image"].append(key if image is None else image.name)
             rows["offset"].append(-1 if image is None else image.offset_data)
             rows["size"].append(-1 if image is None else image.size)
-            contents = {ending: _content(tar, members[ending]) for ending in _READ if ending in members}
+            contents = {ending: _content(tar, members[ending]) for ending in TEXTS if ending in members}
             for role in _ROLES:
                 rows[role].append(values_of_role(f"{path}/{key}", contents, role))
         _check_rest(path, tar.offset)
@@ -231,7 +250,7 @@ def _check_end(path: Path) -> None:
 
     The module tarfile accepts a file that is truncated between members.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 2 * tarfile.BLOCKSIZE))
         if any(file.read()):
@@ -240,7 +259,7 @@ def _check_end(path: Path) -> None:
 
 def _check_rest(path: Path, start: int) -> None:
     """Raise an error if there is data after the last member: tarfile treats a damaged header as the end of the file."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(start)
         while block := file.read(1 << 20):
             if any(block):

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from clipkit.data.prompts import read_lines
 from clipkit.data.sources.columns import ClassList, Rows, Wanted
-from clipkit.data.sources.tars import read_tars
+from clipkit.data.sources.tars import literal, read_tars
 from clipkit.errors import DataError, UnreachedError, one_line
 
 CLASS_NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
@@ -81,7 +81,7 @@ def _shard_pattern(folder: Path, split: str) -> str:
     count = _first_line(file)
     if not count.isdecimal() or int(count) == 0:
         raise DataError(f"{file}: contains {count!r} instead of the number of shards; download the file again")
-    return f"{folder / split}/{{0..{int(count) - 1}}}.tar"
+    return f"{literal(folder / split)}/{{0..{int(count) - 1}}}.tar"
 
 
 def _first_line(file: Path, default: str | None = None) -> str:

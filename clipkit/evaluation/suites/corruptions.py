@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from clipkit.evaluation.suites.entries import Corruption
+from clipkit.image_formats import open_content
 from clipkit.images import Stored, open_image, size_of
 
 # Strengths of the levels 1 to 5.
@@ -72,7 +73,7 @@ def corrupted(image: Image.Image, corruption: Corruption, seed: str) -> Image.Im
         case "jpeg":
             content = io.BytesIO()
             image.save(content, "JPEG", quality=JPEG[level])
-            with Image.open(content) as opened:
+            with open_content(content.getvalue()) as opened:
                 return opened.convert("RGB")
         case "brightness":
             return Image.fromarray(_clipped(np.asarray(image, dtype=np.float32) + 255 * BRIGHTNESS[level]))

@@ -16,7 +16,7 @@ from clipkit.data.checks.leaks import find_exact_leaks
 from clipkit.data.checks.rules import apply_rules
 from clipkit.data.sequences import evenly_spaced
 from clipkit.findings import Finding, Rule, apply, most_severe_first
-from clipkit.images import Stored, upright_size
+from clipkit.images import Stored, read_image, upright_size
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.absent import is_absent
 from clipkit.models.token_counts import token_counter
@@ -227,6 +227,6 @@ def _tunes_pretrained(recipe: Recipe, side: str, tower: Tower) -> bool:
 def _size(image: Path | Stored) -> tuple[int, int]:
     """Return width and height; 0 for a broken image, which the run reports elsewhere."""
     try:
-        return upright_size(image.read_bytes())
+        return upright_size(read_image(image))
     except Exception:  # decoders raise errors of many kinds
         return 0, 0
