@@ -217,7 +217,7 @@ def test_a_run_on_a_stream_resumes_exactly(
         ({"data.validation": 0.1}, "is a stream, which does not support a share in data.validation"),
         ({"data.safe": True}, "is a stream, which does not support data.safe"),
         ({"loss.name": "negclip"}, "is a stream, which does not support negative captions"),
-        ({"data.samples": 4}, "train.batch_size is 8, but data.samples 4"),
+        ({"data.samples": 4}, "train.batch_size is 8, but data.samples is only 4"),
         ({"data.samples": None}, "set data.samples"),
     ],
 )
