@@ -108,10 +108,11 @@ def test_full_disk_gives_a_one_line_error_and_the_run_can_resume(
 def test_full_shared_memory_gives_a_one_line_error(
     recipe: Build, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
-    def full(tensor: torch.Tensor) -> None:
+    def full(*_: object, **__: object) -> None:
         raise RuntimeError(f"{message}: No space left on device (28)")
 
-    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    # Loader workers need none; with a start method other than fork, the token store does.
+    monkeypatch.setattr("clipkit.data.tokens.shared_zeros", full)
     with pytest.raises(TrainingError, match="No space left.*/dev/shm.*--resume"):
         clipkit.train(recipe(CHANGES))
 
