@@ -272,7 +272,8 @@ def test_command_prints_sizes_skipped_images_and_the_new_source(source: Path, ty
     assert lines[0].startswith("out: 10 images in 3 shards; 0.")
     assert "1 image" in lines[1]
     assert "out/skipped.jsonl" in lines[1]
-    assert lines[2:] == ["data.train: out/shards-{000000..000002}.tar"]
+    assert len(lines) == 3
+    assert lines[2].endswith("data.train: out/shards-{000000..000002}.tar")
     code, _, error = typed(source, "--out", "out", "--size", 32)
     assert (code, error.count("\n"), "size 24" in error) == (2, 1, True)
 
