@@ -16,6 +16,7 @@ from clipkit.cli.data import app as data_app
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.cli.export import export, merge
+from clipkit.cli.inputs import check_models, check_recipe_inputs
 from clipkit.cli.launch import is_main_process, process_rank, run_on_processes
 from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
@@ -25,7 +26,6 @@ app = typer.Typer(
     name="clipkit",
     help="CLIP-style contrastive learning: train, evaluate and use paired image and text encoders.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -111,6 +111,7 @@ def train(
         raise UserError("--resume and --overwrite were both given; give one of them")
     if private and push is None:
         raise UserError("--private applies to --push, which was not given; add --push ORG/NAME, or remove --private")
+    check_recipe_inputs(complete)
     if processes > 1:
         flags = ["--resume"] * resume + ["--overwrite"] * overwrite + ["--private"] * private
         flags += ["--push", push] if push is not None else []
@@ -150,6 +151,7 @@ def models(
     if name is None:
         print_loadable(search)
     else:
+        check_models(name)
         print_description(name, as_json)
 
 

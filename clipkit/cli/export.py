@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipkit.cli.inputs import check_models
 from clipkit.errors import OutputError, UserError
 from clipkit.export_formats import FORMATS, export_format
 
@@ -38,6 +39,7 @@ def export(
 ) -> None:
     """Write a model for another library, and verify that the library computes the same features."""
     export_format(to, ["int8"] * int8)
+    check_models(model)
     images, captions = _samples(data) if data is not None else (None, None)
     from clipkit.models import load
     from clipkit.models.export import export as write
@@ -70,6 +72,7 @@ def merge(
         raise UserError(f"--alpha {alpha}: needs exactly two models, not {len(models)}; leave it out for a soup")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: already exists; give an empty or a new folder")
+    check_models(*models)
     from clipkit.models import load
     from clipkit.models.merge import merge as averaged
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipkit.cli.inputs import check_models
 from clipkit.cli.launch import is_main_process
 from clipkit.errors import ModelError, TrainingError
 from clipkit.run_files import RunFiles, recipe_of, results_of
@@ -25,6 +26,7 @@ def push(
     ] = None,
 ) -> None:
     """Upload a model and its card to the Hugging Face Hub; an interrupted upload is resumed."""
+    check_models(model)
     from clipkit.evaluation import read_result
     from clipkit.models.publish.push import push as upload
 

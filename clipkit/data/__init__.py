@@ -1,69 +1,48 @@
 """Data: sources to pairs, decoding, augmentation, sampling and collation; preprocessing comes in as a callable."""
 
-from clipkit.data.augment import Policy, TextSafe
-from clipkit.data.batch import Augment, Batch, InputMaker
-from clipkit.data.checks import Report, check, fix, quick_findings
-from clipkit.data.feed import AnyFeed, Feed, IndexedFeed, Loading, StreamFeed, stream_feed
-from clipkit.data.labels import LabelledImages, read_labelled
-from clipkit.data.loader import Replacement, pair_loader
-from clipkit.data.missing import broken_images, missing_places
-from clipkit.data.mixture import join, split
-from clipkit.data.near_misses import NearMisses, read_near_misses
-from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
-from clipkit.data.prepare import Prepared, prepare, read_for_shards
-from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
-from clipkit.data.sampler import EpochSampler, Sample
-from clipkit.data.sequences import longest
-from clipkit.data.stream import StreamSampler, stream_loader
-from clipkit.data.text_views import TextOf, TextView, WrongCaption
-from clipkit.data.tokens import TokenStore
-from clipkit.data.workers import WorkerProgress
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AnyFeed",
-    "Augment",
-    "Batch",
-    "Classes",
-    "EpochSampler",
-    "Feed",
-    "IndexedFeed",
-    "InputMaker",
-    "LabelledImages",
-    "Loading",
-    "NearMisses",
-    "Pairs",
-    "Policy",
-    "Prepared",
-    "Replacement",
-    "Report",
-    "Sample",
-    "StreamFeed",
-    "StreamSampler",
-    "Templates",
-    "TextOf",
-    "TextSafe",
-    "TextView",
-    "TokenStore",
-    "WorkerProgress",
-    "WrongCaption",
-    "broken_images",
-    "check",
-    "checked_negatives",
-    "fix",
-    "join",
-    "longest",
-    "missing_places",
-    "pair_loader",
-    "prepare",
-    "prompts_of",
-    "quick_findings",
-    "read_classes",
-    "read_for_shards",
-    "read_labelled",
-    "read_near_misses",
-    "read_pairs",
-    "read_templates",
-    "split",
-    "stream_feed",
-    "stream_loader",
-]
+from clipkit.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from clipkit.data.augment import Policy, TextSafe
+    from clipkit.data.batch import Augment, Batch, InputMaker
+    from clipkit.data.checks import Report, check, fix, quick_findings
+    from clipkit.data.feed import AnyFeed, Feed, IndexedFeed, Loading, StreamFeed, stream_feed
+    from clipkit.data.labels import LabelledImages, read_labelled
+    from clipkit.data.loader import Replacement, pair_loader
+    from clipkit.data.missing import broken_images, missing_places
+    from clipkit.data.mixture import join, split
+    from clipkit.data.near_misses import NearMisses, read_near_misses
+    from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
+    from clipkit.data.prepare import Prepared, read_for_shards
+    from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
+    from clipkit.data.sampler import EpochSampler, Sample
+    from clipkit.data.sequences import longest
+    from clipkit.data.stream import StreamSampler, stream_loader
+    from clipkit.data.text_views import TextOf, TextView, WrongCaption
+    from clipkit.data.tokens import TokenStore
+    from clipkit.data.workers import WorkerProgress
+
+# Kept in step with the imports above, which type checkers read.
+_NAMES = {
+    "augment": "Policy TextSafe",
+    "batch": "Augment Batch InputMaker",
+    "checks": "Report check fix quick_findings",
+    "feed": "AnyFeed Feed IndexedFeed Loading StreamFeed stream_feed",
+    "labels": "LabelledImages read_labelled",
+    "loader": "Replacement pair_loader",
+    "missing": "broken_images missing_places",
+    "mixture": "join split",
+    "near_misses": "NearMisses read_near_misses",
+    "pairs": "Pairs checked_negatives read_pairs",
+    "prepare": "Prepared read_for_shards",
+    "prompts": "Classes Templates prompts_of read_classes read_templates",
+    "sampler": "EpochSampler Sample",
+    "sequences": "longest",
+    "stream": "StreamSampler stream_loader",
+    "text_views": "TextOf TextView WrongCaption",
+    "tokens": "TokenStore",
+    "workers": "WorkerProgress",
+}
+__getattr__ = on_first_use(__name__, _NAMES)

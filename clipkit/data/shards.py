@@ -94,9 +94,9 @@ def _write_tar(file: IO[bytes], samples: Iterable[ShardSample], roles: Sequence[
 
 def _write_parquet(file: IO[bytes], samples: Iterable[ShardSample], roles: Sequence[str]) -> int:
     """Write the Hub's layout: the columns image, one list of strings per role, and name."""
-    from datasets import Features, Image, List, Value
+    from datasets import Features, Image, Value
 
-    texts = {role: List(Value("string")) for role in roles}
+    texts = {role: [Value("string")] for role in roles}
     schema = Features({"image": Image(), **texts, "name": Value("string")}).arrow_schema
     # Dictionaries and statistics would contain copies of the images.
     table = parquet.ParquetWriter(file, schema, use_dictionary=False, write_statistics=False)

@@ -11,6 +11,7 @@ from clipkit.errors import ModelError, one_line
 from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES, Family, text_encoder
+from clipkit.models.image_processors import read_processor
 from clipkit.models.preprocess import Inputs, PatchGrid, Preprocess, Resize
 from clipkit.models.quiet import without_weight_bars
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
@@ -115,10 +116,8 @@ def _native(model_class: Any, folder: Path, name: str) -> Any:
 
 
 def _processor(folder: Path, name: str) -> Any:
-    from transformers import AutoImageProcessor
-
     try:
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        return read_processor(folder)
     except Exception as error:  # from_pretrained raises many types
         raise ModelError(
             f"{name}: its image preprocessing cannot be read ({one_line(error)}); add a preprocessor_config.json"

@@ -49,12 +49,33 @@ def local_folder(name: str, model_types: Collection[str] | None = None) -> Path:
     return _download(repository, revision or None, model_types)
 
 
+def check_repository(name: str) -> None:
+    """Check that a model's name is a folder, a repository in the Hub cache, or one on the Hub; needs no torch.
+
+    Raises:
+        ModelError: as for `local_folder`.
+    """
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    try:
+        if not Path(name).expanduser().is_dir():
+            _in_cache(repository, revision or None)
+    except (HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError):
+        local_folder(name, ())
+
+
+def http_errors() -> tuple[type[BaseException], ...]:
+    """Errors of the Hub's client and of its HTTP library, which is httpx or httpx2 by its version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__
+
+
 def _download(repository: str, revision: str | None, model_types: Collection[str] | None) -> Path:
-    from httpx2 import HTTPError
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
@@ -87,7 +108,7 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
             f"{name}: neither a folder nor in the Hub cache, and downloads are disabled (HF_HUB_OFFLINE); go online "
             "once or give a folder"
         ) from None
-    except (HfHubHTTPError, HTTPError, OSError) as error:
+    except http_errors() as error:
         # The Hub does not answer: use the cache.
         try:
             return _in_cache(repository, revision)

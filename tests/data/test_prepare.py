@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from clipkit.cli import main
-from clipkit.data import Pairs, prepare, read_for_shards, read_pairs
+from clipkit.data import Pairs, read_for_shards, read_pairs
 from clipkit.data.encoded import Encoded, encoded
+from clipkit.data.prepare import prepare
 from clipkit.data.shards import Format
 from clipkit.errors import DataError, Interrupted, OutputError, UserError
 from clipkit.images import open_image
@@ -292,7 +293,8 @@ def test_shards_appear_only_when_they_are_finished(
 SLOW = """
 import sys, time
 import clipkit.data.prepare
-from clipkit.data import prepare, read_pairs
+from clipkit.data import read_pairs
+from clipkit.data.prepare import prepare
 module = sys.modules["clipkit.data.prepare"]
 encode = module.encoded
 def slow(*arguments):

@@ -16,7 +16,7 @@ import numpy as np
 from clipkit.data.sources.columns import ClassList, Rows, Wanted
 from clipkit.data.sources.delimited import read_delimited
 from clipkit.errors import DataError, UnreachedError
-from clipkit.files import cache_folder
+from clipkit.files import cache_folder, locked
 from clipkit.images import size_of
 
 LANGUAGES = ("de", "en", "es", "fr", "it", "pt")
@@ -181,11 +181,9 @@ def read_twemoji(name: str, wanted: Wanted) -> Rows:
         raise DataError(f"{name}: {content!r} is unknown; use twemoji:groups, or names in {', '.join(LANGUAGES)}")
     if split not in _SPLITS:
         raise DataError(f"{name}: has no split {split}; use one of {', '.join(_SPLITS)}")
-    from filelock import FileLock
-
     folder = cache_folder() / "twemoji"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):  # another process may be writing the same files
+    with locked(folder / "lock"):  # another process may be writing the same files
         try:
             data = build_emoji_data(folder)
         except DataError as error:

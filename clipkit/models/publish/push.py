@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import ModelError, one_line
+from clipkit.models.hub import http_errors
 from clipkit.models.publish.usage import HERE
 
 CARD = "README.md"
@@ -149,9 +150,9 @@ def _additions(files: Sequence[tuple[str, Path]]) -> list[Any]:
 @contextmanager
 def as_model_errors(repository: str) -> Iterator[None]:
     """Turn refusals of the Hub into ModelErrors of one line."""
-    from httpx2 import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+    interruptions: tuple[type[BaseException], ...] = (*http_errors(), RuntimeError)
     try:
         yield
     except HFValidationError:
@@ -166,7 +167,7 @@ def as_model_errors(repository: str) -> Iterator[None]:
         if CARD not in str(error):  # an answer that is not JSON, for example from a proxy
             raise ModelError(f"{repository}: {_interrupted(error)}") from None
         raise ModelError(f"{repository}: the Hub rejects the model card ({one_line(error)}); fix its header") from None
-    except (HTTPError, OSError, RuntimeError) as error:
+    except interruptions as error:
         raise ModelError(f"{repository}: {_interrupted(error)}") from None
 
 
@@ -186,7 +187,7 @@ def _refusal(error: Any) -> str:
     return _interrupted(error)
 
 
-def _interrupted(error: Exception) -> str:
+def _interrupted(error: BaseException) -> str:
     return (
         f"the Hub is not reachable, or the upload was interrupted ({one_line(error)}); push again: uploaded files "
         "are not sent again"
