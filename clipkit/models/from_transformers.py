@@ -1,5 +1,6 @@
 """Dual encoders of transformers: loading, and saving back to their layout."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,18 @@ def _tokenizer(native: Any, family: Family, folder: Path) -> TransformersTokeniz
     tokenizer = transformers_tokenizer(
         folder, family.longest, encoder.positions(config), fixed=encoder.padding != "cut", mask=not uses_padding
     )
-    # SigLIP 2 was trained on lowercased captions with Gemma's tokenizer, which does not lowercase.
-    tokenizer.lower = uses_padding and type(tokenizer.native).__name__.startswith("Gemma")
+    # SigLIP 2 was trained on lowercased captions with Gemma's tokenizer; only Siglip2Tokenizer lowercases them.
+    declared = _declared_class(folder) or type(tokenizer.native).__name__
+    lowercases = type(tokenizer.native).__name__ == "Siglip2Tokenizer"
+    tokenizer.lower = uses_padding and declared.startswith(("Gemma", "Siglip2")) and not lowercases
     return tokenizer
+
+
+def _declared_class(folder: Path) -> str | None:
+    """Class in tokenizer_config.json; transformers before 5.4 may open Gemma's tokenizer with a general class."""
+    file = folder / "tokenizer_config.json"
+    declared = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") if file.is_file() else None
+    return declared if isinstance(declared, str) else None
 
 
 def _logit_scale(native: Any) -> nn.Parameter:

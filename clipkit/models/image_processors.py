@@ -8,8 +8,12 @@ def read_processor(folder: Path) -> Any:
     """Open the image processor that a folder describes; never runs code from the folder."""
     from transformers import AutoImageProcessor
 
-    chosen: dict[str, Any] = {"backend": "pil"} if _has_backends() else {"use_fast": False}
-    return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, **chosen)
+    return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, **pillow_option())
+
+
+def pillow_option() -> dict[str, Any]:
+    """Return the option of `from_pretrained` that chooses the image processor with Pillow."""
+    return {"backend": "pil"} if _has_backends() else {"use_fast": False}
 
 
 def processor_class(family: str) -> Any:

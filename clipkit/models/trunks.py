@@ -38,9 +38,8 @@ class Patches(nn.Module):
         self.native = native
 
     def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> Tensor:
-        return self.native(
-            pixel_values=pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes
-        ).pooler_output
+        # By position: before transformers 5.5 the encoder calls the mask attention_mask.
+        return self.native(pixel_values, pixel_attention_mask, spatial_shapes).pooler_output
 
 
 class TextTrunk(nn.Module):

@@ -178,7 +178,8 @@ def test_siglip2_lowercases_for_gemma_tokenizer(tmp_path: Path, images: list[Pat
     torch.testing.assert_close(model.encode_text(["A Red SQUARE"]), model.encode_text(["a red square"]), rtol=0, atol=0)
     # Pipelines lowercase too: their default prompt starts with a capital letter.
     model.save(tmp_path / "saved")
-    check_pipeline(model, tmp_path / "saved", ["Red", "a DOG"], "This is a photo of {}.", images)
+    if hasattr(transformers, "CLIPImageProcessorPil"):  # pipelines before transformers 5.4 do not
+        check_pipeline(model, tmp_path / "saved", ["Red", "a DOG"], "This is a photo of {}.", images)
     again = clipkit.load(tmp_path / "saved")
     torch.testing.assert_close(again.encode_text(["A Red SQUARE"]), model.encode_text(["a red square"]), rtol=0, atol=0)
 
