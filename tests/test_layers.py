@@ -15,6 +15,7 @@ LEVELS = {
     "catalogue": 0,
     "closest": 0,
     "export_formats": 0,
+    "extras": 0,
     "findings": 0,
     "lazy": 0,
     "run_files": 0,

