@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipkit.data import read_labelled
+from clipkit.data import read_labeled
 from clipkit.evaluation import compare, probe
 from clipkit.models import DualEncoder, ImageTower, load
 from clipkit.models.absent import absent_text_tower
@@ -57,8 +57,8 @@ def main() -> None:
     parser.add_argument("--labelled", required=True)
     parser.add_argument("--test")
     arguments = parser.parse_args()
-    labeled = read_labelled(arguments.labelled)
-    test = read_labelled(arguments.test) if arguments.test else None
+    labeled = read_labeled(arguments.labelled)
+    test = read_labeled(arguments.test) if arguments.test else None
     results: dict[str, Any] = {
         name: dict(probe(model, labeled, test=test, cache=False)) for name, model in towers_of(arguments.run).items()
     }

@@ -2,8 +2,8 @@
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of another library's error in a form that fits into a one-line message."""
-    return " ".join(str(error).split())[:200]
+    """Return the message of another library's error, or its kind if it has none, for a one-line message."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class UserError(Exception):

@@ -108,11 +108,14 @@ class Processes:
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum over processes, without gradient."""
-        total = value.detach().clone()
+        return self._reduced(value.detach().clone(), dist.ReduceOp.SUM)
+
+    def _reduced(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        """Combine a tensor with those of the other processes, in place."""
         if self.count > 1:
             with _together():
-                dist.all_reduce(total)
-        return total
+                dist.all_reduce(value, op=operation)
+        return value
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its sum over the processes: towers, scale and bias alike.
@@ -122,16 +125,11 @@ class Processes:
         if self.count == 1:
             return
         learning = [parameter for parameter in parameters if parameter.requires_grad]
-        present = torch.tensor([parameter.grad is not None for parameter in learning], dtype=torch.int32)
-        present = present.to(self.device)
-        with _together():
-            dist.all_reduce(present, op=dist.ReduceOp.MAX)
-        used = [parameter for parameter, here in zip(learning, present.tolist(), strict=True) if here]
+        present = self.any(*(parameter.grad is not None for parameter in learning))
+        used = [parameter for parameter, is_used in zip(learning, present, strict=True) if is_used]
         for group in _groups(used, _REDUCED_AT_ONCE):
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            with _together():
-                dist.all_reduce(flat)
+            flat = self._reduced(torch.cat([gradient.flatten() for gradient in gradients]), dist.ReduceOp.SUM)
             for parameter, summed in zip(group, flat.split([p.numel() for p in group]), strict=True):
                 parameter.grad = summed.view_as(parameter).clone()
 
@@ -139,10 +137,7 @@ class Processes:
         """Return the smallest value of all processes."""
         if self.count == 1:
             return value
-        agreed = torch.tensor(value, device=self.device)
-        with _together():
-            dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
-        return int(agreed)
+        return int(self._reduced(torch.tensor(value, device=self.device), dist.ReduceOp.MIN))
 
     def largest(self, value: int) -> int:
         """Return the largest value of all processes."""
@@ -152,19 +147,12 @@ class Processes:
         """Return, for each fact, whether it is true on any process."""
         if self.count == 1:
             return list(facts)
-        agreed = torch.tensor(facts, dtype=torch.int32, device=self.device)
-        with _together():
-            dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        agreed = self._reduced(torch.tensor(facts, dtype=torch.int32, device=self.device), dist.ReduceOp.MAX)
         return [bool(fact) for fact in agreed.tolist()]
 
     def of_main(self, value: int) -> int:
         """Return the main process's value."""
-        if self.count == 1:
-            return value
-        agreed = torch.tensor(value, device=self.device)
-        with _together():
-            dist.broadcast(agreed, 0)
-        return int(agreed)
+        return int(self.rows_of_main(torch.tensor(value)))
 
     def gather_objects(self, value: T) -> list[T]:
         """Return the values of all processes, in order; they must be picklable."""

@@ -129,3 +129,16 @@ def step_of(line: str) -> float:
 
 def _lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+
+
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested mapping by dotted key.
+
+    Example:
+        >>> flat({"optim": {"lr": 1e-5}, "output": "run"})
+        {'optim.lr': 1e-05, 'output': 'run'}
+    """
+    values: dict[str, Any] = {}
+    for key, value in section.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return values

@@ -9,7 +9,7 @@ from clipkit.images import open_image
 from tests.conftest import draw
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparency_is_put_on_white() -> None:
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert np.asarray(open_image(clear)).min() == 255
     palette = clear.convert("P")
@@ -44,7 +44,9 @@ def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
         ("cut.jpg", "half", "cannot be decoded"),
     ],
 )
-def test_a_broken_file_is_one_line(tmp_path: Path, name: str, content: bytes | str | None, message: str) -> None:
+def test_a_broken_file_is_an_error_of_one_line(
+    tmp_path: Path, name: str, content: bytes | str | None, message: str
+) -> None:
     file = tmp_path / name
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -58,6 +60,6 @@ def test_a_broken_file_is_one_line(tmp_path: Path, name: str, content: bytes | s
     assert name in str(caught.value)
 
 
-def test_an_array_of_another_kind_is_refused() -> None:
+def test_an_array_of_another_type_is_refused() -> None:
     with pytest.raises(DataError, match=r"shape \(3, 4, 4\) and type float32"):
         open_image(np.zeros((3, 4, 4), dtype=np.float32))

@@ -16,8 +16,9 @@ from clipkit.cli.data import app as data_app
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.cli.export import export, merge
-from clipkit.cli.inputs import check_models, check_recipe_inputs
-from clipkit.cli.launch import is_main_process, process_rank, run_on_processes
+from clipkit.cli.inputs import check_recipe_inputs
+from clipkit.cli.launch import is_main_process, process_rank, run_again_on_processes
+from clipkit.cli.models import models
 from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
 from clipkit.errors import Interrupted, TrainingError, UserError
@@ -34,6 +35,7 @@ app.add_typer(data_app, name="data")
 app.command()(export)
 app.command()(merge)
 app.command(name="push")(push_command)
+app.command()(models)
 app.command()(doctor)
 app.command()(runs)
 
@@ -44,18 +46,12 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
-    except UserError as error:
-        # An error that all processes raise is printed by the main process alone.
-        if not error.everywhere or is_main_process():
-            sys.stderr.write(f"clipkit: {error}\n")
-        sys.exit(2)
-    except TrainingError as error:
+    except (UserError, TrainingError) as error:
         rank = process_rank()
-        if not error.everywhere and rank is not None:
-            sys.stderr.write(f"clipkit: process {rank}: {error}\n")
-        elif is_main_process():
-            sys.stderr.write(f"clipkit: {error}\n")
-        sys.exit(1)
+        if not error.everywhere or not rank:  # an error that all processes raise is printed by the main process alone
+            names_process = isinstance(error, TrainingError) and not error.everywhere and rank is not None
+            sys.stderr.write(f"clipkit: {f'process {rank}: ' if names_process else ''}{error}\n")
+        sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 @app.callback(invoke_without_command=True)
@@ -72,10 +68,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("demo"),
 ) -> None:
     """Train a small model on emoji and their names, and report what it learned (about five minutes)."""
-    from clipkit.cli.demo import run_demo
+    with _running():
+        from clipkit.cli.demo import run_demo
 
-    _start_process()
-    with _interruptible():
         run_demo(out)
 
 
@@ -113,19 +108,16 @@ def train(
         raise UserError("--private applies to --push, which was not given; add --push ORG/NAME, or remove --private")
     check_recipe_inputs(complete)
     if processes > 1:
-        flags = ["--resume"] * resume + ["--overwrite"] * overwrite + ["--private"] * private
-        flags += ["--push", push] if push is not None else []
-        run_on_processes(processes, ["train", str(recipe), *(overrides or []), *flags])
-        return
-    _start_process()
+        run_again_on_processes(processes)
     from clipkit.cli.tables import print_metrics
-    from clipkit.training import train as run
 
-    if push is not None:
-        from clipkit.cli.push import check_first
+    with _running():
+        from clipkit.training import train as run
 
-        check_first(push, private)
-    with _interruptible():
+        if push is not None and is_main_process():  # before a long run, not after it
+            from clipkit.models.publish.push import check_pushable
+
+            check_pushable(push, private)
         result = run(complete, resume=resume, overwrite=overwrite)
     if not is_main_process():
         return
@@ -137,35 +129,13 @@ def train(
         push_run(complete.output, push, private)
 
 
-@app.command()
-def models(
-    name: Annotated[
-        str | None, typer.Argument(metavar="M", help="Model to describe. Default: list models that can be loaded.")
-    ] = None,
-    search: Annotated[str, typer.Option(metavar="TEXT", help="List only names that contain this text.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
-) -> None:
-    """List models that can be loaded, or describe one: towers, sizes, preprocessing, loss, memory."""
-    from clipkit.cli.models import print_description, print_loadable
-
-    if name is None:
-        print_loadable(search)
-    else:
-        check_models(name)
-        print_description(name, as_json)
-
-
-def _start_process() -> None:
-    """Configure this process before it computes."""
+@contextmanager
+def _running() -> Iterator[None]:
+    """Prepare this process for a run; end it with one line and the right exit code if the run was asked to stop."""
     from clipkit.cli.process import keep_freed_memory, log_to_terminal
 
     log_to_terminal(logging.getLogger("clipkit"))
     keep_freed_memory()
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """End the process with one line and the right exit code if the run inside was asked to stop."""
     try:
         yield
     except Interrupted as error:

@@ -1,12 +1,15 @@
 """`clipkit data preview`, `prepare` and `check`."""
 
+import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from clipkit.cli.epilog import ending_with
+from clipkit.cli.output import check_writable, write_output
 from clipkit.errors import Interrupted, OutputError, RecipeError
 
 app = typer.Typer(help="Check, prepare and preview data.", no_args_is_help=True, rich_markup_mode=None)
@@ -131,6 +134,43 @@ def check(
 
     Exits with 0 when the check ran, whatever it found.
     """
-    from clipkit.cli.check import run_check
+    from clipkit.cli.check import print_report, read_for_check
+    from clipkit.data import checks
+    from clipkit.findings import counted
 
-    run_check(data, against, model, batch_size, json_file, fix, workers)
+    started = time.monotonic()
+    check_writable(json_file, inputs=(data, against))
+    if fix is not None:
+        checks.check_output_folder(fix, data)
+    pairs = read_for_check(data)
+    other = None if against is None else read_for_check(against)
+    token_counts, context_length, image_size = None, None, None
+    if model is not None:
+        from clipkit.models import load
+        from clipkit.models.token_counts import token_counter
+
+        loaded = load(model, device="cpu")
+        image_size = loaded.image.preprocess.image_size if pairs.has_images else None
+        if pairs.has_captions:
+            token_counts, context_length = token_counter(loaded), loaded.text.tokenize.context_length
+    report = checks.check(
+        pairs,
+        other,
+        token_counts=token_counts,
+        context_length=context_length,
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    print_report(report)
+    if json_file is not None:
+        settings = {"model": model, "batch_size": batch_size}
+        found = report.to_dict() | {"settings": settings, "seconds": round(time.monotonic() - started, 1)}
+        write_output(json_file, json.dumps(found, indent=2, ensure_ascii=False) + "\n", "findings")
+    if fix is not None:
+        kept = checks.fix(pairs, report, fix)
+        print(
+            f"cleaned copy: {fix / 'captions.csv'} ({counted(kept['images'], 'image')}, "
+            f"{counted(kept['captions'], 'caption')}); dropped ({kept['dropped']:,}), with reasons: "
+            f"{fix / 'dropped.jsonl'}"
+        )

@@ -7,14 +7,13 @@ from typing import Any
 
 import clipkit
 from clipkit.cli.tables import print_columns
-from clipkit.data import read_labelled, read_pairs
+from clipkit.data import read_labeled, read_pairs
 from clipkit.data.sources.emoji import EmojiData, build_emoji_data
 from clipkit.errors import OutputError
 from clipkit.evaluation import retrieval, zeroshot
 from clipkit.models import DualEncoder, compose, load
 from clipkit.recipe import Recipe
-from clipkit.report import demo_report
-from clipkit.report.demo import CREDIT
+from clipkit.report.demo import CREDIT, demo_report
 
 # The run on shuffled names only shows that nothing is learned, so fewer epochs are enough.
 _SHUFFLED_SHARE = 0.4
@@ -86,19 +85,16 @@ def _measure(model: DualEncoder, data: EmojiData) -> dict[str, Any]:
     prompts = json.loads(data.group_prompts.read_text(encoding="utf-8"))
     return {
         "retrieval": retrieval(model, read_pairs(str(data.held_out)), cache=False),
-        "zeroshot": zeroshot(model, read_labelled(str(data.held_out_labels)), templates=prompts, cache=False),
+        "zeroshot": zeroshot(model, read_labeled(str(data.held_out_labels)), templates=prompts, cache=False),
     }
 
 
 def _print_summary(results: dict[str, Any], report: Path, out: Path, seconds: float) -> None:
-    print_columns(
-        {name: result["retrieval"]["metrics"] for name, result in results.items()},
-        "\nRetrieval of held-out emoji by name",
-    )
-    print_columns(
-        {name: result["zeroshot"]["metrics"] for name, result in results.items()},
-        "\nClassification of held-out emoji into groups",
-    )
+    for task, title in (
+        ("retrieval", "Retrieval of held-out emoji by name"),
+        ("zeroshot", "Classification of held-out emoji into groups"),
+    ):
+        print_columns({name: result[task]["metrics"] for name, result in results.items()}, f"\n{title}")
     print(f"""
 Trained in {seconds:.0f} s. Report: {report}
 

@@ -1,6 +1,8 @@
 """`clipkit eval`: evaluate models, compare results."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +13,17 @@ from clipkit.cli.output import check_writable, write_output
 from clipkit.cli.suite import suite
 
 if TYPE_CHECKING:
-    from clipkit.cli.measuring import EvaluationOptions
     from clipkit.evaluation import Result
-    from clipkit.models import DualEncoder
 
 app = typer.Typer(help="Evaluate models.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def _task(name: str) -> Callable[..., "Result"]:
+    """Return the function of a task; imports torch, and is therefore called after the data has been read."""
+    from clipkit import evaluation
+
+    task: Callable[..., Result] = getattr(evaluation, name)
+    return task
 
 
 @measuring_command(app)
@@ -36,13 +44,7 @@ def retrieval(
     from clipkit.data import read_pairs
 
     pairs = read_pairs(data)
-
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.retrieval(model, pairs, merge_captions=merge_captions, **options)
-
-    measuring.measure(evaluate, data)
+    measuring.measure(partial(_task("retrieval"), data=pairs, merge_captions=merge_captions), data)
 
 
 @measuring_command(app)
@@ -71,18 +73,15 @@ def zeroshot(
 
     Accuracy of choosing among the class names; for images with several labels, mean average precision.
     """
-    from clipkit.data import read_classes, read_labelled, read_templates
+    from clipkit.data import read_classes, read_labeled, read_templates
 
-    labeled = read_labelled(data)
+    labeled = read_labeled(data)
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
 
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.zeroshot(model, labeled, classes=names, templates=prompts, **options)
-
-    measuring.measure(evaluate, data, classes, templates)
+    measuring.measure(
+        partial(_task("zeroshot"), data=labeled, classes=names, templates=prompts), data, classes, templates
+    )
 
 
 @measuring_command(app)
@@ -104,19 +103,16 @@ def probe(
 
     A linear classifier and k nearest neighbors are fitted to frozen image features.
     """
-    from clipkit.data import read_labelled
+    from clipkit.data import read_labeled
 
-    training = read_labelled(data)
-    measured = read_labelled(test) if test is not None else None
+    training = read_labeled(data)
+    measured = read_labeled(test) if test is not None else None
 
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.probe(
-            model, training, test=measured, shots=shots, seeds=seeds, neighbours=neighbours, **options
-        )
-
-    measuring.measure(evaluate, data, test)
+    measuring.measure(
+        partial(_task("probe"), data=training, test=measured, shots=shots, seeds=seeds, neighbours=neighbours),
+        data,
+        test,
+    )
 
 
 @measuring_command(app)
@@ -138,13 +134,7 @@ def compositional(
     from clipkit.data import read_near_misses
 
     near = read_near_misses(data)
-
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.compositional(model, near, **options)
-
-    measuring.measure(evaluate, data)
+    measuring.measure(partial(_task("compositional"), data=near), data)
 
 
 app.command()(suite)
@@ -173,6 +163,6 @@ def compare(
     print_comparison(comparison, str(first), str(second))
     write_output(json_file, json.dumps(comparison, indent=2, ensure_ascii=False) + "\n", "comparison")
     if report is not None:
-        from clipkit.report import comparison_report
+        from clipkit.report.comparison import comparison_report
 
         write_output(report, comparison_report(comparison, *results), "report")

@@ -1,8 +1,7 @@
 """`clipkit export` and `clipkit merge`."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -89,15 +88,10 @@ def merge(
 
 def _samples(data: str) -> tuple[list["Image.Image"], list[str]]:
     """Return evenly spaced images and captions of the user's data."""
-    import numpy as np
-
     from clipkit.data import read_pairs
+    from clipkit.data.sequences import evenly_spaced
     from clipkit.images import open_image
 
-    pairs: Any = read_pairs(data)
-
-    def evenly_spaced(items: Sequence[Any]) -> list[Any]:
-        positions = np.linspace(0, len(items) - 1, min(_COMPARED, len(items))).round().astype(int)
-        return [items[position] for position in np.unique(positions)]
-
-    return [open_image(image) for image in evenly_spaced(pairs.images)], evenly_spaced(pairs.captions)
+    pairs = read_pairs(data)
+    images = [open_image(pairs.images[image]) for image in evenly_spaced(len(pairs.images), _COMPARED)]
+    return images, [pairs.captions[row] for row in evenly_spaced(len(pairs.captions), _COMPARED)]

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from uuid import uuid4
 
 from clipkit.errors import UserError
@@ -32,8 +32,8 @@ def joined_processes() -> "Processes":
     return Processes(accelerator_of())
 
 
-def run_on_processes(count: int, arguments: list[str]) -> None:
-    """Run `python -m clipkit ARGUMENTS` in `count` processes that form a group, and exit with their exit code.
+def run_again_on_processes(count: int) -> NoReturn:
+    """Run the current command line in `count` processes that form a group, and exit with their exit code.
 
     Raises:
         UserError: this process was started by a launcher itself.
@@ -44,6 +44,13 @@ def run_on_processes(count: int, arguments: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    arguments = []
+    given = iter(sys.argv[1:])
+    for argument in given:
+        if argument == "--processes":
+            next(given, None)
+        elif not argument.startswith("--processes="):
+            arguments.append(argument)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1,
@@ -59,6 +66,7 @@ def run_on_processes(count: int, arguments: list[str]) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "clipkit", *arguments)
+        sys.exit(0)
     except ChildFailedError as error:
         # The process that failed has reported the error; the launcher's table adds nothing.
         rank, failure = error.get_first_failure()
@@ -69,15 +77,3 @@ def run_on_processes(count: int, arguments: list[str]) -> None:
     except SignalException as error:
         # The signal was passed on to the processes, and they have ended.
         sys.exit(130 if error.sigval == signal.SIGINT else 143)
-
-
-def run_again_on_processes(count: int) -> None:
-    """Run the current command line again in `count` processes, and exit with their exit code."""
-    arguments = []
-    given = iter(sys.argv[1:])
-    for argument in given:
-        if argument == "--processes":
-            next(given, None)
-        elif not argument.startswith("--processes="):
-            arguments.append(argument)
-    run_on_processes(count, arguments)

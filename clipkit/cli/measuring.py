@@ -3,9 +3,9 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,8 +16,6 @@ from clipkit.cli.output import check_writable, write_output
 if TYPE_CHECKING:
     from clipkit.embedding.features import Cache
     from clipkit.evaluation import Result
-    from clipkit.models import DualEncoder
-    from clipkit.processes import Processes
 
 CacheFolder = Annotated[
     str | None,
@@ -30,16 +28,6 @@ CacheFolder = Annotated[
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="F.json", help="Write the result to this file.")]
 ReportFile = Annotated[Path | None, typer.Option("--report", metavar="F.html", help="Write a report page.")]
 ProcessCount = Annotated[int, typer.Option("--processes", help="Number of processes on this machine.", min=1)]
-
-
-class EvaluationOptions(TypedDict):
-    """Keyword arguments that all evaluation functions share."""
-
-    batch_size: int
-    cache: "Cache"
-    predictions: Path | None
-    processes: "Processes"
-    progress: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,29 +47,28 @@ class Measuring:
     ] = None
     processes: ProcessCount = 1
 
-    def measure(self, evaluate: "Callable[[DualEncoder, EvaluationOptions], Result]", *inputs: str | None) -> None:
+    def measure(self, evaluate: Callable[..., "Result"], *inputs: str | None) -> None:
         """Evaluate the model on the requested number of processes; print the result once and write the files.
 
         Args:
-            evaluate: returns the result of a model.
+            evaluate: function from a model, and the options that all evaluation functions share, to a result.
             inputs: sources that must not be overwritten.
         """
         check_writable(self.json_file, self.report, self.predictions, inputs=inputs)
         if self.processes > 1:
             run_again_on_processes(self.processes)
-            return
         from clipkit.cli.process import keep_freed_memory
         from clipkit.models import load
 
         keep_freed_memory()
-        options: EvaluationOptions = {
-            "batch_size": self.batch_size,
-            "cache": cache_of(self.cache),
-            "predictions": self.predictions,
-            "processes": joined_processes(),
-            "progress": True,
-        }
-        result = evaluate(load(self.model), options)
+        result = evaluate(
+            load(self.model),
+            batch_size=self.batch_size,
+            cache=cache_of(self.cache),
+            predictions=self.predictions,
+            processes=joined_processes(),
+            progress=True,
+        )
         if is_main_process():
             self._show(result)
 
@@ -92,7 +79,7 @@ class Measuring:
         print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
         write_output(self.json_file, to_json(result), "result")
         if self.report is not None:
-            from clipkit.report import evaluation_report
+            from clipkit.report.evaluation import evaluation_report
 
             write_output(self.report, evaluation_report(result), "report")
 
@@ -113,7 +100,7 @@ def measuring_command(app: typer.Typer) -> Callable[[Callable[..., None]], Calla
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for parameter in list(inspect.signature(function).parameters.values())[1:]
         ]
-        model, *others = _shared_parameters()
+        model, *others = inspect.signature(Measuring).parameters.values()
 
         @functools.wraps(function)
         def command(**given: Any) -> None:
@@ -128,16 +115,3 @@ def measuring_command(app: typer.Typer) -> Callable[[Callable[..., None]], Calla
         return registered
 
     return decorate
-
-
-def _shared_parameters() -> list[inspect.Parameter]:
-    hints = get_type_hints(Measuring, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(Measuring)
-    ]

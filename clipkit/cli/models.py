@@ -1,14 +1,37 @@
 """`clipkit models`: list loadable models, and describe one."""
 
-import json
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import typer
+
+from clipkit.cli.inputs import check_models
 
 
-def print_loadable(search: str) -> None:
-    """Print names of loadable models by library."""
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="M", help="Model to describe. Default: list models that can be loaded.")
+    ] = None,
+    search: Annotated[str, typer.Option(metavar="TEXT", help="List only names that contain this text.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
+) -> None:
+    """List models that can be loaded, or describe one: towers, sizes, preprocessing, loss, memory."""
+    import json
+
+    if name is not None:
+        check_models(name)
+    from clipkit.models.describe import describe
+
+    if name is None:
+        _print_loadable(search)
+    elif as_json:
+        print(json.dumps(describe(name), indent=2))
+    else:
+        print(name)
+        for title, value in _lines(describe(name)):
+            print(f"{title:<15}  {value}")
+
+
+def _print_loadable(search: str) -> None:
     from clipkit.models.describe import loadable
 
     by_library = loadable(search)
@@ -28,23 +51,6 @@ def print_loadable(search: str) -> None:
             "Also folders written by open_clip or clipkit, clipkit runs, and in a recipe two towers (model.image.name"
         )
         print("and model.text.name). Filter this list with --search; describe a model with `clipkit models NAME`.")
-
-
-def print_description(name: str, as_json: bool) -> None:
-    """Print a model's properties, one per line."""
-    from clipkit.models.describe import describe
-
-    description = describe(name)
-    if as_json:
-        print(json.dumps(description, indent=2))
-        return
-    table = Table(title=name, title_justify="left", box=None, pad_edge=False, show_header=False)
-    table.add_column()
-    table.add_column()
-    for title, value in _lines(description):
-        table.add_row(title, value)
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
 
 
 def _lines(description: dict[str, Any]) -> list[tuple[str, str]]:

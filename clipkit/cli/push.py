@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipkit.cli.inputs import check_models
-from clipkit.cli.launch import is_main_process
 from clipkit.errors import ModelError, TrainingError
 from clipkit.run_files import RunFiles, recipe_of, results_of
 
@@ -59,18 +58,6 @@ def push_run(run: str, repository: str, private: bool) -> None:
         ) from None
 
 
-def check_first(repository: str, private: bool) -> None:
-    """Check on the main process, before a long run, that its model can be uploaded afterwards.
-
-    Raises:
-        ModelError: the repository name is invalid, or there is no permission to write to it.
-    """
-    if is_main_process():
-        from clipkit.models.publish.push import check_pushable
-
-        check_pushable(repository, private)
-
-
 def _print(done: "Pushed") -> None:
     print(f"{done.url}: {done.files} files, {done.size / 1e6:,.1f} MB")
     for note in done.notes:
@@ -81,7 +68,7 @@ def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
     """Save a model in its layout, with a card; a card of the user's is kept unless results are to be added."""
     from clipkit.models import load
     from clipkit.models.publish.push import signed
-    from clipkit.report import model_card
+    from clipkit.report.model_card import model_card
 
     opened = load(model, device="cpu")
     opened.save(folder)

@@ -19,11 +19,8 @@ def doctor(
 
     state, findings = examine(run)
     if as_json:
-        print(
-            json.dumps(
-                {"run": str(run), "state": state, "findings": [finding.to_dict() for finding in findings]}, indent=2
-            )
-        )
+        shown = {"run": str(run), "state": state, "findings": [finding.to_dict() for finding in findings]}
+        print(json.dumps(shown, indent=2))
         return
     print(state)
     for finding in findings:

@@ -34,7 +34,6 @@ def suite(
     chosen = read_suite(name)
     if processes > 1:
         run_again_on_processes(processes)
-        return
     from clipkit.cli.process import keep_freed_memory
 
     keep_freed_memory()
@@ -60,7 +59,7 @@ def suite(
 
 def _show(result: "SuiteResult", out: Path) -> None:
     from clipkit.cli.tables import print_table
-    from clipkit.report import suite_markdown, suite_report, suite_tables
+    from clipkit.report.suite import suite_markdown, suite_report, suite_tables
 
     content = result.to_dict()
     for table in suite_tables(content):

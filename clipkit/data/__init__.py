@@ -1,4 +1,4 @@
-"""Data: sources to pairs, decoding, augmentation, sampling and collation; preprocessing comes in as a callable."""
+"""Data: reading sources, decoding, augmentation, sampling and batches."""
 
 from typing import TYPE_CHECKING
 
@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from clipkit.data.augment import Policy, TextSafe
     from clipkit.data.batch import Augment, Batch, InputMaker
     from clipkit.data.checks import Report, check, fix, quick_findings
-    from clipkit.data.feed import AnyFeed, Feed, IndexedFeed, Loading, StreamFeed, stream_feed
-    from clipkit.data.labels import LabelledImages, read_labelled
+    from clipkit.data.feed import AnyFeed, IndexedFeed, Loading, StreamFeed, stream_feed
+    from clipkit.data.labels import LabeledImages, read_labeled
     from clipkit.data.loader import Replacement, pair_loader
-    from clipkit.data.missing import broken_images, missing_places
+    from clipkit.data.missing import broken_images, missing_positions
     from clipkit.data.mixture import join, split
     from clipkit.data.near_misses import NearMisses, read_near_misses
     from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
     from clipkit.data.sampler import EpochSampler, Sample
     from clipkit.data.sequences import longest
-    from clipkit.data.stream import StreamSampler, stream_loader
     from clipkit.data.text_views import TextOf, TextView, WrongCaption
     from clipkit.data.tokens import TokenStore
     from clipkit.data.workers import WorkerProgress
@@ -29,10 +28,10 @@ _NAMES = {
     "augment": "Policy TextSafe",
     "batch": "Augment Batch InputMaker",
     "checks": "Report check fix quick_findings",
-    "feed": "AnyFeed Feed IndexedFeed Loading StreamFeed stream_feed",
-    "labels": "LabelledImages read_labelled",
+    "feed": "AnyFeed IndexedFeed Loading StreamFeed stream_feed",
+    "labels": "LabeledImages read_labeled",
     "loader": "Replacement pair_loader",
-    "missing": "broken_images missing_places",
+    "missing": "broken_images missing_positions",
     "mixture": "join split",
     "near_misses": "NearMisses read_near_misses",
     "pairs": "Pairs checked_negatives read_pairs",
@@ -40,7 +39,6 @@ _NAMES = {
     "prompts": "Classes Templates prompts_of read_classes read_templates",
     "sampler": "EpochSampler Sample",
     "sequences": "longest",
-    "stream": "StreamSampler stream_loader",
     "text_views": "TextOf TextView WrongCaption",
     "tokens": "TokenStore",
     "workers": "WorkerProgress",

@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ _COLORS = re.compile(
 )
 
 
+@dataclass(eq=False)
 class Policy:
     """Augmentation policy as a function from an image and its position to inputs.
 
@@ -63,26 +65,18 @@ class Policy:
         torch.Size([3, 32, 32])
     """
 
-    def __init__(
-        self,
-        policy: Sequence[Step],
-        image_size: int | None,
-        of_crop: FinishCrop,
-        evaluate: Finish,
-        seed: int,
-        view: int = 0,
-        safe: "TextSafe | None" = None,
-    ) -> None:
-        self.image_size = image_size
-        self.of_crop = of_crop
-        self.evaluate = evaluate
-        self._crops = any(isinstance(step, steps.Crop) for step in policy)
-        self.seed = seed
-        self.view = view
-        self.safe = safe
-        self._scales = [step.scale[0] for step in policy if isinstance(step, steps.Crop)]
+    policy: Sequence[Step]
+    image_size: int | None
+    of_crop: FinishCrop
+    evaluate: Finish
+    seed: int
+    view: int = 0
+    safe: "TextSafe | None" = None
+
+    def __post_init__(self) -> None:
+        self._scales = [step.scale[0] for step in self.policy if isinstance(step, steps.Crop)]
         self._applied = {
-            (may_flip, may_recolor): self._transforms(policy, may_flip, may_recolor)
+            (may_flip, may_recolor): self._transforms(may_flip, may_recolor)
             for may_flip in (False, True)
             for may_recolor in (False, True)
         }
@@ -90,7 +84,7 @@ class Policy:
     def __call__(self, image: Image.Image, epoch: int, index: int) -> Inputs:
         """Return the inputs of this view of an image in an epoch."""
         drawn = self._drawn(image, epoch, index)
-        return self.of_crop(drawn) if self._crops or isinstance(drawn, Tensor) else self.evaluate(drawn)
+        return self.of_crop(drawn) if self._scales or isinstance(drawn, Tensor) else self.evaluate(drawn)
 
     @property
     def draft(self) -> int | None:
@@ -119,9 +113,9 @@ class Policy:
         finally:
             torch.set_rng_state(state)
 
-    def _transforms(self, policy: Sequence[Step], may_flip: bool, may_recolor: bool) -> list[Change]:
+    def _transforms(self, may_flip: bool, may_recolor: bool) -> list[Change]:
         changes: list[Change] = []
-        for step in policy:
+        for step in self.policy:
             match step:
                 case steps.Crop():
                     changes.append(_Crop(step, self.image_size))

@@ -82,7 +82,7 @@ class InputMaker:
             ids: image ids, caption ids and caption rows.
             bad: reasons why images were replaced, by image id.
         """
-        inputs = {name: stacked([made[name] for made in images]) for name in images[0]}
+        inputs = {name: dict(default_collate([made[name] for made in images])) for name in images[0]}
         strings: list[str] = []
         tokens: dict[str, Tensor] = {}
         for name, text_of in self.texts.items():
@@ -94,11 +94,6 @@ class InputMaker:
                 tokens = self.tokenize(strings)
             inputs[name] = tokens
         return Batch(inputs, *ids, bad)
-
-
-def stacked(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack the inputs of several images; in a loader worker directly into shared memory."""
-    return dict(default_collate(inputs))
 
 
 def joined(chunks: list[Batch]) -> Batch:

@@ -18,7 +18,7 @@ from clipkit.images import Stored, size_of
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """N images and C classes."""
 
     name: str
@@ -33,7 +33,7 @@ class LabelledImages:
 
     @property
     def several(self) -> bool:
-        """Whether an image may have several classes."""
+        """True if an image may have several classes."""
         return self.labels.ndim == 2
 
     @property
@@ -57,7 +57,7 @@ class LabelledImages:
         return np.array([position[name] for name in self.classes], dtype=np.int64)
 
 
-def read_labelled(source: str) -> LabelledImages:
+def read_labeled(source: str) -> LabeledImages:
     """Read labeled images from class folders (`folder/class name/image`) or any source with a label column.
 
     Classes are in alphabetical order, unless the source lists them: `classnames.txt` beside class folders gives one
@@ -86,10 +86,10 @@ def read_labelled(source: str) -> LabelledImages:
     if not listed.is_multilabel and len(set(zip(image_of_label, labels, strict=True))) == len(images):
         one = np.zeros(len(images), dtype=np.int64)
         one[image_of_label] = class_of_label
-        return LabelledImages(rows.name, images, one, classes, names, listed.templates)
+        return LabeledImages(rows.name, images, one, classes, names, listed.templates)
     several = np.zeros((len(images), len(classes)), dtype=bool)
     several[image_of_label, class_of_label] = True
-    return LabelledImages(rows.name, images, several, classes, names, listed.templates)
+    return LabeledImages(rows.name, images, several, classes, names, listed.templates)
 
 
 def _labels(rows: Rows, image_of_row: NDArray[np.int64], may_be_none: bool) -> tuple[list[int], list[str]]:

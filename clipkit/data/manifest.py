@@ -63,38 +63,34 @@ class Manifest:
         folder: the folder.
         source: name, fingerprint, and numbers of images and captions.
         settings: of the shards.
-        blocks: the finished blocks, from the start of the source.
+        shards: the finished blocks, from the start of the source.
         complete: True if all blocks are finished.
+        layout: version of the shards and of these files.
     """
 
     folder: Path
     source: dict[str, Any]
     settings: Settings
-    blocks: list[Block] = field(default_factory=list)
+    shards: list[Block] = field(default_factory=list)
     complete: bool = False
+    layout: int = _LAYOUT
 
     @property
-    def shards(self) -> list[Block]:
+    def files(self) -> list[Block]:
         """The blocks that have a shard."""
-        return [block for block in self.blocks if block.name is not None]
+        return [block for block in self.shards if block.name is not None]
 
     @property
     def skipped(self) -> list[Skipped]:
         """All skipped images."""
-        return [skipped for block in self.blocks for skipped in block.skipped]
+        return [skipped for block in self.shards for skipped in block.skipped]
 
     def write(self) -> None:
         """Write prepared.json, and skipped.jsonl if an image was skipped."""
         if self.skipped:
             lines = (json.dumps(asdict(skipped), ensure_ascii=False) + "\n" for skipped in self.skipped)
             write_whole(self.folder / _SKIPPED, "".join(lines))
-        values = {
-            "layout": _LAYOUT,
-            "complete": self.complete,
-            "source": self.source,
-            "settings": asdict(self.settings),
-            "shards": [asdict(block) for block in self.blocks],
-        }
+        values = {name: value for name, value in asdict(self).items() if name != "folder"}
         write_whole(self.folder / _MANIFEST, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     def check_shards(self) -> None:
@@ -103,7 +99,7 @@ class Manifest:
         Raises:
             OutputError: one is missing or damaged.
         """
-        for block in self.shards:
+        for block in self.files:
             path = self.folder / str(block.name)
             with suppress(OSError):
                 if sha256_of(path) == block.sha256:
@@ -169,7 +165,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             for block in values["shards"]
         ]
         settings, source = Settings(**values["settings"]), dict(values["source"])
-        return Manifest(folder, source, settings, blocks, complete=bool(values["complete"]))
+        return Manifest(folder, **values | {"settings": settings, "source": source, "shards": blocks})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -17,7 +17,7 @@ from clipkit.images import Stored, open_image
 _FEW = 100
 
 
-def missing_places(images: Sequence[Path | Stored]) -> NDArray[np.int64]:
+def missing_positions(images: Sequence[Path | Stored]) -> NDArray[np.int64]:
     """Return the positions of images whose file is missing; images in archives or at addresses count as present."""
     if isinstance(images, Files):
         return _missing_files(str(images.folder), images.names)
@@ -68,7 +68,7 @@ def check_present(name: str, images: Sequence[Path | Stored]) -> None:
     Raises:
         DataError: images are missing; the message gives their number and names the first.
     """
-    missing = missing_places(images)
+    missing = missing_positions(images)
     if len(missing):
         first = images[int(missing[0])]
         relative = f"; paths are relative to {images.folder}" if isinstance(images, Files) else ""

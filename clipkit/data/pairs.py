@@ -56,6 +56,13 @@ class Pairs:
     parts: Sequence["Part"] = ()
     """Images and captions by source, with weights; empty: a single source, in which each image occurs once an epoch."""
 
+    @property
+    def texts(self) -> dict[str, Sequence[str]]:
+        """Columns of texts by role: caption, negative_caption and paraphrase, those that the source has."""
+        captions = self.captions if self.has_captions else None
+        columns = {"caption": captions, "negative_caption": self.negatives, "paraphrase": self.paraphrases}
+        return {role: column for role, column in columns.items() if column is not None}
+
     @cached_property
     def captions_of_image(self) -> list[NDArray[np.int64]]:
         """Positions of the captions of each image, in the order of the source."""
@@ -100,7 +107,14 @@ class Pairs:
             image_of_caption=np.repeat(np.arange(len(positions), dtype=np.int64), counts),
             negatives=of_rows(self.negatives),
             paraphrases=of_rows(self.paraphrases),
-            parts=[_part(part, positions, len(self.images), rows, len(self.captions)) for part in self.parts],
+            parts=[
+                Part(
+                    _new_positions(part.images, positions, len(self.images)),
+                    _new_positions(part.captions, rows, len(self.captions)),
+                    part.weight,
+                )
+                for part in self.parts
+            ],
         )
 
 
@@ -250,9 +264,7 @@ def _with_prompts(rows: Rows, templates: str | None) -> Rows:
 def _names(rows: Rows, labels: Sequence[str | None]) -> list[str]:
     """Class names of labels, if the source gives names; else the labels."""
     classes = rows.classes or ClassList()
-    names = (
-        {} if classes.labels is None or classes.names is None else dict(zip(classes.labels, classes.names, strict=True))
-    )
+    names = dict(zip(classes.labels or (), classes.names or (), strict=False))
     return [names.get(label or "", label or "") for label in labels]
 
 
@@ -262,15 +274,6 @@ def _chosen(images: Sequence[Path | Stored], positions: NDArray[np.int64]) -> Se
     if isinstance(images, Files):
         return Files(images.folder, images.names.take(positions))
     return Chosen(images, positions)
-
-
-def _part(part: Part, images: NDArray[np.int64], image_count: int, rows: NDArray[np.int64], row_count: int) -> Part:
-    """Return the images and captions of a part that are kept, at their new positions."""
-    return Part(
-        _new_positions(part.images, images, image_count),
-        _new_positions(part.captions, rows, row_count),
-        part.weight,
-    )
 
 
 def _new_positions(old: NDArray[np.int64], kept: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -111,13 +111,13 @@ def prepare(
         except KeyboardInterrupt:
             blocks = -(-len(pairs.images) // shard_size)
             raise Interrupted(
-                f"interrupted with {len(manifest.blocks)} of {blocks} shards finished in {folder}; the same command "
+                f"interrupted with {len(manifest.shards)} of {blocks} shards finished in {folder}; the same command "
                 "resumes",
                 130,
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-        if not manifest.shards:
+        if not manifest.files:
             manifest.remove()
             reason = manifest.skipped[0].reason
             raise DataError(f"{pairs.name}: none of its {len(pairs.images)} images can be used; the first: {reason}")
@@ -125,11 +125,11 @@ def prepare(
         manifest.write()
     return Prepared(
         folder,
-        _pattern(folder, format, len(manifest.shards)),
-        sum(block.samples for block in manifest.shards),
-        len(manifest.shards),
-        sum(block.source_bytes for block in manifest.shards),
-        sum(block.bytes for block in manifest.shards),
+        _pattern(folder, format, len(manifest.files)),
+        sum(block.samples for block in manifest.files),
+        len(manifest.files),
+        sum(block.source_bytes for block in manifest.files),
+        sum(block.bytes for block in manifest.files),
         manifest.skipped,
     )
 
@@ -149,12 +149,12 @@ def _check_arguments(pairs: Pairs, settings: Settings, workers: int | None) -> N
 def _write_blocks(pairs: Pairs, manifest: Manifest, pool: ThreadPoolExecutor, most_ahead: int) -> None:
     """Write the shards that are not finished."""
     count, size = len(pairs.images), manifest.settings.shard_size
-    starts = range(len(manifest.blocks) * size, count, size)
+    starts = range(len(manifest.shards) * size, count, size)
     images = _encode_in_order(pairs, range(min(starts.start, count), count), manifest.settings, pool, most_ahead)
     with tqdm(images, total=count, initial=starts.start, desc="images", unit="", disable=None, leave=False) as bar:
         encoded_images = iter(bar)
         for _ in starts:
-            manifest.blocks.append(_write_block(pairs, manifest, islice(encoded_images, size)))
+            manifest.shards.append(_write_block(pairs, manifest, islice(encoded_images, size)))
             manifest.write()
 
 
@@ -170,8 +170,8 @@ def _write_block(pairs: Pairs, manifest: Manifest, images: Iterable[tuple[int, E
                 source_bytes.append(image.source_bytes)
                 yield ShardSample(_key(pairs, position), _name(pairs, position), image, _texts(pairs, position))
 
-    path = manifest.folder / f"shards-{len(manifest.shards):0{_DIGITS}d}.{manifest.settings.format}"
-    sha256 = write_shard(path, samples(), list(_texts(pairs, 0)))
+    path = manifest.folder / f"shards-{len(manifest.files):0{_DIGITS}d}.{manifest.settings.format}"
+    sha256 = write_shard(path, samples())
     return Block(
         name=path.name if sha256 is not None else None,
         samples=len(source_bytes),
@@ -220,8 +220,5 @@ def _name(pairs: Pairs, position: int) -> str:
 
 def _texts(pairs: Pairs, position: int) -> dict[str, list[str]]:
     """Return an image's texts by role."""
-    if not pairs.has_captions:
-        return {}
-    columns = {"caption": pairs.captions, "negative_caption": pairs.negatives, "paraphrase": pairs.paraphrases}
     rows = pairs.captions_of_image[position].tolist()
-    return {role: [texts[row] for row in rows] for role, texts in columns.items() if texts is not None}
+    return {role: [texts[row] for row in rows] for role, texts in pairs.texts.items()}

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from clipkit.errors import DataError
+from clipkit.files import is_file
 
 # Prompts with {c} for the class name; or sentences for each class (Pratt et al. 2023, CuPL).
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
@@ -30,12 +31,7 @@ def read_classes(source: str) -> Classes:
 
         synsets = (files("timm.data._info") / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
         return dict(zip(synsets, IMAGENET_CLASSNAMES, strict=True))
-    if not source.endswith(".json"):
-        return read_lines(_existing(source, "class names", ["imagenet"]))
-    content = _json(_existing(source, "class names", ["imagenet"]))
-    wrong = DataError(
-        f'{source}: must be a list of names, or an object of label to name or names, such as {{"n02123045": ["tabby"]}}'
-    )
+    content = _lines_or_json(source, "class names", ["imagenet"])
     match content:
         case list() if content and _are_strings(content):
             return content
@@ -43,7 +39,9 @@ def read_classes(source: str) -> Classes:
             isinstance(names, str) or (_are_strings(names) and names) for names in content.values()
         ):
             return content
-    raise wrong
+    raise DataError(
+        f'{source}: must be a list of names, or an object of label to name or names, such as {{"n02123045": ["tabby"]}}'
+    )
 
 
 def read_templates(source: str) -> Templates:
@@ -60,16 +58,14 @@ def read_templates(source: str) -> Templates:
         import open_clip
 
         return [template("{c}") for template in getattr(open_clip, _NAMED_TEMPLATES[source])]
-    file = _existing(source, "prompts", list(_NAMED_TEMPLATES))
-    if file.suffix != ".json":
-        return read_lines(file)
-    content = _json(file)
-    if isinstance(content, list) and content and _are_strings(content):
-        return content
-    if isinstance(content, dict) and content and all(_are_strings(sentences) for sentences in content.values()):
-        return content
+    content = _lines_or_json(source, "prompts", list(_NAMED_TEMPLATES))
+    match content:
+        case list() if content and _are_strings(content):
+            return content
+        case dict() if content and all(_are_strings(sentences) for sentences in content.values()):
+            return content
     raise DataError(
-        f"{file}: must be a list of prompts, or an object of class to sentences, such as "
+        f"{source}: must be a list of prompts, or an object of class to sentences, such as "
         '{"cat": ["a cat", "a sleeping cat"]}'
     )
 
@@ -106,16 +102,13 @@ def prompts_of(label: str, names: Sequence[str], templates: Templates) -> list[s
     return [template.replace("{c}", name).replace("{}", name) for name in names for template in templates]
 
 
-def _existing(source: str, what: str, named: list[str]) -> Path:
-    try:
-        if Path(source).is_file():
-            return Path(source)
-    except OSError:  # too long for a name
-        pass
-    raise DataError(f"{source[:80]}: there is no such file; {what} that are available by name: {', '.join(named)}")
-
-
-def _json(path: Path) -> object:
+def _lines_or_json(source: str, what: str, named: list[str]) -> object:
+    """Return the content of a JSON file, or the lines of another file."""
+    path = Path(source)
+    if not is_file(path):
+        raise DataError(f"{source[:80]}: there is no such file; {what} that are available by name: {', '.join(named)}")
+    if path.suffix != ".json":
+        return read_lines(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:

@@ -44,11 +44,8 @@ class EpochSampler:
     """
 
     def __init__(self, pairs: Pairs, captions: str, batch_size: int, seed: int) -> None:
-        self._parts = (
-            [Part(np.arange(len(pairs.images)), np.arange(len(pairs.captions)), 1.0)]
-            if not pairs.parts
-            else list(pairs.parts)
-        )
+        everything = Part(np.arange(len(pairs.images)), np.arange(len(pairs.captions)), 1.0)
+        self._parts = pairs.parts or [everything]
         self._items = [part.images if captions == "one" else part.captions for part in self._parts]
         # A lower bound: by Hermite's identity, `_items_of_epoch` never returns fewer items of a part.
         available = sum(
@@ -82,19 +79,15 @@ class EpochSampler:
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the images and captions of an epoch, in order."""
         generator = np.random.default_rng(mix(self.seed, _ORDER, epoch))
-        times: NDArray[np.int64] | int = epoch
-        if self.pairs.parts:
-            of_parts = [self._items_of_epoch(part, epoch) for part in range(len(self._parts))]
-            items, times = (np.concatenate(arrays) for arrays in zip(*of_parts, strict=True))
-            order = generator.permutation(len(items))
-            items, times = items[order], times[order]
-        else:
-            items = generator.permutation(len(self._items[0]))
+        of_parts = [self._items_of_epoch(part, epoch) for part in range(len(self._parts))]
+        items, times = (np.concatenate(arrays) for arrays in zip(*of_parts, strict=True))
+        order = generator.permutation(len(items))
+        items, times = items[order], times[order]
         if self.captions == "one":
             images, captions = items, self._permuted[self._start[items] + times % self._count[items]]
         else:
             images, captions = self.pairs.image_of_caption[items], items
-        if (self.captions == "all" or self.pairs.parts) and len(np.unique(images)) < len(images):
+        if np.bincount(images).max() > 1:
             rows = _keep_duplicates_apart(list(zip(images.tolist(), captions.tolist(), strict=True)), self.batch_size)
             images, captions = np.array(rows, dtype=np.int64).T
         return images, captions

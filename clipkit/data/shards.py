@@ -5,10 +5,11 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -34,25 +35,28 @@ class ShardSample:
     """Texts by role: caption, and negative_caption and paraphrase if the source has them."""
 
 
-def write_shard(path: Path, samples: Iterable[ShardSample], roles: Sequence[str]) -> str | None:
+def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
     """Write a shard under a temporary name, then rename it; return its SHA-256, or None if there are no samples.
 
     Args:
         path: path of the shard; its suffix is the format.
-        samples: images with texts.
-        roles: roles of the texts that every sample has.
+        samples: images with texts, all of the same roles.
 
     Raises:
         OSError: the shard cannot be written, e.g. because the disk is full.
     """
+    first = next(samples, None)
+    if first is None:
+        return None
     temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
-            count = _WRITERS[path.suffix](file, samples, roles)
+            if path.suffix == ".parquet":
+                _write_parquet(file, chain([first], samples), first.texts)
+            else:
+                _write_tar(file, chain([first], samples))
             file.flush()
             os.fsync(file.fileno())
-        if not count:
-            return None
         sha256 = sha256_of(temporary)
         temporary.replace(path)
         return sha256
@@ -75,46 +79,29 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_tar(file: IO[bytes], samples: Iterable[ShardSample], roles: Sequence[str]) -> int:
+def _write_tar(file: IO[bytes], samples: Iterator[ShardSample]) -> None:
     """Write WebDataset's layout: 000000.jpg, and 000000.json with the texts as lists and the image's name."""
-    count = 0
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for count, sample in enumerate(samples, 1):  # noqa: B007
-            texts = {role: list(sample.texts[role]) for role in roles} | {"name": sample.name}
-            for extension, content in (
-                (sample.image.ending, sample.image.content),
-                ("json", json.dumps(texts, ensure_ascii=False).encode()),
-            ):
+        for sample in samples:
+            texts = json.dumps({**sample.texts, "name": sample.name}, ensure_ascii=False)
+            for extension, content in ((sample.image.ending, sample.image.content), ("json", texts.encode())):
                 member = tarfile.TarInfo(f"{sample.key}.{extension}")  # its time, user and group are 0
                 member.size = len(content)
                 member.mode = 0o644
                 tar.addfile(member, io.BytesIO(content))
-    return count
 
 
-def _write_parquet(file: IO[bytes], samples: Iterable[ShardSample], roles: Sequence[str]) -> int:
+def _write_parquet(file: IO[bytes], samples: Iterator[ShardSample], roles: Iterable[str]) -> None:
     """Write the Hub's layout: the columns image, one list of strings per role, and name."""
     from datasets import Features, Image, Value
 
     texts = {role: [Value("string")] for role in roles}
     schema = Features({"image": Image(), **texts, "name": Value("string")}).arrow_schema
     # Dictionaries and statistics would contain copies of the images.
-    table = parquet.ParquetWriter(file, schema, use_dictionary=False, write_statistics=False)
-    rows: list[dict[str, Any]] = []
-    count = 0
-    with table:
-        for count, sample in enumerate(samples, 1):  # noqa: B007
-            image = {"bytes": sample.image.content, "path": f"{sample.key}.{sample.image.ending}"}
-            rows.append({"image": image, **sample.texts, "name": sample.name})
-            if len(rows) == _GROUP_ROWS:
-                table.write_table(pa.Table.from_pylist(rows, schema=schema))
-                rows = []
-        if rows:
+    with parquet.ParquetWriter(file, schema, use_dictionary=False, write_statistics=False) as table:
+        while group := list(islice(samples, _GROUP_ROWS)):
+            rows = []
+            for sample in group:
+                image = {"bytes": sample.image.content, "path": f"{sample.key}.{sample.image.ending}"}
+                rows.append({"image": image, **sample.texts, "name": sample.name})
             table.write_table(pa.Table.from_pylist(rows, schema=schema))
-    return count
-
-
-_WRITERS: Mapping[str, Callable[[IO[bytes], Iterable[ShardSample], Sequence[str]], int]] = {
-    ".tar": _write_tar,
-    ".parquet": _write_parquet,
-}

@@ -9,6 +9,7 @@ sample occurs twice in an epoch.
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -70,16 +71,12 @@ class _Pair(NamedTuple):
     caption: str
 
 
-def _caption_of(pair: _Pair) -> str:
-    return pair.caption
-
-
 class _Lane(IterableDataset[Batch | int | DataError]):
     """Chunks of the samples of one process, each worker those of its lane; only the size of chunks already trained."""
 
     def __init__(self, stream: Stream, maker: InputMaker, seed: int, process: tuple[int, int]) -> None:
         self.stream = stream
-        self.maker = replace(maker, texts=dict.fromkeys(maker.texts, _caption_of), store=None)
+        self.maker = replace(maker, texts=dict.fromkeys(maker.texts, attrgetter("caption")), store=None)
         self.seed = seed
         self.process = process
         self.max_pixels = Image.MAX_IMAGE_PIXELS

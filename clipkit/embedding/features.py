@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from os import cpu_count
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -70,11 +71,17 @@ class Features:
         self.computed = 0
         self.from_cache = 0
         self._started = time.time_ns()
+        self._clock = time.perf_counter()
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of features that were computed and that came from the cache."""
         return {"computed": self.computed, "from_cache": self.from_cache}
+
+    @property
+    def seconds(self) -> float:
+        """Time since the object was made."""
+        return time.perf_counter() - self._clock
 
     def images(self, images: Sequence[ImageLike], hashes: list[bytes] | None = None) -> Float[Tensor, "N D"]:
         """Return unit-length features of images, float32 on the CPU.
@@ -88,18 +95,14 @@ class Features:
             ModelError: a feature is not finite.
         """
 
-        def encode(chunk: Sequence[ImageLike]) -> Tensor:
-            return self.model.encode_image(list(chunk), self.batch_size, progress=self.progress)
-
+        encode = partial(self.model.encode_image, batch_size=self.batch_size, progress=self.progress)
         return self._features(images, hashes or self.content_hashes(images), encode, self.model.image)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
         """Return unit-length features of strings, float32 on the CPU."""
         keys = [hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in texts]
 
-        def encode(chunk: Sequence[str]) -> Tensor:
-            return self.model.encode_text(list(chunk), progress=self.progress)
-
+        encode = partial(self.model.encode_text, progress=self.progress)
         return self._features(texts, keys, encode, self.model.text)
 
     def content_hashes(self, images: Sequence[ImageLike]) -> list[bytes]:
@@ -116,10 +119,8 @@ class Features:
         encode: Callable[[Sequence[T]], Tensor],
         tower: ImageTower | TextTower,
     ) -> Tensor:
-        row_of_key: dict[bytes, int] = {}
-        for key in keys:
-            row_of_key.setdefault(key, len(row_of_key))
-        unique = list(row_of_key)
+        unique = list(dict.fromkeys(keys))
+        row_of_key = {key: row for row, key in enumerate(unique)}
         item_of_key = dict(zip(keys, items, strict=True))
         cache = None if self.folder is None else FeatureCache(self.folder / tower_fingerprint(tower))
         known, stored = self._cached(cache, unique)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipkit.data import Classes, LabelledImages, Templates, prompts_of
+from clipkit.data import Classes, LabeledImages, Templates, prompts_of
 from clipkit.embedding.features import Cache, Features
 from clipkit.errors import DataError
 from clipkit.metrics import similarity
@@ -59,13 +59,13 @@ class ClassNames:
         return cls(list(classes), [[name] for name in classes])
 
     @classmethod
-    def of(cls, labeled: LabelledImages, classes: Classes | None) -> "ClassNames":
+    def of(cls, labeled: LabeledImages, classes: Classes | None) -> "ClassNames":
         """Return `classes` if given, otherwise the dataset's own."""
         if classes is not None:
             return cls.given(classes)
         return cls(labeled.classes, [[name] for name in labeled.class_names or labeled.classes])
 
-    def labels_of(self, labeled: LabelledImages) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:
+    def labels_of(self, labeled: LabeledImages) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:
         """Return the images' labels as positions among these classes.
 
         Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data import LabelledImages, read_labelled
+from clipkit.data import LabeledImages, read_labeled
 from clipkit.errors import DataError
 from clipkit.images import Stored
 
@@ -24,7 +24,7 @@ class LabeledPart:
     hashes: list[bytes]
 
     @classmethod
-    def of(cls, labeled: LabelledImages, classes: list[str], hashes: list[bytes]) -> "LabeledPart":
+    def of(cls, labeled: LabeledImages, classes: list[str], hashes: list[bytes]) -> "LabeledPart":
         """Return all images, with labels as positions among `classes`.
 
         Raises:
@@ -41,13 +41,13 @@ class LabeledPart:
         )
 
 
-def read_single_label(data: str | LabelledImages) -> LabelledImages:
+def read_single_label(data: str | LabeledImages) -> LabeledImages:
     """Return labeled images with one class per image.
 
     Raises:
         DataError: the data cannot be read, or an image has several classes.
     """
-    labeled = read_labelled(data) if isinstance(data, str) else data
+    labeled = read_labeled(data) if isinstance(data, str) else data
     if labeled.several:
         raise DataError(f"{labeled.name}: has images of several classes; a probe needs one class per image")
     return labeled

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from clipkit.models.absent import is_absent
 from clipkit.models.encode import stack_inputs
 from clipkit.models.families import FAMILIES
 from clipkit.models.loading import load
 from clipkit.models.memory import graph_bytes, widest_layer_bytes
 from clipkit.models.publish.provenance import license_of
-from clipkit.models.towers import Tower
 
 _ACTIVATIONS = ("GELU", "QuickGELU", "ReLU", "SiLU", "Mish", "Hardswish", "PReLU", "ELU", "Swish")
 
@@ -69,16 +69,16 @@ def describe(name: str) -> dict[str, Any]:
     layer = max(widest_layer_bytes(tower, inputs[side]) for side, tower in towers.items())
     graph = max(graph_bytes(tower, inputs[side]) for side, tower in towers.items())
     with torch.no_grad():
-        side, tower = next(reversed(towers.items()))
-        width = tower(inputs[side]).shape[1]
+        last = next(reversed(towers))
+        width = towers[last](inputs[last]).shape[1]
     library = model.backend.library
     description: dict[str, Any] = {"name": name, "layout": "composed" if library == "clipkit" else library}
-    for side in ("image", "text"):
-        present = towers.get(side)
-        description[f"{side}_tower"] = _tower_name(present) if present is not None else None
-        description[f"{side}_parameters"] = _count(present) if present is not None else 0
-        description[f"{side}_blocks"] = len(present.blocks) if present is not None else 0  # counted by `tune: last:N`
-        description[f"{side}_activation"] = _activation(present) if present is not None else None
+    for side, tower in (("image", model.image), ("text", model.text)):
+        native = getattr(tower.trunk, "native", tower.trunk)
+        description[f"{side}_tower"] = None if is_absent(tower) else type(native).__name__
+        description[f"{side}_parameters"] = sum(parameter.numel() for parameter in tower.parameters())
+        description[f"{side}_blocks"] = len(tower.blocks)  # counted by `tune: last:N`
+        description[f"{side}_activation"] = _activation(tower)
     return description | {
         "embed_dim": width,
         "image_size": model.image.preprocess.image_size,
@@ -95,15 +95,6 @@ def describe(name: str) -> dict[str, Any]:
         # Weights, their gradients, AdamW's two moments, and the larger of the towers' graphs for one pair.
         "training_bytes": 4 * weights + graph,
     }
-
-
-def _count(tower: Tower) -> int:
-    return sum(parameter.numel() for parameter in tower.parameters())
-
-
-def _tower_name(tower: Tower) -> str:
-    native: Any = getattr(tower.trunk, "native", tower.trunk)
-    return type(native).__name__
 
 
 def _activation(tower: nn.Module) -> str | None:

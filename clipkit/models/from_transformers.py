@@ -1,6 +1,5 @@
 """Dual encoders of transformers: loading, and saving back to their layout."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +7,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.errors import ModelError, one_line
+from clipkit.errors import ModelError
 from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES, Family, text_encoder
 from clipkit.models.image_processors import read_processor
 from clipkit.models.preprocess import Inputs, PatchGrid, Preprocess, Resize
-from clipkit.models.quiet import without_weight_bars
+from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.trunks import Pooled
 from clipkit.models.weights import check_loaded, check_weights
+from clipkit.run_files import read_object
 
 
 class FromTransformers:
@@ -98,31 +98,22 @@ def load_transformers(folder: Path, name: str, model_type: str) -> DualEncoder:
 
 
 def _native(model_class: Any, folder: Path, name: str) -> Any:
-    try:
-        with without_weight_bars():
-            native, info = model_class.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
-    except Exception as error:  # from_pretrained raises many types
-        raise ModelError(
-            f"{name}: cannot be opened as a transformers {model_class.__name__} ({one_line(error)})"
-        ) from None
+    with as_model_error(f"{name}: cannot be opened as a transformers {model_class.__name__}"), without_weight_bars():
+        native, info = model_class.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
     check_loaded(info, folder)
     return native.eval()
 
 
 def _processor(folder: Path, name: str) -> Any:
-    try:
+    with as_model_error(f"{name}: its image preprocessing cannot be read", "; add a preprocessor_config.json"):
         return read_processor(folder)
-    except Exception as error:  # from_pretrained raises many types
-        raise ModelError(
-            f"{name}: its image preprocessing cannot be read ({one_line(error)}); add a preprocessor_config.json"
-        ) from None
 
 
 def _tokenizer(native: Any, family: Family, folder: Path) -> TransformersTokenizer:
@@ -133,17 +124,11 @@ def _tokenizer(native: Any, family: Family, folder: Path) -> TransformersTokeniz
         folder, family.longest, encoder.positions(config), fixed=encoder.padding != "cut", mask=not uses_padding
     )
     # SigLIP 2 was trained on lowercased captions with Gemma's tokenizer; only Siglip2Tokenizer lowercases them.
-    declared = _declared_class(folder) or type(tokenizer.native).__name__
-    lowercases = type(tokenizer.native).__name__ == "Siglip2Tokenizer"
-    tokenizer.lower = uses_padding and declared.startswith(("Gemma", "Siglip2")) and not lowercases
+    # transformers before 5.4 may open both with a general class: the file names theirs.
+    opened = type(tokenizer.native).__name__
+    declared = str(read_object(folder / "tokenizer_config.json").get("tokenizer_class", opened))
+    tokenizer.lower = uses_padding and declared.startswith(("Gemma", "Siglip2")) and opened != "Siglip2Tokenizer"
     return tokenizer
-
-
-def _declared_class(folder: Path) -> str | None:
-    """Class in tokenizer_config.json; transformers before 5.4 may open Gemma's tokenizer with a general class."""
-    file = folder / "tokenizer_config.json"
-    declared = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") if file.is_file() else None
-    return declared if isinstance(declared, str) else None
 
 
 def _logit_scale(native: Any) -> nn.Parameter:

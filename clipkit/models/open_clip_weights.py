@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from clipkit.errors import ModelError, one_line
-from clipkit.models.quiet import without_root_messages
+from clipkit.errors import ModelError
+from clipkit.models.quiet import as_model_error, without_root_messages
 from clipkit.models.weights import check_safetensors, read_pickle
 
 
@@ -50,8 +50,5 @@ class Weights:
                     f"{self.file}: does not fit {self.name} ({key} is {saved} in the file, {tuple(value.shape)} in the "
                     "model: another image size or context length)"
                 )
-        try:
-            with without_root_messages():
-                load_checkpoint(native, str(self.file), strict=True, weights_only=True)
-        except Exception as error:  # torch and open_clip raise many types
-            raise ModelError(f"{self.file}: does not fit {self.name} ({one_line(error)})") from None
+        with as_model_error(f"{self.file}: does not fit {self.name}"), without_root_messages():
+            load_checkpoint(native, str(self.file), strict=True, weights_only=True)

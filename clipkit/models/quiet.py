@@ -1,8 +1,10 @@
-"""Context managers that hide progress bars and messages of other libraries."""
+"""Context managers for calls of other libraries: they hide progress bars and messages, and reword errors."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from clipkit.errors import ModelError, UserError, one_line
 
 
 @contextmanager
@@ -33,3 +35,22 @@ def without_root_messages() -> Iterator[None]:
     finally:
         root.setLevel(level)
         root.removeHandler(handler)
+
+
+@contextmanager
+def as_model_error(what: str, advice: str = "") -> Iterator[None]:
+    """Turn an error of another library, which may have any type, into a ModelError of one line.
+
+    Args:
+        what: the part of the message before the library's reason, e.g. `model: cannot be read`.
+        advice: the part after it.
+
+    Raises:
+        ModelError: the block raised an error; errors with messages for users stay as they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what} ({one_line(error)}){advice}") from None

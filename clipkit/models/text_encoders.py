@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import torch
 
-from clipkit.errors import ModelError, one_line
+from clipkit.errors import ModelError
 from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.families import text_encoder
 from clipkit.models.hub import local_folder
 from clipkit.models.projections import new_projection
-from clipkit.models.quiet import without_weight_bars
+from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.tokenizer import Tokenizer, load_tokenizer, transformers_tokenizer
 from clipkit.models.towers import TextTower
 from clipkit.models.trunks import TextTrunk
@@ -19,11 +19,8 @@ from clipkit.models.weights import check_loaded, check_weights
 from clipkit.recipe import TextTowerRecipe
 
 _POOLING_FILE = Path("1_Pooling") / "config.json"
-# Keys of this file before sentence-transformers 6.
-_OLD_POOLING = tuple(
-    f"pooling_mode_{mode}"
-    for mode in ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
-)
+# Keys of this file before sentence-transformers 6: one per mode, true for those that are used.
+_OLD_POOLING = "pooling_mode_"
 
 
 def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) -> TextTower:
@@ -38,7 +35,7 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
     library, colon, rest = name.partition(":")
     source = rest if colon and library == "hf" else name
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.context_length) if recipe.tokenizer else None
-    try:
+    with as_model_error(f"model.text.name {name}: transformers cannot build it"):
         if not recipe.pretrained:
             config = _new_config(source, recipe, tokenizer)
             native = _encoder_class(config, name).from_config(config, trust_remote_code=False)
@@ -55,10 +52,6 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
                     ignore_mismatched_sizes=True,
                 )
             check_loaded(info, folder, unneeded=("pooler.",))
-    except ModelError:
-        raise
-    except Exception as error:  # transformers' builders raise many types
-        raise ModelError(f"model.text.name {name}: transformers cannot build it ({one_line(error)})") from None
     encoder = text_encoder(native.config)
     may_be_cut = encoder.padding == "cut"
     if tokenizer is None:
@@ -127,7 +120,7 @@ def _pooling(folder: Path) -> Literal["mean", "cls", "last"]:
     config = json.loads(file.read_text(encoding="utf-8"))
     stated = config.get("pooling_mode")
     if stated is None:
-        stated = [key.removeprefix("pooling_mode_") for key, value in config.items() if key in _OLD_POOLING and value]
+        stated = [key.removeprefix(_OLD_POOLING) for key in config if key.startswith(_OLD_POOLING) and config[key]]
     modes = {stated} if isinstance(stated, str) else set(stated)
     supported: dict[str, Literal["mean", "cls", "last"]] = {
         "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last",

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clipkit.errors import ModelError, one_line
+from clipkit.errors import ModelError
 from clipkit.models.hub import local_folder
-from clipkit.models.quiet import without_root_messages
+from clipkit.models.quiet import as_model_error, without_root_messages
+from clipkit.run_files import read_object
 
 
 class Tokenizer(Protocol):
@@ -182,10 +183,8 @@ def transformers_tokenizer(
     from transformers import AutoTokenizer
 
     refuse_code(folder / "tokenizer_config.json")
-    try:
+    with as_model_error(f"{folder}: its tokenizer cannot be read"):
         native = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
-    except Exception as error:  # from_pretrained raises many types
-        raise ModelError(f"{folder}: its tokenizer cannot be read ({one_line(error)})") from None
     if native.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no padding token; add one to tokenizer_config.json")
     limits = [limit for limit in (context_length, native.model_max_length, positions) if limit]
@@ -194,9 +193,5 @@ def transformers_tokenizer(
 
 def refuse_code(config: Path) -> None:
     """Raise ModelError for a tokenizer that comes with code, even if it would load without it: none is ever run."""
-    try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    if isinstance(values, dict) and "auto_map" in values:
+    if "auto_map" in read_object(config):
         raise ModelError(f"{config}: asks to run custom code (auto_map), which clipkit never does; remove the entry")

@@ -7,47 +7,40 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class Pooled(nn.Module):
-    """Pooled output of a transformers encoder."""
-
-    def __init__(self, native: nn.Module) -> None:
+class _Wrapper(nn.Module):
+    def __init__(self, native: Any) -> None:
         super().__init__()
         self.native = native
+
+
+class Pooled(_Wrapper):
+    """Pooled output of a transformers encoder."""
 
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
         output = self.native(**inputs).pooler_output
         return output.flatten(1)  # convolutional towers keep two dimensions of size one
 
 
-class FirstToken(nn.Module):
+class FirstToken(_Wrapper):
     """First token's state from a transformers encoder."""
-
-    def __init__(self, native: nn.Module) -> None:
-        super().__init__()
-        self.native = native
 
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
         return self.native(**inputs).last_hidden_state[:, 0]
 
 
-class Patches(nn.Module):
+class Patches(_Wrapper):
     """Image encoder of SigLIP 2 NaFlex, which takes rows of patches and keeps the aspect ratio of images."""
-
-    def __init__(self, native: nn.Module) -> None:
-        super().__init__()
-        self.native = native
 
     def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> Tensor:
         # By position: before transformers 5.5 the encoder calls the mask attention_mask.
         return self.native(pixel_values, pixel_attention_mask, spatial_shapes).pooler_output
 
 
-class TextTrunk(nn.Module):
+class TextTrunk(_Wrapper):
     """Text encoder of transformers with a choice of pooling: mean, last or cls (first token)."""
 
     def __init__(self, native: Any, pooling: str) -> None:
-        super().__init__()
-        self.native = native
+        super().__init__(native)
         self.pooling = pooling
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "B W"]:
@@ -61,23 +54,15 @@ class TextTrunk(nn.Module):
                 return states[:, 0]
 
 
-class ImageTrunk(nn.Module):
+class ImageTrunk(_Wrapper):
     """Model of timm without its classifier."""
-
-    def __init__(self, native: Any) -> None:
-        super().__init__()
-        self.native = native
 
     def forward(self, pixel_values: Tensor) -> Float[Tensor, "B W"]:
         return self.native(pixel_values)
 
 
-class Native(nn.Module):
+class Native(_Wrapper):
     """Unchanged tower of open_clip. CoCa's towers return several outputs; the first one is the pooled output."""
-
-    def __init__(self, native: nn.Module) -> None:
-        super().__init__()
-        self.native = native
 
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
         tokens = inputs.get("input_ids")

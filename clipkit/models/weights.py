@@ -8,38 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clipkit.errors import ModelError, one_line
+from clipkit.models.quiet import as_model_error
+
+# transformers' names of the weights; several files have an index with `.index.json` after the name.
+_SAFETENSORS = "model.safetensors"
+_PICKLE = "pytorch_model.bin"
 
 
-def check_weights(folder: Path, stem: str = "model", older: str = "pytorch_model") -> None:
+def check_weights(folder: Path) -> None:
     """Check that the weights in `folder` can be opened safely: safetensors, or pickles that only hold tensors.
-
-    Args:
-        folder: of the model.
-        stem: name of the safetensors file, or of its index if there are several, without suffix.
-        older: name of the pickle, or of its index, without suffix.
 
     Raises:
         ModelError: weights are missing or incomplete, lie outside of the folder, or would run code.
     """
-    for suffix, name in (("safetensors", stem), ("bin", older)):
-        whole, index = folder / f"{name}.{suffix}", folder / f"{name}.{suffix}.index.json"
-        if whole.is_file():
-            files = [whole]
-        elif index.is_file():
-            files = _files_of_index(index)
-        else:
-            continue
-        for file in files:
-            check_safetensors(file) if suffix == "safetensors" else check_pickle(file)
-        return
-    raise ModelError(f"{folder}: has no weights; it needs {stem}.safetensors or {older}.bin")
+    for name, check in ((_SAFETENSORS, check_safetensors), (_PICKLE, check_pickle)):
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.is_file() or index.is_file():
+            for file in [whole] if whole.is_file() else _files_of_index(index):
+                check(file)
+            return
+    raise ModelError(f"{folder}: has no weights; it needs {_SAFETENSORS} or {_PICKLE}")
 
 
 def has_weights(folder: Path) -> bool:
     """Return whether the folder has weight files with transformers' names."""
-    names = ("model.safetensors", "pytorch_model.bin")
+    names = (_SAFETENSORS, _PICKLE)
     return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in names)
 
 
@@ -51,11 +47,16 @@ def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
     """
     from safetensors import safe_open
 
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors raises its own exception type
-        raise ModelError(f"{file}: is not a complete safetensors file ({one_line(error)}); download it again") from None
+    incomplete = as_model_error(f"{file}: is not a complete safetensors file", "; download it again")
+    with incomplete, safe_open(file, framework="pt") as tensors:
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors of any device and memory layout to a safetensors file."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, file, metadata)
 
 
 def check_pickle(file: Path) -> None:

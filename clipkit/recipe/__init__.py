@@ -13,12 +13,11 @@ from clipkit.recipe.loss import LossOptions, LossRecipe, LossTerm
 from clipkit.recipe.model import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 from clipkit.recipe.overrides import parse_overrides
 from clipkit.recipe.policies import Policy, Step, steps_of
-from clipkit.recipe.terms import CaptionsTerm, ImageViewsTerm, Side, Term, TextViewsTerm
+from clipkit.recipe.terms import ImageViewsTerm, Side, Term, TextViewsTerm
 from clipkit.recipe.views import HeadRecipe, ImageViewsRecipe, TextViewsRecipe, ViewsRecipe
 from clipkit.recipe.whole import Recipe
 
 __all__ = [
-    "CaptionsTerm",
     "CheckpointRecipe",
     "DataRecipe",
     "EvalRecipe",

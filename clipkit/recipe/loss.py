@@ -1,20 +1,18 @@
 """The loss of a recipe."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from clipkit.catalogue import LOSSES, Need
+from clipkit.closest import closest
 from clipkit.recipe.section import Section
 
 
 def _check_loss(name: str) -> str:
     if name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, 1, 0.5)
-        advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(LOSSES)}"
-        raise ValueError(f"{name!r} is not a loss; {advice}")
+        raise ValueError(f"{name!r} is not a loss; {closest(name, LOSSES)}")
     return name
 
 

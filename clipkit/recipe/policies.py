@@ -7,7 +7,6 @@ probability that a step is applied to an image.
 ['crop', 'jitter', 'grayscale', 'blur', 'flip']
 """
 
-import difflib
 import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -24,6 +23,7 @@ from pydantic import (
     ValidationError,
 )
 
+from clipkit.closest import closest
 from clipkit.errors import RecipeError
 from clipkit.recipe.section import Section
 
@@ -148,8 +148,7 @@ POLICIES: dict[str, tuple[Step, ...]] = {
 
 def _check_policy(name: str) -> str:
     if name not in POLICIES:
-        near = difflib.get_close_matches(name, POLICIES, 1, 0.5)
-        advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(POLICIES)}"
+        advice = closest(name, POLICIES)
         raise ValueError(f"{name!r} is not a policy; {advice} (or give a list of steps, e.g. [crop, flip])")
     return name
 

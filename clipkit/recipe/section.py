@@ -1,4 +1,4 @@
-"""The base class of every section of a recipe."""
+"""The base class of every part of a recipe."""
 
 from pydantic import BaseModel, ConfigDict
 

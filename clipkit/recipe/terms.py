@@ -71,10 +71,6 @@ class Term:
         return [side for side, head in self.heads.items() if head.keep]
 
 
-class CaptionsTerm(Term):
-    """An image's positive is its caption."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageViewsTerm(Term):
     """An image's positive is another view of it."""
@@ -90,15 +86,15 @@ class TextViewsTerm(Term):
 
 
 def _captions(sections: Sections, weight: float) -> list[Term]:
-    losses, needs = tuple(sections.loss.terms), sections.loss.needs
+    needs = sections.loss.needs
     refused = {"loss.teacher": Need.TEACHER, "negative captions": Need.NEGATIVES}
-    term = CaptionsTerm(
+    term = Term(
         name="captions",
         weight=weight,
         towers=("image", "text"),
         reads=frozenset({"images", "captions"}),
         needs=needs,
-        losses=losses,
+        losses=tuple(sections.loss.terms),
         metrics=CAPTION_METRICS,
         augmentation=sections.data.augmentation,
         safe=sections.data.safe,

@@ -203,14 +203,21 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: st
     first = next(iter(results.values()))
     rows = []
     for name, shown in first.items():
-        cells = [_cell(name, metrics.get(name)) for metrics in results.values()]
+        cells = [with_interval(name, metrics.get(name)) for metrics in results.values()]
         rows.append([readable(name), *cells, number(name, shown["chance"])])
     return Table(title, ["", *results, "chance"], rows, note)
 
 
-def _cell(name: str, figure: Mapping[str, Any] | None) -> str:
+def with_interval(name: str, figure: Mapping[str, Any] | None) -> str:
+    """Return a metric's value with its interval in parentheses, as far as they are known."""
     if figure is None or figure["value"] is None:
         return "–"
     if figure["low"] is None:
         return number(name, figure["value"])
     return f"{number(name, figure['value'])} ({_ends(name, figure)})"
+
+
+def markdown(table: Table) -> str:
+    """Return the rows of a table in Markdown."""
+    rows = [table.header, ["---"] * len(table.header), *table.rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import DataError
-from clipkit.run_files import RunFiles, last_row, read_object, read_rows, recipe_of, results_of
+from clipkit.run_files import RunFiles, flat, last_row, read_object, read_rows, recipe_of, results_of
 
 
 @dataclass(frozen=True)
@@ -96,22 +96,12 @@ def differences(first: str | Path, second: str | Path) -> list[tuple[str, str, s
     Raises:
         DataError: one of the folders is not a run.
     """
-    one, two = (_flat(recipe_of(folder)) for folder in (first, second))
+    one, two = (flat(recipe_of(folder)) for folder in (first, second))
     return [
         (key, _shown(one.get(key)), _shown(two.get(key)))
         for key in sorted(one.keys() | two.keys())
         if one.get(key) != two.get(key)
     ]
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, dict):
-            values |= _flat(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = value
-    return values
 
 
 def _shown(value: object) -> str:

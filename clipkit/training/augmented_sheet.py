@@ -13,7 +13,7 @@ _IMAGES, _VIEWS, _SIDE = 4, 5, 96
 
 
 def augmented_sheet(recipe: Recipe, pairs: Pairs) -> str | None:
-    """Return a JPEG as a data URI; None without augmentation or if an image is unreadable."""
+    """Return a JPEG as a data URI; None if nothing is augmented or an image is missing or unreadable."""
     if not len(pairs.images) or not pairs.has_images:
         return None
     steps = next((term.augmentation for term in recipe.terms if term.augmentation), None)
@@ -22,7 +22,7 @@ def augmented_sheet(recipe: Recipe, pairs: Pairs) -> str | None:
     safe = any(term.safe for term in recipe.terms)
     try:
         sheet = preview(pairs, steps, count=_IMAGES, views=_VIEWS, size=_SIDE, safe=safe, seed=recipe.train.seed)
-    except DataError:  # an unreadable image, which is reported elsewhere
+    except DataError:  # an unreadable image, which bad_samples.jsonl lists
         return None
     content = io.BytesIO()
     sheet.save(content, "JPEG", quality=85)

@@ -34,8 +34,8 @@ class Calendar:
 
     def evaluates_after(self, step: int) -> bool:
         """Return whether the model is evaluated after this step: at the end of an epoch."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        return step > 0 and within == 0 and (step == self.steps or epoch % self.evaluate_every_epochs == 0)
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        return step > 0 and step_in_epoch == 0 and (step == self.steps or epoch % self.evaluate_every_epochs == 0)
 
     def saves_after(self, step: int) -> bool:
         """Return whether a checkpoint is due after this step, apart from those before an evaluation."""

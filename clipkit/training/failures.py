@@ -1,38 +1,43 @@
-"""Failures of a running process as one line: a dead loader worker, memory that runs out."""
+"""Failures of a running process as one line: a dead loader worker, too little memory or shared memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from clipkit.errors import TrainingError, one_line
-from clipkit.training.step import out_of_memory
+from clipkit.training.step import is_out_of_memory
 
 
 @contextmanager
 def failures_in_one_line(
     step: Callable[[], int] = lambda: 0, last_seen: Callable[[str], str] = lambda message: ""
 ) -> Iterator[None]:
-    """Turn a dead loader worker or a lack of memory into a TrainingError.
+    """Turn a dead loader worker or a lack of memory or shared memory into a TrainingError.
 
     Args:
         step: the step that the run has reached.
-        last_seen: from the worker's message to the image that it was loading, if that is known.
+        last_seen: takes the worker's message; returns the image that the worker was loading, or an empty string.
 
     Raises:
-        TrainingError: says what happened after which step, and how to continue.
+        TrainingError: a worker died, or memory or shared memory ran out; the message names the step.
     """
     try:
         yield
     except RuntimeError as error:
         if str(error).startswith("DataLoader worker"):
-            seen = last_seen(str(error))
+            image = last_seen(str(error))
             reason = (
-                f"a loader worker died ({one_line(error)}){f' at {seen}' if seen else ''}; the system ends "
+                f"a loader worker died ({one_line(error)}){f' at {image}' if image else ''}; the system kills "
                 "processes when memory runs out: if it did, lower data.workers"
             )
-        elif out_of_memory(error):
+        elif is_out_of_memory(error):
             reason = f"out of memory ({one_line(error)}); set train.micro_batch_size to a smaller value"
+        elif "shared memory" in str(error) or "</torch_" in str(error):
+            reason = (
+                f"shared memory is full or limited ({one_line(error)}); enlarge /dev/shm (docker run --shm-size) or "
+                "the file size limit (ulimit -f)"
+            )
         else:
             raise
-        failed = TrainingError(f"after step {step()}: {reason}, then continue with --resume")
-        failed.everywhere = False
-        raise failed from None
+        failure = TrainingError(f"after step {step()}: {reason}, then continue with --resume")
+        failure.everywhere = False
+        raise failure from None

@@ -1,4 +1,4 @@
-"""The identity of a run: what determines its result beside the recipe."""
+"""The identity of a run: everything besides the recipe that determines its result."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from clipkit.recipe import Recipe
 from clipkit.training.objectives.teacher import Teacher
 from clipkit.training.run_data import RunData
 
-# Parts that change the bits of a run, but leave it the same run.
+# Parts that change the results by rounding errors only.
 MACHINE = ("versions", "processes", "device")
 
-# Parts that change only what is measured.
+# Parts that change the evaluation, not the training.
 MEASURED = ("the images of data.labelled",)
 
 
@@ -31,7 +31,10 @@ def identity_of(
     processes: Processes,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Return hashes of data, frozen weights and teachers, and the machine, by the names that messages use."""
+    """Return hashes of data, frozen weights and teachers, and the machine.
+
+    Messages show the names of the parts. Checkpoints contain them too: a part keeps its name.
+    """
     train, validation = data.train, data.validation
     return {
         "the images or captions of data.train": train.fingerprint,
@@ -39,7 +42,7 @@ def identity_of(
         "the images or captions of data.validation": validation.fingerprint if validation else None,
         "the frozen weights of the model": frozen_weights_hash(model),
         "the teacher": [teacher.fingerprint for teacher in teachers.values()],
-        "the wrong captions": _hash_of(data.wrong_captions if Need.NEGATIVES in recipe.needs else []),
+        "the wrong captions": _hash_of((train.pairs.negatives or []) if Need.NEGATIVES in recipe.needs else []),
         "the paraphrases": [
             _hash_of(pairs.paraphrases or []) for pairs in (train.pairs, validation) if pairs is not None
         ],
@@ -54,7 +57,7 @@ def identity_of(
 
 
 def frozen_weights_hash(model: nn.Module) -> str:
-    """Return a hash of the parameters that are not trained, which no checkpoint contains."""
+    """Return a hash of the parameters that are not trained; checkpoints do not contain them."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -1,7 +1,6 @@
-"""Weights between those that a model came with and those that it learned (WiSE-FT, Wortsman et al. 2022)."""
+"""Interpolation between the initial and the trained weights (WiSE-FT, Wortsman et al. 2022)."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,51 +10,42 @@ from clipkit.models.merge import averaged
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """What was measured on the way."""
-
-    rows: list[dict[str, float]]
-    """For each alpha `alpha`, `target`, and `retention` where that is measured."""
-    chosen: float
-    """The alpha with the highest mean of the figures."""
-
-
 def start_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies, off the device, of everything that may change while it learns."""
+    """Return copies on the CPU of all weights and buffers that training may change."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     state = {name: value for name, value in model.state_dict().items() if name not in frozen}
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
 def interpolated(
-    model: nn.Module,
-    start: Mapping[str, Tensor],
-    figures: Callable[[], Mapping[str, float]],
-    wanted: Mapping[str, str],
-) -> Curve:
-    """Measure the model at each alpha, and leave it at the best one.
+    model: nn.Module, start: Mapping[str, Tensor], figures: Callable[[], Mapping[str, float]], names: Mapping[str, str]
+) -> tuple[list[dict[str, float]], float]:
+    """Evaluate the model at each alpha, and leave it with the weights of the best one.
 
     Args:
-        model: as it is at the end.
-        start: what `start_of` gave at the beginning.
-        figures: measures the model as it is.
-        wanted: name in the curve -> name among the figures.
+        model: the model with the trained weights.
+        start: the initial weights, from `start_of`.
+        figures: evaluates the model with its current weights.
+        names: name in the curve -> name among the figures.
+
+    Returns:
+        One row per alpha, with `alpha` and the figures by the names of the curve, and the alpha with the highest mean,
+        whose weights the model now has.
     """
     end = {name: value.detach().cpu().clone() for name, value in model.state_dict().items() if name in start}
     rows = []
     for alpha in ALPHAS:
         _set(model, start, end, alpha)
-        found = figures()
-        rows.append({"alpha": alpha, **{name: found[own] for name, own in wanted.items()}})
-    # Of equals the one nearest to the end.
-    best = max(rows, key=lambda row: (sum(row[name] for name in wanted), row["alpha"]))
+        values = figures()
+        rows.append({"alpha": alpha, **{name: values[figure] for name, figure in names.items()}})
+    # Ties go to the alpha nearest to the trained weights.
+    best = max(rows, key=lambda row: (sum(row[name] for name in names), row["alpha"]))
     _set(model, start, end, best["alpha"])
-    return Curve(rows, best["alpha"])
+    return rows, best["alpha"]
 
 
 def _set(model: nn.Module, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> None:
-    own = model.state_dict(keep_vars=True)
+    weights = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in averaged([start, end], [1 - alpha, alpha]).items():
-            own[name].copy_(value)
+            weights[name].copy_(value)

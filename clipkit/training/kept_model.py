@@ -1,11 +1,11 @@
-"""The model that a run keeps, in the layout that its ecosystem opens."""
+"""Saving of the best model of a run, in the layout it was loaded from."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipkit.models.publish.push import signed
-from clipkit.report import model_card
+from clipkit.report.model_card import model_card
 from clipkit.training.model import kept_heads
 from clipkit.training.plan import Plan
 

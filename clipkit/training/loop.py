@@ -13,18 +13,18 @@ from clipkit.training.update import NotFinite, update
 
 
 def loop(batches: Generator[Batch, None, None], gradients: Step, plan: Plan, state: State, recorder: Recorder) -> None:
-    """Train from the step of `state` to the last one, or until nothing gets better.
+    """Train from the step of `state` to the last one, or until the evaluations stop improving.
 
     Args:
         batches: this process's rows of each global batch.
         gradients: the training step.
-        plan: what the run does.
-        state: where it stands.
-        recorder: writes what happens, and evaluates.
+        plan: the plan of the run.
+        state: the state of the run.
+        recorder: writes logs and checkpoints, and evaluates.
 
     Raises:
-        Interrupted: a signal asked for a stop; a checkpoint was written.
-        TrainingError: the run cannot continue; what was saved is complete.
+        Interrupted: a signal stopped the run; a checkpoint was written.
+        TrainingError: the run cannot continue; the saved files are complete.
     """
     with closing(batches):
         if plan.calendar.evaluates_after(state.step):  # interrupted between a checkpoint and its evaluation
@@ -40,7 +40,7 @@ def loop(batches: Generator[Batch, None, None], gradients: Step, plan: Plan, sta
                 recorder.stop_at_last_good(state, batch, error)
             recorder.log(row, waited=began - waited_from, took=time.perf_counter() - began)
             overdue = recorder.agree(state, batch.bad)
-            recorder.stop_if_asked(state)
+            recorder.stop_if_requested(state)
             evaluates = plan.calendar.evaluates_after(state.step)
             if overdue or plan.calendar.saves_after(state.step) or (evaluates and recorder.measurements):
                 recorder.save(state)

@@ -1,10 +1,10 @@
-"""The opening of a run: what it prints first, its inputs, its training step, its folder."""
+"""The start of a run: its first lines on the terminal, its inputs, its training step, its folder."""
 
 import torch
 
 from clipkit.files import write_whole
 from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, remove_checkpoint, remove_leftovers
-from clipkit.training.folder.resume import Found
+from clipkit.training.folder.resume import StartPoint
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.folder.run_log import RunLog
 from clipkit.training.guards.monitor import Monitor
@@ -16,30 +16,31 @@ from clipkit.training.step import Step
 from clipkit.training.stop import StopRequest
 
 
-def announce(plan: Plan, found: Found, log: RunLog) -> None:
-    """Print what starts: processes, model, data, notes."""
+def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
+    """Print the processes, the model, the data and notes."""
     feed, recipe, model = plan.data.train, plan.recipe, plan.model
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     count, kind = plan.processes.count, plan.accelerator.device.type
     joined = f" joined by {torch.distributed.get_backend()}" if count > 1 else ""
-    log.say(
+    log.info(
         f"{count} process{'es' * (count > 1)} on {kind}{joined}, {plan.precision}; {model.name}: "
         f"{trainable / 1e6:.2f} M of {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters are trained"
     )
-    log.say(
+    log.info(
         f"{feed.name}: {feed.description}; "
-        f"{recipe.train.epochs} epochs of {plan.sampler.steps_per_epoch} steps of {recipe.train.batch_size} pairs"
+        f"epochs: {recipe.train.epochs}, steps per epoch: {plan.sampler.steps_per_epoch}, "
+        f"pairs per step: {recipe.train.batch_size}"
     )
     if feed.pairs.found:
-        log.say(f"columns: {', '.join(f'{role} from {column}' for role, column in feed.pairs.found.items())}")
-    for note in (*plan.data.notes, *found.notes):
-        log.say(note)
-    if found.step:
-        log.say(f"resuming after step {found.step}")
+        log.info(f"columns: {', '.join(f'{role} from {column}' for role, column in feed.pairs.found.items())}")
+    for note in (*plan.data.notes, *start.notes):
+        log.info(note)
+    if start.step:
+        log.info(f"resuming after step {start.step}")
 
 
 def tower_inputs(plan: Plan, log: RunLog) -> TowerInputs:
-    """Build the inputs of the objective. Frozen trunks run here, once."""
+    """Build the inputs of the objective. Frozen trunks run once, here."""
     inputs = TowerInputs(
         plan.model,
         plan.data.train,
@@ -53,17 +54,17 @@ def tower_inputs(plan: Plan, log: RunLog) -> TowerInputs:
     if inputs.stores:
         kinds = {"image_features": "images", "text_features": "captions"}
         stored = [kind for name, kind in kinds.items() if name in inputs.stores]
-        log.say(f"frozen trunks ran once over all {' and '.join(stored)}")
+        log.info(f"frozen trunks ran once over all {' and '.join(stored)}")
     return inputs
 
 
 def training_step(
-    plan: Plan, inputs: TowerInputs, found: Found, monitor: Monitor, stop: StopRequest, log: RunLog
+    plan: Plan, inputs: TowerInputs, start: StartPoint, monitor: Monitor, stop: StopRequest, log: RunLog
 ) -> Step:
-    """Build the training step, with the micro-batch of the recipe or the largest that fits."""
-    recipe, resumed = plan.recipe, resumed_micro_batch_size(plan, found.saved)
+    """Build the training step, with the micro-batch size of the recipe or the largest that fits."""
+    recipe, resumed = plan.recipe, resumed_micro_batch_size(plan, start.saved)
     size = micro_batch_size_of(recipe, plan.model, inputs, plan.processes, plan.accelerator, resumed)
-    log.say(f"micro-batches of {size} pairs on each process")
+    log.info(f"micro-batch size on each process: {size}")
     return Step(
         plan.model,
         inputs.encoders,
@@ -74,30 +75,30 @@ def training_step(
         size,
         recipe.train.seed,
         may_split=not learns_batch_norm(plan.model, recipe.model),
-        asked_to_stop=lambda: stop.asked is not None,
-        log=log.say,
+        stop_requested=lambda: stop.signal is not None,
+        log=log.info,
         on_features=monitor.on_features,
     )
 
 
-def open_folder(plan: Plan, folder: RunFolder, found: Found, gradients: Step, log: RunLog) -> State:
-    """Make the folder what it was at the checkpoint, or empty, and return the state at that step."""
+def open_folder(plan: Plan, folder: RunFolder, start: StartPoint, gradients: Step, log: RunLog) -> State:
+    """Restore the folder to its content at the checkpoint, or empty it, and return the state at that step."""
     state = State(plan, gradients)
-    if found.saved is not None:
-        state.restore(checkpoint_of(folder.checkpoints, found.step), found.saved, found.step)
+    if start.saved is not None:
+        state.restore(checkpoint_of(folder.checkpoints, start.step), start.saved, start.step)
 
-    def put_back() -> None:
+    def restore_folder() -> None:
         with folder.writing():
-            if found.saved is None:
+            if start.saved is None:
                 folder.clear()
             else:
                 remove_leftovers(folder.checkpoints)
                 for later in checkpoint_steps(folder.checkpoints):
-                    if later > found.step:
+                    if later > start.step:
                         remove_checkpoint(checkpoint_of(folder.checkpoints, later))
-                folder.cut(found.saved["logs"], found.step)
+                folder.cut(start.saved["logs"], start.step)
             write_whole(folder.recipe, plan.recipe.to_yaml())
             log.write_to(folder.log)
 
-    plan.processes.on_main(put_back)
+    plan.processes.on_main(restore_folder)
     return state

@@ -1,10 +1,10 @@
-"""The end of a run: the chosen weights, their results, the report."""
+"""The end of a run: the best weights, their results, the report."""
 
 from typing import Any
 
 from clipkit.evaluation import to_json
 from clipkit.files import write_whole
-from clipkit.report import run_report
+from clipkit.report.run import run_report
 from clipkit.training.augmented_sheet import augmented_sheet
 from clipkit.training.folder.checkpoint import checkpoint_of
 from clipkit.training.folder.resume import best_evaluation
@@ -33,7 +33,7 @@ def finish(plan: Plan, state: State, recorder: Recorder) -> dict[str, Any]:
 
 
 def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str, Any] | None) -> dict[str, Any]:
-    """Measure and write the weights that the model has now."""
+    """Evaluate the current weights, and write the results and the model."""
     folder, metric, train = recorder.folder, plan.recipe.metric, plan.data.train
     interpolation = _interpolate(plan, recorder) if plan.start else {}
     retention = recorder.monitor.retention_settings()
@@ -56,7 +56,7 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
     def write() -> None:
         with folder.writing():
             folder.replace_model(lambda aside: save_kept_model(plan, aside, [results]))
-            folder.report.unlink(missing_ok=True)  # a run that has both files is finished
+            folder.report.unlink(missing_ok=True)  # a run with results and a report counts as finished
             write_whole(folder.results, to_json(results))
             write_whole(folder.report, run_report(folder.path))
 
@@ -66,9 +66,9 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
 
 
 def _interpolate(plan: Plan, recorder: Recorder) -> dict[str, Any]:
-    """Keep the best weights on the line from the model's first to its present ones."""
+    """Give the model the best weights between its initial and its current ones."""
     retention = recorder.monitor.retention
-    wanted = {"target": str(plan.recipe.metric)} | ({} if retention is None else {"retention": retention.metric})
-    curve = interpolated(plan.model, plan.start, recorder.figures, wanted)
-    recorder.log_line(f"the weights at alpha {curve.chosen:g} between start (0) and end (1) are the best and are kept")
-    return {"interpolation": curve.rows, "alpha": curve.chosen}
+    names = {"target": str(plan.recipe.metric)} | ({} if retention is None else {"retention": retention.metric})
+    rows, chosen = interpolated(plan.model, plan.start, recorder.figures, names)
+    recorder.log_line(f"the best weights are at alpha {chosen:g} between start (0) and end (1): saving them")
+    return {"interpolation": rows, "alpha": chosen}

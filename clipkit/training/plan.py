@@ -1,4 +1,4 @@
-"""The plan of a run: everything that the recipe decides, built and checked before anything is written."""
+"""The plan of a run: everything that the recipe determines, built and checked before anything is written."""
 
 import math
 import time
@@ -12,7 +12,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
 from clipkit.catalogue import Need
-from clipkit.data.feed import Sampler
+from clipkit.data.sampler import EpochSampler
+from clipkit.data.stream import StreamSampler
 from clipkit.models import DualEncoder
 from clipkit.models.publish.layout import Layout
 from clipkit.processes import Processes, accelerator_of
@@ -35,32 +36,32 @@ _LARGEST_LOGIT_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class Plan:
-    """The parts of a run; they stay the same objects for its whole length."""
+    """The parts of a run. They are the same objects from its start to its end."""
 
     recipe: Recipe
     began: float
-    """`time.monotonic()` when the plan was begun."""
+    """`time.monotonic()` when the run started."""
     accelerator: Accelerator
     processes: Processes
     data: RunData
-    sampler: Sampler[Any]
+    sampler: EpochSampler | StreamSampler
     schedule: WarmupCosine
     model: DualEncoder
     objective: Objective
     optimizer: AcceleratedOptimizer
     learned: Learned
     layout: Layout
-    """Where the model came from, for its card."""
+    """Origin of the model, for its card."""
     start: dict[str, Tensor]
-    """The weights before the first step, where the recipe interpolates between them and the last ones."""
+    """Initial weights if the recipe interpolates between them and the trained ones; otherwise empty."""
     largest_logit_scale: float | None
     """Upper limit of the logarithmic scale; None: not limited."""
     identity: dict[str, Any]
-    """Everything beside the recipe that determines the result, by name; a resumed run must have the same."""
+    """Everything besides the recipe that determines the result, by name; a resumed run must have the same."""
 
     @cached_property
     def calendar(self) -> Calendar:
-        """When the run logs, evaluates and saves."""
+        """Steps at which the run logs, evaluates and saves."""
         recipe, steps_per_epoch = self.recipe, self.sampler.steps_per_epoch
         steps = recipe.train.epochs * steps_per_epoch
         return Calendar(
@@ -69,7 +70,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Updates in the whole run."""
+        """Number of updates in the whole run."""
         return self.calendar.steps
 
     @property
@@ -79,14 +80,14 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
-    """Read the data, load the model and build what a run needs. Nothing is written.
+    """Read the data, load the model and build the parts of a run. Nothing is written.
 
     Args:
         recipe: the recipe of the run.
-        accelerator: mixed precision and the processes that take part; by default what the recipe asks for.
+        accelerator: mixed precision and the processes of the run; by default, those of the recipe.
 
     Raises:
-        UserError: the recipe, the data or the model cannot be used as they are.
+        UserError: the recipe, the data or the model is invalid or unsupported.
 
     Example:
         >>> plan = make_plan(Recipe.from_yaml("recipes/finetune_clip.yaml"))    # doctest: +SKIP
@@ -101,9 +102,10 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
     pairs = data.train.pairs
     sampler = data.train.sampler(recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
     schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, recipe.train.epochs * sampler.steps_per_epoch)
-    torch.manual_seed(recipe.train.seed)  # new parts of a model are the same on every process
+    torch.manual_seed(recipe.train.seed)  # every process initializes new layers with the same weights
     model = model_of(recipe).to(accelerator.device)
-    limited = Need.BIAS not in recipe.needs  # SigLIP's scale may exceed CLIP's largest
+    # With the sigmoid loss, the scale may rise above CLIP's limit.
+    limited = Need.BIAS not in recipe.needs
     largest_logit_scale = max(_LARGEST_LOGIT_SCALE, model.logit_scale.item()) if limited else None
     layout = model.layout(recipe.model)
     start = start_of(model) if recipe.eval.interpolate else {}

@@ -1,9 +1,10 @@
-"""What a run writes while it trains: logs, checkpoints, findings, the best model, lines on the terminal."""
+"""The output of a run while it trains: logs, checkpoints, findings, the best model, lines on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -26,45 +27,42 @@ from clipkit.training.stop import StopRequest
 from clipkit.training.update import NotFinite
 
 
+@dataclass(eq=False)
 class Recorder:
     """The run folder, the terminal and the trackers while a run trains.
 
-    All processes call it; the main one writes. As a context manager it shows the progress bar.
+    All processes call it; the main one writes.
 
     Args:
         plan: the plan of the run.
-        folder: the run folder, claimed by this run.
-        log: the lines of the run.
-        monitor: its guards.
-        measurements: what is evaluated.
-        stop: whether a signal asked for a stop.
+        folder: the run folder, locked by this run.
+        run_log: writes lines to the terminal and to log.txt.
+        monitor: the guards of the run.
+        measurements: the evaluations.
+        stop_request: knows whether a stop signal arrived.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        folder: RunFolder,
-        log: RunLog,
-        monitor: Monitor,
-        measurements: list[Measurement],
-        stop: StopRequest,
-    ) -> None:
-        self.plan = plan
-        self.folder = folder
-        self.log_line = log.say
-        self.monitor = monitor
-        self.measurements = measurements
-        self.stop_request = stop
+    plan: Plan
+    folder: RunFolder
+    run_log: RunLog
+    monitor: Monitor
+    measurements: list[Measurement]
+    stop_request: StopRequest
+    _write_failure: TrainingError | None = field(default=None, init=False)
+    _bar: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        self.log_line = self.run_log.info
         self.processes = plan.processes
         self.metric = plan.recipe.metric
-        self.keeper = Keeper(folder, plan.recipe.checkpoint, self.metric)
-        self.trackers = Trackers(plan.accelerator, plan.recipe, folder.path)
-        self.bad_samples = BadSamples(plan.data.train, plan.data.max_bad, folder, plan.processes)
-        self._write_failure: TrainingError | None = None
-        self._bar: Any = None
+        self.keeper = Keeper(self.folder, plan.recipe.checkpoint, self.metric)
+        self.trackers = Trackers(plan.accelerator, plan.recipe, self.folder.tracking)
+        self.bad_samples = BadSamples(plan.data.train, plan.data.max_bad, self.folder, plan.processes)
 
-    def show_progress(self, step: int) -> Self:
-        """Set the progress bar up, for a run that stands after `step`."""
+    @contextmanager
+    def showing_progress(self, step: int) -> Iterator[None]:
+        """Context with the progress bar of a run that continues after `step`."""
         batch_size = self.plan.recipe.train.batch_size
         self._bar = tqdm(
             total=self.plan.steps * batch_size,
@@ -73,13 +71,8 @@ class Recorder:
             unit_scale=True,
             disable=None if self.processes.is_main else True,  # None: shown on a terminal only
         )
-        return self
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._bar.close()
+        with self._bar:
+            yield
 
     def register_known_bad(self, bad: Mapping[int, str], step: int) -> None:
         """List the images that are known to be missing or unreadable before the first step."""
@@ -88,17 +81,16 @@ class Recorder:
             self.bad_samples.add(bad, step)
         if bad:
             first = self.plan.data.train.image_name(min(bad))
-            self.log_line(
-                f"{len(bad)} images are missing or unreadable (first: {first}) and are replaced by other pairs"
-            )
+            are = "image is" if len(bad) == 1 else "images are"
+            self.log_line(f"{len(bad)} {are} missing or unreadable (first: {first}) and replaced by other pairs")
 
     def log(self, row: dict[str, Any], waited: float, took: float) -> None:
         """Write one step to metrics.jsonl and speed.jsonl, if this step is logged.
 
         Args:
-            row: what the update reports.
-            waited: seconds until the batch was there.
-            took: seconds for the update.
+            row: the row that `update` returned.
+            waited: seconds that the run waited for the batch.
+            took: seconds that the update took.
         """
         self._bar.update(self.plan.recipe.train.batch_size)
         self._bar.set_postfix_str(f"loss {row['loss']:.3f}")
@@ -125,10 +117,10 @@ class Recorder:
             self._write_failure = error  # raised by `agree`, when the other processes learn of it
 
     def agree(self, state: State, bad: Mapping[int, str]) -> bool:
-        """Agree with the other processes on failures and on images that turned out to be bad.
+        """Exchange failures and newly found bad images with the other processes.
 
         Returns:
-            Whether a checkpoint is due because the last one is too old.
+            True if a checkpoint is due because the last one is too old.
 
         Raises:
             TrainingError: a log could not be written, or there are too many bad images.
@@ -148,23 +140,23 @@ class Recorder:
         return overdue
 
     def save(self, state: State) -> None:
-        """Write a checkpoint, unless this step has one.
+        """Write a checkpoint, unless this step already has one.
 
         Raises:
-            TrainingError: it cannot be written.
+            TrainingError: the checkpoint cannot be written.
         """
         if state.saved_at != state.step:
             saved = state.to_save()
             self.processes.on_main(lambda: self.keeper.write(state.step, self.plan.learned, saved))
             state.saved_at = state.step
 
-    def stop_if_asked(self, state: State) -> None:
-        """Stop the run if any process received a signal.
+    def stop_if_requested(self, state: State) -> None:
+        """Stop the run if any process received a stop signal.
 
         Raises:
-            Interrupted: one did.
+            Interrupted: a process received one.
         """
-        if self.processes.largest(int(self.stop_request.asked or 0)):
+        if self.processes.largest(int(self.stop_request.signal or 0)):
             self.stop(state)
 
     def stop(self, state: State) -> NoReturn:
@@ -173,10 +165,10 @@ class Recorder:
         Raises:
             Interrupted: always.
         """
-        asked = self.processes.largest(int(self.stop_request.asked or 0))
+        number = self.processes.largest(int(self.stop_request.signal or 0))
         self.save(state)
-        where = f" after step {state.step}, which has a checkpoint" if state.step else " before the first step"
-        raise self.stop_request.interrupted(where, asked)
+        when = f"after step {state.step}, which has a checkpoint" if state.step else "before the first step"
+        raise self.stop_request.interrupted(when, number)
 
     def stop_at_last_good(self, state: State, batch: Batch, error: NotFinite) -> NoReturn:
         """Write a checkpoint of the weights before this step, log the step's images, and end the run.
@@ -198,24 +190,24 @@ class Recorder:
         )
 
     def figures(self) -> dict[str, float]:
-        """Measure the model with its present weights."""
-        figures = {name: value for own in self.measurements for name, value in own.figures().items()}
+        """Evaluate the current weights."""
+        figures = {name: value for one in self.measurements for name, value in one.figures().items()}
         return figures | self.monitor.retained()
 
     def evaluate(self, state: State, row: Mapping[str, Any] | None = None) -> bool:
-        """Measure the model, and keep these weights if they are the best so far.
+        """Evaluate the model, and save its weights if they are the best so far.
 
         Args:
-            state: where the run stands.
-            row: the step's row of metrics.jsonl, for the line on the terminal; None: no line.
+            state: the state of the run.
+            row: this step's row of metrics.jsonl, for the line on the terminal; None: no line.
 
         Returns:
-            Whether the recipe's patience has run out.
+            True if the run ends early because of `eval.patience`.
         """
         figures: dict[str, float] = {}
         if self.measurements:
             with self.plan.learned.chosen():
-                with self.stop_request.deferred(False):  # it may take long, and its checkpoint is written
+                with self.stop_request.deferred(False):  # can be interrupted: its checkpoint is already written
                     figures = self.figures()
                 self.processes.on_main(lambda: self._keep(state.step, figures))
         if row is None:
@@ -228,7 +220,8 @@ class Recorder:
         ended = bool(self.processes.of_main(int(waited))) and state.step < self.plan.steps
         if ended:
             patience = self.plan.recipe.eval.patience
-            self.log_line(f"the last {patience} evaluations were no better than the best one: the run ends")
+            did = "evaluation was" if patience == 1 else "evaluations were"
+            self.log_line(f"the last {patience} {did} no better than the best one: the run ends (eval.patience)")
         return ended
 
     def _keep(self, step: int, figures: dict[str, float]) -> None:

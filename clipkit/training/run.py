@@ -1,4 +1,4 @@
-"""A run: from a recipe to a trained model and everything in its folder."""
+"""A run: from a recipe to a trained model and a run folder."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from clipkit.images import pixel_limit
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.training.failures import failures_in_one_line
-from clipkit.training.folder.resume import Found, find_checkpoint
+from clipkit.training.folder.resume import StartPoint, find_checkpoint
 from clipkit.training.folder.run_folder import RunFolder, claimed
 from clipkit.training.folder.run_log import RunLog
 from clipkit.training.guards.monitor import Monitor
@@ -36,18 +36,18 @@ def train(
     Args:
         recipe: a YAML file or a Recipe.
         overrides: changes to the recipe, as `{"optim.lr": 1e-5}`.
-        resume: continue from the newest undamaged checkpoint of the run in `output`; start where there is none; do
-            nothing where the run is finished. What determines the result must not have changed; epochs, evaluation,
-            logging, checkpoints, workers and the place of the data may.
+        resume: continue from the newest undamaged checkpoint of the run in `output`; without a checkpoint, start; if
+            the run is finished, do nothing. Epochs, evaluation, logging, checkpoints, workers and the location of the
+            data may have changed since, but nothing that determines the weights after a step.
         overwrite: replace the run in `output`.
 
     Returns:
-        The content of `results.json`: the metrics of the chosen weights on the validation pairs.
+        The content of `results.json`: the metrics of the best weights on the validation pairs.
 
     Raises:
-        UserError: the recipe, the data, the model or the output cannot be used; nothing was changed.
-        TrainingError: the run cannot continue; what was saved is complete.
-        Interrupted: a signal stopped it (a KeyboardInterrupt, whatever the signal).
+        UserError: the recipe, the data, the model or the output is invalid or unsupported; nothing was changed.
+        TrainingError: the run cannot continue; the saved files are complete.
+        Interrupted: a signal stopped the run (a KeyboardInterrupt, whatever the signal).
 
     Example:
         >>> train("recipes/finetune_clip.yaml", {"data.train": "mine.csv"})    # doctest: +SKIP
@@ -61,42 +61,41 @@ def train(
 
 
 def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) -> dict[str, Any]:
-    """Carry out a plan in its folder.
+    """Train by a plan and fill the run folder.
 
     Args:
-        plan: what to do.
-        folder: the run folder, claimed by this run.
-        stop: whether a signal asked for a stop.
+        plan: the plan of the run.
+        folder: the run folder, locked by this run.
+        stop: knows whether a stop signal arrived.
         resume: continue from the newest checkpoint in the folder.
 
     Returns:
         The content of `results.json`.
     """
     log = RunLog(plan.processes.is_main)
-    found = find_checkpoint(folder, plan.recipe, plan.steps, plan.identity, plan.processes) if resume else Found(0)
-    if found.finished:
-        log.say(f"{folder.path}: the run is finished, after step {plan.steps}; there is nothing to do")
+    start = find_checkpoint(folder, plan.recipe, plan.steps, plan.identity, plan.processes) if resume else StartPoint(0)
+    if start.finished:
+        log.info(f"{folder.path}: the run is finished, after step {plan.steps}; there is nothing to do")
         results: dict[str, Any] = json.loads(folder.results.read_text(encoding="utf-8"))
         return results
-    with log.kept():
-        announce(plan, found, log)
+    with log.recording():
+        announce(plan, start, log)
         inputs = tower_inputs(plan, log)  # frozen trunks run once
-        data = plan.data
-        measurements = list(measurements_of(plan.recipe, plan.model, data.validation, data.labelled, plan.processes))
-        monitor = Monitor(plan, folder, log.say)
-        gradients = training_step(plan, inputs, found, monitor, stop, log)
+        measurements = list(measurements_of(plan))
+        monitor = Monitor(plan, folder, log.info)
+        gradients = training_step(plan, inputs, start, monitor, stop, log)
         recorder = Recorder(plan, folder, log, monitor, measurements, stop)
         recorder.bad_samples.check_known(inputs.bad)
-        monitor.check_before(resumed=found.saved is not None)
-        # Up to here the folder is as it was.
-        state = open_folder(plan, folder, found, gradients, log)
-        monitor.start(resumed=found.saved is not None)
+        monitor.check_before(resumed=start.saved is not None)
+        # Nothing in the folder has changed up to this point.
+        state = open_folder(plan, folder, start, gradients, log)
+        monitor.start(resumed=start.saved is not None)
         plan.processes.on_main(recorder.trackers.start)
         recorder.register_known_bad(inputs.bad, state.step)
         rows = plan.processes.share(plan.recipe.train.batch_size)
         batches = inputs.batches(plan.sampler.slices(state.step, plan.steps, rows), plan.recipe.data.workers)
         with failures_in_one_line(lambda: state.step, inputs.worker_progress.last_seen):
-            with stop.deferred(), recorder.show_progress(state.step):
+            with stop.deferred(), recorder.showing_progress(state.step):
                 loop(batches, gradients, plan, state, recorder)
             results = finish(plan, state, recorder)
         recorder.trackers.end()

@@ -9,18 +9,19 @@ from clipkit.catalogue import Need
 from clipkit.data import (
     AnyFeed,
     IndexedFeed,
-    LabelledImages,
+    LabeledImages,
     Pairs,
     broken_images,
     checked_negatives,
     join,
-    missing_places,
+    missing_positions,
     quick_findings,
-    read_labelled,
+    read_labeled,
     read_pairs,
     split,
     stream_feed,
 )
+from clipkit.embedding.shared import scan_shared
 from clipkit.errors import DataError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
@@ -35,7 +36,7 @@ class RunData:
 
     train: AnyFeed
     validation: Pairs | None
-    labelled: list[LabelledImages]
+    labelled: list[LabeledImages]
     """Labeled images to fit a probe on, and, if given, others to test it on."""
     missing: dict[int, str]
     """Reasons of training images that are missing, by position."""
@@ -43,11 +44,6 @@ class RunData:
     """Largest number of training images that may be missing or unreadable."""
     notes: list[str]
     """Messages for the user."""
-
-    @property
-    def wrong_captions(self) -> list[str]:
-        """Wrong captions of the training pairs; empty if there are none."""
-        return list(self.train.pairs.negatives or [])
 
 
 def read_data(recipe: Recipe, processes: Processes) -> RunData:
@@ -76,7 +72,7 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
         notes += [finding.line() for finding in quick_findings(train.pairs) if finding.severity == "warning"]
     if Need.NEGATIVES in recipe.needs:
         checked_negatives(train.pairs)
-    labelled = [read_labelled(source) for source in (data.labelled, data.labelled_test) if source]
+    labelled = [read_labeled(source) for source in (data.labelled, data.labelled_test) if source]
     return RunData(train, validation, labelled, dict.fromkeys(missing, "there is no such file"), max_bad, notes)
 
 
@@ -125,7 +121,7 @@ def _missing(train: Pairs, max_bad: int) -> list[int]:
     Raises:
         DataError: there are more than `max_bad`.
     """
-    missing: list[int] = missing_places(train.images).tolist() if train.has_images else []
+    missing: list[int] = missing_positions(train.images).tolist() if train.has_images else []
     if len(missing) > max_bad:
         raise DataError(
             f"{train.name}: {len(missing)} of its {len(train.images)} images are missing, the first is "
@@ -141,7 +137,7 @@ def _readable(recipe: Recipe, validation: Pairs, processes: Processes, notes: li
     Raises:
         DataError: the recipe names validation data with unreadable images, or too little data is left.
     """
-    broken = _broken(validation, processes)
+    broken = scan_shared(validation.images, broken_images, processes) if validation.has_images else {}
     first = next(iter(broken.values()), "")
     if broken and isinstance(recipe.data.validation, str):
         raise DataError(f"{validation.name}: {len(broken)} images are unreadable, the first: {first}")
@@ -156,16 +152,6 @@ def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
     """Read pairs, or only images or captions if the objective needs no more."""
     reads = {column for term in recipe.terms for column in term.reads}
     return read_pairs(source, images="images" in reads, captions="captions" in reads, broken=broken)
-
-
-def _broken(pairs: Pairs, processes: Processes) -> dict[int, str]:
-    """Return the reasons of unreadable images, by position; each process checks its share."""
-    if not pairs.has_images:
-        return {}
-    share = processes.share(len(pairs.images))
-    here = broken_images(pairs.images[share])
-    shares = processes.gather_objects({share.start + position: reason for position, reason in here.items()})
-    return {position: reason for reasons in shares for position, reason in reasons.items()}
 
 
 def _check_enough(recipe: Recipe, validation: Pairs, processes: Processes) -> None:

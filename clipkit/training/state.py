@@ -1,6 +1,7 @@
-"""The state of a run: the step, what was learned, and the time spent."""
+"""The state of a run: the step, the tensors that training changes, and the time spent."""
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,26 @@ from clipkit.training.plan import Plan
 from clipkit.training.step import Step
 
 
+@dataclass(eq=False)
 class State:
-    """What changes while a run trains, and what a checkpoint stores of it.
+    """Everything that changes during a run, and its form in a checkpoint.
 
     Args:
-        plan: the plan of the run, whose `learned` holds the tensors.
-        gradients: the training step, whose micro-batch may shrink.
+        plan: the plan of the run; its `learned` has the tensors.
+        gradients: the training step; its micro-batch may become smaller.
     """
 
-    def __init__(self, plan: Plan, gradients: Step) -> None:
-        self.plan = plan
-        self.gradients = gradients
-        self.step = 0
-        """Updates so far."""
-        self.saved_at = 0
-        """Step of the last checkpoint; step 0 needs none."""
-        self._seconds_before = 0.0
+    plan: Plan
+    gradients: Step
+    step: int = field(default=0, init=False)
+    """Number of updates so far."""
+    saved_at: int = field(default=0, init=False)
+    """Step of the last checkpoint; step 0 needs no checkpoint."""
+    _seconds_before: float = field(default=0.0, init=False)
 
     @property
     def seconds(self) -> float:
-        """Seconds that the run has taken, over all its interruptions."""
+        """Duration of the run in seconds, including the time before it was resumed."""
         return self._seconds_before + time.monotonic() - self.plan.began
 
     def restore(self, checkpoint: Path, saved: dict[str, Any], step: int) -> None:
@@ -41,7 +42,7 @@ class State:
             scaler.load_state_dict(saved["scaler"])
 
     def to_save(self) -> dict[str, Any]:
-        """Return what a checkpoint stores as JSON beside the tensors."""
+        """Return the JSON content of a checkpoint."""
         scaler = self.plan.accelerator.scaler
         return {
             "seconds": round(self.seconds, 2),
@@ -53,7 +54,7 @@ class State:
 
 
 def resumed_micro_batch_size(plan: Plan, saved: dict[str, Any] | None) -> int | None:
-    """Return the micro-batch that the interrupted run used on this machine: the same split gives the same bits."""
+    """Return the micro-batch size of the interrupted run if it ran on this machine, for results equal to the bit."""
     if saved is None or any(saved["identity"][part] != plan.identity[part] for part in MACHINE):
         return None
     same = saved["recipe"]["train"]["micro_batch_size"] == plan.recipe.train.micro_batch_size

@@ -1,4 +1,4 @@
-"""Being asked to stop: signals, as a wish that the run looks at where it can stop without losing anything."""
+"""Stop signals: recorded when they arrive, acted on where the run can stop without losing work."""
 
 import os
 import signal
@@ -12,23 +12,24 @@ from typing import Any, Self
 
 from clipkit.errors import Interrupted
 
-# SIGUSR1 is what Slurm and others send some time before they end a job.
+# Slurm and others can send SIGUSR1 some time before they end a job.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-# Launchers and terminals both deliver a Ctrl-C: what comes within this many seconds is the same one.
-_SAME = 1.0
+# Terminals and launchers both deliver a Ctrl-C: two within this many seconds count as one.
+_SAME_SECONDS = 1.0
 
 
 class StopRequest:
-    """While entered, SIGINT, SIGTERM and SIGUSR1 ask for a stop instead of ending the process.
+    """Context in which SIGINT, SIGTERM and SIGUSR1 request a stop instead of ending the process.
 
-    Outside of `deferred` the first of them raises Interrupted where it arrives. Within, it only sets `asked`, and the
-    run stops where nothing is lost. A second Ctrl-C, a second or more after the first signal, ends the process at once.
+    Outside of `deferred`, the first signal raises Interrupted immediately. Inside, it only sets `signal`, and the run
+    stops where no work is lost. A second Ctrl-C, at least a second after the first signal, ends the process at once.
 
-    In a thread other than the main one, where Python does not deliver signals, it does nothing.
+    Python delivers signals to the main thread only: in other threads, this context does nothing.
     """
 
     def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
+        self.signal: signal.Signals | None = None
+        """The first signal that arrived."""
         self._deferred = False
         self._before: dict[signal.Signals, Any] = {}
         self._wakeup_before = -1
@@ -52,31 +53,35 @@ class StopRequest:
 
     @contextmanager
     def deferred(self, deferred: bool = True) -> Iterator[None]:
-        """Within, signals are only noted; `deferred(False)`, inside of it, is where they raise again."""
+        """Context in which signals are only recorded, or, with `deferred(False)`, raise immediately again."""
         before, self._deferred = self._deferred, deferred
         try:
-            if self.asked is not None and not deferred:
+            if self.signal is not None and not deferred:
                 raise self.interrupted()
             yield
         finally:
             self._deferred = before
 
-    def interrupted(self, where: str = "; what was saved is whole", number: int = 0) -> Interrupted:
-        """The exception that ends the run, saying where it stood; `number` is the signal that all agreed on."""
-        asked = signal.Signals(number or self.asked or signal.SIGTERM)
-        return Interrupted(
-            f"stopped by {asked.name}{where}; go on with --resume", 130 if asked == signal.SIGINT else 143
-        )
+    def interrupted(self, when: str = "", number: int = 0) -> Interrupted:
+        """Return the exception that ends the run.
+
+        Args:
+            when: the moment of the stop, for the message.
+            number: the signal that all processes agreed on; 0: this process's signal.
+        """
+        first = signal.Signals(number or self.signal or signal.SIGTERM)
+        message = f"stopped by {first.name}{f' {when}' if when else ''}; the saved files are complete: "
+        return Interrupted(message + "continue with --resume", 130 if first == signal.SIGINT else 143)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is None:
-            self.asked = signal.Signals(number)
+        if self.signal is None:
+            self.signal = signal.Signals(number)
             if not self._deferred:
                 raise self.interrupted()
 
 
 def _end_at_the_second_interrupt(signals: socket.socket) -> None:
-    """In a thread of its own: the main one may be waiting where no handler of Python's runs."""
+    """Wait for signals in a separate thread: the main thread may block where Python runs no signal handlers."""
     first = None
     with signals:
         while received := signals.recv(64):
@@ -84,6 +89,6 @@ def _end_at_the_second_interrupt(signals: socket.socket) -> None:
             for number in received:
                 if first is None and number in _SIGNALS:
                     first = now
-                elif first is not None and number == signal.SIGINT and now - first >= _SAME:
-                    os.write(2, b"clipkit: interrupted again: ended at once; the last checkpoint is whole\n")
+                elif first is not None and number == signal.SIGINT and now - first >= _SAME_SECONDS:
+                    os.write(2, b"clipkit: interrupted again: ended at once; the last checkpoint is complete\n")
                     os._exit(130)

@@ -12,7 +12,7 @@ from clipkit.training.step import Step
 
 
 class NotFinite(Exception):
-    """The loss or the gradient's norm is infinite or not a number; the weights are those of the step before."""
+    """The loss or the gradient norm is infinite or not a number; the weights are those of the previous step."""
 
     def __init__(self, loss: float, norm: float) -> None:
         super().__init__(f"loss {loss:.4g}, gradient norm {norm:.4g}")
@@ -27,25 +27,25 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
         batch: this process's rows.
         gradients: computes the gradient.
         plan: the model, its optimizer and schedule.
-        state: moves on by one step.
+        state: its step increases by one.
 
     Returns:
-        The row of metrics.jsonl that belongs to this step, without the batch statistics.
+        This step's row of metrics.jsonl, without the batch statistics.
 
     Raises:
-        Abandoned: a process was asked to stop; nothing has changed.
-        NotFinite: nothing has changed.
+        Abandoned: a process received a stop signal; nothing has changed.
+        NotFinite: the loss or the gradient norm is not finite; nothing has changed.
     """
     recipe, model, accelerator = plan.recipe, plan.model, plan.accelerator
     lr = plan.schedule(state.step)
     for group in plan.optimizer.param_groups:
         group["lr"] = lr
-    # BatchNorm statistics change in the forward pass, also of a step that fails.
+    # BatchNorm statistics change in the forward pass, even if the step fails.
     before = {} if gradients.may_split else {name: buffer.clone() for name, buffer in model.named_buffers()}
     loss = gradients(batch, state.step)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norm = accelerator.clip_grad_norm_(trainable, recipe.optim.clip or math.inf)
-    # With fp16 the gradient scaler handles a gradient that overflows: it skips the step and lowers its scale.
+    # With fp16 the gradient scaler handles a gradient overflow: it skips the step and lowers its scale.
     if not loss.isfinite() or (accelerator.scaler is None and not norm.isfinite()):
         for name, buffer in model.named_buffers():
             buffer.copy_(before.get(name, buffer))

@@ -95,17 +95,17 @@ def test_run_is_resumed_and_replaced(recipe: Callable[..., Recipe], recipe_file:
 
 
 def test_models_describes_and_lists_models(tiny_clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from clipkit.cli.models import print_description, print_loadable
+    from clipkit.cli.models import models
 
     printed = clipkit("models", tiny_clip).stdout
     assert "77 tokens, padding is cut" in printed
     assert "training at micro-batch 1" in printed
-    print_description(str(tiny_clip), as_json=True)
+    models(str(tiny_clip), as_json=True)
     assert json.loads(capsys.readouterr().out)["embed_dim"] == 24
-    print_loadable("ViT-B-32")
+    models(search="ViT-B-32")
     assert "open_clip:ViT-B-32-quickgelu/openai" in capsys.readouterr().out
-    print_loadable("nonsense")
-    assert "nothing that can be loaded" in capsys.readouterr().out
+    models(search="nonsense")
+    assert "nonsense" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("parallel", [None, pytest.param("true", marks=pytest.mark.slow)])

@@ -1,4 +1,4 @@
-"""Read the data that the arguments name and say what came of it, as JSON: run by test_hub_data."""
+"""Read the data given as arguments and print the result as JSON; run by test_hub_data."""
 
 import json
 import sys

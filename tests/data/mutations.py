@@ -1,4 +1,4 @@
-"""Sound little files of every kind, and what may befall them on their way to a user."""
+"""Small sound files of every kind, and ways to damage them."""
 
 import io
 import json
@@ -16,7 +16,7 @@ Change = Callable[[bytes, np.random.Generator], bytes]
 
 
 def _pixels(seed: int = 0, channels: tuple[int, ...] = (3,)) -> np.ndarray:
-    """A gradient with noise, so that no codec can shrink it to nothing."""
+    """Return a gradient with noise, which no codec compresses to almost nothing."""
     noise = np.random.default_rng(seed).integers(0, 60, (40, 48, *channels))
     return (noise + np.linspace(0, 190, 48).reshape(1, 48, *(1 for _ in channels))).astype(np.uint8)
 
@@ -28,7 +28,7 @@ def _saved(image: Image.Image, kind: str, **settings: object) -> bytes:
 
 
 def images() -> dict[str, bytes]:
-    """By name, a file of each kind that a data set may hold."""
+    """Return an image file of each kind, by name."""
     rgb, grey = Image.fromarray(_pixels()), Image.fromarray(_pixels(channels=()))
     rgba, frames = rgb.copy(), [Image.fromarray(_pixels(seed)).convert("P") for seed in range(3)]
     rgba.putalpha(grey)
@@ -67,7 +67,7 @@ def images() -> dict[str, bytes]:
 
 
 def _interlaced() -> bytes:
-    """Pillow writes none: four pixels a side in seven passes, by hand."""
+    """Return an interlaced PNG of 4 × 4 pixels, which Pillow cannot write."""
     import struct
     import zlib
 
@@ -88,7 +88,7 @@ ROWS = 30
 
 
 def tables(folder: Path) -> dict[str, bytes]:
-    """By name, a table or an archive of each kind; `folder` gets the images that they name."""
+    """Return a table or archive of each kind, by name; write their images to `folder`."""
     contents = list(images().items())
     (folder / "photos").mkdir(parents=True, exist_ok=True)
     names, captions, files = [], [], []
@@ -151,13 +151,13 @@ def _flipped(content: bytes, generator: np.random.Generator) -> bytes:
 
 
 def _flipped_head(content: bytes, generator: np.random.Generator) -> bytes:
-    """Where sizes, counts and offsets lie."""
+    """Change the start of the file, which contains sizes, counts and offsets."""
     head = min(len(content), 600)
     return _flipped(content[:head], generator) + content[head:]
 
 
 def _flipped_tail(content: bytes, generator: np.random.Generator) -> bytes:
-    """Where Parquet keeps them."""
+    """Change the end of the file, where Parquet keeps sizes, counts and offsets."""
     head = max(0, len(content) - 600)
     return content[:head] + _flipped(content[head:], generator)
 
@@ -173,7 +173,7 @@ def _zeroed(content: bytes, generator: np.random.Generator) -> bytes:
 
 
 def _of_ones(content: bytes, generator: np.random.Generator) -> bytes:
-    """Numbers as large, or as negative, as they can be."""
+    """Overwrite with the largest or most negative numbers."""
     start = int(generator.integers(0, len(content)))
     end = min(len(content), start + int(generator.integers(1, 9)))
     return content[:start] + b"\xff" * (end - start) + content[end:]
@@ -195,7 +195,7 @@ def _doubled(content: bytes, generator: np.random.Generator) -> bytes:
 
 
 def _mistyped(content: bytes, generator: np.random.Generator) -> bytes:
-    """Signs that mean something in a table, where others stood."""
+    """Overwrite with characters that have a meaning in tables."""
     signs = [
         b'"',
         b",",
@@ -221,7 +221,7 @@ def _mistyped(content: bytes, generator: np.random.Generator) -> bytes:
 
 
 def _line_again(content: bytes, generator: np.random.Generator) -> bytes:
-    """Lines that are there twice, or no longer."""
+    """Repeat or remove lines."""
     lines = content.split(b"\n")
     place = int(generator.integers(0, len(lines)))
     return b"\n".join(
@@ -242,7 +242,7 @@ def _noise(content: bytes, generator: np.random.Generator) -> bytes:
 
 
 def _other_encoding(content: bytes, generator: np.random.Generator) -> bytes:
-    """As a text that was saved in another encoding; of bytes that are no text, as one that was taken for it."""
+    """Save text in another encoding; treat binary data as such a text."""
     encoding = ("utf-16", "utf-16-le", "utf-32", "cp1252", "cp037", "utf-8-sig")[int(generator.integers(0, 6))]
     try:
         return content.decode().encode(encoding, errors="replace")
@@ -251,7 +251,7 @@ def _other_encoding(content: bytes, generator: np.random.Generator) -> bytes:
 
 
 def _other_kind(content: bytes, generator: np.random.Generator) -> bytes:
-    """A file of another kind under this one's name."""
+    """Replace the content with a file of another kind."""
     others = list(images().values())
     return others[int(generator.integers(0, len(others)))]
 
@@ -265,7 +265,7 @@ CHANGES: tuple[Change, ...] = (
 
 
 def mutated(content: bytes, count: int, seed: int) -> list[tuple[str, bytes]]:
-    """So many damaged copies, each with what befell it; sometimes two things did."""
+    """Return `count` damaged copies, each with the name of the change, or of two changes."""
     made = []
     for number in range(count):
         generator = np.random.default_rng([seed, number])

@@ -1,4 +1,4 @@
-"""Policies of images, views of captions: what they draw depends on what they are of."""
+"""Policies of images and views of captions."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def made(steps: list[Step], view: int = 1, epoch: int = 0, index: int = 0, seed:
 
 
 @pytest.mark.parametrize("step", EVERY, ids=lambda step: step.name)
-def test_every_step_changes_the_image_and_nothing_else(step: Step) -> None:
+def test_every_step_changes_only_the_image(step: Step) -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
     changed = made([step])
@@ -46,7 +46,7 @@ def test_every_step_changes_the_image_and_nothing_else(step: Step) -> None:
     assert changed.shape == ((24, 24, 3) if step.name == "crop" else (140, 160, 3))
 
 
-def test_steps_do_what_they_say() -> None:
+def test_steps_change_pixels_as_documented() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8))
 
     def of(step: Step) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_steps_do_what_they_say() -> None:
 
 
 @pytest.mark.parametrize("name", policies.POLICIES)
-def test_what_a_policy_draws_depends_on_seed_epoch_image_and_view(name: str) -> None:
+def test_random_choices_depend_on_seed_epoch_image_and_view(name: str) -> None:
     steps = list(steps_of(name))
     first = made(steps)
     assert torch.equal(made(steps), first)
@@ -77,7 +77,7 @@ def test_what_a_policy_draws_depends_on_seed_epoch_image_and_view(name: str) -> 
     assert sum(not torch.equal(other, first) for other in others) == 4
 
 
-def test_text_safe_keeps_what_the_captions_say() -> None:
+def test_text_safe_does_not_flip_or_recolor_against_captions() -> None:
     said = ["a dog", "a man turns LEFT", "a white dog", "the right hand of a girl in reddish light", "a bright orange"]
     pairs = Pairs("made", [Path(str(n)) for n in range(4)], said, np.array([0, 1, 2, 3, 1]))
     safe = TextSafe(pairs)
@@ -117,11 +117,11 @@ def test_views_of_captions(pairs: Pairs) -> None:
     assert TextView("crop", pairs, (0.5, 0.7), 0, 1)(Sample(0, 1, 3)) == "alone"
 
 
-def test_what_a_view_of_captions_needs(shapes: Path, tmp_path: Path) -> None:
+def test_caption_views_refuse_data_without_their_columns(shapes: Path, tmp_path: Path) -> None:
     plain = read_pairs(str(write_csv(tmp_path / "p.csv", ["caption"], [["a"], ["b"]])), images=False)
     with pytest.raises(DataError, match="paraphrase needs a column of that name"):
         TextView("paraphrase", plain)
-    with pytest.raises(DataError, match="sibling needs images with several captions, and none has"):
+    with pytest.raises(DataError, match="no image with several captions, which the policy sibling needs"):
         TextView("sibling", plain)
 
 
@@ -137,14 +137,14 @@ def test_the_preview_shows_the_views_of_the_first_epoch(shapes: Path) -> None:
     assert not np.array_equal(kept, sheet)
 
 
-def test_a_blur_reaches_no_farther_than_the_image() -> None:
+def test_the_blur_kernel_is_not_larger_than_the_image() -> None:
     for size in ((5, 9), (1, 1)):
         image = Image.new("RGB", size, (9, 8, 7))
         policy = Policy([policies.Blur(sigma=(0.1, 20), p=1)], 24, pixels, pixels, 0, 1)
         assert policy.augmented(image, 0, 0).size == size
 
 
-def test_text_safe_rotations_leave_left_and_right_in_place() -> None:
+def test_text_safe_limits_rotations() -> None:
     pairs = Pairs("m", [Path("a")], ["the left one"], np.array([0]))
     policy = Policy([policies.Rotate(degrees=180)], 24, pixels, pixels, 0, 1, TextSafe(pairs))
     sides = np.zeros((40, 40, 3), dtype=np.uint8)
@@ -154,7 +154,7 @@ def test_text_safe_rotations_leave_left_and_right_in_place() -> None:
         assert turned[20, 12:16].mean() > turned[20, 24:28].mean()
 
 
-def test_a_draft_leaves_enough_for_the_smallest_crop(tmp_path: Path) -> None:
+def test_draft_keeps_enough_pixels_for_the_smallest_crop(tmp_path: Path) -> None:
     policy = Policy(steps_of("simclr"), 32, pixels, pixels, 0)
     assert policy.draft == 114  # 32 / sqrt(0.08)
     assert Policy((), 32, pixels, pixels, 0).draft is None
@@ -168,7 +168,7 @@ def test_a_draft_leaves_enough_for_the_smallest_crop(tmp_path: Path) -> None:
     assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 2
 
 
-def test_crops_are_pillows_to_one_level() -> None:
+def test_crops_differ_from_pillow_by_at_most_one_level() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     image = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1.5))  # as smooth as a photograph
     for step in (policies.Crop(scale=(0.1, 1.0)), policies.Crop(scale=(0.9, 1.0))):

@@ -14,51 +14,16 @@ from pyarrow import parquet
 
 from clipkit.data import Pairs, Report, check, fix, quick_findings, read_pairs
 from clipkit.data.checks.batch import expected_false_negatives
-from clipkit.data.checks.captions import normalized
-from clipkit.data.checks.duplicates import Duplicates, find_duplicates
+from clipkit.data.checks.duplicates import Duplicates
 from clipkit.data.checks.leaks import find_exact_leaks
-from clipkit.data.checks.scan import ImageScan, scan_images
-from clipkit.data.sequences import Files, Strings
+from clipkit.data.sequences import Strings
 from clipkit.errors import DataError, OutputError
-from clipkit.images import Stored
 from tests.conftest import write_csv
+from tests.data.scenes import InMemory, files_named, scene
 
 BROKEN = ("images", "captions")
 HEADER = ["image", "caption"]
 CLEAN = 24
-
-
-def scene(seed: int, width: int = 96, height: int = 72) -> Image.Image:
-    """Draw an image with the soft large shapes of a photo, a different one for each seed."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-class InMemory(Stored):
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    @property
-    def name(self) -> str:
-        return "image.jpg"
-
-    @property
-    def size(self) -> int:
-        return len(self.content)
-
-    def read_bytes(self) -> bytes:
-        return self.content
-
-
-def scanned(images: list[Image.Image]) -> ImageScan:
-    files = [io.BytesIO() for _ in images]
-    for image, file in zip(images, files, strict=True):
-        image.save(file, format="JPEG", quality=90)
-    return scan_images([InMemory(file.getvalue()) for file in files], workers=2)
-
-
-def files_named(count: int) -> Files:
-    return Files.of(Path(), pa.array([f"{number}.jpg" for number in range(count)], pa.large_string()))
 
 
 def clean_rows(folder: Path, seeds: range) -> list[list[str]]:
@@ -327,106 +292,6 @@ def test_quick_findings_open_no_image(faulty: Path, monkeypatch: pytest.MonkeyPa
     assert any("on most images" in finding.message for finding in quick_findings(one))
 
 
-def test_class_names_are_not_boilerplate() -> None:
-    captions = [("cat", "dog", "fish")[number % 3] for number in range(100)]
-    findings = quick_findings(Pairs("x", files_named(100), Strings.of(captions), np.arange(100)))
-    assert [finding.name for finding in findings if "caption" in finding.name] == ["captions_are_classes"]
-
-
-@pytest.mark.parametrize(
-    ("captions", "name"),
-    [
-        (["Image", "photo", "A picture of", "no caption", "Untitled 12", "null", "N/A"], "stock_captions"),
-        (["DSC_0012", "img-1234", "holiday.jpeg", "a/b/c.PNG"], "file_name_captions"),
-        (["www.example.org/x", "HTTP://example.org"], "url_captions"),
-        (["sunset", "Bäume!", "закат"], "one_word_captions"),
-    ],
-)  # fmt: skip
-def test_captions_without_content_are_found(captions: list[str], name: str) -> None:
-    good = [
-        "a photo of a dog", "image of two cats", "see www.example.org for it", "test of strength", "一只狗在跑",
-        "a test tube", "the image hangs askew", "no photo can show it", "10 dogs", "the unknown soldier",
-        "salt and pepper", "fake image 北京",
-    ]  # fmt: skip
-    texts = captions + good
-    findings = quick_findings(Pairs("x", files_named(len(texts)), Strings.of(texts), np.arange(len(texts))))
-    found = [(finding.name, finding.count) for finding in findings if finding.name != "missing_images"]
-    assert found == [(name, len(captions))]
-
-
-def test_near_copies_are_found_and_other_images_are_not() -> None:
-    scenes = [scene(seed) for seed in range(300)]
-    copies = [
-        copy
-        for image in scenes[:50]
-        for copy in (
-            image.resize((48, 36)),
-            image.crop((1, 1, 95, 71)),
-            image.point(lambda value: min(255, int(value * 1.05))),
-        )
-    ]
-    scan = scanned(scenes + copies)
-    found = {tuple(pair) for pair in find_duplicates(scan).near_pairs.tolist()}
-    wanted = {(image, 300 + 3 * image + change) for image in range(50) for change in range(3)}
-    family = {image: image if image < 300 else (image - 300) // 3 for image in range(len(scan))}
-    assert all(family[one] == family[second] for one, second in found)
-    assert len(wanted & found) >= 0.8 * len(wanted)  # these scenes are harder to recognize than photos
-
-
-def test_equal_hashes_are_not_enough_for_a_near_copy() -> None:
-    """A figure with other hair: the same brightness, another color."""
-    images = [scene(7), scene(7)]
-    for image, color in zip(images, [(200, 40, 40), (0, 131, 60)], strict=True):
-        image.paste(color, (30, 20, 60, 50))
-    scan = scanned(images)
-    assert int(np.bitwise_count(scan.hashes[0] ^ scan.hashes[1])) <= 7
-    assert not len(find_duplicates(scan).near_pairs)
-
-
-def test_blank_images_are_the_same_if_their_colors_are() -> None:
-    colors = [(9, 9, 9)] * 200 + [(200, 9, 9)] * 3 + [(90, 90, 90)]
-    blanks = [Image.new("RGB", (40 + number, 40), color) for number, color in enumerate(colors)]
-    same = find_duplicates(scanned(blanks))
-    assert len(same.near_pairs) < 200 * 65  # not every pair of a million blank images
-    groups = same.representatives(np.arange(len(blanks)))
-    assert len(set(groups[:200].tolist())) < 10
-    assert not set(groups[:200].tolist()) & set(groups[200:].tolist())
-    assert len(set(groups[200:203].tolist())) == 1
-    assert groups[203] == 203
-    grays = find_duplicates(scanned([Image.new("L", (32, 32), 100 + number % 3) for number in range(3)]))
-    assert len(grays.near_pairs) == 3
-    # A hash would see only the noise of a camera's black frame.
-    rng = np.random.default_rng(0)
-    frames = [Image.fromarray(rng.integers(8, 14, (64, 64), dtype=np.uint8)) for _ in range(3)]
-    assert len(find_duplicates(scanned(frames)).near_pairs) == 3
-
-
-def test_near_pairs_equal_those_of_all_comparisons() -> None:
-    rng = np.random.default_rng(0)
-    hashes = rng.integers(0, 1 << 63, 200, dtype=np.uint64)
-    hashes = np.concatenate([hashes, hashes[:100]])
-    for position in range(200, 300):
-        for bit in rng.choice(64, position % 11, replace=False):
-            hashes[position] ^= np.uint64(1) << np.uint64(bit)
-    count = len(hashes)
-    contents = np.frombuffer(rng.bytes(16 * count), "V16")
-    thumbnails = np.broadcast_to(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), (count, 8, 8, 3))
-    scan = ImageScan({}, contents, hashes, thumbnails, np.ones((count, 2), np.int32), np.ones(count, np.int64))
-    slow = [
-        [one, second]
-        for one, second in itertools.combinations(range(count), 2)
-        if bin(int(hashes[one]) ^ int(hashes[second])).count("1") <= 7
-    ]
-    assert find_duplicates(scan).near_pairs.tolist() == slow
-
-
-def test_representatives_do_not_look_the_same() -> None:
-    chain = Duplicates(np.array([0, 1, 2, 3, 0]), np.array([[0, 1], [1, 2], [2, 3]]))
-    assert chain.representatives(np.array([0, 1, 2, 3, 4])).tolist() == [0, 0, 2, 2, 0]
-    assert chain.representatives(np.array([9, 0, 2, 3, 9])).tolist() == [1, 1, 1, 3, 1]
-    assert chain.pairs == 1 + 2 + 1 + 1
-
-
 def test_exact_leaks_equal_those_of_the_whole_check(faulty: Path, other: Path) -> None:
     pairs, report = checked(faulty, other)
     against = read_pairs(str(other))
@@ -461,15 +326,3 @@ def test_rare_false_negatives_are_not_reported(clean: Path, tmp_path: Path) -> N
     report = check(read_pairs(str(write_csv(tmp_path / "d.csv", HEADER, rows))), batch_size=2)
     assert 0 < report.facts["batch"]["same_caption"] < 0.01
     assert [(finding.name, finding.severity) for finding in report.findings] == [("shared_captions", "warning")]
-
-
-def test_normalized_captions() -> None:
-    texts = ["A dog, running !", "a  dog running", "Ünder", "?!", "", "👍", "👎"]
-    assert normalized(texts).to_pylist() == ["adogrunning", "adogrunning", "ünder", "?!", "", "👍", "👎"]
-
-
-def test_sizes_are_those_after_rotation(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    scene(0).save(tmp_path / "turned.jpg", exif=exif)
-    assert scan_images([tmp_path / "turned.jpg"]).sizes.tolist() == [[72, 96]]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from clipkit.data import read_labelled, read_pairs
+from clipkit.data import read_labeled, read_pairs
 from clipkit.data.sources.emoji import Emoji, build_emoji_data, read_emoji
 from clipkit.errors import DataError
 
@@ -63,7 +63,7 @@ def test_shuffled_names_are_the_same_names_elsewhere(tmp_path: Path) -> None:
     assert list(train.images) == list(shuffled.images)
     assert sorted(train.captions) == sorted(shuffled.captions)
     assert sum(a == b for a, b in zip(train.captions, shuffled.captions, strict=True)) < 10
-    assert set(read_labelled(str(data.held_out_labels)).classes) >= {
+    assert set(read_labeled(str(data.held_out_labels)).classes) >= {
         "Flags",
         "Food & Drink",
         "Animals & Nature",
@@ -78,12 +78,12 @@ def test_twemoji_is_a_source_of_captions_and_labels(tmp_path: Path, monkeypatch:
     assert len(train.images) > 10 * len(held_out.images)
     assert not {image.name for image in train.images} & {image.name for image in held_out.images}
     assert "pfeil nach links oben" in read_pairs("twemoji:de").captions
-    labelled = read_labelled("twemoji:groups")
+    labelled = read_labeled("twemoji:groups")
     assert set(labelled.classes) <= set(labelled.templates or {})
     assert set(read_pairs("twemoji:groups").captions) == set(labelled.classes)
-    assert len(read_labelled("twemoji:groups?split=train").images) > len(labelled.images)
+    assert len(read_labeled("twemoji:groups?split=train").images) > len(labelled.images)
     for wrong in ("twemoji:nl", "twemoji:de:dev"):
         with pytest.raises(DataError, match=wrong):
             read_pairs(wrong)
     with pytest.raises(DataError, match="label"):
-        read_labelled("twemoji:de")
+        read_labeled("twemoji:de")

@@ -1,4 +1,4 @@
-"""Data sets of the Hub, by its real client, against a server on loopback."""
+"""Datasets of the Hub, read with its real client from a local server."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tests.data.test_sources import Made
 from tests.models.hub_server import Hub, Repository, serving
 
 
-def test_a_data_set_by_its_name(tmp_path: Path) -> None:
+def test_datasets_of_the_hub_are_read_by_name(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     made = Made(tmp_path / "made")
     table = pa.table({"image": made.embedded(), "caption": made.captions})

@@ -1,4 +1,4 @@
-"""Several sources as one, and a share of one kept apart."""
+"""Joining sources, and splitting off a share."""
 
 import hashlib
 from collections import Counter
@@ -23,7 +23,7 @@ def made(name: str, count: int, captions: int = 1, folder: str = "") -> Pairs:
     )
 
 
-def test_a_image_that_is_in_both_is_one() -> None:
+def test_an_image_in_two_sources_is_one_image() -> None:
     one, two = made("a", 3, 2, folder="x"), made("b", 5, 1, folder="x")
     both = join([one, two], [1, 1])
     assert [str(image) for image in both.images] == [f"x/{row}" for row in range(5)]
@@ -31,7 +31,7 @@ def test_a_image_that_is_in_both_is_one() -> None:
     assert both.captions_of_image[0].tolist() == [0, 1, 6]
 
 
-def test_what_does_not_go_together() -> None:
+def test_sources_of_different_kinds_are_refused() -> None:
     alone = Pairs("alone", [Path("p")], [""], np.arange(1), has_captions=False)
     with pytest.raises(DataError, match="a has captions and alone has none"):
         join([made("a", 2), alone], [1, 1])
@@ -43,7 +43,7 @@ def test_what_does_not_go_together() -> None:
     captions=st.sampled_from(["one", "all"]),
     batch=st.integers(1, 8),
 )
-def test_weights_are_how_often_a_image_comes(
+def test_an_image_occurs_as_often_as_its_weight(
     counts: list[int], weights: list[float], captions: str, batch: int
 ) -> None:
     sources = [made(name, count, 2) for name, count in zip("abc", counts, strict=False)]
@@ -75,13 +75,13 @@ def test_weights_are_how_often_a_image_comes(
         start += size
 
 
-def test_a_weight_of_one_is_no_weight() -> None:
+def test_weight_one_equals_no_weight() -> None:
     plain = EpochSampler(made("a", 20, 3), "one", 4, seed=2)
     mixed = EpochSampler(join([made("a", 20, 3)], [1]), "one", 4, seed=2)
     assert [list(plain.epoch(epoch)) for epoch in range(3)] == [list(mixed.epoch(epoch)) for epoch in range(3)]
 
 
-def test_copies_of_a_image_keep_apart_and_have_other_captions() -> None:
+def test_repeated_images_are_in_different_batches_with_other_captions() -> None:
     pairs = join([made("a", 12, 3), made("b", 6)], [2, 1])
     sampler = EpochSampler(pairs, "one", 6, seed=0)
     said: dict[int, list[int]] = {}
@@ -95,7 +95,7 @@ def test_copies_of_a_image_keep_apart_and_have_other_captions() -> None:
         assert Counter(said[image]) == dict.fromkeys(range(3 * image, 3 * image + 3), 2)
 
 
-def test_the_split_heeds_names_alone(tmp_path: Path) -> None:
+def test_a_split_depends_only_on_image_names(tmp_path: Path) -> None:
     names = [f"{row}.png" for row in range(40)]
     for name in names:
         draw("red", "circle").save(tmp_path / name)

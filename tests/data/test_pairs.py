@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from clipkit.data import read_labelled, read_pairs
+from clipkit.data import read_labeled, read_pairs
 from clipkit.errors import DataError
 from tests.conftest import draw, write_csv
 
@@ -14,7 +14,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rows_that_name_one_image_are_one_image(folder: Path) -> None:
+def test_rows_with_one_image_path_are_one_image(folder: Path) -> None:
     rows = [
         ["b.png", "one"],
         ["a.png", "two"],
@@ -89,15 +89,15 @@ def test_the_hash_follows_the_content(folder: Path) -> None:
 
 
 def test_labels_from_a_table_and_from_class_folders(folder: Path) -> None:
-    table = read_labelled(str(write_csv(folder / "l.csv", ["image", "label"], [["b.png", "dog"], ["a.png", "cat"]])))
+    table = read_labeled(str(write_csv(folder / "l.csv", ["image", "label"], [["b.png", "dog"], ["a.png", "cat"]])))
     assert (table.classes, table.labels.tolist()) == (["cat", "dog"], [1, 0])
     for name in ("dog", "cat"):
         (folder / "tree" / name).mkdir(parents=True)
         draw("blue", "cross").save(folder / "tree" / name / "1.png")
-    tree = read_labelled(str(folder / "tree"))
+    tree = read_labeled(str(folder / "tree"))
     assert (tree.classes, tree.labels.tolist()) == (["cat", "dog"], [0, 1])
     with pytest.raises(DataError, match="no class folders"):
-        read_labelled(str(folder / "tree" / "dog"))
+        read_labeled(str(folder / "tree" / "dog"))
 
 
 def test_roles_that_are_not_needed_may_be_missing(shapes: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Preparing data: the same images and captions come back, whatever interrupts the work."""
 
 import hashlib
-import io
 import json
 import os
 import signal
@@ -21,31 +20,13 @@ from clipkit.data import Pairs, read_for_shards, read_pairs
 from clipkit.data.encoded import Encoded, encoded
 from clipkit.data.prepare import prepare
 from clipkit.data.shards import Format
-from clipkit.errors import DataError, Interrupted, OutputError, UserError
+from clipkit.errors import DataError, OutputError, UserError
 from clipkit.images import open_image
 from tests.conftest import draw, read_lines, write_csv
-from tests.forked import Running
 
 MODULE = sys.modules[prepare.__module__]  # the package's function of this name hides the module
 FORMATS: list[Format] = ["tar", "parquet"]
 Type = Callable[..., tuple[int, str, str]]
-
-
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """11 images of different shapes with one to three captions each, not in the order of their names."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    rows = []
-    for number in reversed(range(11)):
-        name = f"{number:02d}.{('jpg', 'png')[number % 2]}"
-        noise(40 + 3 * number, 60 - 2 * number, number).save(folder / name)
-        rows += [[name, f"caption {more} of {number}, “é”"] for more in range(1 + number % 3)]
-    return write_csv(folder / "captions.csv", ["image", "caption"], rows)
 
 
 @pytest.fixture
@@ -115,15 +96,6 @@ def test_same_images_and_captions_come_back_in_order(source: Path, tmp_path: Pat
     for shard in shards:
         content = (out / shard["name"]).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (shard["bytes"], shard["sha256"])
-
-
-def test_resizing_equals_that_of_preprocessing(tmp_path: Path) -> None:
-    from torchvision.transforms.v2 import functional as F
-
-    noise(97, 61).save(tmp_path / "a.png")
-    small = Image.open(io.BytesIO(encoded(tmp_path / "a.png", 32, lossless=True).content))
-    expected = F.resize(open_image(tmp_path / "a.png"), [32], interpolation=F.InterpolationMode.BICUBIC)
-    assert np.array_equal(small, expected)
 
 
 def test_layout_of_tars(source: Path, tmp_path: Path) -> None:
@@ -197,129 +169,6 @@ def test_other_libraries_read_the_shards(source: Path, tmp_path: Path) -> None:
     samples = list(webdataset.WebDataset(made.pattern, shardshuffle=False).decode("pil"))
     assert [sample["json"]["caption"] for sample in samples] == captions_by_image(pairs)
     assert min(samples[0]["jpg"].size) == 24
-
-
-def rotated(path: Path, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    noise(20, 30).save(path, exif=exif)
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "kept"),
-    [
-        ("a.jpg", lambda path: noise(20, 30).save(path, quality=40), True),
-        ("a.png", lambda path: noise(24, 30).save(path), True),
-        ("a.webp", lambda path: noise(20, 30).save(path), True),
-        ("upright.jpg", lambda path: rotated(path, 1), True),
-        ("turned.jpg", lambda path: rotated(path, 6), False),
-        ("large.jpg", lambda path: noise(25, 30).save(path), False),
-        ("gray.jpg", lambda path: noise(20, 30).convert("L").save(path), False),
-        ("alpha.png", lambda path: noise(20, 30).convert("RGBA").save(path), False),
-        ("one_color_clear.png", lambda path: noise(20, 30).save(path, transparency=(1, 2, 3)), False),
-        ("a.bmp", lambda path: noise(20, 30).save(path), False),
-        (
-            "moving.webp",
-            lambda path: noise(20, 30).save(path, save_all=True, append_images=[noise(20, 30, 1)], lossless=True),
-            False,
-        ),
-    ],
-)
-def test_small_images_keep_their_bytes(tmp_path: Path, name: str, write: Callable[[Path], None], kept: bool) -> None:
-    write(tmp_path / name)
-    for lossless in (False, True):
-        made = encoded(tmp_path / name, 24, lossless=lossless)
-        assert (made.content == (tmp_path / name).read_bytes()) == kept
-        assert made.ending == (name[2:] if kept and len(name) < 7 else "jpg" if kept or not lossless else "png")
-    opened = Image.open(io.BytesIO(made.content))
-    assert (opened.mode, min(opened.size)) == ("RGB", min(24, *open_image(tmp_path / name).size))
-    if not kept and name != "large.jpg":  # the last one made is lossless
-        assert np.array_equal(opened, open_image(tmp_path / name))
-
-
-def test_metadata_is_removed(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x010E] = "where I live"
-    noise(40, 30).save(tmp_path / "a.jpg", exif=exif, comment=b"where I live", icc_profile=b"where I live")
-    for lossless in (False, True):
-        assert b"where I live" not in encoded(tmp_path / "a.jpg", 24, lossless=lossless).content
-
-
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("after", [0, 4, 6])
-def test_interrupted_run_resumes_with_the_same_bytes(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Format, after: int
-) -> None:
-    (source.parent / "09.png").write_bytes(b"broken")
-    pairs, out = read_pairs(str(source)), tmp_path / "out"
-    prepare(pairs, tmp_path / "whole", size=24, format=format, shard_size=4, workers=5)
-    with monkeypatch.context() as patched:
-        interrupt(patched, after)
-        with pytest.raises(Interrupted, match=f"{after // 4} of 3 shards") as stop:
-            prepare(pairs, out, size=24, format=format, shard_size=4, workers=1)
-    assert stop.value.code == 130
-    assert not is_complete(out)
-    finished = [f"shards-{number:06d}.{format}" for number in range(after // 4)]
-    assert sorted(name for name in bytes_in(out) if "shards" in name) == finished
-    time.sleep(1.1)  # a time in a header would be different
-    images = interrupt(monkeypatch, 99)
-    made = prepare(pairs, out, size=24, format=format, shard_size=4, workers=1)
-    assert len(images) == 11 - after // 4 * 4  # finished shards are not made again
-    assert [skipped.image for skipped in made.skipped] == [1]
-    assert bytes_in(out) == bytes_in(tmp_path / "whole")
-    assert is_complete(out)
-
-
-def test_shards_appear_only_when_they_are_finished(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pairs, out = read_pairs(str(source)), tmp_path / "out"
-    unfinished = set()
-
-    def observe() -> None:
-        unfinished.update(file.name for file in out.glob(".shards*"))
-        for file in out.glob("shards*"):
-            with tarfile.open(file) as tar:
-                assert len(tar.getmembers()) == 8
-        assert not is_complete(out)
-
-    interrupt(monkeypatch, 99, observe)
-    monkeypatch.setattr(MODULE, "_AHEAD", 1)
-    prepare(pairs, out, size=24, shard_size=4, workers=1)
-    assert unfinished == {f".shards-00000{number}.tar.writing" for number in range(3)}
-    assert not list(out.glob(".*"))
-
-
-SLOW = """
-import sys, time
-import clipkit.data.prepare
-from clipkit.data import read_pairs
-from clipkit.data.prepare import prepare
-module = sys.modules["clipkit.data.prepare"]
-encode = module.encoded
-def slow(*arguments):
-    time.sleep(0.15)
-    return encode(*arguments)
-module.encoded = slow
-prepare(read_pairs(sys.argv[1]), sys.argv[2], size=24, shard_size=3, workers=1)
-"""
-
-
-def test_killed_run_resumes_and_two_runs_exclude_each_other(source: Path, tmp_path: Path) -> None:
-    pairs, out = read_pairs(str(source)), tmp_path / "out"
-    prepare(pairs, tmp_path / "whole", size=24, shard_size=3)
-    running = Running(["-c", SLOW, source, out])
-    end = time.monotonic() + 60
-    while not (list(out.glob("shards-000000.tar")) and list(out.glob(".shards-*"))) and time.monotonic() < end:
-        time.sleep(0.01)
-    with pytest.raises(OutputError, match="another process"):
-        prepare(pairs, out, size=24, shard_size=3)
-    running.send_signal(signal.SIGKILL)
-    running.communicate()
-    assert list(out.glob(".shards-*.writing"))
-    assert not is_complete(out)
-    prepare(pairs, out, size=24, shard_size=3)
-    assert bytes_in(out) == bytes_in(tmp_path / "whole")
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(

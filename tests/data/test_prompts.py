@@ -7,7 +7,7 @@ from clipkit.data import prompts_of, read_classes, read_templates
 from clipkit.errors import DataError
 
 
-def test_imagenet_comes_from_the_packages() -> None:
+def test_imagenet_classes_and_templates_are_available_by_name() -> None:
     import open_clip
 
     classes = read_classes("imagenet")
@@ -32,7 +32,7 @@ def test_files(tmp_path: Path) -> None:
     assert read_templates(str(tmp_path / "l.json")) == read_classes(str(tmp_path / "l.json")) == ["a {c}"]
 
 
-def test_a_file_goes_before_a_set_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_has_priority_over_a_set_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("imagenet").write_text("cat\n")
     assert read_classes("imagenet") == ["cat"]
@@ -49,13 +49,13 @@ def test_a_file_goes_before_a_set_of_its_name(tmp_path: Path, monkeypatch: pytes
         ("c.txt", "\n", "is empty"),
     ],
 )
-def test_what_is_wrong_with_classes(name: str, text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_class_files_are_refused(name: str, text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         read_classes(str(tmp_path / name))
 
 
-def test_what_is_wrong_with_templates(tmp_path: Path) -> None:
+def test_invalid_templates_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="prompts that are available by name: imagenet, imagenet_simple"):
         read_templates("imgenet")
     (tmp_path / "t.json").write_text('{"cat": "a cat"}')

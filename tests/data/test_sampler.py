@@ -19,7 +19,7 @@ def pairs_of(counts: list[int]) -> Pairs:
 
 @given(counts=st.lists(st.integers(1, 6), min_size=4, max_size=30), seed=st.integers(0, 50))
 @settings(max_examples=40, deadline=None)
-def test_one_caption_of_each_image_and_each_caption_in_turn(counts: list[int], seed: int) -> None:
+def test_captions_one_uses_each_caption_of_an_image_in_turn(counts: list[int], seed: int) -> None:
     pairs = pairs_of(counts)
     sampler = EpochSampler(pairs, "one", 1, seed)
     seen: Counter[int] = Counter()
@@ -33,7 +33,7 @@ def test_one_caption_of_each_image_and_each_caption_in_turn(counts: list[int], s
 
 @given(counts=st.lists(st.integers(1, 5), min_size=4, max_size=30), seed=st.integers(0, 50))
 @settings(max_examples=300, deadline=None)
-def test_all_captions_come_once_and_images_are_kept_apart(counts: list[int], seed: int) -> None:
+def test_captions_all_uses_each_caption_once_and_keeps_images_apart(counts: list[int], seed: int) -> None:
     pairs = pairs_of(counts)
     batch_size = 4
     sampler = EpochSampler(pairs, "all", batch_size, seed)
@@ -46,7 +46,7 @@ def test_all_captions_come_once_and_images_are_kept_apart(counts: list[int], see
 
 
 @pytest.mark.parametrize("counts", [[5] * 40, [10] + [1] * 190, [2] * 3 + [7] * 42])
-def test_captions_of_one_image_never_meet_when_that_can_be_avoided(counts: list[int]) -> None:
+def test_captions_of_one_image_are_in_different_batches_if_possible(counts: list[int]) -> None:
     for epoch in range(5):
         for batch in EpochSampler(pairs_of(counts), "all", 20, 0).epoch(epoch):
             assert len({sample.image for sample in batch}) == 20
@@ -64,9 +64,7 @@ def test_epochs_differ_and_the_seed_decides() -> None:
 
 @given(processes=st.integers(1, 4), start=st.integers(0, 9), batch_size=st.integers(4, 9))
 @settings(max_examples=30, deadline=None)
-def test_slices_of_processes_join_to_the_global_batches_from_any_step(
-    processes: int, start: int, batch_size: int
-) -> None:
+def test_slices_of_processes_form_the_global_batches_from_any_step(processes: int, start: int, batch_size: int) -> None:
     sampler = EpochSampler(pairs_of([2] * 20), "one", batch_size, 3)
     whole = list(sampler.slices(0, 12, slice(0, batch_size)))
     edges = [process * batch_size // processes for process in range(processes + 1)]

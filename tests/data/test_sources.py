@@ -16,7 +16,7 @@ from PIL import Image
 from pyarrow import parquet
 from torchvision.transforms.v2 import functional as F
 
-from clipkit.data import EpochSampler, InputMaker, Pairs, Policy, TextView, pair_loader, read_labelled, read_pairs
+from clipkit.data import EpochSampler, InputMaker, Pairs, Policy, TextView, pair_loader, read_labeled, read_pairs
 from clipkit.errors import DataError
 from clipkit.recipe import steps_of
 from tests.conftest import write_csv
@@ -131,7 +131,7 @@ def _tars(made: Made, out: Path) -> str:
 
 
 def write_shards(made: Made, out: Path, cuts: tuple[int, ...], broken: Collection[str] = ()) -> None:
-    """Tars of consecutive samples, cut at these places; some images broken."""
+    """Write tars of consecutive samples, split at these positions, with some broken images."""
     for shard, (start, end) in enumerate(itertools.pairwise((0, *cuts, _COUNT))):
         with tarfile.open(out / f"shards-{shard:03d}.tar", "w") as tar:
             for place in range(start, end):
@@ -176,7 +176,7 @@ def _batches(pairs: Pairs, workers: int = 0) -> list[dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def expected(made: Made) -> list[dict[str, torch.Tensor]]:
-    """From the images and captions themselves."""
+    """Batches made directly from the images and captions."""
     counts = [len(own) for own in made.captions]
     pairs = Pairs(
         "made",
@@ -188,7 +188,7 @@ def expected(made: Made) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__.strip("_"))
-def test_every_form_gives_the_same_batches(
+def test_every_source_gives_the_same_batches(
     form: Callable[[Made, Path], str],
     made: Made,
     expected: list[dict[str, torch.Tensor]],
@@ -283,7 +283,7 @@ def test_labels_are_read_from_saved_datasets_and_tars(
             _add(tar, f"{place}.png", made.bytes_of(made.names[place]))
             _add(tar, f"{place}.cls", label.encode())
     for source in (tmp_path / "saved", tmp_path / "l.tar"):
-        labelled = read_labelled(str(source))
+        labelled = read_labeled(str(source))
         assert (labelled.classes, labelled.labels.tolist()) == (["ape", "zebra"], [0, 1, 0])
 
 

@@ -1,4 +1,4 @@
-"""Streams: each sample once an epoch, and exact from any step on."""
+"""Streams: each sample once per epoch, and exact from any step."""
 
 import functools
 import http.server
@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="module")
 def address(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Shards of 60, 50, 45 and 45 samples behind an HTTP server that knows nothing of ranges."""
+    """Shards of 60, 50, 45 and 45 samples behind an HTTP server without range requests."""
     folder = tmp_path_factory.mktemp("served")
     write_shards(made, folder, (60, 110, 155))
     handler = functools.partial(_Quiet, directory=str(folder))
@@ -90,7 +90,7 @@ def same(one: list[Batch], two: list[Batch]) -> bool:
 
 
 @pytest.mark.parametrize("workers", [0, 2, pytest.param(3, marks=pytest.mark.slow)])
-def test_each_sample_once_an_epoch_and_exact_from_any_step(
+def test_each_sample_once_per_epoch_and_exact_from_any_step(
     made: Made, address: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "_CHUNK", 16)

@@ -1,4 +1,4 @@
-"""Tokens that are made once are the tokens."""
+"""`TokenStore` gives the tokens of the tokenizer."""
 
 import multiprocessing
 from pathlib import Path
@@ -21,7 +21,7 @@ def tokenizers(tiny_clip: Path) -> dict[str, Tokenizer]:
 
 
 @pytest.mark.parametrize("name", ["open_clip", "masked", "fixed"])
-def test_they_are_the_tokenizers_own(name: str, tiny_clip: Path) -> None:
+def test_stored_tokens_equal_those_of_the_tokenizer(name: str, tiny_clip: Path) -> None:
     tokenizer = tokenizers(tiny_clip)[name]
     store = TokenStore(TEXTS, tokenizer, tokenizer.context_length, tokenizer.pad_id)
     for rows in ([0], [1, 0], [2], [5, 3, 4, 0], [4, 0], range(6)):

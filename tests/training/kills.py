@@ -1,7 +1,7 @@
-"""Run recipes to their end, the last one killed by SIGKILL on the way: run by test_kills in a process of its own.
+"""Run recipes to their end, killing and resuming the last one; started by test_kills in a separate process.
 
-This process never computes, so that the runs, which are its forks, start in a moment and are sound. It prints how many
-times it killed at which kind of moment.
+This process never computes, so that it can fork the runs quickly and safely. It prints how often it killed a run at
+which kind of moment.
 """
 
 import json
@@ -33,7 +33,7 @@ def start(recipe: Recipe, index: int, count: int, port: int) -> int:
         os.environ |= rank_variables(index, count, port)
     real = os.fsync
 
-    def slow(descriptor: int) -> None:  # so that a checkpoint takes long enough to be killed in
+    def slow(descriptor: int) -> None:  # makes writing a checkpoint slow enough to be killed during it
         time.sleep(0.01)
         real(descriptor)
 
@@ -70,14 +70,14 @@ def main(file: str, count: int, kills: int) -> None:
                 continue
             if killed and time.monotonic() - began > _PATIENCE:
                 sys.exit("a process outlived the others by a minute")
-            lowest = min(lowest, lines_of(metrics))  # resuming cuts the log
+            lowest = min(lowest, lines_of(metrics))  # resuming truncates the log
             reached = lines_of(metrics) >= lowest + more
             if kind == "writing":
                 reached = reached and any(checkpoints.glob(".writing-*"))
             if kind == "any moment":
                 reached = reached or time.monotonic() - began > wait + 0.3
             if reached and not killed and sum(done.values()) < kills:
-                # One of several is enough: the others have to end by themselves.
+                # Kill one process only: the others have to end by themselves.
                 os.kill(choose.choice(sorted(pids)), signal.SIGKILL)
                 done[kind] += 1
                 killed, began = True, time.monotonic()

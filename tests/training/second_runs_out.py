@@ -1,4 +1,4 @@
-"""Train the recipe while the second process has no memory for more than a row of text: run by test_failures."""
+"""Train a recipe while the second process has memory for one row of text only; started by test_failures."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from clipkit.models.towers import Tower
 
 
 class OutOfMemory:
-    """A device on which no more than so many rows fit with their graph."""
+    """Replacement of `Tower.forward` for a device on which only `rows` rows fit with their graph."""
 
     def __init__(self, rows: int, only_in: str) -> None:
         self.rows = rows

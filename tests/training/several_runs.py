@@ -1,4 +1,4 @@
-"""Train several recipes one after the other in the processes of one launch; each process notes its last scale."""
+"""Train several recipes in turn in the processes of one launch; each process writes its last scale to a file."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Killed at random moments, again and again: the same bits as the run that nobody touched."""
+"""Runs that are killed at random moments and resumed give the same bits as an undisturbed run."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests.forked import python
 from tests.training import kills
 from tests.training.test_run import COMPOSED
 
-# Dropout, averaged weights, evaluations; 4 steps an epoch, checkpoints inside the epochs too.
+# Dropout, averaged weights, evaluations; 4 steps per epoch, with checkpoints within the epochs.
 CHANGES = {
     "model": {**COMPOSED, "text": {**COMPOSED["text"], "dropout": 0.2}},
     "data.captions": "all",
@@ -24,7 +24,7 @@ CHANGES = {
     "checkpoint.every_steps": 3,
     "eval.every_epochs": 2,
 }
-# Beside the captions views of images and of captions, through a head that learns too.
+# In addition to captions, views of images and of captions, with a trainable head.
 VIEWS = {
     "objective": {"captions": 1.0, "views": 1.0},
     "views": {
@@ -42,7 +42,7 @@ VIEWS = {
         pytest.param(2, 10, 20, True, marks=pytest.mark.slow),
     ],
 )
-def test_killed_and_resumed_it_is_the_same_run(
+def test_killed_and_resumed_run_gives_the_same_bits(
     recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path, processes: int, times: int, epochs: int, views: bool
 ) -> None:
     changes = {**CHANGES, "data.validation": str(shapes / "captions.csv"), "train.epochs": epochs}
@@ -56,13 +56,13 @@ def test_killed_and_resumed_it_is_the_same_run(
     killed = json.loads(done.stdout.splitlines()[-1])
     assert sum(killed.values()) == times
     if times == 20:
-        assert min(killed.values()) > 0  # every kind of moment was met
+        assert min(killed.values()) > 0  # every kind of moment occurred
     assert [row["step"] for row in read_lines(tmp_path / "killed" / "metrics.jsonl")] == [*range(1, 4 * epochs + 1)]
     same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 def same_run(one: Path, two: Path) -> None:
-    """What the recipe determines is the same, to the bit; nothing half-done is left."""
+    """Check that everything that the recipe determines is equal to the bit, and that no temporary folders are left."""
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
     files = sorted(path.relative_to(two / "model") for path in (two / "model").rglob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""How many pairs fit."""
+"""The largest micro-batch that fits into memory."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from clipkit.training.micro_batch import available_memory, find_micro_batch_size
 from clipkit.training.objectives.objective import Encoded
 
 
-def test_half_of_the_memory_is_filled_and_never_more_than_there_are_rows(
+def test_micro_batch_uses_half_of_the_memory_and_at_most_all_rows(
     tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, accelerator = clipkit.load(tiny_clip, device="cpu"), Accelerator(cpu=True)
@@ -27,22 +27,22 @@ def test_half_of_the_memory_is_filled_and_never_more_than_there_are_rows(
     encoded = [(model.image, image), (model.text, text)]
     pair = sum(graph_bytes(tower, inputs) for tower, inputs in encoded) // 2
 
-    def found(memory: int) -> int:
+    def size_for(memory: int) -> int:
         monkeypatch.setattr(micro_batch, "available_memory", lambda: memory)
         return find_micro_batch_size(model, encoded, 64, Processes(accelerator), accelerator)
 
-    assert found(40 * pair) == 20
-    assert found(10000 * pair) == 64
-    assert found(0) == 1
+    assert size_for(40 * pair) == 20
+    assert size_for(10000 * pair) == 64
+    assert size_for(0) == 1
 
 
-def test_there_is_memory() -> None:
+def test_available_memory_is_part_of_the_total() -> None:
     import psutil
 
     assert 0 < available_memory() <= psutil.virtual_memory().total
 
 
-def test_what_frozen_trunks_gave_is_not_counted_for_every_pair(tiny_clip: Path, shapes: Path) -> None:
+def test_example_inputs_do_not_share_memory_with_stored_features(tiny_clip: Path, shapes: Path) -> None:
     model, processes = clipkit.load(tiny_clip, device="cpu"), Processes(Accelerator(cpu=True))
     pairs = read_pairs(str(shapes / "captions.csv"))
     for tower in (model.image, model.text):
@@ -53,9 +53,9 @@ def test_what_frozen_trunks_gave_is_not_counted_for_every_pair(tiny_clip: Path, 
     }
     inputs = TowerInputs(model, IndexedFeed(pairs), processes, encoded, augmented=False)
     assert inputs.stores.keys() == encoded.keys()
-    for name, own in inputs.example(2).items():
-        assert own[TRUNK_FEATURES].untyped_storage().nbytes() == 2 * inputs.stores[name][0].nbytes
-    # Each batch finds its own rows, in memory that is used again.
+    for name, example in inputs.example(2).items():
+        assert example[TRUNK_FEATURES].untyped_storage().nbytes() == 2 * inputs.stores[name][0].nbytes
+    # Each batch has the rows of its samples, in memory that the next batch reuses.
     sampler = EpochSampler(pairs, "one", 8, 0)
     for batch in inputs.batches(sampler.epoch(0), 0):
         for name, ids in (("image_features", batch.image_ids), ("text_features", batch.caption_ids)):

@@ -1,4 +1,4 @@
-"""Asked to stop: by signals, through the command line and from Python."""
+"""Stop signals, on the command line and in Python."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def wait_for_steps(run: Path, steps: int) -> None:
     deadline = time.monotonic() + 100
     metrics = run / "metrics.jsonl"
     while not metrics.is_file() or metrics.read_bytes().count(b"\n") < steps:
-        assert time.monotonic() < deadline, "the run does not get there"
+        assert time.monotonic() < deadline, f"the run does not reach step {steps}"
         time.sleep(0.01)
 
 
@@ -53,7 +53,7 @@ def write(recipe: Recipe, file: Path) -> Path:
         pytest.param(signal.SIGUSR1, 143, False, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_stops_the_run_with_a_checkpoint(
+def test_signal_stops_the_run_with_a_checkpoint(
     recipe: Build, tmp_path: Path, number: signal.Signals, code: int, whole_group: bool
 ) -> None:
     file = write(recipe({**CHANGES, "data.workers": 1}), tmp_path / "r.yaml")
@@ -64,11 +64,12 @@ def test_a_signal_stops_the_run_with_a_checkpoint(
         time.sleep(0.1)
         if process.poll() is None:
             process.send_signal(number)
-        _, said = process.communicate(timeout=30)
-    assert process.returncode == code, said
-    assert "Traceback" not in said
+        _, output = process.communicate(timeout=30)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
     step = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
-    assert f"clipkit: stopped by {number.name} after step {step}, which has a checkpoint" in said
+    assert f"clipkit: stopped by {number.name} after step {step}, " in output
+    assert "--resume" in output
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step:06d}"]
     if number == signal.SIGTERM:
         with running(file, "data.workers=1", "--resume") as process:
@@ -85,7 +86,7 @@ def test_all_processes_stop_after_the_same_step(recipe: Build, tmp_path: Path, t
     file = write(recipe(CHANGES), tmp_path / "r.yaml")
     with running(file, "--processes", "2") as process:
         wait_for_steps(tmp_path / "run", 4)
-        # Either the launcher passes it on, or one of the two processes is asked alone.
+        # Either the launcher passes the signal on, or one of the two processes alone receives it.
         children = [
             child
             for child in psutil.Process(process.pid).children()
@@ -93,16 +94,16 @@ def test_all_processes_stop_after_the_same_step(recipe: Build, tmp_path: Path, t
         ]
         assert len(children) == 2
         (process if to_launcher else children[1]).send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=40)
-    assert process.returncode == 143, said
+        _, output = process.communicate(timeout=40)
+    assert process.returncode == 143, output
     step = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step:06d}"]
-    assert said.count(f"after step {step}, which has a checkpoint; go on with --resume") == 1, said
-    assert "clipkit: " in said
+    assert output.count(f"stopped by SIGTERM after step {step}, ") == 1, output
+    assert "clipkit: " in output
 
 
-def test_a_second_ctrl_c_ends_at_once(recipe: Build, tmp_path: Path) -> None:
-    # One step that takes for ever, in a micro-batch that nothing looks into.
+def test_second_ctrl_c_ends_the_process_at_once(recipe: Build, tmp_path: Path) -> None:
+    # A step that never ends, in a micro-batch, where signals are only recorded.
     slow = tmp_path / "slow.py"
     slow.write_text(
         "import time, sys\n"
@@ -120,25 +121,25 @@ def test_a_second_ctrl_c_ends_at_once(recipe: Build, tmp_path: Path) -> None:
     wait_for_steps(tmp_path / "run", 4)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)  # within a second: the same one
+    process.send_signal(signal.SIGINT)  # within a second: counts as the same
     time.sleep(1.2)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
+    _, output = process.communicate(timeout=10)
     assert process.returncode == 130
-    assert "interrupted again: ended at once; the last checkpoint is whole" in said
+    assert "clipkit: interrupted again" in output
     clipkit.train(recipe({**CHANGES, "checkpoint.every_steps": 2, "train.epochs": 3}), resume=True)
     assert "resuming after step 4" in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_from_python_it_is_a_keyboard_interrupt(recipe: Build, tmp_path: Path) -> None:
+def test_signal_in_python_raises_a_keyboard_interrupt(recipe: Build, tmp_path: Path) -> None:
     def interrupt() -> None:
         wait_for_steps(tmp_path / "run", 3)
         signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT after step .* go on with --resume") as caught:
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT after step .*--resume") as caught:
         clipkit.train(recipe(CHANGES))
     assert isinstance(caught.value, Interrupted)
     assert caught.value.code == 130
@@ -146,7 +147,7 @@ def test_from_python_it_is_a_keyboard_interrupt(recipe: Build, tmp_path: Path) -
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-def test_an_evaluation_is_broken_off_and_made_again(
+def test_interrupted_evaluation_is_repeated_after_resume(
     recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clipkit.training.measures.captions import CaptionValidation
@@ -156,15 +157,15 @@ def test_an_evaluation_is_broken_off_and_made_again(
     with monkeypatch.context() as patched:
         figures, calls = CaptionValidation.figures, 0
 
-        def asked_in_the_second(self: CaptionValidation) -> dict[str, float]:
+        def interrupted_in_the_second(self: CaptionValidation) -> dict[str, float]:
             nonlocal calls
             calls += 1
             if calls == 2:
                 signal.raise_signal(signal.SIGTERM)
             return figures(self)
 
-        patched.setattr(CaptionValidation, "figures", asked_in_the_second)
-        with pytest.raises(Interrupted, match="stopped by SIGTERM; what was saved is whole"):
+        patched.setattr(CaptionValidation, "figures", interrupted_in_the_second)
+        with pytest.raises(Interrupted, match="stopped by SIGTERM.*--resume"):
             clipkit.train(recipe(changes))
         assert calls == 2
     assert [row["step"] for row in read_lines(tmp_path / "run" / "evaluations.jsonl")] == [2]
@@ -173,7 +174,7 @@ def test_an_evaluation_is_broken_off_and_made_again(
     same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_outside_of_the_main_thread_it_does_nothing() -> None:
+def test_stop_request_does_nothing_outside_the_main_thread() -> None:
     before = signal.getsignal(signal.SIGTERM)
     inside = []
 

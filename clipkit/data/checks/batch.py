@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from clipkit.data.checks.captions import as_mask
-from clipkit.data.checks.checked_data import CheckedData
+from clipkit.data.checks.checked_data import CheckedData, DataRule
 from clipkit.data.checks.duplicates import Duplicates
 from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Strings
@@ -87,3 +87,11 @@ def false_negatives(data: CheckedData) -> Finding | None:
         "expected",
         advice[data.loss_counts_duplicates], count=round(expected), share=share,
     )  # fmt: skip
+
+
+BATCH_RULES = (
+    DataRule("batch_too_large", batch_too_large, "a batch is larger than the dataset", "images", "full"),
+    DataRule("false_negatives", false_negatives,
+         "1 % of a batch has the caption or image of another row (50 % if the loss counts these as positives)",
+         "images", "sampled"),
+)  # fmt: skip

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipkit.data.checks.captions import as_mask, normalized
-from clipkit.data.checks.checked_data import CheckedData
+from clipkit.data.checks.checked_data import CheckedData, DataRule
 from clipkit.findings import Finding, Severity, counted, finding_about
 
 # Short captions of different images may be equal. That matters only if a large share of all captions is.
@@ -137,3 +137,21 @@ def _report(
         np.flatnonzero(mask).tolist(), len(mask), name=name, what=what, advice=advice,
         describe=describe or data.caption_name, severity=severity,
     )  # fmt: skip
+
+
+CAPTION_RULES = (
+    DataRule("empty_captions", empty_captions, "a caption is empty", "captions", "quick"),
+    DataRule("file_name_captions", file_name_captions, "a caption is a file name", "captions", "quick"),
+    DataRule("url_captions", url_captions, "a caption is a URL", "captions", "quick"),
+    DataRule("stock_captions", stock_captions, "a caption fits any image, e.g. 'photo of'", "captions", "quick"),
+    DataRule("captions_are_classes", captions_are_classes,
+         "nearly every image has one caption, which several others share", "captions", "quick"),
+    DataRule("one_word_captions", one_word_captions, "a caption is a single word", "captions", "quick"),
+    DataRule("boilerplate_captions", boilerplate_captions,
+         "a caption stands on many different images (100, or 0.2 % of them but at least 5)", "captions", "quick"),
+    DataRule("shared_captions", shared_captions,
+         "another image has the caption too; a warning from 5 % of the captions on", "captions", "quick"),
+    DataRule("repeated_captions", repeated_captions, "an image has the same caption twice", "captions", "quick"),
+    DataRule("cut_captions", cut_captions, "a caption is longer than the model's context", "captions", "sampled"),
+    DataRule("leaked_captions", leaked_captions, "the validation data has the caption too", "captions", "full"),
+)  # fmt: skip

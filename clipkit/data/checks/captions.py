@@ -1,7 +1,6 @@
 """Measurements of captions, a column at a time: fast for a million of them."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,85 +65,50 @@ class CaptionIndex:
     """
 
     def __init__(self, pairs: Pairs) -> None:
-        self.pairs = pairs
         self._column = Strings.of(pairs.captions).column
         self.distinct, self.first = first_positions(normalized(pairs.captions))
         """(M,) index of each caption among the distinct normalized ones, and (K,) the row where each comes first."""
-
-    @cached_property
-    def empty(self) -> NDArray[np.bool_]:
+        self.empty = as_mask(pc.equal(self._column, ""))
         """(M,) True for empty captions."""
-        return as_mask(pc.equal(self._column, ""))
-
-    @cached_property
-    def url(self) -> NDArray[np.bool_]:
+        self.url = ~self.empty & self._matches(_URL)
         """(M,) True for URLs."""
-        return ~self.empty & self._matches(_URL)
-
-    @cached_property
-    def file_name(self) -> NDArray[np.bool_]:
+        self.file_name = ~self.empty & ~self.url & self._matches(_FILE_NAME)
         """(M,) True for file names that are not URLs."""
-        return ~self.empty & ~self.url & self._matches(_FILE_NAME)
-
-    @cached_property
-    def stock(self) -> NDArray[np.bool_]:
+        self.stock = ~self.empty & ~self.url & ~self.file_name & self._matches(_STOCK)
         """(M,) True for captions that fit any image; URLs and file names are not counted again."""
-        return ~self.empty & ~self.url & ~self.file_name & self._matches(_STOCK)
-
-    @cached_property
-    def image_counts(self) -> NDArray[np.int64]:
+        images = int(pairs.image_of_caption.max(initial=-1)) + 1
+        distinct = np.unique((self.distinct * images + pairs.image_of_caption)[~self.empty])
+        self.image_counts = np.bincount(distinct // max(1, images), minlength=len(self.first))
         """(K,) number of different images that have each distinct caption; 0 for the empty one."""
-        images = int(self.pairs.image_of_caption.max(initial=-1)) + 1
-        distinct = np.unique((self.distinct * images + self.pairs.image_of_caption)[~self.empty])
-        return np.bincount(distinct // max(1, images), minlength=len(self.first))
-
-    @cached_property
-    def are_classes(self) -> bool:
+        self.are_classes = self._are_classes(pairs)
         """True if nearly every image has one caption, which it shares with several other images."""
+        ordinary = ~(self.empty | self.url | self.file_name | self.stock | self.are_classes)
+        counts = self.image_counts[self.distinct]
+        share = int(_BOILERPLATE_SHARE * len(pairs.images))
+        self.boilerplate_images = max(_BOILERPLATE_LEAST, min(_BOILERPLATE_IMAGES, share))
+        """Number of different images from which on a caption is boilerplate."""
+        self.boilerplate = ordinary & (counts >= self.boilerplate_images) & pairs.has_images
+        """(M,) True for captions that stand on many different images."""
+        self.shared = ordinary & ~self.boilerplate & (counts > 1) & pairs.has_images
+        """(M,) True for captions that a few other images have too."""
+        self.one_word = ordinary & ~self.boilerplate & ~self._matches(rf"\s|{_WITHOUT_SPACES}")
+        """(M,) True for captions of one word that are not boilerplate."""
+        rows = np.flatnonzero(~self.empty & pairs.has_images)
+        keys = pairs.image_of_caption[rows] * len(self.first) + self.distinct[rows]
+        self.repeated = np.zeros(len(self.empty), bool)
+        """(M,) True for captions that their image has in an earlier row."""
+        self.repeated[np.delete(rows, np.unique(keys, return_index=True)[1])] = True
+
+    def _are_classes(self, pairs: Pairs) -> bool:
         used = self.image_counts[self.image_counts > 0]
-        images = len(self.pairs.images)
+        images = len(pairs.images)
         return bool(
-            self.pairs.has_images
+            pairs.has_images
             and len(used) > 1
             and int((~self.empty).sum()) <= 1.1 * images
             and used[used > 1].sum() >= 0.9 * images
             and len(used) <= images / 4
         )
-
-    @cached_property
-    def boilerplate_images(self) -> int:
-        """Number of different images from which on a caption is boilerplate."""
-        return max(_BOILERPLATE_LEAST, min(_BOILERPLATE_IMAGES, int(_BOILERPLATE_SHARE * len(self.pairs.images))))
-
-    @cached_property
-    def boilerplate(self) -> NDArray[np.bool_]:
-        """(M,) True for captions that stand on many different images."""
-        return self._ordinary & (self.image_counts[self.distinct] >= self.boilerplate_images) & self.pairs.has_images
-
-    @cached_property
-    def shared(self) -> NDArray[np.bool_]:
-        """(M,) True for captions that a few other images have too."""
-        return self._ordinary & ~self.boilerplate & (self.image_counts[self.distinct] > 1) & self.pairs.has_images
-
-    @cached_property
-    def one_word(self) -> NDArray[np.bool_]:
-        """(M,) True for captions of one word that are not boilerplate."""
-        return self._ordinary & ~self.boilerplate & ~self._matches(rf"\s|{_WITHOUT_SPACES}")
-
-    @cached_property
-    def repeated(self) -> NDArray[np.bool_]:
-        """(M,) True for captions that their image has in an earlier row."""
-        rows = np.flatnonzero(~self.empty & self.pairs.has_images)
-        keys = self.pairs.image_of_caption[rows] * len(self.first) + self.distinct[rows]
-        repeated = np.zeros(len(self.empty), bool)
-        repeated[rows] = True
-        repeated[rows[np.unique(keys, return_index=True)[1]]] = False
-        return repeated
-
-    @cached_property
-    def _ordinary(self) -> NDArray[np.bool_]:
-        """(M,) True for captions that can be one word, boilerplate or shared."""
-        return ~(self.empty | self.url | self.file_name | self.stock | self.are_classes)
 
     def _matches(self, pattern: str) -> NDArray[np.bool_]:
         return as_mask(pc.match_substring_regex(self._column, pattern=pattern))

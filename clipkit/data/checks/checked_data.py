@@ -12,6 +12,9 @@ from clipkit.data.checks.captions import CaptionIndex
 from clipkit.data.checks.duplicates import Duplicates
 from clipkit.data.checks.leaks import Leak, image_name
 from clipkit.data.pairs import Pairs
+from clipkit.findings import Rule
+
+Scope = Literal["quick", "sampled", "full"]
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,22 @@ class CheckedData:
 
     def row_name(self, row: int) -> str:
         """Return the name of a caption's image; the row's number if there are no images."""
-        image = int(self.pairs.image_of_caption[row])
-        return self.image_name(image) if self.pairs.has_images else f"row {image + 1}"
+        return self.image_name(int(self.pairs.image_of_caption[row]))
 
     def caption_name(self, row: int) -> str:
         """Return a caption, shortened, with the name of its image."""
         return f"{self.pairs.captions[row]!r:.100} ({self.row_name(row)})"
+
+
+@dataclass(frozen=True)
+class DataRule(Rule[CheckedData]):
+    """A rule about data.
+
+    Args:
+        needs: what the pairs must have.
+        scope: where it is applied besides `clipkit data check`. quick: before training, without opening an image;
+            sampled: before training, on a sample; full: nowhere else.
+    """
+
+    needs: Literal["images", "captions"]
+    scope: Scope

@@ -94,9 +94,11 @@ def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], l
     dropped: list[dict[str, str]] = []
     for image, kept in enumerate(representatives):
         if image in unusable:
-            dropped.append({"image": _name(pairs, image), "reason": unusable[image]})
+            dropped.append({"image": image_name(pairs, image), "reason": unusable[image]})
         elif kept != image:
-            dropped.append({"image": _name(pairs, image), "reason": f"is the same image as {_name(pairs, kept)}"})
+            dropped.append(
+                {"image": image_name(pairs, image), "reason": f"is the same image as {image_name(pairs, kept)}"}
+            )
     rows: list[tuple[int, int]] = []
     seen: set[tuple[int, str]] = set()
     texts: Sequence[str] = normalized(pairs.captions).to_pylist() if pairs.has_captions else pairs.captions
@@ -111,19 +113,13 @@ def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], l
             seen.add((kept, text))
             rows.append((kept, row))
         elif pairs.has_captions:
-            dropped.append({"image": _name(pairs, image), "caption": pairs.captions[row], "reason": reason})
+            dropped.append({"image": image_name(pairs, image), "caption": pairs.captions[row], "reason": reason})
     return rows, dropped
-
-
-def _name(pairs: Pairs, image: int) -> str:
-    return image_name(pairs, image) if pairs.has_images else f"row {image + 1}"
 
 
 def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Path) -> int:
     """Write the table, and the images that are not files; return the number of images."""
-    captions = pairs.captions if pairs.has_captions else None
-    columns = {"caption": captions, "negative_caption": pairs.negatives, "paraphrase": pairs.paraphrases}
-    texts = {name: column for name, column in columns.items() if column is not None}
+    texts = pairs.texts
     written: dict[int, str] = {}
     with (folder / "captions.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)

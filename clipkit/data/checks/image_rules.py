@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clipkit.data.checks.checked_data import CheckedData
+from clipkit.data.checks.checked_data import CheckedData, DataRule
 from clipkit.data.checks.scan import MISSING
 from clipkit.findings import Finding, finding_about
 
@@ -117,3 +117,19 @@ def _leaked(data: CheckedData, *, exact: bool, name: str, what: str) -> Finding 
         advice=f"results on {against.name} would be too good: remove them (clipkit data check D --against D2 "
         "--fix OUT)",
     )  # fmt: skip
+
+
+IMAGE_RULES = (
+    DataRule("missing_images", missing_images, "an image file does not exist", "images", "quick"),
+    DataRule("broken_images", broken_images, "an image cannot be opened (quick: its file is empty)", "images", "quick"),
+    DataRule("tiny_images", tiny_images, "a side is under 32 pixels", "images", "full"),
+    DataRule("extreme_shapes", extreme_shapes, "one side is more than three times the other", "images", "full"),
+    DataRule("small_images", small_images,
+         "an image is smaller than the model's input; a warning from 20 % of the images on", "images", "sampled"),
+    DataRule("leaked_images", leaked_images,
+         "an image has the same bytes as one of the validation data", "images", "sampled"),
+    DataRule("leaked_near_images", leaked_near_images,
+         "an image looks like one of the validation data", "images", "full"),
+    DataRule("duplicate_images", duplicate_images, "an image has the same bytes as an earlier one", "images", "full"),
+    DataRule("near_duplicate_images", near_duplicate_images, "an image looks like an earlier one", "images", "full"),
+)  # fmt: skip

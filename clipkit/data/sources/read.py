@@ -31,7 +31,7 @@ class Source:
     written: str
     """How a user writes it, for messages."""
     matches: Callable[[str], bool]
-    """Whether a name is of this kind."""
+    """Return whether a name is of this kind."""
     read: Callable[[str, Wanted], Rows]
 
 

@@ -1,9 +1,10 @@
 """Parquet files, and datasets of Hugging Face's `datasets`, from the Hub or saved in a folder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from clipkit.data.sequences import Files, Strings
+from clipkit.data.sequences import Files, Items, Strings
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError, UnreachedError, one_line
 from clipkit.images import Stored
@@ -88,21 +89,20 @@ def read_hub(name: str, wanted: Wanted) -> Rows:
         return of_dataset(name, dataset, wanted)
 
 
-class _as_data_errors:  # lower case, since it is used like a function
-    """Context manager that raises the errors of `datasets` as DataError or, for the Hub, UnreachedError."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DataError):
-            cause = error.__cause__ or error
-            raised = UnreachedError if self.name.startswith("hf:") else DataError
-            raise raised(f"{self.name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and "
-                         "the network, or fetch it again") from None  # fmt: skip
+@contextmanager
+def _as_data_errors(name: str) -> Iterator[None]:
+    """Raise the errors of `datasets` as DataError or, for the Hub, UnreachedError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error
+        kind = UnreachedError if name.startswith("hf:") else DataError
+        raise kind(
+            f"{name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and the network, or "
+            "fetch it again"
+        ) from None
 
 
 def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Dataset":
@@ -183,7 +183,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-class TableImages(Sequence[Stored | Path]):
+class TableImages(Items[Stored | Path]):
     """Images in a column of a dataset, one per row, read on access.
 
     Args:
@@ -210,17 +210,10 @@ class TableImages(Sequence[Stored | Path]):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    @overload
-    def __getitem__(self, index: int) -> Stored | Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Stored | Path]: ...
-    def __getitem__(self, index: int | slice) -> Stored | Path | list[Stored | Path]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = range(len(self))[int(index)]
-        if self.sizes[row] < 0 and self.names[row]:
-            return Path(self.names[row])
-        return InTable(self, row)
+    def _at(self, position: int) -> Stored | Path:
+        if self.sizes[position] < 0 and self.names[position]:
+            return Path(self.names[position])
+        return InTable(self, position)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,46 +1,27 @@
 """Data of an entry of a suite: any data source, with the corruption of the entry."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipkit.data import (
-    Classes,
-    LabelledImages,
-    NearMisses,
-    Pairs,
-    Templates,
-    read_classes,
-    read_labelled,
-    read_templates,
-)
+from clipkit.data import LabeledImages, NearMisses, Pairs, read_classes, read_labeled, read_templates
 from clipkit.data.sources.columns import split_options
 from clipkit.errors import DataError, UnreachedError
 from clipkit.evaluation.suites.corruptions import Corrupted
 from clipkit.evaluation.suites.entries import DataSet
-from clipkit.evaluation.tasks.task import task_of
+from clipkit.evaluation.tasks.task import TaskData, task_of
 from clipkit.images import Stored, size_of
 
 
-@dataclass(frozen=True)
-class Opened:
-    """Data of an entry, with the classes and templates that the entry gives."""
-
-    data: Pairs | LabelledImages | NearMisses
-    classes: Classes | None = None
-    templates: Templates | None = None
-    train: LabelledImages | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Everything in the data that may change a result."""
-        data: Any = self.data.fingerprint if not isinstance(self.data, NearMisses) else _contents(self.data)
-        train = self.train.fingerprint if self.train is not None else ""
-        templates = self.templates
-        if templates is None and isinstance(self.data, LabelledImages):
-            templates = self.data.templates
-        return json.dumps([data, train, self.classes, templates], ensure_ascii=False)
+def fingerprint_of(opened: TaskData) -> str:
+    """Return everything in the data that may change a result."""
+    data = _contents(opened.data) if isinstance(opened.data, NearMisses) else opened.data.fingerprint
+    train = opened.train.fingerprint if opened.train is not None else ""
+    templates = opened.templates
+    if templates is None and isinstance(opened.data, LabeledImages):
+        templates = opened.data.templates
+    return json.dumps([data, train, opened.classes, templates], ensure_ascii=False)
 
 
 def _contents(data: NearMisses) -> list[Any]:
@@ -48,7 +29,7 @@ def _contents(data: NearMisses) -> list[Any]:
     return [images, data.captions, data.image_positions.tolist(), data.caption_positions.tolist(), data.categories]
 
 
-def open_data(entry: DataSet) -> Opened:
+def open_data(entry: DataSet) -> TaskData:
     """Read the data of an entry.
 
     Raises:
@@ -71,7 +52,7 @@ def open_data(entry: DataSet) -> Opened:
     return opened
 
 
-def _read(entry: DataSet) -> Opened:
+def _read(entry: DataSet) -> TaskData:
     source, train = entry.source, entry.train
     if source.startswith("wds:"):
         source, train = f"{source}:{entry.split}", None if train is None else f"{source}:{train}"
@@ -79,7 +60,7 @@ def _read(entry: DataSet) -> Opened:
         if given is not None and not _is_present(given):
             raise UnreachedError(f"{given}: there is no such file; paths are relative to the working directory")
     data = task_of(entry.task).read(source)
-    return Opened(data, train=read_labelled(train) if train is not None else None)
+    return TaskData(data, train=read_labeled(train) if train is not None else None)
 
 
 def _is_present(source: str) -> bool:
@@ -93,12 +74,12 @@ def _is_present(source: str) -> bool:
     return all(folder.expanduser().exists() for folder in folders)
 
 
-def _check_counts(entry: DataSet, opened: Opened) -> None:
+def _check_counts(entry: DataSet, opened: TaskData) -> None:
     data: Any = opened.data
     counts = {"images": len(data.images)}
     if isinstance(data, Pairs):
         counts["captions"] = len(data.captions)
-    if isinstance(data, LabelledImages):
+    if isinstance(data, LabeledImages):
         counts["class_count"] = len(opened.classes) if opened.classes is not None else len(data.classes)
     for name, count in counts.items():
         expected = getattr(entry, name)

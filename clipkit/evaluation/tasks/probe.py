@@ -1,6 +1,5 @@
 """Linear probe and nearest neighbors on frozen image features."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipkit.data import LabelledImages, read_labelled
+from clipkit.data import LabeledImages, read_labeled
 from clipkit.embedding.features import Cache, Features, content_hashes
 from clipkit.evaluation.figures import Column, Columns, Queries, figure, figures
 from clipkit.evaluation.fitting import fit
@@ -28,9 +27,9 @@ from clipkit.processes import Processes
 
 def probe(
     model: DualEncoder,
-    data: str | LabelledImages,
+    data: str | LabeledImages,
     *,
-    test: str | LabelledImages | None = None,
+    test: str | LabeledImages | None = None,
     shots: int | None = None,
     seeds: int = 3,
     neighbours: int = 20,
@@ -68,13 +67,11 @@ def probe(
         >>> result["metrics"]["lp_acc1"]["value"]                                      # doctest: +SKIP
         0.91
     """
-    started = time.perf_counter()
-    processes = processes or Processes.alone()
+    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image)
     training = read_single_label(data)
     given = read_single_label(test) if test is not None else None
     classes = training.classes
-    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     # Everything that can be wrong with the data is found before an image is encoded.
     learned = LabeledPart.of(training, classes, features.content_hashes(training.images))
     if given is None:
@@ -102,7 +99,7 @@ def probe(
     columns = probe_columns(queries, len(classes))
     metrics = {name: figure(None, None, None) for name in ("lp_acc1", "lp_acc5")}
     metrics |= figures(columns, {name: (5 if "acc5" in name else 1) / len(classes) for name in columns})
-    if predictions is not None and processes.is_main:
+    if predictions is not None and features.processes.is_main:
         write_class_predictions(
             predictions,
             measured.images * len(fits),
@@ -132,7 +129,7 @@ def probe(
         features=features.counts,
         map=map_of_classes(measured_x, [classes[label] for label in measured.labels.tolist()]),
         queries=queries,
-        seconds=time.perf_counter() - started,
+        seconds=features.seconds,
     )
 
 
@@ -152,7 +149,7 @@ def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns
     }
 
 
-def check_labelled(learned: LabelledImages, measured: LabelledImages | None) -> None:
+def check_labelled(learned: LabeledImages, measured: LabeledImages | None) -> None:
     """Check that a probe is possible, as far as this can be known without decoding an image.
 
     Raises:
@@ -196,19 +193,11 @@ def _answers(result: Mapping[str, Any]) -> list[Answers]:
 
 def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
     assert data.train is not None
-    return probe(
-        model,
-        data.train,
-        test=data.data,
-        cache=options.cache,
-        processes=options.processes,
-        progress=options.progress,
-    )
+    return probe(model, data.train, test=data.data, **options)
 
 
 TASK = Task(
-    "probe",
-    read=read_labelled,
+    read=read_labeled,
     run=_run,
     columns=lambda result: (probe_columns(result["queries"], result["data"]["classes"]), {}),
     answers=_answers,

@@ -18,7 +18,7 @@ from clipkit.evaluation.examples import answer, chosen_examples, example, top
 from clipkit.evaluation.figures import Column, Columns, Means, Queries, figures
 from clipkit.evaluation.predictions import write_retrieval_predictions
 from clipkit.evaluation.result import Result, build_result, data_hash
-from clipkit.evaluation.tasks.task import Answers, Options, Task, TaskData
+from clipkit.evaluation.tasks.task import Answers, Task
 from clipkit.metrics import RetrievalRanks, retrieval_chance, retrieval_ranks, top_answers
 from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
@@ -64,11 +64,9 @@ def retrieval(
         >>> result["metrics"]["image_retrieval_recall@1"]["value"]   # doctest: +SKIP
         0.191
     """
-    started = time.perf_counter()
-    processes = processes or Processes.alone()
+    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image, text=model.text)
     pairs = read_pairs(data) if isinstance(data, str) else data
-    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     hashes = features.content_hashes(pairs.images)
     queries = TextQueries.of(pairs, merge_captions)
     result = retrieval_result(
@@ -76,12 +74,12 @@ def retrieval(
         features.texts(queries.texts).to(model.device),
         pairs,
         model.name,
-        time.perf_counter() - started,
+        features.seconds,
         hashes=hashes,
         queries=queries,
-        predictions=predictions if processes.is_main else None,
-        processes=processes,
-        progress=progress and processes.is_main,
+        predictions=predictions if features.processes.is_main else None,
+        processes=features.processes,
+        progress=features.progress,
     )
     result["settings"]["features"] = features.counts
     return result
@@ -293,14 +291,9 @@ def _extremes(
     return examples
 
 
-def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
-    return retrieval(model, data.data, cache=options.cache, processes=options.processes, progress=options.progress)
-
-
 TASK = Task(
-    "retrieval",
     read=read_pairs,
-    run=_run,
+    run=lambda model, data, options: retrieval(model, data.data, **options),
     columns=lambda result: retrieval_columns(result["queries"]),
     answers=_answers,
 )

@@ -6,12 +6,12 @@ Each task is one file of this folder with an object `TASK`, and one row in `clip
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data import Classes, LabelledImages, Templates
+from clipkit.data import Classes, LabeledImages, Templates
 from clipkit.embedding.features import Cache
 from clipkit.errors import DataError
 from clipkit.evaluation.examples import Kind
@@ -22,33 +22,26 @@ from clipkit.processes import Processes
 from clipkit.tasks import TASKS
 
 
-class TaskData(Protocol):
+@dataclass(frozen=True)
+class TaskData:
     """Data of a task, and what some tasks use in addition."""
 
-    @property
-    def data(self) -> Any:
-        """The images, captions or labels to measure on."""
-
-    @property
-    def classes(self) -> Classes | None:
-        """Class names; None: those of the data."""
-
-    @property
-    def templates(self) -> Templates | None:
-        """Prompts; None: those of the data."""
-
-    @property
-    def train(self) -> LabelledImages | None:
-        """Labeled images to learn from."""
+    data: Any
+    """The images, captions or labels to measure on."""
+    classes: Classes | None = None
+    """Class names; None: those of the data."""
+    templates: Templates | None = None
+    """Prompts; None: those of the data."""
+    train: LabeledImages | None = None
+    """Labeled images to learn from."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """Settings of an evaluation that do not change its figures."""
+class Options(TypedDict):
+    """Keyword arguments of all evaluation functions that do not change their figures."""
 
-    cache: Cache = None
-    processes: Processes | None = None
-    progress: bool = False
+    cache: Cache
+    processes: Processes
+    progress: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +74,6 @@ class Task:
     """One way to evaluate a model.
 
     Args:
-        name: its row in `clipkit.tasks.TASKS`.
         read: return the data of a source.
         run: evaluate a model.
         columns: return the values of every query of a result, from which its metrics and intervals come.
@@ -89,7 +81,6 @@ class Task:
         needs_text: True if the task needs a text tower.
     """
 
-    name: str
     read: Callable[[str], Any]
     run: Callable[[DualEncoder, TaskData, Options], Result]
     columns: Callable[[Mapping[str, Any]], tuple[Columns, Means]]

@@ -1,13 +1,12 @@
 """Zero-shot classification: class names in prompts are the classifier."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipkit.data import Classes, LabelledImages, Templates, read_labelled
+from clipkit.data import Classes, LabeledImages, Templates, read_labeled
 from clipkit.embedding.features import Cache, Features
 from clipkit.evaluation.classification import classification_columns, classification_result, multilabel_columns
 from clipkit.evaluation.classifier import TEMPLATES, ClassNames, classifier_of, prompt_accuracies, prompt_features
@@ -24,7 +23,7 @@ from clipkit.processes import Processes
 
 def zeroshot(
     model: DualEncoder,
-    data: str | LabelledImages,
+    data: str | LabeledImages,
     *,
     classes: Classes | None = None,
     templates: Templates | None = None,
@@ -60,21 +59,19 @@ def zeroshot(
         >>> result["metrics"]["acc1"]["value"]                              # doctest: +SKIP
         0.731
     """
-    started = time.perf_counter()
-    processes = processes or Processes.alone()
+    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image, text=model.text)
-    labeled = read_labelled(data) if isinstance(data, str) else data
+    labeled = read_labeled(data) if isinstance(data, str) else data
     class_names = ClassNames.of(labeled, classes)
     templates = templates if templates is not None else labeled.templates or TEMPLATES
     labels = class_names.labels_of(labeled)
-    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     hashes = features.content_hashes(labeled.images)
     prompts = prompt_features(features, class_names, templates)
     classifier = classifier_of(prompts)
     image_features = features.images(labeled.images, hashes)
     scores = similarity(image_features, classifier)
     titles = [names[0] for names in class_names.names]
-    if predictions is not None and processes.is_main:
+    if predictions is not None and features.processes.is_main:
         write_class_predictions(predictions, labeled.images, scores, labels, titles)
     outcome = classification_result(scores, labels, titles, labeled.images, model.probabilities)
     accuracies = prompt_accuracies(prompts, templates, image_features, labels)
@@ -88,19 +85,16 @@ def zeroshot(
             "classes": len(titles),
             "sha256": data_hash(hashes, class_names.labels, labels.flatten().tolist()),
         },
-        outcome["metrics"],
-        classes=outcome["classes"],
+        **outcome,
         settings={
             "templates": dict(templates) if isinstance(templates, Mapping) else list(templates),
             "classes": dict(zip(class_names.labels, class_names.names, strict=True)),
             "scale": model.logit_scale.exp().item(),
         },
         features=features.counts,
-        examples=outcome["examples"],
         prompts=accuracies,
         map=positions,
-        queries=outcome["queries"],
-        seconds=time.perf_counter() - started,
+        seconds=features.seconds,
     )
 
 
@@ -128,15 +122,7 @@ def _answers(result: Mapping[str, Any]) -> list[Answers]:
 
 
 def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
-    return zeroshot(
-        model,
-        data.data,
-        classes=data.classes,
-        templates=data.templates,
-        cache=options.cache,
-        processes=options.processes,
-        progress=options.progress,
-    )
+    return zeroshot(model, data.data, classes=data.classes, templates=data.templates, **options)
 
 
-TASK = Task("zeroshot", read=read_labelled, run=_run, columns=_columns, answers=_answers)
+TASK = Task(read=read_labeled, run=_run, columns=_columns, answers=_answers)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from clipkit.models.dual_encoder import DualEncoder
 
+# Unit-length features of images and of captions.
+Encoded = tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]
+
 
 class Format(Protocol):
     """A layout that another library opens."""
@@ -27,9 +30,7 @@ class Format(Protocol):
             ModelError: the model cannot be exported to this format; names the reason.
         """
 
-    def encode(
-        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
         """Unit-length features of images and captions, computed and preprocessed by the other library alone."""
 
     def usage(self, folder: Path) -> str:

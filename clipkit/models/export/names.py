@@ -95,7 +95,9 @@ def siglip_rules() -> list[Rule]:
     ]
 
 
-def renamed(tensors: Mapping[str, Tensor], rules: Sequence[Rule], to: Side, model: str) -> dict[str, Tensor]:
+def renamed(
+    tensors: Mapping[str, Tensor], rules: Sequence[Rule], to: Side, model: str, scalar: tuple[int, ...] = ()
+) -> dict[str, Tensor]:
     """Convert all tensors of a model to the other library's names.
 
     Args:
@@ -109,7 +111,8 @@ def renamed(tensors: Mapping[str, Tensor], rules: Sequence[Rule], to: Side, mode
     """
     source: Side = "transformers" if to == "open_clip" else "open_clip"
     left = dict(tensors)
-    converted: dict[str, Tensor] = {}
+    scalars: tuple[str, ...] = ("logit_scale", "logit_bias")
+    converted = {name: left.pop(name).reshape(scalar) for name in scalars if name in left}
     for rule in rules:
         names, others = (list(dict.fromkeys(rule.names(side))) for side in (source, to))
         for number in _layer_numbers(names[0], tensors):

@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.export.format import Encoded
 from clipkit.models.export.names import clip_rules, renamed, siglip_rules
 from clipkit.models.export.tokenizers import is_clip_tokenizer
 from clipkit.models.families import FAMILIES
 from clipkit.models.from_open_clip import CONFIG_FILE, WEIGHTS
 from clipkit.models.from_transformers import FromTransformers
+from clipkit.models.preprocess import Resize
 from clipkit.models.quiet import without_root_messages
+from clipkit.models.weights import save_tensors
 
 BESIDE = "."
 """Name of a tokenizer in the same folder; a configuration on the Hub has the repository's name instead."""
@@ -28,7 +29,7 @@ _ACTIVATIONS: dict[str, tuple[bool, dict[str, str] | None]] = {
     "gelu": (False, None),
     "gelu_pytorch_tanh": (False, {"approximate": "tanh"}),
 }
-_INTERPOLATIONS = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
+_FILTERS = ("bicubic", "bilinear")
 _OPEN_CLIP_EPS = 1e-5
 
 
@@ -39,8 +40,6 @@ class OpenClip:
     least_cosine = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        from safetensors.torch import save_file
-
         backend: Any = model.backend
         if backend.library == "open_clip":
             backend.save(model, folder)
@@ -57,21 +56,15 @@ class OpenClip:
             )
         siglip = family.open_clip == "siglip"
         config, notes = _siglip_config(model, backend) if siglip else (_clip_config(model, backend), [])
-        tensors = backend.tensors(model)
-        scale = {name: tensors.pop(name) for name in ("logit_scale", "logit_bias") if name in tensors}
         rules = siglip_rules() if siglip else clip_rules()
-        weights = renamed(tensors, rules, "open_clip", model.name)
-        weights |= {name: value.reshape(()) for name, value in scale.items()}
-        save_file({name: value.contiguous().cpu() for name, value in weights.items()}, folder / WEIGHTS)
+        save_tensors(renamed(backend.tensors(model), rules, "open_clip", model.name), folder / WEIGHTS)
         if "hf_tokenizer_name" in config["text_cfg"]:
             backend.tokenizer.save(folder)
-        written = {"model_cfg": config, "preprocess_cfg": _preprocessing(model, backend.processor)}
+        written = {"model_cfg": config, "preprocess_cfg": _preprocessing(model)}
         (folder / CONFIG_FILE).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return notes
 
-    def encode(
-        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
         import open_clip
 
         with torch.inference_mode(), without_root_messages():
@@ -211,26 +204,24 @@ def _activation(config: Any, name: str) -> tuple[bool, dict[str, str] | None]:
     return _ACTIVATIONS[config.hidden_act]
 
 
-def _preprocessing(model: DualEncoder, processor: Any) -> dict[str, Any]:
+def _preprocessing(model: DualEncoder) -> dict[str, Any]:
     """Settings of open_clip that do the same as a processor of transformers.
 
     Raises:
         ModelError: the processor does something that open_clip does not support.
     """
-    size = model.image.preprocess.image_size
-    cropped = getattr(processor, "do_center_crop", False)
-    resized = processor.size.get("shortest_edge") if cropped else processor.size.get("height")
-    interpolation = _INTERPOLATIONS.get(processor.resample)
-    if not processor.do_resize or resized != size or interpolation is None or model.image.preprocess.finish is not None:
+    preprocess = model.image.preprocess
+    steps = preprocess.steps
+    if not isinstance(steps, Resize) or steps.size != preprocess.image_size or steps.interpolation not in _FILTERS:
         raise ModelError(
             f"{model.name}: its preprocessor_config.json prepares images in a way that open_clip does not support"
         )
     return {
-        "size": size,
+        "size": steps.size,
         "mode": "RGB",
-        "mean": list(model.image.preprocess.mean),
-        "std": list(model.image.preprocess.std),
-        "interpolation": interpolation,
-        "resize_mode": "shortest" if cropped else "squash",
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "interpolation": steps.interpolation,
+        "resize_mode": steps.mode,
         "fill_color": 0,
     }

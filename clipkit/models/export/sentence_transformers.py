@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from clipkit.errors import ModelError
 from clipkit.extras import check_extra
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.export.format import Encoded
 from clipkit.models.export.tokenizers import as_transformers
 from clipkit.models.export.transformers import Transformers
 from clipkit.models.image_processors import pillow_option
@@ -53,9 +53,7 @@ class SentenceTransformers:
                 config.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return [_RGB_ONLY] if composed and "image" in model.sides else []
 
-    def encode(
-        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
         from sentence_transformers import SentenceTransformer
 
         with without_weight_bars():

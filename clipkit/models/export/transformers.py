@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.export.format import Encoded
 from clipkit.models.export.names import clip_rules, renamed, siglip_rules
 from clipkit.models.export.tokenizers import as_transformers
 from clipkit.models.families import FAMILIES, text_encoder
 from clipkit.models.from_open_clip import FromOpenClip
 from clipkit.models.image_processors import processor_class, read_processor
 from clipkit.models.quiet import without_weight_bars
+from clipkit.models.weights import save_tensors
 
 # Options that may differ from open_clip's defaults: transformers supports them, or they only affect training.
 _IMAGE_KEYS = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"}
@@ -36,8 +36,6 @@ class Transformers:
     least_cosine = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        from safetensors.torch import save_file
-
         backend: Any = model.backend
         if backend.library == "transformers":
             backend.save(model, folder)
@@ -50,29 +48,21 @@ class Transformers:
         siglip = bool(backend.config["vision_cfg"].get("timm_model_name"))
         config = _siglip_config(model, backend) if siglip else _clip_config(model, backend)
         tensors = backend.tensors(model)
-        scale = {name: tensors.pop(name) for name in ("logit_scale", "logit_bias") if name in tensors}
         text_prefix = "text." if any(name.startswith("text.") for name in tensors) else ""
         rules = siglip_rules() if siglip else clip_rules(text_prefix)
-        weights = renamed(tensors, rules, "transformers", model.name)
-        weights |= {name: value.reshape((1,) if siglip else ()) for name, value in scale.items()}
+        weights = renamed(tensors, rules, "transformers", model.name, (1,) if siglip else ())
         tokenizer = as_transformers(backend.tokenizer, model.name)
         if siglip:  # attends to padding, so it takes no mask
             tokenizer.model_input_names = ["input_ids"]
             tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
-        save_file(
-            {name: value.contiguous().cpu() for name, value in weights.items()},
-            folder / "model.safetensors",
-            metadata={"format": "pt"},
-        )
+        save_tensors(weights, folder / "model.safetensors", {"format": "pt"})
         config.architectures = [FAMILIES[config.model_type].class_name]
         config.save_pretrained(folder)
         _processor(model, backend.native.visual.preprocess_cfg).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return []
 
-    def encode(
-        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
         from transformers import AutoModel, AutoTokenizer
 
         with torch.inference_mode(), without_weight_bars():

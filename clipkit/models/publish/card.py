@@ -23,35 +23,21 @@ def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, ev
     """
     from huggingface_hub import ModelCardData
 
-    license_id, license_name, license_link = _license(layout.bases)
     both = len(layout.sides) == 2
     one_sided = {"image": "image-feature-extraction", "text": "feature-extraction"}
     data = ModelCardData(
         library_name=layout.library,
-        license=license_id,
-        license_name=license_name,
-        license_link=license_link,
+        **_license(layout.bases),
         base_model=layout.repositories or None,
         pipeline_tag="zero-shot-image-classification" if both else one_sided[layout.sides[0]],
         tags=["clip", "clipkit", *(["image-text-retrieval"] if both else ["feature-extraction"])],
         model_name=HERE,
         eval_results=list(eval_results) or None,
     )
-    return (
-        "\n\n".join(
-            [
-                f"---\n{data.to_yaml()}\n---",
-                f"# {HERE}",
-                _summary(layout, trained),
-                "## How to use it",
-                usage(layout),
-                *parts,
-                *(["## Limits", _LIMITS] if trained else []),
-                *_license_section(layout.bases),
-            ]
-        )
-        + "\n"
-    )
+    header = f"---\n{data.to_yaml()}\n---"
+    limits = ["## Limits", _LIMITS] if trained else []
+    shown = [header, f"# {HERE}", _summary(layout, trained), "## How to use it", usage(layout), *parts, *limits]
+    return "\n\n".join([*shown, *_license_section(layout.bases)]) + "\n"
 
 
 def kept_card(source: Path, saved: Path) -> str | None:
@@ -83,12 +69,13 @@ def _summary(layout: Layout, trained: bool) -> str:
     return f"{what}{origin}{tuned}."
 
 
-def _license(bases: Sequence[Base]) -> tuple[str | None, str | None, str | None]:
-    """Identifier, name and link for the header: None if a base states no license, `other` if they differ."""
+def _license(bases: Sequence[Base]) -> dict[str, Any]:
+    """License fields of the header: none if a base states no license, `other` if the bases differ."""
     licenses = {(base.license, base.license_name, base.license_link) for base in bases}
     if not bases or any(base.license is None for base in bases):
-        return None, None, None
-    return licenses.pop() if len(licenses) == 1 else ("other", None, None)
+        return {}
+    values = licenses.pop() if len(licenses) == 1 else ("other",)
+    return dict(zip(("license", "license_name", "license_link"), values, strict=False))
 
 
 def _license_section(bases: Sequence[Base]) -> list[str]:

@@ -67,7 +67,7 @@ def push(folder: Path, repository: str, *, private: bool = False, message: str =
     Raises:
         ModelError: the repository cannot be written to, or the upload failed.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     check_pushable(repository, private)
     with tempfile.TemporaryDirectory() as temporary, as_model_errors(repository):
@@ -88,7 +88,8 @@ def push(folder: Path, repository: str, *, private: bool = False, message: str =
             elif name == "open_clip_config.json":
                 file = _with_tokenizer_name(file, Path(temporary) / file.name, repository)
             operations.append((name, file))
-        commit = api.create_commit(repository, operations=_additions(operations), commit_message=message)
+        additions = [CommitOperationAdd(name, str(file)) for name, file in operations]
+        commit = api.create_commit(repository, operations=additions, commit_message=message)
         return Pushed(commit.commit_url, len(operations), sum(file.stat().st_size for _, file in operations), notes)
 
 
@@ -139,12 +140,6 @@ def _with_tokenizer_name(config: Path, target: Path, repository: str) -> Path:
     values["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = repository
     target.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return target
-
-
-def _additions(files: Sequence[tuple[str, Path]]) -> list[Any]:
-    from huggingface_hub import CommitOperationAdd
-
-    return [CommitOperationAdd(name, str(file)) for name, file in files]
 
 
 @contextmanager

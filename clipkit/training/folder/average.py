@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average of everything that learns."""
+"""Averaged weights: an exponential moving average of the trainable parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class Average:
-    """Exponential moving average of the parameters that learn, the scale included (Polyak averaging).
+    """Exponential moving average of the trainable parameters, including the scale (Polyak averaging).
 
     After update number t, from 1: average ← d · average + (1 − d) · weights with d = min(decay, (1 + t) / (10 + t)),
-    so that the first weights of a tower from scratch are soon forgotten.
+    so that the initial weights of a tower from scratch soon lose their influence.
 
     Args:
-        model: whose parameters are averaged, starting with their present values.
-        decay: d in the long run, below 1.
+        model: the model; the average starts with its current weights.
+        decay: upper limit of d, below 1.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
@@ -29,18 +29,18 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._learning = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self.values: dict[str, Tensor] = {name: value.detach().clone() for name, value in self._learning.items()}
+        self._trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.values: dict[str, Tensor] = {name: value.detach().clone() for name, value in self._trainable.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after update number `step`."""
+        """Add the weights after update number `step` to the average."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.values.values()), list(self._learning.values()), 1 - decay)
+        torch._foreach_lerp_(list(self.values.values()), list(self._trainable.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the model has the averaged weights."""
+        """Context in which the model has the averaged weights."""
         self._swap()
         try:
             yield
@@ -48,10 +48,10 @@ class Average:
             self._swap()
 
     def load(self, values: dict[str, Tensor]) -> None:
-        """Put a saved average back."""
+        """Restore a saved average."""
         for name, value in self.values.items():
             value.copy_(values[name])
 
     def _swap(self) -> None:
-        for name, parameter in self._learning.items():
+        for name, parameter in self._trainable.items():
             parameter.data, self.values[name] = self.values[name], parameter.data

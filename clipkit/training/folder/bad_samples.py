@@ -1,6 +1,7 @@
-"""Images of a run that cannot be had: counted, listed, and too many of them a reason to stop."""
+"""Missing and unreadable images of a run: counted, listed, and limited by `data.max_bad`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from clipkit.data import AnyFeed
 from clipkit.errors import DataError, TrainingError
@@ -9,78 +10,81 @@ from clipkit.run_files import append, read_rows
 from clipkit.training.folder.run_folder import RunFolder
 
 
+@dataclass(eq=False)
 class BadSamples:
-    """The distinct images that were due and could not be had.
+    """The distinct images that a run needed and found missing or unreadable.
+
+    The file bad_samples.jsonl lists each once: the step that first needed it, its position, file and the reason.
 
     Args:
         feed: the training data.
-        max_bad: how many may be.
-        folder: where bad_samples.jsonl lists each of them once: the step that first met it, its position, name, reason.
-        processes: who takes part; all of them agree on what is bad.
+        max_bad: number of bad images that the recipe allows.
+        folder: the run folder.
+        processes: the processes of the run; all have the same list.
     """
 
-    def __init__(self, feed: AnyFeed, max_bad: int, folder: RunFolder, processes: Processes) -> None:
-        self.feed = feed
-        self.max_bad = max_bad
-        self.folder = folder
-        self.processes = processes
-        self.images: set[int] = set()
+    feed: AnyFeed
+    max_bad: int
+    folder: RunFolder
+    processes: Processes
+    images: set[int] = field(default_factory=set, init=False)
 
     def resume(self) -> None:
-        """Know what was listed before."""
+        """Read the list that the run wrote before it was interrupted."""
         self.images = set(
             self.processes.gather_objects([row["image"] for row in read_rows(self.folder.bad_samples)])[0]
         )
 
     def check_known(self, bad: Mapping[int, str]) -> None:
-        """See that what is bad before the first step is not too much already.
+        """Check the number of images that are known to be bad before the first step.
 
         Raises:
-            DataError: it is.
+            DataError: there are too many.
         """
         if len(bad) > self.max_bad:
             raise DataError(
-                f"{self.feed.name}: {len(bad)} of its {self.feed.counts['images']} images cannot be had, the first: "
-                f"{bad[min(bad)]}; mend them, drop their rows (clipkit data check --fix), or raise data.max_bad"
+                f"{self.feed.name}: {len(bad)} of {self.feed.counts['images']} images are missing or unreadable "
+                f"(first: {bad[min(bad)]}), but data.max_bad allows {self.max_bad}; fix them, drop their rows "
+                "(clipkit data check --fix), or raise data.max_bad"
             )
 
     def any_new(self, bad: Mapping[int, str]) -> bool:
-        """Whether any of these is new."""
+        """Return whether any of these images is not listed yet."""
         return any(image not in self.images for image in bad)
 
     def add(self, bad: Mapping[int, str], step: int) -> None:
-        """Take in what this step met, on all processes together.
+        """List the bad images that any process found in this step; called on all processes together.
 
         Raises:
             TrainingError: the list cannot be written.
         """
-        met = {image: reason for own in self.processes.gather_objects(dict(bad)) for image, reason in own.items()}
-        new = sorted(image for image in met if image not in self.images)
+        reasons = {image: why for one in self.processes.gather_objects(dict(bad)) for image, why in one.items()}
+        new = sorted(image for image in reasons if image not in self.images)
         self.images |= set(new)
 
         def write() -> None:
             with self.folder.writing():
                 for image in new:
                     row = {"step": step, "image": image, "file": self.feed.image_name(image)}
-                    append(self.folder.bad_samples, {**row, "reason": met[image]})
+                    append(self.folder.bad_samples, {**row, "reason": reasons[image]})
 
         self.processes.on_main(write)
 
     @property
     def are_too_many(self) -> bool:
-        """Whether more images are bad than the recipe allows."""
+        """True if more images are bad than the recipe allows."""
         return len(self.images) > self.max_bad
 
     def check(self, step: int) -> None:
-        """See that there are not too many.
+        """Check the number of bad images.
 
         Raises:
-            TrainingError: there are.
+            TrainingError: there are too many.
         """
         if self.are_too_many:
             raise TrainingError(
-                f"step {step}: of the {self.feed.counts['images']} images of {self.feed.name} "
-                f"{len(self.images)} could not be had, more than data.max_bad allows ({self.max_bad}); "
-                f"{self.folder.bad_samples} lists them: mend them and begin again, or raise data.max_bad and go on "
-                "with --resume"
+                f"step {step}: {len(self.images)} of {self.feed.counts['images']} images of {self.feed.name} are "
+                f"missing or unreadable, more than data.max_bad allows ({self.max_bad}); see "
+                f"{self.folder.bad_samples}: fix them and start again with --overwrite, or raise data.max_bad and "
+                "continue with --resume"
             )

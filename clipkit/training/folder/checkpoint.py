@@ -1,10 +1,10 @@
-"""Checkpoints: safetensors, JSON and their hashes; complete or absent."""
+"""Checkpoints: safetensors, JSON and their hashes, written completely or not at all."""
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,25 @@ _SUMS = "SHA256SUMS"
 _STATE = "state.json"
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
-"""By the name of their file, as model or optimizer, and then by their own."""
+"""Tensors by the name of their file (model, optimizer, average) and by their name in it."""
 
 
 def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
-    """Write `folder/step-NNNNNN` aside, see that it is on the disk, and rename it.
+    """Write a checkpoint under a temporary name, flush it to the disk, and rename it to `folder/step-NNNNNN`.
 
     Args:
-        folder: of the checkpoints.
-        step: the last update that it holds.
-        tensors: each file's.
-        state: what JSON holds.
+        folder: the folder of all checkpoints.
+        step: number of updates so far.
+        tensors: the tensors of each file.
+        state: content of the JSON file.
+
+    Returns:
+        The folder of this checkpoint.
 
     Raises:
-        OSError: it could not be written; nothing of it is left.
+        OSError: the checkpoint could not be written; what was written of it has been removed.
     """
-    final = folder / f"step-{step:06d}"
+    final = checkpoint_of(folder, step)
     aside = folder / f".writing-{step:06d}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -55,18 +58,18 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps that there are checkpoints of, ascending."""
+    """Return the steps of all checkpoints, ascending."""
     names = [path.name.removeprefix("step-") for path in folder.glob("step-*")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def checkpoint_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """Return the path of the checkpoint of a step."""
     return folder / f"step-{step:06d}"
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove it so that whoever is killed meanwhile leaves it whole or gone."""
+    """Remove a checkpoint; a process that is killed meanwhile leaves it complete or removed."""
     leaving = checkpoint.with_name(f".removing-{checkpoint.name}")
     shutil.rmtree(leaving, ignore_errors=True)
     if checkpoint.exists():
@@ -75,41 +78,40 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """What a killed run was writing or removing."""
+    """Remove incomplete checkpoints that a killed run was writing or removing."""
     for path in [*folder.glob(".writing-*"), *folder.glob(".removing-*")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint: a file that is missing, cut short or altered. None: it is as it was written."""
+    """Return what is wrong with a checkpoint: a file that is missing, truncated or changed. None: it is intact."""
     try:
-        noted = (checkpoint / _SUMS).read_bytes()
-        if noted == _sums(checkpoint):
+        recorded = (checkpoint / _SUMS).read_bytes()
+        if recorded == _sums(checkpoint):
             return None
-        for line in noted.decode("ascii").splitlines():
+        for line in recorded.decode("ascii").splitlines():
             name = line[66:]
             if (checkpoint / name).name == name and _sum_line(checkpoint / name).decode() != line + "\n":
-                return f"{name} is not what was written"
+                return f"{name} has changed since it was written"
     except (OSError, ValueError) as error:
-        return f"{_SUMS} or a file that it names cannot be read ({type(error).__name__})"
-    return f"{_SUMS} is not what was written"
+        return f"{_SUMS} or a file that it lists is missing or unreadable ({type(error).__name__})"
+    return f"{_SUMS} has changed since it was written"
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The state of a checkpoint that is not damaged."""
+    """Read the JSON content of an intact checkpoint."""
     state: dict[str, Any] = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
     return state
 
 
 def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of one file of a checkpoint that is not damaged."""
+    """Read the tensors of one file of an intact checkpoint."""
     return load_file(checkpoint / f"{name}.safetensors")
 
 
 def _sums(folder: Path) -> bytes:
-    """What `sha256sum *` prints, so that `sha256sum --check SHA256SUMS` verifies it."""
-    files: Iterable[Path] = sorted(path for path in folder.iterdir() if path.name != _SUMS)
-    return b"".join(_sum_line(file) for file in files)
+    """Return the output of `sha256sum *`, so that `sha256sum --check SHA256SUMS` verifies the folder."""
+    return b"".join(_sum_line(file) for file in sorted(folder.iterdir()) if file.name != _SUMS)
 
 
 def _sum_line(file: Path) -> bytes:
@@ -119,7 +121,7 @@ def _sum_line(file: Path) -> bytes:
 
 
 def to_disk(path: Path) -> None:
-    """See that a file or the names in a folder are on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

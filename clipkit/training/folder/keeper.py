@@ -1,6 +1,7 @@
-"""Which checkpoints there are at any time."""
+"""Writing of checkpoints, and removal of those that are no longer needed."""
 
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from clipkit.recipe import CheckpointRecipe
@@ -11,45 +12,44 @@ from clipkit.training.folder.resume import best_evaluation
 from clipkit.training.folder.run_folder import RunFolder
 
 
+@dataclass(eq=False)
 class Keeper:
-    """Writes checkpoints and removes those that are neither among the last nor among the best.
+    """Writes checkpoints, and keeps only the last and the best ones.
 
     Args:
-        folder: the run's.
-        recipe: how often, how many.
-        metric: what the best ones are best at.
+        folder: the run folder.
+        recipe: how often to write, and how many to keep.
+        metric: the metric that ranks them.
     """
 
-    def __init__(self, folder: RunFolder, recipe: CheckpointRecipe, metric: str | None) -> None:
-        self.folder = folder
-        self.recipe = recipe
-        self.metric = metric
-        self._written = time.monotonic()
-
-    def due(self, step: int) -> bool:
-        """Whether the recipe wants one after this step."""
-        return step % self.recipe.every_steps == 0
+    folder: RunFolder
+    recipe: CheckpointRecipe
+    metric: str | None
+    _written: float = field(default_factory=time.monotonic, init=False)
 
     def is_overdue(self) -> bool:
-        """Whether the last one was written too long ago."""
+        """Return whether the last checkpoint is older than `checkpoint.every_minutes`."""
         minutes = self.recipe.every_minutes
         return minutes is not None and time.monotonic() - self._written >= 60 * minutes
 
     def write(self, step: int, learned: Learned, state: dict[str, Any]) -> None:
-        """Write the checkpoint of a step with its place in the logs, and remove what need not be kept.
+        """Write the checkpoint of a step with the current length of the logs, and remove those not to be kept.
 
         Raises:
-            TrainingError: it could not be written.
+            TrainingError: the checkpoint cannot be written.
         """
         with self.folder.writing():
             best = best_evaluation(self.folder, self.metric)
-            own = {"step": step, "best": best["step"] if best else None, "logs": self.folder.mark()}
-            write_checkpoint(self.folder.checkpoints, step, learned.tensors(), own | state)
+            position = {"step": step, "best": best["step"] if best else None, "logs": self.folder.mark()}
+            write_checkpoint(self.folder.checkpoints, step, learned.tensors(), position | state)
             self.prune()
         self._written = time.monotonic()
 
     def prune(self) -> None:
-        """Keep the last ones, the best ones, and those that were the best when one of the last was written."""
+        """Remove all checkpoints but the last, the best, and those that were the best when one of the last was written.
+
+        A resumed run needs the last kind.
+        """
         steps = checkpoint_steps(self.folder.checkpoints)
         evaluated = [row for row in read_rows(self.folder.evaluations) if row["step"] in steps]
         last = steps[-self.recipe.keep_last :]
@@ -61,6 +61,6 @@ class Keeper:
                 remove_checkpoint(checkpoint_of(self.folder.checkpoints, step))
 
     def _best_steps(self, rows: list[dict[str, Any]], count: int) -> list[int]:
-        # The sort is stable: of equals the earlier is the better one.
+        # The sort is stable: ties go to the earlier step.
         best = sorted(rows, key=lambda row: row[str(self.metric)], reverse=True)
         return [row["step"] for row in best[:count]]

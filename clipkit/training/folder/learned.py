@@ -1,4 +1,4 @@
-"""What a run has learned: the tensors that a checkpoint holds."""
+"""The tensors that training changes, which a checkpoint contains."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,12 +14,12 @@ MODEL, OPTIMIZER, AVERAGE = "model", "optimizer", "average"
 
 
 class Learned:
-    """Weights, their average, and the optimiser's state; not the frozen weights, which come from where they came.
+    """Trainable weights, buffers, averaged weights and the optimizer's state; frozen weights come from the base model.
 
     Args:
-        model: its parameters that learn, and its buffers, which may change as BatchNorm's do.
-        optimizer: over these parameters.
-        ema: decay of the averaged weights; None for none.
+        model: the model; its buffers are included because those of BatchNorm may change.
+        optimizer: the optimizer of the trainable parameters.
+        ema: decay of the averaged weights; None: no averaging.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: float | None) -> None:
@@ -28,16 +28,16 @@ class Learned:
         self.average = Average(model, ema) if ema is not None else None
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """By file and name."""
+        """Return the tensors of a checkpoint by file and name."""
         state = self.optimizer.state_dict()["state"]
-        flat = {f"{index}.{key}": value for index, own in state.items() for key, value in own.items()}
+        flat = {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
         files = {MODEL: dict(self._of_model()), OPTIMIZER: flat}
         if self.average is not None:
             files[AVERAGE] = self.average.values
         return files
 
     def load(self, checkpoint: Path) -> None:
-        """Everything as it was at the checkpoint."""
+        """Restore all tensors from a checkpoint."""
         self._load_weights(checkpoint)
         indices: dict[int, dict[str, Tensor]] = {}
         for name, value in read_tensors(checkpoint, OPTIMIZER).items():
@@ -49,13 +49,13 @@ class Learned:
             self.average.load(read_tensors(checkpoint, AVERAGE))
 
     def load_chosen(self, checkpoint: Path) -> None:
-        """The weights that were evaluated at the checkpoint: averaged ones where there are any."""
+        """Load the weights that were evaluated at a checkpoint: the averaged weights if the run has them."""
         self._load_weights(checkpoint)
         if self.average is not None:
             self.model.load_state_dict(read_tensors(checkpoint, AVERAGE), strict=False)
 
     def chosen(self) -> AbstractContextManager[None]:
-        """Within, the model has the weights that are evaluated and kept."""
+        """Context in which the model has the weights that are evaluated and saved: averaged if the run has them."""
         return self.average.applied() if self.average is not None else nullcontext()
 
     def _load_weights(self, checkpoint: Path) -> None:
@@ -64,7 +64,7 @@ class Learned:
             value.copy_(saved[name])
 
     def _of_model(self) -> Iterator[tuple[str, Tensor]]:
-        """Each tensor once, as safetensors wants it, also where a model has two names for it."""
+        """Yield each tensor once, even if the model has two names for it, because safetensors requires it."""
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 yield name, parameter.detach()

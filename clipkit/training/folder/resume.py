@@ -1,7 +1,7 @@
-"""Going on with a run: which checkpoint is sound, and whether recipe, data and model are still those it began with."""
+"""Resuming a run: the newest usable checkpoint, and the check that recipe, data and model are unchanged."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +11,13 @@ import yaml
 from clipkit.errors import OutputError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.run_files import RunFiles, read_rows
+from clipkit.run_files import RunFiles, flat, read_rows
 from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, damage, read_state
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.identity import MACHINE, MEASURED
 
-# What does not determine the weights after a step, or is the user's to extend. Data may move: its content is compared.
+# Keys, or whole sections, that do not determine the weights after a step, or that extend a run. Data may move: its
+# content is compared.
 _MAY_CHANGE = (
     "train.epochs",
     "train.micro_batch_size",
@@ -30,177 +31,167 @@ _MAY_CHANGE = (
     "data.labelled_test",
     "data.max_bad",
     "data.workers",
-    "eval.every_epochs",
-    "eval.interpolate",
-    "eval.metric",
-    "eval.patience",
-    "eval.retention",
-    "checkpoint.every_steps",
-    "checkpoint.every_minutes",
-    "checkpoint.keep_last",
-    "checkpoint.keep_best",
+    "eval",
+    "checkpoint",
     "output",
 )
 
 
 @dataclass(frozen=True)
-class Found:
-    """The checkpoint that a run resumes from."""
+class StartPoint:
+    """The beginning of a run, or the checkpoint that it resumes from."""
 
     step: int
-    """Step of the checkpoint; 0: there is none, start."""
+    """Step of the checkpoint; 0: no checkpoint, the run starts."""
     notes: list[str] = field(default_factory=list)
-    """What the user should know: damaged checkpoints, changes."""
+    """Lines for the user: damaged checkpoints, changes of the recipe."""
     finished: bool = False
-    """Whether the run is complete."""
+    """Whether the run is already complete."""
     saved: dict[str, Any] | None = None
-    """The JSON state in the checkpoint; None: start."""
+    """JSON content of the checkpoint; None: no checkpoint."""
 
 
 def find_checkpoint(
     folder: RunFolder, recipe: Recipe, steps: int, identity: Mapping[str, Any], processes: Processes
-) -> Found:
-    """Return on every process the checkpoint that the main process finds. Arguments and errors as in `find`."""
-    found = Found(0)
+) -> StartPoint:
+    """Find the newest usable checkpoint on the main process, and return it on every process.
+
+    Arguments and errors are those of `newest_usable`.
+    """
+    start = StartPoint(0)
 
     def search() -> None:
-        nonlocal found
-        found = find(folder, recipe, steps, identity)
+        nonlocal start
+        start = newest_usable(folder, recipe, steps, identity)
 
     processes.on_main(search)
-    step, finished = processes.of_main(found.step), bool(processes.of_main(found.finished))
+    step, finished = processes.of_main(start.step), bool(processes.of_main(start.finished))
     saved = read_state(checkpoint_of(folder.checkpoints, step)) if step and not finished else None
-    return Found(step, found.notes, finished, saved)
+    return StartPoint(step, start.notes, finished, saved)
 
 
-def find(folder: RunFolder, recipe: Recipe, steps: int, identity: Mapping[str, Any]) -> Found:
-    """The newest checkpoint that is sound, after checking that the run is still the same one. Changes nothing.
+def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mapping[str, Any]) -> StartPoint:
+    """Check that the run is still the same, and return its newest intact checkpoint. Nothing is changed.
 
     Args:
-        folder: the run's.
-        recipe: as it is now.
-        steps: of the whole run by this recipe.
-        identity: what else determines the run, as it is now: hashes of data and frozen weights, versions.
+        folder: the run folder.
+        recipe: the current recipe.
+        steps: number of steps of the whole run by this recipe.
+        identity: everything else that determines the run now: hashes of data and frozen weights, versions.
 
     Raises:
-        OutputError: there are checkpoints but none is sound, or the run was finished and they are gone.
-        RecipeError: recipe, data or model have changed; says what.
+        OutputError: no checkpoint is intact, or the run was finished and its checkpoints are gone.
+        RecipeError: recipe, data or model have changed; the message lists the changes.
     """
     saved = checkpoint_steps(folder.checkpoints)
     if not saved:
         return _without_checkpoints(folder, recipe, steps)
     notes = []
     for step in reversed(saved):
-        reason = _unsound(folder, step)
+        reason = _problem(folder, step)
         if reason is None:
             break
         notes.append(f"the checkpoint of step {step} is not used: {reason}")
     else:
         raise OutputError(
-            f"{folder.checkpoints}: none of its checkpoints can be used ({notes[0].partition(': ')[2]}); put a sound "
-            "one back, or begin again with --overwrite"
+            f"{folder.checkpoints}: no checkpoint is usable ({notes[0].partition(': ')[2]}); restore an intact one, "
+            "or start again with --overwrite"
         )
     state = read_state(checkpoint_of(folder.checkpoints, step))
     notes += _changes(folder, recipe, state["recipe"], step)
-    for written, before in state["identity"].items():
-        name = written.replace("pictures", "images")  # as checkpoints before 0.1 name them
+    for saved_name, before in state["identity"].items():
+        name = saved_name.replace("pictures", "images")  # the name in checkpoints before 0.1
         now = identity[name]
         if before == now:
             continue
         if name in MEASURED:
-            notes.append(f"{name} changed since: what was measured before was measured on others")
+            notes.append(f"{name} changed since step {step}: earlier evaluations used other images")
         elif name in MACHINE:
-            notes.append(f"{name} changed since ({_short(before)} → {_short(now)}): the same run to rounding only")
+            change = f"{_short(before)} → {_short(now)}"
+            notes.append(f"{name} changed since step {step} ({change}): results may differ by rounding errors")
         else:
             raise RecipeError(
-                f"{folder.path}: {name} changed since step {step}; put it back as it was, or give another output"
+                f"{folder.path}: {name} changed since step {step}; undo the change or give another output"
             )
     if step > steps:
         raise RecipeError(
-            f"{folder.path}: is at step {step} already, and train.epochs: {recipe.train.epochs} ends at step {steps}; "
-            "give more epochs, or another output"
+            f"{folder.path}: the run is already at step {step}, but train.epochs: {recipe.train.epochs} ends at step "
+            f"{steps}; give more epochs or another output"
         )
     at_end = step == steps or out_of_patience(folder, recipe)
     done = at_end and folder.report.exists() and _steps_of_results(folder) == step
-    return Found(step, notes, finished=done)
+    return StartPoint(step, notes, finished=done)
 
 
 def best_evaluation(folder: RunFolder, metric: str | None) -> dict[str, Any] | None:
-    """The first of the best evaluations of which there still is a checkpoint."""
+    """Return the best evaluation whose checkpoint still exists, the first one in a tie."""
     kept = set(checkpoint_steps(folder.checkpoints))
     rows = [row for row in read_rows(folder.evaluations) if row["step"] in kept]
     return max(rows, key=lambda row: row[str(metric)], default=None)
 
 
 def out_of_patience(folder: RunFiles, recipe: Recipe) -> bool:
-    """Whether as many evaluations as the recipe waits for were no better than the best one before them."""
+    """Return whether the last `eval.patience` evaluations were no better than the best one before them."""
     patience, metric = recipe.eval.patience, recipe.metric
     rows = read_rows(folder.evaluations)
     if patience is None or metric is None or len(rows) <= patience:
         return False
-    best = max(rows, key=lambda row: row[metric])  # of equals the first
+    best = max(rows, key=lambda row: row[metric])  # the first one in a tie
     return len(rows) - 1 - rows.index(best) >= patience
 
 
-def _without_checkpoints(folder: RunFolder, recipe: Recipe, steps: int) -> Found:
+def _without_checkpoints(folder: RunFolder, recipe: Recipe, steps: int) -> StartPoint:
     if not folder.results.exists() and not folder.model.exists():
-        return Found(0, [])
+        return StartPoint(0)
     if folder.recipe.exists():
         _changes(folder, recipe, yaml.safe_load(folder.recipe.read_text(encoding="utf-8")), steps)
         if _steps_of_results(folder) == steps:
-            return Found(steps, [], finished=True)
+            return StartPoint(steps, finished=True)
     raise OutputError(
-        f"{folder.path}: holds a model but no checkpoints to go on from; begin again with --overwrite, "
+        f"{folder.path}: contains a model but no checkpoints to resume from; start again with --overwrite, "
         "or give another output"
     )
 
 
-def _unsound(folder: RunFolder, step: int) -> str | None:
-    """Why a checkpoint cannot be used: itself, the best one that it relies on, or the log that goes with it."""
+def _problem(folder: RunFolder, step: int) -> str | None:
+    """Return what is wrong with a checkpoint, with the best one that it needs, or with its logs; None: nothing."""
     reason = damage(checkpoint_of(folder.checkpoints, step))
     if reason is not None:
         return reason
     state = read_state(checkpoint_of(folder.checkpoints, step))
     altered = folder.altered(state["logs"])
     if altered is not None:
-        return f"{altered} is not as it was at that step"
+        return f"{altered} has changed since that step"
     best = state["best"]
     if best is not None and best != step:
         reason = damage(checkpoint_of(folder.checkpoints, best))
         if reason is not None:
-            return f"its best weights are those of step {best}, where {reason}"
+            return f"its best weights are in the checkpoint of step {best}, where {reason}"
     return None
 
 
 def _changes(folder: RunFolder, recipe: Recipe, before: Mapping[str, Any], step: int) -> list[str]:
-    """What changed and may, as lines.
+    """Return the allowed changes of the recipe as lines.
 
     Raises:
-        RecipeError: something changed that may not.
+        RecipeError: a key changed that must not change.
     """
-    with suppress(RecipeError):  # keys that are new since have their defaults, and values their present names
+    with suppress(RecipeError):  # gives new keys their defaults, and old values their current names
         before = Recipe.from_dict(before).model_dump(mode="json")
-    old, new = dict(_flat(before)), dict(_flat(recipe.model_dump(mode="json")))
+    old, new = flat(before), flat(recipe.model_dump(mode="json"))
     allowed: list[str] = []
     refused: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             change = f"{key}: {_short(old.get(key))} → {_short(new.get(key))}"
-            (allowed if key in _MAY_CHANGE else refused).append(change)
+            may_change = key in _MAY_CHANGE or key.partition(".")[0] in _MAY_CHANGE
+            (allowed if may_change else refused).append(change)
     if refused:
         raise RecipeError(
-            f"{folder.path}: the recipe changed since step {step} ({'; '.join(refused)}); put it back as it was, "
-            "or give another output"
+            f"{folder.path}: the recipe changed since step {step} ({'; '.join(refused)}); undo the change or give "
+            "another output"
         )
     return [f"changed since step {step}: {change}" for change in allowed]
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping) and prefix + key != "model.text.config":
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves behind, and never overwrites unasked."""
+"""The run folder: locked, cleared and written to by one run at a time."""
 
 import errno
 import hashlib
@@ -41,24 +41,26 @@ class RunFolder(RunFiles):
         self._lock: int | None = None
 
     def claim(self, resume: bool, overwrite: bool) -> None:
-        """See that the folder is free, or that the user said what to do with the run in it, and lock it.
+        """Lock the folder, without changing any file of a run in it.
 
-        Changes nothing of what is there.
+        Args:
+            resume: the folder may contain a run, to be continued.
+            overwrite: the folder may contain a run, to be replaced.
 
         Raises:
-            OutputError: it holds a run and neither was asked for, or something else by the names of a run's files;
-                another run is at work in it; or it cannot be written to.
+            OutputError: it contains a run and neither argument is True; it contains other files with the names of a
+                run's; another run is using it; or it cannot be written to.
         """
         try:
             if self.recipe.exists() and not (resume or overwrite):
                 raise OutputError(
-                    f"{self.path}: already holds a run; add --resume to go on with it, --overwrite to replace it, "
+                    f"{self.path}: already holds a run; add --resume to continue it, --overwrite to replace it, "
                     "or give another output"
                 )
             foreign = [own for own in (*self.files, *self.folders) if own.exists()]
             if foreign and not self.recipe.exists():
                 raise OutputError(
-                    f"{self.path}: has {foreign[0].name} but no recipe.yaml, so it is no run's; give another output"
+                    f"{self.path}: has {foreign[0].name} but no recipe.yaml, so it is not a run; give another output"
                 )
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -68,14 +70,17 @@ class RunFolder(RunFiles):
             raise OutputError(f"{self.path}: cannot be written to ({error.strerror}); give another output") from None
 
     def release(self) -> None:
-        """Let another run have the folder."""
+        """Release the lock."""
         if self._lock is not None:
             (self.path / ".lock").unlink(missing_ok=True)
             os.close(self._lock)
             self._lock = None
 
     def clear(self) -> None:
-        """Remove the run that is here, and only that; its recipe last, so that what is left after a kill is a run's."""
+        """Remove the files of the run, and no others.
+
+        The recipe goes last: if the process is killed meanwhile, the rest still counts as a run.
+        """
         remove_leftovers(self.checkpoints)
         for step in checkpoint_steps(self.checkpoints):
             remove_checkpoint(checkpoint_of(self.checkpoints, step))
@@ -87,7 +92,7 @@ class RunFolder(RunFiles):
             file.unlink(missing_ok=True)
 
     def mark(self) -> dict[str, Any]:
-        """How far the logs that the recipe determines have come; what is in them is on the disk."""
+        """Flush the logs that the recipe determines to the disk, and return the length and hash of each."""
         marks = {}
         for file in (self.metrics, self.evaluations, self.bad_samples):
             content = b""
@@ -99,7 +104,7 @@ class RunFolder(RunFiles):
         return marks
 
     def altered(self, marks: Mapping[str, Any]) -> str | None:
-        """The log that does not begin as it was when it was marked."""
+        """Return the name of a log whose beginning is not what `mark` returned; None: there is none."""
         for name, mark in marks.items():
             file = self.path / name
             content = file.read_bytes()[: mark["bytes"]] if file.is_file() else b""
@@ -108,7 +113,7 @@ class RunFolder(RunFiles):
         return None
 
     def cut(self, marks: Mapping[str, Any], step: int) -> None:
-        """Drop what was logged since the mark, after `step`, and will be logged again."""
+        """Remove the log entries after the mark, which is at `step`; the resumed run writes them again."""
         for name, mark in marks.items():
             if (self.path / name).is_file():
                 os.truncate(self.path / name, mark["bytes"])
@@ -118,17 +123,17 @@ class RunFolder(RunFiles):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Around what writes into the folder while the run is on: a disk that is full becomes a line that says so."""
+        """Context of writing into the folder during the run: turns a full disk into a one-line TrainingError."""
         try:
             yield
         except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"{self.path}: cannot be written to any more ({one_line(error)}); what was saved before is whole: "
-                "make room for it, then go on with --resume"
+                f"{self.path}: can no longer be written to ({one_line(error)}); the saved files are complete: free "
+                "some disk space, then continue with --resume"
             ) from None
 
     def replace_model(self, save: Callable[[Path], None]) -> None:
-        """Let `save` write a model aside, then put it in the place of `model`."""
+        """Let `save` write a model to a temporary folder, then replace the folder `model` by it."""
         aside, old = self.path / ".model-writing", self.path / ".model-old"
         _remove(aside)
         _remove(old)
@@ -143,7 +148,7 @@ class RunFolder(RunFiles):
 
 @contextmanager
 def claimed(folder: RunFolder, processes: Processes, resume: bool, overwrite: bool) -> Iterator[RunFolder]:
-    """Claim a run folder for the time of a run, by the main process. Errors as in `RunFolder.claim`."""
+    """Context in which the main process has locked a run folder. Errors are those of `RunFolder.claim`."""
     try:
         processes.on_main(lambda: folder.claim(resume, overwrite))
         yield folder
@@ -152,21 +157,21 @@ def claimed(folder: RunFolder, processes: Processes, resume: bool, overwrite: bo
 
 
 def _remove(path: Path) -> None:
-    """A folder with what is in it, or a link to one, if it is there."""
+    """Remove a folder and its content, or a link to a folder, if it exists."""
     if path.is_symlink():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _lock(file: Path) -> int:
-    """Lock the file for this process's life: the system takes the lock back from a process that was killed."""
+    """Lock a file for the lifetime of this process: the system releases the lock of a killed process."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         if sys.platform != "win32":
             import fcntl
 
             try:
-                # Of the process: loader workers, which outlive a killed run by seconds, do not inherit it.
+                # A lock of the process: loader workers, which may outlive a killed run by seconds, do not inherit it.
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 holder = os.read(descriptor, 200).decode(errors="replace")
@@ -174,13 +179,13 @@ def _lock(file: Path) -> int:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     raise
                 raise OutputError(
-                    f"{file.parent}: a run is at work in it ({holder}); wait for it, or give another output"
+                    f"{file.parent}: another run is using it ({holder}); wait for its end, or give another output"
                 ) from None
             try:
                 replaced = os.fstat(descriptor).st_ino != file.stat().st_ino
             except FileNotFoundError:
                 replaced = True
-            if replaced:  # who held it has just let go and removed it
+            if replaced:  # the previous holder has just released and removed it
                 os.close(descriptor)
                 continue
         os.ftruncate(descriptor, 0)

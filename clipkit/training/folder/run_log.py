@@ -1,4 +1,4 @@
-"""What a run says: on the terminal at once, and in its folder once that is the run's."""
+"""Lines of a run: on the terminal at once, and in log.txt once the run owns its folder."""
 
 import logging
 from collections.abc import Iterator
@@ -10,25 +10,25 @@ log = logging.getLogger("clipkit")
 
 
 class RunLog:
-    """Lines of the first process of a run.
+    """Lines that the main process of a run prints and writes to log.txt.
 
     Args:
-        speaks: whether this is the first process.
+        enabled: whether this is the main process; the others print nothing.
     """
 
-    def __init__(self, speaks: bool) -> None:
-        self.speaks = speaks
-        # Passes each line on as soon as it knows where to.
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        # Keeps the lines until the file is known.
         self._lines = MemoryHandler(1, flushLevel=logging.CRITICAL, flushOnClose=False)
 
-    def say(self, message: str) -> None:
-        """One line, by the first process."""
-        if self.speaks:
+    def info(self, message: str) -> None:
+        """Print one line, on the main process."""
+        if self.enabled:
             log.info(message)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Within, lines are kept for the file, and written to it from `write_to` on."""
+    def recording(self) -> Iterator[None]:
+        """Context in which lines are recorded for log.txt; `write_to` opens the file."""
         log.setLevel(logging.INFO)
         log.addHandler(self._lines)
         try:
@@ -36,16 +36,16 @@ class RunLog:
         finally:
             log.removeHandler(self._lines)
             file = self._lines.target
-            with suppress(OSError):  # on a full disk the run itself says what is wrong
+            with suppress(OSError):  # the run itself reports a full disk
                 self._lines.close()
                 if file is not None:
                     file.close()
 
     def write_to(self, path: Path) -> None:
-        """Add what was said and will be said to this file.
+        """Append the recorded lines, and all later ones, to this file.
 
         Raises:
-            OSError: it cannot be opened.
+            OSError: the file cannot be opened.
         """
         file = logging.FileHandler(path)
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

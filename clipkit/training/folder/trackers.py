@@ -1,7 +1,8 @@
-"""What a run logs, handed on to Accelerate's trackers."""
+"""Accelerate's experiment trackers, which receive the rows that a run logs."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 
 from clipkit.errors import RecipeError
 from clipkit.recipe import Recipe
-from clipkit.run_files import RunFiles
+from clipkit.run_files import flat
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -23,48 +24,42 @@ def check_installed(names: Sequence[str]) -> None:
             raise RecipeError(f"train.log_with: {name} is not installed; pip install {name}, or leave it out")
 
 
+@dataclass(frozen=True)
 class Trackers:
-    """The trackers of a recipe, on the first process; without any it does nothing.
+    """The trackers of a recipe, on the main process. Without trackers, all methods do nothing.
 
     Args:
-        accelerator: whose trackers they are.
-        recipe: names them, and is what they show as configuration.
-        folder: the run's; what they write themselves goes into `tracking`.
+        accelerator: starts the trackers and sends them the rows.
+        recipe: names the trackers; they store it as their configuration.
+        folder: where the trackers write their files.
     """
 
-    def __init__(self, accelerator: Accelerator, recipe: Recipe, folder: Path) -> None:
-        self.accelerator = accelerator
-        self.recipe = recipe
-        self.folder = RunFiles(folder).tracking
+    accelerator: Accelerator
+    recipe: Recipe
+    folder: Path
 
     def start(self) -> None:
-        """Tell them that a run begins."""
+        """Start the trackers and give them the recipe."""
         if not self.recipe.train.log_with:
             return
         from accelerate.tracking import filter_trackers
 
         self.accelerator.log_with = filter_trackers(self.recipe.train.log_with, self.folder)
         self.accelerator.project_configuration.set_directories(str(self.folder))
-        self.accelerator.init_trackers("clipkit", config=dict(_flat(self.recipe.model_dump(mode="json"))))
+        self.accelerator.init_trackers("clipkit", config=_simple(flat(self.recipe.model_dump(mode="json"))))
 
     def log(self, kind: str, row: Mapping[str, Any], step: int) -> None:
-        """A row of figures, as `kind/name`."""
+        """Log the numbers of a row, named `kind/name`."""
         if self.accelerator.trackers and self.recipe.train.log_with:
             numbers = {f"{kind}/{name}": value for name, value in row.items() if isinstance(value, int | float)}
             self.accelerator.log(numbers, step=step)
 
     def end(self) -> None:
-        """Let them finish what they write."""
+        """Wait until the trackers have written everything."""
         if self.recipe.train.log_with:
             self.accelerator.end_training()
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """One level, values that every tracker takes."""
-    found: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value if isinstance(value, int | float | str) else str(value)
-    return found
+def _simple(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert values to types that every tracker accepts."""
+    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in values.items()}

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from clipkit.findings import Finding
@@ -19,22 +20,25 @@ from clipkit.training.objectives.objective import Gathered
 from clipkit.training.plan import Plan
 
 _TIMED = 5
-"""Logged steps after which the run prints how long it will take; the very first one is not timed."""
+"""Logged steps after which the run prints its expected end; the first step is not timed."""
 
 
+@dataclass(eq=False)
 class Monitor:
     """Watches one run. All processes measure retention; the main one prints and keeps the findings.
 
     Args:
         plan: the plan of the run.
-        folder: its folder.
+        folder: the run folder.
         log_line: called with each line for the terminal and log.txt.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, log_line: Callable[[str], None]) -> None:
-        self.plan = plan
-        self.folder = folder
-        self.log_line = log_line
+    plan: Plan
+    folder: RunFolder
+    log_line: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        plan = self.plan
         self.statistics: dict[str, float] = {}
         """Statistics of the last logged batch."""
         self._findings: list[Finding] = []
@@ -47,10 +51,10 @@ class Monitor:
     @property
     def findings(self) -> list[Finding]:
         """All findings so far."""
-        return [*self._findings, *(self._watch.found if self._watch is not None else [])]
+        return [*self._findings, *(self._watch.findings if self._watch is not None else [])]
 
     def check_before(self, resumed: bool) -> None:
-        """Collect the findings about recipe, data and model, before the weights change or the folder is written."""
+        """Collect the findings about recipe, data and model, before any weight or file changes."""
         plan = self.plan
         if not plan.processes.is_main:
             return
@@ -59,18 +63,18 @@ class Monitor:
             self._findings = [] if kept is None else [finding for finding in kept[1] if finding.step is None]
             return
         self._findings = before_first_step(
-            plan.recipe, plan.model, plan.data.train.pairs, plan.data.validation, plan.steps, plan.schedule.rising
+            plan.recipe, plan.model, plan.data.train.pairs, plan.data.validation, plan.steps, plan.schedule.warmup_steps
         )
         can_try = plan.recipe.is_cross_modal and plan.data.train.can_index
         if can_try and is_pretrained(plan.recipe):
             self._findings += other_settings(plan.model, plan.data.train.pairs)
 
     def start(self, resumed: bool) -> None:
-        """Print and write the findings so far; a resumed run reads its logs again."""
+        """Print and write the findings so far; if the run is resumed, apply the rules to its logs again."""
         plan, cap = self.plan, self.plan.largest_logit_scale
         facts = Facts(
             batch_size=plan.recipe.train.batch_size,
-            rising=plan.schedule.rising,
+            rising=plan.schedule.warmup_steps,
             steps=plan.steps,
             chance=plan.objective.chance,
             start_scale=self.start_scale,
@@ -94,7 +98,7 @@ class Monitor:
 
     @property
     def watch(self) -> Watch:
-        """The rules that read the logs; there from `start` on."""
+        """The rules that read the logs; available after `start`."""
         assert self._watch is not None
         return self._watch
 
@@ -128,18 +132,18 @@ class Monitor:
         self._take(self.watch.evaluation(row))
 
     def retained(self) -> dict[str, float]:
-        """Measure retention; by its name in evaluations.jsonl."""
+        """Measure retention, and return it by its name in evaluations.jsonl."""
         return {} if self.retention is None else {self.retention.metric: self.retention.value()}
 
     def retention_settings(self) -> dict[str, Any]:
-        """Return the settings of results.json about retention, measured with the present weights."""
+        """Return the settings of results.json about retention, measured with the current weights."""
         if self.retention is None:
             return {}
         values = {"start": self.retention_start, "chosen": self.retention.value()}
         return {"retention": {"name": self.retention.name, "metric": self.retention.metric, **values}}
 
     def progress_line(self, figures: Mapping[str, float], step: int) -> str:
-        """Return the figures that a person follows, to be added to the line about an epoch."""
+        """Return the most important results of an evaluation, to be appended to the line about an epoch."""
         metric = self.plan.recipe.metric
         if not self.plan.processes.is_main or metric is None or metric not in figures:
             return ""
@@ -159,8 +163,8 @@ class Monitor:
             "not_finite",
             "error",
             f"the loss was {loss:.4g} and the gradient norm {norm:.4g}",
-            "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; an image or caption of the step may be "
-            "the cause: log.txt names them",
+            "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; an image or caption of this step may be "
+            "the cause: see log.txt for their names",
             step,
         )
         with self.folder.writing():
@@ -184,8 +188,8 @@ class Monitor:
         left = (self.plan.steps - step) * typical
         end = time.strftime("%H:%M" if left < 86400 else "%d %B, %H:%M", time.localtime(time.time() + left))
         self.log_line(
-            f"a step takes {typical:.3g} s and {memory / 1e9:.1f} GB of memory so far; without evaluations the rest "
-            f"takes {_duration(left)}, until {end}"
+            f"a step takes {typical:.3g} s and {memory / 1e9:.1f} GB of memory so far; without evaluations, the rest "
+            f"of the run takes {_duration(left)}, until {end}"
         )
 
 

@@ -1,4 +1,4 @@
-"""findings.json: what a run's guards found, and the facts that their rules need to read its logs again."""
+"""findings.json: the findings of a run, and the facts with which the rules can read its logs again."""
 
 import json
 from collections.abc import Sequence

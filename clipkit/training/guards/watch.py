@@ -1,6 +1,6 @@
-"""What a run's logs say while it is on: each finding once, from the lines of metrics, speed and evaluations alone.
+"""Rules that read the logs of a run while it trains, and report each finding once.
 
-The same rules read a finished run's files: `clipkit doctor` replays them.
+They need nothing but the rows of metrics, speed and evaluations: `clipkit doctor` applies them to a finished run.
 """
 
 import statistics
@@ -15,9 +15,9 @@ from clipkit.findings import Finding
 Row = Mapping[str, Any]
 
 _WINDOW = 20
-"""Logged steps that a rule looks back on."""
+"""Number of logged steps that a rule reads."""
 _EVERY = 5
-"""Logged steps from one look to the next: rules cost nothing that way."""
+"""Logged steps from one check to the next, to keep the cost low."""
 _NEAR_CHANCE = 0.02
 _BY_LUCK = 5.0
 _COLLAPSED = 0.95
@@ -27,43 +27,44 @@ _WAITING = 0.2
 _PATIENCE = 3
 _WORSE = 0.95
 _FORGOTTEN = {"retention_similarity": 0.5}
-"""Of the start; similarities move in any fine-tuning."""
+"""Limits as a share of the value before the first step; similarities change in any fine-tuning."""
 _FORGOTTEN_FIGURE = 0.9
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What rules need to know of a run, beside its logs."""
+    """Facts about a run that the rules need besides its logs."""
 
     batch_size: int
     rising: int
-    """Steps of warmup."""
+    """Number of warmup steps."""
     steps: int
-    """Of the whole run."""
+    """Number of steps of the whole run."""
     chance: float | None
-    """The loss at equal similarities; None where it has no such level."""
+    """Loss at equal similarities; None: the loss has no such level."""
     start_scale: float
     largest_scale: float | None
-    """What the scale is clamped to; None where it is not."""
+    """Upper limit of the scale; None: not limited."""
     metric: str | None
-    """By which weights are chosen."""
+    """Metric that chooses the best weights."""
     sides: tuple[str, str] = ("image", "text")
-    """Of the figures in metrics.jsonl: `image_accuracy`."""
+    """Prefixes of the statistics in metrics.jsonl, as in `image_accuracy`."""
     retention: str | None = None
-    """Name of the figure in evaluations.jsonl that says what is left of what the model knew."""
+    """Name of the retention metric in evaluations.jsonl."""
     retention_start: float | None = None
+    """Retention before the first step."""
 
 
 class Watch:
-    """Takes the logged rows as they come, and gives each finding once.
+    """Reads the logged rows in order, and reports each finding once.
 
     Args:
-        facts: of the run.
+        facts: facts about the run.
     """
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
-        self.found: list[Finding] = []
+        self.findings: list[Finding] = []
         self._rows: deque[Row] = deque(maxlen=_WINDOW)
         self._speeds: deque[Row] = deque(maxlen=_WINDOW)
         self._norms: deque[float] = deque(maxlen=200)
@@ -71,7 +72,7 @@ class Watch:
         self._seen = 0
 
     def step(self, row: Row, speed: Row | None) -> list[Finding]:
-        """A line of metrics.jsonl, and the one of speed.jsonl that goes with it."""
+        """Read a row of metrics.jsonl, and its row of speed.jsonl; return the new findings."""
         self._rows.append(row)
         self._norms.append(row["grad_norm"])
         self._seen += 1
@@ -83,18 +84,19 @@ class Watch:
         return self._new(self._of_steps(), row["step"])
 
     def evaluation(self, row: Row) -> list[Finding]:
-        """A line of evaluations.jsonl."""
+        """Read a row of evaluations.jsonl; return the new findings."""
         self._evaluations.append(row)
         return self._new(self._of_evaluations(), row["step"])
 
     def _new(self, rules: Sequence[tuple[str, Callable[[], tuple[str, str] | None]]], step: int) -> list[Finding]:
-        known = {finding.name for finding in self.found}
+        known = {finding.name for finding in self.findings}
         new = []
         for name, rule in rules:
-            said = rule() if name not in known else None
-            if said is not None:
-                new.append(Finding(name, "warning", *said, step))
-        self.found += new
+            result = rule() if name not in known else None
+            if result is not None:
+                message, advice = result
+                new.append(Finding(name, "warning", message, advice, step))
+        self.findings += new
         return new
 
     def _of_steps(self) -> Sequence[tuple[str, Callable[[], tuple[str, str] | None]]]:
@@ -117,20 +119,21 @@ class Watch:
 
     @property
     def _is_warm(self) -> bool:
-        """Whether the whole window lies behind the warmup, and behind the first tenth of a short run."""
+        """True if the whole window lies after the warmup, and after the first tenth of a short run."""
         return self._rows[0]["step"] > max(self.facts.rising, min(50, self.facts.steps // 10))
 
     def _at_chance(self) -> tuple[str, str] | None:
         level, loss = self.facts.chance, self._mean("loss")
         if not level or not self._is_warm or loss is None or abs(loss - level) > _NEAR_CHANCE * level:
             return None
-        # A margin loss may lie there on average while samples do find each other.
+        # The mean of a margin loss may be at this level although most pairs are retrieved correctly.
         accuracies = [self._mean(f"{side}_accuracy") for side in self.facts.sides]
-        if any(own is not None and own > _BY_LUCK / self.facts.batch_size for own in accuracies):
+        if any(accuracy is not None and accuracy > _BY_LUCK / self.facts.batch_size for accuracy in accuracies):
             return None
         return (
-            f"the loss is {loss:.3f}, as equal similarities give ({level:.3f}): no pair is told from another",
-            "see that captions lie beside their own images (clipkit data preview, clipkit data check), then try an "
+            f"the loss is {loss:.3f}, the value for equal similarities ({level:.3f}): the model does not tell pairs "
+            "apart",
+            "check that captions belong to their images (clipkit data preview, clipkit data check), then try an "
             "optim.lr ten times higher or lower, and a longer optim.warmup",
         )
 
@@ -142,19 +145,19 @@ class Watch:
             if cosine is not None and cosine > _COLLAPSED:
                 return (
                     f"features of different samples are nearly the same ({side}: mean cosine {cosine:.3f})",
-                    "lower optim.lr, lengthen optim.warmup, and look whether the samples differ (clipkit data preview)",
+                    "lower optim.lr, lengthen optim.warmup, and check that the samples differ (clipkit data preview)",
                 )
         return None
 
     def _scale_at_cap(self) -> tuple[str, str] | None:
         cap = self.facts.largest_scale
-        if cap is None or self.facts.start_scale > 0.95 * cap:  # a pretrained CLIP comes with its scale at the cap
+        if cap is None or self.facts.start_scale > 0.95 * cap:  # a pretrained CLIP starts at the cap
             return None
         if not all(row.get("scale", 0.0) >= 0.999 * cap for row in self._rows):
             return None
         return (
-            f"the scale has risen to its cap of {cap:.4g}: the batch is too easy to sort",
-            "take a larger train.batch_size, more augmentation or fewer epochs",
+            f"the scale has risen to its cap of {cap:.4g}: matching the pairs of a batch is too easy",
+            "use a larger train.batch_size, more augmentation or fewer epochs",
         )
 
     def _scale_falls(self) -> tuple[str, str] | None:
@@ -164,8 +167,9 @@ class Watch:
         if any(later > earlier for earlier, later in pairwise(scales)):
             return None
         return (
-            f"the scale falls steadily, from {self.facts.start_scale:.4g} to {scales[-1]:.4g}: the model hedges",
-            "many captions fit other images of the batch, or do not fit their own: look with clipkit data check, and "
+            f"the scale falls steadily, from {self.facts.start_scale:.4g} to {scales[-1]:.4g}: the model becomes less "
+            "certain about the pairs",
+            "many captions may fit several images of the batch, or not fit their own: run clipkit data check, and "
             "lower optim.lr",
         )
 
@@ -176,8 +180,8 @@ class Watch:
         if len(high) < 3 or not self._is_warm:
             return None
         return (
-            f"the gradient's norm is {max(high):.3g}, usually it was {usual:.3g}",
-            "lower optim.lr, set optim.clip: 1.0, and take train.precision: bf16 or fp32 rather than fp16",
+            f"the gradient norm is {max(high):.3g}; it was usually {usual:.3g}",
+            "lower optim.lr, set optim.clip: 1.0, and use train.precision: bf16 or fp32 rather than fp16",
         )
 
     def _one_direction(self) -> tuple[str, str] | None:
@@ -185,12 +189,13 @@ class Watch:
         known = {side: value for side, value in accuracies.items() if value is not None}
         if len(known) < 2 or not self._is_warm:
             return None
-        (better, high), (worse, low) = sorted(known.items(), key=lambda own: -own[1])
+        (better, high), (worse, low) = sorted(known.items(), key=lambda item: -item[1])
         if high < max(0.2, 10 / self.facts.batch_size) or low > high / 4:
             return None
         return (
-            f"in the batch {better} finds {worse} ({high:.0%} right), but not the other way round ({low:.0%})",
-            f"many samples on the {worse} side are alike, or one tower hardly learns: look at the captions, and at "
+            f"within a batch, retrieval works from {better} to {worse} ({high:.0%} correct), but not from {worse} to "
+            f"{better} ({low:.0%})",
+            f"many samples on the {worse} side may be alike, or one tower hardly learns: check the captions, and "
             "model.image.tune and model.text.tune",
         )
 
@@ -202,8 +207,8 @@ class Watch:
         if share <= _WAITING:
             return None
         return (
-            f"{share:.0%} of the time goes into waiting for data",
-            "raise data.workers, or pack the images small once (clipkit data prepare)",
+            f"the run spends {share:.0%} of its time waiting for data",
+            "raise data.workers, or store the images in a smaller size (clipkit data prepare)",
         )
 
     def _validation_worse(self) -> tuple[str, str] | None:
@@ -216,8 +221,8 @@ class Watch:
         if best <= 0 or max(last) > _WORSE * best:
             return None
         return (
-            f"{metric} was {best:.4f}, and in the last {_PATIENCE} evaluations at most {max(last):.4f}",
-            "the best weights are kept; fewer epochs or a lower optim.lr would do (eval.patience stops by itself)",
+            f"{metric} was {best:.4f}, but at most {max(last):.4f} in the last {_PATIENCE} evaluations",
+            "the best weights are kept; use fewer epochs, a lower optim.lr, or eval.patience, which ends such a run",
         )
 
     def _forgetting(self) -> tuple[str, str] | None:
@@ -228,8 +233,8 @@ class Watch:
         if now > _FORGOTTEN.get(name, _FORGOTTEN_FIGURE) * start:
             return None
         return (
-            f"it forgets: {name} was {start:.3f} before the first step and is {now:.3f}",
-            "lower optim.lr, tune fewer blocks (model.image.tune: last:4), or take weights between start and end "
+            f"the model forgets: {name} was {start:.3f} before the first step and is {now:.3f} now",
+            "lower optim.lr, tune fewer blocks (model.image.tune: last:4), or use weights between start and end "
             "(eval.interpolate: true, clipkit merge --alpha)",
         )
 
@@ -237,7 +242,7 @@ class Watch:
 def replay(
     watch: Watch, metrics: Sequence[Row], speeds: Sequence[Row], evaluations: Sequence[Row]
 ) -> Iterator[Finding]:
-    """The findings of logs that are there already, in the order in which they would have been said."""
+    """Yield the findings of existing logs, in the order in which the run would have reported them."""
     speed_of = {row["step"]: row for row in speeds}
     waiting = deque(evaluations)
     for row in metrics:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipkit.data import IndexedFeed, Pairs, Policy, TextView
 from clipkit.errors import TrainingError
-from clipkit.evaluation import Result, retrieval_result
+from clipkit.evaluation import retrieval_result
 from clipkit.metrics import recalls, retrieval_ranks
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
@@ -28,12 +28,9 @@ class CaptionValidation:
     def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
         self.pairs = pairs
         preprocess = model.image.preprocess
-        encoded = {
-            "image_features": Encoded(
-                "image", Policy((), preprocess.image_size, preprocess.of_crop, preprocess, seed=0)
-            ),
-            "text_features": Encoded("text", TextView("same", pairs)),
-        }
+        images = Policy((), preprocess.image_size, preprocess.of_crop, preprocess, seed=0)
+        texts = TextView("same", pairs)
+        encoded = {"image_features": Encoded("image", images), "text_features": Encoded("text", texts)}
         self.inputs = TowerInputs(model, IndexedFeed(pairs), processes, encoded, augmented=False)
 
     def figures(self) -> dict[str, float]:
@@ -44,8 +41,7 @@ class CaptionValidation:
     def result(self, name: str) -> dict[str, Any]:
         """Return everything that results.json holds, under this model name."""
         image_features, text_features = self._features()
-        result: Result = retrieval_result(image_features, text_features, self.pairs, name, 0.0)
-        return dict(result)
+        return dict(retrieval_result(image_features, text_features, self.pairs, name, 0.0))
 
     def _features(self) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
         return finite(self.pairs.name, *self.inputs.features())

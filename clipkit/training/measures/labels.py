@@ -1,15 +1,17 @@
 """Labeled images during a run: nearest neighbors and a linear probe on the features of the image tower."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from clipkit.data import LabelledImages
+from clipkit.data import LabeledImages
+from clipkit.embedding.shared import evaluating
 from clipkit.evaluation import probe
 from clipkit.evaluation.tasks.probe import check_labelled
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
-from clipkit.training.inputs import evaluating
 
 
+@dataclass(eq=False)
 class LabelValidation:
     """A probe of the image tower with the current weights.
 
@@ -23,14 +25,13 @@ class LabelValidation:
         DataError: `test` has classes that `labelled` lacks.
     """
 
-    def __init__(
-        self, model: DualEncoder, labelled: LabelledImages, test: LabelledImages | None, processes: Processes
-    ) -> None:
-        check_labelled(labelled, test)
-        self.model = model
-        self.labelled = labelled
-        self.test = test
-        self.processes = processes
+    model: DualEncoder
+    labelled: LabeledImages
+    test: LabeledImages | None
+    processes: Processes
+
+    def __post_init__(self) -> None:
+        check_labelled(self.labelled, self.test)
 
     def figures(self) -> dict[str, float]:
         """Return knn_acc1, lp_acc1 and the means over classes."""

@@ -2,19 +2,19 @@
 
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipkit.data import LabelledImages, Pairs, read_labelled, read_pairs
+from clipkit.data import LabeledImages, Pairs, read_labeled, read_pairs
+from clipkit.data.sequences import evenly_spaced
+from clipkit.embedding.shared import evaluating
 from clipkit.errors import DataError
 from clipkit.evaluation import retrieval, zeroshot
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
 from clipkit.training.guards.before import is_pretrained
-from clipkit.training.inputs import evaluating
 
 _HELD_OUT = 128
 """Images and captions that are compared: 16,384 similarities for 128 forward passes."""
@@ -67,9 +67,9 @@ class NamedSet:
         self.model = model
         self.name = source
         self.processes = processes
-        self.data: LabelledImages | Pairs
+        self.data: LabeledImages | Pairs
         try:
-            self.data = read_labelled(source)
+            self.data = read_labeled(source)
             self.metric = "retention_acc1"
         except DataError:
             self.data = read_pairs(source)
@@ -78,7 +78,7 @@ class NamedSet:
     def value(self) -> float:
         with evaluating(self.model):
             result: Any
-            if isinstance(self.data, LabelledImages):
+            if isinstance(self.data, LabeledImages):
                 result = zeroshot(self.model, self.data, cache=False, processes=self.processes)
             else:
                 result = retrieval(self.model, self.data, cache=False, processes=self.processes)
@@ -102,8 +102,7 @@ class OwnSimilarities:
 
     def __init__(self, model: DualEncoder, pairs: Pairs) -> None:
         self.model = model
-        count = len(pairs.images)
-        positions = np.unique(np.linspace(0, count - 1, min(count, _HELD_OUT)).round().astype(int))
+        positions = evenly_spaced(len(pairs.images), _HELD_OUT)
         self.images = [pairs.images[position] for position in positions]
         self.captions = [pairs.captions[int(pairs.captions_of_image[position][0])] for position in positions]
         self.name = f"the pretrained model's similarities on {len(positions)} held-out pairs"

@@ -1,5 +1,6 @@
 """Views of validation captions: how often another wording finds its caption."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,13 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipkit.data import Pairs, Sample, TextView
+from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.evaluation.figures import Column, Queries
-from clipkit.evaluation.neighborhood import embedding_map, neighbor_examples
 from clipkit.metrics import alignment, retrieval_ranks
 from clipkit.models import DualEncoder
 from clipkit.models.encode import encode_strings
 from clipkit.processes import Processes
-from clipkit.training.inputs import evaluating
 from clipkit.training.measures.captions import finite
 from clipkit.training.measures.views import BATCH, KS, ViewScores
 from clipkit.training.objectives.views import through_head
@@ -58,10 +58,7 @@ class TextViewValidation:
         """Return everything that results.json holds, under this model name."""
         with evaluating(self.model):
             features = F.normalize(self._encoded(self.captions, Encoder(self.model.text)), dim=-1).cpu()
-        return self._scores().result(name, self.pairs, len(self.captions)) | {
-            "examples": neighbor_examples(features, self.captions, "text"),
-            "map": embedding_map(features, self.captions, "text"),
-        }
+        return self._scores().result(name, self.pairs, features, self.captions)
 
     def _scores(self) -> ViewScores:
         captions, wordings = self._features()
@@ -82,6 +79,7 @@ class TextViewValidation:
         return finite(self.pairs.name, captions, wordings)
 
     def _encoded(self, texts: list[str], encoder: Encoder) -> Tensor:
-        share = texts[self.processes.share(len(texts))]
-        rows = encode_strings(self.model.text, share, encoder, BATCH, self.model.device)
-        return self.processes.gather(rows.to(self.model.device), len(texts))
+        def encode(share: Sequence[str]) -> Tensor:
+            return encode_strings(self.model.text, share, encoder, BATCH, self.model.device)
+
+        return encode_shared(texts, encode, self.processes)

@@ -22,18 +22,9 @@ def objective(
         DataError: the loss needs wrong captions, and the data has none.
     """
     preprocess = model.image.preprocess
-    augment = Policy(
-        term.augmentation,
-        preprocess.image_size,
-        preprocess.of_crop,
-        preprocess,
-        recipe.train.seed,
-        safe=TextSafe(pairs) if term.safe else None,
-    )
-    encoded = {
-        "image_features": Encoded("image", augment),
-        "text_features": Encoded("text", TextView("same", pairs)),
-    }
+    seed, safe = recipe.train.seed, TextSafe(pairs) if term.safe else None
+    augment = Policy(term.augmentation, preprocess.image_size, preprocess.of_crop, preprocess, seed, safe=safe)
+    encoded = {"image_features": Encoded("image", augment), "text_features": Encoded("text", TextView("same", pairs))}
     if Need.NEGATIVES in term.needs:
         encoded["negative_text_features"] = Encoded("text", WrongCaption(checked_negatives(pairs)))
     return Objective(

@@ -43,8 +43,7 @@ def _call(term: LossTerm, teachers: Mapping[str, Callable[[Gathered], Gathered]]
     row = LOSSES[term.name]
     function: Callable[..., Tensor] = getattr(losses, row.name)
     teacher = teachers[term.teacher] if term.teacher is not None else None
-    values = {name: getattr(term, name) for name in row.options if name != "teacher"}
-    options = {name: value for name, value in values.items() if value is not None}
+    options = term.model_dump(include=set(row.options) - {"teacher"}, exclude_none=True)
     names = [name for need in row.needs for name in need.arguments]
 
     def value(gathered: Gathered, scalars: Scalars, rows: slice) -> Tensor:

@@ -50,17 +50,13 @@ class Objective:
 def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float]) -> Objective:
     """Return several objectives as one; the log compares the features of the first."""
 
+    weighted = list(zip(weights, objectives, strict=True))
+
     def value(gathered: Gathered, scalars: Scalars, rows: slice) -> Tensor:
-        first, *others = [
-            weight * objective.value(gathered, scalars, rows)
-            for weight, objective in zip(weights, objectives, strict=True)
-        ]
+        first, *others = [weight * one.value(gathered, scalars, rows) for weight, one in weighted]
         return sum(others, first)
 
-    levels = [
-        None if objective.chance is None else weight * objective.chance
-        for weight, objective in zip(weights, objectives, strict=True)
-    ]
+    levels = [None if one.chance is None else weight * one.chance for weight, one in weighted]
     return Objective(
         {name: encoded for objective in objectives for name, encoded in objective.encoded.items()},
         value,

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import clipkit
-from clipkit.data import read_labelled, read_pairs
+from clipkit.data import read_labeled, read_pairs
 from clipkit.errors import DataError
 from tests.conftest import COLOURS, SHAPES, draw
 from tests.evaluation.suites import suite_client
@@ -61,7 +61,7 @@ def shards(folder: Path, kind: str) -> Path:
 
 def test_labels_have_the_class_names_and_prompts_of_the_folder(tmp_path: Path) -> None:
     source = f"wds:{shards(tmp_path, 'classification')}"
-    labelled = read_labelled(source)
+    labelled = read_labeled(source)
     assert labelled.name == source
     assert labelled.class_names == list(CLASSES)
     assert labelled.classes == ["0", "1", "2", "3", "4"]
@@ -76,11 +76,11 @@ def test_captions_are_split_into_lines(tmp_path: Path) -> None:
     assert pairs.captions[:2] == ["a red square", "the square is red"]
     assert pairs.image_of_caption[:4].tolist() == [0, 0, 1, 1]
     with pytest.raises(DataError, match="has a label"):
-        read_labelled(f"wds:{tmp_path}")
+        read_labeled(f"wds:{tmp_path}")
 
 
 def test_multilabel_images_may_have_no_label(tmp_path: Path) -> None:
-    labelled = read_labelled(f"wds:{shards(tmp_path, 'multilabel')}")
+    labelled = read_labeled(f"wds:{shards(tmp_path, 'multilabel')}")
     assert labelled.labels[:3].tolist() == [[False] * 5, [True, False, False, False, True],
                                            [False, True, False, False, True]]  # fmt: skip
     assert labelled.class_names == list(CLASSES)
@@ -91,24 +91,24 @@ def test_multilabel_images_may_have_no_label(tmp_path: Path) -> None:
 def test_errors_name_the_missing_part(tmp_path: Path) -> None:
     folder = shards(tmp_path / "classes", "classification")
     with pytest.raises(DataError, match="has no split train"):
-        read_labelled(f"wds:{folder}:train")
+        read_labeled(f"wds:{folder}:train")
     (folder / "classnames.txt").write_text("red\ngreen\nblue\n")
     with pytest.raises(DataError, match="the label '3', which is not one of its 3 listed classes"):
-        read_labelled(f"wds:{folder}")
+        read_labeled(f"wds:{folder}")
     (folder / "test" / "1.tar").unlink()  # as after an interrupted download, without a network
     with pytest.raises(DataError, match=r"1 of its 2 shards are missing, the first is .*1\.tar"):
-        read_labelled(f"wds:{folder}")
+        read_labeled(f"wds:{folder}")
     (folder / "test" / "nshards.txt").write_text("many")
     with pytest.raises(DataError, match="'many'"):
-        read_labelled(f"wds:{folder}")
+        read_labeled(f"wds:{folder}")
     multilabel = shards(tmp_path / "several", "multilabel")
     (multilabel / "classnames.txt").write_text("red\ngreen\n")
     with pytest.raises(DataError, match="the label '4', which is not one of its 2 listed classes"):
-        read_labelled(f"wds:{multilabel}")
+        read_labeled(f"wds:{multilabel}")
     (multilabel / "dataset_type.txt").unlink()
     (multilabel / "classnames.txt").write_text("\n".join(CLASSES))
     with pytest.raises(DataError, match="multilabel"):  # CLIP_benchmark reads these as classes, and fails
-        read_labelled(f"wds:{multilabel}")
+        read_labeled(f"wds:{multilabel}")
 
 
 @pytest.mark.slow

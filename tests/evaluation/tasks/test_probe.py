@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 import clipkit
 from clipkit import evaluate
-from clipkit.data import LabelledImages
+from clipkit.data import LabeledImages
 from clipkit.errors import DataError
 from tests.conftest import COLOURS, SHAPES, draw, write_csv
 
@@ -44,10 +44,10 @@ def test_probe_learns_colors_and_equals_scikit_learn(model: clipkit.DualEncoder,
     assert figure["chance"] == 0.25
     assert result["metrics"]["lp_acc5"]["value"] is None
     assert result["metrics"]["knn_acc1"]["value"] > 0.5
-    measured = clipkit.data.read_labelled(test)
+    measured = clipkit.data.read_labeled(test)
     assert [row["label"] for row in result["map"]] == [measured.classes[label] for label in measured.labels]
     # The classifier equals scikit-learn's at the chosen weight decay.
-    labelled = clipkit.data.read_labelled(train)
+    labelled = clipkit.data.read_labeled(train)
     (weight_decay,) = result["settings"]["weight_decay"]
     theirs = LogisticRegression(C=1 / (weight_decay * 40), max_iter=10_000, tol=1e-8)
     theirs.fit(model.encode_image(labelled.images).double().numpy(), labelled.labels)
@@ -72,12 +72,12 @@ def test_shots_are_drawn_once_per_seed(model: clipkit.DualEncoder, colored: Path
 def test_without_test_data_a_fifth_is_held_out_in_any_order_of_images(
     model: clipkit.DualEncoder, colored: Path
 ) -> None:
-    labelled = clipkit.data.read_labelled(str(colored / "train.csv"))
+    labelled = clipkit.data.read_labeled(str(colored / "train.csv"))
     first = evaluate.probe(model, labelled)
     assert first["data"]["images"] == 8
     assert first["data"]["learned_images"] == 32
     order = torch.randperm(40).numpy()
-    shuffled = LabelledImages(
+    shuffled = LabeledImages(
         "shuffled", [labelled.images[row] for row in order], labelled.labels[order], labelled.classes
     )
     again = evaluate.probe(model, shuffled)
@@ -85,13 +85,13 @@ def test_without_test_data_a_fifth_is_held_out_in_any_order_of_images(
 
 
 def test_equal_files_are_never_separated(model: clipkit.DualEncoder, colored: Path) -> None:
-    labelled = clipkit.data.read_labelled(str(colored / "train.csv"))
-    twice = LabelledImages("twice", labelled.images * 2, np.concatenate([labelled.labels] * 2), labelled.classes)
+    labelled = clipkit.data.read_labeled(str(colored / "train.csv"))
+    twice = LabeledImages("twice", labelled.images * 2, np.concatenate([labelled.labels] * 2), labelled.classes)
     measured = evaluate.probe(model, twice)["queries"]["images"]
     assert len(measured) == 16
     assert all(measured.count(name) == 2 for name in measured)
     # Also if one file has two classes.
-    mixed = LabelledImages(
+    mixed = LabeledImages(
         "mixed",
         [*labelled.images, *labelled.images[:6]],
         np.concatenate([labelled.labels, (labelled.labels[:6] + 1) % 4]),
@@ -103,11 +103,11 @@ def test_equal_files_are_never_separated(model: clipkit.DualEncoder, colored: Pa
 
 
 def test_probe_refuses_unsuitable_data(model: clipkit.DualEncoder, colored: Path, shapes: Path) -> None:
-    several = LabelledImages("s", [colored / "red0.png"], np.ones((1, 2), dtype=bool), ["a", "b"])
+    several = LabeledImages("s", [colored / "red0.png"], np.ones((1, 2), dtype=bool), ["a", "b"])
     with pytest.raises(DataError, match="several classes"):
         evaluate.probe(model, several)
-    few = LabelledImages("f", [colored / "red0.png", colored / "blue0.png"], np.array([0, 1]), ["red", "blue"])
+    few = LabeledImages("f", [colored / "red0.png", colored / "blue0.png"], np.array([0, 1]), ["red", "blue"])
     with pytest.raises(DataError, match="'red' has too few different images"):
         evaluate.probe(model, few)
     with pytest.raises(DataError, match="without training images"):
-        evaluate.probe(model, str(colored / "train.csv"), test=LabelledImages("t", few.images, few.labels, ["x", "y"]))
+        evaluate.probe(model, str(colored / "train.csv"), test=LabeledImages("t", few.images, few.labels, ["x", "y"]))

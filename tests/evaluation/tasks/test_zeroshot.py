@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix
 
 import clipkit
 from clipkit import evaluate, metrics
-from clipkit.data import read_labelled
+from clipkit.data import read_labeled
 from clipkit.errors import DataError
 from clipkit.evaluation import zeroshot_classifier
 from clipkit.evaluation.classification import classification_result
@@ -51,7 +51,7 @@ class Tokens(dict[str, torch.Tensor]):
 
 def test_accuracy_equals_clip_benchmark(model: clipkit.DualEncoder, shapes: Path) -> None:
     theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
-    labelled = read_labelled(str(shapes / "classes.csv"))
+    labelled = read_labeled(str(shapes / "classes.csv"))
     templates = ["a photo of a {c}.", "a {c} square"]
     weights = theirs.zero_shot_classifier(
         ForClipBenchmark(model),
@@ -80,7 +80,7 @@ def test_classes_may_exceed_those_of_the_data(model: clipkit.DualEncoder, shapes
 def test_wrong_classes_and_templates_are_refused(model: clipkit.DualEncoder, shapes: Path) -> None:
     with pytest.raises(DataError, match="'blue', which is not among the 1 classes given"):
         evaluate.zeroshot(model, str(shapes / "classes.csv"), classes=["red"])
-    with pytest.raises(DataError, match="no place for the class name"):
+    with pytest.raises(DataError, match="'a photo'"):
         evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=["a photo"])
 
 
@@ -104,7 +104,7 @@ def test_classes_may_have_sentences_of_their_own(model: clipkit.DualEncoder, sha
         evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=sentences)["settings"]["templates"] == sentences
     )
     del sentences["green"]
-    with pytest.raises(DataError, match="none for 'green'"):
+    with pytest.raises(DataError, match="'green'"):
         evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=sentences)
 
 
@@ -123,7 +123,7 @@ def test_average_precision_of_several_labels_equals_clip_benchmark(
     theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification").average_precision_per_class
     file = tmp_path / "p.parquet"
     result = evaluate.zeroshot(model, several, predictions=file)
-    labelled = read_labelled(several)
+    labelled = read_labeled(several)
     assert labelled.several
     scores = 100 * model.encode_image(labelled.images) @ zeroshot_classifier(model, labelled.classes).T
     expected = theirs(scores, torch.from_numpy(labelled.labels))
@@ -213,7 +213,7 @@ def test_class_names_and_prompts_are_read_from_the_folder(model: clipkit.DualEnc
     assert settings["templates"] == ["a {c} image"]
     assert evaluate.zeroshot(model, str(tmp_path), templates=["{c}"])["settings"]["templates"] == ["{c}"]
     (tmp_path / "classnames.txt").write_text("red\n")
-    with pytest.raises(DataError, match="has 1 names, but there are 2 class folders"):
+    with pytest.raises(DataError, match=r"classnames\.txt"):
         evaluate.zeroshot(model, str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Averaged weights against a loop, and in a run."""
+"""Averaged weights, compared with a loop and in a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from clipkit.training.folder.resume import best_evaluation
 from clipkit.training.folder.run_folder import RunFolder
 
 
-def test_it_is_the_moving_average(tmp_path: Path) -> None:
+def test_average_equals_a_loop(tmp_path: Path) -> None:
     layer = nn.Linear(3, 2).double()
     layer.bias.requires_grad_(False)
     average = Average(layer, 0.5)
@@ -29,33 +29,35 @@ def test_it_is_the_moving_average(tmp_path: Path) -> None:
                 expected[row, column] = decay * expected[row, column] + (1 - decay) * layer.weight.data[row, column]
     assert list(average.values) == ["weight"]
     torch.testing.assert_close(average.values["weight"], expected, rtol=0, atol=1e-12)
-    own = layer.weight.detach().clone()
+    current = layer.weight.detach().clone()
     with average.applied():
         torch.testing.assert_close(layer.weight.detach(), expected, rtol=0, atol=1e-12)
-    assert torch.equal(layer.weight.detach(), own)
+    assert torch.equal(layer.weight.detach(), current)
 
 
-def test_an_error_within_gives_the_own_weights_back() -> None:
+def test_current_weights_return_after_an_error() -> None:
     layer = nn.Linear(1, 1)
     average = Average(layer, 0.9)
     layer.weight.data.add_(1.0)
-    own = layer.weight.item()
+    current = layer.weight.item()
     with pytest.raises(KeyError), average.applied():
         raise KeyError
-    assert layer.weight.item() == own
+    assert layer.weight.item() == current
 
 
-def test_a_run_evaluates_and_keeps_them(recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path) -> None:
+def test_run_evaluates_and_saves_the_averaged_weights(
+    recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path
+) -> None:
     result = clipkit.train(recipe({"train.ema": 0.5, "train.epochs": 4}))
     run = RunFolder(tmp_path / "run")
     best = best_evaluation(run, "mean_recall")
     assert best is not None
     checkpoint = checkpoint_of(run.checkpoints, best["step"])
     saved = clipkit.load(run.path)
-    average, own = read_tensors(checkpoint, "average"), read_tensors(checkpoint, "model")
+    average, model = read_tensors(checkpoint, "average"), read_tensors(checkpoint, "model")
     for name, value in saved.named_parameters():
         assert torch.equal(value, average[name]), name
-    assert any(not torch.equal(average[name], own[name]) for name in average)
+    assert any(not torch.equal(average[name], model[name]) for name in average)
     again = clipkit.evaluate.retrieval(saved, str(shapes / "captions.csv"))
     assert again["metrics"] == result["metrics"]
     assert read_state(checkpoint)["recipe"]["train"]["ema"] == 0.5

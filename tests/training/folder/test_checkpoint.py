@@ -1,4 +1,4 @@
-"""Checkpoints that were cut or altered are never taken for good."""
+"""Checkpoints: written completely or not at all, and never used after damage."""
 
 import pickle
 import random
@@ -15,7 +15,7 @@ import clipkit
 from clipkit.errors import OutputError
 from clipkit.recipe import Recipe
 from clipkit.training.folder.checkpoint import checkpoint_steps, damage, read_state, read_tensors, write_checkpoint
-from clipkit.training.folder.resume import find
+from clipkit.training.folder.resume import newest_usable
 from clipkit.training.folder.run_folder import RunFolder
 from tests.conftest import small_recipe
 
@@ -28,7 +28,7 @@ def write(folder: Path, step: int = 3) -> Path:
     return write_checkpoint(folder, step, tensors, {"step": step})
 
 
-def test_what_was_written_comes_back(tmp_path: Path) -> None:
+def test_checkpoint_reads_back_what_was_written(tmp_path: Path) -> None:
     checkpoint = write(tmp_path)
     assert checkpoint == tmp_path / "step-000003"
     assert damage(checkpoint) is None
@@ -36,17 +36,17 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
     assert read_tensors(checkpoint, "optimizer") == {}
     assert read_state(checkpoint) == {"step": 3}
     write(tmp_path, 12)
-    write(tmp_path, 12)  # again, as after going on from an earlier one
+    write(tmp_path, 12)  # again, as a run does that resumed from an earlier checkpoint
     assert checkpoint_steps(tmp_path) == [3, 12]
     assert not list(tmp_path.glob(".*"))
 
 
-def test_the_hashes_are_those_of_sha256sum(tmp_path: Path) -> None:
+def test_sha256sum_verifies_a_checkpoint(tmp_path: Path) -> None:
     command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
     assert subprocess.run(command, cwd=write(tmp_path), check=False, capture_output=True).returncode == 0
 
 
-def test_one_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
 
     from clipkit.training.folder import checkpoint
@@ -63,19 +63,21 @@ def test_one_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: 
 
 
 def alter(file: Path, choose: random.Random) -> str:
-    """Do something to a file that changes it."""
+    """Change a file in a random way."""
     content = file.read_bytes()
     match choose.choice(["flip", "flip", "cut", "longer", "zeros", "pickle", "gone", "swap"]):
         case "flip":
-            place = choose.randrange(len(content))
-            altered = content[:place] + bytes([content[place] ^ (1 << choose.randrange(8))]) + content[place + 1 :]
+            position = choose.randrange(len(content))
+            altered = (
+                content[:position] + bytes([content[position] ^ (1 << choose.randrange(8))]) + content[position + 1 :]
+            )
         case "cut":
             altered = content[: choose.randrange(len(content))]
         case "longer":
             altered = content + choose.randbytes(choose.randint(1, 50))
         case "zeros":
-            place = choose.randrange(len(content))
-            altered = content[:place] + bytes(len(content) - place)
+            position = choose.randrange(len(content))
+            altered = content[:position] + bytes(len(content) - position)
         case "pickle":
             altered = pickle.dumps({"model": 1})
         case "swap":
@@ -103,7 +105,7 @@ def never(*arguments: object, **options: object) -> None:
     raise AssertionError("a pickle was opened")
 
 
-def test_altered_checkpoints_are_never_used(
+def test_damaged_checkpoints_are_never_used(
     kept: tuple[RunFolder, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, recipe = kept
@@ -125,24 +127,24 @@ def test_altered_checkpoints_are_never_used(
             alter(choose.choice(sorted(checkpoint.iterdir())), choose)
             assert damage(checkpoint) is not None, checkpoint
         try:
-            found = find(copy, recipe, 12, identity)
+            start = newest_usable(copy, recipe, 12, identity)
         except OutputError as error:
             refused.append(str(error))
             continue
         finally:
             shutil.rmtree(copy.path)
-        assert found.step not in altered
-        best = read_state(whole.checkpoints / f"step-{found.step:06d}")["best"]
+        assert start.step not in altered
+        best = read_state(whole.checkpoints / f"step-{start.step:06d}")["best"]
         assert best not in altered
-        assert len(found.notes) == sum(step > found.step for step in steps)
-        used[found.step] += 1
+        assert len(start.notes) == sum(step > start.step for step in steps)
+        used[start.step] += 1
     assert len(refused) >= 10
-    assert all("none of its checkpoints can be used" in line and "\n" not in line for line in refused)
+    assert all("--overwrite" in line and "\n" not in line for line in refused)
     assert sum(count > 0 for count in used.values()) >= 3, used
 
 
 @pytest.mark.parametrize("victim", ["newest", "log"])
-def test_the_one_before_is_used_and_gives_the_same_bits(
+def test_resume_uses_the_checkpoint_before_a_damaged_one(
     kept: tuple[RunFolder, Recipe], recipe: Build, tmp_path: Path, victim: str
 ) -> None:
     whole, _ = kept
@@ -152,15 +154,15 @@ def test_the_one_before_is_used_and_gives_the_same_bits(
     if victim == "newest":
         file = run.checkpoints / "step-000012" / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-1])
-        reason = "the checkpoint of step 12 is not used: model.safetensors is not what was written"
+        reason = "the checkpoint of step 12 is not used: model.safetensors"
     else:
         lines = run.metrics.read_text().splitlines(keepends=True)
         run.metrics.write_text("".join(lines[:11]))
-        reason = "the checkpoint of step 12 is not used: metrics.jsonl is not as it was at that step"
+        reason = "the checkpoint of step 12 is not used: metrics.jsonl"
     clipkit.train(recipe(CHANGES), resume=True)
-    said = run.log.read_text()
-    assert reason in said
-    assert "resuming after step 11" in said
+    log = run.log.read_text()
+    assert reason in log
+    assert "resuming after step 11" in log
     assert run.metrics.read_bytes() == whole.metrics.read_bytes()
     assert run.evaluations.read_bytes() == whole.evaluations.read_bytes()
     model = "model/model.safetensors"
@@ -168,7 +170,7 @@ def test_the_one_before_is_used_and_gives_the_same_bits(
     assert damage(run.checkpoints / "step-000012") is None
 
 
-def test_when_none_is_sound_nothing_is_begun_anew(
+def test_resume_does_not_start_again_if_all_checkpoints_are_damaged(
     kept: tuple[RunFolder, Recipe], recipe: Build, tmp_path: Path
 ) -> None:
     whole, _ = kept
@@ -177,6 +179,6 @@ def test_when_none_is_sound_nothing_is_begun_anew(
     for step in checkpoint_steps(run.checkpoints):
         (run.checkpoints / f"step-{step:06d}" / "SHA256SUMS").write_bytes(b"\xff\n")
     before = sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*") if path.is_file())
-    with pytest.raises(OutputError, match="none of its checkpoints can be used.*put a sound one back, or begin again"):
+    with pytest.raises(OutputError, match="checkpoints.*SHA256SUMS.*--overwrite"):
         clipkit.train(recipe(CHANGES), resume=True)
     assert sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*") if path.is_file()) == before

@@ -1,4 +1,4 @@
-"""Going on with a run: what may have changed since, and what may not."""
+"""Resuming a run: allowed and refused changes, damaged and missing checkpoints, and the checkpoints that are kept."""
 
 import json
 import shutil
@@ -14,9 +14,11 @@ import clipkit
 from clipkit.errors import OutputError, RecipeError
 from clipkit.recipe import Recipe
 from clipkit.training import step as step_module
-from clipkit.training.folder import run_folder
 from clipkit.training.folder.checkpoint import checkpoint_steps
-from tests.conftest import draw, read_lines, write_csv
+from clipkit.training.folder.resume import StartPoint, find_checkpoint
+from clipkit.training.folder.run_folder import RunFolder
+from clipkit.training.plan import make_plan
+from tests.conftest import draw, read_lines, small_recipe, write_csv
 from tests.forked import together
 from tests.training.test_kills import same_run
 
@@ -26,7 +28,7 @@ CHANGES = {"train.epochs": 4, "train.batch_size": 5, "checkpoint.every_steps": 2
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """The run is gone, without a word, when it is about to make this many steps."""
+    """End the run, as if it were killed, at the start of step `number`."""
     step, calls = step_module.Step.__call__, 0
 
     def counted(*arguments: Any) -> torch.Tensor:
@@ -46,33 +48,47 @@ def interrupted(recipe: Recipe, after: int) -> None:
             clipkit.train(recipe)
 
 
+def start_point(recipe: Recipe) -> StartPoint:
+    """Return where a resumed run would start; raises as it would."""
+    plan = make_plan(recipe)
+    return find_checkpoint(RunFolder(recipe.output), recipe, plan.steps, plan.identity, plan.processes)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, shapes: Path, tiny_clip: Path) -> Path:
+    """The folder of a run that ended after step 7, with checkpoints of steps 3 (its evaluation) and 6."""
+    output = tmp_path_factory.mktemp("stopped") / "run"
+    interrupted(small_recipe(tiny_clip, shapes, output).override(CHANGES), after=7)
+    return output
+
+
 def files_of(folder: Path) -> dict[Path, tuple[int, bytes]]:
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_on_an_empty_folder_it_just_begins(recipe: Build, tmp_path: Path) -> None:
+def test_resume_starts_a_run_in_an_empty_folder(recipe: Build, tmp_path: Path) -> None:
     clipkit.train(recipe(CHANGES), resume=True)
     clipkit.train(recipe({**CHANGES, "output": str(tmp_path / "other")}))
     same_run(tmp_path / "run", tmp_path / "other")
 
 
-def test_before_the_first_checkpoint_it_begins_again(recipe: Build, tmp_path: Path) -> None:
+def test_resume_starts_again_without_a_checkpoint(recipe: Build, tmp_path: Path) -> None:
     interrupted(recipe(CHANGES), after=1)
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 1
     clipkit.train(recipe(CHANGES), resume=True)
     assert [row["step"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 13))
 
 
-def test_a_finished_run_is_left_as_it_is(recipe: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_changes_nothing_in_a_finished_run(recipe: Build, tmp_path: Path) -> None:
     result = clipkit.train(recipe(CHANGES))
     before = files_of(tmp_path / "run")
     assert clipkit.train(recipe(CHANGES), resume=True) == result
     assert files_of(tmp_path / "run") == before
     with pytest.raises(RecipeError, match="optim.lr: 0.001 → 0.01"):
-        clipkit.train(recipe({**CHANGES, "optim.lr": 0.01}), resume=True)
-    shutil.rmtree(tmp_path / "run" / "checkpoints")  # to save room
+        start_point(recipe({**CHANGES, "optim.lr": 0.01}))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # to save disk space
     assert clipkit.train(recipe(CHANGES), resume=True) == result
-    with pytest.raises(OutputError, match="holds a model but no checkpoints to go on from"):
+    with pytest.raises(OutputError, match="no checkpoints.*--overwrite"):
         clipkit.train(recipe({**CHANGES, "train.epochs": 9}), resume=True)
     left = files_of(tmp_path / "run")
     assert left == {path: content for path, content in before.items() if path in left}
@@ -88,20 +104,26 @@ def test_a_finished_run_is_left_as_it_is(recipe: Build, tmp_path: Path, capsys: 
             "train.batch_size: 5 → 6; train.seed: 0 → 3",
         ),
         ({"train.ema": 0.9}, "train.ema: null → 0.9"),
-        ({"train.epochs": 1}, "is at step 6 already, and train.epochs: 1 ends at step 3"),
+        ({"train.epochs": 1}, "step 6.* train.epochs: 1 .* step 3"),
         ({"data.validation": None}, "data.validation changed since step 6"),
     ],
 )
-def test_another_recipe_is_refused(recipe: Build, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    interrupted(recipe(CHANGES), after=7)
-    before = files_of(tmp_path / "run")
+def test_resume_refuses_a_changed_recipe(recipe: Build, stopped: Path, changes: dict[str, Any], message: str) -> None:
+    before = files_of(stopped)
     with pytest.raises(RecipeError, match=message):
-        clipkit.train(recipe({**CHANGES, **changes}), resume=True)
-    assert files_of(tmp_path / "run") == before
+        start_point(recipe({**CHANGES, **changes, "output": str(stopped)}))
+    assert files_of(stopped) == before
 
 
-def test_what_may_change_is_said(recipe: Build, tmp_path: Path, shapes: Path) -> None:
-    interrupted(recipe(CHANGES), after=7)
+def test_train_with_resume_refuses_a_changed_recipe(recipe: Build, stopped: Path) -> None:
+    before = files_of(stopped)
+    with pytest.raises(RecipeError, match="train.seed: 0 → 3"):
+        clipkit.train(recipe({**CHANGES, "train.seed": 3, "output": str(stopped)}), resume=True)
+    assert files_of(stopped) == before
+
+
+def test_resume_prints_allowed_changes(recipe: Build, stopped: Path, tmp_path: Path, shapes: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
     moved = shutil.copytree(shapes, tmp_path / "moved")
     changes = {
         "train.epochs": 6,
@@ -111,50 +133,51 @@ def test_what_may_change_is_said(recipe: Build, tmp_path: Path, shapes: Path) ->
         "data.workers": 1,
         "data.train": str(moved / "captions.csv"),
         "checkpoint.keep_last": 5,
+        "output": str(tmp_path / "run"),
     }
     result = clipkit.train(recipe({**CHANGES, **changes}), resume=True)
-    said = (tmp_path / "run" / "log.txt").read_text()
-    assert "changed since step 6: train.epochs: 4 → 6" in said
-    assert said.count("changed since step 6: ") == len(changes)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "changed since step 6: train.epochs: 4 → 6" in log
+    assert log.count("changed since step 6: ") == len(changes)
     assert result["settings"]["steps"] == 18
     assert result["settings"]["best"]["metric"] == "text_retrieval_recall@5"
     assert [row["step"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")] == [*range(1, 7), 9, 12, 15, 18]
     assert Recipe.from_yaml(tmp_path / "run" / "recipe.yaml").train.epochs == 6
 
 
-def test_a_finished_run_can_be_made_longer(recipe: Build, tmp_path: Path) -> None:
+def test_resume_extends_a_finished_run(recipe: Build, tmp_path: Path) -> None:
     clipkit.train(recipe(CHANGES))
     result = clipkit.train(recipe({**CHANGES, "train.epochs": 5}), resume=True)
     assert result["settings"]["steps"] == 15
     assert [row["step"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 16))
 
 
-def own_data(folder: Path) -> Path:
+def small_data(folder: Path) -> Path:
     (folder / "images").mkdir(parents=True)
     rows = []
-    for number, colour in enumerate(("red", "green", "blue", "yellow") * 2):
-        draw(colour, "circle", shift=number).save(folder / "images" / f"{number}.png")
-        rows.append([f"images/{number}.png", f"a {colour} circle, {number}"])
+    for number, color in enumerate(("red", "green", "blue", "yellow") * 2):
+        draw(color, "circle", shift=number).save(folder / "images" / f"{number}.png")
+        rows.append([f"images/{number}.png", f"a {color} circle, {number}"])
     return write_csv(folder / "captions.csv", ["image", "caption"], rows)
 
 
-def test_other_data_is_refused(recipe: Build, tmp_path: Path) -> None:
-    data = own_data(tmp_path / "data")
+def test_resume_refuses_changed_data(recipe: Build, tmp_path: Path) -> None:
+    data = small_data(tmp_path / "data")
     built = recipe({**CHANGES, "data.train": str(data), "train.batch_size": 4})
     interrupted(built, after=5)
     before = files_of(tmp_path / "run")
     written = data.read_text()
     data.write_text(written.replace("a red circle, 0", "a red disc, 0"))
-    with pytest.raises(RecipeError, match=r"the images or captions of data.train changed since step 4"):
-        clipkit.train(built, resume=True)
+    with pytest.raises(RecipeError, match="data.train changed since step 4"):
+        start_point(built)
     data.write_text(written)
     draw("red", "square", size=40).save(tmp_path / "data" / "images" / "0.png")
-    with pytest.raises(RecipeError, match=r"the images or captions of data.train changed since step 4"):
-        clipkit.train(built, resume=True)
+    with pytest.raises(RecipeError, match="data.train changed since step 4"):
+        start_point(built)
     assert files_of(tmp_path / "run") == before
 
 
-def test_other_frozen_weights_are_refused(recipe: Build, tmp_path: Path, tiny_clip: Path) -> None:
+def test_resume_refuses_changed_frozen_weights(recipe: Build, tmp_path: Path, tiny_clip: Path) -> None:
     model = shutil.copytree(tiny_clip, tmp_path / "model")
     built = recipe({**CHANGES, "model.name": str(model), "model.image.tune": "frozen"})
     interrupted(built, after=5)
@@ -162,37 +185,33 @@ def test_other_frozen_weights_are_refused(recipe: Build, tmp_path: Path, tiny_cl
     with torch.no_grad():
         next(clip.image.trunk.parameters()).add_(1e-3)
     clip.save(model)
-    with pytest.raises(RecipeError, match="the frozen weights of the model changed since step 4"):
-        clipkit.train(built, resume=True)
+    with pytest.raises(RecipeError, match="frozen weights.* changed since step 4"):
+        start_point(built)
 
 
-def test_the_cut_that_was_found_is_kept(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With another amount of memory free, auto would find another cut and so other bits."""
-    from clipkit.training import micro_batch
-
-    found = iter([60_000_000, 10**12])
-    sizes = []
+def test_resume_keeps_the_measured_micro_batch(recipe: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another amount of free memory, `auto` would give another size, and so other bits."""
+    sizes: list[int] = []
 
     def size(*arguments: Any) -> int:
-        sizes.append(2 if next(found) < 10**9 else 5)
+        sizes.append(5 if sizes else 2)
         return sizes[-1]
 
-    monkeypatch.setattr("clipkit.training.model.find_micro_batch_size", size)
-    assert micro_batch is not None
+    monkeypatch.setattr("clipkit.training.micro_batch.find_micro_batch_size", size)
     interrupted(recipe(CHANGES), after=5)
     result = clipkit.train(recipe(CHANGES), resume=True)
     assert sizes == [2]
     assert result["settings"]["micro_batch_size"] == 2
 
 
-def test_on_another_number_of_processes_it_is_the_same_to_rounding(recipe: Build, tmp_path: Path) -> None:
+def test_resume_on_more_processes_gives_the_same_run_up_to_rounding(recipe: Build, tmp_path: Path) -> None:
     sgd = {"optim.name": "sgd", "optim.lr": 0.05, "optim.weight_decay": 0.0}
     clipkit.train(recipe({**CHANGES, **sgd, "output": str(tmp_path / "whole")}))
     interrupted(recipe({**CHANGES, **sgd}), after=7)
     file = tmp_path / "r.yaml"
     file.write_text(recipe({**CHANGES, **sgd}).to_yaml())
-    said, _ = together(2, "-m", "clipkit", "train", str(file), "--resume")
-    assert "processes changed since (1 → 2): the same run to rounding only" in said
+    output, _ = together(2, "-m", "clipkit", "train", str(file), "--resume")
+    assert "processes changed since step 6 (1 → 2)" in output
     rows = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("run", "whole")]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     for one, two in zip(*rows, strict=True):
@@ -202,7 +221,7 @@ def test_on_another_number_of_processes_it_is_the_same_to_rounding(recipe: Build
         torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_live_run_is_refused_and_a_dead_ones_lock_taken_over(recipe: Build, tmp_path: Path) -> None:
+def test_train_refuses_a_folder_in_use_and_takes_the_lock_of_a_killed_run(recipe: Build, tmp_path: Path) -> None:
     import multiprocessing
 
     folder = tmp_path / "run"
@@ -212,7 +231,7 @@ def test_a_live_run_is_refused_and_a_dead_ones_lock_taken_over(recipe: Build, tm
     holder.start()
     assert ready.wait(60)
     for options in ({"resume": True}, {"overwrite": True}):
-        with pytest.raises(OutputError, match=f"a run is at work in it .process {holder.pid} on"):
+        with pytest.raises(OutputError, match=f"run: another run .*process {holder.pid} on"):
             clipkit.train(recipe(CHANGES), **options)
     holder.kill()
     holder.join()
@@ -222,13 +241,15 @@ def test_a_live_run_is_refused_and_a_dead_ones_lock_taken_over(recipe: Build, tm
 
 
 def _hold(folder: Path, ready: Any, done: Any) -> None:
-    run_folder.RunFolder(folder).claim(resume=True, overwrite=False)
+    RunFolder(folder).claim(resume=True, overwrite=False)
     ready.set()
     done.wait()
 
 
-def test_what_is_kept(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last two, the best two, and what was the best when one of the last was written."""
+def test_run_keeps_the_last_and_best_checkpoints(
+    recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last two, the best two, and those that were the best when one of the last was written."""
     from clipkit.training.measures.captions import CaptionValidation
 
     values = iter([0.5, 0.9, 0.2, 0.7, 0.3, 0.4])
@@ -243,7 +264,7 @@ def test_what_is_kept(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyP
     }
 
 
-def test_what_is_saved_is_the_best_not_the_last(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_model_has_the_best_weights(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clipkit.training.folder.checkpoint import checkpoint_of, read_tensors
     from clipkit.training.measures.captions import CaptionValidation
 
@@ -260,7 +281,7 @@ def test_what_is_saved_is_the_best_not_the_last(recipe: Build, tmp_path: Path, m
     assert again["metrics"] == result["metrics"]
 
 
-def test_checkpoints_by_the_clock(recipe: Build, tmp_path: Path) -> None:
+def test_run_writes_checkpoints_by_time(recipe: Build, tmp_path: Path) -> None:
     changes = {"data.validation": None, "train.epochs": 3, "checkpoint.keep_last": 50}
     clipkit.train(recipe(changes))
     assert checkpoint_steps(tmp_path / "run" / "checkpoints") == [6]

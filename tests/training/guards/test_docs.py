@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 from clipkit.data.checks.rules import RULES
-from clipkit.training.guards import Facts, Watch
 from clipkit.training.guards.before import GUARDS
 from clipkit.training.guards.doctor import FOLDER_RULES
 from clipkit.training.guards.pretrained import SETTINGS_GUARDS
+from clipkit.training.guards.watch import Facts, Watch
 
 PAGE = (Path(__file__).parents[3] / "docs" / "guards.md").read_text(encoding="utf-8")
 SCOPES = {"quick": "all rows", "sampled": "a sample", "full": "–"}
