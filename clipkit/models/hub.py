@@ -83,7 +83,10 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
         info = HfApi().model_info(repository, revision=revision)
         files = [sibling.rfilename for sibling in info.siblings or []]
         patterns = _needed(repository, info.sha, files, model_types)
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        try:
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        except http_errors():  # older clients do not resume an interrupted transfer themselves
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except errors.HFValidationError:
         raise ModelError(f"{name}: folder not found, and not a valid Hub repository name; write org/name") from None
     except errors.GatedRepoError:
