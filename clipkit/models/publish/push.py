@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def check_pushable(repository: str, private: bool) -> None:
         api = HfApi()
         api.whoami()
         api.create_repo(repository, private=private or None, exist_ok=True)
-        api.auth_check(repository, write=True)  # for an existing repository, create_repo checks nothing
+        if "write" in signature(api.auth_check).parameters:  # older clients only find out when they upload
+            api.auth_check(repository, write=True)  # for an existing repository, create_repo checks nothing
         if private and not api.model_info(repository).private:
             raise ModelError(
                 f"{repository}: already exists and is public; --private only applies to new repositories: make it "
