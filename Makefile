@@ -1,8 +1,8 @@
-# make demo | make test | make check | make test-all | make format | make clean
+# make demo | make test | make check | make test-all | make test-lowest | make format | make clean
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all test-lowest check format clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,15 @@ test: .venv/installed-dev
 test-all: .venv/installed-dev .venv/installed-towers
 	$(BIN)/python -m pytest -m "" $(ARGS)
 
+# The lowest declared version of each direct dependency, with Python 3.11; slow to install.
+.venv-lowest/installed: pyproject.toml tests/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/lowest.txt --editable '.[dev]'
+	touch $@
+
+test-lowest: .venv-lowest/installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+
 check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,4 +41,4 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist
+	rm -rf .venv .venv-lowest .mypy_cache .ruff_cache .pytest_cache build dist

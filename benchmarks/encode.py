@@ -30,15 +30,16 @@ def make_models(folder: Path) -> None:
     import open_clip
     import torch
     from step_cost import save_clip
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+    from transformers import CLIPConfig, CLIPModel
 
     import clipkit
+    from clipkit.models.image_processors import processor_class
 
     save_clip(folder / "transformers")  # for its tokenizer
     torch.manual_seed(0)
     text = {"eos_token_id": 49407, "bos_token_id": 49406, "pad_token_id": 49407}
     CLIPModel(CLIPConfig(text_config=text, vision_config={"patch_size": 32})).save_pretrained(folder / "transformers")
-    CLIPImageProcessorPil().save_pretrained(folder / "transformers")
+    processor_class("CLIP")().save_pretrained(folder / "transformers")
     clipkit.load("open_clip:ViT-B-32-quickgelu").save(folder / "open_clip")
     assert "ViT-B-32-quickgelu" in open_clip.list_models()
 

@@ -25,7 +25,8 @@ import open_clip
 import torch
 from PIL import Image
 
-from clipkit.data import EpochSampler, InputMaker, Policy, TextView, TokenStore, pair_loader, prepare, read_pairs
+from clipkit.data import EpochSampler, InputMaker, Policy, TextView, TokenStore, pair_loader, read_pairs
+from clipkit.data.prepare import prepare
 from clipkit.models import load
 from clipkit.recipe import steps_of
 

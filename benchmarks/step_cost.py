@@ -31,7 +31,9 @@ def save_clip(folder: Path) -> None:
     import gzip
 
     from open_clip.tokenizer import bytes_to_unicode
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    from clipkit.models.image_processors import processor_class
 
     package = find_spec("open_clip")
     assert package is not None
@@ -53,7 +55,7 @@ def save_clip(folder: Path) -> None:
     vocabulary = {word: index for index, word in enumerate(words)}
     CLIPTokenizer(vocab=vocabulary, merges=[tuple(m.split()) for m in merges]).save_pretrained(folder)
     square = {"height": SIZE, "width": SIZE}
-    CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size=square).save_pretrained(folder)
+    processor_class("CLIP")(size={"shortest_edge": SIZE}, crop_size=square).save_pretrained(folder)
 
 
 def some_pairs(source: Path, images: int, out: Path) -> None:

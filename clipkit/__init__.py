@@ -8,7 +8,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from clipkit.versions import __version__
 
 if TYPE_CHECKING:
     from clipkit import evaluation as evaluate

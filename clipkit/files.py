@@ -1,6 +1,9 @@
 """Safe writing of files, and the location of the cache folder."""
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -34,3 +37,14 @@ def write_whole(file: Path, text: str) -> None:
         writing.flush()
         os.fsync(writing.fileno())
     temporary.replace(file)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a lock that one process has at a time; wait for it if needed. Windows has no such lock."""
+    with file.open("a") as opened:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(opened, fcntl.LOCK_EX)  # released when the file is closed
+        yield

@@ -98,7 +98,9 @@ def clip_vocabulary(merge_count: int) -> tuple[dict[str, int], list[str]]:
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a randomly initialized CLIP in the Hub's layout and the beginning of CLIP's vocabulary."""
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    from clipkit.models.image_processors import processor_class
 
     folder = tmp_path_factory.mktemp("tiny_clip")
     torch.manual_seed(0)
@@ -112,7 +114,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     CLIPModel(config).save_pretrained(folder)
     CLIPTokenizer(vocab=vocabulary, merges=[tuple(m.split()) for m in merges]).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    processor_class("CLIP")(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
 
 

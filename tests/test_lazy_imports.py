@@ -1,7 +1,11 @@
-"""Importing clipkit and printing help load no heavy library."""
+"""Importing clipkit, printing help and refusing what a user names load no heavy library."""
 
+import ast
+import json
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +44,67 @@ except SystemExit as stop:
 )
 def test_no_heavy_library_is_imported(run: str) -> None:
     subprocess.run([sys.executable, "-c", CODE.format(run=run)], check=True, capture_output=True, timeout=60)
+
+
+REFUSED = [
+    ("train missing.yaml", "missing.yaml"),
+    ("train r.yaml", "nowhere.csv"),
+    ("train r.yaml data.train=here.csv", "nowhere/model"),
+    ("train r.yaml data.train=here.csv model.name=. data.validation=gone.parquet?caption=x", "gone.parquet"),
+    ("train r.yaml data.train=[here.csv,{source: gone.tsv}]", "gone.tsv"),
+    ("train r.yaml optim.lrr=1", "optim.lrr"),
+    ("eval retrieval --model nowhere --data here.csv", "nowhere"),
+    ("eval retrieval --model . --data nowhere.csv", "nowhere.csv"),
+    ("eval retrieval --model . --data here.csv", "here.csv"),
+    ("eval zeroshot --model a/b@c --data nowhere.csv", "a/b@c"),
+    ("eval zeroshot --model . --data nowhere.csv", "nowhere.csv"),
+    ("eval compositional --model . --data nowhere.json", "nowhere.json"),
+    ("eval probe --model ./nowhere --data nowhere.csv", "./nowhere"),
+    ("export nowhere/model --to onnx --out o", "nowhere/model"),
+    ("merge . nowhere/model --out o", "nowhere/model"),
+    ("push nowhere/model me/mine", "nowhere/model"),
+    ("models nowhere/model", "nowhere/model"),
+]
+FAILS = """
+import json, re, sys
+import clipkit.cli
+for command in json.load(sys.stdin):
+    sys.argv = ["clipkit", *re.findall(r"(?:\\[.*\\]|\\S)+", command)]
+    try:
+        clipkit.cli.main()
+    except SystemExit as stop:
+        assert stop.code == 2, stop.code
+    names = ("torch", "transformers", "timm", "open_clip", "accelerate")
+    assert not [name for name in names if name in sys.modules], command
+"""
+
+
+def test_what_a_user_names_is_checked_before_heavy_imports(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("model: {name: nowhere/model}\ndata: {train: nowhere.csv}\noutput: out\n")
+    (tmp_path / "here.csv").write_text("a,b\n1,2\n")
+    commands = json.dumps([command for command, _ in REFUSED])
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS], cwd=tmp_path, capture_output=True, text=True, timeout=60, input=commands
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(REFUSED)
+    for (command, refused), line in zip(REFUSED, lines, strict=True):
+        assert line.startswith(("clipkit: " + refused, "clipkit: r.yaml: " + refused)), command
+
+
+@pytest.mark.parametrize("package", ["clipkit.data", "clipkit.models"])
+def test_names_imported_on_first_use_are_those_that_type_checkers_see(package: str) -> None:
+    module = import_module(package)
+    assert module.__file__ is not None
+    block = next(node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.If))
+    seen = {
+        (node.module, alias.name) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    listed = {(f"{package}.{file}", name) for file, names in module._NAMES.items() for name in names.split()}
+    assert listed == seen
+    for _, name in sorted(listed):
+        assert getattr(module, name) is not None
 
 
 def test_public_names_resolve_and_typos_raise() -> None:

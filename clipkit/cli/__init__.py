@@ -20,6 +20,7 @@ from clipkit.cli.data import app as data_app
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.cli.export import export, merge
+from clipkit.cli.inputs import check_recipe_inputs
 from clipkit.cli.launch import is_main_process, process_rank, run_again_on_processes
 from clipkit.cli.models import models
 from clipkit.cli.push import push as push_command
@@ -41,7 +42,6 @@ app = typer.Typer(
     name="clipkit",
     help="CLIP-style contrastive learning: train, evaluate and use paired image and text encoders.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -139,6 +139,7 @@ def train(
         raise UserError("--resume and --overwrite were both given; give one of them")
     if private and push is None:
         raise UserError("--private applies to --push, which was not given; add --push ORG/NAME, or remove --private")
+    check_recipe_inputs(complete)
     if processes > 1:
         run_again_on_processes(processes)
     from clipkit.cli.tables import print_metrics

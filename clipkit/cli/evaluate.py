@@ -1,6 +1,7 @@
 """Command `clipkit eval`: evaluate models and compare results."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Evaluate models and compare results.", no_args_is_help=True, rich_markup_mode=None)
 
 
+def _task(name: str) -> Callable[..., "Result"]:
+    """Return the function of a task; imports torch, and is therefore called after the data has been read."""
+    from clipkit import evaluation
+
+    task: Callable[..., Result] = getattr(evaluation, name)
+    return task
+
+
 @measuring_command(app)
 def retrieval(
     measuring: Measuring,
@@ -37,10 +46,10 @@ def retrieval(
 
     Reports recall, ranks and mean average precision from images to captions and from captions to images.
     """
-    from clipkit import evaluation
     from clipkit.data import read_pairs
 
-    measuring.measure(partial(evaluation.retrieval, data=read_pairs(data), merge_captions=merge_captions), data)
+    pairs = read_pairs(data)
+    measuring.measure(partial(_task("retrieval"), data=pairs, merge_captions=merge_captions), data)
 
 
 @measuring_command(app)
@@ -69,7 +78,6 @@ def zeroshot(
 
     Reports the accuracy of choosing among the class names; for images with several labels, mean average precision.
     """
-    from clipkit import evaluation
     from clipkit.data import read_classes, read_labeled, read_templates
 
     labeled = read_labeled(data)
@@ -77,7 +85,7 @@ def zeroshot(
     prompts = read_templates(templates) if templates is not None else None
 
     measuring.measure(
-        partial(evaluation.zeroshot, data=labeled, classes=names, templates=prompts), data, classes, templates
+        partial(_task("zeroshot"), data=labeled, classes=names, templates=prompts), data, classes, templates
     )
 
 
@@ -110,14 +118,13 @@ def probe(
 
     The image tower stays frozen; a linear classifier and a k-nearest-neighbor classifier are trained on its features.
     """
-    from clipkit import evaluation
     from clipkit.data import read_labeled
 
     training = read_labeled(data)
     measured = read_labeled(test) if test is not None else None
 
     measuring.measure(
-        partial(evaluation.probe, data=training, test=measured, shots=shots, seeds=seeds, neighbours=neighbours),
+        partial(_task("probe"), data=training, test=measured, shots=shots, seeds=seeds, neighbours=neighbours),
         data,
         test,
     )

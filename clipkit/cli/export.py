@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipkit.cli.inputs import check_models
 from clipkit.errors import OutputError, UserError
 from clipkit.export_formats import FORMATS, export_format
 
@@ -47,6 +48,7 @@ def export(
 ) -> None:
     """Export a model to another library, and verify that its features stay the same."""
     export_format(to, ["int8"] * int8)
+    check_models(model)
     images, captions = _samples(data) if data is not None else (None, None)
     from clipkit.models import load
     from clipkit.models.export import export as write
@@ -94,6 +96,7 @@ def merge(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: already exists; give an empty or a new folder")
+    check_models(*models)
     from clipkit.models import load
     from clipkit.models.merge import merge as averaged
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipkit.cli.inputs import check_models
 from clipkit.cli.launch import is_main_process, joined_processes, run_again_on_processes
 from clipkit.cli.output import check_writable, write_output
 
@@ -115,6 +116,7 @@ def measuring_command(app: typer.Typer) -> Callable[[Callable[..., None]], Calla
         @functools.wraps(function)
         def command(**given: Any) -> None:
             shared = Measuring(**{parameter.name: given.pop(parameter.name) for parameter in (model, *others)})
+            check_models(shared.model)
             function(shared, **given)
 
         parameters = [model, *specific, *others]

@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from clipkit.cli.inputs import check_models
+
 
 def models(
     name: Annotated[
@@ -15,6 +17,8 @@ def models(
     """List the available models, or describe one: towers, sizes, preprocessing, loss and memory."""
     import json
 
+    if name is not None:
+        check_models(name)
     from clipkit.models.describe import describe
 
     if name is None:

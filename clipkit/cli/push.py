@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipkit.cli.inputs import check_models
 from clipkit.errors import ModelError, TrainingError
 from clipkit.run_files import RunFiles, recipe_of, results_of
 
@@ -34,6 +35,7 @@ def push(
 
     Run the same command again to resume an interrupted upload.
     """
+    check_models(model)
     from clipkit.evaluation import read_result
     from clipkit.models.publish.push import push as upload
 

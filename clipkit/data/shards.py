@@ -93,9 +93,9 @@ def _write_tar(file: IO[bytes], samples: Iterator[ShardSample]) -> None:
 
 def _write_parquet(file: IO[bytes], samples: Iterator[ShardSample], roles: Iterable[str]) -> None:
     """Write a Parquet file in the Hub's layout, with the columns image, name, and for each role a list of strings."""
-    from datasets import Features, Image, List, Value
+    from datasets import Features, Image, Value
 
-    texts = {role: List(Value("string")) for role in roles}
+    texts = {role: [Value("string")] for role in roles}
     schema = Features({"image": Image(), **texts, "name": Value("string")}).arrow_schema
     # Dictionaries and statistics would contain copies of the images.
     with parquet.ParquetWriter(file, schema, use_dictionary=False, write_statistics=False) as table:

@@ -50,6 +50,8 @@ def start_worker(worker: int) -> None:
     info = get_worker_info()
     if info is not None and hasattr(info.dataset, "max_pixels"):
         Image.MAX_IMAGE_PIXELS = info.dataset.max_pixels
+    if (asyn := sys.modules.get("fsspec.asyn")) is not None:
+        asyn.reset_lock()  # its thread does not survive the fork either; before 2025.3.2 fsspec does not see to it
     sys.excepthook = _report_unless_disconnected
     _leave_signals_to_run()
 

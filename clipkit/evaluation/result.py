@@ -4,7 +4,6 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike
 from clipkit.errors import DataError
 from clipkit.evaluation.figures import Figure
 from clipkit.metrics.bootstrap import DRAWS
+from clipkit.versions import __version__, installed_version
 
 
 class Result(TypedDict):
@@ -92,8 +92,12 @@ def build_result(
 
 def versions() -> dict[str, str]:
     """Return the versions of all packages that can affect a metric."""
-    packages = {name: version(name) for name in ("torch", "transformers", "open_clip_torch", "timm", "pillow")}
-    return {"clipkit": version("clipkit-torch"), "python": platform.python_version()} | packages
+    packages = {
+        name: installed_version(name) for name in ("torch", "transformers", "open_clip_torch", "timm", "pillow")
+    }
+    return {"clipkit": __version__, "python": platform.python_version()} | {
+        name: version for name, version in packages.items() if version is not None
+    }
 
 
 def data_hash(images: Iterable[bytes], texts: Iterable[str], *relations: ArrayLike) -> str:

@@ -1,8 +1,20 @@
 """Dual encoders: two towers, a scale and a bias, from transformers, open_clip, timm or clipkit."""
 
-from clipkit.models.composed import compose
-from clipkit.models.dual_encoder import DualEncoder
-from clipkit.models.loading import load
-from clipkit.models.towers import ImageTower, TextTower, Tower
+from typing import TYPE_CHECKING
 
-__all__ = ["DualEncoder", "ImageTower", "TextTower", "Tower", "compose", "load"]
+from clipkit.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from clipkit.models.composed import compose
+    from clipkit.models.dual_encoder import DualEncoder
+    from clipkit.models.loading import load
+    from clipkit.models.towers import ImageTower, TextTower, Tower
+
+# Kept in step with the imports above, which type checkers read.
+_NAMES = {
+    "composed": "compose",
+    "dual_encoder": "DualEncoder",
+    "loading": "load",
+    "towers": "ImageTower TextTower Tower",
+}
+__getattr__ = on_first_use(__name__, _NAMES)

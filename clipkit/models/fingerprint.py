@@ -1,7 +1,6 @@
 """Hash of everything that a tower's features depend on: weights, structure, preprocessing and libraries."""
 
 import hashlib
-from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from clipkit.models.absent import is_absent
 from clipkit.models.towers import ImageTower, TextTower
+from clipkit.versions import __version__, installed_version
 
 # Other versions of these may resize, tokenize or multiply slightly differently.
 _LIBRARIES = (
@@ -20,7 +20,6 @@ _LIBRARIES = (
     "open_clip_torch",
     "timm",
     "pillow",
-    "clipkit-torch",
 )
 
 # Upper and lower case, digits, punctuation, entities, other scripts, spaces, and a text longer than any context.
@@ -43,7 +42,8 @@ def tower_fingerprint(tower: ImageTower | TextTower) -> str:
     if is_absent(tower):
         return digest.hexdigest()
     for library in _LIBRARIES:
-        digest.update(f"{library} {version(library)}\n".encode())
+        digest.update(f"{library} {installed_version(library)}\n".encode())
+    digest.update(f"clipkit-torch {__version__}\n".encode())
     for name, module in (*tower.trunk.named_modules(prefix="trunk"), *tower.head.named_modules(prefix="head")):
         digest.update(f"{name} {type(module).__qualname__} {_plain_attributes(module)}\n".encode())
     for name, tensor in (*tower.named_parameters(), *tower.named_buffers()):

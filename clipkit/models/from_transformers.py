@@ -12,12 +12,14 @@ from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES, Family, text_encoder
 from clipkit.models.folder_config import check_config
+from clipkit.models.image_processors import read_processor
 from clipkit.models.preprocess import Inputs, PatchGrid, Preprocess, Resize
 from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.trunks import Pooled
 from clipkit.models.weights import check_loaded, check_weights
+from clipkit.run_files import read_object
 
 
 class FromTransformers:
@@ -115,10 +117,8 @@ def _native(model_class: Any, folder: Path, name: str) -> Any:
 
 
 def _processor(folder: Path, name: str) -> Any:
-    from transformers import AutoImageProcessor
-
     with as_model_error(f"{name}: its image preprocessing cannot be read", "; add a preprocessor_config.json"):
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        return read_processor(folder)
 
 
 def _tokenizer(native: Any, family: Family, folder: Path) -> TransformersTokenizer:
@@ -128,8 +128,11 @@ def _tokenizer(native: Any, family: Family, folder: Path) -> TransformersTokeniz
     tokenizer = transformers_tokenizer(
         folder, family.longest, encoder.positions(config), fixed=encoder.padding != "cut", mask=not uses_padding
     )
-    # SigLIP 2 was trained on lowercased captions with Gemma's tokenizer, which does not lowercase.
-    tokenizer.lower = uses_padding and type(tokenizer.native).__name__.startswith("Gemma")
+    # SigLIP 2 was trained on lowercased captions with Gemma's tokenizer; only Siglip2Tokenizer lowercases them.
+    # transformers before 5.4 may open both with a general class: the file names theirs.
+    opened = type(tokenizer.native).__name__
+    declared = str(read_object(folder / "tokenizer_config.json").get("tokenizer_class", opened))
+    tokenizer.lower = uses_padding and declared.startswith(("Gemma", "Siglip2")) and opened != "Siglip2Tokenizer"
     return tokenizer
 
 

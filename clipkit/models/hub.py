@@ -50,8 +50,30 @@ def local_folder(name: str, model_types: Collection[str] | None = None) -> Path:
     return _download(repository, revision or None, model_types)
 
 
+def check_repository(name: str) -> None:
+    """Check that a model's name is a folder, a repository in the Hub cache, or one on the Hub; needs no torch.
+
+    Raises:
+        ModelError: as for `local_folder`.
+    """
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    try:
+        if not Path(name).expanduser().is_dir():
+            _in_cache(repository, revision or None)
+    except (HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError):
+        local_folder(name, ())
+
+
+def http_errors() -> tuple[type[BaseException], ...]:
+    """Errors of the Hub's client and of its HTTP library, which is httpx or httpx2 by its version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__
+
+
 def _download(repository: str, revision: str | None, model_types: Collection[str] | None) -> Path:
-    from httpx2 import HTTPError
     from huggingface_hub import HfApi, constants, errors, snapshot_download
 
     name = repository if revision is None else f"{repository}@{revision}"
@@ -61,7 +83,10 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
         info = HfApi().model_info(repository, revision=revision)
         files = [sibling.rfilename for sibling in info.siblings or []]
         patterns = _needed(repository, info.sha, files, model_types)
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        try:
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        except http_errors():  # older clients do not resume an interrupted transfer themselves
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except errors.HFValidationError:
         raise ModelError(f"{name}: folder not found, and not a valid Hub repository name; write org/name") from None
     except errors.GatedRepoError:
@@ -79,7 +104,7 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
             f"{name}: neither a folder nor in the Hub cache, and downloads are disabled (HF_HUB_OFFLINE); go online "
             "once or give a folder"
         ) from None
-    except (errors.HfHubHTTPError, HTTPError, OSError) as error:
+    except http_errors() as error:
         # The Hub does not answer: use the cache.
         try:
             return _in_cache(repository, revision)

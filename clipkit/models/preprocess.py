@@ -8,7 +8,6 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 # An image -> its inputs by name, without a batch dimension: most towers take one, pixel_values (3, H, W).
 Inputs = dict[str, Tensor]
@@ -63,6 +62,8 @@ class Preprocess:
 
         Bytes take a quarter of the memory and of the transfer from a loader worker to the device.
         """
+        from torchvision.transforms.v2 import functional as F  # not at the top: it takes seconds to import
+
         if self.finish is not None:
             return self.finish(F.to_pil_image(crop) if isinstance(crop, Tensor) else crop)
         return {"pixel_values": crop if isinstance(crop, Tensor) else F.pil_to_tensor(crop)}

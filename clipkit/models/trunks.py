@@ -32,9 +32,8 @@ class Patches(_Wrapper):
     """Image encoder of SigLIP 2 NaFlex, whose inputs are rows of patches, which keeps the aspect ratio of images."""
 
     def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> Tensor:
-        return self.native(
-            pixel_values=pixel_values, pixel_attention_mask=pixel_attention_mask, spatial_shapes=spatial_shapes
-        ).pooler_output
+        # By position: before transformers 5.5 the encoder calls the mask attention_mask.
+        return self.native(pixel_values, pixel_attention_mask, spatial_shapes).pooler_output
 
 
 class TextTrunk(_Wrapper):

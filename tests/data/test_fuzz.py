@@ -585,7 +585,8 @@ def test_missing_values_and_values_of_another_type(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="row [12] has no label"):
             read_labeled(str(file))
         assert read_pairs(str(file), captions=False).has_images
-    for kind in (pa.dictionary(pa.int32(), pa.string()), pa.string_view()):
+    views = [] if int(pa.__version__.split(".")[0]) < 21 else [pa.string_view()]  # older ones cannot write them
+    for kind in (pa.dictionary(pa.int32(), pa.string()), *views):
         column = pa.array(["a.png", "b.png"], kind)
         parquet.write_table(pa.table({"image": column, "caption": column}), file)
         pairs = read_pairs(str(file))

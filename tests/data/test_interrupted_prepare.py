@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clipkit.data import prepare, read_pairs
+from clipkit.data import read_pairs
+from clipkit.data.prepare import prepare
 from clipkit.data.shards import Format
 from clipkit.errors import Interrupted, OutputError
 from tests.data.test_prepare import FORMATS, MODULE, bytes_in, interrupt, is_complete
@@ -62,7 +63,8 @@ def test_shards_appear_only_when_they_are_finished(
 SLOW = """
 import sys, time
 import clipkit.data.prepare
-from clipkit.data import prepare, read_pairs
+from clipkit.data import read_pairs
+from clipkit.data.prepare import prepare
 module = sys.modules["clipkit.data.prepare"]
 encode = module.encoded
 def slow(*arguments):

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from clipkit.cli import main
-from clipkit.data import Pairs, prepare, read_for_shards, read_pairs
+from clipkit.data import Pairs, read_for_shards, read_pairs
 from clipkit.data.encoded import Encoded, encoded
+from clipkit.data.prepare import prepare
 from clipkit.data.shards import Format
 from clipkit.errors import DataError, OutputError, UserError
 from clipkit.images import open_image

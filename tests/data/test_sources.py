@@ -106,10 +106,10 @@ def _texts(made: Made, out: Path) -> str:
 
 
 def _saved(made: Made, out: Path) -> str:
-    from datasets import Dataset, Image, List, Value
+    from datasets import Dataset, Image, Value
     from datasets.features import Features
 
-    features = Features({"image": Image(), "caption": List(Value("string"))})
+    features = Features({"image": Image(), "caption": [Value("string")]})
     data = Dataset.from_dict({"image": made.embedded(), "caption": made.captions}, features=features)
     # Shuffled and put back: an indices mapping on top of the rows.
     order = np.random.default_rng(1).permutation(_COUNT)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import transformers
 
+from clipkit.models.image_processors import processor_class
+
 WORDS = [
     "a",
     "red",
@@ -60,11 +62,11 @@ def xlm_roberta_tokenizer(folder: Path, **options: Any) -> Any:
 
 
 def clip_processor() -> Any:
-    return transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return processor_class("CLIP")(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
 def vit_processor() -> Any:
-    return transformers.ViTImageProcessorPil(size={"height": 32, "width": 32})
+    return processor_class("ViT")(size={"height": 32, "width": 32})
 
 
 def save(folder: Path, *parts: Any) -> None:
@@ -84,7 +86,7 @@ def align(folder: Path) -> None:
             module.momentum = 1.0
     with torch.no_grad():
         model.train().vision_model(torch.randn(16, 3, 32, 32))
-    processor = transformers.EfficientNetImageProcessorPil(
+    processor = processor_class("EfficientNet")(
         size={"height": 36, "width": 36}, crop_size={"height": 32, "width": 32}, do_center_crop=True,
         include_top=False, rescale_factor=1 / 127.5, rescale_offset=True,
     )  # fmt: skip
@@ -102,7 +104,7 @@ def chinese_clip(folder: Path) -> None:
     tokenizer = bert_tokenizer()
     text = SMALL | {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 0}
     config = transformers.ChineseCLIPConfig(text_config=text, vision_config=VISION, projection_dim=24)
-    processor = transformers.ChineseCLIPImageProcessorPil(
+    processor = processor_class("ChineseCLIP")(
         size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}, do_center_crop=False
     )
     save(folder, transformers.ChineseCLIPModel(config), tokenizer, processor)
@@ -144,7 +146,7 @@ def siglip(folder: Path) -> None:
     tokenizer = transformers.SiglipTokenizer(str(folder / "spiece.model"), model_max_length=64)
     text = SMALL | {"vocab_size": 200, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 1}
     config = transformers.SiglipConfig(text_config=text, vision_config=VISION)
-    processor = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    processor = processor_class("Siglip")(size={"height": 32, "width": 32})
     save(folder, transformers.SiglipModel(config), tokenizer, processor)
 
 
@@ -158,7 +160,7 @@ def siglip2(folder: Path) -> None:
     text = SMALL | {"vocab_size": len(pieces), "max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 1}
     vision = SMALL | {"num_patches": 16, "patch_size": 8}
     config = transformers.Siglip2Config(text_config=text, vision_config=vision)
-    processor = transformers.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=20)
+    processor = processor_class("Siglip2")(patch_size=8, max_num_patches=20)
     save(folder, transformers.Siglip2Model(config), tokenizer, processor)
 
 

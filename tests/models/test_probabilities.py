@@ -9,6 +9,7 @@ from PIL import Image
 
 import clipkit
 from clipkit.errors import ModelError
+from clipkit.models.image_processors import read_processor
 from clipkit.models.probabilities import probabilities
 from tests.models.families import build
 
@@ -17,7 +18,7 @@ TEXTS = ["a cat", "a dog", "two dogs run"]
 
 def logits_of_transformers(folder: Path, images: list[Image.Image]) -> torch.Tensor:
     native = transformers.AutoModel.from_pretrained(folder).eval()
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    processor = read_processor(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     longest = native.config.text_config.max_position_embeddings
     texts = tokenizer(TEXTS, padding="max_length", max_length=longest, truncation=True, return_tensors="pt")

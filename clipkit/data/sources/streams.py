@@ -92,7 +92,7 @@ def stream_of(source: str) -> Stream | None:
         )
     if name.startswith("hf:"):
         stream = Stream(name, [], options)
-        return Stream(name, [str(part) for part in range(_hub(stream).num_shards)], options)
+        return Stream(name, [str(part) for part in range(_hub(stream).n_shards)], options)
     if not name.endswith(".tar"):
         raise DataError(f"{source}: only .tar shards and hf:NAME can be streamed; remove ?stream=true")
     try:
@@ -183,7 +183,7 @@ def _read(tar: tarfile.TarFile) -> Iterator[tuple[str, tuple[str, bytes]]]:
 
 def _of_hub(stream: Stream, part: int) -> Iterator[StreamSample]:
     data = _hub(stream)
-    shard = data.shard(num_shards=data.num_shards, index=part) if data.num_shards > 1 else data
+    shard = data.shard(num_shards=data.n_shards, index=part) if data.n_shards > 1 else data
     columns: dict[str, str] = {}
     for number, row in enumerate(shard):
         if not columns:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +9,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
 
 # Unit-length features of images and of captions.
@@ -37,19 +35,6 @@ class Format(Protocol):
 
     def usage(self, folder: Path) -> str:
         """Return Python code that loads the folder."""
-
-
-def check_installed(extra: str, *packages: str) -> None:
-    """Check that the packages of an extra are installed.
-
-    Raises:
-        ModelError: one of them is missing.
-    """
-    missing = [package for package in packages if util.find_spec(package.replace("-", "_")) is None]
-    if missing:
-        raise ModelError(
-            f"{missing[0]} is required for this export but not installed; pip install clipkit-torch[{extra}]"
-        )
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from clipkit.errors import ModelError
+from clipkit.extras import check_extra
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.encode import stack_inputs
 from clipkit.models.export import onnx_example
-from clipkit.models.export.format import Encoded, check_installed
+from clipkit.models.export.format import Encoded
 from clipkit.models.export.onnx_config import preprocessing, write_tokenizer
 from clipkit.models.export.samples import CAPTIONS
 from clipkit.models.export.samples import images as sample_images
@@ -53,7 +55,7 @@ class Onnx:
         self._model: DualEncoder | None = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        check_installed("onnx", "onnx", "onnxscript", "onnxruntime")
+        check_extra("onnx", ["onnx", "onnxscript", "onnxruntime"], ModelError)
         self._model = model
         notes = []
         config: dict[str, Any] = {

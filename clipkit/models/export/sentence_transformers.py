@@ -10,17 +10,18 @@ import torch
 from PIL import Image
 from torch import nn
 
+from clipkit.errors import ModelError
+from clipkit.extras import check_extra
 from clipkit.models.dual_encoder import DualEncoder
-from clipkit.models.export.format import Encoded, check_installed
+from clipkit.models.export.format import Encoded
 from clipkit.models.export.tokenizers import as_transformers
 from clipkit.models.export.transformers import Transformers
+from clipkit.models.image_processors import pillow_option
 from clipkit.models.preprocess import PatchGrid
 from clipkit.models.quiet import without_weight_bars
 from clipkit.models.tokenizer import TransformersTokenizer
 
 _CONFIG = "sentence_bert_config.json"
-# CLIP models were trained with Pillow's resizing; torchvision's differs by up to 0.015 per pixel.
-_PILLOW = {"backend": "pil"}
 _TIMM = "TimmWrapperImageProcessor"
 # transformers' own processors would convert images, but crop some of them one pixel apart from timm.
 _RGB_ONLY = (
@@ -36,7 +37,7 @@ class SentenceTransformers:
     least_cosine = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        check_installed("sentence-transformers", "sentence-transformers")
+        check_extra("sentence-transformers", ["sentence_transformers"], ModelError)
         from sentence_transformers import SentenceTransformer
 
         composed = model.backend.library == "clipkit"
@@ -47,7 +48,8 @@ class SentenceTransformers:
         for config in folder.rglob(_CONFIG):
             written = json.loads(config.read_text(encoding="utf-8"))
             if "image" in written.get("modality_config", {}):  # the library does not save it
-                written["processor_kwargs"] = _PILLOW
+                # CLIP models were trained with Pillow's resizing; torchvision's differs by up to 0.015 per pixel.
+                written["processor_kwargs"] = pillow_option()
                 config.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return [_RGB_ONLY] if composed and "image" in model.sides else []
 
@@ -101,7 +103,7 @@ def _whole_modules(model: DualEncoder, parts: Path) -> list[Any]:
         options["image"] = {"patch_size": grid.patch, "max_num_patches": grid.patches}
     whole = Transformer(
         str(parts),
-        processor_kwargs=_PILLOW | {"model_max_length": tokenizer.context_length},
+        processor_kwargs=pillow_option() | {"model_max_length": tokenizer.context_length},
         processing_kwargs=options,
         do_lower_case=tokenizer.lower,
     )

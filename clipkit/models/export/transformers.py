@@ -15,6 +15,7 @@ from clipkit.models.export.names import clip_rules, renamed, siglip_rules
 from clipkit.models.export.tokenizers import as_transformers
 from clipkit.models.families import FAMILIES, text_encoder
 from clipkit.models.from_open_clip import FromOpenClip
+from clipkit.models.image_processors import processor_class, read_processor
 from clipkit.models.quiet import without_weight_bars
 from clipkit.models.weights import save_tensors
 
@@ -62,14 +63,14 @@ class Transformers:
         return []
 
     def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+        from transformers import AutoModel, AutoTokenizer
 
         with torch.inference_mode(), without_weight_bars():
             native, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
                 raise ModelError(f"{folder}: weights and config.json do not match ({wrong[0]}); export the model again")
             native.eval()
-            processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+            processor = read_processor(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
             pixels = processor([image.convert("RGB") for image in images], return_tensors="pt")
             length = getattr(native.config.text_config, "max_position_embeddings", 10**9)
@@ -232,8 +233,6 @@ def _eps(options: Mapping[str, Any] | None) -> float:
 
 
 def _processor(model: DualEncoder, preprocess: Mapping[str, Any]) -> Any:
-    from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
-
     size = model.image.preprocess.image_size
     resampling = _RESAMPLING.get(preprocess["interpolation"])
     if resampling is None or preprocess["resize_mode"] not in ("shortest", "squash"):
@@ -247,5 +246,5 @@ def _processor(model: DualEncoder, preprocess: Mapping[str, Any]) -> Any:
     }  # fmt: skip
     square = {"height": size, "width": size}
     if preprocess["resize_mode"] == "squash":
-        return SiglipImageProcessorPil(size=square, **both)
-    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=square, **both)
+        return processor_class("Siglip")(size=square, **both)
+    return processor_class("CLIP")(size={"shortest_edge": size}, crop_size=square, **both)

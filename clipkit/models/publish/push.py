@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from clipkit.errors import ModelError, one_line
+from clipkit.models.hub import http_errors
 from clipkit.models.publish.usage import HERE
 
 CARD = "README.md"
@@ -44,7 +46,8 @@ def check_pushable(repository: str, private: bool) -> None:
         api = HfApi()
         api.whoami()
         api.create_repo(repository, private=private or None, exist_ok=True)
-        api.auth_check(repository, write=True)  # for an existing repository, create_repo checks nothing
+        if "write" in signature(api.auth_check).parameters:  # older clients only find out when they upload
+            api.auth_check(repository, write=True)  # for an existing repository, create_repo checks nothing
         if private and not api.model_info(repository).private:
             raise ModelError(
                 f"{repository}: already exists and is public; --private only applies to new repositories: make it "
@@ -144,9 +147,9 @@ def _with_tokenizer_name(config: Path, target: Path, repository: str) -> Path:
 @contextmanager
 def as_model_errors(repository: str) -> Iterator[None]:
     """Context that converts errors of the Hub to one-line ModelErrors."""
-    from httpx2 import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+    interruptions: tuple[type[BaseException], ...] = (*http_errors(), RuntimeError)
     try:
         yield
     except HFValidationError:
@@ -161,7 +164,7 @@ def as_model_errors(repository: str) -> Iterator[None]:
         if CARD not in str(error):  # an answer that is not JSON, for example from a proxy
             raise ModelError(f"{repository}: {_interrupted(error)}") from None
         raise ModelError(f"{repository}: the Hub rejects the model card ({one_line(error)}); fix its header") from None
-    except (HTTPError, OSError, RuntimeError) as error:
+    except interruptions as error:
         raise ModelError(f"{repository}: {_interrupted(error)}") from None
 
 
@@ -181,7 +184,7 @@ def _refusal(error: Any) -> str:
     return _interrupted(error)
 
 
-def _interrupted(error: Exception) -> str:
+def _interrupted(error: BaseException) -> str:
     return (
         f"the Hub is not reachable, or the upload was interrupted ({one_line(error)}); push again: uploaded files "
         "are not sent again"

@@ -18,6 +18,7 @@ import clipkit
 from clipkit.errors import ModelError, OutputError
 from clipkit.models.export import export
 from clipkit.models.export.samples import CAPTIONS, images, with_even_margins
+from clipkit.models.image_processors import processor_class, read_processor
 from tests.models.families import SMALL, VISION, build, clip, save, sentencepiece_model
 
 
@@ -43,7 +44,7 @@ def siglip(folder: Path, activation: str = "gelu") -> Path:
     model = transformers.SiglipModel(config)
     with torch.no_grad():
         model.logit_scale.fill_(1.5), model.logit_bias.fill_(-7.25)
-    save(folder, model, tokenizer, transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32}))
+    save(folder, model, tokenizer, processor_class("Siglip")(size={"height": 32, "width": 32}))
     return folder
 
 
@@ -69,7 +70,7 @@ SOURCES = {
 def features_of_transformers(folder: Path) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Features by the class that config.json names, from raw images and strings."""
     native = transformers.AutoModel.from_pretrained(folder).eval()
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    processor = read_processor(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     text_length = native.config.text_config.max_position_embeddings
     tokens = tokenizer(
@@ -167,7 +168,7 @@ def test_unsupported_models_are_refused(tmp_path: Path) -> None:
     config = json.loads((odd / "config.json").read_text())
     config["vision_config"]["image_size"] = 64
     native = transformers.SiglipModel(transformers.SiglipConfig(**config))
-    save(odd, native, transformers.SiglipImageProcessorPil(size={"height": 64, "width": 64}))
+    save(odd, native, processor_class("Siglip")(size={"height": 64, "width": 64}))
     model = clipkit.load(odd)
     with pytest.raises(ModelError, match=r"timm.* 2 layers of width 32, patches of 8 and images of 64 pixels"):
         export(model, "open_clip", tmp_path / "out")

@@ -226,5 +226,5 @@ def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
-    with pytest.raises(ModelError, match=r"onnxscript is .*not installed.*pip install clipkit-torch\[onnx\]"):
+    with pytest.raises(ModelError, match=r"onnxscript is .*not installed.*clipkit-torch\[onnx\]"):
         export(clipkit.load(build("clip", tmp_path / "model")), "onnx", tmp_path / "out")

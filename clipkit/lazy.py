@@ -1,0 +1,22 @@
+"""Public names of packages that are imported on first use, so that a command loads only the libraries it needs."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def on_first_use(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a `__getattr__` for a package.
+
+    Args:
+        package: its dotted name.
+        names: for each module of the package, the public names that it defines, separated by spaces.
+    """
+    modules = {name: f"{package}.{module}" for module, listed in names.items() for name in listed.split()}
+
+    def attribute(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(modules[name]), name)
+
+    return attribute
