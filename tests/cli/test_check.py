@@ -93,7 +93,7 @@ def test_wrong_input_is_one_line(said_here: Callable[..., str], shapes: Path, tm
         ((data, "--fix", tmp_path / "full"), "already exists"),
         ((data, "--fix", tmp_path / "no" / "out"), "does not exist"),
         ((shapes / "images", "--fix", shapes / "images" / "out"), "lies inside the data"),
-        ((own, "--fix", tmp_path / "new"), "nothing is left"),
+        ((own, "--fix", tmp_path / "new"), "no row is left"),
     ]:
         assert message in said_here("data", "check", *arguments)
     assert not (shapes / "images" / "out").exists()

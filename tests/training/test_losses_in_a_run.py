@@ -67,7 +67,7 @@ def test_a_row_without_its_negative_is_named(shapes: Path, tmp_path: Path) -> No
         checked_negatives(read_pairs(str(file)))
     rows = [[str(shapes / "images/00.png"), "a", "b"], [str(shapes / "images/00.png"), "b", "c"]]
     file = write_csv(tmp_path / "d.csv", ["image", "caption", "negative_caption"], rows)
-    with pytest.raises(DataError, match="row 1's negative_caption 'b' is a caption of its image"):
+    with pytest.raises(DataError, match="row 1's negative_caption 'b'"):
         checked_negatives(read_pairs(str(file)))
 
 
@@ -144,7 +144,7 @@ def test_a_batch_without_negatives_ends_the_run_with_its_counts(
 ) -> None:
     rows = [[str(shapes / f"images/{n:02d}.png"), "a thing"] for n in range(16)]
     data = str(write_csv(tmp_path / "d.csv", ["image", "caption"], rows))
-    with pytest.raises(TrainingError, match="8 pairs are of 8 images and 1 captions that all belong together"):
+    with pytest.raises(TrainingError, match="8 pairs of the batch have 8 images and 1 captions that all belong together"):
         clipkit.train(recipe({"data.train": data, "loss.name": "triplet"}))
 
 
