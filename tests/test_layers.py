@@ -16,6 +16,7 @@ LEVELS = {
     "closest": 0,
     "export_formats": 0,
     "findings": 0,
+    "parsing": 0,
     "run_files": 0,
     "tasks": 0,
     "recipe": 1,

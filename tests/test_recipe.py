@@ -174,7 +174,7 @@ def test_augmentation_of_captions() -> None:
         "flip",
     ]
     american = recipe.override({"data.augment": ["grayscale", {"name": "solarize", "p": 0.5}], "data.labeled": "l.csv"})
-    assert [step.name for step in american.data.augmentation] == ["grey", "solarise"]
+    assert [step.name for step in american.data.augmentation] == ["grayscale", "solarize"]
     assert american.data.labelled == "l.csv"
     with pytest.raises(RecipeError, match="crop_scale.*augment: crop"):
         recipe.override({"data.augment": "simclr", "data.crop_scale": [0.5, 0.9]})

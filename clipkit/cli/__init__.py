@@ -19,6 +19,7 @@ from clipkit.cli.export import export, merge
 from clipkit.cli.launch import is_main_process, process_rank, run_on_processes
 from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
+from clipkit.cli.terminal import print_error, whole_output
 from clipkit.errors import Interrupted, TrainingError, UserError
 
 app = typer.Typer(
@@ -43,18 +44,19 @@ def main() -> None:
     # Loading bars and advice of the model libraries would clutter the output; their errors are reported as ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app()
+        with whole_output():
+            app()
     except UserError as error:
         # An error that all processes raise is printed by the main process alone.
         if not error.everywhere or is_main_process():
-            sys.stderr.write(f"clipkit: {error}\n")
+            print_error(str(error))
         sys.exit(2)
     except TrainingError as error:
         rank = process_rank()
         if not error.everywhere and rank is not None:
-            sys.stderr.write(f"clipkit: process {rank}: {error}\n")
+            print_error(f"process {rank}: {error}")
         elif is_main_process():
-            sys.stderr.write(f"clipkit: {error}\n")
+            print_error(str(error))
         sys.exit(1)
 
 
@@ -170,5 +172,5 @@ def _interruptible() -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)  # launchers repeat signals; a second one must not change the code
         if is_main_process():
-            sys.stderr.write(f"clipkit: {error}\n")
+            print_error(str(error))
         sys.exit(error.code)

@@ -3,9 +3,11 @@
 import difflib
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field
 
-from clipkit.recipe.section import Section
+from clipkit.recipe.section import Count, Minutes, Section
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimRecipe(Section):
@@ -13,15 +15,15 @@ class OptimRecipe(Section):
 
     name: Literal["adamw", "sgd"] = "adamw"
     """sgd has no momentum; betas and eps do not apply to it."""
-    lr: PositiveFloat = 1e-5
+    lr: float = Field(default=1e-5, gt=0, le=1000)
     """Peak learning rate, reached after warmup. 1e-5 fine-tunes a pretrained CLIP; new towers need about 1e-3."""
-    weight_decay: NonNegativeFloat = 0.1
+    weight_decay: float = Field(default=0.1, ge=0, le=1000)
     """Not applied to biases, normalizations, embeddings of position and class, and the scale."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: PositiveFloat = 1e-6
-    warmup: NonNegativeFloat = 0.1
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    eps: float = Field(default=1e-6, ge=1e-30, le=1)
+    warmup: float = Field(default=0.1, ge=0, le=1e9)
     """A share of the run if below 1, else a number of steps."""
-    clip: PositiveFloat | None = 1.0
+    clip: float | None = Field(default=1.0, ge=1e-9, le=1e9)
     """Largest norm of the gradient; null: no clipping."""
 
 
@@ -41,15 +43,15 @@ def _check_tracker(name: str) -> str:
 class TrainRecipe(Section):
     """The loop."""
 
-    epochs: PositiveInt = 5
-    batch_size: int = Field(default=512, ge=2)
+    epochs: Count = 5
+    batch_size: int = Field(default=512, ge=2, le=2**24)
     """Pairs in the global batch, which set the number of negatives: a property of the problem, not of the machine."""
-    micro_batch_size: PositiveInt | Literal["auto"] = "auto"
+    micro_batch_size: Count | Literal["auto"] = "auto"
     """Pairs in one forward pass on one process; it does not change the result. auto: as many as fit in memory."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that supports it, fp16 on other GPUs, fp32 on a CPU."""
-    seed: int = Field(default=0, ge=0)
-    log_every: PositiveInt = 1
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    log_every: Count = 1
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more time for a fraction of the memory."""
     compile: bool = False
@@ -58,19 +60,19 @@ class TrainRecipe(Section):
     """Decay of the averaged weights, e.g. 0.999; the averaged weights are evaluated and kept. null: no averaging."""
     log_with: list[Annotated[str, AfterValidator(_check_tracker)]] = Field(default=[])
     """Trackers of Accelerate, e.g. [tensorboard, wandb], in addition to the files of the run."""
-    timeout_minutes: PositiveFloat = 10.0
+    timeout_minutes: Minutes = 10.0
     """How long processes wait for one that does not respond."""
 
 
 class CheckpointRecipe(Section):
     """Checkpoints to resume from."""
 
-    every_steps: PositiveInt = 500
+    every_steps: Count = 500
     """One is also written before each evaluation and at the end."""
-    every_minutes: PositiveFloat | None = 15.0
+    every_minutes: Minutes | None = 15.0
     """Write one also when the last one is this old; null: whatever its age."""
-    keep_last: PositiveInt = 2
-    keep_best: PositiveInt = 1
+    keep_last: Count = 2
+    keep_best: Count = 1
     """Checkpoints with the best evaluations that are kept in addition to the last ones."""
 
 
@@ -100,13 +102,13 @@ def _check_metric(name: str) -> str:
 class EvalRecipe(Section):
     """Evaluations during training; the weights of the best one are kept."""
 
-    every_epochs: PositiveInt = 1
+    every_epochs: Count = 1
     metric: Annotated[str, AfterValidator(_check_metric)] = "auto"
     """Metric that chooses the best weights. auto: mean_recall with captions, else recall of views."""
     retention: str | None = None
     """A small data set, with classes or with captions, on which the model should not get worse; measured at the start
     and at each evaluation. null: the similarities of the pretrained model on held-out pairs."""
-    patience: PositiveInt | None = None
+    patience: Count | None = None
     """End the run after this many evaluations without a new best one; null: run all epochs."""
     interpolate: bool = False
     """After training, measure weights between those at start and end (alpha 0, 0.25, 0.5, 0.75, 1); keep those with the

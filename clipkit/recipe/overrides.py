@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from clipkit.errors import RecipeError
+from clipkit.parsing import parse_yaml
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -16,8 +15,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise RecipeError(f"{override!r} is not an override; write key.sub=value, e.g. optim.lr=1e-5")
         try:
-            changes[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            changes[key] = parse_yaml(value)
+        except ValueError:
             changes[key] = value
     return changes
 

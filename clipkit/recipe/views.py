@@ -2,12 +2,12 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from clipkit.catalogue import LOSSES, Need
 from clipkit.recipe.loss import LossRecipe
 from clipkit.recipe.policies import Policy, Shares, steps_of
-from clipkit.recipe.section import Section
+from clipkit.recipe.section import Section, Temperature, Width
 
 
 def _check_loss_of_views(loss: LossRecipe) -> LossRecipe:
@@ -31,11 +31,11 @@ class HeadRecipe(Section):
     micro-batches there are.
     """
 
-    layers: PositiveInt = 2
+    layers: int = Field(default=2, ge=1, le=100)
     """Linear layers; between them a normalization and a ReLU."""
-    width: PositiveInt | None = None
+    width: Width | None = None
     """Width of the hidden layers. null: width of the trunk."""
-    dim: PositiveInt = 128
+    dim: Width = 128
     """Width of the features that the loss sees."""
     norm: Literal["layer", "batch"] = "layer"
     keep: bool = False
@@ -52,7 +52,7 @@ class ImageViewsRecipe(Section):
     positives: Annotated[Literal["image", "caption"], _IMAGE] = "image"
     """image: the views of one image; caption: those of all images with the same caption, or of one class."""
     loss: LossOfViews = LossRecipe(name="ntxent")
-    temperature: PositiveFloat = 0.1
+    temperature: Temperature = 0.1
     """Fixed; for losses that use a scale."""
     head: HeadRecipe | None = HeadRecipe()
     """null: the loss sees the tower's own features. With a head, the loss of the views does not train the tower's
@@ -78,7 +78,7 @@ class TextViewsRecipe(Section):
     positives: Annotated[Literal["caption", "image"], _IMAGE] = "caption"
     """caption: the views of one string; image: those of all captions of the image."""
     loss: LossOfViews = LossRecipe(name="infonce")
-    temperature: PositiveFloat = 0.05
+    temperature: Temperature = 0.05
     head: HeadRecipe | None = None
 
     @property
