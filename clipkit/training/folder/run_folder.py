@@ -118,7 +118,7 @@ class RunFolder(RunFiles):
         for name, mark in marks.items():
             file = self.path / name
             content = file.read_bytes() if file.is_file() else b""
-            rows = content[: mark["bytes"]].splitlines()
+            rows = content.splitlines()
             lost = sum(row_of(line) is None for line in rows)
             if self.altered({name: mark}) and (lost or len(content) < mark["bytes"]):
                 kept = f"{len(rows) - lost} whole lines are kept"
