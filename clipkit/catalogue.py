@@ -9,121 +9,108 @@ python -m clipkit.catalogue > docs/losses.md
 import math
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
 
 class Need(Enum):
-    """Inputs of a loss, besides the features of images and captions."""
+    """Additional inputs of a loss, besides the image and caption features."""
 
-    IDS = "image and caption ids"
-    SCALE = "the scale"
-    BIAS = "a logit bias (SigLIP, or model.bias)"
-    NEGATIVES = "a column negative_caption in data.train"
-    TEACHER = "a teacher (loss.teacher)"
-    ANOTHER_LOSS = "another loss in the same sum"
+    IDS = "image and caption IDs", ("image_ids", "caption_ids")
+    SCALE = "the scale", ("scale",)
+    BIAS = "a logit bias (SigLIP, or model.bias)", ("bias",)
+    NEGATIVES = "a column negative_caption in data.train", ("negative_text_features",)
+    TEACHER = "a teacher (loss.teacher)", ("teacher_image_features", "teacher_text_features", "teacher_scale")
+    ANOTHER_LOSS = "another loss in the same sum", ()
 
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """The arguments of the loss function that it stands for."""
-        return _ARGUMENTS[self]
+    def __init__(self, words: str, arguments: tuple[str, ...]) -> None:
+        self.words = words
+        self.arguments = arguments
+        """Names of the loss function's arguments that receive this input."""
 
     @property
     def is_required(self) -> bool:
-        """True if the user has to provide it; every batch has ids and a scale."""
+        """True if the user has to provide this input; every batch has IDs and a scale."""
         return self not in (Need.IDS, Need.SCALE)
 
 
-_ARGUMENTS = {
-    Need.IDS: ("image_ids", "caption_ids"),
-    Need.SCALE: ("scale",),
-    Need.BIAS: ("bias",),
-    Need.NEGATIVES: ("negative_text_features",),
-    Need.TEACHER: ("teacher_image_features", "teacher_text_features", "teacher_scale"),
-    Need.ANOTHER_LOSS: (),
-}
+_IDS = frozenset({Need.IDS})
+_SCALED = frozenset({Need.IDS, Need.SCALE})
 
 Chance = Callable[[int, Mapping[str, Any]], float]
-"""(G, options of the recipe) -> the loss of G pairs at equal similarities."""
+"""Function from the global batch size G and the options of the recipe to the loss when all similarities are equal."""
 
 
 @dataclass(frozen=True)
 class LossRow:
-    """One loss.
+    """Description of one loss, for validation and for the help pages.
 
     Attributes:
-        name: its function in `clipkit.losses`.
+        name: name of the loss and of its function in `clipkit.losses`.
         summary: one sentence.
         formula: one line; the function's docstring has the equation.
-        positives: combinations that are pulled together.
-        memory: order of magnitude, beyond the features.
-        level: `chance` in words.
-        source: paper.
-        use_when: the case to choose it for.
-        needs: inputs besides features.
+        level: formula or description of `chance`.
+        source: paper that introduced the loss.
+        use_when: situation in which to choose this loss.
+        positives: image-caption combinations that the loss pulls together.
+        memory: order of magnitude of the memory, in addition to the features.
+        needs: additional inputs besides the features; every batch has IDs and a scale.
         options: keys of the recipe's loss section that apply to it.
-        chance: its value at equal similarities; None where that depends on the similarities.
+        chance: value of the loss when all similarities are equal; None if it is not a fixed number.
     """
 
     name: str
     summary: str
     formula: str
-    positives: str
-    memory: str
     level: str
     source: str
     use_when: str
-    needs: frozenset[Need]
+    positives: str = "the caption of the same pair (for other pairs with the same image or caption see loss.duplicates)"
+    memory: str = "O(G D), in tiles"
+    needs: frozenset[Need] = _SCALED
     options: tuple[str, ...] = ()
     chance: Chance | None = None
 
     @property
     def requirements(self) -> str:
         """Inputs that the user has to provide, in words."""
-        return " and ".join(need.value for need in Need if need in self.needs and need.is_required) or "nothing"
+        return " and ".join(need.words for need in Need if need in self.needs and need.is_required) or "nothing"
 
 
-_PAIR = "the image's caption; duplicates as the option says"
-_TILED, _BANDS = "O(G D), in tiles", "O(G D), in bands"
-_IDS = frozenset({Need.IDS})
-_SCALED = frozenset({Need.IDS, Need.SCALE})
-
+_CROSS_CONSISTENCY = LossRow(
+    "cross_consistency",
+    summary="Make image i as similar to caption j as image j is to caption i.",
+    formula="1/G Σ (x_i · y_j − x_j · y_i)²",
+    positives="none",
+    memory="O(G D + D²)",
+    level="0",
+    source="Goel et al. 2022, CyCLIP",
+    use_when="the image and text spaces should have the same geometry; only in a sum with infonce or another loss",
+    needs=frozenset({Need.ANOTHER_LOSS}),
+    chance=lambda pairs, options: 0.0,
+)
 _ROWS = (
     LossRow(
         "contrastive",
         summary="Pull positives together and push negatives apart up to a margin.",
         formula="½ mean d² over positives + ½ mean [m − d]²₊ over negatives",
-        positives=_PAIR,
-        memory=_BANDS,
-        level="depends on the similarities",
+        memory="O(G D), in bands",
+        level="not a fixed number",
         source="Hadsell et al. 2006",
-        use_when="a fixed threshold of similarity must separate pairs; it ignores the model's scale",
+        use_when="a fixed similarity threshold must separate matching pairs from others; the loss ignores the "
+        "model's scale",
         needs=_IDS,
         options=("margin", "duplicates"),
     ),
-    LossRow(
-        "cross_consistency",
-        summary="Make image i as similar to caption j as image j is to caption i.",
-        formula="1/G Σ (x_i · y_j − x_j · y_i)²",
-        positives="none",
-        memory="O(G D + D²)",
-        level="0",
-        source="Goel et al. 2022, CyCLIP",
-        use_when="beside InfoNCE, for a geometry that is the same on both sides",
-        needs=frozenset({Need.ANOTHER_LOSS}),
-        chance=lambda pairs, options: 0.0,
-    ),
+    _CROSS_CONSISTENCY,
     LossRow(
         "dcl",
         summary="NT-Xent without the positive in the denominator, so that easy positives do not weaken the negatives.",
-        formula="log Σ exp over the negatives − positive",
-        positives=_PAIR,
-        memory=_TILED,
+        formula="−positive + log Σ exp(negatives)",
         level="ln(2G − 2)",
         source="Yeh et al. 2022",
         use_when="batches are small",
-        needs=_SCALED,
         options=("duplicates",),
         chance=lambda pairs, options: math.log(2 * pairs - 2),
     ),
@@ -131,8 +118,8 @@ _ROWS = (
         "distillation",
         summary="Match the teacher's softmax over the texts of the batch, and over its images.",
         formula="cross entropy with the teacher's softmax over the batch, in both directions",
-        positives="as the teacher ranks them",
-        memory=_BANDS,
+        positives="soft targets: the teacher's probabilities",
+        memory="O(G D), in bands",
         level="ln G",
         source="Hinton et al. 2015; Wu et al. 2023, TinyCLIP",
         use_when="a small model learns from a large one, usually in a sum with infonce",
@@ -144,47 +131,38 @@ _ROWS = (
         "infonce",
         summary="Symmetric InfoNCE over the G pairs of a global batch.",
         formula="−log softmax of the pair over the batch, in both directions",
-        positives=_PAIR,
-        memory=_TILED,
         level="ln G",
         source="Radford et al. 2021, CLIP",
         use_when="default choice",
-        needs=_SCALED,
         options=("duplicates", "label_smoothing"),
         chance=lambda pairs, options: math.log(pairs),
     ),
     LossRow(
         "negclip",
-        summary="InfoNCE in which images also choose among captions that were made wrong on purpose.",
-        formula="InfoNCE, with H more texts in the softmax of the images",
-        positives=_PAIR,
-        memory=_TILED,
+        summary="InfoNCE with hard negative captions: each image is also contrasted with altered captions.",
+        formula="InfoNCE, with H hard negative captions added to the softmax of each image",
         level="(ln(G + H) + ln G) / 2",
         source="Yuksekgonul et al. 2023, NegCLIP",
-        use_when="the model must learn word order, attributes and relations; see eval compositional",
+        use_when="the model must learn word order, attributes and relations; evaluate with clipkit eval compositional",
         needs=_SCALED | {Need.NEGATIVES},
         options=("duplicates",),
         chance=lambda pairs, options: (math.log(2 * pairs) + math.log(pairs)) / 2,
     ),
     LossRow(
         "ntxent",
-        summary="InfoNCE in which images also compete with images, and texts with texts.",
-        formula="log Σ exp over the 2G − 1 others − positive",
-        positives=_PAIR,
-        memory=_TILED,
+        summary="InfoNCE with additional negatives: images are also contrasted with images, and texts with texts.",
+        formula="−log softmax of the positive over the 2G − 1 others",
         level="ln(2G − 1)",
         source="Chen et al. 2020, SimCLR",
-        use_when="the positives are views of one image or text, or each modality should spread out by itself too",
-        needs=_SCALED,
+        use_when="the positives are views of one image or text, or the features within each modality should "
+        "also spread out",
         options=("duplicates",),
         chance=lambda pairs, options: math.log(2 * pairs - 1),
     ),
     LossRow(
         "sigmoid",
-        summary="Decide for each of the G² combinations separately whether image and text belong together.",
+        summary="Classify each of the G² image-text combinations independently as matching or not.",
         formula="Σ softplus(∓(s x_i · y_j + b)) over all combinations, averaged over pairs",
-        positives=_PAIR,
-        memory=_TILED,
         level="depends on scale and bias; G ln 2 at s = b = 0",
         source="Zhai et al. 2023, SigLIP",
         use_when="the model is a SigLIP, or batches are small",
@@ -193,43 +171,42 @@ _ROWS = (
     ),
     LossRow(
         "supcon",
-        summary="Make all features of one class positives of each other, on both sides.",
+        summary="Treat all features of one class as positives of each other, for images and texts.",
         formula="mean over positives of −log softmax over the 2G − 1 others",
         positives="all pairs with the same image, caption or class",
-        memory=_TILED,
         level="ln(2G − 1)",
         source="Khosla et al. 2020",
-        use_when="the data is class folders, in which many images share a caption",
-        needs=_SCALED,
+        use_when="many images share a caption, as in class folders",
         chance=lambda pairs, options: math.log(2 * pairs - 1),
     ),
     LossRow(
         "triplet",
         summary="Make each positive more similar than the negatives by a margin, in both directions.",
         formula="[m + d(positive) − d(negative)]₊",
-        positives=_PAIR,
-        memory=_BANDS,
+        memory="O(G D), in bands",
         level="m; 0 for semihard",
         source="Schroff et al. 2015; Faghri et al. 2018 (hard); Hermans et al. 2017 (all)",
-        use_when="fine-tuning for retrieval (hard) or for classes (all, semihard); it ignores the model's scale",
+        use_when="fine-tuning for retrieval (mining: hard) or for classes (all, semihard); the loss ignores "
+        "the model's scale",
         needs=_IDS,
         options=("margin", "mining", "distance", "duplicates"),
         chance=lambda pairs, options: 0.0 if options["mining"] == "semihard" else options["margin"] or 0.2,
     ),
-    LossRow(
-        "within_consistency",
+    replace(
+        _CROSS_CONSISTENCY,
+        name="within_consistency",
         summary="Make images i and j as similar as their captions.",
         formula="1/G Σ (x_i · x_j − y_i · y_j)²",
-        positives="none",
-        memory="O(G D + D²)",
-        level="0",
-        source="Goel et al. 2022, CyCLIP",
-        use_when="beside InfoNCE, for a geometry that is the same on both sides",
-        needs=frozenset({Need.ANOTHER_LOSS}),
-        chance=lambda pairs, options: 0.0,
     ),
 )
 LOSSES = {row.name: row for row in _ROWS}
+
+LEGEND = (
+    "Symbols: x: image features; y: caption features; G: pairs in the global batch; D: dimension of the features; "
+    "H: hard negative captions in the global batch; d: distance; m: margin; s: scale; b: bias; [z]₊: max(z, 0). "
+    "Chance is the loss when all similarities are equal. A loss in tiles or in bands is computed in blocks, square or "
+    "of whole rows, so that the G × G matrix is never stored."
+)
 
 _COLUMNS: dict[str, Callable[[LossRow], str]] = {
     "formula": lambda row: row.formula,
@@ -243,7 +220,7 @@ _COLUMNS: dict[str, Callable[[LossRow], str]] = {
 
 def table() -> str:
     """Return the losses for a terminal, a few lines each."""
-    blocks = []
+    blocks = [textwrap.fill(LEGEND, 98)]
     for row in LOSSES.values():
         facts = [f"{name}: {text(row)}" for name, text in _COLUMNS.items()]
         facts += [f"options: {', '.join(row.options)}"] if row.options else []
@@ -257,11 +234,15 @@ def markdown() -> str:
     lines = [
         "# Losses",
         "",
-        "`loss.name` in a recipe chooses one, or a weighted sum: `loss: {name: [{name: infonce}, {name: "
+        "`loss.name` in a recipe selects one loss, or a weighted sum of several: `loss: {name: "
+        "[{name: infonce}, {name: "
         "within_consistency, weight: 0.25}]}`.",
-        "Each is a function in `clipkit.losses` of unit-length features: x of images, y of texts. G is the number of",
-        "pairs in the global batch, D the width of the features, d a distance, m the margin, s the scale, b the bias.",
-        "`duplicates` decides what other pairs with the same image or caption are: `positive`, `ignore` (left out) or",
+        "Each loss is a function in `clipkit.losses` of the unit-length image features x and text features y.",
+        "",
+        LEGEND,
+        "",
+        "The option `loss.duplicates` sets how other pairs with the same image or caption count: "
+        "`positive`, `ignore` or",
         "`negative`. `python -m clipkit.catalogue` writes this page from the table in `clipkit/catalogue.py`.",
         "",
         f"| loss | {' | '.join(_COLUMNS)} |",

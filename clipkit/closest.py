@@ -1,4 +1,4 @@
-"""Advice for a name that does not exist."""
+"""Suggestions for a name that does not exist."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,9 +7,9 @@ _LISTED = 20
 
 
 def closest(name: str, names: Iterable[str], count: int = 1) -> str:
-    """Return advice for an unknown name: the names closest to it, or a list of all if none is close.
+    """Return advice for an unknown name: the most similar names, or a list of all names if none is similar.
 
-    Names that start with the given one count as closest.
+    Names that start with the given name count as the most similar.
 
     Args:
         name: the unknown name.

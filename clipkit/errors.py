@@ -2,8 +2,8 @@
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of another library's error in a form that fits into a one-line message."""
-    return " ".join(str(error).split())[:200]
+    """Return the message of an error of another library as a single line; its type if it has no message."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class UserError(Exception):
@@ -25,7 +25,7 @@ class DataError(UserError):
 
 
 class UnreachedError(DataError):
-    """Data on another machine that cannot be downloaded now."""
+    """Remote data that is unavailable, e.g. because there is no network."""
 
 
 class ModelError(UserError):
@@ -33,7 +33,7 @@ class ModelError(UserError):
 
 
 class OutputError(UserError):
-    """An output that cannot be written, or that would overwrite something."""
+    """An output that cannot be written, or that would overwrite other data."""
 
 
 class TrainingError(Exception):
@@ -47,7 +47,7 @@ class TrainingError(Exception):
 
 
 class BatchError(TrainingError):
-    """A batch for which the loss is undefined; every process raises it, because all see the whole batch."""
+    """A batch for which the loss is undefined; all processes raise this error, because all see the whole batch."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -59,5 +59,5 @@ class Interrupted(KeyboardInterrupt):
 
 
 def _without_line_breaks(message: str) -> str:
-    """Join lines: names of files and columns may contain line breaks."""
+    """Replace line breaks by spaces: names of files and columns may contain them."""
     return " ".join(message.splitlines())

@@ -11,25 +11,25 @@ from clipkit.errors import ModelError
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A format's code, summary and options."""
+    """Class that writes an export format, its summary and its options."""
 
     module: str
-    """Module of `clipkit.models.export`."""
+    """Name of the module in `clipkit.models.export`."""
     class_name: str
     summary: str
     options: Mapping[str, str] = field(default_factory=dict)
-    """Keyword arguments of the class -> help text."""
+    """Keyword arguments of the class, with a help text for each."""
 
 
 FORMATS = {
-    "transformers": ExportFormat("transformers", "Transformers", "from_pretrained and pipelines of transformers"),
-    "open_clip": ExportFormat("open_clip", "OpenClip", "open_clip.create_model_from_pretrained"),
+    "transformers": ExportFormat("transformers", "Transformers", "from_pretrained and pipeline"),
+    "open_clip": ExportFormat("open_clip", "OpenClip", "create_model_from_pretrained"),
     "sentence-transformers": ExportFormat("sentence_transformers", "SentenceTransformers", "SentenceTransformer"),
     "onnx": ExportFormat(
         "onnx",
         "Onnx",
         "onnxruntime, without torch",
-        {"int8": "8-bit weights: a quarter of the size; prints how far the features change"},
+        {"int8": "quantize the weights to 8 bits (a quarter of the size) and print how much the features change"},
     ),
 }
 
@@ -38,7 +38,7 @@ def export_format(name: str, options: Iterable[str] = ()) -> ExportFormat:
     """Return the row of a format.
 
     Args:
-        name: of the format.
+        name: name of the format.
         options: names of the options to use with it.
 
     Raises:
@@ -49,5 +49,5 @@ def export_format(name: str, options: Iterable[str] = ()) -> ExportFormat:
     for option in options:
         if option not in FORMATS[name].options:
             supporting = ", ".join(other for other, row in FORMATS.items() if option in row.options)
-            raise ModelError(f"{option} is an option of {supporting}, not of {name}; leave it out")
+            raise ModelError(f"the option {option} applies to the format {supporting}, not to {name}; leave it out")
     return FORMATS[name]

@@ -1,11 +1,14 @@
-"""Writing files safely, and the cache folder."""
+"""Safe writing of files, and the location of the cache folder."""
 
 import os
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return `$CLIPKIT_CACHE`, or `clipkit` in the user's cache folder. It may be deleted at any time."""
+    """Return the cache folder: `$CLIPKIT_CACHE`, or `clipkit` in the user's cache folder.
+
+    The user may delete it at any time.
+    """
     chosen = os.environ.get("CLIPKIT_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -13,7 +16,7 @@ def cache_folder() -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Return true if the file exists; false also for invalid names, e.g. names that are too long."""
+    """Return True if the file exists, and False for invalid names too, e.g. names that are too long."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -21,7 +24,7 @@ def is_file(path: Path) -> bool:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Replace a file so that readers see either the old content or the new one, never a part.
+    """Replace a file atomically: readers see either the complete old content or the complete new content.
 
     Characters that UTF-8 cannot represent, e.g. half of a surrogate pair in a caption, are written as escapes.
     """

@@ -1,4 +1,4 @@
-"""Findings: what is wrong with data or with a run, and what to do about it."""
+"""Findings: problems in data or in a run, each with advice."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -7,24 +7,24 @@ from typing import Any, Generic, Literal, TypeVar
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 FEW = 0.01
-"""Share of the rows below which a finding hardly changes a result."""
+"""Share of the rows below which a problem has little effect on results."""
 _MOST_EXAMPLES = 10
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem in data or in a run, with advice.
 
     Args:
         name: stable identifier, e.g. `broken_images`.
-        severity: error: training fails or figures are wrong; warning: the result gets worse; note: good to know.
-        message: the problem, with its figures.
-        advice: what to do about it.
-        step: training step at which it was seen; None: before the first step, or about the data or run as a whole.
-        count: number of images or captions it applies to; None: not counted.
-        share: `count` as a share of all of them, in [0, 1].
-        examples: up to ten of them.
+        severity: error: training fails or metrics are wrong; warning: the result gets worse; note: for information.
+        message: description of the problem, with numbers.
+        advice: action that solves the problem.
+        step: training step at which it was detected; None: before training, or about the data or run as a whole.
+        count: number of affected images or captions; None: not counted.
+        share: `count` divided by the number of all images or captions, in [0, 1].
+        examples: up to ten affected images or captions.
 
     Example:
         >>> Finding("data_wait", "warning", "34 % of the time is spent waiting", "raise data.workers", 60).line()
@@ -46,18 +46,18 @@ class Finding:
         return f"{self.severity}{step}: {self.message}; {self.advice}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the finding as JSON values."""
+        """Return the finding as a dict that JSON can represent."""
         return asdict(self) | {"examples": list(self.examples)}
 
 
 @dataclass(frozen=True)
 class Rule(Generic[T]):
-    """A row of a table of rules.
+    """One rule that can report a finding; the tables of rules consist of these rows.
 
     Args:
-        name: of its finding.
-        find: what is examined -> a finding, or None.
-        summary: when it reports something, as docs/guards.md lists it.
+        name: name of the finding that it reports.
+        find: function from the examined object to a finding, or None.
+        summary: condition under which it reports a finding, as listed in docs/guards.md.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Rule(Generic[T]):
 
 
 def apply(rules: Iterable[Rule[T]], examined: T) -> list[Finding]:
-    """Return the findings of all rules that report something."""
+    """Apply all rules and return their findings."""
     return [finding for rule in rules if (finding := rule.find(examined)) is not None]
 
 
@@ -85,16 +85,16 @@ def finding_about(
     describe: Callable[[int], str],
     severity: Severity | None = None,
 ) -> Finding | None:
-    """Return a finding about some of `total` rows, or None if there are no such rows.
+    """Return a finding about some of `total` rows, or None if no row is affected.
 
     Args:
-        rows: positions of the images or captions.
+        rows: positions of the affected images or captions.
         total: number of rows that were examined.
-        name: identifier of the finding.
-        what: what the rows are, as a plural: "missing images".
-        advice: what to do about them.
-        describe: position -> text that identifies the row.
-        severity: None: warning if they are 1 % or more, otherwise note.
+        name: stable identifier of the finding.
+        what: plural noun for the affected rows, e.g. "missing images".
+        advice: action that solves the problem.
+        describe: function from a position to a text that identifies the row.
+        severity: None: a warning if 1 % or more of the rows are affected, otherwise a note.
 
     Example:
         >>> finding_about([3], 8, name="empty", what="empty captions", advice="drop them", describe=str).message
@@ -115,7 +115,7 @@ def finding_about(
 
 
 def percent(share: float) -> str:
-    """Format a share for people.
+    """Format a share as a percentage.
 
     Example:
         >>> percent(0.125), percent(0.00001)

@@ -1,26 +1,36 @@
-"""Opening images: files, arrays and PIL images become upright RGB images."""
+"""Opening of images: convert files, arrays and PIL images to upright RGB images."""
 
 import base64
+import errno
 import io
+import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from clipkit.errors import DataError, one_line
+from clipkit.image_formats import (
+    RefusedImageError,
+    check_opened,
+    check_shape,
+    most_file_bytes,
+    open_by_pillow,
+    open_content,
+)
+from clipkit.opening import UnsuitableFileError, open_file, read_file
 
 
 class Stored(ABC):
-    """Image file that is stored in an archive, a table or elsewhere; it has the `name` and `read_bytes` of a Path.
+    """Base class of image files in an archive, a table or elsewhere, with the `name` and `read_bytes` of a Path.
 
-    Its `str` is its location, for messages.
+    `str` of an object is its location, for messages.
     """
 
     __slots__ = ()
@@ -28,7 +38,7 @@ class Stored(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name of the file or of its row."""
+        """Name of the file, or of the row that contains it."""
 
     @property
     @abstractmethod
@@ -68,30 +78,14 @@ class InMemory(Stored):
 
 ImageLike = str | Path | Stored | Image.Image | np.ndarray[Any, Any]
 
-# `open_image` checks the limit and raises an error; Pillow only warns up to twice the limit.
+# `open_by_pillow` checks the limit and raises an error; Pillow only warns up to twice the limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-MAX_PIXELS = 178_956_970
-"""Default limit of Pillow."""
-# The short side is resized to a few hundred pixels, so that a strip of 1 × 60,000 pixels would need gigabytes.
-_MOST_ELONGATED = 200
-
-
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-
-
-@contextmanager
-def pixel_limit(most: int) -> Iterator[None]:
-    """Context in which this process refuses to decode images with more pixels than `most`."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = most
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+# Images with more pixels are converted in strips of rows, so that the steps of a conversion need little memory.
+_WHOLE = 1 << 24
 
 
 def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
-    """Return an RGB PIL image from a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+    """Open an image as an RGB PIL image, from a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
 
     EXIF rotation is applied, transparency is put on white, the first frame of an animation is used, and 16 bits are
     reduced to 8.
@@ -102,11 +96,14 @@ def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
             but the pixels differ slightly.
 
     Raises:
-        DataError: the file is missing or cannot be decoded, the type is unsupported, or one side is more than 200
-            times as long as the other.
+        DataError: the file is missing, not a regular file, too large or cannot be decoded, the format or the type is
+            unsupported, or one side is more than 200 times as long as the other.
+        MemoryError: there is not enough memory, which is not the fault of the image.
     """
     if isinstance(image, Image.Image):
-        _check_shape(image.size)
+        with _as_data_errors(None):
+            check_opened(image)
+            check_shape(image.size)
         return _rgb(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
@@ -114,77 +111,94 @@ def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
                 f"an array of shape {image.shape} and type {image.dtype} is not an image: "
                 "give uint8 values in (H, W), (H, W, 3) or (H, W, 4)"
             )
-        _check_shape((image.shape[1], image.shape[0]))
+        with _as_data_errors(None):
+            check_shape((image.shape[1], image.shape[0]))
         return _rgb(Image.fromarray(image))
     if not isinstance(image, str | Path | Stored):
         raise DataError(f"{kind_of(image)} is not an image: give a path, a PIL image or a uint8 array")
-    with _as_data_errors(image):
-        file = io.BytesIO(image.read_bytes()) if isinstance(image, Stored) else image
-        with Image.open(file, formats=_formats()) as opened:
-            width, height = opened.size
-            if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(f"{width} × {height} pixels")
-            _check_shape(opened.size, f"{image}: ")
-            if draft is not None and opened.format == "JPEG" and min(width, height) >= 2 * draft:
-                opened.draft(None, (width * draft // min(width, height), height * draft // min(width, height)))
-            return _rgb(opened)
+    with _as_data_errors(image), _file_of(image) as file, open_by_pillow(file) as opened:
+        width, height = opened.size
+        if draft is not None and opened.format == "JPEG" and min(width, height) >= 2 * draft:
+            opened.draft(None, (width * draft // min(width, height), height * draft // min(width, height)))
+        return _rgb(opened)
+
+
+def _file_of(image: str | Path | Stored) -> BinaryIO:
+    return io.BytesIO(_content_of(image)) if isinstance(image, Stored) else open_file(image, most_file_bytes())
+
+
+def _content_of(image: Stored) -> bytes:
+    most = most_file_bytes()
+    if most is not None and image.size > most:
+        raise RefusedImageError(f"has {image.size} bytes, more than the limit of {most}; {_SMALLER}")
+    return image.read_bytes()
+
+
+_SMALLER = "make it smaller or drop its rows, or raise data.max_pixels in a recipe or CLIPKIT_MAX_PIXELS"
 
 
 @contextmanager
-def _as_data_errors(image: str | Path | Stored) -> Iterator[None]:
+def _as_data_errors(image: str | Path | Stored | None) -> Iterator[None]:
+    name = f"{image}: " if image is not None else ""
     try:
         yield
-    except DataError:
+    except (DataError, MemoryError):
         raise
+    except RefusedImageError as error:
+        raise DataError(f"{name}{error}") from None
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{image}: is over the limit of {Image.MAX_IMAGE_PIXELS} pixels ({one_line(error)[:40]}); drop its "
-            "rows or, if you trust the file, raise data.max_pixels in a recipe, or PIL.Image.MAX_IMAGE_PIXELS"
+            f"{name}is over the limit of {Image.MAX_IMAGE_PIXELS} pixels ({one_line(error)[:40]}); {_SMALLER}"
         ) from None
+    except UnsuitableFileError as error:
+        advice = _SMALLER if error.errno == errno.EFBIG else "replace it or drop its rows"
+        raise DataError(f"{name}{error.strerror}; {advice}") from None
     except FileNotFoundError:
-        raise DataError(f"{image}: there is no such image; check the path") from None
+        raise DataError(f"{name}there is no such image; check the path") from None
     except UnidentifiedImageError:
-        raise DataError(f"{image}: is not an image that Pillow can read; replace it or drop its rows") from None
+        raise DataError(f"{name}is not an image that Pillow can read; replace it or drop its rows") from None
     # Pillow has about forty decoders, and a broken file can raise almost any error in them.
     except Exception as error:
-        reason = one_line(error) or type(error).__name__
-        raise DataError(f"{image}: cannot be decoded ({reason}); replace the file or drop its rows") from None
+        raise DataError(f"{name}cannot be decoded ({one_line(error)}); replace the file or drop its rows") from None
 
 
 def in_memory(image: Path | Stored) -> InMemory:
-    """Read an image file once, for several uses.
+    """Read an image file into memory, so that it is read only once for several uses.
 
     Raises:
         DataError: the file is missing or cannot be read.
     """
     with _as_data_errors(image):
-        return InMemory(str(image), image.read_bytes())
+        return InMemory(str(image), read_image(image))
+
+
+def read_image(image: Path | Stored) -> bytes:
+    """Return the content of an image file; all code that needs it reads it here.
+
+    Raises:
+        OSError: the file is missing, not a regular file, too large or cannot be read.
+    """
+    try:
+        return _content_of(image) if isinstance(image, Stored) else read_file(image, most_file_bytes())
+    except RefusedImageError as error:
+        raise UnsuitableFileError(errno.EFBIG, str(error).partition(";")[0], str(image)) from None
 
 
 def kind_of(thing: object) -> str:
-    """Return the type of an object with its article, as "a list", for messages."""
+    """Return the type of an object with an article, e.g. "a list", for messages."""
     if thing is None:
         return "None"
     name = type(thing).__name__
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def _check_shape(size: tuple[int, int], name: str = "") -> None:
-    width, height = size
-    if max(size) > _MOST_ELONGATED * min(size):
-        raise DataError(
-            f"{name}an image of {width} × {height} pixels is more than {_MOST_ELONGATED} times as long as wide; "
-            "crop it or drop its rows"
-        )
-
-
 def upright_size(content: bytes) -> tuple[int, int]:
     """Return width and height after EXIF rotation of an image file, without decoding the pixels."""
-    with Image.open(io.BytesIO(content), formats=_formats()) as opened:
+    with open_content(content) as opened:
         width, height = opened.size
         try:
             is_rotated = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        except Exception:  # as in `_rgb`
+        except Exception:  # the same method as in `_rgb`
             is_rotated = False
     return (height, width) if is_rotated else (width, height)
 
@@ -207,42 +221,55 @@ def as_data_uri(image: ImageLike, side: int) -> str:
     return DATA_URI + base64.b64encode(encoded.getvalue()).decode()
 
 
-@cache
-def _formats() -> list[str]:
-    """Return Pillow's formats, common ones first, without EPS, which would run an external program."""
-    Image.init()
-    usual = ["JPEG", "PNG", "WEBP"]
-    return usual + [name for name in Image.ID if name not in (*usual, "EPS")]
-
-
-def size_of(image: Path | Stored) -> int:
+def size_of(image: str | Path | Stored) -> int:
     """Return the size of an image file in bytes; -1 if it is missing or unknown."""
     if isinstance(image, Stored):
         return image.size
     try:
-        return image.stat().st_size
+        return os.stat(image).st_size  # noqa: PTH116 - a million paths as strings take seconds, not half a minute
     except (OSError, ValueError):  # invalid file name
         return -1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     try:
-        upright = ImageOps.exif_transpose(image)
+        image.load()
+        # The copy of a large file that needs no rotation would only take memory.
+        is_plain = isinstance(image, ImageFile.ImageFile) and image.width * image.height > _WHOLE
+        is_plain = is_plain and image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9)
+        upright = image if is_plain else ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:  # broken EXIF data in an otherwise sound image
         upright = image
     if upright.mode == "RGB":
         upright.load()
         return upright
     if upright.mode.startswith("I"):
-        return _of_16_bits(upright).convert("RGB")
+        return _in_strips(upright, lambda strip: _of_16_bits(strip).convert("RGB"))
     if "A" in upright.mode or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _in_strips(upright, _on_white)
     return upright.convert("RGB")
 
 
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Apply a conversion of single pixels to RGB, to a large image in strips of rows."""
+    if image.width * image.height <= _WHOLE:
+        return convert(image)
+    whole = Image.new("RGB", image.size)
+    rows = max(1, _WHOLE // 4 // image.width)
+    for top in range(0, image.height, rows):
+        whole.paste(convert(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
+    return whole
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
 def _of_16_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit gray to 8 bits; a plain conversion would clip at 255."""
+    """Scale a 16-bit gray image to 8 bits; a plain conversion would clip at 255."""
     values = np.asarray(image).astype(np.int64)
     return Image.fromarray((values.clip(0, 65535) // 256).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Process groups: share rows, gather features with their gradient, sum gradients, fail together."""
+"""Process groups: distribute rows, gather features with their gradients, sum gradients, and raise errors together."""
 
 import atexit
 import os
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Numbers per reduction: large enough to be efficient, small compared with a model.
+# Gradient values per all-reduce: large enough to be efficient, small compared with a model.
 _REDUCED_AT_ONCE = 1 << 24
 
 
 def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "Accelerator":
-    """Return an Accelerator that has joined all processes of the launcher.
+    """Return an Accelerator that is connected to all processes of the launcher.
 
     Args:
         precision: auto, fp32, bf16 or fp16.
-        timeout_minutes: how long to wait for a process that does not answer.
+        timeout_minutes: time to wait for a process that does not respond.
 
     Raises:
         TrainingError: fewer processes joined than were started.
@@ -47,8 +47,8 @@ def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "A
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:
         raise TrainingError(
-            f"{started} processes were started but Accelerate joined {accelerator.num_processes}; "
-            "start them with --processes N"
+            f"{started} processes were started, but Accelerate connected {accelerator.num_processes} of them; "
+            "start the run with --processes N"
         )
     if started > 1:
         # If the group is still open when the interpreter exits, gloo's threads abort the process every other time.
@@ -71,10 +71,10 @@ def _mixed_precision(precision: str) -> str:
 
 
 class Processes:
-    """A group of one or more processes. Every operation is exact for shares of unequal size.
+    """A group of one or more processes. All operations are exact also if processes have different numbers of rows.
 
     Args:
-        accelerator: has joined the processes; None: this process alone, on the CPU.
+        accelerator: Accelerator connected to the processes; None: only this process, on the CPU.
     """
 
     def __init__(self, accelerator: "Accelerator | None") -> None:
@@ -84,7 +84,7 @@ class Processes:
 
     @classmethod
     def alone(cls) -> Self:
-        """Return a group of this process alone: nothing is shared, gathered or waited for."""
+        """Return a group of only this process, in which no operation communicates."""
         return cls(None)
 
     @property
@@ -93,81 +93,72 @@ class Processes:
         return self.index == 0
 
     def share(self, total: int) -> slice:
-        """Return this process's contiguous part of `total` rows."""
+        """Return the contiguous range of `total` rows that this process handles."""
         return self._share_of(self.index, total)
 
     def _share_of(self, index: int, total: int) -> slice:
         return slice(index * total // self.count, (index + 1) * total // self.count)
 
     def gather(self, rows: Float[Tensor, "B D"], total: int) -> Float[Tensor, "G D"]:
-        """Return the rows of all processes, in order. A row's gradient is summed over the processes that use it."""
+        """Gather the rows of all processes, in rank order.
+
+        The gradient of a row is summed over the processes that use it.
+        """
         if self.count == 1:
             return rows
         sizes = [self._share_of(index, total) for index in range(self.count)]
         return _GatherRows.apply(rows, sizes, self.index)
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the sum over processes, without gradient."""
-        total = value.detach().clone()
+        """Return the sum of a tensor over all processes, without gradient."""
+        return self._reduced(value.detach().clone(), dist.ReduceOp.SUM)
+
+    def _reduced(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        """Combine a tensor with those of the other processes, in place."""
         if self.count > 1:
             with _together():
-                dist.all_reduce(total)
-        return total
+                dist.all_reduce(value, op=operation)
+        return value
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the processes: towers, scale and bias alike.
+        """Sum each gradient over all processes, for towers, scale and bias.
 
         A parameter without a gradient on every process stays without one, so the optimizer does not change it.
         """
         if self.count == 1:
             return
         learning = [parameter for parameter in parameters if parameter.requires_grad]
-        present = torch.tensor([parameter.grad is not None for parameter in learning], dtype=torch.int32)
-        present = present.to(self.device)
-        with _together():
-            dist.all_reduce(present, op=dist.ReduceOp.MAX)
-        used = [parameter for parameter, here in zip(learning, present.tolist(), strict=True) if here]
+        present = self.any(*(parameter.grad is not None for parameter in learning))
+        used = [parameter for parameter, is_used in zip(learning, present, strict=True) if is_used]
         for group in _groups(used, _REDUCED_AT_ONCE):
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            with _together():
-                dist.all_reduce(flat)
+            flat = self._reduced(torch.cat([gradient.flatten() for gradient in gradients]), dist.ReduceOp.SUM)
             for parameter, summed in zip(group, flat.split([p.numel() for p in group]), strict=True):
                 parameter.grad = summed.view_as(parameter).clone()
 
     def smallest(self, value: int) -> int:
-        """Return the smallest value of all processes."""
+        """Return the minimum of a value over all processes."""
         if self.count == 1:
             return value
-        agreed = torch.tensor(value, device=self.device)
-        with _together():
-            dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
-        return int(agreed)
+        return int(self._reduced(torch.tensor(value, device=self.device), dist.ReduceOp.MIN))
 
     def largest(self, value: int) -> int:
-        """Return the largest value of all processes."""
+        """Return the maximum of a value over all processes."""
         return -self.smallest(-value)
 
     def any(self, *facts: bool) -> list[bool]:
-        """Return, for each fact, whether it is true on any process."""
+        """Return for each of several booleans whether it is True on at least one process."""
         if self.count == 1:
             return list(facts)
-        agreed = torch.tensor(facts, dtype=torch.int32, device=self.device)
-        with _together():
-            dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
+        agreed = self._reduced(torch.tensor(facts, dtype=torch.int32, device=self.device), dist.ReduceOp.MAX)
         return [bool(fact) for fact in agreed.tolist()]
 
     def of_main(self, value: int) -> int:
-        """Return the main process's value."""
-        if self.count == 1:
-            return value
-        agreed = torch.tensor(value, device=self.device)
-        with _together():
-            dist.broadcast(agreed, 0)
-        return int(agreed)
+        """Return the value of the main process, on all processes."""
+        return int(self.rows_of_main(torch.tensor(value)))
 
     def gather_objects(self, value: T) -> list[T]:
-        """Return the values of all processes, in order; they must be picklable."""
+        """Return the picklable values of all processes, in rank order."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -177,7 +168,7 @@ class Processes:
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
-        """Guard work that each process does on its share: a user error on one process is raised on all.
+        """Context in which a user error on one process is raised on all processes.
 
         Raises:
             UserError: with the message of the first process that failed.
@@ -190,7 +181,7 @@ class Processes:
         self.raise_together(failure)
 
     def raise_together(self, failure: UserError | None) -> None:
-        """Raise one error on all processes if any process has a failure.
+        """Raise an error on all processes if any process passes a failure.
 
         Raises:
             UserError: with the message of the first process that has a failure.
@@ -211,7 +202,7 @@ class Processes:
         raise UserError(bytes(text.tolist()).rstrip(b"\0").decode(errors="replace"))
 
     def rows_of_main(self, rows: Tensor) -> Tensor:
-        """Return the main process's values of a tensor that has the same shape and type on all processes."""
+        """Return the main process's values of a tensor that has the same shape and data type on all processes."""
         if self.count == 1:
             return rows
         agreed = rows.to(self.device)
@@ -223,7 +214,7 @@ class Processes:
         """Run `work` on the main process while the others wait; if it fails, all processes fail.
 
         Raises:
-            UserError, TrainingError: the error that `work` raised; on the other processes one of the same kind.
+            UserError, TrainingError: the error that `work` raised; on the other processes an error of the same class.
         """
         failure: UserError | TrainingError | None = None
         if self.is_main:
@@ -241,7 +232,7 @@ class Processes:
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """Guard a collective operation: turn the loss of a process into a one-line error."""
+    """Context for a collective operation: if another process has ended, raise a one-line error."""
     try:
         yield
     except RuntimeError as error:
@@ -249,7 +240,7 @@ def _together() -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "DataLoader worker" in str(error):
             raise
         lost = TrainingError(
-            f"another process of this run has ended or does not answer ({one_line(error)}); saved files are complete: "
+            f"another process of this run has ended or does not respond ({one_line(error)}); saved files are complete: "
             "start all processes again, a training run with --resume"
         )
         lost.everywhere = False
@@ -257,7 +248,7 @@ def _together() -> Iterator[None]:
 
 
 def _groups(parameters: list[nn.Parameter], numbers: int) -> Iterator[list[nn.Parameter]]:
-    """Yield groups of consecutive parameters of one type, up to about `numbers` numbers each."""
+    """Yield groups of consecutive parameters with the same data type, each with up to about `numbers` values."""
     group: list[nn.Parameter] = []
     for parameter in parameters:
         full = sum(p.numel() for p in group) + parameter.numel() > numbers
@@ -270,7 +261,10 @@ def _groups(parameters: list[nn.Parameter], numbers: int) -> Iterator[list[nn.Pa
 
 
 class _GatherRows(torch.autograd.Function):
-    """all_gather of unequal row counts; backward sums the gradients of all processes and keeps this process's rows."""
+    """Differentiable all_gather for different numbers of rows.
+
+    The backward pass sums the gradients of all processes and keeps the rows of this process.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, shares: list[slice], index: int) -> Tensor:

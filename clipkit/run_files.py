@@ -1,4 +1,4 @@
-"""The files of a run folder: their names, and how they are read and appended to."""
+"""Names of the files of a run folder, and functions to read and append to them."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from clipkit.parsing import parse_json, read_yaml
 
 
 class RunFiles:
-    """Paths of everything that a run writes; creates nothing.
+    """Paths of all files of a run folder; no file is created.
 
     Args:
         path: the run folder.
@@ -23,18 +23,18 @@ class RunFiles:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.recipe = self.path / "recipe.yaml"
-        """The recipe with every default written out."""
+        """Complete recipe, with all defaults."""
         self.metrics = self.path / "metrics.jsonl"
-        """One row per logged step: the values that the recipe determines."""
+        """One row per logged step: values that depend only on the recipe, e.g. the loss."""
         self.speed = self.path / "speed.jsonl"
-        """One row per logged step: times and memory, which depend on the machine."""
+        """One row per logged step: times and memory use, which depend on the machine."""
         self.evaluations = self.path / "evaluations.jsonl"
         self.bad_samples = self.path / "bad_samples.jsonl"
         """One row per image that is missing or unreadable."""
         self.findings = self.path / "findings.json"
         self.results = self.path / "results.json"
         self.report = self.path / "report.html"
-        """Written last: with `results` and `report` both there, the run is finished."""
+        """HTML report, which is written last: the run is finished when `results` and `report` both exist."""
         self.log = self.path / "log.txt"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
@@ -47,17 +47,17 @@ class RunFiles:
 
     @property
     def is_run(self) -> bool:
-        """True if the folder holds a run, finished or not."""
+        """True if the folder contains a run, finished or not."""
         return self.recipe.is_file()
 
     @property
     def is_finished(self) -> bool:
-        """True once the results and the report are written."""
+        """True if the results and the report have been written."""
         return self.results.is_file() and self.report.is_file()
 
 
 def recipe_of(folder: str | Path) -> dict[str, Any]:
-    """Return the recipe of a run, as plain values.
+    """Return the recipe of a run as a dict.
 
     Raises:
         DataError: the folder holds no readable recipe.
@@ -73,7 +73,7 @@ def recipe_of(folder: str | Path) -> dict[str, Any]:
 
 
 def results_of(folder: str | Path) -> dict[str, Any] | None:
-    """Return the content of results.json, or None while there is none or it is unreadable."""
+    """Return the content of results.json, or None if the file is missing or unreadable."""
     results = read_object(RunFiles(folder).results)
     return results if isinstance(results.get("settings"), dict) else None
 
@@ -88,13 +88,13 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def append(file: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON object as a line."""
+    """Append a JSON object to a file, as one line."""
     with file.open("a", encoding="utf-8") as lines:
         lines.write(json.dumps(row) + "\n")
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file, one per line, without damaged lines; a missing file has none.
+    """Return the JSON objects of a file, one per line, without damaged lines; a missing file has no objects.
 
     A run that is killed while it writes leaves an incomplete last line; a machine that loses power leaves zeros.
     """
@@ -102,12 +102,12 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def last_row(file: Path) -> dict[str, Any] | None:
-    """Return the last complete row of a file without parsing the others."""
+    """Return the last complete row of a file without parsing the other rows."""
     return next((row for line in reversed(_lines(file)) if (row := row_of(line)) is not None), None)
 
 
 def row_of(line: str | bytes) -> dict[str, Any] | None:
-    """Return the row of a line, which has a step; None: the line is damaged."""
+    """Return the row of a line, which has a step, or None for a damaged line."""
     try:
         row = parse_json(line)
     except ValueError:
@@ -118,3 +118,16 @@ def row_of(line: str | bytes) -> dict[str, Any] | None:
 
 def _lines(file: Path) -> list[bytes]:
     return file.read_bytes().splitlines() if file.is_file() else []
+
+
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten a nested mapping: keys become dotted paths such as optim.lr.
+
+    Example:
+        >>> flat({"optim": {"lr": 1e-5}, "output": "run"})
+        {'optim.lr': 1e-05, 'output': 'run'}
+    """
+    values: dict[str, Any] = {}
+    for key, value in section.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return values

@@ -1,6 +1,7 @@
-"""Evaluation tasks and metrics: their names, and how they are shown. Imports nothing heavy.
+"""Names and display formats of evaluation tasks and metrics, without heavy imports.
 
-To add a task, write `clipkit/evaluation/tasks/NAME.py` with a `TASK`, and add a row to `TASKS`.
+To add a task, write `clipkit/evaluation/tasks/NAME.py` with a `TASK`, and add a row to `TASKS`. A task with training
+data, or with options of its own, gets a function in `clipkit/cli/evaluate.py` instead of `help` and `data`.
 """
 
 from dataclasses import dataclass
@@ -8,17 +9,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A task as tables, reports and model cards name it."""
+    """Display names of an evaluation task, for tables, reports and model cards."""
 
     title: str
     hub_name: str
     """Task type in the Hub's model index."""
     main_metric: str
-    """Metric of a suite's table, where the data set names no other."""
+    """Metric in a suite's table, unless the dataset specifies another one."""
     headlines: tuple[str, ...]
-    """Metrics at the top of a report; those that a result lacks are left out."""
+    """Metrics at the top of a report, as far as the result has them."""
     learns: bool = False
-    """True if the task also needs training data."""
+    """True if the task also needs labeled training data."""
+    help: str = ""
+    """Help of its command `clipkit eval NAME --data D`; empty: `clipkit/cli/evaluate.py` has a function for it."""
+    data: str = ""
+    """Help of this command's --data."""
 
 
 TASKS: dict[str, TaskRow] = {
@@ -32,11 +37,15 @@ TASKS: dict[str, TaskRow] = {
     ),
     "probe": TaskRow("Linear probe", "image-classification", "lp_acc1", ("lp_acc1", "knn_acc1"), learns=True),
     "compositional": TaskRow(
-        "Near misses", "image-text-matching", "acc", ("text_acc", "image_acc", "acc")
+        "Near misses", "image-text-matching", "acc", ("text_acc", "image_acc", "acc"),
+        help="Evaluate compositional understanding (SugarCrepe, Winoground).\n\nThe model must choose the correct one "
+        "of two captions, or of two images, that differ in one detail (hard negatives).",
+        data="A CSV, JSON or JSONL file with the columns image, caption and negative_caption (SugarCrepe), or image_0, "
+        "image_1, caption_0 and caption_1 (Winoground); or a folder of such files, one per category.",
     ),
 }  # fmt: skip
 
-# Results that only training runs write: title and task type in the Hub's model index.
+# Tasks that occur only in results of training runs: title, and task type in the Hub's model index.
 _OF_RUNS = {"views": ("Views of images", "image-feature-extraction")}
 
 _METRICS = {
@@ -72,17 +81,17 @@ _PREFIXES = {
 
 
 def title_of(task: str) -> str:
-    """Return the title of a task; the name itself if the task is unknown."""
+    """Return the title of a task, or its name if the task is unknown."""
     return TASKS[task].title if task in TASKS else _OF_RUNS.get(task, (task, task))[0]
 
 
 def hub_name_of(task: str) -> str:
-    """Return the task type in the Hub's model index; the name itself if the task is unknown."""
+    """Return the task type in the Hub's model index, or the name of the task if it is unknown."""
     return TASKS[task].hub_name if task in TASKS else _OF_RUNS.get(task, (task, task))[1]
 
 
 def readable(metric: str) -> str:
-    """Return a metric's name in words.
+    """Return a readable name of a metric.
 
     Example:
         >>> readable("image_retrieval_recall@5")
@@ -96,7 +105,7 @@ def readable(metric: str) -> str:
 
 
 def number(metric: str, value: float | None) -> str:
-    """Return a metric's value as text: ranks, alignment and uniformity as numbers, everything else in percent.
+    """Format the value of a metric: ranks, alignment and uniformity as numbers, all other metrics in percent.
 
     Example:
         >>> number("acc1", 0.5)

@@ -16,6 +16,8 @@ LEVELS = {
     "closest": 0,
     "export_formats": 0,
     "findings": 0,
+    "image_formats": 0,
+    "opening": 0,
     "parsing": 0,
     "run_files": 0,
     "tasks": 0,

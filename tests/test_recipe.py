@@ -67,7 +67,7 @@ def test_an_unreadable_recipe_is_refused(tmp_path: Path) -> None:
         Recipe.from_yaml(tmp_path / "none.yaml")
     bad = tmp_path / "bad.yaml"
     bad.write_text("model: [unclosed")
-    with pytest.raises(RecipeError, match="bad.yaml: invalid YAML"):
+    with pytest.raises(RecipeError, match="bad.yaml.*valid YAML"):
         Recipe.from_yaml(bad)
     bad.write_text("- a list")
     with pytest.raises(RecipeError, match="bad.yaml.*sections"):
@@ -107,9 +107,9 @@ def test_a_recipe_with_views_reads_back_the_same() -> None:
         ({"objective": "view"}, ("objective", "'view'", "captions or views")),
         ({"objective": {"views": 0}}, ("objective.views",)),
         ({"views": None}, ("views", "add views: {image:")),
-        ({"views": {}}, ("views names no tower",)),
+        ({"views": {}}, ("views", "image: {policies:")),
         ({"views": None, "objective": "captions"}, ("captions", "text tower", "model.text.name")),
-        ({"model": {"name": "a/b"}, "objective": "captions"}, ("views is only for", "{captions: 1, views: 1}")),
+        ({"model": {"name": "a/b"}, "objective": "captions"}, ("views", "{captions: 1, views: 1}")),
         ({"views.image.policies": ["simcl", "simclr"]}, ("did you mean simclr?",)),
         ({"views.image.policies": ["slip"]}, ("views.image.policies", "at least 2 items")),
         ({"views.image.policies": [[{"name": "rotate", "degrees": 400}], "slip"]}, ("degrees is 400",)),
@@ -119,11 +119,11 @@ def test_a_recipe_with_views_reads_back_the_same() -> None:
         ({"views.image.loss.name": "sigmoid"}, ("views.image.loss", "sigmoid", "logit bias")),
         ({"views.text": {"policies": ["same", "crop"]}}, ("text_views", "model.text.name")),
         ({"model.embed_dim": 64}, ("model.embed_dim", "views.image.head")),
-        ({"model.text.name": "hf:bert"}, ("model.text", "no objective")),
-        ({"loss.name": "triplet"}, ("loss.name is only for", "captions")),
-        ({"loss.duplicates": "ignore"}, ("loss.duplicates is only for", "captions")),
-        ({"data.safe": True}, ("data.safe is only for", "captions")),
-        ({"data.labelled_test": "t"}, ("data.labelled_test", "data.labelled,")),
+        ({"model.text.name": "hf:bert"}, ("model.text", "objective")),
+        ({"loss.name": "triplet"}, ("loss.name", "captions")),
+        ({"loss.duplicates": "ignore"}, ("loss.duplicates", "captions")),
+        ({"data.safe": True}, ("data.safe", "captions")),
+        ({"data.labelled_test": "t"}, ("data.labelled_test", "data.labelled")),
         ({"eval.metric": "mean_recal"}, ("did you mean mean_recall?",)),
         ({"eval.metric": "mean_recall", "data.validation": "v"}, ("eval.metric mean_recall", "image_view_recall@1")),
         ({"eval.patience": 2}, ("eval.patience", "data.validation")),

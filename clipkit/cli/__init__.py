@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. Heavy modules are imported when a command runs, so that `--help` is instant."""
+"""Command line: parse the arguments, call the library, print the result.
+
+Heavy modules are imported only when a command runs, so that `--help` is instant.
+"""
 
 import logging
 import os
@@ -7,22 +10,35 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from clipkit import __version__
 from clipkit.cli.data import app as data_app
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.cli.export import export, merge
-from clipkit.cli.launch import is_main_process, process_rank, run_on_processes
+from clipkit.cli.launch import is_main_process, process_rank, run_again_on_processes
+from clipkit.cli.models import models
 from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
 from clipkit.cli.terminal import print_error, whole_output
 from clipkit.errors import Interrupted, TrainingError, UserError
 
+_ORDER = ("train", "eval", "data", "models", "export", "merge", "push", "doctor", "runs", "demo")
+
+
+class _InOrder(TyperGroup):
+    """Commands in the order of use; Typer would list groups after single commands."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     name="clipkit",
     help="CLIP-style contrastive learning: train, evaluate and use paired image and text encoders.",
     no_args_is_help=True,
@@ -35,28 +51,29 @@ app.add_typer(data_app, name="data")
 app.command()(export)
 app.command()(merge)
 app.command(name="push")(push_command)
+app.command()(models)
 app.command()(doctor)
 app.command()(runs)
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 it ran and failed, 2 invalid input, 130 or 143 interrupted."""
-    # Loading bars and advice of the model libraries would clutter the output; their errors are reported as ours.
+    """Run the command line.
+
+    Exit codes: 0 success, 1 failure during the run, 2 invalid input, 130 or 143 interrupted.
+    """
+    # Progress bars and warnings of the model libraries would clutter the output; their errors become clipkit errors.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         with whole_output():
             app()
-    except UserError as error:
-        # An error that all processes raise is printed by the main process alone.
-        if not error.everywhere or is_main_process():
-            print_error(str(error))
-        sys.exit(2)
-    except TrainingError as error:
+    except (UserError, TrainingError) as error:
         rank = process_rank()
-        if not error.everywhere and rank is not None:
-            print_error(f"process {rank}: {error}")
-        elif is_main_process():
-            print_error(str(error))
+        if not error.everywhere or not rank:  # an error that all processes raise is printed by the main process alone
+            names_process = isinstance(error, TrainingError) and not error.everywhere and rank is not None
+            print_error(f"{f'process {rank}: ' if names_process else ''}{error}")
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    except MemoryError:
+        print_error("out of memory; use smaller images or batches, or fewer workers")
         sys.exit(1)
 
 
@@ -71,13 +88,14 @@ def _clipkit(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the data, the runs and the report.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the data, the runs and the report.")] = Path(
+        "demo"
+    ),
 ) -> None:
     """Train a small model on emoji and their names, and report what it learned (about five minutes)."""
-    from clipkit.cli.demo import run_demo
+    with _running():
+        from clipkit.cli.demo import run_demo
 
-    _start_process()
-    with _interruptible():
         run_demo(out)
 
 
@@ -89,20 +107,30 @@ def _losses() -> str:
 
 @app.command(cls=ending_with(_losses))
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe; see recipes/ for examples.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE.yaml",
+            help="Recipe file; for examples see the folder "
+            "recipes of the source code, or clipkit/recipes of "
+            "the package.",
+        ),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Values to change, e.g. optim.lr=1e-5.")
+        list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE", help="Recipe values to override, e.g. optim.lr=1e-5.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
-    processes: Annotated[int, typer.Option(help="Number of processes on this machine.", min=1)] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe with every default and exit.")] = False,
+    processes: Annotated[int, typer.Option(metavar="N", help="Number of processes on this machine.", min=1)] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the complete recipe with all defaults and exit.")
+    ] = False,
     push: Annotated[
         str | None, typer.Option(metavar="REPO", help="Upload the trained model to this Hub repository (ORG/NAME).")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: create a private repository.")] = False,
 ) -> None:
-    """Train a model as a recipe describes. The result does not depend on the number of processes."""
+    """Train a model from a recipe. The result does not depend on the number of processes."""
     from clipkit.recipe import Recipe
 
     complete = Recipe.from_yaml(recipe, overrides or [])
@@ -114,19 +142,16 @@ def train(
     if private and push is None:
         raise UserError("--private applies to --push, which was not given; add --push ORG/NAME, or remove --private")
     if processes > 1:
-        flags = ["--resume"] * resume + ["--overwrite"] * overwrite + ["--private"] * private
-        flags += ["--push", push] if push is not None else []
-        run_on_processes(processes, ["train", str(recipe), *(overrides or []), *flags])
-        return
-    _start_process()
+        run_again_on_processes(processes)
     from clipkit.cli.tables import print_metrics
-    from clipkit.training import train as run
 
-    if push is not None:
-        from clipkit.cli.push import check_first
+    with _running():
+        from clipkit.training import train as run
 
-        check_first(push, private)
-    with _interruptible():
+        if push is not None and is_main_process():  # before a long run, not after it
+            from clipkit.models.publish.push import check_pushable
+
+            check_pushable(push, private)
         result = run(complete, resume=resume, overwrite=overwrite)
     if not is_main_process():
         return
@@ -138,34 +163,13 @@ def train(
         push_run(complete.output, push, private)
 
 
-@app.command()
-def models(
-    name: Annotated[
-        str | None, typer.Argument(metavar="M", help="Model to describe. Default: list models that can be loaded.")
-    ] = None,
-    search: Annotated[str, typer.Option(metavar="TEXT", help="List only names that contain this text.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
-) -> None:
-    """List models that can be loaded, or describe one: towers, sizes, preprocessing, loss, memory."""
-    from clipkit.cli.models import print_description, print_loadable
-
-    if name is None:
-        print_loadable(search)
-    else:
-        print_description(name, as_json)
-
-
-def _start_process() -> None:
-    """Configure this process before it computes."""
+@contextmanager
+def _running() -> Iterator[None]:
+    """Prepare this process for a run; end it with one line and the right exit code if the run was asked to stop."""
     from clipkit.cli.process import keep_freed_memory, log_to_terminal
 
     log_to_terminal(logging.getLogger("clipkit"))
     keep_freed_memory()
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """End the process with one line and the right exit code if the run inside was asked to stop."""
     try:
         yield
     except Interrupted as error:

@@ -1,19 +1,15 @@
-"""Run `clipkit data check` and print its report."""
+"""Reading the data of `clipkit data check`, and printing its report."""
 
-import json
 import textwrap
-import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from clipkit.cli.output import check_writable, write_output
+from clipkit.cli.tables import open_console, print_table
 from clipkit.data import read_pairs
-from clipkit.data.checks import Report, check, check_output_folder, fix
+from clipkit.data.checks import Report
 from clipkit.data.pairs import Pairs
 from clipkit.errors import DataError
 from clipkit.findings import counted, percent
@@ -22,56 +18,8 @@ _EXAMPLES = 3
 _INDENT = " " * 9
 
 
-def run_check(
-    data: str,
-    against: str | None,
-    model: str | None,
-    batch_size: int,
-    json_file: Path | None,
-    out: Path | None,
-    workers: int | None,
-) -> None:
-    """Check the data, print the report, and write the JSON file and the cleaned copy if requested."""
-    started = time.monotonic()
-    check_writable(json_file, inputs=(data, against))
-    if out is not None:
-        check_output_folder(out, data)
-    pairs = _read(data)
-    other = None if against is None else _read(against)
-    token_counts, context_length, image_size = None, None, None
-    if model is not None:
-        from clipkit.models import load
-        from clipkit.models.token_counts import token_counter
-
-        loaded = load(model, device="cpu")
-        image_size = loaded.image.preprocess.image_size if pairs.has_images else None
-        if pairs.has_captions:
-            token_counts, context_length = token_counter(loaded), loaded.text.tokenize.context_length
-    report = check(
-        pairs,
-        other,
-        token_counts=token_counts,
-        context_length=context_length,
-        image_size=image_size,
-        batch_size=batch_size,
-        workers=workers,
-    )
-    print_report(report)
-    if json_file is not None:
-        settings = {"model": model, "batch_size": batch_size}
-        found = report.to_dict() | {"settings": settings, "seconds": round(time.monotonic() - started, 1)}
-        write_output(json_file, json.dumps(found, indent=2, ensure_ascii=False) + "\n", "findings")
-    if out is not None:
-        kept = fix(pairs, report, out)
-        print(
-            f"cleaned copy: {out / 'captions.csv'} ({counted(kept['images'], 'image')}, "
-            f"{counted(kept['captions'], 'caption')}); dropped ({kept['dropped']:,}), with reasons: "
-            f"{out / 'dropped.jsonl'}"
-        )
-
-
-def _read(source: str) -> Pairs:
-    """Read images with captions; if there are no captions or no images, read what there is."""
+def read_for_check(source: str) -> Pairs:
+    """Read images with captions; if the data has only images or only captions, read these."""
     broken = ("images", "captions")
     try:
         return read_pairs(source, broken=broken)
@@ -84,18 +32,11 @@ def _read(source: str) -> Pairs:
 
 def print_report(report: Report) -> None:
     """Print the facts as a table, then each finding with examples and advice."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)  # a file has no width to wrap at
+    console = open_console()
     console.print(Text(report.data + (f", against {report.against.name}" if report.against is not None else "")))
     for line in _summary(report.facts):
         console.print(Text(f"  {line}"))
-    table = Table(box=None, padding=(0, 2))
-    for heading in ("", "min", "median", "95 %", "max"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for row in _quantile_rows(report.facts):
-        table.add_row(*map(Text, row))
-    console.print(table)
+    print_table(["", "min", "median", "95 %", "max"], _quantile_rows(report.facts))
     console.print()
     if not report.findings:
         console.print(Text("No problems found."))

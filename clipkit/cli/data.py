@@ -1,45 +1,54 @@
-"""`clipkit data preview`, `prepare` and `check`."""
+"""Commands `clipkit data preview`, `prepare` and `check`."""
 
+import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from clipkit.cli.epilog import ending_with
+from clipkit.cli.output import check_writable, write_output
 from clipkit.errors import Interrupted, OutputError, RecipeError
 
 app = typer.Typer(help="Check, prepare and preview data.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.callback()
-def _data() -> None:
-    """Check, prepare and preview data before training on it."""
-
-
 def _policies() -> str:
     from clipkit.recipe.policies import table
 
-    return "Policies, with their strengths:\n\n" + table()
+    return "Augmentation policies and the parameters of their steps (p: probability):\n\n" + table()
 
 
 @app.command(cls=ending_with(_policies))
 def preview(
-    data: Annotated[str, typer.Argument(metavar="D", help="Images: a table, a folder, shards, hf:NAME.")],
+    data: Annotated[
+        str, typer.Argument(metavar="D", help="Images: a table (CSV, JSON, Parquet), a folder, shards, or hf:NAME.")
+    ],
     policy: Annotated[
-        str, typer.Option(help="Name of a policy, or a list of steps, e.g. '[crop, {name: rotate, degrees: 15}]'.")
+        str,
+        typer.Option(
+            metavar="POLICY",
+            help="Name of an augmentation policy, or a list of steps, e.g. '[crop, {name: rotate, degrees: 15}]'.",
+        ),
     ] = "simclr",
-    out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("preview.png"),
-    count: Annotated[int, typer.Option(help="Number of images, one per row.", min=1)] = 8,
-    views: Annotated[int, typer.Option(help="Augmented views per image.", min=1)] = 5,
-    size: Annotated[int, typer.Option(help="Side of a view in pixels.", min=8)] = 160,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Image file to write.")] = Path("preview.png"),
+    count: Annotated[int, typer.Option(metavar="N", help="Number of images, one per row.", min=1)] = 8,
+    views: Annotated[int, typer.Option(metavar="N", help="Number of augmented views per image.", min=1)] = 5,
+    size: Annotated[int, typer.Option(metavar="PIXELS", help="Side of each view in pixels.", min=8)] = 160,
     safe: Annotated[
         bool,
         typer.Option("--safe", help="Do not flip or recolor images whose captions mention left/right or a color."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the run, which determines the views.", min=0)] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Random seed. With the seed of a training run, the views are those of that run.", min=0
+        ),
+    ] = 0,
 ) -> None:
-    """Draw images beside their augmented views."""
+    """Draw images next to their augmented views."""
     from clipkit.recipe.policies import parse_policy
 
     steps = parse_policy(policy)
@@ -48,11 +57,11 @@ def preview(
 
     pairs = read_pairs(data, captions=safe)
     if not pairs.has_images:
-        raise RecipeError(f"{data}: has captions but no images; a preview shows images")
+        raise RecipeError(f"{data}: has captions but no images; give data with images")
     sheet = draw(pairs, steps, count=count, views=views, size=size, safe=safe, seed=seed)
     try:
         if Path(data).is_dir() and out.resolve().parent == Path(data).resolve():
-            raise OutputError(f"{out}: would become one of the images of {data}; give --out another folder")
+            raise OutputError(f"{out}: the preview would become one of the images of {data}; give --out another folder")
         sheet.save(out)
     except (OSError, ValueError) as error:
         raise OutputError(f"{out}: cannot be written ({error}); give an image file, e.g. preview.png") from None
@@ -61,20 +70,33 @@ def preview(
 
 @app.command()
 def prepare(
-    data: Annotated[str, typer.Argument(metavar="D", help="Data of any kind, with or without captions.")],
-    out: Annotated[Path, typer.Option(help="Folder for the shards: a new one, or one begun by the same command.")],
-    size: Annotated[int, typer.Option(help="Short side in pixels; smaller images are not resized.", min=1)] = 256,
-    quality: Annotated[int, typer.Option(help="JPEG quality.", min=1, max=100)] = 90,
-    lossless: Annotated[bool, typer.Option("--lossless", help="PNG instead of JPEG.")] = False,
+    data: Annotated[
+        str,
+        typer.Argument(metavar="D", help="Images, with or without captions: a table, a folder, shards, or hf:NAME."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder for the shards: a new folder, or one that the same command began."),
+    ],
+    size: Annotated[
+        int, typer.Option(metavar="PIXELS", help="Short side of the images; smaller images are not resized.", min=1)
+    ] = 256,
+    quality: Annotated[int, typer.Option(metavar="N", help="JPEG quality.", min=1, max=100)] = 90,
+    lossless: Annotated[bool, typer.Option("--lossless", help="Write PNG instead of JPEG.")] = False,
     format: Annotated[
-        Literal["tar", "parquet"], typer.Option(help="tar (WebDataset's layout) or parquet (the Hub's layout).")
+        Literal["tar", "parquet"],
+        typer.Option(help="Format of the shards: tar (WebDataset) or parquet (Hugging Face Hub)."),
     ] = "tar",
-    shard_size: Annotated[int, typer.Option(help="Images of the source per shard.", min=1)] = 1000,
-    workers: Annotated[int | None, typer.Option(help="Threads. Default: one per core.", min=1)] = None,
+    shard_size: Annotated[
+        int, typer.Option(metavar="N", help="Images per shard. Unreadable images are counted but not stored.", min=1)
+    ] = 1000,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of threads. Default: one per core.", min=1)
+    ] = None,
 ) -> None:
-    """Resize images to the size that training needs and pack them with their captions into shards.
+    """Resize images and pack them with their captions into shards, for faster training.
 
-    After an interruption, the same command resumes.
+    After an interruption, run the same command again to resume.
     """
     from clipkit.data.prepare import prepare as run
     from clipkit.data.prepare import read_for_shards
@@ -100,37 +122,88 @@ def prepare(
     )
     if made.skipped:
         print(f"skipped {counted(len(made.skipped), 'image')}; {out / 'skipped.jsonl'} lists them with reasons")
-    print(f"data.train: {made.pattern}")
+    print(f"use it in a recipe as data.train: {made.pattern}")
 
 
 @app.command()
 def check(
-    data: Annotated[str, typer.Argument(metavar="D", help="Any data that can be trained on.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="D", help="Images, captions, or both: a table (CSV, JSON, Parquet), a folder, shards, or hf:NAME."
+        ),
+    ],
     against: Annotated[
-        str | None, typer.Option(metavar="D2", help="Data that must not be in D, e.g. the validation set.")
+        str | None, typer.Option(metavar="D2", help="Data that must not overlap with D, e.g. the validation set.")
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="M", help="Count captions in this model's tokens, and compare images with its input size."
+            metavar="M",
+            help="Model whose tokenizer measures the captions and whose input size is compared with the images.",
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(metavar="G", help="Pairs in a batch, for the expected number of false negatives.", min=2)
+        int,
+        typer.Option(
+            metavar="G", help="Planned batch size, used to estimate the number of false negatives per batch.", min=2
+        ),
     ] = 512,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="F", help="Write the findings to this file.")
+        Path | None, typer.Option("--json", metavar="F.json", help="Write the findings to this JSON file.")
     ] = None,
     fix: Annotated[
         Path | None,
-        typer.Option(metavar="OUT", help="Write a cleaned copy to this new folder, with a list of what was dropped."),
+        typer.Option(
+            metavar="DIR",
+            help="Write a cleaned copy of the data to this new folder, with a list of dropped images and captions.",
+        ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads. Default: one per core.", min=1)] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of threads. Default: one per core.", min=1)
+    ] = None,
 ) -> None:
-    """Find problems in data before training on it: broken, duplicate and leaked images, poor captions.
+    """Find problems in data before training: broken, duplicate and leaked images, poor captions.
 
-    Exits with 0 when the check ran, whatever it found.
+    The exit code is 0 also if problems are found.
     """
-    from clipkit.cli.check import run_check
+    from clipkit.cli.check import print_report, read_for_check
+    from clipkit.data import checks
+    from clipkit.findings import counted
 
-    run_check(data, against, model, batch_size, json_file, fix, workers)
+    started = time.monotonic()
+    check_writable(json_file, inputs=(data, against))
+    if fix is not None:
+        checks.check_output_folder(fix, data)
+    pairs = read_for_check(data)
+    other = None if against is None else read_for_check(against)
+    token_counts, context_length, image_size = None, None, None
+    if model is not None:
+        from clipkit.models import load
+        from clipkit.models.token_counts import token_counter
+
+        loaded = load(model, device="cpu")
+        image_size = loaded.image.preprocess.image_size if pairs.has_images else None
+        if pairs.has_captions:
+            token_counts, context_length = token_counter(loaded), loaded.text.tokenize.context_length
+    report = checks.check(
+        pairs,
+        other,
+        token_counts=token_counts,
+        context_length=context_length,
+        image_size=image_size,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    print_report(report)
+    if json_file is not None:
+        settings = {"model": model, "batch_size": batch_size}
+        found = report.to_dict() | {"settings": settings, "seconds": round(time.monotonic() - started, 1)}
+        write_output(json_file, json.dumps(found, indent=2, ensure_ascii=False) + "\n", "findings")
+    if fix is not None:
+        kept = checks.fix(pairs, report, fix)
+        print(
+            f"cleaned copy: {fix / 'captions.csv'} ({counted(kept['images'], 'image')}, "
+            f"{counted(kept['captions'], 'caption')}); dropped ({kept['dropped']:,}), with reasons: "
+            f"{fix / 'dropped.jsonl'}"
+        )

@@ -1,4 +1,4 @@
-"""`clipkit demo`: data from pip packages, a trained model and a report, in one command."""
+"""Command `clipkit demo`: build the data from pip packages, train a model and write a report."""
 
 import json
 import time
@@ -13,15 +13,14 @@ from clipkit.errors import OutputError
 from clipkit.evaluation import retrieval, zeroshot
 from clipkit.models import DualEncoder, compose, load
 from clipkit.recipe import Recipe
-from clipkit.report import demo_report
-from clipkit.report.demo import CREDIT
+from clipkit.report.demo import CREDIT, demo_report
 
-# The run on shuffled names only shows that nothing is learned, so fewer epochs are enough.
+# The run on shuffled names only shows that nothing can be learned from them, so fewer epochs are enough.
 _SHUFFLED_SHARE = 0.4
 
 
 def run_demo(out: Path) -> None:
-    """Build the data, train, train on shuffled names, evaluate both on held-out emoji, and write a report.
+    """Build the data, train one model on emoji names and one on shuffled names, evaluate both, and write a report.
 
     The folders of an earlier demo in `out` are replaced.
 
@@ -30,7 +29,7 @@ def run_demo(out: Path) -> None:
     """
     marker = out / "demo.json"
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "data").is_dir())):
-        raise OutputError(f"{out}: already exists and is not the folder of a demo; give another folder with --out")
+        raise OutputError(f"{out}: already exists and does not contain a demo; give another folder with --out")
     try:
         data = build_emoji_data(out / "data")
     except OSError as error:
@@ -66,7 +65,7 @@ def run_demo(out: Path) -> None:
 
 
 def recipe_file(name: str) -> Path:
-    """Return a shipped recipe: inside the installed package, or beside the package in a checkout."""
+    """Return the path of a recipe: in the installed package, or next to the package in a source checkout."""
     package = Path(clipkit.__file__).parent
     installed = package / "recipes" / name
     return installed if installed.is_file() else package.parent / "recipes" / name
@@ -91,14 +90,11 @@ def _measure(model: DualEncoder, data: EmojiData) -> dict[str, Any]:
 
 
 def _print_summary(results: dict[str, Any], report: Path, out: Path, seconds: float) -> None:
-    print_columns(
-        {name: result["retrieval"]["metrics"] for name, result in results.items()},
-        "\nRetrieval of held-out emoji by name",
-    )
-    print_columns(
-        {name: result["zeroshot"]["metrics"] for name, result in results.items()},
-        "\nClassification of held-out emoji into groups",
-    )
+    for task, title in (
+        ("retrieval", "Retrieval of held-out emoji by name"),
+        ("zeroshot", "Classification of held-out emoji into groups"),
+    ):
+        print_columns({name: result[task]["metrics"] for name, result in results.items()}, f"\n{title}")
     print(f"""
 Trained in {seconds:.0f} s. Report: {report}
 

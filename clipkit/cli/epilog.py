@@ -1,4 +1,4 @@
-"""Help pages that end with a preformatted text; Typer would wrap the lines of an epilog."""
+"""Help pages that end with a preformatted text, whose lines are not wrapped (Typer wraps an ordinary epilog)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from typer.core import TyperCommand
 
 
 def ending_with(text: Callable[[], str]) -> type[TyperCommand]:
-    """Return a command class whose help ends with a text; `text` is called only when the help is shown."""
+    """Return a command class whose help page ends with a text; `text` is called only when the page is shown."""
 
     class Command(TyperCommand):
         def format_epilog(self, ctx: Any, formatter: Any) -> None:

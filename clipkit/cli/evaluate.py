@@ -1,21 +1,23 @@
-"""`clipkit eval`: evaluate models, compare results."""
+"""Command `clipkit eval`: evaluate models and compare results."""
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
 from clipkit.cli.measuring import JsonFile, Measuring, ReportFile, measuring_command
 from clipkit.cli.output import check_writable, write_output
 from clipkit.cli.suite import suite
+from clipkit.tasks import TASKS, TaskRow
 
 if TYPE_CHECKING:
-    from clipkit.cli.measuring import EvaluationOptions
     from clipkit.evaluation import Result
+    from clipkit.evaluation.tasks.task import Options
     from clipkit.models import DualEncoder
 
-app = typer.Typer(help="Evaluate models.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Evaluate models and compare results.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @measuring_command(app)
@@ -26,23 +28,19 @@ def retrieval(
     ],
     merge_captions: Annotated[
         bool,
-        typer.Option("--merge-captions", help="Treat identical captions as one query; any of their images is correct."),
+        typer.Option(
+            "--merge-captions", help="Treat identical captions as one query, for which any of their images is correct."
+        ),
     ] = False,
 ) -> None:
-    """Measure image-text retrieval.
+    """Evaluate image-text retrieval.
 
-    Recall, ranks and mean average precision between images and captions, in both directions.
+    Reports recall, ranks and mean average precision from images to captions and from captions to images.
     """
+    from clipkit import evaluation
     from clipkit.data import read_pairs
 
-    pairs = read_pairs(data)
-
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.retrieval(model, pairs, merge_captions=merge_captions, **options)
-
-    measuring.measure(evaluate, data)
+    measuring.measure(partial(evaluation.retrieval, data=read_pairs(data), merge_captions=merge_captions), data)
 
 
 @measuring_command(app)
@@ -53,115 +51,114 @@ def zeroshot(
         str | None,
         typer.Option(
             metavar="F|NAME",
-            help="Class names: a text file with one per line, a JSON file of label to name or list of names, or "
-            "imagenet. Default: the dataset's class names.",
+            help="Class names: a text file with one per line, a JSON file with a list of names or a mapping "
+            "from each label to its names, or imagenet. Default: the dataset's class names.",
         ),
     ] = None,
     templates: Annotated[
         str | None,
         typer.Option(
             metavar="F|NAME",
-            help="Prompts: a text file with one per line and {c} for the class name, a JSON file of class to list of "
-            "sentences, imagenet (80 prompts) or imagenet_simple (7). Default: the dataset's prompts, otherwise "
-            "'a photo of a {c}.'",
+            help="Prompts: imagenet (80 prompts) or imagenet_simple (7); or a text file with one prompt per line, with "
+            "{c} for the class name; or a JSON file with a list of prompts, or with the prompts of each class. "
+            "Default: the dataset's prompts, otherwise 'a photo of a {c}.'.",
         ),
     ] = None,
 ) -> None:
-    """Measure zero-shot classification.
+    """Evaluate zero-shot classification.
 
-    Accuracy of choosing among the class names; for images with several labels, mean average precision.
+    Reports the accuracy of choosing among the class names; for images with several labels, mean average precision.
     """
+    from clipkit import evaluation
     from clipkit.data import read_classes, read_labeled, read_templates
 
     labeled = read_labeled(data)
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
 
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.zeroshot(model, labeled, classes=names, templates=prompts, **options)
-
-    measuring.measure(evaluate, data, classes, templates)
+    measuring.measure(
+        partial(evaluation.zeroshot, data=labeled, classes=names, templates=prompts), data, classes, templates
+    )
 
 
 @measuring_command(app)
 def probe(
     measuring: Measuring,
     data: Annotated[
-        str, typer.Option(metavar="D", help="Training images with labels: class folders, a table, shards, or hf:NAME.")
+        str, typer.Option(metavar="D", help="Labeled training images: class folders, a table, shards, or hf:NAME.")
     ],
     test: Annotated[
-        str | None, typer.Option(metavar="D", help="Test images with labels. Default: a fifth of each class of --data.")
+        str | None,
+        typer.Option(
+            metavar="D", help="Labeled test images. Default: one fifth of the images of each class of --data."
+        ),
     ] = None,
-    shots: Annotated[int | None, typer.Option(help="Training images per class. Default: all.", min=1)] = None,
+    shots: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of training images per class. Default: all.", min=1)
+    ] = None,
     seeds: Annotated[
-        int, typer.Option(help="Random draws of the shots; the metrics are means over the draws.", min=1)
+        int,
+        typer.Option(
+            metavar="N",
+            help="With --shots: number of random draws of the training images; metrics are averaged over them.",
+            min=1,
+        ),
     ] = 3,
-    neighbours: Annotated[int, typer.Option(help="Number of nearest neighbors (k).", min=1)] = 20,
+    neighbours: Annotated[int, typer.Option(metavar="K", help="Number of nearest neighbors.", min=1)] = 20,
 ) -> None:
-    """Measure a linear probe and k-NN.
+    """Evaluate image features with a linear probe and k-nearest neighbors.
 
-    A linear classifier and k nearest neighbors are fitted to frozen image features.
+    The image tower stays frozen; a linear classifier and a k-nearest-neighbor classifier are trained on its features.
     """
+    from clipkit import evaluation
     from clipkit.data import read_labeled
 
     training = read_labeled(data)
     measured = read_labeled(test) if test is not None else None
 
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
-
-        return evaluation.probe(
-            model, training, test=measured, shots=shots, seeds=seeds, neighbours=neighbours, **options
-        )
-
-    measuring.measure(evaluate, data, test)
+    measuring.measure(
+        partial(evaluation.probe, data=training, test=measured, shots=shots, seeds=seeds, neighbours=neighbours),
+        data,
+        test,
+    )
 
 
-@measuring_command(app)
-def compositional(
-    measuring: Measuring,
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="D",
-            help="A CSV, JSON or JSONL file with the columns image, caption and negative_caption (SugarCrepe), or "
-            "image_0, image_1, caption_0 and caption_1 (Winoground); or a folder of such files, one per category.",
-        ),
-    ],
-) -> None:
-    """Measure near misses.
+def _add_command(name: str, row: TaskRow) -> None:
+    """Add the command of a task without options of its own."""
 
-    The model chooses between captions, or images, that differ in one detail.
-    """
-    from clipkit.data import read_near_misses
+    def command(measuring: Measuring, data: Annotated[str, typer.Option(metavar="D", help=row.data)]) -> None:
+        from clipkit.evaluation.tasks.task import TaskData, task_of
 
-    near = read_near_misses(data)
+        task = task_of(name)
+        given = TaskData(task.read(data))
 
-    def evaluate(model: "DualEncoder", options: "EvaluationOptions") -> "Result":
-        from clipkit import evaluation
+        def evaluate(model: "DualEncoder", **options: Unpack["Options"]) -> "Result":
+            return task.run(model, given, options)
 
-        return evaluation.compositional(model, near, **options)
+        measuring.measure(evaluate, data)
 
-    measuring.measure(evaluate, data)
+    command.__name__, command.__doc__ = name, row.help
+    measuring_command(app)(command)
 
 
+for _name, _row in TASKS.items():
+    if _row.help:
+        _add_command(_name, _row)
 app.command()(suite)
 
 
 @app.command()
 def compare(
     first: Annotated[
-        Path, typer.Argument(metavar="A.json", help="A result: a file written by --json, or results.json of a run.")
+        Path, typer.Argument(metavar="A.json", help="First result: a file written by --json, or results.json of a run.")
     ],
-    second: Annotated[Path, typer.Argument(metavar="B.json", help="Another result of the same task and data.")],
+    second: Annotated[Path, typer.Argument(metavar="B.json", help="Second result, of the same task and data.")],
     json_file: JsonFile = None,
     report: ReportFile = None,
 ) -> None:
     """Compare two results on the same data.
 
-    Paired differences with intervals, and the queries that changed most.
+    Prints paired differences with 95 % confidence intervals, and the queries whose results changed most.
     """
     from clipkit.cli.tables import print_comparison
     from clipkit.evaluation import compare as compared
@@ -173,6 +170,6 @@ def compare(
     print_comparison(comparison, str(first), str(second))
     write_output(json_file, json.dumps(comparison, indent=2, ensure_ascii=False) + "\n", "comparison")
     if report is not None:
-        from clipkit.report import comparison_report
+        from clipkit.report.comparison import comparison_report
 
         write_output(report, comparison_report(comparison, *results), "report")

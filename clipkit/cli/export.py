@@ -1,8 +1,7 @@
-"""`clipkit export` and `clipkit merge`."""
+"""Commands `clipkit export` and `clipkit merge`."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,61 +12,86 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _COMPARED = 64
-"""Images of the user's data that an export is verified on: enough for every shape and length, encoded in seconds."""
-_INT8 = "; ".join(f"{name}: {row.options['int8']}" for name, row in FORMATS.items() if "int8" in row.options)
+"""Number of images of the user's data on which an export is verified: enough to vary sizes, encoded in seconds."""
+_INT8 = "; ".join(f"With --to {name}: {row.options['int8']}" for name, row in FORMATS.items() if "int8" in row.options)
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="M", help="A model, as `clipkit models` lists them, or a run.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="M", help="Model to export: a run, a folder, a Hub repository, or open_clip:ARCH/TAG."),
+    ],
     to: Annotated[
         str,
         typer.Option(
-            help="Format: " + "; ".join(f"{name}: for {row.summary}" for name, row in FORMATS.items()) + ".",
+            help="Format. " + ", ".join(f"{name} (for {row.summary})" for name, row in FORMATS.items()) + ".",
             metavar="|".join(FORMATS),
         ),
     ],
-    out: Annotated[Path, typer.Option(help="A new folder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the exported model.")],
     data: Annotated[
         str | None,
-        typer.Option(metavar="D", help="Images and captions to verify the export on. Default: a few built-in ones."),
+        typer.Option(metavar="D", help="Images and captions for verifying the export. Default: a few built-in ones."),
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help=f"{_INT8}.")] = False,
     tolerance: Annotated[
-        float | None, typer.Option(help="Largest allowed difference of a feature value.", min=0)
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Maximum absolute difference between a "
+            "feature value of the export and of the original; "
+            "above it the export fails. Default: 1e-5, for onnx 1e-4.",
+            min=0,
+        ),
     ] = None,
 ) -> None:
-    """Write a model for another library, and verify that the library computes the same features."""
+    """Export a model to another library, and verify that its features stay the same."""
     export_format(to, ["int8"] * int8)
     images, captions = _samples(data) if data is not None else (None, None)
     from clipkit.models import load
     from clipkit.models.export import export as write
 
     proof = write(load(model, device="cpu"), to, out, int8=int8, tolerance=tolerance, images=images, captions=captions)
-    print(f"{out}: written for {to}, opened with it and compared with {model}")
-    print(f"  {proof.images} images: largest difference of a feature value {proof.image_difference:.1e}")
-    print(f"  {proof.captions} captions: {proof.text_difference:.1e}")
+    print(f"{out}: exported to {to}, loaded again and compared with {model}")
+    print(f"  {proof.images} images: maximum difference of a feature value {proof.image_difference:.1e}")
+    print(f"  {proof.captions} captions: maximum difference of a feature value {proof.text_difference:.1e}")
     if int8:
-        print(f"  8-bit weights: mean cosine with the model {proof.image_cosine:.4f} and {proof.text_cosine:.4f}")
-        print(f"  {proof.changed} of {proof.captions} captions have another most similar image")
+        print(
+            f"  8-bit weights: mean cosine with the original features {proof.image_cosine:.4f} (images) "
+            f"and {proof.text_cosine:.4f} (captions)"
+        )
+        print(f"  {proof.changed} of {proof.captions} captions have a different most similar image than before")
     for note in proof.notes:
         print(f"  note: {note}")
-    print("open it with")
+    print("load it with:")
     print("\n".join(f"  {line}" for line in proof.usage.splitlines()))
 
 
 def merge(
-    models: Annotated[list[str], typer.Argument(metavar="BASE TUNED", help="Two models, or more for their mean.")],
-    out: Annotated[Path, typer.Option(help="A new folder.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="BASE TUNED", help="Two models to interpolate, or more models to average.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the merged model.")],
     alpha: Annotated[
         float | None,
-        typer.Option(help="Share of TUNED: 0 is BASE, 1 is TUNED. Default: equal shares.", min=0, max=1),
+        typer.Option(
+            metavar="X",
+            help="Weight of TUNED, for two models: 0 gives BASE, 1 gives TUNED. Default: equal weights.",
+            min=0,
+            max=1,
+        ),
     ] = None,
 ) -> None:
-    """Average the weights of models of one architecture: interpolate two (WiSE-FT), or a soup of several."""
+    """Average the weights of models with the same architecture.
+
+    Two models are interpolated (WiSE-FT); several models become a model soup.
+    """
     if len(models) < 2:
-        raise UserError(f"{models[0]}: is a single model; give two or more")
+        raise UserError(f"merge got only one model, {models[0]}; give two or more")
     if alpha is not None and len(models) != 2:
-        raise UserError(f"--alpha {alpha}: needs exactly two models, not {len(models)}; leave it out for a soup")
+        raise UserError(
+            f"--alpha {alpha}: needs exactly two models, not {len(models)}; leave out --alpha to average several"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: already exists; give an empty or a new folder")
     from clipkit.models import load
@@ -80,21 +104,16 @@ def merge(
     except OSError as error:
         raise OutputError(f"{out}: is not writable ({error.strerror or error}); give another folder") from None
     parts = " and ".join(models) if len(models) == 2 else f"{len(models)} models"
-    share = "equal weights" if alpha is None else f"{1 - alpha:g} and {alpha:g}"
+    share = "equal weights" if alpha is None else f"weights {1 - alpha:g} and {alpha:g}"
     print(f"{out}: {parts}, {share}; scale {merged.logit_scale.exp().item():.4g}")
 
 
 def _samples(data: str) -> tuple[list["Image.Image"], list[str]]:
     """Return evenly spaced images and captions of the user's data."""
-    import numpy as np
-
     from clipkit.data import read_pairs
+    from clipkit.data.sequences import evenly_spaced
     from clipkit.images import open_image
 
-    pairs: Any = read_pairs(data)
-
-    def evenly_spaced(items: Sequence[Any]) -> list[Any]:
-        positions = np.linspace(0, len(items) - 1, min(_COMPARED, len(items))).round().astype(int)
-        return [items[position] for position in np.unique(positions)]
-
-    return [open_image(image) for image in evenly_spaced(pairs.images)], evenly_spaced(pairs.captions)
+    pairs = read_pairs(data)
+    images = [open_image(pairs.images[image]) for image in evenly_spaced(len(pairs.images), _COMPARED)]
+    return images, [pairs.captions[row] for row in evenly_spaced(len(pairs.captions), _COMPARED)]

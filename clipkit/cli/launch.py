@@ -1,10 +1,10 @@
-"""Processes of a command: `--processes N` by torch's elastic launcher, and the group that this process belongs to."""
+"""Processes of a command: start them for `--processes N` with torch's elastic launcher, or join a launcher's group."""
 
 import logging
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from uuid import uuid4
 
 from clipkit.errors import UserError
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def process_rank() -> int | None:
-    """Return the rank that a launcher gave to this process; None without a launcher."""
+    """Return the rank that a launcher gave this process, or None if no launcher started it."""
     return int(os.environ["RANK"]) if "RANK" in os.environ else None
 
 
@@ -32,18 +32,28 @@ def joined_processes() -> "Processes":
     return Processes(accelerator_of())
 
 
-def run_on_processes(count: int, arguments: list[str]) -> None:
-    """Run `python -m clipkit ARGUMENTS` in `count` processes that form a group, and exit with their exit code.
+def run_again_on_processes(count: int) -> NoReturn:
+    """Run the current command line in `count` processes that form a group, and exit with their exit code.
 
     Raises:
-        UserError: this process was started by a launcher itself.
+        UserError: a launcher started this process.
     """
     if "WORLD_SIZE" in os.environ:
-        raise UserError("--processes was given under a launcher, which starts processes itself; remove one of the two")
+        raise UserError(
+            "--processes was given, but a launcher such as torchrun already started the processes; "
+            "remove one of the two"
+        )
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    arguments = []
+    given = iter(sys.argv[1:])
+    for argument in given:
+        if argument == "--processes":
+            next(given, None)
+        elif not argument.startswith("--processes="):
+            arguments.append(argument)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1,
@@ -55,12 +65,13 @@ def run_on_processes(count: int, arguments: list[str]) -> None:
         max_restarts=0,
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
-    # The processes themselves report what a signal did.
+    # Each process reports the effect of a signal.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "clipkit", *arguments)
+        sys.exit(0)
     except ChildFailedError as error:
-        # The process that failed has reported the error; the launcher's table adds nothing.
+        # The process that failed has reported the error; the launcher's table adds no information.
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             signal_name = signal.Signals(-failure.exitcode).name
@@ -69,15 +80,3 @@ def run_on_processes(count: int, arguments: list[str]) -> None:
     except SignalException as error:
         # The signal was passed on to the processes, and they have ended.
         sys.exit(130 if error.sigval == signal.SIGINT else 143)
-
-
-def run_again_on_processes(count: int) -> None:
-    """Run the current command line again in `count` processes, and exit with their exit code."""
-    arguments = []
-    given = iter(sys.argv[1:])
-    for argument in given:
-        if argument == "--processes":
-            next(given, None)
-        elif not argument.startswith("--processes="):
-            arguments.append(argument)
-    run_on_processes(count, arguments)

@@ -1,11 +1,11 @@
-"""Options and steps that all evaluation commands share."""
+"""Options and steps shared by all evaluation commands."""
 
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,72 +15,70 @@ from clipkit.cli.output import check_writable, write_output
 if TYPE_CHECKING:
     from clipkit.embedding.features import Cache
     from clipkit.evaluation import Result
-    from clipkit.models import DualEncoder
-    from clipkit.processes import Processes
 
 CacheFolder = Annotated[
     str | None,
     typer.Option(
         "--cache",
         metavar="DIR|none",
-        help="Folder for computed features. Default: $CLIPKIT_CACHE, or clipkit in the user's cache folder.",
+        help="Folder in which computed features are kept for reuse; none: do not keep them. Default: "
+        "$CLIPKIT_CACHE, or clipkit in the user's cache folder.",
     ),
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="F.json", help="Write the result to this file.")]
-ReportFile = Annotated[Path | None, typer.Option("--report", metavar="F.html", help="Write a report page.")]
-ProcessCount = Annotated[int, typer.Option("--processes", help="Number of processes on this machine.", min=1)]
-
-
-class EvaluationOptions(TypedDict):
-    """Keyword arguments that all evaluation functions share."""
-
-    batch_size: int
-    cache: "Cache"
-    predictions: Path | None
-    processes: "Processes"
-    progress: bool
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="F.json", help="Write the result to this JSON file.")]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="F.html", help="Write a report to this HTML file.")
+]
+ProcessCount = Annotated[
+    int, typer.Option("--processes", metavar="N", help="Number of processes on this machine.", min=1)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """Values of the options that all evaluation commands share."""
+    """Values of the options shared by all evaluation commands."""
 
     model: Annotated[
         str, typer.Option(metavar="M", help="Model: a Hub repository, a folder, a run, or open_clip:ARCH/TAG.")
     ]
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass; does not change the metrics.", min=1)] = 64
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", help="Images per forward pass; does not affect the metrics.", min=1)
+    ] = 64
     cache: CacheFolder = None
     json_file: JsonFile = None
     report: ReportFile = None
     predictions: Annotated[
         Path | None,
-        typer.Option(metavar="F.parquet", help="Write the answers to every query, with their scores."),
+        typer.Option(
+            metavar="F.parquet",
+            help="Write the top-ranked results of every query, with their scores, to this Parquet file.",
+        ),
     ] = None
     processes: ProcessCount = 1
 
-    def measure(self, evaluate: "Callable[[DualEncoder, EvaluationOptions], Result]", *inputs: str | None) -> None:
+    def measure(self, evaluate: Callable[..., "Result"], *inputs: str | None) -> None:
         """Evaluate the model on the requested number of processes; print the result once and write the files.
 
         Args:
-            evaluate: returns the result of a model.
+            evaluate: function that evaluates a model, with the options shared by all evaluation functions, and returns
+                its result.
             inputs: sources that must not be overwritten.
         """
         check_writable(self.json_file, self.report, self.predictions, inputs=inputs)
         if self.processes > 1:
             run_again_on_processes(self.processes)
-            return
         from clipkit.cli.process import keep_freed_memory
         from clipkit.models import load
 
         keep_freed_memory()
-        options: EvaluationOptions = {
-            "batch_size": self.batch_size,
-            "cache": cache_of(self.cache),
-            "predictions": self.predictions,
-            "processes": joined_processes(),
-            "progress": True,
-        }
-        result = evaluate(load(self.model), options)
+        result = evaluate(
+            load(self.model),
+            batch_size=self.batch_size,
+            cache=cache_of(self.cache),
+            predictions=self.predictions,
+            processes=joined_processes(),
+            progress=True,
+        )
         if is_main_process():
             self._show(result)
 
@@ -91,13 +89,13 @@ class Measuring:
         print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
         write_output(self.json_file, to_json(result), "result")
         if self.report is not None:
-            from clipkit.report import evaluation_report
+            from clipkit.report.evaluation import evaluation_report
 
             write_output(self.report, evaluation_report(result), "report")
 
 
 def cache_of(folder: str | None) -> "Cache":
-    """Return the value of --cache as evaluation functions accept it."""
+    """Convert the value of --cache to the `cache` argument of the evaluation functions."""
     return False if folder == "none" else folder
 
 
@@ -112,7 +110,7 @@ def measuring_command(app: typer.Typer) -> Callable[[Callable[..., None]], Calla
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for parameter in list(inspect.signature(function).parameters.values())[1:]
         ]
-        model, *others = _shared_parameters()
+        model, *others = inspect.signature(Measuring).parameters.values()
 
         @functools.wraps(function)
         def command(**given: Any) -> None:
@@ -126,16 +124,3 @@ def measuring_command(app: typer.Typer) -> Callable[[Callable[..., None]], Calla
         return registered
 
     return decorate
-
-
-def _shared_parameters() -> list[inspect.Parameter]:
-    hints = get_type_hints(Measuring, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(Measuring)
-    ]

@@ -1,14 +1,33 @@
-"""`clipkit models`: list loadable models, and describe one."""
+"""Command `clipkit models`: list the available models, or describe one."""
 
-import json
-from typing import Any
+from typing import Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
 
-def print_loadable(search: str) -> None:
-    """Print names of loadable models by library."""
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="M", help="Model to describe. Default: list all available models.")
+    ] = None,
+    search: Annotated[str, typer.Option(metavar="TEXT", help="List only names that contain this text.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
+) -> None:
+    """List the available models, or describe one: towers, sizes, preprocessing, loss and memory."""
+    import json
+
+    from clipkit.models.describe import describe
+
+    if name is None:
+        _print_loadable(search)
+    elif as_json:
+        print(json.dumps(describe(name), indent=2))
+    else:
+        print(name)
+        for title, value in _lines(describe(name)):
+            print(f"{title:<15}  {value}")
+
+
+def _print_loadable(search: str) -> None:
     from clipkit.models.describe import loadable
 
     by_library = loadable(search)
@@ -17,7 +36,7 @@ def print_loadable(search: str) -> None:
         print(f"no model name contains {search!r}; `clipkit models` lists all names")
         return
     if classes:
-        print("Hub repositories and folders with these classes of transformers:")
+        print("Hub repositories and folders with one of these transformers classes:")
         print("  " + ", ".join(classes))
     if names:
         print(f"open_clip, {len(names)} names (without a tag: random weights):")
@@ -30,33 +49,16 @@ def print_loadable(search: str) -> None:
         print("and model.text.name). Filter this list with --search; describe a model with `clipkit models NAME`.")
 
 
-def print_description(name: str, as_json: bool) -> None:
-    """Print a model's properties, one per line."""
-    from clipkit.models.describe import describe
-
-    description = describe(name)
-    if as_json:
-        print(json.dumps(description, indent=2))
-        return
-    table = Table(title=name, title_justify="left", box=None, pad_edge=False, show_header=False)
-    table.add_column()
-    table.add_column()
-    for title, value in _lines(description):
-        table.add_row(title, value)
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
-
-
 def _lines(description: dict[str, Any]) -> list[tuple[str, str]]:
     size = description["image_size"]
-    sides = (("image", f"{size} × {size} pixels" if size else "keeps the shape of images"), ("text", ""))
+    sides = (("image", f"{size} × {size} pixels" if size else "keeps the aspect ratio"), ("text", ""))
     lines = [("layout", str(description["layout"]))]
     for side, inputs in sides:
         if description[f"{side}_tower"] is None:
             lines.append((f"{side} tower", "none"))
             continue
         if side == "text":
-            cut = "padding is cut off" if description["padding_is_cut"] else "always at full length"
+            cut = "padding is removed" if description["padding_is_cut"] else "always padded to full length"
             inputs = f"{description['context_length']} tokens, {cut}; vocabulary {description['vocabulary']:,}"
         activation = description[f"{side}_activation"] or "activation unknown"
         tower = f"{description[f'{side}_tower']}, {description[f'{side}_parameters'] / 1e6:.1f} M parameters"

@@ -1,4 +1,4 @@
-"""Files that a command writes."""
+"""Writing the output files of a command, with checks before any work."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ from clipkit.files import write_whole
 
 
 def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()) -> None:
-    """Check before any work that files can be written, and that none is an input or given twice.
+    """Check before any work that all files can be written, that none is an input, and that none is given twice.
 
     Args:
-        files: files to write; None: not requested.
+        files: files to write; None for a file that was not requested.
         inputs: sources that must not be overwritten.
 
     Raises:
@@ -25,7 +25,7 @@ def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()
         if not folder.is_dir():
             raise OutputError(f"{file}: the folder {folder} does not exist; create it first")
         if file.is_dir():
-            raise OutputError(f"{file}: is a folder; give a file")
+            raise OutputError(f"{file}: is a folder; give the path of a file")
         if file.resolve() in taken:
             raise OutputError(
                 f"{file}: would overwrite {taken[file.resolve()]}, which is also given; give another file"
@@ -34,7 +34,7 @@ def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()
 
 
 def write_output(file: Path | None, text: str, what: str) -> None:
-    """Write a file and print `what: file`; do nothing if the file is None.
+    """Write a file and print its path after `what`, a short description; do nothing if the file is None.
 
     Raises:
         OutputError: the file cannot be written.
@@ -46,7 +46,7 @@ def write_output(file: Path | None, text: str, what: str) -> None:
 
 
 def write_file(file: Path, text: str) -> None:
-    """Write a file.
+    """Write a text file.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""`clipkit push`."""
+"""Command `clipkit push`: upload a model to the Hugging Face Hub."""
 
 import shlex
 import tempfile
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipkit.cli.launch import is_main_process
 from clipkit.errors import ModelError, TrainingError
 from clipkit.run_files import RunFiles, recipe_of, results_of
 
@@ -16,15 +15,25 @@ if TYPE_CHECKING:
 
 
 def push(
-    model: Annotated[str, typer.Argument(metavar="M", help="A run, or any model that can be loaded.")],
-    repository: Annotated[str, typer.Argument(metavar="REPO", help="Hub repository, as ORG/NAME; created if needed.")],
+    model: Annotated[
+        str, typer.Argument(metavar="M", help="Model to upload: a run, or any model that clipkit can load.")
+    ],
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="Hub repository (ORG/NAME); created if it does not exist.")
+    ],
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
-    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload with clipkit",
+    message: Annotated[str, typer.Option(metavar="TEXT", help="Commit message.")] = "Upload with clipkit",
     results: Annotated[
-        list[Path] | None, typer.Option(help="Result JSON for the model card; may be given several times.")
+        list[Path] | None,
+        typer.Option(
+            metavar="F.json", help="Result of an evaluation to add to the model card; may be given several times."
+        ),
     ] = None,
 ) -> None:
-    """Upload a model and its card to the Hugging Face Hub; an interrupted upload is resumed."""
+    """Upload a model and its card to the Hugging Face Hub.
+
+    Run the same command again to resume an interrupted upload.
+    """
     from clipkit.evaluation import read_result
     from clipkit.models.publish.push import push as upload
 
@@ -53,20 +62,9 @@ def push_run(run: str, repository: str, private: bool) -> None:
     except ModelError as error:
         command = shlex.join(["clipkit", "push", run, repository, *(["--private"] if private else [])])
         raise TrainingError(
-            f"the model is complete in {RunFiles(run).model} but not on the Hub ({error}); push it with: {command}"
+            f"the model is saved in {RunFiles(run).model} but was not uploaded to the Hub ({error}); "
+            f"push it with: {command}"
         ) from None
-
-
-def check_first(repository: str, private: bool) -> None:
-    """Check on the main process, before a long run, that its model can be uploaded afterwards.
-
-    Raises:
-        ModelError: the repository name is invalid, or there is no permission to write to it.
-    """
-    if is_main_process():
-        from clipkit.models.publish.push import check_pushable
-
-        check_pushable(repository, private)
 
 
 def _print(done: "Pushed") -> None:
@@ -76,10 +74,13 @@ def _print(done: "Pushed") -> None:
 
 
 def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
-    """Save a model in its layout, with a card; a card of the user's is kept unless results are to be added."""
+    """Save a model in the layout of its library, with a model card.
+
+    A card that already exists is kept, unless results are to be added.
+    """
     from clipkit.models import load
     from clipkit.models.publish.push import signed
-    from clipkit.report import model_card
+    from clipkit.report.model_card import model_card
 
     opened = load(model, device="cpu")
     opened.save(folder)

@@ -1,4 +1,4 @@
-"""`clipkit doctor` and `clipkit runs`."""
+"""Commands `clipkit doctor` and `clipkit runs`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,21 +9,18 @@ from clipkit.errors import DataError, UserError
 
 
 def doctor(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, finished or not.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, finished or not.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Diagnose a run: problems in its recipe and its logs, why it stopped, and what to do."""
+    """Diagnose a run: report problems in its recipe and logs, and what to do about them."""
     import json
 
     from clipkit.training.guards.doctor import examine
 
     state, findings = examine(run)
     if as_json:
-        print(
-            json.dumps(
-                {"run": str(run), "state": state, "findings": [finding.to_dict() for finding in findings]}, indent=2
-            )
-        )
+        shown = {"run": str(run), "state": state, "findings": [finding.to_dict() for finding in findings]}
+        print(json.dumps(shown, indent=2))
         return
     print(state)
     for finding in findings:
@@ -33,15 +30,20 @@ def doctor(
 
 
 def runs(
-    names: Annotated[list[str], typer.Argument(metavar="DIR | compare A B", help="A folder of runs, or two runs.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIR | compare A B", help="Folder that contains runs; or the word compare and two run folders."
+        ),
+    ],
 ) -> None:
-    """List the runs in a folder with their main metrics, or compare two runs: recipes and metrics."""
+    """List the runs in a folder (clipkit runs DIR), or compare two runs (clipkit runs compare A B)."""
     if names[0] == "compare" and len(names) == 3:
         _compare(Path(names[1]), Path(names[2]))
     elif len(names) == 1:
         _list(Path(names[0]))
     else:
-        raise UserError(f"{' '.join(names)}: write clipkit runs DIR, or clipkit runs compare A B")
+        raise UserError(f"runs got the arguments {' '.join(names)}; use clipkit runs DIR, or clipkit runs compare A B")
 
 
 def _list(folder: Path) -> None:
@@ -83,4 +85,4 @@ def _compare(first: Path, second: Path) -> None:
         print_comparison(compare(one, two), str(first), str(second))
     except DataError as error:  # different data or tasks: show the metrics side by side, without a test
         columns = {f"A {first}": one["metrics"], f"B {second}": two["metrics"]}
-        print_columns(columns, f"Metrics side by side; query by query they cannot be compared: {error}")
+        print_columns(columns, f"Metrics side by side, because the runs cannot be compared query by query: {error}")

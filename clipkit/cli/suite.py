@@ -1,4 +1,4 @@
-"""`clipkit eval suite`: many datasets with several models."""
+"""Command `clipkit eval suite`: evaluate several models on many datasets."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,25 +16,30 @@ if TYPE_CHECKING:
 
 def suite(
     name: Annotated[
-        str, typer.Argument(metavar="NAME|FILE", help="Name of a shipped suite or dataset, or a YAML file.")
+        str,
+        typer.Argument(metavar="NAME|FILE", help="Name of a built-in suite or dataset, or a YAML file with a suite."),
     ],
     models: Annotated[
-        list[str], typer.Option("--model", metavar="M", help="Model to measure; may be given several times.")
+        list[str], typer.Option("--model", metavar="M", help="Model to evaluate; may be given several times.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the results; an unfinished suite is resumed.")] = Path("suite"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Folder for the results; if it contains an unfinished suite, the suite is resumed."
+        ),
+    ] = Path("suite"),
     cache: CacheFolder = None,
     processes: ProcessCount = 1,
 ) -> None:
-    """Measure models on many datasets.
+    """Evaluate models on many datasets.
 
-    Writes one table and one report. An unfinished suite is resumed.
+    Writes one table and one report. Run the same command again to resume an unfinished suite.
     """
     from clipkit.evaluation.suites import read_suite, run_suite
 
     chosen = read_suite(name)
     if processes > 1:
         run_again_on_processes(processes)
-        return
     from clipkit.cli.process import keep_freed_memory
 
     keep_freed_memory()
@@ -51,7 +56,7 @@ def suite(
     if not result.rows:
         counts = {"not available": len(result.unreached), "failed": len(result.failed)}
         reasons = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        raise TrainingError(f"{name}: nothing was measured ({reasons}); the lines above give the reasons")
+        raise TrainingError(f"{name}: no dataset could be evaluated ({reasons}); see the reasons in the lines above")
     if group.is_main:
         _show(result, out)
     if result.failed:
@@ -60,7 +65,7 @@ def suite(
 
 def _show(result: "SuiteResult", out: Path) -> None:
     from clipkit.cli.tables import print_table
-    from clipkit.report import suite_markdown, suite_report, suite_tables
+    from clipkit.report.suite import suite_markdown, suite_report, suite_tables
 
     content = result.to_dict()
     for table in suite_tables(content):

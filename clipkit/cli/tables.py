@@ -12,12 +12,12 @@ from clipkit.tasks import number, readable
 
 
 def print_metrics(metrics: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """Print metrics with interval and chance level, as in the reports."""
+    """Print metrics with confidence interval and chance level, as in the reports."""
     print_columns({"value (95 % interval)": metrics}, title)
 
 
 def print_columns(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> None:
-    """Print the metrics of several results side by side, with the chance level."""
+    """Print the metrics of several results side by side, with the chance level of each metric."""
     shown = metrics_table(columns, title)
     print_table(shown.header, shown.rows, title)
 
@@ -27,16 +27,9 @@ def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> 
     rows = []
     for name, change in comparison["metrics"].items():
         low, high = (number(name, change[end]).removesuffix(" %") for end in ("low", "high"))
+        models = (number(name, change[model]) for model in ("first", "second"))
         difference = f"{number(name, change['difference'])} ({low} – {high})"
-        rows.append(
-            [
-                readable(name),
-                number(name, change["first"]),
-                number(name, change["second"]),
-                difference,
-                f"{change['p']:.3f}",
-            ]
-        )
+        rows.append([readable(name), *models, difference, f"{change['p']:.3f}"])
     data = comparison["data"]
     print(f"A: {comparison['first']} ({first})\nB: {comparison['second']} ({second})")
     print_table(["", "A", "B", "B − A (95 % interval)", "p"], rows, f"{comparison['task']} on {data['name']}")
@@ -49,14 +42,17 @@ def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> 
         print_table(["kind", "query", "A", "B"], cells, "Queries that changed most")
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
-    """Print a table with its first column aligned to the left."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)  # a file has no width to wrap at
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Print a table; the first column is left-aligned, the others are right-aligned."""
+    table = Table(title=None if title is None else Text(title), title_justify="left", box=None, pad_edge=False)
     for column, heading in enumerate(header):
         table.add_column(heading, justify="left" if column == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # Text, because rich would read brackets in captions as markup
-    console.print(table)
+    open_console().print(table)
+
+
+def open_console() -> Console:
+    """Return a console as wide as the terminal, or of 120 columns if the output is a file, which has no width."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)

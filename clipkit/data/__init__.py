@@ -3,7 +3,7 @@
 from clipkit.data.augment import Policy, TextSafe
 from clipkit.data.batch import Augment, Batch, InputMaker
 from clipkit.data.checks import Report, check, fix, quick_findings
-from clipkit.data.feed import AnyFeed, Feed, IndexedFeed, Loading, StreamFeed, stream_feed
+from clipkit.data.feed import AnyFeed, IndexedFeed, Loading, StreamFeed, stream_feed
 from clipkit.data.labels import LabeledImages, read_labeled
 from clipkit.data.loader import Replacement, pair_loader
 from clipkit.data.missing import broken_images, missing_positions
@@ -14,7 +14,6 @@ from clipkit.data.prepare import Prepared, prepare, read_for_shards
 from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
 from clipkit.data.sampler import EpochSampler, Sample
 from clipkit.data.sequences import longest
-from clipkit.data.stream import StreamSampler, stream_loader
 from clipkit.data.text_views import TextOf, TextView, WrongCaption
 from clipkit.data.tokens import TokenStore
 from clipkit.data.workers import WorkerProgress
@@ -25,7 +24,6 @@ __all__ = [
     "Batch",
     "Classes",
     "EpochSampler",
-    "Feed",
     "IndexedFeed",
     "InputMaker",
     "LabeledImages",
@@ -38,7 +36,6 @@ __all__ = [
     "Report",
     "Sample",
     "StreamFeed",
-    "StreamSampler",
     "Templates",
     "TextOf",
     "TextSafe",
@@ -65,5 +62,4 @@ __all__ = [
     "read_templates",
     "split",
     "stream_feed",
-    "stream_loader",
 ]

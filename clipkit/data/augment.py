@@ -1,9 +1,10 @@
-"""Augmentation of images, seeded by image and epoch."""
+"""Random augmentation of images that depends only on the seed, the image and the epoch."""
 
 import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ Drawn = Image.Image | Tensor
 Finish = Callable[[Image.Image], Inputs]
 FinishCrop = Callable[[Drawn], Inputs]
 
-_AUGMENT = 2  # random stream of the seed, distinct from those of other modules
+_AUGMENT = 2  # random stream of the seed, different from those of other modules
 _GRAY = 128
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
@@ -39,21 +40,22 @@ _COLORS = re.compile(
 )
 
 
+@dataclass(eq=False)
 class Policy:
-    """Augmentation policy as a function from an image and its position to inputs.
+    """Augmentation policy: a function from an image, its epoch and its position to the inputs of the image tower.
 
     Random choices depend only on (seed, epoch, image, view), never on the process or worker. The global generator of
     torch is left unchanged.
 
     Args:
-        policy: steps, in order; empty: evaluation preprocessing.
+        policy: steps in order; if empty, the evaluation preprocessing is used.
         image_size: side of the tower's input in pixels; None: crops are not resized.
-        of_crop: function from an image of the input's size, or its bytes (3, H, W), to inputs by name, such as
+        of_crop: function from an image of the input size, or its bytes (3, H, W), to inputs by name, such as
             pixel_values (3, H, W).
-        evaluate: function from any image to inputs, applied after policies without a crop.
+        evaluate: function from any image to the inputs, used after policies without a crop.
         seed: seed of the run.
-        view: number of the view; 0 for the image beside a caption.
-        safe: images that must not be flipped or recolored; None: all may be.
+        view: number of the view; 0 for the image that is compared with captions.
+        safe: images that must not be flipped or recolored; None: all images may be.
 
     Example:
         >>> from clipkit.recipe import steps_of
@@ -63,44 +65,36 @@ class Policy:
         torch.Size([3, 32, 32])
     """
 
-    def __init__(
-        self,
-        policy: Sequence[Step],
-        image_size: int | None,
-        of_crop: FinishCrop,
-        evaluate: Finish,
-        seed: int,
-        view: int = 0,
-        safe: "TextSafe | None" = None,
-    ) -> None:
-        self.image_size = image_size
-        self.of_crop = of_crop
-        self.evaluate = evaluate
-        self._crops = any(isinstance(step, steps.Crop) for step in policy)
-        self.seed = seed
-        self.view = view
-        self.safe = safe
-        self._scales = [step.scale[0] for step in policy if isinstance(step, steps.Crop)]
+    policy: Sequence[Step]
+    image_size: int | None
+    of_crop: FinishCrop
+    evaluate: Finish
+    seed: int
+    view: int = 0
+    safe: "TextSafe | None" = None
+
+    def __post_init__(self) -> None:
+        self._scales = [step.scale[0] for step in self.policy if isinstance(step, steps.Crop)]
         self._applied = {
-            (may_flip, may_recolor): self._transforms(policy, may_flip, may_recolor)
+            (may_flip, may_recolor): self._transforms(may_flip, may_recolor)
             for may_flip in (False, True)
             for may_recolor in (False, True)
         }
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> Inputs:
-        """Return the inputs of this view of an image in an epoch."""
+        """Return the inputs for this view of an image in an epoch."""
         drawn = self._drawn(image, epoch, index)
-        return self.of_crop(drawn) if self._crops or isinstance(drawn, Tensor) else self.evaluate(drawn)
+        return self.of_crop(drawn) if self._scales or isinstance(drawn, Tensor) else self.evaluate(drawn)
 
     @property
     def draft(self) -> int | None:
-        """Short side in pixels at which the smallest crop still has the input's size; None: decode at full size."""
+        """Short side in pixels at which the smallest crop still has the input size; None: decode at full size."""
         if self.image_size is None or not self._scales:
             return None
         return math.ceil(self.image_size / math.sqrt(min(self._scales)))
 
     def augmented(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
-        """Return the augmented image."""
+        """Return the augmented image, before it is converted to inputs."""
         drawn = self._drawn(image, epoch, index)
         return T.functional.to_pil_image(drawn) if isinstance(drawn, Tensor) else drawn
 
@@ -119,9 +113,9 @@ class Policy:
         finally:
             torch.set_rng_state(state)
 
-    def _transforms(self, policy: Sequence[Step], may_flip: bool, may_recolor: bool) -> list[Change]:
+    def _transforms(self, may_flip: bool, may_recolor: bool) -> list[Change]:
         changes: list[Change] = []
-        for step in policy:
+        for step in self.policy:
             match step:
                 case steps.Crop():
                     changes.append(_Crop(step, self.image_size))
@@ -155,17 +149,20 @@ def _same(image: Image.Image) -> Image.Image:
 
 
 def shared_draft(augments: Iterable[object]) -> int | None:
-    """Return the short side in pixels that is enough for all policies; None if one needs the full size."""
+    """Return the short side in pixels that is sufficient for all policies.
+
+    The result is None if one of them needs the full size.
+    """
     sides = [augment.draft if isinstance(augment, Policy) else None for augment in augments]
     known = [side for side in sides if side is not None]
     return max(known) if known and len(known) == len(sides) else None
 
 
 class TextSafe:
-    """Augmentations of each image that do not make its captions wrong.
+    """Restrictions on the augmentation of each image, so that its captions stay correct.
 
     Args:
-        pairs: the images; all captions of an image count.
+        pairs: images with captions; all captions of an image are checked.
 
     Example:
         >>> from pathlib import Path
@@ -182,11 +179,6 @@ class TextSafe:
         """Return whether an image may be flipped, and whether it may be recolored."""
         return bool(self._may_flip[index]), bool(self._may_recolor[index])
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Number of images that must not be flipped, and that must not be recolored."""
-        return int((~self._may_flip).sum()), int((~self._may_recolor).sum())
-
     @staticmethod
     def _without(pairs: Pairs, words: re.Pattern[str]) -> NDArray[np.bool_]:
         has_word = np.array([words.search(caption) is not None for caption in pairs.captions])
@@ -200,7 +192,7 @@ def _sometimes(transform: Change, p: float) -> Change:
 
 
 class _Crop:
-    """RandomResizedCrop that resizes bytes in torch: four times as fast as Pillow, and at most one level different.
+    """RandomResizedCrop on uint8 tensors in torch: four times as fast as Pillow; pixel values differ by at most one.
 
     Without a size, the crop is not resized.
     """
@@ -215,20 +207,20 @@ class _Crop:
         return T.functional.to_pil_image(self.bytes(image))
 
     def bytes(self, image: Image.Image) -> UInt8[Tensor, "3 H W"]:
-        """Return the resized crop."""
+        """Return the resized crop as a uint8 tensor."""
         assert self.size is not None
         left, top, right, bottom = self._box(image)
         pixels = _view(image)[:, :, top:bottom, left:right]
         return interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True)[0]
 
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
-        """Return left, top, right and bottom of a random crop."""
+        """Return the left, top, right and bottom edges of a random crop."""
         box = self.crop.make_params([image])
         return box["left"], box["top"], box["left"] + box["width"], box["top"] + box["height"]
 
 
 def _view(image: Image.Image) -> UInt8[Tensor, "1 3 H W"]:
-    """Return a read-only view of the bytes of an RGB image."""
+    """Return a read-only tensor view of the bytes of an RGB image."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None]

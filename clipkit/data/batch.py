@@ -1,4 +1,4 @@
-"""Batches, and how samples become their inputs."""
+"""Batches, and the conversion of samples to the inputs of a batch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,29 +11,30 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from clipkit.data.shared_memory import can_send_shared
 from clipkit.data.text_views import TextView
 from clipkit.data.tokens import Tokenize, TokenStore
 from clipkit.images import Stored, open_image
 
-# (image, epoch, identity of the image) -> inputs of the image tower by name
+# (image, epoch, ID of the image) -> inputs of the image tower by name
 Augment = Callable[[Image.Image, int, int], dict[str, Tensor]]
-# Inputs by the name of their features, then by the name of the tower's argument.
+# Inputs by name of the features for which they are used, then by name of the tower's argument.
 Inputs = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Slice of a global batch that one process handles: inputs and identities."""
+    """Part of a global batch that one process handles: inputs, and IDs of images and captions."""
 
     inputs: Inputs
     image_ids: Int[Tensor, " B"]
-    """Position of each image in the source; for a stream, a hash of its location."""
+    """ID of each image: its position in the source, or for a stream a hash of its location."""
     caption_ids: Int[Tensor, " B"]
-    """Identity of each caption, equal for equal strings."""
+    """ID of each caption; equal strings have the same ID."""
     caption_rows: Int[Tensor, " B"]
     """Position of each caption in the source."""
     bad: Mapping[int, str] = field(default_factory=dict)
-    """Reasons why images of this batch were replaced, by image id."""
+    """Reasons why images of this batch were replaced, by image ID."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -41,15 +42,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class InputMaker:
-    """Turns samples into the inputs of a batch.
+    """Converts samples to the inputs of a batch.
 
     Args:
         augments: for each kind of features from images, a function from an image to the inputs.
         texts: for each kind of features from text, a function from a sample to a string.
-        tokenize: strings to tokens.
+        tokenize: function from strings to tokens.
         draft: short side in pixels down to which a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size; None: decode it
             at full size.
-        store: keeps tokens of captions, so that each is tokenized once; None: tokenize each time.
+        store: cache for the tokens of captions; None: tokenize each time.
     """
 
     augments: Mapping[str, Augment]
@@ -74,13 +75,13 @@ class InputMaker:
         ids: tuple[Tensor, Tensor, Tensor],
         bad: Mapping[int, str],
     ) -> Batch:
-        """Collate samples.
+        """Collate samples to a batch.
 
         Args:
-            samples: arguments of `texts`.
+            samples: samples, from which the functions in `texts` make strings.
             images: inputs of the image of each sample.
-            ids: image ids, caption ids and caption rows.
-            bad: reasons why images were replaced, by image id.
+            ids: image IDs, caption IDs and caption rows.
+            bad: reasons why images were replaced, by image ID.
         """
         inputs = {name: stacked([made[name] for made in images]) for name in images[0]}
         strings: list[str] = []
@@ -97,12 +98,14 @@ class InputMaker:
 
 
 def stacked(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack the inputs of several images; in a loader worker directly into shared memory."""
-    return dict(default_collate(inputs))
+    """Stack the inputs of several images; in a loader worker directly into shared memory, if it has enough."""
+    if can_send_shared(len(inputs) * sum(value.nbytes for value in inputs[0].values())):
+        return dict(default_collate(inputs))
+    return {name: torch.stack([one[name] for one in inputs]) for name in inputs[0]}
 
 
 def joined(chunks: list[Batch]) -> Batch:
-    """Concatenate batches."""
+    """Concatenate several batches to one."""
     if len(chunks) == 1:
         return chunks[0]
     return Batch(
@@ -115,7 +118,7 @@ def joined(chunks: list[Batch]) -> Batch:
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
-    """Return some rows of a batch."""
+    """Return a batch with some rows of a batch."""
     return Batch(
         {name: {key: value[rows] for key, value in inputs.items()} for name, inputs in batch.inputs.items()},
         batch.image_ids[rows],
@@ -126,7 +129,7 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
 
 
 def _joined_inputs(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Concatenate inputs; tokens, which are padded to the longest of their chunk, are padded to the longest of all.
+    """Concatenate inputs of several chunks, and pad their tokens to the longest caption of all chunks.
 
     The padding is zeros, also in the attention mask, which excludes it everywhere.
     """
@@ -141,7 +144,7 @@ def _joined_inputs(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _concatenated(parts: list[Tensor]) -> Tensor:
-    """Concatenate tensors; with a GPU, in pinned memory, so that the copy to the device is asynchronous."""
+    """Concatenate tensors. If there is a GPU, use pinned memory, so that the copy to it is asynchronous."""
     if not torch.cuda.is_available():
         return torch.cat(parts)
     rows = sum(len(part) for part in parts)

@@ -1,4 +1,4 @@
-"""Resizing and encoding images for shards."""
+"""Resizing and encoding of images for shards."""
 
 import io
 import struct
@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipkit.errors import DataError, one_line
+from clipkit.image_formats import open_content
 from clipkit.images import Stored, in_memory, open_image
 
 # Formats whose files are kept unchanged if the image is small enough, with their extension.
@@ -18,7 +19,7 @@ _BICUBIC = Image.Resampling.BICUBIC  # antialiased in Pillow
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Encoded image file."""
+    """An encoded image file and its type."""
 
     content: bytes
     ending: str
@@ -28,7 +29,7 @@ class Encoded:
 
 
 def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool = False) -> Encoded:
-    """Encode an upright RGB image whose short side is at most `size` pixels.
+    """Encode an image as an upright RGB image whose short side is at most `size` pixels.
 
     A JPEG, PNG or WebP file that already satisfies this is kept byte for byte; other files lose their metadata.
 
@@ -46,7 +47,7 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
         >>> encoded(Path("photo.jpg"), 256).ending    # doctest: +SKIP
         'jpg'
     """
-    file = in_memory(image)  # read once: it may be on a network
+    file = in_memory(image)  # read the file only once: it may be on a network drive
     opened = open_image(file)
     short, long = sorted(opened.size)
     if short <= size:
@@ -54,7 +55,7 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
         if ending is not None:
             return Encoded(file.content, ending, file.size)
     else:
-        # Truncated, not rounded: training then does not resize again.
+        # Truncated, not rounded, so that training does not resize the image again.
         longer = int(size * long / short)
         opened = opened.resize((size, longer) if opened.width <= opened.height else (longer, size), _BICUBIC)
     opened.info = {}  # drop comments and profiles, which Pillow would copy
@@ -66,15 +67,16 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
             opened.save(content, "JPEG", quality=quality)
     except (OSError, ValueError, struct.error) as error:  # such as a side of more than 65,535 pixels
         raise DataError(
-            f"{image}: its {opened.width} × {opened.height} pixels cannot be encoded ({one_line(error)}); replace "
+            f"{image}: an image of {opened.width} × {opened.height} pixels cannot be encoded "
+            f"({one_line(error)}); replace "
             "the file or drop its rows"
         ) from None
     return Encoded(content.getvalue(), "png" if lossless else "jpg", file.size)
 
 
 def _extension_if_plain(content: bytes) -> str | None:
-    """Return the extension if every reader decodes the file to the same image as `open_image`; else None."""
-    with Image.open(io.BytesIO(content)) as file:
+    """Return the extension if every reader decodes the file to the same image as `open_image`, otherwise None."""
+    with open_content(content) as file:
         plain = (
             file.format in _KEPT
             and file.mode == "RGB"

@@ -1,9 +1,7 @@
-"""Training data of a run, indexed or streamed, behind one interface."""
+"""Training data of a run: a common interface for indexed and streamed data."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,22 +14,6 @@ from clipkit.data.stream import StreamSampler, Stretch, stream_loader
 from clipkit.data.workers import WorkerProgress
 from clipkit.errors import DataError
 
-Slices = TypeVar("Slices")
-SlicesOut = TypeVar("SlicesOut", covariant=True)
-
-
-class Sampler(Protocol[SlicesOut]):
-    """Order of the samples of a run."""
-
-    steps_per_epoch: int
-
-    @property
-    def replacement(self) -> Replacement | None:
-        """Chooses the sample that replaces one whose image is missing or unreadable."""
-
-    def slices(self, first_step: int, last_step: int, rows: slice) -> SlicesOut:
-        """Return these rows of the global batches from `first_step` up to, but not including, `last_step`."""
-
 
 @dataclass(frozen=True)
 class Loading:
@@ -41,8 +23,8 @@ class Loading:
         workers: loader processes; 0 loads in this process.
         seed: seed of the run.
         process: index of this process, and number of processes.
-        replacement: `Sampler.replacement`; None: an unreadable image is an error.
-        progress: where workers record the image they read.
+        replacement: `replacement` of the sampler; None: an unreadable image is an error.
+        progress: record of the image that each worker is reading.
         known_bad: positions of images that are already known to be missing or unreadable.
     """
 
@@ -54,17 +36,15 @@ class Loading:
     known_bad: Collection[int] = ()
 
 
-class Feed(ABC, Generic[Slices]):
-    """Data that a run trains on.
-
-    Code that needs images or captions by position uses `pairs`, after checking `can_index`.
-    """
+@dataclass(frozen=True)
+class IndexedFeed:
+    """Training data whose images and captions can be accessed by position."""
 
     pairs: Pairs
-    """Images and captions by position; empty for a stream."""
-    can_index: bool
+    """Images and captions by position. Code that needs them checks `can_index` first."""
+    can_index = True
     """True if images and captions can be accessed by position."""
-    depends_on_workers: bool
+    depends_on_workers = False
     """True if the order of the samples depends on the number of processes and loader workers."""
 
     @property
@@ -73,81 +53,51 @@ class Feed(ABC, Generic[Slices]):
         return self.pairs.name
 
     @property
-    @abstractmethod
     def fingerprint(self) -> str:
         """Hash that changes with the data."""
-
-    @property
-    @abstractmethod
-    def counts(self) -> dict[str, int]:
-        """Number of `images` and `captions`; for a stream, per epoch."""
-
-    @property
-    @abstractmethod
-    def description(self) -> str:
-        """Size of the data in words."""
-
-    @abstractmethod
-    def image_name(self, image: int) -> str:
-        """Return the location of an image, by the id that batches give it."""
-
-    @abstractmethod
-    def sampler(self, captions: str, batch_size: int, seed: int) -> Sampler[Slices]:
-        """Return the order of the samples; `captions` is one or all.
-
-        Raises:
-            DataError: the data is smaller than a batch.
-        """
-
-    @abstractmethod
-    def loader(self, slices: Slices, maker: InputMaker, loading: Loading) -> Generator[Batch, None, None]:
-        """Load batches of `Sampler.slices`.
-
-        Raises:
-            DataError: an image or the stream cannot be read.
-        """
-
-
-@dataclass(frozen=True)
-class IndexedFeed(Feed[Iterable[list[Sample]]]):
-    """Data whose images and captions can be accessed by position."""
-
-    pairs: Pairs
-    can_index = True
-    depends_on_workers = False
-
-    @property
-    def fingerprint(self) -> str:
         return self.pairs.fingerprint
 
     @property
     def counts(self) -> dict[str, int]:
+        """Numbers of `images` and `captions`; for a stream, per epoch."""
         return {"images": len(self.pairs.images), "captions": len(self.pairs.captions)}
 
     @property
     def description(self) -> str:
+        """Description of the size of the data."""
         return f"{len(self.pairs.images)} images, {len(self.pairs.captions)} captions"
 
     def image_name(self, image: int) -> str:
+        """Return the location of the image with an ID of a batch."""
         return str(self.pairs.images[image])
 
     def sampler(self, captions: str, batch_size: int, seed: int) -> EpochSampler:
+        """Return the sampler, which defines the order of the samples; `captions` is one or all.
+
+        Raises:
+            DataError: the data is smaller than a batch.
+        """
         return EpochSampler(self.pairs, captions, batch_size, seed)
 
     def loader(
         self, slices: Iterable[list[Sample]], maker: InputMaker, loading: Loading
     ) -> Generator[Batch, None, None]:
+        """Load batches of the sampler's slices.
+
+        Raises:
+            DataError: an image or the stream cannot be read.
+        """
         return pair_loader(
             self.pairs, slices, maker, loading.workers, loading.replacement, loading.progress, loading.known_bad
         )
 
 
 @dataclass(frozen=True)
-class StreamFeed(Feed[Stretch]):
-    """Data that is read sequentially.
+class StreamFeed:
+    """Training data that is read sequentially, with the members of `IndexedFeed`.
 
     Args:
-        stream: the source.
+        stream: source of the data.
         samples: pairs per epoch.
     """
 
@@ -155,11 +105,15 @@ class StreamFeed(Feed[Stretch]):
     samples: int
     can_index = False
     depends_on_workers = True
-    pairs: Pairs = field(init=False)
 
-    def __post_init__(self) -> None:
-        empty = Pairs(self.stream.name, [], [], np.empty(0, dtype=np.int64))
-        object.__setattr__(self, "pairs", empty)
+    @property
+    def name(self) -> str:
+        return self.stream.name
+
+    @property
+    def pairs(self) -> Pairs:
+        """No images and captions."""
+        return Pairs(self.stream.name, [], [], np.empty(0, dtype=np.int64))
 
     @property
     def fingerprint(self) -> str:
@@ -183,11 +137,14 @@ class StreamFeed(Feed[Stretch]):
         return stream_loader(self.stream, slices, maker, loading.workers, loading.seed, loading.process)
 
 
+AnyFeed = IndexedFeed | StreamFeed
+
+
 def stream_feed(source: str, samples: int | None) -> StreamFeed | None:
-    """Return the feed of a source that is a stream; None for a source that can be indexed.
+    """Return the feed of a source that is a stream, or None for a source that can be indexed.
 
     Args:
-        source: as the user wrote it.
+        source: source as given by the user.
         samples: pairs per epoch.
 
     Raises:
@@ -199,6 +156,3 @@ def stream_feed(source: str, samples: int | None) -> StreamFeed | None:
     if samples is None:
         raise DataError(f"{source}: is a stream of unknown length; set data.samples to the number of pairs per epoch")
     return StreamFeed(stream, samples)
-
-
-AnyFeed = Feed[Any]

@@ -1,4 +1,4 @@
-"""Images with one or several classes."""
+"""Labeled images, with one class or several classes per image."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from clipkit.images import Stored, size_of
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """N images and C classes."""
+    """N images with labels from C classes."""
 
     name: str
     images: list[Path | Stored]
     labels: NDArray[np.int64] | NDArray[np.bool_]
-    """(N,) class index of each image; or (N, C) whether the image has the class, if images have several classes."""
+    """(N,) class index of each image; or, if images have several classes, (N, C) True if the image has the class."""
     classes: list[str]
     class_names: list[str] | None = None
-    """Class names for prompts, if the data gives them; None: use `classes`."""
+    """Class names for prompts, if the data contains them; None: use `classes`."""
     templates: Templates | None = None
-    """Prompts that the data gives."""
+    """Prompts, if the data contains them."""
 
     @property
     def several(self) -> bool:
@@ -48,19 +48,19 @@ class LabeledImages:
         """Return the (C,) positions of these classes in another list of classes.
 
         Raises:
-            DataError: a class is not in the list; `otherwise` ends the message with the reason and the advice.
+            DataError: a class is not in the list; `otherwise` is the end of the message, with the reason and advice.
         """
         position = {name: index for index, name in enumerate(classes)}
         unknown = [name for name in self.classes if name not in position]
         if unknown:
-            raise DataError(f"{self.name}: has images of {unknown[0]!r}, {otherwise}")
+            raise DataError(f"{self.name}: has images of the class {unknown[0]!r}, {otherwise}")
         return np.array([position[name] for name in self.classes], dtype=np.int64)
 
 
 def read_labeled(source: str) -> LabeledImages:
     """Read labeled images from class folders (`folder/class name/image`) or any source with a label column.
 
-    Classes are in alphabetical order, unless the source lists them: `classnames.txt` beside class folders gives one
+    Classes are in alphabetical order, unless the source lists them: `classnames.txt` next to class folders gives one
     name per line in the order of the folders, `zeroshot_classification_templates.txt` gives prompts. An image in
     several rows, or with a list of labels, has several classes.
 
@@ -79,7 +79,8 @@ def read_labeled(source: str) -> LabeledImages:
     unknown = next((label for label in labels if label not in index), None)
     if unknown is not None:
         raise DataError(
-            f"{rows.name}: has the label {unknown!r}, which is not one of its {len(classes)} listed classes"
+            f"{rows.name}: has the label {unknown!r}, which is not one of its {len(classes)} listed "
+            "classes; fix the label or add the class"
         )
     class_of_label = np.array([index[label] for label in labels], dtype=np.int64)
     names = None if listed.names is None else list(listed.names)
@@ -93,7 +94,7 @@ def read_labeled(source: str) -> LabeledImages:
 
 
 def _labels(rows: Rows, image_of_row: NDArray[np.int64], may_be_none: bool) -> tuple[list[int], list[str]]:
-    """Return all labels, and the image of each.
+    """Return all labels, and the image of each label.
 
     Raises:
         DataError: an image has no label, although it needs one.

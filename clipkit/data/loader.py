@@ -1,4 +1,4 @@
-"""Loading batches of indexed data ahead of time."""
+"""Loader of batches of indexed data, with workers that load them in advance."""
 
 import os
 from collections import deque
@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from clipkit.data.batch import Batch, InputMaker, Inputs, joined
 from clipkit.data.pairs import Pairs
 from clipkit.data.sampler import Sample
+from clipkit.data.shared_memory import Packed, packed, unpacked
+from clipkit.data.sources.remote import fetch_ahead
 from clipkit.data.workers import WorkerProgress, start_worker
 from clipkit.errors import DataError
 
@@ -27,7 +29,7 @@ _ATTEMPTS = 64
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Sample, or its replacement, with the inputs of its image."""
+    """A sample, or its replacement, with the inputs of its image."""
 
     sample: Sample
     inputs: Inputs
@@ -35,7 +37,10 @@ class _Drawn:
 
 
 class _Images(Dataset[_Drawn | DataError]):
-    """Images of samples. A DataError is returned as a value, since raising it in a worker would add a traceback."""
+    """Dataset of the images of samples.
+
+    It returns a DataError as a value, since raising it in a worker adds a traceback.
+    """
 
     def __init__(
         self,
@@ -51,6 +56,11 @@ class _Images(Dataset[_Drawn | DataError]):
         self.known_bad = known_bad
         self.progress = progress
         self.max_pixels = Image.MAX_IMAGE_PIXELS
+
+    def __getitems__(self, samples: list[Sample]) -> list[_Drawn | DataError]:
+        if self.maker.augments:
+            fetch_ahead(self.pairs.images[sample.image] for sample in samples if sample.image not in self.known_bad)
+        return [self[sample] for sample in samples]
 
     def __getitem__(self, sample: Sample) -> _Drawn | DataError:
         bad: dict[int, str] = {}
@@ -79,7 +89,7 @@ class _Collate:
         self.pairs = pairs
         self.maker = maker
 
-    def __call__(self, drawn: list[_Drawn | DataError]) -> Batch | DataError:
+    def __call__(self, drawn: list[_Drawn | DataError]) -> Batch | Packed | DataError:
         sound: list[_Drawn] = []
         for item in drawn:
             if isinstance(item, DataError):
@@ -93,7 +103,7 @@ class _Collate:
             torch.tensor(rows),
         )
         bad = {image: reason for item in sound for image, reason in item.bad.items()}
-        return self.maker.batch(samples, [item.inputs for item in sound], ids, bad)
+        return packed(self.maker.batch(samples, [item.inputs for item in sound], ids, bad))
 
 
 def pair_loader(
@@ -107,20 +117,20 @@ def pair_loader(
 ) -> Generator[Batch, None, None]:
     """Load all batches of a run with one set of workers.
 
-    Workers return chunks of a batch, so that the memory of what is prepared ahead does not grow with the batch size.
+    Workers return chunks of a batch, so that the memory of the prefetched data does not grow with the batch size.
 
     Args:
         pairs: the data.
-        batches: samples of this process, step by step.
-        maker: turns samples into inputs.
+        batches: for each step, the samples of this process.
+        maker: converts samples to inputs.
         workers: loader processes; 0 loads in this process.
         replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
-        progress: where workers record the image they read.
+        progress: record of the image that each worker is reading.
         known_bad: positions of images that are already known to be missing or unreadable.
 
     Raises:
         DataError: an image cannot be decoded, and there is no readable replacement.
-        RuntimeError: a worker died; the message starts with "DataLoader worker", as that of torch.
+        RuntimeError: a worker died; the message starts with "DataLoader worker", as in torch.
     """
     # More workers than cores only slow each other down; the batches do not depend on the number.
     workers = min(workers, os.cpu_count() or 1) if maker.augments else 0
@@ -132,7 +142,7 @@ def pair_loader(
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
         worker_init_fn=start_worker,
-        # Its own generator: creating the iterator draws a seed, which must not come from the global generator.
+        # Separate generator: creating the iterator draws a seed, which must not come from the global generator.
         generator=torch.Generator(),
     )
     arrived: list[Batch] = []
@@ -148,9 +158,13 @@ def pair_loader(
 
 
 def _chunks_of(loader: DataLoader[_Drawn | DataError]) -> Iterator[Batch | DataError]:
-    """Yield what the loader returns; a worker that dies while it sends a chunk shows as a lost connection."""
+    """Yield the chunks of the loader.
+
+    If a worker dies while it sends a chunk, raise the RuntimeError of a dead worker.
+    """
     try:
-        yield from loader
+        for chunk in loader:
+            yield unpacked(chunk)
     except (ConnectionError, EOFError, FileNotFoundError) as error:
         if not loader.num_workers:
             raise
@@ -158,7 +172,10 @@ def _chunks_of(loader: DataLoader[_Drawn | DataError]) -> Iterator[Batch | DataE
 
 
 class _Chunks:
-    """Batches, cut into chunks of at most `chunk` samples; `sizes` has the sizes of the batches that were started."""
+    """Batches split into chunks of at most `chunk` samples.
+
+    `sizes` contains the sizes of the batches already started.
+    """
 
     def __init__(self, batches: Iterable[list[Sample]], chunk: int | None) -> None:
         self.batches = batches

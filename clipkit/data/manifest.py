@@ -1,4 +1,7 @@
-"""prepared.json and skipped.jsonl: source, settings and finished shards of a folder written by `data prepare`."""
+"""State of a folder written by `data prepare`, in prepared.json and skipped.jsonl.
+
+The files contain the source, the settings and the finished shards.
+"""
 
 import hashlib
 import json
@@ -18,7 +21,7 @@ _LAYOUT = 2  # version of the shards and of these files
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings that determine, with the source, every byte of the shards."""
+    """Settings of `data prepare`; they and the source determine every byte of the shards."""
 
     size: int
     """Short side in pixels."""
@@ -27,12 +30,12 @@ class Settings:
     lossless: bool
     format: Format
     shard_size: int
-    """Images of the source per shard."""
+    """Images per shard, before unreadable ones are skipped."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that is left out because it is missing or broken."""
+    """An image that was skipped because it is missing or broken."""
 
     image: int
     """Position in the source, from 0."""
@@ -42,7 +45,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A finished block of `shard_size` images of the source, in one shard."""
+    """A finished block: `shard_size` consecutive images of the source, stored in one shard."""
 
     name: str | None
     """File name of the shard; None if every image of the block was skipped."""
@@ -57,53 +60,49 @@ class Block:
 
 @dataclass
 class Manifest:
-    """State of a folder of shards.
+    """State of a folder of shards, as stored in prepared.json.
 
     Args:
-        folder: the folder.
+        folder: folder of the shards.
         source: name, fingerprint, and numbers of images and captions.
-        settings: of the shards.
-        blocks: the finished blocks, from the start of the source.
+        settings: settings of the shards.
+        shards: finished blocks, from the start of the source.
         complete: True if all blocks are finished.
+        layout: version of the shards and of these files.
     """
 
     folder: Path
     source: dict[str, Any]
     settings: Settings
-    blocks: list[Block] = field(default_factory=list)
+    shards: list[Block] = field(default_factory=list)
     complete: bool = False
+    layout: int = _LAYOUT
 
     @property
-    def shards(self) -> list[Block]:
-        """The blocks that have a shard."""
-        return [block for block in self.blocks if block.name is not None]
+    def files(self) -> list[Block]:
+        """Blocks that have a shard, i.e. at least one readable image."""
+        return [block for block in self.shards if block.name is not None]
 
     @property
     def skipped(self) -> list[Skipped]:
-        """All skipped images."""
-        return [skipped for block in self.blocks for skipped in block.skipped]
+        """Skipped images of all blocks."""
+        return [skipped for block in self.shards for skipped in block.skipped]
 
     def write(self) -> None:
         """Write prepared.json, and skipped.jsonl if an image was skipped."""
         if self.skipped:
             lines = (json.dumps(asdict(skipped), ensure_ascii=False) + "\n" for skipped in self.skipped)
             write_whole(self.folder / _SKIPPED, "".join(lines))
-        values = {
-            "layout": _LAYOUT,
-            "complete": self.complete,
-            "source": self.source,
-            "settings": asdict(self.settings),
-            "shards": [asdict(block) for block in self.blocks],
-        }
+        values = {name: value for name, value in asdict(self).items() if name != "folder"}
         write_whole(self.folder / _MANIFEST, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     def check_shards(self) -> None:
-        """Compare the finished shards with their hashes.
+        """Verify the finished shards by their hashes.
 
         Raises:
             OutputError: one is missing or damaged.
         """
-        for block in self.shards:
+        for block in self.files:
             path = self.folder / str(block.name)
             with suppress(OSError):
                 if sha256_of(path) == block.sha256:
@@ -111,7 +110,7 @@ class Manifest:
             raise OutputError(f"{path}: is missing or damaged; delete the folder {self.folder} and prepare it again")
 
     def remove(self) -> None:
-        """Delete both files, and the folder if it is then empty."""
+        """Delete both files, and then the folder if it is empty."""
         for name in (_SKIPPED, _MANIFEST):
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):
@@ -119,7 +118,7 @@ class Manifest:
 
 
 def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
-    """Read the manifest of a folder, or begin one in an empty folder.
+    """Read the manifest of a folder, or create one in an empty folder.
 
     Raises:
         OutputError: the folder has other content, or was begun with other data or settings.
@@ -150,12 +149,14 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
     for name, value in asdict(settings).items():
         before = getattr(manifest.settings, name)
         if before != value:
-            raise OutputError(f"{folder}: was begun with {name} {before}, not {value}; give {before}, or another --out")
+            raise OutputError(
+                f"{folder}: was begun with {name} {before}, not {value}; set {name} to {before}, or give another --out"
+            )
     return manifest
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Read a folder's manifest; None without prepared.json.
+    """Read the manifest of a folder; return None if there is no prepared.json.
 
     Raises:
         OutputError: it is invalid.
@@ -169,7 +170,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             for block in values["shards"]
         ]
         settings, source = Settings(**values["settings"]), dict(values["source"])
-        return Manifest(folder, source, settings, blocks, complete=bool(values["complete"]))
+        return Manifest(folder, **values | {"settings": settings, "source": source, "shards": blocks})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -180,7 +181,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def _fingerprint(pairs: Pairs) -> str:
-    """Hash the pairs' fingerprint with the negative captions and paraphrases, which are in the shards too."""
+    """Return a hash of the pairs, including negative captions and paraphrases, which are also stored in the shards."""
     digest = hashlib.sha256(pairs.fingerprint.encode())
     for texts in (pairs.negatives, pairs.paraphrases):
         if texts is not None:

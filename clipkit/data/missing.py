@@ -1,4 +1,4 @@
-"""Finding images that are missing or cannot be decoded."""
+"""Detection of images that are missing or cannot be decoded."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -9,12 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipkit.data.sequences import Files
+from clipkit.data.sources.remote import check_fetched
+from clipkit.data.sources.urls import is_address
 from clipkit.errors import DataError
 from clipkit.files import is_file
 from clipkit.images import Stored, open_image
 
-# Up to this many files of a folder are checked one by one; for more, the folder is listed.
+# Up to this many files of a folder are checked one by one; if there are more, the folder is listed.
 _FEW = 100
+# Images at addresses are fetched in advance if there are at most so many images.
+_MOST_FETCHED = 100_000
 
 
 def missing_positions(images: Sequence[Path | Stored]) -> NDArray[np.int64]:
@@ -29,7 +33,7 @@ def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
     """Check files folder by folder: listing a folder is many times faster than checking each of its files."""
     wanted: dict[str, dict[str, list[int]]] = {}
     for position, name in enumerate(names):
-        if "://" not in name:
+        if not is_address(name):
             folder, _, file = name.rpartition("/")
             wanted.setdefault(folder, {}).setdefault(file, []).append(position)
     missing: list[int] = []
@@ -48,7 +52,7 @@ def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
 
 
 def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
-    """Decode all images in parallel, and return the reasons of those that fail, by position."""
+    """Decode all images in parallel; return the reasons why images cannot be decoded, by position."""
 
     def problem(index: int) -> str | None:
         try:
@@ -63,15 +67,18 @@ def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
 
 
 def check_present(name: str, images: Sequence[Path | Stored]) -> None:
-    """Refuse data with missing images.
+    """Raise an error if images are missing; those at addresses are fetched.
 
     Raises:
-        DataError: images are missing; the message gives their number and names the first.
+        DataError: images are missing or cannot be fetched; the message gives their number and names the first.
     """
     missing = missing_positions(images)
     if len(missing):
         first = images[int(missing[0])]
         relative = f"; paths are relative to {images.folder}" if isinstance(images, Files) else ""
         raise DataError(
-            f"{name}: {len(missing)} of its {len(images)} images are missing, the first is {first}{relative}"
+            f"{name}: {len(missing)} of its {len(images)} images are missing; fix the paths or drop the "
+            f"rows; the first is {first}{relative}"
         )
+    if len(images) <= _MOST_FETCHED:
+        check_fetched(name, images)

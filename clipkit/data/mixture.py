@@ -1,4 +1,4 @@
-"""Joining sources, and splitting off a part for validation."""
+"""Functions that join data sources, and that split off a part for validation."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from clipkit.data.pairs import Pairs, Part
 from clipkit.data.sequences import Chosen, Files, Joined, Strings, first_positions
 from clipkit.errors import DataError
-from clipkit.images import Stored
+from clipkit.images import Stored, read_image
 
 
 def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
-    """Join sources; an image that is in several of them becomes one image with all their captions.
+    """Join several sources; an image that occurs in several of them becomes one image with all its captions.
 
     Args:
         sources: the pairs of each source.
-        weights: how often an image of each source occurs in an epoch.
+        weights: number of times that an image of each source occurs per epoch.
 
     Raises:
         DataError: some sources have captions, or images, and others have none.
@@ -37,7 +37,7 @@ def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
         for what in ("images", "captions"):
             if getattr(other, f"has_{what}") != getattr(first, f"has_{what}"):
                 with_, without = (first, other) if getattr(first, f"has_{what}") else (other, first)
-                raise DataError(f"{with_.name} has {what} and {without.name} has none; use sources of the same kind")
+                raise DataError(f"{with_.name} has {what}, but {without.name} has none; use sources of the same kind")
     whole: Joined[Path | Stored] = Joined([source.images for source in sources])
     # Without images every caption is a sample of its own.
     paths = (
@@ -75,7 +75,10 @@ def _joined(texts: Sequence[Sequence[str]]) -> Strings:
 
 
 def _joined_if_any(texts: Sequence[Sequence[str] | None], sources: Sequence[Pairs]) -> Strings | None:
-    """Join texts, with empty strings for a source that has none; None if no source has any."""
+    """Concatenate the texts of several sources, with empty strings for a source without them.
+
+    The result is None if no source has any.
+    """
     if all(part is None for part in texts):
         return None
     return _joined(
@@ -91,7 +94,7 @@ def _locations(images: Sequence[Path | Stored]) -> list[str]:
 
 
 def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
-    """Split off a share of the images with all their captions; return the rest and the share.
+    """Split off a share of the images with all their captions; return the rest and the part that was split off.
 
     The images whose names have the lowest hashes are split off, so that the choice does not depend on the order of the
     rows or on the machine.
@@ -111,7 +114,8 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
     count = len(pairs.images)
     if count < 2:
         raise DataError(
-            f"{pairs.name}: has one image, which cannot be split; use more images, or a file in data.validation"
+            f"{pairs.name}: has only one image, which cannot be split; use more images, or set "
+            "data.validation to a file"
         )
     hashes = np.array([hashlib.sha256(name.encode()).hexdigest() for name in _given_names(pairs)])
     taken = np.sort(np.argsort(hashes, kind="stable")[: min(count - 1, max(1, round(share * count)))])
@@ -120,7 +124,7 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
 
 
 def _given_names(pairs: Pairs) -> list[str]:
-    """Names of the images in their source; the hash of the content for images without a name."""
+    """Return the names of the images in their source, or a hash of the content for images without a name."""
     if not pairs.has_images:
         return [pairs.captions[int(rows[0])] for rows in pairs.captions_of_image]
     return _names_of(pairs.images)
@@ -140,5 +144,5 @@ def _names_of(images: Sequence[Path | Stored]) -> list[str]:
 
 def _name_of(image: Path | Stored) -> str:
     if isinstance(image, Stored) and not Path(image.name).suffix:
-        return hashlib.sha256(image.read_bytes()).hexdigest()
+        return hashlib.sha256(read_image(image)).hexdigest()
     return image.name

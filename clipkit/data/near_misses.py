@@ -1,4 +1,4 @@
-"""Images and captions that differ in one detail, in the formats of SugarCrepe and Winoground."""
+"""Compositional evaluation data: hard negative captions or images, in the formats of SugarCrepe and Winoground."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class NearMisses:
-    """K instances: one image with a right and a wrong caption, or two images with the caption of each."""
+    """K instances: one image with a correct and an incorrect caption, or two images, each with its own caption."""
 
     name: str
     images: list[Path]
@@ -41,10 +41,11 @@ class NearMisses:
 
 
 def read_near_misses(source: str) -> NearMisses:
-    """Read instances from a CSV, TSV, JSON or JSONL file, or from a folder with one such file per category.
+    """Read compositional instances from a CSV, TSV, JSON or JSONL file, or from a folder with a file per category.
 
     Rows have the columns image, caption and negative_caption (SugarCrepe), or image_0, image_1, caption_0 and
-    caption_1 (Winoground), and may have a category. A JSON file is a list of rows, or an object of rows by id.
+    caption_1 (Winoground), and may have a category. A JSON file contains a list of rows, or an object that maps IDs to
+    rows.
 
     Args:
         source: a path. Images are relative to it, or to the folder given as `add_att.json?images=val2017`.
@@ -56,10 +57,13 @@ def read_near_misses(source: str) -> NearMisses:
     path = Path(name).expanduser()
     unknown = [option for option in options if option != "images"]
     if unknown:
-        raise DataError(f"{source}: the option {unknown[0]} is unknown here; use images, the folder of the images")
+        raise DataError(f"{source}: unknown option {unknown[0]}; use only images=FOLDER, the folder of the images")
     files = sorted(file for file in path.glob("*") if file.suffix in _FILES) if path.is_dir() else [path]
     if not files or not all(file.suffix in _FILES for file in files):
-        raise DataError(f"{path}: is not a file or folder of files {', '.join(_FILES)}; give one with near misses")
+        raise DataError(
+            f"{path}: give a file of type {', '.join(_FILES)}, or a folder of such files (SugarCrepe or "
+            "Winoground format)"
+        )
     images: dict[Path, int] = {}
     captions: dict[str, int] = {}
     image_positions, caption_positions, categories = [], [], []
@@ -71,14 +75,16 @@ def read_near_misses(source: str) -> NearMisses:
             caption_positions.append([captions.setdefault(text, len(captions)) for text in texts])
             categories.append(category or file.stem)
     if len({len(positions) for positions in image_positions}) != 1:
-        raise DataError(f"{path}: mixes instances with one image and with two; evaluate them separately")
+        raise DataError(
+            f"{path}: contains instances with one image and instances with two images; evaluate them separately"
+        )
     return NearMisses(
         str(path), list(images), list(captions), np.array(image_positions), np.array(caption_positions), categories
     )
 
 
 def _instances(file: Path) -> list[tuple[list[str], list[str], str]]:
-    """Return the image names, the captions and the category ("" if none) of each row."""
+    """Return the image names, the captions and the category (an empty string if there is none) of each row."""
     rows = rows_of(str(file), Wanted(str(file), {}, (), tuple(_NAMES), _NAMES))
     values = {role: column.to_pylist() for role, column in rows.columns.items()}
     if isinstance(rows.images, Files):
@@ -96,7 +102,9 @@ def _instances(file: Path) -> list[tuple[list[str], list[str], str]]:
 def _column(file: Path, rows: Rows, values: dict[str, list[str]], role: str) -> Sequence[str]:
     column = values.get(role)
     if column is None:
-        raise DataError(f"{file}: has no column {role}; its columns are {', '.join(rows.found.values())}")
+        raise DataError(
+            f"{file}: has no column {role}; its columns are {', '.join(rows.found.values())}; add the missing column"
+        )
     texts = [str(text).strip() for text in column]
     if "" in texts:
         raise DataError(f"{file}: row {texts.index('') + 1} has no {role}; fill it in or drop the row")
@@ -108,4 +116,6 @@ def _image(folder: Path, name: str, file: Path) -> Path:
         for image in (folder / f"{name}{ending}", folder / "images" / f"{name}{ending}"):
             if is_file(image):
                 return image
-    raise DataError(f"{file}: image {folder / name} is missing; give the folder as {file.name}?images=FOLDER")
+    raise DataError(
+        f"{file}: image {folder / name} is missing; give the folder of the images as {file.name}?images=FOLDER"
+    )

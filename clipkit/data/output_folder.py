@@ -1,4 +1,4 @@
-"""An output folder: written to by one process at a time, with errors of one line."""
+"""Output folders: only one process at a time writes to a folder; file system errors become one-line errors."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from clipkit.errors import OutputError
 
 @contextmanager
 def as_output_errors(out: Path) -> Iterator[None]:
-    """Create the folder; the system's errors inside the context become OutputErrors.
+    """Create a folder; operating system errors inside the context become OutputErrors.
 
     Raises:
         OutputError: the folder cannot be created or written to.
@@ -29,7 +29,7 @@ def as_output_errors(out: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Lock the folder; the system releases the lock if the process is killed.
+    """Lock a folder; the operating system releases the lock if the process is killed.
 
     Raises:
         OutputError: another process is writing to the folder.
@@ -46,7 +46,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             os.close(descriptor)
             raise OutputError(f"{folder}: another process is writing to it; wait until it has finished") from None
-        # Other errors: the file system has no locks.
+        # Other errors: the file system does not support locks.
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Images with their captions: what every source of training data is read into."""
+"""Images with their captions: the common form of all sources of training data."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -20,23 +20,24 @@ from clipkit.data.sources.read import read_rows
 from clipkit.errors import DataError
 from clipkit.images import Stored, size_of
 
-_MOST_SIZES = 10_000  # image files whose size enters the fingerprint
+_LONGEST_TEXT = 1_000_000  # characters: models read a few hundred, and tokenizing a book takes minutes
+_MOST_SIZES = 10_000  # number of image files whose size is part of the fingerprint
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images and captions that came from one of several sources."""
+    """Images and captions that come from one of several sources."""
 
     images: NDArray[np.int64]
     captions: NDArray[np.int64]
     """Positions among the images and captions of all sources."""
     weight: float
-    """How often an image occurs in an epoch."""
+    """Number of times that an image occurs per epoch."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """N images and M captions. The position of an image identifies it."""
+    """N images and M captions. Images are identified by their positions."""
 
     name: str
     images: Sequence[Path | Stored]
@@ -44,17 +45,24 @@ class Pairs:
     image_of_caption: NDArray[np.int64]
     """(M,) position of the image of each caption."""
     negatives: Sequence[str] | None = None
-    """(M,) a wrong caption beside each caption, if the source has them."""
+    """(M,) hard negative caption for each caption, if the source has them."""
     paraphrases: Sequence[str] | None = None
-    """(M,) another wording of each caption, if the source has them."""
+    """(M,) paraphrase of each caption, if the source has them."""
     has_images: bool = True
     """False for captions without images: each caption then counts as one sample."""
     has_captions: bool = True
     """False for images without captions: each image then has one empty caption."""
     found: dict[str, str] = field(default_factory=dict)
-    """Column name of each role, if the source has columns."""
+    """Column name for each role, if the source has columns."""
     parts: Sequence["Part"] = ()
     """Images and captions by source, with weights; empty: a single source, in which each image occurs once an epoch."""
+
+    @property
+    def texts(self) -> dict[str, Sequence[str]]:
+        """Columns of texts by role: caption, negative_caption and paraphrase, those that the source has."""
+        captions = self.captions if self.has_captions else None
+        columns = {"caption": captions, "negative_caption": self.negatives, "paraphrase": self.paraphrases}
+        return {role: column for role, column in columns.items() if column is not None}
 
     @cached_property
     def captions_of_image(self) -> list[NDArray[np.int64]]:
@@ -65,13 +73,13 @@ class Pairs:
 
     @cached_property
     def caption_ids(self) -> NDArray[np.int64]:
-        """(M,) identity of each caption: the position of the first caption with the same string."""
+        """(M,) ID of each caption: the position of the first caption with the same string."""
         distinct, first = first_positions(Strings.of(self.captions).column)
         return first[distinct]
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the image names and captions in order, without the pixels."""
+        """Hash of the image names and captions in their order, without the pixels."""
         digest = hashlib.sha256()
         for names in (_file_names(self.images), self.captions):
             digest.update("\0".join(names).encode() + b"\0\0")
@@ -80,13 +88,13 @@ class Pairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of names and captions, and of the file sizes of up to 10,000 evenly spaced images."""
+        """Hash of the image names, the captions, and the file sizes of up to 10,000 evenly spaced images."""
         positions = evenly_spaced(len(self.images) if self.has_images else 0, _MOST_SIZES)
         sizes = np.array([size_of(self.images[position]) for position in positions], dtype="<i8")
         return hashlib.sha256(self.sha256.encode() + sizes.tobytes()).hexdigest()
 
     def take(self, positions: NDArray[np.int64]) -> "Pairs":
-        """Return the images at these positions, in this order, with all their captions."""
+        """Return the images at the given positions, in this order, with all their captions."""
         rows = np.concatenate([self.captions_of_image[image] for image in positions.tolist()])
         counts = [len(self.captions_of_image[image]) for image in positions.tolist()]
 
@@ -100,19 +108,27 @@ class Pairs:
             image_of_caption=np.repeat(np.arange(len(positions), dtype=np.int64), counts),
             negatives=of_rows(self.negatives),
             paraphrases=of_rows(self.paraphrases),
-            parts=[_part(part, positions, len(self.images), rows, len(self.captions)) for part in self.parts],
+            parts=[
+                Part(
+                    _new_positions(part.images, positions, len(self.images)),
+                    _new_positions(part.captions, rows, len(self.captions)),
+                    part.weight,
+                )
+                for part in self.parts
+            ],
         )
 
 
 def checked_negatives(pairs: Pairs) -> Sequence[str]:
-    """Return the wrong captions, for a loss that needs them.
+    """Return the hard negative captions, for a loss that needs them.
 
     Raises:
-        DataError: the source has no wrong captions, a row has none, or a wrong caption is a caption of its image.
+        DataError: the source has no hard negative captions, a row has none, or one is a correct caption of its image.
     """
     if pairs.negatives is None:
         raise DataError(
-            f"{pairs.name}: has no column negative_caption with a wrong caption per row, which the loss needs; add it, "
+            f"{pairs.name}: has no column negative_caption with a hard negative caption per row, which "
+            "the loss needs; add it, "
             "or use loss.name: infonce"
         )
     right = set(zip(pairs.image_of_caption.tolist(), pairs.captions, strict=True))
@@ -121,13 +137,14 @@ def checked_negatives(pairs: Pairs) -> Sequence[str]:
             raise DataError(f"{pairs.name}: row {row} has no negative_caption; fill it in or drop the row")
         if (image, wrong) in right:
             raise DataError(
-                f"{pairs.name}: row {row}'s negative_caption {wrong[:60]!r} is a caption of its image; fix it"
+                f"{pairs.name}: row {row}'s negative_caption {wrong[:60]!r} is also a correct caption of its "
+                "image; change it"
             )
     return pairs.negatives
 
 
 def read_pairs(source: str, *, images: bool = True, captions: bool = True, broken: Collection[str] = ()) -> Pairs:
-    """Read pairs from any source.
+    """Read images with captions from any source.
 
     Rows with the same image path become one image with several captions. Sources with labels but no captions, such as
     class folders, give each image its class as caption, or with `?templates=` its class in each of the templates.
@@ -138,7 +155,7 @@ def read_pairs(source: str, *, images: bool = True, captions: bool = True, broke
             columns negative_caption and paraphrase are read if present. Image paths are relative to the file.
         images: whether the source must have images.
         captions: whether the source must have captions.
-        broken: what may be incomplete: with "images", image files may be missing; with "captions", captions may be
+        broken: problems to tolerate: with "images", image files may be missing; with "captions", captions may be
             empty.
 
     Raises:
@@ -164,6 +181,14 @@ def read_pairs(source: str, *, images: bool = True, captions: bool = True, broke
 
 def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pairs:
     texts, row_of_text = _texts(rows)
+    for role, column in texts.items():
+        length = pc.utf8_length(column.column)
+        if len(column) and pc.max(length).as_py() > _LONGEST_TEXT:
+            row = row_of_text[pc.index(length, pc.max(length)).as_py()] + 1
+            raise DataError(
+                f"{rows.name}: {rows.row} {row} has a {role} of {pc.max(length).as_py():,} characters, more than the "
+                f"limit of {_LONGEST_TEXT:,}; shorten it or drop the {rows.row}"
+            )
     if "caption" in texts and not may_be_empty:
         empty = pc.index(texts["caption"].column, "").as_py()
         if empty >= 0 and captions:
@@ -174,7 +199,9 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
         if empty >= 0:
             del texts["caption"]
     if rows.images is None and "caption" not in texts:
-        raise DataError(f"{rows.name}: has neither images nor captions; name their columns as ?image=COLUMN")
+        raise DataError(
+            f"{rows.name}: has neither images nor captions; specify their columns with ?image=COLUMN&caption=COLUMN"
+        )
     if rows.images is None:
         count = len(texts["caption"])
         numbers = pa.array([f"{rows.row} {row}" for row in range(1, count + 1)], pa.large_string())
@@ -199,7 +226,7 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
 
 
 def _texts(rows: Rows) -> tuple[dict[str, Strings], NDArray[np.int64]]:
-    """Return columns of texts with one caption per row, and for each caption its row in the source.
+    """Return text columns with one caption per row, and for each caption its row in the source.
 
     Raises:
         DataError: the lists of a row differ in length.
@@ -218,7 +245,9 @@ def _texts(rows: Rows) -> tuple[dict[str, Strings], NDArray[np.int64]]:
             different = np.flatnonzero(length != lengths[first])
             if len(different):
                 row = f"{rows.row} {int(different[0]) + 1}"
-                raise DataError(f"{rows.name}: {row} has different numbers of {role}s and {first}s; give equally many")
+                raise DataError(
+                    f"{rows.name}: {row} has different numbers of {role}s and {first}s; give the same number of both"
+                )
         row_of_text = np.repeat(row_of_text, lengths[first].astype(np.int64))
         columns |= {role: pc.list_flatten(column) for role, column in filled.items()}
     trimmed = {role: Strings(pc.utf8_trim_whitespace(pc.fill_null(column, ""))) for role, column in columns.items()}
@@ -233,7 +262,7 @@ def _at_least_one(column: Any) -> Any:
 
 
 def _with_prompts(rows: Rows, templates: str | None) -> Rows:
-    """Return rows whose captions are the class name, or the class name in each template."""
+    """Return rows whose captions are the class names, or the class names inserted into each template."""
     labels = rows.columns["label"]
     if pa.types.is_large_list(labels.type):
         labels = pa.array([", ".join(_names(rows, label or [])) for label in labels.to_pylist()], pa.large_string())
@@ -248,11 +277,9 @@ def _with_prompts(rows: Rows, templates: str | None) -> Rows:
 
 
 def _names(rows: Rows, labels: Sequence[str | None]) -> list[str]:
-    """Class names of labels, if the source gives names; else the labels."""
+    """Return the class names of labels if the source contains names, otherwise the labels."""
     classes = rows.classes or ClassList()
-    names = (
-        {} if classes.labels is None or classes.names is None else dict(zip(classes.labels, classes.names, strict=True))
-    )
+    names = dict(zip(classes.labels or (), classes.names or (), strict=False))
     return [names.get(label or "", label or "") for label in labels]
 
 
@@ -262,15 +289,6 @@ def _chosen(images: Sequence[Path | Stored], positions: NDArray[np.int64]) -> Se
     if isinstance(images, Files):
         return Files(images.folder, images.names.take(positions))
     return Chosen(images, positions)
-
-
-def _part(part: Part, images: NDArray[np.int64], image_count: int, rows: NDArray[np.int64], row_count: int) -> Part:
-    """Return the images and captions of a part that are kept, at their new positions."""
-    return Part(
-        _new_positions(part.images, images, image_count),
-        _new_positions(part.captions, rows, row_count),
-        part.weight,
-    )
 
 
 def _new_positions(old: NDArray[np.int64], kept: NDArray[np.int64], count: int) -> NDArray[np.int64]:

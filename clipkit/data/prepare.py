@@ -1,4 +1,4 @@
-"""Resize images once to the size that training needs, and pack them with their captions into shards."""
+"""Preparation of data for fast training: resize images once, and pack them with their captions into shards."""
 
 import os
 from collections import deque
@@ -26,24 +26,24 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class Prepared:
-    """A complete folder of shards."""
+    """Result of `prepare`: a complete folder of shards."""
 
     folder: Path
     pattern: str
     """Source of the prepared data: `DIR/shards-{000000..000005}.tar` or `DIR/*.parquet`."""
     images: int
-    """Images in the shards."""
+    """Number of images in the shards."""
     shards: int
     source_bytes: int
     """Total size of these images' source files."""
     bytes: int
     """Total size of the shards."""
     skipped: list[Skipped]
-    """Images that are left out because they are missing or broken."""
+    """Images that were skipped because they are missing or broken."""
 
 
 def read_for_shards(source: str) -> Pairs:
-    """Read images with captions, or images alone if the source has no captions; images may be missing or broken.
+    """Read images, with captions if the source has them; images may be missing or broken.
 
     Raises:
         DataError: the source cannot be read, has no images, or has an empty caption.
@@ -76,17 +76,17 @@ def prepare(
 
     The order is that of the source. The same source and settings give the same bytes, for any number of workers and
     interruptions. After an interruption the same call compares the finished shards with their hashes, then makes the
-    others. prepared.json says `"complete": true` once all are finished. Broken images are left out and listed in
+    others. prepared.json says `"complete": true` once all are finished. Broken images are skipped and listed in
     skipped.jsonl.
 
     Args:
         pairs: images, with or without captions.
-        out: a folder that is new, empty, or was begun with the same source and settings.
+        out: a new or empty folder, or one that was begun with the same source and settings.
         size: short side in pixels; smaller images are not resized, and smaller upright RGB ones keep their bytes.
         quality: JPEG quality, 1 to 100.
         lossless: PNG instead of JPEG.
         format: tar (WebDataset's layout) or parquet (the Hub's layout).
-        shard_size: images of the source per shard.
+        shard_size: images per shard, before broken ones are skipped.
         workers: threads; None: one per core.
 
     Raises:
@@ -111,50 +111,53 @@ def prepare(
         except KeyboardInterrupt:
             blocks = -(-len(pairs.images) // shard_size)
             raise Interrupted(
-                f"interrupted with {len(manifest.blocks)} of {blocks} shards finished in {folder}; the same command "
-                "resumes",
+                f"interrupted with {len(manifest.shards)} of {blocks} shards finished in {folder}; run the same "
+                "command again to resume",
                 130,
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-        if not manifest.shards:
+        if not manifest.files:
             manifest.remove()
             reason = manifest.skipped[0].reason
-            raise DataError(f"{pairs.name}: none of its {len(pairs.images)} images can be used; the first: {reason}")
+            raise DataError(
+                f"{pairs.name}: none of its {len(pairs.images)} images can be used, the first because: "
+                f"{reason}; replace the images"
+            )
         manifest.complete = True
         manifest.write()
     return Prepared(
         folder,
-        _pattern(folder, format, len(manifest.shards)),
-        sum(block.samples for block in manifest.shards),
-        len(manifest.shards),
-        sum(block.source_bytes for block in manifest.shards),
-        sum(block.bytes for block in manifest.shards),
+        _pattern(folder, format, len(manifest.files)),
+        sum(block.samples for block in manifest.files),
+        len(manifest.files),
+        sum(block.source_bytes for block in manifest.files),
+        sum(block.bytes for block in manifest.files),
         manifest.skipped,
     )
 
 
 def _check_arguments(pairs: Pairs, settings: Settings, workers: int | None) -> None:
     if not pairs.has_images:
-        raise DataError(f"{pairs.name}: has captions but no images; there is nothing to prepare")
+        raise DataError(f"{pairs.name}: has captions but no images; give data with images")
     if settings.format not in get_args(Format):
-        raise UserError(f"format must be {' or '.join(get_args(Format))}, not {settings.format}")
+        raise UserError(f"format {settings.format} is not supported; use {' or '.join(get_args(Format))}")
     if not 1 <= settings.quality <= 100:
-        raise UserError(f"quality must be 1 to 100, not {settings.quality}")
+        raise UserError(f"quality {settings.quality} is invalid; give a value from 1 to 100")
     for name, number in (("size", settings.size), ("shard_size", settings.shard_size), ("workers", workers)):
         if number is not None and number < 1:
-            raise UserError(f"{name} must be 1 or more, not {number}")
+            raise UserError(f"{name} {number} is invalid; give 1 or more")
 
 
 def _write_blocks(pairs: Pairs, manifest: Manifest, pool: ThreadPoolExecutor, most_ahead: int) -> None:
     """Write the shards that are not finished."""
     count, size = len(pairs.images), manifest.settings.shard_size
-    starts = range(len(manifest.blocks) * size, count, size)
+    starts = range(len(manifest.shards) * size, count, size)
     images = _encode_in_order(pairs, range(min(starts.start, count), count), manifest.settings, pool, most_ahead)
     with tqdm(images, total=count, initial=starts.start, desc="images", unit="", disable=None, leave=False) as bar:
         encoded_images = iter(bar)
         for _ in starts:
-            manifest.blocks.append(_write_block(pairs, manifest, islice(encoded_images, size)))
+            manifest.shards.append(_write_block(pairs, manifest, islice(encoded_images, size)))
             manifest.write()
 
 
@@ -170,8 +173,8 @@ def _write_block(pairs: Pairs, manifest: Manifest, images: Iterable[tuple[int, E
                 source_bytes.append(image.source_bytes)
                 yield ShardSample(_key(pairs, position), _name(pairs, position), image, _texts(pairs, position))
 
-    path = manifest.folder / f"shards-{len(manifest.shards):0{_DIGITS}d}.{manifest.settings.format}"
-    sha256 = write_shard(path, samples(), list(_texts(pairs, 0)))
+    path = manifest.folder / f"shards-{len(manifest.files):0{_DIGITS}d}.{manifest.settings.format}"
+    sha256 = write_shard(path, samples())
     return Block(
         name=path.name if sha256 is not None else None,
         samples=len(source_bytes),
@@ -185,7 +188,7 @@ def _write_block(pairs: Pairs, manifest: Manifest, images: Iterable[tuple[int, E
 def _encode_in_order(
     pairs: Pairs, positions: range, settings: Settings, pool: ThreadPoolExecutor, most_ahead: int
 ) -> Iterator[tuple[int, Encoded | DataError]]:
-    """Yield positions with their encoded images, in order; at most `most_ahead` images are encoded ahead."""
+    """Yield positions with their encoded images, in order; at most `most_ahead` images are encoded in advance."""
 
     def encode(position: int) -> tuple[int, Encoded | DataError]:
         try:
@@ -214,14 +217,11 @@ def _key(pairs: Pairs, position: int) -> str:
 
 
 def _name(pairs: Pairs, position: int) -> str:
-    """Return the image's name in the source, with the folders below the source's folder."""
+    """Return the name of an image in the source, including folders relative to the source's folder."""
     return pairs.images.names[position] if isinstance(pairs.images, Files) else pairs.images[position].name
 
 
 def _texts(pairs: Pairs, position: int) -> dict[str, list[str]]:
-    """Return an image's texts by role."""
-    if not pairs.has_captions:
-        return {}
-    columns = {"caption": pairs.captions, "negative_caption": pairs.negatives, "paraphrase": pairs.paraphrases}
+    """Return the texts of an image by role: captions, negative captions, paraphrases."""
     rows = pairs.captions_of_image[position].tolist()
-    return {role: [texts[row] for row in rows] for role, texts in columns.items() if texts is not None}
+    return {role: [texts[row] for row in rows] for role, texts in pairs.texts.items()}

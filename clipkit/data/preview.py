@@ -1,4 +1,4 @@
-"""Sheet of images beside their augmented views, for a look at an augmentation before training."""
+"""Preview of an augmentation before training: a sheet of images next to their augmented views."""
 
 from collections.abc import Sequence
 
@@ -18,15 +18,15 @@ _LINE = 16
 def preview(
     pairs: Pairs, policy: Sequence[Step], *, count: int = 8, views: int = 5, size: int = 160, safe: bool, seed: int = 0
 ) -> Image.Image:
-    """Draw evenly spaced images, one per row: the image, then its views in the first epoch.
+    """Draw a sheet with one row per image: the image, followed by its augmented views in the first epoch.
 
     Args:
-        pairs: the images.
+        pairs: images, of which `count` evenly spaced ones are drawn.
         policy: steps of the augmentation.
         count: number of images.
         views: number of views per image.
         size: side of a view in pixels.
-        safe: do not flip or recolor images whose captions mention left, right or a color; a note below each row.
+        safe: do not flip or recolor images whose captions mention left, right or a color; a note below a row says so.
         seed: seed of the run.
     """
     guard = TextSafe(pairs) if safe else None

@@ -1,4 +1,4 @@
-"""Order of the samples of a run: a function of the data, the batch size, the seed and the epoch only."""
+"""Order of the samples of a run, which depends only on the data, the batch size, the seed and the epoch."""
 
 import math
 from collections import Counter, defaultdict, deque
@@ -18,7 +18,7 @@ _ORDER, _CAPTION, _REPLACEMENT, _SHARE = 0, 1, 4, 5
 
 
 class Sample(NamedTuple):
-    """Pair in an epoch: the epoch, the position of the image, the position of the caption."""
+    """A pair in an epoch: the epoch, the position of the image, and the position of the caption."""
 
     epoch: int
     image: int
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
 
 class EpochSampler:
-    """Cuts a permutation of the data, a new one in each epoch, into global batches.
+    """Splits the data into global batches, with a new permutation in each epoch.
 
     With `captions: one` each image occurs once per epoch, with the next caption in a permutation of its captions. With
     `all` each caption occurs once per epoch. A source with a weight occurs that many times per epoch: with 0.5, half of
@@ -34,7 +34,7 @@ class EpochSampler:
     possible. The last partial batch is dropped.
 
     Args:
-        pairs: the data.
+        pairs: training data.
         captions: one or all.
         batch_size: pairs in a global batch.
         seed: seed of the run.
@@ -44,11 +44,8 @@ class EpochSampler:
     """
 
     def __init__(self, pairs: Pairs, captions: str, batch_size: int, seed: int) -> None:
-        self._parts = (
-            [Part(np.arange(len(pairs.images)), np.arange(len(pairs.captions)), 1.0)]
-            if not pairs.parts
-            else list(pairs.parts)
-        )
+        everything = Part(np.arange(len(pairs.images)), np.arange(len(pairs.captions)), 1.0)
+        self._parts = pairs.parts or [everything]
         self._items = [part.images if captions == "one" else part.captions for part in self._parts]
         # A lower bound: by Hermite's identity, `_items_of_epoch` never returns fewer items of a part.
         available = sum(
@@ -65,14 +62,14 @@ class EpochSampler:
         self.batch_size = batch_size
         self.seed = seed
         self.steps_per_epoch = available // batch_size
-        # Captions sorted by image, those of an image in random order.
+        # Captions sorted by image; the captions of an image are in random order.
         keys = np.random.default_rng(mix(seed, _CAPTION)).random(len(pairs.captions))
         self._permuted = np.lexsort((keys, pairs.image_of_caption))
         self._count = np.bincount(pairs.image_of_caption, minlength=len(pairs.images))
         self._start = np.cumsum(self._count) - self._count
 
     def epoch(self, epoch: int) -> Iterator[list[Sample]]:
-        """Yield the global batches of an epoch, in order."""
+        """Yield the global batches of an epoch in order."""
         images, captions = self._order(epoch)
         for start in range(0, self.steps_per_epoch * self.batch_size, self.batch_size):
             batch = slice(start, start + self.batch_size)
@@ -80,27 +77,23 @@ class EpochSampler:
             yield [Sample(epoch, image, caption) for image, caption in rows]
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the images and captions of an epoch, in order."""
+        """Return the positions of the images and captions of an epoch in order."""
         generator = np.random.default_rng(mix(self.seed, _ORDER, epoch))
-        times: NDArray[np.int64] | int = epoch
-        if self.pairs.parts:
-            of_parts = [self._items_of_epoch(part, epoch) for part in range(len(self._parts))]
-            items, times = (np.concatenate(arrays) for arrays in zip(*of_parts, strict=True))
-            order = generator.permutation(len(items))
-            items, times = items[order], times[order]
-        else:
-            items = generator.permutation(len(self._items[0]))
+        of_parts = [self._items_of_epoch(part, epoch) for part in range(len(self._parts))]
+        items, times = (np.concatenate(arrays) for arrays in zip(*of_parts, strict=True))
+        order = generator.permutation(len(items))
+        items, times = items[order], times[order]
         if self.captions == "one":
             images, captions = items, self._permuted[self._start[items] + times % self._count[items]]
         else:
             images, captions = self.pairs.image_of_caption[items], items
-        if (self.captions == "all" or self.pairs.parts) and len(np.unique(images)) < len(images):
+        if np.bincount(images).max() > 1:
             rows = _keep_duplicates_apart(list(zip(images.tolist(), captions.tolist(), strict=True)), self.batch_size)
             images, captions = np.array(rows, dtype=np.int64).T
         return images, captions
 
     def _items_of_epoch(self, part: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the images or captions of a part in this epoch, and how often each has occurred before.
+        """Return the images or captions of a part in an epoch, and the number of earlier occurrences of each.
 
         By the end of epoch e an item has occurred ⌊w (e + 1) + r / n⌋ times: w is the weight of the part, n its number
         of items, and r the random rank of the item among them.
@@ -125,7 +118,7 @@ class EpochSampler:
         return Sample(sample.epoch, image, int(caption))
 
     def slices(self, first_step: int, last_step: int, rows: slice) -> Iterator[list[Sample]]:
-        """Yield these rows of the global batches from `first_step` up to, but not including, `last_step`."""
+        """Yield the given rows of the global batches from `first_step` up to, but not including, `last_step`."""
         step = first_step
         while step < last_step:
             epoch, done = divmod(step, self.steps_per_epoch)
@@ -135,7 +128,7 @@ class EpochSampler:
 
 
 def _keep_duplicates_apart(rows: list[tuple[int, int]], batch_size: int) -> list[tuple[int, int]]:
-    """Reorder rows so that a batch has at most one row of an image; other rows of it wait for the next batch.
+    """Reorder rows so that a batch has at most one row per image; further rows of the image wait for the next batch.
 
     An image with as many rows left as there are batches goes first, since otherwise two of its rows would be in one
     batch at the end.
@@ -147,8 +140,8 @@ def _keep_duplicates_apart(rows: list[tuple[int, int]], batch_size: int) -> list
     for image, waiting_rows in rows_of.items():
         with_left[len(waiting_rows)].add(image)
     coming = deque(image for image, _ in rows)
-    ahead: Counter[int] = Counter()  # rows taken before their turn
-    waiting: dict[int, int] = {}  # rows that were passed over, by image, in order
+    ahead: Counter[int] = Counter()  # rows that were moved to an earlier batch
+    waiting: dict[int, int] = {}  # rows that were postponed, by image, in order
     ordered: list[tuple[int, int]] = []
 
     def take(image: int) -> None:

@@ -1,5 +1,6 @@
-"""Long sequences that need little memory: captions and image paths in Arrow columns instead of Python objects."""
+"""Memory-efficient long sequences: captions and image paths in Arrow columns instead of Python objects."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -9,15 +10,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from clipkit.data.sources.remote import Remote
+from clipkit.data.sources.remote import Remote, begin
+from clipkit.data.sources.urls import is_address
 from clipkit.images import Stored
 
 T = TypeVar("T")
 _CHUNK = 10_000
 
 
-class Strings(Sequence[str]):
-    """Sequence of strings in one Arrow column.
+class Items(Sequence[T], ABC):
+    """Sequence whose subclasses only tell its length and the item at a position."""
+
+    @abstractmethod
+    def _at(self, position: int) -> T:
+        """Return the item at a position that is at least 0 and below the length."""
+
+    def _several(self, positions: range) -> list[T]:
+        return [self._at(position) for position in positions]
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        positions = range(len(self))
+        return self._several(positions[index]) if isinstance(index, slice) else self._at(positions[index])
+
+
+class Strings(Items[str]):
+    """Sequence of strings, stored in one Arrow column.
 
     Example:
         >>> strings = Strings.of(["a dog", "a cat"])
@@ -30,23 +51,17 @@ class Strings(Sequence[str]):
 
     @classmethod
     def of(cls, strings: Sequence[str]) -> "Strings":
-        """Return any sequence of strings as `Strings`."""
+        """Convert any sequence of strings to `Strings`."""
         return strings if isinstance(strings, Strings) else cls(pa.array(strings, pa.large_string()))
 
     def __len__(self) -> int:
         return len(self.column)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            if step == 1:
-                return list(self.column[start:stop].to_pylist())
-            return [self[row] for row in range(start, stop, step)]
-        return str(self.column[int(index)].as_py())
+    def _at(self, position: int) -> str:
+        return str(self.column[position].as_py())
+
+    def _several(self, positions: range) -> list[str]:
+        return list(self.column.take(pa.array(np.array(positions, np.int64))).to_pylist())  # faster than one by one
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _CHUNK):
@@ -61,39 +76,33 @@ class Strings(Sequence[str]):
         return f"Strings.of({list(self[:3])}{' …' * (len(self) > 3)})"
 
     def take(self, rows: NDArray[np.int64]) -> "Strings":
-        """Return the strings of these rows."""
+        """Return the strings at the given positions."""
         return Strings(self.column.take(pa.array(rows)))
 
 
-class Files(Sequence[Path | Stored]):
-    """Image files by name, relative to a folder. A name with `://` is an address."""
+class Files(Items[Path | Stored]):
+    """Sequence of image files, with names relative to a folder. A name with `://` is a URL."""
 
     def __init__(self, folder: Path, names: Strings) -> None:
+        if pc.any(pc.match_substring(names.column, "://")).as_py():
+            begin()  # here, so that all processes that are forked later share the fetched images
         self.folder = folder
         self.names = names
 
     @classmethod
     def of(cls, folder: Path, names: pa.Array) -> "Files":
-        """Return the files with the names in an Arrow column."""
+        """Create the sequence from an Arrow column of names."""
         return cls(folder, Strings(names))
 
     def __len__(self) -> int:
         return len(self.names)
 
-    @overload
-    def __getitem__(self, index: int) -> Path | Stored: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Path | Stored]: ...
-    def __getitem__(self, index: int | slice) -> Path | Stored | list[Path | Stored]:
-        if isinstance(index, slice):
-            return [self._file(name) for name in self.names[index]]
-        return self._file(self.names[index])
-
-    def _file(self, name: str) -> Path | Stored:
-        return Remote(name) if "://" in name else self.folder / name
+    def _at(self, position: int) -> Path | Stored:
+        name = self.names[position]
+        return Remote(name) if is_address(name) else self.folder / name
 
 
-class Chosen(Sequence[T]):
+class Chosen(Items[T]):
     """Selected items of a sequence, in the order of their positions."""
 
     def __init__(self, whole: Sequence[T], positions: NDArray[np.int64]) -> None:
@@ -103,17 +112,11 @@ class Chosen(Sequence[T]):
     def __len__(self) -> int:
         return len(self.positions)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        if isinstance(index, slice):
-            return [self.whole[position] for position in self.positions[index].tolist()]
-        return self.whole[int(self.positions[index])]
+    def _at(self, position: int) -> T:
+        return self.whole[int(self.positions[position])]
 
 
-class Joined(Sequence[T]):
+class Joined(Items[T]):
     """Concatenation of sequences."""
 
     def __init__(self, parts: Sequence[Sequence[T]]) -> None:
@@ -123,20 +126,13 @@ class Joined(Sequence[T]):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(len(self)))]
-        position = range(len(self))[int(index)]
+    def _at(self, position: int) -> T:
         part = int(np.searchsorted(self.ends, position, side="right"))
         return self.parts[part][position - int(self.ends[part]) + len(self.parts[part])]
 
 
 def longest(strings: Sequence[str]) -> str:
-    """Return the longest string, or the first of them.
+    """Return the longest string; if there are several, the first of them.
 
     Example:
         >>> longest(["a", "dog", "cat"])

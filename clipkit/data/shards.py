@@ -1,14 +1,15 @@
-"""Shards: tar or Parquet files of images with their texts. The same samples always give the same bytes."""
+"""Writing of shards: tar or Parquet files with images and texts. The same samples always give the same bytes."""
 
 import hashlib
 import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -17,13 +18,13 @@ from clipkit.data.encoded import Encoded
 
 Format = Literal["tar", "parquet"]
 
-# Rows per group of a Parquet file, which readers hold in memory; the number that the Hub's viewer asks for with images.
+# Rows per row group of a Parquet file, which readers hold in memory; the Hub recommends this number for images.
 _GROUP_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSample:
-    """An image with its texts."""
+    """An image of a shard with its texts."""
 
     key: str
     """Position in the source, in digits."""
@@ -31,28 +32,31 @@ class ShardSample:
     """Name of the image in the source."""
     image: Encoded
     texts: Mapping[str, Sequence[str]]
-    """Texts by role: caption, and negative_caption and paraphrase if the source has them."""
+    """Texts by role: caption, and, if the source has them, negative_caption and paraphrase."""
 
 
-def write_shard(path: Path, samples: Iterable[ShardSample], roles: Sequence[str]) -> str | None:
-    """Write a shard under a temporary name, then rename it; return its SHA-256, or None if there are no samples.
+def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
+    """Write a shard to a temporary file, then rename it; return its SHA-256, or None if there are no samples.
 
     Args:
         path: path of the shard; its suffix is the format.
-        samples: images with texts.
-        roles: roles of the texts that every sample has.
+        samples: images with texts, all of the same roles.
 
     Raises:
         OSError: the shard cannot be written, e.g. because the disk is full.
     """
+    first = next(samples, None)
+    if first is None:
+        return None
     temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
-            count = _WRITERS[path.suffix](file, samples, roles)
+            if path.suffix == ".parquet":
+                _write_parquet(file, chain([first], samples), first.texts)
+            else:
+                _write_tar(file, chain([first], samples))
             file.flush()
             os.fsync(file.fileno())
-        if not count:
-            return None
         sha256 = sha256_of(temporary)
         temporary.replace(path)
         return sha256
@@ -61,7 +65,7 @@ def write_shard(path: Path, samples: Iterable[ShardSample], roles: Sequence[str]
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the path of an unfinished shard, which no pattern of shards matches."""
+    """Return the path for an unfinished shard, which does not match any pattern of shards."""
     return path.with_name(f".{path.name}.writing")
 
 
@@ -69,52 +73,35 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_tar(file: IO[bytes], samples: Iterable[ShardSample], roles: Sequence[str]) -> int:
-    """Write WebDataset's layout: 000000.jpg, and 000000.json with the texts as lists and the image's name."""
-    count = 0
+def _write_tar(file: IO[bytes], samples: Iterator[ShardSample]) -> None:
+    """Write a tar file in WebDataset's layout: 000000.jpg, and 000000.json with lists of texts and the image's name."""
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for count, sample in enumerate(samples, 1):  # noqa: B007
-            texts = {role: list(sample.texts[role]) for role in roles} | {"name": sample.name}
-            for extension, content in (
-                (sample.image.ending, sample.image.content),
-                ("json", json.dumps(texts, ensure_ascii=False).encode()),
-            ):
+        for sample in samples:
+            texts = json.dumps({**sample.texts, "name": sample.name}, ensure_ascii=False)
+            for extension, content in ((sample.image.ending, sample.image.content), ("json", texts.encode())):
                 member = tarfile.TarInfo(f"{sample.key}.{extension}")  # its time, user and group are 0
                 member.size = len(content)
                 member.mode = 0o644
                 tar.addfile(member, io.BytesIO(content))
-    return count
 
 
-def _write_parquet(file: IO[bytes], samples: Iterable[ShardSample], roles: Sequence[str]) -> int:
-    """Write the Hub's layout: the columns image, one list of strings per role, and name."""
+def _write_parquet(file: IO[bytes], samples: Iterator[ShardSample], roles: Iterable[str]) -> None:
+    """Write a Parquet file in the Hub's layout, with the columns image, name, and for each role a list of strings."""
     from datasets import Features, Image, List, Value
 
     texts = {role: List(Value("string")) for role in roles}
     schema = Features({"image": Image(), **texts, "name": Value("string")}).arrow_schema
     # Dictionaries and statistics would contain copies of the images.
-    table = parquet.ParquetWriter(file, schema, use_dictionary=False, write_statistics=False)
-    rows: list[dict[str, Any]] = []
-    count = 0
-    with table:
-        for count, sample in enumerate(samples, 1):  # noqa: B007
-            image = {"bytes": sample.image.content, "path": f"{sample.key}.{sample.image.ending}"}
-            rows.append({"image": image, **sample.texts, "name": sample.name})
-            if len(rows) == _GROUP_ROWS:
-                table.write_table(pa.Table.from_pylist(rows, schema=schema))
-                rows = []
-        if rows:
+    with parquet.ParquetWriter(file, schema, use_dictionary=False, write_statistics=False) as table:
+        while group := list(islice(samples, _GROUP_ROWS)):
+            rows = []
+            for sample in group:
+                image = {"bytes": sample.image.content, "path": f"{sample.key}.{sample.image.ending}"}
+                rows.append({"image": image, **sample.texts, "name": sample.name})
             table.write_table(pa.Table.from_pylist(rows, schema=schema))
-    return count
-
-
-_WRITERS: Mapping[str, Callable[[IO[bytes], Iterable[ShardSample], Sequence[str]], int]] = {
-    ".tar": _write_tar,
-    ".parquet": _write_parquet,
-}

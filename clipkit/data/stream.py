@@ -1,4 +1,4 @@
-"""Loading batches of a stream, in an order determined by seed, epoch, processes and workers.
+"""Loader of batches of a stream, in an order that depends only on seed, epoch, processes and workers.
 
 The shards of an epoch are shuffled and distributed to lanes, one lane per loader worker of each process. A lane reads
 its shards one after the other and shuffles samples within a buffer. An epoch ends after the batches that
@@ -9,6 +9,7 @@ sample occurs twice in an epoch.
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from clipkit.data.batch import Batch, InputMaker, Inputs, joined, rows_of
+from clipkit.data.shared_memory import Packed, packed, shared_zeros, unpacked
 from clipkit.data.sources.streams import Stream, StreamSample, identity_of
 from clipkit.data.workers import start_worker
 from clipkit.errors import DataError
@@ -25,12 +27,12 @@ from clipkit.seeds import mix
 _STREAM, _CAPTION, _REPLACEMENT = 6, 7, 8  # random streams of the seed, distinct from those of other modules
 _CHUNK = 64
 _BUFFER = 1000
-"""Samples among which a lane shuffles, with their image files."""
+"""Number of samples, with their image files, in the shuffle buffer of a lane."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Range of steps of a run, and the rows of their batches that one process handles."""
+    """A range of steps of a run, and the rows of the batches that one process handles."""
 
     first_step: int
     last_step: int
@@ -39,7 +41,7 @@ class Stretch:
 
 
 class StreamSampler:
-    """Counterpart of `EpochSampler` for a stream.
+    """Sampler for a stream; the counterpart of `EpochSampler`.
 
     Args:
         samples: pairs per epoch.
@@ -50,12 +52,13 @@ class StreamSampler:
     """
 
     replacement = None
-    """Unreadable images are replaced within their chunk, since other images cannot be accessed."""
+    """Not available: unreadable images are replaced within their chunk, since other images cannot be accessed."""
 
     def __init__(self, samples: int, batch_size: int) -> None:
         if batch_size > samples:
             raise DataError(
-                f"train.batch_size is {batch_size}, but data.samples {samples}; set train.batch_size to at most "
+                f"train.batch_size is {batch_size}, but data.samples is only {samples}; set train.batch_size "
+                "to at most "
                 f"{samples}"
             )
         self.steps_per_epoch = samples // batch_size
@@ -70,23 +73,22 @@ class _Pair(NamedTuple):
     caption: str
 
 
-def _caption_of(pair: _Pair) -> str:
-    return pair.caption
+class _Lane(IterableDataset[Batch | Packed | int | DataError]):
+    """Dataset of the chunks of one process; each worker reads the samples of its lane.
 
-
-class _Lane(IterableDataset[Batch | int | DataError]):
-    """Chunks of the samples of one process, each worker those of its lane; only the size of chunks already trained."""
+    For chunks that were already used in training, only the size is returned.
+    """
 
     def __init__(self, stream: Stream, maker: InputMaker, seed: int, process: tuple[int, int]) -> None:
         self.stream = stream
-        self.maker = replace(maker, texts=dict.fromkeys(maker.texts, _caption_of), store=None)
+        self.maker = replace(maker, texts=dict.fromkeys(maker.texts, attrgetter("caption")), store=None)
         self.seed = seed
         self.process = process
         self.max_pixels = Image.MAX_IMAGE_PIXELS
-        self.start = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self.start = shared_zeros(2)
         """Epoch, and the number of its rows that this process has trained on already."""
 
-    def __iter__(self) -> Iterator[Batch | int | DataError]:
+    def __iter__(self) -> Iterator[Batch | Packed | int | DataError]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         index, count = self.process
@@ -95,7 +97,7 @@ class _Lane(IterableDataset[Batch | int | DataError]):
             if isinstance(chunk, DataError):
                 yield chunk
                 return
-            # Workers take turns: up to the end of this turn, at most so many rows have come from all of them.
+            # Workers alternate: up to the end of this round, at most so many rows have come from all of them.
             yield len(chunk) if turn * workers * _CHUNK <= done else self._batch(chunk, epoch)
 
     def _chunks(self, epoch: int, lane: int, lanes: int) -> Iterator[list[StreamSample] | DataError]:
@@ -113,7 +115,7 @@ class _Lane(IterableDataset[Batch | int | DataError]):
             for part in order[lane::lanes]:
                 yield from self.stream.samples(parts[part])
             return
-        # Fewer shards than lanes: each lane reads all shards, and keeps its share of the samples.
+        # If there are fewer shards than lanes, each lane reads all shards and keeps its share of the samples.
         samples = (sample for part in order for sample in self.stream.samples(parts[part]))
         yield from islice(samples, lane, None, lanes)
 
@@ -127,8 +129,8 @@ class _Lane(IterableDataset[Batch | int | DataError]):
         for index in generator.permutation(len(buffer)).tolist():
             yield buffer[index]
 
-    def _batch(self, samples: list[StreamSample], epoch: int) -> Batch | DataError:
-        """Decode a chunk; a sample of the same chunk replaces an unreadable one, so that the size stays the same."""
+    def _batch(self, samples: list[StreamSample], epoch: int) -> Batch | Packed | DataError:
+        """Decode a chunk; another sample of the chunk replaces an unreadable one, so that the size stays the same."""
         bad: dict[int, str] = {}
         made: dict[int, Inputs] = {}
         for index, sample in enumerate(samples):
@@ -138,7 +140,7 @@ class _Lane(IterableDataset[Batch | int | DataError]):
                 bad[sample.identity] = str(error)
         if not made:
             return DataError(
-                f"{self.stream.name}: none of {len(samples)} images can be decoded, the first: "
+                f"{self.stream.name}: none of {len(samples)} images can be decoded, the first because: "
                 f"{next(iter(bad.values()))}; check the shards"
             )
         sound = list(made)
@@ -149,10 +151,11 @@ class _Lane(IterableDataset[Batch | int | DataError]):
         pairs = [_Pair(samples[index].identity, self._caption(samples[index], epoch)) for index in chosen]
         image_ids = torch.tensor([pair.image_id for pair in pairs])
         caption_ids = torch.tensor([identity_of(pair.caption) for pair in pairs])
-        return self.maker.batch(pairs, [made[index] for index in chosen], (image_ids, caption_ids, image_ids), bad)
+        batch = self.maker.batch(pairs, [made[index] for index in chosen], (image_ids, caption_ids, image_ids), bad)
+        return packed(batch)
 
     def _caption(self, sample: StreamSample, epoch: int) -> str:
-        """Return a caption of the sample, the next one in each epoch."""
+        """Return a caption of the sample; each epoch uses the next one."""
         return sample.captions[(mix(self.seed, _CAPTION, sample.identity) + epoch) % len(sample.captions)]
 
 
@@ -164,12 +167,12 @@ def stream_loader(
     seed: int,
     process: tuple[int, int] = (0, 1),
 ) -> Generator[Batch, None, None]:
-    """Load the rows of one process of the batches of a stream.
+    """Load the rows of the batches of a stream that one process handles.
 
     Args:
         stream: the data.
-        stretch: the steps.
-        maker: turns samples into inputs; the text of all kinds of features is the caption.
+        stretch: steps to load.
+        maker: converts samples to inputs; all kinds of text features use the caption.
         workers: loader processes, one lane each; 0 loads in this process.
         seed: seed of the run.
         process: index of this process, and number of processes.
@@ -178,7 +181,7 @@ def stream_loader(
         DataError: the stream cannot be read, or ends before the epoch does.
     """
     lane = _Lane(stream, maker, seed, process)
-    loader: DataLoader[Batch | int | DataError] = DataLoader(
+    loader: DataLoader[Batch | Packed | int | DataError] = DataLoader(
         lane,
         batch_size=None,
         num_workers=workers,
@@ -205,8 +208,8 @@ def stream_loader(
         step = last
 
 
-def _chunks(loader: DataLoader[Batch | int | DataError]) -> Iterator[Batch | int]:
-    for chunk in loader:
+def _chunks(loader: DataLoader[Batch | Packed | int | DataError]) -> Iterator[Batch | int]:
+    for chunk in map(unpacked, loader):
         if isinstance(chunk, DataError):
             chunk.everywhere = False  # other processes may be able to load their slices
             raise chunk
@@ -214,7 +217,7 @@ def _chunks(loader: DataLoader[Batch | int | DataError]) -> Iterator[Batch | int
 
 
 def _batches(chunks: Iterator[Batch | int], size: int, skip: int) -> Iterator[Batch]:
-    """Cut chunks into batches of `size` rows, after skipping the first `skip` rows."""
+    """Skip the first `skip` rows, then regroup chunks into batches of `size` rows."""
     waiting: list[Batch] = []
     count = 0
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Views of captions, seeded by caption and epoch."""
+"""Random views of captions that depend only on the seed, the caption and the epoch."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,20 +11,20 @@ from clipkit.seeds import mix
 
 _TEXT_VIEW = 3  # random stream of the seed, distinct from those of other modules
 
-# A sample of an epoch -> a string.
+# Function from a sample of an epoch to a string.
 TextOf = Callable[[Sample], str]
 
 
 class TextView:
-    """Function from a sample to a view of its caption.
+    """Text view: a function from a sample to a view of its caption.
 
     Args:
-        policy: same: the caption; crop: consecutive words of it; paraphrase: the text in the column of that name;
+        policy: same: the caption; crop: consecutive words of it; paraphrase: the text in the column paraphrase;
             sibling: another caption of the image, or the caption if there is no other.
         pairs: the captions.
-        crop: lowest and highest share of the words that a crop keeps.
+        crop: minimum and maximum share of the words that a crop keeps.
         seed: seed of the run; random choices depend only on (seed, epoch, caption, view).
-        view: number of the view; 0 for the caption beside an image.
+        view: number of the view; 0 for the caption that is compared with images.
 
     Raises:
         DataError: the policy needs paraphrases or several captions per image, which the data does not have.
@@ -40,13 +40,17 @@ class TextView:
         self, policy: str, pairs: Pairs, crop: tuple[float, float] = (1.0, 1.0), seed: int = 0, view: int = 0
     ) -> None:
         if policy == "paraphrase" and pairs.paraphrases is None:
-            raise DataError(f"{pairs.name}: the policy paraphrase needs a column of that name; add it, or use crop")
+            raise DataError(
+                f"{pairs.name}: the caption policy paraphrase needs a column named paraphrase; add it, or "
+                "use the policy crop"
+            )
         if policy == "paraphrase" and pairs.paraphrases is not None and "" in pairs.paraphrases:
             row = pairs.paraphrases.index("") + 1
             raise DataError(f"{pairs.name}: row {row} has no paraphrase; fill it in or drop the row")
         if policy == "sibling" and max(map(len, pairs.captions_of_image)) < 2:
             raise DataError(
-                f"{pairs.name}: has no image with several captions, which the policy sibling needs; use crop"
+                f"{pairs.name}: no image has several captions, which the caption policy sibling needs; use "
+                "the policy crop"
             )
         self.policy = policy
         self.pairs = pairs
@@ -73,18 +77,18 @@ class TextView:
                 others = siblings[siblings != sample.caption]
                 return captions[self._generator(sample).choice(others) if len(others) else sample.caption]
             case other:
-                raise NotImplementedError(f"the caption policy {other} is in the recipe, but not here")
+                raise NotImplementedError(f"the caption policy {other} is not implemented")
 
     def _generator(self, sample: Sample) -> np.random.Generator:
         return np.random.default_rng(mix(self.seed, _TEXT_VIEW, sample.epoch, sample.caption, self.view))
 
 
 class WrongCaption:
-    """Function from a sample to the wrong caption beside its caption."""
+    """Function from a sample to the hard negative caption of its caption."""
 
     def __init__(self, negatives: Sequence[str]) -> None:
         self.negatives = negatives
 
     def __call__(self, sample: Sample) -> str:
-        """Return the wrong caption of the source."""
+        """Return the hard negative caption of a sample."""
         return self.negatives[sample.caption]

@@ -1,4 +1,4 @@
-"""Tokens of captions, computed once."""
+"""Cache for the tokens of captions, so that each caption is tokenized only once."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,22 +6,25 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clipkit.data.shared_memory import fits_shared, shared_zeros
+
 Tokenize = Callable[[list[str]], dict[str, Int[Tensor, "B L"]]]
 
-# Largest size in bytes of the shared memory, which is allocated as captions are used.
+# Maximum size in bytes of the shared memory, which is allocated as captions are used.
 _MOST_BYTES = 1 << 29
 
 
 class TokenStore:
-    """Tokens of captions, computed at the first use and kept in memory that loader workers share.
+    """Cache of caption tokens, computed at the first use and kept in memory that is shared by the loader workers.
 
-    Tokens are kept without padding, and padded again to the longest of the requested captions. If the tokenizer gives
-    no attention mask, they are kept with their padding.
+    Tokens are stored without padding, and padded again to the longest of the requested captions. If the tokenizer
+    returns
+    no attention mask, they are stored with their padding.
 
     Args:
         captions: M strings.
-        tokenize: strings to `input_ids` (B, L), padded on the right, and optionally `attention_mask`.
-        context_length: largest number of tokens.
+        tokenize: function from strings to `input_ids` (B, L), padded on the right, and optionally `attention_mask`.
+        context_length: maximum number of tokens.
         pad_id: token used for padding.
 
     Example:
@@ -36,17 +39,18 @@ class TokenStore:
         self.tokenize = tokenize
         self.pad_id = pad_id
         self._masked = "attention_mask" in tokenize([captions[0]])
-        self._ids = torch.empty(len(captions), context_length, dtype=torch.int32).share_memory_()
-        self._lengths = torch.zeros(len(captions), dtype=torch.int32).share_memory_()
+        self._ids = shared_zeros(len(captions), context_length, dtype=torch.int32)
+        self._lengths = shared_zeros(len(captions), dtype=torch.int32)
         """Number of tokens of each caption; 0: not computed yet."""
 
     @staticmethod
     def fits(count: int, context_length: int) -> bool:
         """Return whether the tokens of `count` captions fit into memory."""
-        return 4 * count * (context_length + 1) <= _MOST_BYTES
+        size = 4 * count * (context_length + 1)
+        return size <= _MOST_BYTES and fits_shared(size)
 
     def __call__(self, rows: Sequence[int]) -> dict[str, Int[Tensor, "B L"]]:
-        """Return the tokens of these captions."""
+        """Return the tokens of the captions at the given positions."""
         positions = torch.tensor(rows)
         new = positions[self._lengths[positions] == 0].unique()
         if len(new):
@@ -63,6 +67,6 @@ class TokenStore:
         tokens = self.tokenize([self.captions[position] for position in positions.tolist()])
         ids = tokens["input_ids"]
         self._ids[positions, : ids.shape[1]] = ids.int()
-        # Written last, since a length marks the tokens as complete. Two workers may write the same tokens.
+        # The length is written last, because it marks the tokens as complete. Two workers may write the same tokens.
         mask = tokens.get("attention_mask")
         self._lengths[positions] = (torch.full((len(ids),), ids.shape[1]) if mask is None else mask.sum(dim=1)).int()

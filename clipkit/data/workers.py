@@ -1,4 +1,4 @@
-"""Loader workers: their start, their signals, and the image that each one is reading."""
+"""Loader workers: start, signal handling, and a record of the image that each worker is reading."""
 
 import os
 import re
@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from clipkit.data.shared_memory import shared_zeros
+
 
 class WorkerProgress:
-    """Image that each loader worker is reading, so that the error of a worker that dies can name it.
+    """Record of the image that each loader worker is reading, for the error message if the worker dies.
 
     Args:
         images: images of the data, by position.
@@ -22,17 +24,20 @@ class WorkerProgress:
 
     def __init__(self, images: Sequence[object]) -> None:
         self.images = images
-        # One row per worker: process id and image.
-        self._current = torch.full((os.cpu_count() or 1, 2), -1).share_memory_()
+        # One row per worker: process ID and position of the image.
+        self._current = shared_zeros(os.cpu_count() or 1, 2).fill_(-1)
 
     def begin(self, image: int) -> None:
-        """Record that this worker reads an image; outside of a worker, do nothing."""
+        """Record that this worker is reading an image; outside of a worker, do nothing."""
         worker = get_worker_info()
         if worker is not None:
             self._current[worker.id] = torch.tensor([os.getpid(), image])
 
     def last_seen(self, reason: str) -> str:
-        """Return the images of the workers whose process ids are in `reason`, or of all workers; "" if none."""
+        """Return the images of the workers whose process IDs are in `reason`, or of all workers.
+
+        The result is empty if there are none.
+        """
         image_of = {process: image for process, image in self._current.tolist() if image >= 0}
         named = [image for process, image in image_of.items() if re.search(rf"\b{process}\b", reason)]
         return " or ".join(str(self.images[image]) for image in named or image_of.values())
@@ -50,22 +55,22 @@ def start_worker(worker: int) -> None:
 
 
 def _report_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print uncaught errors, except that the run ended and closed the connection."""
+    """Print uncaught errors, except if the run has ended and closed the connection."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 def _leave_signals_to_run() -> None:
-    """Ignore the signals that stop a run.
+    """Ignore the signals that stop a run in a loader worker, so that only the main process handles them.
 
-    They often go to a whole group of processes, but the run still needs its workers to finish the step.
+    Such signals often go to a whole process group, but the run still needs its workers to finish the step.
     """
     signal.set_wakeup_fd(-1)  # otherwise the run would receive the signals of its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.platform != "linux":
         return
-    # The run itself ends its workers with SIGTERM, so obey this signal only if the run sent it.
+    # The run ends its workers with SIGTERM, so obey this signal only if the run sent it.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     run = os.getppid()
 

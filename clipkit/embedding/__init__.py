@@ -1,1 +1,1 @@
-"""Embedding: encode a dataset once, over several processes, and cache the features."""
+"""Embedding: encode a dataset once, on one or several processes, and cache the features."""

@@ -1,4 +1,4 @@
-"""Features on disk, found by the content of the image or string they belong to."""
+"""Cache of features on disk; the key is a hash of the image or string."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ _KEY_BYTES = 32  # length of a SHA-256
 
 
 class FeatureCache:
-    """Feature rows by key, in files that are written once and never changed.
+    """Cache of feature rows by key, in files that are written once and never changed.
 
     Args:
         folder: folder of one tower; created with the first features.
@@ -37,7 +37,7 @@ class FeatureCache:
             self._rows[table[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]] = (file, row)
 
     def read(self, keys: Sequence[bytes]) -> tuple[Bool[Tensor, " K"], Float[Tensor, "F D"]]:
-        """Return which keys are cached, and the features of those, in order."""
+        """Return a mask of the cached keys, and the features of these keys in order."""
         known = torch.zeros(len(keys), dtype=torch.bool)
         by_file: dict[Path, list[tuple[int, int]]] = {}
         for position, key in enumerate(keys):

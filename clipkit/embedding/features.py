@@ -1,10 +1,11 @@
-"""Features of a dataset: each image and each string is encoded once, for all tasks, on one process or several."""
+"""Features of a dataset: each image and string is encoded only once for all tasks, on one or several processes."""
 
 import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from os import cpu_count
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +20,7 @@ from clipkit.embedding.cache import FeatureCache
 from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.errors import DataError, ModelError, OutputError, one_line
 from clipkit.files import cache_folder
-from clipkit.images import ImageLike, open_image
+from clipkit.images import ImageLike, open_image, read_image
 from clipkit.models import DualEncoder
 from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.models.towers import ImageTower, TextTower
@@ -46,7 +47,7 @@ class Features:
         model: returned by `clipkit.load`.
         batch_size: images per forward pass.
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
-        processes: each encodes a share, and all get the features of everything; None: this process alone.
+        processes: group in which each process encodes a share and all get all features; None: only this process.
         progress: show progress bars on the terminal.
 
     Raises:
@@ -70,11 +71,17 @@ class Features:
         self.computed = 0
         self.from_cache = 0
         self._started = time.time_ns()
+        self._clock = time.perf_counter()
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of features that were computed and that came from the cache."""
+        """Number of features that were computed, and number that came from the cache."""
         return {"computed": self.computed, "from_cache": self.from_cache}
+
+    @property
+    def seconds(self) -> float:
+        """Time since the object was made."""
+        return time.perf_counter() - self._clock
 
     def images(self, images: Sequence[ImageLike], hashes: list[bytes] | None = None) -> Float[Tensor, "N D"]:
         """Return unit-length features of images, float32 on the CPU.
@@ -88,22 +95,18 @@ class Features:
             ModelError: a feature is not finite.
         """
 
-        def encode(chunk: Sequence[ImageLike]) -> Tensor:
-            return self.model.encode_image(list(chunk), self.batch_size, progress=self.progress)
-
+        encode = partial(self.model.encode_image, batch_size=self.batch_size, progress=self.progress)
         return self._features(images, hashes or self.content_hashes(images), encode, self.model.image)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
         """Return unit-length features of strings, float32 on the CPU."""
         keys = [hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in texts]
 
-        def encode(chunk: Sequence[str]) -> Tensor:
-            return self.model.encode_text(list(chunk), progress=self.progress)
-
+        encode = partial(self.model.encode_text, progress=self.progress)
         return self._features(texts, keys, encode, self.model.text)
 
     def content_hashes(self, images: Sequence[ImageLike]) -> list[bytes]:
-        """Return the SHA-256 of each image's content; of a path the SHA-256 of the file."""
+        """Return the SHA-256 hash of each image's content; for a path, the hash of the file."""
         hashes: list[bytes] = []
         with self.processes.failing_together():
             hashes = content_hashes(images[self.processes.share(len(images))])
@@ -116,10 +119,8 @@ class Features:
         encode: Callable[[Sequence[T]], Tensor],
         tower: ImageTower | TextTower,
     ) -> Tensor:
-        row_of_key: dict[bytes, int] = {}
-        for key in keys:
-            row_of_key.setdefault(key, len(row_of_key))
-        unique = list(row_of_key)
+        unique = list(dict.fromkeys(keys))
+        row_of_key = {key: row for row, key in enumerate(unique)}
         item_of_key = dict(zip(keys, items, strict=True))
         cache = None if self.folder is None else FeatureCache(self.folder / tower_fingerprint(tower))
         known, stored = self._cached(cache, unique)
@@ -161,7 +162,7 @@ class Features:
             )
 
     def _cached(self, cache: FeatureCache | None, keys: list[bytes]) -> tuple[Tensor, Tensor]:
-        """Return which keys the main process has in its cache, and their features, on all processes."""
+        """Return a mask of the keys in the main process's cache, and their features, on all processes."""
         known, stored = torch.zeros(len(keys), dtype=torch.bool), torch.empty(0, 0)
         if cache is not None and self.processes.is_main:
             known, stored = cache.read(keys)
@@ -179,13 +180,13 @@ def _created(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{folder}: cannot be used as a cache of features ({error.strerror}); give another folder"
+            f"{folder}: cannot be used as feature cache ({error.strerror}); give another folder with --cache"
         ) from None
     return folder
 
 
 def content_hashes(images: Sequence[ImageLike]) -> list[bytes]:
-    """Return the SHA-256 of each file's bytes, or of the pixels of an image in memory.
+    """Return the SHA-256 hash of each file's bytes, or of the pixels of an image in memory.
 
     Raises:
         DataError: a file cannot be read.
@@ -201,7 +202,7 @@ def _content_hash(image: ImageLike) -> bytes:
         decoded = open_image(image)  # upright RGB, as a tower gets it
         return hashlib.sha256(f"{decoded.size} ".encode() + decoded.tobytes()).digest()
     try:
-        return hashlib.sha256((Path(image) if isinstance(image, str) else image).read_bytes()).digest()
+        return hashlib.sha256(read_image(Path(image) if isinstance(image, str) else image)).digest()
     except (OSError, ValueError) as error:  # ValueError: a name that is invalid for any file
         reason = getattr(error, "strerror", None) or one_line(error)
         raise DataError(f"{image}: cannot be read ({reason}); check the path") from None

@@ -1,4 +1,4 @@
-"""Work on a dataset that is shared over processes; every process gets the whole result."""
+"""Split work on a dataset across processes; every process gets the complete result."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

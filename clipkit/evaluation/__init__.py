@@ -1,4 +1,4 @@
-"""Evaluation: encode once, then score. Public as `clipkit.evaluate`."""
+"""Evaluation tasks, public as `clipkit.evaluate`: encode the data once, then compute the metrics."""
 
 from clipkit.embedding.features import Features
 from clipkit.evaluation.classifier import zeroshot_classifier

@@ -1,4 +1,4 @@
-"""Metrics, rows per class and examples of a classification, from the scores of images and classes."""
+"""Metrics, per-class rows and examples of a classification, from the scores of images and classes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
@@ -26,7 +26,7 @@ _CONFUSED = 3  # wrong classes shown per class
 
 
 class Classification(TypedDict):
-    """The parts of a result that come from the scores."""
+    """Parts of a result that are computed from the scores."""
 
     metrics: dict[str, Figure]
     classes: list[dict[str, Any]]
@@ -41,7 +41,7 @@ def classification_result(
     images: Sequence[Any],
     probabilities: Callable[[Tensor], Tensor],
 ) -> Classification:
-    """Return everything a result says about cosines of images and classes.
+    """Return all parts of a result that are computed from the cosines of images and classes.
 
     Args:
         scores: cosines.
@@ -115,7 +115,7 @@ def _multilabel(scores: Tensor, labels: Tensor, titles: Sequence[str], images: S
 
 
 def multilabel_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
-    """Return one value per right answer for mean average precision; a class without an image counts as 0.
+    """Return one value per correct answer for mean average precision; a class without images counts as 0.
 
     The gallery stays whole: the precision at a right answer is fixed, and images are drawn within each class.
     """
@@ -126,7 +126,7 @@ def multilabel_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Co
 
 
 def _class_rows(predicted: Tensor, labels: Tensor, titles: Sequence[str]) -> list[dict[str, Any]]:
-    """Return recall, precision and the most frequent wrong answers of each class."""
+    """Return recall, precision and the most frequent wrong predictions of each class."""
     table = confusion(predicted, labels, len(titles))
     right, images, answers = table.diagonal(), table.sum(dim=1), table.sum(dim=0)
     mistakes = table.clone().fill_diagonal_(0)
@@ -157,7 +157,7 @@ def _mistakes(
     titles: Sequence[str],
     images: Sequence[Any],
 ) -> list[dict[str, Any]]:
-    """Return the wrong answers with the highest confidence."""
+    """Return the wrong predictions with the highest confidence."""
     wrong = (predicted != labels).nonzero()[:, 0]
     order = confidence[wrong].argsort(descending=True, stable=True)[:_MISTAKES]
     mistakes = []

@@ -1,4 +1,4 @@
-"""Zero-shot classifiers: unit vectors made from class names in prompts."""
+"""Zero-shot classifiers: unit vectors computed from prompts that contain the class names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def zeroshot_classifier(
 
 @dataclass(frozen=True)
 class ClassNames:
-    """The C classes to choose among.
+    """The C classes among which a classifier chooses.
 
     Args:
         labels: the label of each class in the data.
@@ -45,7 +45,7 @@ class ClassNames:
 
     @classmethod
     def given(cls, classes: Classes) -> "ClassNames":
-        """Return classes from their names, or from a mapping of label to name or names.
+        """Return classes from their names, or from a mapping of each label to one or several names.
 
         Raises:
             DataError: a class is given twice.
@@ -60,7 +60,7 @@ class ClassNames:
 
     @classmethod
     def of(cls, labeled: LabeledImages, classes: Classes | None) -> "ClassNames":
-        """Return `classes` if given, otherwise the dataset's own."""
+        """Return `classes` if given, otherwise the classes of the dataset."""
         if classes is not None:
             return cls.given(classes)
         return cls(labeled.classes, [[name] for name in labeled.class_names or labeled.classes])
@@ -73,8 +73,9 @@ class ClassNames:
         """
         position = labeled.places_among(
             self.labels,
-            f"which is not among the {len(self.labels)} classes given; give a name for each label, as a JSON object of "
-            "label to name or names",
+            f"which is not among the {len(self.labels)} given classes; give a name for each label, as a "
+            "JSON object that maps "
+            "each label to its names",
         )
         if not labeled.several:
             return torch.from_numpy(position[labeled.labels])
@@ -101,9 +102,9 @@ def prompt_accuracies(
     image_features: Float[Tensor, "N D"],
     labels: Int[Tensor, " N"] | Bool[Tensor, "N C"],
 ) -> list[dict[str, Any]]:
-    """Return the accuracy of each prompt alone, and of all other prompts without it.
+    """Return for each prompt the accuracy with only this prompt, and with all prompts except this one.
 
-    The list is empty if classes have their own sentences, if images have several labels, or if it would take long.
+    The list is empty if each class has its own prompts, if images have several labels, or if it would take long.
     """
     if isinstance(templates, Mapping) or labels.ndim == 2 or not 2 <= len(templates) <= _MOST_PROMPTS:
         return []

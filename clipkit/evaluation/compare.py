@@ -37,7 +37,7 @@ class Comparison(TypedDict):
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
-    """Return the paired difference of every metric; both results are resampled with the same draws of images.
+    """Compare two results: return the paired difference of every metric, with the same resampled images for both.
 
     `p` is two-sided: twice the share of the 1,000 resampled differences on the rarer side of 0, but at least 0.002,
     the smallest value that this many draws can show.
@@ -47,7 +47,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
         second: another result of the same task on the same data.
 
     Raises:
-        DataError: the results differ in task or data, or lack the outcome of every query.
+        DataError: the results differ in task or data, or have no per-query outcomes.
 
     Example:
         >>> comparison = compare(before, after)                     # doctest: +SKIP
@@ -57,7 +57,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
     for result in (first, second):
         if not result.get("queries") or not result["data"].get("sha256"):
             raise DataError(
-                f"{result.get('model')}: this result lacks the outcome of every query (queries, data.sha256), so it "
+                f"{result.get('model')}: this result has no per-query outcomes (queries, data.sha256), so it "
                 "cannot be compared; evaluate again with --json"
             )
     _check_comparable(first, second)
@@ -65,7 +65,8 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
         (columns, means), (second_columns, _) = columns_of(first), columns_of(second)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(
-            f"a result lacks the outcome of every query ({one_line(error)}); evaluate again with --json"
+            f"one result has no per-query outcomes ({one_line(error)}), so the two cannot be compared; "
+            "evaluate again with --json"
         ) from None
     one, two = values(columns, means), values(second_columns, means)
     before, after = draws(columns, means), draws(second_columns, means)
@@ -91,7 +92,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
 
 
 def columns_of(result: Mapping[str, Any]) -> tuple[Columns, Means]:
-    """Return the values of every query of a result.
+    """Return the per-query values of a result.
 
     Raises:
         DataError: results of this task cannot be compared.

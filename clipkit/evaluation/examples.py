@@ -1,4 +1,4 @@
-"""Examples in a result: queries with their top answers, for people to look at."""
+"""Examples in a result: queries with their top-ranked answers, for visual inspection."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ Item = str | Path | Stored
 
 
 def chosen_examples(count: int, of: int) -> list[int]:
-    """Return at most `count` evenly spaced positions out of `of`, so that nobody picks the examples by their look."""
+    """Return at most `count` evenly spaced positions out of `of`, so that examples are not selected by hand."""
     return sorted({round(position) for position in np.linspace(0, of - 1, min(count, of))})
 
 
 def shown(item: Item, side: int = 112) -> str:
-    """Return how an example names an item: a text or path as it is, an image in a tar or table as a small data URI."""
+    """Return an item for an example: a text or path unchanged, an image in a tar file or table as a small data URI."""
     if not isinstance(item, Stored):
         return str(item)
     try:

@@ -1,4 +1,4 @@
-"""Metrics with intervals, computed from the outcomes of single queries: one way for every task."""
+"""Metrics with confidence intervals, computed from per-query outcomes in the same way for all tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from clipkit.metrics import cluster_bootstrap, cluster_bootstrap_median, interva
 class Figure(TypedDict):
     """A metric: its value (in [0, 1], except for ranks), its 95 % interval, and its chance level.
 
-    What is undefined is None.
+    Undefined values are None.
     """
 
     value: float | None
@@ -25,12 +25,12 @@ class Figure(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """How queries are resampled: by cluster, e.g. by image, and within strata, e.g. within classes."""
+    """Bootstrap units of the queries: clusters (e.g. images), resampled within strata (e.g. classes)."""
 
     clusters: NDArray[np.int64]
     strata: NDArray[np.int64] | None = None
     among: int | None = None
-    """Number of clusters, if some have no query."""
+    """Number of clusters, if some clusters have no query."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Column:
 
     @property
     def value(self) -> float:
-        """The metric."""
+        """Value of the metric."""
         if self.median:
             return median_rank(torch.from_numpy(self.values))
         if self.queries.strata is None:
@@ -69,7 +69,7 @@ def values(columns: Columns, means: Means | None = None) -> dict[str, float]:
 
 
 def draws(columns: Columns, means: Means | None = None) -> dict[str, NDArray[np.float64]]:
-    """Return every metric on the same 1,000 resampled sets."""
+    """Return every metric on the same 1,000 bootstrap resamples."""
     metrics: dict[str, NDArray[np.float64]] = {}
     for queries in {id(column.queries): column.queries for column in columns.values()}.values():
         together = [name for name, c in columns.items() if c.queries is queries and not c.median]

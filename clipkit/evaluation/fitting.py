@@ -1,4 +1,4 @@
-"""Classifiers fitted to features: logistic regression with a chosen weight decay, and nearest neighbors."""
+"""Classifiers on fixed features: logistic regression with a selected weight decay, and k-nearest neighbors."""
 
 from dataclasses import dataclass
 
@@ -18,13 +18,13 @@ _DECADES = tuple(10.0**power for power in range(2, -7, -1))
 
 @dataclass(frozen=True)
 class Fit:
-    """Scores of the measured images after one fit."""
+    """Scores of the test images after one fit."""
 
     linear: Float[Tensor, "N C"]
     neighbors: Float[Tensor, "N C"]
     weight_decay: float
     size: int
-    """Number of images that the classifiers were fitted to."""
+    """Number of images on which the classifiers were fitted."""
 
 
 def fit(
@@ -38,17 +38,17 @@ def fit(
     device: torch.device,
     progress: bool,
 ) -> Fit:
-    """Choose the weight decay on a validation part, then fit and score the measured images.
+    """Select the weight decay on a validation part, then fit the classifiers and score the test images.
 
     Args:
-        x: features to learn from.
-        labels: their classes.
+        x: features for training.
+        labels: classes of these features.
         split: True for the rows to fit to, and True for the rows to choose the weight decay on.
         measured: features to score.
         classes: number of classes.
         refit: fit to all rows once the weight decay is chosen; otherwise to the first part of `split`.
         neighbors: number of nearest neighbors.
-        device: where to compute.
+        device: device of the computation.
         progress: show a progress bar on the terminal.
     """
     x, y, measured = x.to(device), torch.from_numpy(labels).to(device), measured.to(device)

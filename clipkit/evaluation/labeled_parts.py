@@ -1,4 +1,4 @@
-"""Parts of labeled images: to learn from, to choose settings on, and to measure on."""
+"""Training, validation and test parts of labeled images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ _NOT_LEARNED = "a class without training images; give training images of every c
 
 @dataclass(frozen=True)
 class LabeledPart:
-    """Images with the class and the content hash of each."""
+    """Images with their classes and content hashes."""
 
     images: list[Path | Stored]
     labels: NDArray[np.int64]
@@ -42,19 +42,21 @@ class LabeledPart:
 
 
 def read_single_label(data: str | LabeledImages) -> LabeledImages:
-    """Return labeled images with one class per image.
+    """Read labeled images and check that each has exactly one class.
 
     Raises:
         DataError: the data cannot be read, or an image has several classes.
     """
     labeled = read_labeled(data) if isinstance(data, str) else data
     if labeled.several:
-        raise DataError(f"{labeled.name}: has images of several classes; a probe needs one class per image")
+        raise DataError(
+            f"{labeled.name}: some images have more than one class; a linear probe needs one class per image"
+        )
     return labeled
 
 
 def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bool_]:
-    """Return True for a fifth of each class, at least one image.
+    """Return a mask of held-out images: a fifth of each class, at least one image.
 
     Files with equal content are on the same side, and the choice does not depend on the order of the images.
 
@@ -80,7 +82,7 @@ def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bo
 def few_shots(
     whole: LabeledPart, shots: int, classes: list[str], seed: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return True for `shots` images per class to learn from, and True for others to choose the weight decay on.
+    """Return masks of `shots` training images per class, and of validation images for selecting the weight decay.
 
     Raises:
         DataError: a class has too few images.

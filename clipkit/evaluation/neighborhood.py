@@ -1,4 +1,4 @@
-"""Views of an embedding: examples of nearest neighbors, and maps in two dimensions."""
+"""Illustrations of an embedding: examples of nearest neighbors, and two-dimensional maps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def neighbor_examples(features: Float[Tensor, "N D"], items: Sequence[Item], kin
     Args:
         features: unit-length features of the items.
         items: images or texts.
-        kind: which of the two.
+        kind: kind of the items, image or text.
     """
     examples = []
     for row in chosen_examples(_EXAMPLES, len(items)):
@@ -48,7 +48,7 @@ def embedding_map(
     Args:
         features: unit-length features of the items.
         items: images or texts.
-        kind: which of the two.
+        kind: kind of the items, image or text.
         labels: the class of each item, if known.
 
     Returns:

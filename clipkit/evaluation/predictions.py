@@ -1,7 +1,10 @@
-"""`--predictions F.parquet`: the answers to every query, with the scores from which each metric can be recomputed."""
+"""Writing of `--predictions F.parquet`.
+
+The file contains the answers to every query, with scores from which metrics can be recomputed.
+"""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,9 +29,9 @@ def write_retrieval_predictions(
     images: Sequence[Any],
     texts: Sequence[str],
 ) -> None:
-    """Write one row per query, texts first: its right answers with rank and score, and the ten best-scored answers.
+    """Write one row per query, texts first: its correct answers with rank and score, and the ten best-scored answers.
 
-    Answers are positions: of images if a text asks, of texts if an image asks.
+    Answers are positions: of images if the query is a text, of texts if the query is an image.
     """
     import pyarrow as pa
 
@@ -46,7 +49,7 @@ def write_retrieval_predictions(
     )
     image, text = ranks.pairs.T
     of_texts, of_images = top_answers(image_features, text_features, _TOP)
-    with _Writer(file, schema) as writer:
+    with _writing(file, schema) as write:
         for kind, query, answer, (top_scores, top), names, rank in (
             ("text", text, image, of_texts, texts, ranks.among_images),
             ("image", image, text, of_images, images, ranks.among_texts),
@@ -56,7 +59,7 @@ def write_retrieval_predictions(
             for first in range(0, len(names), _ROWS):
                 rows = range(first, min(first + _ROWS, len(names)))
                 right = [order[starts[row] : starts[row + 1]] for row in rows]
-                writer.write(
+                write(
                     {
                         "asks": [kind] * len(rows),
                         "row": list(rows),
@@ -93,11 +96,11 @@ def write_class_predictions(
         },
         metadata={"classes": json.dumps(list(classes))},
     )
-    with _Writer(file, schema) as writer:
+    with _writing(file, schema) as write:
         for first in range(0, len(scores), _ROWS):
             rows = slice(first, min(first + _ROWS, len(scores)))
             part = labels[rows]
-            writer.write(
+            write(
                 {
                     "image": [_printable(image) for image in images[rows]],
                     "label": [row.nonzero()[:, 0].tolist() for row in part] if several else part.tolist(),
@@ -112,8 +115,8 @@ def write_rows(file: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     import pyarrow as pa
 
     table = pa.Table.from_pylist(list(rows))
-    with _Writer(file, table.schema) as writer:
-        writer.write(table.to_pydict())
+    with _writing(file, table.schema) as write:
+        write(table.to_pydict())
 
 
 def _printable(name: object) -> str:
@@ -121,43 +124,23 @@ def _printable(name: object) -> str:
     return str(name).encode(errors="backslashreplace").decode()
 
 
-class _Writer:
-    """A Parquet file that gets its name only when it is complete.
+@contextmanager
+def _writing(file: str | Path, schema: Any) -> Iterator[Callable[[dict[str, list[Any]]], None]]:
+    """Give a function that appends columns to a Parquet file: a temporary file, renamed when it is complete.
 
     Raises:
         OutputError: the file cannot be written.
     """
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
 
-    def __init__(self, file: str | Path, schema: Any) -> None:
-        self.file = Path(file)
-        self.unfinished = self.file.with_name(f".{self.file.name}.{uuid4().hex}")
-        self.schema = schema
-
-    def __enter__(self) -> "_Writer":
-        from pyarrow.parquet import ParquetWriter
-
-        with self._reporting():
-            self.writer = ParquetWriter(self.unfinished, self.schema, compression="zstd")
-        return self
-
-    def write(self, columns: dict[str, list[Any]]) -> None:
-        import pyarrow as pa
-
-        with self._reporting():
-            self.writer.write_table(pa.table(columns, schema=self.schema))
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            with self._reporting():
-                self.writer.close()
-                if kind is None:
-                    self.unfinished.replace(self.file)
-        finally:
-            self.unfinished.unlink(missing_ok=True)
-
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutputError(f"{self.file}: cannot be written ({one_line(error)}); give another file") from None
+    file = Path(file)
+    unfinished = file.with_name(f".{file.name}.{uuid4().hex}")
+    try:
+        with ParquetWriter(unfinished, schema, compression="zstd") as writer:
+            yield lambda columns: writer.write_table(pa.table(columns, schema=schema))
+        unfinished.replace(file)
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written ({one_line(error)}); give another file") from None
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Results of evaluations: how they are built, written and read."""
+"""Building, writing and reading of evaluation results."""
 
 import hashlib
 import json
@@ -17,23 +17,23 @@ from clipkit.metrics.bootstrap import DRAWS
 
 
 class Result(TypedDict):
-    """An evaluation: the content of a result JSON."""
+    """Result of an evaluation, with the content of a result JSON."""
 
     task: str
     model: str
     data: dict[str, Any]
     metrics: dict[str, Figure]
     classes: NotRequired[list[dict[str, Any]]]
-    """One row per class, or per category of near misses."""
+    """One row per class, or per category of a compositional evaluation."""
     settings: dict[str, Any]
     versions: dict[str, str]
     seconds: float
     examples: list[dict[str, Any]]
     """A few queries with their top answers, for the report."""
     prompts: NotRequired[list[dict[str, Any]]]
-    """The accuracy of each prompt alone, and of all other prompts without it."""
+    """For each prompt, the accuracy with only this prompt, and with all prompts except this one."""
     map: NotRequired[list[dict[str, Any]]]
-    """Positions of some items in two dimensions."""
+    """Two-dimensional map: positions of some items."""
     queries: NotRequired[dict[str, list[Any]]]
     """Outcome of every query, so that two results can be compared query by query."""
 
@@ -62,9 +62,9 @@ def build_result(
     Args:
         task: name of the task.
         model: name of the model.
-        data: what was measured on: name, counts, sha256.
-        metrics: figures by name.
-        settings: everything else that determines the figures; the interval's settings are added.
+        data: evaluation data: name, counts, sha256.
+        metrics: metrics by name.
+        settings: everything else that determines the metrics; the interval's settings are added.
         seconds: duration of the evaluation.
         classes: one row per class or category.
         examples: queries with their top answers.
@@ -91,7 +91,7 @@ def build_result(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of all packages that can change a figure."""
+    """Return the versions of all packages that can affect a metric."""
     packages = {name: version(name) for name in ("torch", "transformers", "open_clip_torch", "timm", "pillow")}
     return {"clipkit": version("clipkit-torch"), "python": platform.python_version()} | packages
 
@@ -121,7 +121,7 @@ def to_json(result: Mapping[str, Any]) -> str:
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """Return the content of a result JSON, as `--json` writes it or a run holds it.
+    """Return the content of a result JSON, as written by `--json` or by a training run.
 
     Raises:
         DataError: the file cannot be read or is not a result.

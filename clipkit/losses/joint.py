@@ -1,10 +1,10 @@
-"""Shared part of NT-Xent, supervised and decoupled contrastive loss: all 2G features compete with each other."""
+"""Common part of NT-Xent, supervised and decoupled contrastive loss, in which all 2G features are contrasted."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipkit.losses.positives import Duplicates, Positives, check_negatives
+from clipkit.losses.positives import Duplicates, Positives, check_negatives, paired_ids
 from clipkit.losses.tiles import PairIds, tiled_row_logsumexp
 
 
@@ -35,9 +35,8 @@ def joint(
     scale = torch.as_tensor(scale, dtype=dtype, device=image.device)
     pairs = len(image)
     counted = slice(0, pairs) if rows is None else rows
-    if (image_ids is None) != (caption_ids is None):
-        raise ValueError("image_ids and caption_ids belong together: give both or none")
-    ids = () if image_ids is None or caption_ids is None or duplicates == "negative" else (image_ids, caption_ids)
+    given = paired_ids(image_ids, caption_ids)
+    ids = () if given is None or duplicates == "negative" else given
     groups = Positives(*ids) if ids else None
     position = torch.arange(pairs, device=image.device)
     shared = torch.ones_like(position) if groups is None else groups.count

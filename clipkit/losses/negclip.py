@@ -20,13 +20,13 @@ def negclip(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Compute InfoNCE in which images also choose among captions that were made wrong on purpose.
+    r"""Compute InfoNCE with hard negative captions: each image is also contrasted with altered captions.
 
     .. math:: L = L_{InfoNCE} + \frac{1}{2G} \sum_i \Big[ \mathrm{lse}\big(\mathrm{lse}_j(s\,x_i \cdot y_j),
         \mathrm{lse}_h(s\,x_i \cdot n_h)\big) - \mathrm{lse}_j(s\,x_i \cdot y_j) \Big]
 
     (Yuksekgonul et al. 2023, "When and Why Vision-Language Models Behave like Bags-of-Words", section 4.) Every image
-    is compared with all wrong captions of the batch. They have no image, so they are never queries themselves.
+    is compared with all hard negative captions of the batch. They have no image, so they are never queries themselves.
 
     Args:
         image_features: unit length, one row per pair.

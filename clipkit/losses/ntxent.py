@@ -17,7 +17,7 @@ def ntxent(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Compute InfoNCE in which images also compete with images, and texts with texts.
+    r"""Compute InfoNCE with additional negatives: images are also contrasted with images, and texts with texts.
 
     .. math:: L = \frac{1}{2G} \sum_{a} \Big[ \mathrm{lse}_{b \neq a}(s\,z_a \cdot z_b)
         - \frac{s}{|P_a|} \sum_{p \in P_a} z_a \cdot z_p \Big]

@@ -9,12 +9,13 @@ from torch import Tensor
 from clipkit.errors import BatchError
 from clipkit.losses.tiles import PairIds
 
+Ids = tuple[Int[Tensor, " G"], Int[Tensor, " G"]]
 Duplicates = Literal["positive", "ignore", "negative"]
-"""How to treat another pair with the same image or caption: as a positive, left out, or as a negative."""
+"""Treatment of other pairs with the same image or caption: positive, ignored, or negative."""
 
 
 class Positives:
-    """The positives of each pair, without a G × G mask.
+    """Positives of each pair, without a G × G mask.
 
     They are pairs with the same image, plus pairs with the same caption, minus pairs with both.
 
@@ -45,6 +46,17 @@ class Positives:
         return image + caption - both
 
 
+def paired_ids(image_ids: Tensor | None, caption_ids: Tensor | None) -> Ids | None:
+    """Return the ids of images and captions; None if there are none.
+
+    Raises:
+        ValueError: only one of `image_ids` and `caption_ids` is given.
+    """
+    if (image_ids is None) != (caption_ids is None):
+        raise ValueError("image_ids and caption_ids belong together: give both or none")
+    return None if image_ids is None or caption_ids is None else (image_ids, caption_ids)
+
+
 def other_pairs(
     image_ids: Tensor | None, caption_ids: Tensor | None, duplicates: Duplicates, rows: slice
 ) -> tuple[Positives | None, PairIds | None]:
@@ -61,18 +73,16 @@ def other_pairs(
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.
     """
-    if (image_ids is None) != (caption_ids is None):
-        raise ValueError("image_ids and caption_ids belong together: give both or none")
-    if image_ids is None or caption_ids is None or duplicates == "negative":
+    ids = paired_ids(image_ids, caption_ids)
+    if ids is None or duplicates == "negative":
         return None, None
-    positives = Positives(image_ids, caption_ids)
+    positives = Positives(*ids)
     if positives.are_alone:
         return None, None
     if duplicates == "positive":
         return positives, None
-    position = torch.arange(len(image_ids), device=image_ids.device)
-    left_out = PairIds(position[rows], position, (image_ids[rows], caption_ids[rows]), (image_ids, caption_ids))
-    return None, left_out
+    position = torch.arange(len(ids[0]), device=ids[0].device)
+    return None, PairIds(position[rows], position, (ids[0][rows], ids[1][rows]), ids)
 
 
 class Relations:
@@ -98,9 +108,7 @@ class Relations:
         duplicates: Duplicates,
         device: torch.device,
     ) -> None:
-        if (image_ids is None) != (caption_ids is None):
-            raise ValueError("image_ids and caption_ids belong together: give both or none")
-        self._ids = () if image_ids is None or caption_ids is None else (image_ids, caption_ids)
+        self._ids = paired_ids(image_ids, caption_ids) or ()
         self.duplicates = duplicates if self._ids else "negative"
         self._position = torch.arange(pairs, device=device)
         shared = self._position.new_ones(pairs) if not self._ids else Positives(*self._ids).count
@@ -123,7 +131,7 @@ class Relations:
 
 
 def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, caption_ids: Tensor | None) -> None:
-    """Refuse a batch in which no pair has a negative.
+    """Raise an error for a batch in which no pair has a negative.
 
     Raises:
         BatchError: no pair has a negative; the message counts images and captions.
@@ -133,7 +141,8 @@ def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, capt
     if image_ids is None or caption_ids is None:
         raise BatchError(f"a batch of {len(negatives)} pair has no negatives; use a larger train.batch_size")
     raise BatchError(
-        f"the batch's {len(negatives)} pairs are of {len(image_ids.unique())} images and {len(caption_ids.unique())} "
+        f"the {len(negatives)} pairs of the batch have {len(image_ids.unique())} images and "
+        f"{len(caption_ids.unique())} "
         "captions that all belong together, so that no pair has a negative; use a larger train.batch_size, or "
         "shuffle the data"
     )

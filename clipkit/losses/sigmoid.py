@@ -1,4 +1,4 @@
-"""The sigmoid loss of SigLIP."""
+"""Sigmoid loss of SigLIP."""
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,7 @@ def sigmoid(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Decide for each of the G² combinations separately whether image and text belong together.
+    r"""Classify each of the G² image-text combinations independently as matching or not.
 
     .. math:: L = -\frac{1}{G} \sum_{ij} \ln \sigma\big(z_{ij} (s\,x_i \cdot y_j + b)\big), \quad z_{ij} = \pm 1
 

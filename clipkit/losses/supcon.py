@@ -15,7 +15,7 @@ def supcon(
     caption_ids: Int[Tensor, " G"] | None = None,
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Make all features of one class positives of each other, on both sides.
+    r"""Treat all features of one class as positives of each other, for images and texts.
 
     .. math:: L = \frac{1}{2G} \sum_a \frac{-1}{|P_a|} \sum_{p \in P_a}
         \ln \frac{\exp(s\,z_a \cdot z_p)}{\sum_{b \neq a} \exp(s\,z_a \cdot z_b)}

@@ -72,29 +72,20 @@ def tiled_softplus_sum(
     return _SoftplusSum.apply(x, y, scale, bias, ids)
 
 
-def _tiles(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice]]:
+def _tiles(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield the rows, the columns and the logits of each tile; all logits are written into the same memory."""
     height, width = _CPU_TILE if x.device.type == "cpu" else _ACCELERATOR_TILE
+    scaled, y_t = x * scale, y.T  # scale the features once rather than every tile
+    memory = x.new_empty(min(height, len(x)) * min(width, len(y)))
     for top in range(0, len(x), height):
         for left in range(0, len(y), width):
-            yield slice(top, min(top + height, len(x))), slice(left, min(left + width, len(y)))
-
-
-class _Tile:
-    """The logits of each tile, all written into the same memory."""
-
-    def __init__(self, x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None) -> None:
-        # Scale the features once rather than every tile.
-        self.x, self.y_t, self.ids = x * scale, y.T, ids
-        height, width = _CPU_TILE if x.device.type == "cpu" else _ACCELERATOR_TILE
-        self.memory = x.new_empty(min(height, len(x)) * min(width, len(y)))
-
-    def logits(self, rows: slice, columns: slice) -> Tensor:
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        out = self.memory[: shape[0] * shape[1]].view(shape)
-        torch.mm(self.x[rows], self.y_t[:, columns], out=out)
-        if self.ids is not None:
-            out.masked_fill_(self.ids.left_out(rows, columns), -torch.inf)
-        return out
+            rows, columns = slice(top, min(top + height, len(x))), slice(left, min(left + width, len(y)))
+            shape = (rows.stop - rows.start, columns.stop - columns.start)
+            logits = memory[: shape[0] * shape[1]].view(shape)
+            torch.mm(scaled[rows], y_t[:, columns], out=logits)
+            if ids is not None:
+                logits.masked_fill_(ids.left_out(rows, columns), -torch.inf)
+            yield rows, columns, logits
 
 
 def _widest(dtype: torch.dtype) -> float:
@@ -111,12 +102,9 @@ class _LogSumExp(torch.autograd.Function):
         lse_columns = x.new_full((len(y),), -torch.inf)
         least = torch.tensor(-_widest(x.dtype)).exp().item()
         with torch.autocast(x.device.type, enabled=False):
-            tile = _Tile(x, y, scale, ids)
-            for rows, columns in _tiles(x, y):
-                logits = tile.logits(rows, columns)
+            for rows, columns, logits in _tiles(x, y, scale, ids):
                 if not both:
-                    part = logits.logsumexp(dim=1)
-                    lse_rows[rows] = torch.logaddexp(lse_rows[rows], part)
+                    lse_rows[rows] = torch.logaddexp(lse_rows[rows], logits.logsumexp(dim=1))
                     continue
                 # One exponential serves both directions, unless a row or a column lies so far below the tile's
                 # largest logit that its sum would vanish.
@@ -142,9 +130,7 @@ class _LogSumExp(torch.autograd.Function):
         # Σ_j w_ij y_j and Σ_i w_ij x_i give the gradient of the scale too, without another pass: Σ_ij w_ij x_i · y_j.
         mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)
         with torch.autocast(x.device.type, enabled=False):
-            tile = _Tile(x, y, scale, ctx.ids)
-            for rows, columns in _tiles(x, y):
-                logits = tile.logits(rows, columns)
+            for rows, columns, logits in _tiles(x, y, scale, ctx.ids):
                 row_lse, column_lse = lse_rows[rows], lse_columns[columns]
                 if not ctx.both:
                     weights = logits.sub_(row_lse[:, None]).exp_().mul_(to_rows[rows, None])
@@ -174,10 +160,8 @@ class _SoftplusSum(torch.autograd.Function):
         # Sums of tiles in float64, because they differ much in size.
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
-            tile = _Tile(x, y, scale, ids)
-            for rows, columns in _tiles(x, y):
-                logits = tile.logits(rows, columns).add_(bias)
-                total += F.softplus(logits).sum(dim=1).sum(dtype=torch.float64)
+            for _, _, logits in _tiles(x, y, scale, ids):
+                total += F.softplus(logits.add_(bias)).sum(dim=1).sum(dtype=torch.float64)
         ctx.save_for_backward(x, y, scale, bias)
         ctx.ids = ids
         return total.to(x.dtype)
@@ -188,9 +172,8 @@ class _SoftplusSum(torch.autograd.Function):
         mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)
         to_bias = torch.zeros((), dtype=torch.float64, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
-            tile = _Tile(x, y, scale, ctx.ids)
-            for rows, columns in _tiles(x, y):
-                weights = tile.logits(rows, columns).add_(bias).sigmoid_()
+            for rows, columns, logits in _tiles(x, y, scale, ctx.ids):
+                weights = logits.add_(bias).sigmoid_()
                 to_bias += weights.sum(dim=1).sum(dtype=torch.float64)
                 mixed_y[rows].addmm_(weights, y[columns])
                 mixed_x[columns].addmm_(weights.T, x[rows])

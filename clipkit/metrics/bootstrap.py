@@ -80,9 +80,10 @@ def cluster_bootstrap_median(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Return median ranks over resampled clusters; of an even number of ranks, the mean of the middle two rounded down.
+    """Return the median rank of each bootstrap resample of the clusters.
 
-    Arguments as in `cluster_bootstrap`.
+    For an even number of ranks the median is the mean of the two middle ranks, rounded down. Arguments as in
+    `cluster_bootstrap`.
     """
     cluster, size = _numbered(clusters, among)
     order = np.argsort(ranks, kind="stable")

@@ -1,4 +1,4 @@
-"""One total order of scores: higher scores first, ties to the lower index."""
+"""Total order of scores: higher scores first; of equal scores, the lower index first."""
 
 import torch
 from jaxtyping import Float, Int

@@ -67,7 +67,10 @@ def _rank_metrics(ranks: RetrievalRanks) -> dict[str, float]:
 
 
 def median_rank(ranks: Int[Tensor, " Q"]) -> float:
-    """Return the median rank; of an even number, the mean of the middle two, rounded down (as in open_clip)."""
+    """Return the median rank.
+
+    For an even number of ranks it is the mean of the two middle ranks, rounded down (as open_clip).
+    """
     ordered = ranks.sort().values
     return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2)
 

@@ -1,4 +1,4 @@
-"""Placeholder for the tower that a model with a single tower lacks: using it raises ModelError."""
+"""Placeholder for the missing tower of a model with a single tower; its use raises ModelError."""
 
 from pathlib import Path
 from typing import Any, NoReturn

@@ -1,4 +1,4 @@
-"""Blocks: parameter names of an encoder, grouped by layer from input to output."""
+"""Blocks of an encoder: lists of parameter names, grouped by layer from input to output."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def transformers_blocks(model: nn.Module) -> list[list[str]]:
-    """Parameter names of a transformers encoder by layer, without its unused pooler."""
+    """Return the parameter names of a transformers encoder by layer, without its unused pooler."""
     stacks = [(len(m), name) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
     _, stack = max(stacks, key=lambda length_and_name: length_and_name[0], default=(0, ""))
     blocks: list[list[str]] = []
@@ -29,7 +29,7 @@ def transformers_blocks(model: nn.Module) -> list[list[str]]:
 
 
 def timm_blocks(native: Any) -> list[list[str]]:
-    """Parameter names of a timm model in timm's layer groups."""
+    """Return the parameter names of a timm model by timm's layer groups."""
     from timm.models import group_parameters
 
     groups = group_parameters(native, native.group_matcher(coarse=False))
@@ -46,5 +46,5 @@ def timm_blocks(native: Any) -> list[list[str]]:
 
 
 def prefixed(blocks: list[list[str]]) -> list[list[str]]:
-    """The same blocks for a trunk that stores the encoder as `native`."""
+    """Return the same blocks with the prefix `native.`, for a trunk that stores the encoder in that attribute."""
     return [[f"native.{name}" for name in block] for block in blocks]

@@ -1,4 +1,4 @@
-"""Composed models: any timm image tower, any transformers text encoder, and projections between them."""
+"""Composed models: any timm image tower and any transformers text encoder, with projections into a shared space."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from clipkit.errors import ModelError, one_line
 from clipkit.models.absent import absent_image_tower, absent_text_tower
 from clipkit.models.dual_encoder import DualEncoder
-from clipkit.models.quiet import without_weight_bars
+from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.text_encoders import text_tower
 from clipkit.models.timm_towers import data_config, timm_tower
 from clipkit.models.towers import ImageTower, TextTower
-from clipkit.models.weights import check_safetensors
+from clipkit.models.weights import check_safetensors, save_tensors
 from clipkit.recipe import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 
 LAYOUT_FILE = "clipkit.json"
@@ -22,15 +21,13 @@ _HEADS_FILE = "heads.safetensors"
 
 
 class Composed:
-    """Backend that writes each tower in the layout of its library, and the projections beside them."""
+    """Backend that writes each tower in the layout of its library, and the projections to separate files."""
 
     library = "clipkit"
     class_name = None
 
     def save(self, model: DualEncoder, folder: Path) -> None:
         """Write `image/` for timm, `text/` for transformers, and the rest for clipkit."""
-        from safetensors.torch import save_file
-
         heads = {"logit_scale": model.logit_scale.detach()}
         if model.logit_bias is not None:
             heads["logit_bias"] = model.logit_bias.detach()
@@ -39,7 +36,7 @@ class Composed:
             "version": 1,
             "embed_dim": None,
             "projection": "linear",
-            "image": False,
+            "image": "image" in model.sides,
         }
         for side, tower in model.sides.items():
             projection: Any = tower.head
@@ -48,11 +45,10 @@ class Composed:
                 layout["embed_dim"] = projection[-1].out_features
                 layout["projection"] = "mlp" if len(projection) > 2 else "linear"
         if "image" in model.sides:
-            layout["image"] = True
             _save_image_tower(model.image, folder / "image")
         if "text" in model.sides:
             layout |= _save_text_tower(model.text, folder / "text")
-        save_file({name: value.contiguous().cpu() for name, value in heads.items()}, folder / _HEADS_FILE)
+        save_tensors(heads, folder / _HEADS_FILE)
         (folder / LAYOUT_FILE).write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
 
 
@@ -66,7 +62,7 @@ def _save_image_tower(tower: ImageTower, folder: Path) -> None:
 
 
 def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
-    """Return the tower's part of the layout file."""
+    """Save the text tower; return its entry of the layout file."""
     native: Any = tower.trunk.native
     with without_weight_bars():
         native.save_pretrained(folder)
@@ -80,9 +76,9 @@ def _save_text_tower(tower: TextTower, folder: Path) -> dict[str, Any]:
 
 
 def compose(recipe: ModelRecipe) -> DualEncoder:
-    """Build the towers that the recipe names, with new projections.
+    """Build the towers given in the recipe, with new projections.
 
-    A model with a single tower only has a projection if the recipe gives its width.
+    A model with a single tower has a projection only if the recipe sets its dimension.
 
     New weights come from torch's global random generator: seed it first.
 
@@ -103,26 +99,16 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
     """Load a model that `Composed.save` wrote."""
     from safetensors.torch import load_file
 
-    try:
+    with as_model_error(f"{name}: is not a complete clipkit model", "; save or download it again"):
         layout = json.loads((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
         image, text = ImageTowerRecipe(), TextTowerRecipe()
         if layout.get("image", True):
             image = ImageTowerRecipe(name=str(folder / "image"))
         if "tokenizer" in layout:
-            text = TextTowerRecipe(
-                name=str(folder / "text"),
-                tokenizer=layout["tokenizer"],
-                context_length=layout["context_length"],
-                pooling=layout["pooling"],
-            )
-        model = compose(
-            ModelRecipe(
-                image=image,
-                text=text,
-                embed_dim=layout["embed_dim"],
-                projection=layout["projection"],
-            )
-        )
+            written = {key: layout[key] for key in ("tokenizer", "context_length", "pooling")}
+            text = TextTowerRecipe(name=str(folder / "text"), **written)
+        recipe = ModelRecipe(image=image, text=text, embed_dim=layout["embed_dim"], projection=layout["projection"])
+        model = compose(recipe)
         check_safetensors(folder / _HEADS_FILE)
         heads = load_file(folder / _HEADS_FILE)
         model.logit_scale.data = heads.pop("logit_scale").reshape(())
@@ -133,7 +119,5 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
             head = {key.removeprefix(prefix): value for key, value in heads.items() if key.startswith(prefix)}
             tower.head.load_state_dict(head)
             tower.head_is_new = False
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{name}: is not a complete clipkit model ({one_line(error)})") from None
     model.name = name
     return model

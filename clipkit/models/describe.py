@@ -1,4 +1,4 @@
-"""List loadable models, and describe one."""
+"""List of the models that can be loaded, and description of a single model."""
 
 from collections import Counter
 from typing import Any
@@ -7,18 +7,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from clipkit.models.absent import is_absent
 from clipkit.models.encode import stack_inputs
 from clipkit.models.families import FAMILIES
 from clipkit.models.loading import load
 from clipkit.models.memory import graph_bytes, widest_layer_bytes
 from clipkit.models.publish.provenance import license_of
-from clipkit.models.towers import Tower
 
 _ACTIVATIONS = ("GELU", "QuickGELU", "ReLU", "SiLU", "Mish", "Hardswish", "PReLU", "ELU", "Swish")
 
 
 def loadable(search: str = "") -> dict[str, list[str]]:
-    """Return names for `load` that contain `search`, by library.
+    """Return the names of models that `load` accepts and that contain `search`, by library.
 
     Returns:
         `transformers`: classes whose repositories and folders can be loaded; `open_clip`: architectures with random
@@ -69,16 +69,16 @@ def describe(name: str) -> dict[str, Any]:
     layer = max(widest_layer_bytes(tower, inputs[side]) for side, tower in towers.items())
     graph = max(graph_bytes(tower, inputs[side]) for side, tower in towers.items())
     with torch.no_grad():
-        side, tower = next(reversed(towers.items()))
-        width = tower(inputs[side]).shape[1]
+        last = next(reversed(towers))
+        width = towers[last](inputs[last]).shape[1]
     library = model.backend.library
     description: dict[str, Any] = {"name": name, "layout": "composed" if library == "clipkit" else library}
-    for side in ("image", "text"):
-        present = towers.get(side)
-        description[f"{side}_tower"] = _tower_name(present) if present is not None else None
-        description[f"{side}_parameters"] = _count(present) if present is not None else 0
-        description[f"{side}_blocks"] = len(present.blocks) if present is not None else 0  # counted by `tune: last:N`
-        description[f"{side}_activation"] = _activation(present) if present is not None else None
+    for side, tower in (("image", model.image), ("text", model.text)):
+        native = getattr(tower.trunk, "native", tower.trunk)
+        description[f"{side}_tower"] = None if is_absent(tower) else type(native).__name__
+        description[f"{side}_parameters"] = sum(parameter.numel() for parameter in tower.parameters())
+        description[f"{side}_blocks"] = len(tower.blocks)  # counted by `tune: last:N`
+        description[f"{side}_activation"] = _activation(tower)
     return description | {
         "embed_dim": width,
         "image_size": model.image.preprocess.image_size,
@@ -97,17 +97,8 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def _count(tower: Tower) -> int:
-    return sum(parameter.numel() for parameter in tower.parameters())
-
-
-def _tower_name(tower: Tower) -> str:
-    native: Any = getattr(tower.trunk, "native", tower.trunk)
-    return type(native).__name__
-
-
 def _activation(tower: nn.Module) -> str | None:
-    """Most frequent activation module; None if the layers call a function instead."""
+    """Return the most frequent activation module, or None if the layers call a function instead."""
     counts: Counter[str] = Counter()
     for module in tower.modules():
         name = type(module).__name__.removesuffix("Activation")

@@ -23,27 +23,27 @@ from clipkit.recipe import ModelRecipe
 
 
 class Backend(Protocol):
-    """The library that a model came from; saving writes its layout again."""
+    """Interface to the library from which a model was loaded; it saves the model in that library's layout."""
 
     library: str
     """Library that opens the saved folder: transformers, open_clip or clipkit."""
 
     @property
     def class_name(self) -> str | None:
-        """Class of transformers that opens the saved folder, if one does."""
+        """Name of the transformers class that loads the saved folder, if there is one."""
 
     def save(self, model: "DualEncoder", folder: Path) -> None:
         """Write the model so that its library opens the folder."""
 
 
 class DualEncoder(nn.Module):
-    """Two towers into one space of unit vectors.
+    """Dual encoder: two towers that map images and texts to unit vectors in a shared space.
 
     Args:
         image: the image tower.
         text: the text tower.
         logit_scale: logarithm of the scale that multiplies similarities.
-        logit_bias: bias that is added to them, for models trained with the sigmoid loss, or None.
+        logit_bias: bias that is added to the scaled similarities, for models trained with the sigmoid loss, or None.
         backend: writes the layout that the model was loaded from.
         name: the model's name as the user gave it.
 
@@ -69,7 +69,7 @@ class DualEncoder(nn.Module):
         self.backend = backend
         self.name = name
         self.view_heads = nn.ModuleDict()
-        """`image` and `text`: heads on the trunks' outputs, for losses that compare views."""
+        """Projection heads for losses on views, by tower (`image`, `text`)."""
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +83,7 @@ class DualEncoder(nn.Module):
         return {side: tower for side, tower in towers.items() if not is_absent(tower)}
 
     def view_head(self, tower: str) -> nn.Module | None:
-        """Return a tower's head for views, or None."""
+        """Return the projection head of a tower for losses on views, or None."""
         return self.view_heads[tower] if tower in self.view_heads else None  # noqa: SIM401, it has no get
 
     def encode_image(
@@ -146,12 +146,12 @@ class DualEncoder(nn.Module):
         """
         choices = listed_strings(texts)
         if not choices:
-            raise DataError("texts: the list is empty; give at least one text")
+            raise DataError("texts is an empty list; give at least one text")
         similarities = self.encode_image(images, batch_size) @ self.encode_text(choices).T
         return self.probabilities(similarities, probabilities)
 
     def probabilities(self, similarities: Float[Tensor, "N C"], kind: Probabilities = "auto") -> Float[Tensor, "N C"]:
-        """Turn cosine similarities into probabilities of the texts; see `classify` for the kinds."""
+        """Convert cosine similarities to probabilities of the texts; see `classify` for the kinds."""
         bias = None if self.logit_bias is None else self.logit_bias.item()
         return probabilities_of(similarities, self.logit_scale.exp().item(), bias, kind)
 
@@ -163,7 +163,7 @@ class DualEncoder(nn.Module):
         save_view_heads(self.view_heads, folder)
 
     def layout(self, recipe: ModelRecipe | None = None) -> Layout:
-        """Return what a model card states about the saved model.
+        """Return the facts about the saved model that a model card states.
 
         Args:
             recipe: how the model was built; without it, the model counts as its own base.

@@ -1,4 +1,4 @@
-"""Encode images and strings with a tower, in batches, without gradients."""
+"""Encoding of images and strings with a tower, in batches and without gradients."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,7 @@ _TOKENIZED = 16_384
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A function of a batch of inputs by name: a whole tower, or its trunk.
+# Function from a batch of inputs by name to features: a whole tower, or its trunk.
 Through = Callable[[dict[str, Tensor]], Tensor]
 
 
@@ -36,12 +36,12 @@ def listed_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     """Return a single image or several as a list.
 
     Raises:
-        DataError: it is not an image or an iterable.
+        DataError: the argument is not an image or an iterable.
     """
     if isinstance(images, str | Path | Stored | Image.Image | np.ndarray):
         return [images]
     if not isinstance(images, Iterable):
-        raise DataError(f"{kind_of(images)} is not an image: give paths, PIL images or uint8 arrays")
+        raise DataError(f"{kind_of(images)} is not an image; give paths, PIL images or uint8 arrays")
     return list(images)
 
 
@@ -54,11 +54,11 @@ def listed_strings(texts: str | Iterable[str]) -> list[str]:
     if isinstance(texts, str):
         return [texts]
     if not isinstance(texts, Iterable):
-        raise DataError(f"{kind_of(texts)} is not a text: give strings")
+        raise DataError(f"{kind_of(texts)} is not a text; give strings")
     several = list(texts)
     for position, text in enumerate(several):
         if not isinstance(text, str):
-            raise DataError(f"text {position} of {len(several)} is {kind_of(text)}: give strings")
+            raise DataError(f"texts[{position}] is {kind_of(text)}, not a string; give strings")
     return several
 
 
@@ -71,16 +71,16 @@ def encode_images(
     progress: bool = False,
     bad: dict[int, str] | None = None,
 ) -> Float[Tensor, "N W"]:
-    """Return `through` of every image, in float32 on the CPU. Threads decode in advance (Pillow releases the GIL).
+    """Return the output of `through` for every image, in float32 on the CPU. Threads decode images in advance.
 
     Args:
-        tower: prepares the images.
+        tower: tower whose preprocessing is used.
         images: paths, PIL images or arrays.
         through: the tower or its trunk.
         batch_size: images per forward pass.
-        device: of the tower.
+        device: device of the tower.
         progress: show a progress bar.
-        bad: filled with the reasons of unreadable images, by position; their rows have no meaning.
+        bad: receives the reasons why images are unreadable, by position; their rows have arbitrary values.
 
     Raises:
         DataError: an image is unreadable, and `bad` is None.
@@ -145,14 +145,14 @@ def encode_strings(
     device: torch.device,
     progress: bool = False,
 ) -> Float[Tensor, "M W"]:
-    """Return `through` of every string, in float32 on the CPU. Identical strings are encoded once.
+    """Return the output of `through` for every string, in float32 on the CPU. Identical strings are encoded once.
 
     Args:
-        tower: tokenizes the strings.
+        tower: tower whose tokenizer is used.
         texts: strings.
         through: the tower or its trunk.
         batch_size: strings per forward pass, of similar lengths.
-        device: of the tower.
+        device: device of the tower.
         progress: show a progress bar.
 
     Raises:
@@ -182,11 +182,11 @@ def encode_strings(
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise UserError(f"batch_size {batch_size}: has to be 1 or more")
+        raise UserError(f"batch_size {batch_size} is invalid; give 1 or more")
 
 
 def _by_tokens(tokens: dict[str, Tensor]) -> Tensor:
-    """Row numbers from short to long; unchanged if padding is never cut."""
+    """Return row numbers sorted by token count; in the original order if padding is never removed."""
     if "attention_mask" not in tokens:
         return torch.arange(len(next(iter(tokens.values()))))
     return tokens["attention_mask"].sum(dim=1).argsort(stable=True)

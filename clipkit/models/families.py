@@ -1,4 +1,4 @@
-"""Model families of transformers: one row holds everything that differs between them.
+"""Table of the model families of transformers; a row contains everything that differs between families.
 
 To add a dual encoder, add a row to `FAMILIES`; to add a text encoder for composed models, a row to `TEXT_ENCODERS`.
 """
@@ -14,7 +14,7 @@ from clipkit.models.trunks import FirstToken, Patches, Pooled
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Facts about a text encoder that its configuration does not state."""
+    """Properties of a text encoder that its configuration does not contain."""
 
     padding: Literal["cut", "masked", "used"] = "masked"
     """cut: padding has no effect (causal attention, or a mask that is always applied), so it may be cut off;
@@ -23,7 +23,7 @@ class TextEncoder:
     """True if position numbers start after the padding token's id."""
 
     def positions(self, config: Any) -> int | None:
-        """Longest caption in tokens that the encoder has positions for, or None if unlimited."""
+        """Return the maximum number of tokens for which the encoder has positions, or None if it is unlimited."""
         positions: int | None = getattr(config, "max_position_embeddings", None)
         if positions is not None and self.offset_positions:
             return positions - int(config.pad_token_id) - 1
@@ -32,7 +32,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class Family:
-    """A dual-encoder class of transformers and how clipkit takes its towers apart."""
+    """A dual-encoder class of transformers, and the way in which clipkit separates its towers."""
 
     class_name: str
     text_type: str | None = None
@@ -77,10 +77,10 @@ TEXT_ENCODERS = {family.text_type: family.text_encoder for family in FAMILIES.va
 
 
 def text_encoder(config: Any) -> TextEncoder:
-    """Facts about the encoder of a transformers configuration; the cautious ones if it is unknown."""
+    """Return the properties of the encoder of a transformers configuration; safe defaults if it is unknown."""
     return TEXT_ENCODERS.get(config.model_type, TextEncoder())
 
 
 def family_of_class(class_name: str | None) -> Family | None:
-    """Family of a transformers class, or None."""
+    """Return the family of a transformers class, or None."""
     return next((family for family in FAMILIES.values() if family.class_name == class_name), None)

@@ -1,4 +1,4 @@
-"""Dual encoders of open_clip: pretrained or random architectures, and checkpoints of its trainer."""
+"""Loading of open_clip models: pretrained or with random weights, and checkpoints of open_clip's trainer."""
 
 import copy
 import json
@@ -10,24 +10,24 @@ from torch import Tensor, nn
 
 from clipkit.errors import ModelError, one_line
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.hub import OPEN_CLIP_WEIGHTS
 from clipkit.models.open_clip_towers import image_tower, text_tower
 from clipkit.models.open_clip_weights import Weights
 from clipkit.models.projections import Projection
-from clipkit.models.quiet import without_root_messages
+from clipkit.models.quiet import as_model_error, without_root_messages
 from clipkit.models.tokenizer import OpenClipTokenizer, refuse_code
+from clipkit.models.weights import save_tensors
 
 log = logging.getLogger("clipkit")
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
-# In open_clip's order of preference.
-_WEIGHT_FILES = (WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors")
 
 _TOKENIZER_OPTIONS = {"clean", "strip_sep_token", "language"}
 
 
 class FromOpenClip:
-    """Backend that keeps open_clip's model, which shares every parameter with the towers, and its configuration."""
+    """Backend that keeps the open_clip model, whose parameters are shared with the towers, and its configuration."""
 
     library = "open_clip"
     class_name = None
@@ -38,7 +38,7 @@ class FromOpenClip:
         self.tokenizer = tokenizer
 
     def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
-        """Weights by open_clip's names, including those that the towers took out of its model."""
+        """Return all weights under the names of open_clip, including those that were moved to the towers."""
         tensors: dict[str, Tensor] = self.native.state_dict()
         if isinstance(model.image.head, Projection):
             tensors["visual.proj"] = model.image.head.weight.detach()
@@ -50,10 +50,8 @@ class FromOpenClip:
     def save(self, model: DualEncoder, folder: Path) -> None:
         """Write a folder for `open_clip.create_model_from_pretrained("local-dir:FOLDER")`."""
         from open_clip.push_to_hf_hub import save_config_for_hf
-        from safetensors.torch import save_file
 
-        tensors = self.tensors(model)
-        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, folder / WEIGHTS)
+        save_tensors(self.tensors(model), folder / WEIGHTS)
         save_config_for_hf(self.native, folder / CONFIG_FILE, self.config)
         self.tokenizer.save(folder)
 
@@ -70,7 +68,7 @@ def load_open_clip(name: str) -> DualEncoder:
     architecture, slash, tag = rest.partition("/")
     file = option.removeprefix("weights=")
     if (question_mark and (slash or not file or file == option)) or (slash and not tag):
-        raise ModelError(f"{name}: write open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH?weights=FILE")
+        raise ModelError(f"{name}: give open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH?weights=FILE")
     config = open_clip.get_model_config(architecture)
     if config is None:
         near = _nearest(architecture, open_clip.list_models())
@@ -98,8 +96,10 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
         dict(config["text_cfg"], **config["vision_cfg"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / CONFIG_FILE}: is not an open_clip configuration ({one_line(error)})") from None
-    files = [folder / file for file in _WEIGHT_FILES if (folder / file).is_file()]
+        raise ModelError(
+            f"{folder / CONFIG_FILE}: is not an open_clip configuration ({one_line(error)}); download it again"
+        ) from None
+    files = [folder / file for file in OPEN_CLIP_WEIGHTS if (folder / file).is_file()]
     if not files:
         raise ModelError(f"{folder}: has no weights; it needs {WEIGHTS} or open_clip_pytorch_model.bin")
     refuse_code(folder / "tokenizer_config.json")
@@ -109,7 +109,7 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
 
 
 def _create(name: str, architecture: str, tag: str | None, config: dict[str, Any], weights: Weights | None) -> Any:
-    """Build open_clip's model. Settings that it needs are added to `config`, with which it is saved later."""
+    """Build the open_clip model. Settings that it needs are added to `config`, which is saved with the model later."""
     import open_clip
 
     text = config["text_cfg"]
@@ -119,23 +119,24 @@ def _create(name: str, architecture: str, tag: str | None, config: dict[str, Any
     if weights is not None and "logit_bias" in weights.shapes:
         config.setdefault("init_logit_bias", -10.0)  # from --siglip of its trainer; no architecture file mentions it
     bias = {"init_logit_bias": config["init_logit_bias"]} if "init_logit_bias" in config else {}
-    try:
-        with without_root_messages():  # it warns about random weights, which are replaced below
-            if text.get("hf_model_name"):
-                from transformers import AutoConfig
+    # It warns about random weights, which are replaced below.
+    with (
+        as_model_error(f"{name}: open_clip cannot build the model", "; check its configuration"),
+        without_root_messages(),
+    ):
+        if text.get("hf_model_name"):
+            from transformers import AutoConfig
 
-                AutoConfig.from_pretrained(text["hf_model_name"], trust_remote_code=False)  # otherwise it would prompt
-            native = open_clip.create_model(
-                architecture,
-                pretrained=tag,
-                load_weights=tag is not None,
-                force_quick_gelu=bool(config.get("quick_gelu")),
-                force_custom_text=bool(config.get("custom_text")),
-                pretrained_text=False,
-                **bias,
-            ).eval()
-    except Exception as error:  # create_model raises many types
-        raise ModelError(f"{name}: open_clip cannot build it ({one_line(error)})") from None
+            AutoConfig.from_pretrained(text["hf_model_name"], trust_remote_code=False)  # otherwise it would prompt
+        native = open_clip.create_model(
+            architecture,
+            pretrained=tag,
+            load_weights=tag is not None,
+            force_quick_gelu=bool(config.get("quick_gelu")),
+            force_custom_text=bool(config.get("custom_text")),
+            pretrained_text=False,
+            **bias,
+        ).eval()
     if weights is not None:
         weights.load(native)
     return native
@@ -148,15 +149,15 @@ def _tokenizer_of(architecture: str, name: str, config: dict[str, Any]) -> Any:
     if unknown := sorted(set(options) - _TOKENIZER_OPTIONS):
         raise ModelError(f"{name}: its tokenizer option {unknown[0]} is not supported; remove it")
     from_hub = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
-    try:
-        with without_root_messages():
-            return open_clip.get_tokenizer(architecture, **from_hub)
-    except Exception as error:  # get_tokenizer raises many types
-        raise ModelError(f"{name}: its tokenizer cannot be loaded ({one_line(error)})") from None
+    with (
+        as_model_error(f"{name}: its tokenizer cannot be loaded", "; download the model again"),
+        without_root_messages(),
+    ):
+        return open_clip.get_tokenizer(architecture, **from_hub)
 
 
 def _match_activation(name: str, architecture: str, tag: str, config: dict[str, Any]) -> None:
-    """Use the activation that the weights were trained with; refuse if the name requests another one."""
+    """Use the activation with which the weights were trained; raise an error if the name requests another one."""
     import open_clip
 
     trained_with_quick = bool(open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False))
@@ -167,7 +168,7 @@ def _match_activation(name: str, architecture: str, tag: str, config: dict[str, 
     quick_by_name = plain != architecture and plain in open_clip.list_models()
     if config.get("quick_gelu", False) and not trained_with_quick and quick_by_name:
         raise ModelError(
-            f"{name}: {architecture} has QuickGELU, but the weights {tag} were trained with GELU; use "
+            f"{name}: {architecture} uses QuickGELU, but the weights {tag} were trained with GELU; use "
             f"open_clip:{plain}/{tag}"
         )
 

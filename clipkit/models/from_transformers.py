@@ -1,4 +1,4 @@
-"""Dual encoders of transformers: loading, and saving back to their layout."""
+"""Loading of transformers dual encoders, and saving in the layout of transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.errors import ModelError, one_line
+from clipkit.errors import ModelError
 from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES, Family, text_encoder
+from clipkit.models.folder_config import check_config
 from clipkit.models.preprocess import Inputs, PatchGrid, Preprocess, Resize
-from clipkit.models.quiet import without_weight_bars
+from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.trunks import Pooled
@@ -20,7 +21,7 @@ from clipkit.models.weights import check_loaded, check_weights
 
 
 class FromTransformers:
-    """Backend that keeps the objects of transformers; the towers share all of their parameters."""
+    """Backend that keeps the transformers objects, whose parameters are shared with the towers."""
 
     library = "transformers"
 
@@ -34,7 +35,7 @@ class FromTransformers:
         return type(self.native).__name__
 
     def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
-        """Weights by transformers' names, after copying the model's scale and bias into them."""
+        """Return all weights under the names of transformers, after copying the model's scale and bias into them."""
         with torch.no_grad():
             if hasattr(self.native, "temperature"):  # ALIGN divides by it
                 self.native.temperature.copy_(torch.exp(-model.logit_scale))
@@ -46,7 +47,7 @@ class FromTransformers:
         return tensors
 
     def save(self, model: DualEncoder, folder: Path) -> None:
-        """Write the files that the class's `from_pretrained` and `AutoProcessor` open."""
+        """Write the files that `from_pretrained` of the model class and `AutoProcessor` load."""
         self.tensors(model)  # copies scale and bias
         with without_weight_bars():
             self.native.save_pretrained(folder)
@@ -71,6 +72,7 @@ def load_transformers(folder: Path, name: str, model_type: str) -> DualEncoder:
     if family is None:
         supported = ", ".join(sorted(row.class_name for row in FAMILIES.values()))
         raise ModelError(f"{name}: transformers models of type {model_type} are not supported; supported: {supported}")
+    check_config(folder, name)
     check_weights(folder)
     native = _native(getattr(transformers, family.class_name), folder, name)
     processor = _processor(folder, name)
@@ -96,20 +98,18 @@ def load_transformers(folder: Path, name: str, model_type: str) -> DualEncoder:
 
 
 def _native(model_class: Any, folder: Path, name: str) -> Any:
-    try:
-        with without_weight_bars():
-            native, info = model_class.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
-    except Exception as error:  # from_pretrained raises many types
-        raise ModelError(
-            f"{name}: cannot be opened as a transformers {model_class.__name__} ({one_line(error)})"
-        ) from None
+    with (
+        as_model_error(f"{name}: cannot be loaded as a transformers {model_class.__name__}", "; download it again"),
+        without_weight_bars(),
+    ):
+        native, info = model_class.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
     check_loaded(info, folder)
     return native.eval()
 
@@ -117,12 +117,8 @@ def _native(model_class: Any, folder: Path, name: str) -> Any:
 def _processor(folder: Path, name: str) -> Any:
     from transformers import AutoImageProcessor
 
-    try:
+    with as_model_error(f"{name}: its image preprocessing cannot be read", "; add a preprocessor_config.json"):
         return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
-    except Exception as error:  # from_pretrained raises many types
-        raise ModelError(
-            f"{name}: its image preprocessing cannot be read ({one_line(error)}); add a preprocessor_config.json"
-        ) from None
 
 
 def _tokenizer(native: Any, family: Family, folder: Path) -> TransformersTokenizer:
@@ -146,12 +142,12 @@ def _logit_scale(native: Any) -> nn.Parameter:
 
 
 def _scalar(parameter: nn.Parameter | None) -> nn.Parameter | None:
-    """The parameter itself, or a scalar with its value if it is a vector with one element."""
+    """Return the parameter, or a scalar with its value if it is a vector with one element."""
     return nn.Parameter(parameter.detach().reshape(())) if parameter is not None and parameter.ndim else parameter
 
 
 def _blocks(native: nn.Module, with_pooler: bool = True) -> list[list[str]]:
-    """Blocks of an encoder whose trunk stores it as `native`, without its pooling head."""
+    """Return the blocks of an encoder, without its pooling head, with names relative to its trunk."""
     head = set(_pooling_head(native))
     blocks = prefixed(transformers_blocks(native))
     if with_pooler:
@@ -160,7 +156,10 @@ def _blocks(native: nn.Module, with_pooler: bool = True) -> list[list[str]]:
 
 
 def _pooling_head(native: nn.Module) -> list[str]:
-    """Parameters of SigLIP's pooling or projection, which is part of its encoders."""
+    """Return the names of the parameters of SigLIP's attention pooling and text projection.
+
+    In transformers, these parameters are inside the encoders.
+    """
     return [f"native.{name}" for name, _ in native.named_parameters() if name.startswith("head.")]
 
 
@@ -175,7 +174,9 @@ def _preprocess(processor: Any, image_size: int | None, name: str) -> Preprocess
     height = int(size.get("height", size.get("shortest_edge", 0)) if size is not None else 0) or image_size
     width = int(size.get("width", height) if size is not None else height or 0)
     if not height or height != width:
-        raise ModelError(f"{name}: inputs of {height} × {width} pixels are not supported; they have to be square")
+        raise ModelError(
+            f"{name}: inputs of {height} × {width} pixels are not supported; use a model with square inputs"
+        )
     only_scales = (
         processor.do_rescale
         and abs(processor.rescale_factor - 1 / 255) < 1e-9

@@ -1,11 +1,11 @@
-"""Model folders: local ones, and downloads of the files that are needed from Hub repositories."""
+"""Model folders: local folders, and downloads of the needed files from Hub repositories."""
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from clipkit.errors import ModelError, one_line
+from clipkit.run_files import read_object
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 # Configurations, vocabularies and a model card, without the weights of other frameworks.
@@ -18,11 +18,12 @@ _TRANSFORMERS_WEIGHTS = (
     ("pytorch_model.bin", "pytorch_model.bin"),
     ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
 )
-_OPEN_CLIP_WEIGHTS = (
-    ("open_clip_model.safetensors", "open_clip_model.safetensors"),
-    ("open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.safetensors"),
-    ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.bin"),
-    ("model.safetensors", "model.safetensors"),
+# In open_clip's order of preference.
+OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
 )
 
 
@@ -51,16 +52,7 @@ def local_folder(name: str, model_types: Collection[str] | None = None) -> Path:
 
 def _download(repository: str, revision: str | None, model_types: Collection[str] | None) -> Path:
     from httpx2 import HTTPError
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
 
     name = repository if revision is None else f"{repository}@{revision}"
     try:
@@ -70,28 +62,28 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
         files = [sibling.rfilename for sibling in info.siblings or []]
         patterns = _needed(repository, info.sha, files, model_types)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except HFValidationError:
+    except errors.HFValidationError:
         raise ModelError(f"{name}: folder not found, and not a valid Hub repository name; write org/name") from None
-    except GatedRepoError:
+    except errors.GatedRepoError:
         raise ModelError(f"{name}: is gated; accept its terms on its page and log in with `hf auth login`") from None
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         # Without a valid token, the Hub answers the same for private and missing repositories.
         reason = "is private or does not exist; log in with `hf auth login`, or check the name"
         if error.response.status_code == 404:
             reason = "neither a folder nor a Hub repository; check the name"
         raise ModelError(f"{name}: {reason}") from None
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         raise ModelError(f"{name}: the repository has no revision {revision}; leave @{revision} out for main") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise ModelError(
             f"{name}: neither a folder nor in the Hub cache, and downloads are disabled (HF_HUB_OFFLINE); go online "
             "once or give a folder"
         ) from None
-    except (HfHubHTTPError, HTTPError, OSError) as error:
+    except (errors.HfHubHTTPError, HTTPError, OSError) as error:
         # The Hub does not answer: use the cache.
         try:
             return _in_cache(repository, revision)
-        except LocalEntryNotFoundError:
+        except errors.LocalEntryNotFoundError:
             raise ModelError(
                 f"{name}: folder not found, and the Hub is not reachable ({one_line(error)}); check the name or the "
                 "network, or give a folder"
@@ -99,35 +91,27 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
 
 
 def _needed(repository: str, sha: str | None, files: list[str], model_types: Collection[str] | None) -> list[str]:
-    """Patterns of the files to download."""
+    """Return patterns of the files to download."""
     if model_types is not None and not model_types:
         return list(_SMALL_FILES)
     if "clipkit.json" in files:
         return [*_CLIPKIT_FILES, "README.md"]
     model_type = _model_type(repository, sha) if "config.json" in files else None
     supported = model_type is not None and (model_types is None or model_type in model_types)
-    weights = _first(files, _TRANSFORMERS_WEIGHTS) if supported else []
+    weights = [pattern for file, pattern in _TRANSFORMERS_WEIGHTS if file in files and supported]
     if "open_clip_config.json" in files and not weights:
-        weights = _first(files, _OPEN_CLIP_WEIGHTS)
-    return [*_SMALL_FILES, "view_heads.safetensors", *weights]
+        weights = [file for file in OPEN_CLIP_WEIGHTS if file in files]
+    return [*_SMALL_FILES, "view_heads.safetensors", *weights[:1]]
 
 
 def _model_type(repository: str, sha: str | None) -> str | None:
     from huggingface_hub import hf_hub_download
 
-    try:
-        config = json.loads(Path(hf_hub_download(repository, "config.json", revision=sha)).read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    return config.get("model_type") if isinstance(config, dict) else None
-
-
-def _first(files: list[str], weights: tuple[tuple[str, str], ...]) -> list[str]:
-    return next(([pattern] for file, pattern in weights if file in files), [])
+    return read_object(Path(hf_hub_download(repository, "config.json", revision=sha))).get("model_type")
 
 
 def _in_cache(repository: str, revision: str | None) -> Path:
-    """Cached copy; missing weights are reported when they are opened."""
+    """Return the cached copy; missing weights are reported later, when they are opened."""
     from huggingface_hub import snapshot_download
 
     return Path(

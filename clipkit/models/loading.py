@@ -1,6 +1,5 @@
-"""`load`: from a model's name to a DualEncoder."""
+"""Function `load`, which loads a DualEncoder from its name."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from clipkit.models.from_transformers import load_transformers
 from clipkit.models.hub import local_folder
 from clipkit.models.view_heads import load_view_heads
 from clipkit.models.weights import has_weights
-from clipkit.run_files import RunFiles
+from clipkit.run_files import RunFiles, read_object
 
 
 def load(
@@ -53,20 +52,13 @@ def _open(name: str) -> tuple[DualEncoder, Path | None]:
         folder = run.model
     if (folder / LAYOUT_FILE).is_file():
         return load_composed(folder, name), folder
-    model_type = _model_type(folder)
+    model_type = read_object(folder / "config.json").get("model_type")
     # A repository with both layouts holds the same model twice; transformers' layout names the class.
-    if (folder / CONFIG_FILE).is_file() and not (model_type in FAMILIES and has_weights(folder)):
+    if (folder / CONFIG_FILE).is_file() and not (str(model_type) in FAMILIES and has_weights(folder)):
         return load_open_clip_folder(folder, name), folder
     if model_type is None:
         raise ModelError(
-            f"{name}: holds no supported model; it needs {LAYOUT_FILE} (clipkit), {CONFIG_FILE} (open_clip) or "
+            f"{name}: contains no supported model; it needs {LAYOUT_FILE} (clipkit), {CONFIG_FILE} (open_clip) or "
             "config.json (transformers)"
         )
-    return load_transformers(folder, name, model_type), folder
-
-
-def _model_type(folder: Path) -> str | None:
-    try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return load_transformers(folder, name, str(model_type)), folder

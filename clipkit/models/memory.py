@@ -1,4 +1,4 @@
-"""Memory and width of towers."""
+"""Memory use and output dimension of towers."""
 
 import torch
 from PIL import Image
@@ -9,7 +9,10 @@ from clipkit.models.towers import ImageTower, TextTower
 
 
 def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass, with the inputs, without the parameters."""
+    """Return the size in bytes of the activations kept for the backward pass.
+
+    The size includes the inputs, but not the parameters.
+    """
     parameters = {parameter.untyped_storage().data_ptr() for parameter in tower.parameters()}
     kept: dict[int, int] = {}
 
@@ -28,7 +31,7 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
 
 @torch.no_grad()
 def widest_layer_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
-    """Return the largest number of bytes in the inputs and outputs of a layer.
+    """Return the size in bytes of the inputs and outputs of the largest layer.
 
     Inference needs about this much in addition to the parameters.
     """
@@ -51,7 +54,7 @@ def widest_layer_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
 
 @torch.no_grad()
 def trunk_width(tower: ImageTower | TextTower) -> int:
-    """Return the width of the trunk's output."""
+    """Return the dimension of the trunk's output."""
     if isinstance(tower, ImageTower):
         inputs = stack_inputs([tower.preprocess(Image.new("RGB", (224, 224)))])
     else:

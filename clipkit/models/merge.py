@@ -1,4 +1,4 @@
-"""Averages of models' weights: interpolation of two (WiSE-FT), soups of several."""
+"""Averages of model weights: interpolation of two models (WiSE-FT), and soups of several models."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from clipkit.models.dual_encoder import DualEncoder
 
 
 def merge(models: Sequence[DualEncoder], weights: Sequence[float] | None = None) -> DualEncoder:
-    """Return the weighted mean of models of one architecture, in the layout of the last one.
+    """Return the weighted mean of models with the same architecture, in the layout of the last model.
 
     Two models with the weights (1 - alpha, alpha) are Wortsman et al. 2022, "Robust fine-tuning of zero-shot models",
     equation 1; several models with equal weights are their uniform soup ("Model soups", 2022). The scale is averaged
@@ -33,7 +33,8 @@ def merge(models: Sequence[DualEncoder], weights: Sequence[float] | None = None)
     weights = [1 / len(models)] * len(models) if weights is None else list(weights)
     if len(models) < 2 or len(weights) != len(models) or not math.isclose(sum(weights), 1, abs_tol=1e-6):
         raise ModelError(
-            f"{len(models)} models and weights {weights}; give two or more models, and one weight per model, sum 1"
+            f"merge got {len(models)} model(s) and the weights {weights}; give two or more models, and "
+            "one weight per model, with sum 1"
         )
     last = models[-1]
     states = [_state(model) for model in models]
@@ -63,13 +64,13 @@ def averaged(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -
 
 
 def _state(model: DualEncoder) -> dict[str, Tensor]:
-    """Weights without the heads for views."""
+    """Return the state dict without the projection heads for views."""
     return {name: value for name, value in model.state_dict().items() if not name.startswith("view_heads.")}
 
 
 def _check_same(name: str, state: Mapping[str, Tensor], other: str, other_state: Mapping[str, Tensor]) -> None:
     def shape(of: Mapping[str, Tensor], tensor: str) -> str:
-        return f"is {tuple(of[tensor].shape)} in" if tensor in of else "is not in"
+        return f"has shape {tuple(of[tensor].shape)} in" if tensor in of else "is not in"
 
     for tensor in (*state, *other_state):
         if shape(state, tensor) != shape(other_state, tensor):

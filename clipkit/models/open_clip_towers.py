@@ -1,4 +1,4 @@
-"""Towers from the parts of an open_clip model."""
+"""Construction of towers from the parts of an open_clip model."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from clipkit.models.trunks import CausalText, Native
 
 
 def image_tower(visual: Any, name: str) -> ImageTower:
-    """Return open_clip's image tower with its projection taken out, if it is separate.
+    """Build the image tower of an open_clip model; a separate projection is moved to the tower's head.
 
     Raises:
         ModelError: its input is not square.
@@ -44,7 +44,9 @@ def _preprocess(visual: Any, name: str) -> Preprocess:
     config = PreprocessCfg(**visual.preprocess_cfg)
     height, width = (config.size, config.size) if isinstance(config.size, int) else config.size
     if height != width:
-        raise ModelError(f"{name}: inputs of {height} × {width} pixels are not supported; they have to be square")
+        raise ModelError(
+            f"{name}: inputs of {height} × {width} pixels are not supported; use a model with square inputs"
+        )
     transform = TransformCall(image_transform_v2(config, is_train=False))
     steps = None
     if config.resize_mode in ("shortest", "squash"):

@@ -1,4 +1,4 @@
-"""Weight files for open_clip's models, checked before a model is built for them."""
+"""Weight files for open_clip models, which are checked before the model is built."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from clipkit.errors import ModelError, one_line
-from clipkit.models.quiet import without_root_messages
+from clipkit.errors import ModelError
+from clipkit.models.quiet import as_model_error, without_root_messages
 from clipkit.models.weights import check_safetensors, read_pickle
 
 
 class Weights:
-    """A weight file of open_clip or of its trainer.
+    """Weights in a file of open_clip or of its trainer.
 
     Raises:
         ModelError: the file is missing, incomplete or holds something else.
@@ -33,7 +33,7 @@ class Weights:
         shapes = {key: tuple(value.shape) for key, value in inner.items() if isinstance(value, Tensor)}
         if not shapes:
             raise ModelError(
-                f"{self.file}: holds no weights; give a file with a state_dict, such as epoch_N.pt of open_clip's "
+                f"{self.file}: contains no weights; give a file with a state_dict, such as epoch_N.pt of open_clip's "
                 "trainer"
             )
         return shapes
@@ -47,11 +47,15 @@ class Weights:
             # open_clip would silently interpolate positions to another size.
             if key.endswith("positional_embedding") and saved is not None and saved != tuple(value.shape):
                 raise ModelError(
-                    f"{self.file}: does not fit {self.name} ({key} is {saved} in the file, {tuple(value.shape)} in the "
-                    "model: another image size or context length)"
+                    f"{self.file}: the weights do not match {self.name} ({key} is {saved} in the file, "
+                    f"{tuple(value.shape)} in the "
+                    "model: another image size or context length); use the architecture that the weights belong to"
                 )
-        try:
-            with without_root_messages():
-                load_checkpoint(native, str(self.file), strict=True, weights_only=True)
-        except Exception as error:  # torch and open_clip raise many types
-            raise ModelError(f"{self.file}: does not fit {self.name} ({one_line(error)})") from None
+        with (
+            as_model_error(
+                f"{self.file}: the weights do not match {self.name}",
+                "; use the architecture that the weights belong to",
+            ),
+            without_root_messages(),
+        ):
+            load_checkpoint(native, str(self.file), strict=True, weights_only=True)

@@ -1,4 +1,4 @@
-"""Image preprocessing: from an RGB image to the inputs of an image tower."""
+"""Image preprocessing, which converts an RGB image to the inputs of an image tower."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Resize:
-    """Resizing before a square crop from the middle."""
+    """Settings of the resizing before a center crop."""
 
     mode: Literal["shortest", "squash"]
-    """shortest: the shorter side gets `size` pixels; squash: both sides do."""
+    """Resize mode. shortest: the shorter side is resized to `size` pixels; squash: both sides."""
     size: int
     interpolation: str
     """Name of a Pillow filter: bicubic, bilinear."""
@@ -29,7 +29,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Cutting an image of any shape into at most `patches` squares of `patch` pixels."""
+    """Settings for splitting an image of any shape into at most `patches` squares of `patch` pixels."""
 
     patch: int
     patches: int
@@ -38,19 +38,19 @@ class PatchGrid:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A tower's evaluation preprocessing, and what training needs to use another crop.
+    """Evaluation preprocessing of a tower, with the parts that training needs to use another crop.
 
     The tower's own library does the work (`evaluate`), so that pixels equal that library's.
     """
 
     evaluate: Callable[[Image.Image], Inputs]
     image_size: int | None
-    """Side of the square input in pixels; None if the tower keeps the shape of images."""
+    """Side of the square input in pixels; None if the tower keeps the aspect ratio of images."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     """Mean and standard deviation of channels in [0, 1]."""
     finish: Callable[[Image.Image], Inputs] | None = None
-    """Function from a crop of the input's size to inputs, if that takes more than scaling and normalization."""
+    """Function from a crop of the input size to inputs, if this needs more than scaling and normalization."""
     steps: Resize | PatchGrid | None = None
     """`evaluate` as plain values, for exports; None if these values cannot describe it."""
 
@@ -59,7 +59,7 @@ class Preprocess:
         return self.evaluate(image)
 
     def of_crop(self, crop: Image.Image | UInt8[Tensor, "3 H W"]) -> Inputs:
-        """Inputs of a crop that already has the input's size, as bytes that `normalized` completes.
+        """Return the inputs for a crop that already has the input size, as uint8 values; `normalized` completes them.
 
         Bytes take a quarter of the memory and of the transfer from a loader worker to the device.
         """
@@ -68,7 +68,10 @@ class Preprocess:
         return {"pixel_values": crop if isinstance(crop, Tensor) else F.pil_to_tensor(crop)}
 
     def normalized(self, inputs: Inputs) -> Inputs:
-        """Inputs of one image or a batch, with pixels in bytes scaled to [0, 1] and normalized."""
+        """Scale uint8 pixels to [0, 1] and normalize them, for one image or a batch.
+
+        Other inputs are returned unchanged.
+        """
         pixels = inputs.get("pixel_values")
         if pixels is None or pixels.dtype != torch.uint8:
             return inputs
@@ -84,7 +87,7 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class TransformCall:
-    """A torchvision or timm transform that returns pixels; can be pickled if the transform can."""
+    """Wrapper of a torchvision or timm transform that returns pixels; it can be pickled if the transform can."""
 
     transform: Callable[[Image.Image], Tensor]
 

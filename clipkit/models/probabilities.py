@@ -1,4 +1,4 @@
-"""Probabilities of texts for images, from cosine similarities."""
+"""Probabilities of texts for images, computed from cosine similarities."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ Probabilities = Literal["auto", "sigmoid", "softmax"]
 def probabilities(
     similarities: Float[Tensor, "N C"], scale: float, bias: float | None, kind: Probabilities = "auto"
 ) -> Float[Tensor, "N C"]:
-    """Turn cosine similarities of N images and C texts into the probability of each text.
+    """Convert cosine similarities of N images and C texts to the probability of each text.
 
     Args:
         similarities: cosines.

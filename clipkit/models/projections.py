@@ -1,4 +1,4 @@
-"""Projections from a trunk's output into the shared space."""
+"""Projections from the output of a trunk into the shared feature space."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ class Projection(nn.Module):
 
 
 def new_projection(width: int, embed_dim: int | None, layers: str) -> nn.Module:
-    """LayerNorm, then one linear map, or two with a GELU between them (`layers` mlp); identity without `embed_dim`."""
+    """Build a LayerNorm and one linear layer, or two with a GELU (`layers` mlp); identity without `embed_dim`."""
     if embed_dim is None:
         return nn.Identity()
     if layers == "mlp":

@@ -1,13 +1,15 @@
-"""Context managers that hide progress bars and messages of other libraries."""
+"""Context managers for calls of other libraries: they hide progress bars and messages, and reword errors."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from clipkit.errors import ModelError, UserError, one_line
+
 
 @contextmanager
 def without_weight_bars() -> Iterator[None]:
-    """Hide transformers' bars and reports about reading and writing weights; restores its settings afterwards."""
+    """Hide transformers' progress bars and reports about weights; restore its settings afterwards."""
     from transformers.utils import logging as bars
 
     shown, level = bars.is_progress_bar_enabled(), bars.get_verbosity()
@@ -23,7 +25,7 @@ def without_weight_bars() -> Iterator[None]:
 
 @contextmanager
 def without_root_messages() -> Iterator[None]:
-    """Silence the root logger below ERROR (open_clip logs to it), without leaving a handler."""
+    """Temporarily silence messages below ERROR of the root logger, which open_clip uses; then remove the handler."""
     root = logging.getLogger()
     level, handler = root.level, logging.NullHandler()
     root.addHandler(handler)  # without one, the first message would install a handler for the whole process
@@ -33,3 +35,22 @@ def without_root_messages() -> Iterator[None]:
     finally:
         root.setLevel(level)
         root.removeHandler(handler)
+
+
+@contextmanager
+def as_model_error(what: str, advice: str = "") -> Iterator[None]:
+    """Turn an error of another library, which may have any type, into a ModelError of one line.
+
+    Args:
+        what: the part of the message before the library's reason, e.g. `model: cannot be read`.
+        advice: the part after it.
+
+    Raises:
+        ModelError: the block raised an error; errors with messages for users stay as they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what} ({one_line(error)}){advice}") from None

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import torch
 
-from clipkit.errors import ModelError, one_line
+from clipkit.errors import ModelError
 from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.families import text_encoder
+from clipkit.models.folder_config import check_config
 from clipkit.models.hub import local_folder
 from clipkit.models.projections import new_projection
-from clipkit.models.quiet import without_weight_bars
+from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.tokenizer import Tokenizer, load_tokenizer, transformers_tokenizer
 from clipkit.models.towers import TextTower
 from clipkit.models.trunks import TextTrunk
@@ -19,15 +20,12 @@ from clipkit.models.weights import check_loaded, check_weights
 from clipkit.recipe import TextTowerRecipe
 
 _POOLING_FILE = Path("1_Pooling") / "config.json"
-# Keys of this file before sentence-transformers 6.
-_OLD_POOLING = tuple(
-    f"pooling_mode_{mode}"
-    for mode in ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
-)
+# Keys of this file before sentence-transformers 6: one per mode, true for those that are used.
+_OLD_POOLING = "pooling_mode_"
 
 
 def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) -> TextTower:
-    """Build the text tower that a recipe names, with a new projection.
+    """Build the text tower given in a recipe, with a new projection.
 
     Raises:
         ModelError: the encoder is missing or unsupported, or its tokenizer does not fit.
@@ -38,12 +36,15 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
     library, colon, rest = name.partition(":")
     source = rest if colon and library == "hf" else name
     tokenizer = load_tokenizer(recipe.tokenizer, recipe.context_length) if recipe.tokenizer else None
-    try:
+    with as_model_error(
+        f"model.text.name {name}: transformers cannot build it", "; check the name and model.text.config"
+    ):
         if not recipe.pretrained:
             config = _new_config(source, recipe, tokenizer)
             native = _encoder_class(config, name).from_config(config, trust_remote_code=False)
         else:
             folder = local_folder(source)
+            check_config(folder, name)
             check_weights(folder)
             with without_weight_bars():
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -55,10 +56,6 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
                     ignore_mismatched_sizes=True,
                 )
             check_loaded(info, folder, unneeded=("pooler.",))
-    except ModelError:
-        raise
-    except Exception as error:  # transformers' builders raise many types
-        raise ModelError(f"model.text.name {name}: transformers cannot build it ({one_line(error)})") from None
     encoder = text_encoder(native.config)
     may_be_cut = encoder.padding == "cut"
     if tokenizer is None:
@@ -84,7 +81,7 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
 
 
 def _encoder_class(config: Any, name: str) -> Any:
-    """Auto class of transformers that builds a text encoder; for T5 and its relatives, the encoder half."""
+    """Return the transformers auto class that builds a text encoder; for T5 and similar models, only the encoder."""
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
     if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
@@ -98,7 +95,7 @@ def _encoder_class(config: Any, name: str) -> Any:
 
 
 def _new_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | None) -> Any:
-    """Configuration from a model type (bert) or a repository, with the recipe's values."""
+    """Return a configuration for a model type (bert) or a repository, with the values of the recipe."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
     values: dict[str, Any] = dict(recipe.config)
@@ -106,7 +103,9 @@ def _new_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | Non
         values |= {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
         values.setdefault("max_position_embeddings", tokenizer.context_length)
     if source not in CONFIG_MAPPING:
-        return AutoConfig.from_pretrained(local_folder(source), trust_remote_code=False, **values)
+        folder = local_folder(source)
+        check_config(folder, source)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **values)
     if tokenizer is None:
         raise ModelError(
             f"model.text.name hf:{source}: a new tower needs a tokenizer; add, for example, "
@@ -115,19 +114,22 @@ def _new_config(source: str, recipe: TextTowerRecipe, tokenizer: Tokenizer | Non
     config = AutoConfig.for_model(source, **values)
     unknown = [key for key in recipe.config if key not in type(config)().to_dict()]
     if unknown:
-        raise ModelError(f"model.text.config.{unknown[0]} is not an option of a {source} configuration")
+        raise ModelError(
+            f"model.text.config.{unknown[0]} is not an option of a {source} configuration; remove it or "
+            "check its spelling"
+        )
     return config
 
 
 def _pooling(folder: Path) -> Literal["mean", "cls", "last"]:
-    """Pooling that a sentence-transformers folder states, else mean."""
+    """Return the pooling configured in a sentence-transformers folder, otherwise mean."""
     file = folder / _POOLING_FILE
     if not file.is_file():
         return "mean"
     config = json.loads(file.read_text(encoding="utf-8"))
     stated = config.get("pooling_mode")
     if stated is None:
-        stated = [key.removeprefix("pooling_mode_") for key, value in config.items() if key in _OLD_POOLING and value]
+        stated = [key.removeprefix(_OLD_POOLING) for key in config if key.startswith(_OLD_POOLING) and config[key]]
     modes = {stated} if isinstance(stated, str) else set(stated)
     supported: dict[str, Literal["mean", "cls", "last"]] = {
         "mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last",

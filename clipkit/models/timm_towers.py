@@ -3,17 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from clipkit.errors import ModelError, one_line
+from clipkit.errors import ModelError
 from clipkit.models.blocks import prefixed, timm_blocks
 from clipkit.models.preprocess import Preprocess, Resize, TransformCall
 from clipkit.models.projections import new_projection
+from clipkit.models.quiet import as_model_error
 from clipkit.models.towers import ImageTower
 from clipkit.models.trunks import ImageTrunk
 from clipkit.recipe import ImageTowerRecipe
 
 
 def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str) -> ImageTower:
-    """Build the image tower that a recipe names, with a new projection.
+    """Build the image tower given in a recipe, with a new projection.
 
     Raises:
         ModelError: timm has no such model, or cannot build it.
@@ -23,12 +24,12 @@ def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str)
     name = str(recipe.name)
     library, colon, rest = name.partition(":")
     source = rest if colon and library == "timm" else f"local-dir:{_existing_folder(name)}"
-    try:
+    with as_model_error(
+        f"model.image.name {name}: timm cannot build it", "; check the name and model.image.image_size"
+    ):
         native = timm.create_model(source, pretrained=recipe.pretrained, num_classes=0)
         if recipe.image_size is not None and hasattr(native, "set_input_size"):
             native.set_input_size(img_size=recipe.image_size)
-    except Exception as error:  # create_model raises many types
-        raise ModelError(f"model.image.name {name}: timm cannot build it ({one_line(error)})") from None
     size = recipe.image_size or int(native.pretrained_cfg["input_size"][-1])
     if not recipe.pretrained:
         # The margin that crop_pct cuts off belongs to the pretrained weights.
@@ -39,7 +40,7 @@ def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str)
 
 
 def data_config(native: Any, size: int) -> dict[str, Any]:
-    """timm's settings for preparing images of this size."""
+    """Return timm's preprocessing settings for images of this size."""
     from timm.data import resolve_data_config
 
     return resolve_data_config({"input_size": (3, size, size)}, pretrained_cfg=native.pretrained_cfg)

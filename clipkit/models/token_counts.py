@@ -1,4 +1,4 @@
-"""Caption lengths in tokens, before cutting."""
+"""Caption lengths in tokens, before truncation."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from clipkit.models.dual_encoder import DualEncoder
 
 
 def token_counter(model: DualEncoder) -> Callable[[list[str]], list[int]]:
-    """Return a function from M strings to their numbers of tokens, including start and end tokens, before cutting.
+    """Return a function from M strings to their numbers of tokens, including start and end tokens, before truncation.
 
     Raises:
         ModelError: the model has no text tower.

@@ -1,4 +1,4 @@
-"""Tokenizers: from strings to token ids, padded to the longest of the batch if the tower allows it."""
+"""Tokenizers, which convert strings to token IDs, padded to the longest caption of the batch if the tower allows it."""
 
 import json
 from pathlib import Path
@@ -8,15 +8,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clipkit.errors import ModelError, one_line
+from clipkit.errors import ModelError
 from clipkit.models.hub import local_folder
-from clipkit.models.quiet import without_root_messages
+from clipkit.models.quiet import as_model_error, without_root_messages
+from clipkit.run_files import read_object
 
 
 class Tokenizer(Protocol):
-    """Strings to `input_ids` (M, L) and, if the tower uses a mask, `attention_mask` (M, L).
+    """Converts strings to `input_ids` (M, L) and, if the tower uses a mask, `attention_mask` (M, L).
 
-    L is `context_length`, or, if padding may be cut, the longest of the strings up to `context_length`.
+    L is `context_length`, or, if padding may be removed, the length of the longest string up to `context_length`.
     """
 
     context_length: int
@@ -30,20 +31,20 @@ class Tokenizer(Protocol):
     def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]: ...
 
     def count(self, texts: list[str]) -> list[int]:
-        """Return each string's number of tokens before cutting, including start and end tokens."""
+        """Return the number of tokens of each string before truncation, including start and end tokens."""
 
     def save(self, folder: Path) -> None:
         """Write the files that reload the tokenizer, if it has any."""
 
 
 class TransformersTokenizer:
-    """Tokenizer of transformers that pads on the right.
+    """Transformers tokenizer that pads on the right.
 
     Args:
-        native: object of transformers.
-        context_length: largest number of tokens; longer captions are cut.
+        native: transformers tokenizer.
+        context_length: maximum number of tokens; longer captions are truncated.
         fixed: always pad to `context_length`, for towers whose features depend on padding.
-        mask: return an attention mask; towers that attend to padding take none.
+        mask: return an attention mask; towers that attend to padding have no mask input.
         lower: lowercase first, as SigLIP 2 requires of Gemma's tokenizer.
     """
 
@@ -79,7 +80,7 @@ class TransformersTokenizer:
         return _lengths(self.native, self._lowered(texts))
 
     def save(self, folder: Path) -> None:
-        """Write files with which transformers and its pipelines make the same tokens by default."""
+        """Write files with which transformers and its pipelines produce the same tokens by default."""
         if not self.mask:
             self.native.model_input_names = ["input_ids"]
             self.native.init_kwargs["model_input_names"] = ["input_ids"]
@@ -91,13 +92,13 @@ class TransformersTokenizer:
 
 
 class OpenClipTokenizer:
-    """Tokenizer of open_clip.
+    """Wrapper of an open_clip tokenizer.
 
     Args:
-        native: object of open_clip.
+        native: open_clip tokenizer.
         source: name of the tokenizer in a recipe.
-        context_length: largest number of tokens; longer captions are cut.
-        padding: id of the tokens that are cut off and masked; None for towers that attend to padding.
+        context_length: maximum number of tokens; longer captions are truncated.
+        padding: ID of the padding token, which is removed and masked; None for towers that attend to padding.
     """
 
     lower = False
@@ -116,7 +117,7 @@ class OpenClipTokenizer:
 
     @property
     def inner(self) -> Any:
-        """Tokenizer of transformers inside of open_clip's, or None for CLIP's own."""
+        """Transformers tokenizer inside the open_clip tokenizer, or None for CLIP's own tokenizer."""
         return getattr(self.native, "tokenizer", None)
 
     def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]:
@@ -136,7 +137,10 @@ class OpenClipTokenizer:
         return _lengths(self.inner, [self.native.clean_fn(text) for text in texts])
 
     def save(self, folder: Path) -> None:
-        """Write the files of the inner tokenizer of transformers; CLIP's own comes with the open_clip package."""
+        """Write the files of the inner transformers tokenizer.
+
+        CLIP's own tokenizer is part of the open_clip package.
+        """
         if self.inner is not None:
             self.native.save_pretrained(folder)
 
@@ -160,12 +164,12 @@ def _clip_bpe(architecture: str, context_length: int | None) -> OpenClipTokenize
 
     if architecture not in open_clip.list_models():
         raise ModelError(
-            f"open_clip:{architecture}: is not an architecture of open_clip; open_clip.list_models() lists them"
+            f"open_clip:{architecture}: is not an architecture of open_clip; use one of open_clip.list_models()"
         )
     with without_root_messages():
         native = open_clip.get_tokenizer(architecture)
     if not isinstance(native, open_clip.SimpleTokenizer):
-        raise ModelError(f"open_clip:{architecture}: its tokenizer is not CLIP's own; give that tokenizer as hf:NAME")
+        raise ModelError(f"open_clip:{architecture}: does not use CLIP's own tokenizer; give its tokenizer as hf:NAME")
     length = context_length or int(native.context_length or 77)
     return OpenClipTokenizer(native, f"open_clip:{architecture}", length, padding=0)
 
@@ -178,14 +182,12 @@ def transformers_tokenizer(
     fixed: bool = False,
     mask: bool = True,
 ) -> TransformersTokenizer:
-    """Load the tokenizer saved in `folder`, which cuts at the shortest of the known lengths."""
+    """Load the tokenizer saved in `folder`, which truncates to the smallest of the known maximum lengths."""
     from transformers import AutoTokenizer
 
     refuse_code(folder / "tokenizer_config.json")
-    try:
+    with as_model_error(f"{folder}: its tokenizer cannot be read", "; download it again"):
         native = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
-    except Exception as error:  # from_pretrained raises many types
-        raise ModelError(f"{folder}: its tokenizer cannot be read ({one_line(error)})") from None
     if native.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no padding token; add one to tokenizer_config.json")
     limits = [limit for limit in (context_length, native.model_max_length, positions) if limit]
@@ -193,10 +195,6 @@ def transformers_tokenizer(
 
 
 def refuse_code(config: Path) -> None:
-    """Raise ModelError for a tokenizer that comes with code, even if it would load without it: none is ever run."""
-    try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    if isinstance(values, dict) and "auto_map" in values:
+    """Raise ModelError for a tokenizer that contains custom code, which clipkit never runs."""
+    if "auto_map" in read_object(config):
         raise ModelError(f"{config}: asks to run custom code (auto_map), which clipkit never does; remove the entry")

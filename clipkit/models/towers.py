@@ -1,4 +1,4 @@
-"""A tower: inputs to features. It knows how its inputs are prepared, and nothing about training."""
+"""Towers, which compute features from inputs; a tower includes its preprocessing, but no training code."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,11 +9,11 @@ from clipkit.models.preprocess import Preprocess
 from clipkit.models.tokenizer import Tokenizer
 
 TRUNK_FEATURES = "trunk_features"
-"""Name of the input that replaces pixels or tokens by the stored output of a frozen trunk."""
+"""Name of the input with the stored output of a frozen trunk, used instead of pixels or tokens."""
 
 
 class Tower(nn.Module):
-    """A trunk that turns an input into one vector, and a head that projects it into the shared space.
+    """A tower: a trunk that computes one vector per input, and a head that projects it into the shared space.
 
     Args:
         trunk: inputs by name -> (B, W).
@@ -41,15 +41,15 @@ class Tower(nn.Module):
         self.set_trainable([*(name for block in blocks for name in block), *head_names], head=True)
 
     def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "B D"]:
-        """Features before normalization, from the trunk's inputs or from stored `trunk_features` (B, W)."""
+        """Return features before normalization, from the trunk's inputs or from stored `trunk_features` (B, W)."""
         return self.head(inputs[TRUNK_FEATURES] if TRUNK_FEATURES in inputs else self.trunk(**inputs))
 
     def ready(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn inputs from the data loader into inputs of the trunk."""
+        """Convert inputs from the data loader to inputs of the trunk."""
         return inputs
 
     def set_trainable(self, names: Iterable[str], *, head: bool) -> None:
-        """Train these parameters of the trunk and, if `head`, the projection; freeze all others."""
+        """Make these parameters of the trunk and, if `head`, the projection trainable; freeze all others."""
         self.requires_grad_(False)
         self.head.requires_grad_(head)
         parameters = dict(self.trunk.named_parameters())
@@ -104,7 +104,7 @@ class TextTower(Tower):
         self.padding_may_be_cut = padding_may_be_cut
 
     def cut_padding(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cut the inputs to the longest caption of the batch if that does not change the features.
+        """Truncate the inputs to the longest caption of the batch if that does not change the features.
 
         It does not for towers that only look backward from the end token (CLIP) or that apply the mask (BERT).
         Towers that attend to padding (SigLIP) have no mask among their inputs; these inputs are returned unchanged.

@@ -1,4 +1,4 @@
-"""Trunks: modules that turn the encoders of transformers, timm and open_clip into one vector per input."""
+"""Trunks: wrappers of encoders of transformers, timm and open_clip that return one vector per input."""
 
 from typing import Any
 
@@ -7,35 +7,29 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
-class Pooled(nn.Module):
-    """Pooled output of a transformers encoder."""
-
-    def __init__(self, native: nn.Module) -> None:
+class _Wrapper(nn.Module):
+    def __init__(self, native: Any) -> None:
         super().__init__()
         self.native = native
+
+
+class Pooled(_Wrapper):
+    """Trunk that returns the pooled output of a transformers encoder."""
 
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
         output = self.native(**inputs).pooler_output
         return output.flatten(1)  # convolutional towers keep two dimensions of size one
 
 
-class FirstToken(nn.Module):
-    """First token's state from a transformers encoder."""
-
-    def __init__(self, native: nn.Module) -> None:
-        super().__init__()
-        self.native = native
+class FirstToken(_Wrapper):
+    """Trunk that returns the state of the first token of a transformers encoder."""
 
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
         return self.native(**inputs).last_hidden_state[:, 0]
 
 
-class Patches(nn.Module):
-    """Image encoder of SigLIP 2 NaFlex, which takes rows of patches and keeps the aspect ratio of images."""
-
-    def __init__(self, native: nn.Module) -> None:
-        super().__init__()
-        self.native = native
+class Patches(_Wrapper):
+    """Image encoder of SigLIP 2 NaFlex, whose inputs are rows of patches, which keeps the aspect ratio of images."""
 
     def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> Tensor:
         return self.native(
@@ -43,12 +37,11 @@ class Patches(nn.Module):
         ).pooler_output
 
 
-class TextTrunk(nn.Module):
-    """Text encoder of transformers with a choice of pooling: mean, last or cls (first token)."""
+class TextTrunk(_Wrapper):
+    """Transformers text encoder with configurable pooling: mean, last or cls (first token)."""
 
     def __init__(self, native: Any, pooling: str) -> None:
-        super().__init__()
-        self.native = native
+        super().__init__(native)
         self.pooling = pooling
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "B W"]:
@@ -62,23 +55,15 @@ class TextTrunk(nn.Module):
                 return states[:, 0]
 
 
-class ImageTrunk(nn.Module):
-    """Model of timm without its classifier."""
-
-    def __init__(self, native: Any) -> None:
-        super().__init__()
-        self.native = native
+class ImageTrunk(_Wrapper):
+    """timm model without its classifier."""
 
     def forward(self, pixel_values: Tensor) -> Float[Tensor, "B W"]:
         return self.native(pixel_values)
 
 
-class Native(nn.Module):
+class Native(_Wrapper):
     """Unchanged tower of open_clip. CoCa's towers return several outputs; the first one is the pooled output."""
-
-    def __init__(self, native: nn.Module) -> None:
-        super().__init__()
-        self.native = native
 
     def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
         tokens = inputs.get("input_ids")
@@ -109,11 +94,11 @@ class CausalText(nn.Module):
 
     @property
     def native(self) -> nn.Module:
-        """The module itself, which holds the transformer's parts."""
+        """This module, which contains the parts of the transformer."""
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Switch gradient checkpointing, by the name that open_clip's towers use."""
+        """Enable or disable gradient checkpointing; the name is that of open_clip's towers."""
         self.transformer.grad_checkpointing = enable
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "B W"]:
@@ -125,12 +110,12 @@ class CausalText(nn.Module):
 
 
 def mean_of_tokens(states: Float[Tensor, "B L W"], attention_mask: Tensor) -> Float[Tensor, "B W"]:
-    """Mean over all tokens except padding (Reimers and Gurevych 2019, Sentence-BERT)."""
+    """Return the mean over all tokens except padding (Reimers and Gurevych 2019, Sentence-BERT)."""
     mask = attention_mask.unsqueeze(-1).to(states.dtype)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def last_token(states: Float[Tensor, "B L W"], attention_mask: Tensor) -> Float[Tensor, "B W"]:
-    """State of the last token before the padding."""
+    """Return the state of the last token before the padding."""
     last = attention_mask.sum(dim=1) - 1
     return states[torch.arange(len(states), device=states.device), last]

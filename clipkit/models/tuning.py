@@ -1,6 +1,6 @@
-"""Tuning methods: which parameters of a tower are trained.
+"""Tuning methods, which select the parameters of a tower that are trained.
 
-To add a method, write a function of its name here, and add a row to `recipe.model.TUNE_METHODS`.
+To add a method, write a function with its name here, and add a row to `recipe.model.TUNE_METHODS`.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,9 @@ def full(tower: Tower, _count: int) -> None:
 def last(tower: Tower, count: int) -> None:
     """Train the last `count` blocks and the projection."""
     if count > len(tower.blocks):
-        raise ModelError(f"tune: last:{count} is more than the {len(tower.blocks)} blocks of this tower")
+        raise ModelError(
+            f"tune: last:{count} is more than the {len(tower.blocks)} blocks of this tower; use a smaller number"
+        )
     trained = tower.blocks[len(tower.blocks) - count :]
     tower.set_trainable([*(name for block in trained for name in block), *tower.head_names], head=True)
 
@@ -40,16 +42,18 @@ def last(tower: Tower, count: int) -> None:
 def head(tower: Tower, _count: int) -> None:
     """Train the projection only."""
     if not tower.has_head:
-        raise ModelError("tune: head trains the projection, which this tower does not have; use last:1 or frozen")
+        raise ModelError(
+            "a tower has tune: head, which trains its projection, but it has no projection; use last:1 or frozen"
+        )
     tower.set_trainable(tower.head_names, head=True)
 
 
 def frozen(tower: Tower, _count: int) -> None:
-    """Train nothing, except for a new projection."""
+    """Freeze all parameters, except for a new projection."""
     tower.set_trainable([], head=tower.head_is_new)
 
 
 def method_of(name: str) -> Callable[[Tower, int], None]:
-    """Return the function of a row of `TUNE_METHODS`."""
+    """Return the function that implements a row of `TUNE_METHODS`."""
     method: Callable[[Tower, int], None] = globals()[name.partition(":")[0]]
     return method

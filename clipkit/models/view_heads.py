@@ -6,8 +6,8 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipkit.errors import ModelError, one_line
-from clipkit.models.weights import check_safetensors
+from clipkit.models.quiet import as_model_error
+from clipkit.models.weights import check_safetensors, save_tensors
 from clipkit.recipe import HeadRecipe
 
 VIEW_HEADS_FILE = "view_heads.safetensors"
@@ -20,7 +20,7 @@ class ViewHead(nn.Module):
 
     Args:
         recipe: layers, widths, normalization.
-        width: of the trunk's output.
+        width: dimension of the trunk's output.
 
     Example:
         >>> import torch
@@ -46,18 +46,15 @@ class ViewHead(nn.Module):
 
 def save_view_heads(heads: nn.ModuleDict, folder: Path) -> None:
     """Write the heads into the model's folder; remove an older file if there are none."""
-    from safetensors.torch import save_file
-
     if not heads:
         (folder / VIEW_HEADS_FILE).unlink(missing_ok=True)
         return
     metadata = {name: _metadata(head) for name, head in heads.items()}
-    tensors = {name: value.detach().contiguous().cpu() for name, value in heads.state_dict().items()}
-    save_file(tensors, folder / VIEW_HEADS_FILE, metadata=metadata)
+    save_tensors(heads.state_dict(), folder / VIEW_HEADS_FILE, metadata)
 
 
 def load_view_heads(folder: Path) -> nn.ModuleDict:
-    """Load the heads from a model's folder; empty if it has none.
+    """Load the heads from a model's folder; the result is empty if there are none.
 
     Raises:
         ModelError: the file is incomplete or invalid.
@@ -70,15 +67,13 @@ def load_view_heads(folder: Path) -> nn.ModuleDict:
     if not file.is_file():
         return heads
     check_safetensors(file)
-    try:
+    with as_model_error(f"{file}: metadata and weights do not match", "; download it again"):
         with safe_open(file, framework="pt") as opened:
             for name, text in sorted((opened.metadata() or {}).items()):
                 settings = json.loads(text)
                 width = settings.pop("in")
                 heads[name] = ViewHead(HeadRecipe(**settings), width)
         heads.load_state_dict(load_file(file))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{file}: metadata and weights do not match ({one_line(error)}); download it again") from None
     return heads
 
 

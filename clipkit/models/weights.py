@@ -1,4 +1,4 @@
-"""Checks of weight files before they are opened: complete, inside of their folder, and without code."""
+"""Safety checks of weight files before they are opened: complete, inside their folder, and without code."""
 
 import json
 import pickle
@@ -8,38 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clipkit.errors import ModelError, one_line
+from clipkit.models.quiet import as_model_error
+
+# transformers' names of the weights; several files have an index with `.index.json` after the name.
+_SAFETENSORS = "model.safetensors"
+_PICKLE = "pytorch_model.bin"
 
 
-def check_weights(folder: Path, stem: str = "model", older: str = "pytorch_model") -> None:
+def check_weights(folder: Path) -> None:
     """Check that the weights in `folder` can be opened safely: safetensors, or pickles that only hold tensors.
-
-    Args:
-        folder: of the model.
-        stem: name of the safetensors file, or of its index if there are several, without suffix.
-        older: name of the pickle, or of its index, without suffix.
 
     Raises:
         ModelError: weights are missing or incomplete, lie outside of the folder, or would run code.
     """
-    for suffix, name in (("safetensors", stem), ("bin", older)):
-        whole, index = folder / f"{name}.{suffix}", folder / f"{name}.{suffix}.index.json"
-        if whole.is_file():
-            files = [whole]
-        elif index.is_file():
-            files = _files_of_index(index)
-        else:
-            continue
-        for file in files:
-            check_safetensors(file) if suffix == "safetensors" else check_pickle(file)
-        return
-    raise ModelError(f"{folder}: has no weights; it needs {stem}.safetensors or {older}.bin")
+    for name, check in ((_SAFETENSORS, check_safetensors), (_PICKLE, check_pickle)):
+        whole, index = folder / name, folder / f"{name}.index.json"
+        if whole.is_file() or index.is_file():
+            for file in [whole] if whole.is_file() else _files_of_index(index):
+                check(file)
+            return
+    raise ModelError(f"{folder}: has no weights; it needs {_SAFETENSORS} or {_PICKLE}")
 
 
 def has_weights(folder: Path) -> bool:
     """Return whether the folder has weight files with transformers' names."""
-    names = ("model.safetensors", "pytorch_model.bin")
+    names = (_SAFETENSORS, _PICKLE)
     return any((folder / name).is_file() or (folder / f"{name}.index.json").is_file() for name in names)
 
 
@@ -51,15 +47,20 @@ def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
     """
     from safetensors import safe_open
 
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors raises its own exception type
-        raise ModelError(f"{file}: is not a complete safetensors file ({one_line(error)}); download it again") from None
+    incomplete = as_model_error(f"{file}: is not a complete safetensors file", "; download it again")
+    with incomplete, safe_open(file, framework="pt") as tensors:
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors of any device and memory layout to a safetensors file."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, file, metadata)
 
 
 def check_pickle(file: Path) -> None:
-    """Check that a file of `torch.save` only holds tensors and plain values. No code of the file is run.
+    """Check that a PyTorch checkpoint holds only tensors and plain values. No code of the file is run.
 
     Raises:
         ModelError: it is incomplete, or holds objects that need code to load.
@@ -68,7 +69,7 @@ def check_pickle(file: Path) -> None:
 
 
 def read_pickle(file: Path, device: str = "cpu") -> object:
-    """Read what `torch.save` wrote, if it only holds tensors and plain values.
+    """Read a PyTorch checkpoint that holds only tensors and plain values.
 
     Raises:
         ModelError: as for `check_pickle`.
@@ -84,7 +85,9 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
                 f"{file}: holds objects other than tensors, which need code to load; it was not opened: get the "
                 "weights as safetensors from a source you trust"
             ) from None
-        raise ModelError(f"{file}: is not a file of torch.save that only holds tensors; it was not opened") from None
+        raise ModelError(
+            f"{file}: is not a PyTorch checkpoint that holds only tensors, so it was not opened; use another file"
+        ) from None
     except Exception as error:  # torch.load raises many types
         raise ModelError(f"{file}: cannot be read ({one_line(error)}); download it again") from None
 
@@ -93,18 +96,20 @@ def _files_of_index(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index}: is not an index of weights ({one_line(error)}); download it again") from None
+        raise ModelError(f"{index}: is not a valid weight index ({one_line(error)}); download it again") from None
     for name in sorted(names, key=str):
         # Only plain file names: paths may lead out of the folder.
         if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
-            raise ModelError(f"{index}: refers to {name!r} outside of its folder; it was not opened")
+            raise ModelError(
+                f"{index}: refers to {name!r} outside of its folder, so it was not opened; download it again"
+            )
         if not (index.parent / name).is_file():
             raise ModelError(f"{index}: refers to {name}, which is missing; download it")
     return [index.parent / name for name in sorted(names)]
 
 
 def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: tuple[str, ...] = ()) -> None:
-    """Check that transformers found every weight in the shape of the configuration.
+    """Check that transformers loaded every weight with the shape required by the configuration.
 
     Otherwise it silently uses random numbers.
 
@@ -119,12 +124,13 @@ def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: tuple[str, ...
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(unneeded))
     if missing:
         raise ModelError(
-            f"{folder}: its weights lack {missing[0]} ({len(missing)} tensors in total); download them again"
+            f"{folder}: the weight {missing[0]} is missing ({len(missing)} tensors in total); download "
+            "the weights again"
         )
     mismatched = sorted(entry for entry in info["mismatched_keys"] if not entry[0].startswith(unneeded))
     if mismatched:
         name, saved, expected = mismatched[0]
         raise ModelError(
-            f"{folder}: its weights hold {name} as {tuple(saved)}, but config.json requires {tuple(expected)} "
-            f"({len(mismatched)} tensors in total); they do not belong together: download both again"
+            f"{folder}: the weight {name} has shape {tuple(saved)}, but config.json expects {tuple(expected)} "
+            f"({len(mismatched)} tensors differ); weights and config.json are of different models: download both again"
         )

@@ -1,4 +1,4 @@
-"""A recipe: everything that determines a run, typed, validated once at the edge, and never checked again after that.
+"""Recipes: typed settings that determine a training run, validated once when they are read.
 
 >>> recipe = Recipe.from_dict({"model": {"name": "my/clip"}, "data": {"train": "train.csv"}, "output": "runs/a"})
 >>> recipe.optim.lr
@@ -13,12 +13,11 @@ from clipkit.recipe.loss import LossOptions, LossRecipe, LossTerm
 from clipkit.recipe.model import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 from clipkit.recipe.overrides import parse_overrides
 from clipkit.recipe.policies import Policy, Step, steps_of
-from clipkit.recipe.terms import CaptionsTerm, ImageViewsTerm, Side, Term, TextViewsTerm
+from clipkit.recipe.terms import ImageViewsTerm, Side, Term, TextViewsTerm
 from clipkit.recipe.views import HeadRecipe, ImageViewsRecipe, TextViewsRecipe, ViewsRecipe
 from clipkit.recipe.whole import Recipe
 
 __all__ = [
-    "CaptionsTerm",
     "CheckpointRecipe",
     "DataRecipe",
     "EvalRecipe",

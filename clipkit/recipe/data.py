@@ -1,4 +1,4 @@
-"""The data of a recipe."""
+"""Recipe section `data`: training and validation data, augmentation and loading."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -13,11 +13,11 @@ _SPELLINGS = {"labeled": "labelled", "labeled_test": "labelled_test"}
 
 
 class Source(Section):
-    """One of several data sources."""
+    """A data source with its weight, if there are several."""
 
     source: str
     weight: float = Field(default=1.0, ge=1e-6, le=10_000)
-    """How often each of its images is seen in an epoch; 3: three times; 0.5: in every other epoch."""
+    """Number of times that each image of the source is seen per epoch; 0.5: in every other epoch."""
 
 
 def _source_alone(source: object) -> object:
@@ -25,41 +25,43 @@ def _source_alone(source: object) -> object:
 
 
 class DataRecipe(Section):
-    """The training and validation data."""
+    """Training and validation data of a run."""
 
     train: Annotated[
         Annotated[str, Tag("one")]
         | Annotated[list[Annotated[Source, BeforeValidator(_source_alone)]], MinLen(1), Tag("several")],
         Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
     ]
-    """Images with captions; for views also images alone, e.g. a folder of images or class folders. Several sources are
+    """Images with captions; for views also images without captions, e.g. a folder of images. Several sources are
     a list, each with its weight: [photos.csv, {source: hf:me/mine, weight: 3}]."""
     samples: int | None = Field(default=None, ge=1, le=10**12)
     """Pairs per epoch of a stream (shards at an address, or hf:NAME?stream=true), whose length is unknown; at most as
     many as the stream has."""
     validation: str | float | None = None
-    """Pairs to measure on, or a share of the training images that is held out, e.g. 0.1. Their names alone decide which
+    """Validation pairs, or a share of the training images to hold out, e.g. 0.1. Only the image names determine which
     images are held out, so the order of the rows does not matter."""
     labelled: str | None = None
-    """Images with classes, for nearest neighbors and a linear probe during training. Also accepted as `labeled`."""
+    """Labeled images for evaluation by k-nearest neighbors and a linear probe during training. Alias: `labeled`."""
     labelled_test: str | None = None
-    """Images that these are measured on. null: a fifth of each class of `labelled`."""
+    """Labeled test images for these evaluations. null: one fifth of each class of `labelled`."""
     captions: Literal["one", "all"] = "one"
     """one: one caption of each image per epoch, a different one each time; all: every caption in each epoch."""
     augment: Policy = "crop"
     """Augmentation of images for the objective captions. crop: a random resized crop; none: the model's evaluation
     preprocessing; or any other policy."""
     crop_scale: tuple[Share, Share] = (0.8, 1.0)
-    """Share of the image's area that `augment: crop` keeps, lowest and highest."""
+    """Minimum and maximum share of the image area that `augment: crop` keeps."""
     safe: bool = False
     """Do not flip or recolor images whose captions mention left/right or a color."""
     max_bad: float = Field(default=0.01, ge=0, le=1e12)
-    """Missing or unreadable images that a run tolerates: a share if below 1, else a count. Other pairs replace them,
+    """Maximum number of missing or unreadable images: a share if below 1, otherwise a count. Other pairs replace them,
     and bad_samples.jsonl lists them."""
     max_pixels: int = Field(default=178_956_970, ge=1, le=10**10)
-    """Largest width times height of an image. Larger ones count as unreadable: they may be made to fill the memory."""
+    """Maximum number of pixels (width × height) of an image. Larger images count as unreadable: they could be malicious
+files that fill the memory.
+"""
     workers: int = Field(default=4, ge=0, le=1024)
-    """Loader processes for each process of the run; 0: load in that process itself."""
+    """Number of loader processes per process of the run; 0: load in the process of the run."""
 
     @model_validator(mode="before")
     @classmethod
@@ -73,11 +75,11 @@ class DataRecipe(Section):
         low, high = self.crop_scale
         if not low <= high <= 1:
             raise ValueError(
-                f"crop_scale is {[low, high]}; give the lowest and the highest share, at most 1, e.g. [0.8, 1.0]"
+                f"crop_scale is {[low, high]}; give the minimum and the maximum share, both at most 1, e.g. [0.8, 1.0]"
             )
         if self.augment != "crop" and self.crop_scale != type(self).model_fields["crop_scale"].default:
             raise ValueError(
-                "crop_scale applies to augment: crop alone; set scale in the step, e.g. {name: crop, scale: [0.5, 1]}"
+                "crop_scale applies only to augment: crop; set scale in the step, e.g. {name: crop, scale: [0.5, 1]}"
             )
         return self
 
@@ -91,12 +93,12 @@ class DataRecipe(Section):
 
     @property
     def sources(self) -> list[Source]:
-        """The sources of `train` as a list, also if there is one."""
+        """Sources of `train` as a list, also if there is only one."""
         return [Source(source=self.train)] if isinstance(self.train, str) else self.train
 
     @property
     def augmentation(self) -> tuple[Step, ...]:
-        """The steps of `augment`."""
+        """Augmentation steps of `augment`."""
         if self.augment == "crop":
             return (Crop(scale=self.crop_scale),)
         return steps_of(self.augment)

@@ -1,4 +1,4 @@
-"""Sections of a recipe about how it is run: optimizer, loop, checkpoints, evaluation."""
+"""Recipe sections `optim`, `train`, `checkpoint` and `eval`: optimizer, training loop, checkpoints and evaluation."""
 
 import difflib
 from typing import Annotated, Literal
@@ -11,20 +11,20 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimRecipe(Section):
-    """The optimizer, with linear warmup and cosine decay to zero."""
+    """Settings of the optimizer, with linear warmup and cosine decay of the learning rate to zero."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    """sgd has no momentum; betas and eps do not apply to it."""
+    """Name of the optimizer; sgd has no momentum and does not use betas and eps."""
     lr: float = Field(default=1e-5, gt=0, le=1000)
     """Peak learning rate, reached after warmup. 1e-5 fine-tunes a pretrained CLIP; new towers need about 1e-3."""
     weight_decay: float = Field(default=0.1, ge=0, le=1000)
-    """Not applied to biases, normalizations, embeddings of position and class, and the scale."""
+    """Weight decay; not applied to biases, normalization layers, position and class embeddings, and the scale."""
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     eps: float = Field(default=1e-6, ge=1e-30, le=1)
     warmup: float = Field(default=0.1, ge=0, le=1e9)
-    """A share of the run if below 1, else a number of steps."""
+    """Length of the warmup: a share of all steps if below 1, otherwise a number of steps."""
     clip: float | None = Field(default=1.0, ge=1e-9, le=1e9)
-    """Largest norm of the gradient; null: no clipping."""
+    """Maximum norm of the gradient; null: no clipping."""
 
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
@@ -41,19 +41,19 @@ def _check_tracker(name: str) -> str:
 
 
 class TrainRecipe(Section):
-    """The loop."""
+    """Settings of the training loop."""
 
     epochs: Count = 5
     batch_size: int = Field(default=512, ge=2, le=2**24)
-    """Pairs in the global batch, which set the number of negatives: a property of the problem, not of the machine."""
+    """Pairs in the global batch over all processes; the batch size determines the number of negatives."""
     micro_batch_size: Count | Literal["auto"] = "auto"
-    """Pairs in one forward pass on one process; it does not change the result. auto: as many as fit in memory."""
+    """Pairs per forward pass on one process; it does not affect the result. auto: as many as memory allows."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on a GPU that supports it, fp16 on other GPUs, fp32 on a CPU."""
+    """Numeric precision. auto: bf16 on a GPU that supports it, fp16 on other GPUs, fp32 on a CPU."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     log_every: Count = 1
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: a third more time for a fraction of the memory."""
+    """Recompute activations in the backward pass: needs a third more time, but much less memory."""
     compile: bool = False
     """Compile both trunks with torch.compile."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -61,19 +61,19 @@ class TrainRecipe(Section):
     log_with: list[Annotated[str, AfterValidator(_check_tracker)]] = Field(default=[])
     """Trackers of Accelerate, e.g. [tensorboard, wandb], in addition to the files of the run."""
     timeout_minutes: Minutes = 10.0
-    """How long processes wait for one that does not respond."""
+    """Timeout for a process that does not respond, in minutes."""
 
 
 class CheckpointRecipe(Section):
-    """Checkpoints to resume from."""
+    """Settings of the checkpoints from which a run can resume."""
 
     every_steps: Count = 500
-    """One is also written before each evaluation and at the end."""
+    """Steps between checkpoints; one is also written before each evaluation and at the end."""
     every_minutes: Minutes | None = 15.0
-    """Write one also when the last one is this old; null: whatever its age."""
+    """Also write a checkpoint when the last one is older than this; null: only by steps."""
     keep_last: Count = 2
     keep_best: Count = 1
-    """Checkpoints with the best evaluations that are kept in addition to the last ones."""
+    """Number of checkpoints with the best evaluations that are kept in addition to the last ones."""
 
 
 CAPTION_METRICS = (
@@ -84,7 +84,7 @@ LABEL_METRICS = ("knn_acc1", "lp_acc1", "knn_mean_per_class_recall", "lp_mean_pe
 
 
 def view_metrics(tower: str) -> tuple[str, ...]:
-    """Return the metrics of views of images (`image`) or captions (`text`) of which more is better."""
+    """Return the metrics of image views (`image`) or text views (`text`) for which a higher value is better."""
     return tuple(f"{tower}_view_recall@{k}" for k in (1, 5, 10))
 
 
@@ -100,16 +100,17 @@ def _check_metric(name: str) -> str:
 
 
 class EvalRecipe(Section):
-    """Evaluations during training; the weights of the best one are kept."""
+    """Settings of the evaluations during training; the weights with the best evaluation are kept."""
 
     every_epochs: Count = 1
     metric: Annotated[str, AfterValidator(_check_metric)] = "auto"
-    """Metric that chooses the best weights. auto: mean_recall with captions, else recall of views."""
+    """Metric that selects the best weights. auto: mean_recall with captions, otherwise the recall of views."""
     retention: str | None = None
-    """A small data set, with classes or with captions, on which the model should not get worse; measured at the start
+    """A small dataset, labeled or with captions, on which the model should not get worse; evaluated at the start
     and at each evaluation. null: the similarities of the pretrained model on held-out pairs."""
     patience: Count | None = None
-    """End the run after this many evaluations without a new best one; null: run all epochs."""
+    """End the run after this many evaluations without a new best result; null: run all epochs."""
     interpolate: bool = False
-    """After training, measure weights between those at start and end (alpha 0, 0.25, 0.5, 0.75, 1); keep those with the
+    """After training, evaluate interpolations between the initial and final weights (alpha 0 to 1); keep the one with
+    the
     highest mean of eval.metric and retention."""

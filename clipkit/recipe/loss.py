@@ -1,20 +1,18 @@
-"""The loss of a recipe."""
+"""Recipe section `loss`: one loss, or a weighted sum of losses, with options."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from clipkit.catalogue import LOSSES, Need
+from clipkit.closest import closest
 from clipkit.recipe.section import Section, Weight
 
 
 def _check_loss(name: str) -> str:
     if name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, 1, 0.5)
-        advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(LOSSES)}"
-        raise ValueError(f"{name!r} is not a loss; {advice}")
+        raise ValueError(f"{name!r} is not a loss; {closest(name, LOSSES)}")
     return name
 
 
@@ -29,19 +27,19 @@ class LossOptions(Section):
     """Options of losses; `clipkit train --help` lists which apply to which loss."""
 
     duplicates: Literal["positive", "ignore", "negative"] = "positive"
-    """How to treat another pair of the batch with the same image or the same caption."""
+    """Treatment of other pairs in the batch with the same image or caption: as positives, ignored, or as negatives."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of each target that is spread over the whole batch."""
+    """Share of each target that is distributed evenly over the whole batch."""
     margin: float | None = Field(default=None, gt=0, le=2)
-    """In cosine or euclidean distance. null: the default of the loss (triplet 0.2, contrastive 0.5)."""
+    """Margin, in units of `distance`. null: the default of the loss (triplet 0.2, contrastive 0.5)."""
     mining: Literal["all", "semihard", "hard"] = "hard"
-    """Which triplets count."""
+    """Triplets that the loss averages over: all, semi-hard or hardest negatives."""
     distance: Literal["cosine", "euclidean"] = "cosine"
     teacher: str | None = Field(default=None, min_length=1)
-    """Model whose similarities are the target, in any form that model.name accepts."""
+    """Teacher model, whose similarities are the target; any value that model.name accepts."""
 
     def unused_options(self, names: Sequence[str]) -> list[str]:
-        """Return the options that were given and apply to none of these losses."""
+        """Return the options that were set although none of these losses uses them."""
         used = {option for name in names for option in LOSSES[name].options}
         fields = LossOptions.model_fields
         return [key for key in fields if key not in used and getattr(self, key) != fields[key].default]
@@ -55,7 +53,7 @@ class LossTerm(LossOptions):
 
 
 class LossRecipe(LossOptions):
-    """One loss, or a list of losses with weights and options, which are added up."""
+    """One loss, or the sum of several losses with weights and options."""
 
     name: Annotated[
         Annotated[LossName, Tag("one")] | Annotated[list[LossTerm], Tag("several")], Discriminator(_one_or_several)
@@ -63,7 +61,7 @@ class LossRecipe(LossOptions):
 
     @property
     def terms(self) -> list[LossTerm]:
-        """The losses as a list, also if there is one."""
+        """Losses as a list, also if there is only one."""
         if isinstance(self.name, list):
             return self.name
         return [LossTerm(name=self.name, **{key: getattr(self, key) for key in LossOptions.model_fields})]
@@ -75,19 +73,20 @@ class LossRecipe(LossOptions):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Everything that the losses are computed from."""
+        """Additional inputs that the losses need."""
         return frozenset(need for name in self.names for need in LOSSES[name].needs)
 
     @model_validator(mode="after")
     def _options_apply(self) -> Self:
         if isinstance(self.name, list):
             if not self.name:
-                raise ValueError("name is an empty list; name at least one loss")
+                raise ValueError("name is an empty list; add at least one loss")
             if unused := self.unused_options([]):
-                raise ValueError(f"{unused[0]} is set beside a list of losses; move it into an entry of loss.name")
+                raise ValueError(f"{unused[0]} is set next to a list of losses; move it into an entry of loss.name")
         if all(Need.ANOTHER_LOSS in LOSSES[name].needs for name in self.names):
             raise ValueError(
-                f"name: {' + '.join(self.names)} alone makes all features collapse; combine it with another loss, "
+                f"name: {' + '.join(self.names)} alone would collapse all features to one point; combine it "
+                "with another loss, "
                 f"e.g. [{{name: infonce}}, {{name: {self.names[0]}}}]"
             )
         for term in self.terms:

@@ -1,4 +1,4 @@
-"""The model of a recipe."""
+"""Recipe section `model`: a whole dual encoder, or two towers with a new projection."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -11,13 +11,13 @@ TUNE_METHODS = {
     "full": "all parameters",
     "last:N": "the last N blocks and the projection",
     "head": "the projection",
-    "frozen": "nothing but a new projection",
+    "frozen": "only a new projection",
 }
-"""Tuning methods and what each of them trains; `clipkit.models.tuning` holds the code."""
+"""Tuning methods with the parameters that each of them trains; implemented in `clipkit.models.tuning`."""
 
 
 def parse_tune(tune: str) -> tuple[str, int]:
-    """Split a tuning method into its row of `TUNE_METHODS` and its number N, 0 if it takes none.
+    """Split a tuning method into its key in `TUNE_METHODS` and its number N, or 0 if it has no number.
 
     >>> parse_tune("last:2")
     ('last:N', 2)
@@ -39,43 +39,45 @@ Tune = Annotated[str, AfterValidator(_check_tune)]
 
 
 class ImageTowerRecipe(Section):
-    """The image tower."""
+    """Settings of the image tower."""
 
     name: str | None = None
-    """`timm:NAME` or a folder written by timm; together with text.name it makes a composed model."""
+    """`timm:NAME` or a folder written by timm; image.name and text.name together define a composed model."""
     pretrained: bool = True
     tune: Tune = "full"
     image_size: Width | None = None
-    """Side of the square input in pixels. null: the tower's own size."""
+    """Side of the square input in pixels. null: the default size of the tower."""
 
 
 class TextTowerRecipe(Section):
-    """The text tower."""
+    """Settings of the text tower."""
 
     name: str | None = None
     """`hf:NAME` (a Hub repository; with `pretrained: false` also a model type such as hf:bert) or a folder."""
     pretrained: bool = True
     tune: Tune = "full"
     tokenizer: str | None = None
-    """`open_clip:ARCH`, `hf:NAME` or a folder. null: the tower's own tokenizer."""
+    """`open_clip:ARCH`, `hf:NAME` or a folder. null: the tokenizer of the tower."""
     context_length: int | None = Field(default=None, ge=1, le=10**6)
-    """Largest number of tokens; longer captions are cut. null: the tokenizer's own limit."""
+    """Maximum number of tokens; longer captions are truncated. null: the limit of the tokenizer."""
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"
-    """How token states become one vector. auto: as the folder says (sentence-transformers), else mean."""
+    """Pooling of the token states into one vector. auto: as configured in the folder (sentence-transformers), else
+    mean."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Rate of the tower's dropout layers in training. Above 0 the result depends on micro_batch_size."""
+    """Rate of the tower's dropout layers in training. If above 0, the result depends on micro_batch_size."""
     config: dict[str, Any] = Field(default={})
-    """With `pretrained: false`: values of the transformers configuration, e.g. hidden_size or num_hidden_layers."""
+    """Values of the transformers configuration, e.g. hidden_size; only with `pretrained: false`."""
 
 
 class ModelRecipe(Section):
-    """One whole dual encoder by `name`, two towers with new projections between them, or, for views, one tower."""
+    """A whole dual encoder (`name`), two towers with new projections, or, for views, a single tower."""
 
     name: str | None = None
     image: ImageTowerRecipe = ImageTowerRecipe()
     text: TextTowerRecipe = TextTowerRecipe()
     embed_dim: Width | None = None
-    """Width of the shared space of a composed model. null: 512 with two towers; with one tower, no projection."""
+    """Dimension of the shared feature space of a composed model. null: 512 with two towers; with one tower, no
+    projection."""
     projection: Literal["linear", "mlp"] = "linear"
     """Projection of a composed model, after a LayerNorm: one linear layer, or two with a GELU between them."""
     temperature: Temperature | None = None
@@ -103,11 +105,12 @@ class ModelRecipe(Section):
             given = [key for key, value in of_towers.items() if value is not None]
             if given:
                 raise ValueError(
-                    f"{given[0]} applies to two towers, not to the whole model {self.name}; remove it, or remove name"
+                    f"{given[0]} applies only to a model of two towers, not to the whole model {self.name}; "
+                    "remove it, or remove name"
                 )
         return self
 
     def has(self, tower: str) -> bool:
-        """Return whether there is an image tower, or a text tower."""
+        """Return whether the model has an image tower (`image`), or a text tower (`text`)."""
         section = self.image if tower == "image" else self.text
         return self.name is not None or section.name is not None

@@ -1,4 +1,4 @@
-"""Changes to a recipe: `key.sub=value`."""
+"""Overrides of recipe values, written `key.sub=value`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,28 +8,49 @@ from clipkit.parsing import parse_yaml
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return `["optim.lr=1e-5", "data.validation=null"]` as a dict; values are YAML."""
+    """Return `["optim.lr=1e-5", "data.validation=null"]` as a dict.
+
+    Numbers, true, false, null, quoted texts, [lists] and {mappings} are YAML. Everything else is a text and is taken as
+    it is typed, e.g. `output=runs/a #2`.
+    """
     changes: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise RecipeError(f"{override!r} is not an override; write key.sub=value, e.g. optim.lr=1e-5")
-        try:
-            changes[key] = parse_yaml(value)
-        except ValueError:
-            changes[key] = value
+        changes[key] = _value(value)
     return changes
 
 
+def _value(typed: str) -> Any:
+    try:
+        value = parse_yaml(typed)
+    except ValueError:
+        return typed
+    text = typed.strip()
+    if isinstance(value, str):
+        # A text that ends with its second quotation mark is YAML; after it there may only be a comment.
+        return value if text[:1] in ("'", '"') and text[-1:] == text[:1] and len(text) > 1 else typed
+    if isinstance(value, list | dict):
+        return value if text[:1] in ("[", "{") and text[-1:] in ("]", "}") else typed
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # YAML reads 12:30 as a number in base 60, 2024-01-01 as a date, and leaves out what follows a #.
+    if "#" in text or (is_number and ":" in text) or not isinstance(value, int | float | None):
+        return typed
+    return value
+
+
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with changes such as `{"key.sub": value}` applied."""
+    """Return a copy of the values with overrides such as `{"key.sub": value}` applied."""
     result = dict(values)
     for dotted, value in changes.items():
         section, dot, rest = dotted.partition(".")
         if dot:
             old = result.get(section)
             if old is not None and not isinstance(old, Mapping):
-                raise RecipeError(f"{dotted}={value}: {section} is a single value without keys; set {section} itself")
+                raise RecipeError(
+                    f"{dotted}={value}: {section} is a single value and has no keys; set {section} directly"
+                )
             result[section] = merged(old or {}, {rest: value})
         else:
             result[section] = value

@@ -1,13 +1,12 @@
-"""Augmentation policies: lists of steps, each with its strength; some have a name.
+"""Augmentation policies: lists of steps with their parameters. Some policies have a name.
 
-A new policy is one more entry of `POLICIES`. Sizes are in pixels of the tower's input, angles in degrees, p is the
+To add a named policy, add an entry to `POLICIES`. Sizes are in pixels of the tower's input, angles in degrees, p is the
 probability that a step is applied to an image.
 
 >>> [step.name for step in steps_of("slip")]
 ['crop', 'jitter', 'grayscale', 'blur', 'flip']
 """
 
-import difflib
 import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -22,6 +21,7 @@ from pydantic import (
     ValidationError,
 )
 
+from clipkit.closest import closest
 from clipkit.errors import RecipeError
 from clipkit.parsing import parse_yaml
 from clipkit.recipe.section import Section
@@ -43,17 +43,17 @@ Shares = Annotated[tuple[Share, Share], AfterValidator(_check_rising)]
 
 
 class Crop(Section):
-    """A random part of the image, resized to the input's size (Szegedy et al. 2015)."""
+    """Crop a random part of the image and resize it to the input size (Szegedy et al. 2015)."""
 
     name: Literal["crop"] = "crop"
     scale: Shares = (0.8, 1.0)
-    """Share of the image's area, lowest and highest."""
+    """Minimum and maximum share of the image area."""
     ratio: Annotated[tuple[Ratio, Ratio], AfterValidator(_check_rising)] = (3 / 4, 4 / 3)
-    """Width to height, lowest and highest."""
+    """Minimum and maximum ratio of width to height."""
 
 
 class Flip(Section):
-    """The mirror image."""
+    """Mirror the image."""
 
     name: Literal["flip"] = "flip"
     direction: Literal["horizontal", "vertical"] = "horizontal"
@@ -61,16 +61,16 @@ class Flip(Section):
 
 
 class Rotate(Section):
-    """A rotation around the center; corners become gray."""
+    """Rotate the image around its center; the corners become gray."""
 
     name: Literal["rotate"] = "rotate"
     degrees: float = Field(default=30.0, gt=0, le=180)
-    """Largest angle to either side."""
+    """Maximum angle in degrees, in either direction."""
     p: Probability = 1.0
 
 
 class Jitter(Section):
-    """Random changes of color: factors in [1 − x, 1 + x], hue by at most this share of the circle."""
+    """Change the colors randomly: a value x means a factor in [1 − x, 1 + x]; hue is a share of the color circle."""
 
     name: Literal["jitter"] = "jitter"
     brightness: Strength = 0.4
@@ -88,16 +88,16 @@ class Grayscale(Section):
 
 
 class Blur(Section):
-    """A Gaussian blur."""
+    """Blur the image with a Gaussian kernel."""
 
     name: Literal["blur"] = "blur"
     sigma: Annotated[tuple[Sigma, Sigma], AfterValidator(_check_rising)] = (0.1, 2.0)
-    """Lowest and highest, in pixels."""
+    """Minimum and maximum standard deviation in pixels."""
     p: Probability = 0.5
 
 
 class Solarize(Section):
-    """Invert values above the threshold (of 255)."""
+    """Invert pixel values above the threshold (0 to 255)."""
 
     name: Literal["solarize"] = "solarize"
     threshold: float = Field(default=128.0, ge=0, le=255)
@@ -105,16 +105,16 @@ class Solarize(Section):
 
 
 class Cutout(Section):
-    """A gray rectangle over a part of the image (Zhong et al. 2020)."""
+    """Cover a part of the image with a gray rectangle (Zhong et al. 2020)."""
 
     name: Literal["cutout"] = "cutout"
     scale: Shares = (0.02, 0.33)
-    """Share of the area, lowest and highest."""
+    """Minimum and maximum share of the image area."""
     p: Probability = 0.5
 
 
 class RandAugment(Section):
-    """A few of fourteen operations, drawn at random (Cubuk et al. 2020)."""
+    """Apply a few of fourteen operations, drawn at random (Cubuk et al. 2020)."""
 
     name: Literal["randaugment"] = "randaugment"
     count: int = Field(default=2, ge=1, le=100)
@@ -140,7 +140,7 @@ POLICIES: dict[str, tuple[Step, ...]] = {
     ),
     # Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning".
     "moco": (Crop(scale=(0.2, 1.0)), Jitter(), Grayscale(), Blur(), Flip()),
-    # Mu et al. 2022, for the two views beside the captions'.
+    # Mu et al. 2022, for the two views in addition to the captions.
     "slip": (Crop(scale=(0.08, 1.0)), Jitter(), Grayscale(), Blur(), Flip()),
     # Grill et al. 2020, appendix B: one for each view.
     "byol_first": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grayscale(), Blur(p=1.0)),
@@ -150,8 +150,7 @@ POLICIES: dict[str, tuple[Step, ...]] = {
 
 def _check_policy(name: str) -> str:
     if name not in POLICIES:
-        near = difflib.get_close_matches(name, POLICIES, 1, 0.5)
-        advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(POLICIES)}"
+        advice = closest(name, POLICIES)
         raise ValueError(f"{name!r} is not a policy; {advice} (or give a list of steps, e.g. [crop, flip])")
     return name
 
@@ -160,7 +159,7 @@ _SPELLINGS = {"grey": "grayscale", "gray": "grayscale", "solarise": "solarize"}
 
 
 def _with_name(step: object) -> object:
-    """Return a step that is given by name alone as a mapping, in the spelling of its class."""
+    """Convert a step given only by its name to a mapping, and normalize the spelling of its name."""
     if isinstance(step, str):
         step = {"name": step}
     if isinstance(step, dict) and isinstance(name := step.get("name"), str):
@@ -168,7 +167,7 @@ def _with_name(step: object) -> object:
     return step
 
 
-# A name, or a list of steps, each a mapping or a name alone: [crop, {name: rotate, degrees: 15}].
+# A name, or a list of steps, each of which is a mapping or just a name: [crop, {name: rotate, degrees: 15}].
 Policy = Annotated[
     Annotated[str, AfterValidator(_check_policy), Tag("one")]
     | Annotated[
@@ -184,7 +183,7 @@ def steps_of(policy: str | Sequence[Step]) -> tuple[Step, ...]:
 
 
 def parse_policy(text: str) -> tuple[Step, ...]:
-    """Return the steps of a policy of the command line: a name, or a list of steps in YAML.
+    """Parse a policy from the command line: a name, or a list of steps in YAML.
 
     Raises:
         RecipeError: `text` is neither.
@@ -195,11 +194,11 @@ def parse_policy(text: str) -> tuple[Step, ...]:
         problem = error.errors()[0]
         raise RecipeError(f"--policy {text}: {problem['msg'].removeprefix('Value error, ')}") from None
     except ValueError as error:
-        raise RecipeError(f"{text!r} is not a policy: {error}") from None
+        raise RecipeError(f"--policy {text!r} is not valid YAML ({error}); give a name or a list of steps") from None
 
 
 def table() -> str:
-    """Return the named policies with their strengths, for a terminal."""
+    """Return the named policies with their steps and parameters, formatted for a terminal."""
     rows = []
     for name, steps in POLICIES.items():
         line = f"{name}: {', '.join(map(_written, steps)) or 'nothing'}"

@@ -1,4 +1,4 @@
-"""The error message of an invalid recipe, in one line."""
+"""One-line error messages for invalid recipes."""
 
 import difflib
 import re
@@ -19,7 +19,7 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-# Names that other tools use.
+# Key names from other tools -> keys of a recipe.
 _ELSEWHERE = {
     "learning_rate": "optim.lr",
     "wd": "optim.weight_decay",
@@ -33,7 +33,7 @@ _ELSEWHERE = {
 
 
 def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
-    """Return the likeliest cause, with the key and advice."""
+    """Return a message about the most likely cause, with the key and advice."""
     # An unknown key first: a misspelled key is often why another one is missing.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
@@ -57,7 +57,7 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
             advice = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(siblings or known)}"
             return f"{key} is not an option; {advice}"
         case "missing":
-            return f"{key} is missing; every recipe needs it"
+            return f"{key} is missing; every recipe needs it, so add it"
         case "value_error":
             message = problem["msg"].removeprefix("Value error, ")
             # A message of a section that starts with one of its keys.

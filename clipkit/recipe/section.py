@@ -1,4 +1,4 @@
-"""The base class of every part of a recipe, and a recipe's values by dotted key."""
+"""Base class of all recipe sections."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, get_args, get_origin
@@ -14,7 +14,7 @@ Minutes = Annotated[float, Field(gt=0, le=525_600)]  # a year
 
 
 class Section(BaseModel):
-    """A section of a recipe: read-only; unknown keys are errors. Numbers are finite, and true is not a number."""
+    """Base class of recipe sections: read-only; unknown keys are errors, numbers are finite, true is not a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -43,16 +43,3 @@ def _invalid(name: str, value: object, reason: str) -> PydanticCustomError:
 def _contains(kind: Any, *sought: Any) -> bool:
     """Return whether an annotation contains one of the types."""
     return kind in sought or any(_contains(part, *sought) for part in get_args(kind))
-
-
-def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of a nested mapping by dotted key.
-
-    Example:
-        >>> flat({"optim": {"lr": 1e-5}, "output": "run"})
-        {'optim.lr': 1e-05, 'output': 'run'}
-    """
-    values: dict[str, Any] = {}
-    for key, value in section.items():
-        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return values

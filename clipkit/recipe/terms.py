@@ -1,7 +1,7 @@
-"""The terms of a recipe's objective: the data that each reads, the towers that it trains, the metrics that it offers.
+"""Terms of a recipe's objective: the data that each term reads, the towers that it trains, the metrics that it offers.
 
-Whatever depends on the objective asks its terms; nothing else compares names of objectives. A new objective is one row
-in `OBJECTIVES` and one file in `clipkit/training/objectives`, with the name of its term.
+Code that depends on the objective uses its terms and never compares names of objectives. To add one, add a row
+to `OBJECTIVES` and a file with the name of its term to `clipkit/training/objectives`.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ Side = Literal["image", "text"]
 
 
 class Sections(Protocol):
-    """The sections of a recipe that terms are made from."""
+    """Sections of a recipe from which terms are built."""
 
     @property
     def model(self) -> ModelRecipe: ...
@@ -34,71 +34,67 @@ class Sections(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One term of the objective."""
+    """One term of the objective, e.g. captions or image views."""
 
     name: str
-    """Its file in `clipkit/training/objectives`."""
+    """Name of the file in `clipkit/training/objectives` that implements the term."""
     weight: float
     towers: tuple[Side, ...]
-    """Towers whose features it compares."""
+    """Towers whose features the term compares."""
     reads: frozenset[Literal["images", "captions"]]
     """Columns that the data must have."""
     needs: frozenset[Need] = frozenset()
-    """Everything that it is computed from, besides features: the model's scale or bias, wrong captions, a teacher."""
+    """Inputs besides the features: the model's scale or bias, hard negative captions, a teacher."""
     losses: tuple[LossTerm, ...] = ()
-    """Losses that the recipe chooses."""
+    """Losses that the recipe selects for this term."""
     metrics: tuple[str, ...] = ()
-    """Metrics that can choose the best weights, the default first."""
+    """Metrics that can select the best weights, the default first."""
     heads: Mapping[Side, HeadRecipe] = field(default_factory=dict)
-    """Projection heads between a trunk and the loss; without one the loss sees the tower's own features."""
+    """Projection heads between a trunk and the loss; without a head, the loss uses the features of the tower."""
     augmentation: tuple[Step, ...] = ()
-    """Augmentation of its images, as the report shows it."""
+    """Augmentation of the images of this term, for the report."""
     safe: bool = False
     """Do not flip or recolor images whose captions mention left/right or a color."""
     fewest_samples: int = 1
-    """Validation samples that its metrics need."""
+    """Minimum number of validation samples that the metrics need."""
     not_streamed: tuple[str, ...] = ()
-    """Keys of the recipe that it uses and that do not work with a stream."""
+    """Recipe keys that the term uses and that are not supported with a stream."""
 
     @property
     def is_cross_modal(self) -> bool:
-        """True if it compares images with captions; logit_scale belongs to these comparisons."""
+        """True if the term compares images with captions, for which the model has a logit_scale."""
         return self.towers == ("image", "text")
 
     @property
     def kept_heads(self) -> list[Side]:
-        """Sides whose head is saved with the model."""
+        """Towers (image, text) whose projection head is saved with the model."""
         return [side for side, head in self.heads.items() if head.keep]
-
-
-class CaptionsTerm(Term):
-    """An image's positive is its caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViewsTerm(Term):
-    """An image's positive is another view of it."""
+    """Term in which the positive of an image view is another view of the same image."""
 
     views: ImageViewsRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextViewsTerm(Term):
-    """A caption's positive is another view of it."""
+    """Term in which the positive of a caption view is another view of the same caption."""
 
     views: TextViewsRecipe
 
 
 def _captions(sections: Sections, weight: float) -> list[Term]:
-    losses, needs = tuple(sections.loss.terms), sections.loss.needs
+    needs = sections.loss.needs
     refused = {"loss.teacher": Need.TEACHER, "negative captions": Need.NEGATIVES}
-    term = CaptionsTerm(
+    term = Term(
         name="captions",
         weight=weight,
         towers=("image", "text"),
         reads=frozenset({"images", "captions"}),
         needs=needs,
-        losses=losses,
+        losses=tuple(sections.loss.terms),
         metrics=CAPTION_METRICS,
         augmentation=sections.data.augmentation,
         safe=sections.data.safe,
@@ -126,7 +122,7 @@ def _image_views(views: ImageViewsRecipe, weight: float) -> ImageViewsTerm:
         weight=weight,
         towers=("image",),
         reads=frozenset({"images", "captions"} if named else {"images"}),
-        needs=views.loss.needs - {Need.SCALE},  # its temperature is fixed
+        needs=views.loss.needs - {Need.SCALE},  # the temperature of this loss is fixed
         losses=tuple(views.loss.terms),
         metrics=view_metrics("image"),
         heads={} if views.head is None else {"image": views.head},
@@ -141,7 +137,8 @@ def _image_views(views: ImageViewsRecipe, weight: float) -> ImageViewsTerm:
 def _text_views(views: TextViewsRecipe, weight: float, dropout: float) -> TextViewsTerm:
     if dropout == 0 and views.are_equal:
         raise ValueError(
-            f"views.text.policies {views.policies} gives two equal views without dropout; set model.text.dropout, e.g. "
+            f"views.text.policies {views.policies} produces two equal views without dropout; set "
+            "model.text.dropout, e.g. "
             "0.1, or use crop or sibling"
         )
     return TextViewsTerm(
@@ -161,10 +158,11 @@ def _text_views(views: TextViewsRecipe, weight: float, dropout: float) -> TextVi
 
 @dataclass(frozen=True)
 class ObjectiveRow:
-    """The meaning of `objective: {NAME: weight}`."""
+    """Definition of one name in `objective: {NAME: weight}`."""
 
     terms: Callable[[Sections, float], list[Term]]
-    """(sections of the recipe, weight) -> its terms; ValueError if the sections do not fit."""
+    """Function from the recipe sections and the weight to the terms; raises ValueError if the sections are
+    unsuitable."""
     keys: tuple[str, ...] = ()
     """Keys of the recipe that apply only to objectives that list them."""
 

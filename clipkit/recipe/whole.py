@@ -1,4 +1,4 @@
-"""The whole recipe."""
+"""Class `Recipe`: all sections of a recipe, and checks that involve several sections."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,30 +37,30 @@ Objective = Annotated[dict[str, Weight], BeforeValidator(_with_weights)]
 
 
 class Recipe(Section):
-    """Everything that determines a run. Keys, defaults and meanings are the fields of the sections."""
+    """All settings that determine a run. The fields of the sections document the keys and their defaults."""
 
     model: ModelRecipe
     data: DataRecipe
     objective: Objective = Field(default={"captions": 1.0})
-    """captions, views, or both with weights, e.g. {captions: 1, views: 1} (SLIP)."""
+    """Training objective: captions, views, or both with weights, e.g. {captions: 1, views: 1} (SLIP)."""
     loss: LossRecipe = LossRecipe()
-    """Loss of captions; views have their own."""
+    """Loss of the objective captions; views have a separate loss in `views`."""
     views: ViewsRecipe | None = None
     optim: OptimRecipe = OptimRecipe()
     train: TrainRecipe = TrainRecipe()
     checkpoint: CheckpointRecipe = CheckpointRecipe()
     eval: EvalRecipe = EvalRecipe()
     output: str
-    """The run folder."""
+    """Run folder, to which all results are written."""
 
     @property
     def terms(self) -> list[Term]:
-        """The terms of the objective, in an order that does not depend on how the recipe lists them."""
+        """Terms of the objective, in an order that does not depend on their order in the recipe."""
         return [term for name in sorted(self.objective) for term in OBJECTIVES[name].terms(self, self.objective[name])]
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Everything that the objective is computed from, besides features."""
+        """Inputs that the objective needs in addition to the features."""
         return frozenset(need for term in self.terms for need in term.needs)
 
     @property
@@ -70,13 +70,13 @@ class Recipe(Section):
 
     @property
     def metrics(self) -> list[str]:
-        """Metrics that can choose the best weights, the default first."""
+        """Metrics that can select the best weights, the default first."""
         offered = [metric for term in self.terms for metric in term.metrics if self.data.validation is not None]
         return list(dict.fromkeys(offered)) + list(LABEL_METRICS) * (self.data.labelled is not None)
 
     @property
     def metric(self) -> str | None:
-        """The metric that chooses the best weights; None if nothing is measured."""
+        """Metric that selects the best weights; None if there is no evaluation."""
         return next(iter(self.metrics), None) if self.eval.metric == "auto" else self.eval.metric
 
     @model_validator(mode="after")
@@ -93,11 +93,11 @@ class Recipe(Section):
             users = [term for term in self.terms if side in term.towers]
             if not users and model.name is None and model.has(side):
                 raise ValueError(
-                    f"model.{side} is a new tower that no objective trains; remove it, or add captions to objective"
+                    f"model.{side} is a new tower, but no objective trains it; remove it, or add captions to objective"
                 )
             if users and all(side in term.heads for term in users) and model.embed_dim:
                 raise ValueError(
-                    f"model.embed_dim asks for a projection, which nothing trains beside views.{side}.head; remove "
+                    f"model.embed_dim adds a projection, but with views.{side}.head no loss trains it; remove "
                     f"embed_dim, or set views.{side}.head: null"
                 )
         return self
@@ -109,7 +109,8 @@ class Recipe(Section):
             for key in (key for key in row.keys if key not in used):
                 if given := _changed(self, key):
                     raise ValueError(
-                        f"{given} is only for the objective {name}, which this recipe does not have; remove it, or set "
+                        f"{given} applies only to the objective {name}, which this recipe does not have; remove "
+                        "it, or set "
                         f"objective: {{{next(iter(self.objective))}: 1, {name}: 1}}"
                     )
         return self
@@ -120,23 +121,28 @@ class Recipe(Section):
         if data.labelled is not None and not self.model.has("image"):
             raise ValueError("data.labelled has images, but the model has no image tower; remove data.labelled")
         if data.labelled is None and data.labelled_test is not None:
-            raise ValueError("data.labelled_test needs data.labelled, the images to learn the classes from")
+            raise ValueError(
+                "data.labelled_test is set without data.labelled, the labeled training images; set both, or remove it"
+            )
         if self.eval.interpolate and (self.model.name is None or not self.metrics):
             raise ValueError(
                 "eval.interpolate needs model.name, the whole model that it starts from, and data.validation to choose "
                 "the weights; set both, or remove it"
             )
         if self.eval.patience is not None and not self.metrics:
-            raise ValueError("eval.patience needs evaluations, but nothing is measured; set data.validation")
+            raise ValueError(
+                "eval.patience needs evaluations during training, but there are none; set data.validation, or remove it"
+            )
         if self.eval.metric != "auto" and self.metrics and self.eval.metric not in self.metrics:
             raise ValueError(
-                f"eval.metric {self.eval.metric} is not measured here; choose one of {', '.join(self.metrics)}"
+                f"eval.metric {self.eval.metric} is not available with this recipe; choose one of "
+                f"{', '.join(self.metrics)}"
             )
         return self
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Self:
-        """Validate `values`; an error names the key, and the nearest valid one if the key is unknown."""
+        """Validate `values`; the error message names the key, and the most similar valid key if it is unknown."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
@@ -144,31 +150,34 @@ class Recipe(Section):
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML file and apply `key.sub=value` overrides before anything is validated."""
+        """Read a YAML file, apply `key.sub=value` overrides, and validate the result."""
         path = Path(path)
         try:
             values = read_yaml(path)
         except FileNotFoundError:
-            raise RecipeError(f"{path}: there is no such recipe; give the path of a YAML file") from None
+            raise RecipeError(f"{path}: file not found; give the path of a recipe (a YAML file)") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: unreadable as a recipe ({error}); give a YAML file in UTF-8") from None
+            raise RecipeError(f"{path}: cannot be read ({error}); give the path of a recipe (a YAML file)") from None
         except ValueError as error:
-            raise RecipeError(f"{path}: invalid YAML: {error}; correct the file") from None
+            raise RecipeError(f"{path}: is not valid YAML ({error}); fix it") from None
         if not isinstance(values, dict):
-            raise RecipeError(f"{path}: not a recipe; write a mapping of sections (model, data, train, …)")
+            raise RecipeError(f"{path}: is not a recipe; write a mapping of sections (model, data, train, …)")
         return cls.from_dict(merged(values, parse_overrides(overrides)), source=str(path))
 
     def override(self, changes: Mapping[str, Any]) -> Self:
-        """Return a new recipe with changes such as `{"optim.lr": 1e-5}` applied."""
+        """Return a new recipe with overrides such as `{"optim.lr": 1e-5}` applied."""
         return type(self).from_dict(merged(self.model_dump(mode="json"), changes))
 
     def to_yaml(self) -> str:
-        """Return the complete recipe as YAML, every default written out."""
+        """Return the complete recipe, including all defaults, as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _changed(section: Section, key: str) -> str:
-    """Return the first key at or below `key` whose value is not its default; empty if there is none."""
+    """Return `key`, or the first key below it, whose value differs from its default.
+
+    The result is an empty string if there is no such key.
+    """
     name, _, rest = key.partition(".")
     value, default = getattr(section, name), type(section).model_fields[name].default
     if not rest and not isinstance(default, Section):

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 # Placeholders that become CSS variables of the page, whose gray differs between light and dark mode.
 _AXIS = "#808890"
 _TEXT = "#808891"
@@ -103,30 +105,24 @@ def _name_rows(axes: Any, names: Sequence[str], left: float) -> None:
 
 def reliability_chart(confidence: Sequence[float], correct: Sequence[bool], bins: int = 15) -> str:
     """Draw accuracy against confidence, in bins of equal width, with bars for the number of images per bin."""
-    counts, sums, hits = [0] * bins, [0.0] * bins, [0] * bins
-    for value, hit in zip(confidence, correct, strict=True):
-        index = min(bins - 1, max(0, math.ceil(value * bins) - 1))
-        counts[index] += 1
-        sums[index] += value
-        hits[index] += hit
-    filled = [index for index in range(bins) if counts[index]]
+    bin_of = (np.ceil(np.asarray(confidence) * bins).astype(int) - 1).clip(0, bins - 1)
+    counts, sums, hits = (np.bincount(bin_of, weights, bins) for weights in (None, confidence, correct))
+    filled = np.flatnonzero(counts)
     with _drawing("confidence", "accuracy", (_SIZE[0], 4.0)) as drawing:
         axes = drawing.axes
-        largest = max(counts)
-        middles = [(index + 0.5) / bins for index in filled]
-        heights = [counts[index] / largest / 4 for index in filled]
-        axes.bar(middles, heights, width=0.9 / bins, color=_AXIS, alpha=0.3, label="number of images (relative)")
+        heights = counts[filled] / counts.max() / 4
+        label = "number of images (relative)"
+        axes.bar((filled + 0.5) / bins, heights, width=0.9 / bins, color=_AXIS, alpha=0.3, label=label)
         axes.plot([0, 1], [0, 1], color=_TEXT, linewidth=1, linestyle=":", label="perfect calibration")
-        means = [sums[index] / counts[index] for index in filled]
-        accuracies = [hits[index] / counts[index] for index in filled]
+        means, accuracies = (totals[filled] / counts[filled] for totals in (sums, hits))
         axes.plot(means, accuracies, color=_LINES[0], linewidth=1.6, marker="o", markersize=4, label="this model")
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.02)
         axes.grid(alpha=0.25)
         _legend(axes, "upper left")
         drawing.description = "; ".join(
-            f"confidence {mean:.0%}: accuracy {accuracy:.0%} of {counts[index]}"
-            for mean, accuracy, index in zip(means, accuracies, filled, strict=True)
+            f"confidence {mean:.0%}: accuracy {accuracy:.0%} of {count}"
+            for mean, accuracy, count in zip(means, accuracies, counts[filled], strict=True)
         )
     return drawing.svg
 

@@ -47,13 +47,9 @@ def _results_section(results: Sequence[Mapping[str, Any]]) -> list[str]:
         for name, figure in result["metrics"].items():
             if figure.get("value") is None:
                 continue
-            low, high = figure.get("low"), figure.get("high")
-            interval = f"{number(name, low)} – {number(name, high)}" if low is not None and high is not None else "–"
-            chance = figure.get("chance")
-            rows.append(
-                f"| {readable(name)} | {number(name, figure['value'])} | {interval} | "
-                f"{number(name, chance) if chance is not None else '–'} |"
-            )
+            value, low, high, chance = (number(name, figure.get(part)) for part in ("value", "low", "high", "chance"))
+            interval = f"{low} – {high}" if figure.get("low") is not None else "–"
+            rows.append(f"| {readable(name)} | {value} | {interval} | {chance} |")
         title = title_of(result["task"])
         name = _short(data.get("name", ""))
         note = f"{title} on {name} ({', '.join(counts)}); intervals are bootstrapped over images."

@@ -35,12 +35,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Headline:
-    """One of the few most important figures, shown in large type at the top."""
+    """One of the few most important metrics, shown in large type at the top of a report."""
 
     name: str
     value: str
     notes: Sequence[str] = ()
-    """Interval, chance: one line each."""
+    """Lines below the value: the confidence interval and the chance level."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Chart:
     svg: str
     note: str = ""
     wide: bool = False
-    """Take the full width of the page, and scroll sideways on a phone."""
+    """True if the chart uses the full width of the page, and scrolls sideways on a phone."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Page:
-    """A report."""
+    """Content of a report."""
 
     title: str
     lead: str
@@ -203,14 +203,21 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: st
     first = next(iter(results.values()))
     rows = []
     for name, shown in first.items():
-        cells = [_cell(name, metrics.get(name)) for metrics in results.values()]
+        cells = [with_interval(name, metrics.get(name)) for metrics in results.values()]
         rows.append([readable(name), *cells, number(name, shown["chance"])])
     return Table(title, ["", *results, "chance"], rows, note)
 
 
-def _cell(name: str, figure: Mapping[str, Any] | None) -> str:
+def with_interval(name: str, figure: Mapping[str, Any] | None) -> str:
+    """Return a metric's value with its interval in parentheses, as far as they are known."""
     if figure is None or figure["value"] is None:
         return "–"
     if figure["low"] is None:
         return number(name, figure["value"])
     return f"{number(name, figure['value'])} ({_ends(name, figure)})"
+
+
+def markdown(table: Table) -> str:
+    """Return the rows of a table in Markdown."""
+    rows = [table.header, ["---"] * len(table.header), *table.rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

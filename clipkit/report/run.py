@@ -1,6 +1,7 @@
 """Report of a training run, from the files in its folder."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,12 +30,13 @@ def run_report(folder: str | Path) -> str:
     """Return the HTML of a run: metrics with chance, training curves, queries with their top answers, the recipe."""
     run = RunFiles(folder)
     results = json.loads(run.results.read_text(encoding="utf-8"))
+    retained, retention = _retention(results)
     page = Page(
         title=f"Run {short_name(str(results['model']))}",
         lead=_lead(results),
-        headlines=[*headlines(results["metrics"], _HEADLINES), *_retained_headline(results)][:_HEADLINE_COUNT],
+        headlines=[*headlines(results["metrics"], _HEADLINES), *retained][:_HEADLINE_COUNT],
         findings=results.get("findings"),
-        tables=[*_metric_tables(results), *_retention_table(results)],
+        tables=[*_metric_tables(results), *retention],
         charts=run_charts(run, results),
         sheets=_sheets(results),
         grids=example_grids(results),
@@ -78,6 +80,19 @@ _SERIES = {
 _PER_STEP = {"scale": "Logit scale", "bias": "Logit bias", "grad_norm": "Gradient norm", "lr": "Learning rate"}
 
 
+_SAMPLED = "Evenly spaced queries, not selected by hand. Numbers are cosine similarities; ✓ marks correct answers."
+# Kinds of examples that were chosen by their answers, and neighbors: title, note.
+_EXAMPLES = {
+    "best": ("Best text queries", "Captions whose correct image is at rank 1 with the highest similarity."),
+    "worst": ("Worst text queries", "Captions whose correct image ranks last; it is shown at the end, marked ✓."),
+    "mistake": (
+        "Most confident mistakes",
+        "Wrong predictions (✗) with the highest confidence, and the correct class (✓).",
+    ),
+    "neighbors": ("Nearest neighbors", "Evenly spaced items, not selected by hand, each with its five most similar."),
+}
+
+
 def _metric_tables(results: dict[str, Any]) -> list[Table]:
     """Return one table for each kind of data that was evaluated."""
     data = results["data"]
@@ -112,18 +127,31 @@ def _lead(results: dict[str, Any]) -> str:
 
 def run_charts(run: RunFiles, results: dict[str, Any]) -> list[Chart]:
     """Chart the logs of a run: loss, validation metrics, batch statistics, scale, throughput."""
-    steps = read_rows(run.metrics)
-    settings = results["settings"]
+    steps, settings = read_rows(run.metrics), results["settings"]
     level = settings.get("loss_at_chance")
     chance = None if level is None else ("chance", level)
-    x = [row["step"] for row in steps]
-    loss = {"loss": (x, [row["loss"] for row in steps])}
-    charts = [Chart("Training loss", line_chart(loss, "step", "loss", chance))]
+    charts = [_curves("Training loss", {"loss": "loss"}, steps, "loss", reference=chance)]
     charts += _evaluation_charts(read_rows(run.evaluations), settings)
     charts += _batch_charts(steps)
     if settings.get("interpolation"):
         charts.append(_interpolation_chart(settings))
     return [*charts, *_throughput_chart(read_rows(run.speed))]
+
+
+def _curves(
+    title: str,
+    columns: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    y_label: str,
+    *,
+    x: str = "step",
+    note: str = "",
+    reference: tuple[str, float] | None = None,
+) -> Chart:
+    """Chart columns of logged rows (name -> label) against the column `x`."""
+    positions = [row[x] for row in rows]
+    series = {label: (positions, [row[name] for row in rows]) for name, label in columns.items()}
+    return Chart(title, line_chart(series, x, y_label, reference), note)
 
 
 def _throughput_chart(speeds: list[dict[str, Any]]) -> list[Chart]:
@@ -135,22 +163,22 @@ def _throughput_chart(speeds: list[dict[str, Any]]) -> list[Chart]:
     memory = max(row.get("memory_bytes") or 0 for row in speeds)
     note = f"Median {median(pairs):,.0f} pairs per second; {100 * waited / max(total, 1e-9):.1f} % waiting for data"
     note += f"; peak memory {memory / 1e9:.1f} GB." if memory else "."
-    series = {"pairs per second": ([row["step"] for row in speeds], pairs)}
-    return [Chart("Throughput", line_chart(series, "step", "pairs per second"), note)]
+    columns = {"pairs_per_second": "pairs per second"}
+    return [_curves("Throughput", columns, speeds, "pairs per second", note=note)]
 
 
 def _evaluation_charts(evaluations: list[dict[str, Any]], settings: dict[str, Any]) -> list[Chart]:
+    if not evaluations:
+        return []
     charts = []
-    x = [row["step"] for row in evaluations]
     for names in _CHARTED:
-        measured = [name for name in names if evaluations and name in evaluations[0]]
-        if measured:
-            series = {readable(name): (x, [row[name] for row in evaluations]) for name in measured}
+        if columns := {name: readable(name) for name in names if name in evaluations[0]}:
             label = "value" if "alignment" in names[0] else "share"
-            charts.append(Chart(_TITLES[names[0]], line_chart(series, "step", label)))
+            charts.append(_curves(_TITLES[names[0]], columns, evaluations, label))
     retention = settings.get("retention")
-    if retention and evaluations and retention["metric"] in evaluations[0]:
+    if retention and retention["metric"] in evaluations[0]:
         name = retention["metric"]
+        x = [row["step"] for row in evaluations]
         series = {readable(name): ([0, *x], [retention["start"], *(row[name] for row in evaluations)])}
         best = settings.get("best")
         if best and best["metric"] in evaluations[0]:
@@ -163,7 +191,6 @@ def _batch_charts(steps: list[dict[str, Any]]) -> list[Chart]:
     """Chart accuracy, cosine similarities and scale of the batches, as far as they were logged."""
     if not steps:
         return []
-    x = [row["step"] for row in steps]
     charts = []
     for title, ending, label in (
         ("In-batch accuracy", "_accuracy", "share"),
@@ -171,44 +198,33 @@ def _batch_charts(steps: list[dict[str, Any]]) -> list[Chart]:
     ):
         names = [name for name in steps[0] if name.endswith(ending) and all(name in row for row in steps)]
         if names:
-            series = {_series_name(name, ending): (x, [row[name] for row in steps]) for name in names}
-            charts.append(Chart(title, line_chart(series, "step", label)))
+            columns = {name: _SERIES.get(name, name.removesuffix(ending).replace("_", " ")) for name in names}
+            charts.append(_curves(title, columns, steps, label))
     for name, title in _PER_STEP.items():
         if all(isinstance(row.get(name), float | int) for row in steps):
-            charts.append(Chart(title, line_chart({name: (x, [row[name] for row in steps])}, "step", title.lower())))
+            charts.append(_curves(title, {name: name}, steps, title.lower()))
     return charts
-
-
-def _series_name(column: str, ending: str) -> str:
-    return _SERIES.get(column, column.removesuffix(ending).replace("_", " "))
 
 
 def _interpolation_chart(settings: dict[str, Any]) -> Chart:
     rows = settings["interpolation"]
-    x = [row["alpha"] for row in rows]
     names = {"target": "target metric", "retention": "retention"}
-    series = {title: (x, [row[name] for row in rows]) for name, title in names.items() if name in rows[0]}
+    columns = {name: label for name, label in names.items() if name in rows[0]}
     title = f"Interpolation between start and end weights (kept: alpha {settings['alpha']:g})"
-    return Chart(title, line_chart(series, "alpha", "share"))
+    return _curves(title, columns, rows, "share", x="alpha")
 
 
-def _retention_table(results: dict[str, Any]) -> list[Table]:
+def _retention(results: dict[str, Any]) -> tuple[list[Headline], list[Table]]:
+    """Return the retention metric before and after training, as a headline and a table; empty if not measured."""
     retention = results["settings"].get("retention")
     if not retention:
-        return []
+        return [], []
     name, start, chosen = (retention[key] for key in ("metric", "start", "chosen"))
-    cells = [readable(name), number(name, start), number(name, chosen), difference(name, chosen - start)]
+    before, after, change = number(name, start), number(name, chosen), difference(name, chosen - start)
     note = f"Measured on {retention['name']}, before the first step and with the kept weights."
-    return [Table("Retention", ["", "before", "after", "change"], [cells], note, strong=3)]
-
-
-def _retained_headline(results: dict[str, Any]) -> list[Headline]:
-    retention = results["settings"].get("retention")
-    if not retention:
-        return []
-    name, start, chosen = (retention[key] for key in ("metric", "start", "chosen"))
-    notes = [f"{number(name, start)} before training", difference(name, chosen - start)]
-    return [Headline(readable(name), number(name, chosen), notes)]
+    cells = [readable(name), before, after, change]
+    table = Table("Retention", ["", "before", "after", "change"], [cells], note, strong=3)
+    return [Headline(readable(name), after, [f"{before} before training", change])], [table]
 
 
 def _sheets(results: dict[str, Any]) -> list[Sheet]:
@@ -219,37 +235,14 @@ def _sheets(results: dict[str, Any]) -> list[Sheet]:
 
 def example_grids(results: dict[str, Any]) -> list[Grid]:
     """Sort a result's examples into grids by kind of query."""
-    sampled = "Evenly spaced queries, not selected by hand. Numbers are cosine similarities; ✓ marks correct answers."
-    examples = results["examples"]
-    neighbors = [example for example in examples if example.get("neighbours")]
-    queries = [example for example in examples if not (example.get("neighbours") or example.get("kind"))]
-    best, worst, mistakes = (
-        [example for example in examples if example.get("kind") == kind] for kind in ("best", "worst", "mistake")
-    )
+    by_kind: dict[str, list[Any]] = {}
+    for example in results["examples"]:
+        kind = "neighbors" if example.get("neighbours") else example.get("kind") or next(iter(example["query"]))
+        by_kind.setdefault(kind, []).append(example)
     answers = "classes" if results["task"] == "zeroshot" else "texts"
-    grids = [
-        Grid("Text → images", [example for example in queries if "text" in example["query"]], sampled),
-        Grid(f"Image → {answers}", [example for example in queries if "image" in example["query"]], sampled),
-        Grid(
-            "Best text queries",
-            best,
-            "Captions whose correct image is at rank 1 with the highest similarity.",
-        ),
-        Grid(
-            "Worst text queries",
-            worst,
-            "Captions whose correct image ranks last; it is shown at the end, marked ✓.",
-        ),
-        Grid(
-            "Most confident mistakes",
-            mistakes,
-            "Wrong predictions (✗) with the highest confidence, and the correct class (✓).",
-            small=True,
-        ),
-        Grid(
-            "Nearest neighbors",
-            neighbors,
-            "Evenly spaced items, not selected by hand, each with its five most similar.",
-        ),
+    kinds = {"text": ("Text → images", _SAMPLED), "image": (f"Image → {answers}", _SAMPLED), **_EXAMPLES}
+    return [
+        Grid(title, by_kind[kind], note, small=kind == "mistake")
+        for kind, (title, note) in kinds.items()
+        if kind in by_kind
     ]
-    return [grid for grid in grids if grid.examples]

@@ -1,4 +1,4 @@
-"""Runs side by side, from the files in their folders."""
+"""Lists and comparisons of runs, from the files in their folders."""
 
 import json
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.errors import DataError
-from clipkit.run_files import RunFiles, last_row, read_object, read_rows, recipe_of, results_of
+from clipkit.run_files import RunFiles, flat, last_row, read_object, read_rows, recipe_of, results_of
 
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run in a list."""
+    """A row in a list of runs."""
 
     name: str
     state: str
@@ -20,9 +20,9 @@ class RunRow:
     model: str
     data: str
     metric: str | None
-    """The metric that chooses the best weights."""
+    """Metric that selects the best weights."""
     value: float | None
-    """Its best value, with its interval once the run is finished."""
+    """Best value of the metric, with its confidence interval if the run is finished."""
     low: float | None
     high: float | None
     loss: float | None
@@ -35,16 +35,16 @@ def runs_in(folder: str | Path) -> list[RunRow]:
     """Return the runs in a folder and its subfolders, newest first.
 
     Raises:
-        DataError: the folder does not exist or holds no run.
+        DataError: the folder does not exist or contains no run.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give a folder that holds runs, e.g. runs")
+        raise DataError(f"{folder}: folder not found; give a folder that contains runs, e.g. runs")
     candidates = {recipe.parent for recipe in folder.glob(f"**/{RunFiles(folder).recipe.name}")}
     # A folder of recipes may hold a recipe.yaml too; a run has written something beside it.
     runs = [run for run in map(RunFiles, sorted(candidates)) if run.metrics.exists() or run.log.exists()]
     if not runs:
-        raise DataError(f"{folder}: holds no run (a folder with recipe.yaml and log.txt); give a folder of runs")
+        raise DataError(f"{folder}: contains no run (a folder with recipe.yaml and log.txt); give a folder of runs")
     return [_row(run, folder) for run in sorted(runs, key=lambda run: -run.recipe.stat().st_mtime)]
 
 
@@ -96,22 +96,12 @@ def differences(first: str | Path, second: str | Path) -> list[tuple[str, str, s
     Raises:
         DataError: one of the folders is not a run.
     """
-    one, two = (_flat(recipe_of(folder)) for folder in (first, second))
+    one, two = (flat(recipe_of(folder)) for folder in (first, second))
     return [
         (key, _shown(one.get(key)), _shown(two.get(key)))
         for key in sorted(one.keys() | two.keys())
         if one.get(key) != two.get(key)
     ]
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in section.items():
-        if isinstance(value, dict):
-            values |= _flat(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = value
-    return values
 
 
 def _shown(value: object) -> str:

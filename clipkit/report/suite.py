@@ -1,9 +1,9 @@
-"""Results of a suite, as tables, Markdown and a page."""
+"""Reports of a suite: tables, Markdown and an HTML page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipkit.report.page import INTERVAL_NOTE, Page, Table, render
+from clipkit.report.page import INTERVAL_NOTE, Page, Table, markdown, render, with_interval
 from clipkit.tasks import number, readable
 
 
@@ -17,17 +17,11 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     rows = []
     for name, dataset in datasets.items():
         metric = dataset["metric"]
-        cells = [_cell(row_of.get((name, model)), metric) for model in models]
+        cells = [with_interval(metric, row_of.get((name, model))) for model in models]
         rows.append([dataset["title"], readable(metric), *cells, number(metric, dataset["chance"])])
+    header = ["", "metric", *models, "chance"]
     tables = [
-        Table(
-            result["title"] or result["suite"],
-            ["", "metric", *models, "chance"],
-            rows,
-            INTERVAL_NOTE,
-            strong=None,
-            words=[1],
-        ),
+        Table(result["title"] or result["suite"], header, rows, INTERVAL_NOTE, strong=None, words=[1]),
         *_published_table(result.get("published", {}), models, row_of, datasets),
     ]
     if result.get("robustness"):
@@ -41,7 +35,7 @@ def _published_table(
     row_of: Mapping[tuple[str, str], Mapping[str, Any]],
     datasets: Mapping[str, Mapping[str, Any]],
 ) -> list[Table]:
-    """Return the measured values beside published values of the same metric."""
+    """Return a table of the measured values next to published values of the same metric."""
     entries = [
         (name, entry)
         for name, dataset in datasets.items()
@@ -65,7 +59,7 @@ def _published_table(
 
 
 def _robustness_tables(result: Mapping[str, Any], title_of: Mapping[str, str]) -> list[Table]:
-    """Return one row per version and model, and the means over versions for datasets with several."""
+    """Return the robustness tables: a row per shifted dataset (e.g. ImageNet-V2) and model, and means over shifts."""
     rows = [
         [
             title_of[row["dataset"]], title_of[row["version_of"]], row["model"], number("", row["original"]),
@@ -97,16 +91,7 @@ def suite_markdown(result: Mapping[str, Any]) -> str:
     """Return the tables in Markdown, for a README."""
     parts = []
     for table in suite_tables(result):
-        lines = [
-            f"### {table.title}",
-            "",
-            "| " + " | ".join(table.header) + " |",
-            "| " + " | ".join("---" for _ in table.header) + " |",
-            *("| " + " | ".join(row) + " |" for row in table.rows),
-            "",
-            table.note,
-        ]
-        parts.append("\n".join(lines).rstrip())
+        parts.append(f"### {table.title}\n\n{markdown(table)}\n\n{table.note}".rstrip())
     parts += [f"Unavailable: {name}: {why}" for name, why in result["unreached"].items()]
     parts += [f"Failed: {name}: {why}" for name, why in result["failed"].items()]
     return "\n\n".join(parts) + "\n"
@@ -115,11 +100,9 @@ def suite_markdown(result: Mapping[str, Any]) -> str:
 def suite_report(result: Mapping[str, Any]) -> str:
     """Return the HTML of a suite."""
     problems = [
-        {"severity": "note", "step": None, "message": f"{name} is unavailable", "advice": why}
-        for name, why in result["unreached"].items()
-    ] + [
-        {"severity": "error", "step": None, "message": f"{name} failed", "advice": why}
-        for name, why in result["failed"].items()
+        {"severity": severity, "step": None, "message": f"{name} {what}", "advice": why}
+        for kind, severity, what in (("unreached", "note", "is unavailable"), ("failed", "error", "failed"))
+        for name, why in result[kind].items()
     ]
     datasets, models = (len({row[key] for row in result["rows"]}) for key in ("dataset", "model"))
     page = Page(
@@ -134,12 +117,3 @@ def suite_report(result: Mapping[str, Any]) -> str:
 
 def _signed(difference: float | None) -> str:
     return "–" if difference is None else f"{100 * difference:+.1f}"
-
-
-def _cell(row: Mapping[str, Any] | None, metric: str) -> str:
-    if row is None or row["value"] is None:
-        return "–"
-    if row["low"] is None:
-        return number(metric, row["value"])
-    low, high = (number(metric, row[end]).removesuffix(" %") for end in ("low", "high"))
-    return f"{number(metric, row['value'])} ({low} – {high})"

@@ -1,4 +1,4 @@
-"""Training: the step, the loop, the run folder."""
+"""Training: the training step, the training loop and the run folder."""
 
 from clipkit.training.run import train
 

@@ -1,4 +1,4 @@
-"""Augmented training images, for the report."""
+"""Sheet of augmented training images, for the report."""
 
 import base64
 import io
@@ -13,7 +13,10 @@ _IMAGES, _VIEWS, _SIDE = 4, 5, 96
 
 
 def augmented_sheet(recipe: Recipe, pairs: Pairs) -> str | None:
-    """Return a JPEG as a data URI; None if nothing is augmented or an image is missing or unreadable."""
+    """Return a sheet of training images next to their augmented views, as a JPEG data URI.
+
+    The result is None if nothing is augmented or an image cannot be read.
+    """
     if not len(pairs.images) or not pairs.has_images:
         return None
     steps = next((term.augmentation for term in recipe.terms if term.augmentation), None)

@@ -1,18 +1,18 @@
-"""When a run logs, evaluates and saves, as functions of the step."""
+"""Schedule of logging, evaluation and saving, by step."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Calendar:
-    """Steps count from 1: step N is the N-th update.
+    """Schedule of a run. Steps are counted from 1: step N is the N-th update.
 
     Args:
-        steps: updates in the whole run.
-        steps_per_epoch: updates in one epoch.
-        log_every: steps from one logged step to the next.
-        evaluate_every_epochs: epochs from one evaluation to the next.
-        save_every: steps from one checkpoint to the next.
+        steps: number of updates in the whole run.
+        steps_per_epoch: number of updates in one epoch.
+        log_every: number of steps between logged steps.
+        evaluate_every_epochs: number of epochs between evaluations.
+        save_every: number of steps between checkpoints.
 
     Example:
         >>> calendar = Calendar(steps=10, steps_per_epoch=4, log_every=3, evaluate_every_epochs=1, save_every=5)

@@ -1,4 +1,4 @@
-"""Failures of a running process as one line: a dead loader worker, too little memory or shared memory."""
+"""One-line error messages for failures during training: a dead loader worker, or too little (shared) memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,24 +11,26 @@ from clipkit.training.step import is_out_of_memory
 def failures_in_one_line(
     step: Callable[[], int] = lambda: 0, last_seen: Callable[[str], str] = lambda message: ""
 ) -> Iterator[None]:
-    """Turn a dead loader worker or a lack of memory or shared memory into a TrainingError.
+    """Context that converts the death of a loader worker, or a lack of memory or shared memory, to a TrainingError.
 
     Args:
-        step: the step that the run has reached.
-        last_seen: takes the worker's message; returns the image that the worker was loading, or an empty string.
+        step: function that returns the step that the run has reached.
+        last_seen: function from the worker's message to the image that it was loading, or an empty string.
 
     Raises:
         TrainingError: a worker died, or memory or shared memory ran out; the message names the step.
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if str(error).startswith("DataLoader worker"):
             image = last_seen(str(error))
             reason = (
                 f"a loader worker died ({one_line(error)}){f' at {image}' if image else ''}; the system kills "
                 "processes when memory runs out: if it did, lower data.workers"
             )
+        elif isinstance(error, MemoryError):
+            reason = "out of memory while images are read; lower data.workers or data.max_pixels"
         elif is_out_of_memory(error):
             reason = f"out of memory ({one_line(error)}); set train.micro_batch_size to a smaller value"
         elif "shared memory" in str(error) or "</torch_" in str(error):

@@ -1,4 +1,4 @@
-"""The identity of a run: everything besides the recipe that determines its result."""
+"""Identity of a run: everything besides the recipe that determines its result."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ def identity_of(
         "the images or captions of data.validation": validation.fingerprint if validation else None,
         "the frozen weights of the model": frozen_weights_hash(model),
         "the teacher": [teacher.fingerprint for teacher in teachers.values()],
-        "the wrong captions": _hash_of(data.wrong_captions if Need.NEGATIVES in recipe.needs else []),
+        "the wrong captions": _hash_of((train.pairs.negatives or []) if Need.NEGATIVES in recipe.needs else []),
         "the paraphrases": [
             _hash_of(pairs.paraphrases or []) for pairs in (train.pairs, validation) if pairs is not None
         ],

@@ -1,15 +1,14 @@
-"""Inputs of the towers: images and captions in each step, or the output of a frozen trunk, computed once."""
+"""Inputs of the towers: images and captions in each step, or outputs of frozen trunks, which are computed only once."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, cast
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipkit.data import (
     AnyFeed,
@@ -24,6 +23,8 @@ from clipkit.data import (
     longest,
 )
 from clipkit.data.augment import shared_draft
+from clipkit.embedding.shared import encode_shared, evaluating
+from clipkit.images import ImageLike
 from clipkit.models import DualEncoder
 from clipkit.models.encode import encode_images, encode_strings, stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES
@@ -33,9 +34,12 @@ from clipkit.training.step import Encoder
 
 _BATCH = 64
 
+T = TypeVar("T")
 
+
+@dataclass(eq=False)
 class TowerInputs:
-    """Inputs of the features that an objective uses, for one dataset.
+    """Inputs of the towers for the features that an objective uses, on one dataset.
 
     A frozen trunk whose input is not augmented has the same output in every epoch: it runs once per image and once per
     caption, shared among the processes, and its outputs are kept in memory.
@@ -45,80 +49,62 @@ class TowerInputs:
         feed: the data.
         processes: processes that share the work.
         encoded: kinds of features, by name.
-        augmented: whether the images beside captions are augmented, so that their trunk runs in each step.
+        augmented: whether the images of the objective captions are augmented, so that their trunk runs in each step.
         seed: seed of the run, for the order of a stream.
         replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
-        bad: reasons of images that are already known to be missing or unreadable, by position.
+        bad: reasons for images that are already known to be missing or unreadable, by position; a frozen trunk adds
+            those that it could not read.
     """
 
-    def __init__(
-        self,
-        model: DualEncoder,
-        feed: AnyFeed,
-        processes: Processes,
-        encoded: Mapping[str, Encoded],
-        augmented: bool,
-        seed: int = 0,
-        replacement: Replacement | None = None,
-        bad: Mapping[int, str] | None = None,
-    ) -> None:
-        self.model = model
-        self.feed = feed
-        self.pairs = pairs = feed.pairs
-        self.seed = seed
-        self.replacement = replacement
-        self.bad = dict(bad or {})
-        """Reasons of images that are known to be missing or unreadable before the first batch, by position."""
+    model: DualEncoder
+    feed: AnyFeed
+    processes: Processes
+    encoded: Mapping[str, Encoded]
+    augmented: bool
+    seed: int = 0
+    replacement: Replacement | None = None
+    bad: Mapping[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        model, processes, encoded = self.model, self.processes, self.encoded
+        self.pairs = pairs = self.feed.pairs
         self.worker_progress = WorkerProgress(pairs.images)
-        self.processes = processes
-        self.encoded = encoded
         self.encoders = {
             name: Encoder(model.image if kind.tower == "image" else model.text, kind.of_trunk)
             for name, kind in encoded.items()
         }
         self.stores: dict[str, Tensor] = {}
         """Outputs of frozen trunks by the name of the features: one row per image, or one row per caption."""
-        if not feed.can_index:
+        if not self.feed.can_index:
             return
         show = processes.is_main
-        if "image_features" in encoded and model.image.trunk_is_frozen and not augmented:
-            share = processes.share(len(pairs.images))
+        if "image_features" in encoded and model.image.trunk_is_frozen and not self.augmented:
             bad_here: dict[int, str] = {}
+            skipped = None if self.replacement is None else bad_here
 
-            def image_trunk(inputs: dict[str, Tensor]) -> Tensor:
-                return model.image.trunk(**inputs)
+            def trunk_of_images(images: Sequence[ImageLike]) -> Tensor:
+                trunk = model.image.trunk
+                return encode_images(
+                    model.image, images, lambda inputs: trunk(**inputs), _BATCH, model.device, show, skipped
+                )
 
-            rows = encode_images(
-                model.image,
-                pairs.images[share],
-                image_trunk,
-                _BATCH,
-                model.device,
-                show,
-                None if replacement is None else bad_here,
-            )
-            bad_in_share = {share.start + position: reason for position, reason in bad_here.items()}
-            for reasons in processes.gather_objects(bad_in_share):
-                self.bad |= reasons
-            self.stores["image_features"] = self._gathered(rows, len(pairs.images))
+            self.stores["image_features"] = self._stored(pairs.images, trunk_of_images)
+            first = processes.share(len(pairs.images)).start
+            for reasons in processes.gather_objects({first + row: reason for row, reason in bad_here.items()}):
+                self.bad = {**self.bad, **reasons}
         if "text_features" in encoded and model.text.trunk_is_frozen:
 
-            def text_trunk(inputs: dict[str, Tensor]) -> Tensor:
-                return model.text.trunk(**inputs)
+            def trunk_of_texts(texts: Sequence[str]) -> Tensor:
+                trunk = model.text.trunk
+                return encode_strings(model.text, texts, lambda inputs: trunk(**inputs), _BATCH, model.device, show)
 
-            def stored(captions: Sequence[str]) -> Tensor:
-                share = captions[processes.share(len(captions))]
-                rows = encode_strings(model.text, share, text_trunk, _BATCH, model.device, show)
-                return self._gathered(rows, len(captions))
-
-            self.stores["text_features"] = stored(pairs.captions)
+            self.stores["text_features"] = self._stored(pairs.captions, trunk_of_texts)
             if "negative_text_features" in encoded and pairs.negatives is not None:
-                self.stores["negative_text_features"] = stored(pairs.negatives)
+                self.stores["negative_text_features"] = self._stored(pairs.negatives, trunk_of_texts)
 
-    def _gathered(self, rows: Tensor, total: int) -> Tensor:
+    def _stored(self, items: Sequence[T], encode: Callable[[Sequence[T]], Tensor]) -> Tensor:
         # Cloned, since inference-mode tensors cannot be part of a graph.
-        device = self.model.device
-        return self.processes.gather(rows.to(device), total).clone()
+        return encode_shared(items, encode, self.processes).to(self.model.device).clone()
 
     def batches(self, slices: Any, workers: int) -> Generator[Batch, None, None]:
         """Yield batches on the device of the model; `slices` are those of the feed's sampler.
@@ -190,27 +176,13 @@ class TowerInputs:
             if "image_features" in stores:
                 image = F.normalize(model.image.head(stores["image_features"]).float(), dim=-1)
             else:
-                share = self.pairs.images[processes.share(len(self.pairs.images))]
-                image = processes.gather(model.encode_image(share).to(model.device), len(self.pairs.images))
+                image = encode_shared(self.pairs.images, model.encode_image, processes)
             if "text_features" in stores:
                 text = F.normalize(model.text.head(stores["text_features"]).float(), dim=-1)
             else:
-                captions = self.pairs.captions[processes.share(len(self.pairs.captions))]
-                text = processes.gather(model.encode_text(captions).to(model.device), len(self.pairs.captions))
+                text = encode_shared(self.pairs.captions, model.encode_text, processes)
         return image.cpu(), text.cpu()
 
 
 def _no_tokens(texts: list[str]) -> dict[str, Tensor]:
     raise NotImplementedError("no features come from text")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context in which the model is in evaluation mode; afterwards, the previous modes are restored."""
-    learning = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in learning:
-            module.training = True

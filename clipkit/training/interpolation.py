@@ -1,7 +1,6 @@
 """Interpolation between the initial and the trained weights (WiSE-FT, Wortsman et al. 2022)."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +8,6 @@ from torch import Tensor, nn
 from clipkit.models.merge import averaged
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Results at each alpha."""
-
-    rows: list[dict[str, float]]
-    """One row per alpha: `alpha`, `target`, and `retention` if it is measured."""
-    chosen: float
-    """Alpha with the highest mean of the results."""
 
 
 def start_of(model: nn.Module) -> dict[str, Tensor]:
@@ -29,21 +18,19 @@ def start_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def interpolated(
-    model: nn.Module,
-    start: Mapping[str, Tensor],
-    figures: Callable[[], Mapping[str, float]],
-    names: Mapping[str, str],
-) -> Curve:
-    """Evaluate the model at each alpha, and leave it with the weights of the best one.
+    model: nn.Module, start: Mapping[str, Tensor], figures: Callable[[], Mapping[str, float]], names: Mapping[str, str]
+) -> tuple[list[dict[str, float]], float]:
+    """Evaluate the model at each alpha, and give it the weights of the best alpha.
 
     Args:
         model: the model with the trained weights.
         start: the initial weights, from `start_of`.
-        figures: evaluates the model with its current weights.
-        names: name in the curve -> name among the figures.
+        figures: function that evaluates the model with its current weights.
+        names: mapping from names in the curve to names of metrics.
 
     Returns:
-        The results, and the alpha whose weights the model now has.
+        One row per alpha, with `alpha` and the figures by the names of the curve, and the alpha with the highest mean,
+        whose weights the model now has.
     """
     end = {name: value.detach().cpu().clone() for name, value in model.state_dict().items() if name in start}
     rows = []
@@ -54,7 +41,7 @@ def interpolated(
     # Ties go to the alpha nearest to the trained weights.
     best = max(rows, key=lambda row: (sum(row[name] for name in names), row["alpha"]))
     _set(model, start, end, best["alpha"])
-    return Curve(rows, best["alpha"])
+    return rows, best["alpha"]
 
 
 def _set(model: nn.Module, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> None:

@@ -1,11 +1,11 @@
-"""Saving of the best model of a run, in the layout it was loaded from."""
+"""Saving of the best model of a run, in the layout from which it was loaded."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipkit.models.publish.push import signed
-from clipkit.report import model_card
+from clipkit.report.model_card import model_card
 from clipkit.training.model import kept_heads
 from clipkit.training.plan import Plan
 
@@ -15,7 +15,7 @@ def save_kept_model(plan: Plan, folder: Path, results: Sequence[Mapping[str, Any
 
     Args:
         plan: the plan of the run.
-        folder: where to save.
+        folder: folder for the model.
         results: result files that the card shows.
     """
     model, recipe = plan.model, plan.recipe

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""Training loop of a run."""
 
 import time
 from collections.abc import Generator

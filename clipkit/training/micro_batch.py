@@ -1,4 +1,4 @@
-"""The micro-batch: how many pairs fit into memory with their graph."""
+"""Size of the micro-batch: the number of pairs that fit into memory together with their graph."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The model of a run, as it is trained."""
+"""Construction of the model of a run, ready for training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def model_of(recipe: Recipe) -> DualEncoder:
     recipe sets dropout or starts a tower from scratch.
 
     Raises:
-        ModelError: the model is missing, has weights that are not finite, or lacks something that the recipe needs.
+        ModelError: the model is missing, lacks a part that the recipe needs, or has weights that are not finite.
         RecipeError: the objective uses no trainable parameter.
     """
     section = recipe.model

@@ -1,4 +1,4 @@
-"""The start of a run: its first lines on the terminal, its inputs, its training step, its folder."""
+"""Start of a run: its first log messages, its inputs, its training step and its folder."""
 
 import torch
 
@@ -17,7 +17,7 @@ from clipkit.training.stop import StopRequest
 
 
 def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
-    """Print the processes, the model, the data and notes."""
+    """Log the number of processes, the device, the model, the data and notes."""
     feed, recipe, model = plan.data.train, plan.recipe, plan.model
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     count, kind = plan.processes.count, plan.accelerator.device.type
@@ -40,7 +40,7 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
 
 
 def tower_inputs(plan: Plan, log: RunLog) -> TowerInputs:
-    """Build the inputs of the objective. Frozen trunks run once, here."""
+    """Build the inputs of the objective, and run frozen trunks once on all data."""
     inputs = TowerInputs(
         plan.model,
         plan.data.train,
@@ -82,7 +82,7 @@ def training_step(
 
 
 def open_folder(plan: Plan, folder: RunFolder, start: StartPoint, gradients: Step, log: RunLog) -> State:
-    """Restore the folder to its content at the checkpoint, or empty it, and return the state at that step."""
+    """Restore the folder to its content at the checkpoint, or clear it; return the state at that step."""
     state = State(plan, gradients)
     if start.saved is not None:
         state.restore(checkpoint_of(folder.checkpoints, start.step), start.saved, start.step)

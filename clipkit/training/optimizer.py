@@ -1,4 +1,4 @@
-"""The optimizer with its parameter groups, and the learning rate schedule."""
+"""Optimizer with its parameter groups, and the learning rate schedule."""
 
 import math
 
@@ -9,14 +9,7 @@ from clipkit.errors import RecipeError
 from clipkit.recipe import OptimRecipe
 
 # Learned positions and class tokens are not matrices of a linear map: weight decay would only pull them to zero.
-_NO_DECAY = (
-    "position_embedding",
-    "positional_embedding",
-    "pos_embed",
-    "class_embedding",
-    "cls_token",
-    "logit_",
-)
+_NO_DECAY = ("position_embedding", "positional_embedding", "pos_embed", "class_embedding", "cls_token", "logit_")
 
 
 def build_optimizer(model: nn.Module, recipe: OptimRecipe) -> torch.optim.Optimizer:
@@ -30,10 +23,7 @@ def build_optimizer(model: nn.Module, recipe: OptimRecipe) -> torch.optim.Optimi
         if parameter.requires_grad:
             excluded = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
             (no_decay if excluded else decay).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": recipe.weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
-    ]
+    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
     if recipe.name == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr)
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)

@@ -1,10 +1,10 @@
-"""The end of a run: the best weights, their results, the report."""
+"""End of a run: select the best weights, evaluate them, and write the results and the report."""
 
 from typing import Any
 
 from clipkit.evaluation import to_json
 from clipkit.files import write_whole
-from clipkit.report import run_report
+from clipkit.report.run import run_report
 from clipkit.training.augmented_sheet import augmented_sheet
 from clipkit.training.folder.checkpoint import checkpoint_of
 from clipkit.training.folder.resume import best_evaluation
@@ -17,7 +17,7 @@ from clipkit.training.state import State
 
 
 def finish(plan: Plan, state: State, recorder: Recorder) -> dict[str, Any]:
-    """Choose the best weights, measure them, and write results.json, report.html and model/.
+    """Select the best weights, evaluate them, and write results.json, report.html and model/.
 
     Returns:
         The content of results.json.
@@ -66,9 +66,9 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
 
 
 def _interpolate(plan: Plan, recorder: Recorder) -> dict[str, Any]:
-    """Give the model the best weights between its initial and its current ones."""
+    """Set the model to the best interpolation between its initial and its current weights."""
     retention = recorder.monitor.retention
     names = {"target": str(plan.recipe.metric)} | ({} if retention is None else {"retention": retention.metric})
-    curve = interpolated(plan.model, plan.start, recorder.figures, names)
-    recorder.log_line(f"the best weights are at alpha {curve.chosen:g} between start (0) and end (1): saving them")
-    return {"interpolation": curve.rows, "alpha": curve.chosen}
+    rows, chosen = interpolated(plan.model, plan.start, recorder.figures, names)
+    recorder.log_line(f"the best weights are at alpha {chosen:g} between start (0) and end (1): saving them")
+    return {"interpolation": rows, "alpha": chosen}

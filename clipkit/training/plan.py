@@ -1,4 +1,4 @@
-"""The plan of a run: everything that the recipe determines, built and checked before anything is written."""
+"""Plan of a run: all parts that the recipe determines, built and checked before any file is written."""
 
 import math
 import time
@@ -12,7 +12,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
 from clipkit.catalogue import Need
-from clipkit.data.feed import Sampler
+from clipkit.data.sampler import EpochSampler
+from clipkit.data.stream import StreamSampler
 from clipkit.models import DualEncoder
 from clipkit.models.publish.layout import Layout
 from clipkit.processes import Processes, accelerator_of
@@ -35,7 +36,7 @@ _LARGEST_LOGIT_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class Plan:
-    """The parts of a run. They are the same objects from its start to its end."""
+    """Parts of a run, which stay the same objects during the whole run."""
 
     recipe: Recipe
     began: float
@@ -43,7 +44,7 @@ class Plan:
     accelerator: Accelerator
     processes: Processes
     data: RunData
-    sampler: Sampler[Any]
+    sampler: EpochSampler | StreamSampler
     schedule: WarmupCosine
     model: DualEncoder
     objective: Objective

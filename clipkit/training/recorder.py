@@ -1,9 +1,10 @@
-"""The output of a run while it trains: logs, checkpoints, findings, the best model, lines on the terminal."""
+"""Output of a run during training: logs, checkpoints, findings, the best model, and messages on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -27,45 +28,42 @@ from clipkit.training.stop import StopRequest
 from clipkit.training.update import NotFinite
 
 
+@dataclass(eq=False)
 class Recorder:
     """The run folder, the terminal and the trackers while a run trains.
 
-    All processes call it; the main one writes. As a context manager it shows the progress bar.
+    All processes call it; the main one writes.
 
     Args:
         plan: the plan of the run.
         folder: the run folder, locked by this run.
-        log: writes lines to the terminal and to log.txt.
+        run_log: writes lines to the terminal and to log.txt.
         monitor: the guards of the run.
         measurements: the evaluations.
-        stop: knows whether a stop signal arrived.
+        stop_request: knows whether a stop signal arrived.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        folder: RunFolder,
-        log: RunLog,
-        monitor: Monitor,
-        measurements: list[Measurement],
-        stop: StopRequest,
-    ) -> None:
-        self.plan = plan
-        self.folder = folder
-        self.log_line = log.info
-        self.monitor = monitor
-        self.measurements = measurements
-        self.stop_request = stop
+    plan: Plan
+    folder: RunFolder
+    run_log: RunLog
+    monitor: Monitor
+    measurements: list[Measurement]
+    stop_request: StopRequest
+    _write_failure: TrainingError | None = field(default=None, init=False)
+    _bar: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        self.log_line = self.run_log.info
         self.processes = plan.processes
         self.metric = plan.recipe.metric
-        self.keeper = Keeper(folder, plan.recipe.checkpoint, self.metric)
-        self.trackers = Trackers(plan.accelerator, plan.recipe, folder.path)
-        self.bad_samples = BadSamples(plan.data.train, plan.data.max_bad, folder, plan.processes)
-        self._write_failure: TrainingError | None = None
-        self._bar: Any = None
+        self.keeper = Keeper(self.folder, plan.recipe.checkpoint, self.metric)
+        self.trackers = Trackers(plan.accelerator, plan.recipe, self.folder.tracking)
+        self.bad_samples = BadSamples(plan.data.train, plan.data.max_bad, self.folder, plan.processes)
 
-    def show_progress(self, step: int) -> Self:
-        """Set up the progress bar of a run that continues after `step`."""
+    @contextmanager
+    def showing_progress(self, step: int) -> Iterator[None]:
+        """Context with the progress bar of a run that continues after `step`."""
         batch_size = self.plan.recipe.train.batch_size
         self._bar = tqdm(
             total=self.plan.steps * batch_size,
@@ -74,13 +72,8 @@ class Recorder:
             unit_scale=True,
             disable=None if self.processes.is_main else True,  # None: shown on a terminal only
         )
-        return self
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._bar.close()
+        with self._bar:
+            yield
 
     def register_known_bad(self, bad: Mapping[int, str], step: int) -> None:
         """List the images that are known to be missing or unreadable before the first step."""
@@ -139,7 +132,9 @@ class Recorder:
             self.bad_samples.any_new(bad),
         )
         if write_failed:
-            raise self._write_failure or TrainingError("the main process cannot write to the run folder")
+            raise self._write_failure or TrainingError(
+                "the main process cannot write to the run folder; see its error message"
+            )
         if new_bad_images:
             self.bad_samples.add(bad, state.step)
             if self.bad_samples.are_too_many:
@@ -204,7 +199,7 @@ class Recorder:
         )
 
     def figures(self) -> dict[str, float]:
-        """Evaluate the current weights."""
+        """Return the metrics of the current weights."""
         figures = {name: value for one in self.measurements for name, value in one.figures().items()}
         return figures | self.monitor.retained()
 

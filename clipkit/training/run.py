@@ -1,11 +1,11 @@
-"""A run: from a recipe to a trained model and a run folder."""
+"""Function `train`: train a model from a recipe and fill a run folder."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipkit.images import pixel_limit
+from clipkit.image_formats import pixel_limit
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.training.failures import failures_in_one_line
@@ -29,13 +29,13 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Train a model by a recipe and fill its run folder.
+    """Train a model from a recipe and fill its run folder.
 
     SIGINT (Ctrl-C), SIGTERM and SIGUSR1 stop the run after it has written a checkpoint.
 
     Args:
         recipe: a YAML file or a Recipe.
-        overrides: changes to the recipe, as `{"optim.lr": 1e-5}`.
+        overrides: changes to the recipe, e.g. `{"optim.lr": 1e-5}`.
         resume: continue from the newest undamaged checkpoint of the run in `output`; without a checkpoint, start; if
             the run is finished, do nothing. Epochs, evaluation, logging, checkpoints, workers and the location of the
             data may have changed since, but nothing that determines the weights after a step.
@@ -61,7 +61,7 @@ def train(
 
 
 def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) -> dict[str, Any]:
-    """Train by a plan and fill the run folder.
+    """Train according to a plan and fill the run folder.
 
     Args:
         plan: the plan of the run.
@@ -75,14 +75,13 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
     log = RunLog(plan.processes.is_main)
     start = find_checkpoint(folder, plan.recipe, plan.steps, plan.identity, plan.processes) if resume else StartPoint(0)
     if start.finished:
-        log.info(f"{folder.path}: the run is finished, after step {plan.steps}; there is nothing to do")
+        log.info(f"{folder.path}: the run is already finished (step {plan.steps}); there is nothing to do")
         results: dict[str, Any] = json.loads(folder.results.read_text(encoding="utf-8"))
         return results
     with log.recording():
         announce(plan, start, log)
         inputs = tower_inputs(plan, log)  # frozen trunks run once
-        data = plan.data
-        measurements = list(measurements_of(plan.recipe, plan.model, data.validation, data.labelled, plan.processes))
+        measurements = list(measurements_of(plan))
         monitor = Monitor(plan, folder, log.info)
         gradients = training_step(plan, inputs, start, monitor, stop, log)
         recorder = Recorder(plan, folder, log, monitor, measurements, stop)
@@ -96,7 +95,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
         rows = plan.processes.share(plan.recipe.train.batch_size)
         batches = inputs.batches(plan.sampler.slices(state.step, plan.steps, rows), plan.recipe.data.workers)
         with failures_in_one_line(lambda: state.step, inputs.worker_progress.last_seen):
-            with stop.deferred(), recorder.show_progress(state.step):
+            with stop.deferred(), recorder.showing_progress(state.step):
                 loop(batches, gradients, plan, state, recorder)
             results = finish(plan, state, recorder)
         recorder.trackers.end()

@@ -1,4 +1,4 @@
-"""Data of a run: reading and checking it before a model is loaded."""
+"""Data of a run, which is read and checked before a model is loaded."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from clipkit.data import (
     split,
     stream_feed,
 )
+from clipkit.embedding.shared import scan_shared
 from clipkit.errors import DataError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
@@ -31,30 +32,26 @@ _MOST_CHECKED = 100_000
 
 @dataclass(frozen=True)
 class RunData:
-    """Data that a run trains on and evaluates with."""
+    """Training and validation data of a run."""
 
     train: AnyFeed
     validation: Pairs | None
     labelled: list[LabeledImages]
-    """Labeled images to fit a probe on, and, if given, others to test it on."""
+    """Labeled training images of a probe, and, if given, its test images."""
     missing: dict[int, str]
-    """Reasons of training images that are missing, by position."""
+    """Reasons why training images count as missing, by position."""
     max_bad: int
-    """Largest number of training images that may be missing or unreadable."""
+    """Maximum number of training images that may be missing or unreadable."""
     notes: list[str]
     """Messages for the user."""
-
-    @property
-    def wrong_captions(self) -> list[str]:
-        """Wrong captions of the training pairs; empty if there are none."""
-        return list(self.train.pairs.negatives or [])
 
 
 def read_data(recipe: Recipe, processes: Processes) -> RunData:
     """Read the sources, and check them without opening every training image.
 
     Raises:
-        DataError: a source lacks what the objective needs, too many training images are missing, or validation data is
+        DataError: a source does not have a column that the objective needs, too many training images are missing, or
+            validation data is
             unreadable or too small.
         RecipeError: a batch has fewer pairs than there are processes, or the recipe needs what a stream does not
             support.
@@ -62,7 +59,7 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
     data = recipe.data
     if recipe.train.batch_size < processes.count:
         raise RecipeError(
-            f"train.batch_size is {recipe.train.batch_size}, less than the {processes.count} processes; use fewer "
+            f"train.batch_size is {recipe.train.batch_size}, fewer than the {processes.count} processes; use fewer "
             "processes or a larger batch"
         )
     notes: list[str] = []
@@ -77,7 +74,7 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
     if Need.NEGATIVES in recipe.needs:
         checked_negatives(train.pairs)
     labelled = [read_labeled(source) for source in (data.labelled, data.labelled_test) if source]
-    return RunData(train, validation, labelled, dict.fromkeys(missing, "there is no such file"), max_bad, notes)
+    return RunData(train, validation, labelled, dict.fromkeys(missing, "the file does not exist"), max_bad, notes)
 
 
 def _read_both(recipe: Recipe) -> tuple[AnyFeed, Pairs | None]:
@@ -99,7 +96,7 @@ def _read_both(recipe: Recipe) -> tuple[AnyFeed, Pairs | None]:
 
 
 def _check_streamable(recipe: Recipe, name: str) -> None:
-    """Refuse settings that need positions, a length, or columns beside captions.
+    """Raise an error for settings that a stream does not support: those that need positions, a length or more columns.
 
     Raises:
         RecipeError: the recipe has such a setting.
@@ -141,12 +138,14 @@ def _readable(recipe: Recipe, validation: Pairs, processes: Processes, notes: li
     Raises:
         DataError: the recipe names validation data with unreadable images, or too little data is left.
     """
-    broken = _broken(validation, processes)
+    broken = scan_shared(validation.images, broken_images, processes) if validation.has_images else {}
     first = next(iter(broken.values()), "")
     if broken and isinstance(recipe.data.validation, str):
-        raise DataError(f"{validation.name}: {len(broken)} images are unreadable, the first: {first}")
+        raise DataError(
+            f"{validation.name}: {len(broken)} images are unreadable, the first: {first}; fix them or drop their rows"
+        )
     if broken:
-        notes.append(f"{validation.name}: {len(broken)} unreadable images are left out, the first: {first}")
+        notes.append(f"{validation.name}: {len(broken)} unreadable images are skipped, the first: {first}")
         validation = validation.take(np.setdiff1d(np.arange(len(validation.images)), sorted(broken)))
     _check_enough(recipe, validation, processes)
     return validation
@@ -158,25 +157,16 @@ def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
     return read_pairs(source, images="images" in reads, captions="captions" in reads, broken=broken)
 
 
-def _broken(pairs: Pairs, processes: Processes) -> dict[int, str]:
-    """Return the reasons of unreadable images, by position; each process checks its share."""
-    if not pairs.has_images:
-        return {}
-    share = processes.share(len(pairs.images))
-    here = broken_images(pairs.images[share])
-    shares = processes.gather_objects({share.start + position: reason for position, reason in here.items()})
-    return {position: reason for reasons in shares for position, reason in reasons.items()}
-
-
 def _check_enough(recipe: Recipe, validation: Pairs, processes: Processes) -> None:
     count = len(validation.images)
     if count < processes.count:
         raise DataError(
-            f"{validation.name}: has {count} images, fewer than the {processes.count} processes; use fewer "
+            f"{validation.name}: {count} validation images are fewer than the {processes.count} processes; use fewer "
             "processes or more validation data"
         )
     needed = max(term.fewest_samples for term in recipe.terms)
     if count < needed:
         raise DataError(
-            f"{validation.name}: has {count} sample, but the objective needs {needed}; use more validation data"
+            f"{validation.name}: {count} validation sample(s) are too few, the objective needs {needed}; "
+            "use more validation data"
         )

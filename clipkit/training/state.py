@@ -1,6 +1,7 @@
-"""The state of a run: the step, the tensors that training changes, and the time spent."""
+"""State of a run: the step, the tensors that training changes, and the elapsed time."""
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from clipkit.training.plan import Plan
 from clipkit.training.step import Step
 
 
+@dataclass(eq=False)
 class State:
     """Everything that changes during a run, and its form in a checkpoint.
 
@@ -17,14 +19,13 @@ class State:
         gradients: the training step; its micro-batch may become smaller.
     """
 
-    def __init__(self, plan: Plan, gradients: Step) -> None:
-        self.plan = plan
-        self.gradients = gradients
-        self.step = 0
-        """Number of updates so far."""
-        self.saved_at = 0
-        """Step of the last checkpoint; step 0 needs no checkpoint."""
-        self._seconds_before = 0.0
+    plan: Plan
+    gradients: Step
+    step: int = field(default=0, init=False)
+    """Number of updates so far."""
+    saved_at: int = field(default=0, init=False)
+    """Step of the last checkpoint; step 0 needs no checkpoint."""
+    _seconds_before: float = field(default=0.0, init=False)
 
     @property
     def seconds(self) -> float:
@@ -53,7 +54,7 @@ class State:
 
 
 def resumed_micro_batch_size(plan: Plan, saved: dict[str, Any] | None) -> int | None:
-    """Return the micro-batch size of the interrupted run if it ran on this machine, for results equal to the bit."""
+    """Return the micro-batch size of the interrupted run if it ran on this machine, for bit-identical results."""
     if saved is None or any(saved["identity"][part] != plan.identity[part] for part in MACHINE):
         return None
     same = saved["recipe"]["train"]["micro_batch_size"] == plan.recipe.train.micro_batch_size

@@ -1,8 +1,8 @@
-"""The training step: the gradient of one global batch, whatever the micro-batch size and the number of processes."""
+"""Training step: the gradient of one global batch, independent of micro-batch size and number of processes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +25,13 @@ _ACCELERATOR_BUCKET = 256
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an accelerator ran out of memory, as reported by torch or by a library below it."""
+    """Return whether the error means that an accelerator ran out of memory, also if e.g. cuBLAS reports it."""
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """The module that computes one kind of features: a tower, or its trunk alone."""
+    """Module that computes one kind of features: a tower, or only its trunk."""
 
     tower: Tower
     of_trunk: bool = False
@@ -47,13 +47,14 @@ class Encoder:
 
 
 class Abandoned(Exception):
-    """A process received a stop signal: all processes gave up the step before any weight changed."""
+    """Exception for a stop signal: all processes abandoned the step before any weight changed."""
 
 
 class _TooLarge(Exception):
-    """A micro-batch did not fit into the memory of a process."""
+    """Exception for a micro-batch that does not fit into the memory of a process."""
 
 
+@dataclass(eq=False)
 class Step:
     """Computes the gradient of the global batch's loss in every parameter, on every process.
 
@@ -79,36 +80,24 @@ class Step:
         on_features: called with the gathered features and the number of the step, without gradients.
     """
 
-    def __init__(
-        self,
-        model: DualEncoder,
-        encoders: Mapping[str, Encoder],
-        value: Value,
-        processes: Processes,
-        accelerator: Accelerator,
-        batch_size: int,
-        micro_batch_size: int,
-        seed: int,
-        *,
-        may_split: bool = True,
-        stop_requested: Callable[[], bool] = lambda: False,
-        log: Callable[[str], None] = lambda message: None,
-        on_features: Callable[[Gathered, int], None] = lambda gathered, step: None,
-    ) -> None:
-        self.model = model
-        self.encoders = encoders
-        self.value = value
-        self.processes = processes
-        self.accelerator = accelerator
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
-        self.seed = seed
-        self.may_split = may_split
+    model: DualEncoder
+    encoders: Mapping[str, Encoder]
+    value: Value
+    processes: Processes
+    accelerator: Accelerator
+    batch_size: int
+    micro_batch_size: int
+    seed: int
+    may_split: bool = True
+    stop_requested: Callable[[], bool] = lambda: False
+    log: Callable[[str], None] = lambda message: None
+    on_features: Callable[[Gathered, int], None] = lambda gathered, step: None
+
+    def __post_init__(self) -> None:
         # A batch may not be split if BatchNorm learns its statistics. They change in the forward pass: such a step
         # must be completed once it has started.
-        self.stop_requested = stop_requested if may_split else lambda: False
-        self.log = log
-        self.on_features = on_features
+        if not self.may_split:
+            self.stop_requested = lambda: False
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """Compute the gradients, and return the loss of the global batch, which is the same on every process.
@@ -119,7 +108,7 @@ class Step:
 
         Raises:
             Abandoned: a process received a stop signal; no parameter was changed.
-            TrainingError: not even one pair fits into memory.
+            TrainingError: even a single pair does not fit into memory.
         """
         while True:
             try:
@@ -130,16 +119,10 @@ class Step:
 
     def _gradients(self, batch: Batch, step: int) -> Tensor:
         model, processes = self.model, self.processes
-        encodings = {
-            name: _Encoding(
-                encoder,
-                self._parts(encoder.tower, batch.inputs[name]),
-                self.accelerator,
-                (self.seed, step, processes.index, number),
-                self.stop_requested,
-            )
-            for number, (name, encoder) in enumerate(self.encoders.items())
-        }
+        encodings = {}
+        for number, (name, encoder) in enumerate(self.encoders.items()):
+            parts, seeds = self._parts(encoder.tower, batch.inputs[name]), (self.seed, step, processes.index, number)
+            encodings[name] = _Encoding(encoder, parts, self.accelerator, seeds, self.stop_requested)
         towers = list(encodings.values())
         everything_fits = len(batch) <= self.micro_batch_size
         with self._agreed():
@@ -166,7 +149,7 @@ class Step:
 
     @contextmanager
     def _agreed(self) -> Iterator[None]:
-        """Context of work that each process does alone: all processes complete it, or all raise."""
+        """Context for work that each process does separately: all processes complete it, or all raise an error."""
         too_large = False
         try:
             yield
@@ -214,24 +197,21 @@ class _Part:
     features: Tensor | None = None
 
 
+@dataclass(eq=False)
 class _Encoding:
     """One tower and its micro-batches: features first, gradients later."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        parts: Sequence[_Part],
-        accelerator: Accelerator,
-        seeds: tuple[int, ...],
-        stop_requested: Callable[[], bool],
-    ) -> None:
-        self.encoder = encoder
-        self.parts = parts
-        self.accelerator = accelerator
-        self.seeds = seeds
-        self.stop_requested = stop_requested
-        self.learns = any(parameter.requires_grad for parameter in encoder.parameters())
-        self.features = torch.empty(0)
+    encoder: Encoder
+    parts: Sequence[_Part]
+    accelerator: Accelerator
+    seeds: tuple[int, ...]
+    stop_requested: Callable[[], bool]
+    features: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
+
+    @property
+    def learns(self) -> bool:
+        """True if a parameter of the tower is trained."""
+        return any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     def forward(self, keep: int) -> None:
         """Compute the features of all rows, in the order of the slice, as a leaf of the graph.

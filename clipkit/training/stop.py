@@ -1,4 +1,4 @@
-"""Stop signals: recorded when they arrive, acted on where the run can stop without losing work."""
+"""Stop signals: recorded when they arrive, and handled at points where the run can stop without losing work."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ class StopRequest:
 
     @contextmanager
     def deferred(self, deferred: bool = True) -> Iterator[None]:
-        """Context in which signals are only recorded, or, with `deferred(False)`, raise immediately again."""
+        """Return a context in which signals are only recorded, or, with `deferred(False)`, raise immediately again."""
         before, self._deferred = self._deferred, deferred
         try:
             if self.signal is not None and not deferred:

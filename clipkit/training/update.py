@@ -1,4 +1,4 @@
-"""One update: the gradient of a batch applied to the weights."""
+"""Update of the weights with the gradient of one batch."""
 
 import math
 from typing import Any
@@ -29,7 +29,7 @@ class NotFinite(Exception):
 
 
 def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str, Any]:
-    """Learn from one batch.
+    """Update the weights with the gradient of one batch.
 
     Args:
         batch: this process's rows.

@@ -61,7 +61,7 @@ def test_faults_are_printed_written_as_json_and_fixed(
     assert found["facts"]["context_length"] == 77
     assert found["facts"]["input_size"] == 32
     dropped = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
-    assert {"image": "gone.png", "reason": "cannot be opened: there is no such file"} in dropped
+    assert {"image": "gone.png", "reason": "cannot be opened: the file does not exist"} in dropped
     assert (tmp_path / "out" / "captions.csv").read_text().splitlines() == [
         "image,caption",
         f"{os.path.relpath(tmp_path / 'small.png', tmp_path / 'out')},it is small",
@@ -85,13 +85,13 @@ def test_wrong_input_is_one_line(said_here: Callable[..., str], shapes: Path, tm
     (tmp_path / "full" / "mine").touch()
     own = write_csv(tmp_path / "own.csv", ["image", "caption"], [["x.png", "y z"]])
     for arguments, message in [
-        (("none.csv",), "there is no such file"),
-        ((data, "--against", "none.csv"), "there is no such file"),
+        (("none.csv",), "file not found"),
+        ((data, "--against", "none.csv"), "file not found"),
         ((data, "--model", "none"), "none"),
         ((data, "--json", tmp_path / "no" / "f.json"), "does not exist"),
         ((own, "--json", own), "would overwrite"),
         ((data, "--fix", tmp_path / "full"), "already exists"),
-        ((data, "--fix", tmp_path / "no" / "out"), "there is no folder"),
+        ((data, "--fix", tmp_path / "no" / "out"), "does not exist"),
         ((shapes / "images", "--fix", shapes / "images" / "out"), "lies inside the data"),
         ((own, "--fix", tmp_path / "new"), "nothing is left"),
     ]:

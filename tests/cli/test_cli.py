@@ -62,13 +62,13 @@ def test_dry_run_prints_the_complete_recipe_and_writes_nothing(recipe_file: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "none.yaml"], "none.yaml: there is no such recipe"),
+        (["train", "none.yaml"], "none.yaml: file not found"),
         (["train", "{recipe}", "optim.learning_rate=1"], "optim.lr"),
-        (["train", "{recipe}", "data.train=none.csv"], "none.csv: there is no such file"),
+        (["train", "{recipe}", "data.train=none.csv"], "none.csv: file not found"),
         (["train", "{recipe}", "model.name=no/model"], "no/model"),
         (["train", "{recipe}", "train.batch_size=999"], "set train.batch_size to at most 16"),
         (["train", "{recipe}", "output={recipe}/x"], "cannot be written to"),
-        (["train", "{recipe}", "output={trained}"], "already holds a run"),
+        (["train", "{recipe}", "output={trained}"], "already contains a run"),
         (["train", "{recipe}", "--resume", "--overwrite"], "give one of them"),
     ],
 )  # fmt: skip
@@ -95,16 +95,16 @@ def test_run_is_resumed_and_replaced(recipe: Callable[..., Recipe], recipe_file:
 
 
 def test_models_describes_and_lists_models(tiny_clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from clipkit.cli.models import print_description, print_loadable
+    from clipkit.cli.models import models
 
     printed = clipkit("models", tiny_clip).stdout
     assert "77 tokens, padding is cut" in printed
     assert "training at micro-batch 1" in printed
-    print_description(str(tiny_clip), as_json=True)
+    models(str(tiny_clip), as_json=True)
     assert json.loads(capsys.readouterr().out)["embed_dim"] == 24
-    print_loadable("ViT-B-32")
+    models(search="ViT-B-32")
     assert "open_clip:ViT-B-32-quickgelu/openai" in capsys.readouterr().out
-    print_loadable("nonsense")
+    models(search="nonsense")
     assert "nonsense" in capsys.readouterr().out
 
 

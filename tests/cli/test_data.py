@@ -55,16 +55,16 @@ def test_what_a_preview_cannot_do(typed: Type, shapes: Path, tmp_path: Path) -> 
     draw("red", "cross").save(mixed / "2.png")
     for arguments, message in [
         ((shapes / "captions.csv", "--policy", "simcl"), "did you mean simclr?"),
-        ((shapes / "captions.csv", "--policy", "[crop"), "is no policy"),
+        ((shapes / "captions.csv", "--policy", "[crop"), "[crop"),
         (
             (shapes / "captions.csv", "--policy", "[{name: blur, sigma: [2, 1]}]"),
-            "the first must be at most the second",
+            "[2.0, 1.0]",
         ),
         ((text,), "no image column"),
-        ((mixed,), "1 images, such as 2.png, beside 1 in class folders, such as red/1.png"),
+        ((mixed,), "such as 2.png, and 1 in class folders, such as red/1.png"),
         ((mixed / "red", "--out", mixed / "red" / "sheet.png"), "would become one of the images"),
         ((shapes / "captions.csv", "--out", "sheet.xyz"), "cannot be written"),
-        (("nowhere.csv",), "there is no such file"),
+        (("nowhere.csv",), "file not found"),
     ]:
         code, _, said = typed("data", "preview", *arguments)
         assert code == 2, said

@@ -12,6 +12,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 from clipkit.cli import app
+from clipkit.tasks import TASKS
 from tests.conftest import COLOURS, SHAPES, write_csv
 from tests.forked import together
 
@@ -21,6 +22,11 @@ def run(*arguments: str | Path) -> str:
     done = CliRunner().invoke(app, ["eval", *map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_command(task: str) -> None:
+    assert "--data" in run(task, "--help")
 
 
 def test_zeroshot_with_classes_and_templates_from_files(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
@@ -64,8 +70,12 @@ def test_compositional_with_report(tiny_clip: Path, shapes: Path, tmp_path: Path
         for m, shape in enumerate(SHAPES)
     ]
     data = write_csv(tmp_path / "near.csv", ["image", "caption", "negative_caption"], rows)
-    file, page = tmp_path / "c.json", tmp_path / "c.html"
-    printed = run("compositional", "--model", tiny_clip, "--data", data, "--json", file, "--report", page)
+    file, page, answers = tmp_path / "c.json", tmp_path / "c.html", tmp_path / "c.parquet"
+    printed = run(
+        "compositional", "--model", tiny_clip, "--data", data, "--json", file, "--report", page,
+        "--predictions", answers,
+    )  # fmt: skip
+    assert parquet.read_table(answers).num_rows == 16
     assert json.loads(file.read_text())["data"]["instances"] == 16
     assert "text score" in printed
     assert "By category" in page.read_text(encoding="utf-8")
@@ -137,15 +147,15 @@ def test_processes_give_the_result_of_one_process_and_share_the_cache(
     ("arguments", "message"),
     [
         (["retrieval", "--model", "no/model", "--data", "{captions}"], "no/model"),
-        (["retrieval", "--model", "{model}", "--data", "none.csv"], "no such file"),
+        (["retrieval", "--model", "{model}", "--data", "none.csv"], "not found"),
         (["zeroshot", "--model", "{model}", "--data", "{captions}"], "no label column"),
-        (["zeroshot", "--model", "{model}", "--data", "{classes}", "--classes", "none"], "cannot be read"),
-        (["zeroshot", "--model", "{model}", "--data", "{classes}", "--templates", "none"], "by name are imagenet"),
+        (["zeroshot", "--model", "{model}", "--data", "{classes}", "--classes", "none"], "none: file not found"),
+        (["zeroshot", "--model", "{model}", "--data", "{classes}", "--templates", "none"], "imagenet_simple"),
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--json", "no/dir/f"], "does not exist"),
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--predictions", "no/f"], "does not exist"),
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--cache", "{classes}"], "cache"),
         (["probe", "--model", "{model}", "--data", "{classes}", "--shots", "9"], "fewer --shots"),
-        (["compositional", "--model", "{model}", "--data", "{captions}"], "has no negative_caption"),
+        (["compositional", "--model", "{model}", "--data", "{captions}"], "negative_caption"),
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--predictions", "{folder}"], "is a folder"),
         (["retrieval", "--model", "{model}", "--data", "{captions}", "--json", "{captions}"], "would overwrite"),
         (
@@ -162,7 +172,7 @@ def test_processes_give_the_result_of_one_process_and_share_the_cache(
             ],
             "would overwrite",
         ),
-        (["zeroshot", "--model", "{model}", "--data", "{classes}", "--classes", "cat, " * 99], "cannot be read"),
+        (["zeroshot", "--model", "{model}", "--data", "{classes}", "--classes", "cat, " * 99], "cat, cat"),
         (["compare", "none.json", "{classes}"], "cannot be read as a result JSON"),
     ],
 )

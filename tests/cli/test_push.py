@@ -38,7 +38,7 @@ def type_(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
 def test_what_a_user_gets_wrong_is_one_line(tmp_path: Path, said_here: Callable[..., str]) -> None:
     model = build("clip", tmp_path / "model")
     assert "log in with `hf auth login`" in said_here("push", model, "me/model")
-    assert "is no name of a Hub repository; write org/name" in said_here("push", model, "model")
+    assert "model: is not a valid Hub repository name" in said_here("push", model, "model")
     file = tmp_path / "a.json"
     for content in (
         {"task": "retrieval"},

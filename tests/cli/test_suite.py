@@ -59,7 +59,7 @@ def test_exit_codes_and_written_files(
     mine.write_text(yaml.safe_dump(values | {"datasets": values["datasets"][1:2]}))
     assert exit_code(mine, *command) == 1
     assert "clipkit: " in (error := capsys.readouterr().err)
-    assert "nothing was measured" in error
+    assert "no dataset could be evaluated" in error
     assert "1 not available" in error
 
 

@@ -33,7 +33,7 @@ def test_an_image_in_two_sources_is_one_image() -> None:
 
 def test_sources_of_different_kinds_are_refused() -> None:
     alone = Pairs("alone", [Path("p")], [""], np.arange(1), has_captions=False)
-    with pytest.raises(DataError, match="a has captions and alone has none"):
+    with pytest.raises(DataError, match="a has captions, but alone has none"):
         join([made("a", 2), alone], [1, 1])
 
 
@@ -129,5 +129,5 @@ def test_a_split_of_a_mixture_keeps_its_weights() -> None:
     assert [train.captions[row][0] for part in train.parts for row in part.captions.tolist()] == [
         str(train.images[image])[0] for part in train.parts for image in part.images.tolist()
     ]
-    with pytest.raises(DataError, match="has one image"):
+    with pytest.raises(DataError, match="only one image"):
         split(made("a", 1), 0.5)

@@ -143,7 +143,7 @@ def test_wrong_sources_are_refused(shapes: Path, tmp_path: Path) -> None:
     image = str(shapes / "images/00.png")
     with pytest.raises(DataError, match="row 2"):
         read_for_shards(str(write_csv(tmp_path / "g.csv", ["image", "caption"], [[image, "a"], [image, ""]])))
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="not found"):
         read_for_shards(str(tmp_path / "none.csv"))
     broken = write_csv(tmp_path / "b.csv", ["image", "caption"], [["no.png", "a"], ["x.png", "b"]])
     with pytest.raises(DataError, match=r"none of its 2 images .*no.png"):
@@ -191,7 +191,10 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
         code, _, error = typed(source, "--out", "out", "--size", 24, "--shard-size", 3, "--workers", 1)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert (code, error) == (130, "clipkit: interrupted with 2 of 4 shards finished in out; the same command resumes\n")
+    assert (code, error) == (
+        130,
+        "clipkit: interrupted with 2 of 4 shards finished in out; run the same command again to resume\n",
+    )
     assert len(calls) == 8  # images that were waiting are dropped
     assert (out / "shards-000001.tar").is_file()
     assert not list(out.glob(".*"))
@@ -234,7 +237,7 @@ def test_other_settings_and_other_data_are_refused(source: Path, tmp_path: Path)
         with pytest.raises(OutputError, match=message):
             prepare(pairs, folder, size=24)
     for wrong in ({"size": 0}, {"quality": 0}, {"quality": 101}, {"shard_size": 0}, {"workers": 0}, {"format": "zip"}):
-        with pytest.raises(UserError, match=f"{next(iter(wrong))} must be"):
+        with pytest.raises(UserError, match=next(iter(wrong))):
             prepare(pairs, tmp_path / "new", **wrong)  # type: ignore[arg-type]
     assert bytes_in(out) == before
     (out / "prepared.json").write_text("{")

@@ -219,31 +219,31 @@ def test_columns_are_found_by_name(made: Made, tmp_path: Path) -> None:
         ("p.csv", b"image,caption\na.png,x, y\n", "line 2 has 3 fields, the header has 2; .* quotation marks"),
         ("p.csv", b'image,caption\na.png,x\na.png,"open\na.png,y\n', "line 3 opens a quotation mark that is never"),
         ("p.csv", b"image,caption\na.png,x\na.png,caf\xe9\n", "line 3 is not UTF-8 .byte 0xe9 at position 10"),
-        ("p.csv", b"image,caption,caption\na.png,x,y\n", "has 2 columns caption"),
+        ("p.csv", b"image,caption,caption\na.png,x,y\n", "has 2 columns named caption"),
         ("p.csv", b'"image\n', "no caption column"),
         ("p.jsonl", b'{"image": "a.png", "caption": "x"}\n{"image": 3, "caption": "x"}\n', "line 2: image is 3"),
         ("p.jsonl", b'{"image": "a.png", "caption": "x"}\n{"image": \n', "line 2 is not JSON"),
-        ("p.jsonl", b"[1]\n", "line 1 is not an object"),
+        ("p.jsonl", b"[1]\n", "line 1 is not a JSON object"),
         ("p.jsonl", b'{"image": "a.png", "caption": "\\ud800"}\n', "line 1: caption contains half of a surrogate pair"),
         ("p.jsonl", b'{"image": "a.png", "caption": "caf\xe9"}\n', "line 1 is not UTF-8"),
         ("p.jsonl", b"\n", "is empty"),
         ("p.jsonl", b'{"image": "a.png", "caption": []}\n', "row 1 has no caption"),
-        ("p.jsonl", b'{"image": ["a.png"], "caption": "x"}\n', "lists in image; give one image per row"),
+        ("p.jsonl", b'{"image": ["a.png"], "caption": "x"}\n', "the column image contains lists"),
         (
             "p.jsonl",
             b'{"image": "a.png", "caption": ["x", "y"], "paraphrase": ["z"]}\n',
             "row 1 has different numbers of paraphrases and captions",
         ),
         ("p.json", b'{"0": {"image": "a.png"}}', "no caption column"),
-        ("p.json", b'["a.png"]', "row 1 is not an object"),
-        ("p.json", b"3", "neither a list of rows nor an object"),
+        ("p.json", b'["a.png"]', "row 1 is not a JSON object"),
+        ("p.json", b"3", "must be a list of rows, or an object"),
         ("p.json", b"[]", "is empty"),
         ("p.json", b"{", "is not JSON"),
         ("p.parquet", b"PAR1 no", "cannot be read as Parquet"),
-        ("p.tar", b"\x07" * 2000, "is not a tar, or is truncated"),
-        ("p.tar", b"\0" * 10240, "has no samples"),
+        ("p.tar", b"\x07" * 2000, "is not a tar file, or is truncated"),
+        ("p.tar", b"\0" * 10240, "contains no samples"),
         ("p-{0..1}.tar", b"", "2 of its 2 shards are missing"),
-        ("p.doc", b"", r"p\.doc: supported sources are hf:NAME"),
+        ("p.doc", b"", r"p\.doc: .*supported sources: hf:NAME"),
     ],
 )
 def test_errors_name_the_problem_in_one_line(
@@ -251,7 +251,8 @@ def test_errors_name_the_problem_in_one_line(
 ) -> None:
     monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    (tmp_path / name).write_bytes(content)
+    if "{" not in name:  # a name that exists is that file, and not a pattern
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
         read_pairs(str(tmp_path / name))
     assert "\n" not in str(caught.value)

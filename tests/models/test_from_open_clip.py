@@ -160,7 +160,7 @@ def test_trainer_checkpoint_loads(tmp_path: Path, prefix: str, images: list[Path
     image, text = features(native, transform, tokenizer, images)
     torch.testing.assert_close(model.encode_image(images), image, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.encode_text(TEXTS), text, rtol=0, atol=1e-5)
-    with pytest.raises(ModelError, match=f"{file}: does not fit open_clip:tiny-custom"):
+    with pytest.raises(ModelError, match=f"{file}: .* open_clip:tiny-custom"):
         clipkit.load(
             f"open_clip:tiny-resnet?weights={file}".replace("resnet", "custom").replace(str(file), str(shrunk(file)))
         )
@@ -251,7 +251,7 @@ def test_pickle_with_code_is_refused(tmp_path: Path, capfd: pytest.CaptureFixtur
     with pytest.raises(ModelError, match=f"{file}: cannot be read"):
         clipkit.load(f"open_clip:tiny-clip?weights={file}")
     torch.save([1, 2], file)
-    with pytest.raises(ModelError, match=f"{file}: holds no weights"):
+    with pytest.raises(ModelError, match=f"{file}: contains no weights"):
         clipkit.load(f"open_clip:tiny-clip?weights={file}")
 
 
@@ -298,10 +298,10 @@ def test_activation_and_preprocessing_come_from_the_tag(
     [
         ("open_clip:ViT-B-23", "has no architecture ViT-B-23; did you mean ViT-B-32?"),
         ("open_clip:ViT-B-32/openia", "has no weights openia; did you mean openai?; it has openai, "),
-        ("open_clip:tiny-clip?weight=x", "write open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH.weights=FILE"),
-        ("open_clip:tiny-clip?weights=", "write open_clip:ARCH/TAG"),
-        ("open_clip:tiny-clip?/no/such.pt", "write open_clip:ARCH/TAG"),
-        ("open_clip:tiny-clip/", "write open_clip:ARCH/TAG"),
+        ("open_clip:tiny-clip?weight=x", "give open_clip:ARCH/TAG, open_clip:ARCH or open_clip:ARCH.weights=FILE"),
+        ("open_clip:tiny-clip?weights=", "give open_clip:ARCH/TAG"),
+        ("open_clip:tiny-clip?/no/such.pt", "give open_clip:ARCH/TAG"),
+        ("open_clip:tiny-clip/", "give open_clip:ARCH/TAG"),
         ("open_clip:tiny-clip?weights=/no/a+b.pt", "/no/a.b.pt not found"),
         ("open_clip:tiny-clip?weights=/no/such.pt", "/no/such.pt not found"),
     ],

@@ -195,11 +195,11 @@ def test_missing_and_mismatched_weights_are_refused(family: tuple[str, Path], tm
     tensors = load_file(broken / "model.safetensors")
     missing = next(name for name in tensors if name.startswith("text_model") and tensors[name].ndim == 2)
     save_file({name: value for name, value in tensors.items() if name != missing}, broken / "model.safetensors")
-    with pytest.raises(ModelError, match=f"{broken}: its weights lack {missing}"):
+    with pytest.raises(ModelError, match=f"{broken}: .*{missing} is missing"):
         clipkit.load(broken)
     tensors[missing] = torch.zeros(3, 3)
     save_file(tensors, broken / "model.safetensors")
-    with pytest.raises(ModelError, match=rf"{broken}: its weights hold {missing} as \(3, 3\), but") as caught:
+    with pytest.raises(ModelError, match=rf"{broken}: .*{missing} has shape \(3, 3\), but") as caught:
         clipkit.load(broken)
     assert str(broken) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -72,7 +72,7 @@ def test_pickle_with_code_is_refused_and_not_run(model: Path, tmp_path: Path) ->
     file = as_pickle(model, lambda tensors: tensors.update(more=Evil(mark)))
     assert f"{file}: holds objects other than tensors" in refused(model)
     file.write_bytes(pickle.dumps(Evil(mark)))  # not of torch.save at all
-    assert f"{file}: is not a file of torch.save that only holds tensors; it was not opened" in refused(model)
+    assert f"{file}: is not a PyTorch checkpoint that holds only tensors" in refused(model)
     assert not mark.exists()
 
 
@@ -101,7 +101,7 @@ def test_missing_and_truncated_files_are_named(model: Path) -> None:
     shard.unlink()
     assert f"{index}: refers to {shard.name}, which is missing" in refused(model)
     index.write_text("{")
-    assert f"{index}: is not an index of weights" in refused(model)
+    assert f"{index}: is not a valid weight index" in refused(model)
     index.unlink()
     assert f"{model}: has no weights; it needs model.safetensors or pytorch_model.bin" in refused(model)
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import clipkit
-from clipkit.report import comparison_report, evaluation_report
+from clipkit.report.comparison import comparison_report
+from clipkit.report.evaluation import evaluation_report
 from tests.conftest import small_recipe
 
 CHROMIUM = next(

@@ -14,9 +14,10 @@ from PIL import Image
 import clipkit
 from clipkit.models import compose
 from clipkit.models.export import export
-from clipkit.models.publish.layout import Base, Layout, layout_of
+from clipkit.models.publish.layout import Layout
+from clipkit.models.publish.provenance import Base
 from clipkit.recipe import ModelRecipe, Recipe
-from clipkit.report import model_card
+from clipkit.report.model_card import model_card
 from tests.models.families import FAMILIES, build
 
 BOTH = ("image", "text")
@@ -83,10 +84,10 @@ def test_code_for_two_towers_loads_their_weights(tmp_path: Path, photo: Path) ->
     recipe = {"image": {"name": "timm:test_convnext", "pretrained": False, "image_size": 64}, "text": text}
     model = compose(ModelRecipe.model_validate(recipe | {"embed_dim": 24}))
     model.save(tmp_path)
-    card = model_card(layout_of(clipkit.load(tmp_path), ModelRecipe.model_validate(recipe)))
+    card = model_card(clipkit.load(tmp_path).layout(ModelRecipe.model_validate(recipe)))
     assert "license" not in ModelCard(card).data.to_dict()  # random weights have no license
     variables = run_code(card, tmp_path, photo)
-    parts = next(entry for name, entry in variables.items() if "parts" in name)
+    parts = next(entry for name, entry in variables.items() if "image_trunk" in entry)
     for name, value in model.image.trunk.native.state_dict().items():  # type: ignore[union-attr, operator]
         assert torch.equal(parts["image_trunk"].state_dict()[name], value)
     for name, value in model.text.trunk.native.state_dict().items():  # type: ignore[union-attr, operator]
@@ -96,10 +97,10 @@ def test_code_for_two_towers_loads_their_weights(tmp_path: Path, photo: Path) ->
 def test_base_models_of_timm_and_transformers_towers() -> None:
     recipe = ModelRecipe.model_validate({"image": {"name": "timm:resnet50"}, "text": {"name": "hf:org/bert@v1"}})
     model = compose(ModelRecipe.model_validate({"image": {"name": "timm:test_convnext", "pretrained": False}}))
-    layout = layout_of(model, recipe)
+    layout = model.layout(recipe)
     assert layout.repositories == ["timm/resnet50.a1_in1k", "org/bert"]
-    assert [base.licence for base in layout.bases] == ["apache-2.0", None]
-    tagged = layout_of(model, ModelRecipe(name="open_clip:ViT-B-32/openai"))
+    assert [base.license for base in layout.bases] == ["apache-2.0", None]
+    tagged = model.layout(ModelRecipe(name="open_clip:ViT-B-32/openai"))
     assert tagged.repositories == ["timm/vit_base_patch32_clip_224.openai"]
 
 
@@ -111,12 +112,12 @@ def test_base_model_in_a_folder_is_not_named_by_its_path(tmp_path: Path) -> None
         "---\nlicense: other\nlicense_name: mine\nlicense_link: https://a.b/c\nbase_model: /home/x/y\n---\n"
     )
     model = compose(ModelRecipe.model_validate({"image": {"name": "timm:test_convnext", "pretrained": False}}))
-    layout = layout_of(model, ModelRecipe(name=str(base)))
+    layout = model.layout(ModelRecipe(name=str(base)))
     assert layout.bases == (Base("base", (), "other", "mine", "https://a.b/c"),)  # a folder is not a Hub repository
     header = ModelCard(model_card(layout)).data
     assert (header.license, header.license_name, header.license_link) == ("other", "mine", "https://a.b/c")
     card.write_text("---\nlicense: [mit, : }\n---\n")  # invalid YAML
-    assert layout_of(model, ModelRecipe(name=str(base))).bases == (Base("base"),)
+    assert model.layout(ModelRecipe(name=str(base))).bases == (Base("base"),)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +125,8 @@ def test_base_model_in_a_folder_is_not_named_by_its_path(tmp_path: Path) -> None
     [
         (["mit", "mit"], "mit", []),
         (["mit", "apache-2.0"], "other", ["- part0: mit", "- part1: apache-2.0"]),
-        (["mit", None], None, ["- part0: mit", "- part1: none was found", "ask the owner"]),
-        ([None], None, ["- part0: none was found"]),
+        (["mit", None], None, ["- part0: mit", "- part1: not stated", "ask the owner"]),
+        ([None], None, ["- part0: not stated"]),
         ([], None, []),
     ],
 )
@@ -133,7 +134,7 @@ def test_license_of_several_bases(licences: list[str | None], header: str | None
     bases = tuple(Base(f"part{number}", (), licence) for number, licence in enumerate(licences))
     card = ModelCard(model_card(Layout("clipkit", None, BOTH, bases)))
     assert card.data.license == header
-    assert ("## Licence" in card.text) == bool(words)
+    assert ("## License" in card.text) == bool(words)
     assert all(entry in card.text for entry in words)
 
 

@@ -12,9 +12,9 @@ import torch
 
 import clipkit
 from clipkit.recipe import Recipe
-from clipkit.report import comparison_report, evaluation_report, run_report
 from clipkit.report.charts import bar_chart, confusion_chart, interval_chart, line_chart, reliability_chart
-from clipkit.report.evaluation import classes_table, confused_pairs
+from clipkit.report.comparison import comparison_report
+from clipkit.report.evaluation import classes_table, confused_pairs, evaluation_report
 from clipkit.report.page import (
     Page,
     difference,
@@ -25,6 +25,7 @@ from clipkit.report.page import (
     thumbnail,
     unbroken,
 )
+from clipkit.report.run import run_report
 from clipkit.tasks import number, readable
 from tests.conftest import COLOURS, SHAPES, write_csv
 

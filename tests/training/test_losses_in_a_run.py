@@ -54,7 +54,7 @@ def test_negatives_come_from_the_row_of_their_caption(
 
 
 def test_negclip_without_negatives_names_the_missing_column(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="needs a column negative_caption"):
+    with pytest.raises(DataError, match="negative_caption"):
         clipkit.train(recipe({"loss.name": "negclip"}))
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
@@ -151,4 +151,4 @@ def test_a_batch_without_negatives_ends_the_run_with_its_counts(
 def test_the_report_shows_the_chance_level_of_the_loss(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     result = clipkit.train(recipe({"loss.name": "ntxent", "train.epochs": 1}))
     assert result["settings"]["loss_at_chance"] == pytest.approx(torch.tensor(15.0).log().item())
-    assert "at equal similarities" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "chance" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

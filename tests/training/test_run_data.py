@@ -40,7 +40,7 @@ def test_sources_with_weights_and_a_share_for_validation(
     for image in [*more.parent.glob("*.png")]:
         image.write_bytes(b"<html>")
     clipkit.train(recipe({**changes, "data.max_bad": 8}), overwrite=True)
-    assert "images are left out, the first: " in (tmp_path / "run" / "log.txt").read_text()
+    assert "images are skipped, the first: " in (tmp_path / "run" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""False negatives to expect in a batch: rows with the same caption or image as another row."""
+"""Estimate of false negatives in a batch: pairs whose caption or image also occurs in another pair."""
 
 from typing import Any
 
@@ -6,29 +6,29 @@ import numpy as np
 import pyarrow.compute as pc
 
 from clipkit.data.checks.captions import as_mask
-from clipkit.data.checks.checked_data import CheckedData
+from clipkit.data.checks.checked_data import CheckedData, DataRule
 from clipkit.data.checks.duplicates import Duplicates
 from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Strings
 from clipkit.findings import FEW, Finding, percent
 
-# Share of rows with a repeated caption that is too many even for a loss that counts equal captions as positives.
+# Share of pairs with a repeated caption that is too high even for a loss that counts equal captions as positives.
 _MANY = 0.5
 
 
 def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_size: int) -> dict[str, Any]:
-    """Return the expected number of pairs of rows in one batch that have the same caption or image.
+    """Estimate how many pairs of rows in one batch have the same caption or image.
 
-    A batch is drawn as in training: different images, each with one of its captions. Two given images are in it
+    A batch contains different images, each with one of its captions, as in training. Two given images are in it
     together with probability G (G - 1) / (N (N - 1)).
 
     Args:
-        pairs: N images.
-        duplicates: which of the images are the same; None: unknown.
-        batch_size: G, at most N.
+        pairs: N images with captions.
+        duplicates: groups of duplicate images; None: unknown.
+        batch_size: number of pairs in the batch, G, at most N.
 
     Returns:
-        size (G), same_caption (expected pairs of rows with equal captions and different images), and same_image
+        `size` (G), `same_caption` (expected pairs of rows with equal captions and different images), and `same_image`
         (expected pairs of rows with different images that are duplicates).
     """
     count = len(pairs.images)
@@ -66,11 +66,11 @@ def batch_too_large(data: CheckedData) -> Finding | None:
 
 
 def false_negatives(data: CheckedData) -> Finding | None:
-    """Report batches in which many rows have the same caption or image as another row."""
+    """Report a batch size at which many rows have the same caption or image as another row."""
     if data.batch is None:
         return None
     size = max(1, min(data.batch["size"], len(data.pairs.images)))
-    expected = 2 * (data.batch["same_caption"] + data.batch["same_image"])  # each pair makes two such rows
+    expected = 2 * (data.batch["same_caption"] + data.batch["same_image"])  # each pair of rows contributes two rows
     share = min(1.0, expected / size)
     if share < (_MANY if data.loss_counts_duplicates == "positive" else FEW):
         return None
@@ -78,8 +78,9 @@ def false_negatives(data: CheckedData) -> Finding | None:
         None: "use a loss that counts equal captions as positives (loss.duplicates: positive, the default), and merge "
         "duplicate images (--fix)",
         "negative": "set loss.duplicates: positive",
-        "positive": "the loss counts them as positives, but varied captions teach more; with class names, use a "
-        "smaller batch",
+        "positive": "the loss counts them as positives, but varied captions are more informative; if the "
+        "captions are class "
+        "names, use a smaller batch",
     }
     return Finding(
         "false_negatives", "warning",
@@ -87,3 +88,12 @@ def false_negatives(data: CheckedData) -> Finding | None:
         "expected",
         advice[data.loss_counts_duplicates], count=round(expected), share=share,
     )  # fmt: skip
+
+
+BATCH_RULES = (
+    DataRule("batch_too_large", batch_too_large, "the batch is larger than the dataset", "images", "full"),
+    DataRule("false_negatives", false_negatives,
+         "1 % of the rows of a batch have the same caption or image as another row (50 % if the loss counts these as "
+         "positives)",
+         "images", "sampled"),
+)  # fmt: skip

@@ -8,17 +8,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from clipkit.data.checks.captions import as_mask, normalized
-from clipkit.data.checks.checked_data import CheckedData
+from clipkit.data.checks.checked_data import CheckedData, DataRule
 from clipkit.findings import Finding, Severity, counted, finding_about
 
-# Short captions of different images may be equal. That matters only if a large share of all captions is.
+# Short captions of different images may be equal. That matters only for a large share of all captions.
 _MANY_SHARED = 0.05
-_OTHER_SOURCE = "take the captions from another column or source, or drop the rows"
+_OTHER_SOURCE = "use captions from another column or source, or drop the rows"
 
 
 def empty_captions(data: CheckedData) -> Finding | None:
-    """Report empty captions."""
-    advice = "write them, or drop the rows (--fix)"
+    """Report captions that are empty."""
+    advice = "add the missing captions, or drop the rows (--fix)"
     return _report(data, data.captions.empty, "empty_captions", "empty captions", advice, "error", data.row_name)
 
 
@@ -33,10 +33,10 @@ def url_captions(data: CheckedData) -> Finding | None:
 
 
 def stock_captions(data: CheckedData) -> Finding | None:
-    """Report captions that fit any image."""
+    """Report uninformative captions, which could describe any image."""
     what, advice = (
-        "captions that fit any image, e.g. 'photo of'",
-        "drop the rows: they teach nothing about their images",
+        "uninformative captions, which could describe any image, e.g. 'photo of'",
+        "drop the rows: the captions contain no information about their images",
     )
     return _report(data, data.captions.stock, "stock_captions", what, advice)
 
@@ -49,7 +49,7 @@ def captions_are_classes(data: CheckedData) -> Finding | None:
     different, total = int((index.image_counts > 0).sum()), len(index.empty)
     return Finding(
         "captions_are_classes", "note",
-        f"captions that seem to be class names: only {different:,} of {total:,} are different",
+        f"captions that seem to be class names: {total:,} captions, but only {different:,} distinct ones",
         "a batch contains many images with the same caption: use a loss that counts them as positives "
         "(loss.duplicates: positive, the default)",
         count=total, share=1.0, examples=tuple(repr(data.pairs.captions[int(row)]) for row in index.first[:10]),
@@ -63,10 +63,10 @@ def one_word_captions(data: CheckedData) -> Finding | None:
 
 
 def boilerplate_captions(data: CheckedData) -> Finding | None:
-    """Report captions that stand on many different images; the examples are the most frequent ones."""
+    """Report captions that are used for many different images; the examples are the most frequent ones."""
     index = data.captions
-    most = ", one of them on most images" if index.image_counts.max(initial=0) > len(data.pairs.images) / 2 else ""
-    what = f"captions that stand on {index.boilerplate_images} or more different images{most}"
+    most = ", one of them for most images" if index.image_counts.max(initial=0) > len(data.pairs.images) / 2 else ""
+    what = f"captions that are used for {index.boilerplate_images} or more different images{most}"
     advice = "drop the rows whose caption does not describe its image"
     finding = _report(data, index.boilerplate, "boilerplate_captions", what, advice, "warning")
     if finding is None:
@@ -79,10 +79,10 @@ def boilerplate_captions(data: CheckedData) -> Finding | None:
 
 
 def shared_captions(data: CheckedData) -> Finding | None:
-    """Report captions that a few other images have too."""
+    """Report captions that are also used for a few other images."""
     shared = data.captions.shared
     return _report(
-        data, shared, "shared_captions", "captions that another image has too",
+        data, shared, "shared_captions", "captions that are also used for another image",
         "in one batch they are false negatives: use a loss that counts equal captions as positives "
         "(loss.duplicates: positive, the default); evaluate retrieval with --merge-captions",
         "warning" if shared.any() and shared.mean() >= _MANY_SHARED else "note",
@@ -90,28 +90,29 @@ def shared_captions(data: CheckedData) -> Finding | None:
 
 
 def repeated_captions(data: CheckedData) -> Finding | None:
-    """Report captions that their image has already."""
-    what, advice = "captions that their image has already", "they count twice in training: drop them (--fix)"
+    """Report captions that are repeated for the same image."""
+    what, advice = "captions repeated for the same image", "they count twice in training: drop them (--fix)"
     return _report(data, data.captions.repeated, "repeated_captions", what, advice)
 
 
 def cut_captions(data: CheckedData) -> Finding | None:
-    """Report captions longer than the model's context, the longest first."""
+    """Report captions that are longer than the model's context length, the longest first."""
     if data.context_length is None:
         return None
     counts = data.token_counts
     cut = np.flatnonzero(counts > data.context_length)
     return finding_about(
         cut[np.argsort(-counts[cut], kind="stable")].tolist(), len(counts),
-        name="cut_captions", what=f"captions longer than the model's context of {data.context_length} tokens",
+        name="cut_captions", what=f"captions longer than the model's context length of {data.context_length} tokens",
         describe=lambda number: f"{counts[number]} tokens: {data.caption_name(int(data.caption_rows[number]))}",
-        advice="their end is never read: shorten them, split them (data.captions: all), or use a model with a longer "
-        "context",
+        advice="the model ignores their end: shorten them, split them into several captions (data.captions: "
+                "all), or use "
+        "a model with a longer context",
     )  # fmt: skip
 
 
 def leaked_captions(data: CheckedData) -> Finding | None:
-    """Report captions that the other data has too."""
+    """Report captions that also occur in the data given as `against`."""
     if data.against is None or not data.against.has_captions:
         return None
     captions = normalized(data.pairs.captions)
@@ -119,8 +120,8 @@ def leaked_captions(data: CheckedData) -> Finding | None:
     return _report(
         data, leaked & ~as_mask(pc.equal(captions, "")), "leaked_captions",
         f"captions that are also in {data.against.name}",
-        "short captions may be equal by chance; many equal long ones mean that both sets come from the same images: "
-        "split by image",
+        "short captions may be equal by chance; many equal long captions mean that both datasets contain the "
+        "same images: split the data by image",
     )  # fmt: skip
 
 
@@ -137,3 +138,27 @@ def _report(
         np.flatnonzero(mask).tolist(), len(mask), name=name, what=what, advice=advice,
         describe=describe or data.caption_name, severity=severity,
     )  # fmt: skip
+
+
+CAPTION_RULES = (
+    DataRule("empty_captions", empty_captions, "a caption is empty", "captions", "quick"),
+    DataRule("file_name_captions", file_name_captions, "a caption is a file name", "captions", "quick"),
+    DataRule("url_captions", url_captions, "a caption is a URL", "captions", "quick"),
+    DataRule("stock_captions", stock_captions,
+         "a caption could describe any image, e.g. 'photo of'", "captions", "quick"),
+    DataRule("captions_are_classes", captions_are_classes,
+         "the captions seem to be class names: nearly every image has one caption, shared with several other images",
+         "captions", "quick"),
+    DataRule("one_word_captions", one_word_captions, "a caption is a single word", "captions", "quick"),
+    DataRule("boilerplate_captions", boilerplate_captions,
+         "the same caption is used for many different images (at least 100, or 0.2 % of the images but at least 5)",
+         "captions", "quick"),
+    DataRule("shared_captions", shared_captions,
+         "a caption is also used for another image; a warning if 5 % of the captions or more are affected",
+         "captions", "quick"),
+    DataRule("repeated_captions", repeated_captions, "an image has the same caption twice", "captions", "quick"),
+    DataRule("cut_captions", cut_captions,
+         "a caption is longer than the model's context length", "captions", "sampled"),
+    DataRule("leaked_captions", leaked_captions,
+         "a caption also occurs in the validation data", "captions", "full"),
+)  # fmt: skip

@@ -1,7 +1,6 @@
-"""Measurements of captions, a column at a time: fast for a million of them."""
+"""Measurements of captions, computed on whole columns, which is fast also for a million captions."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Strings, first_positions
 
 TokenCounts = Callable[[list[str]], Sequence[int]]
-"""Strings -> number of tokens of each before truncation, including start and end tokens."""
+"""Function from strings to the number of tokens of each before truncation, including start and end tokens."""
 
-# Captions that fit any image.
+# Uninformative captions, which could describe any image.
 _STOCK = (
     r"(?i)^[^\pL\pN]*((a|an|the|this|is|of|my|stock|no|default|here|s)[^\pL\pN]+)*"
     r"(image|images|photo|photos|photograph|picture|pictures|pic|img|untitled|caption|captions|description|title|"
@@ -28,13 +27,13 @@ _FILE_NAME = (
 _URL = r"(?i)^(https?://|www\.)\S+$"
 # Scripts without spaces between words: a caption in them has more than one word.
 _WITHOUT_SPACES = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-# A caption is boilerplate if it stands on this many different images; in smaller sets, on this share of them.
+# A caption is boilerplate if it is used for this many different images; in smaller datasets, for this share of them.
 _BOILERPLATE_IMAGES, _BOILERPLATE_LEAST, _BOILERPLATE_SHARE = 100, 5, 0.002
 _CHUNK = 10_000
 
 
 def normalized(captions: Sequence[str]) -> pa.Array:
-    """Lowercase captions and remove spaces and punctuation; captions without anything else keep their punctuation.
+    """Lowercase captions and remove spaces and punctuation; captions that consist only of punctuation keep it.
 
     Example:
         >>> normalized(["A dog .", "a  DOG", "?!"]).to_pylist()
@@ -46,7 +45,7 @@ def normalized(captions: Sequence[str]) -> pa.Array:
 
 
 def lengths(captions: Sequence[str], token_counts: TokenCounts | None) -> NDArray[np.int64]:
-    """Return (M,) lengths in tokens, or in words without a tokenizer."""
+    """Return (M,) caption lengths: in tokens, or in words if no tokenizer is given."""
     column = Strings.of(captions).column
     if token_counts is None:
         return pc.count_substring_regex(column, pattern=r"\S+").to_numpy().astype(np.int64)
@@ -59,92 +58,61 @@ def lengths(captions: Sequence[str], token_counts: TokenCounts | None) -> NDArra
 
 
 class CaptionIndex:
-    """Which captions of M are empty, say nothing of their image, or are equal after normalization.
+    """Finds which of the M captions are empty, uninformative, or equal after normalization.
 
     Args:
-        pairs: N images and M captions, or captions alone.
+        pairs: N images and M captions, or captions without images.
     """
 
     def __init__(self, pairs: Pairs) -> None:
-        self.pairs = pairs
         self._column = Strings.of(pairs.captions).column
         self.distinct, self.first = first_positions(normalized(pairs.captions))
-        """(M,) index of each caption among the distinct normalized ones, and (K,) the row where each comes first."""
-
-    @cached_property
-    def empty(self) -> NDArray[np.bool_]:
+        """(M,) index of each caption among the K distinct normalized captions, and (K,) first row of each distinct
+        caption."""
+        self.empty = as_mask(pc.equal(self._column, ""))
         """(M,) True for empty captions."""
-        return as_mask(pc.equal(self._column, ""))
-
-    @cached_property
-    def url(self) -> NDArray[np.bool_]:
+        self.url = ~self.empty & self._matches(_URL)
         """(M,) True for URLs."""
-        return ~self.empty & self._matches(_URL)
-
-    @cached_property
-    def file_name(self) -> NDArray[np.bool_]:
+        self.file_name = ~self.empty & ~self.url & self._matches(_FILE_NAME)
         """(M,) True for file names that are not URLs."""
-        return ~self.empty & ~self.url & self._matches(_FILE_NAME)
+        self.stock = ~self.empty & ~self.url & ~self.file_name & self._matches(_STOCK)
+        """(M,) True for captions that could describe any image; URLs and file names are excluded."""
+        images = int(pairs.image_of_caption.max(initial=-1)) + 1
+        distinct = np.unique((self.distinct * images + pairs.image_of_caption)[~self.empty])
+        self.image_counts = np.bincount(distinct // max(1, images), minlength=len(self.first))
+        """(K,) number of different images for each distinct caption; 0 for the empty caption."""
+        self.are_classes = self._are_classes(pairs)
+        """True if the captions seem to be class names.
 
-    @cached_property
-    def stock(self) -> NDArray[np.bool_]:
-        """(M,) True for captions that fit any image; URLs and file names are not counted again."""
-        return ~self.empty & ~self.url & ~self.file_name & self._matches(_STOCK)
+        Nearly every image has one caption, shared with several other images.
+        """
+        ordinary = ~(self.empty | self.url | self.file_name | self.stock | self.are_classes)
+        counts = self.image_counts[self.distinct]
+        share = int(_BOILERPLATE_SHARE * len(pairs.images))
+        self.boilerplate_images = max(_BOILERPLATE_LEAST, min(_BOILERPLATE_IMAGES, share))
+        """Number of different images at which a caption counts as boilerplate."""
+        self.boilerplate = ordinary & (counts >= self.boilerplate_images) & pairs.has_images
+        """(M,) True for captions that are used for many different images."""
+        self.shared = ordinary & ~self.boilerplate & (counts > 1) & pairs.has_images
+        """(M,) True for captions that are also used for a few other images."""
+        self.one_word = ordinary & ~self.boilerplate & ~self._matches(rf"\s|{_WITHOUT_SPACES}")
+        """(M,) True for captions of one word that are not boilerplate."""
+        rows = np.flatnonzero(~self.empty & pairs.has_images)
+        keys = pairs.image_of_caption[rows] * len(self.first) + self.distinct[rows]
+        self.repeated = np.zeros(len(self.empty), bool)
+        """(M,) True for captions that occur for the same image in an earlier row."""
+        self.repeated[np.delete(rows, np.unique(keys, return_index=True)[1])] = True
 
-    @cached_property
-    def image_counts(self) -> NDArray[np.int64]:
-        """(K,) number of different images that have each distinct caption; 0 for the empty one."""
-        images = int(self.pairs.image_of_caption.max(initial=-1)) + 1
-        distinct = np.unique((self.distinct * images + self.pairs.image_of_caption)[~self.empty])
-        return np.bincount(distinct // max(1, images), minlength=len(self.first))
-
-    @cached_property
-    def are_classes(self) -> bool:
-        """True if nearly every image has one caption, which it shares with several other images."""
+    def _are_classes(self, pairs: Pairs) -> bool:
         used = self.image_counts[self.image_counts > 0]
-        images = len(self.pairs.images)
+        images = len(pairs.images)
         return bool(
-            self.pairs.has_images
+            pairs.has_images
             and len(used) > 1
             and int((~self.empty).sum()) <= 1.1 * images
             and used[used > 1].sum() >= 0.9 * images
             and len(used) <= images / 4
         )
-
-    @cached_property
-    def boilerplate_images(self) -> int:
-        """Number of different images from which on a caption is boilerplate."""
-        return max(_BOILERPLATE_LEAST, min(_BOILERPLATE_IMAGES, int(_BOILERPLATE_SHARE * len(self.pairs.images))))
-
-    @cached_property
-    def boilerplate(self) -> NDArray[np.bool_]:
-        """(M,) True for captions that stand on many different images."""
-        return self._ordinary & (self.image_counts[self.distinct] >= self.boilerplate_images) & self.pairs.has_images
-
-    @cached_property
-    def shared(self) -> NDArray[np.bool_]:
-        """(M,) True for captions that a few other images have too."""
-        return self._ordinary & ~self.boilerplate & (self.image_counts[self.distinct] > 1) & self.pairs.has_images
-
-    @cached_property
-    def one_word(self) -> NDArray[np.bool_]:
-        """(M,) True for captions of one word that are not boilerplate."""
-        return self._ordinary & ~self.boilerplate & ~self._matches(rf"\s|{_WITHOUT_SPACES}")
-
-    @cached_property
-    def repeated(self) -> NDArray[np.bool_]:
-        """(M,) True for captions that their image has in an earlier row."""
-        rows = np.flatnonzero(~self.empty & self.pairs.has_images)
-        keys = self.pairs.image_of_caption[rows] * len(self.first) + self.distinct[rows]
-        repeated = np.zeros(len(self.empty), bool)
-        repeated[rows] = True
-        repeated[rows[np.unique(keys, return_index=True)[1]]] = False
-        return repeated
-
-    @cached_property
-    def _ordinary(self) -> NDArray[np.bool_]:
-        """(M,) True for captions that can be one word, boilerplate or shared."""
-        return ~(self.empty | self.url | self.file_name | self.stock | self.are_classes)
 
     def _matches(self, pattern: str) -> NDArray[np.bool_]:
         return as_mask(pc.match_substring_regex(self._column, pattern=pattern))

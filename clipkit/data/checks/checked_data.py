@@ -1,4 +1,4 @@
-"""Input of the rules about data: pairs and their measurements."""
+"""Input of the rules about data: pairs of images and captions with their measurements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,45 +12,48 @@ from clipkit.data.checks.captions import CaptionIndex
 from clipkit.data.checks.duplicates import Duplicates
 from clipkit.data.checks.leaks import Leak, image_name
 from clipkit.data.pairs import Pairs
+from clipkit.findings import Rule
+
+Scope = Literal["quick", "sampled", "full"]
 
 
 @dataclass(frozen=True)
 class CheckedData:
-    """N images and M captions with their measurements; a rule whose measurement is missing finds nothing."""
+    """N images and M captions with their measurements; a rule whose measurement is missing reports no finding."""
 
     pairs: Pairs
     broken: Mapping[int, str] = field(default_factory=dict)
-    """Position of an image -> reason why it cannot be opened."""
+    """Reason why an image cannot be opened, by position of the image."""
     image_rows: Sequence[int] = ()
-    """(K,) positions of the images that were measured."""
+    """(K,) positions of the measured images."""
     sizes: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
-    """(K, 2) their width and height in pixels; 0 where unknown."""
+    """(K, 2) width and height of the measured images in pixels; 0 if unknown."""
     image_size: int | None = None
     """Side of the model's input in pixels."""
     duplicates: Duplicates | None = None
     against: Pairs | None = None
-    """Data that must not be among the pairs, usually the validation set."""
+    """Data that must not overlap with the pairs, usually the validation set."""
     leaked: Mapping[int, Leak] = field(default_factory=dict)
-    """Position of an image -> the same image in `against`."""
+    """The same image in `against`, by position of the image."""
     caption_rows: Sequence[int] = ()
-    """(L,) positions of the captions that were measured."""
+    """(L,) positions of the measured captions."""
     token_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """(L,) their lengths in tokens."""
+    """(L,) lengths of the measured captions in tokens."""
     context_length: int | None = None
-    """Largest number of tokens that the model reads."""
+    """Maximum number of tokens that the model reads."""
     batch: Mapping[str, Any] | None = None
-    """False negatives to expect in a batch, from `expected_false_negatives`."""
+    """Expected false negatives in a batch, from `expected_false_negatives`."""
     loss_counts_duplicates: Literal["positive", "negative"] | None = None
-    """How the loss treats equal captions of a batch; None: unknown."""
+    """Treatment of equal captions of a batch by the loss: True if they count as positives; None: unknown."""
 
     @cached_property
     def captions(self) -> CaptionIndex:
-        """Index of the captions."""
+        """Caption statistics: empty captions, URLs, file names, stock phrases and duplicates (see `CaptionIndex`)."""
         return CaptionIndex(self.pairs)
 
     @property
     def short_sides(self) -> NDArray[np.int32]:
-        """(K,) short sides of the measured images in pixels; 0 where unknown."""
+        """(K,) short sides of the measured images in pixels; 0 if unknown."""
         return self.sizes.min(axis=1, initial=np.iinfo(np.int32).max)
 
     def sized_name(self, number: int) -> str:
@@ -59,14 +62,27 @@ class CheckedData:
         return f"{self.image_name(int(self.image_rows[number]))} ({width} × {height})"
 
     def image_name(self, position: int) -> str:
-        """Return the image's path as the source names it, or a description of where it is stored."""
+        """Return the path of an image as given in the source, or a description of where the image is stored."""
         return image_name(self.pairs, position)
 
     def row_name(self, row: int) -> str:
-        """Return the name of a caption's image; the row's number if there are no images."""
-        image = int(self.pairs.image_of_caption[row])
-        return self.image_name(image) if self.pairs.has_images else f"row {image + 1}"
+        """Return the name of a caption's image, or the row number if there are no images."""
+        return self.image_name(int(self.pairs.image_of_caption[row]))
 
     def caption_name(self, row: int) -> str:
-        """Return a caption, shortened, with the name of its image."""
+        """Return a shortened caption with the name of its image."""
         return f"{self.pairs.captions[row]!r:.100} ({self.row_name(row)})"
+
+
+@dataclass(frozen=True)
+class DataRule(Rule[CheckedData]):
+    """A rule about data, with its requirements and its scope.
+
+    Args:
+        needs: parts of the pairs that the rule needs: images or captions.
+        scope: uses besides `clipkit data check`. quick: before training, without opening an image;
+            sampled: before training, on a sample; full: no other use.
+    """
+
+    needs: Literal["images", "captions"]
+    scope: Scope

@@ -1,4 +1,4 @@
-"""Duplicate images: with the same bytes, or with nearly the same look."""
+"""Detection of duplicate images: images with the same bytes, and images that look nearly the same."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _BAND_BITS = 16
 # Of 3,548 emoji, 123 then still have an earlier near duplicate, half of which are drawn identically. It loses none of
 # the copies above; of those cropped by 2 % one in 25, by 5 % three in five.
 _DIFFERENCE = 0.4
-# Largest allowed change of the mean color, in the same unit: a brighter copy is a copy.
+# Maximum change of the mean color, in the same unit: a brighter copy is still a copy.
 _SHIFT = 0.5
 # Variation (of 255) below which an image contains only noise.
 _NOISE = 8.0
@@ -34,16 +34,19 @@ _CHUNK = 1 << 15
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Groups of duplicates among N images."""
+    """Duplicates among N images: groups with the same bytes, and pairs that look the same."""
 
     first: NDArray[np.int64]
-    """(N,) position of the first image with the same bytes; the image's position if there is none before it."""
+    """(N,) position of the first image with the same bytes, which can be the image itself."""
     near_pairs: NDArray[np.int64]
-    """(K, 2) pairs of such first images that look the same, the lower position first."""
+    """(K, 2) pairs of images that look the same, the lower position first; only first images of `first` are listed."""
 
     @cached_property
     def copies(self) -> NDArray[np.int64]:
-        """(N,) number of images with the bytes of each first image, itself included; 0 for the others."""
+        """(N,) number of images with the same bytes as each first image, including itself.
+
+        The number is 0 for images that are not first.
+        """
         return np.bincount(self.first, minlength=len(self.first))
 
     @property
@@ -54,7 +57,7 @@ class Duplicates:
         return exact + int((copies[self.near_pairs[:, 0]] * copies[self.near_pairs[:, 1]]).sum())
 
     def representatives(self, rank: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Choose the image that each image is merged into, so that no two of the chosen ones look the same.
+        """Choose for each image the image into which it is merged, so that no two chosen images look the same.
 
         Args:
             rank: (N,) images with a lower value are preferred.
@@ -91,7 +94,7 @@ def find_duplicates(scan: ImageScan) -> Duplicates:
     first = np.arange(count)
     _, starts, group = np.unique(scan.contents[positions], return_index=True, return_inverse=True)
     first[positions] = positions[starts[group]]
-    # Near duplicates are searched once per content: many copies of one image do not slow the search down.
+    # Near duplicates are searched once per content, so many copies of one image do not slow down the search.
     return Duplicates(first, _near_pairs(scan, np.unique(first[positions])))
 
 
@@ -113,7 +116,7 @@ def _near_pairs(scan: ImageScan, positions: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _close_hashes(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield pairs of distinct hashes at most `_DISTANCE` bits apart; some pairs come more than once."""
+    """Yield pairs of distinct hashes that differ in at most `_DISTANCE` bits; some pairs are yielded more than once."""
     for band in range(_BANDS):
         keys = ((hashes >> np.uint64(band * _BAND_BITS)) & np.uint64((1 << _BAND_BITS) - 1)).astype(np.int64)
         order = np.argsort(keys, kind="stable")
@@ -132,13 +135,13 @@ def _close_hashes(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64
 
 
 def _ranges(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Concatenate 0 … count - 1 for each count; also return the index of the count that each number belongs to."""
+    """Concatenate the ranges 0 … count - 1 of all counts; also return for each number the index of its count."""
     index = np.repeat(np.arange(len(counts)), counts)
     return np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts), index
 
 
 def _similar(scan: ImageScan, one: NDArray[np.int64], other: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Yield, as rows of two positions, the candidate pairs whose thumbnails agree."""
+    """Yield the candidate pairs whose thumbnails are similar, as rows of two positions."""
     for start in range(0, len(one), _CHUNK):
         left, right = one[start : start + _CHUNK], other[start : start + _CHUNK]
         a, b = (scan.thumbnails[side].reshape(len(side), -1, 3).astype(np.float32) for side in (left, right))

@@ -1,7 +1,6 @@
-"""A cleaned copy of a dataset, with a list of what was dropped."""
+"""Writing of a cleaned copy of a dataset, with a list of the dropped images and captions."""
 
 import csv
-import io
 import json
 import os
 import shutil
@@ -16,17 +15,19 @@ from clipkit.data.checks.captions import normalized
 from clipkit.data.checks.leaks import image_name
 from clipkit.data.checks.report import Report
 from clipkit.data.pairs import Pairs
+from clipkit.data.sources.columns import split_options
 from clipkit.data.sources.remote import Remote
 from clipkit.errors import DataError, OutputError, one_line
-from clipkit.images import Stored
+from clipkit.image_formats import open_content
+from clipkit.images import Stored, read_image
 
 
 def check_output_folder(out: Path, data: str | None = None) -> None:
-    """Raise if a cleaned copy cannot be written to a folder; call it before anything is read.
+    """Raise an error if a cleaned copy cannot be written to a folder; call this before any data is read.
 
     Args:
         out: the new folder.
-        data: source as the user wrote it, which the copy must not become a part of.
+        data: source as given by the user; the copy must not be inside of it.
 
     Raises:
         OutputError: the folder exists and is not empty, its parent does not exist, or it lies within the data.
@@ -39,14 +40,14 @@ def check_output_folder(out: Path, data: str | None = None) -> None:
     if taken:
         raise OutputError(f"{out}: already exists; give a new or empty folder")
     if not folder.parent.is_dir():
-        raise OutputError(f"{out}: there is no folder {folder.parent}; create it first")
-    source = None if data is None else Path(data.partition("?")[0]).expanduser()
+        raise OutputError(f"{out}: the folder {folder.parent} does not exist; create it first")
+    source = None if data is None else Path(split_options(data)[0]).expanduser()
     if source is not None and source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
         raise OutputError(f"{out}: lies inside the data {data}; give a folder outside of it")
 
 
 def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
-    """Write OUT/captions.csv and OUT/dropped.jsonl.
+    """Write a cleaned copy of the data: OUT/captions.csv, and OUT/dropped.jsonl with the reasons.
 
     Broken images, leaked images and empty captions are dropped. Of duplicate images the largest is kept, with the
     captions of all; of equal captions of one image the first is kept. Images that are files stay where they are;
@@ -67,7 +68,7 @@ def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
     check_output_folder(out)
     rows, dropped = _select_rows(pairs, report)
     if not rows:
-        raise DataError(f"{pairs.name}: every row has an error, so nothing is left; see the findings")
+        raise DataError(f"{pairs.name}: every row has an error, so no row is left to copy; see the findings")
     temporary = out.absolute().parent / f".{out.name}.{uuid4().hex[:8]}.writing"
     try:
         temporary.mkdir()
@@ -85,7 +86,7 @@ def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
 
 
 def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], list[dict[str, str]]]:
-    """Return the kept rows as (image, row of the caption), and the dropped images and captions with reasons."""
+    """Return the rows to keep as (image, row of the caption), and the dropped images and captions with reasons."""
     unusable = {image: f"cannot be opened: {reason}" for image, reason in report.broken.items()}
     if report.against is not None:
         for image, leak in report.leaked.items():
@@ -94,9 +95,11 @@ def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], l
     dropped: list[dict[str, str]] = []
     for image, kept in enumerate(representatives):
         if image in unusable:
-            dropped.append({"image": _name(pairs, image), "reason": unusable[image]})
+            dropped.append({"image": image_name(pairs, image), "reason": unusable[image]})
         elif kept != image:
-            dropped.append({"image": _name(pairs, image), "reason": f"is the same image as {_name(pairs, kept)}"})
+            dropped.append(
+                {"image": image_name(pairs, image), "reason": f"is the same image as {image_name(pairs, kept)}"}
+            )
     rows: list[tuple[int, int]] = []
     seen: set[tuple[int, str]] = set()
     texts: Sequence[str] = normalized(pairs.captions).to_pylist() if pairs.has_captions else pairs.captions
@@ -106,24 +109,18 @@ def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], l
         if reason is None and pairs.has_captions and not text:
             reason = "empty caption"
         elif reason is None and (kept, text) in seen:
-            reason = "its image has this caption already"
+            reason = "an earlier row has the same image and caption"
         if reason is None:
             seen.add((kept, text))
             rows.append((kept, row))
         elif pairs.has_captions:
-            dropped.append({"image": _name(pairs, image), "caption": pairs.captions[row], "reason": reason})
+            dropped.append({"image": image_name(pairs, image), "caption": pairs.captions[row], "reason": reason})
     return rows, dropped
 
 
-def _name(pairs: Pairs, image: int) -> str:
-    return image_name(pairs, image) if pairs.has_images else f"row {image + 1}"
-
-
 def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Path) -> int:
-    """Write the table, and the images that are not files; return the number of images."""
-    captions = pairs.captions if pairs.has_captions else None
-    columns = {"caption": captions, "negative_caption": pairs.negatives, "paraphrase": pairs.paraphrases}
-    texts = {name: column for name, column in columns.items() if column is not None}
+    """Write the table and the images that are not files; return the number of images."""
+    texts = pairs.texts
     written: dict[int, str] = {}
     with (folder / "captions.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
@@ -136,7 +133,7 @@ def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Pa
 
 
 def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -> str:
-    """Return the path that the table gives for an image; an image that is not a file is written first."""
+    """Return the path of an image for the table; an image that is not a file is first written to one."""
     if isinstance(image, Remote):
         return image.address
     if not isinstance(image, Stored):
@@ -145,9 +142,9 @@ def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -
         except ValueError:  # on another drive
             return str(image.absolute())
     try:
-        content = image.read_bytes()
+        content = read_image(image)
     except OSError as error:
-        raise DataError(f"{image}: can no longer be read ({one_line(error)}); check the data again") from None
+        raise DataError(f"{image}: can no longer be read ({one_line(error)}); run the check again") from None
     (folder / "images").mkdir(exist_ok=True)
     name = f"images/{number:06d}{_extension(image.name, content)}"
     (folder / name).write_bytes(content)
@@ -156,7 +153,7 @@ def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -
 
 @cache
 def _resolved(folder: Path) -> Path:
-    """Resolve links: `..` after a link leads elsewhere."""
+    """Resolve symbolic links: in a relative path, `..` goes to the parent of the link's target, not of the link."""
     return folder.resolve()
 
 
@@ -164,6 +161,6 @@ def _extension(name: str, content: bytes) -> str:
     extension = Path(name).suffix.lower()
     if extension in Image.registered_extensions():
         return extension
-    with Image.open(io.BytesIO(content)) as opened:
+    with open_content(content) as opened:
         format = (opened.format or "").lower()
     return {"jpeg": ".jpg", "tiff": ".tif"}.get(format, f".{format}")

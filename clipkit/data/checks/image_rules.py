@@ -1,16 +1,16 @@
-"""Rules about images. Each returns a finding, or None."""
+"""Rules about images; each returns a finding, or None."""
 
 import numpy as np
 
-from clipkit.data.checks.checked_data import CheckedData
+from clipkit.data.checks.checked_data import CheckedData, DataRule
 from clipkit.data.checks.scan import MISSING
 from clipkit.findings import Finding, finding_about
 
-# Side in pixels below which nothing can be recognized.
+# Side in pixels below which the content cannot be recognized.
 _TINY = 32
 # A center crop keeps a third of an image with this ratio of sides.
 _EXTREME = 3.0
-# Share of small images from which on it is a warning.
+# Share of small images at which the finding becomes a warning.
 _MANY_SMALL = 0.2
 
 
@@ -34,21 +34,21 @@ def broken_images(data: CheckedData) -> Finding | None:
 
 
 def tiny_images(data: CheckedData) -> Finding | None:
-    """Report images in which nothing can be recognized."""
+    """Report images that are too small to recognize their content."""
     short = data.short_sides
     return finding_about(
         np.flatnonzero((short > 0) & (short < _TINY)).tolist(), len(short),
-        name="tiny_images", what=f"images with a side under {_TINY} pixels", describe=data.sized_name,
+        name="tiny_images", what=f"images with a side of less than {_TINY} pixels", describe=data.sized_name,
         advice="replace them with larger ones, or drop the rows",
     )  # fmt: skip
 
 
 def extreme_shapes(data: CheckedData) -> Finding | None:
-    """Report very narrow or very flat images."""
+    """Report images with an extreme aspect ratio."""
     short, long = data.short_sides, data.sizes.max(axis=1, initial=0)
     return finding_about(
         np.flatnonzero((short > 0) & (long > _EXTREME * short)).tolist(), len(short),
-        name="extreme_shapes", what=f"images more than {_EXTREME:.0f} times as long as wide, or the reverse",
+        name="extreme_shapes", what=f"images more than {_EXTREME:.0f} times as long as wide, or as wide as long",
         describe=data.sized_name,
         advice="a center crop keeps a third of them or less: crop them to what the caption describes, or drop the rows",
     )  # fmt: skip
@@ -64,12 +64,12 @@ def small_images(data: CheckedData) -> Finding | None:
         small, readable,
         name="small_images", severity="warning" if len(small) >= _MANY_SMALL * readable else "note",
         what=f"images smaller than the model's input of {data.image_size} pixels", describe=data.sized_name,
-        advice="enlarging blurs them: use larger images, or a model with a smaller input",
+        advice="they are enlarged, which blurs them: use larger images, or a model with a smaller input",
     )  # fmt: skip
 
 
 def duplicate_images(data: CheckedData) -> Finding | None:
-    """Report images with the same bytes as an earlier one."""
+    """Report images with the same bytes as an earlier image."""
     if data.duplicates is None:
         return None
     first = data.duplicates.first
@@ -82,7 +82,7 @@ def duplicate_images(data: CheckedData) -> Finding | None:
 
 
 def near_duplicate_images(data: CheckedData) -> Finding | None:
-    """Report images that look like an earlier one."""
+    """Report images that look like an earlier image."""
     if data.duplicates is None:
         return None
     earlier: dict[int, int] = {}
@@ -97,12 +97,12 @@ def near_duplicate_images(data: CheckedData) -> Finding | None:
 
 
 def leaked_images(data: CheckedData) -> Finding | None:
-    """Report images with the same bytes as an image of the other data."""
+    """Report images with the same bytes as an image in the data given as `against`."""
     return _leaked(data, exact=True, name="leaked_images", what="images with the same bytes as an image of")
 
 
 def leaked_near_images(data: CheckedData) -> Finding | None:
-    """Report images that look like an image of the other data."""
+    """Report images that look like an image in the data given as `against`."""
     return _leaked(data, exact=False, name="leaked_near_images", what="images that look like an image of")
 
 
@@ -114,6 +114,25 @@ def _leaked(data: CheckedData, *, exact: bool, name: str, what: str) -> Finding 
         sorted(image for image, leak in data.leaked.items() if leak.exact == exact), len(data.pairs.images),
         name=name, severity="error", what=f"{what} {against.name}",
         describe=lambda image: f"{data.image_name(image)} {data.leaked[image].describe(against)}",
-        advice=f"results on {against.name} would be too good: remove them (clipkit data check D --against D2 "
+        advice=f"results on {against.name} would be too optimistic: remove them (clipkit data check D --against D2 "
         "--fix OUT)",
     )  # fmt: skip
+
+
+IMAGE_RULES = (
+    DataRule("missing_images", missing_images, "an image file does not exist", "images", "quick"),
+    DataRule("broken_images", broken_images, "an image cannot be opened (quick: its file is empty)", "images", "quick"),
+    DataRule("tiny_images", tiny_images, "a side is under 32 pixels", "images", "full"),
+    DataRule("extreme_shapes", extreme_shapes, "one side is more than three times the other", "images", "full"),
+    DataRule("small_images", small_images,
+         "an image is smaller than the model's input; a warning if 20 % of the images or more are affected",
+         "images", "sampled"),
+    DataRule("leaked_images", leaked_images,
+         "an image has the same bytes as an image in the validation data", "images", "sampled"),
+    DataRule("leaked_near_images", leaked_near_images,
+         "an image looks like an image in the validation data", "images", "full"),
+    DataRule("duplicate_images", duplicate_images,
+         "an image has the same bytes as an earlier image", "images", "full"),
+    DataRule("near_duplicate_images", near_duplicate_images,
+         "an image looks like an earlier image", "images", "full"),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Images that are in two datasets, for example in the training and the validation data."""
+"""Detection of images that occur in two datasets, for example in the training and the validation data."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,34 +8,37 @@ from clipkit.data.checks.duplicates import Duplicates, find_duplicates
 from clipkit.data.checks.scan import ImageScan
 from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Files
+from clipkit.data.sources.remote import fetch_ahead
 from clipkit.errors import DataError
-from clipkit.images import Stored, size_of
+from clipkit.images import Stored, read_image, size_of
+
+_UNKNOWN = -1  # size of an image that is not known before it is read
 
 
 @dataclass(frozen=True)
 class Leak:
-    """The same image in another dataset."""
+    """Occurrence of an image in another dataset."""
 
     position: int
-    """Position of the image there."""
+    """Position of the image in the other dataset."""
     exact: bool
-    """True: its file has the same bytes; False: it looks the same."""
+    """True if the files have the same bytes, False if the images only look the same."""
 
     def describe(self, against: Pairs) -> str:
-        """Return the name of the image there after `=` (same bytes) or `~` (looks the same)."""
+        """Return the image's name in the other dataset, after `=` (same bytes) or `~` (looks the same)."""
         return f"{'=' if self.exact else '~'} {image_name(against, self.position)}"
 
 
 def image_name(pairs: Pairs, position: int) -> str:
-    """Return the image's path as the source names it, or a description of where it is stored."""
+    """Return the path of an image as given in the source, or a description of where the image is stored."""
     return pairs.images.names[position] if isinstance(pairs.images, Files) else str(pairs.images[position])
 
 
 def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int, Leak]]:
-    """Return the duplicates among N images, and position -> the same image among those of another scan."""
+    """Find duplicates among N images, and images that also occur in another scan, by position."""
     count = len(scan)
     both = find_duplicates(scan.followed_by(other))
-    exact: dict[int, int] = {}  # first image with some content -> position of that content in the other set
+    exact: dict[int, int] = {}  # first image with a given content -> position of that content in the other dataset
     for position in range(count, len(both.first)):
         exact.setdefault(int(both.first[position]), position - count)
     near: dict[int, int] = {}
@@ -54,10 +57,12 @@ def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int,
 
 
 def find_exact_leaks(pairs: Pairs, against: Pairs) -> dict[int, Leak]:
-    """Return position -> the image of `against` with the same bytes. Only files of equal size are read."""
+    """Find images with the same bytes as an image of `against`, by position. Only files of equal size are read."""
     sizes = {size_of(image) for image in against.images}
     candidates = {position: size for position, image in enumerate(pairs.images) if (size := size_of(image)) in sizes}
     wanted = set(candidates.values())
+    if _UNKNOWN in wanted:  # images at addresses on both sides
+        fetch_ahead(pairs.images, progress=True)
     position_of: dict[bytes, int] = {}
     for position, image in enumerate(against.images):
         if size_of(image) in wanted and (content := _digest(image)) is not None:
@@ -72,6 +77,6 @@ def find_exact_leaks(pairs: Pairs, against: Pairs) -> dict[int, Leak]:
 
 def _digest(image: Path | Stored) -> bytes | None:
     try:
-        return hashlib.sha256(image.read_bytes()).digest()
+        return hashlib.sha256(read_image(image)).digest()
     except (OSError, DataError):
         return None

@@ -1,7 +1,7 @@
-"""The whole check of a dataset: everything is read once; findings and facts."""
+"""Complete check of a dataset: read all images and captions once, and report findings and facts."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from clipkit.data.checks.batch import expected_false_negatives
 from clipkit.data.checks.captions import TokenCounts, lengths
 from clipkit.data.checks.checked_data import CheckedData
-from clipkit.data.checks.duplicates import find_duplicates
 from clipkit.data.checks.leaks import Leak, find_leaks
 from clipkit.data.checks.rules import apply_rules
 from clipkit.data.checks.scan import EMPTY, MISSING, ImageScan, scan_images
 from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Files, Strings
+from clipkit.data.sources.remote import Remote
 from clipkit.findings import SEVERITIES, Finding
-from clipkit.images import size_of
+from clipkit.images import Stored, size_of
 
 # Input size of nearly all encoders, used if no model is given.
 _USUAL_SIZE = 224
@@ -28,20 +28,20 @@ _USUAL_SIZE = 224
 
 @dataclass(frozen=True)
 class Report:
-    """Result of `check`."""
+    """Result of `check`: facts about the data, and findings."""
 
     data: str
     against: Pairs | None
     facts: dict[str, Any]
     """Counts, lengths and sizes: a description of the data, not its problems."""
     findings: list[Finding]
-    """The most severe first."""
+    """Findings, the most severe first."""
     broken: dict[int, str] = field(default_factory=dict, repr=False)
-    """Position of an image -> reason why it cannot be opened; for `fix`."""
+    """Reason why an image cannot be opened, by position of the image; for `fix`."""
     leaked: dict[int, Leak] = field(default_factory=dict, repr=False)
-    """Position of an image -> the same image in the other data; for `fix`."""
+    """The same image in the data given as `against`, by position of the image; for `fix`."""
     representatives: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
-    """(N,) image that each image is merged into, its own position if it is kept; for `fix`."""
+    """(N,) position of the image into which each image is merged; its own position if it is kept; for `fix`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values: task, data, against, facts, counts (findings by severity) and findings."""
@@ -65,16 +65,16 @@ def check(
     batch_size: int = 512,
     workers: int | None = None,
 ) -> Report:
-    """Read every image and caption once and report what is wrong.
+    """Read every image and caption once and report problems.
 
     Args:
         pairs: N images and M captions, read with `broken=("images", "captions")` so that faults are reported, not
             raised.
-        against: data that must not be among them, usually the validation set.
-        token_counts: strings -> their lengths in a model's tokens before truncation; None: lengths are in words.
-        context_length: number of tokens that the model reads.
-        image_size: side of its input in pixels; None: the share of images under 224 is a fact, not a finding.
-        batch_size: pairs in a global batch, for the false negatives to expect in it.
+        against: data that must not overlap with the pairs, usually the validation set.
+        token_counts: function from strings to their numbers of tokens before truncation; None: lengths are in words.
+        context_length: maximum number of tokens that the model reads.
+        image_size: side of the model's input in pixels; None: the share of images under 224 is a fact, not a finding.
+        batch_size: pairs in a global batch, to estimate the number of false negatives.
         workers: threads; None: one per core, at most 16.
 
     Example:
@@ -88,13 +88,11 @@ def check(
     representatives = np.arange(len(pairs.images))
     if pairs.has_images:
         scan = scan_images(pairs.images, workers, "images")
-        if against is not None and against.has_images:
-            duplicates, leaked = find_leaks(scan, scan_images(against.images, workers, "against"))
-        else:
-            duplicates = find_duplicates(scan)
+        others = against.images if against is not None and against.has_images else []
+        duplicates, leaked = find_leaks(scan, scan_images(others, workers, "against"))
         facts |= _image_facts(scan, image_size or _USUAL_SIZE)
         rank = -scan.sizes[:, 0].astype(np.int64) * scan.sizes[:, 1]  # the largest copy is kept
-        rank[list(leaked)] = 1  # leaked images will be dropped, so no other image is merged into them
+        rank[list(leaked)] = 1  # leaked images will be dropped, so no other image may be merged into them
         representatives = duplicates.representatives(rank)
     counts = np.zeros(0, np.int64)
     if pairs.has_captions:
@@ -122,41 +120,30 @@ def check(
 
 
 def quick_findings(pairs: Pairs) -> list[Finding]:
-    """Report missing and empty files and poor captions without opening an image: a million rows take seconds.
+    """Report missing files, empty files and poor captions without opening any image: a million rows take seconds.
 
-    Example:
-        >>> from clipkit.data.sequences import Files, Strings
-        >>> files = Files.of(Path(), pa.array(["gone.jpg"], pa.large_string()))    # doctest: +SKIP
-        >>> quick_findings(Pairs("x", files, ["a dog"], np.zeros(1, int)))         # doctest: +SKIP
-        [Finding(name='missing_images', severity='error', …)]
+        Example:
+            >>> from clipkit.data.sequences import Files, Strings
+    from clipkit.data.sources.remote import Remote
+            >>> files = Files.of(Path(), pa.array(["gone.jpg"], pa.large_string()))    # doctest: +SKIP
+            >>> quick_findings(Pairs("x", files, ["a dog"], np.zeros(1, int)))         # doctest: +SKIP
+            [Finding(name='missing_images', severity='error', …)]
     """
     return apply_rules(CheckedData(pairs, broken=dict(_missing_or_empty(pairs))), scopes=["quick"])
 
 
 def _missing_or_empty(pairs: Pairs) -> Iterator[tuple[int, str]]:
-    """Yield positions of images whose file does not exist or is empty, with the reason."""
-    if not pairs.has_images:
-        return
-    if isinstance(pairs.images, Files):
-        # Strings, not Paths: a million of them take seconds, not half a minute.
-        folder = str(pairs.images.folder)
-        for position, name in enumerate(pairs.images.names):
-            size = 1 if "://" in name else _file_size(os.path.join(folder, name))  # noqa: PTH118
-            if size <= 0:
-                yield position, EMPTY if size == 0 else MISSING
-        return
-    for position, image in enumerate(pairs.images):
+    """Yield the positions of images whose file does not exist or is empty, each with the reason."""
+    images: Iterable[str | Path | Stored] = pairs.images if pairs.has_images else ()
+    if pairs.has_images and isinstance(pairs.images, Files):
+        folder = str(pairs.images.folder)  # strings, not Paths: a million of them take seconds, not half a minute
+        names = pairs.images.names
+        images = (Remote(name) if "://" in name else os.path.join(folder, name) for name in names)  # noqa: PTH118
+    for position, image in enumerate(images):
         size = size_of(image)
         # -1 means unknown for an image in an archive or at an address, and missing for a file.
-        if size == 0 or (size < 0 and isinstance(image, Path)):
+        if size == 0 or (size < 0 and not isinstance(image, Stored)):
             yield position, EMPTY if size == 0 else MISSING
-
-
-def _file_size(path: str) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116
-    except (OSError, ValueError):
-        return -1
 
 
 def _image_facts(scan: ImageScan, image_size: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One pass over images that keeps a few hundred bytes of each, enough to compare them, and never their pixels."""
+"""Scan of images: one pass that keeps a few hundred bytes per image, enough to compare the images, but no pixels."""
 
 import hashlib
 import os
@@ -13,17 +13,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from clipkit.data.sources.remote import fetch_ahead
 from clipkit.errors import DataError, one_line
-from clipkit.images import Stored, open_image, upright_size
+from clipkit.image_formats import RefusedImageError
+from clipkit.images import InMemory, Stored, open_image, read_image, upright_size
+from clipkit.opening import UnsuitableFileError
 
 THUMBNAIL_SIDE = 8
 """Side of a thumbnail in pixels."""
-MISSING = "there is no such file"
+MISSING = "the file does not exist"
 """Reason why an image whose file is missing cannot be opened."""
 EMPTY = "the file is empty"
 # JPEG files are decoded at a reduced size, which is several times faster; hashes use 32 pixels a side.
 _DRAFT = 64
-# Images given to the threads at once: a waiting task takes more memory than its result.
+# Images submitted to the threads at once: a waiting task needs more memory than its result.
 _CHUNK = 4096
 # Below this variation (of 255) a thumbnail has no structure for a perceptual hash, whose bits would be noise.
 _FLAT = 2.0
@@ -31,16 +34,16 @@ _FLAT = 2.0
 
 @dataclass(frozen=True)
 class ImageScan:
-    """Size, hashes and thumbnail of N images; all but the content hash are 0 for an image that cannot be opened."""
+    """Sizes, hashes and thumbnails of N images; for an image that cannot be opened, all but the content hash are 0."""
 
     broken: dict[int, str]
-    """Position -> reason why the image cannot be opened."""
+    """Reason why an image cannot be opened, by position."""
     contents: NDArray[np.void]
     """(N,) first 16 bytes of each file's SHA-256; zeros for a file that cannot be read."""
     hashes: NDArray[np.uint64]
     """(N,) perceptual hashes; 0 for an image of one color."""
     thumbnails: NDArray[np.uint8]
-    """(N, 8, 8, 3) the images squeezed into a square."""
+    """(N, 8, 8, 3) thumbnails: the images resized to a square."""
     sizes: NDArray[np.int32]
     """(N, 2) width and height in pixels after EXIF rotation."""
     file_bytes: NDArray[np.int64]
@@ -50,7 +53,7 @@ class ImageScan:
         return len(self.hashes)
 
     def followed_by(self, other: "ImageScan") -> "ImageScan":
-        """Return the scan of these images followed by those of another scan."""
+        """Return the concatenation of this scan and another scan."""
         return ImageScan(
             self.broken | {len(self) + position: reason for position, reason in other.broken.items()},
             np.concatenate([self.contents, other.contents]),
@@ -92,6 +95,7 @@ def scan_images(images: Sequence[Path | Stored], workers: int | None = None, nam
         warnings.simplefilter("ignore")
         for start in range(0, count, _CHUNK):
             positions = range(start, min(start + _CHUNK, count))
+            fetch_ahead(images[start : start + _CHUNK])
             reasons = pool.map(lambda position: _scan_one(images[position], position, scan), positions)
             for position, reason in zip(positions, reasons, strict=True):
                 if reason is not None:
@@ -101,28 +105,34 @@ def scan_images(images: Sequence[Path | Stored], workers: int | None = None, nam
 
 
 def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | None:
-    """Fill in one row of the scan; return the reason if the image cannot be opened."""
+    """Fill in one row of the scan; if the image cannot be opened, return the reason."""
     from imagehash import phash  # imports SciPy, which loader workers do not need
 
     try:
-        content = image.read_bytes()
+        content = read_image(image)
     except FileNotFoundError:
         return MISSING
+    except MemoryError:
+        raise
+    except UnsuitableFileError as error:
+        return str(error.strerror)
     except Exception as error:  # file systems, archives and networks raise errors of many kinds
-        return f"cannot be read ({_describe(error)})"
+        return f"cannot be read ({one_line(error)})"
     scan.file_bytes[position] = len(content)
     scan.contents[position] = hashlib.sha256(content).digest()[:16]
     if not content:
         return EMPTY
     try:
         size = upright_size(content)
-        opened = open_image(_FileInMemory(str(image), content), draft=_DRAFT)
+        opened = open_image(InMemory(str(image), content), draft=_DRAFT)
         thumbnail = np.asarray(opened.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX))
         bits = phash(opened).hash
-    except DataError as error:
+    except (DataError, RefusedImageError) as error:
         return _reason(str(image), str(error), content)
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise errors of many kinds; one image must not end the check
-        return _reason(str(image), f"cannot be decoded ({_describe(error)})", content)
+        return _reason(str(image), f"cannot be decoded ({one_line(error)})", content)
     scan.sizes[position] = size
     scan.thumbnails[position] = thumbnail
     if thumbnail.std(axis=(0, 1)).max() >= _FLAT:
@@ -134,31 +144,3 @@ def _reason(image: str, message: str, content: bytes) -> str:
     if content.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
         return "is a web page, not an image"
     return message.removeprefix(f"{image}: ").partition("; ")[0]
-
-
-def _describe(error: Exception) -> str:
-    return one_line(error) or type(error).__name__
-
-
-class _FileInMemory(Stored):
-    """An image file that has been read already."""
-
-    __slots__ = ("content", "source")
-
-    def __init__(self, source: str, content: bytes) -> None:
-        self.source = source
-        self.content = content
-
-    @property
-    def name(self) -> str:
-        return self.source
-
-    @property
-    def size(self) -> int:
-        return len(self.content)
-
-    def __str__(self) -> str:
-        return self.source
-
-    def read_bytes(self) -> bytes:
-        return self.content

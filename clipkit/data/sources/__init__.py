@@ -1,1 +1,1 @@
-"""Data sources: one file per kind of source, each of which gives rows by role."""
+"""Readers of data sources, one file per kind of source; each reader returns rows with their columns by role."""

@@ -1,4 +1,4 @@
-"""CSV and TSV files."""
+"""Reader of CSV and TSV files."""
 
 import csv
 from pathlib import Path
@@ -9,13 +9,15 @@ from pyarrow import csv as arrow_csv
 from clipkit.data.sequences import Files
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError, one_line
+from clipkit.opening import open_file, open_text
 
 
 def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
-    """Read a CSV file, or a TSV file if its name ends so. Image paths are relative to the file.
+    """Read a CSV file, or a TSV file if its name ends with .tsv. Image paths are relative to the file.
 
     Raises:
-        DataError: the file is missing, empty, not UTF-8 or malformed, or lacks a column; the message names the line.
+        DataError: the file is missing, empty, not UTF-8 or malformed, or a column is missing; the message names the
+            line.
     """
     path = Path(name)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -32,16 +34,16 @@ def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
             ),
         ).combine_chunks()
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file; paths are relative to the working directory") from None
+        raise DataError(f"{path}: file not found; paths are relative to the working directory") from None
     except UnicodeDecodeError:
         raise DataError(_first_problem(path, delimiter) or f"{path}: is not UTF-8; save it as UTF-8") from None
     except (pa.ArrowException, csv.Error) as error:
         problem = _first_problem(path, delimiter)
-        raise DataError(problem or f"{path}: cannot be read ({one_line(error)}); fix it") from None
+        raise DataError(problem or f"{path}: cannot be parsed ({one_line(error)}); fix the file") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check it") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
     if not len(table):
-        raise DataError(f"{path}: has a header but no rows; add rows")
+        raise DataError(f"{path}: has a header but no rows; add at least one row")
     columns = {role: _unchunked(table[name]) for role, name in names.items()}
     _check_quotes(path, delimiter, columns)
     paths = columns.pop("image", None)
@@ -50,10 +52,10 @@ def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
 
 
 def _header(path: Path, delimiter: str) -> list[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with open_text(path, newline="") as file:
         header = next(csv.reader(file, delimiter=delimiter), None)
     if not header:
-        raise DataError(f"{path}: is empty; its first line must name the columns, as image,caption")
+        raise DataError(f"{path}: is empty; its first line must name the columns, for example image,caption")
     return header
 
 
@@ -62,7 +64,10 @@ def _unchunked(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _check_quotes(path: Path, delimiter: str, columns: dict[str, pa.Array]) -> None:
-    """Refuse a quotation mark that is never closed, which silently makes the rest of the file one field."""
+    """Raise an error for a quotation mark that is never closed.
+
+    Such a mark would turn the rest of the file into one field.
+    """
     if any(len(column[len(column) - 1].as_py()) > 1000 or "\n" in column[len(column) - 1].as_py()
            for column in columns.values()):  # fmt: skip
         problem = _first_problem(path, delimiter)
@@ -73,7 +78,7 @@ def _check_quotes(path: Path, delimiter: str, columns: dict[str, pa.Array]) -> N
 def _first_problem(path: Path, delimiter: str) -> str | None:
     """Return a message about the first malformed line, found by a slow line-by-line reader."""
     line = 0
-    with path.open("rb") as raw:
+    with open_file(path) as raw:
         for line, content in enumerate(raw, 1):
             try:
                 content.decode("utf-8-sig")
@@ -84,7 +89,7 @@ def _first_problem(path: Path, delimiter: str) -> str | None:
                     "UTF-8"
                 )
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with open_text(path, newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         begins, width = 1, None
         try:

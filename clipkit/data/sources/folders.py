@@ -1,4 +1,4 @@
-"""Folders of images: with a metadata table, with a text file beside each image, in class folders, or images only."""
+"""Reader of image folders: with a metadata table, with a text file per image, with class folders, or images only."""
 
 from pathlib import Path
 
@@ -12,14 +12,15 @@ from clipkit.data.sources.delimited import read_delimited
 from clipkit.data.sources.json_rows import read_json_lines, strings_or_lists
 from clipkit.data.sources.wds import CLASS_NAMES, TEMPLATES
 from clipkit.errors import DataError
+from clipkit.opening import read_text
 
 _METADATA = {"metadata.csv": read_delimited, "metadata.jsonl": read_json_lines}
 
 
 def read_folder(name: str, wanted: Wanted) -> Rows:
-    """Read metadata.csv or .jsonl if present, else images with a .txt beside each, else class folders, else images.
+    """Read a folder: metadata.csv or .jsonl if present, else images with .txt files, else class folders, else images.
 
-    Each line of a .txt that is not empty is a caption. Beside class folders there may be `classnames.txt`, with one
+    Each line of a .txt that is not empty is a caption. Next to class folders there may be `classnames.txt`, with one
     name per line in the order of the folders, and `zeroshot_classification_templates.txt`.
 
     Raises:
@@ -36,18 +37,21 @@ def read_folder(name: str, wanted: Wanted) -> Rows:
     alone, inside = images_in(path), images_in(path, "*/*")
     if alone and inside:
         raise DataError(
-            f"{path}: has {len(alone)} images, such as {alone[0].name}, beside {len(inside)} in class folders, "
+            f"{path}: has images outside of class folders ({len(alone)}), such as {alone[0].name}, and "
+            f"{len(inside)} in class folders, "
             f"such as {inside[0].relative_to(path)}; keep only one of the two"
         )
     if alone and "caption" in wanted.needed:
         raise DataError(
-            f"{path}: has images without captions; add a .txt beside each image, or a metadata.csv with the "
+            f"{path}: has images without captions; add a .txt file for each image, or a metadata.csv with the "
             "columns file_name and text, or use a table or class folders"
         )
     if alone and "label" in wanted.needed:
-        raise DataError(f"{path}: holds no class folders with images; it should look like {path / 'cat' / '1.jpg'}")
+        raise DataError(f"{path}: contains no class folders with images; create files such as {path / 'cat' / '1.jpg'}")
     if not alone and not inside:
-        raise DataError(f"{path}: holds no images and no class folders; it should look like {path / 'cat' / '1.jpg'}")
+        raise DataError(
+            f"{path}: contains no images and no class folders; create files such as {path / 'cat' / '1.jpg'}"
+        )
     if alone:
         return _of_files(path, alone, {})
     labels = [file.parent.name for file in inside]
@@ -68,7 +72,7 @@ def _class_list(path: Path, labels: list[str]) -> ClassList:
 
 
 def images_in(path: Path, pattern: str = "*") -> list[Path]:
-    """Return files with the extension of an image format, in alphabetical order."""
+    """Return the files of a folder that have the extension of an image format, in alphabetical order."""
     known = Image.registered_extensions()
     return sorted(file for file in path.glob(pattern) if file.suffix.lower() in known)
 
@@ -78,11 +82,11 @@ def _with_texts(path: Path, images: list[Path], texts: set[Path]) -> Rows:
     for file in images:
         text = file.with_suffix(".txt")
         try:
-            content = text.read_text(encoding="utf-8-sig") if file.with_suffix("") in texts else ""
+            content = read_text(text) if file.with_suffix("") in texts else ""
         except UnicodeDecodeError as error:
             raise DataError(f"{text}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
         except OSError as error:
-            raise DataError(f"{text}: cannot be read ({error.strerror}); check it") from None
+            raise DataError(f"{text}: cannot be read ({error.strerror}); check the file and its permissions") from None
         lines = [line.strip() for line in content.splitlines() if line.strip()]
         captions.append(lines if len(lines) > 1 else (lines or [""])[0])
     return _of_files(path, images, {"caption": strings_or_lists(captions)})

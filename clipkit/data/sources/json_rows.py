@@ -1,4 +1,4 @@
-"""JSON and JSONL files."""
+"""Reader of JSON and JSONL files."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,13 +12,14 @@ import pyarrow as pa
 from clipkit.data.sequences import Files
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError
+from clipkit.opening import open_file, read_text
 
 _EXAMPLE = '{"image": "a.jpg", "caption": "a dog"}'
 
 
 @dataclass
 class _Position:
-    """Row that is being read, for messages."""
+    """Number of the row that is being read, for messages."""
 
     path: Path
     row: str
@@ -34,12 +35,13 @@ def read_json_lines(name: str, wanted: Wanted) -> Rows:
     Image paths are relative to the file.
 
     Raises:
-        DataError: the file is missing, empty, not UTF-8 or malformed, or lacks a column; the message names the line.
+        DataError: the file is missing, empty, not UTF-8 or malformed, or a column is missing; the message names the
+            line.
     """
     position = _Position(Path(name), "line")
 
     def rows() -> Iterator[Any]:
-        with position.path.open("rb") as file:
+        with open_file(position.path) as file:
             for position.number, content in enumerate(file, 1):
                 if content.strip():
                     yield json.loads(content.decode("utf-8-sig" if position.number == 1 else "utf-8"))
@@ -49,13 +51,15 @@ def read_json_lines(name: str, wanted: Wanted) -> Rows:
 
 
 def read_json(name: str, wanted: Wanted) -> Rows:
-    """Read a JSON file: a list of rows, or an object of rows by id. Otherwise the same as `read_json_lines`."""
+    """Read a JSON file with a list of rows, or an object that maps IDs to rows; otherwise as `read_json_lines`."""
     position = _Position(Path(name), "row")
     with _as_data_errors(position):
-        content = json.loads(position.path.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(position.path))
         rows = list(content.values()) if isinstance(content, dict) else content
         if not isinstance(rows, list):
-            raise DataError(f"{name}: is neither a list of rows nor an object of rows by id; write [{_EXAMPLE}]")
+            raise DataError(
+                f"{name}: must be a list of rows, or an object that maps IDs to rows; for example [{_EXAMPLE}]"
+            )
 
         def counted() -> Iterator[Any]:
             for position.number, row in enumerate(rows, 1):
@@ -69,15 +73,15 @@ def _as_data_errors(position: _Position) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DataError(
-            f"{position.path}: there is no such file; paths are relative to the working directory"
-        ) from None
+        raise DataError(f"{position.path}: file not found; paths are relative to the working directory") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{position} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{position} is not JSON ({error}); fix it") from None
     except OSError as error:
-        raise DataError(f"{position.path}: cannot be read ({error.strerror}); check it") from None
+        raise DataError(
+            f"{position.path}: cannot be read ({error.strerror}); check the file and its permissions"
+        ) from None
 
 
 def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
@@ -86,7 +90,7 @@ def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
     values: dict[str, list[str | list[str]]] = {}
     for row in rows:
         if not isinstance(row, dict):
-            raise DataError(f"{position} is not an object; write {_EXAMPLE}")
+            raise DataError(f"{position} is not a JSON object; write for example {_EXAMPLE}")
         if not names:
             names = wanted.columns_among(path, list(row))
             values = {role: [] for role in names}
@@ -97,7 +101,7 @@ def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
     columns = {role: strings_or_lists(column) for role, column in values.items()}
     paths = columns.pop("image", None)
     if paths is not None and not pa.types.is_large_string(paths.type):
-        raise DataError(f"{path}: has lists in {names['image']}; give one image per row")
+        raise DataError(f"{path}: the column {names['image']} contains lists; give one image per row")
     images = None if paths is None else Files.of(path.parent, paths)
     return Rows(str(path), columns, images, paths, names)
 

@@ -1,4 +1,4 @@
-"""The table of sources, and rows from any of them.
+"""Table of the kinds of data sources, and functions that read rows from any of them.
 
 To add a source, write a reader `(name, wanted) -> Rows` in a file of its own and add a row to `SOURCES`.
 """
@@ -15,8 +15,10 @@ from clipkit.data.sources.folders import read_folder
 from clipkit.data.sources.json_rows import read_json, read_json_lines
 from clipkit.data.sources.saved import is_saved, read_hub, read_parquet, read_saved
 from clipkit.data.sources.tars import read_tars
+from clipkit.data.sources.urls import is_address
 from clipkit.data.sources.wds import read_wds
 from clipkit.errors import DataError
+from clipkit.opening import read_text
 
 # Options of a source as a whole, beside those that name the column of a role.
 _OPTIONS = ("split", "templates")
@@ -24,12 +26,12 @@ _OPTIONS = ("split", "templates")
 
 @dataclass(frozen=True)
 class Source:
-    """One kind of source."""
+    """A kind of data source with its reader."""
 
     written: str
-    """How a user writes it, for messages."""
+    """Notation of the source for messages, e.g. hf:NAME[:SPLIT]."""
     matches: Callable[[str], bool]
-    """Return whether a name is of this kind."""
+    """Function that returns whether a source name is of this kind."""
     read: Callable[[str, Wanted], Rows]
 
 
@@ -41,7 +43,7 @@ def _ends(*endings: str) -> Callable[[str], bool]:
     return lambda name: name.lower().endswith(endings)
 
 
-# In order: the first match reads the source.
+# The first kind that matches reads the source.
 SOURCES = (
     Source("hf:NAME[:SPLIT]", _begins("hf:"), read_hub),
     Source("wds:ORG/NAME[:SPLIT]", _begins("wds:"), read_wds),
@@ -60,30 +62,31 @@ def read_rows(source: str, needed: Collection[str], optional: Collection[str] = 
     """Read the rows of any source.
 
     Args:
-        source: as the user wrote it, with options after `?`.
+        source: source as given by the user, with options after `?`.
         needed: roles that the source must have.
         optional: roles that are read if they are present.
 
     Raises:
-        DataError: the source is unsupported, missing or damaged, or lacks a needed role.
+        DataError: the source is unsupported, missing or damaged, or a needed role is missing.
     """
     name, options = split_options(source)
     unknown = [option for option in options if option not in (*NAMES, *_OPTIONS)]
     if unknown:
-        raise DataError(f"{source}: the option {unknown[0]} is unknown; use one of {', '.join((*NAMES, *_OPTIONS))}")
+        raise DataError(f"{source}: unknown option {unknown[0]}; use one of {', '.join((*NAMES, *_OPTIONS))}")
     return rows_of(name, Wanted(source, options, needed, [role for role in optional if role not in needed]))
 
 
 def rows_of(name: str, wanted: Wanted) -> Rows:
-    """Read the rows of a source whose options are already known.
+    """Read the rows of a source whose options are already parsed.
 
     Raises:
         DataError: as for `read_rows`.
     """
-    if "://" in name:
+    if is_address(name):
         raise DataError(
-            f"{wanted.source}: is an address, which only training can stream (as .tar shards with data.samples); "
-            "download it for everything else"
+            f"{wanted.source}: is a remote address, which can only be streamed for training (.tar "
+            "shards, with data.samples); "
+            "download the data for other uses"
         )
     name = str(Path(name).expanduser())
     try:
@@ -91,21 +94,22 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
     except OSError as error:
         raise DataError(f"{wanted.source[:200]}: cannot be opened ({error.strerror}); check the path") from None
     if source is None:
-        missing = "" if Path(name).exists() else "there is no such file or folder; "
+        missing = "" if Path(name).exists() else "no such file or folder; "
         raise DataError(
-            f"{wanted.source}: {missing}supported sources are {', '.join(source.written for source in SOURCES)}"
+            f"{wanted.source}: {missing}give a supported source; supported sources: "
+            f"{', '.join(source.written for source in SOURCES)}"
         )
     _check_is_finished(Path(name).parent / "prepared.json")
     return source.read(name, wanted)
 
 
 def _check_is_finished(manifest: Path) -> None:
-    """Refuse shards that `clipkit data prepare` is still writing."""
+    """Raise an error for shards that `clipkit data prepare` is still writing."""
     try:
-        finished = json.loads(manifest.read_text(encoding="utf-8")).get("complete", True)
+        finished = json.loads(read_text(manifest, "utf-8")).get("complete", True)
     except (OSError, ValueError, AttributeError):
         return
     if not finished:
         raise DataError(
-            f"{manifest.parent}: is not finished yet; run clipkit data prepare --out {manifest.parent} again"
+            f"{manifest.parent}: the shards are incomplete; run clipkit data prepare --out {manifest.parent} again"
         )

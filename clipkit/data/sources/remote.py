@@ -1,15 +1,57 @@
-"""Images at an address."""
+"""Images at an address: each is fetched once by a run or an evaluation, and kept on disk until it ends."""
 
+import atexit
+import base64
+import hashlib
+import logging
+import os
+import shutil
+import threading
+import time
+import urllib.request
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from uuid import uuid4
 
-from clipkit.errors import one_line
+from tqdm import tqdm
+
+from clipkit.data.sources.urls import IMAGES, protocol_of, without_credentials
+from clipkit.errors import DataError, one_line
+from clipkit.files import cache_folder
+from clipkit.image_formats import most_file_bytes
 from clipkit.images import Stored
+from clipkit.opening import read_file
+
+TIMEOUT = 10.0
+"""Seconds without an answer after which an attempt ends."""
+LONGEST = 60.0
+"""Seconds after which an attempt ends although data still arrives."""
+ATTEMPTS = 3
+BACK_OFF = 0.5
+"""Seconds before the second attempt; doubled for each further one."""
+AT_ONCE = 16
+"""Addresses that are fetched at the same time."""
+# A host none of whose last three addresses answered is not asked again for a while.
+_SILENT_AFTER = 3
+_SILENT_SECONDS = 60.0
+_RESERVED = 2 << 30  # bytes of the disk that stay free
+_VARIABLE = "CLIPKIT_FETCHED"  # names the folder of fetched images to child processes
+_FAILED = ".failed"
+
+_LOCKS = [threading.Lock() for _ in range(64)]
+_silent: dict[str, tuple[int, float]] = {}
+"""Host -> addresses in a row that got no answer, and the time of the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remote(Stored):
-    """Image at an address that fsspec supports, such as https://… or s3://…; its size is not requested."""
+    """Image at an http or https address; its size is not requested."""
 
     address: str
 
@@ -22,15 +64,217 @@ class Remote(Stored):
         return -1
 
     def __str__(self) -> str:
-        return self.address
+        return without_credentials(self.address)
 
     def read_bytes(self) -> bytes:
-        import fsspec
-
         try:
-            with fsspec.open(self.address, "rb") as file:
-                return bytes(file.read())
-        except (OSError, ValueError, ImportError) as error:  # includes unknown protocols and those not installed
-            raise OSError(one_line(error) or type(error).__name__) from None
-        except Exception as error:  # each protocol has its own errors
-            raise OSError(f"{type(error).__name__} {one_line(error)}") from None
+            protocol_of(self.address, IMAGES)
+        except DataError as error:
+            raise OSError(str(error).removeprefix(f"{self}: ")) from None
+        name = hashlib.sha256(self.address.encode(errors="surrogatepass")).hexdigest()
+        with _LOCKS[int(name[:2], 16) % len(_LOCKS)]:
+            return _kept(self.address, begin() / name)
+
+
+def begin() -> Path:
+    """Return the folder of this run's fetched images; when it is new, report that images come from the network.
+
+    Call it before processes are forked, so that they share the folder.
+    """
+    existing = os.environ.get(_VARIABLE)
+    if existing:
+        return Path(existing)
+    # Processes of one run on this machine have the same parent, the launcher.
+    is_one_of_several = "LOCAL_RANK" in os.environ
+    process = os.getppid() if is_one_of_several else os.getpid()
+    folder = cache_folder() / "fetched" / (f"{process}" if is_one_of_several else f"{process}-{uuid4().hex[:8]}")
+    _remove_abandoned(folder.parent)
+    with suppress(OSError):  # without the folder, each use fetches the image again
+        folder.mkdir(parents=True, exist_ok=True)
+    os.environ[_VARIABLE] = str(folder)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        atexit.register(_remove, folder, os.getpid())
+        logging.getLogger("clipkit").warning("images are fetched from the network: the data names addresses")
+    return folder
+
+
+def fetch_ahead(images: Iterable[object], progress: bool = False) -> dict[int, str]:
+    """Fetch the images at addresses, several at once; return the reasons of those that failed, by position."""
+    remote = [(position, image) for position, image in enumerate(images) if isinstance(image, Remote)]
+    if not remote:
+        return {}
+    # Several processes begin at different images, so that each fetches its share.
+    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    start = len(remote) * rank // max(1, count)
+    remote = remote[start:] + remote[:start]
+
+    def problem(image: Remote) -> str | None:
+        try:
+            image.read_bytes()
+        except OSError as error:
+            return one_line(error) or type(error).__name__
+        return None
+
+    with (
+        ThreadPoolExecutor(min(AT_ONCE, len(remote))) as pool,
+        tqdm(total=len(remote), desc="fetching", unit="", disable=None if progress else True, leave=False) as bar,
+    ):
+        failed = {}
+        for (position, _), reason in zip(remote, pool.map(lambda item: problem(item[1]), remote), strict=True):
+            bar.update()
+            if reason is not None:
+                failed[position] = reason
+    return dict(sorted(failed.items()))
+
+
+def check_fetched(name: str, images: Sequence[object]) -> None:
+    """Fetch the images at addresses, with a progress bar on a terminal.
+
+    Raises:
+        DataError: some cannot be fetched; one message gives their number and the first reason.
+    """
+    failed = fetch_ahead(images, progress=True)
+    if failed:
+        position, reason = next(iter(failed.items()))
+        raise DataError(
+            f"{name}: {len(failed)} of its {len(images)} images cannot be fetched, the first is {images[position]} "
+            f"({reason}); check the addresses and the network, or drop their rows"
+        )
+
+
+def _kept(address: str, file: Path) -> bytes:
+    """Return the content of an address from the folder, or fetch it and keep it, or the reason why it failed."""
+    failed = file.with_name(file.name + _FAILED)
+    try:
+        return read_file(file)
+    except OSError:
+        pass
+    try:
+        reason = read_file(failed).decode()
+    except OSError:
+        reason = ""
+    if reason:
+        raise OSError(reason)
+    try:
+        content = _fetched(address)
+    except _SilentHostError:
+        raise
+    except OSError as error:
+        _keep(failed, str(error).encode())
+        raise
+    _keep(file, content)
+    return content
+
+
+def _keep(file: Path, content: bytes) -> None:
+    temporary = file.with_name(f"{file.name}.{uuid4().hex[:8]}")
+    try:
+        if shutil.disk_usage(file.parent).free > _RESERVED + len(content):
+            temporary.write_bytes(content)
+            temporary.replace(file)
+    except OSError:  # a cache that cannot be written only costs time
+        temporary.unlink(missing_ok=True)
+
+
+class _SilentHostError(OSError):
+    pass
+
+
+class _HttpError(OSError):
+    """Answer of a server that does not change when the request is repeated."""
+
+
+def _fetched(address: str) -> bytes:
+    host = urlsplit(address).netloc.rpartition("@")[2].lower()
+    count, last = _silent.get(host, (0, 0.0))
+    if count >= _SILENT_AFTER and time.monotonic() - last < _SILENT_SECONDS:
+        raise _SilentHostError(f"{host} does not answer; {count} addresses before this one were tried")
+    attempts = 1 if count >= _SILENT_AFTER else ATTEMPTS
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(BACK_OFF * 2 ** (attempt - 1))
+        try:
+            content = _get(address)
+            _silent.pop(host, None)
+            return content
+        except _HttpError:
+            _silent.pop(host, None)
+            raise
+        except (OSError, HTTPException, ValueError) as error:
+            reason = _reason(error)
+    _silent[host] = (_silent.get(host, (0, 0.0))[0] + 1, time.monotonic())
+    raise OSError(f"{reason}, after {attempts} attempt{'s' * (attempts > 1)}")
+
+
+def _reason(error: Exception) -> str:
+    cause = error.reason if isinstance(error, URLError) and not isinstance(error, HTTPError) else error
+    if isinstance(cause, TimeoutError):
+        return f"no answer within {TIMEOUT:g} s"
+    return (one_line(cause) if isinstance(cause, BaseException) else str(cause)) or type(error).__name__
+
+
+def _get(address: str) -> bytes:
+    """Fetch an address once; redirects lead to http and https only, since there are no other handlers."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor,
+    ):  # fmt: skip
+        opener.add_handler(handler())
+    deadline = time.monotonic() + LONGEST
+    most = most_file_bytes()
+    content = bytearray()
+    try:
+        with opener.open(_request(address), timeout=TIMEOUT) as response:
+            expected = response.headers.get("Content-Length", "")
+            if most is not None and expected.isdecimal() and int(expected) > most:
+                raise _HttpError(f"has {expected} bytes, more than the limit of {most}")
+            while part := response.read1(1 << 16):
+                content += part
+                if most is not None and len(content) > most:
+                    raise _HttpError(f"has more bytes than the limit of {most}")
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+    except HTTPError as error:
+        error.close()
+        if error.code >= 500 or error.code in (408, 425, 429):
+            raise
+        raise _HttpError(f"the server answers {error.code} {error.reason}") from None
+    if expected.isdecimal() and len(content) != int(expected):
+        raise OSError(f"ended after {len(content)} of {expected} bytes")
+    return bytes(content)
+
+
+def _request(address: str) -> urllib.request.Request:
+    parts = urlsplit(address)
+    credentials, _, host = parts.netloc.rpartition("@")
+    host = host if host.isascii() else host.encode("idna").decode()
+    headers = {"User-Agent": "clipkit"}
+    if credentials:
+        headers["Authorization"] = f"Basic {base64.b64encode(unquote(credentials).encode()).decode()}"
+    plain = parts._replace(
+        scheme=parts.scheme.lower(), netloc=host, path=_quoted(parts.path), query=_quoted(parts.query), fragment=""
+    )
+    return urllib.request.Request(urlunsplit(plain), headers=headers)
+
+
+def _quoted(part: str) -> str:
+    """Quote spaces and letters outside of ASCII, and leave everything else as it is."""
+    return quote(part, safe="".join(map(chr, range(0x21, 0x7F))))
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # and not in a forked child
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove folders of processes that were killed."""
+    try:
+        folders = list(parent.iterdir())
+    except OSError:
+        return
+    for folder in folders:
+        process = folder.name.partition("-")[0]
+        if process.isdecimal() and not Path("/proc", process).exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,11 @@
-"""Parquet files, and datasets of Hugging Face's `datasets`, from the Hub or saved in a folder."""
+"""Readers of Parquet files, and of Hugging Face datasets from the Hub or saved in a folder."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,29 +13,33 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from clipkit.data.sequences import Files, Strings
-from clipkit.data.sources.columns import Rows, Wanted
+from clipkit.data.sequences import Files, Items, Strings
+from clipkit.data.sources.columns import Rows, Wanted, exists
 from clipkit.errors import DataError, UnreachedError, one_line
+from clipkit.files import cache_folder
 from clipkit.images import Stored
+from clipkit.opening import check_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def read_parquet(path: str, wanted: Wanted) -> Rows:
-    """Read Parquet files, which contain image paths or the bytes of the images.
+    """Read Parquet files that contain image paths or the bytes of the images.
 
     Bytes are not read into memory: `datasets` writes them once to its cache, which is then memory-mapped.
 
     Args:
-        path: a file, or several as part-*.parquet.
-        wanted: the roles.
+        path: a file, or a pattern for several files, e.g. part-*.parquet.
+        wanted: roles to read.
 
     Raises:
         DataError: a file is missing or damaged, or a column is missing.
     """
-    files = sorted(str(file) for file in Path(path).parent.glob(Path(path).name)) or [path]
+    files = [path] if exists(path) else sorted(str(file) for file in Path(path).parent.glob(Path(path).name)) or [path]
     try:
+        for file in files:
+            check_file(file)
         schema = parquet.read_schema(files[0])
         names = wanted.columns_among(path, schema.names)
         if "image" not in names or _is_string(schema.field(names["image"]).type):
@@ -42,22 +48,33 @@ def read_parquet(path: str, wanted: Wanted) -> Rows:
         for file in files:  # check each file before `datasets` opens it
             parquet.ParquetFile(file).close()
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file; paths are relative to the working directory") from None
+        raise DataError(f"{path}: file not found; paths are relative to the working directory") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a column name may not be UTF-8
-        raise DataError(f"{path}: cannot be read as Parquet ({one_line(error)}); fetch or write it again") from None
+        raise DataError(f"{path}: cannot be read as Parquet ({one_line(error)}); download or create it again") from None
     from datasets import Dataset
 
     with _as_data_errors(path):
-        return of_dataset(path, Dataset.from_parquet([str(Path(file).resolve()) for file in files]), wanted)
+        return of_dataset(path, Dataset.from_parquet([_plain_name(Path(file).resolve()) for file in files]), wanted)
+
+
+def _plain_name(file: Path) -> str:
+    """Return a name of a file that `datasets` does not take for a pattern or a chain of addresses."""
+    if not set("*?[]{}:!") & set(str(file)):
+        return str(file)
+    link = cache_folder() / "names" / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.parquet"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        link.symlink_to(file)
+    return str(link)
 
 
 def is_saved(name: str) -> bool:
-    """Return whether a folder was written by `save_to_disk` of `datasets`."""
+    """Return whether a folder was written by `save_to_disk` of the library `datasets`."""
     return (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file()
 
 
 def read_saved(path: str, wanted: Wanted) -> Rows:
-    """Read a folder that `save_to_disk` of `datasets` wrote.
+    """Read a folder written by `save_to_disk` of the library `datasets`.
 
     Raises:
         DataError: the folder cannot be read, or has several splits and folder?split=NAME does not choose one.
@@ -72,7 +89,7 @@ def read_saved(path: str, wanted: Wanted) -> Rows:
 
 
 def read_hub(name: str, wanted: Wanted) -> Rows:
-    """Read `hf:NAME[@REVISION][:SPLIT]`.
+    """Read a dataset of the Hugging Face Hub, given as `hf:NAME[@REVISION][:SPLIT]`.
 
     Raises:
         DataError: the dataset is missing, or has several splits and none is chosen.
@@ -88,21 +105,20 @@ def read_hub(name: str, wanted: Wanted) -> Rows:
         return of_dataset(name, dataset, wanted)
 
 
-class _as_data_errors:  # lower case, since it is used like a function
-    """Context manager that raises the errors of `datasets` as DataError or, for the Hub, UnreachedError."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DataError):
-            cause = error.__cause__ or error
-            raised = UnreachedError if self.name.startswith("hf:") else DataError
-            raise raised(f"{self.name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and "
-                         "the network, or fetch it again") from None  # fmt: skip
+@contextmanager
+def _as_data_errors(name: str) -> Iterator[None]:
+    """Raise the errors of `datasets` as DataError or, for the Hub, UnreachedError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error
+        kind = UnreachedError if name.startswith("hf:") else DataError
+        raise kind(
+            f"{name}: cannot be read ({type(cause).__name__}: {one_line(cause)}); check the name and the network, or "
+            "download it again"
+        ) from None
 
 
 def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Dataset":
@@ -115,11 +131,11 @@ def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Datase
 
 
 def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
-    """Return the rows of an indexable dataset."""
+    """Return the rows of a dataset that can be indexed."""
     from datasets import ClassLabel
 
     if not len(dataset):
-        raise DataError(f"{name}: has no rows; add some")
+        raise DataError(f"{name}: has no rows; add at least one row")
     names = wanted.columns_among(name, dataset.column_names)
     for column in names.values():
         # Memory-mapped files are used as they are: a wrong offset in them would crash the process.
@@ -140,7 +156,7 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
     if _is_string(kind):
         return _of_table(name, Path(), table.append_column(image, column_of_images[:][image]), names)
     if not (_is_bytes(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
-        raise DataError(f"{name}: column {image} has type {kind}, neither paths nor images; name another column")
+        raise DataError(f"{name}: column {image} has type {kind}, neither paths nor images; specify another column")
     rows = _of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
     images = InTable.all_of(name, column_of_images)
     return Rows(name, rows.columns, images, images.keys, names)
@@ -149,7 +165,7 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
 def _of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
     columns = {role: _texts(name, column, table[column]) for role, column in names.items()}
     if not all(len(column) for column in columns.values()):
-        raise DataError(f"{name}: has no rows; add some")
+        raise DataError(f"{name}: has no rows; add at least one row")
     images = columns.pop("image", None)
     return Rows(name, columns, None if images is None else Files.of(folder, images), images, names)
 
@@ -166,10 +182,10 @@ def _texts(name: str, column_name: str, column: Any) -> pa.Array:
             return column.cast(pa.large_list(pa.large_string()))
     except pa.ArrowException as error:
         raise DataError(
-            f"{name}: column {column_name} is damaged ({one_line(error)}); fetch or write the file again"
+            f"{name}: column {column_name} is damaged ({one_line(error)}); download or create the file again"
         ) from None
     raise DataError(
-        f"{name}: column {column_name} has type {kind}, neither text nor lists of texts; name another column"
+        f"{name}: column {column_name} has type {kind}, neither text nor lists of texts; specify another column"
     )
 
 
@@ -183,14 +199,14 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-class TableImages(Sequence[Stored | Path]):
+class TableImages(Items[Stored | Path]):
     """Images in a column of a dataset, one per row, read on access.
 
     Args:
-        source: name for messages.
-        column: the dataset with this column only, in Arrow format.
-        names: names of the image files, "" where unknown.
-        sizes: sizes in bytes, -1 for an image that is stored elsewhere.
+        source: name of the dataset, for messages.
+        column: dataset with only this column, in Arrow format.
+        names: names of the image files; "" if unknown.
+        sizes: sizes in bytes; -1 for an image that is not stored in the table.
     """
 
     def __init__(self, source: str, column: Any, names: Strings, sizes: NDArray[np.int64]) -> None:
@@ -201,7 +217,10 @@ class TableImages(Sequence[Stored | Path]):
 
     @property
     def keys(self) -> pa.Array:
-        """Values that are equal for equal name and size; an image without a name differs from all others."""
+        """Values that are equal for images with equal name and size.
+
+        An image without a name differs from all others.
+        """
         return pa.array(
             f"{name}\0{size}" if name else f"\0{row}"
             for row, (name, size) in enumerate(zip(self.names, self.sizes.tolist(), strict=True))
@@ -210,29 +229,22 @@ class TableImages(Sequence[Stored | Path]):
     def __len__(self) -> int:
         return len(self.sizes)
 
-    @overload
-    def __getitem__(self, index: int) -> Stored | Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Stored | Path]: ...
-    def __getitem__(self, index: int | slice) -> Stored | Path | list[Stored | Path]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = range(len(self))[int(index)]
-        if self.sizes[row] < 0 and self.names[row]:
-            return Path(self.names[row])
-        return InTable(self, row)
+    def _at(self, position: int) -> Stored | Path:
+        if self.sizes[position] < 0 and self.names[position]:
+            return Path(self.names[position])
+        return InTable(self, position)
 
 
 @dataclass(frozen=True, slots=True)
 class InTable(Stored):
-    """Image in a row of a table."""
+    """Image that is stored in a row of a table."""
 
     table: TableImages
     row: int
 
     @classmethod
     def all_of(cls, source: str, column: "Dataset") -> TableImages:
-        """Return the images of all rows of a dataset with one column, in Arrow format."""
+        """Return the images of all rows of a dataset that has only one column, in Arrow format."""
         values = column[:][column.column_names[0]]
         if pa.types.is_struct(values.type):
             content = pc.struct_field(values, "bytes")

@@ -1,40 +1,48 @@
-"""Sources that are read sequentially: shards at an address, and streamed datasets of the Hub."""
+"""Sources that are read sequentially: shards at remote addresses, and streamed datasets of the Hub."""
 
 import hashlib
 import tarfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from braceexpand import braceexpand
 
-from clipkit.data.sources.columns import Wanted, split_options
+from clipkit.data.sources.columns import Wanted, exists, split_options
+from clipkit.data.sources.members import BoundedMember, check_member
+from clipkit.data.sources.remote import ATTEMPTS, BACK_OFF, TIMEOUT
 from clipkit.data.sources.tars import grouped, image_among, values_of_role
+from clipkit.data.sources.urls import STREAMS, is_address, protocol_of
 from clipkit.errors import DataError, one_line
 from clipkit.images import InMemory
+from clipkit.opening import open_file
 
 _ROLES = ("image", "caption")
+_SILENCE = 60.0  # seconds without data after which reading a stream fails
+# tar fills up its last record, which is a few megabytes at most.
+_MOST_PADDING = 1 << 26
 
 
 @dataclass(frozen=True)
 class StreamSample:
-    """Image with its captions."""
+    """An image of a stream with its captions."""
 
     image: InMemory
     captions: list[str]
 
     @property
     def identity(self) -> int:
-        """63-bit hash of the location of the image."""
+        """ID of the image: a 63-bit hash of its location."""
         return identity_of(self.image.location)
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Source in parts, each of which is read sequentially.
+    """A source that consists of parts, each of which is read sequentially.
 
     Args:
-        name: the source as the user wrote it, without options.
+        name: source as given by the user, without options.
         parts: addresses of shards, or numbers of the parts of a Hub dataset.
         options: options that the user wrote after `?`.
     """
@@ -49,7 +57,7 @@ class Stream:
         return hashlib.sha256("\0".join([self.name, *self.parts]).encode()).hexdigest()
 
     def samples(self, part: str) -> Iterator[StreamSample]:
-        """Yield the samples of a part, in its order.
+        """Yield the samples of a part in order.
 
         Raises:
             DataError: the part cannot be read, or a sample has no image or no caption.
@@ -62,12 +70,13 @@ class Stream:
         except Exception as error:  # protocols and archives have many kinds of errors
             why = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
             raise DataError(
-                f"{part if '://' in part else self.name}: cannot be read to its end ({why}); try again"
+                f"{part if '://' in part else self.name}: cannot be read completely ({why}); check the "
+                "network and try again"
             ) from None
 
 
 def stream_of(source: str) -> Stream | None:
-    """Return the stream of a source at an address or with ?stream=true; None for a source that can be indexed.
+    """Return the stream of a source at a remote address or with ?stream=true; None for a source that can be indexed.
 
     Raises:
         DataError: an option is unknown, the source cannot be streamed, or the Hub does not have it.
@@ -79,7 +88,7 @@ def stream_of(source: str) -> Stream | None:
     unknown = [option for option in options if option not in (*_ROLES, "stream", "split")]
     if unknown:
         raise DataError(
-            f"{source}: the option {unknown[0]} is unknown for a stream; use image, caption, split or stream"
+            f"{source}: the option {unknown[0]} is not supported for a stream; use image, caption, split or stream"
         )
     if name.startswith("hf:"):
         stream = Stream(name, [], options)
@@ -87,21 +96,54 @@ def stream_of(source: str) -> Stream | None:
     if not name.endswith(".tar"):
         raise DataError(f"{source}: only .tar shards and hf:NAME can be streamed; remove ?stream=true")
     try:
-        return Stream(name, list(braceexpand(name)), options)
+        parts = [name] if exists(name) else list(braceexpand(name))
+        for part in parts:
+            if is_address(part):
+                protocol_of(part, STREAMS)
+        return Stream(name, parts, options)
     except ValueError:
-        raise DataError(f"{source}: its braces do not match; write shards-{{000..099}}.tar") from None
+        raise DataError(f"{source}: its braces do not match; write, for example, shards-{{000..099}}.tar") from None
 
 
 def _of_tar(address: str) -> Iterator[StreamSample]:
-    import fsspec
-
-    with fsspec.open(address, "rb") as opened:
+    with _open(address) as opened:
         file = _Tailed(opened)
         yield from _of_open_tar(address, file)
-        while file.read(1 << 20):
-            pass
+        padding = 0
+        while block := file.read(1 << 20):
+            padding += len(block)
+            if padding > _MOST_PADDING:
+                raise DataError(f"{address}: continues for {padding:,} bytes after its end; write it again")
         if any(file.tail):  # tarfile accepts a tar that is truncated between two members
-            raise DataError(f"{address}: is truncated; fetch or write it again, or leave it out")
+            raise DataError(f"{address}: is truncated; download or create it again, or leave it out")
+
+
+def _open(address: str) -> Any:
+    """Open a local shard, or one at an address, without fsspec's chains of protocols."""
+    if not is_address(address):
+        return open_file(address)
+    protocol = protocol_of(address, STREAMS)
+    import fsspec
+
+    settings: dict[str, Any] = {}
+    if protocol in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        settings["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=_SILENCE)}
+    for attempt in range(ATTEMPTS):
+        try:
+            return fsspec.filesystem(protocol, **settings).open(address, "rb")
+        except (PermissionError, ImportError, ValueError):
+            raise
+        except Exception as error:  # each protocol has its own errors
+            # fsspec reports every error of http as FileNotFoundError.
+            cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+            if cause is None or 400 <= getattr(cause, "status", 0) < 500:
+                raise
+            if attempt == ATTEMPTS - 1:
+                raise cause from None
+            time.sleep(BACK_OFF * 2**attempt)
+    raise AssertionError("unreachable")
 
 
 class _Tailed:
@@ -118,14 +160,16 @@ class _Tailed:
 
 
 def _of_open_tar(address: str, file: _Tailed) -> Iterator[StreamSample]:
-    with tarfile.open(fileobj=file, mode="r|") as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=file, mode="r|", tarinfo=BoundedMember) as tar:  # type: ignore[call-overload]
         for key, members in grouped(_read(tar)):
             image = image_among(members)
             texts = {ending: content for ending, (_, content) in members.items()}
             captions = values_of_role(f"{address}/{key}", texts, "caption")
             if image is None or not captions:
                 missing = "image" if image is None else "caption"
-                raise DataError(f"{address}: sample {key} has no {missing}; leave it out of the shard")
+                raise DataError(
+                    f"{address}: sample {key} has no {missing}; add it, or remove the sample from the shard"
+                )
             yield StreamSample(InMemory(f"{address}/{image[0]}", image[1]), captions)
 
 
@@ -133,6 +177,7 @@ def _read(tar: tarfile.TarFile) -> Iterator[tuple[str, tuple[str, bytes]]]:
     for member in tar:
         opened = tar.extractfile(member) if member.isfile() else None
         if opened is not None:
+            check_member(member)
             yield member.name, (member.name, opened.read())
 
 
@@ -150,12 +195,12 @@ def _of_hub(stream: Stream, part: int) -> Iterator[StreamSample]:
         texts = [str(text).strip() for text in (captions if isinstance(captions, list) else [captions]) if text]
         if not isinstance(content, bytes) or not texts:
             missing = "embedded image" if not isinstance(content, bytes) else "caption"
-            raise DataError(f"{where}: has no {missing}; leave it out, or read the dataset without ?stream=true")
+            raise DataError(f"{where}: has no {missing}; add it, or read the dataset without ?stream=true")
         yield StreamSample(InMemory(where, content), texts)
 
 
 def _hub(stream: Stream) -> Any:
-    """Return the streamed dataset of the Hub, with images as undecoded files."""
+    """Return a streamed dataset of the Hub, with images as undecoded files."""
     import datasets
 
     repository, _, split = stream.name.removeprefix("hf:").partition(":")
@@ -165,7 +210,7 @@ def _hub(stream: Stream) -> Any:
         for name, feature in (data.features or {}).items():
             if isinstance(feature, datasets.Image):
                 data = data.cast_column(name, datasets.Image(decode=False))
-    except Exception as error:  # the libraries of the Hub raise many kinds of errors
+    except Exception as error:  # the libraries of the Hub raise errors of many kinds
         raise DataError(
             f"{stream.name}: cannot be streamed ({one_line(error)}); check the name and the split"
         ) from None

@@ -1,6 +1,6 @@
-"""Local WebDataset shards: tars in which files that share their name up to the first dot form one sample.
+"""Reader of local WebDataset shards: tar files in which files with the same name up to the first dot form a sample.
 
-Each tar is scanned once for the positions of its files. The positions are kept in the user's cache folder, so that
+Each tar file is scanned once for the positions of its files. They are stored in the user's cache folder, so that
 samples can then be read in any order.
 """
 
@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +24,16 @@ from PIL import Image
 from pyarrow import parquet
 from tqdm import tqdm
 
-from clipkit.data.sources.columns import NAMES, Rows, Wanted
+from clipkit.data.sources.columns import NAMES, Rows, Wanted, exists
 from clipkit.data.sources.json_rows import strings_or_lists
+from clipkit.data.sources.members import TEXTS, BoundedMember, check_member
 from clipkit.errors import DataError, one_line
 from clipkit.files import cache_folder, is_file
 from clipkit.images import Stored
+from clipkit.opening import check_file, open_file
 
 # Files of a sample that may contain a role, most likely first; other roles are read from JSON only.
 _ENDINGS = {"caption": ("txt", "caption", "json"), "label": ("cls", "npy", "json")}
-_READ = ("txt", "caption", "cls", "npy", "json")
 _ROLES = ("caption", "label", "negative_caption", "paraphrase")
 _LAYOUT = "3"  # version of the cached index
 
@@ -39,24 +41,40 @@ T = TypeVar("T")
 
 
 def shards_of(pattern: str) -> list[Path]:
-    """Return the files of `shards-{000..099}.tar`, `shards-*.tar` or a single name.
+    """Return the files of a pattern such as `shards-{000..099}.tar` or `shards-*.tar`, or of a single name.
 
     Raises:
         DataError: a file is missing, or the braces do not match.
     """
+    if exists(pattern):
+        return [_shard(Path(pattern).expanduser())]
     try:
         names = list(braceexpand(pattern))
     except ValueError:
-        raise DataError(f"{pattern}: its braces do not match; write shards-{{000..099}}.tar") from None
+        raise DataError(f"{pattern}: its braces do not match; write, for example, shards-{{000..099}}.tar") from None
     paths: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
-        paths += (sorted(path.parent.glob(path.name)) if set("*?[") & set(path.name) else []) or [path]
+        is_pattern = bool(set("*?[") & set(path.name)) and not is_file(path)
+        paths += (sorted(path.parent.glob(path.name)) if is_pattern else []) or [path]
     missing = [path for path in paths if not is_file(path)]
     if missing:
         count = f"{len(missing)} of its {len(paths)} shards are missing, the first is " if len(paths) > 1 else ""
-        raise DataError(f"{pattern}: {count}{missing[0]}: there is no such file")
+        raise DataError(f"{pattern}: {count}{missing[0]}: file not found; check the pattern")
     return paths
+
+
+def _shard(path: Path) -> Path:
+    try:
+        check_file(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; give a tar") from None
+    return path
+
+
+def literal(folder: Path) -> str:
+    """Return the name of a folder for the beginning of a pattern, in which its braces have no meaning."""
+    return re.sub(r"([{}\\])", r"\\\1", str(folder))
 
 
 def read_tars(pattern: str, wanted: Wanted) -> Rows:
@@ -72,7 +90,10 @@ def read_tars(pattern: str, wanted: Wanted) -> Rows:
     table = pa.concat_tables(tables).combine_chunks()
     shard = np.repeat(np.arange(len(paths)), [len(part) for part in tables])
     if not len(table):
-        raise DataError(f"{pattern}: has no samples; a sample is files with one name, as 000.jpg and 000.txt")
+        raise DataError(
+            f"{pattern}: contains no samples; the files of a sample share one base name, for example "
+            "000.jpg and 000.txt"
+        )
     columns: dict[str, pa.Array] = {}
     for role in _ROLES:
         if role not in wanted.roles:
@@ -95,7 +116,7 @@ def read_tars(pattern: str, wanted: Wanted) -> Rows:
 
 
 class TarImages(Sequence[Stored]):
-    """Images of shards, one per sample."""
+    """Sequence of the images of shards, one per sample."""
 
     def __init__(
         self, paths: list[Path], shard: np.ndarray[Any, Any], names: pa.Array, offsets: Any, sizes: Any
@@ -123,7 +144,7 @@ class TarImages(Sequence[Stored]):
 
 @dataclass(frozen=True, slots=True)
 class InTar(Stored):
-    """File in a tar, by the position of its bytes."""
+    """Image file in a tar file, located by the position of its bytes."""
 
     path: Path
     member: str
@@ -144,13 +165,16 @@ class InTar(Stored):
     def read_bytes(self) -> bytes:
         if self.offset < 0:
             raise OSError("the sample has no image")
-        with self.path.open("rb") as file:
+        with open_file(self.path) as file:
             file.seek(self.offset)
             return file.read(self.length)
 
 
 def _index_of(path: Path) -> pa.Table | DataError:
-    """Return one row per sample: name, offset and size of its image, its captions, its label. Cached."""
+    """Return one row per sample: name, offset and size of its image, its captions and its label.
+
+    The result is cached.
+    """
     file = path.stat()
     state = f"{_LAYOUT} {file.st_size} {file.st_mtime_ns}".encode()
     cached = cache_folder() / "shards" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.parquet"
@@ -167,7 +191,7 @@ def _index_of(path: Path) -> pa.Table | DataError:
     # tarfile trusts the headers, so that damaged ones make it fail in many ways.
     except Exception as error:
         reason = one_line(error) or type(error).__name__
-        return DataError(f"{path}: is a damaged tar ({reason}); fetch or write it again, or leave it out")
+        return DataError(f"{path}: is a damaged tar file ({reason}); download or create it again, or leave it out")
     temporary = cached.with_name(f"{cached.name}.{uuid4().hex}")
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -179,6 +203,7 @@ def _index_of(path: Path) -> pa.Table | DataError:
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    check_member(member)
     opened = tar.extractfile(member)
     assert opened is not None
     return opened.read()
@@ -193,19 +218,19 @@ def _checked(path: Path, table: pa.Table | DataError) -> pa.Table:
 def _scan(path: Path) -> pa.Table:
     rows: dict[str, list[Any]] = {name: [] for name in ("image", "offset", "size", *_ROLES)}
     _check_end(path)
-    with tarfile.open(path, "r:") as tar:
+    with open_file(path) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedMember) as tar:
         end = path.stat().st_size
         for key, members in grouped(_members(tar)):
             for member in members.values():
                 if member.offset_data + member.size > end:
                     raise DataError(
-                        f"{path}: is truncated within {member.name}; fetch or write it again, or leave it out"
+                        f"{path}: is truncated within {member.name}; download or create it again, or leave it out"
                     )
             image = image_among(members)
             rows["image"].append(key if image is None else image.name)
             rows["offset"].append(-1 if image is None else image.offset_data)
             rows["size"].append(-1 if image is None else image.size)
-            contents = {ending: _content(tar, members[ending]) for ending in _READ if ending in members}
+            contents = {ending: _content(tar, members[ending]) for ending in TEXTS if ending in members}
             for role in _ROLES:
                 rows[role].append(values_of_role(f"{path}/{key}", contents, role))
         _check_rest(path, tar.offset)
@@ -221,22 +246,26 @@ def _scan(path: Path) -> pa.Table:
 
 
 def _check_end(path: Path) -> None:
-    """Refuse a tar without the end-of-archive blocks: tarfile accepts one that is truncated between two members."""
-    with path.open("rb") as file:
+    """Raise an error if the end-of-archive blocks are missing.
+
+    The module tarfile accepts a file that is truncated between members.
+    """
+    with open_file(path) as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 2 * tarfile.BLOCKSIZE))
         if any(file.read()):
-            raise DataError(f"{path}: is not a tar, or is truncated; fetch or write it again, or leave it out")
+            raise DataError(f"{path}: is not a tar file, or is truncated; download or create it again, or leave it out")
 
 
 def _check_rest(path: Path, start: int) -> None:
-    """Refuse a tar with data after its last member: tarfile treats a damaged header as the end."""
-    with path.open("rb") as file:
+    """Raise an error if there is data after the last member: tarfile treats a damaged header as the end of the file."""
+    with open_file(path) as file:
         file.seek(start)
         while block := file.read(1 << 20):
             if any(block):
                 raise DataError(
-                    f"{path}: is a damaged tar (no header at byte {start}, but more data follows); fetch or write "
+                    f"{path}: is a damaged tar file (no header at byte {start}, but more data follows); download "
+                    "or create "
                     "it again, or leave it out"
                 )
 
@@ -250,7 +279,10 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
 
 
 def grouped(files: Iterator[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
-    """Group adjacent files whose names are equal up to the first dot of the last part; members by what follows it."""
+    """Group adjacent files with the same path up to the first dot of the file name.
+
+    Yield their members by extension.
+    """
     key: str | None = None
     members: dict[str, T] = {}
     for path, file in files:
@@ -275,7 +307,7 @@ def image_among(members: Mapping[str, T]) -> T | None:
 
 
 def values_of_role(where: str, contents: Mapping[str, bytes], role: str) -> list[str] | None:
-    """Return the values of a role in the files of a sample, which are given by extension; None if there are none.
+    """Return the values of a role in the files of a sample (given by extension), or None if there are none.
 
     Raises:
         DataError: a file is not UTF-8, or not JSON.
@@ -291,7 +323,7 @@ def values_of_role(where: str, contents: Mapping[str, bytes], role: str) -> list
         try:
             text = contents[ending].decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise DataError(f"{where}.{ending}: is not UTF-8 (byte {error.start}); write it as UTF-8") from None
+            raise DataError(f"{where}.{ending}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
         if ending != "json":
             return [text.strip()]
         try:
@@ -307,7 +339,10 @@ def values_of_role(where: str, contents: Mapping[str, bytes], role: str) -> list
 
 
 def _classes_of(content: bytes) -> list[str] | None:
-    """Return the positions of ones in a 0/1 vector, CLIP_benchmark's multilabel format; None for other content."""
+    """Return the positions of the ones in a 0/1 vector (the multilabel format of CLIP_benchmark).
+
+    The result is None for other content.
+    """
     try:
         vector = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, EOFError):

@@ -1,4 +1,4 @@
-"""`wds:`: datasets in CLIP_benchmark's layout, from the Hub or a folder: tars, class names and prompts."""
+"""Source `wds:`: datasets in CLIP_benchmark's layout (tar files, class names, prompts), from the Hub or a folder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from clipkit.data.prompts import read_lines
 from clipkit.data.sources.columns import ClassList, Rows, Wanted
-from clipkit.data.sources.tars import read_tars
+from clipkit.data.sources.tars import literal, read_tars
 from clipkit.errors import DataError, UnreachedError, one_line
 
 CLASS_NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
@@ -17,7 +17,7 @@ _TYPE, _COUNT = "dataset_type.txt", "nshards.txt"
 
 
 def read_wds(name: str, wanted: Wanted) -> Rows:
-    """Read `wds:ORG/NAME[@REVISION][:SPLIT]` or `wds:FOLDER[:SPLIT]`; the split is `test` by default.
+    """Read a dataset given as `wds:ORG/NAME[@REVISION][:SPLIT]` or `wds:FOLDER[:SPLIT]`; the default split is `test`.
 
     Raises:
         UnreachedError: the Hub cannot be reached or has no such dataset.
@@ -45,7 +45,7 @@ def _fetch(name: str, given: str, split: str) -> Path:
     except Exception as error:  # the client has many kinds of errors, and all mean that the data is not available
         reason = one_line(error).partition(". ")[0].removesuffix(".")  # the first sentence of a long explanation
         raise UnreachedError(
-            f"{name}: cannot be fetched from the Hub ({reason}); check the name and the network"
+            f"{name}: cannot be downloaded from the Hub ({reason}); check the name and the network"
         ) from None
 
 
@@ -57,12 +57,12 @@ def _read_split(name: str, folder: Path, split: str, wanted: Wanted) -> Rows:
         captions = rows.columns.get("caption")
         lines = {} if captions is None else {"caption": _split_lines(captions)}
         return replace(rows, name=name, columns=rows.columns | lines)
-    # Labels take the place of captions, as for class folders.
+    # Labels are used as captions, as for class folders.
     needed = [role for role in wanted.needed if role not in ("caption", "label")]
     rows = read_tars(pattern, replace(wanted, needed=[*needed, "label"]))
     names = read_lines(folder / CLASS_NAMES) if (folder / CLASS_NAMES).is_file() else None
     if kind == "multilabel" and names is None:
-        raise DataError(f"{folder}: has no {CLASS_NAMES}, which a multilabel dataset needs; fetch it again")
+        raise DataError(f"{folder}: has no {CLASS_NAMES}, which a multilabel dataset needs; download the dataset again")
     classes = ClassList(
         [str(number) for number in range(len(names))] if names is not None else None,
         names,
@@ -80,8 +80,8 @@ def _shard_pattern(folder: Path, split: str) -> str:
         raise DataError(f"{folder}: has no split {split} ({split}/{_COUNT} is missing); give another split")
     count = _first_line(file)
     if not count.isdecimal() or int(count) == 0:
-        raise DataError(f"{file}: contains {count!r} instead of the number of shards; fetch it again")
-    return f"{folder / split}/{{0..{int(count) - 1}}}.tar"
+        raise DataError(f"{file}: contains {count!r} instead of the number of shards; download the file again")
+    return f"{literal(folder / split)}/{{0..{int(count) - 1}}}.tar"
 
 
 def _first_line(file: Path, default: str | None = None) -> str:
@@ -89,7 +89,7 @@ def _first_line(file: Path, default: str | None = None) -> str:
 
 
 def _split_lines(texts: pa.Array) -> pa.Array:
-    """One caption per line of each text."""
+    """Split each text into captions, one per line."""
     if pa.types.is_large_list(texts.type):
         return texts
     lines = pc.split_pattern(pc.utf8_trim_whitespace(texts), "\n").cast(pa.large_list(pa.large_string()))

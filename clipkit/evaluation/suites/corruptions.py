@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from clipkit.evaluation.suites.entries import Corruption
+from clipkit.image_formats import open_content
 from clipkit.images import Stored, open_image, size_of
 
 # Strengths of the levels 1 to 5.
@@ -23,7 +24,7 @@ NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)
 JPEG = (25, 18, 12, 8, 5)
 """JPEG quality."""
 BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
-"""Added to each pixel, for pixels in [0, 1]."""
+"""Value that is added to each pixel, for pixels in [0, 1]."""
 
 
 class Corrupted(Stored):
@@ -72,7 +73,7 @@ def corrupted(image: Image.Image, corruption: Corruption, seed: str) -> Image.Im
         case "jpeg":
             content = io.BytesIO()
             image.save(content, "JPEG", quality=JPEG[level])
-            with Image.open(content) as opened:
+            with open_content(content.getvalue()) as opened:
                 return opened.convert("RGB")
         case "brightness":
             return Image.fromarray(_clipped(np.asarray(image, dtype=np.float32) + 255 * BRIGHTNESS[level]))

@@ -19,14 +19,14 @@ _SUGGESTED = 3  # names suggested for an unknown one
 
 
 class Published(Section):
-    """A figure that somebody else published."""
+    """A published metric value, for comparison."""
 
     model: str
-    """Name of the model, in clipkit's form where it has one: open_clip:ViT-B-32/openai."""
+    """Name of the model, if possible in clipkit's notation: open_clip:ViT-B-32/openai."""
     metric: str
     value: float = Field(ge=0, le=1)
     source: str
-    """Where the figure was published."""
+    """Source of the published value, e.g. a paper."""
 
 
 class Corruption(Section):
@@ -37,7 +37,7 @@ class Corruption(Section):
 
 
 class DataSet(Section):
-    """A dataset and the task that it measures."""
+    """A dataset and the task that is evaluated on it."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     title: str = ""
@@ -57,7 +57,7 @@ class DataSet(Section):
     class_count: PositiveInt | None = None
     images: PositiveInt | None = None
     captions: PositiveInt | None = None
-    """Expected number; data with another number is refused."""
+    """Expected numbers of images and captions; data with other numbers is refused."""
     metric: str | None = None
     """Metric in the table. Default: the main metric of the task (acc1, mean_recall, acc or lp_acc1)."""
     corruption: Corruption | None = None
@@ -83,24 +83,24 @@ class DataSet(Section):
         if self.train is not None and not learns:
             raise ValueError(f"train does not apply to the task {self.task} of {self.name}; remove it")
         if learns and self.train is None:
-            raise ValueError(f"{self.name} is a {self.task} without training data; give train")
+            raise ValueError(f"{self.name} has the task {self.task}, which needs training data; add train")
         if self.source.startswith("wds:") and not _HUB_SOURCE.fullmatch(self.source):
             raise ValueError(f"{self.source} is not a dataset on the Hub; write wds:ORG/NAME or wds:ORG/NAME@REVISION")
         return self
 
 
 class Suite(Section):
-    """Several datasets that are measured together."""
+    """Several datasets that are evaluated together."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     title: str = ""
     datasets: list[DataSet] = Field(min_length=1)
     baseline: str | list[str] = Field(default=[])
-    """Models that robustness is compared with. Default: the first measured model."""
+    """Baseline models for robustness. Default: the first evaluated model."""
 
     @property
     def baselines(self) -> list[str]:
-        """The models that robustness is compared with."""
+        """Baseline models for robustness."""
         return [self.baseline] if isinstance(self.baseline, str) else self.baseline
 
     @model_validator(mode="after")
@@ -111,7 +111,11 @@ class Suite(Section):
             raise ValueError(f"datasets contains {twice[0]} twice; give each dataset a different name")
         for entry in self.datasets:
             if entry.version_of is not None and entry.version_of not in names:
-                raise ValueError(f"{entry.name} is a version_of {entry.version_of}, which is not among the datasets")
+                raise ValueError(
+                    f"{entry.name} is a version_of "
+                    f"{entry.version_of}, which is not among the datasets; add it, "
+                    "or remove version_of"
+                )
         return self
 
 
@@ -119,7 +123,10 @@ Kind = TypeVar("Kind", DataSet, Suite)
 
 
 def suites_folder() -> Path:
-    """Return the folder of the shipped files: inside the installed package, or beside the package in a checkout."""
+    """Return the folder of the built-in suites.
+
+    It is in the installed package, or next to the package in a source checkout.
+    """
     package = Path(__file__).parents[2]
     installed = package / "suites"
     return installed if installed.is_dir() else package.parent / "benchmarks" / "suites"
@@ -144,7 +151,7 @@ def read_suite(name: str) -> Suite:
         if not path.is_file():
             known = [file.stem for file in suites_folder().glob("*.yaml")]
             raise DataError(
-                f"{name}: is not a shipped suite or dataset; {closest(name, known, _SUGGESTED)} (your own "
+                f"{name}: is not a built-in suite or dataset; {closest(name, known, _SUGGESTED)} (your own "
                 "suite: give a .yaml file)"
             )
     values = _values(path)
@@ -187,7 +194,7 @@ def _values(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path}: file not found; give the name of a suite or a YAML file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from None
+        raise DataError(f"{path}: is not valid YAML ({' '.join(str(error).split())}); fix it") from None
     if not isinstance(values, dict):
         raise DataError(f"{path}: is not a mapping; a suite has name and datasets, a dataset name, task and source")
     return values

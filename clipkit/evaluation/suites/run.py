@@ -1,4 +1,4 @@
-"""`run_suite`: measure every dataset of a suite with every model, and resume an unfinished suite."""
+"""Function `run_suite`: evaluate every model on every dataset of a suite, and resume an unfinished suite."""
 
 import hashlib
 import json
@@ -13,20 +13,21 @@ from clipkit.errors import TrainingError, UnreachedError, UserError, one_line
 from clipkit.evaluation.result import to_json, versions
 from clipkit.evaluation.suites.entries import DataSet, Suite
 from clipkit.evaluation.suites.robustness import robustness, robustness_means
-from clipkit.evaluation.suites.sources import Opened, open_data
-from clipkit.evaluation.tasks.task import Options, task_of
+from clipkit.evaluation.suites.sources import fingerprint_of, open_data
+from clipkit.evaluation.tasks.task import Options, TaskData, task_of
 from clipkit.files import write_whole
 from clipkit.models import DualEncoder, load
 from clipkit.models.absent import check_present, is_absent
 from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.processes import Processes
+from clipkit.run_files import read_object
 
 _ERRORS = (UserError, TrainingError, OSError, ValueError, RuntimeError)
 
 
 @dataclass
 class SuiteResult:
-    """Everything that was measured in a suite, and what was not and why."""
+    """Results of a suite, and the reasons why datasets or models have no result."""
 
     suite: Suite
     models: list[str]
@@ -34,9 +35,9 @@ class SuiteResult:
     """One row per measured dataset and model: dataset, title, task, metric, model, value, low, high, chance, seconds,
     and the file of the result."""
     unreached: dict[str, str] = field(default_factory=dict)
-    """Datasets that are not available, and why."""
+    """Reasons why datasets are not available, by dataset."""
     failed: dict[str, str] = field(default_factory=dict)
-    """What failed and why: by `DATASET`, `DATASET with MODEL` or `MODEL`."""
+    """Reason for each failure, keyed by `DATASET`, `DATASET with MODEL` or `MODEL`."""
     robustness: list[dict[str, Any]] = field(default_factory=list)
     robustness_means: list[dict[str, Any]] = field(default_factory=list)
 
@@ -66,7 +67,7 @@ def run_suite(
     log: Callable[[str], None] = lambda line: None,
     progress: bool = False,
 ) -> SuiteResult:
-    """Measure every available dataset; results of the same model and data that are already in `out` are kept.
+    """Evaluate all models on all available datasets; results in `out` of the same model and data are reused.
 
     Args:
         suite: returned by `read_suite`.
@@ -86,7 +87,7 @@ def run_suite(
     if twice:
         raise UserError(f"{twice[0]}: the model is given twice; give each model once")
     processes = processes or Processes.alone()
-    options = Options(cache, processes, progress and processes.is_main)
+    options = Options(cache=cache, processes=processes, progress=progress and processes.is_main)
     run = _Run(suite, out, processes, options, log, SuiteResult(suite, names))
     if processes.is_main:
         out.mkdir(parents=True, exist_ok=True)
@@ -100,6 +101,7 @@ def run_suite(
     return result
 
 
+@dataclass
 class _Run:
     """One run of a suite.
 
@@ -107,32 +109,27 @@ class _Run:
         suite: the datasets.
         out: folder for the results.
         processes: the group that shares each dataset.
-        options: of every evaluation.
+        options: options of every evaluation.
         log: called with one line per dataset and model.
         result: filled while the suite runs.
+        opened: data of the entries opened so far.
     """
 
-    def __init__(
-        self,
-        suite: Suite,
-        out: Path,
-        processes: Processes,
-        options: Options,
-        log: Callable[[str], None],
-        result: SuiteResult,
-    ) -> None:
-        self.suite = suite
-        self.out = out
-        self.processes = processes
-        self.options = options
-        self.log = log
-        self.result = result
-        self._opened: dict[str, Opened] = {}
+    suite: Suite
+    out: Path
+    processes: Processes
+    options: Options
+    log: Callable[[str], None]
+    result: SuiteResult
+    opened: dict[str, TaskData] = field(default_factory=dict)
+
+    @property
+    def _caught(self) -> tuple[type[Exception], ...]:
         # An error that only one of several processes raises would leave the others waiting, so it ends the suite.
-        self._caught = _ERRORS if processes.count == 1 else (UserError,)
+        return _ERRORS if self.processes.count == 1 else (UserError,)
 
     def measure(self, name: str) -> None:
-        """Measure all datasets with one model."""
+        """Evaluate one model on all datasets."""
         try:
             model = load(name)
             if all(task_of(entry.task).needs_text for entry in self.suite.datasets):
@@ -150,11 +147,11 @@ class _Run:
             if opened is not None:
                 self._measure_dataset(model, name, weights, entry, opened)
 
-    def _open(self, entry: DataSet) -> Opened | None:
+    def _open(self, entry: DataSet) -> TaskData | None:
         """Return the data of an entry; None if it is not available or invalid, which is recorded."""
         try:
             # Opened one at a time: a dataset on the Hub is downloaded only when it is needed.
-            self._opened[entry.name] = self._opened.get(entry.name) or _open_in_turn(entry, self.processes)
+            self.opened[entry.name] = self.opened.get(entry.name) or _open_in_turn(entry, self.processes)
         except UnreachedError as error:
             self.result.unreached[entry.name] = str(error)
             self.log(f"{entry.name}: not available: {error}")
@@ -162,9 +159,9 @@ class _Run:
         except self._caught as error:
             self._fail(entry.name, error)
             return None
-        return self._opened[entry.name]
+        return self.opened[entry.name]
 
-    def _measure_dataset(self, model: DualEncoder, name: str, weights: str, entry: DataSet, opened: Opened) -> None:
+    def _measure_dataset(self, model: DualEncoder, name: str, weights: str, entry: DataSet, opened: TaskData) -> None:
         file = self.out / f"{_file_name(name)}--{entry.name}.json"
         key = _key(entry, weights, opened)
         result = self._kept(file, key)
@@ -187,15 +184,12 @@ class _Run:
 
     def _kept(self, file: Path, key: str) -> dict[str, Any] | None:
         """Return the result that the main process has in a file, if it is of the same entry, model and data."""
-        result: dict[str, Any] | None = None
-        if self.processes.is_main:
-            try:
-                result = json.loads(file.read_text(encoding="utf-8"))
-                if result is None or result["settings"]["suite"]["key"] != key:
-                    result = None
-            except (OSError, ValueError, KeyError, TypeError):
-                result = None
-        return self.processes.gather_objects(result)[0]
+        result = read_object(file) if self.processes.is_main else {}
+        try:
+            kept = result if result["settings"]["suite"]["key"] == key else None
+        except (KeyError, TypeError):
+            kept = None
+        return self.processes.gather_objects(kept)[0]
 
     def _fail(self, name: str, error: Exception) -> None:
         message = str(error) if isinstance(error, UserError) else one_line(error)
@@ -203,13 +197,13 @@ class _Run:
         self.log(f"{name}: failed: {message}")
 
 
-def _open_in_turn(entry: DataSet, processes: Processes) -> Opened:
+def _open_in_turn(entry: DataSet, processes: Processes) -> TaskData:
     """Return the data of an entry; processes open it one after the other, as they may share the download folder.
 
     Raises:
         UserError: on all processes, if it cannot be opened on one of them.
     """
-    opened: Opened | None = None
+    opened: TaskData | None = None
     failure: UserError | None = None
     for index in range(processes.count):
         if index == processes.index:
@@ -227,7 +221,7 @@ def _open_in_turn(entry: DataSet, processes: Processes) -> Opened:
 def _check_metric(entry: DataSet, result: dict[str, Any]) -> None:
     if entry.main_metric not in result["metrics"]:
         measured = ", ".join(result["metrics"])
-        raise UserError(f"{entry.name}: metric {entry.main_metric} is not measured; choose one of {measured}")
+        raise UserError(f"{entry.name}: metric {entry.main_metric} is not available; choose one of {measured}")
 
 
 def _weights(model: DualEncoder) -> str:
@@ -236,10 +230,10 @@ def _weights(model: DualEncoder) -> str:
     return "\0".join([*towers, float(model.logit_scale.detach()).hex()])
 
 
-def _key(entry: DataSet, weights: str, opened: Opened) -> str:
+def _key(entry: DataSet, weights: str, opened: TaskData) -> str:
     """Return a hash of everything that a result depends on: settings, model and data."""
     settings = entry.model_dump(mode="json", exclude={"published", "title", "version_of"})
-    return hashlib.sha256(f"{json.dumps(settings)}\0{weights}\0{opened.fingerprint}".encode()).hexdigest()
+    return hashlib.sha256(f"{json.dumps(settings)}\0{weights}\0{fingerprint_of(opened)}".encode()).hexdigest()
 
 
 def _row(entry: DataSet, model: str, result: dict[str, Any], file: Path) -> dict[str, Any]:

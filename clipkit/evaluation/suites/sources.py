@@ -1,46 +1,27 @@
 """Data of an entry of a suite: any data source, with the corruption of the entry."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipkit.data import (
-    Classes,
-    LabeledImages,
-    NearMisses,
-    Pairs,
-    Templates,
-    read_classes,
-    read_labeled,
-    read_templates,
-)
+from clipkit.data import LabeledImages, NearMisses, Pairs, read_classes, read_labeled, read_templates
 from clipkit.data.sources.columns import split_options
 from clipkit.errors import DataError, UnreachedError
 from clipkit.evaluation.suites.corruptions import Corrupted
 from clipkit.evaluation.suites.entries import DataSet
-from clipkit.evaluation.tasks.task import task_of
+from clipkit.evaluation.tasks.task import TaskData, task_of
 from clipkit.images import Stored, size_of
 
 
-@dataclass(frozen=True)
-class Opened:
-    """Data of an entry, with the classes and templates that the entry gives."""
-
-    data: Pairs | LabeledImages | NearMisses
-    classes: Classes | None = None
-    templates: Templates | None = None
-    train: LabeledImages | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Everything in the data that may change a result."""
-        data: Any = self.data.fingerprint if not isinstance(self.data, NearMisses) else _contents(self.data)
-        train = self.train.fingerprint if self.train is not None else ""
-        templates = self.templates
-        if templates is None and isinstance(self.data, LabeledImages):
-            templates = self.data.templates
-        return json.dumps([data, train, self.classes, templates], ensure_ascii=False)
+def fingerprint_of(opened: TaskData) -> str:
+    """Return everything in the data that may change a result."""
+    data = _contents(opened.data) if isinstance(opened.data, NearMisses) else opened.data.fingerprint
+    train = opened.train.fingerprint if opened.train is not None else ""
+    templates = opened.templates
+    if templates is None and isinstance(opened.data, LabeledImages):
+        templates = opened.data.templates
+    return json.dumps([data, train, opened.classes, templates], ensure_ascii=False)
 
 
 def _contents(data: NearMisses) -> list[Any]:
@@ -48,7 +29,7 @@ def _contents(data: NearMisses) -> list[Any]:
     return [images, data.captions, data.image_positions.tolist(), data.caption_positions.tolist(), data.categories]
 
 
-def open_data(entry: DataSet) -> Opened:
+def open_data(entry: DataSet) -> TaskData:
     """Read the data of an entry.
 
     Raises:
@@ -71,15 +52,15 @@ def open_data(entry: DataSet) -> Opened:
     return opened
 
 
-def _read(entry: DataSet) -> Opened:
+def _read(entry: DataSet) -> TaskData:
     source, train = entry.source, entry.train
     if source.startswith("wds:"):
         source, train = f"{source}:{entry.split}", None if train is None else f"{source}:{train}"
     for given in (source, train):
         if given is not None and not _is_present(given):
-            raise UnreachedError(f"{given}: there is no such file; paths are relative to the working directory")
+            raise UnreachedError(f"{given}: file not found; paths are relative to the working directory")
     data = task_of(entry.task).read(source)
-    return Opened(data, train=read_labeled(train) if train is not None else None)
+    return TaskData(data, train=read_labeled(train) if train is not None else None)
 
 
 def _is_present(source: str) -> bool:
@@ -93,7 +74,7 @@ def _is_present(source: str) -> bool:
     return all(folder.expanduser().exists() for folder in folders)
 
 
-def _check_counts(entry: DataSet, opened: Opened) -> None:
+def _check_counts(entry: DataSet, opened: TaskData) -> None:
     data: Any = opened.data
     counts = {"images": len(data.images)}
     if isinstance(data, Pairs):
@@ -105,5 +86,5 @@ def _check_counts(entry: DataSet, opened: Opened) -> None:
         if expected is not None and expected != count:
             raise DataError(
                 f"{entry.source}: has {count:,} {name.replace('_', ' ')} instead of the {expected:,} of {entry.name}; "
-                "fetch it again, or correct the suite's file"
+                "download it again, or correct the suite's file"
             )

@@ -1,1 +1,1 @@
-"""Evaluation tasks, one file each."""
+"""Evaluation tasks, one per file."""

@@ -1,6 +1,8 @@
-"""Near misses: captions, or images, that differ in one detail (SugarCrepe, Winoground)."""
+"""Compositional evaluation with hard negatives.
 
-import time
+Hard negatives are captions or images that differ in one detail (SugarCrepe, Winoground).
+"""
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from clipkit.evaluation.examples import answer, chosen_examples, example, top
 from clipkit.evaluation.figures import Column, Columns, Figure, Queries, figure, figures, values
 from clipkit.evaluation.predictions import write_rows
 from clipkit.evaluation.result import Result, build_result, data_hash
-from clipkit.evaluation.tasks.task import Answers, Options, Task, TaskData
+from clipkit.evaluation.tasks.task import Answers, Task
 from clipkit.metrics import selection
 from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
@@ -36,9 +38,9 @@ def compositional(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Result:
-    """Measure the share of near misses that the model tells apart, in total and by category.
+    """Evaluate compositional understanding: the share of hard negatives that the model recognizes, also by category.
 
-    `text_acc`: each image scores the right caption higher. `image_acc`: each caption scores the right image higher;
+    `text_acc`: the correct caption of each image scores higher. `image_acc`: the correct image of each caption does;
     undefined with one image. `acc`: both. Definitions are those of CLIP_benchmark 1.6; of equal scores the first wins.
 
     Args:
@@ -54,11 +56,9 @@ def compositional(
         DataError: the data cannot be read.
         ModelError: a feature is not finite.
     """
-    started = time.perf_counter()
-    processes = processes or Processes.alone()
+    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image, text=model.text)
     near = read_near_misses(data) if isinstance(data, str) else data
-    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     hashes = features.content_hashes(near.images)
     images = features.images(near.images, hashes)[torch.from_numpy(near.image_positions)]
     texts = features.texts(near.captions)[torch.from_numpy(near.caption_positions)]
@@ -76,7 +76,7 @@ def compositional(
     columns = compositional_columns(queries)
     metrics: dict[str, Figure] = {"image_acc": figure(None, None, None)}
     metrics |= figures(columns, _CHANCE[scores.shape[1]])
-    if predictions is not None and processes.is_main:
+    if predictions is not None and features.processes.is_main:
         write_rows(predictions, _prediction_rows(queries, scores))
     return build_result(
         "compositional",
@@ -99,7 +99,7 @@ def compositional(
         features=features.counts,
         examples=_examples(queries, scores),
         queries=queries,
-        seconds=time.perf_counter() - started,
+        seconds=features.seconds,
     )
 
 
@@ -162,14 +162,9 @@ def _answers(result: Mapping[str, Any]) -> list[Answers]:
     ]
 
 
-def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
-    return compositional(model, data.data, cache=options.cache, processes=options.processes, progress=options.progress)
-
-
 TASK = Task(
-    "compositional",
     read=read_near_misses,
-    run=_run,
+    run=lambda model, data, options: compositional(model, data.data, **options),
     columns=lambda result: (compositional_columns(result["queries"]), {}),
     answers=_answers,
 )

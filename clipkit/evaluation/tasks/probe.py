@@ -1,6 +1,5 @@
-"""Linear probe and nearest neighbors on frozen image features."""
+"""Linear probe and k-nearest neighbors on frozen image features."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,15 +39,15 @@ def probe(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Result:
-    """Measure a linear classifier (lp_…) and nearest neighbors (knn_…) on the image features.
+    """Evaluate image features with a linear classifier (lp_…) and k-nearest neighbors (knn_…).
 
     The linear classifier is multinomial logistic regression. Its weight decay is chosen on a validation part of the
     training images; then it is fitted to all of them or, with `shots`, to the shots alone.
 
     Args:
         model: returned by `clipkit.load`.
-        data: labeled images to learn from.
-        test: labeled images to measure on. Default: a fifth of each class of `data`, which does not depend on the
+        data: labeled training images.
+        test: labeled test images. Default: a fifth of each class of `data`, which does not depend on the
             order of the images and never separates files with equal content.
         shots: training images per class, drawn `seeds` times; metrics are means over the draws. Default: all images.
         seeds: number of draws; without `shots` there is one, of everything.
@@ -68,13 +67,11 @@ def probe(
         >>> result["metrics"]["lp_acc1"]["value"]                                      # doctest: +SKIP
         0.91
     """
-    started = time.perf_counter()
-    processes = processes or Processes.alone()
+    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image)
     training = read_single_label(data)
     given = read_single_label(test) if test is not None else None
     classes = training.classes
-    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     # Everything that can be wrong with the data is found before an image is encoded.
     learned = LabeledPart.of(training, classes, features.content_hashes(training.images))
     if given is None:
@@ -102,7 +99,7 @@ def probe(
     columns = probe_columns(queries, len(classes))
     metrics = {name: figure(None, None, None) for name in ("lp_acc1", "lp_acc5")}
     metrics |= figures(columns, {name: (5 if "acc5" in name else 1) / len(classes) for name in columns})
-    if predictions is not None and processes.is_main:
+    if predictions is not None and features.processes.is_main:
         write_class_predictions(
             predictions,
             measured.images * len(fits),
@@ -132,7 +129,7 @@ def probe(
         features=features.counts,
         map=map_of_classes(measured_x, [classes[label] for label in measured.labels.tolist()]),
         queries=queries,
-        seconds=time.perf_counter() - started,
+        seconds=features.seconds,
     )
 
 
@@ -153,7 +150,7 @@ def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns
 
 
 def check_labelled(learned: LabeledImages, measured: LabeledImages | None) -> None:
-    """Check that a probe is possible, as far as this can be known without decoding an image.
+    """Check that a probe is possible, without decoding any image.
 
     Raises:
         DataError: the images have several classes, or a class has too few images.
@@ -196,18 +193,10 @@ def _answers(result: Mapping[str, Any]) -> list[Answers]:
 
 def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
     assert data.train is not None
-    return probe(
-        model,
-        data.train,
-        test=data.data,
-        cache=options.cache,
-        processes=options.processes,
-        progress=options.progress,
-    )
+    return probe(model, data.train, test=data.data, **options)
 
 
 TASK = Task(
-    "probe",
     read=read_labeled,
     run=_run,
     columns=lambda result: (probe_columns(result["queries"], result["data"]["classes"]), {}),

@@ -18,7 +18,7 @@ from clipkit.evaluation.examples import answer, chosen_examples, example, top
 from clipkit.evaluation.figures import Column, Columns, Means, Queries, figures
 from clipkit.evaluation.predictions import write_retrieval_predictions
 from clipkit.evaluation.result import Result, build_result, data_hash
-from clipkit.evaluation.tasks.task import Answers, Options, Task, TaskData
+from clipkit.evaluation.tasks.task import Answers, Task
 from clipkit.metrics import RetrievalRanks, retrieval_chance, retrieval_ranks, top_answers
 from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
@@ -42,7 +42,7 @@ def retrieval(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Result:
-    """Measure recall, ranks and mean average precision in both directions, over all images and captions of `data`.
+    """Evaluate retrieval in both directions on all images and captions of `data`: recall, ranks, average precision.
 
     Args:
         model: returned by `clipkit.load`.
@@ -64,11 +64,9 @@ def retrieval(
         >>> result["metrics"]["image_retrieval_recall@1"]["value"]   # doctest: +SKIP
         0.191
     """
-    started = time.perf_counter()
-    processes = processes or Processes.alone()
+    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image, text=model.text)
     pairs = read_pairs(data) if isinstance(data, str) else data
-    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     hashes = features.content_hashes(pairs.images)
     queries = TextQueries.of(pairs, merge_captions)
     result = retrieval_result(
@@ -76,19 +74,19 @@ def retrieval(
         features.texts(queries.texts).to(model.device),
         pairs,
         model.name,
-        time.perf_counter() - started,
+        features.seconds,
         hashes=hashes,
         queries=queries,
-        predictions=predictions if processes.is_main else None,
-        processes=processes,
-        progress=progress and processes.is_main,
+        predictions=predictions if features.processes.is_main else None,
+        processes=features.processes,
+        progress=features.progress,
     )
     result["settings"]["features"] = features.counts
     return result
 
 
 class TextQueries:
-    """Texts that are queries, and the images that are correct for each.
+    """Text queries, and the correct images for each query.
 
     Args:
         texts: the M queries.
@@ -150,7 +148,10 @@ def retrieval_result(
     started = time.perf_counter()
     processes = processes or Processes.alone()
     if not (image_features.isfinite().all() and text_features.isfinite().all()):
-        raise ModelError(f"{model_name}: its features of {pairs.name} are not finite, so nothing can be ranked by them")
+        raise ModelError(
+            f"{model_name}: its features of {pairs.name} are not finite, so they cannot be ranked; load "
+            "the model in float32"
+        )
     queries = queries or TextQueries.of(pairs, merge_captions=False)
     total = len(image_features) * len(text_features) // processes.count
     with tqdm(
@@ -293,14 +294,9 @@ def _extremes(
     return examples
 
 
-def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
-    return retrieval(model, data.data, cache=options.cache, processes=options.processes, progress=options.progress)
-
-
 TASK = Task(
-    "retrieval",
     read=read_pairs,
-    run=_run,
+    run=lambda model, data, options: retrieval(model, data.data, **options),
     columns=lambda result: retrieval_columns(result["queries"]),
     answers=_answers,
 )

@@ -1,4 +1,4 @@
-"""The interface of an evaluation task, which suites and comparisons use.
+"""Interface of evaluation tasks, used by suites and comparisons.
 
 Each task is one file of this folder with an object `TASK`, and one row in `clipkit/tasks.py`.
 """
@@ -6,7 +6,8 @@ Each task is one file of this folder with an object `TASK`, and one row in `clip
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,48 +23,43 @@ from clipkit.processes import Processes
 from clipkit.tasks import TASKS
 
 
-class TaskData(Protocol):
-    """Data of a task, and what some tasks use in addition."""
-
-    @property
-    def data(self) -> Any:
-        """The images, captions or labels to measure on."""
-
-    @property
-    def classes(self) -> Classes | None:
-        """Class names; None: those of the data."""
-
-    @property
-    def templates(self) -> Templates | None:
-        """Prompts; None: those of the data."""
-
-    @property
-    def train(self) -> LabeledImages | None:
-        """Labeled images to learn from."""
-
-
 @dataclass(frozen=True)
-class Options:
-    """Settings of an evaluation that do not change its figures."""
+class TaskData:
+    """Data of a task, with classes, prompts and training data if the task uses them."""
 
-    cache: Cache = None
-    processes: Processes | None = None
-    progress: bool = False
+    data: Any
+    """Images with captions or labels for the evaluation."""
+    classes: Classes | None = None
+    """Class names; None: those of the data."""
+    templates: Templates | None = None
+    """Prompts; None: those of the data."""
+    train: LabeledImages | None = None
+    """Labeled training images."""
+
+
+class Options(TypedDict):
+    """Keyword arguments of all evaluation functions that do not change their figures."""
+
+    cache: Cache
+    processes: Processes
+    progress: bool
+    batch_size: NotRequired[int]
+    predictions: NotRequired[Path | None]
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """How one model answered the queries of one kind; two models are compared query by query.
+    """Per-query results of one model for one kind of query; two models are compared query by query.
 
     Args:
-        kind: what asks.
+        kind: kind of the query, image or text.
         queries: names of the queries; None: too many to be named.
-        values: rank of the right answer, or share of right answers, per query.
+        values: rank of the correct answer, or share of correct answers, per query.
         are_ranks: True if `values` are ranks.
         images: image of each query, None where it has none; None: not known.
-        answered: what the model ranked first for each query; None: not known.
+        answered: answer that the model ranked first for each query; None: not known.
         answered_kind: kind of `answered`.
-        right: the right answer of each query, if it is shown in words.
+        right: correct answer of each query, if it is shown as text.
     """
 
     kind: Kind
@@ -78,10 +74,9 @@ class Answers:
 
 @dataclass(frozen=True)
 class Task:
-    """One way to evaluate a model.
+    """An evaluation task.
 
     Args:
-        name: its row in `clipkit.tasks.TASKS`.
         read: return the data of a source.
         run: evaluate a model.
         columns: return the values of every query of a result, from which its metrics and intervals come.
@@ -89,7 +84,6 @@ class Task:
         needs_text: True if the task needs a text tower.
     """
 
-    name: str
     read: Callable[[str], Any]
     run: Callable[[DualEncoder, TaskData, Options], Result]
     columns: Callable[[Mapping[str, Any]], tuple[Columns, Means]]
@@ -104,6 +98,6 @@ def task_of(name: str) -> Task:
         DataError: there is no such task.
     """
     if name not in TASKS:
-        raise DataError(f"{name!r} is not an evaluation task; the tasks are {', '.join(TASKS)}")
+        raise DataError(f"{name!r} is not an evaluation task; use one of {', '.join(TASKS)}")
     task: Task = import_module(f"clipkit.evaluation.tasks.{name}").TASK
     return task

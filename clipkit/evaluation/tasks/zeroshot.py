@@ -1,6 +1,5 @@
-"""Zero-shot classification: class names in prompts are the classifier."""
+"""Zero-shot classification with prompts that contain the class names."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def zeroshot(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Result:
-    """Measure the accuracy of choosing the class whose prompts are most similar to the image.
+    """Evaluate zero-shot classification: the accuracy of the class whose prompts are most similar to the image.
 
     If images have several classes, mean average precision is measured instead.
 
@@ -60,21 +59,19 @@ def zeroshot(
         >>> result["metrics"]["acc1"]["value"]                              # doctest: +SKIP
         0.731
     """
-    started = time.perf_counter()
-    processes = processes or Processes.alone()
+    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image, text=model.text)
     labeled = read_labeled(data) if isinstance(data, str) else data
     class_names = ClassNames.of(labeled, classes)
     templates = templates if templates is not None else labeled.templates or TEMPLATES
     labels = class_names.labels_of(labeled)
-    features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     hashes = features.content_hashes(labeled.images)
     prompts = prompt_features(features, class_names, templates)
     classifier = classifier_of(prompts)
     image_features = features.images(labeled.images, hashes)
     scores = similarity(image_features, classifier)
     titles = [names[0] for names in class_names.names]
-    if predictions is not None and processes.is_main:
+    if predictions is not None and features.processes.is_main:
         write_class_predictions(predictions, labeled.images, scores, labels, titles)
     outcome = classification_result(scores, labels, titles, labeled.images, model.probabilities)
     accuracies = prompt_accuracies(prompts, templates, image_features, labels)
@@ -88,19 +85,16 @@ def zeroshot(
             "classes": len(titles),
             "sha256": data_hash(hashes, class_names.labels, labels.flatten().tolist()),
         },
-        outcome["metrics"],
-        classes=outcome["classes"],
+        **outcome,
         settings={
             "templates": dict(templates) if isinstance(templates, Mapping) else list(templates),
             "classes": dict(zip(class_names.labels, class_names.names, strict=True)),
             "scale": model.logit_scale.exp().item(),
         },
         features=features.counts,
-        examples=outcome["examples"],
         prompts=accuracies,
         map=positions,
-        queries=outcome["queries"],
-        seconds=time.perf_counter() - started,
+        seconds=features.seconds,
     )
 
 
@@ -128,15 +122,7 @@ def _answers(result: Mapping[str, Any]) -> list[Answers]:
 
 
 def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
-    return zeroshot(
-        model,
-        data.data,
-        classes=data.classes,
-        templates=data.templates,
-        cache=options.cache,
-        processes=options.processes,
-        progress=options.progress,
-    )
+    return zeroshot(model, data.data, classes=data.classes, templates=data.templates, **options)
 
 
-TASK = Task("zeroshot", read=read_labeled, run=_run, columns=_columns, answers=_answers)
+TASK = Task(read=read_labeled, run=_run, columns=_columns, answers=_answers)

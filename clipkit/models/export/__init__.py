@@ -1,4 +1,4 @@
-"""Export: folders that other libraries open, each verified by that library on real images and captions."""
+"""Export of models to other libraries; each export is loaded by that library and verified on images and captions."""
 
 from clipkit.export_formats import FORMATS
 from clipkit.models.export.exporting import export

@@ -1,4 +1,4 @@
-"""`export`: write a folder, open it with the other library, compare, and keep it only if the features agree."""
+"""Function `export`: write a folder, load it with the other library, and keep it only if the features agree."""
 
 import shutil
 from collections.abc import Sequence
@@ -30,17 +30,17 @@ def export(
     """Write a model in another library's layout, and verify that the library computes the same features.
 
     Args:
-        model: in float32, as `load` returns it.
-        to: one of `FORMATS`.
+        model: model in float32, as returned by `load`.
+        to: name of a format in `FORMATS`.
         out: a new or empty folder.
-        int8: for onnx: weights as 8-bit integers.
-        tolerance: largest allowed difference of a value of a unit-length feature; default: the format's, 1e-5 or 1e-4,
+        int8: only for onnx: quantize the weights to 8 bits.
+        tolerance: maximum difference of a value of a unit-length feature; default: the format's, 1e-5 or 1e-4,
             or with `int8` a mean cosine of at least 0.99 instead.
         images: images to compare; default: photographs that come with scikit-learn.
         captions: captions to compare; default: a few built-in ones.
 
     Returns:
-        The largest differences, and how to open the folder.
+        The maximum differences, and Python code that loads the folder.
 
     Raises:
         ModelError: the model cannot be exported to this format, or the features differ; nothing is kept.
@@ -117,7 +117,8 @@ def _check_differences(proof: Proof, tolerance: float, name: str) -> None:
             why = f": {'; '.join(proof.notes)}" if proof.notes else ""
             raise ModelError(
                 f"{name}: features of the same {kind} differ after the export by {difference:.2g}, more than "
-                f"{tolerance:g}{why}; nothing was kept; to accept the difference, raise the tolerance (--tolerance)"
+                f"{tolerance:g}{why}; the export was deleted; to accept the difference, raise the tolerance "
+                "(--tolerance)"
             )
 
 
@@ -126,7 +127,8 @@ def _check_cosines(proof: Proof, least: float, name: str) -> None:
         if not cosine >= least:
             raise ModelError(
                 f"{name}: 8-bit weights change the features of {kind} too much (mean cosine {cosine:.4f}, less than "
-                f"{least}); nothing was kept; leave out int8, or give the largest difference to accept (--tolerance)"
+                f"{least}); the export was deleted; export without int8, or set the maximum difference to "
+                "accept (--tolerance)"
             )
 
 

@@ -1,4 +1,4 @@
-"""Weight names: how transformers and open_clip name, transpose and join the same tensors.
+"""Mapping of weights between transformers and open_clip: names, transposed and joined tensors.
 
 Tensors are only renamed, transposed, split and joined, so that a round trip returns the same bits.
 """
@@ -21,9 +21,9 @@ Side = Literal["open_clip", "transformers"]
 
 @dataclass(frozen=True)
 class Rule:
-    """Names of the same numbers in both libraries, as equal parts along the first dimension; `*` is a layer's number.
+    """Mapping between tensor names of transformers and open_clip; `*` is the layer number.
 
-    A repeated name is a tensor that holds several parts, such as joined q, k and v.
+    If one side repeats a name, that tensor consists of several parts joined along the first dimension, e.g. q, k and v.
     """
 
     open_clip: tuple[str, ...]
@@ -37,7 +37,7 @@ class Rule:
         return self.open_clip if side == "open_clip" else self.transformers
 
     def converted(self, tensors: Sequence[Tensor], to: Side) -> Iterator[Tensor]:
-        """Convert tensors of one library, without repetition, to those of the library `to`."""
+        """Convert the tensors of this rule from one library to the library `to`."""
         if to == "transformers":
             tensors = [tensor[0] if self.leading else tensor for tensor in tensors]
             tensors = [tensor.T if self.turned else tensor for tensor in tensors]
@@ -53,7 +53,7 @@ class Rule:
 
 
 def clip_rules(text_prefix: str = "") -> list[Rule]:
-    """Rules for CLIP. If open_clip's text tower is a separate module, its names begin with `text.`."""
+    """Return the rules for CLIP. If open_clip's text tower is a separate module, its names begin with `text.`."""
     vision = "vision_model.embeddings"
     return [
         _one("visual.class_embedding", f"{vision}.class_embedding"),
@@ -69,7 +69,7 @@ def clip_rules(text_prefix: str = "") -> list[Rule]:
 
 
 def siglip_rules() -> list[Rule]:
-    """Rules for SigLIP, whose image tower open_clip takes from timm."""
+    """Return the rules for SigLIP, whose image tower in open_clip is a timm model."""
     trunk, pool, head = "visual.trunk", "visual.trunk.attn_pool", "vision_model.head"
     layer = "vision_model.encoder.layers.*"
     return [
@@ -95,39 +95,46 @@ def siglip_rules() -> list[Rule]:
     ]
 
 
-def renamed(tensors: Mapping[str, Tensor], rules: Sequence[Rule], to: Side, model: str) -> dict[str, Tensor]:
+def renamed(
+    tensors: Mapping[str, Tensor], rules: Sequence[Rule], to: Side, model: str, scalar: tuple[int, ...] = ()
+) -> dict[str, Tensor]:
     """Convert all tensors of a model to the other library's names.
 
     Args:
-        tensors: by name, without scale and bias.
-        rules: for the model's family.
-        to: the other library.
-        model: its name, for errors.
+        tensors: tensors by name, without scale and bias.
+        rules: rules for the model's family.
+        to: name of the other library.
+        model: name of the model, for errors.
 
     Raises:
         ModelError: a tensor is missing, or has no counterpart in the other library.
     """
     source: Side = "transformers" if to == "open_clip" else "open_clip"
     left = dict(tensors)
-    converted: dict[str, Tensor] = {}
+    scalars: tuple[str, ...] = ("logit_scale", "logit_bias")
+    converted = {name: left.pop(name).reshape(scalar) for name in scalars if name in left}
     for rule in rules:
         names, others = (list(dict.fromkeys(rule.names(side))) for side in (source, to))
         for number in _layer_numbers(names[0], tensors):
             here = [name.replace("*", number) for name in names]
             if missing := [name for name in here if name not in left]:
                 raise ModelError(
-                    f"{model}: lacks the tensor {missing[0]}, which {to} needs; its architecture is not supported"
+                    f"{model}: the tensor {missing[0]}, which {to} needs, is missing; use a model with a "
+                    "supported architecture"
                 )
             parts = rule.converted([left.pop(name) for name in here], to)
             converted |= zip((name.replace("*", number) for name in others), parts, strict=True)
     if left:
         name = min(left)
-        raise ModelError(f"{model}: its tensor {name} {tuple(left[name].shape)} is not supported by {to}")
+        raise ModelError(
+            f"{model}: the tensor {name} of shape {tuple(left[name].shape)} is not supported by {to}; "
+            "use another format"
+        )
     return converted
 
 
 def _layer_numbers(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Numbers of the layers that have such a tensor; an empty string if the name belongs to no layer."""
+    """Return the numbers of the layers that have such a tensor; an empty string if the name has no layer number."""
     if "*" not in name:
         return [""]
     pattern = re.compile(re.escape(name).replace(r"\*", r"(\d+)"))
@@ -147,7 +154,7 @@ def _queries_keys_values(layer: str, part: str) -> tuple[str, ...]:
 
 
 def _open_clip_layers(open_clip: str, transformers: str) -> list[Rule]:
-    """Rules for blocks that open_clip builds itself."""
+    """Return the rules for transformer blocks that are implemented in open_clip."""
     return [
         *(Rule((f"{open_clip}.attn.in_proj_{part}",) * 3, _queries_keys_values(transformers, part)) for part in _PARTS),
         *_layers(open_clip, transformers, ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")),

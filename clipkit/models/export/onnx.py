@@ -1,15 +1,15 @@
-"""Export to ONNX: a graph for each tower, the settings that prepare its inputs, and an example without torch."""
+"""Export to ONNX: one graph per tower, the preprocessing settings, and an example script that does not need torch."""
 
-import importlib.util
 import json
 import logging
 import math
+import runpy
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,27 +19,28 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.errors import ModelError, one_line
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.encode import stack_inputs
 from clipkit.models.export import onnx_example
+from clipkit.models.export.format import Encoded, check_installed
 from clipkit.models.export.onnx_config import preprocessing, write_tokenizer
 from clipkit.models.export.samples import CAPTIONS
 from clipkit.models.export.samples import images as sample_images
+from clipkit.models.quiet import as_model_error
 from clipkit.models.tokenizer import OpenClipTokenizer
 from clipkit.models.towers import Tower
 
 OPSET = 18
 CONFIG_FILE = "clipkit_onnx.json"
 LEAST_COSINE = 0.99
-"""Smallest allowed mean cosine between features of 8-bit weights and the model's. The largest difference is a poor
+"""Minimum mean cosine between the features with 8-bit weights and the original ones. The maximum difference is a poor
 measure for them, because it shrinks with the width of the features."""
 _LARGEST = 1_800_000_000
-"""Bytes of weights that fit into one protocol buffer file; larger ones are stored in a second file."""
+"""Maximum size in bytes of the weights in a graph file; larger weights are stored in a second file."""
 
 
 class Onnx:
-    """`image.onnx` and `text.onnx` for onnxruntime: unit-length features of batches of any size and length.
+    """Export to `image.onnx` and `text.onnx`, which onnxruntime runs on batches of any size and captions of any length.
 
     Args:
         int8: store the weights of linear layers as 8-bit integers, a quarter of the size.
@@ -52,7 +53,7 @@ class Onnx:
         self._model: DualEncoder | None = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        _check_installed()
+        check_installed("onnx", "onnx", "onnxscript", "onnxruntime")
         self._model = model
         notes = []
         config: dict[str, Any] = {
@@ -66,14 +67,13 @@ class Onnx:
         }
         if "image" in model.sides:
             inputs = stack_inputs([model.image.preprocess(sample_images()[0])] * 2)
-            self._write_tower(model, model.image, inputs, folder / "image.onnx", ["image_features"], (0,))
+            self._write_tower(model, "image", inputs, folder)
             config["preprocessing"] = preprocessing(model.image.preprocess)
             if config["preprocessing"] is None:
-                notes.append(f"{CONFIG_FILE} cannot describe the image preprocessing: prepare images with clipkit")
+                notes.append(f"{CONFIG_FILE} cannot describe the image preprocessing; preprocess images with clipkit")
         if "text" in model.sides:
             inputs = model.text.tokenize(list(CAPTIONS[:2]))
-            dynamic = (0, 1) if "attention_mask" in inputs else (0,)
-            self._write_tower(model, model.text, inputs, folder / "text.onnx", ["text_features"], dynamic)
+            self._write_tower(model, "text", inputs, folder)
             config["text"] = write_tokenizer(model, inputs, folder)
             if isinstance(model.text.tokenize, OpenClipTokenizer):
                 notes.append(
@@ -81,75 +81,56 @@ class Onnx:
                     "does not: repair captions before"
                 )
             if config["text"]["pad_token"] is None:
-                notes.append("the tokenizer has no tokenizer.json, only its own files: tokenize with clipkit")
+                notes.append("the tokenizer cannot be saved as tokenizer.json; tokenize with clipkit")
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copy(onnx_example.__file__, folder / "example.py")
         return notes
 
-    def _write_tower(
-        self,
-        model: DualEncoder,
-        tower: Tower,
-        inputs: dict[str, Tensor],
-        file: Path,
-        outputs: list[str],
-        dynamic: tuple[int, ...],
-    ) -> None:
+    def _write_tower(self, model: DualEncoder, side: str, inputs: dict[str, Tensor], folder: Path) -> None:
+        tower, file = model.sides[side], folder / f"{side}.onnx"
+        dynamic = (0, 1) if "attention_mask" in inputs else (0,)
         shapes = tuple(dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC) for _ in inputs)
         large = sum(parameter.numel() * 4 for parameter in tower.parameters()) > _LARGEST
         # A graph names its second file relative to itself, so graphs to be quantized get a folder of their own.
         whole = file.parent / "float32" / file.name if self.int8 else file
         whole.parent.mkdir(exist_ok=True)
-        try:
-            with _quiet(), torch.no_grad():
-                torch.onnx.export(
-                    _UnitLength(tower, list(inputs)).eval(),
-                    tuple(inputs.values()),
-                    str(whole),
-                    input_names=list(inputs),
-                    output_names=outputs,
-                    dynamic_shapes=(shapes,),
-                    opset_version=OPSET,
-                    external_data=large,
-                    custom_translation_table={torch.ops.aten._is_all_true.default: _all_true},
-                    dynamo=True,
-                    verbose=False,
-                )
-                if self.int8:
-                    from onnxruntime.quantization import QuantType, quantize_dynamic
+        failing = as_model_error(f"{model.name}: its {side} tower cannot be exported to ONNX", "; use another format")
+        with failing, _quiet(), torch.no_grad():
+            torch.onnx.export(
+                _UnitLength(tower, list(inputs)).eval(),
+                tuple(inputs.values()),
+                str(whole),
+                input_names=list(inputs),
+                output_names=[f"{side}_features"],
+                dynamic_shapes=(shapes,),
+                opset_version=OPSET,
+                external_data=large,
+                custom_translation_table={torch.ops.aten._is_all_true.default: _all_true},
+                dynamo=True,
+                verbose=False,
+            )
+            if self.int8:
+                from onnxruntime.quantization import QuantType, quantize_dynamic
 
-                    quantize_dynamic(whole, file, weight_type=QuantType.QInt8, use_external_data_format=large)
-                    shutil.rmtree(whole.parent)
-        except Exception as error:  # the exporter raises many types
-            raise ModelError(
-                f"{model.name}: its {file.stem} tower cannot be exported to ONNX ({one_line(error)})"
-            ) from None
+                quantize_dynamic(whole, file, weight_type=QuantType.QInt8, use_external_data_format=large)
+                shutil.rmtree(whole.parent)
 
-    def encode(
-        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
-        """Run the folder's example.py, which uses nothing but the folder."""
+    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
+        """Compute the features with the folder's example.py, which uses only files of the folder."""
         example = _example(folder)
-        try:
-            return self._run(example, images, captions)
-        except Exception as error:  # onnxruntime raises many types
-            raise ModelError(f"onnxruntime cannot run the export ({one_line(error)}); nothing was kept") from None
-
-    def _run(
-        self, example: Any, images: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
         image = text = np.zeros((0, 1), np.float32)
         assert self._model is not None
-        if images and example.CONFIG["preprocessing"] is None:
-            preprocess = self._model.image.preprocess
-            inputs = stack_inputs([preprocess(photo.convert("RGB")) for photo in images])
-            image = example.run("image.onnx", _arrays(inputs))
-        elif images:
-            image = example.encode_images(list(images))
-        if captions and example.CONFIG["text"]["pad_token"] is None:
-            text = example.run("text.onnx", _arrays(self._model.text.tokenize(list(captions))))
-        elif captions:
-            text = example.encode_texts(list(captions))
+        with as_model_error("onnxruntime cannot run the export", ", so it was deleted; use another format"):
+            if images and example.CONFIG["preprocessing"] is None:
+                preprocess = self._model.image.preprocess
+                inputs = stack_inputs([preprocess(photo.convert("RGB")) for photo in images])
+                image = example.run("image.onnx", _arrays(inputs))
+            elif images:
+                image = example.encode_images(list(images))
+            if captions and example.CONFIG["text"]["pad_token"] is None:
+                text = example.run("text.onnx", _arrays(self._model.text.tokenize(list(captions))))
+            elif captions:
+                text = example.encode_texts(list(captions))
         return torch.from_numpy(image), torch.from_numpy(text)
 
     def usage(self, folder: Path) -> str:
@@ -160,7 +141,7 @@ class Onnx:
 
 
 class _UnitLength(nn.Module):
-    """A tower with positional inputs and unit-length features."""
+    """Wrapper of a tower with positional inputs and unit-length features, as ONNX requires."""
 
     def __init__(self, tower: Tower, names: list[str]) -> None:
         super().__init__()
@@ -171,14 +152,8 @@ class _UnitLength(nn.Module):
         return F.normalize(self.tower(dict(zip(self.names, inputs, strict=True))), dim=-1)
 
 
-def _check_installed() -> None:
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModelError(f"{missing[0]} is required for ONNX but not installed; pip install clipkit-torch[onnx]")
-
-
 def _all_true(values: Any) -> Any:
-    """Translate an operator that the exporter does not know; SigLIP 2 checks the shapes of its images with it."""
+    """Translate an operator that the exporter does not support; SigLIP 2 uses it to check image shapes."""
     from onnx import TensorProto
     from onnxscript import opset18
 
@@ -187,18 +162,8 @@ def _all_true(values: Any) -> Any:
 
 
 def _example(folder: Path) -> Any:
-    """Import the folder's example.py without writing bytecode beside it."""
-    spec = importlib.util.spec_from_file_location("clipkit_onnx_example", folder / "example.py")
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    before = sys.dont_write_bytecode
-    try:
-        sys.dont_write_bytecode = True
-        spec.loader.exec_module(example)
-    finally:
-        sys.dont_write_bytecode = before
-    return example
+    """Return the names of the folder's example.py; unlike an import, this writes no bytecode files."""
+    return SimpleNamespace(**runpy.run_path(str(folder / "example.py")))
 
 
 def _arrays(inputs: dict[str, Tensor]) -> dict[str, Any]:
@@ -207,15 +172,12 @@ def _arrays(inputs: dict[str, Tensor]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the exporter's log and warnings, which do not concern users."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "root")
-    levels = {name: logging.getLogger(name).level for name in names}
+    """Context that hides the exporter's log messages and warnings, which are not useful for users."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(disabled)

@@ -1,4 +1,4 @@
-"""Contents of clipkit_onnx.json: how the example prepares images and captions without torch."""
+"""Contents of clipkit_onnx.json: settings with which the exported example script preprocesses images and captions."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from clipkit.models.preprocess import PatchGrid, Preprocess
 
 
 def preprocessing(preprocess: Preprocess) -> dict[str, Any] | None:
-    """Image preprocessing as plain values; None if the example does not support it."""
+    """Return the image preprocessing as plain values, or None if the example script does not support it."""
     steps, colors = preprocess.steps, {"mean": list(preprocess.mean), "std": list(preprocess.std)}
     if steps is None:
         return None
@@ -28,12 +28,12 @@ def preprocessing(preprocess: Preprocess) -> dict[str, Any] | None:
 
 
 def write_tokenizer(model: DualEncoder, inputs: dict[str, Tensor], folder: Path) -> dict[str, Any]:
-    """Write tokenizer.json into the folder. Return the text settings of the example.
+    """Write tokenizer.json to the folder; return the text settings of the example script.
 
     Args:
         model: the exported model.
-        inputs: tokens of any captions.
-        folder: of the export.
+        inputs: tokens of some captions.
+        folder: folder of the export.
     """
     tokenizer: Any = model.text.tokenize
     backend = getattr(as_transformers(tokenizer, model.name), "backend_tokenizer", None)

@@ -1,4 +1,4 @@
-"""Export to open_clip: CLIP and SigLIP of transformers as architectures of open_clip."""
+"""Export to open_clip, for CLIP and SigLIP models of transformers."""
 
 import json
 from collections.abc import Sequence
@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.export.format import Encoded
 from clipkit.models.export.names import clip_rules, renamed, siglip_rules
 from clipkit.models.export.tokenizers import is_clip_tokenizer
 from clipkit.models.families import FAMILIES
 from clipkit.models.from_open_clip import CONFIG_FILE, WEIGHTS
 from clipkit.models.from_transformers import FromTransformers
+from clipkit.models.preprocess import Resize
 from clipkit.models.quiet import without_root_messages
+from clipkit.models.weights import save_tensors
 
 BESIDE = "."
 """Name of a tokenizer in the same folder; a configuration on the Hub has the repository's name instead."""
@@ -28,50 +29,44 @@ _ACTIVATIONS: dict[str, tuple[bool, dict[str, str] | None]] = {
     "gelu": (False, None),
     "gelu_pytorch_tanh": (False, {"approximate": "tanh"}),
 }
-_INTERPOLATIONS = {Image.Resampling.BICUBIC: "bicubic", Image.Resampling.BILINEAR: "bilinear"}
+_FILTERS = ("bicubic", "bilinear")
 _OPEN_CLIP_EPS = 1e-5
 
 
 class OpenClip:
-    """A folder for `open_clip.create_model_from_pretrained("local-dir:FOLDER")`."""
+    """Format that `open_clip.create_model_from_pretrained("local-dir:FOLDER")` loads."""
 
     tolerance = 1e-5
     least_cosine = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        from safetensors.torch import save_file
-
         backend: Any = model.backend
         if backend.library == "open_clip":
             backend.save(model, folder)
             return []
         if backend.library != "transformers":
             raise ModelError(
-                f"{model.name}: open_clip has no architecture for a composed model; use sentence-transformers or onnx"
+                f"{model.name}: open_clip has no architecture for a composed model (separate towers); use "
+                "--to sentence-transformers or onnx"
             )
         family = FAMILIES[backend.native.config.model_type]
         if family.open_clip is None:
             supported = ", ".join(other.class_name for other in FAMILIES.values() if other.open_clip)
             raise ModelError(
-                f"{model.name}: open_clip has no architecture for {family.class_name}; it has one for {supported}"
+                f"{model.name}: open_clip has no architecture for {family.class_name}, only for {supported}; "
+                "use another format"
             )
         siglip = family.open_clip == "siglip"
         config, notes = _siglip_config(model, backend) if siglip else (_clip_config(model, backend), [])
-        tensors = backend.tensors(model)
-        scale = {name: tensors.pop(name) for name in ("logit_scale", "logit_bias") if name in tensors}
         rules = siglip_rules() if siglip else clip_rules()
-        weights = renamed(tensors, rules, "open_clip", model.name)
-        weights |= {name: value.reshape(()) for name, value in scale.items()}
-        save_file({name: value.contiguous().cpu() for name, value in weights.items()}, folder / WEIGHTS)
+        save_tensors(renamed(backend.tensors(model), rules, "open_clip", model.name), folder / WEIGHTS)
         if "hf_tokenizer_name" in config["text_cfg"]:
             backend.tokenizer.save(folder)
-        written = {"model_cfg": config, "preprocess_cfg": _preprocessing(model, backend.processor)}
+        written = {"model_cfg": config, "preprocess_cfg": _preprocessing(model)}
         (folder / CONFIG_FILE).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return notes
 
-    def encode(
-        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
         import open_clip
 
         with torch.inference_mode(), without_root_messages():
@@ -96,7 +91,7 @@ def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any
     if quick != text_quick:
         raise ModelError(
             f"{model.name}: its towers have {vision.hidden_act} and {text.hidden_act}; open_clip only supports "
-            "QuickGELU in both towers or in neither"
+            "QuickGELU in both towers or in neither; use --to transformers or onnx"
         )
     config: dict[str, Any] = {
         "embed_dim": backend.native.config.projection_dim,
@@ -115,7 +110,9 @@ def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[
     vision, text = backend.native.config.vision_config, backend.native.config.text_config
     quick, options = _activation(text, model.name)
     if quick or _activation(vision, model.name)[0]:
-        raise ModelError(f"{model.name}: has QuickGELU, but open_clip's SigLIP only supports GELU")
+        raise ModelError(
+            f"{model.name}: uses QuickGELU, but open_clip's SigLIP supports only GELU; use --to transformers or onnx"
+        )
     architecture, activation = _timm_architecture(vision, model.name)
     notes = []
     if activation != vision.hidden_act:
@@ -156,7 +153,7 @@ def _timm_architecture(vision: Any, name: str) -> tuple[str, str]:
         raise ModelError(
             f"{name}: timm, which open_clip uses for SigLIP's image tower, has no SigLIP tower with "
             f"{vision.num_hidden_layers} layers of width {vision.hidden_size}, patches of {vision.patch_size} and "
-            f"images of {vision.image_size} pixels"
+            f"images of {vision.image_size} pixels; use another format"
         )
     return max(candidates, key=lambda candidate: candidate[1] == vision.hidden_act)
 
@@ -173,8 +170,8 @@ def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
     tokenizer = backend.tokenizer
     if tokenizer.context_length != text.max_position_embeddings:
         raise ModelError(
-            f"{name}: its tokenizer cuts captions at {tokenizer.context_length} tokens, but its text tower has "
-            f"{text.max_position_embeddings} positions; open_clip supports a single length for both"
+            f"{name}: its tokenizer truncates captions to {tokenizer.context_length} tokens, but its text tower has "
+            f"{text.max_position_embeddings} positions; open_clip needs the two to be equal; use another format"
         )
     config: dict[str, Any] = {
         "context_length": tokenizer.context_length, "vocab_size": text.vocab_size, "width": text.hidden_size,
@@ -188,7 +185,7 @@ def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
 
 
 def _mlp(config: Any) -> dict[str, float]:
-    """Ratio from which open_clip computes the width of the hidden layer, rounding down."""
+    """Return the MLP ratio from which open_clip computes the width of the hidden layer (it rounds down)."""
     width, hidden = config.hidden_size, config.intermediate_size
     ratio = hidden / width
     return {} if ratio == 4 else {"mlp_ratio": ratio if int(width * ratio) == hidden else (hidden + 0.5) / width}
@@ -206,31 +203,31 @@ def _activation(config: Any, name: str) -> tuple[bool, dict[str, str] | None]:
     if config.hidden_act not in _ACTIVATIONS:
         supported = ", ".join(_ACTIVATIONS)
         raise ModelError(
-            f"{name}: its activation {config.hidden_act} is not supported by open_clip; supported: {supported}"
+            f"{name}: its activation {config.hidden_act} is not supported by open_clip; supported "
+            f"activations: {supported}"
         )
     return _ACTIVATIONS[config.hidden_act]
 
 
-def _preprocessing(model: DualEncoder, processor: Any) -> dict[str, Any]:
-    """Settings of open_clip that do the same as a processor of transformers.
+def _preprocessing(model: DualEncoder) -> dict[str, Any]:
+    """Convert the settings of a transformers image processor to open_clip's.
 
     Raises:
         ModelError: the processor does something that open_clip does not support.
     """
-    size = model.image.preprocess.image_size
-    cropped = getattr(processor, "do_center_crop", False)
-    resized = processor.size.get("shortest_edge") if cropped else processor.size.get("height")
-    interpolation = _INTERPOLATIONS.get(processor.resample)
-    if not processor.do_resize or resized != size or interpolation is None or model.image.preprocess.finish is not None:
+    preprocess = model.image.preprocess
+    steps = preprocess.steps
+    if not isinstance(steps, Resize) or steps.size != preprocess.image_size or steps.interpolation not in _FILTERS:
         raise ModelError(
-            f"{model.name}: its preprocessor_config.json prepares images in a way that open_clip does not support"
+            f"{model.name}: its preprocessor_config.json preprocesses images in a way that open_clip "
+            "does not support; use another format"
         )
     return {
-        "size": size,
+        "size": steps.size,
         "mode": "RGB",
-        "mean": list(model.image.preprocess.mean),
-        "std": list(model.image.preprocess.std),
-        "interpolation": interpolation,
-        "resize_mode": "shortest" if cropped else "squash",
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "interpolation": steps.interpolation,
+        "resize_mode": steps.mode,
         "fill_color": 0,
     }

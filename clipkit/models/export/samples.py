@@ -16,7 +16,7 @@ CAPTIONS = (
 
 
 def images() -> list[Image.Image]:
-    """Photographs of several sizes and shapes, including a gray one and one with a palette."""
+    """Return photographs of several sizes and shapes, including a gray image and a palette image."""
     from sklearn.datasets import load_sample_images
 
     temple, flower = (Image.fromarray(pixels) for pixels in load_sample_images().images)
@@ -31,7 +31,7 @@ def images() -> list[Image.Image]:
 
 
 def with_even_margins(image: Image.Image, image_size: int | None) -> Image.Image:
-    """Shorten the longer side until a square in the middle lies on whole pixels.
+    """Shorten the longer side until the center crop is aligned to whole pixels.
 
     If the shorter side is resized to `image_size`, an odd number of pixels may be left over on the longer one. Then
     libraries disagree about the middle, which is not a property of the model.

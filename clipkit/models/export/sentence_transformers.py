@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.export.format import Encoded, check_installed
 from clipkit.models.export.tokenizers import as_transformers
 from clipkit.models.export.transformers import Transformers
 from clipkit.models.preprocess import PatchGrid
@@ -31,13 +30,13 @@ _RGB_ONLY = (
 
 
 class SentenceTransformers:
-    """A folder for `SentenceTransformer(FOLDER)`, with unit-length embeddings."""
+    """Format that `SentenceTransformer(FOLDER)` loads, with unit-length embeddings."""
 
     tolerance = 1e-5
     least_cosine = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        _check_installed()
+        check_installed("sentence-transformers", "sentence-transformers")
         from sentence_transformers import SentenceTransformer
 
         composed = model.backend.library == "clipkit"
@@ -52,9 +51,7 @@ class SentenceTransformers:
                 config.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return [_RGB_ONLY] if composed and "image" in model.sides else []
 
-    def encode(
-        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
         from sentence_transformers import SentenceTransformer
 
         with without_weight_bars():
@@ -76,18 +73,11 @@ class SentenceTransformers:
         )
 
 
-def _check_installed() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("sentence_transformers") is None:
-        raise ModelError(
-            "sentence-transformers is required for this export but not installed; "
-            "pip install clipkit-torch[sentence-transformers]"
-        )
-
-
 def _whole_modules(model: DualEncoder, parts: Path) -> list[Any]:
-    """Modules for a dual encoder of transformers, or for one of open_clip that can be exported to transformers."""
+    """Return sentence-transformers modules for a dual encoder.
+
+    An open_clip model is first converted to transformers.
+    """
     from sentence_transformers.base.modules import Normalize, Transformer
 
     Transformers().write(model, parts)
@@ -119,13 +109,13 @@ def _whole_modules(model: DualEncoder, parts: Path) -> list[Any]:
 
 
 def _convert_to_rgb(preprocessing: Path) -> None:
-    """Switch on the conversion to RGB, without which some families raise an error for gray images."""
+    """Enable the conversion to RGB, without which some model families raise an error for gray images."""
     config = json.loads(preprocessing.read_text(encoding="utf-8")) | {"do_convert_rgb": True}
     preprocessing.write_text(json.dumps(config), encoding="utf-8")
 
 
 def _tower_modules(model: DualEncoder, parts: Path) -> list[Any]:
-    """Modules for a composed model: a route for each of its towers."""
+    """Return sentence-transformers modules for a composed model, with one route per tower."""
     from sentence_transformers.base.modules import Normalize, Router
 
     model.backend.save(model, parts)
@@ -170,7 +160,7 @@ def _image_route(model: DualEncoder, folder: Path) -> list[Any]:
 
 
 def _projection(head: nn.Module) -> list[Any]:
-    """Projection of a composed model as modules of sentence-transformers."""
+    """Return the projection of a composed model as sentence-transformers modules."""
     from sentence_transformers.base.modules import Dense
     from sentence_transformers.sentence_transformer.modules import LayerNorm
 

@@ -1,4 +1,4 @@
-"""Tokenizers for exports: the model's tokenizer as one of transformers."""
+"""Conversion of a model's tokenizer to a transformers tokenizer, for exports."""
 
 import json
 from typing import Any
@@ -11,14 +11,14 @@ _SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|
 
 
 def as_transformers(tokenizer: Tokenizer, model: str) -> Any:
-    """Return a tokenizer of transformers that makes the same tokens.
+    """Return an equivalent transformers tokenizer (same token IDs).
 
     Args:
-        tokenizer: the model's.
-        model: its name, for errors.
+        tokenizer: tokenizer of the model.
+        model: name of the model, for errors.
 
     Raises:
-        ModelError: it changes captions in a way that tokenizers of transformers do not support.
+        ModelError: the tokenizer changes captions in a way that transformers tokenizers do not support.
     """
     if not isinstance(tokenizer, OpenClipTokenizer):
         native: Any = tokenizer
@@ -29,7 +29,7 @@ def as_transformers(tokenizer: Tokenizer, model: str) -> Any:
 
 
 def padding_token(tokenizer: Tokenizer) -> tuple[str, int]:
-    """Return the padding token and its id. CLIP's own tokenizer in open_clip pads with token 0."""
+    """Return the padding token and its ID. CLIP's own tokenizer in open_clip pads with token 0."""
     native: Any = tokenizer
     if isinstance(tokenizer, OpenClipTokenizer):
         if tokenizer.inner is None:
@@ -39,7 +39,7 @@ def padding_token(tokenizer: Tokenizer) -> tuple[str, int]:
 
 
 def is_clip_tokenizer(native: Any) -> bool:
-    """Return whether a tokenizer of transformers has the ids and merges that come with the open_clip package."""
+    """Return whether a transformers tokenizer has the same IDs and merges as the tokenizer in the open_clip package."""
     import open_clip
     from transformers import CLIPTokenizer
 
@@ -51,33 +51,35 @@ def is_clip_tokenizer(native: Any) -> bool:
 
 
 def _vocabulary(native: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Ids and merges of open_clip's SimpleTokenizer, with transformers' names of the special tokens."""
+    """Return IDs and merges of open_clip's SimpleTokenizer, with the special tokens named as in transformers."""
     ids = {_SPECIAL.get(token, token): number for token, number in native.encoder.items()}
     return ids, list(native.bpe_ranks)
 
 
 def _clip_tokenizer(native: Any, context_length: int, model: str) -> Any:
-    """CLIPTokenizer of transformers with the ids of open_clip's SimpleTokenizer."""
+    """Return a transformers CLIPTokenizer with the IDs of open_clip's SimpleTokenizer."""
     from open_clip.tokenizer import get_clean_fn
     from transformers import CLIPTokenizer
 
     if native.reduction_fn is not None or native.clean_fn is not get_clean_fn("lower"):
         raise ModelError(
-            f"{model}: its tokenizer cleans or drops words in a way that transformers' CLIPTokenizer does not support"
+            f"{model}: its tokenizer cleans or drops words in a way that transformers' CLIPTokenizer "
+            "does not support; use another format"
         )
     ids, merges = _vocabulary(native)
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=context_length)
 
 
 def _with_cleaning(native: Any, context_length: int, model: str) -> Any:
-    """Inner tokenizer of open_clip's HFTokenizer, with its cleaning of captions added."""
+    """Return the transformers tokenizer inside open_clip's HFTokenizer, with the cleaning of captions added to it."""
     from open_clip.tokenizer import get_clean_fn
     from tokenizers import Regex, normalizers
     from transformers import PreTrainedTokenizerFast
 
     if native.strip_sep_token or native.tokenizer_mode:
         raise ModelError(
-            f"{model}: its tokenizer changes tokens after tokenization, which transformers' tokenizers do not support"
+            f"{model}: its tokenizer changes tokens after tokenization, which transformers' tokenizers "
+            "do not support; use another format"
         )
     inner = native.tokenizer
     steps: list[Any] = []

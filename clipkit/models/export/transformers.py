@@ -1,4 +1,4 @@
-"""Export to transformers: CLIP and SigLIP of open_clip as CLIPModel, MetaClip2Model and SiglipModel."""
+"""Export to transformers, for CLIP, MetaCLIP 2 and SigLIP models of open_clip."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.export.format import Encoded
 from clipkit.models.export.names import clip_rules, renamed, siglip_rules
 from clipkit.models.export.tokenizers import as_transformers
 from clipkit.models.families import FAMILIES, text_encoder
 from clipkit.models.from_open_clip import FromOpenClip
 from clipkit.models.quiet import without_weight_bars
+from clipkit.models.weights import save_tensors
 
 # Options that may differ from open_clip's defaults: transformers supports them, or they only affect training.
 _IMAGE_KEYS = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"}
@@ -29,55 +29,45 @@ _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling
 
 
 class Transformers:
-    """A folder for `from_pretrained` and pipelines of transformers."""
+    """Format that `from_pretrained` and `pipeline` of transformers load."""
 
     tolerance = 1e-5
     least_cosine = None
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
-        from safetensors.torch import save_file
-
         backend: Any = model.backend
         if backend.library == "transformers":
             backend.save(model, folder)
             return []
         if backend.library != "open_clip":
             raise ModelError(
-                f"{model.name}: transformers has no class for a composed model; save() writes its text tower for "
-                "transformers and its image tower for timm"
+                f"{model.name}: transformers has no class for a composed model (separate image and text towers); "
+                "use --to sentence-transformers or onnx"
             )
         siglip = bool(backend.config["vision_cfg"].get("timm_model_name"))
         config = _siglip_config(model, backend) if siglip else _clip_config(model, backend)
         tensors = backend.tensors(model)
-        scale = {name: tensors.pop(name) for name in ("logit_scale", "logit_bias") if name in tensors}
         text_prefix = "text." if any(name.startswith("text.") for name in tensors) else ""
         rules = siglip_rules() if siglip else clip_rules(text_prefix)
-        weights = renamed(tensors, rules, "transformers", model.name)
-        weights |= {name: value.reshape((1,) if siglip else ()) for name, value in scale.items()}
+        weights = renamed(tensors, rules, "transformers", model.name, (1,) if siglip else ())
         tokenizer = as_transformers(backend.tokenizer, model.name)
         if siglip:  # attends to padding, so it takes no mask
             tokenizer.model_input_names = ["input_ids"]
             tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
-        save_file(
-            {name: value.contiguous().cpu() for name, value in weights.items()},
-            folder / "model.safetensors",
-            metadata={"format": "pt"},
-        )
+        save_tensors(weights, folder / "model.safetensors", {"format": "pt"})
         config.architectures = [FAMILIES[config.model_type].class_name]
         config.save_pretrained(folder)
         _processor(model, backend.native.visual.preprocess_cfg).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return []
 
-    def encode(
-        self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
         with torch.inference_mode(), without_weight_bars():
             native, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
-                raise ModelError(f"{folder}: weights and config.json do not match ({wrong[0]})")
+                raise ModelError(f"{folder}: weights and config.json do not match ({wrong[0]}); export the model again")
             native.eval()
             processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
             tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -111,11 +101,13 @@ def _clip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
     if model.logit_bias is not None:
         raise ModelError(
             f"{model.name}: has a logit bias ({model.logit_bias.item():.3g}), which transformers' CLIPModel does not "
-            "support"
+            "support; use --to onnx"
         )
     image, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
     if not isinstance(image.layers, int):
-        raise ModelError(f"{model.name}: its image tower is a ResNet, which transformers' CLIPModel does not support")
+        raise ModelError(
+            f"{model.name}: its image tower is a ResNet, which transformers' CLIPModel does not support; use --to onnx"
+        )
     quick = bool(config.get("quick_gelu"))
     width = config["embed_dim"]
     vision_config = {
@@ -137,7 +129,7 @@ def _clip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
         case "eos":  # MetaCLIP 2's end token is 2, for which CLIPModel takes the highest id instead
             return MetaClip2Config(text_config=text_config, vision_config=vision_config, projection_dim=width)
     raise ModelError(
-        f"{model.name}: pools captions by {text.pool_type!r}, which transformers' CLIPModel does not support"
+        f"{model.name}: its text pooling {text.pool_type!r} is not supported by transformers' CLIPModel; use --to onnx"
     )
 
 
@@ -169,13 +161,14 @@ def _siglip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
     ):
         raise ModelError(
             f"{name}: its image tower {config['vision_cfg']['timm_model_name']} is not supported by transformers' dual "
-            "encoders; of timm's towers, they only support SigLIP's"
+            "encoders, which support only SigLIP's timm tower; use --to onnx"
         )
     _refuse_others(name, config, _SIGLIP_IMAGE_KEYS | {"patch_dropout"}, _SIGLIP_TEXT_KEYS | _BOTH_KEYS, "SiglipModel")
     text = CLIPTextCfg(**config["text_cfg"])
     if not (text.no_causal_mask and text.pool_type == "last" and text.proj_bias) or model.logit_bias is None:
         raise ModelError(
-            f"{name}: has SigLIP's image tower, but not its text tower or bias; SiglipModel needs all three"
+            f"{name}: has SigLIP's image tower, but not its text tower or bias; SiglipModel needs all "
+            "three, so use --to onnx"
         )
     block = trunk.blocks[0]
     vision_config = {
@@ -198,14 +191,15 @@ def _siglip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
 def _refuse_others(
     name: str, config: Mapping[str, Any], image_keys: set[str], text_keys: set[str], class_name: str
 ) -> None:
-    """Raise ModelError for an option that changes the model and that the class does not support."""
+    """Raise ModelError for an option that changes the model but that the transformers class does not support."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     if "multimodal_cfg" in config:
-        raise ModelError(f"{name}: is a CoCa model; {class_name} does not support its text decoder")
+        raise ModelError(f"{name}: is a CoCa model, whose text decoder {class_name} does not support; use --to onnx")
     if config["text_cfg"].get("hf_model_name"):
         raise ModelError(
-            f"{name}: its text tower is {config['text_cfg']['hf_model_name']}, which {class_name} does not support"
+            f"{name}: its text tower is {config['text_cfg']['hf_model_name']}, which {class_name} does "
+            "not support; use --to onnx"
         )
     for section, keys, defaults in (
         ("vision_cfg", image_keys, CLIPVisionCfg()),
@@ -214,7 +208,8 @@ def _refuse_others(
         for key, value in config[section].items():
             if key not in keys and value != getattr(defaults, key, None):
                 raise ModelError(
-                    f"{name}: has {section}.{key} {value!r}, which transformers' {class_name} does not support"
+                    f"{name}: has {section}.{key} {value!r}, which transformers' {class_name} does not support; "
+                    "use --to onnx"
                 )
 
 
@@ -222,7 +217,9 @@ def _activation(quick: bool, options: Mapping[str, Any] | None, name: str) -> st
     if not options:
         return "quick_gelu" if quick else "gelu"
     if quick or dict(options) != {"approximate": "tanh"}:
-        raise ModelError(f"{name}: the options {options} of its activation are not supported by transformers")
+        raise ModelError(
+            f"{name}: the options {options} of its activation are not supported by transformers; use --to onnx"
+        )
     return "gelu_pytorch_tanh"
 
 
@@ -242,7 +239,7 @@ def _processor(model: DualEncoder, preprocess: Mapping[str, Any]) -> Any:
     if resampling is None or preprocess["resize_mode"] not in ("shortest", "squash"):
         raise ModelError(
             f"{model.name}: its resizing of images ({preprocess['interpolation']}, {preprocess['resize_mode']}) is not "
-            "supported by the image processors of transformers"
+            "supported by the image processors of transformers; use --to onnx"
         )
     both = {
         "resample": resampling, "image_mean": list(model.image.preprocess.mean),

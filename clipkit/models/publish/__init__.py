@@ -1,1 +1,1 @@
-"""Publish models: provenance, model cards, usage code, uploads to the Hub."""
+"""Publishing of models: provenance, model cards, usage code, and uploads to the Hub."""

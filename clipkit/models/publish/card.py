@@ -1,4 +1,4 @@
-"""Model cards without training and evaluation: description, usage, license."""
+"""Basic model cards: description, usage and license, without sections about training and evaluation."""
 
 import filecmp
 from collections.abc import Sequence
@@ -16,46 +16,32 @@ def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, ev
     """Return the text of a README.md, with the header that the Hub reads.
 
     Args:
-        layout: of the model.
+        layout: layout of the model.
         parts: sections between usage and limits.
         trained: whether the model was trained with clipkit.
         eval_results: EvalResult objects of huggingface_hub, for the header.
     """
     from huggingface_hub import ModelCardData
 
-    license_id, license_name, license_link = _license(layout.bases)
     both = len(layout.sides) == 2
     one_sided = {"image": "image-feature-extraction", "text": "feature-extraction"}
     data = ModelCardData(
         library_name=layout.library,
-        license=license_id,
-        license_name=license_name,
-        license_link=license_link,
+        **_license(layout.bases),
         base_model=layout.repositories or None,
         pipeline_tag="zero-shot-image-classification" if both else one_sided[layout.sides[0]],
         tags=["clip", "clipkit", *(["image-text-retrieval"] if both else ["feature-extraction"])],
         model_name=HERE,
         eval_results=list(eval_results) or None,
     )
-    return (
-        "\n\n".join(
-            [
-                f"---\n{data.to_yaml()}\n---",
-                f"# {HERE}",
-                _summary(layout, trained),
-                "## How to use it",
-                usage(layout),
-                *parts,
-                *(["## Limits", _LIMITS] if trained else []),
-                *_license_section(layout.bases),
-            ]
-        )
-        + "\n"
-    )
+    header = f"---\n{data.to_yaml()}\n---"
+    limits = ["## Limits", _LIMITS] if trained else []
+    shown = [header, f"# {HERE}", _summary(layout, trained), "## How to use it", usage(layout), *parts, *limits]
+    return "\n\n".join([*shown, *_license_section(layout.bases)]) + "\n"
 
 
 def kept_card(source: Path, saved: Path) -> str | None:
-    """Card of the folder or run that a model was loaded from, if its weights are unchanged, else None."""
+    """Return the card of the folder or run from which a model was loaded, or None if its weights have changed."""
     run_model = RunFiles(source).model
     folder = run_model if (run_model / CARD).is_file() else source
     weights = [path.relative_to(saved) for path in saved.rglob("*") if path.suffix in WEIGHTS]
@@ -83,16 +69,23 @@ def _summary(layout: Layout, trained: bool) -> str:
     return f"{what}{origin}{tuned}."
 
 
-def _license(bases: Sequence[Base]) -> tuple[str | None, str | None, str | None]:
-    """Identifier, name and link for the header: None if a base states no license, `other` if they differ."""
+def _license(bases: Sequence[Base]) -> dict[str, Any]:
+    """Return the license fields of the card header: none if the license of a base model is unknown.
+
+    The license is `other` if the licenses differ.
+    """
     licenses = {(base.license, base.license_name, base.license_link) for base in bases}
     if not bases or any(base.license is None for base in bases):
-        return None, None, None
-    return licenses.pop() if len(licenses) == 1 else ("other", None, None)
+        return {}
+    values = licenses.pop() if len(licenses) == 1 else ("other",)
+    return dict(zip(("license", "license_name", "license_link"), values, strict=False))
 
 
 def _license_section(bases: Sequence[Base]) -> list[str]:
-    """License section, if the header cannot express the licenses."""
+    """Return a section that lists the licenses of the base models if they differ or are unknown.
+
+    The header of the card holds only one license.
+    """
     distinct = {(base.license, base.license_name, base.license_link) for base in bases}
     if len(distinct) < 2 and not any(base.license is None for base in bases):
         return []

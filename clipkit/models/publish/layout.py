@@ -1,4 +1,4 @@
-"""Facts about a saved model that its card needs: the library and class that open it, and its base models."""
+"""Layout of a saved model, for its card: the library and class that load it, and its base models."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,19 @@ from clipkit.recipe import ModelRecipe
 
 @dataclass(frozen=True)
 class Layout:
-    """The form in which a model is saved."""
+    """Layout in which a model is saved, and its base models."""
 
     library: str
-    """transformers, open_clip or clipkit."""
+    """Library that loads the model: transformers, open_clip or clipkit."""
     class_name: str | None
-    """Class of transformers."""
+    """Name of the transformers class, if there is one."""
     sides: tuple[str, ...]
     """Towers that the model has: image, text."""
     bases: tuple[Base, ...] = ()
     sigmoid: bool = False
     """True if probabilities are sigmoids with a logit bias, instead of a softmax over the texts."""
     pad_to: int | None = None
-    """Number of tokens that all captions are padded to, for text towers that depend on it."""
+    """Number of tokens to which all captions are padded, for text towers whose features depend on padding."""
 
     @property
     def repositories(self) -> list[str]:
@@ -29,7 +29,7 @@ class Layout:
 
 
 def pretrained_names(recipe: ModelRecipe) -> list[str]:
-    """Names of the models whose weights a recipe starts from."""
+    """Return the names of the pretrained models from which a recipe starts."""
     if recipe.name is not None:
         return [recipe.name]
     return [tower.name for tower in (recipe.image, recipe.text) if tower.name is not None and tower.pretrained]

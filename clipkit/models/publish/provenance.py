@@ -1,4 +1,4 @@
-"""Provenance of weights: the Hub repositories behind a model's name, and the license on their cards."""
+"""Provenance of weights: the Hub repositories from which a model comes, and the licenses on their cards."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -20,18 +20,18 @@ class Base:
     """A pretrained model that another model was trained or built from."""
 
     name: str
-    """Public name; for a folder, without its path."""
+    """Public name of the model; for a folder, without its path."""
     repositories: tuple[str, ...] = ()
-    """Hub repository; for a folder, the base models that its card names."""
+    """Hub repository of the model; for a folder, the base models listed on its card."""
     license: str | None = None
-    """License identifier on its card."""
+    """License identifier on the model's card."""
     license_name: str | None = None
     """Name of a license that has no identifier on the Hub."""
     license_link: str | None = None
 
 
 def bases_of(names: Iterable[str]) -> tuple[Base, ...]:
-    """Return the base models behind models' names, without those that start from random weights."""
+    """Return the base models for a list of model names, without models with random weights."""
     return tuple(base for name in names for base in _bases(name))
 
 
@@ -68,13 +68,13 @@ def public_name(name: str) -> str:
 
 
 def license_of(name: str) -> str | None:
-    """License on a model's card; several are joined by commas."""
+    """Return the license on a model's card; several licenses are joined by commas."""
     stated = card_header(name).get("license")
     return ", ".join(map(str, stated)) if isinstance(stated, list) else stated and str(stated)
 
 
 def card_header(name: str) -> dict[str, Any]:
-    """YAML header of the model card of a folder, a run or a Hub repository; empty if missing or invalid."""
+    """Return the YAML header of the model card of a folder, run or Hub repository; empty if missing or invalid."""
     if name.startswith("open_clip:"):
         return {}
     try:
@@ -90,7 +90,7 @@ def card_header(name: str) -> dict[str, Any]:
 
 
 def _repository(name: str) -> str | None:
-    """Hub repository that `name` refers to, or None."""
+    """Return the Hub repository to which `name` refers, or None."""
     if name.startswith("open_clip:"):
         return _open_clip_repository(name.removeprefix("open_clip:"))
     name = re.sub("^(hf:|timm:hf[-_]hub:)", "", name)
@@ -108,7 +108,7 @@ def _open_clip_repository(name: str) -> str | None:
 
 
 def _timm_source(name: str) -> tuple[str | None, dict[str, Any]] | None:
-    """Hub repository and license of timm's own weights; None if `name` is not one of timm's models."""
+    """Return Hub repository and license of the weights of a timm model, or None if `name` is not a timm model."""
     from timm.models import get_pretrained_cfg
 
     if not name.startswith("timm:"):

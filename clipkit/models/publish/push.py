@@ -1,4 +1,4 @@
-"""Upload a model folder to the Hub as one commit."""
+"""Upload of a model folder to the Hub as one commit."""
 
 import hashlib
 import json
@@ -58,15 +58,15 @@ def push(folder: Path, repository: str, *, private: bool = False, message: str =
     A model card that was edited on the Hub is kept, and other files there are not removed.
 
     Args:
-        folder: of the model.
+        folder: folder of the model.
         repository: `org/name`; created if it does not exist.
         private: create a private repository; an existing one has to be private already.
-        message: of the commit.
+        message: commit message.
 
     Raises:
         ModelError: the repository cannot be written to, or the upload failed.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     check_pushable(repository, private)
     with tempfile.TemporaryDirectory() as temporary, as_model_errors(repository):
@@ -87,12 +87,13 @@ def push(folder: Path, repository: str, *, private: bool = False, message: str =
             elif name == "open_clip_config.json":
                 file = _with_tokenizer_name(file, Path(temporary) / file.name, repository)
             operations.append((name, file))
-        commit = api.create_commit(repository, operations=_additions(operations), commit_message=message)
+        additions = [CommitOperationAdd(name, str(file)) for name, file in operations]
+        commit = api.create_commit(repository, operations=additions, commit_message=message)
         return Pushed(commit.commit_url, len(operations), sum(file.stat().st_size for _, file in operations), notes)
 
 
 def signed(card: str) -> str:
-    """Add a signature to a card, with which later pushes recognize an unedited card."""
+    """Add a signature to a card, by which later pushes recognize that the card was not edited."""
     return f"{card.rstrip()}\n\n<!-- clipkit: {_hash(card)} -->\n"
 
 
@@ -106,7 +107,7 @@ def _hash(card: str) -> str:
 
 
 def _for_hub(card: str, repository: str) -> str:
-    """Put the repository's name into a signed card; a card without signature belongs to the user and is kept."""
+    """Insert the repository's name into a signed card; a card without signature was written by the user and is kept."""
     return signed(unsigned(card).replace(HERE, repository)) if _SIGNATURE.search(card) else card
 
 
@@ -119,7 +120,7 @@ def _is_edited(api: Any, repository: str, text: str) -> bool:
 
 
 def _stale(folder: Path, remote: Sequence[str]) -> list[str]:
-    """Note about weights of another layout, which a loader may prefer to these."""
+    """Return a note if the repository contains weights of another layout, which a library may load instead."""
     local = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     others = [name for name in remote if name.endswith(WEIGHTS) and name not in local]
     if not others:
@@ -131,7 +132,7 @@ def _stale(folder: Path, remote: Sequence[str]) -> list[str]:
 
 
 def _with_tokenizer_name(config: Path, target: Path, repository: str) -> Path:
-    """Put the repository's name into the configuration: open_clip only finds a tokenizer on the Hub by it."""
+    """Insert the repository's name into the configuration; open_clip needs it to find the tokenizer on the Hub."""
     values = json.loads(config.read_text(encoding="utf-8"))
     if values["model_cfg"]["text_cfg"].get("hf_tokenizer_name") != ".":
         return config
@@ -140,15 +141,9 @@ def _with_tokenizer_name(config: Path, target: Path, repository: str) -> Path:
     return target
 
 
-def _additions(files: Sequence[tuple[str, Path]]) -> list[Any]:
-    from huggingface_hub import CommitOperationAdd
-
-    return [CommitOperationAdd(name, str(file)) for name, file in files]
-
-
 @contextmanager
 def as_model_errors(repository: str) -> Iterator[None]:
-    """Turn refusals of the Hub into ModelErrors of one line."""
+    """Context that converts errors of the Hub to one-line ModelErrors."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 

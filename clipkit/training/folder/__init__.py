@@ -1,1 +1,1 @@
-"""The run folder: checkpoints, logs, resume."""
+"""Run folder: checkpoints, logs, and resuming a run."""

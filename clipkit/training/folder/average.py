@@ -40,7 +40,7 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Context in which the model has the averaged weights."""
+        """Return a context in which the model has the averaged weights."""
         self._swap()
         try:
             yield

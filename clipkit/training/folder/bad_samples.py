@@ -1,6 +1,7 @@
-"""Missing and unreadable images of a run: counted, listed, and limited by `data.max_bad`."""
+"""List of the missing and unreadable images of a run, whose number `data.max_bad` limits."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from clipkit.data import AnyFeed
 from clipkit.errors import DataError, TrainingError
@@ -9,8 +10,9 @@ from clipkit.run_files import append, read_rows
 from clipkit.training.folder.run_folder import RunFolder
 
 
+@dataclass(eq=False)
 class BadSamples:
-    """The distinct images that a run needed and found missing or unreadable.
+    """List of the distinct images that a run needed but that are missing or unreadable.
 
     The file bad_samples.jsonl lists each once: the step that first needed it, its position, file and the reason.
 
@@ -21,12 +23,11 @@ class BadSamples:
         processes: the processes of the run; all have the same list.
     """
 
-    def __init__(self, feed: AnyFeed, max_bad: int, folder: RunFolder, processes: Processes) -> None:
-        self.feed = feed
-        self.max_bad = max_bad
-        self.folder = folder
-        self.processes = processes
-        self.images: set[int] = set()
+    feed: AnyFeed
+    max_bad: int
+    folder: RunFolder
+    processes: Processes
+    images: set[int] = field(default_factory=set, init=False)
 
     def resume(self) -> None:
         """Read the list that the run wrote before it was interrupted."""
@@ -37,7 +38,7 @@ class BadSamples:
         )
 
     def check_known(self, bad: Mapping[int, str]) -> None:
-        """Check the number of images that are known to be bad before the first step.
+        """Raise if more images are known to be bad before the first step than `data.max_bad` allows.
 
         Raises:
             DataError: there are too many.
@@ -50,11 +51,11 @@ class BadSamples:
             )
 
     def any_new(self, bad: Mapping[int, str]) -> bool:
-        """Return whether any of these images is not listed yet."""
+        """Return whether at least one of these images is not in the list yet."""
         return any(image not in self.images for image in bad)
 
     def add(self, bad: Mapping[int, str], step: int) -> None:
-        """List the bad images that any process found in this step; called on all processes together.
+        """Add the bad images that any process found in this step to the list; all processes must call this.
 
         Raises:
             TrainingError: the list cannot be written.
@@ -77,7 +78,7 @@ class BadSamples:
         return len(self.images) > self.max_bad
 
     def check(self, step: int) -> None:
-        """Check the number of bad images.
+        """Raise if more images are bad than `data.max_bad` allows.
 
         Raises:
             TrainingError: there are too many.
@@ -86,6 +87,6 @@ class BadSamples:
             raise TrainingError(
                 f"step {step}: {len(self.images)} of {self.feed.counts['images']} images of {self.feed.name} are "
                 f"missing or unreadable, more than data.max_bad allows ({self.max_bad}); see "
-                f"{self.folder.bad_samples}: fix "
-                "them and start again with --overwrite, or raise data.max_bad and continue with --resume"
+                f"{self.folder.bad_samples}: fix them and start again with --overwrite, or raise data.max_bad and "
+                "continue with --resume"
             )

@@ -1,10 +1,10 @@
-"""Checkpoints: safetensors, JSON and their hashes, written completely or not at all."""
+"""Checkpoints: safetensors files, a JSON file and their hashes, written completely or not at all."""
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 
 
 def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint under a temporary name, flush it to the disk, and rename it to `folder/step-NNNNNN`.
+    """Write a checkpoint to a temporary folder, flush it to disk, and rename it to `folder/step-NNNNNN`.
 
     Args:
         folder: the folder of all checkpoints.
@@ -32,9 +32,9 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
         The folder of this checkpoint.
 
     Raises:
-        OSError: the checkpoint could not be written; what was written of it has been removed.
+        OSError: the checkpoint could not be written; its incomplete files were removed.
     """
-    final = folder / f"step-{step:06d}"
+    final = checkpoint_of(folder, step)
     aside = folder / f".writing-{step:06d}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -69,7 +69,7 @@ def checkpoint_of(folder: Path, step: int) -> Path:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint; a process that is killed meanwhile leaves it complete or removed."""
+    """Remove a checkpoint atomically: if the process is killed, the checkpoint is either complete or removed."""
     leaving = checkpoint.with_name(f".removing-{checkpoint.name}")
     shutil.rmtree(leaving, ignore_errors=True)
     if checkpoint.exists():
@@ -84,7 +84,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint: a file that is missing, truncated or changed. None: it is intact."""
+    """Return a description of the damage to a checkpoint (a missing, truncated or changed file).
+
+    The result is None if the checkpoint is intact.
+    """
     try:
         recorded = (checkpoint / _SUMS).read_bytes()
         if recorded == _sums(checkpoint):
@@ -111,8 +114,7 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
 
 def _sums(folder: Path) -> bytes:
     """Return the output of `sha256sum *`, so that `sha256sum --check SHA256SUMS` verifies the folder."""
-    files: Iterable[Path] = sorted(path for path in folder.iterdir() if path.name != _SUMS)
-    return b"".join(_sum_line(file) for file in files)
+    return b"".join(_sum_line(file) for file in sorted(folder.iterdir()) if file.name != _SUMS)
 
 
 def _sum_line(file: Path) -> bytes:

@@ -1,6 +1,7 @@
 """Writing of checkpoints, and removal of those that are no longer needed."""
 
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from clipkit.recipe import CheckpointRecipe
@@ -11,20 +12,20 @@ from clipkit.training.folder.resume import best_evaluation
 from clipkit.training.folder.run_folder import RunFolder
 
 
+@dataclass(eq=False)
 class Keeper:
     """Writes checkpoints, and keeps only the last and the best ones.
 
     Args:
         folder: the run folder.
-        recipe: how often to write, and how many to keep.
-        metric: the metric that ranks them.
+        recipe: recipe with the frequency of checkpoints and the number to keep.
+        metric: metric that ranks the checkpoints.
     """
 
-    def __init__(self, folder: RunFolder, recipe: CheckpointRecipe, metric: str | None) -> None:
-        self.folder = folder
-        self.recipe = recipe
-        self.metric = metric
-        self._written = time.monotonic()
+    folder: RunFolder
+    recipe: CheckpointRecipe
+    metric: str | None
+    _written: float = field(default_factory=time.monotonic, init=False)
 
     def is_overdue(self) -> bool:
         """Return whether the last checkpoint is older than `checkpoint.every_minutes`."""

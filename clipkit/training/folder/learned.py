@@ -1,4 +1,4 @@
-"""The tensors that training changes, which a checkpoint contains."""
+"""Tensors that training changes and that a checkpoint contains."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -55,7 +55,10 @@ class Learned:
             self.model.load_state_dict(read_tensors(checkpoint, AVERAGE), strict=False)
 
     def chosen(self) -> AbstractContextManager[None]:
-        """Context in which the model has the weights that are evaluated and saved: averaged if the run has them."""
+        """Return a context in which the model has the weights to evaluate and save.
+
+        These are the averaged weights if the run has them.
+        """
         return self.average.applied() if self.average is not None else nullcontext()
 
     def _load_weights(self, checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""Resuming a run: the newest usable checkpoint, and the check that recipe, data and model are unchanged."""
+"""Resuming of a run: find the newest usable checkpoint, and check that recipe, data and model are unchanged."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,13 +9,13 @@ from typing import Any
 from clipkit.errors import OutputError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.recipe.section import flat
-from clipkit.run_files import RunFiles, read_rows, recipe_of, results_of
+from clipkit.run_files import RunFiles, flat, read_rows, recipe_of, results_of
 from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, damage, read_state
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.identity import MACHINE, MEASURED
 
-# Keys that do not determine the weights after a step, or that extend a run. Data may move: its content is compared.
+# Keys, or whole sections, that do not affect the weights after a step, or that extend a run. Data may be moved: its
+# content is compared.
 _MAY_CHANGE = (
     "train.epochs",
     "train.micro_batch_size",
@@ -29,31 +29,24 @@ _MAY_CHANGE = (
     "data.labelled_test",
     "data.max_bad",
     "data.workers",
-    "eval.every_epochs",
-    "eval.interpolate",
-    "eval.metric",
-    "eval.patience",
-    "eval.retention",
-    "checkpoint.every_steps",
-    "checkpoint.every_minutes",
-    "checkpoint.keep_last",
-    "checkpoint.keep_best",
+    "eval",
+    "checkpoint",
     "output",
 )
 
 
 @dataclass(frozen=True)
 class StartPoint:
-    """The beginning of a run, or the checkpoint that it resumes from."""
+    """Point from which a run starts: its beginning, or a checkpoint from which it resumes."""
 
     step: int
-    """Step of the checkpoint; 0: no checkpoint, the run starts."""
+    """Step of the checkpoint; 0 if there is no checkpoint and the run starts from the beginning."""
     notes: list[str] = field(default_factory=list)
-    """Lines for the user: damaged checkpoints, changes of the recipe."""
+    """Messages for the user about damaged checkpoints and changes of the recipe."""
     finished: bool = False
-    """Whether the run is already complete."""
+    """True if the run is already complete."""
     saved: dict[str, Any] | None = None
-    """JSON content of the checkpoint; None: no checkpoint."""
+    """JSON content of the checkpoint, or None if there is no checkpoint."""
 
 
 def find_checkpoint(
@@ -81,8 +74,8 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
     Args:
         folder: the run folder.
         recipe: the current recipe.
-        steps: number of steps of the whole run by this recipe.
-        identity: everything else that determines the run now: hashes of data and frozen weights, versions.
+        steps: number of steps of the whole run with this recipe.
+        identity: everything else that determines the result: hashes of data and frozen weights, versions.
 
     Raises:
         OutputError: no checkpoint is intact, or the run was finished and its checkpoints are gone.
@@ -109,7 +102,7 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
     state = read_state(checkpoint_of(folder.checkpoints, step))
     notes += _changes(folder, recipe, state["recipe"], step)
     for saved_name, before in state["identity"].items():
-        name = saved_name.replace("pictures", "images")  # the name in checkpoints before 0.1
+        name = saved_name.replace("pictures", "images")  # the name in checkpoints from before version 0.1
         now = identity[name]
         if before == now:
             continue
@@ -124,8 +117,9 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
             )
     if step > steps:
         raise RecipeError(
-            f"{folder.path}: the run is already at step {step}, but train.epochs: {recipe.train.epochs} ends at step "
-            f"{steps}; give more epochs or another output"
+            f"{folder.path}: the run is already at step {step}, but with train.epochs: "
+            f"{recipe.train.epochs} it would end at step "
+            f"{steps}; increase train.epochs, or give another output"
         )
     at_end = step == steps or out_of_patience(folder, recipe)
     done = at_end and folder.report.exists() and _steps_of_results(folder) == step
@@ -176,7 +170,10 @@ def _repairable(folder: RunFolder, steps: Iterable[int]) -> Iterator[tuple[int, 
 
 
 def _problem(folder: RunFolder, step: int) -> str | None:
-    """Return what is wrong with a checkpoint, with the best one that it needs, or with its logs; None: nothing."""
+    """Return a problem of a checkpoint, of the best checkpoint that it needs, or of its logs.
+
+    The result is None if all are usable.
+    """
     reason = _damage(folder, step)
     if reason is not None:
         return reason
@@ -185,7 +182,7 @@ def _problem(folder: RunFolder, step: int) -> str | None:
 
 
 def _damage(folder: RunFolder, step: int) -> str | None:
-    """Return what is wrong with a checkpoint, or with the best one that it needs; None: nothing."""
+    """Return a problem of a checkpoint, or of the best checkpoint that it needs; None if both are usable."""
     reason = damage(checkpoint_of(folder.checkpoints, step))
     if reason is not None:
         return reason
@@ -211,7 +208,8 @@ def _changes(folder: RunFolder, recipe: Recipe, before: Mapping[str, Any], step:
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             change = f"{key}: {_short(old.get(key))} → {_short(new.get(key))}"
-            (allowed if key in _MAY_CHANGE else refused).append(change)
+            may_change = key in _MAY_CHANGE or key.partition(".")[0] in _MAY_CHANGE
+            (allowed if may_change else refused).append(change)
     if refused:
         raise RecipeError(
             f"{folder.path}: the recipe changed since step {step} ({'; '.join(refused)}); undo the change or give "

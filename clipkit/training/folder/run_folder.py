@@ -1,4 +1,4 @@
-"""The run folder: locked, cleared and written to by one run at a time."""
+"""Run folder, which only one run at a time locks, clears and writes to."""
 
 import errno
 import hashlib
@@ -28,7 +28,7 @@ from clipkit.training.folder.checkpoint import (
 
 
 class RunFolder(RunFiles):
-    """The folder of a run at work: locked, cleared, cut back to a checkpoint.
+    """Folder of an active run, with methods to lock it, clear it and truncate its logs to a checkpoint.
 
     Only files and folders that `RunFiles` names are ever changed or removed.
 
@@ -54,7 +54,7 @@ class RunFolder(RunFiles):
         try:
             if self.recipe.exists() and not (resume or overwrite):
                 raise OutputError(
-                    f"{self.path}: already holds a run; add --resume to continue it, --overwrite to replace it, "
+                    f"{self.path}: already contains a run; add --resume to continue it, --overwrite to replace it, "
                     "or give another output"
                 )
             foreign = [own for own in (*self.files, *self.folders) if own.exists()]
@@ -77,9 +77,9 @@ class RunFolder(RunFiles):
             self._lock = None
 
     def clear(self) -> None:
-        """Remove the files of the run, and no others.
+        """Remove the files of the run, and no other files.
 
-        The recipe goes last: if the process is killed meanwhile, the rest still counts as a run.
+        The recipe is removed last: if the process is killed before, the remaining files still count as a run.
         """
         remove_leftovers(self.checkpoints)
         for step in checkpoint_steps(self.checkpoints):
@@ -104,7 +104,7 @@ class RunFolder(RunFiles):
         return marks
 
     def altered(self, marks: Mapping[str, Any]) -> str | None:
-        """Return the name of a log whose beginning is not what `mark` returned; None: there is none."""
+        """Return the name of a log whose beginning differs from the result of `mark`, or None if there is none."""
         for name, mark in marks.items():
             file = self.path / name
             content = file.read_bytes()[: mark["bytes"]] if file.is_file() else b""
@@ -126,7 +126,7 @@ class RunFolder(RunFiles):
         return lines
 
     def cut(self, marks: Mapping[str, Any], step: int) -> None:
-        """Remove the log entries after the mark, which is at `step`; the resumed run writes them again.
+        """Remove the log entries after the mark of `step`; the resumed run writes them again.
 
         A log that is not as it was at the mark keeps its whole lines up to this step.
         """
@@ -139,7 +139,7 @@ class RunFolder(RunFiles):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Context of writing into the folder during the run: turns a full disk into a one-line TrainingError."""
+        """Context for writing to the folder during the run: a full disk becomes a one-line TrainingError."""
         try:
             yield
         except (OSError, SafetensorError) as error:
@@ -149,7 +149,7 @@ class RunFolder(RunFiles):
             ) from None
 
     def replace_model(self, save: Callable[[Path], None]) -> None:
-        """Let `save` write a model to a temporary folder, then replace the folder `model` by it."""
+        """Call `save` to write the model to a temporary folder, then replace the folder `model` with it."""
         aside, old = self.path / ".model-writing", self.path / ".model-old"
         _remove(aside)
         _remove(old)
@@ -203,7 +203,8 @@ def _lock(file: Path) -> int:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     raise
                 raise OutputError(
-                    f"{file.parent}: another run is using it ({holder}); wait for its end, or give another output"
+                    f"{file.parent}: another run is using it ({holder}); wait until that run ends, or give "
+                    "another output"
                 ) from None
             try:
                 replaced = os.fstat(descriptor).st_ino != file.stat().st_ino

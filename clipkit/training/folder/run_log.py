@@ -1,4 +1,4 @@
-"""Lines of a run: on the terminal at once, and in log.txt once the run owns its folder."""
+"""Log messages of a run: printed immediately, and written to log.txt after the run has locked its folder."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ log = logging.getLogger("clipkit")
 
 
 class RunLog:
-    """Lines that the main process of a run prints and writes to log.txt.
+    """Log messages that the main process of a run prints and writes to log.txt.
 
     Args:
         enabled: whether this is the main process; the others print nothing.

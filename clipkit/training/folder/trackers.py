@@ -1,7 +1,8 @@
-"""Accelerate's experiment trackers, which receive the rows that a run logs."""
+"""Experiment trackers of Accelerate, to which a run sends its logged rows."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,7 @@ from accelerate import Accelerator
 
 from clipkit.errors import RecipeError
 from clipkit.recipe import Recipe
-from clipkit.recipe.section import flat
-from clipkit.run_files import RunFiles
+from clipkit.run_files import flat
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -21,25 +21,27 @@ def check_installed(names: Sequence[str]) -> None:
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise RecipeError(f"train.log_with: {name} is not installed; pip install {name}, or leave it out")
+            raise RecipeError(
+                f"train.log_with: {name} is not installed; pip install {name}, or remove it from the recipe"
+            )
 
 
+@dataclass(frozen=True)
 class Trackers:
     """The trackers of a recipe, on the main process. Without trackers, all methods do nothing.
 
     Args:
         accelerator: starts the trackers and sends them the rows.
         recipe: names the trackers; they store it as their configuration.
-        folder: the run folder; files of the trackers go into `tracking`.
+        folder: where the trackers write their files.
     """
 
-    def __init__(self, accelerator: Accelerator, recipe: Recipe, folder: Path) -> None:
-        self.accelerator = accelerator
-        self.recipe = recipe
-        self.folder = RunFiles(folder).tracking
+    accelerator: Accelerator
+    recipe: Recipe
+    folder: Path
 
     def start(self) -> None:
-        """Start the trackers and give them the recipe."""
+        """Start the trackers and send them the recipe."""
         if not self.recipe.train.log_with:
             return
         from accelerate.tracking import filter_trackers

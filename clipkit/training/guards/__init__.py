@@ -1,1 +1,1 @@
-"""Guards: what seems wrong with a run, reported before its first step, while it trains, and afterwards."""
+"""Guards: checks that report problems of a run before its first step, during training, and afterwards."""

@@ -1,6 +1,7 @@
-"""Guards before the first step: they compare recipe, data and model with each other, in seconds.
+"""Checks before the first step: they compare recipe, data and model with each other, in seconds.
 
-To add one, write a function, add a row to `GUARDS`, and test it. Rules about data are in clipkit/data/checks/rules.py.
+To add a check, write a function, add a row to `GUARDS`, and test it. Rules about data are in
+clipkit/data/checks/rules.py.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from clipkit.data.checks.leaks import find_exact_leaks
 from clipkit.data.checks.rules import apply_rules
 from clipkit.data.sequences import evenly_spaced
 from clipkit.findings import Finding, Rule, apply, most_severe_first
-from clipkit.images import Stored, upright_size
+from clipkit.images import Stored, read_image, upright_size
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.absent import is_absent
 from clipkit.models.token_counts import token_counter
@@ -23,10 +24,11 @@ from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokeniz
 from clipkit.recipe import Recipe
 
 _CAPTIONS, _IMAGES = 2000, 200
-"""Captions and images in the sample whose lengths and sizes are measured."""
+"""Numbers of captions and images in the sample whose lengths and sizes are measured."""
 _MANY = 100_000
-"""Largest number of training images that are all compared with each other or with the validation images."""
-# Peaks that are known to work with AdamW: from few-shot fine-tuning (1e-6) to transformers' example (5e-5); SLIP from
+"""Maximum number of training images that are all compared with each other and with the validation images."""
+# Peak learning rates that are known to work with AdamW: from few-shot fine-tuning (1e-6) to transformers' example
+# (5e-5); SLIP from
 # scratch uses 3e-3.
 _PRETRAINED_LR = (1e-7, 1e-4)
 _NEW_LR = (5e-5, 1e-2)
@@ -35,7 +37,7 @@ _SMALL_BATCH = 64
 
 @dataclass(frozen=True)
 class RunStart:
-    """A run before its first step."""
+    """Recipe, data and model of a run before its first step."""
 
     recipe: Recipe
     model: DualEncoder
@@ -55,7 +57,10 @@ class RunStart:
 
     @property
     def known_rates(self) -> tuple[str, tuple[float, float]]:
-        """Kind of the weights that are trained, and the range of peaks that are known to work for them."""
+        """Kind of the trained weights (pretrained or new), with known learning rates.
+
+        These are the range of peak learning rates known to work for them.
+        """
         return ("pretrained", _PRETRAINED_LR) if self.tunes_pretrained else ("new", _NEW_LR)
 
 
@@ -109,19 +114,20 @@ def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: 
 
 
 def high_learning_rate(start: RunStart) -> Finding | None:
-    """Report a peak above those that are known to work, for pretrained or for new weights."""
+    """Report a peak learning rate that is higher than those known to work, for pretrained or new weights."""
     lr, weights, (_, highest) = start.recipe.optim.lr, *start.known_rates
     if start.recipe.optim.name != "adamw" or not start.learns or lr <= highest:
         return None
     return Finding(
         "high_learning_rate", "warning",
-        f"optim.lr is {lr:g}, {weights} weights are tuned with at most {highest:g}",
-        "use 1e-5, or the model forgets what it knew in the first steps" if start.tunes_pretrained else "use 1e-3",
+        f"optim.lr is {lr:g}, but {weights} weights are usually trained with at most {highest:g}",
+        "use 1e-5, or the model loses its "
+                "pretrained knowledge in the first steps" if start.tunes_pretrained else "use 1e-3",
     )  # fmt: skip
 
 
 def low_learning_rate(start: RunStart) -> Finding | None:
-    """Report a peak below those that are known to work, for pretrained or for new weights."""
+    """Report a peak learning rate that is lower than those known to work, for pretrained or new weights."""
     lr, weights, (lowest, _) = start.recipe.optim.lr, *start.known_rates
     if start.recipe.optim.name != "adamw" or not start.learns or lr >= lowest:
         return None
@@ -142,7 +148,7 @@ def long_warmup(start: RunStart) -> Finding | None:
 
 
 def small_batch(start: RunStart) -> Finding | None:
-    """Report a small batch with a scale at which its few negatives are all easy."""
+    """Report a small batch together with a high scale, at which its few negatives are all easy."""
     scale, size = start.model.logit_scale.exp().item(), start.recipe.train.batch_size
     is_sigmoid = start.model.logit_bias is not None
     if not start.recipe.is_cross_modal or size >= _SMALL_BATCH or scale <= 95 or is_sigmoid:
@@ -150,7 +156,7 @@ def small_batch(start: RunStart) -> Finding | None:
     return Finding(
         "small_batch", "warning",
         f"with a batch of {size} pairs and a scale of {scale:.4g}, the loss and its gradient are near 0 from the start",
-        "use train.batch_size: 256 or more; micro-batches keep the memory small",
+        "use train.batch_size: 256 or more; micro-batches limit the memory",
     )  # fmt: skip
 
 
@@ -159,13 +165,13 @@ def nothing_to_train(start: RunStart) -> Finding | None:
     if not start.recipe.is_cross_modal or start.learns:
         return None
     return Finding(
-        "nothing_to_train", "error", "both towers are frozen: only the scale is trained, and no ranking can change",
+        "nothing_to_train", "error", "both towers are frozen: only the scale is trained, so rankings cannot change",
         "set model.image.tune or model.text.tune, e.g. last:2",
     )  # fmt: skip
 
 
 def other_tokenizer(start: RunStart) -> Finding | None:
-    """Report a pretrained text tower with a tokenizer that has another vocabulary than in pretraining."""
+    """Report a pretrained text tower whose tokenizer has another vocabulary than in pretraining."""
     text = start.recipe.model.text
     if text.name is None or not text.pretrained or text.tokenizer is None:
         return None
@@ -186,19 +192,21 @@ def other_tokenizer(start: RunStart) -> Finding | None:
 
 GUARDS = (
     Rule("high_learning_rate", high_learning_rate,
-         "AdamW's peak is above 1e-4 (pretrained weights) or 1e-2 (only new weights)"),
+         "the peak learning rate of AdamW is above 1e-4 (pretrained weights) or 1e-2 (only new weights)"),
     Rule("low_learning_rate", low_learning_rate,
-         "AdamW's peak is below 1e-7 (pretrained weights) or 5e-5 (only new weights)"),
+         "the peak learning rate of AdamW is below 1e-7 (pretrained weights) or 5e-5 (only new weights)"),
     Rule("long_warmup", long_warmup,
          "the learning rate rises during more than half of the run (more than the whole run is an error)"),
-    Rule("small_batch", small_batch, "fewer than 64 pairs and a scale above 95: the loss is near 0 from the start"),
+    Rule("small_batch", small_batch, "the batch has fewer than 64 pairs and the scale "
+            "is above 95, so the loss is near 0 from the start"),
     Rule("nothing_to_train", nothing_to_train, "both towers are frozen, so only the scale is trained"),
-    Rule("other_tokenizer", other_tokenizer, "a pretrained text tower gets a tokenizer with another vocabulary"),
+    Rule("other_tokenizer", other_tokenizer, "a pretrained text tower is used with a "
+            "tokenizer that has another vocabulary"),
 )  # fmt: skip
 
 
 def is_pretrained(recipe: Recipe) -> bool:
-    """Return True if the recipe names a whole model with trained weights."""
+    """Return True if the recipe uses a whole model with pretrained weights."""
     name = recipe.model.name or "open_clip:"
     return not name.startswith("open_clip:") or "/" in name or "?" in name
 
@@ -219,6 +227,6 @@ def _tunes_pretrained(recipe: Recipe, side: str, tower: Tower) -> bool:
 def _size(image: Path | Stored) -> tuple[int, int]:
     """Return width and height; 0 for a broken image, which the run reports elsewhere."""
     try:
-        return upright_size(image.read_bytes())
+        return upright_size(read_image(image))
     except Exception:  # decoders raise errors of many kinds
         return 0, 0

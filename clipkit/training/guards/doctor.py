@@ -17,12 +17,12 @@ from clipkit.training.guards.record import read_findings
 from clipkit.training.guards.watch import Facts, Watch, replay
 
 _RISE = 0.02
-"""Share by which the last evaluation has to exceed the earlier ones for more epochs to be worth trying."""
+"""Relative gain of the last evaluation over the earlier ones at which more epochs are worth trying."""
 
 
 @dataclass(frozen=True)
 class Examined:
-    """Content of a run folder."""
+    """Content of a run folder, as examined by the rules."""
 
     run: RunFiles
     recipe: Recipe
@@ -38,13 +38,13 @@ class Examined:
 
 
 def examine(folder: str | Path) -> tuple[str, list[Finding]]:
-    """Return a sentence that says how far a run is, and all findings about it, the most severe first.
+    """Return a sentence about the progress of a run, and all findings about it, the most severe first.
 
     Args:
         folder: a run folder.
 
     Raises:
-        DataError: it is not a run folder.
+        DataError: the folder is not a run folder.
 
     Example:
         >>> state, findings = examine("runs/finetune_clip")       # doctest: +SKIP
@@ -107,17 +107,17 @@ def unfinished(examined: Examined) -> Finding | None:
     checkpoint = f"its newest checkpoint is from step {saved[-1]}" if saved else "it has no checkpoint"
     return Finding(
         "unfinished", "note", f"the run is still running or was stopped, and {checkpoint}",
-        "log.txt says why it stopped; resume it with clipkit train RECIPE --resume",
+        "see log.txt for the reason; resume it with clipkit train RECIPE --resume",
     )  # fmt: skip
 
 
 def nothing_measured(examined: Examined) -> Finding | None:
-    """Report a recipe without validation."""
+    """Report a recipe without validation data."""
     if examined.recipe.metrics or not examined.metrics:
         return None
     return Finding(
         "nothing_measured", "warning",
-        "the recipe has no validation, so the last weights are kept, even if earlier ones were better",
+        "the recipe has no validation data, so the last weights are kept, even if earlier weights were better",
         "set data.validation to held-out pairs, or to a share, e.g. 0.1",
     )  # fmt: skip
 
@@ -131,7 +131,8 @@ def still_rising(examined: Examined) -> Finding | None:
     if last <= before * (1 + _RISE) or last <= before:
         return None
     return Finding(
-        "still_rising", "note", f"{examined.recipe.metric} was best at the end ({last:.4f}, before that {before:.4f})",
+        "still_rising", "note", f"{examined.recipe.metric} was best at the last "
+                f"evaluation ({last:.4f}; best before: {before:.4f})",
         "train for more epochs: clipkit train RECIPE --resume train.epochs=N",
     )  # fmt: skip
 
@@ -164,8 +165,8 @@ def bad_samples(examined: Examined) -> Finding | None:
 
 FOLDER_RULES = (
     Rule("unfinished", unfinished, "the run is still running or was stopped"),
-    Rule("nothing_measured", nothing_measured, "the recipe has no validation"),
+    Rule("nothing_measured", nothing_measured, "the recipe has no validation data"),
     Rule("still_rising", still_rising, "the last evaluation is the best by more than 2 %: more epochs may help"),
-    Rule("best_at_first", best_at_first, "the first evaluation is the best, and the last one is 5 % below it"),
+    Rule("best_at_first", best_at_first, "the first evaluation is the best, and the last one is 5 % worse"),
     Rule("bad_samples", bad_samples, "training images were missing or unreadable and were replaced"),
 )  # fmt: skip

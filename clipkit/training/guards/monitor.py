@@ -1,8 +1,9 @@
-"""The monitor of a run: findings before its first step and from its logs, batch statistics, retention."""
+"""Monitor of a run: collects findings before the first step and from the logs, batch statistics, and retention."""
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from clipkit.findings import Finding
@@ -19,11 +20,12 @@ from clipkit.training.objectives.objective import Gathered
 from clipkit.training.plan import Plan
 
 _TIMED = 5
-"""Logged steps after which the run prints its expected end; the first step is not timed."""
+"""Number of logged steps after which the run prints its expected end; the first step is not timed."""
 
 
+@dataclass(eq=False)
 class Monitor:
-    """Watches one run. All processes measure retention; the main one prints and keeps the findings.
+    """Monitors a run. All processes measure retention; the main process prints and stores the findings.
 
     Args:
         plan: the plan of the run.
@@ -31,10 +33,12 @@ class Monitor:
         log_line: called with each line for the terminal and log.txt.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, log_line: Callable[[str], None]) -> None:
-        self.plan = plan
-        self.folder = folder
-        self.log_line = log_line
+    plan: Plan
+    folder: RunFolder
+    log_line: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        plan = self.plan
         self.statistics: dict[str, float] = {}
         """Statistics of the last logged batch."""
         self._findings: list[Finding] = []
@@ -94,7 +98,7 @@ class Monitor:
 
     @property
     def watch(self) -> Watch:
-        """The rules that read the logs; available after `start`."""
+        """Rules that are applied to the logs; available after `start`."""
         assert self._watch is not None
         return self._watch
 
@@ -132,7 +136,10 @@ class Monitor:
         return {} if self.retention is None else {self.retention.metric: self.retention.value()}
 
     def retention_settings(self) -> dict[str, Any]:
-        """Return the settings of results.json about retention, measured with the current weights."""
+        """Measure retention with the current weights.
+
+        Return the entries about it for the settings of results.json.
+        """
         if self.retention is None:
             return {}
         values = {"start": self.retention_start, "chosen": self.retention.value()}
@@ -152,18 +159,16 @@ class Monitor:
         return line
 
     def not_finite(self, step: int, loss: float, norm: float, updated: bool) -> None:
-        """Record a loss, a gradient norm or an update (`updated`) that ends the run."""
+        """Record a loss, a gradient norm or an update (`updated`) that is not finite and ends the run."""
         if not self.plan.processes.is_main:
             return
+        weights = ", and the updated weights were not finite" if updated else ""
         finding = Finding(
-            "not_finite",
-            "error",
-            f"the loss was {loss:.4g} and the gradient norm {norm:.4g}"
-            + (", and the updated weights were not finite" if updated else ""),
+            "not_finite", "error", f"the loss was {loss:.4g} and the gradient norm {norm:.4g}{weights}",
             "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; an image or caption of this step may be "
             "the cause: see log.txt for their names",
             step,
-        )
+        )  # fmt: skip
         with self.folder.writing():
             self._findings.append(finding)
             self._write()

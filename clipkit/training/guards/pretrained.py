@@ -1,4 +1,4 @@
-"""Guards that compare a pretrained model's settings with other common ones on a few pairs.
+"""Checks of a pretrained model: compare its settings with other common settings on a few pairs.
 
 A wrong activation or normalization raises no error; it only lowers accuracy. A model matches pairs best with the
 settings it was trained with, so a common other setting that is clearly better reveals the mistake.
@@ -23,11 +23,11 @@ from clipkit.models.encode import encode_strings
 
 _PAIRS = 32
 _STANDARD_ERRORS = 3.0
-"""Standard errors by which another setting has to be better."""
+"""Number of standard errors by which another setting must be better to be reported."""
 _GAIN = 0.05
-"""Share of the loss by which it has to be better, too."""
+"""Share of the loss by which another setting must also be better."""
 _MATCHED = 4
-"""Pairs that have to be matched under it; one is matched by chance."""
+"""Number of pairs that must be matched with the other setting; one pair is matched by chance."""
 _COMMON = {
     "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -43,7 +43,7 @@ class _Losses(NamedTuple):
 
 
 class _Trial:
-    """A model with the pairs that its settings are tried on."""
+    """A model, and the pairs on which its settings are compared."""
 
     def __init__(self, model: DualEncoder, pixels: Tensor, captions: list[str]) -> None:
         self.model = model
@@ -88,7 +88,7 @@ def other_settings(model: DualEncoder, pairs: Pairs) -> list[Finding]:
 
 
 def other_normalization(trial: _Trial) -> Finding | None:
-    """Report a mean and std that match pairs clearly better."""
+    """Report another mean and standard deviation with which the model matches pairs clearly better."""
     preprocess = trial.model.image.preprocess
     for name, (mean, std) in _COMMON.items():
         if preprocess.finish is not None or (_equal(mean, preprocess.mean) and _equal(std, preprocess.std)):
@@ -97,16 +97,16 @@ def other_normalization(trial: _Trial) -> Finding | None:
         if _is_better(trial.losses(pixels, trial.texts), trial.current):
             return Finding(
                 "other_normalization", "warning",
-                f"{name} mean and std match pairs better than those of the model's preprocessing "
+                f"with the mean and std of {name}, the model matches pairs better than with its own "
                 f"({_short(preprocess.mean)}; {_short(preprocess.std)})",
-                "the model seems to have been trained with them: fix preprocessor_config.json or "
+                f"it was probably trained with those of {name}: set them in preprocessor_config.json or "
                 "open_clip_config.json",
             )  # fmt: skip
     return None
 
 
 def other_activation(trial: _Trial) -> Finding | None:
-    """Report an activation that matches pairs clearly better."""
+    """Report another activation with which the model matches pairs clearly better."""
     with _other_activation(trial.model) as (current, other):
         if other is None or not _is_better(trial.losses(trial.pixels, trial.text_features()), trial.current):
             return None
@@ -119,9 +119,9 @@ def other_activation(trial: _Trial) -> Finding | None:
 
 SETTINGS_GUARDS = (
     Rule("other_normalization", other_normalization,
-         "another common mean and std matches 32 training pairs clearly better"),
+         "with another common mean and std, the model matches 32 training pairs clearly better"),
     Rule("other_activation", other_activation,
-         "GELU in place of QuickGELU, or the reverse, matches 32 training pairs clearly better"),
+         "with GELU instead of QuickGELU, or the reverse, the model matches 32 training pairs clearly better"),
 )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def _renormalized(pixels: Tensor, current: Normalization, other: Normalization) 
 
 @contextmanager
 def _other_activation(model: DualEncoder) -> Iterator[tuple[str, str | None]]:
-    """Replace QuickGELU by GELU inside the context, or the reverse.
+    """Replace QuickGELU with GELU inside the context, or the reverse.
 
     Yields:
         names of the current and the other activation; None for the other one if the model has neither.
@@ -170,7 +170,7 @@ def _other_activation(model: DualEncoder) -> Iterator[tuple[str, str | None]]:
 
 
 class _QuickGELU(nn.Module):
-    """x · sigmoid(1.702 x), the activation of OpenAI's CLIP."""
+    """QuickGELU, x · sigmoid(1.702 x): the activation of OpenAI's CLIP."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)

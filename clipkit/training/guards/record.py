@@ -1,4 +1,6 @@
-"""findings.json: the findings of a run, and the facts with which the rules can read its logs again."""
+"""Reading and writing of findings.json.
+\nThe file contains the findings of a run, and the facts for applying the rules to its logs again.
+"""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ def write_findings(folder: Path, facts: Facts, findings: Sequence[Finding]) -> N
 
 
 def read_findings(folder: Path) -> tuple[Facts, list[Finding]] | None:
-    """Read findings.json of a run folder; None if it is missing or unreadable."""
+    """Read findings.json of a run folder; return None if it is missing or unreadable."""
     try:
         content = parse_json(RunFiles(folder).findings.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Facts)}

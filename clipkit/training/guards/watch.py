@@ -1,23 +1,24 @@
-"""Rules that read the logs of a run while it trains, and report each finding once.
+"""Rules that are applied to the logs of a run during training and report each finding once.
 
-They need nothing but the rows of metrics, speed and evaluations: `clipkit doctor` applies them to a finished run.
+To add one, write a function, add a row to `STEP_RULES` or `EVALUATION_RULES`, and test it. Rules need nothing but the
+rows of metrics, speed and evaluations: `clipkit doctor` applies them to a finished run.
 """
 
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from clipkit.findings import Finding
+from clipkit.findings import Finding, Rule, apply
 
 Row = Mapping[str, Any]
 
 _WINDOW = 20
 """Number of logged steps that a rule reads."""
 _EVERY = 5
-"""Logged steps from one check to the next, to keep the cost low."""
+"""Number of logged steps between checks, to keep the cost low."""
 _NEAR_CHANCE = 0.02
 _BY_LUCK = 5.0
 _COLLAPSED = 0.95
@@ -27,7 +28,7 @@ _WAITING = 0.2
 _PATIENCE = 3
 _WORSE = 0.95
 _FORGOTTEN = {"retention_similarity": 0.5}
-"""Limits as a share of the value before the first step; similarities change in any fine-tuning."""
+"""Limits of retention, as a share of its value before training; similarities change in any fine-tuning."""
 _FORGOTTEN_FIGURE = 0.9
 
 
@@ -41,12 +42,12 @@ class Facts:
     steps: int
     """Number of steps of the whole run."""
     chance: float | None
-    """Loss at equal similarities; None: the loss has no such level."""
+    """Value of the loss when all similarities are equal; None if it is not a fixed number."""
     start_scale: float
     largest_scale: float | None
-    """Upper limit of the scale; None: not limited."""
+    """Upper limit of the scale; None if it is not limited."""
     metric: str | None
-    """Metric that chooses the best weights."""
+    """Metric that selects the best weights."""
     sides: tuple[str, str] = ("image", "text")
     """Prefixes of the statistics in metrics.jsonl, as in `image_accuracy`."""
     retention: str | None = None
@@ -56,7 +57,7 @@ class Facts:
 
 
 class Watch:
-    """Reads the logged rows in order, and reports each finding once.
+    """Applies the rules to the logged rows in order, and reports each finding once.
 
     Args:
         facts: facts about the run.
@@ -65,178 +66,210 @@ class Watch:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self.findings: list[Finding] = []
-        self._rows: deque[Row] = deque(maxlen=_WINDOW)
-        self._speeds: deque[Row] = deque(maxlen=_WINDOW)
-        self._norms: deque[float] = deque(maxlen=200)
-        self._evaluations: list[Row] = []
+        # What the rules read: the last logged steps, and all evaluations.
+        self.rows: deque[Row] = deque(maxlen=_WINDOW)
+        self.speeds: deque[Row] = deque(maxlen=_WINDOW)
+        self.norms: deque[float] = deque(maxlen=200)
+        self.evaluations: list[Row] = []
         self._seen = 0
 
     def step(self, row: Row, speed: Row | None) -> list[Finding]:
-        """Read a row of metrics.jsonl, and its row of speed.jsonl; return the new findings."""
-        self._rows.append(row)
-        self._norms.append(row["grad_norm"])
+        """Take a row of metrics.jsonl and the row of speed.jsonl for the same step (or None).
+
+        The result is the list of new findings.
+        """
+        self.rows.append(row)
+        self.norms.append(row["grad_norm"])
         self._seen += 1
-        # The first steps fetch, allocate and compile.
+        # The first steps load data, allocate memory and compile.
         if speed is not None and self._seen > _EVERY:
-            self._speeds.append(speed)
-        if self._seen % _EVERY or len(self._rows) < _WINDOW:
+            self.speeds.append(speed)
+        if self._seen % _EVERY or len(self.rows) < _WINDOW:
             return []
-        return self._new(self._of_steps(), row["step"])
+        return self._apply(STEP_RULES, row["step"])
 
     def evaluation(self, row: Row) -> list[Finding]:
-        """Read a row of evaluations.jsonl; return the new findings."""
-        self._evaluations.append(row)
-        return self._new(self._of_evaluations(), row["step"])
+        """Take a row of evaluations.jsonl; return the new findings."""
+        self.evaluations.append(row)
+        return self._apply(EVALUATION_RULES, row["step"])
 
-    def _new(self, rules: Sequence[tuple[str, Callable[[], tuple[str, str] | None]]], step: int) -> list[Finding]:
+    def _apply(self, rules: Sequence[Rule["Watch"]], step: int) -> list[Finding]:
+        """Return the findings of the rules that have not reported one yet."""
         known = {finding.name for finding in self.findings}
-        new = []
-        for name, rule in rules:
-            result = rule() if name not in known else None
-            if result is not None:
-                message, advice = result
-                new.append(Finding(name, "warning", message, advice, step))
+        found = apply([rule for rule in rules if rule.name not in known], self)
+        new = [replace(finding, step=step) for finding in found]
         self.findings += new
         return new
 
-    def _of_steps(self) -> Sequence[tuple[str, Callable[[], tuple[str, str] | None]]]:
-        return (
-            ("loss_at_chance", self._at_chance),
-            ("collapsed", self._collapsed),
-            ("scale_at_cap", self._scale_at_cap),
-            ("scale_falls", self._scale_falls),
-            ("gradient_explodes", self._gradient_explodes),
-            ("one_direction", self._one_direction),
-            ("data_wait", self._data_wait),
-        )
-
-    def _of_evaluations(self) -> Sequence[tuple[str, Callable[[], tuple[str, str] | None]]]:
-        return (("validation_worse", self._validation_worse), ("forgetting", self._forgetting))
-
-    def _mean(self, name: str) -> float | None:
-        values = [row[name] for row in self._rows if name in row]
-        return statistics.fmean(values) if len(values) == len(self._rows) else None
+    def mean(self, name: str) -> float | None:
+        """Return the mean of a value over the window; None if a step lacks it."""
+        values = [row[name] for row in self.rows if name in row]
+        return statistics.fmean(values) if len(values) == len(self.rows) else None
 
     @property
-    def _is_warm(self) -> bool:
+    def is_warm(self) -> bool:
         """True if the whole window lies after the warmup, and after the first tenth of a short run."""
-        return self._rows[0]["step"] > max(self.facts.rising, min(50, self.facts.steps // 10))
+        return self.rows[0]["step"] > max(self.facts.rising, min(50, self.facts.steps // 10))
 
-    def _at_chance(self) -> tuple[str, str] | None:
-        level, loss = self.facts.chance, self._mean("loss")
-        if not level or not self._is_warm or loss is None or abs(loss - level) > _NEAR_CHANCE * level:
-            return None
-        # The mean of a margin loss may be at this level although most pairs are retrieved correctly.
-        accuracies = [self._mean(f"{side}_accuracy") for side in self.facts.sides]
-        if any(accuracy is not None and accuracy > _BY_LUCK / self.facts.batch_size for accuracy in accuracies):
-            return None
-        return (
-            f"the loss is {loss:.3f}, the value for equal similarities ({level:.3f}): the model does not tell pairs "
-            "apart",
-            "check that captions belong to their images (clipkit data preview, clipkit data check), then try an "
-            "optim.lr ten times higher or lower, and a longer optim.warmup",
-        )
 
-    def _collapsed(self) -> tuple[str, str] | None:
-        if not self._is_warm:
-            return None
-        for side in self.facts.sides:
-            cosine = self._mean(f"{side}_cosine")
-            if cosine is not None and cosine > _COLLAPSED:
-                return (
-                    f"features of different samples are nearly the same ({side}: mean cosine {cosine:.3f})",
-                    "lower optim.lr, lengthen optim.warmup, and check that the samples differ (clipkit data preview)",
-                )
+def loss_at_chance(watch: Watch) -> Finding | None:
+    """Report a model that does not tell pairs apart."""
+    level, loss = watch.facts.chance, watch.mean("loss")
+    if not level or not watch.is_warm or loss is None or abs(loss - level) > _NEAR_CHANCE * level:
         return None
+    # The mean of a margin loss may be at this level although most pairs are retrieved correctly.
+    accuracies = [watch.mean(f"{side}_accuracy") for side in watch.facts.sides]
+    if any(accuracy is not None and accuracy > _BY_LUCK / watch.facts.batch_size for accuracy in accuracies):
+        return None
+    return Finding(
+        "loss_at_chance", "warning",
+        f"the loss is {loss:.3f}, the value for equal similarities ({level:.3f}): the model does not tell pairs apart",
+        "check that captions belong to their images (clipkit data preview, clipkit data check), then try an "
+        "optim.lr ten times higher or lower, and a longer optim.warmup",
+    )  # fmt: skip
 
-    def _scale_at_cap(self) -> tuple[str, str] | None:
-        cap = self.facts.largest_scale
-        if cap is None or self.facts.start_scale > 0.95 * cap:  # a pretrained CLIP starts at the cap
-            return None
-        if not all(row.get("scale", 0.0) >= 0.999 * cap for row in self._rows):
-            return None
-        return (
-            f"the scale has risen to its cap of {cap:.4g}: matching the pairs of a batch is too easy",
-            "use a larger train.batch_size, more augmentation or fewer epochs",
-        )
 
-    def _scale_falls(self) -> tuple[str, str] | None:
-        scales = [row["scale"] for row in self._rows if "scale" in row]
-        if len(scales) < _WINDOW or scales[-1] > _FALLEN * self.facts.start_scale:
-            return None
-        if any(later > earlier for earlier, later in pairwise(scales)):
-            return None
-        return (
-            f"the scale falls steadily, from {self.facts.start_scale:.4g} to {scales[-1]:.4g}: the model becomes less "
-            "certain about the pairs",
-            "many captions may fit several images of the batch, or not fit their own: run clipkit data check, and "
-            "lower optim.lr",
-        )
+def collapsed(watch: Watch) -> Finding | None:
+    """Report a side on which all samples have nearly the same features."""
+    if not watch.is_warm:
+        return None
+    for side in watch.facts.sides:
+        cosine = watch.mean(f"{side}_cosine")
+        if cosine is not None and cosine > _COLLAPSED:
+            return Finding(
+                "collapsed", "warning",
+                f"features of different samples are nearly the same ({side}: mean cosine {cosine:.3f})",
+                "lower optim.lr, lengthen optim.warmup, and check that the samples differ (clipkit data preview)",
+            )  # fmt: skip
+    return None
 
-    def _gradient_explodes(self) -> tuple[str, str] | None:
-        earlier = list(self._norms)[:-_EVERY]
-        usual = statistics.median(earlier)
-        high = [norm for norm in list(self._norms)[-_EVERY:] if norm > _EXPLODED * usual]
-        if len(high) < 3 or not self._is_warm:
-            return None
-        return (
-            f"the gradient norm is {max(high):.3g}; it was usually {usual:.3g}",
-            "lower optim.lr, set optim.clip: 1.0, and use train.precision: bf16 or fp32 rather than fp16",
-        )
 
-    def _one_direction(self) -> tuple[str, str] | None:
-        accuracies = {side: self._mean(f"{side}_accuracy") for side in self.facts.sides}
-        known = {side: value for side, value in accuracies.items() if value is not None}
-        if len(known) < 2 or not self._is_warm:
-            return None
-        (better, high), (worse, low) = sorted(known.items(), key=lambda item: -item[1])
-        if high < max(0.2, 10 / self.facts.batch_size) or low > high / 4:
-            return None
-        return (
-            f"within a batch, retrieval works from {better} to {worse} ({high:.0%} correct), but not from {worse} to "
-            f"{better} ({low:.0%})",
-            f"many samples on the {worse} side may be alike, or one tower hardly learns: check the captions, and "
-            "model.image.tune and model.text.tune",
-        )
+def scale_at_cap(watch: Watch) -> Finding | None:
+    """Report a scale that has risen to its cap."""
+    cap = watch.facts.largest_scale
+    if cap is None or watch.facts.start_scale > 0.95 * cap:  # a pretrained CLIP starts at the cap
+        return None
+    if not all(row.get("scale", 0.0) >= 0.999 * cap for row in watch.rows):
+        return None
+    return Finding(
+        "scale_at_cap", "warning",
+        f"the scale has risen to its cap of {cap:.4g}: matching the pairs of a batch is too easy",
+        "use a larger train.batch_size, more augmentation or fewer epochs",
+    )  # fmt: skip
 
-    def _data_wait(self) -> tuple[str, str] | None:
-        if len(self._speeds) < _WINDOW:
-            return None
-        waited = sum(row["data_wait_seconds"] for row in self._speeds)
-        share = waited / max(1e-9, waited + sum(row["step_seconds"] for row in self._speeds))
-        if share <= _WAITING:
-            return None
-        return (
-            f"the run spends {share:.0%} of its time waiting for data",
-            "raise data.workers, or store the images in a smaller size (clipkit data prepare)",
-        )
 
-    def _validation_worse(self) -> tuple[str, str] | None:
-        metric = self.facts.metric
-        values = [row[metric] for row in self._evaluations if metric is not None and metric in row]
-        if len(values) <= _PATIENCE:
-            return None
-        best = max(values[:-_PATIENCE])
-        last = values[-_PATIENCE:]
-        if best <= 0 or max(last) > _WORSE * best:
-            return None
-        return (
-            f"{metric} was {best:.4f}, but at most {max(last):.4f} in the last {_PATIENCE} evaluations",
-            "the best weights are kept; use fewer epochs, a lower optim.lr, or eval.patience, which ends such a run",
-        )
+def scale_falls(watch: Watch) -> Finding | None:
+    """Report a scale that falls steadily."""
+    scales = [row["scale"] for row in watch.rows if "scale" in row]
+    if len(scales) < _WINDOW or scales[-1] > _FALLEN * watch.facts.start_scale:
+        return None
+    if any(later > earlier for earlier, later in pairwise(scales)):
+        return None
+    return Finding(
+        "scale_falls", "warning",
+        f"the scale falls steadily, from {watch.facts.start_scale:.4g} to {scales[-1]:.4g}: the model becomes less "
+        "certain about the pairs",
+        "many captions may describe several images of the batch, or not their own image: run clipkit data check, "
+        "and lower optim.lr",
+    )  # fmt: skip
 
-    def _forgetting(self) -> tuple[str, str] | None:
-        name, start = self.facts.retention, self.facts.retention_start
-        if name is None or start is None or start <= 0 or name not in self._evaluations[-1]:
-            return None
-        now = self._evaluations[-1][name]
-        if now > _FORGOTTEN.get(name, _FORGOTTEN_FIGURE) * start:
-            return None
-        return (
-            f"the model forgets: {name} was {start:.3f} before the first step and is {now:.3f} now",
-            "lower optim.lr, tune fewer blocks (model.image.tune: last:4), or use weights between start and end "
-            "(eval.interpolate: true, clipkit merge --alpha)",
-        )
+
+def gradient_explodes(watch: Watch) -> Finding | None:
+    """Report gradients that are far larger than usual."""
+    earlier = list(watch.norms)[:-_EVERY]
+    usual = statistics.median(earlier)
+    high = [norm for norm in list(watch.norms)[-_EVERY:] if norm > _EXPLODED * usual]
+    if len(high) < 3 or not watch.is_warm:
+        return None
+    return Finding(
+        "gradient_explodes", "warning",
+        f"the gradient norm is {max(high):.3g}; it was usually {usual:.3g}",
+        "lower optim.lr, set optim.clip: 1.0, and use train.precision: bf16 or fp32 rather than fp16",
+    )  # fmt: skip
+
+
+def one_direction(watch: Watch) -> Finding | None:
+    """Report retrieval that works in one direction only."""
+    accuracies = {side: watch.mean(f"{side}_accuracy") for side in watch.facts.sides}
+    known = {side: value for side, value in accuracies.items() if value is not None}
+    if len(known) < 2 or not watch.is_warm:
+        return None
+    (better, high), (worse, low) = sorted(known.items(), key=lambda item: -item[1])
+    if high < max(0.2, 10 / watch.facts.batch_size) or low > high / 4:
+        return None
+    return Finding(
+        "one_direction", "warning",
+        f"within a batch, retrieval works from {better} to {worse} ({high:.0%} correct), but not from {worse} to "
+        f"{better} ({low:.0%})",
+        f"many {worse} samples may be similar to each other, or one tower hardly learns: check the captions, and "
+        "model.image.tune and model.text.tune",
+    )  # fmt: skip
+
+
+def data_wait(watch: Watch) -> Finding | None:
+    """Report a run that waits for its data."""
+    if len(watch.speeds) < _WINDOW:
+        return None
+    waited = sum(row["data_wait_seconds"] for row in watch.speeds)
+    share = waited / max(1e-9, waited + sum(row["step_seconds"] for row in watch.speeds))
+    if share <= _WAITING:
+        return None
+    return Finding(
+        "data_wait", "warning",
+        f"the run spends {share:.0%} of its time waiting for data",
+        "raise data.workers, or store the images in a smaller size (clipkit data prepare)",
+    )  # fmt: skip
+
+
+def validation_worse(watch: Watch) -> Finding | None:
+    """Report evaluations that stay below the best one."""
+    metric = watch.facts.metric
+    values = [row[metric] for row in watch.evaluations if metric is not None and metric in row]
+    if len(values) <= _PATIENCE:
+        return None
+    best = max(values[:-_PATIENCE])
+    last = values[-_PATIENCE:]
+    if best <= 0 or max(last) > _WORSE * best:
+        return None
+    return Finding(
+        "validation_worse", "warning",
+        f"{metric} was {best:.4f}, but at most {max(last):.4f} in the last {_PATIENCE} evaluations",
+        "the best weights are kept; use fewer epochs, a lower optim.lr, or eval.patience, which ends such a run",
+    )  # fmt: skip
+
+
+def forgetting(watch: Watch) -> Finding | None:
+    """Report a loss of retention."""
+    name, start = watch.facts.retention, watch.facts.retention_start
+    if name is None or start is None or start <= 0 or name not in watch.evaluations[-1]:
+        return None
+    now = watch.evaluations[-1][name]
+    if now > _FORGOTTEN.get(name, _FORGOTTEN_FIGURE) * start:
+        return None
+    return Finding(
+        "forgetting", "warning",
+        f"the model forgets: {name} was {start:.3f} before the first step and is {now:.3f} now",
+        "lower optim.lr, tune fewer blocks (model.image.tune: last:4), or use weights between start and end "
+        "(eval.interpolate: true, clipkit merge --alpha)",
+    )  # fmt: skip
+
+
+STEP_RULES: tuple[Rule[Watch], ...] = (
+    Rule("loss_at_chance", loss_at_chance,
+         "the loss is within 2 % of its value for equal similarities (ln G for InfoNCE, ln(2G − 1) for NT-Xent, …), "
+         "and no more pairs of the batch are matched than by chance"),
+    Rule("collapsed", collapsed, "the mean cosine between different samples is above 0.95 on one side"),
+    Rule("scale_at_cap", scale_at_cap, "the scale, below its cap at the start, has risen to it"),
+    Rule("scale_falls", scale_falls, "the scale falls steadily below 0.7 of its start"),
+    Rule("gradient_explodes", gradient_explodes, "the gradient's norm is 20 times its median"),
+    Rule("one_direction", one_direction, "in the batch, one side finds the other four times as often as the reverse"),
+    Rule("data_wait", data_wait, "more than 20 % of the time is spent waiting for data"),
+)  # fmt: skip
+EVALUATION_RULES: tuple[Rule[Watch], ...] = (
+    Rule("validation_worse", validation_worse,
+         "three evaluations in a row are 5 % below the best one; `eval.patience: N` ends the run by itself"),
+    Rule("forgetting", forgetting, "the retention figure has lost 10 % (50 % for the model's similarities, see below)"),
+)  # fmt: skip
 
 
 def replay(

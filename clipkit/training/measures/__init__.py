@@ -1,1 +1,1 @@
-"""Measurements during a run, one file each."""
+"""Evaluations during a run; each file implements one of them."""

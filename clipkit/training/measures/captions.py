@@ -1,4 +1,4 @@
-"""Validation pairs: retrieval between images and captions."""
+"""Validation by retrieval between images and captions of held-out pairs."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipkit.data import IndexedFeed, Pairs, Policy, TextView
 from clipkit.errors import TrainingError
-from clipkit.evaluation import Result, retrieval_result
+from clipkit.evaluation import retrieval_result
 from clipkit.metrics import recalls, retrieval_ranks
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
@@ -17,35 +17,31 @@ from clipkit.training.objectives.objective import Encoded
 
 
 class CaptionValidation:
-    """Retrieval on held-out pairs with the current weights.
+    """Validation by retrieval on held-out pairs with the current weights.
 
     Args:
         model: the model that is trained.
         pairs: the held-out pairs.
-        processes: each encodes its share; all get the values.
+        processes: each process encodes its share; all get the values.
     """
 
     def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
         self.pairs = pairs
         preprocess = model.image.preprocess
-        encoded = {
-            "image_features": Encoded(
-                "image", Policy((), preprocess.image_size, preprocess.of_crop, preprocess, seed=0)
-            ),
-            "text_features": Encoded("text", TextView("same", pairs)),
-        }
+        images = Policy((), preprocess.image_size, preprocess.of_crop, preprocess, seed=0)
+        texts = TextView("same", pairs)
+        encoded = {"image_features": Encoded("image", images), "text_features": Encoded("text", texts)}
         self.inputs = TowerInputs(model, IndexedFeed(pairs), processes, encoded, augmented=False)
 
     def figures(self) -> dict[str, float]:
-        """Return the recalls."""
+        """Return the recalls in both directions and their mean."""
         image_features, text_features = self._features()
         return recalls(retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption)))
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return everything that results.json holds, under this model name."""
+        """Return the complete result for results.json, under this model name."""
         image_features, text_features = self._features()
-        result: Result = retrieval_result(image_features, text_features, self.pairs, name, 0.0)
-        return dict(result)
+        return dict(retrieval_result(image_features, text_features, self.pairs, name, 0.0))
 
     def _features(self) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
         return finite(self.pairs.name, *self.inputs.features())
@@ -58,5 +54,5 @@ def finite(name: str, *features: Tensor) -> Any:
         TrainingError: some are not.
     """
     if not all(one.isfinite().all() for one in features):
-        raise TrainingError(f"{name}: its features are not finite; try a lower optim.lr, or train.precision: fp32")
+        raise TrainingError(f"{name}: its features are not finite; use a lower optim.lr, or train.precision: fp32")
     return features

@@ -1,6 +1,7 @@
-"""Views of validation images: how often one view finds the other."""
+"""Validation by image views: retrieval of one view of a held-out image with another view of it."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,20 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipkit.data import IndexedFeed, Pairs, Sample
+from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.evaluation.figures import Column, Queries
-from clipkit.evaluation.neighborhood import embedding_map, neighbor_examples
 from clipkit.metrics import alignment, retrieval_ranks
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
-from clipkit.training.inputs import TowerInputs, evaluating
+from clipkit.training.inputs import TowerInputs
 from clipkit.training.measures.captions import finite
 from clipkit.training.measures.views import BATCH, KS, ViewScores
 from clipkit.training.objectives.objective import Encoded
 from clipkit.training.objectives.views import through_head
 
 
+@dataclass(eq=False)
 class ImageViewValidation:
-    """Retrieval between two views of held-out images, in both directions.
+    """Validation by retrieval between two views of held-out images, in both directions.
 
     The views are the first two of the recipe, as in its first epoch. Recall, alignment and uniformity are measured on
     the features that the loss sees, after the head; neighbors and map on the tower's own features, which are saved.
@@ -32,35 +34,29 @@ class ImageViewValidation:
         workers: loader processes.
         model: the model that is trained.
         pairs: the images.
-        processes: each encodes its share; all get the values.
+        processes: each process encodes its share; all get the values.
     """
 
-    def __init__(
-        self, encoded: Mapping[str, Encoded], workers: int, model: DualEncoder, pairs: Pairs, processes: Processes
-    ) -> None:
-        self.names = list(encoded)[:2]
-        self.model = model
-        self.pairs = pairs
-        self.processes = processes
-        self.workers = workers
-        feed = IndexedFeed(pairs)
-        self.inputs = TowerInputs(model, feed, processes, {name: encoded[name] for name in self.names}, augmented=True)
+    encoded: Mapping[str, Encoded]
+    workers: int
+    model: DualEncoder
+    pairs: Pairs
+    processes: Processes
+
+    def __post_init__(self) -> None:
+        self.names = list(self.encoded)[:2]
+        encoded = {name: self.encoded[name] for name in self.names}
+        self.inputs = TowerInputs(self.model, IndexedFeed(self.pairs), self.processes, encoded, augmented=True)
 
     def figures(self) -> dict[str, float]:
         """Return recalls, alignment and uniformity."""
         return self._scores().figures()
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return everything that results.json holds, under this model name."""
-        images = self.pairs.images
-        share = images[self.processes.share(len(images))]
+        """Return the complete result for results.json, under this model name."""
         with evaluating(self.model):
-            rows = self.model.encode_image(share).to(self.model.device)
-        features = self.processes.gather(rows, len(images)).cpu()
-        return self._scores().result(name, self.pairs, len(images)) | {
-            "examples": neighbor_examples(features, images, "image"),
-            "map": embedding_map(features, images, "image"),
-        }
+            features = encode_shared(self.pairs.images, self.model.encode_image, self.processes).cpu()
+        return self._scores().result(name, self.pairs, features, self.pairs.images)
 
     def _scores(self) -> ViewScores:
         first, second = self._features()

@@ -1,36 +1,37 @@
-"""Labeled images during a run: nearest neighbors and a linear probe on the features of the image tower."""
+"""Validation by labeled images: k-nearest neighbors and a linear probe on the features of the image tower."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from clipkit.data import LabeledImages
+from clipkit.embedding.shared import evaluating
 from clipkit.evaluation import probe
 from clipkit.evaluation.tasks.probe import check_labelled
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
-from clipkit.training.inputs import evaluating
 
 
+@dataclass(eq=False)
 class LabelValidation:
-    """A probe of the image tower with the current weights.
+    """Validation by k-nearest neighbors and a linear probe with the current weights.
 
     Args:
         model: the model that is trained.
-        labelled: images to learn the classes from.
-        test: images to measure on; None: a part of `labelled`.
-        processes: each encodes its share; all get the values.
+        labelled: labeled training images of the probe.
+        test: labeled test images; None: a part of `labelled`.
+        processes: each process encodes its share; all get the values.
 
     Raises:
-        DataError: `test` has classes that `labelled` lacks.
+        DataError: `test` has classes that are missing in `labelled`.
     """
 
-    def __init__(
-        self, model: DualEncoder, labelled: LabeledImages, test: LabeledImages | None, processes: Processes
-    ) -> None:
-        check_labelled(labelled, test)
-        self.model = model
-        self.labelled = labelled
-        self.test = test
-        self.processes = processes
+    model: DualEncoder
+    labelled: LabeledImages
+    test: LabeledImages | None
+    processes: Processes
+
+    def __post_init__(self) -> None:
+        check_labelled(self.labelled, self.test)
 
     def figures(self) -> dict[str, float]:
         """Return knn_acc1, lp_acc1 and the means over classes."""
@@ -38,7 +39,7 @@ class LabelValidation:
         return {name: figure["value"] for name, figure in metrics.items() if figure["value"] is not None}
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return everything that results.json holds, under this model name."""
+        """Return the complete result for results.json, under this model name."""
         return {**self._probe(), "model": name}
 
     def _probe(self) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""The interface of everything that is measured during a run."""
+"""Interface of the evaluations during a run."""
 
 from typing import Any, Protocol
 
 
 class Measurement(Protocol):
-    """Metrics of the model with its current weights."""
+    """Evaluation of the model with its current weights."""
 
     def figures(self) -> dict[str, float]:
-        """Return the values alone, for evaluations.jsonl."""
+        """Return only the metric values, for evaluations.jsonl."""
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return everything that results.json holds, under this model name."""
+        """Return the complete result for results.json, under this model name."""

@@ -1,37 +1,29 @@
-"""Everything that a run measures at an evaluation."""
+"""Selection of the evaluations of a run, and merging of their results."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clipkit.data import LabeledImages, Pairs
-from clipkit.models import DualEncoder
-from clipkit.processes import Processes
-from clipkit.recipe import Recipe
 from clipkit.training.measures.labels import LabelValidation
 from clipkit.training.measures.measurement import Measurement
 from clipkit.training.objectives import file_of
+from clipkit.training.plan import Plan
 
 
-def measurements_of(
-    recipe: Recipe,
-    model: DualEncoder,
-    validation: Pairs | None,
-    labelled: Sequence[LabeledImages],
-    processes: Processes,
-) -> Iterator[Measurement]:
-    """Yield the measurements of a recipe, the one with the default metric first.
+def measurements_of(plan: Plan) -> Iterator[Measurement]:
+    """Yield the measurements of a run, the one with the default metric first.
 
     Raises:
         DataError: the labeled images do not match their test set.
     """
     measured: set[str] = set()
-    for term in recipe.terms if validation is not None else []:
-        if not measured.issuperset(term.metrics):
-            assert validation is not None
-            yield file_of(term).measure(term, recipe, model, validation, processes)
-            measured.update(term.metrics)
+    validation, labelled = plan.data.validation, plan.data.labelled
+    if validation is not None:
+        for term in plan.recipe.terms:
+            if not measured.issuperset(term.metrics):
+                yield file_of(term).measure(term, plan.recipe, plan.model, validation, plan.processes)
+                measured.update(term.metrics)
     if labelled:
-        yield LabelValidation(model, labelled[0], labelled[1] if len(labelled) > 1 else None, processes)
+        yield LabelValidation(plan.model, labelled[0], labelled[1] if len(labelled) > 1 else None, plan.processes)
 
 
 def merged_results(measurements: Sequence[Measurement], name: str) -> dict[str, Any]:

@@ -1,27 +1,27 @@
-"""Retention: how much of its earlier abilities a pretrained model keeps, measured at the start and at evaluations."""
+"""Retention: the degree to which a pretrained model keeps its earlier abilities, measured at the start and later."""
 
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from clipkit.data import LabeledImages, Pairs, read_labeled, read_pairs
+from clipkit.data.sequences import evenly_spaced
+from clipkit.embedding.shared import evaluating
 from clipkit.errors import DataError
 from clipkit.evaluation import retrieval, zeroshot
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
 from clipkit.training.guards.before import is_pretrained
-from clipkit.training.inputs import evaluating
 
 _HELD_OUT = 128
-"""Images and captions that are compared: 16,384 similarities for 128 forward passes."""
+"""Number of images and captions that are compared: 128 forward passes give 16,384 similarities."""
 
 
 class Retention(Protocol):
-    """One value, 1 at best."""
+    """Measure of retention: a single value, at most 1."""
 
     name: str
     """Name of the data."""
@@ -35,7 +35,7 @@ class Retention(Protocol):
 def retention_of(
     recipe: Recipe, model: DualEncoder, validation: Pairs | None, processes: Processes
 ) -> Retention | None:
-    """Return the measure of the recipe: on the set that it names, else on the pretrained model's own similarities.
+    """Return the retention measure of a recipe: on its dataset `eval.retention`, else on the pretrained similarities.
 
     None if the model is not pretrained, or there are no held-out pairs.
 
@@ -52,7 +52,7 @@ def retention_of(
 
 
 class NamedSet:
-    """Zero-shot accuracy of a set with classes, mean recall of a set with captions.
+    """Retention on a dataset: zero-shot accuracy for labeled images, mean recall for images with captions.
 
     Args:
         model: the model that is trained.
@@ -88,7 +88,7 @@ class NamedSet:
 
 
 class OwnSimilarities:
-    """Correlation of the cosines between held-out images and captions with those before training; 1: unchanged.
+    """Retention as the correlation of image-caption cosines on held-out pairs with those before training; 1: unchanged.
 
     Most of these cosines are of images and captions that do not belong together. Progress on the pairs themselves
     changes one cosine in `min(N, 128)`, so it hardly changes the correlation.
@@ -102,8 +102,7 @@ class OwnSimilarities:
 
     def __init__(self, model: DualEncoder, pairs: Pairs) -> None:
         self.model = model
-        count = len(pairs.images)
-        positions = np.unique(np.linspace(0, count - 1, min(count, _HELD_OUT)).round().astype(int))
+        positions = evenly_spaced(len(pairs.images), _HELD_OUT)
         self.images = [pairs.images[position] for position in positions]
         self.captions = [pairs.captions[int(pairs.captions_of_image[position][0])] for position in positions]
         self.name = f"the pretrained model's similarities on {len(positions)} held-out pairs"

@@ -1,5 +1,6 @@
-"""Views of validation captions: how often another wording finds its caption."""
+"""Validation by text views: retrieval of a held-out caption with another wording of it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,13 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipkit.data import Pairs, Sample, TextView
+from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.evaluation.figures import Column, Queries
-from clipkit.evaluation.neighborhood import embedding_map, neighbor_examples
 from clipkit.metrics import alignment, retrieval_ranks
 from clipkit.models import DualEncoder
 from clipkit.models.encode import encode_strings
 from clipkit.processes import Processes
-from clipkit.training.inputs import evaluating
 from clipkit.training.measures.captions import finite
 from clipkit.training.measures.views import BATCH, KS, ViewScores
 from clipkit.training.objectives.views import through_head
@@ -21,7 +21,7 @@ from clipkit.training.step import Encoder
 
 
 class TextViewValidation:
-    """Retrieval of one caption per image by other wordings of it.
+    """Validation by text-to-text retrieval: find an image's first caption from other wordings of it.
 
     The wordings are the image's other captions if it has any, else the caption's paraphrase, else a crop of it.
 
@@ -29,7 +29,7 @@ class TextViewValidation:
         crop: makes the crop.
         model: the model that is trained.
         pairs: the captions.
-        processes: each encodes its share; all get the values.
+        processes: each process encodes its share; all get the values.
     """
 
     def __init__(self, crop: TextView, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
@@ -55,13 +55,10 @@ class TextViewValidation:
         return self._scores().figures()
 
     def result(self, name: str) -> dict[str, Any]:
-        """Return everything that results.json holds, under this model name."""
+        """Return the complete result for results.json, under this model name."""
         with evaluating(self.model):
             features = F.normalize(self._encoded(self.captions, Encoder(self.model.text)), dim=-1).cpu()
-        return self._scores().result(name, self.pairs, len(self.captions)) | {
-            "examples": neighbor_examples(features, self.captions, "text"),
-            "map": embedding_map(features, self.captions, "text"),
-        }
+        return self._scores().result(name, self.pairs, features, self.captions)
 
     def _scores(self) -> ViewScores:
         captions, wordings = self._features()
@@ -82,6 +79,7 @@ class TextViewValidation:
         return finite(self.pairs.name, captions, wordings)
 
     def _encoded(self, texts: list[str], encoder: Encoder) -> Tensor:
-        share = texts[self.processes.share(len(texts))]
-        rows = encode_strings(self.model.text, share, encoder, BATCH, self.model.device)
-        return self.processes.gather(rows.to(self.model.device), len(texts))
+        def encode(share: Sequence[str]) -> Tensor:
+            return encode_strings(self.model.text, share, encoder, BATCH, self.model.device)
+
+        return encode_shared(texts, encode, self.processes)

@@ -1,15 +1,16 @@
-"""The part that measurements of image views and of caption views share: recalls, alignment, uniformity."""
+"""Common part of the evaluations of image views and text views: recalls, alignment and uniformity."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from clipkit.data import Pairs
-from clipkit.evaluation import versions
+from clipkit.evaluation import build_result
+from clipkit.evaluation.examples import Kind
 from clipkit.evaluation.figures import Column, figure, figures
-from clipkit.evaluation.result import INTERVAL
+from clipkit.evaluation.neighborhood import embedding_map, neighbor_examples
 from clipkit.metrics import uniformity
 
 KS = (1, 5, 10)
@@ -27,32 +28,30 @@ class ViewScores:
         spread: (N, D) features whose uniformity is measured.
     """
 
-    side: str
+    side: Kind
     recalls: Mapping[str, Column]
     alignment: Tensor
     spread: Tensor
 
     def figures(self) -> dict[str, float]:
-        """Return the values alone."""
+        """Return the metric values without per-query data."""
         values = {name: column.value for name, column in self.recalls.items()}
         alignment, spread = self.alignment.mean().item(), uniformity(self.spread)
         return values | {f"{self.side}_alignment": alignment, f"{self.side}_uniformity": spread}
 
-    def result(self, name: str, pairs: Pairs, gallery: int) -> dict[str, Any]:
-        """Return the result under this model name; `gallery` is the number of samples that a view is looked up in."""
-        metrics = figures(self.recalls, {f"{self.side}_view_recall@{k}": min(1.0, k / gallery) for k in KS})
+    def result(self, name: str, pairs: Pairs, features: Tensor, items: Sequence[Any]) -> dict[str, Any]:
+        """Return the result under this model name.
+
+        Args:
+            name: the model's name.
+            pairs: the data.
+            features: (N, D) the tower's own features of the items.
+            items: the N images or captions among which a view is searched.
+        """
+        metrics = figures(self.recalls, {f"{self.side}_view_recall@{k}": min(1.0, k / len(items)) for k in KS})
         metrics |= {name: figure(value, None, None) for name, value in self.figures().items() if name not in metrics}
-        return {
-            "task": "views",
-            "model": name,
-            "data": {
-                "name": pairs.name,
-                "images": len(pairs.images),
-                "captions": len(pairs.captions) * pairs.has_captions,
-                "sha256": pairs.fingerprint,
-            },
-            "metrics": metrics,
-            "settings": dict(INTERVAL),
-            "versions": versions(),
-            "seconds": 0.0,
-        }
+        captions = len(pairs.captions) * pairs.has_captions
+        data = {"name": pairs.name, "images": len(pairs.images), "captions": captions, "sha256": pairs.fingerprint}
+        examples = neighbor_examples(features, items, self.side)
+        positions = embedding_map(features, items, self.side)
+        return dict(build_result("views", name, data, metrics, examples=examples, map=positions))

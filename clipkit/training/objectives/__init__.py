@@ -1,4 +1,4 @@
-"""Objectives, one file each; a row in `clipkit/recipe/terms.py` makes one available to recipes.
+"""Training objectives, one per file; a row in `clipkit/recipe/terms.py` makes an objective available in recipes.
 
 The file of a term has two functions: `objective` returns what the step computes, `measure` what an evaluation measures.
 """
@@ -47,7 +47,7 @@ def objective_of(recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Map
         teachers: the teachers of the losses, by name.
 
     Raises:
-        DataError: the data lacks something that a term needs.
+        DataError: the data does not have a column that a term needs.
     """
     terms = recipe.terms
     objectives = [file_of(term).objective(term, recipe, model, pairs, teachers) for term in terms]

@@ -1,4 +1,4 @@
-"""Captions: an image's positive is its caption."""
+"""Objective captions: the positive of an image is its caption."""
 
 from collections.abc import Mapping
 
@@ -19,21 +19,12 @@ def objective(
     """Compare `image_features` with `text_features`, and with `negative_text_features` if the loss needs them.
 
     Raises:
-        DataError: the loss needs wrong captions, and the data has none.
+        DataError: the loss needs hard negative captions, but the data has none.
     """
     preprocess = model.image.preprocess
-    augment = Policy(
-        term.augmentation,
-        preprocess.image_size,
-        preprocess.of_crop,
-        preprocess,
-        recipe.train.seed,
-        safe=TextSafe(pairs) if term.safe else None,
-    )
-    encoded = {
-        "image_features": Encoded("image", augment),
-        "text_features": Encoded("text", TextView("same", pairs)),
-    }
+    seed, safe = recipe.train.seed, TextSafe(pairs) if term.safe else None
+    augment = Policy(term.augmentation, preprocess.image_size, preprocess.of_crop, preprocess, seed, safe=safe)
+    encoded = {"image_features": Encoded("image", augment), "text_features": Encoded("text", TextView("same", pairs))}
     if Need.NEGATIVES in term.needs:
         encoded["negative_text_features"] = Encoded("text", WrongCaption(checked_negatives(pairs)))
     return Objective(

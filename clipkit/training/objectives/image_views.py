@@ -1,4 +1,4 @@
-"""Views of images: an image's positive is another view of it (SimCLR)."""
+"""Objective image views: the positive of a view is another view of the same image (SimCLR)."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ def objective(
 
 
 def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes) -> ImageViewValidation:
-    """Measure how often one view of a held-out image finds the other."""
+    """Measure retrieval between two views of held-out images."""
     assert isinstance(term, ImageViewsTerm)
     return ImageViewValidation(_encoded(term, recipe, model, pairs), recipe.data.workers, model, pairs, processes)
 
@@ -31,11 +31,8 @@ def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, proces
 def _encoded(term: ImageViewsTerm, recipe: Recipe, model: DualEncoder, pairs: Pairs) -> dict[str, Encoded]:
     preprocess, seed = model.image.preprocess, recipe.train.seed
     safe = TextSafe(pairs) if term.safe else None
-    return {
-        f"image_view_{view}": Encoded(
-            "image",
-            Policy(steps_of(policy), preprocess.image_size, preprocess.of_crop, preprocess, seed, view, safe),
-            of_trunk="image" in term.heads,
-        )
-        for view, policy in enumerate(term.views.policies, 1)
-    }
+    encoded = {}
+    for view, policy in enumerate(term.views.policies, 1):
+        make = Policy(steps_of(policy), preprocess.image_size, preprocess.of_crop, preprocess, seed, view, safe)
+        encoded[f"image_view_{view}"] = Encoded("image", make, of_trunk="image" in term.heads)
+    return encoded

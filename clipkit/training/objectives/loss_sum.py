@@ -1,4 +1,4 @@
-"""The weighted sum of a recipe's losses."""
+"""Weighted sum of the losses of a recipe."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,7 +28,7 @@ def loss_sum(terms: Sequence[LossTerm], teachers: Mapping[str, Callable[[Gathere
 
 
 def chance_of(terms: Sequence[LossTerm], pairs: int) -> float | None:
-    """Return the sum at equal similarities; None if a loss has no such level."""
+    """Return the value of the sum when all similarities are equal; None if a loss has no fixed value."""
     total = 0.0
     for term in terms:
         chance = LOSSES[term.name].chance
@@ -43,8 +43,7 @@ def _call(term: LossTerm, teachers: Mapping[str, Callable[[Gathered], Gathered]]
     row = LOSSES[term.name]
     function: Callable[..., Tensor] = getattr(losses, row.name)
     teacher = teachers[term.teacher] if term.teacher is not None else None
-    values = {name: getattr(term, name) for name in row.options if name != "teacher"}
-    options = {name: value for name, value in values.items() if value is not None}
+    options = term.model_dump(include=set(row.options) - {"teacher"}, exclude_none=True)
     names = [name for need in row.needs for name in need.arguments]
 
     def value(gathered: Gathered, scalars: Scalars, rows: slice) -> Tensor:

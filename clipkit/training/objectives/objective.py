@@ -1,4 +1,4 @@
-"""Objectives: which features they are computed from, and how. The step knows nothing else about what is learned."""
+"""Interface between objectives and the training step: the features that an objective needs, and its value."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,33 +14,33 @@ Gathered = Mapping[str, Tensor]
 Scalars = Mapping[str, Tensor]
 """`scale`, exp(logit_scale), and `bias` if the model has one."""
 Value = Callable[[Gathered, Scalars, slice], Tensor]
-"""(gathered, scalars, rows whose terms this process counts) -> its part of the loss."""
+"""Function from (gathered, scalars, rows that this process sums) to this process's part of the loss."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Features that an objective is computed from."""
+    """One kind of features from which an objective is computed."""
 
     tower: Literal["image", "text"]
     make: Augment | TextOf
-    """For the image tower from an image to its input, for the text tower from a sample to a string."""
+    """Function that makes the tower's input: from an image (image tower), or from a sample to a string (text tower)."""
     of_trunk: bool = False
     """Use the trunk's output (G, W), for a head in the objective, instead of the tower's features of unit length."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """One objective, ready to be computed.
+    """A training objective with its features and its value.
 
     Over slices of rows that cover the batch its values must sum to the whole: processes and micro-batches need nothing
     else.
     """
 
     encoded: Mapping[str, Encoded]
-    """Features by name."""
+    """Features that the objective needs, by name."""
     value: Value
     chance: float | None
-    """Its value at equal similarities; None if that depends on the similarities."""
+    """Value when all similarities are equal; None if it is not a fixed number."""
     compared: Callable[[Gathered], tuple[Tensor, Tensor]]
     """The two kinds of features (G, D), of unit length, whose accuracies and cosines are logged."""
     sides: tuple[str, str]
@@ -50,17 +50,13 @@ class Objective:
 def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float]) -> Objective:
     """Return several objectives as one; the log compares the features of the first."""
 
+    weighted = list(zip(weights, objectives, strict=True))
+
     def value(gathered: Gathered, scalars: Scalars, rows: slice) -> Tensor:
-        first, *others = [
-            weight * objective.value(gathered, scalars, rows)
-            for weight, objective in zip(weights, objectives, strict=True)
-        ]
+        first, *others = [weight * one.value(gathered, scalars, rows) for weight, one in weighted]
         return sum(others, first)
 
-    levels = [
-        None if objective.chance is None else weight * objective.chance
-        for weight, objective in zip(weights, objectives, strict=True)
-    ]
+    levels = [None if one.chance is None else weight * one.chance for weight, one in weighted]
     return Objective(
         {name: encoded for objective in objectives for name, encoded in objective.encoded.items()},
         value,

@@ -1,4 +1,4 @@
-"""Teachers: features of all training images and captions by another model, computed once."""
+"""Teachers for distillation: features of all training images and captions from another model, computed only once."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Views of captions: a caption's positive is another view of it (SimCSE)."""
+"""Objective text views: the positive of a view is another view of the same caption (SimCSE)."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ def objective(
     """Compare `text_view_1`, `text_view_2`…, one view per policy.
 
     Raises:
-        DataError: the data lacks something that a policy needs.
+        DataError: the data does not have a column that a policy needs.
     """
     assert isinstance(term, TextViewsTerm)
     views, seed, head = term.views, recipe.train.seed, model.view_head("text")
@@ -31,7 +31,7 @@ def objective(
 
 
 def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes) -> TextViewValidation:
-    """Measure how often another wording finds its caption."""
+    """Measure retrieval of held-out captions with other wordings."""
     assert isinstance(term, TextViewsTerm)
     crop = TextView("crop", pairs, term.views.crop, recipe.train.seed, 1)
     return TextViewValidation(crop, model, pairs, processes)

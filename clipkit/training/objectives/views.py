@@ -1,4 +1,4 @@
-"""The part that views of images and views of captions share."""
+"""Common part of the objectives on image views and text views."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -59,5 +59,5 @@ def value_of_views(
 
 
 def through_head(features: Tensor, head: nn.Module | None) -> Tensor:
-    """Return the features that the loss sees, of unit length."""
+    """Return the unit-length features that the loss uses."""
     return features if head is None else F.normalize(head(features), dim=-1)

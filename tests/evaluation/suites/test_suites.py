@@ -22,10 +22,9 @@ from clipkit.evaluation.suites import read_suite, run_suite, suites_folder
 from clipkit.evaluation.suites.corruptions import Corrupted, corrupted
 from clipkit.evaluation.suites.entries import Corruption, DataSet
 from clipkit.evaluation.suites.robustness import expected, robustness, robustness_means
-from clipkit.evaluation.suites.sources import open_data
+from clipkit.evaluation.suites.sources import fingerprint_of, open_data
 from clipkit.images import open_image
-from clipkit.report import suite_markdown, suite_report
-from clipkit.report.suite import suite_tables
+from clipkit.report.suite import suite_markdown, suite_report, suite_tables
 from tests.conftest import draw
 
 
@@ -103,7 +102,7 @@ def test_fingerprint_depends_on_every_part_of_the_data(shapes: Path, tmp_path: P
     def fingerprint(row: str) -> str:
         file.write_text(f"{header}{row}\n")
         source = f"{file}?images={shapes / 'images'}"
-        return open_data(DataSet(name="near", task="compositional", source=source)).fingerprint
+        return fingerprint_of(open_data(DataSet(name="near", task="compositional", source=source)))
 
     first, *others = (fingerprint(row) for row in ("00.png,a,b,x", "01.png,a,b,x", "00.png,b,a,x", "00.png,a,b,y"))
     assert first == fingerprint("00.png,a,b,x")

@@ -78,7 +78,7 @@ def test_classes_may_exceed_those_of_the_data(model: clipkit.DualEncoder, shapes
 
 
 def test_wrong_classes_and_templates_are_refused(model: clipkit.DualEncoder, shapes: Path) -> None:
-    with pytest.raises(DataError, match="'blue', which is not among the 1 classes given"):
+    with pytest.raises(DataError, match="'blue', which is not among the 1 given classes"):
         evaluate.zeroshot(model, str(shapes / "classes.csv"), classes=["red"])
     with pytest.raises(DataError, match="'a photo'"):
         evaluate.zeroshot(model, str(shapes / "classes.csv"), templates=["a photo"])

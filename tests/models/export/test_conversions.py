@@ -193,7 +193,7 @@ def test_options_missing_in_transformers_are_refused_by_name(tmp_path: Path) -> 
         model = clipkit.load(tmp_path / "open_clip")
         model.backend.config = json.loads(file.read_text())["model_cfg"]
         model.backend.config[section][key] = value
-        with pytest.raises(ModelError, match=f"{key}|pools captions by 'first'"):
+        with pytest.raises(ModelError, match=f"{key}|text pooling 'first'"):
             export(model, "transformers", tmp_path / "out")
     assert config["preprocess_cfg"]["resize_mode"] == "shortest"
 

@@ -216,7 +216,7 @@ def test_failing_onnxruntime_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_int8_is_refused_for_other_formats(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="int8 is an option of onnx, not of open_clip"):
+    with pytest.raises(ModelError, match="int8 applies to the format onnx, not to open_clip"):
         export(clipkit.load(build("clip", tmp_path / "clip")), "open_clip", tmp_path / "out", int8=True)
     assert not (tmp_path / "out").exists()
 

@@ -197,7 +197,7 @@ def test_resume_keeps_the_measured_micro_batch(recipe: Build, monkeypatch: pytes
         sizes.append(5 if sizes else 2)
         return sizes[-1]
 
-    monkeypatch.setattr("clipkit.training.model.find_micro_batch_size", size)
+    monkeypatch.setattr("clipkit.training.micro_batch.find_micro_batch_size", size)
     interrupted(recipe(CHANGES), after=5)
     result = clipkit.train(recipe(CHANGES), resume=True)
     assert sizes == [2]

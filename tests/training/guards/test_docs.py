@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 from clipkit.data.checks.rules import RULES
-from clipkit.training.guards import Facts, Watch
 from clipkit.training.guards.before import GUARDS
 from clipkit.training.guards.doctor import FOLDER_RULES
 from clipkit.training.guards.pretrained import SETTINGS_GUARDS
+from clipkit.training.guards.watch import EVALUATION_RULES, STEP_RULES
 
 PAGE = (Path(__file__).parents[3] / "docs" / "guards.md").read_text(encoding="utf-8")
 SCOPES = {"quick": "all rows", "sampled": "a sample", "full": "–"}
@@ -25,11 +25,11 @@ def test_page_lists_the_tables() -> None:
 
 
 def test_page_lists_the_rules_during_training() -> None:
-    watch = Watch(Facts(64, 0, 100, None, 1.0, None, None))
-    during = [name for name, _ in (*watch._of_steps(), *watch._of_evaluations())]
-    assert [row[0] for row in rows("During training")] == [f"`{name}`" for name in [*during, "not_finite"]]
+    *during, last = rows("During training")
+    assert during == [(f"`{rule.name}`", rule.summary) for rule in STEP_RULES + EVALUATION_RULES]
+    assert last[0] == "`not_finite`"  # the loop itself reports it
 
 
 def test_names_are_those_of_the_functions() -> None:
-    for rule in (*RULES, *GUARDS, *SETTINGS_GUARDS, *FOLDER_RULES):
+    for rule in (*RULES, *GUARDS, *SETTINGS_GUARDS, *STEP_RULES, *EVALUATION_RULES, *FOLDER_RULES):
         assert rule.find.__name__ == rule.name

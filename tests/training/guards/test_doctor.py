@@ -9,8 +9,8 @@ import pytest
 from clipkit.findings import apply
 from clipkit.recipe import Recipe
 from clipkit.training.folder.run_folder import RunFolder
-from clipkit.training.guards import read_findings
 from clipkit.training.guards.doctor import FOLDER_RULES, Examined
+from clipkit.training.guards.record import read_findings
 
 
 @pytest.mark.parametrize(

@@ -89,10 +89,10 @@ def test_interpolated_weights_lie_between_start_and_end() -> None:
         at = model.weight[0, 0].item()
         return {"gain": at / 4, "kept": 1 - (at / 4) ** 3, "other": 0.0}
 
-    curve = interpolated(model, start, figures, {"target": "gain", "retention": "kept"})
-    assert [row["alpha"] for row in curve.rows] == list(ALPHAS)
-    assert [row["target"] for row in curve.rows] == list(ALPHAS)
-    assert curve.chosen == 0.5  # of 1, 1.234, 1.375, 1.328, 1
+    rows, chosen = interpolated(model, start, figures, {"target": "gain", "retention": "kept"})
+    assert [row["alpha"] for row in rows] == list(ALPHAS)
+    assert [row["target"] for row in rows] == list(ALPHAS)
+    assert chosen == 0.5  # of 1, 1.234, 1.375, 1.328, 1
     assert model.weight.tolist() == [[2.0, 4.0]]
     assert model.count.item() == 7
 

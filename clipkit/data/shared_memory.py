@@ -1,0 +1,94 @@
+"""Memory that a run shares with its loader workers, also in containers whose /dev/shm has 64 MB or less."""
+
+import mmap
+import multiprocessing
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+_FOLDER = "/dev/shm"
+
+
+def shared_zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Return zeros that workers see and change; their memory is taken as it is used."""
+    count = int(np.prod(shape, dtype=np.int64))
+    if not _forks() or not count:
+        return torch.zeros(shape, dtype=dtype).share_memory_()
+    # Pages without a name are inherited by forked workers and do not count as /dev/shm.
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).view(shape)
+
+
+def fits_shared(size: int) -> bool:
+    """Return whether `shared_zeros` of this size can be used up."""
+    return _forks() or size <= free_bytes()
+
+
+def free_bytes() -> int:
+    """Return the free bytes of the file system through which PyTorch passes tensors between processes."""
+    try:
+        return shutil.disk_usage(_FOLDER).free
+    except OSError:  # another system, without this limit
+        return 1 << 62
+
+
+def can_send_shared(size: int) -> bool:
+    """Return whether this worker can pass tensors of this size in shared memory, while all others do the same."""
+    worker = get_worker_info()
+    if worker is None:
+        return True
+    processes = worker.num_workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return 2 * processes * size <= free_bytes()
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Tensors of a batch as arrays, which processes send through a pipe and not in shared memory."""
+
+    batch: Any
+
+
+def packed(batch: Any) -> Any:
+    """Return a batch, which is a dataclass with tensors, as `Packed` if shared memory is short in this worker."""
+    values = vars(batch)
+    if can_send_shared(sum(_size(value) for value in values.values())):
+        return batch
+    return Packed(replace(batch, **{name: _arrays(value) for name, value in values.items()}))
+
+
+def unpacked(batch: Any) -> Any:
+    """Return a batch with its tensors, as it was before `packed`."""
+    if not isinstance(batch, Packed):
+        return batch
+    return replace(batch.batch, **{name: _tensors(value) for name, value in vars(batch.batch).items()})
+
+
+def _forks() -> bool:
+    # Asking for the method without allow_none would set it.
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return method == "fork"
+
+
+def _size(value: object) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    return sum(map(_size, value.values())) if isinstance(value, Mapping) else 0
+
+
+def _arrays(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.numpy() if value.dtype != torch.bfloat16 else value.view(torch.int16).numpy().view("V2")
+    return {key: _arrays(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        plain = value.dtype != np.dtype("V2")
+        return torch.from_numpy(value) if plain else torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    return {key: _tensors(item) for key, item in value.items()} if isinstance(value, Mapping) else value

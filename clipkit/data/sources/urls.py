@@ -1,0 +1,63 @@
+"""Addresses that data may name, decided here before any library sees them.
+
+fsspec would accept many more: chains such as `simplecache::file:///etc/passwd` open local files, and `reference://`
+evaluates templates. So only a few protocols are allowed, and chains never are.
+"""
+
+import re
+from urllib.parse import urlsplit
+
+from clipkit.errors import DataError
+
+IMAGES = ("http", "https")
+"""Protocols of addresses of single images."""
+STREAMS = ("http", "https", "s3", "gs", "az", "hf")
+"""Protocols of addresses of shards."""
+
+_IPV6 = re.compile(r"(?<=://)([^/@]*@)?\[[0-9A-Fa-f:.]+\]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def is_address(name: str) -> bool:
+    """Return whether a name is an address and not a path."""
+    return "://" in name
+
+
+def protocol_of(address: str, allowed: tuple[str, ...]) -> str:
+    """Return the protocol of an address.
+
+    Raises:
+        DataError: the protocol is not allowed, the address is a chain, lacks a host or has unprintable characters.
+
+    Example:
+        >>> protocol_of("https://example.org/a.jpg", IMAGES)
+        'https'
+    """
+    protocol = address.partition("://")[0].lower()
+    if "::" in _IPV6.sub("", address, count=1):
+        raise DataError(
+            f"{_shown(address)}: is a chain of addresses (::), which is never opened; give a single address"
+        )
+    if protocol not in allowed:
+        raise DataError(
+            f"{_shown(address)}: addresses of this kind are not opened, only "
+            f"{', '.join(f'{name}://' for name in allowed)}; download the file and give its path"
+        )
+    try:
+        host = urlsplit(address).netloc.rpartition("@")[2]
+    except ValueError:
+        host = ""
+    if not host or _UNPRINTABLE.search(address):
+        raise DataError(f"{_shown(address)}: is not a valid address; correct it")
+    return protocol
+
+
+def without_credentials(address: str) -> str:
+    """Return an address without the user and password before its host."""
+    protocol, separator, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{protocol}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else address
+
+
+def _shown(address: str) -> str:
+    return without_credentials(address)[:200]

@@ -1,0 +1,154 @@
+"""The only place where Pillow opens files: allowed formats alone, and no more pixels than the limit.
+
+Pillow also has formats that start programs (EPS starts Ghostscript), or that contain a file of any other format (IPTC).
+"""
+
+import io
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import BinaryIO
+
+from PIL import Image, ImageFile
+
+# Formats whose decoders read the pixels of their own file and nothing else. To allow another one, check its plugin for
+# subprocess and for Image.open. Those after PNM are formats of other packages, which are used if they are registered.
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "MPO", "TGA", "ICO", "DIB", "PCX", "QOI",
+    "SGI", "HEIF", "JXL",
+)  # fmt: skip
+
+MAX_PIXELS = 178_956_970
+"""Default limit of Pillow, unless CLIPKIT_MAX_PIXELS is set."""
+_LIMIT = "CLIPKIT_MAX_PIXELS"
+# A file may be as large as its largest image with 16 bits in four channels, plus metadata.
+_BYTES_PER_PIXEL = 8
+_METADATA = 1 << 24
+# Above a third of the limit, an image whose file has fewer than one byte for 500 pixels is blank, or made to fill the
+# memory. JPEG files have at most 170 pixels per byte, drawings a few dozen.
+_PIXELS_PER_BYTE = 500
+# The short side is resized to a few hundred pixels, so that a strip of 1 × 60,000 pixels would need gigabytes.
+MOST_ELONGATED = 200
+
+
+class RefusedImageError(Exception):
+    """An image that is refused before its pixels are decoded; the message is the reason, as "is a strip"."""
+
+
+def _limit_at_start() -> int:
+    given = os.environ.get(_LIMIT, "")
+    return int(given) if given.isascii() and given.isdecimal() and int(given) else MAX_PIXELS
+
+
+Image.MAX_IMAGE_PIXELS = _limit_at_start()
+
+
+@contextmanager
+def pixel_limit(most: int) -> Iterator[None]:
+    """Context in which this process refuses to decode images with more pixels than `most`."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = most
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def most_file_bytes() -> int | None:
+    """Return the largest size in bytes of an image file under the current limit of pixels; None: unlimited."""
+    return None if Image.MAX_IMAGE_PIXELS is None else _BYTES_PER_PIXEL * Image.MAX_IMAGE_PIXELS + _METADATA
+
+
+def open_by_pillow(file: BinaryIO) -> Image.Image:
+    """Open an image file without decoding its pixels; use the result as a context.
+
+    Raises:
+        RefusedImageError: the image has too many pixels, or one side is too long for the other.
+        Exception: Pillow cannot open it, or its format is not allowed (UnidentifiedImageError).
+    """
+    file.seek(0, io.SEEK_END)
+    size = file.tell()
+    file.seek(0)
+    _check_icon(file, size)
+    file.seek(0)
+    opened = Image.open(file, formats=_formats())
+    try:
+        check_opened(opened)
+        _check_pixels(opened.size, size)
+        check_shape(opened.size)
+    except RefusedImageError:
+        opened.close()
+        raise
+    return opened
+
+
+def open_content(content: bytes) -> Image.Image:
+    """Open the content of an image file; as `open_by_pillow`."""
+    return open_by_pillow(io.BytesIO(content))
+
+
+def check_opened(image: Image.Image) -> None:
+    """Check the format of an image that Pillow has opened and not decoded.
+
+    Raises:
+        RefusedImageError: the format is not allowed.
+    """
+    if isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None and image.format not in FORMATS:
+        raise RefusedImageError(f"is in the format {image.format}, which is not decoded; convert it to PNG or JPEG")
+
+
+def check_shape(size: tuple[int, int]) -> None:
+    """Check that an image is not a strip.
+
+    Raises:
+        RefusedImageError: one side is more than 200 times as long as the other.
+    """
+    width, height = size
+    if max(size) > MOST_ELONGATED * min(size):
+        raise RefusedImageError(
+            f"an image of {width} × {height} pixels is more than {MOST_ELONGATED} times as long as wide; crop it or "
+            "drop its rows"
+        )
+
+
+def _check_pixels(size: tuple[int, int], file_bytes: int) -> None:
+    most = Image.MAX_IMAGE_PIXELS
+    if most is None:
+        return
+    pixels = size[0] * size[1]
+    advice = (
+        "drop its rows or, if you trust the file, raise data.max_pixels in a recipe, the environment variable "
+        f"{_LIMIT}, or PIL.Image.MAX_IMAGE_PIXELS"
+    )
+    if pixels > most:
+        raise RefusedImageError(f"is over the limit of {most} pixels ({size[0]} × {size[1]} pixels); {advice}")
+    if 3 * pixels > most and pixels > _PIXELS_PER_BYTE * file_bytes > 0 and pixels > MAX_PIXELS // 3:
+        raise RefusedImageError(
+            f"has {size[0]} × {size[1]} pixels in only {file_bytes} bytes, as files that are made to fill the memory; "
+            f"{advice}"
+        )
+
+
+def _check_icon(file: BinaryIO, size: int) -> None:
+    """Check the images in an ICO file, whose largest one Pillow decodes while it opens the file."""
+    if file.read(4) != b"\0\0\1\0":
+        return
+    (count,) = struct.unpack("<H", file.read(2).ljust(2, b"\0"))
+    entries = file.read(16 * count)
+    for start in range(0, len(entries) - 15, 16):
+        (offset,) = struct.unpack_from("<I", entries, start + 12)
+        file.seek(offset)
+        head = file.read(24).ljust(24, b"\0")
+        shape = (
+            struct.unpack_from(">II", head, 16) if head.startswith(b"\x89PNG") else struct.unpack_from("<ii", head, 4)
+        )
+        _check_pixels((abs(shape[0]), abs(shape[1])), size)
+
+
+@cache
+def _formats() -> list[str]:
+    """Return the allowed formats that Pillow has, common ones first."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
