@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clipkit.errors import DataError
+from clipkit.parsing import parse_json, read_yaml
 
 
 class RunFiles:
@@ -65,8 +64,8 @@ def recipe_of(folder: str | Path) -> dict[str, Any]:
     """
     file = RunFiles(folder).recipe
     try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        recipe = read_yaml(file)
+    except (OSError, ValueError):
         recipe = None
     if not isinstance(recipe, dict):
         raise DataError(f"{folder}: not a run folder (no readable recipe.yaml); give the output folder of a recipe")
@@ -82,7 +81,7 @@ def results_of(folder: str | Path) -> dict[str, Any] | None:
 def read_object(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or an empty one if the file is missing or unreadable."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -95,40 +94,30 @@ def append(file: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file, one per line, up to the first incomplete line; a missing file has no objects.
+    """Return the JSON objects of a file, one per line, without damaged lines; a missing file has no objects.
 
-    A run that is killed while it writes leaves an incomplete last line.
+    A run that is killed while it writes leaves an incomplete last line; a machine that loses power leaves zeros.
     """
-    rows = []
-    for line in _lines(file):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    return [row for line in _lines(file) if (row := row_of(line)) is not None]
 
 
 def last_row(file: Path) -> dict[str, Any] | None:
     """Return the last complete row of a file without parsing the other rows."""
-    for line in reversed(_lines(file)):
-        try:
-            row: dict[str, Any] = json.loads(line)
-            return row
-        except ValueError:
-            continue
-    return None
+    return next((row for line in reversed(_lines(file)) if (row := row_of(line)) is not None), None)
 
 
-def step_of(line: str) -> float:
-    """Return the training step of a line, or infinity for an incomplete line."""
+def row_of(line: str | bytes) -> dict[str, Any] | None:
+    """Return the row of a line, which has a step, or None for a damaged line."""
     try:
-        return float(json.loads(line)["step"])
+        row = parse_json(line)
     except ValueError:
-        return float("inf")
+        return None
+    is_row = isinstance(row, dict) and isinstance(row.get("step"), int)
+    return row if is_row else None
 
 
-def _lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+def _lines(file: Path) -> list[bytes]:
+    return file.read_bytes().splitlines() if file.is_file() else []
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,6 +20,7 @@ LEVELS = {
     "image_formats": 0,
     "opening": 0,
     "lazy": 0,
+    "parsing": 0,
     "run_files": 0,
     "tasks": 0,
     "versions": 0,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clipkit.errors import DataError
-from clipkit.run_files import RunFiles, append, last_row, read_rows, recipe_of, results_of, step_of
+from clipkit.run_files import RunFiles, append, last_row, read_rows, recipe_of, results_of, row_of
 
 
 def test_every_file_is_in_the_folder(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_every_file_is_in_the_folder(tmp_path: Path) -> None:
     assert run.files[0] == run.recipe  # the last one that is removed
 
 
-def test_rows_are_read_up_to_a_line_cut_by_a_kill(tmp_path: Path) -> None:
+def test_rows_are_read_without_damaged_lines(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     assert read_rows(file) == []
     assert last_row(file) is None
@@ -28,7 +28,11 @@ def test_rows_are_read_up_to_a_line_cut_by_a_kill(tmp_path: Path) -> None:
         log.write('{"step": 3, "na')
     assert read_rows(file) == whole
     assert last_row(file) == whole[-1]
-    assert [step_of(line) for line in file.read_text().splitlines()] == [1, 2, float("inf")]
+    assert [row_of(line) for line in file.read_text().splitlines()] == [*whole, None]
+    with file.open("ab") as log:
+        log.write(b"\0" * 50 + b'\n{"step": 4}\n\xff\n7\n{}\n{"step": null}\n' + b"[" * 100_000 + b"\n")
+    assert read_rows(file) == [*whole, {"step": 4}]
+    assert last_row(file) == {"step": 4}
 
 
 def test_recipe_and_results_of_a_run(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from clipkit.cli.launch import is_main_process, process_rank, run_again_on_proce
 from clipkit.cli.models import models
 from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
+from clipkit.cli.terminal import print_error, whole_output
 from clipkit.errors import Interrupted, TrainingError, UserError
 
 _ORDER = ("train", "eval", "data", "models", "export", "merge", "push", "doctor", "runs", "demo")
@@ -63,15 +64,16 @@ def main() -> None:
     # Progress bars and warnings of the model libraries would clutter the output; their errors become clipkit errors.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app()
+        with whole_output():
+            app()
     except (UserError, TrainingError) as error:
         rank = process_rank()
         if not error.everywhere or not rank:  # an error that all processes raise is printed by the main process alone
             names_process = isinstance(error, TrainingError) and not error.everywhere and rank is not None
-            sys.stderr.write(f"clipkit: {f'process {rank}: ' if names_process else ''}{error}\n")
+            print_error(f"{f'process {rank}: ' if names_process else ''}{error}")
         sys.exit(2 if isinstance(error, UserError) else 1)
     except MemoryError:
-        sys.stderr.write("clipkit: out of memory; use smaller images or batches, or fewer workers\n")
+        print_error("out of memory; use smaller images or batches, or fewer workers")
         sys.exit(1)
 
 
@@ -175,5 +177,5 @@ def _running() -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)  # launchers repeat signals; a second one must not change the code
         if is_main_process():
-            sys.stderr.write(f"clipkit: {error}\n")
+            print_error(str(error))
         sys.exit(error.code)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import MinLen
-from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, Tag, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from clipkit.recipe.policies import Crop, Policy, Step, steps_of
+from clipkit.recipe.policies import Crop, Policy, Share, Step, steps_of
 from clipkit.recipe.section import Section
 
 _SPELLINGS = {"labeled": "labelled", "labeled_test": "labelled_test"}
@@ -16,7 +16,7 @@ class Source(Section):
     """A data source with its weight, if there are several."""
 
     source: str
-    weight: PositiveFloat = 1.0
+    weight: float = Field(default=1.0, ge=1e-6, le=10_000)
     """Number of times that each image of the source is seen per epoch; 0.5: in every other epoch."""
 
 
@@ -34,7 +34,7 @@ class DataRecipe(Section):
     ]
     """Images with captions; for views also images without captions, e.g. a folder of images. Several sources are
     a list, each with its weight: [photos.csv, {source: hf:me/mine, weight: 3}]."""
-    samples: int | None = Field(default=None, ge=1)
+    samples: int | None = Field(default=None, ge=1, le=10**12)
     """Pairs per epoch of a stream (shards at an address, or hf:NAME?stream=true), whose length is unknown; at most as
     many as the stream has."""
     validation: str | float | None = None
@@ -49,18 +49,18 @@ class DataRecipe(Section):
     augment: Policy = "crop"
     """Augmentation of images for the objective captions. crop: a random resized crop; none: the model's evaluation
     preprocessing; or any other policy."""
-    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.0)
+    crop_scale: tuple[Share, Share] = (0.8, 1.0)
     """Minimum and maximum share of the image area that `augment: crop` keeps."""
     safe: bool = False
     """Do not flip or recolor images whose captions mention left/right or a color."""
-    max_bad: float = Field(default=0.01, ge=0)
+    max_bad: float = Field(default=0.01, ge=0, le=1e12)
     """Maximum number of missing or unreadable images: a share if below 1, otherwise a count. Other pairs replace them,
     and bad_samples.jsonl lists them."""
-    max_pixels: int = Field(default=178_956_970, ge=1)
+    max_pixels: int = Field(default=178_956_970, ge=1, le=10**10)
     """Maximum number of pixels (width × height) of an image. Larger images count as unreadable: they could be malicious
 files that fill the memory.
 """
-    workers: int = Field(default=4, ge=0)
+    workers: int = Field(default=4, ge=0, le=1024)
     """Number of loader processes per process of the run; 0: load in the process of the run."""
 
     @model_validator(mode="before")

@@ -3,9 +3,11 @@
 import difflib
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field
 
-from clipkit.recipe.section import Section
+from clipkit.recipe.section import Count, Minutes, Section
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimRecipe(Section):
@@ -13,15 +15,15 @@ class OptimRecipe(Section):
 
     name: Literal["adamw", "sgd"] = "adamw"
     """Name of the optimizer; sgd has no momentum and does not use betas and eps."""
-    lr: PositiveFloat = 1e-5
+    lr: float = Field(default=1e-5, gt=0, le=1000)
     """Peak learning rate, reached after warmup. 1e-5 fine-tunes a pretrained CLIP; new towers need about 1e-3."""
-    weight_decay: NonNegativeFloat = 0.1
+    weight_decay: float = Field(default=0.1, ge=0, le=1000)
     """Weight decay; not applied to biases, normalization layers, position and class embeddings, and the scale."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: PositiveFloat = 1e-6
-    warmup: NonNegativeFloat = 0.1
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    eps: float = Field(default=1e-6, ge=1e-30, le=1)
+    warmup: float = Field(default=0.1, ge=0, le=1e9)
     """Length of the warmup: a share of all steps if below 1, otherwise a number of steps."""
-    clip: PositiveFloat | None = 1.0
+    clip: float | None = Field(default=1.0, ge=1e-9, le=1e9)
     """Maximum norm of the gradient; null: no clipping."""
 
 
@@ -41,15 +43,15 @@ def _check_tracker(name: str) -> str:
 class TrainRecipe(Section):
     """Settings of the training loop."""
 
-    epochs: PositiveInt = 5
-    batch_size: int = Field(default=512, ge=2)
+    epochs: Count = 5
+    batch_size: int = Field(default=512, ge=2, le=2**24)
     """Pairs in the global batch over all processes; the batch size determines the number of negatives."""
-    micro_batch_size: PositiveInt | Literal["auto"] = "auto"
+    micro_batch_size: Count | Literal["auto"] = "auto"
     """Pairs per forward pass on one process; it does not affect the result. auto: as many as memory allows."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Numeric precision. auto: bf16 on a GPU that supports it, fp16 on other GPUs, fp32 on a CPU."""
-    seed: int = Field(default=0, ge=0)
-    log_every: PositiveInt = 1
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    log_every: Count = 1
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: needs a third more time, but much less memory."""
     compile: bool = False
@@ -58,19 +60,19 @@ class TrainRecipe(Section):
     """Decay of the averaged weights, e.g. 0.999; the averaged weights are evaluated and kept. null: no averaging."""
     log_with: list[Annotated[str, AfterValidator(_check_tracker)]] = Field(default=[])
     """Trackers of Accelerate, e.g. [tensorboard, wandb], in addition to the files of the run."""
-    timeout_minutes: PositiveFloat = 10.0
+    timeout_minutes: Minutes = 10.0
     """Timeout for a process that does not respond, in minutes."""
 
 
 class CheckpointRecipe(Section):
     """Settings of the checkpoints from which a run can resume."""
 
-    every_steps: PositiveInt = 500
+    every_steps: Count = 500
     """Steps between checkpoints; one is also written before each evaluation and at the end."""
-    every_minutes: PositiveFloat | None = 15.0
+    every_minutes: Minutes | None = 15.0
     """Also write a checkpoint when the last one is older than this; null: only by steps."""
-    keep_last: PositiveInt = 2
-    keep_best: PositiveInt = 1
+    keep_last: Count = 2
+    keep_best: Count = 1
     """Number of checkpoints with the best evaluations that are kept in addition to the last ones."""
 
 
@@ -100,13 +102,13 @@ def _check_metric(name: str) -> str:
 class EvalRecipe(Section):
     """Settings of the evaluations during training; the weights with the best evaluation are kept."""
 
-    every_epochs: PositiveInt = 1
+    every_epochs: Count = 1
     metric: Annotated[str, AfterValidator(_check_metric)] = "auto"
     """Metric that selects the best weights. auto: mean_recall with captions, otherwise the recall of views."""
     retention: str | None = None
     """A small dataset, labeled or with captions, on which the model should not get worse; evaluated at the start
     and at each evaluation. null: the similarities of the pretrained model on held-out pairs."""
-    patience: PositiveInt | None = None
+    patience: Count | None = None
     """End the run after this many evaluations without a new best result; null: run all epochs."""
     interpolate: bool = False
     """After training, evaluate interpolations between the initial and final weights (alpha 0 to 1); keep the one with

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from clipkit.catalogue import LOSSES, Need
 from clipkit.closest import closest
-from clipkit.recipe.section import Section
+from clipkit.recipe.section import Section, Weight
 
 
 def _check_loss(name: str) -> str:
@@ -49,7 +49,7 @@ class LossTerm(LossOptions):
     """One loss of a weighted sum."""
 
     name: LossName
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    weight: Weight = 1.0
 
 
 class LossRecipe(LossOptions):

@@ -3,9 +3,9 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from clipkit.recipe.section import Section
+from clipkit.recipe.section import Section, Temperature, Width
 
 TUNE_METHODS = {
     "full": "all parameters",
@@ -45,7 +45,7 @@ class ImageTowerRecipe(Section):
     """`timm:NAME` or a folder written by timm; image.name and text.name together define a composed model."""
     pretrained: bool = True
     tune: Tune = "full"
-    image_size: PositiveInt | None = None
+    image_size: Width | None = None
     """Side of the square input in pixels. null: the default size of the tower."""
 
 
@@ -58,7 +58,7 @@ class TextTowerRecipe(Section):
     tune: Tune = "full"
     tokenizer: str | None = None
     """`open_clip:ARCH`, `hf:NAME` or a folder. null: the tokenizer of the tower."""
-    context_length: PositiveInt | None = None
+    context_length: int | None = Field(default=None, ge=1, le=10**6)
     """Maximum number of tokens; longer captions are truncated. null: the limit of the tokenizer."""
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"
     """Pooling of the token states into one vector. auto: as configured in the folder (sentence-transformers), else
@@ -75,14 +75,14 @@ class ModelRecipe(Section):
     name: str | None = None
     image: ImageTowerRecipe = ImageTowerRecipe()
     text: TextTowerRecipe = TextTowerRecipe()
-    embed_dim: PositiveInt | None = None
+    embed_dim: Width | None = None
     """Dimension of the shared feature space of a composed model. null: 512 with two towers; with one tower, no
     projection."""
     projection: Literal["linear", "mlp"] = "linear"
     """Projection of a composed model, after a LayerNorm: one linear layer, or two with a GELU between them."""
-    temperature: PositiveFloat | None = None
+    temperature: Temperature | None = None
     """Initial temperature of a composed model, 1 / exp(logit_scale). null: 0.07."""
-    bias: float | None = None
+    bias: float | None = Field(default=None, ge=-1000, le=1000)
     """Initial logit bias of a composed model, for the sigmoid loss; -10 in SigLIP. null: no bias."""
 
     @model_validator(mode="after")

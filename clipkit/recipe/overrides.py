@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from clipkit.errors import RecipeError
+from clipkit.parsing import parse_yaml
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -25,8 +24,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _value(typed: str) -> Any:
     try:
-        value = yaml.safe_load(typed)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: e.g. 2024-13-45, a date
+        value = parse_yaml(typed)
+    except ValueError:
         return typed
     text = typed.strip()
     if isinstance(value, str):

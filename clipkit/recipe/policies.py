@@ -11,13 +11,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
-    PositiveFloat,
     Tag,
     TypeAdapter,
     ValidationError,
@@ -25,6 +23,7 @@ from pydantic import (
 
 from clipkit.closest import closest
 from clipkit.errors import RecipeError
+from clipkit.parsing import parse_yaml
 from clipkit.recipe.section import Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -37,6 +36,9 @@ def _check_rising(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Ratio = Annotated[float, Field(ge=0.01, le=100)]
+Sigma = Annotated[float, Field(gt=0, le=100)]
+Strength = Annotated[float, Field(ge=0, le=10)]
 Shares = Annotated[tuple[Share, Share], AfterValidator(_check_rising)]
 
 
@@ -46,7 +48,7 @@ class Crop(Section):
     name: Literal["crop"] = "crop"
     scale: Shares = (0.8, 1.0)
     """Minimum and maximum share of the image area."""
-    ratio: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_check_rising)] = (3 / 4, 4 / 3)
+    ratio: Annotated[tuple[Ratio, Ratio], AfterValidator(_check_rising)] = (3 / 4, 4 / 3)
     """Minimum and maximum ratio of width to height."""
 
 
@@ -71,9 +73,9 @@ class Jitter(Section):
     """Change the colors randomly: a value x means a factor in [1 − x, 1 + x]; hue is a share of the color circle."""
 
     name: Literal["jitter"] = "jitter"
-    brightness: float = Field(default=0.4, ge=0)
-    contrast: float = Field(default=0.4, ge=0)
-    saturation: float = Field(default=0.4, ge=0)
+    brightness: Strength = 0.4
+    contrast: Strength = 0.4
+    saturation: Strength = 0.4
     hue: float = Field(default=0.1, ge=0, le=0.5)
     p: Probability = 0.8
 
@@ -89,7 +91,7 @@ class Blur(Section):
     """Blur the image with a Gaussian kernel."""
 
     name: Literal["blur"] = "blur"
-    sigma: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_check_rising)] = (0.1, 2.0)
+    sigma: Annotated[tuple[Sigma, Sigma], AfterValidator(_check_rising)] = (0.1, 2.0)
     """Minimum and maximum standard deviation in pixels."""
     p: Probability = 0.5
 
@@ -115,7 +117,7 @@ class RandAugment(Section):
     """Apply a few of fourteen operations, drawn at random (Cubuk et al. 2020)."""
 
     name: Literal["randaugment"] = "randaugment"
-    count: int = Field(default=2, ge=1)
+    count: int = Field(default=2, ge=1, le=100)
     magnitude: int = Field(default=9, ge=0, le=30)
 
 
@@ -160,8 +162,8 @@ def _with_name(step: object) -> object:
     """Convert a step given only by its name to a mapping, and normalize the spelling of its name."""
     if isinstance(step, str):
         step = {"name": step}
-    if isinstance(step, dict) and step.get("name") in _SPELLINGS:
-        return {**step, "name": _SPELLINGS[step["name"]]}
+    if isinstance(step, dict) and isinstance(name := step.get("name"), str):
+        return {**step, "name": _SPELLINGS.get(name, name)}
     return step
 
 
@@ -187,14 +189,12 @@ def parse_policy(text: str) -> tuple[Step, ...]:
         RecipeError: `text` is neither.
     """
     try:
-        return steps_of(TypeAdapter(Policy).validate_python(yaml.safe_load(text)))
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            f"--policy {text!r} is not valid YAML ({' '.join(str(error).split())}); give a name or a list of steps"
-        ) from None
+        return steps_of(TypeAdapter(Policy).validate_python(parse_yaml(text)))
     except ValidationError as error:
         problem = error.errors()[0]
         raise RecipeError(f"--policy {text}: {problem['msg'].removeprefix('Value error, ')}") from None
+    except ValueError as error:
+        raise RecipeError(f"--policy {text!r} is not valid YAML ({error}); give a name or a list of steps") from None
 
 
 def table() -> str:

@@ -38,7 +38,7 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
     # The tags of a union are not part of the key.
-    key = ".".join(str(part) for part in problem["loc"] if part not in ("one", "several"))
+    key = ".".join(shortened(str(part)) for part in problem["loc"] if part not in ("one", "several"))
     match problem["type"]:
         case "extra_forbidden":
             known = _known_keys(recipe)
@@ -62,6 +62,21 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
             message = problem["msg"].removeprefix("Value error, ")
             # A message of a section that starts with one of its keys.
             joint = "." if f"{key}.{re.split('[ :]', message)[0]}" in _known_keys(recipe) else " "
-            return f"{key}{joint}{message}".strip()
+            return shortened(f"{key}{joint}{message}".strip())
+        case "value_of_key":
+            return shortened(f"{key}.{problem['msg']}".lstrip("."))
         case _:
-            return f"{key} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            return f"{key} is {_shown(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _shown(value: object) -> str:
+    """Return a value as an error message shows it; repr of an integer with thousands of digits is an error."""
+    try:
+        return shortened(repr(value))
+    except ValueError:
+        return "a number with thousands of digits"
+
+
+def shortened(text: str) -> str:
+    """Return a text without the middle of a very long one."""
+    return text if len(text) <= 600 else f"{text[:300]} … {text[-200:]}"

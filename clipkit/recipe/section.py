@@ -1,9 +1,45 @@
 """Base class of all recipe sections."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
+Minutes = Annotated[float, Field(gt=0, le=525_600)]  # a year
 
 
 class Section(BaseModel):
-    """Base class of recipe sections: read-only; unknown keys are errors."""
+    """Base class of recipe sections: read-only; unknown keys are errors, numbers are finite, true is not a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _values_fit(cls, values: Any) -> Any:
+        for name, field in cls.model_fields.items() if isinstance(values, Mapping) else ():
+            value = values.get(name)
+            parts: Iterable[Any] = value if isinstance(value, list | tuple) else ()
+            if isinstance(value, Mapping) and get_origin(field.annotation) is dict:  # other mappings are sections
+                parts = value.values()
+            if any(isinstance(part, bool) for part in (value, *parts)) and not _contains(field.annotation, bool, Any):
+                raise _invalid(name, value, "true and false (also yes, no, on, off) are not valid here; change it")
+            if any(isinstance(part, str) and "\0" in part for part in (value, *parts)):
+                raise _invalid(name, value, "it contains a NUL character; remove it")
+        return values
+
+
+def _invalid(name: str, value: object, reason: str) -> PydanticCustomError:
+    """Return the error of a value; `first_problem` joins the section's key and the message by a dot."""
+    return PydanticCustomError(
+        "value_of_key", "{name} is {value}: {reason}", {"name": name, "value": repr(value), "reason": reason}
+    )
+
+
+def _contains(kind: Any, *sought: Any) -> bool:
+    """Return whether an annotation contains one of the types."""
+    return kind in sought or any(_contains(part, *sought) for part in get_args(kind))

@@ -5,12 +5,12 @@ The views of an image are augmentations; those of a text are crops or other word
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from clipkit.catalogue import LOSSES, Need
 from clipkit.recipe.loss import LossRecipe
 from clipkit.recipe.policies import Policy, Shares, steps_of
-from clipkit.recipe.section import Section
+from clipkit.recipe.section import Section, Temperature, Width
 
 
 def _check_loss_of_views(loss: LossRecipe) -> LossRecipe:
@@ -35,11 +35,11 @@ class HeadRecipe(Section):
     processes and micro-batches.
     """
 
-    layers: PositiveInt = 2
+    layers: int = Field(default=2, ge=1, le=100)
     """Number of linear layers, with a normalization and a ReLU between them."""
-    width: PositiveInt | None = None
+    width: Width | None = None
     """Dimension of the hidden layers. null: the dimension of the trunk."""
-    dim: PositiveInt = 128
+    dim: Width = 128
     """Output dimension: the dimension of the features that the loss uses."""
     norm: Literal["layer", "batch"] = "layer"
     keep: bool = False
@@ -58,7 +58,7 @@ class ImageViewsRecipe(Section):
 or class.
 """
     loss: LossOfViews = LossRecipe(name="ntxent")
-    temperature: PositiveFloat = 0.1
+    temperature: Temperature = 0.1
     """Fixed temperature, for losses that use a scale."""
     head: HeadRecipe | None = HeadRecipe()
     """Projection head. null: the loss uses the features of the tower. With a head, the loss of the views does not train
@@ -86,7 +86,7 @@ class TextViewsRecipe(Section):
     """Positives of a view. caption: the other views of the same string; image: the views of all captions of the
     image."""
     loss: LossOfViews = LossRecipe(name="infonce")
-    temperature: PositiveFloat = 0.05
+    temperature: Temperature = 0.05
     head: HeadRecipe | None = None
 
     @property

@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from clipkit.catalogue import Need
 from clipkit.errors import RecipeError
+from clipkit.parsing import read_yaml
 from clipkit.recipe.data import DataRecipe
 from clipkit.recipe.loop import LABEL_METRICS, CheckpointRecipe, EvalRecipe, OptimRecipe, TrainRecipe
 from clipkit.recipe.loss import LossRecipe
 from clipkit.recipe.model import ModelRecipe
 from clipkit.recipe.overrides import merged, parse_overrides
 from clipkit.recipe.problems import first_problem
-from clipkit.recipe.section import Section
+from clipkit.recipe.section import Section, Weight
 from clipkit.recipe.terms import OBJECTIVES, Side, Term
 from clipkit.recipe.views import ViewsRecipe
 
@@ -32,7 +33,7 @@ def _with_weights(objective: object) -> object:
     return weights
 
 
-Objective = Annotated[dict[str, PositiveFloat], BeforeValidator(_with_weights)]
+Objective = Annotated[dict[str, Weight], BeforeValidator(_with_weights)]
 
 
 class Recipe(Section):
@@ -152,13 +153,13 @@ class Recipe(Section):
         """Read a YAML file, apply `key.sub=value` overrides, and validate the result."""
         path = Path(path)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = read_yaml(path)
         except FileNotFoundError:
             raise RecipeError(f"{path}: file not found; give the path of a recipe (a YAML file)") from None
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot be read ({error}); give the path of a recipe (a YAML file)") from None
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{path}: is not valid YAML ({' '.join(str(error).split())}); fix it") from None
+        except ValueError as error:
+            raise RecipeError(f"{path}: is not valid YAML ({error}); fix it") from None
         if not isinstance(values, dict):
             raise RecipeError(f"{path}: is not a recipe; write a mapping of sections (model, data, train, …)")
         return cls.from_dict(merged(values, parse_overrides(overrides)), source=str(path))

@@ -21,6 +21,7 @@ from clipkit.training.guards.monitor import Monitor
 from clipkit.training.kept_model import save_kept_model
 from clipkit.training.measures.measurement import Measurement
 from clipkit.training.micro_batch import memory_in_use
+from clipkit.training.model import are_finite
 from clipkit.training.plan import Plan
 from clipkit.training.state import State
 from clipkit.training.stop import StopRequest
@@ -173,7 +174,7 @@ class Recorder:
         raise self.stop_request.interrupted(when, number)
 
     def stop_at_last_good(self, state: State, batch: Batch, error: NotFinite) -> NoReturn:
-        """Write a checkpoint of the weights before this step, log the step's images, and end the run.
+        """Save the weights before this step if the model still has them, log the step's images, and end the run.
 
         Raises:
             TrainingError: always.
@@ -181,14 +182,20 @@ class Recorder:
         rows = batch.image_ids[:, None].to(self.plan.accelerator.device)
         positions = self.processes.gather(rows, self.plan.recipe.train.batch_size)[:, 0].tolist()
         names = [Path(self.plan.data.train.image_name(position)).name for position in positions]
-        self.save(state)
+        trained = [parameter for parameter in self.plan.model.parameters() if parameter.requires_grad]
+        if not error.updated and are_finite(trained):
+            self.save(state)
         step = state.step + 1
-        self.monitor.not_finite(step, error.loss, error.norm)
+        self.monitor.not_finite(step, error.loss, error.norm, error.updated)
         self.log_line(f"images of step {step}: {' '.join(names)}")
+        weights = "no weights were saved before it"
+        if state.saved_at:
+            weights = f"the weights after step {state.saved_at} are in {self.folder.checkpoints}"
+        updated = ", and the updated weights are not finite" if error.updated else ""
         raise TrainingError(
-            f"step {step}: the loss is {error.loss:.4g} and the gradient norm {error.norm:.4g}; the weights after step "
-            f"{state.step} are in {self.folder.checkpoints}, the images of step {step} ({names[0]}, …) in "
-            f"{self.folder.log}; try a lower optim.lr, optim.clip, or train.precision: fp32"
+            f"step {step}: the loss is {error.loss:.4g} and the gradient norm {error.norm:.4g}{updated}; {weights}, "
+            f"the images of step {step} ({names[0]}, …) in {self.folder.log}; try a lower optim.lr, optim.clip, or "
+            "train.precision: fp32"
         )
 
     def figures(self) -> dict[str, float]:

@@ -6,18 +6,26 @@ from typing import Any
 import torch
 
 from clipkit.data import Batch
+from clipkit.training.model import are_finite
 from clipkit.training.plan import Plan
 from clipkit.training.state import State
 from clipkit.training.step import Step
 
 
 class NotFinite(Exception):
-    """The loss or the gradient norm is infinite or not a number; the weights are those of the previous step."""
+    """The loss, the gradient norm or the updated weights are infinite or not a number.
 
-    def __init__(self, loss: float, norm: float) -> None:
+    Args:
+        loss: the loss of the step.
+        norm: the gradient norm of the step.
+        updated: True if the update was applied, so that the weights of the previous step are gone.
+    """
+
+    def __init__(self, loss: float, norm: float, updated: bool = False) -> None:
         super().__init__(f"loss {loss:.4g}, gradient norm {norm:.4g}")
         self.loss = loss
         self.norm = norm
+        self.updated = updated
 
 
 def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str, Any]:
@@ -34,7 +42,8 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
 
     Raises:
         Abandoned: a process received a stop signal; nothing has changed.
-        NotFinite: the loss or the gradient norm is not finite; nothing has changed.
+        NotFinite: the loss or the gradient norm is not finite, and nothing has changed; or the updated weights are
+            not finite, and `updated` is True: they must not be saved.
     """
     recipe, model, accelerator = plan.recipe, plan.model, plan.accelerator
     lr = plan.schedule(state.step)
@@ -52,6 +61,9 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
         raise NotFinite(loss.item(), float(norm))
     plan.optimizer.step()
     plan.optimizer.zero_grad()
+    # Before the scale is limited, which would hide an infinite one.
+    if not are_finite(trainable):
+        raise NotFinite(loss.item(), float(norm), updated=True)
     if plan.largest_logit_scale is not None:
         with torch.no_grad():
             model.logit_scale.clamp_(max=plan.largest_logit_scale)

@@ -59,9 +59,7 @@ def test_bfloat16_is_averaged_in_float32_and_integers_are_kept() -> None:
 
 def test_other_architecture_is_refused_with_the_first_different_tensor(two: tuple[Path, Path], tmp_path: Path) -> None:
     other = clipkit.load(build("metaclip_2", tmp_path / "other"))
-    with pytest.raises(
-        ModelError, match=r"different architectures: text\.trunk\.native.*token_embedding\.weight is \("
-    ):
+    with pytest.raises(ModelError, match=r"text\.trunk\.native.*token_embedding\.weight"):
         clipkit.merge([other, clipkit.load(two[0])])
     with pytest.raises(ModelError, match="one weight per model"):
         clipkit.merge([clipkit.load(folder) for folder in two], [0.5, 0.6])

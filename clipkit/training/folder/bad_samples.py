@@ -32,7 +32,9 @@ class BadSamples:
     def resume(self) -> None:
         """Read the list that the run wrote before it was interrupted."""
         self.images = set(
-            self.processes.gather_objects([row["image"] for row in read_rows(self.folder.bad_samples)])[0]
+            self.processes.gather_objects(
+                [row["image"] for row in read_rows(self.folder.bad_samples) if "image" in row]
+            )[0]
         )
 
     def check_known(self, bad: Mapping[int, str]) -> None:

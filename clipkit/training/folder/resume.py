@@ -1,17 +1,15 @@
 """Resuming of a run: find the newest usable checkpoint, and check that recipe, data and model are unchanged."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from clipkit.errors import OutputError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.run_files import RunFiles, flat, read_rows
+from clipkit.run_files import RunFiles, flat, read_rows, recipe_of, results_of
 from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, damage, read_state
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.identity import MACHINE, MEASURED
@@ -93,6 +91,10 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
             break
         notes.append(f"the checkpoint of step {step} is not used: {reason}")
     else:
+        # A checkpoint that is intact itself can be used if lines of the logs are lost; edited logs are refused.
+        step, repairs = next(_repairable(folder, reversed(saved)), (0, []))
+        notes += repairs
+    if not step:
         raise OutputError(
             f"{folder.checkpoints}: no checkpoint is usable ({notes[0].partition(': ')[2]}); restore an intact one, "
             "or start again with --overwrite"
@@ -127,14 +129,14 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
 def best_evaluation(folder: RunFolder, metric: str | None) -> dict[str, Any] | None:
     """Return the best evaluation whose checkpoint still exists, the first one in a tie."""
     kept = set(checkpoint_steps(folder.checkpoints))
-    rows = [row for row in read_rows(folder.evaluations) if row["step"] in kept]
+    rows = [row for row in read_rows(folder.evaluations) if row["step"] in kept and metric in row]
     return max(rows, key=lambda row: row[str(metric)], default=None)
 
 
 def out_of_patience(folder: RunFiles, recipe: Recipe) -> bool:
     """Return whether the last `eval.patience` evaluations were no better than the best one before them."""
     patience, metric = recipe.eval.patience, recipe.metric
-    rows = read_rows(folder.evaluations)
+    rows = [row for row in read_rows(folder.evaluations) if metric in row]
     if patience is None or metric is None or len(rows) <= patience:
         return False
     best = max(rows, key=lambda row: row[metric])  # the first one in a tie
@@ -145,7 +147,7 @@ def _without_checkpoints(folder: RunFolder, recipe: Recipe, steps: int) -> Start
     if not folder.results.exists() and not folder.model.exists():
         return StartPoint(0)
     if folder.recipe.exists():
-        _changes(folder, recipe, yaml.safe_load(folder.recipe.read_text(encoding="utf-8")), steps)
+        _changes(folder, recipe, recipe_of(folder.path), steps)
         if _steps_of_results(folder) == steps:
             return StartPoint(steps, finished=True)
     raise OutputError(
@@ -154,19 +156,37 @@ def _without_checkpoints(folder: RunFolder, recipe: Recipe, steps: int) -> Start
     )
 
 
+def _repairable(folder: RunFolder, steps: Iterable[int]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the checkpoints that only damaged logs make unusable, each with a line about every such log."""
+    for step in steps:
+        if _damage(folder, step) is None:
+            marks = read_state(checkpoint_of(folder.checkpoints, step))["logs"]
+            damaged = folder.damaged(marks)
+            if len(damaged) == sum(folder.altered({name: mark}) is not None for name, mark in marks.items()):
+                yield (
+                    step,
+                    [f"the checkpoint of step {step} is used, and logs are repaired: {line}" for line in damaged],
+                )
+
+
 def _problem(folder: RunFolder, step: int) -> str | None:
     """Return a problem of a checkpoint, of the best checkpoint that it needs, or of its logs.
 
     The result is None if all are usable.
     """
+    reason = _damage(folder, step)
+    if reason is not None:
+        return reason
+    altered = folder.altered(read_state(checkpoint_of(folder.checkpoints, step))["logs"])
+    return None if altered is None else f"{altered} has changed since that step"
+
+
+def _damage(folder: RunFolder, step: int) -> str | None:
+    """Return a problem of a checkpoint, or of the best checkpoint that it needs; None if both are usable."""
     reason = damage(checkpoint_of(folder.checkpoints, step))
     if reason is not None:
         return reason
-    state = read_state(checkpoint_of(folder.checkpoints, step))
-    altered = folder.altered(state["logs"])
-    if altered is not None:
-        return f"{altered} has changed since that step"
-    best = state["best"]
+    best = read_state(checkpoint_of(folder.checkpoints, step))["best"]
     if best is not None and best != step:
         reason = damage(checkpoint_of(folder.checkpoints, best))
         if reason is not None:
@@ -203,7 +223,5 @@ def _short(value: object) -> str:
 
 
 def _steps_of_results(folder: RunFolder) -> int | None:
-    if not folder.results.exists():
-        return None
-    results = json.loads(folder.results.read_text(encoding="utf-8"))
-    return results["settings"].get("steps")
+    results = results_of(folder.path)
+    return None if results is None else results["settings"].get("steps")

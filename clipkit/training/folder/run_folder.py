@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from clipkit.errors import OutputError, TrainingError, one_line
 from clipkit.files import write_whole
 from clipkit.processes import Processes
-from clipkit.run_files import RunFiles, step_of
+from clipkit.run_files import RunFiles, row_of
 from clipkit.training.folder.checkpoint import (
     checkpoint_of,
     checkpoint_steps,
@@ -112,14 +112,30 @@ class RunFolder(RunFiles):
                 return name
         return None
 
-    def cut(self, marks: Mapping[str, Any], step: int) -> None:
-        """Remove the log entries after the mark of `step`; the resumed run writes them again."""
+    def damaged(self, marks: Mapping[str, Any]) -> list[str]:
+        """Return a line about each log that has lost lines before its mark; logs that were edited are not damaged."""
+        lines = []
         for name, mark in marks.items():
-            if (self.path / name).is_file():
+            file = self.path / name
+            content = file.read_bytes() if file.is_file() else b""
+            rows = content.splitlines()
+            lost = sum(row_of(line) is None for line in rows)
+            if self.altered({name: mark}) and (lost or len(content) < mark["bytes"]):
+                kept = f"{len(rows) - lost} whole lines are kept"
+                lines.append(f"{name} was damaged: {kept}, {lost} damaged ones are removed, and others may be missing")
+        return lines
+
+    def cut(self, marks: Mapping[str, Any], step: int) -> None:
+        """Remove the log entries after the mark of `step`; the resumed run writes them again.
+
+        A log that is not as it was at the mark keeps its whole lines up to this step.
+        """
+        for name, mark in marks.items():
+            if (self.path / name).is_file() and not self.altered({name: mark}):
                 os.truncate(self.path / name, mark["bytes"])
-        if self.speed.is_file():
-            kept = [line for line in self.speed.read_text(encoding="utf-8").splitlines() if step_of(line) <= step]
-            write_whole(self.speed, "".join(line + "\n" for line in kept))
+            else:
+                _keep_whole_lines(self.path / name, step)
+        _keep_whole_lines(self.speed, step)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -154,6 +170,14 @@ def claimed(folder: RunFolder, processes: Processes, resume: bool, overwrite: bo
         yield folder
     finally:
         folder.release()
+
+
+def _keep_whole_lines(file: Path, step: int) -> None:
+    if file.is_file():
+        rows = ((line, row_of(line)) for line in file.read_bytes().splitlines())
+        write_whole(
+            file, "".join(f"{line.decode()}\n" for line, row in rows if row is not None and row["step"] <= step)
+        )
 
 
 def _remove(path: Path) -> None:

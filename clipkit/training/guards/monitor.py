@@ -158,12 +158,13 @@ class Monitor:
             line += f", {self.retention.metric} {figures[self.retention.metric]:.4f} (start {self.retention_start:.4f})"
         return line
 
-    def not_finite(self, step: int, loss: float, norm: float) -> None:
-        """Record a loss or gradient norm that is not finite and ends the run."""
+    def not_finite(self, step: int, loss: float, norm: float, updated: bool) -> None:
+        """Record a loss, a gradient norm or an update (`updated`) that is not finite and ends the run."""
         if not self.plan.processes.is_main:
             return
+        weights = ", and the updated weights were not finite" if updated else ""
         finding = Finding(
-            "not_finite", "error", f"the loss was {loss:.4g} and the gradient norm {norm:.4g}",
+            "not_finite", "error", f"the loss was {loss:.4g} and the gradient norm {norm:.4g}{weights}",
             "try a lower optim.lr, optim.clip: 1.0, or train.precision: fp32; an image or caption of this step may be "
             "the cause: see log.txt for their names",
             step,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clipkit.files import write_whole
 from clipkit.findings import Finding
+from clipkit.parsing import parse_json
 from clipkit.run_files import RunFiles
 from clipkit.training.guards.watch import Facts
 
@@ -22,12 +23,12 @@ def write_findings(folder: Path, facts: Facts, findings: Sequence[Finding]) -> N
 def read_findings(folder: Path) -> tuple[Facts, list[Finding]] | None:
     """Read findings.json of a run folder; return None if it is missing or unreadable."""
     try:
-        content = json.loads(RunFiles(folder).findings.read_text(encoding="utf-8"))
+        content = parse_json(RunFiles(folder).findings.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Facts)}
         values = {name: value for name, value in content["facts"].items() if name in known}
         facts = Facts(**values | {"sides": tuple(values["sides"])})
         # Runs of earlier versions have `level` in place of `severity`.
         rows = [{"severity": row.pop("level", None), **row} for row in content["findings"]]
         return facts, [Finding(**row | {"examples": tuple(row.get("examples", ()))}) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -14,9 +14,12 @@ import torch
 import clipkit
 from clipkit.errors import OutputError
 from clipkit.recipe import Recipe
+from clipkit.report.runs import runs_in
+from clipkit.run_files import results_of, row_of
 from clipkit.training.folder.checkpoint import checkpoint_steps, damage, read_state, read_tensors, write_checkpoint
 from clipkit.training.folder.resume import newest_usable
 from clipkit.training.folder.run_folder import RunFolder
+from clipkit.training.guards.doctor import examine
 from tests.conftest import small_recipe
 
 Build = Callable[..., Recipe]
@@ -182,3 +185,76 @@ def test_resume_does_not_start_again_if_all_checkpoints_are_damaged(
     with pytest.raises(OutputError, match="checkpoints.*SHA256SUMS.*--overwrite"):
         clipkit.train(recipe(CHANGES), resume=True)
     assert sorted((path, path.stat().st_mtime_ns) for path in run.path.rglob("*") if path.is_file()) == before
+
+
+def cut_line(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def zeros_inside(content: bytes) -> bytes:
+    middle = len(content) // 3
+    return content[:middle] + bytes(60) + content[middle + 60 :]
+
+
+def half_line_inside(content: bytes) -> bytes:
+    lines = content.splitlines(keepends=True)
+    return b"".join([lines[0], lines[1][:-20], *lines[2:]])
+
+
+@pytest.mark.parametrize("damaged", [cut_line, zeros_inside, half_line_inside, lambda content: b""])
+@pytest.mark.parametrize("names", [("metrics",), ("evaluations",), ("metrics", "evaluations", "speed")], ids=str)
+def test_resume_repairs_logs_that_are_damaged_before_every_checkpoint(
+    kept: tuple[RunFolder, Recipe],
+    recipe: Build,
+    tmp_path: Path,
+    names: tuple[str, ...],
+    damaged: Callable[[bytes], bytes],
+) -> None:
+    whole, _ = kept
+    shutil.copytree(whole.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    run.results.write_text('{"settings"')
+    run.findings.write_bytes(bytes(100))
+    for step in checkpoint_steps(run.checkpoints)[:-3]:
+        shutil.rmtree(run.checkpoints / f"step-{step:06d}")
+    for name in names:
+        file: Path = getattr(run, name)
+        file.write_bytes(damaged(file.read_bytes()))
+    examine(run.path)
+    assert [row.name for row in runs_in(tmp_path)] == ["run"]
+    clipkit.train(recipe(CHANGES), resume=True)
+    log = run.log.read_text()
+    assert "was damaged" in log or "is not used" in log
+    for file in (run.metrics, run.evaluations, run.speed):
+        assert all(row_of(line) for line in file.read_bytes().splitlines())
+    assert run.is_finished
+    model = "model/model.safetensors"
+    if names == ("metrics",):
+        assert (run.path / model).read_bytes() == (whole.path / model).read_bytes()
+
+
+def test_resume_refuses_edited_logs(kept: tuple[RunFolder, Recipe], recipe: Build, tmp_path: Path) -> None:
+    whole, _ = kept
+    shutil.copytree(whole.path, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    run.results.unlink()
+    run.metrics.write_text(run.metrics.read_text().replace('"step": 1,', '"step": 1, "note": 1,'))
+    with pytest.raises(OutputError, match="metrics.jsonl has changed"):
+        clipkit.train(recipe(CHANGES), resume=True)
+
+
+def test_doctor_and_runs_read_any_damaged_file_of_a_run(kept: tuple[RunFolder, Recipe], tmp_path: Path) -> None:
+    whole, _ = kept
+    choose = random.Random(1)
+    shutil.copytree(whole.path, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "model"))
+    run = RunFolder(tmp_path / "run")
+    files = (run.metrics, run.speed, run.evaluations, run.findings, run.results)
+    before = {file: file.read_bytes() for file in files}
+    for _ in range(60):
+        for file in choose.sample(files, 2):
+            file.write_bytes(choose.choice([cut_line, zeros_inside, half_line_inside])(file.read_bytes()))
+        examine(run.path)
+        runs_in(tmp_path)
+        results_of(run.path)
+        for file, content in before.items():
+            file.write_bytes(content)

@@ -85,7 +85,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a warmup as long as the run": (settings(optim__warmup=0.9), "long_warmup"),
     "validated on the training data": (settings(data__validation="TRAIN"), "leaked_images"),
     "nothing to validate on": ({}, "nothing_measured"),
-    "a learning rate at which training diverges": (settings(optim__lr=1e20, optim__clip=None), "not_finite"),
+    "a learning rate at which training diverges": (settings(optim__lr=1000, optim__weight_decay=1000), "not_finite"),
 }
 
 

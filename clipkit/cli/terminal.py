@@ -1,0 +1,57 @@
+"""Output to a terminal, a pipe or a file: every character can be printed, and output that gets lost is reported."""
+
+import errno
+import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from clipkit.errors import TrainingError
+
+_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
+
+
+@contextmanager
+def whole_output() -> Iterator[None]:
+    """Context of a command that prints. Characters that the terminal does not have are printed as escapes.
+
+    Raises:
+        TrainingError: standard output cannot be written, e.g. because the disk is full.
+        SystemExit: the reader of standard output has closed it, e.g. `head -1`; the exit code is 1.
+    """
+    if sys.stdout is None:  # closed by the caller
+        yield
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _LOST or (isinstance(error, BrokenPipeError) and _is_read()):
+            raise
+        # What is left in the buffer would fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(1)
+        raise TrainingError(f"the output cannot be written ({error.strerror}); free some disk space") from None
+
+
+def print_error(line: str) -> None:
+    """Print a line on standard error, if it is open."""
+    with suppress(OSError, AttributeError):
+        sys.stderr.write(f"clipkit: {line}\n")
+        sys.stderr.flush()
+
+
+def _is_read() -> bool:
+    """Return whether the pipe at standard output still has a reader."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return not poll.poll(0)
