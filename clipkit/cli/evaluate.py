@@ -134,6 +134,9 @@ def _add_command(name: str, row: TaskRow) -> None:
     """Add the command of a task without options of its own."""
 
     def command(measuring: Measuring, data: Annotated[str, typer.Option(metavar="D", help=row.data)]) -> None:
+        from clipkit.data.sources.read import check_exists
+
+        check_exists(data)
         from clipkit.evaluation.tasks.task import TaskData, task_of
 
         task = task_of(name)
