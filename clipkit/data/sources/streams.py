@@ -12,7 +12,7 @@ from braceexpand import braceexpand
 from clipkit.data.sources.columns import Wanted, exists, split_options
 from clipkit.data.sources.members import BoundedMember, check_member
 from clipkit.data.sources.remote import ATTEMPTS, BACK_OFF, TIMEOUT
-from clipkit.data.sources.tars import grouped, image_among, values_of_role
+from clipkit.data.sources.samples import grouped, image_among, values_of_role
 from clipkit.data.sources.urls import STREAMS, is_address, protocol_of
 from clipkit.errors import DataError, one_line
 from clipkit.images import InMemory
