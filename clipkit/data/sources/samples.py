@@ -12,7 +12,7 @@ from clipkit.data.sources.columns import NAMES
 from clipkit.errors import DataError, one_line
 
 # Files of a sample that may contain a role, most likely first; other roles are read from JSON only.
-_ENDINGS = {"caption": ("txt", "caption", "json"), "label": ("cls", "npy", "json")}
+ENDINGS = {"caption": ("txt", "caption", "json"), "label": ("cls", "npy", "json")}
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def values_of_role(where: str, contents: Mapping[str, bytes], role: str) -> list
     Raises:
         DataError: a file is not UTF-8, or not JSON.
     """
-    for ending in _ENDINGS.get(role, ("json",)):
+    for ending in ENDINGS.get(role, ("json",)):
         if ending not in contents:
             continue
         if ending == "npy":

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from clipkit.data.sources.columns import Rows, Wanted, exists
 from clipkit.data.sources.json_rows import strings_or_lists
 from clipkit.data.sources.members import TEXTS, BoundedMember, check_member
-from clipkit.data.sources.samples import grouped, image_among, values_of_role
+from clipkit.data.sources.samples import ENDINGS, grouped, image_among, values_of_role
 from clipkit.errors import DataError, one_line
 from clipkit.files import cache_folder, is_file
 from clipkit.images import Stored
@@ -98,7 +98,7 @@ def read_tars(pattern: str, wanted: Wanted) -> Rows:
         if column.null_count < len(column):
             columns[role] = _filled(column)
         elif role in wanted.needed:
-            endings = ", ".join(f".{ending}" for ending in _ENDINGS[role])
+            endings = ", ".join(f".{ending}" for ending in ENDINGS[role])
             raise DataError(f"{pattern}: none of its {len(table)} samples has a {role}; add it in a file {endings}")
     images = None
     if "image" in wanted.roles:
