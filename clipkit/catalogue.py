@@ -204,8 +204,8 @@ LOSSES = {row.name: row for row in _ROWS}
 LEGEND = (
     "Symbols: x: image features; y: caption features; G: pairs in the global batch; D: dimension of the features; "
     "H: hard negative captions in the global batch; d: distance; m: margin; s: scale; b: bias; [z]₊: max(z, 0). "
-    "Chance is the loss when all similarities are equal. A loss in tiles or in bands is computed in blocks, square or "
-    "of whole rows, so that the G × G matrix is never stored."
+    "Chance is the loss when all similarities are equal. In tiles, in bands: the loss is computed block by block, so "
+    "that the G × G matrix is never stored; a tile is a square block, a band is a block of whole rows."
 )
 
 _COLUMNS: dict[str, Callable[[LossRow], str]] = {

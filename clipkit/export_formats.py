@@ -35,7 +35,7 @@ FORMATS = {
 
 
 def export_format(name: str, options: Iterable[str] = ()) -> ExportFormat:
-    """Return the row of a format.
+    """Return the description of an export format, after checking that it exists and has the given options.
 
     Args:
         name: name of the format.

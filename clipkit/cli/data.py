@@ -88,7 +88,8 @@ def prepare(
         typer.Option(help="Format of the shards: tar (WebDataset) or parquet (Hugging Face Hub)."),
     ] = "tar",
     shard_size: Annotated[
-        int, typer.Option(metavar="N", help="Images per shard. Unreadable images are counted but not stored.", min=1)
+        int,
+        typer.Option(metavar="N", help="Images per shard. Unreadable images are left out and make it smaller.", min=1),
     ] = 1000,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Number of threads. Default: one per core.", min=1)

@@ -60,8 +60,8 @@ def zeroshot(
         str | None,
         typer.Option(
             metavar="F|NAME",
-            help="Class names: a text file with one per line, a JSON file with a list of names or a mapping "
-            "from each label to its names, or imagenet. Default: the dataset's class names.",
+            help="Class names: imagenet; or a text file with one name per line; or a JSON file with a list of names, "
+            "or with the names of each label. Default: the dataset's class names.",
         ),
     ] = None,
     templates: Annotated[

@@ -52,7 +52,7 @@ class Measuring:
         Path | None,
         typer.Option(
             metavar="F.parquet",
-            help="Write the top-ranked results of every query, with their scores, to this Parquet file.",
+            help="Write the scores of every image, query or instance to this Parquet file.",
         ),
     ] = None
     processes: ProcessCount = 1

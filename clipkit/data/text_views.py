@@ -49,8 +49,8 @@ class TextView:
             raise DataError(f"{pairs.name}: row {row} has no paraphrase; fill it in or drop the row")
         if policy == "sibling" and max(map(len, pairs.captions_of_image)) < 2:
             raise DataError(
-                f"{pairs.name}: no image has several captions, which the caption policy sibling needs; use "
-                "the policy crop"
+                f"{pairs.name}: the caption policy 'sibling' needs images with several captions, and there are none; "
+                "use the policy 'crop'"
             )
         self.policy = policy
         self.pairs = pairs

@@ -199,7 +199,7 @@ class _Part:
 
 @dataclass(eq=False)
 class _Encoding:
-    """One tower and its micro-batches: features first, gradients later."""
+    """One tower and its micro-batches: `forward` computes all features, `backward` computes the gradients later."""
 
     encoder: Encoder
     parts: Sequence[_Part]

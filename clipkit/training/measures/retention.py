@@ -88,7 +88,7 @@ class NamedSet:
 
 
 class OwnSimilarities:
-    """Retention as the correlation of image-caption cosines on held-out pairs with those before training; 1: unchanged.
+    """Retention on held-out pairs: correlation of the image-caption cosines now and before training; 1: unchanged.
 
     Most of these cosines are of images and captions that do not belong together. Progress on the pairs themselves
     changes one cosine in `min(N, 128)`, so it hardly changes the correlation.
