@@ -1,4 +1,4 @@
-"""What the configuration of a model folder may choose: nothing that loads code."""
+"""Limits on the configuration of a model folder: it cannot choose anything that loads code."""
 
 import json
 from collections.abc import Iterator

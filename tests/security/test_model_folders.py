@@ -1,4 +1,4 @@
-"""What the configuration of a model folder may choose: no kernels, no code."""
+"""The configuration of a model folder cannot choose kernels or code."""
 
 import contextlib
 import json
