@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from clipkit.data import Batch
 from clipkit.errors import TrainingError
 from clipkit.models import DualEncoder, Tower
-from clipkit.models.encode import channels_last
 from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
 from clipkit.training.objectives.objective import Gathered, Value
+from clipkit.training.transfer import MicroBatches, send
 
 # Captions of similar length run together even if the whole batch fits: the short ones need less padding.
 _BUCKET = {"cpu": 16}
@@ -121,15 +121,16 @@ class Step:
         model, processes = self.model, self.processes
         encodings = {}
         for number, (name, encoder) in enumerate(self.encoders.items()):
-            parts, seeds = self._parts(encoder.tower, batch.inputs[name]), (self.seed, step, processes.index, number)
-            encodings[name] = _Encoding(encoder, parts, self.accelerator, seeds, self.stop_requested)
+            parts, inputs = self._parts(encoder.tower, batch.inputs[name])
+            seeds = (self.seed, step, processes.index, number)
+            encodings[name] = _Encoding(encoder, parts, inputs, self.accelerator, seeds, self.stop_requested)
         towers = list(encodings.values())
         everything_fits = len(batch) <= self.micro_batch_size
         with self._agreed():
             for tower in towers:
                 # The backward pass starts with the last micro-batch: its graph can be kept.
                 tower.forward(keep=len(tower.parts) if everything_fits else int(tower is towers[-1]))
-        ids = torch.stack([batch.image_ids, batch.caption_ids], dim=1).to(towers[0].features.device)
+        ids = send({"ids": torch.stack([batch.image_ids, batch.caption_ids], dim=1)}, model.device)["ids"]
         ids = processes.gather(ids, self.batch_size)
         gathered = {name: processes.gather(one.features, self.batch_size) for name, one in encodings.items()}
         gathered |= {"image_ids": ids[:, 0], "caption_ids": ids[:, 1]}
@@ -178,22 +179,23 @@ class Step:
             torch.accelerator.empty_cache()
         self.log(f"step {step + 1}: out of memory; repeated with micro-batch size {size // 2} instead of {size}")
 
-    def _parts(self, tower: Tower, inputs: dict[str, Tensor]) -> list["_Part"]:
+    def _parts(self, tower: Tower, inputs: dict[str, Tensor]) -> tuple[list["_Part"], MicroBatches]:
+        device = self.model.device
         if not isinstance(tower, TextTower) or "attention_mask" not in inputs:
-            order = torch.arange(len(next(iter(inputs.values()))))
-            return [_Part(rows, _take(inputs, rows)) for rows in order.split(self.micro_batch_size)]
-        lengths = inputs["attention_mask"].sum(dim=1)
-        bucket = min(self.micro_batch_size, _BUCKET.get(lengths.device.type, _ACCELERATOR_BUCKET))
-        parts = lengths.argsort(stable=True).cpu().split(bucket)
-        return [_Part(rows, tower.cut_padding(_take(inputs, rows))) for rows in parts]
+            rows = torch.arange(len(next(iter(inputs.values())))).split(self.micro_batch_size)
+            slices = [slice(int(part[0]), int(part[-1]) + 1) for part in rows]
+            return [_Part(part) for part in rows], MicroBatches(inputs, slices, device)
+        lengths = inputs["attention_mask"].sum(dim=1).cpu()
+        bucket = min(self.micro_batch_size, _BUCKET.get(device.type, _ACCELERATOR_BUCKET))
+        parts = lengths.argsort(stable=True).split(bucket)
+        return [_Part(rows) for rows in parts], MicroBatches(inputs, parts, device, tower.cut_padding)
 
 
 @dataclass
 class _Part:
-    """A micro-batch of one tower: its rows in this process's slice, its inputs, and its features once computed."""
+    """A micro-batch of one tower: its rows in this process's slice, and its features once computed."""
 
     rows: Tensor
-    inputs: dict[str, Tensor]
     features: Tensor | None = None
 
 
@@ -203,6 +205,7 @@ class _Encoding:
 
     encoder: Encoder
     parts: Sequence[_Part]
+    inputs: MicroBatches
     accelerator: Accelerator
     seeds: tuple[int, ...]
     stop_requested: Callable[[], bool]
@@ -222,7 +225,7 @@ class _Encoding:
         first_kept = len(self.parts) - keep if self.learns else len(self.parts)
         for index, part in enumerate(self.parts):
             with torch.set_grad_enabled(index >= first_kept):
-                part.features = self._run(index)
+                part.features = self._run(index, index + 1)
         computed = [part.features.detach() for part in self.parts if part.features is not None]
         original_order = torch.cat([part.rows for part in self.parts]).argsort().to(computed[0].device)
         self.features = torch.cat(computed)[original_order].requires_grad_(self.learns)
@@ -236,20 +239,17 @@ class _Encoding:
             part = self.parts[index]
             features = part.features
             if features is None or not features.requires_grad:
-                features = self._run(index)
+                features = self._run(index, index - 1)
             part.features = None  # frees the graph after its backward pass
             features.backward(gradient[part.rows.to(gradient.device)])
 
-    def _run(self, index: int) -> Float[Tensor, "B D"]:
+    def _run(self, index: int, following: int) -> Float[Tensor, "B D"]:
         if self.stop_requested():
             raise Abandoned
         # The random state is a function of what is computed: setting it again replays it.
         torch.manual_seed(mix(*self.seeds, index))
+        inputs = self.inputs.get(index, following)
         with self.accelerator.autocast():
-            features = self.encoder(self.parts[index].inputs)
+            features = self.encoder(inputs)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         return features if self.encoder.of_trunk else F.normalize(features, dim=-1)
-
-
-def _take(inputs: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    return channels_last({name: value[rows.to(value.device)] for name, value in inputs.items()})
