@@ -146,7 +146,9 @@ class Step:
                 self.on_features(gathered, step)
         self.accelerator.backward(loss)
         with self._agreed():
-            for tower in reversed(towers):
+            # First the tower whose graph is kept; if all are, the image tower: while its large kernels run on an
+            # accelerator, the many small ones of the text tower are started.
+            for tower in towers if everything_fits else reversed(towers):
                 tower.backward()
         processes.sum_gradients(model.parameters())
         return processes.sum(loss)
