@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +14,19 @@ from torch import Tensor, nn
 from clipkit.data import Batch
 from clipkit.errors import TrainingError
 from clipkit.models import DualEncoder, Tower
+from clipkit.models.fast_layers import is_fast_on
 from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
 from clipkit.training.objectives.objective import Gathered, Value
 from clipkit.training.transfer import MicroBatches, send
 
-# Captions of similar length run together even if the whole batch fits: the short ones need less padding.
-_BUCKET = {"cpu": 16}
-_ACCELERATOR_BUCKET = 256
+# Captions of similar length run together even if the whole batch fits: the short ones need less padding. A CPU takes a
+# fixed number of captions; an accelerator takes as many as have this number of tokens together, enough to keep it busy.
+_CPU_CAPTIONS = 16
+_ACCELERATOR_TOKENS = 16_384
+# Lengths on an accelerator are multiples of this number, which its kernels need to be fast.
+_ALIGNED = 8
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -143,7 +148,9 @@ class Step:
                 self.on_features(gathered, step)
         self.accelerator.backward(loss)
         with self._agreed():
-            for tower in reversed(towers):
+            # First the tower whose graph is kept; if all are, the image tower: while its large kernels run on an
+            # accelerator, the many small ones of the text tower are started.
+            for tower in towers if everything_fits else reversed(towers):
                 tower.backward()
         processes.sum_gradients(model.parameters())
         return processes.sum(loss)
@@ -185,10 +192,13 @@ class Step:
             rows = torch.arange(len(next(iter(inputs.values())))).split(self.micro_batch_size)
             slices = [slice(int(part[0]), int(part[-1]) + 1) for part in rows]
             return [_Part(part) for part in rows], MicroBatches(inputs, slices, device)
-        lengths = inputs["attention_mask"].sum(dim=1).cpu()
-        bucket = min(self.micro_batch_size, _BUCKET.get(device.type, _ACCELERATOR_BUCKET))
-        parts = lengths.argsort(stable=True).split(bucket)
-        return [_Part(rows) for rows in parts], MicroBatches(inputs, parts, device, tower.cut_padding)
+        lengths, order = inputs["attention_mask"].sum(dim=1).cpu().sort(stable=True)
+        if not is_fast_on(device):
+            parts = order.split(min(self.micro_batch_size, _CPU_CAPTIONS))
+            return [_Part(rows) for rows in parts], MicroBatches(inputs, parts, device, tower.cut_padding)
+        parts = order.split(_sizes(lengths.tolist(), self.micro_batch_size))
+        cut = partial(tower.cut_padding, multiple=_ALIGNED)
+        return [_Part(rows) for rows in parts], MicroBatches(inputs, parts, device, cut)
 
 
 @dataclass
@@ -227,8 +237,8 @@ class _Encoding:
             with torch.set_grad_enabled(index >= first_kept):
                 part.features = self._run(index, index + 1)
         computed = [part.features.detach() for part in self.parts if part.features is not None]
-        original_order = torch.cat([part.rows for part in self.parts]).argsort().to(computed[0].device)
-        self.features = torch.cat(computed)[original_order].requires_grad_(self.learns)
+        original_order = torch.cat([part.rows for part in self.parts]).argsort()
+        self.features = torch.cat(computed)[self._sent(original_order)].requires_grad_(self.learns)
 
     def backward(self) -> None:
         """Compute the parameters' gradients from the features', last part first; parts without a graph run again."""
@@ -241,7 +251,11 @@ class _Encoding:
             if features is None or not features.requires_grad:
                 features = self._run(index, index - 1)
             part.features = None  # frees the graph after its backward pass
-            features.backward(gradient[part.rows.to(gradient.device)])
+            rows = self.inputs.rows[index]
+            features.backward(gradient[rows if isinstance(rows, slice) else self._sent(rows)])
+
+    def _sent(self, rows: Tensor) -> Tensor:
+        return send({"rows": rows}, self.inputs.device)["rows"]
 
     def _run(self, index: int, following: int) -> Float[Tensor, "B D"]:
         if self.stop_requested():
@@ -253,3 +267,13 @@ class _Encoding:
             features = self.encoder(inputs)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         return features if self.encoder.of_trunk else F.normalize(features, dim=-1)
+
+
+def _sizes(lengths: Sequence[int], most: int) -> list[int]:
+    """Return how many captions of ascending lengths run together on an accelerator, at most `most`."""
+    sizes = [0]
+    for length in lengths:  # the last caption of a part is its longest, to which the others are padded
+        if sizes[-1] and (sizes[-1] == most or (sizes[-1] + 1) * length > _ACCELERATOR_TOKENS):
+            sizes.append(0)
+        sizes[-1] += 1
+    return sizes
