@@ -56,8 +56,7 @@ def test_a_slot_is_reused_after_it_was_freed_and_not_before() -> None:
 
 @pytest.mark.usefixtures("in_worker")
 def test_a_larger_chunk_does_not_use_a_slot() -> None:
-    memory, _ = slots_for(image(0), 2, workers=2, ahead=2)
-    assert memory is not None
+    memory = Slots(2, 3, 2 * 48)
     assert isinstance(chunk(memory, 1, 2).inputs["a"]["pixels"], Place)
     assert isinstance(chunk(memory, 1, 2, 3).inputs["a"]["pixels"], torch.Tensor)
 
