@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipkit.errors import BatchError
-from clipkit.losses.tiles import PairIds
+from clipkit.losses.pair_ids import PairIds
 
 Ids = tuple[Int[Tensor, " G"], Int[Tensor, " G"]]
 Duplicates = Literal["positive", "ignore", "negative"]

@@ -6,43 +6,20 @@ losses by Inf-CL, Cheng et al. 2024; this is plain PyTorch and does both directi
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+
+from clipkit.losses.pair_ids import PairIds
 
 # Rows and columns of a tile. Fixed for each kind of device, because another shape rounds differently.
 _CPU_TILE = (1024, 1024)
 _ACCELERATOR_TILE = (4096, 8192)
 # Up to this number of pairs plain operations are faster than tiles.
 _SMALL = 128
-
-
-class PairIds(NamedTuple):
-    """Positions and ids of rows and columns, for leaving out combinations: duplicates, or a pair with itself.
-
-    Duplicates share an image or a caption; positions distinguish a pair from its duplicates.
-    """
-
-    row_position: Int[Tensor, " R"]
-    column_position: Int[Tensor, " C"]
-    row_ids: tuple[Int[Tensor, " R"], ...] = ()
-    """Image and caption of each row, if duplicates are left out."""
-    column_ids: tuple[Int[Tensor, " C"], ...] = ()
-    without_self: bool = False
-    """Leave out the combination of a pair with itself."""
-
-    def left_out(self, rows: slice, columns: slice) -> Tensor:
-        """Return the mask of the combinations of a tile that are left out."""
-        itself = self.row_position[rows, None] == self.column_position[None, columns]
-        if not self.row_ids:
-            return itself if self.without_self else torch.zeros_like(itself)
-        same = torch.zeros_like(itself)
-        for row, column in zip(self.row_ids, self.column_ids, strict=True):
-            same |= row[rows, None] == column[None, columns]
-        return same | itself if self.without_self else same & ~itself
 
 
 def tiled_logsumexp(
