@@ -5,18 +5,15 @@ them with the features on tensor cores. There is no synchronization with the hos
 features give the same bits.
 """
 
-import functools
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from clipkit.losses import kernels
 from clipkit.losses.pair_ids import PairIds
 
-# GPUs of data centers. On others, products in half precision are less than three times as fast as in float32.
-_CAPABILITIES = {(8, 0), (9, 0), (10, 0), (10, 3)}
 # Rows and columns that one launch reduces, and of which derivatives are in memory (4 bytes each).
 _REDUCED = (16384, 65536)
 _WEIGHED = (8192, 16384)
@@ -32,26 +29,18 @@ class Blocks(NamedTuple):
     deep: int
     warps: int
     stages: int
+    form: int = 0
 
 
 _REDUCE = Blocks(128, 128, 64, 8, 3)
 _WEIGH = Blocks(128, 128, 64, 8, 3)
 
 
-@functools.cache
-def usable(device: torch.device) -> bool:
-    """Return True if the kernels work on this device; a GPU that should run them but cannot is warned about, once."""
-    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) not in _CAPABILITIES:
-        return False
-    try:
-        x, one = torch.eye(16, device=device), torch.ones(16, device=device)
-        sums = logsumexp(x, x, one[0], None, True)
-        weigh_softmax(x, x, one[0], None, True, *sums, one, one)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        warnings.warn(f"losses use float32 products, which are slow: Triton does not work ({reason})", stacklevel=2)
-        return False
-    return True
+def check(device: torch.device) -> None:
+    """Run the kernels once on a few features; raise whatever Triton raises if they do not work on this device."""
+    x, one = torch.eye(16, device=device), torch.ones(16, device=device)
+    sums = logsumexp(x, x, one[0], None, True)
+    weigh_softmax(x, x, one[0], None, True, *sums, one, one)
 
 
 class _Logits:
@@ -83,11 +72,17 @@ class _Logits:
     def launch(self, kernel: Any, grid: int, rows: slice, columns: slice, blocks: Blocks, kind: int, *own: Any) -> None:
         """Run a kernel over the blocks of a tile."""
         row_keys, column_keys = self.keys
+        x, y = self.x[rows.start :], self.y[columns.start :]
+        if blocks.form >= 3:
+            from triton.tools.tensor_descriptor import TensorDescriptor
+
+            x = TensorDescriptor.from_tensor(x, [blocks.high, blocks.deep])
+            y = TensorDescriptor.from_tensor(y, [blocks.wide, blocks.deep])
         kernel[(grid,)](
-            self.x[rows.start :], self.y[columns.start :], *self.scalars,
+            x, y, *self.scalars,
             row_keys[:, rows.start :], column_keys[:, columns.start :],
             rows.stop - rows.start, columns.stop - columns.start, row_keys.shape[1], column_keys.shape[1], *own,
-            PADDED=self.padded, HIGH=blocks.high, WIDE=blocks.wide, DEEP=blocks.deep, KIND=kind,
+            PADDED=self.padded, HIGH=blocks.high, WIDE=blocks.wide, DEEP=blocks.deep, KIND=kind, FORM=blocks.form,
             WITHOUT_SELF=self.without[0], WITHOUT_DUPLICATES=self.without[1],
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
@@ -95,8 +90,6 @@ class _Logits:
 
 def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor]:
     """Return log Σ_j exp(logit_ij) for each row i, and if `both` log Σ_i of it for each column j, else −∞."""
-    from clipkit.losses import kernels
-
     logits = _Logits(x, y, scale, None, ids)
     lse_rows, lse_columns = (x.new_full((size,), -torch.inf) for size in logits.shape)
     with torch.cuda.device_of(x):
@@ -127,8 +120,6 @@ def weigh_softmax(
 
     If not `both`, the second summand of w is left out.
     """
-    from clipkit.losses import kernels
-
     logits = _Logits(x, y, scale, None, ids)
     largest = torch.linalg.vector_norm(torch.cat([to_rows, to_columns]) if both else to_rows, torch.inf)
     unit = largest.clamp(min=1e-30) * 2.0**-kernels.TOP.value
@@ -138,13 +129,14 @@ def weigh_softmax(
 
 def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> Tensor:
     """Return Σ_ij log(1 + exp(logit_ij)), in float64."""
-    from clipkit.losses import kernels
-
     logits = _Logits(x, y, scale, bias, ids)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     with torch.cuda.device_of(x):
         for rows, columns in logits.tiles(_REDUCED):
-            down, across = -(-(rows.stop - rows.start) // _REDUCE.high), -(-(columns.stop - columns.start) // _REDUCE.wide)
+            down, across = (
+                -(-(rows.stop - rows.start) // _REDUCE.high),
+                -(-(columns.stop - columns.start) // _REDUCE.wide),
+            )
             sums = x.new_empty(down * across)
             logits.launch(kernels.reduce, down * across, rows, columns, _REDUCE, kernels.SOFTPLUS.value, sums, sums)
             total += sums.sum(dtype=torch.float64)
@@ -155,8 +147,6 @@ def weigh_sigmoid(
     x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, for w_ij = sigmoid(logit_ij)."""
-    from clipkit.losses import kernels
-
     logits = _Logits(x, y, scale, bias, ids)
     unit = x.new_full((), 2.0**-kernels.TOP.value)
     return _weigh(logits, unit, kernels.SOFTPLUS.value, (x, y), (x, y))
@@ -166,8 +156,6 @@ def _weigh(
     logits: _Logits, unit: Tensor, kind: int, lse: tuple[Tensor, Tensor], to: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, for sigmoids, Σ_ij w_ij."""
-    from clipkit.losses import kernels
-
     mixed_y, mixed_x = (unit.new_zeros(len(side), logits.padded) for side in (logits.x, logits.y))
     total = torch.zeros((), dtype=torch.float64, device=unit.device)
     memory = torch.empty(0)
@@ -202,8 +190,6 @@ def _up(size: int, multiple: int) -> int:
 
 def _split(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return (rows, [high | low]) in float16, with rows and columns of zeros, and the value of 1 in it."""
-    from clipkit.losses import kernels
-
     rows, width = x.shape
     padded = _up(width, _WIDTH)
     halves = torch.empty(_up(rows, _ROWS), 2 * padded, dtype=torch.float16, device=x.device)

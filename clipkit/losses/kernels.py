@@ -48,23 +48,73 @@ def _block(rows, columns, HIGH: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def _logits(
-    x, y, x_unit, y_unit, scale, bias, row_keys, column_keys, row, column, rows, columns, row_stride, column_stride,
+    x, y, x_unit, y_unit, scale, bias, row_keys, column_keys, row, column, first_row, first_column,
+    rows, columns, row_stride, column_stride,
     PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
-    WITH_BIAS: tl.constexpr, WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr,
+    WITH_BIAS: tl.constexpr, WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """Return a block of logits to the base 2: −∞ where a combination is left out, and outside the matrix."""
-    depth = tl.arange(0, DEEP)
-    x_at = x + row[:, None] * (2 * PADDED) + depth[None, :]
-    y_at = y + column[None, :] * (2 * PADDED) + depth[:, None]
     sums = tl.zeros((HIGH, WIDE), tl.float32)
-    for start in range(0, PADDED, DEEP):
-        x_high = tl.load(x_at + start)
-        y_high = tl.load(y_at + start)
-        x_low = tl.load(x_at + PADDED + start)
-        y_low = tl.load(y_at + PADDED + start)
-        sums = tl.dot(x_low, y_high, sums)
-        sums = tl.dot(x_high, y_low, sums)
-        sums = tl.dot(x_high, y_high, sums)
+    if FORM < 3:
+        depth = tl.arange(0, DEEP)
+        x_at = x + row[:, None] * (2 * PADDED) + depth[None, :]
+        y_at = y + column[None, :] * (2 * PADDED) + depth[:, None]
+    if FORM == 0:
+        for start in range(0, PADDED, DEEP):
+            x_high = tl.load(x_at + start)
+            y_high = tl.load(y_at + start)
+            x_low = tl.load(x_at + PADDED + start)
+            y_low = tl.load(y_at + PADDED + start)
+            sums = tl.dot(x_low, y_high, sums)
+            sums = tl.dot(x_high, y_low, sums)
+            sums = tl.dot(x_high, y_high, sums)
+    elif FORM == 1:
+        for step in range(0, 3 * PADDED, DEEP):
+            part = step // PADDED
+            start = step - part * PADDED
+            left = tl.load(x_at + (start + tl.where(part == 0, PADDED, 0)))
+            right = tl.load(y_at + (start + tl.where(part == 1, PADDED, 0)))
+            sums = tl.dot(left, right, sums)
+    elif FORM == 2:
+        second = tl.zeros((HIGH, WIDE), tl.float32)
+        third = tl.zeros((HIGH, WIDE), tl.float32)
+        for start in range(0, PADDED, DEEP):
+            x_high = tl.load(x_at + start)
+            y_high = tl.load(y_at + start)
+            x_low = tl.load(x_at + PADDED + start)
+            y_low = tl.load(y_at + PADDED + start)
+            sums = tl.dot(x_high, y_high, sums)
+            second = tl.dot(x_high, y_low, second)
+            third = tl.dot(x_low, y_high, third)
+        sums += second + third
+    elif FORM == 3:
+        for step in range(0, 3 * PADDED, DEEP):
+            part = step // PADDED
+            start = step - part * PADDED
+            left = x.load([first_row, start + tl.where(part == 0, PADDED, 0)])
+            right = y.load([first_column, start + tl.where(part == 1, PADDED, 0)])
+            sums = tl.dot(left, right.T, sums)
+    elif FORM == 4:
+        second = tl.zeros((HIGH, WIDE), tl.float32)
+        third = tl.zeros((HIGH, WIDE), tl.float32)
+        for start in range(0, PADDED, DEEP):
+            x_high = x.load([first_row, start])
+            y_high = y.load([first_column, start]).T
+            x_low = x.load([first_row, PADDED + start])
+            y_low = y.load([first_column, PADDED + start]).T
+            sums = tl.dot(x_high, y_high, sums)
+            second = tl.dot(x_high, y_low, second)
+            third = tl.dot(x_low, y_high, third)
+        sums += second + third
+    else:
+        for start in range(0, PADDED, DEEP):
+            x_high = x.load([first_row, start])
+            y_high = y.load([first_column, start]).T
+            x_low = x.load([first_row, PADDED + start])
+            y_low = y.load([first_column, PADDED + start]).T
+            sums = tl.dot(x_low, y_high, sums)
+            sums = tl.dot(x_high, y_low, sums)
+            sums = tl.dot(x_high, y_high, sums)
     logits = sums * (tl.load(scale) * tl.load(x_unit) * tl.load(y_unit) * _LOG2_E)
     if WITH_BIAS:
         logits += tl.load(bias) * _LOG2_E
@@ -106,15 +156,16 @@ def reduce(
     x, y, x_unit, y_unit, scale, bias, row_keys, column_keys, rows, columns, row_stride, column_stride,
     row_sums, column_sums,
     PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, KIND: tl.constexpr,
-    WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr,
+    WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """Write a block's log Σ exp of each row (and column), or its sum of softplus (into `row_sums`)."""
     down, across = _block(rows, columns, HIGH, WIDE)
     row = down * HIGH + tl.arange(0, HIGH)
     column = across * WIDE + tl.arange(0, WIDE)
     logits = _logits(
-        x, y, x_unit, y_unit, scale, bias, row_keys, column_keys, row, column, rows, columns, row_stride, column_stride,
-        PADDED, HIGH, WIDE, DEEP, KIND == SOFTPLUS, WITHOUT_SELF, WITHOUT_DUPLICATES,
+        x, y, x_unit, y_unit, scale, bias, row_keys, column_keys, row, column, down * HIGH, across * WIDE,
+        rows, columns, row_stride, column_stride,
+        PADDED, HIGH, WIDE, DEEP, KIND == SOFTPLUS, WITHOUT_SELF, WITHOUT_DUPLICATES, FORM,
     )  # fmt: skip
     if KIND == SOFTPLUS:
         tl.store(row_sums + tl.program_id(0), tl.sum(tl.sum(_softplus(logits), 1), 0))
@@ -129,7 +180,7 @@ def weigh(
     x, y, x_unit, y_unit, scale, bias, row_keys, column_keys, rows, columns, row_stride, column_stride,
     row_lse, column_lse, to_rows, to_columns, unit, weights, sums, padded_rows, padded_columns,
     PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, KIND: tl.constexpr,
-    WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr,
+    WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """Write the derivatives of the loss by a block of logits, in units of `unit`, as two halves; zeros outside.
 
@@ -140,8 +191,9 @@ def weigh(
     row = down * HIGH + tl.arange(0, HIGH)
     column = across * WIDE + tl.arange(0, WIDE)
     logits = _logits(
-        x, y, x_unit, y_unit, scale, bias, row_keys, column_keys, row, column, rows, columns, row_stride, column_stride,
-        PADDED, HIGH, WIDE, DEEP, KIND == SOFTPLUS, WITHOUT_SELF, WITHOUT_DUPLICATES,
+        x, y, x_unit, y_unit, scale, bias, row_keys, column_keys, row, column, down * HIGH, across * WIDE,
+        rows, columns, row_stride, column_stride,
+        PADDED, HIGH, WIDE, DEEP, KIND == SOFTPLUS, WITHOUT_SELF, WITHOUT_DUPLICATES, FORM,
     )  # fmt: skip
     each = 1 / tl.load(unit)
     if KIND == SOFTPLUS:
