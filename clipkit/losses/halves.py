@@ -178,8 +178,8 @@ def _weigh(
                 total += sums.sum(dtype=torch.float64)
     (height, width), features = logits.shape, logits.width
     return (
-        mixed_y[:height, :features] * (unit * logits.y_unit),
-        mixed_x[:width, :features] * (unit * logits.x_unit),
+        mixed_y.mul_(unit * logits.y_unit)[:height, :features],
+        mixed_x.mul_(unit * logits.x_unit)[:width, :features],
         total * unit,
     )
 
@@ -195,10 +195,10 @@ def _split(x: Tensor) -> tuple[Tensor, Tensor]:
     halves = torch.empty(_up(rows, _ROWS), 2 * padded, dtype=torch.float16, device=x.device)
     unit = x.new_empty(())
     largest = torch.linalg.vector_norm(x, torch.inf)
-    block = 1 << (padded - 1).bit_length()
+    wide = 1 << (padded - 1).bit_length()
     with torch.cuda.device_of(x):
-        kernels.split[(len(halves),)](
-            x.contiguous(), largest, halves, unit, rows, WIDTH=width, PADDED=padded, BLOCK=block
+        kernels.split[(len(halves) // 8,)](
+            x.contiguous(), largest, halves, unit, rows, WIDTH=width, PADDED=padded, HIGH=8, WIDE=wide
         )
     return halves, unit
 

@@ -11,8 +11,6 @@ import triton
 import triton.language as tl
 
 # Kernels can read only such constants.
-_LOG2_E = tl.constexpr(1.4426950408889634)
-_LN_2 = tl.constexpr(0.6931471805599453)
 _INFINITY = tl.constexpr(float("inf"))
 # Values are scaled up to this power of two before they are split: float16 ends at 2^16, its normal numbers at 2^-14.
 TOP = tl.constexpr(14)
@@ -21,18 +19,19 @@ ROWS, BOTH, SOFTPLUS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def split(x, largest, halves, unit, rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    """Write a row of `x` as [high | low], each with PADDED columns, in units of a power of two; zeros beyond `rows`."""
-    row = tl.program_id(0)
-    column = tl.arange(0, BLOCK)
+def split(
+    x, largest, halves, unit, rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """Write rows of `x` as [high | low], each with PADDED columns, in units of a power of two; zeros outside `x`."""
     exponent = tl.ceil(tl.log2(tl.maximum(tl.load(largest), 1e-15))) - TOP
-    inside = column < tl.where(row < rows, WIDTH, 0)
-    value = tl.load(x + row.to(tl.int64) * WIDTH + column, mask=inside, other=0.0) * tl.exp2(-exponent)
+    row = (tl.program_id(0) * HIGH + tl.arange(0, HIGH)).to(tl.int64)[:, None]
+    column = tl.arange(0, WIDE)[None, :]
+    value = tl.load(x + row * WIDTH + column, mask=(row < rows) & (column < WIDTH), other=0.0) * tl.exp2(-exponent)
     high = value.to(tl.float16)
-    at = halves + row.to(tl.int64) * (2 * PADDED) + column
-    tl.store(at, high, mask=column < PADDED)
-    tl.store(at + PADDED, (value - high.to(tl.float32)).to(tl.float16), mask=column < PADDED)
-    if row == 0:
+    at = halves + row * (2 * PADDED) + column
+    tl.store(at, high, mask=(row >= 0) & (column < PADDED))
+    tl.store(at + PADDED, (value - high.to(tl.float32)).to(tl.float16), mask=(row >= 0) & (column < PADDED))
+    if tl.program_id(0) == 0:
         tl.store(unit, tl.exp2(exponent))
 
 
@@ -53,7 +52,7 @@ def _logits(
     PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr,
     WITH_BIAS: tl.constexpr, WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
-    """Return a block of logits to the base 2: −∞ where a combination is left out, and outside the matrix."""
+    """Return a block of logits: −∞ where a combination is left out, and outside the matrix."""
     sums = tl.zeros((HIGH, WIDE), tl.float32)
     if FORM < 3:
         depth = tl.arange(0, DEEP)
@@ -115,9 +114,9 @@ def _logits(
             sums = tl.dot(x_low, y_high, sums)
             sums = tl.dot(x_high, y_low, sums)
             sums = tl.dot(x_high, y_high, sums)
-    logits = sums * (tl.load(scale) * tl.load(x_unit) * tl.load(y_unit) * _LOG2_E)
+    logits = sums * (tl.load(scale) * tl.load(x_unit) * tl.load(y_unit))
     if WITH_BIAS:
-        logits += tl.load(bias) * _LOG2_E
+        logits += tl.load(bias)
     logits = tl.where((row < rows)[:, None] & (column < columns)[None, :], logits, -_INFINITY)
     if WITHOUT_SELF or WITHOUT_DUPLICATES:  # keys are the position, the image and the caption of each pair
         own = tl.load(row_keys + row, mask=row < rows, other=-1)
@@ -136,19 +135,19 @@ def _logits(
 
 @triton.jit
 def _logsumexp(logits, AXIS: tl.constexpr):
-    """Return log Σ 2^logits, to the base e; −∞ if all logits are."""
+    """Return log Σ exp(logits) along an axis; −∞ if all logits are."""
     largest = tl.max(logits, AXIS)
     largest = tl.where(largest == -_INFINITY, 0.0, largest)
-    return (largest + tl.log2(tl.sum(tl.exp2(logits - tl.expand_dims(largest, AXIS)), AXIS))) * _LN_2
+    return largest + tl.log(tl.sum(tl.exp(logits - tl.expand_dims(largest, AXIS)), AXIS))
 
 
 @triton.jit
 def _softplus(logits):
-    """Return log(1 + 2^logits), to the base e."""
-    small = tl.exp2(-tl.abs(logits))
+    """Return log(1 + exp(logits))."""
+    small = tl.exp(-tl.abs(logits))
     more = 1 + small  # rounded: log(1 + small) is log(more) · small / (more − 1) nearly to the last bit
     logarithm = tl.where(more == 1, small, tl.log(more) * (small / tl.where(more == 1, 1.0, more - 1)))
-    return tl.maximum(logits, 0.0) * _LN_2 + logarithm
+    return tl.maximum(logits, 0.0) + logarithm
 
 
 @triton.jit(do_not_specialize=["rows", "columns", "row_stride", "column_stride"])
@@ -197,16 +196,16 @@ def weigh(
     )  # fmt: skip
     each = 1 / tl.load(unit)
     if KIND == SOFTPLUS:
-        value = each / (1 + tl.exp2(-logits))
+        value = each / (1 + tl.exp(-logits))
         tl.store(sums + tl.program_id(0), tl.sum(tl.sum(value, 1), 0))
     else:
-        shift = tl.load(row_lse + row, mask=row < rows, other=0.0) * _LOG2_E
+        shift = tl.load(row_lse + row, mask=row < rows, other=0.0)
         factor = tl.load(to_rows + row, mask=row < rows, other=0.0) * each
-        value = tl.exp2(logits - shift[:, None]) * factor[:, None]
+        value = tl.exp(logits - shift[:, None]) * factor[:, None]
         if KIND == BOTH:
-            column_shift = tl.load(column_lse + column, mask=column < columns, other=0.0) * _LOG2_E
+            column_shift = tl.load(column_lse + column, mask=column < columns, other=0.0)
             column_factor = tl.load(to_columns + column, mask=column < columns, other=0.0) * each
-            value += tl.exp2(logits - column_shift[None, :]) * column_factor[None, :]
+            value += tl.exp(logits - column_shift[None, :]) * column_factor[None, :]
     high = value.to(tl.float16)
     at = weights + row[:, None] * padded_columns + column[None, :]
     tl.store(at, high)

@@ -92,7 +92,7 @@ class _LogSumExp(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             mixed_y, mixed_x = _tiles_of(x).weigh_softmax(x, y, scale, ctx.ids, ctx.both, *lse, *gradients)
         to_scale = (x * mixed_y).sum().to(scale.dtype)
-        return mixed_y * scale, mixed_x * scale, to_scale, None, None
+        return mixed_y.mul_(scale), mixed_x.mul_(scale), to_scale, None, None
 
 
 class _SoftplusSum(torch.autograd.Function):
@@ -112,4 +112,10 @@ class _SoftplusSum(torch.autograd.Function):
         to_loss = gradients[0]
         to_scale = (x * mixed_y).sum() * to_loss
         factor = scale * to_loss
-        return mixed_y * factor, mixed_x * factor, to_scale.to(scale.dtype), (to_bias * to_loss).to(bias.dtype), None
+        return (
+            mixed_y.mul_(factor),
+            mixed_x.mul_(factor),
+            to_scale.to(scale.dtype),
+            (to_bias * to_loss).to(bias.dtype),
+            None,
+        )
