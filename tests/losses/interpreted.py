@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipkit import losses
-from clipkit.losses import halves, plain, tiles
+from clipkit.losses import plain, tiles
+
+for name in [name for name in sys.modules if name.startswith("triton") and not name.startswith("triton._C")]:
+    del sys.modules[name]  # imported without the variable, its functions are not interpreted
+
+from clipkit.losses import halves  # noqa: E402
 
 G, ROWS = 24, slice(3, 22)
 IDS = {"image_ids": torch.arange(G) // 3, "caption_ids": torch.arange(G) % 11}
