@@ -12,21 +12,29 @@ from clipkit.models.preprocess import Preprocess
 def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
     """Return the input of the tower for each value of each channel, or None if the bytes do not determine it.
 
-    The library fills the table; a few images of odd sizes show that looking up its bytes gives its result, bit by bit.
+    The library fills the table; images of odd sizes show that looking up its bytes gives its result, bit by bit.
     """
     if preprocess.pixels is None or preprocess.image_size is None:
         return None
-    resized = getattr(preprocess.steps, "size", preprocess.image_size)
+    side = getattr(preprocess.steps, "size", preprocess.image_size)
     table = torch.full((3, 256), torch.nan)
     checks = []
-    for image in _probes(resized):
+
+    def fill(image: Image.Image) -> bool:
+        assert preprocess.pixels is not None
         pixels, inputs = torch.from_numpy(preprocess.pixels(image)), preprocess(image)
         values = inputs["pixel_values"]
         if len(inputs) > 1 or values.shape != (3, *pixels.shape[:2]) or values.dtype != torch.float32:
-            return None
+            return False
         for channel in range(3):
             table[channel, pixels[..., channel].long()] = values[channel]
         checks.append((pixels, values))
+        return True
+
+    if not all(fill(image) for image in _probes(side)):
+        return None
+    for value in table.isnan().any(dim=0).nonzero()[:, 0].tolist():  # resizing does not change a flat image
+        fill(Image.new("RGB", (side, side), (value, value, value)))
     equal = all(torch.equal(looked_up(table, pixels[None])[0], values) for pixels, values in checks)
     return table if equal and not table.isnan().any() else None
 
