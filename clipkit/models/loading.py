@@ -15,7 +15,6 @@ from clipkit.models.view_heads import load_view_heads
 from clipkit.models.weights import has_weights
 from clipkit.run_files import RunFiles, read_object
 
-
 _DTYPES = {
     "fp32": torch.float32,
     "float32": torch.float32,
@@ -35,8 +34,9 @@ def load(
         name: a Hub repository `org/name[@revision]`; `open_clip:ARCH/TAG`, `open_clip:ARCH` with random weights, or
             `open_clip:ARCH?weights=FILE`; a folder in the layout of transformers, open_clip or clipkit; a clipkit run.
         device: default: the GPU (CUDA, MPS…) if there is one, else the CPU.
-        dtype: type of the weights: a torch type, fp32, bf16 or fp16; auto: float32 weights with which a CUDA GPU encodes
-            under bfloat16 autocast, several times as fast, and other devices in float32. Features are always float32.
+        dtype: type of the weights: a torch type, fp32, bf16 or fp16; auto: float32 weights, with which a CUDA GPU
+            encodes under bfloat16 autocast, several times as fast, and other devices in float32. Features are always
+            float32.
 
     Raises:
         ModelError: the model is missing, invalid or unsupported, the device is unavailable or the type is unknown.
