@@ -143,8 +143,9 @@ def run(name: str, module: str, settings: Any, limit: float) -> Iterator[dict[st
 
 def _section(name: str, module: str, settings: Any, writer: Connection, output: Path) -> None:
     os.setsid()
-    for number in (1, 2):
+    for number in (1, 2):  # also what libraries print that are not Python
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout = sys.stderr = output.open("a", buffering=1)
 
     def report(what: str, **figures: Any) -> None:
         writer.send({"what": what, **figures})

@@ -138,11 +138,11 @@ def _operations(encoder: Encoder, inputs: Mapping[str, Tensor]) -> float:
 
 @torch.no_grad()
 def _counted(module: nn.Module, *inputs: Tensor, **named: Tensor) -> tuple[int, Tensor]:
-    """Return the operations of a forward pass, which is neither compiled nor fused, and its output."""
+    """Return the operations of a forward pass and its output; `works_of` has ended compilation and learning."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a fused layer of nn.MultiheadAttention is not counted
     try:
-        with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
+        with FlopCounterMode(display=False) as counter:
             output: Tensor = module(*inputs, **named)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
