@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
@@ -12,6 +13,8 @@ from torch import Tensor
 
 # An image -> its inputs by name, without a batch dimension: most towers take one, pixel_values (3, H, W).
 Inputs = dict[str, Tensor]
+
+Pixels = UInt8[np.ndarray, "H W 3"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Preprocess:
     """Function from a crop of the input size to inputs, if this needs more than scaling and normalization."""
     steps: Resize | PatchGrid | None = None
     """`evaluate` as plain values, for exports; None if these values cannot describe it."""
+    pixels: Callable[[Image.Image], Pixels] | None = None
+    """`evaluate` before scaling and normalization, if these treat each byte of a channel alike."""
 
     def __call__(self, image: Image.Image) -> Inputs:
         """Resize, crop, scale to [0, 1] and normalize."""
@@ -102,3 +107,18 @@ class TransformCall:
 
     def __call__(self, image: Image.Image) -> Inputs:
         return {"pixel_values": self.transform(image)}
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Return the bytes that the last two steps scale and normalize."""
+        for step in self._steps[:-2]:
+            image = step(image)
+        return np.array(image)
+
+    @property
+    def scales_last(self) -> bool:
+        """Return whether the transform ends with scaling and normalization."""
+        return [type(step).__name__.removeprefix("Maybe") for step in self._steps[-2:]] == ["ToTensor", "Normalize"]
+
+    @property
+    def _steps(self) -> list[Any]:
+        return getattr(self.transform, "transforms", [])

@@ -126,9 +126,8 @@ class Step:
         model, processes = self.model, self.processes
         encodings = {}
         for number, (name, encoder) in enumerate(self.encoders.items()):
-            parts, inputs = self._parts(encoder.tower, batch.inputs[name])
-            seeds = (self.seed, step, processes.index, number)
-            encodings[name] = _Encoding(encoder, parts, inputs, self.accelerator, seeds, self.stop_requested)
+            parts, seeds = self._parts(encoder.tower, batch.inputs[name]), (self.seed, step, processes.index, number)
+            encodings[name] = _Encoding(encoder, parts, self.accelerator, seeds, self.stop_requested)
         towers = list(encodings.values())
         everything_fits = len(batch) <= self.micro_batch_size
         with self._agreed():
@@ -186,27 +185,19 @@ class Step:
             torch.accelerator.empty_cache()
         self.log(f"step {step + 1}: out of memory; repeated with micro-batch size {size // 2} instead of {size}")
 
-    def _parts(self, tower: Tower, inputs: dict[str, Tensor]) -> tuple[list["_Part"], MicroBatches]:
+    def _parts(self, tower: Tower, inputs: dict[str, Tensor]) -> MicroBatches:
         device = self.model.device
         if not isinstance(tower, TextTower) or "attention_mask" not in inputs:
-            rows = torch.arange(len(next(iter(inputs.values())))).split(self.micro_batch_size)
-            slices = [slice(int(part[0]), int(part[-1]) + 1) for part in rows]
-            return [_Part(part) for part in rows], MicroBatches(inputs, slices, device)
+            every = len(next(iter(inputs.values())))
+            starts = range(0, every, self.micro_batch_size)
+            rows = [slice(start, min(start + self.micro_batch_size, every)) for start in starts]
+            return MicroBatches(inputs, rows, device)
         lengths, order = inputs["attention_mask"].sum(dim=1).cpu().sort(stable=True)
         if not is_fast_on(device):
             parts = order.split(min(self.micro_batch_size, _CPU_CAPTIONS))
-            return [_Part(rows) for rows in parts], MicroBatches(inputs, parts, device, tower.cut_padding)
+            return MicroBatches(inputs, parts, device, tower.cut_padding)
         parts = order.split(_sizes(lengths.tolist(), self.micro_batch_size))
-        cut = partial(tower.cut_padding, multiple=_ALIGNED)
-        return [_Part(rows) for rows in parts], MicroBatches(inputs, parts, device, cut)
-
-
-@dataclass
-class _Part:
-    """A micro-batch of one tower: its rows in this process's slice, and its features once computed."""
-
-    rows: Tensor
-    features: Tensor | None = None
+        return MicroBatches(inputs, parts, device, partial(tower.cut_padding, multiple=_ALIGNED))
 
 
 @dataclass(eq=False)
@@ -214,12 +205,20 @@ class _Encoding:
     """One tower and its micro-batches: `forward` computes all features, `backward` computes the gradients later."""
 
     encoder: Encoder
-    parts: Sequence[_Part]
-    inputs: MicroBatches
+    parts: MicroBatches
     accelerator: Accelerator
     seeds: tuple[int, ...]
     stop_requested: Callable[[], bool]
     features: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
+
+    def __post_init__(self) -> None:
+        self._graphs: dict[int, Tensor] = {}
+        """Features of the micro-batches whose graphs are kept."""
+        self._rows = [rows for rows in self.parts.rows if isinstance(rows, Tensor)]
+        if self._rows:  # not in the order of the slice; sent at once, so that the device is not waited for
+            order = torch.cat(self._rows)
+            sent = send({"order": order, "place": order.argsort()}, self.parts.device)
+            self._rows, self._place = list(sent["order"].split([len(rows) for rows in self._rows])), sent["place"]
 
     @property
     def learns(self) -> bool:
@@ -233,12 +232,15 @@ class _Encoding:
             keep: number of parts, from the end, whose graphs are kept.
         """
         first_kept = len(self.parts) - keep if self.learns else len(self.parts)
-        for index, part in enumerate(self.parts):
+        computed = []
+        for index in range(len(self.parts)):
             with torch.set_grad_enabled(index >= first_kept):
-                part.features = self._run(index, index + 1)
-        computed = [part.features.detach() for part in self.parts if part.features is not None]
-        original_order = torch.cat([part.rows for part in self.parts]).argsort()
-        self.features = torch.cat(computed)[self._sent(original_order)].requires_grad_(self.learns)
+                features = self._run(index, index + 1)
+            computed.append(features.detach())
+            if features.requires_grad:
+                self._graphs[index] = features
+        features = torch.cat(computed)
+        self.features = (features[self._place] if self._rows else features).requires_grad_(self.learns)
 
     def backward(self) -> None:
         """Compute the parameters' gradients from the features', last part first; parts without a graph run again."""
@@ -246,23 +248,17 @@ class _Encoding:
         if gradient is None:
             return
         for index in reversed(range(len(self.parts))):
-            part = self.parts[index]
-            features = part.features
-            if features is None or not features.requires_grad:
+            features = self._graphs.pop(index, None)  # frees the graph after its backward pass
+            if features is None:
                 features = self._run(index, index - 1)
-            part.features = None  # frees the graph after its backward pass
-            rows = self.inputs.rows[index]
-            features.backward(gradient[rows if isinstance(rows, slice) else self._sent(rows)])
-
-    def _sent(self, rows: Tensor) -> Tensor:
-        return send({"rows": rows}, self.inputs.device)["rows"]
+            features.backward(gradient[self._rows[index] if self._rows else self.parts.rows[index]])
 
     def _run(self, index: int, following: int) -> Float[Tensor, "B D"]:
         if self.stop_requested():
             raise Abandoned
         # The random state is a function of what is computed: setting it again replays it.
         torch.manual_seed(mix(*self.seeds, index))
-        inputs = self.inputs.get(index, following)
+        inputs = self.parts.get(index, following)
         with self.accelerator.autocast():
             features = self.encoder(inputs)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
