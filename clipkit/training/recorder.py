@@ -117,7 +117,7 @@ class Recorder:
         self._bar.set_postfix_str(_postfix(row["loss"], speed))
         if not self.plan.calendar.logs(step):
             return
-        row |= self.monitor.statistics
+        row |= self.monitor.statistics()
         try:
             with self.folder.writing():
                 append(self.folder.metrics, row)
