@@ -32,7 +32,7 @@ from clipkit.models.towers import TRUNK_FEATURES
 from clipkit.processes import Processes
 from clipkit.training.objectives.objective import Encoded
 from clipkit.training.step import Encoder
-from clipkit.training.transfer import PixelMemory, ahead, send
+from clipkit.training.transfer import ahead, pixel_memory, send
 
 _BATCH = 64
 
@@ -125,7 +125,7 @@ class TowerInputs:
             self._token_store() if texts else None,
         )
         process = (self.processes.index, self.processes.count)
-        memory = PixelMemory(self.model.device) if self.model.device.type == "cuda" and augments else None
+        memory = pixel_memory(self.model.device) if augments else None
         loading = Loading(workers, self.seed, process, self.replacement, self.worker_progress, self.bad, memory)
         batches = self.feed.loader(slices, maker, loading)
         # Reused, since allocating memory for every batch takes longer than the copy.

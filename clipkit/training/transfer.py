@@ -126,6 +126,11 @@ class PixelMemory(BatchMemory):
         return tensor
 
 
+def pixel_memory(device: torch.device) -> PixelMemory | None:
+    """Return the memory for batches on this device; None if they stay where the loader puts them."""
+    return PixelMemory(device) if device.type == "cuda" else None
+
+
 def _copy_bytes(target: Tensor, source: Tensor) -> None:
     """Copy a tensor of the same layout, in one thread: PyTorch's threads would take the cores of the loader workers."""
     one, two = (value.permute(0, 2, 3, 1) if value.ndim == 4 else value for value in (target, source))
