@@ -78,17 +78,21 @@ class Logits:
                 bottom, right = min(top + sizes[0], self.shape[0]), min(left + sizes[1], self.shape[1])
                 yield slice(top, bottom), slice(left, right)
 
+    def described(self, matrix: Tensor, high: int, wide: int) -> Any:
+        """Return what kernels load or store blocks of this size with."""
+        if not self.blocks.described:
+            return matrix
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        return TensorDescriptor.from_tensor(matrix, [high, wide])
+
     def launch(self, kernel: Any, grid: int, rows: slice, columns: slice, kind: int, *own: Any) -> None:
         """Run a kernel over the blocks of a tile."""
-        x, y, (row_keys, column_keys), blocks = self.x[rows.start :], self.y[columns.start :], self.keys, self.blocks
-        described: tuple[Any, Any] = (x, y)
-        if blocks.described:
-            from triton.tools.tensor_descriptor import TensorDescriptor
-
-            sizes = ((x, blocks.high), (y, blocks.wide))
-            described = tuple(TensorDescriptor.from_tensor(one, [size, blocks.deep]) for one, size in sizes)
+        (row_keys, column_keys), blocks = self.keys, self.blocks
         kernel[(grid,)](
-            *described, *self.scalars, row_keys[:, rows.start :], column_keys[:, columns.start :],
+            self.described(self.x[rows.start :], blocks.high, blocks.deep),
+            self.described(self.y[columns.start :], blocks.wide, blocks.deep),
+            *self.scalars, row_keys[:, rows.start :], column_keys[:, columns.start :],
             rows.stop - rows.start, columns.stop - columns.start, row_keys.shape[1], column_keys.shape[1], *own,
             PADDED=self.padded, HIGH=blocks.high, WIDE=blocks.wide, DEEP=blocks.deep, DESCRIBED=blocks.described,
             KIND=kind, WITHOUT_SELF=self.without[0], WITHOUT_DUPLICATES=self.without[1],
@@ -174,10 +178,12 @@ def _weigh(
     with torch.cuda.device_of(memory):
         for (rows, columns), (height, width) in zip(tiles, sizes, strict=True):
             weights = memory[: 2 * height * width].view(2, height, width)
-            sums = factors.new_empty(height // logits.blocks.high * (width // logits.blocks.wide))
+            high, wide = logits.blocks.high, logits.blocks.wide
+            sums = factors.new_empty(height // high * (width // wide))
+            written = logits.described(weights.view(-1, width), high, wide)
             logits.launch(
                 kernels.weigh, len(sums), rows, columns, kind, lse[0][rows], lse[1][columns],
-                to[0][rows], to[1][columns], *largest, weights, factors, sums, height, width,
+                to[0][rows], to[1][columns], *largest, written, factors, sums, height, width,
             )  # fmt: skip
             down, across = slice(rows.start, rows.start + height), slice(columns.start, columns.start + width)
             _add_product(mixed_y[down], weights, logits.y[across], columns.start == 0)

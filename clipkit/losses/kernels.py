@@ -188,9 +188,14 @@ def weigh(
         if KIND == BOTH:
             value += _softmax(logits, column_lse + column, to_columns + column, column < columns, unit, 0)
     high = value.to(tl.float16)
-    at = weights + row[:, None] * padded_columns + column[None, :]
-    tl.store(at, high)
-    tl.store(at + padded_rows * padded_columns, (value - high.to(tl.float32)).to(tl.float16))
+    low = (value - high.to(tl.float32)).to(tl.float16)
+    if DESCRIBED:
+        weights.store([down * HIGH, across * WIDE], high)
+        weights.store([padded_rows + down * HIGH, across * WIDE], low)
+    else:
+        at = weights + row[:, None] * padded_columns + column[None, :]
+        tl.store(at, high)
+        tl.store(at + padded_rows * padded_columns, low)
     if tl.program_id(0) == 0:
         tl.store(factors, unit * tl.load(units))
         tl.store(factors + 1, unit * tl.load(units + 1))
