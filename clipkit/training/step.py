@@ -1,6 +1,6 @@
 """Training step: the gradient of one global batch, independent of micro-batch size and number of processes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
