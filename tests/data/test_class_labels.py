@@ -282,16 +282,19 @@ def test_images_of_one_name_in_a_saved_dataset(tmp_path: Path) -> None:
     assert len(read_pairs(str(tmp_path / "saved")).images) == 90
 
 
-def test_equal_bytes_are_one_image_whatever_their_names(paths: list[str], tmp_path: Path) -> None:
+def test_rows_are_one_image_if_bytes_and_names_are_equal(paths: list[str], tmp_path: Path) -> None:
     content = [Path(path).read_bytes() for path in paths]
-    rows = [(0, "a.png"), (1, "a.png"), (0, "b.png"), (0, None), (1, None)]
+    rows = [(0, "a.png"), (1, "a.png"), (0, "b.png"), (0, None), (1, None), (0, None), (0, "a.png")]
     table = {
         "image": [{"bytes": content[number], "path": name} for number, name in rows],
         "caption": [f"row {row}" for row in range(len(rows))],
     }
     parquet.write_table(pa.table(table), tmp_path / "p.parquet")
     pairs = read_pairs(str(tmp_path / "p.parquet"))
-    assert pairs.image_of_caption.tolist() == [0, 1, 0, 0, 1]
+    assert pairs.image_of_caption.tolist() == [0, 1, 2, 3, 4, 3, 0]
+    unnamed = pa.table({"image": pa.array([content[n] for n in (0, 1, 0)], pa.binary()), "caption": ["a", "b", "c"]})
+    parquet.write_table(unnamed, tmp_path / "u.parquet")
+    assert read_pairs(str(tmp_path / "u.parquet")).image_of_caption.tolist() == [0, 1, 0]
 
 
 def test_the_share_for_validation_does_not_depend_on_repeated_names(paths: list[str], tmp_path: Path) -> None:

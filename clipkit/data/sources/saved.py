@@ -217,7 +217,7 @@ class TableImages(Items[Stored | Path]):
         column: dataset with only this column, in Arrow format.
         names: names of the image files; "" if unknown.
         sizes: sizes in bytes; -1 for an image that is not stored in the table.
-        keys: values that are equal for images with equal bytes or, if they are not stored, with equal paths.
+        keys: values that are equal for rows with the same image (see `content_keys`).
     """
 
     def __init__(self, source: str, column: Any, names: Strings, sizes: NDArray[np.int64], keys: pa.Array) -> None:
