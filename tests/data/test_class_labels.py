@@ -165,6 +165,9 @@ def test_options_without_effect_are_errors(paths: list[str], tmp_path: Path) -> 
     for option in ("templates=imagenet", "classes=imagenet"):
         with pytest.raises(DataError, match=f"the option {option.partition('=')[0]} has no effect"):
             read_pairs(f"{table}?{option}")
+    for source in (table, _saved(tmp_path, paths, [0, 1, 2, 3])):
+        with pytest.raises(DataError, match="has no splits, so the option split has no effect"):
+            read_labeled(f"{source}?split=test")
 
 
 def test_an_image_with_two_labels_is_reported(paths: list[str], tmp_path: Path) -> None:

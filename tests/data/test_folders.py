@@ -193,6 +193,14 @@ def test_metadata_tables_of_several_folders_are_joined(tmp_path: Path) -> None:
         read_pairs(str(tmp_path))
 
 
+def test_names_with_spaces_are_stripped_for_classes(tmp_path: Path) -> None:
+    fill(tmp_path, "cat /1.png", "dog/2.png")
+    (tmp_path / "classnames.txt").write_text("a cat\na dog\n")
+    labeled = read_labeled(str(tmp_path))
+    assert (labeled.classes, labeled.class_names) == (["cat", "dog"], ["a cat", "a dog"])
+    assert list(read_pairs(str(tmp_path)).captions) == ["a cat", "a dog"]
+
+
 def test_metadata_may_be_parquet(tmp_path: Path) -> None:
     fill(tmp_path, "1.png", "2.png")
     parquet.write_table(pa.table({"file_name": ["2.png"], "text": ["two"]}), tmp_path / "metadata.parquet")

@@ -87,6 +87,8 @@ def read_saved(path: str, wanted: Wanted) -> Rows:
         saved = datasets.load_from_disk(path)
         if isinstance(saved, datasets.DatasetDict):
             saved = _split_of(path, saved, wanted.options.get("split"), f"{path}?split=")
+        elif "split" in wanted.options:
+            raise DataError(f"{path}: has no splits, so the option split has no effect; remove it")
         return of_dataset(path, saved, wanted)
 
 
