@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from clipkit.data import read_labeled, read_pairs
+from clipkit.data import read_labeled, read_near_misses, read_pairs
 from clipkit.data.sources.walk import walk
 from clipkit.errors import DataError
 from clipkit.findings import Finding
@@ -231,3 +231,14 @@ def test_text_without_an_image_is_counted(tmp_path: Path) -> None:
     pairs = read_pairs(str(tmp_path))
     assert [image.name for image in pairs.images] == ["1.png", "3.png"]
     assert named(pairs.findings, "left_out").examples == ("2.txt",)
+
+
+def test_patterns_and_folders_of_tables_have_no_hidden_files(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png", "._p.parquet", ".q.parquet", "near/._a.jsonl")
+    for number in (1, 2):
+        table = pa.table({"image": ["1.png"], "caption": [f"caption {number}"]})
+        parquet.write_table(table, tmp_path / f"{number}.parquet")
+    assert list(read_pairs(f"{tmp_path}/*.parquet").captions) == ["caption 1", "caption 2"]
+    row = '{"image": "../1.png", "caption": "a", "negative_caption": "b"}\n'
+    (tmp_path / "near/a.jsonl").write_text(row)
+    assert read_near_misses(str(tmp_path / "near")).categories == ["a"]

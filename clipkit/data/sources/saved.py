@@ -17,6 +17,7 @@ from clipkit.data.sequences import Files, Items, Strings
 from clipkit.data.sources.class_names import named, recorded_classes
 from clipkit.data.sources.columns import Rows, Wanted, exists
 from clipkit.data.sources.content import content_keys
+from clipkit.data.sources.walk import matching
 from clipkit.errors import DataError, UnreachedError, one_line
 from clipkit.files import cache_folder
 from clipkit.images import Stored
@@ -38,7 +39,7 @@ def read_parquet(path: str, wanted: Wanted) -> Rows:
     Raises:
         DataError: a file is missing or damaged, or a column is missing.
     """
-    files = [path] if exists(path) else sorted(str(file) for file in Path(path).parent.glob(Path(path).name)) or [path]
+    files = [path] if exists(path) else [str(file) for file in matching(Path(path))] or [path]
     try:
         for file in files:
             check_file(file)

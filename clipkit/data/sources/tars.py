@@ -25,6 +25,7 @@ from clipkit.data.sources.columns import Rows, Wanted, exists
 from clipkit.data.sources.json_rows import strings_or_lists
 from clipkit.data.sources.members import TEXTS, BoundedMember, check_member
 from clipkit.data.sources.samples import ENDINGS, grouped, image_among, values_of_role
+from clipkit.data.sources.walk import matching
 from clipkit.errors import DataError, one_line
 from clipkit.files import cache_folder, is_file
 from clipkit.images import Stored
@@ -52,7 +53,7 @@ def shards_of(pattern: str) -> list[Path]:
     for name in names:
         path = Path(name).expanduser()
         is_pattern = bool(set("*?[") & set(path.name)) and not is_file(path)
-        paths += (sorted(path.parent.glob(path.name)) if is_pattern else []) or [path]
+        paths += (matching(path) if is_pattern else []) or [path]
     missing = [path for path in paths if not is_file(path)]
     if missing:
         count = f"{len(missing)} of its {len(paths)} shards are missing, the first is " if len(paths) > 1 else ""

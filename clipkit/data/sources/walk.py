@@ -119,6 +119,12 @@ def walk(root: Path) -> Walk:
     return found
 
 
+def matching(pattern: Path) -> list[Path]:
+    """Return the files whose names match the last part of a path, in alphabetical order; hidden ones only if it is."""
+    is_hidden = pattern.name.startswith(".")
+    return sorted(file for file in pattern.parent.glob(pattern.name) if is_hidden or not file.name.startswith("."))
+
+
 def _is_text(name: str) -> bool:
     """Return False for a name whose bytes are not UTF-8, which no table and no message can contain."""
     try:
