@@ -105,8 +105,9 @@ def test_lists_of_classes_are_named(paths: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [pa.array([3, -1, 7, None]), pa.array(["a", None, "b", None]), pa.array([b"", None, b"", None])],
-    ids=["numbers", "strings", "bytes"],
+    "labels",
+    [pa.array([3, -1, 7, None]), pa.array([3.0, -1.0, 7.0, float("nan")]), pa.array(["a", None, "b", None]), pa.array([b"", None, b"", None])],
+    ids=["numbers", "floats", "strings", "bytes"],
 )  # fmt: skip
 def test_null_labels_of_columns_without_names(labels: pa.Array, paths: list[str], tmp_path: Path) -> None:
     parquet.write_table(pa.table({"image": paths, "label": labels}), tmp_path / "p.parquet")
@@ -255,6 +256,7 @@ def test_codes_are_no_class_names(tmp_path: Path) -> None:
     fill(tmp_path / "numbers", "10/1.png", "9/1.png")
     assert "a 10." in named(read_pairs(str(tmp_path / "numbers")).findings, "coded_class_names").message
     assert code_findings("x", ["7up", "cola"]) == [] == code_findings("x", ["7", "cola"])
+    assert code_findings("x", ["1.0", "2.0"])  # pandas' numbers with gaps
 
 
 def test_numbers_are_positions_in_the_table_of_imagenet() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from clipkit.data.sequences import Files, Items, Strings
-from clipkit.data.sources.class_names import named, recorded_classes
+from clipkit.data.sources.class_names import named, recorded_classes, whole_numbers
 from clipkit.data.sources.columns import Rows, Wanted, exists
 from clipkit.data.sources.content import content_keys
 from clipkit.data.sources.walk import matching
@@ -163,11 +163,11 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
 
 def _of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
     classes = recorded_classes(table.schema.metadata, names.get("label"))
-    if classes is not None and not _is_numeric(table.schema.field(names["label"]).type):
+    if classes is not None and not _is_numeric(whole_numbers(table[names["label"]]).type):
         classes = None
     columns = {role: _texts(name, column, table[column]) for role, column in names.items() if role != "label"}
     if "label" in names:
-        label = table[names["label"]]
+        label = whole_numbers(table[names["label"]])
         texts = named(name, label, classes) if classes is not None else _texts(name, names["label"], label, None)
         columns["label"] = texts
     if not all(len(column) for column in columns.values()):
