@@ -106,7 +106,8 @@ def test_lists_of_classes_are_named(paths: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [pa.array([3, -1, 7, None]), pa.array([3.0, -1.0, 7.0, float("nan")]), pa.array(["a", None, "b", None]), pa.array([b"", None, b"", None])],
+    [pa.array([3, -1, 7, None]), pa.array([3.0, -1.0, 7.0, float("nan")]),
+     pa.array(["a", None, "b", None]), pa.array([b"", None, b"", None])],
     ids=["numbers", "floats", "strings", "bytes"],
 )  # fmt: skip
 def test_null_labels_of_columns_without_names(labels: pa.Array, paths: list[str], tmp_path: Path) -> None:
@@ -152,10 +153,11 @@ def test_tables_and_tars_without_captions_give_class_names(
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     (tmp_path / "l.jsonl").write_text("\n".join(json.dumps({"image": p, "label": f"kind {p[-5]}"}) for p in paths))
+    (tmp_path / "prompts.txt").write_text("a sketch of {c}\n")
     for source in (table, tmp_path / "l.tar", tmp_path / "l.jsonl"):
         pairs = read_pairs(str(source))
         assert list(pairs.captions) == ["kind 0", "kind 1", "kind 2", "kind 3"]
-        assert read_pairs(f"{source}?templates=imagenet_simple").captions[0] == "itap of a kind 0."
+        assert read_pairs(f"{source}?templates={tmp_path / 'prompts.txt'}").captions[0] == "a sketch of kind 0"
     assert "'category'" in named(read_pairs(str(table)).findings, "captions_from_labels").message
     with pytest.raises(DataError, match=r"no caption column .*, title"):  # neither captions nor labels
         read_pairs(str(write_csv(tmp_path / "n.csv", ["image", "words"], [[paths[0], "x"]])))
