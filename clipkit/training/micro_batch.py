@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clipkit.errors import RecipeError
 from clipkit.models import DualEncoder, Tower
+from clipkit.models.compiled import uncompiled
 from clipkit.models.memory import graph_bytes
 from clipkit.processes import Processes
 from clipkit.recipe import ModelRecipe, Recipe
@@ -94,7 +95,8 @@ def find_micro_batch_size(
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         fitting = int(available_memory() / 2 / local // max(1, needed // 2))
     else:
-        fitting = _by_trying(model, encoded, rows, accelerator)
+        with uncompiled(model):
+            fitting = _by_trying(model, encoded, rows, accelerator)
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     return processes.smallest(max(1, min(rows, fitting)))

@@ -14,14 +14,18 @@ from clipkit.data import Batch
 from clipkit.errors import TrainingError
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.encode import channels_last
+from clipkit.models.fast_layers import is_fast_on
 from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
 from clipkit.training.objectives.objective import Gathered, Value
 
-# Captions of similar length run together even if the whole batch fits: the short ones need less padding.
-_BUCKET = {"cpu": 16}
-_ACCELERATOR_BUCKET = 256
+# Captions of similar length run together even if the whole batch fits: the short ones need less padding. A CPU takes a
+# fixed number of captions; an accelerator takes as many as have this number of tokens together, enough to keep it busy.
+_CPU_CAPTIONS = 16
+_ACCELERATOR_TOKENS = 16_384
+# Lengths on an accelerator are multiples of this number, which its kernels need to be fast.
+_ALIGNED = 8
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -182,10 +186,13 @@ class Step:
         if not isinstance(tower, TextTower) or "attention_mask" not in inputs:
             order = torch.arange(len(next(iter(inputs.values()))))
             return [_Part(rows, _take(inputs, rows)) for rows in order.split(self.micro_batch_size)]
-        lengths = inputs["attention_mask"].sum(dim=1)
-        bucket = min(self.micro_batch_size, _BUCKET.get(lengths.device.type, _ACCELERATOR_BUCKET))
-        parts = lengths.argsort(stable=True).cpu().split(bucket)
-        return [_Part(rows, tower.cut_padding(_take(inputs, rows))) for rows in parts]
+        mask = inputs["attention_mask"]
+        lengths, order = mask.sum(dim=1).cpu().sort(stable=True)
+        if not is_fast_on(mask.device):
+            parts = order.split(min(self.micro_batch_size, _CPU_CAPTIONS))
+            return [_Part(rows, tower.cut_padding(_take(inputs, rows))) for rows in parts]
+        parts = order.split(_sizes(lengths.tolist(), self.micro_batch_size))
+        return [_Part(rows, tower.cut_padding(_take(inputs, rows), _ALIGNED)) for rows in parts]
 
 
 @dataclass
@@ -249,6 +256,16 @@ class _Encoding:
             features = self.encoder(self.parts[index].inputs)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         return features if self.encoder.of_trunk else F.normalize(features, dim=-1)
+
+
+def _sizes(lengths: Sequence[int], most: int) -> list[int]:
+    """Return how many captions of ascending lengths run together on an accelerator, at most `most`."""
+    sizes = [0]
+    for length in lengths:  # the last caption of a part is its longest, to which the others are padded
+        if sizes[-1] and (sizes[-1] == most or (sizes[-1] + 1) * length > _ACCELERATOR_TOKENS):
+            sizes.append(0)
+        sizes[-1] += 1
+    return sizes
 
 
 def _take(inputs: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
