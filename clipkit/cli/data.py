@@ -10,6 +10,7 @@ import typer
 
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.output import check_writable, write_output
+from clipkit.cli.terminal import print_findings
 from clipkit.errors import Interrupted, OutputError, RecipeError
 
 app = typer.Typer(help="Check, prepare and preview data.", no_args_is_help=True, rich_markup_mode=None)
@@ -65,6 +66,7 @@ def preview(
         sheet.save(out)
     except (OSError, ValueError) as error:
         raise OutputError(f"{out}: cannot be written ({error}); give an image file, e.g. preview.png") from None
+    print_findings(pairs.findings)
     print(f"{out}: {min(count, len(pairs.images))} of {len(pairs.images)} images, {views} views of each")
 
 
@@ -104,8 +106,10 @@ def prepare(
     from clipkit.findings import counted
 
     try:
+        pairs = read_for_shards(data)
+        print_findings(pairs.findings)
         made = run(
-            read_for_shards(data),
+            pairs,
             out,
             size=size,
             quality=quality,

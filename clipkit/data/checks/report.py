@@ -20,7 +20,7 @@ from clipkit.data.checks.scan import EMPTY, MISSING, ImageScan, scan_images
 from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Files, Strings
 from clipkit.data.sources.remote import Remote
-from clipkit.findings import SEVERITIES, Finding
+from clipkit.findings import SEVERITIES, Finding, most_severe_first
 from clipkit.images import Stored, size_of
 
 # Input size of nearly all encoders, used if no model is given.
@@ -119,7 +119,8 @@ def check(
         context_length=None if token_counts is None else context_length,
         batch=batch,
     )
-    return Report(pairs.name, against, facts, apply_rules(data), scan.broken, leaked, duplicates, rank)
+    findings = most_severe_first([*pairs.findings, *apply_rules(data)])
+    return Report(pairs.name, against, facts, findings, scan.broken, leaked, duplicates, rank)
 
 
 def quick_findings(pairs: Pairs) -> list[Finding]:

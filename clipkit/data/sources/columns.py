@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from clipkit.data.prompts import Templates
 from clipkit.errors import DataError
+from clipkit.findings import Finding
 from clipkit.images import Stored
 
 # Accepted column names of each role, most likely first. To accept another name, add it here.
@@ -53,6 +54,8 @@ class Rows:
     row: str = "row"
     """Noun for a row in messages, which count rows from 1."""
     classes: ClassList | None = None
+    findings: Sequence[Finding] = ()
+    """Anything that was left out or that reading had to assume."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,14 @@ class Wanted:
         """All roles, needed and optional."""
         return [*self.needed, *self.optional]
 
+    def needs(self, role: str, present: Collection[str]) -> bool:
+        """Return whether a source must have a role; labels, if they are read too, replace captions that it lacks."""
+        if role == "caption" and "label" in self.roles:
+            given = self.options.get("label")
+            labels = self.names["label"] if given is None else [given.lower()]
+            return role in self.needed and not any(label in present for label in labels)
+        return role in self.needed
+
     def columns_among(self, source: object, header: Sequence[str]) -> dict[str, str]:
         """Map each role to its column name, for roles whose column is present.
 
@@ -97,7 +108,7 @@ class Wanted:
                 if lower.count(match) > 1:
                     raise DataError(f"{source}: has {lower.count(match)} columns named {match}; rename all but one")
                 found[role] = header[lower.index(match)]
-            elif role in self.needed:
+            elif self.needs(role, lower):
                 raise DataError(
                     f"{source}: has no {role} column (one of {', '.join(names)}); its columns are "
                     f"{columns}: rename one, or specify it with {Path(str(source)).name}?{role}=COLUMN"

@@ -1,7 +1,7 @@
 """Reader of JSON and JSONL files."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +87,7 @@ def _as_data_errors(position: _Position) -> Iterator[None]:
 def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
     path = position.path
     names: dict[str, str] = {}
-    values: dict[str, list[str | list[str]]] = {}
+    values: dict[str, list[str | list[str] | None]] = {}
     for row in rows:
         if not isinstance(row, dict):
             raise DataError(f"{position} is not a JSON object; write for example {_EXAMPLE}")
@@ -95,7 +95,8 @@ def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
             names = wanted.columns_among(path, list(row))
             values = {role: [] for role in names}
         for role, name in names.items():
-            values[role].append(_value(position, row, name))
+            is_unlabeled = role == "label" and name in row and row[name] is None
+            values[role].append(None if is_unlabeled else _value(position, row, name))
     if not names:
         raise DataError(f"{path}: is empty; write objects such as {_EXAMPLE}")
     columns = {role: strings_or_lists(column) for role, column in values.items()}
@@ -106,10 +107,10 @@ def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
     return Rows(str(path), columns, images, paths, names)
 
 
-def strings_or_lists(values: list[str | list[str]]) -> pa.Array:
+def strings_or_lists(values: Sequence[str | list[str] | None]) -> pa.Array:
     """Return a column of strings, or of lists if any value is a list."""
     if any(isinstance(value, list) for value in values):
-        lists = [value if isinstance(value, list) else [value] for value in values]
+        lists = [[value] if isinstance(value, str) else value for value in values]
         return pa.array(lists, pa.large_list(pa.large_string()))
     return pa.array(values, pa.large_string())
 

@@ -23,7 +23,7 @@ from clipkit.files import is_file
 from clipkit.opening import read_text
 
 # Options of a source as a whole, beside those that name the column of a role.
-_OPTIONS = ("split", "templates")
+_OPTIONS = ("split", "templates", "classes")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from clipkit.data.sequences import Files, Items, Strings
+from clipkit.data.sources.class_names import named, recorded_classes
 from clipkit.data.sources.columns import Rows, Wanted, exists
+from clipkit.data.sources.content import content_keys
 from clipkit.errors import DataError, UnreachedError, one_line
 from clipkit.files import cache_folder
 from clipkit.images import Stored
@@ -132,8 +134,6 @@ def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Datase
 
 def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
     """Return the rows of a dataset that can be indexed."""
-    from datasets import ClassLabel
-
     if not len(dataset):
         raise DataError(f"{name}: has no rows; add at least one row")
     names = wanted.columns_among(name, dataset.column_names)
@@ -142,12 +142,8 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
         dataset.data.table.column(column).validate(full=True)
     arrow = dataset.with_format("arrow")
     texts: list[str] = [column for role, column in names.items() if role != "image"]
-    label = names.get("label")
-    classes = dataset.features[label] if label is not None else None
     table = arrow.select_columns(texts)[:] if texts else pa.table({})
-    if label is not None and isinstance(classes, ClassLabel):
-        numbers = table[label].to_pylist()
-        table = table.set_column(table.column_names.index(label), label, pa.array([classes.names[n] for n in numbers]))
+    table = table.replace_schema_metadata(dataset.features.arrow_schema.metadata)
     if "image" not in names:
         return _of_table(name, Path(), table, names)
     image = names["image"]
@@ -159,24 +155,33 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
         raise DataError(f"{name}: column {image} has type {kind}, neither paths nor images; specify another column")
     rows = _of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
     images = InTable.all_of(name, column_of_images)
-    return Rows(name, rows.columns, images, images.keys, names)
+    return Rows(name, rows.columns, images, images.keys, names, classes=rows.classes)
 
 
 def _of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
-    columns = {role: _texts(name, column, table[column]) for role, column in names.items()}
+    classes = recorded_classes(table.schema.metadata, names.get("label"))
+    if classes is not None and not _is_numeric(table.schema.field(names["label"]).type):
+        classes = None
+    columns = {role: _texts(name, column, table[column]) for role, column in names.items() if role != "label"}
+    if "label" in names:
+        label = table[names["label"]]
+        texts = named(name, label, classes) if classes is not None else _texts(name, names["label"], label, None)
+        columns["label"] = texts
     if not all(len(column) for column in columns.values()):
         raise DataError(f"{name}: has no rows; add at least one row")
     images = columns.pop("image", None)
-    return Rows(name, columns, None if images is None else Files.of(folder, images), images, names)
+    return Rows(name, columns, None if images is None else Files.of(folder, images), images, names, classes=classes)
 
 
-def _texts(name: str, column_name: str, column: Any) -> pa.Array:
+def _texts(name: str, column_name: str, column: Any, default: str | None = "") -> pa.Array:
+    """Return a column of strings or lists of strings, with `default` in place of null."""
     kind = column.type
     try:
         column.validate(full=True)  # reading Parquet does not check that strings are UTF-8
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        if _is_string(kind) or pa.types.is_integer(kind):
-            return pc.fill_null(column.cast(pa.large_string()), "")
+        if _is_string(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
+            texts = column.cast(pa.large_string())
+            return texts if default is None else pc.fill_null(texts, default)
         lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
         if lists and _is_string(kind.value_type):
             return column.cast(pa.large_list(pa.large_string()))
@@ -195,6 +200,11 @@ def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
+def _is_numeric(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_integer(kind.value_type if is_list else kind))
+
+
 def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
@@ -207,24 +217,15 @@ class TableImages(Items[Stored | Path]):
         column: dataset with only this column, in Arrow format.
         names: names of the image files; "" if unknown.
         sizes: sizes in bytes; -1 for an image that is not stored in the table.
+        keys: values that are equal for images with equal bytes or, if they are not stored, with equal paths.
     """
 
-    def __init__(self, source: str, column: Any, names: Strings, sizes: NDArray[np.int64]) -> None:
+    def __init__(self, source: str, column: Any, names: Strings, sizes: NDArray[np.int64], keys: pa.Array) -> None:
         self.source = source
         self.column = column
         self.names = names
         self.sizes = sizes
-
-    @property
-    def keys(self) -> pa.Array:
-        """Values that are equal for images with equal name and size.
-
-        An image without a name differs from all others.
-        """
-        return pa.array(
-            f"{name}\0{size}" if name else f"\0{row}"
-            for row, (name, size) in enumerate(zip(self.names, self.sizes.tolist(), strict=True))
-        )
+        self.keys = keys
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -255,7 +256,7 @@ class InTable(Stored):
             content = content.cast(pa.binary())
         sizes = pc.fill_null(pc.binary_length(content), -1).to_numpy().astype(np.int64)
         file_names = [""] * len(sizes) if paths is None else pc.fill_null(paths, "").to_pylist()
-        return TableImages(source, column, Strings.of(file_names), sizes)
+        return TableImages(source, column, Strings.of(file_names), sizes, content_keys(content, file_names))
 
     @property
     def name(self) -> str:

@@ -91,13 +91,14 @@ def read_tars(pattern: str, wanted: Wanted) -> Rows:
             "000.jpg and 000.txt"
         )
     columns: dict[str, pa.Array] = {}
+    present = [role for role in _ROLES if table[role].null_count < len(table)]
     for role in _ROLES:
         if role not in wanted.roles:
             continue
         column = table[role].combine_chunks()
-        if column.null_count < len(column):
+        if role in present:
             columns[role] = _filled(column)
-        elif role in wanted.needed:
+        elif wanted.needs(role, present):
             endings = ", ".join(f".{ending}" for ending in ENDINGS[role])
             raise DataError(f"{pattern}: none of its {len(table)} samples has a {role}; add it in a file {endings}")
     images = None
