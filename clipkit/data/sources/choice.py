@@ -104,9 +104,18 @@ def of_table(table: Any) -> Peek:
 
     def peek(name: str) -> Sequence[Any]:
         column = table.column(name)
-        return [b""] if has_bytes(column.type) else column.slice(0, PEEKED).to_pylist()
+        return [b""] if has_bytes(column.type) else values_of(column.slice(0, PEEKED))
 
     return peek
+
+
+def values_of(column: Any) -> list[Any]:
+    """Return the values of an Arrow column; none if it is damaged, which its reader reports."""
+    try:
+        column.validate(full=True)  # a wrong offset in a memory-mapped file would crash the process
+        return list(column.to_pylist())
+    except (pa.ArrowException, UnicodeDecodeError):
+        return []
 
 
 def has_bytes(kind: Any) -> bool:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import parquet
 
-from clipkit.data.sources.choice import PEEKED, Peek, has_bytes
+from clipkit.data.sources.choice import PEEKED, Peek, has_bytes, values_of
 from clipkit.data.sources.columns import Rows, Wanted, exists
 from clipkit.data.sources.parts import parts_of_split
 from clipkit.data.sources.saved import as_data_errors, of_dataset, of_table
@@ -81,7 +81,7 @@ def _peek(file: Path, schema: pa.Schema) -> Peek:
             return [b""]
         with parquet.ParquetFile(file) as opened:
             batch = next(opened.iter_batches(PEEKED, columns=[name]), None)
-        return [] if batch is None else batch.column(0).to_pylist()
+        return [] if batch is None else values_of(batch.column(0))
 
     return peek
 
