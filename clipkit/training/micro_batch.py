@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from clipkit.data.shared_memory import available_memory
 from clipkit.errors import RecipeError
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.compiled import uncompiled
@@ -107,20 +107,6 @@ def memory_in_use() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return int(psutil.Process().memory_info().rss)
-
-
-def available_memory() -> int:
-    """Return the bytes that are free on this machine, or in the control group of this process."""
-    free = psutil.virtual_memory().available
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-    return max(0, free)
 
 
 def _by_trying(model: DualEncoder, encoded: list[tuple[Tower, Inputs]], rows: int, accelerator: Accelerator) -> int:
