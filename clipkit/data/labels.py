@@ -149,8 +149,8 @@ def _doubts(
 ) -> Iterator[Finding]:
     """Report images with several labels, equal images with different labels, and data of a single class."""
     if len(classes) == 1:
-        message = f"{rows.name}: all images have the class {classes[0]!r}, so that every answer is right"
-        yield Finding("one_class", "warning", message, "give the folder or column that has all classes")
+        advice = "among one class every answer is right: give the folder or column of all classes, or further classes"
+        yield Finding("one_class", "warning", f"{rows.name}: all images have the class {classes[0]!r}", advice)
     is_list = pa.types.is_large_list(rows.columns["label"].type)
     if values.ndim == 2 and not (rows.classes or ClassList()).is_multilabel:
         of_image = values.sum(axis=1)

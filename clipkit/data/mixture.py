@@ -126,7 +126,7 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
 
 
 def _given_names(pairs: Pairs) -> list[str]:
-    """Return the names of the images in their source; where names are missing or repeated, with a hash of the content."""
+    """Return the names of the images in their source; if they are missing or repeated, with a hash of the content."""
     if not pairs.has_images:
         return [pairs.captions[int(rows[0])] for rows in pairs.captions_of_image]
     names = _names_of(pairs.images)

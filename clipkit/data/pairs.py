@@ -303,7 +303,7 @@ def _names(rows: Rows, labels: Sequence[str | None]) -> list[str]:
     """Return the class names of labels if the source contains names, otherwise the labels."""
     classes = rows.classes or ClassList()
     names = dict(zip(classes.labels or (), classes.names or (), strict=False))
-    return [names.get(label or "", label or "") for label in labels]
+    return [names.get((label or "").strip(), label or "") for label in labels]
 
 
 def _new_positions(old: NDArray[np.int64], kept: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -159,7 +159,7 @@ def positions_of_numbers(labels: Sequence[str], count: int) -> dict[str, int] | 
 def code_findings(name: str, classes: Sequence[str]) -> list[Finding]:
     """Report class names that are numbers or WordNet ids, from which no useful prompts can be made."""
     codes = [one for one in classes if re.fullmatch(r"n\d{8}", one)]
-    numbers = [one for one in classes if one.isdecimal()]
+    numbers = [one for one in classes if re.fullmatch(r"\d+(\.\d*)?", one)]
     if not codes and len(numbers) < len(classes):
         return []
     what, example = ("WordNet ids", codes[0]) if codes else ("numbers", numbers[0])

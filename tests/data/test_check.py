@@ -239,7 +239,8 @@ def test_images_in_archives_and_tables_are_checked_and_copied(kind: str, clean: 
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
     else:
-        parquet.write_table(pa.table({"image": pa.array(contents, pa.binary()), "caption": texts}), source)
+        images = [{"bytes": content, "path": f"{number}.jpg"} for number, content in enumerate(contents)]
+        parquet.write_table(pa.table({"image": images, "caption": texts}), source)
     pairs = read_pairs(str(source), broken=BROKEN)
     report = check(pairs, batch_size=2)
     found = {finding.name: finding.count for finding in report.findings}

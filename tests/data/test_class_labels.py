@@ -105,8 +105,9 @@ def test_lists_of_classes_are_named(paths: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [pa.array([3, -1, 7, None]), pa.array(["a", None, "b", None]), pa.array([b"", None, b"", None])],
-    ids=["numbers", "strings", "bytes"],
+    "labels",
+    [pa.array([3, -1, 7, None]), pa.array([3.0, -1.0, 7.0, float("nan")]), pa.array(["a", None, "b", None]), pa.array([b"", None, b"", None])],
+    ids=["numbers", "floats", "strings", "bytes"],
 )  # fmt: skip
 def test_null_labels_of_columns_without_names(labels: pa.Array, paths: list[str], tmp_path: Path) -> None:
     parquet.write_table(pa.table({"image": paths, "label": labels}), tmp_path / "p.parquet")
@@ -165,6 +166,9 @@ def test_options_without_effect_are_errors(paths: list[str], tmp_path: Path) -> 
     for option in ("templates=imagenet", "classes=imagenet"):
         with pytest.raises(DataError, match=f"the option {option.partition('=')[0]} has no effect"):
             read_pairs(f"{table}?{option}")
+    for source in (table, _saved(tmp_path, paths, [0, 1, 2, 3])):
+        with pytest.raises(DataError, match="has no splits, so the option split has no effect"):
+            read_labeled(f"{source}?split=test")
 
 
 def test_an_image_with_two_labels_is_reported(paths: list[str], tmp_path: Path) -> None:
@@ -252,6 +256,7 @@ def test_codes_are_no_class_names(tmp_path: Path) -> None:
     fill(tmp_path / "numbers", "10/1.png", "9/1.png")
     assert "a 10." in named(read_pairs(str(tmp_path / "numbers")).findings, "coded_class_names").message
     assert code_findings("x", ["7up", "cola"]) == [] == code_findings("x", ["7", "cola"])
+    assert code_findings("x", ["1.0", "2.0"])  # pandas' numbers with gaps
 
 
 def test_numbers_are_positions_in_the_table_of_imagenet() -> None:
@@ -282,16 +287,19 @@ def test_images_of_one_name_in_a_saved_dataset(tmp_path: Path) -> None:
     assert len(read_pairs(str(tmp_path / "saved")).images) == 90
 
 
-def test_equal_bytes_are_one_image_whatever_their_names(paths: list[str], tmp_path: Path) -> None:
+def test_rows_are_one_image_if_bytes_and_names_are_equal(paths: list[str], tmp_path: Path) -> None:
     content = [Path(path).read_bytes() for path in paths]
-    rows = [(0, "a.png"), (1, "a.png"), (0, "b.png"), (0, None), (1, None)]
+    rows = [(0, "a.png"), (1, "a.png"), (0, "b.png"), (0, None), (1, None), (0, None), (0, "a.png")]
     table = {
         "image": [{"bytes": content[number], "path": name} for number, name in rows],
         "caption": [f"row {row}" for row in range(len(rows))],
     }
     parquet.write_table(pa.table(table), tmp_path / "p.parquet")
     pairs = read_pairs(str(tmp_path / "p.parquet"))
-    assert pairs.image_of_caption.tolist() == [0, 1, 0, 0, 1]
+    assert pairs.image_of_caption.tolist() == [0, 1, 2, 3, 4, 3, 0]
+    unnamed = pa.table({"image": pa.array([content[n] for n in (0, 1, 0)], pa.binary()), "caption": ["a", "b", "c"]})
+    parquet.write_table(unnamed, tmp_path / "u.parquet")
+    assert read_pairs(str(tmp_path / "u.parquet")).image_of_caption.tolist() == [0, 1, 0]
 
 
 def test_the_share_for_validation_does_not_depend_on_repeated_names(paths: list[str], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from clipkit.data import read_labeled, read_pairs
+from clipkit.data import read_labeled, read_near_misses, read_pairs
 from clipkit.data.sources.walk import walk
 from clipkit.errors import DataError
 from clipkit.findings import Finding
@@ -46,7 +46,7 @@ def test_hidden_and_system_names_are_no_data_and_are_counted(tmp_path: Path) -> 
     ]
     finding = named(labeled.findings, "left_out")
     assert (finding.count, finding.severity) == (len(HIDDEN), "note")
-    assert "cat/._1.png" in finding.message or "cat/.1.png" in finding.message
+    assert "10 hidden or system names (.DS_Store, " in finding.message
     assert [finding.name for finding in read_pairs(str(tmp_path)).findings] == ["left_out"]
 
 
@@ -193,6 +193,14 @@ def test_metadata_tables_of_several_folders_are_joined(tmp_path: Path) -> None:
         read_pairs(str(tmp_path))
 
 
+def test_names_with_spaces_are_stripped_for_classes(tmp_path: Path) -> None:
+    fill(tmp_path, "cat /1.png", "dog/2.png")
+    (tmp_path / "classnames.txt").write_text("a cat\na dog\n")
+    labeled = read_labeled(str(tmp_path))
+    assert (labeled.classes, labeled.class_names) == (["cat", "dog"], ["a cat", "a dog"])
+    assert list(read_pairs(str(tmp_path)).captions) == ["a cat", "a dog"]
+
+
 def test_metadata_may_be_parquet(tmp_path: Path) -> None:
     fill(tmp_path, "1.png", "2.png")
     parquet.write_table(pa.table({"file_name": ["2.png"], "text": ["two"]}), tmp_path / "metadata.parquet")
@@ -223,3 +231,14 @@ def test_text_without_an_image_is_counted(tmp_path: Path) -> None:
     pairs = read_pairs(str(tmp_path))
     assert [image.name for image in pairs.images] == ["1.png", "3.png"]
     assert named(pairs.findings, "left_out").examples == ("2.txt",)
+
+
+def test_patterns_and_folders_of_tables_have_no_hidden_files(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png", "._p.parquet", ".q.parquet", "near/._a.jsonl")
+    for number in (1, 2):
+        table = pa.table({"image": ["1.png"], "caption": [f"caption {number}"]})
+        parquet.write_table(table, tmp_path / f"{number}.parquet")
+    assert list(read_pairs(f"{tmp_path}/*.parquet").captions) == ["caption 1", "caption 2"]
+    row = '{"image": "../1.png", "caption": "a", "negative_caption": "b"}\n'
+    (tmp_path / "near/a.jsonl").write_text(row)
+    assert read_near_misses(str(tmp_path / "near")).categories == ["a"]

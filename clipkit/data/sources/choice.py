@@ -41,7 +41,7 @@ def rank_of(role: str, values: Sequence[Any], folder: Path) -> tuple[int, str]:
     if role == "image":
         rank = _rank_of_images(filled, folder)
     elif role == "label":
-        rank = 0 if all(isinstance(value, str | int | list) for value in filled) else 1
+        rank = 0 if all(isinstance(value, str | int | float | list) for value in filled) else 1
     elif not all(isinstance(value, str) or _is_list_of_texts(value) for value in filled):
         rank = 2
     else:

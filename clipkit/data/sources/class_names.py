@@ -25,6 +25,16 @@ def recorded_classes(metadata: Mapping[bytes, bytes] | None, column: str | None)
     return ClassList([str(name).strip() for name in feature["names"]], is_multilabel=is_list)
 
 
+def whole_numbers(column: Any) -> Any:
+    """Return a column of floats, which pandas makes of integers with gaps, as integers with null for NaN."""
+    if not pa.types.is_floating(column.type):
+        return column
+    try:
+        return pc.if_else(pc.is_finite(column), column, None).cast(pa.int64())
+    except pa.ArrowInvalid:  # fractions
+        return column
+
+
 def named(name: str, column: pa.ChunkedArray, classes: ClassList) -> pa.Array:
     """Replace class numbers, or lists of them, by the names of the classes; null and negative numbers become null.
 

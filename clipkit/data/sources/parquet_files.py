@@ -14,6 +14,7 @@ from clipkit.data.sources.choice import PEEKED, Peek, has_bytes, values_of
 from clipkit.data.sources.columns import Rows, Wanted, exists
 from clipkit.data.sources.parts import parts_of_split
 from clipkit.data.sources.saved import as_data_errors, of_dataset, of_table
+from clipkit.data.sources.walk import matching
 from clipkit.errors import DataError, one_line
 from clipkit.files import cache_folder
 from clipkit.opening import check_file
@@ -41,7 +42,7 @@ def read_parquet(path: str, wanted: Wanted) -> Rows:
     Raises:
         DataError: a file is missing or damaged, or a column is missing.
     """
-    found = [] if exists(path) else sorted(Path(path).parent.glob(Path(path).name))
+    found = [] if exists(path) else matching(Path(path))
     return _read(path, found or [Path(path)], wanted)
 
 

@@ -37,6 +37,8 @@ class Source:
     matches: Callable[[str], bool]
     """Function that returns whether a source name is of this kind."""
     read: Callable[[str, Wanted], Rows]
+    has_splits: bool = False
+    """True if `?split=` chooses a part of it."""
 
 
 def _begins(prefix: str) -> Callable[[str], bool]:
@@ -53,13 +55,13 @@ def _holds(ending: str) -> Callable[[str], bool]:
 
 # The first kind that matches reads the source.
 SOURCES = (
-    Source("hf:NAME[:SPLIT]", _begins("hf:"), read_hub),
-    Source("wds:ORG/NAME[:SPLIT]", _begins("wds:"), read_wds),
-    Source("twemoji:groups, twemoji:LANGUAGE", _begins("twemoji:"), read_twemoji),
-    Source("folders saved by datasets", is_saved, read_saved),
-    Source("folders of .tar shards", _holds(".tar"), read_tar_folder),
-    Source("folders of .parquet files", _holds(".parquet"), read_parquet_folder),
-    Source("folders of images", lambda name: Path(name).is_dir(), read_folder),
+    Source("hf:NAME[:SPLIT]", _begins("hf:"), read_hub, has_splits=True),
+    Source("wds:ORG/NAME[:SPLIT]", _begins("wds:"), read_wds, has_splits=True),
+    Source("twemoji:groups, twemoji:LANGUAGE", _begins("twemoji:"), read_twemoji, has_splits=True),
+    Source("folders saved by datasets", is_saved, read_saved, has_splits=True),
+    Source("folders of .tar shards", _holds(".tar"), read_tar_folder, has_splits=True),
+    Source("folders of .parquet files", _holds(".parquet"), read_parquet_folder, has_splits=True),
+    Source("folders of images", lambda name: Path(name).is_dir(), read_folder, has_splits=True),
     Source(".csv, .tsv", _ends(".csv", ".tsv"), read_delimited),
     Source(".jsonl", _ends(".jsonl"), read_json_lines),
     Source(".json", _ends(".json"), read_json),
@@ -126,6 +128,8 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
             f"{wanted.source}: {missing}give a supported source; supported sources: "
             f"{', '.join(source.written for source in SOURCES)}"
         )
+    if "split" in wanted.options and not source.has_splits:
+        raise DataError(f"{wanted.source}: has no splits, so the option split has no effect; remove it")
     for folder in (Path(name).parent, Path(name)):
         _check_is_finished(folder / "prepared.json")
     return source.read(name, wanted)

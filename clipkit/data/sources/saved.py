@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clipkit.data.sequences import Files, Items, Strings
 from clipkit.data.sources import choice
-from clipkit.data.sources.class_names import named, recorded_classes
+from clipkit.data.sources.class_names import named, recorded_classes, whole_numbers
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.data.sources.content import content_keys
 from clipkit.errors import DataError, UnreachedError, one_line
@@ -40,6 +40,8 @@ def read_saved(path: str, wanted: Wanted) -> Rows:
         saved = datasets.load_from_disk(path)
         if isinstance(saved, datasets.DatasetDict):
             saved = _split_of(path, saved, wanted.options.get("split"), f"{path}?split=")
+        elif "split" in wanted.options:
+            raise DataError(f"{path}: has no splits, so the option split has no effect; remove it")
         return of_dataset(path, saved, wanted)
 
 
@@ -114,11 +116,11 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, s
 def of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
     """Return the rows of a table with image paths, which are relative to a folder, or without images."""
     classes = recorded_classes(table.schema.metadata, names.get("label"))
-    if classes is not None and not _is_numeric(table.schema.field(names["label"]).type):
+    if classes is not None and not _is_numeric(whole_numbers(table[names["label"]]).type):
         classes = None
     columns = {role: _texts(name, column, table[column]) for role, column in names.items() if role != "label"}
     if "label" in names:
-        label = table[names["label"]]
+        label = whole_numbers(table[names["label"]])
         texts = named(name, label, classes) if classes is not None else _texts(name, names["label"], label, None)
         columns["label"] = texts
     if not all(len(column) for column in columns.values()):
@@ -167,7 +169,7 @@ class TableImages(Items[Stored | Path]):
         column: dataset with only this column, in Arrow format.
         names: names of the image files; "" if unknown.
         sizes: sizes in bytes; -1 for an image that is not stored in the table.
-        keys: values that are equal for images with equal bytes or, if they are not stored, with equal paths.
+        keys: values that are equal for rows with the same image (see `content_keys`).
     """
 
     def __init__(self, source: str, column: Any, names: Strings, sizes: NDArray[np.int64], keys: pa.Array) -> None:

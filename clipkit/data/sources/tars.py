@@ -23,6 +23,7 @@ from clipkit.data.sources.json_rows import strings_or_lists
 from clipkit.data.sources.parts import parts_of_split
 from clipkit.data.sources.samples import ENDINGS
 from clipkit.data.sources.shard_index import ROLES, index_of, used_endings
+from clipkit.data.sources.walk import matching
 from clipkit.errors import DataError
 from clipkit.files import is_file
 from clipkit.images import Stored
@@ -47,7 +48,7 @@ def shards_of(pattern: str) -> list[Path]:
     for name in names:
         path = Path(name).expanduser()
         is_pattern = bool(set("*?[") & set(path.name)) and not is_file(path)
-        paths += (sorted(path.parent.glob(path.name)) if is_pattern else []) or [path]
+        paths += (matching(path) if is_pattern else []) or [path]
     missing = [path for path in paths if not is_file(path)]
     if missing:
         count = f"{len(missing)} of its {len(paths)} shards are missing, the first is " if len(paths) > 1 else ""

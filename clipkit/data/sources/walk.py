@@ -56,8 +56,8 @@ class Walk:
         others = [file for file in self.files if file not in read]
         images = [file for file in others if (mimetypes.guess_type(file)[0] or "").startswith("image/")]
         groups = self.left_out | {
-            "images of formats that cannot be decoded": images,
-            "files of another type, or text without an image": [file for file in others if file not in set(images)],
+            "in an image format that cannot be decoded": images,
+            "of another type, or text without an image": [file for file in others if file not in set(images)],
         }
         parts = [f"{len(names):,} {reason} ({_some(names)})" for reason, names in groups.items() if names]
         if not parts:
@@ -117,6 +117,12 @@ def walk(root: Path) -> Walk:
 
     visit(root, "", ())
     return found
+
+
+def matching(pattern: Path) -> list[Path]:
+    """Return the files whose names match the last part of a path, in alphabetical order; hidden ones only if it is."""
+    is_hidden = pattern.name.startswith(".")
+    return sorted(file for file in pattern.parent.glob(pattern.name) if is_hidden or not file.name.startswith("."))
 
 
 def _is_text(name: str) -> bool:
