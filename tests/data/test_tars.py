@@ -168,6 +168,9 @@ def test_a_folder_of_shards_as_img2dataset_writes_it(tmp_path: Path) -> None:
         parquet.write_table(table, folder / f"0000{shard}.parquet")
         (folder / f"0000{shard}_stats.json").write_text("{}")
     assert values(folder) == EXPECTED[:3] * 2
+    (left_out,) = read_pairs(str(folder)).findings
+    assert (left_out.name, left_out.count) == ("left_out", 4)
+    assert "00000.parquet" in left_out.message
 
 
 def test_a_folder_of_shards_of_several_splits(tmp_path: Path) -> None:

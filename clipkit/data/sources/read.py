@@ -90,7 +90,8 @@ def read_rows(source: str, needed: Collection[str], optional: Collection[str] = 
     unused = next((role for role in NAMES if role in options and role in wanted.roles and role not in rows.found), None)
     if unused is not None:
         raise DataError(f"{source}: has no columns, so the option {unused}={options[unused]} has no effect; remove it")
-    return replace(rows, findings=[*rows.findings, *wanted.choices[:1]])
+    choices = {finding.name: finding for finding in reversed(wanted.choices)}  # the first of several tables
+    return replace(rows, findings=[*rows.findings, *choices.values()])
 
 
 def check_exists(source: str) -> None:
