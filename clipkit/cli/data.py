@@ -164,6 +164,10 @@ def check(
             help="Write a cleaned copy of the data to this new folder, with a list of dropped images and captions.",
         ),
     ] = None,
+    drop_most: Annotated[
+        bool,
+        typer.Option("--drop-most", help="Allow --fix to drop half of the images or captions, or more."),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Number of threads. Default: one per core.", min=1)
     ] = None,
@@ -206,7 +210,7 @@ def check(
         found = report.to_dict() | {"settings": settings, "seconds": round(time.monotonic() - started, 1)}
         write_output(json_file, json.dumps(found, indent=2, ensure_ascii=False) + "\n", "findings")
     if fix is not None:
-        kept = checks.fix(pairs, report, fix)
+        kept = checks.fix(pairs, report, fix, drop_most)
         print(
             f"cleaned copy: {fix / 'captions.csv'} ({counted(kept['images'], 'image')}, "
             f"{counted(kept['captions'], 'caption')}); dropped ({kept['dropped']:,}), with reasons: "

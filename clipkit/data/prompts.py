@@ -54,7 +54,8 @@ def read_templates(source: str) -> Templates:
 
     Args:
         source: a text file with one prompt per line, with `{c}` for the class; a JSON file with a list of prompts, or
-            an object that maps each class to its prompts; or `imagenet` and `imagenet_simple`, CLIP's 80 and 7 prompts.
+            an object that maps each class to its prompts; `imagenet` and `imagenet_simple`, CLIP's 80 and 7 prompts; or
+            a single prompt, such as `a picture of {c}`.
 
     Raises:
         DataError: the file or set is missing or has another format.
@@ -63,7 +64,9 @@ def read_templates(source: str) -> Templates:
         import open_clip
 
         return [template("{c}") for template in getattr(open_clip, _NAMED_TEMPLATES[source])]
-    content = _lines_or_json(source, "prompts", list(_NAMED_TEMPLATES))
+    if ("{c}" in source or "{}" in source) and not is_file(Path(source)) and not source.endswith((".txt", ".json")):
+        return [source]
+    content = _lines_or_json(source, "prompts", [*_NAMED_TEMPLATES, "or a prompt with {c}"])
     match content:
         case list() if content and _are_strings(content):
             return content

@@ -52,6 +52,9 @@ def test_zeroshot_with_a_named_set_of_prompts(tiny_clip: Path, shapes: Path, tmp
     data = shapes / "classes.csv"
     run("zeroshot", "--model", tiny_clip, "--data", data, "--templates", "imagenet_simple", "--json", file)
     assert len(json.loads(file.read_text())["settings"]["templates"]) == 7
+    prompt = "a picture of {c}, and more words than the name of any file may have: " + "so it is " * 40
+    run("zeroshot", "--model", tiny_clip, "--data", data, "--templates", prompt, "--json", file)
+    assert json.loads(file.read_text())["settings"]["templates"] == [prompt]
 
 
 def test_probe_with_shots(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from clipkit.data.sequences import Files
 from clipkit.data.sources.columns import ClassList, Rows, Wanted
 from clipkit.data.sources.delimited import read_delimited
 from clipkit.data.sources.json_rows import read_json_lines, strings_or_lists
-from clipkit.data.sources.saved import read_parquet
+from clipkit.data.sources.parquet_files import read_parquet
 from clipkit.data.sources.walk import Walk, walk
 from clipkit.data.sources.wds import CLASS_NAMES, TEMPLATES
 from clipkit.errors import DataError

@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from clipkit.data.sequences import Files
+from clipkit.data.sources.choice import PEEKED
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError
 from clipkit.opening import open_file, read_text
@@ -88,12 +90,13 @@ def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
     path = position.path
     names: dict[str, str] = {}
     values: dict[str, list[str | list[str] | None]] = {}
-    for row in rows:
-        if not isinstance(row, dict):
-            raise DataError(f"{position} is not a JSON object; write for example {_EXAMPLE}")
-        if not names:
-            names = wanted.columns_among(path, list(row))
-            values = {role: [] for role in names}
+    checked = _objects(position, rows)
+    first = list(islice(checked, PEEKED))
+    if first:
+        header = list(dict.fromkeys(key for _, row in first for key in row))
+        names = wanted.columns_among(path, header, lambda name: [row.get(name) for _, row in first], path.parent)
+        values = {role: [] for role in names}
+    for position.number, row in chain(first, checked):
         for role, name in names.items():
             is_unlabeled = role == "label" and name in row and row[name] is None
             values[role].append(None if is_unlabeled else _value(position, row, name))
@@ -105,6 +108,14 @@ def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
         raise DataError(f"{path}: the column {names['image']} contains lists; give one image per row")
     images = None if paths is None else Files.of(path.parent, paths)
     return Rows(str(path), columns, images, paths, names)
+
+
+def _objects(position: _Position, rows: Iterable[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each row with its number, which the iterator of the rows sets."""
+    for row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f"{position} is not a JSON object; write for example {_EXAMPLE}")
+        yield position.number, row
 
 
 def strings_or_lists(values: Sequence[str | list[str] | None]) -> pa.Array:

@@ -1,8 +1,7 @@
-"""Readers of Parquet files, and of Hugging Face datasets from the Hub or saved in a folder."""
+"""Readers of Hugging Face datasets, from the Hub or saved in a folder."""
 
-import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,64 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyarrow import parquet
 
 from clipkit.data.sequences import Files, Items, Strings
+from clipkit.data.sources import choice
 from clipkit.data.sources.class_names import named, recorded_classes, whole_numbers
-from clipkit.data.sources.columns import Rows, Wanted, exists
+from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.data.sources.content import content_keys
-from clipkit.data.sources.walk import matching
 from clipkit.errors import DataError, UnreachedError, one_line
-from clipkit.files import cache_folder
 from clipkit.images import Stored
-from clipkit.opening import check_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-def read_parquet(path: str, wanted: Wanted) -> Rows:
-    """Read Parquet files that contain image paths or the bytes of the images.
-
-    Bytes are not read into memory: `datasets` writes them once to its cache, which is then memory-mapped.
-
-    Args:
-        path: a file, or a pattern for several files, e.g. part-*.parquet.
-        wanted: roles to read.
-
-    Raises:
-        DataError: a file is missing or damaged, or a column is missing.
-    """
-    files = [path] if exists(path) else [str(file) for file in matching(Path(path))] or [path]
-    try:
-        for file in files:
-            check_file(file)
-        schema = parquet.read_schema(files[0])
-        names = wanted.columns_among(path, schema.names)
-        if "image" not in names or _is_string(schema.field(names["image"]).type):
-            table = pa.concat_tables([parquet.read_table(file, columns=list(names.values())) for file in files])
-            return _of_table(path, Path(files[0]).parent, table, names)
-        for file in files:  # check each file before `datasets` opens it
-            parquet.ParquetFile(file).close()
-    except FileNotFoundError:
-        raise DataError(f"{path}: file not found; paths are relative to the working directory") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a column name may not be UTF-8
-        raise DataError(f"{path}: cannot be read as Parquet ({one_line(error)}); download or create it again") from None
-    from datasets import Dataset
-
-    with _as_data_errors(path):
-        return of_dataset(path, Dataset.from_parquet([_plain_name(Path(file).resolve()) for file in files]), wanted)
-
-
-def _plain_name(file: Path) -> str:
-    """Return a name of a file that `datasets` does not take for a pattern or a chain of addresses."""
-    if not set("*?[]{}:!") & set(str(file)):
-        return str(file)
-    link = cache_folder() / "names" / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.parquet"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        link.symlink_to(file)
-    return str(link)
 
 
 def is_saved(name: str) -> bool:
@@ -84,7 +36,7 @@ def read_saved(path: str, wanted: Wanted) -> Rows:
     """
     import datasets
 
-    with _as_data_errors(path):
+    with as_data_errors(path):
         saved = datasets.load_from_disk(path)
         if isinstance(saved, datasets.DatasetDict):
             saved = _split_of(path, saved, wanted.options.get("split"), f"{path}?split=")
@@ -104,14 +56,14 @@ def read_hub(name: str, wanted: Wanted) -> Rows:
 
     repository, _, split = name.removeprefix("hf:").partition(":")
     repository, _, revision = repository.partition("@")
-    with _as_data_errors(name):
+    with as_data_errors(name):
         found = datasets.load_dataset(repository, revision=revision or None)
         dataset = _split_of(name, found, split or wanted.options.get("split"), f"hf:{repository}:")
         return of_dataset(name, dataset, wanted)
 
 
 @contextmanager
-def _as_data_errors(name: str) -> Iterator[None]:
+def as_data_errors(name: str) -> Iterator[None]:
     """Raise the errors of `datasets` as DataError or, for the Hub, UnreachedError."""
     try:
         yield
@@ -135,11 +87,11 @@ def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Datase
     return splits[split]
 
 
-def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
-    """Return the rows of a dataset that can be indexed."""
+def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, str] | None = None) -> Rows:
+    """Return the rows of a dataset that can be indexed; `names`: the columns by role, if they are chosen already."""
     if not len(dataset):
         raise DataError(f"{name}: has no rows; add at least one row")
-    names = wanted.columns_among(name, dataset.column_names)
+    names = names or wanted.columns_among(name, dataset.column_names, choice.of_table(dataset.data.table))
     for column in names.values():
         # Memory-mapped files are used as they are: a wrong offset in them would crash the process.
         dataset.data.table.column(column).validate(full=True)
@@ -148,20 +100,21 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
     table = arrow.select_columns(texts)[:] if texts else pa.table({})
     table = table.replace_schema_metadata(dataset.features.arrow_schema.metadata)
     if "image" not in names:
-        return _of_table(name, Path(), table, names)
+        return of_table(name, Path(), table, names)
     image = names["image"]
     column_of_images = arrow.select_columns([image])
     kind = column_of_images.features.arrow_schema.field(0).type
     if _is_string(kind):
-        return _of_table(name, Path(), table.append_column(image, column_of_images[:][image]), names)
-    if not (_is_bytes(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
+        return of_table(name, Path(), table.append_column(image, column_of_images[:][image]), names)
+    if not choice.has_bytes(kind):
         raise DataError(f"{name}: column {image} has type {kind}, neither paths nor images; specify another column")
-    rows = _of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
+    rows = of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
     images = InTable.all_of(name, column_of_images)
     return Rows(name, rows.columns, images, images.keys, names, classes=rows.classes)
 
 
-def _of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
+def of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
+    """Return the rows of a table with image paths, which are relative to a folder, or without images."""
     classes = recorded_classes(table.schema.metadata, names.get("label"))
     if classes is not None and not _is_numeric(whole_numbers(table[names["label"]]).type):
         classes = None
@@ -206,10 +159,6 @@ def _is_string(kind: pa.DataType) -> bool:
 def _is_numeric(kind: pa.DataType) -> bool:
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(pa.types.is_integer(kind.value_type if is_list else kind))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 class TableImages(Items[Stored | Path]):
