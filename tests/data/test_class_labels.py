@@ -304,6 +304,24 @@ def test_rows_are_one_image_if_bytes_and_names_are_equal(paths: list[str], tmp_p
     assert read_pairs(str(tmp_path / "u.parquet")).image_of_caption.tolist() == [0, 1, 0]
 
 
+def test_rows_of_other_splits_and_columns_are_other_images(paths: list[str], tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict, Features, Image, Value
+
+    from clipkit.data import join
+
+    features = Features({"left": Image(), "right": Image(), "caption": Value("string")})
+    images = [{"bytes": Path(path).read_bytes(), "path": "0.png"} for path in paths]
+    split = {
+        name: Dataset.from_dict({"left": [one], "right": [other], "caption": [f"{name} caption"]}, features=features)
+        for name, one, other in (("train", *images[:2]), ("test", *images[2:]))
+    }
+    DatasetDict(split).save_to_disk(tmp_path / "saved")
+    sources = [f"{tmp_path}/saved?split={name}&image={side}" for name in split for side in ("left", "right")]
+    assert len(join([read_pairs(source) for source in sources], [1] * 4).images) == 4
+    again = join([read_pairs(sources[0]), read_pairs(sources[0])], [1, 2])
+    assert len(again.images) == 1
+
+
 def test_the_share_for_validation_does_not_depend_on_repeated_names(paths: list[str], tmp_path: Path) -> None:
     from clipkit.data import split
 
