@@ -600,7 +600,7 @@ def test_missing_values_and_values_of_another_type(tmp_path: Path) -> None:
             [tmp_path / "a.png", tmp_path / "b.png"],
         )
     for values in (
-        [{"bytes": "text"}] * 2,
+        [{"bytes": "text"}, {"bytes": "other"}],
         [b"x", None],
         [{"bytes": None, "path": None}, {"bytes": b"", "path": "a\nb"}],
     ):

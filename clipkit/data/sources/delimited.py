@@ -15,6 +15,7 @@ from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError, one_line
 from clipkit.opening import open_file, open_text
 
+csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
 
 
@@ -138,7 +139,6 @@ def _first_problem(path: Path, form: _Form) -> str | None:
                     f"{path}: line {line} is not UTF-8 (byte {byte:#04x} at position {position}); save the file as "
                     "UTF-8"
                 )
-    csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))
     with open_text(path, newline="") as file:
         for _ in range(form.skipped):
             file.readline()
