@@ -91,7 +91,8 @@ def test_unknown_options_are_errors(options: str, part: str, tmp_path: Path) -> 
 
 
 def test_options_are_split_off_names_that_do_not_exist() -> None:
-    assert split_options("photos.csv?image=file&caption=a%20b") == ("photos.csv", {"image": "file", "caption": "a b"})
+    assert split_options("photos.csv?image=file&caption=a%20b") == ("photos.csv", {"image": "file", "caption": "a%20b"})
+    assert split_options("photos?templates=a%20b.txt") == ("photos", {"templates": "a b.txt"})
     assert split_options("classes?templates=a?b.txt") == ("classes", {"templates": "a?b.txt"})
 
 

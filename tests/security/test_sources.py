@@ -14,7 +14,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "urllib": ("data/sources/remote.py",),
     "torch.load": ("models/weights.py",),
     "os.open": ("cli/terminal.py", "opening.py", "data/output_folder.py", "training/folder/"),
-    "tarfile.open": ("data/shards.py", "data/sources/streams.py", "data/sources/tars.py"),
+    "tarfile.open": ("data/shards.py", "data/sources/streams.py", "data/sources/shard_index.py"),
     "open to write": (
         "data/checks/fix.py", "data/shards.py", "data/sources/emoji.py", "files.py", "run_files.py",
     ),
