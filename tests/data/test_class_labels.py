@@ -106,7 +106,8 @@ def test_lists_of_classes_are_named(paths: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "labels",
-    [pa.array([3, -1, 7, None]), pa.array([3.0, -1.0, 7.0, float("nan")]), pa.array(["a", None, "b", None]), pa.array([b"", None, b"", None])],
+    [pa.array([3, -1, 7, None]), pa.array([3.0, -1.0, 7.0, float("nan")]),
+     pa.array(["a", None, "b", None]), pa.array([b"", None, b"", None])],
     ids=["numbers", "floats", "strings", "bytes"],
 )  # fmt: skip
 def test_null_labels_of_columns_without_names(labels: pa.Array, paths: list[str], tmp_path: Path) -> None:
@@ -152,10 +153,11 @@ def test_tables_and_tars_without_captions_give_class_names(
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     (tmp_path / "l.jsonl").write_text("\n".join(json.dumps({"image": p, "label": f"kind {p[-5]}"}) for p in paths))
+    (tmp_path / "prompts.txt").write_text("a sketch of {c}\n")
     for source in (table, tmp_path / "l.tar", tmp_path / "l.jsonl"):
         pairs = read_pairs(str(source))
         assert list(pairs.captions) == ["kind 0", "kind 1", "kind 2", "kind 3"]
-        assert read_pairs(f"{source}?templates=imagenet_simple").captions[0] == "itap of a kind 0."
+        assert read_pairs(f"{source}?templates={tmp_path / 'prompts.txt'}").captions[0] == "a sketch of kind 0"
     assert "'category'" in named(read_pairs(str(table)).findings, "captions_from_labels").message
     with pytest.raises(DataError, match=r"no caption column .*, title"):  # neither captions nor labels
         read_pairs(str(write_csv(tmp_path / "n.csv", ["image", "words"], [[paths[0], "x"]])))
@@ -300,6 +302,24 @@ def test_rows_are_one_image_if_bytes_and_names_are_equal(paths: list[str], tmp_p
     unnamed = pa.table({"image": pa.array([content[n] for n in (0, 1, 0)], pa.binary()), "caption": ["a", "b", "c"]})
     parquet.write_table(unnamed, tmp_path / "u.parquet")
     assert read_pairs(str(tmp_path / "u.parquet")).image_of_caption.tolist() == [0, 1, 0]
+
+
+def test_rows_of_other_splits_and_columns_are_other_images(paths: list[str], tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict, Features, Image, Value
+
+    from clipkit.data import join
+
+    features = Features({"left": Image(), "right": Image(), "caption": Value("string")})
+    images = [{"bytes": Path(path).read_bytes(), "path": "0.png"} for path in paths]
+    split = {
+        name: Dataset.from_dict({"left": [one], "right": [other], "caption": [f"{name} caption"]}, features=features)
+        for name, one, other in (("train", *images[:2]), ("test", *images[2:]))
+    }
+    DatasetDict(split).save_to_disk(tmp_path / "saved")
+    sources = [f"{tmp_path}/saved?split={name}&image={side}" for name in split for side in ("left", "right")]
+    assert len(join([read_pairs(source) for source in sources], [1] * 4).images) == 4
+    again = join([read_pairs(sources[0]), read_pairs(sources[0])], [1, 2])
+    assert len(again.images) == 1
 
 
 def test_the_share_for_validation_does_not_depend_on_repeated_names(paths: list[str], tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_images_below_class_folders_are_of_the_top_folder(tmp_path: Path) -> Non
     assert (finding.severity, finding.count) == ("warning", 3)
     assert "3 of 4" in finding.message
     assert list(read_pairs(str(tmp_path)).captions) == ["animal"] * 3 + ["plant"]
+    assert read_pairs(str(tmp_path), captions=False).findings == []  # images alone
 
 
 def test_order_is_that_of_torchvision_folders(tmp_path: Path) -> None:

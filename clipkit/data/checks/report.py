@@ -119,7 +119,8 @@ def check(
         context_length=None if token_counts is None else context_length,
         batch=batch,
     )
-    findings = most_severe_first([*pairs.findings, *apply_rules(data)])
+    of_others = against.findings if against is not None else ()
+    findings = most_severe_first([*dict.fromkeys([*pairs.findings, *of_others]), *apply_rules(data)])
     return Report(pairs.name, against, facts, findings, scan.broken, leaked, duplicates, rank)
 
 

@@ -196,7 +196,8 @@ def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
         describe=lambda row: f"{inside[row]} is of the class {labels[row]}", severity="warning",
         advice="their class is the top folder; if it is the last one, move the last folders up",
     )  # fmt: skip
-    return replace(rows, classes=classes, findings=[*rows.findings, *([] if deeper is None else [deeper])])
+    uses_classes = {"caption", "label", "templates"} & {*wanted.needed, *wanted.options}
+    return replace(rows, classes=classes, findings=[*rows.findings, *([deeper] if deeper and uses_classes else [])])
 
 
 def _class_list(path: Path, labels: Sequence[str]) -> ClassList:

@@ -108,7 +108,9 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, s
     if not choice.has_bytes(kind):
         raise DataError(f"{name}: column {image} has type {kind}, neither paths nor images; specify another column")
     rows = of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
-    images = InTable.all_of(name, column_of_images)
+    # A row identifies an image only together with its split and its column.
+    chosen = [f"{option}={wanted.options[option]}" for option in ("split", "image") if option in wanted.options]
+    images = InTable.all_of("?".join([name, *(["&".join(chosen)] if chosen else [])]), column_of_images)
     return Rows(name, rows.columns, images, images.keys, names, classes=rows.classes)
 
 
