@@ -158,6 +158,23 @@ def test_options_name_endings_and_keys(tmp_path: Path) -> None:
     assert {text for _, text in values(path)} == {"the wrong one"}
 
 
+@pytest.mark.parametrize(
+    ("row", "note"),
+    [
+        ({"caption": "a dog"}, None),  # the same caption twice, as img2dataset writes it
+        ({"caption": "Rex", "url": "x"}, "the caption of a sample is its file or JSON key txt, not caption"),
+        ({"title": ["a dog"], "text": ["Rex", "a cat"]}, "its file or JSON key txt, not text"),
+    ],
+)
+def test_other_captions_of_the_samples_are_reported(row: dict[str, object], note: str | None, tmp_path: Path) -> None:
+    files = [("1.png", encoded(0)), ("1.txt", b"a dog"), ("1.json", json.dumps(row).encode())]
+    path = write(tmp_path / "s.tar", files)
+    for _ in range(2):  # the second time from the index that was kept
+        pairs = read_pairs(str(path))
+        assert list(pairs.captions) == ["a dog"]
+        assert [finding.message.endswith(note or "?") for finding in pairs.findings] == [True] * (note is not None)
+
+
 def test_a_folder_of_shards_as_img2dataset_writes_it(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()

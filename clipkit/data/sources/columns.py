@@ -168,10 +168,10 @@ def split_options(source: str) -> tuple[str, dict[str, str]]:
     Raises:
         DataError: the part after the question mark is not a list of options NAME=VALUE, or repeats one.
     """
-    if exists(source):
+    if _exists_in_source(source):
         return source, {}
     ends = [position for position, character in enumerate(source) if character == "?"]
-    end = next((end for end in reversed(ends) if exists(source[:end])), ends[0] if ends else len(source))
+    end = next((end for end in reversed(ends) if _exists_in_source(source[:end])), ends[0] if ends else len(source))
     name, text = source[:end], source[end + 1 :]
     options: dict[str, str] = {}
     for option in text.split("&") if text else []:
@@ -190,3 +190,26 @@ def exists(name: str) -> bool:
         return bool(name) and "://" not in name and Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # invalid name, or a home folder that is unknown
         return False
+
+
+def _exists_in_source(source: str) -> bool:
+    """Return whether a source is an existing file or folder, or one after `hf:` or `wds:`, with or without a split."""
+    prefix, _, rest = source.partition(":")
+    return exists(source) or (prefix in ("hf", "wds") and exists(name_revision_and_split(rest)[0]))
+
+
+def name_revision_and_split(given: str) -> tuple[str, str, str]:
+    """Split `NAME[@REVISION][:SPLIT]`; a name that exists is that folder, even if it contains `@` or `:`.
+
+    Example:
+        >>> name_revision_and_split("me/data@v1:test"), name_revision_and_split("me/data")
+        (('me/data', 'v1', 'test'), ('me/data', '', ''))
+    """
+    if exists(given):
+        return given, "", ""
+    name, colon, split = given.rpartition(":")
+    name, split = (name, split) if colon and "?" not in split else (given, "")
+    if exists(name):
+        return name, "", split
+    name, _, revision = name.partition("@")
+    return name, revision, split

@@ -120,6 +120,20 @@ def values_of_role(where: str, contents: Mapping[str, bytes], role: str, given: 
     return None
 
 
+def caption_choices(where: str, contents: Mapping[str, bytes]) -> list[str]:
+    """Return what is read as the caption of a sample, and then endings and JSON keys with other captions.
+
+    Example:
+        >>> caption_choices("s", {"txt": b"a dog", "json": b'{"caption": "a dog", "title": "Rex"}'})
+        ['txt', 'title']
+    """
+    names = [ending for ending in ENDINGS["caption"] if ending in contents and ending != "json"]
+    names += NAMES["caption"] if "json" in contents else ()
+    values = {name: values_of_role(where, contents, "caption", name) for name in names}
+    filled = [name for name in values if values[name]]
+    return [name for name in filled if name == filled[0] or values[name] != values[filled[0]]]
+
+
 def _classes_of(content: bytes) -> list[str] | None:
     """Return the positions of the ones in a 0/1 vector (the multilabel format of CLIP_benchmark).
 

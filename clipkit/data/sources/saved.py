@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clipkit.data.sequences import Files, Items, Strings
 from clipkit.data.sources import choice
 from clipkit.data.sources.class_names import named, recorded_classes, whole_numbers
-from clipkit.data.sources.columns import Rows, Wanted
+from clipkit.data.sources.columns import Rows, Wanted, name_revision_and_split
 from clipkit.data.sources.content import content_keys
 from clipkit.errors import DataError, UnreachedError, one_line
 from clipkit.images import Stored
@@ -54,8 +54,7 @@ def read_hub(name: str, wanted: Wanted) -> Rows:
     """
     import datasets
 
-    repository, _, split = name.removeprefix("hf:").partition(":")
-    repository, _, revision = repository.partition("@")
+    repository, revision, split = name_revision_and_split(name.removeprefix("hf:"))
     with as_data_errors(name):
         found = datasets.load_dataset(repository, revision=revision or None)
         dataset = _split_of(name, found, split or wanted.options.get("split"), f"hf:{repository}:")

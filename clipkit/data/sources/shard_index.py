@@ -13,15 +13,16 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import parquet
 
+from clipkit.data.sources.choice import PEEKED
 from clipkit.data.sources.members import TEXTS, BoundedMember, check_member
-from clipkit.data.sources.samples import collected, has_dots, image_endings, values_of_role
+from clipkit.data.sources.samples import caption_choices, collected, has_dots, image_endings, values_of_role
 from clipkit.errors import DataError, one_line
 from clipkit.files import cache_folder
 from clipkit.opening import open_file
 
 ROLES = ("caption", "label", "negative_caption", "paraphrase")
 _LAYOUT = "4"  # version of the cached index
-_ENDINGS = b"endings"
+_ENDINGS, _CAPTIONS = b"endings", b"captions"
 _MANY_DOTTED = 0.01  # share of samples without an image whose names seem to hold dots, above which it is an error
 
 
@@ -75,6 +76,7 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
     rows: dict[str, list[Any]] = {name: [] for name in ("image", "offset", "size", *ROLES)}
     endings: Counter[str] = Counter()
     dotted: list[str] = []
+    captions: list[str] = []
     _check_end(path)
     with open_file(path) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedMember) as tar:
         samples = collected(_members(path, tar))
@@ -89,6 +91,8 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
             rows["size"].append(-1 if image is None else image.size)
             texts = {*TEXTS, *(given[role].lower() for role in ROLES if role in given)}
             contents = {ending: _content(tar, members[ending]) for ending in texts if ending in members}
+            if len(rows["size"]) <= PEEKED and "caption" not in given:
+                captions = list(dict.fromkeys([*captions, *caption_choices(f"{path}/{key}", contents)]))
             for role in ROLES:
                 rows[role].append(values_of_role(f"{path}/{key}", contents, role, given.get(role)))
     if len(dotted) > _MANY_DOTTED * len(samples):
@@ -107,8 +111,13 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
             "size": pa.array(rows["size"], pa.int64()),
             **{role: pa.array(rows[role], several) for role in ROLES},
         },
-        metadata={_ENDINGS: json.dumps(endings)},
+        metadata={_ENDINGS: json.dumps(endings), _CAPTIONS: json.dumps(captions)},
     )
+
+
+def used_captions(tables: Iterable[pa.Table]) -> list[str]:
+    """Return the ending or JSON key of the captions of several indexes, and then those of other captions."""
+    return list(dict.fromkeys(name for table in tables for name in json.loads(table.schema.metadata[_CAPTIONS])))
 
 
 def used_endings(tables: Iterable[pa.Table]) -> tuple[str, list[str]]:

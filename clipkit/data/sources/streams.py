@@ -10,7 +10,7 @@ from typing import Any
 from braceexpand import braceexpand
 
 from clipkit.data.sources.choice import Peek
-from clipkit.data.sources.columns import Wanted, exists, split_options
+from clipkit.data.sources.columns import Wanted, exists, name_revision_and_split, split_options
 from clipkit.data.sources.members import BoundedMember, check_member
 from clipkit.data.sources.remote import ATTEMPTS, BACK_OFF, TIMEOUT
 from clipkit.data.sources.samples import adjacent, image_endings, values_of_role
@@ -211,10 +211,10 @@ def _hub(stream: Stream) -> Any:
     """Return a streamed dataset of the Hub, with images as undecoded files."""
     import datasets
 
-    repository, _, split = stream.name.removeprefix("hf:").partition(":")
+    repository, revision, split = name_revision_and_split(stream.name.removeprefix("hf:"))
     try:
         split = split or stream.options.get("split", "train")
-        data = datasets.load_dataset(repository, split=split, streaming=True)
+        data = datasets.load_dataset(repository, split=split, revision=revision or None, streaming=True)
         for name, feature in (data.features or {}).items():
             if isinstance(feature, datasets.Image):
                 data = data.cast_column(name, datasets.Image(decode=False))

@@ -22,7 +22,7 @@ from clipkit.data.sources.columns import Rows, Wanted, exists
 from clipkit.data.sources.json_rows import strings_or_lists
 from clipkit.data.sources.parts import parts_of_split
 from clipkit.data.sources.samples import ENDINGS
-from clipkit.data.sources.shard_index import ROLES, index_of, used_endings
+from clipkit.data.sources.shard_index import ROLES, index_of, used_captions, used_endings
 from clipkit.data.sources.walk import matching
 from clipkit.errors import DataError
 from clipkit.files import is_file
@@ -128,9 +128,15 @@ def _read(pattern: str, paths: list[Path], wanted: Wanted) -> Rows:
     if images is not None and "caption" in columns:
         _check_names(pattern, images, table["caption"])
     used, others = used_endings(tables)
+    choices = []
     if others and images is not None:
-        choice = f"the image of a sample is its file .{used}, not .{', .'.join(others)}"
-        wanted.choices.append(choice_finding(pattern, [choice], f"to use another one, give {wanted.advice('image')}"))
+        choices.append(f"the image of a sample is its file .{used}, not .{', .'.join(others)}")
+    captions = used_captions(tables) if "caption" in columns else []
+    if len(captions) > 1:
+        choices.append(f"the caption of a sample is its file or JSON key {captions[0]}, not {', '.join(captions[1:])}")
+    if choices:
+        advice = f"to use another one, give {wanted.advice('image' if others else 'caption')}"
+        wanted.choices.append(choice_finding(pattern, choices, advice))
     keys = pa.array(np.arange(len(table))) if images is not None else None
     found = {"image": f".{used}"} if images is not None else {}
     found |= {role: given.get(role, role) for role in columns}
