@@ -23,7 +23,7 @@ _CONFIG = "sentence_bert_config.json"
 # transformers' own processors would convert images, but crop some of them one pixel apart from timm.
 _RGB_ONLY = (
     "the image tower is timm's, whose preprocessing in sentence-transformers only takes PIL images in RGB, no paths "
-    'or gray images; give Image.open(path).convert("RGB")'
+    "or gray images; open them with rgb() of README.md"
 )
 
 
