@@ -21,7 +21,7 @@ log = logging.getLogger("clipkit")
 # transformers' names of the weights; several files have an index with `.index.json` after the name.
 _SAFETENSORS = "model.safetensors"
 _PICKLE = "pytorch_model.bin"
-_POINTER = b"version https://git-lfs"
+_POINTER, _LARGEST_POINTER = b"version https://git-lfs", 1024
 
 
 def check_weights(folder: Path) -> list[str]:
@@ -81,9 +81,8 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
 
 def refuse_pointer(file: Path) -> None:
     """Raise ModelError for a file of git without its content, which git-lfs stores elsewhere."""
-    with file.open("rb") as opened:
-        if opened.read(len(_POINTER)) == _POINTER:
-            raise ModelError(f"{file}: is a pointer of git-lfs without the weights; run `git lfs pull` in its folder")
+    if file.stat().st_size < _LARGEST_POINTER and file.read_bytes().startswith(_POINTER):
+        raise ModelError(f"{file}: is a pointer of git-lfs without the weights; run `git lfs pull` in its folder")
 
 
 def check_pickle(file: Path) -> list[str]:

@@ -1,6 +1,8 @@
 """Comparison of the features that the code of a card computes with those of the model."""
 
 import re
+import runpy
+import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from clipkit.errors import ModelError
@@ -17,6 +18,8 @@ from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.quiet import as_model_error, without_root_messages, without_weight_bars
 
 _SHOWN = 8
+# Images as other people's code opens them, captions as they are.
+_PLAIN = 'rgb, repaired = (lambda file: Image.open(file).convert("RGB")), str'
 
 _Pair = tuple[Tensor | None, Tensor | None]
 
@@ -50,31 +53,31 @@ def run_card(code: str, model: DualEncoder, library: str, images: Sequence[Path]
     # The proof is about the library, not about the arithmetic of a GPU.
     code = re.sub(r'= SentenceTransformer\((".*")\)$', r'= SentenceTransformer(\1, device="cpu")', code, flags=re.M)
     head, start, tail = code.partition("images = given" if images else "texts = given")
-    variables: dict[str, Any] = {"given_images": list(images), "given_texts": list(texts), "given_model": model}
+    given = {"given_images": list(images), "given_texts": list(texts), "given_model": model}
     with without_weight_bars(), without_root_messages(), torch.inference_mode():
         with as_model_error(f"{model.name}: {library} cannot run the export", "; it was deleted: use another format"):
-            _run(head, variables)
-            _run(start + tail, variables)
-        return Theirs(*_features(variables), *_plain(head, start + tail, variables))
+            opened = _run(head, given)
+            prepared = _features(_run(start + tail, opened))
+        return Theirs(*prepared, *_plain(head, start + tail, opened))
 
 
-def _plain(head: str, tail: str, variables: dict[str, Any]) -> _Pair:
-    """Run the second part of a card's code without the functions of the first that prepare images and captions."""
-    tokenizer = re.search(r"^tokenizer = .*$", head, flags=re.M)
-    if "clean_fn" in head and tokenizer is not None:
-        _run(tokenizer[0], variables)
-    elif "def rgb" not in head and "def repaired" not in head:
+def _plain(head: str, tail: str, opened: dict[str, Any]) -> _Pair:
+    """Run the second part of a card's code without what the first part does to prepare images and captions."""
+    tokenizer = re.search(r"^tokenizer = .*$", head, flags=re.M) if "clean_fn" in head else None
+    if tokenizer is None and "def rgb" not in head and "def repaired" not in head:
         return None, None
-    plain = variables | {"rgb": lambda file: Image.open(file).convert("RGB"), "repaired": str}
     try:
-        _run(tail, plain)
+        return _features(_run("\n".join([_PLAIN, tokenizer[0] if tokenizer else "", tail]), opened))
     except Exception:  # then nobody uses it by mistake
         return None, None
-    return _features(plain)
 
 
-def _run(code: str, variables: dict[str, Any]) -> None:
-    exec(compile(code, "README.md", "exec"), variables)
+def _run(code: str, variables: dict[str, Any]) -> dict[str, Any]:
+    """Run code that clipkit wrote. Return its variables."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "card.py"
+        file.write_text(code, encoding="utf-8")
+        return runpy.run_path(str(file), init_globals=variables)
 
 
 def _features(variables: dict[str, Any]) -> _Pair:

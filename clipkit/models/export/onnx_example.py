@@ -148,11 +148,14 @@ def probabilities(image_features: Any, text_features: Any) -> Any:
 
 
 def main() -> None:
-    """Print the probability of each caption for the image."""
-    image, texts = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else (Image.new("RGB", (300, 200), "red"), [])
-    texts = texts or ["red", "blue"]
+    """Print the probability of each caption for the image; for a single tower, the shape of a sample's features."""
+    image: Any = sys.argv[1] if len(sys.argv) > 1 else Image.new("RGB", (300, 200), "red")
+    texts = sys.argv[2:] or ["red", "blue"]
     if CONFIG["text"] is None or not (FOLDER / "image.onnx").is_file():
-        raise SystemExit("this model has a single tower, so it cannot compare; call encode_images or encode_texts")
+        if len(sys.argv) > 1:
+            raise SystemExit("this model has a single tower, so it cannot compare; call encode_images or encode_texts")
+        print("features:", (encode_images([image]) if CONFIG["text"] is None else encode_texts(texts)).shape)
+        return
     shares = probabilities(encode_images([image]), encode_texts(texts))[0].tolist()
     for share, text in sorted(zip(shares, texts, strict=True), reverse=True):
         print(f"{share:.3f}  {text}")
