@@ -140,8 +140,8 @@ def test_a_run_is_the_same_with_the_thread_and_after_an_interruption(
     monkeypatch.setattr(inputs, "pixel_memory", memory)
     log = clipkit.training.recorder.Recorder.log
 
-    def interrupting(self: object, row: dict[str, int], waited: float, took: float) -> None:
-        log(self, row, waited, took)
+    def interrupting(self: object, row: dict[str, int], *others: object, **times: float) -> None:
+        log(self, row, *others, **times)
         if row["step"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
