@@ -85,17 +85,20 @@ def main() -> None:
         prepare(settings)
         with options.out.open("a", encoding="utf-8") if options.out else open(os.devnull, "w") as out:  # noqa: PTH123
             imported = time.monotonic() - began
-            for row in run("machine", "common", settings, 60):
-                show(row | ({"import_seconds": round(imported, 1)} if "failed" not in row else {}), out)
-                if "failed" in row:
-                    sys.exit(2)
+            for start in ("fork", "spawn"):
+                [machine] = run("machine", "common", settings, 60, start)
+                show(machine | {"import_seconds": round(imported, 1), "start": start}, out)
+                if "failed" not in machine:
+                    break  # otherwise an import may have used the GPU, which forks then cannot use
+            else:
+                sys.exit(2)
             for name in options.sections:
                 module, limit, _ = SECTIONS[name]
                 left = options.seconds - (time.monotonic() - began)
                 if left < 5:
                     show({"section": name, "failed": f"not started: --seconds {options.seconds:g} are used"}, out)
                     continue
-                for row in run(name, module, settings, min(left, limit * options.limit)):
+                for row in run(name, module, settings, min(left, limit * options.limit), start):
                     show(row, out)
 
 
@@ -105,14 +108,12 @@ def show(row: dict[str, Any], out: TextIO) -> None:
         print(json.dumps(row), file=file, flush=True)
 
 
-def run(name: str, module: str, settings: Any, limit: float) -> Iterator[dict[str, Any]]:
+def run(name: str, module: str, settings: Any, limit: float, start: str = "fork") -> Iterator[dict[str, Any]]:
     """Run a section in its own process, and yield its lines; the last one has its duration, or why it failed."""
     reader, writer = multiprocessing.Pipe(duplex=False)
     output = settings.folder / f"{name}.txt"
     began = time.monotonic()
-    process = multiprocessing.get_context("fork").Process(
-        target=_section, args=(name, module, settings, writer, output)
-    )
+    process = multiprocessing.get_context(start).Process(target=_section, args=(name, module, settings, writer, output))
     process.start()
     writer.close()
     why = ""

@@ -135,7 +135,7 @@ def profile(trainer: Clipkit, batch: Batch, micro: int) -> dict[str, Any]:
     for event in recorded.key_averages():
         if on_card and str(event.device_type) != "DeviceType.CUDA":
             continue  # the operator that launched the kernel has the same time
-        if event.is_user_annotation:
+        if getattr(event, "is_user_annotation", False):
             continue  # a range of several kernels
         micros = event.self_device_time_total if on_card else event.self_cpu_time_total
         rows.append({"name": event.key[:110], "calls": event.count, "ms": round(micros / 1000, 3)})

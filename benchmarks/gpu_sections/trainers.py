@@ -66,23 +66,17 @@ class Clipkit:
         else:
             pixels = block.repeat(-(-size // len(block)), 1, 1, 1)[:size] if size > len(block) else block
         texts = self.settings.some_captions(first + size)[first:]
-        tokens = {name: value.to(device) for name, value in model.text.tokenize(texts).items()}
         ids = torch.arange(size)
-        return Batch({"image_features": {"pixel_values": pixels}, "text_features": tokens}, ids, ids, ids)
+        inputs = {"image_features": {"pixel_values": pixels}, "text_features": model.text.tokenize(texts)}
+        return Batch(inputs, ids, ids, ids)
 
     def step(self, size: int, micro: int, may_split: bool = False) -> Step:
         """Return the run's step for so many pairs; unless it may split them, too little memory is an error."""
-        plan, objective = self.plan, self.plan.objective
-
-        def statistics(gathered: Gathered, step: int) -> None:
-            batch_statistics(
-                *objective.compared(gathered), gathered["image_ids"], gathered["caption_ids"], objective.sides
-            )
-
+        plan = self.plan
         return Step(
             plan.model,
             self.inputs.encoders,
-            objective.value,
+            plan.objective.value,
             plan.processes,
             plan.accelerator,
             size,
@@ -90,15 +84,23 @@ class Clipkit:
             plan.recipe.train.seed,
             may_split=may_split,
             log=self.messages.append,
-            on_features=statistics,
+            on_features=self._keep,
         )
 
     def timing(self, batch: Batch, micro: int, budget: float = 2.0, least: int = 3, warm: int = 2) -> Timing:
-        """Time whole updates: gradients, clipping, optimizer, checks."""
+        """Time what a run does in a step: gradients, clipping, optimizer, checks, and the statistics of the batch."""
         gradients = self.step(len(batch), micro)
         state = State(self.plan, gradients)
-        work = lambda: update(batch, gradients, self.plan, state)  # noqa: E731
+
+        def work() -> None:
+            update(batch, gradients, self.plan, state)
+            batch_statistics(*self._compared, self.plan.objective.sides)
+
         return timed(work, self.settings.device, budget, least, most=8, warm=warm)
+
+    def _keep(self, gathered: Gathered, step: int) -> None:
+        ids = (gathered["image_ids"], gathered["caption_ids"])
+        self._compared = (*self.plan.objective.compared(gathered), *ids)
 
     def speed(self, batch: Batch, seconds: float) -> dict[str, float]:
         """Return pairs per second, and shares of the peaks."""
