@@ -192,8 +192,8 @@ def test_a_run_on_a_stream_resumes_exactly(
     clipkit.train(recipe({**own, "output": str(tmp_path / "whole")}))
     log = Recorder.log
 
-    def interrupting(self: Recorder, row: dict[str, Any], waited: float, took: float) -> None:
-        log(self, row, waited, took)
+    def interrupting(self: Recorder, row: dict[str, Any], *others: Any, **times: float) -> None:
+        log(self, row, *others, **times)
         if row["step"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
