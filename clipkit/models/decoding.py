@@ -8,11 +8,12 @@ import signal
 import sys
 import threading
 import warnings
-from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 
 import torch
 from PIL import Image, ImageFile
@@ -29,6 +30,7 @@ _MOST_PROCESSES = 32
 # Images that a process decodes at a time, limited by the bytes of their inputs.
 _CHUNK = 32
 _CHUNK_BYTES = 8 << 20
+_AHEAD = 3  # chunks
 
 
 @dataclass(frozen=True)
@@ -133,44 +135,56 @@ def in_processes(decoder: Decoder, batch_size: int, workers: int) -> Generator[D
     """
     blank = decoder.blank()
     chunk = max(1, min(_CHUNK, batch_size, _CHUNK_BYTES // sum(value.nbytes for value in blank.values())))
-    slots = 2 * workers
-    memory = {name: _shared(slots, chunk, *value.shape, dtype=value.dtype) for name, value in blank.items()}
     count = len(decoder.images)
     batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    chunks = iter([rows[start : start + chunk] for rows in batches for start in range(0, len(rows), chunk)])
-    waiting: deque[tuple[int, range, Future[dict[int, DataError]]]] = deque()
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("fork"), initializer=_start, initargs=(decoder, memory, os.getpid())
-    )
-
-    def submit(slot: int) -> None:
-        for rows in chunks:
-            waiting.append((slot, rows, pool.submit(_fill, slot, rows)))
-            break
-
+    chunks = [rows[start : start + chunk] for rows in batches for start in range(0, len(rows), chunk)]
+    workers = min(workers, len(chunks))
+    shape = (workers, _AHEAD, chunk)
+    memory = {name: _shared(*shape, *value.shape, dtype=value.dtype) for name, value in blank.items()}
+    context = multiprocessing.get_context("fork")
+    links: list[Connection] = []
+    processes: list[ForkProcess] = []
     try:
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of fork beside threads
-            for slot in range(slots):
-                submit(slot)
+        for worker in range(workers):
+            here, there = context.Pipe()
+            links.append(here)
+            slots = {name: value[worker] for name, value in memory.items()}
+            processes.append(
+                context.Process(target=_decode, args=(decoder, slots, chunks[worker::workers], there, links))
+            )
+            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of fork beside threads
+                processes[-1].start()
+            there.close()
+        index = 0
         for rows in batches:
-            inputs = {name: _pinned(len(rows), *value.shape[2:], dtype=value.dtype) for name, value in memory.items()}
+            inputs = {name: _pinned(len(rows), *value.shape, dtype=value.dtype) for name, value in blank.items()}
             errors: dict[int, DataError] = {}
             filled = 0
             while filled < len(rows):
-                slot, part, future = waiting.popleft()
-                errors |= future.result()
+                worker, slot = index % workers, index // workers % _AHEAD
+                result = links[worker].recv()
+                if isinstance(result, Exception):
+                    raise result
+                errors |= result
+                size = len(chunks[index])
                 for name, value in memory.items():
-                    inputs[name][filled : filled + len(part)] = value[slot, : len(part)]
-                filled += len(part)
-                submit(slot)
+                    inputs[name][filled : filled + size] = value[worker, slot, :size]
+                if index + _AHEAD * workers < len(chunks):
+                    links[worker].send(None)  # the slot is free
+                filled += size
+                index += 1
             yield DecodedBatch(inputs, errors)
-    except BrokenProcessPool:
+    except (EOFError, ConnectionError):
         raise UserError(
             "a process that decodes images was killed, perhaps because there is not enough memory; encode again with "
             "more memory or fewer images at a time"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        for link in links:
+            link.close()  # ends its process
+        for process in processes:
+            if process.pid is not None:
+                process.join()
 
 
 def _shared(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -182,40 +196,34 @@ def _pinned(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
 
 
-# The following functions run in the processes.
-
-_work: tuple[Decoder, dict[str, Tensor]]
-
-
-def _start(decoder: Decoder, memory: dict[str, Tensor], parent: int) -> None:
-    """Prepare a process: the signals that end a command often go to its whole group, but the parent acts on them."""
-    global _work
-    _work = decoder, memory
-    torch.set_num_threads(1)
+def _decode(
+    decoder: Decoder, slots: dict[str, Tensor], chunks: list[range], link: Connection, inherited: list[Connection]
+) -> None:
+    """Decode chunks of images into slots of shared memory in turn, and send the errors of each; runs in a process."""
+    for other in inherited:
+        other.close()  # so that the end of the parent ends this process
+    # Signals that stop a command often go to its whole group, but the parent acts on them.
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    with suppress(EOFError, ConnectionError):
+        for index, rows in enumerate(chunks):
+            if index >= _AHEAD:
+                link.recv()  # the slot is free
+            try:
+                result: dict[int, DataError] | Exception = _fill(decoder, slots, index % _AHEAD, rows)
+            except Exception as error:
+                result = error
+            link.send(result)
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent ends or asks for it."""
-    while os.getppid() == parent:
-        received = signal.sigtimedwait([signal.SIGTERM], 1)
-        if received is not None and received.si_pid == parent:
-            break
-    os._exit(0)
-
-
-def _fill(slot: int, rows: range) -> dict[int, DataError]:
-    """Decode images into a slot of the shared memory; return the errors of those that are unreadable."""
-    decoder, memory = _work
+def _fill(decoder: Decoder, slots: dict[str, Tensor], slot: int, rows: range) -> dict[int, DataError]:
     errors = {}
     for row, position in enumerate(rows):
-        result = decoder(position)
-        if isinstance(result, DataError):
-            errors[position], result = result, decoder.blank()
-        for name, value in result.items():
-            memory[name][slot, row] = value
+        inputs = decoder(position)
+        if isinstance(inputs, DataError):
+            errors[position], inputs = inputs, decoder.blank()
+        for name, value in inputs.items():
+            slots[name][slot, row] = value
     return errors

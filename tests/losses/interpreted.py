@@ -1,6 +1,6 @@
 """Compares each loss by Triton's kernels with itself in float64; run by test_halves.py with `TRITON_INTERPRET=1`.
 
-The argument is the number of cases of each loss.
+Without an argument, only a few.
 """
 
 import sys
@@ -53,10 +53,10 @@ def results(name: str, scale: float, options: dict, dtype: torch.dtype) -> list[
     return [loss, *torch.autograd.grad(loss, leaves)]
 
 
-def main(most: int) -> None:
+def main(few: bool) -> None:
     small_blocks()
-    for name, cases in CASES.items():
-        for scale, options in cases[-most:]:
+    for name, cases in list(CASES.items())[: 2 if few else None]:
+        for scale, options in cases[-1:] if few else cases:
             exact = results(name, scale, options, torch.float64)
             tiles._kernels = lambda device: plain
             single = results(name, scale, options, torch.float32)
@@ -66,7 +66,7 @@ def main(most: int) -> None:
             for ours, float32, wanted in zip(found, single, exact, strict=True):
                 error, usual = ((one - wanted).abs().max() for one in (ours, float32))
                 assert error < 4 * usual + 1e-6 * (1 + wanted.abs().max()), (name, scale, options.keys(), error, usual)
-    if most == 1:
+    if few:
         return
     image, text = (one.float() for one in features())
     for factor in (0.0, 1e-20, 1e4, 1e20):  # of any length
@@ -81,4 +81,4 @@ def main(most: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(few=len(sys.argv) == 1)

@@ -11,11 +11,11 @@ from clipkit import losses
 from tests.forked import ENVIRONMENT, python
 
 
-@pytest.mark.parametrize("cases", [1, pytest.param(9, marks=pytest.mark.slow)])
-def test_every_loss_by_the_kernels_equals_itself_in_float64(cases: int) -> None:
+@pytest.mark.parametrize("cases", [[], pytest.param(["all"], marks=pytest.mark.slow)], ids=len)
+def test_every_loss_by_the_kernels_equals_itself_in_float64(cases: list[str]) -> None:
     pytest.importorskip("triton")
     environment = ENVIRONMENT | {"TRITON_INTERPRET": "1"}
-    done = python("-m", "tests.losses.interpreted", str(cases), environment=environment)
+    done = python("-m", "tests.losses.interpreted", *cases, environment=environment)
     assert done.returncode == 0, done.stderr
 
 
