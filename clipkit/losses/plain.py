@@ -13,8 +13,11 @@ _CPU_TILE = (1024, 1024)
 _ACCELERATOR_TILE = (4096, 8192)
 
 
-def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor]:
-    """Return log Σ_j exp(logit_ij) for each row i, and if `both` log Σ_i of it for each column j, else −∞."""
+def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor, None]:
+    """Return log Σ_j exp(logit_ij) for each row i, and if `both` log Σ_i of it for each column j, else −∞.
+
+    The last result is for `weigh_softmax`.
+    """
     lse_rows = x.new_full((len(x),), -torch.inf)
     lse_columns = x.new_full((len(y),), -torch.inf)
     for rows, columns, logits in _tiles(x, y, scale, ids):
@@ -24,7 +27,7 @@ def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bo
         else:
             row_part = logits.logsumexp(dim=1)
         lse_rows[rows] = torch.logaddexp(lse_rows[rows], row_part)
-    return lse_rows, lse_columns
+    return lse_rows, lse_columns, None
 
 
 def _both_ways(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,6 +48,7 @@ def weigh_softmax(
     scale: Tensor,
     ids: PairIds | None,
     both: bool,
+    kept: None,
     lse_rows: Tensor,
     lse_columns: Tensor,
     to_rows: Tensor,
@@ -54,6 +58,8 @@ def weigh_softmax(
 
     The second summand of w is there if `both`.
     """
+    # If everything is left out the sum is empty: any finite number makes its weights exp(−∞) = 0.
+    lse_rows, lse_columns = (lse.masked_fill(lse == -torch.inf, 0) for lse in (lse_rows, lse_columns))
     mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)
     for rows, columns, logits in _tiles(x, y, scale, ids):
         if both:
@@ -83,16 +89,19 @@ def _widest(dtype: torch.dtype) -> float:
     return 600.0 if dtype == torch.float64 else 60.0
 
 
-def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> Tensor:
-    """Return Σ_ij log(1 + exp(logit_ij)), in float64 because the sums of tiles differ much in size."""
+def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> tuple[Tensor, None]:
+    """Return Σ_ij log(1 + exp(logit_ij)), in float64 because the sums of tiles differ much in size.
+
+    The last result is for `weigh_sigmoid`.
+    """
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for _, _, logits in _tiles(x, y, scale, ids):
         total += F.softplus(logits.add_(bias)).sum(dim=1).sum(dtype=torch.float64)
-    return total
+    return total, None
 
 
 def weigh_sigmoid(
-    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None
+    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None, kept: None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, for w_ij = sigmoid(logit_ij)."""
     mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)

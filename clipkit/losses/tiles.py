@@ -78,7 +78,7 @@ class _LogSumExp(torch.autograd.Function):
         ctx: Any, x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
-            lse_rows, lse_columns = _tiles_of(x).logsumexp(x, y, scale, ids, both)
+            lse_rows, lse_columns, ctx.kept = _tiles_of(x).logsumexp(x, y, scale, ids, both)
         ctx.save_for_backward(x, y, scale, lse_rows, lse_columns)
         ctx.ids, ctx.both = ids, both
         return lse_rows, lse_columns
@@ -86,11 +86,9 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, y, scale, *lse = ctx.saved_tensors
-        # If everything is left out the sum is empty: any finite number makes its weights exp(−∞) = 0.
-        lse = [one.masked_fill(one == -torch.inf, 0) for one in lse]
         # The weighted sums give the gradient of the scale too, without another pass: Σ_ij w_ij x_i · y_j.
         with torch.autocast(x.device.type, enabled=False):
-            mixed_y, mixed_x = _tiles_of(x).weigh_softmax(x, y, scale, ctx.ids, ctx.both, *lse, *gradients)
+            mixed_y, mixed_x = _tiles_of(x).weigh_softmax(x, y, scale, ctx.ids, ctx.both, ctx.kept, *lse, *gradients)
         to_scale = (x * mixed_y).sum().to(scale.dtype)
         return mixed_y.mul_(scale), mixed_x.mul_(scale), to_scale, None, None
 
@@ -99,16 +97,17 @@ class _SoftplusSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            total: Tensor = _tiles_of(x).softplus(x, y, scale, bias, ids)
+            total, ctx.kept = _tiles_of(x).softplus(x, y, scale, bias, ids)
         ctx.save_for_backward(x, y, scale, bias)
         ctx.ids = ids
-        return total.to(x.dtype)
+        value: Tensor = total.to(x.dtype)
+        return value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         x, y, scale, bias = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
-            mixed_y, mixed_x, to_bias = _tiles_of(x).weigh_sigmoid(x, y, scale, bias, ctx.ids)
+            mixed_y, mixed_x, to_bias = _tiles_of(x).weigh_sigmoid(x, y, scale, bias, ctx.ids, ctx.kept)
         to_loss = gradients[0]
         to_scale = (x * mixed_y).sum() * to_loss
         factor = scale * to_loss

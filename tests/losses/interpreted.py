@@ -28,10 +28,10 @@ CASES = {
 }
 
 
-def small_blocks() -> None:
+def small_blocks(few: bool) -> None:
     """Use several tiles of several blocks, the last ones partial."""
-    halves._REDUCE = halves._REDUCE._replace(high=16, wide=16, deep=16)
-    halves._WEIGH = halves._WEIGH._replace(high=16, wide=16, deep=16)
+    sizes = halves.Blocks(16, 16, 16, 4, 1, described=few)
+    halves._blocks = lambda device: sizes
     halves._ROWS, halves._WIDTH, halves._REDUCED, halves._WEIGHED = 16, 16, (16, 32), (32, 16)
     tiles._SMALL = 0
 
@@ -54,7 +54,7 @@ def results(name: str, scale: float, options: dict, dtype: torch.dtype) -> list[
 
 
 def main(few: bool) -> None:
-    small_blocks()
+    small_blocks(few)
     for name, cases in list(CASES.items())[: 2 if few else None]:
         for scale, options in cases[-1:] if few else cases:
             exact = results(name, scale, options, torch.float64)
