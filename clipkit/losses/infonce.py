@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipkit.losses import dense
 from clipkit.losses.positives import Duplicates, Positives, other_pairs
 from clipkit.losses.tiles import tiled_logsumexp, tiled_row_logsumexp
 
@@ -62,7 +63,10 @@ def infonce(
     pairs = len(image)
     counted = slice(0, pairs) if rows is None else rows
     positives, masked = other_pairs(image_ids, caption_ids, duplicates, counted)
-    if counted == slice(0, pairs):
+    whole = counted == slice(0, pairs)
+    if whole and positives is None and masked is None and not label_smoothing and dense.is_small(image):
+        return dense.infonce(image, text, scale)
+    if whole:
         over_texts, over_images = tiled_logsumexp(image, text, scale, masked)
     else:
         over_texts = tiled_row_logsumexp(image[counted], text, scale, masked)
