@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from clipkit.errors import DataError, UserError
 from clipkit.images import ImageLike, Stored, kind_of
-from clipkit.models.decoding import MANY, Decoder, decoded, stacked
-from clipkit.models.exact_pixels import looked_up
+from clipkit.models.decoder import Decoder
+from clipkit.models.decoding import MANY, decoded
+from clipkit.models.exact_pixels import exact_pixels
 from clipkit.models.preprocess import Inputs
 from clipkit.models.towers import ImageTower, TextTower, Tower
 
@@ -101,9 +102,9 @@ def encode_images(
     size = batch_size or (_ACCELERATOR_BATCH if fast else _CPU_BATCH)
     if device.type == "cpu":
         size = min(size, _CPU_BATCH)
-    decoder = Decoder(tower.preprocess, images, as_bytes=fast and len(images) >= MANY)
     dtype = next((parameter.dtype for parameter in tower.parameters()), torch.float32)
-    table = None if decoder.table is None else decoder.table.to(device, dtype)
+    exact = exact_pixels(tower.preprocess, device, dtype) if fast and len(images) >= MANY else None
+    decoder = Decoder(tower.preprocess, images, exact is not None, exact is not None and exact.resize is not None)
     bar = tqdm(total=len(images), desc="images", unit="", disable=None if progress else True, leave=False)
     rows = _Rows()
     with torch.inference_mode(), _precision(tower, device), bar, closing(decoded(decoder, size, fast)) as batches:
@@ -113,12 +114,12 @@ def encode_images(
             if bad is not None:
                 bad.update({position: str(error) for position, error in batch.errors.items()})
             inputs = _moved(batch.inputs, device)
-            if table is None:
+            if exact is None:
                 inputs = {
                     name: v.to(dtype) if v.is_floating_point() else v for name, v in channels_last(inputs).items()
                 }
             else:
-                inputs = {"pixel_values": looked_up(table, inputs["pixel_values"])}
+                inputs = {"pixel_values": exact(inputs["content"], batch.sizes)}
             rows.add(through(inputs))
             bar.update(len(batch))
     return rows.all()
@@ -134,7 +135,7 @@ def channels_last(inputs: Inputs) -> Inputs:
 
 def stack_inputs(images: Sequence[Inputs]) -> dict[str, Tensor]:
     """Stack the inputs of several images to a batch."""
-    return channels_last(stacked(images))
+    return channels_last({name: torch.stack([inputs[name] for inputs in images]) for name in images[0]})
 
 
 def encode_strings(

@@ -17,7 +17,7 @@ from PIL import Image
 import clipkit
 from clipkit.errors import DataError, UserError
 from clipkit.images import Stored
-from clipkit.models import DualEncoder, decoding, encode
+from clipkit.models import DualEncoder, decoding, decoding_processes, encode
 from clipkit.models.encode import encode_images, encode_strings
 from tests.models.families import build
 
@@ -33,7 +33,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "is_accelerator", lambda device: True)
     for module in (encode, decoding):
         monkeypatch.setattr(module, "MANY", 1)
-    monkeypatch.setattr(decoding, "_CHUNK", 3)
+    monkeypatch.setattr(decoding_processes, "_CHUNK", 3)
     monkeypatch.setattr(decoding, "_workers", lambda: 2)
 
 
