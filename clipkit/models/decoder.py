@@ -12,7 +12,7 @@ from torch import Tensor
 from clipkit.errors import DataError
 from clipkit.images import ImageLike, open_image
 from clipkit.models.exact_resize import can_resize
-from clipkit.models.preprocess import Inputs, Preprocess, Resize
+from clipkit.models.preprocess import Inputs, Preprocess, Resize, channels_last
 
 _MOST_BYTES = 4 << 20  # of the pixels of an image that an accelerator resizes
 
@@ -68,14 +68,12 @@ class Decoder:
         """Return the replacement of an unreadable image, which needs no resizing."""
         return self._prepared(Image.new("RGB", (224, 224)), 0)
 
-    def batch(self, images: Sequence[Decoded], errors: dict[int, DataError]) -> DecodedBatch:
-        """Join images to a batch."""
+    def joined(self, images: Sequence[Decoded]) -> dict[str, Tensor]:
+        """Return the inputs of a batch."""
         inputs = [image.inputs for image in images]
         if self.as_pixels:
-            joined = {"content": torch.cat([each["content"] for each in inputs])}
-        else:
-            joined = {name: torch.stack([each[name] for each in inputs]) for name in inputs[0]}
-        return DecodedBatch(joined, [image.size for image in images], errors)
+            return {"content": torch.cat([each["content"] for each in inputs])}
+        return channels_last({name: torch.stack([each[name] for each in inputs]) for name in inputs[0]})
 
     def _prepared(self, image: Image.Image, room: int) -> Decoded:
         preprocess = self.preprocess

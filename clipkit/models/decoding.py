@@ -4,10 +4,11 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import ImageFile
+from torch import Tensor
 
 from clipkit.errors import DataError
 from clipkit.images import ImageLike
@@ -19,16 +20,21 @@ MANY = 1000
 _MOST_PROCESSES = 32
 
 
-def decoded(decoder: Decoder, batch_size: int, fast: bool) -> Generator[DecodedBatch, None, None]:
+def decoded(
+    decoder: Decoder, batch_size: int, fast: bool, copied: Callable[[Tensor], Tensor]
+) -> Generator[DecodedBatch, None, None]:
     """Yield batches of all images, in order; close the generator to end its threads or processes.
 
     Args:
         decoder: converts the images.
         batch_size: images per batch.
         fast: decode many images in processes, because the device would wait for threads.
+        copied: returns a copy of a tensor on the device of the batches.
     """
     workers = _workers() if fast and len(decoder.images) >= MANY and _can_fork(decoder.images) else 0
-    return in_processes(decoder, batch_size, workers) if workers > 1 else _in_threads(decoder, batch_size)
+    if workers > 1:
+        return in_processes(decoder, batch_size, workers, copied)
+    return _in_threads(decoder, batch_size, copied)
 
 
 def _workers() -> int:
@@ -51,7 +57,9 @@ def _can_fork(images: Sequence[ImageLike]) -> bool:
     )
 
 
-def _in_threads(decoder: Decoder, batch_size: int) -> Generator[DecodedBatch, None, None]:
+def _in_threads(
+    decoder: Decoder, batch_size: int, copied: Callable[[Tensor], Tensor]
+) -> Generator[DecodedBatch, None, None]:
     batches = batches_of(len(decoder.images), batch_size)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         waiting = [pool.submit(decoder, position) for position in batches[0]]
@@ -64,4 +72,5 @@ def _in_threads(decoder: Decoder, batch_size: int) -> Generator[DecodedBatch, No
                 if isinstance(result, DataError):
                     errors[position], result = result, decoder.blank()
                 images.append(result)
-            yield decoder.batch(images, errors)
+            inputs = {name: copied(value) for name, value in decoder.joined(images).items()}
+            yield DecodedBatch(inputs, [image.size for image in images], errors)

@@ -4,7 +4,7 @@ import mmap
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
@@ -25,8 +25,16 @@ _AHEAD = 3  # chunks per process
 _Answer = tuple[list[tuple[int, int] | None], int, dict[int, DataError]]
 
 
-def in_processes(decoder: Decoder, batch_size: int, workers: int) -> Generator[DecodedBatch, None, None]:
+def in_processes(
+    decoder: Decoder, batch_size: int, workers: int, copied: Callable[[Tensor], Tensor]
+) -> Generator[DecodedBatch, None, None]:
     """Yield batches of all images; each process decodes every n-th chunk of a few images.
+
+    Args:
+        decoder: converts the images.
+        batch_size: images per batch.
+        workers: number of processes.
+        copied: returns a copy of bytes on the device of the batches.
 
     Raises:
         UserError: a process was killed.
@@ -57,20 +65,17 @@ def in_processes(decoder: Decoder, batch_size: int, workers: int) -> Generator[D
         for rows in batches:
             parts: list[Tensor] = []
             answers: list[_Answer] = []
-            free: list[Connection] = []
             for _ in range(0, len(rows), chunk):
                 worker = index % workers
                 answer = links[worker].recv()
                 if isinstance(answer, Exception):
                     raise answer
                 answers.append(answer)
-                parts.append(slots[worker, index // workers % _AHEAD, : answer[1]])
+                parts.append(copied(slots[worker, index // workers % _AHEAD, : answer[1]]))
                 if index + _AHEAD * workers < len(chunks):
-                    free.append(links[worker])
+                    links[worker].send(None)  # the slot is free
                 index += 1
-            content = _joined(parts)
-            for link in free:
-                link.send(None)  # the slot is free
+            content = torch.cat(parts)
             yield DecodedBatch(
                 {"content": content} if decoder.as_pixels else _split(content, blank),
                 [size for sizes, _, _ in answers for size in sizes],
@@ -87,12 +92,6 @@ def in_processes(decoder: Decoder, batch_size: int, workers: int) -> Generator[D
         for process in processes:
             if process.pid is not None:
                 process.join()
-
-
-def _joined(parts: list[Tensor]) -> UInt8[Tensor, " bytes"]:
-    """Join parts in memory from which a GPU copies while this process continues."""
-    whole = torch.empty(sum(map(len, parts)), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-    return torch.cat(parts, out=whole)
 
 
 def _split(content: UInt8[Tensor, " bytes"], one: Inputs) -> dict[str, Tensor]:

@@ -116,7 +116,7 @@ def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
 
 def looked_up(table: Float[Tensor, "3 256"], pixels: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
     """Return the tower's input for pixels; channels are last in memory."""
-    first = torch.tensor([0, 256, 512], dtype=torch.int32, device=pixels.device)
+    first = torch.arange(3, dtype=torch.int32, device=pixels.device) * 256
     values = table.flatten().index_select(0, (pixels.int() + first).flatten())
     return values.view(pixels.shape).permute(0, 3, 1, 2)
 

@@ -93,7 +93,10 @@ class ExactResize:
         """Return the high and the low parts of the coefficients of the crop's pixels, on the device."""
         rows = table[start : start + self.side]
         parts = np.concatenate([rows >> _LOW, rows & ((1 << _LOW) - 1)]).T.astype(np.int16)
-        return torch.from_numpy(np.ascontiguousarray(parts)).to(self.device)
+        copy = torch.from_numpy(np.ascontiguousarray(parts))
+        if self.device.type == "cuda":  # otherwise each new size waits for the GPU
+            return copy.pin_memory().to(self.device, non_blocking=True)
+        return copy.to(self.device)
 
 
 def _target(width: int, height: int, steps: Resize) -> tuple[int, int]:

@@ -91,6 +91,14 @@ class Preprocess:
         return {**inputs, "pixel_values": scaled}
 
 
+def channels_last(inputs: Inputs) -> Inputs:
+    """Store pixels with channels last in memory, which makes convolutions up to twice as fast."""
+    return {
+        name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+        for name, value in inputs.items()
+    }
+
+
 @dataclass(frozen=True)
 class TransformCall:
     """Wrapper of a torchvision or timm transform that returns pixels; it can be pickled if the transform can."""

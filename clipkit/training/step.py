@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clipkit.data import Batch
 from clipkit.errors import TrainingError
 from clipkit.models import DualEncoder, Tower
-from clipkit.models.encode import channels_last
+from clipkit.models.preprocess import channels_last
 from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
