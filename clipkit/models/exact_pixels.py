@@ -12,7 +12,7 @@ from clipkit.models.exact_resize import ExactResize, can_resize
 from clipkit.models.preprocess import Preprocess, Resize
 
 # Bytes of images of one size that are resized at once.
-_GROUP = 24 << 20
+_GROUP = 12 << 20
 
 
 class ExactPixels:

@@ -70,23 +70,25 @@ class ExactResize:
         """Resize and crop images for which `can_resize` is true."""
         height, width = images.shape[1:3]
         new_width, new_height = _target(width, height, self.steps)
-        pixels = self._along_rows(images.permute(0, 3, 1, 2), new_width)
-        pixels = self._along_rows(pixels.transpose(2, 3), new_height).transpose(2, 3)
-        return pixels.to(torch.uint8).permute(0, 2, 3, 1)
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        pixels = self._along(3, pixels, new_width)
+        return self._along(2, pixels, new_height).to(torch.uint8).permute(0, 2, 3, 1)
 
-    def _along_rows(self, pixels: Tensor, length: int) -> Float[Tensor, "N 3 H S"]:
-        """Resize rows to `length` pixels; return the `side` pixels in their middle."""
+    def _along(self, axis: int, pixels: Float[Tensor, "N 3 H W"], length: int) -> Tensor:
+        """Resize an axis to `length` pixels; return the `side` pixels in its middle."""
         margin = length - self.side
         start = round(margin / 2) if self.steps.crop_offset == "round" else margin // 2
-        before = pixels.shape[3]
+        before = pixels.shape[axis]
         if before == length:
-            return pixels[..., start : start + self.side].float()
+            return pixels.narrow(axis, start, self.side)
         key = before, length
         if key not in self._weights:
             if len(self._weights) >= _MOST_WEIGHTS:
                 self._weights.clear()
             self._weights[key] = self._parts(_coefficients(before, length, self.steps.interpolation), start)
-        high, low = (pixels.float() @ self._weights[key].float()).int().split(self.side, dim=3)
+        weights = self._weights[key].float()
+        sums = pixels @ weights if axis == 3 else weights.T @ pixels
+        high, low = sums.int().split(self.side, dim=axis)
         return (((high << _LOW) + low + (1 << (_BITS - 1))) >> _BITS).clamp(0, 255).float()
 
     def _parts(self, table: Int[np.ndarray, "after before"], start: int) -> Int[Tensor, "before 2*side"]:
