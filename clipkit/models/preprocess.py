@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -81,7 +82,7 @@ class Preprocess:
         pixels = inputs.get("pixel_values")
         if pixels is None or pixels.dtype != torch.uint8:
             return inputs
-        mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (_per_channel(tuple(values), pixels.device) for values in (self.mean, self.std))
         scaled = torch.empty_like(pixels, dtype=torch.float32)
         # On a CPU image by image, so that the data stays in its cache.
         for bytes_, floats in (
@@ -97,6 +98,13 @@ def channels_last(inputs: Inputs) -> Inputs:
         name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
         for name, value in inputs.items()
     }
+
+
+@cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return a value per channel (3, 1, 1). Creating it each time would wait for the work of a GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)[:, None, None]
 
 
 @dataclass(frozen=True)
