@@ -55,8 +55,8 @@ class _File:
         """True if the file has 16 bits in each of several channels."""
         return self.layout.startswith(_SEVERAL) and self.layout.partition(";")[2] in _OTHER_ORDER
 
-    def lower_bytes(self) -> Image.Image:
-        """Decode the file again, to an image of the lower bytes."""
+    def lower_bytes(self) -> Image.Image | None:
+        """Decode the file again, to an image of the lower bytes; None if its decoder cannot."""
         image = open_by_pillow(open_file(self.source) if isinstance(self.source, str) else self.source)
         mode, _, order = self.layout.partition(";")
         layout = f"{mode};{_OTHER_ORDER[order]}"
@@ -64,7 +64,10 @@ class _File:
         for number, tile in enumerate(tiles.tile):
             arguments = (layout, *tile[3][1:]) if isinstance(tile[3], tuple) else layout
             tiles.tile[number] = getattr(type(tile), "_make", tuple)((*tile[:3], arguments))
-        return _upright(image)
+        try:
+            return _upright(image)
+        except (OSError, ValueError, SyntaxError):
+            return None
 
     def tag(self, number: int) -> float | None:
         """Return the value of a TIFF tag for the first channel; None if it is missing or not a number."""
@@ -86,7 +89,9 @@ def rgb(image: Image.Image) -> Image.Image:
         return _of_gray(upright, file)
     key = _transparent_color(upright, file)
     if file.has_lower_bytes and (key is not None or _is_dark(upright)):
-        return _of_16_bits(upright, file.lower_bytes(), key)
+        lower = file.lower_bytes()
+        if lower is not None and lower.size == upright.size:
+            return _of_16_bits(upright, lower, key)
     if upright.mode == "RGB" and key is None:
         return upright
     if upright.has_transparency_data:

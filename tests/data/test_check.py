@@ -364,15 +364,18 @@ def test_images_that_look_alike_are_merged_only_if_they_are_copies(tmp_path: Pat
     detail.save(tmp_path / "3.png")
     image.point(lambda value: min(255, int(value * 1.1))).save(tmp_path / "4.png")
     image.crop((5, 4, 315, 236)).save(tmp_path / "5.png")
-    names = ["0.png", "1.jpg", "2.webp", "3.png", "4.png", "5.png"]
+    dot = image.copy()
+    dot.paste((255, 255, 255) if sum(image.getpixel((200, 60))) < 380 else (0, 0, 0), (200, 60, 204, 64))
+    dot.save(tmp_path / "6.png")
+    names = ["0.png", "1.jpg", "2.webp", "3.png", "4.png", "5.png", "6.png"]
     pairs = read_pairs(str(write_csv(tmp_path / "d.csv", HEADER, [[name, f"what {name} shows"] for name in names])))
     report = check(pairs, batch_size=2)
     found = {finding.name: finding.count for finding in report.findings}
     assert found["near_duplicate_images"] >= 4
     fix(pairs, report, tmp_path / "out")
     cleaned = read_pairs(str(tmp_path / "out" / "captions.csv"))
-    assert [image.name for image in cleaned.images] == ["0.png", "3.png", "4.png", "5.png"]
-    assert cleaned.image_of_caption.tolist() == [0, 0, 0, 1, 2, 3]
+    assert [image.name for image in cleaned.images] == ["0.png", "3.png", "4.png", "5.png", "6.png"]
+    assert cleaned.image_of_caption.tolist() == [0, 0, 0, 1, 2, 3, 4]
 
 
 def test_half_of_the_data_is_never_dropped_silently(clean: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from clipkit.data.sequences import Files
 from clipkit.data.sources.choice import PEEKED
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError, one_line
+from clipkit.files import is_file
 from clipkit.opening import open_file, open_text
 
 csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))
@@ -33,7 +34,11 @@ def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
     try:
         form = _form_of(path, wanted)
         header, *rows = _first_rows(path, form)
-        names = wanted.columns_among(path, header, lambda name: _column(rows, header.index(name)), path.parent)
+        try:
+            names = wanted.columns_among(path, header, lambda name: _column(rows, header.index(name)), path.parent)
+        except DataError:
+            _check_header(path, header)
+            raise
         table = arrow_csv.read_csv(
             path,
             read_options=arrow_csv.ReadOptions(skip_rows=form.skipped),
@@ -104,6 +109,17 @@ def _first_rows(path: Path, form: _Form, count: int = PEEKED + 1) -> list[list[s
     if not rows or not rows[0]:
         raise DataError(f"{path}: is empty; its first line must name the columns, for example image,caption")
     return rows
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    """Raise an error if the first line contains an image, as in files without a header."""
+    images = (name for name in header if "://" in name or (Path(name).suffix and is_file(path.parent / name)))
+    image = next(images, None)
+    if image is not None:
+        raise DataError(
+            f"{path}: has no header, its first line is data ({image.strip()[:60]}); add a first line with the names of "
+            "the columns, for example image,caption"
+        )
 
 
 def _column(rows: list[list[str]], number: int) -> list[str]:
