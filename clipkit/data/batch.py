@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from clipkit.data.plain_jpeg import decode_plain
 from clipkit.data.slots import Inputs, Stack, empty
@@ -67,7 +66,7 @@ class InputMaker:
             DataError: the image is missing or cannot be decoded.
         """
         opened: Image.Image | Tensor | None = None
-        if self._takes_bytes and get_worker_info() is not None:
+        if self._takes_bytes:
             image = in_memory(image)
             opened = decode_plain(image.content, self.draft)
         if opened is None:

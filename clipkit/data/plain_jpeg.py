@@ -1,14 +1,8 @@
 """Decoding of plain JPEG files to tensors, with the bytes that Pillow gives, in less time: without its copies."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from clipkit.image_formats import RefusedImageError, check_size
 
@@ -37,8 +31,7 @@ def decode_plain(content: bytes, draft: int | None = None) -> UInt8[Tensor, "3 H
 
     try:
         check_size(size, len(content))
-        with _without_messages():
-            return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
     except (RefusedImageError, RuntimeError):
         return None
 
@@ -63,23 +56,3 @@ def _size_if_plain(content: bytes) -> tuple[int, int] | None:
             return None
         start += 2 + int.from_bytes(content[start + 2 : start + 4])
     return None
-
-
-@contextmanager
-def _without_messages() -> Iterator[None]:
-    """Context in which nothing is printed to stderr by a loader worker: libjpeg prints a line for each damaged file."""
-    if get_worker_info() is None:  # other threads may print
-        yield
-        return
-    stderr, nowhere = _files(os.getpid())
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-
-
-@cache
-def _files(process: int) -> tuple[int, int]:
-    """Return a copy of this process's stderr, and a file that discards what is written to it."""
-    return os.dup(2), os.open(os.devnull, os.O_WRONLY)
