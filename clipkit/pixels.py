@@ -6,6 +6,7 @@ suggest (`_window`); docs/data.md describes the rule.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ _BITS, _PHOTOMETRIC, _MAX_USED, _FORMAT, _LOWEST, _HIGHEST = 258, 262, 281, 339,
 _DEPTHS = (8, 10, 12, 14, 16)
 # Pillow keeps the upper byte of each value of these layouts; in the other byte order it reads the lower byte.
 _OTHER_ORDER = {"16L": "16B", "16B": "16L", "16N": "16B" if sys.byteorder == "little" else "16L"}
-_SEVERAL = ("RGB;", "RGBA;", "RGBX;")
+_SEVERAL = ("RGB;", "RGBA;", "RGBX;", "LA;")
 
 Box = tuple[int, int, int, int]
 Values = NDArray[Any]
@@ -57,17 +58,23 @@ class _File:
 
     def lower_bytes(self) -> Image.Image | None:
         """Decode the file again, to an image of the lower bytes; None if its decoder cannot."""
-        image = open_by_pillow(open_file(self.source) if isinstance(self.source, str) else self.source)
         mode, _, order = self.layout.partition(";")
         layout = f"{mode};{_OTHER_ORDER[order]}"
-        tiles: Any = image
-        for number, tile in enumerate(tiles.tile):
-            arguments = (layout, *tile[3][1:]) if isinstance(tile[3], tuple) else layout
-            tiles.tile[number] = getattr(type(tile), "_make", tuple)((*tile[:3], arguments))
-        try:
-            return _upright(image)
-        except (OSError, ValueError, SyntaxError):
-            return None
+        with open_file(self.source) if isinstance(self.source, str) else nullcontext(self.source) as file:
+            image: Any = open_by_pillow(file)
+            if mode == "LA":  # Pillow decodes it to RGBA, and knows no other order, but its four bytes look like RGBA
+                layout = "RGBA"
+            for number, tile in enumerate(image.tile):
+                arguments = (layout, *tile[3][1:]) if isinstance(tile[3], tuple) else layout
+                image.tile[number] = getattr(type(tile), "_make", tuple)((*tile[:3], arguments))
+            try:
+                decoded = _upright(image)
+            except (OSError, ValueError, SyntaxError):
+                return None
+        if mode == "LA":
+            _, gray, _, alpha = decoded.split()
+            return Image.merge("RGBA", (gray, gray, gray, alpha))
+        return decoded
 
     def tag(self, number: int) -> float | None:
         """Return the value of a TIFF tag for the first channel; None if it is missing or not a number."""

@@ -149,6 +149,8 @@ def colored(bits: int, channels: int = 3) -> NDArray[np.uint16]:
 def test_color_images_of_16_bits_keep_the_upper_8_bits_that_they_use(bits: int) -> None:
     values = colored(bits)
     assert (np.asarray(open_image(png(values, 16, 2))) == values >> (bits - 8)).all()
+    gray = np.dstack([values[:, :, 0], np.full(values.shape[:2], 65535)])
+    assert grays(png(gray, 16, 4)) == (values[:, :, 0] >> (bits - 8)).ravel().tolist()
     opaque = np.dstack([values, np.full(values.shape[:2], 65535)])
     assert (np.asarray(open_image(png(opaque, 16, 6))) == values >> (bits - 8)).all()
 
