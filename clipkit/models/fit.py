@@ -158,12 +158,13 @@ def _refusal(trunk: nn.Module, inputs: dict[str, Tensor]) -> str | None:
     batch = {name: value / 255 if value.dtype == torch.uint8 else value for name, value in batch.items()}
     tensors = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
     shapes, inputs = ({name: value.to("meta") for name, value in of.items()} for of in (tensors, batch))
+    trunk.eval()  # as all loaders leave it; no random numbers are drawn
     with torch.no_grad():
         try:
             functional_call(trunk, shapes, (), inputs)
         except Exception:
             try:
-                trunk.eval()(**batch)
+                trunk(**batch)
             except Exception as error:  # of any library
                 return one_line(error)
     return None

@@ -137,9 +137,8 @@ def test_tokenizer_with_another_vocabulary_is_found(plain: Path, tmp_path: Path)
     import timm
     import transformers
 
-    from tests.models.families import bert_tokenizer
-
-    tokenizer = bert_tokenizer()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(49_500))]
+    tokenizer = transformers.BertTokenizer(vocab={word: number for number, word in enumerate(words)})
     config = transformers.BertConfig(**SMALL | {"vocab_size": 50_000, "max_position_embeddings": 80})
     transformers.BertModel(config).save_pretrained(tmp_path / "text")
     tokenizer.save_pretrained(tmp_path / "text")
