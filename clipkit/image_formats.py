@@ -76,7 +76,8 @@ def open_by_pillow(file: BinaryIO) -> Image.Image:
     opened = Image.open(file, formats=_formats())
     try:
         check_opened(opened)
-        check_size(opened.size, size)
+        _check_pixels(opened.size, size)
+        check_shape(opened.size)
     except RefusedImageError:
         opened.close()
         raise
@@ -96,16 +97,6 @@ def check_opened(image: Image.Image) -> None:
     """
     if isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None and image.format not in FORMATS:
         raise RefusedImageError(f"is in the format {image.format}, which is not decoded; convert it to PNG or JPEG")
-
-
-def check_size(size: tuple[int, int], file_bytes: int) -> None:
-    """Check width and height of an image before its pixels are decoded.
-
-    Raises:
-        RefusedImageError: the image has too many pixels, also for the size of its file, or is a strip.
-    """
-    _check_pixels(size, file_bytes)
-    check_shape(size)
 
 
 def check_shape(size: tuple[int, int]) -> None:

@@ -5,7 +5,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -83,15 +82,10 @@ class Policy:
             for may_recolor in (False, True)
         }
 
-    def __call__(self, image: Drawn, epoch: int, index: int) -> Inputs:
-        """Return the inputs for this view of an image in an epoch; bytes (3, H, W) only if it `takes_bytes`."""
+    def __call__(self, image: Image.Image, epoch: int, index: int) -> Inputs:
+        """Return the inputs for this view of an image in an epoch."""
         drawn = self._drawn(image, epoch, index)
         return self.of_crop(drawn) if self._scales or isinstance(drawn, Tensor) else self.evaluate(drawn)
-
-    @property
-    def takes_bytes(self) -> bool:
-        """True if the image may also be a tensor of its bytes (3, H, W): the policy is only a resized crop."""
-        return self.image_size is not None and len(self.policy) == 1 and isinstance(self.policy[0], steps.Crop)
 
     @property
     def draft(self) -> int | None:
@@ -105,7 +99,7 @@ class Policy:
         drawn = self._drawn(image, epoch, index)
         return T.functional.to_pil_image(drawn) if isinstance(drawn, Tensor) else drawn
 
-    def _drawn(self, image: Any, epoch: int, index: int) -> Drawn:
+    def _drawn(self, image: Image.Image, epoch: int, index: int) -> Drawn:
         may = (True, True) if self.safe is None else self.safe.of(index)
         state = torch.get_rng_state()
         try:
@@ -213,20 +207,20 @@ class _Crop:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         if self.size is None:
-            return image.crop(self._box(*image.size))
+            return image.crop(self._box(image))
         return T.functional.to_pil_image(self.bytes(image))
 
-    def bytes(self, image: Drawn) -> UInt8[Tensor, "3 H W"]:
-        """Return the resized crop of an image or of its bytes (3, H, W) as a uint8 tensor."""
+    def bytes(self, image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+        """Return the resized crop as a uint8 tensor."""
         assert self.size is not None
-        whole = image if isinstance(image, Tensor) else _view(image)
-        left, top, right, bottom = self._box(whole.shape[2], whole.shape[1])
+        left, top, right, bottom = self._box(image)
         # With channels last, the result is too: a quarter less time.
-        pixels = whole[None, :, top:bottom, left:right].contiguous(memory_format=torch.channels_last)
+        pixels = _view(image)[:, :, top:bottom, left:right].contiguous(memory_format=torch.channels_last)
         return interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True)[0]
 
-    def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
+    def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
         """Return the left, top, right and bottom edges of a random crop: those of torchvision, in half of its time."""
+        width, height = image.size
         for _ in range(_ATTEMPTS):
             area = width * height * self._number.uniform_(*self.scale).item()
             aspect = self._number.uniform_(*self._log_ratio).exp_().item()
@@ -242,11 +236,11 @@ class _Crop:
         return left, top, left + w, top + h
 
 
-def _view(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+def _view(image: Image.Image) -> UInt8[Tensor, "1 3 H W"]:
     """Return a read-only tensor view of the bytes of an RGB image."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
+        return torch.from_numpy(np.asarray(image)).permute(2, 0, 1)[None]
 
 
 class _Blur:

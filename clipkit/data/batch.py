@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,14 @@ import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from clipkit.data.plain_jpeg import decode_plain
 from clipkit.data.slots import Inputs, Stack, empty
 from clipkit.data.text_views import TextView
 from clipkit.data.tokens import Tokenize, TokenStore
-from clipkit.images import Stored, in_memory, open_image
+from clipkit.images import Stored, open_image
 
-# (image, epoch, ID of the image) -> inputs of the image tower by name. If the function has the attribute `takes_bytes`,
-# the image may also be a tensor (3, H, W) of bytes.
-Augment = Callable[[Any, int, int], dict[str, Tensor]]
+# (image, epoch, ID of the image) -> inputs of the image tower by name
+Augment = Callable[[Image.Image, int, int], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -66,17 +62,8 @@ class InputMaker:
         Raises:
             DataError: the image is missing or cannot be decoded.
         """
-        opened: Image.Image | Tensor | None = None
-        if self._takes_bytes and get_worker_info() is not None:
-            image = in_memory(image)
-            opened = decode_plain(image.content, self.draft)
-        if opened is None:
-            opened = open_image(image, self.draft)
+        opened = open_image(image, self.draft)
         return {name: augment(opened, epoch, identity) for name, augment in self.augments.items()}
-
-    @cached_property
-    def _takes_bytes(self) -> bool:
-        return all(getattr(augment, "takes_bytes", False) for augment in self.augments.values())
 
     def example(self) -> Inputs:
         """Return the inputs of a gray image."""

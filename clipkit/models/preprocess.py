@@ -98,6 +98,14 @@ class Preprocess:
         return {**inputs, "pixel_values": scaled}
 
 
+def channels_last(inputs: Inputs) -> Inputs:
+    """Store pixels with channels last in memory, which makes convolutions up to twice as fast."""
+    return {
+        name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+        for name, value in inputs.items()
+    }
+
+
 @cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Return a value per channel (3, 1, 1). Creating it each time would wait for the work of a GPU."""

@@ -23,7 +23,7 @@ from clipkit.data import Batch
 from clipkit.data.batch import BatchMemory
 from clipkit.data.shared_memory import available_memory
 from clipkit.data.slots import empty
-from clipkit.models.encode import channels_last
+from clipkit.models.preprocess import channels_last
 
 Inputs = dict[str, Tensor]
 

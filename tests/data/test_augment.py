@@ -199,7 +199,7 @@ def test_random_crops_and_the_random_state_after_them_are_those_of_torchvision(s
     for number in range(150):
         image = Image.new("RGB", (1 + number * 37 % 300, 1 + number * 11 % (20 if number % 3 else 200)))
         torch.manual_seed(number)
-        box = crop._box(*image.size)
+        box = crop._box(image)
         state = torch.get_rng_state()
         torch.manual_seed(number)
         expected = theirs.make_params([image])
@@ -214,7 +214,7 @@ def test_a_resized_crop_has_channels_last_and_the_bytes_of_a_plain_one() -> None
     torch.manual_seed(0)
     found = crop.bytes(image)
     torch.manual_seed(0)
-    left, top, right, bottom = crop._box(*image.size)
+    left, top, right, bottom = crop._box(image)
     pixels = T.functional.pil_to_tensor(image)[None, :, top:bottom, left:right].contiguous()
     expected = torch.nn.functional.interpolate(pixels, size=(24, 24), mode="bicubic", antialias=True)[0]
     assert torch.equal(found, expected)
