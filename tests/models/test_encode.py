@@ -168,6 +168,28 @@ def test_threads_decode_where_processes_cannot(
     assert torch.equal(results[0], encoded(model, many))
 
 
+@pytest.mark.parametrize("failing", ["first fork", "second fork", "memory"])
+@pytest.mark.usefixtures("accelerator")
+def test_threads_decode_if_processes_cannot_be_started(
+    model: DualEncoder, many: list[Any], failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, calls = children(), []
+    original = os.fork
+
+    def refused(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if failing == "second fork" and len(calls) == 1:
+            return original()
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(*((decoding_processes.mmap, "mmap") if failing == "memory" else (os, "fork")), refused)
+    features = encoded(model, many)
+    assert calls
+    assert children() == before
+    monkeypatch.undo()
+    assert torch.equal(features, encoded(model, many))
+
+
 def test_each_process_gets_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
     assert decoding._workers() == 15
