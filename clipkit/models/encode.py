@@ -27,7 +27,7 @@ _CPU_STRINGS = 256
 
 # Inputs of one forward pass that keep an accelerator busy.
 _ACCELERATOR_BATCH = 256
-_TOKENS = 65_536
+_TOKENS = 131_072
 
 # Strings that are tokenized together and then sorted into batches.
 _TOKENIZED = 16_384
