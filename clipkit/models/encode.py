@@ -207,7 +207,7 @@ class _Copies:
 
     def __call__(self, values: Tensor) -> Tensor:
         if self.stream is None:
-            return values.to(self.device, copy=True)
+            return values.to(self.device, copy=is_accelerator(self.device))
         work = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self.stream):
             copy = values.pin_memory().to(self.device, non_blocking=True)
