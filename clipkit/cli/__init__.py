@@ -166,7 +166,7 @@ def train(
 
 @contextmanager
 def _running() -> Iterator[None]:
-    """Prepare this process for a run; end it with one line and the right exit code if the run was asked to stop."""
+    """Prepare this process for a run. If the run is asked to stop, print one line and exit with the matching code."""
     from clipkit.cli.process import keep_freed_memory, log_to_terminal
 
     log_to_terminal(logging.getLogger("clipkit"))

@@ -55,7 +55,9 @@ class Measuring:
     ] = None
     dtype: Annotated[
         Dtype,
-        typer.Option(help="Type in which the model encodes; auto: bf16 on a CUDA GPU, with weights in fp32."),
+        typer.Option(
+            help="Precision of encoding. auto: bf16 autocast on a CUDA GPU, where weights stay in fp32, otherwise fp32."
+        ),
     ] = "fp32"
     cache: CacheFolder = None
     json_file: JsonFile = None
@@ -64,7 +66,7 @@ class Measuring:
         Path | None,
         typer.Option(
             metavar="F.parquet",
-            help="Write the scores of every image, query or instance to this Parquet file.",
+            help="Write the scores of every image or query of the task to this Parquet file.",
         ),
     ] = None
     processes: ProcessCount = 1

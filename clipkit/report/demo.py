@@ -11,7 +11,7 @@ CREDIT = "Images: Twemoji, © Twitter, Inc and other contributors, CC-BY 4.0. Na
 
 
 def demo_report(folder: Path) -> str:
-    """Return the HTML of the demo, from `demo.json` and the run in its folder."""
+    """Return the HTML report of the demo in `folder`, from its `demo.json` and its run."""
     demo = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
     run = RunFiles(folder / "run")
     retrieval = {name: results["retrieval"]["metrics"] for name, results in demo["models"].items()}
