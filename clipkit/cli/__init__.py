@@ -136,6 +136,8 @@ def train(
     complete = Recipe.from_yaml(recipe, overrides or [])
     if dry_run:
         print(complete.to_yaml(), end="")
+        if complete.data.augment == "auto":
+            print(f"# data.augment: auto is {complete.data.policy(complete.model)} for this model")
         return
     if resume and overwrite:
         raise UserError("--resume and --overwrite were both given; give one of them")

@@ -80,13 +80,21 @@ def _training_section(results: Sequence[Mapping[str, Any]], recipe: Mapping[str,
         f"- data: {', '.join(map(_short, sources))}{size}",
         f"- objective: {objective}" + (f", loss {' + '.join(losses)}" if "captions" in recipe["objective"] else ""),
         f"- {train['epochs']} epochs{length} of {train['batch_size']:,} pairs, {recipe['optim']['name']} with a peak "
-        f"learning rate of {recipe['optim']['lr']:g}, seed {train['seed']}",
+        f"learning rate of {_rates(recipe['optim']['lr'], results)}, seed {train['seed']}",
     ]
     terms = [loss] if isinstance(loss["name"], str) else loss["name"]
     lines += [f"- teacher: {public_name(term['teacher'])}" for term in terms if term.get("teacher")]
     text = yaml.safe_dump(_without_paths(recipe), sort_keys=False, allow_unicode=True).rstrip()
     details = f"<details><summary>The complete recipe</summary>\n\n```yaml\n{text}\n```\n\n</details>"
     return ["## Training", "\n".join(lines), details]
+
+
+def _rates(lr: float | Mapping[str, float], results: Sequence[Mapping[str, Any]]) -> str:
+    """Return the learning rates that were used, or those of the recipe if no result has them."""
+    if isinstance(lr, float):
+        return f"{lr:g}"
+    used = next((r["settings"]["learning_rates"] for r in results if "learning_rates" in r.get("settings", {})), lr)
+    return " and ".join(f"{rate:g} for {kind} weights" for kind, rate in used.items())
 
 
 def _model(model: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ To add one, write a function, add a row to `STEP_RULES` or `EVALUATION_RULES`, a
 rows of metrics, speed and evaluations: `clipkit doctor` applies them to a finished run.
 """
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from clipkit.findings import Finding, Rule, apply
+from clipkit.training.guards.batch_statistics import QUERIES
 
 Row = Mapping[str, Any]
 
@@ -20,7 +22,8 @@ _WINDOW = 20
 _EVERY = 5
 """Number of logged steps between checks, to keep the cost low."""
 _NEAR_CHANCE = 0.02
-_BY_LUCK = 5.0
+_LUCK = 4.0
+"""Standard errors above the share of pairs that are matched by chance."""
 _COLLAPSED = 0.95
 _FALLEN = 0.7
 _EXPLODED = 20.0
@@ -106,6 +109,14 @@ class Watch:
         values = [row[name] for row in self.rows if name in row]
         return statistics.fmean(values) if len(values) == len(self.rows) else None
 
+    def matches_pairs(self, errors: float) -> bool:
+        """Return True if more pairs were matched within the window's batches than by chance, by standard errors."""
+        queries = min(self.facts.batch_size, QUERIES) * len(self.rows)
+        chance = 1 / self.facts.batch_size
+        limit = min(1.0, chance + errors * math.sqrt(chance * (1 - chance) / queries))
+        accuracies = [self.mean(f"{side}_accuracy") for side in self.facts.sides]
+        return any(accuracy is not None and accuracy > limit for accuracy in accuracies)
+
     @property
     def is_warm(self) -> bool:
         """True if the whole window lies after the warmup, and after the first tenth of a short run."""
@@ -117,9 +128,9 @@ def loss_at_chance(watch: Watch) -> Finding | None:
     level, loss = watch.facts.chance, watch.mean("loss")
     if not level or not watch.is_warm or loss is None or abs(loss - level) > _NEAR_CHANCE * level:
         return None
-    # The mean of a margin loss may be at this level although most pairs are retrieved correctly.
-    accuracies = [watch.mean(f"{side}_accuracy") for side in watch.facts.sides]
-    if any(accuracy is not None and accuracy > _BY_LUCK / watch.facts.batch_size for accuracy in accuracies):
+    # The mean may be at this level although the losses differ, or although most pairs are retrieved correctly.
+    losses = [row["loss"] for row in watch.rows]
+    if statistics.pstdev(losses) > _NEAR_CHANCE * level or watch.matches_pairs(_LUCK):
         return None
     return Finding(
         "loss_at_chance", "warning",

@@ -14,7 +14,7 @@ from clipkit.evaluation import retrieval, zeroshot
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.training.guards.before import is_pretrained
+from clipkit.training.rates import is_pretrained
 
 _HELD_OUT = 128
 """Number of images and captions that are compared: 128 forward passes give 16,384 similarities."""

@@ -110,6 +110,27 @@ def test_margin_loss_at_its_margin_is_not_at_chance_if_pairs_are_matched() -> No
     assert findings_of(lambda step: row(step, loss=0.199, image_accuracy=0.4, text_accuracy=0.4), facts=margin) == []
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+def test_small_batch_that_learns_is_not_at_chance(size: int) -> None:
+    """The loss of a small batch varies, so that its mean may be near the level of chance."""
+    level, facts = math.log(size), Facts(size, 20, STEPS, math.log(size), 14.3, 100.0, None)
+
+    def noisy(step: int) -> dict[str, float]:
+        accuracy = 0.5 + 0.5 * (step % 2)
+        return row(step, loss=level * (0.3 + 1.4 * (step % 2)), image_accuracy=accuracy, text_accuracy=accuracy)
+
+    assert findings_of(noisy, facts=facts) == []
+    # The same losses, with as many matched pairs as by chance.
+    by_chance = findings_of(
+        lambda step: noisy(step) | {"image_accuracy": 1 / size, "text_accuracy": 1 / size}, facts=facts
+    )
+    assert by_chance == []
+    stuck = findings_of(
+        lambda step: row(step, loss=level, image_accuracy=1 / size, text_accuracy=1 / size), facts=facts
+    )
+    assert [finding.name for finding in stuck] == ["loss_at_chance"]
+
+
 def test_messages_name_the_views() -> None:
     facts = Facts(64, 20, STEPS, 4.8, 1.0, None, None, sides=("image_view_1", "image_view_2"))
     found = findings_of(
