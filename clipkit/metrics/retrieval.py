@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import comb
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -73,6 +74,28 @@ def median_rank(ranks: Int[Tensor, " Q"]) -> float:
     """
     ordered = ranks.sort().values
     return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2)
+
+
+def batch_accuracy(ranks: Int[Tensor, " Q"], candidates: int, size: int) -> float:
+    """Return the expected share of queries whose correct answer is the first one in a batch of random candidates.
+
+    With rank r among n candidates, none of the other G − 1 ranks higher with probability C(n−r, G−1) / C(n−1, G−1).
+
+    Args:
+        ranks: rank of each query's correct answer, from 1; 0 for a query without one, which is left out.
+        candidates: number of candidates, n.
+        size: candidates in a batch, G; at most n.
+
+    Example:
+        >>> batch_accuracy(torch.tensor([1, 2]), candidates=3, size=2)
+        0.75
+    """
+    others = min(size, candidates) - 1
+    behind = candidates - ranks[ranks > 0].double()  # candidates that rank lower
+    logarithm = (behind + 1).lgamma() - (behind - others + 1).clamp(min=1).lgamma()
+    most = torch.tensor(float(candidates - 1), dtype=torch.float64)
+    every = (most + 1).lgamma() - (most - others + 1).lgamma()
+    return torch.where(behind >= others, (logarithm - every).exp(), 0.0).mean().item()
 
 
 def retrieval_chance(

@@ -84,6 +84,7 @@ class Monitor:
             sides=plan.objective.sides,
             retention=self.retention.metric if self.retention is not None else None,
             retention_start=self.retention_start,
+            validation_images=0 if plan.data.validation is None else len(plan.data.validation.images),
         )
         self._watch = Watch(facts)
 

@@ -28,6 +28,10 @@ _COLLAPSED = 0.95
 _FALLEN = 0.7
 _EXPLODED = 20.0
 _WAITING = 0.2
+_LEARNED, _MEMORIZED = 0.2, 0.9
+"""Shares of the training captions of a batch that find their image."""
+_GAP = 3.0
+"""Training captions that find their image for each validation caption that does."""
 _PATIENCE = 3
 _WORSE = 0.95
 _FORGOTTEN = {"retention_similarity": 0.5}
@@ -57,6 +61,7 @@ class Facts:
     """Name of the retention metric in evaluations.jsonl."""
     retention_start: float | None = None
     """Retention before the first step."""
+    validation_images: int = 0
 
 
 class Watch:
@@ -249,6 +254,64 @@ def validation_worse(watch: Watch) -> Finding | None:
     )  # fmt: skip
 
 
+def validation_at_chance(watch: Watch) -> Finding | None:
+    """Report a model that matches training pairs, and validation pairs no more often than by chance."""
+    learned = _training_and_validation(watch)
+    if learned is None or not learned.is_at_chance:
+        return None
+    return Finding(
+        "validation_at_chance", "warning",
+        f"{learned}, which is chance ({learned.chance:.1%}): nothing that the model learned applies to other pairs",
+        "check that each caption belongs to its image, in the training and the validation data (clipkit data preview "
+        "D: a shuffled column or a shifted row is a common cause); if they do, the model only memorizes: start from a "
+        "pretrained model, or use more data",
+    )  # fmt: skip
+
+
+def memorization(watch: Watch) -> Finding | None:
+    """Report a model that matches nearly all training pairs, and far fewer validation pairs."""
+    learned = _training_and_validation(watch)
+    if learned is None or learned.is_at_chance or learned.training < _MEMORIZED:
+        return None
+    if learned.validation > learned.training / _GAP:
+        return None
+    return Finding(
+        "memorization", "warning",
+        f"{learned}: the model memorizes the training pairs",
+        "use fewer epochs, more data or augmentation (data.augment), tune fewer blocks (model.image.tune: last:4), and "
+        "check that the captions belong to their images (clipkit data preview)",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """Shares of captions whose image is the most similar one in a batch, of training and of validation pairs."""
+
+    training: float
+    validation: float
+    chance: float
+    is_at_chance: bool
+
+    def __str__(self) -> str:
+        return (
+            f"in a batch, {self.training:.0%} of the training captions find their image, but "
+            f"{self.validation:.1%} of the validation captions do"
+        )
+
+
+def _training_and_validation(watch: Watch) -> _Learned | None:
+    """Return both shares; None if they are unknown, or if the training pairs are not matched clearly more often."""
+    name, images = "text_accuracy", watch.facts.validation_images
+    training, validation = watch.mean(name) if watch.rows else None, watch.evaluations[-1].get(name)
+    if training is None or validation is None or images < 2 or len(watch.rows) < _EVERY:
+        return None
+    if training < max(_LEARNED, _GAP * validation) or not watch.matches_pairs(_LUCK):
+        return None
+    chance = 1 / min(watch.facts.batch_size, images)
+    error = math.sqrt(chance * (1 - chance) / images)
+    return _Learned(training, validation, chance, validation <= chance + _LUCK * error)
+
+
 def forgetting(watch: Watch) -> Finding | None:
     """Report a loss of retention."""
     name, start = watch.facts.retention, watch.facts.retention_start
@@ -279,6 +342,12 @@ STEP_RULES: tuple[Rule[Watch], ...] = (
 EVALUATION_RULES: tuple[Rule[Watch], ...] = (
     Rule("validation_worse", validation_worse,
          "three evaluations in a row are 5 % below the best one; `eval.patience: N` ends the run by itself"),
+    Rule("validation_at_chance", validation_at_chance,
+         "in a batch, at least 20 % of the training captions find their image, three times as many as validation "
+         "captions, which do so by chance: captions of other images, or memorization"),
+    Rule("memorization", memorization,
+         "in a batch, at least 90 % of the training captions find their image, three times as many as validation "
+         "captions"),
     Rule("forgetting", forgetting, "the retention figure has lost 10 % (50 % for the model's similarities, see below)"),
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ from clipkit.training.guards.watch import Facts, Watch, replay
 STEPS = 200
 FACTS = Facts(
     batch_size=64, rising=20, steps=STEPS, chance=math.log(64), start_scale=14.3, largest_scale=100.0,
-    metric="mean_recall", retention="retention_acc1", retention_start=0.6,
+    metric="mean_recall", retention="retention_acc1", retention_start=0.6, validation_images=500,
 )  # fmt: skip
 
 
@@ -26,6 +26,11 @@ def row(step: int, **changes: float) -> dict[str, float]:
         "image_cosine": 0.3, "text_cosine": 0.4,
     }  # fmt: skip
     return good | changes
+
+
+def fitted(step: int, accuracy: float) -> dict[str, float]:
+    """Return the log of a step in a run that ends with this accuracy in both directions."""
+    return row(step, text_accuracy=accuracy * step / STEPS, image_accuracy=accuracy * step / STEPS)
 
 
 def speed(step: int, waiting: float = 0.01) -> dict[str, float]:
@@ -69,6 +74,11 @@ BAD: dict[str, dict[str, Any]] = {
     "one_direction": {"rows": lambda step: row(step, image_accuracy=0.6, text_accuracy=0.05)},
     "data_wait": {"speeds": lambda step: speed(step, waiting=0.4)},
     "validation_worse": {"evaluations": evaluated([0.2, 0.3, 0.28, 0.27, 0.26])},
+    "validation_at_chance": {
+        "evaluations": [{"step": 200, "text_accuracy": 0.017}],
+        "rows": lambda step: fitted(step, 0.5),
+    },
+    "memorization": {"evaluations": [{"step": 200, "text_accuracy": 0.2}], "rows": lambda step: fitted(step, 0.99)},
     "forgetting": {"evaluations": evaluated([0.2, 0.3], [0.58, 0.4])},
 }
 GOOD: dict[str, dict[str, Any]] = {
@@ -85,6 +95,10 @@ GOOD: dict[str, dict[str, Any]] = {
     "one_direction": {"rows": lambda step: row(step, image_accuracy=0.6, text_accuracy=0.3)},
     "data_wait": {"speeds": lambda step: speed(step, waiting=30.0 if step < 5 else 0.2)},
     "validation_worse": {"evaluations": evaluated([0.2, 0.3, 0.28, 0.299, 0.27, 0.28])},
+    # a model that learns slowly, one that overfits as usual, and one that has learned what it can
+    "validation_at_chance": {"evaluations": [{"step": 40, "text_accuracy": 0.016}]},
+    "memorization": {"evaluations": [{"step": 200, "text_accuracy": 0.4}], "rows": lambda step: fitted(step, 0.95)},
+    "both": {"evaluations": [{"step": 200, "text_accuracy": 0.06}], "rows": lambda step: fitted(step, 0.19)},
     "forgetting": {"evaluations": evaluated([0.2, 0.3], [0.58, 0.56])},
 }
 
