@@ -143,4 +143,5 @@ def counted(count: int, noun: str) -> str:
         >>> counted(1, "image"), counted(2000, "image")
         ('1 image', '2,000 images')
     """
-    return f"{count:,} {noun}" + "s" * (count != 1)
+    plural = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{plural}"

@@ -159,7 +159,7 @@ def train(
     if not is_main_process():
         return
     if result["metrics"]:
-        print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
+        print_metrics(result)
     if push is not None:
         from clipkit.cli.push import push_run
 

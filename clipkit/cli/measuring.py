@@ -87,7 +87,7 @@ class Measuring:
         from clipkit.cli.tables import print_metrics
         from clipkit.evaluation import to_json
 
-        print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
+        print_metrics(result)
         write_output(self.json_file, to_json(result), "result")
         if self.report is not None:
             from clipkit.report.evaluation import evaluation_report

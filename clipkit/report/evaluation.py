@@ -18,7 +18,7 @@ from clipkit.report.page import (
     short_name,
 )
 from clipkit.report.run import example_grids
-from clipkit.tasks import TASKS, number, readable
+from clipkit.tasks import TASKS, counts_of, number, readable
 
 _HARDEST_CLASSES = 20
 _CONFUSED_PAIRS = 12
@@ -31,9 +31,8 @@ _PROMPTS = 20
 def evaluation_report(result: Mapping[str, Any]) -> str:
     """Return the HTML of a result: metrics with intervals and chance, and queries with their top answers."""
     data = result["data"]
-    kinds = ("images", "captions", "instances", "classes")
-    counts = ", ".join(f"{data[kind]:,} {kind}" for kind in kinds if kind in data)
-    table = metrics_table({"value": result["metrics"]}, "All metrics", INTERVAL_NOTE)
+    counts = counts_of(data)
+    table = metrics_table({"value": result["metrics"]}, "All metrics", f"{counts}. {INTERVAL_NOTE}")
     page = Page(
         title=f"{TASKS[result['task']].title}: {short_name(str(result['model']))}",
         lead=f"{short_name(data['name'])}: {counts}; evaluated in {duration(result['seconds'])}.",
@@ -130,7 +129,7 @@ def _prompts(result: Mapping[str, Any]) -> list[Chart]:
     if alone:
         title, shown = _best_and_worst("Each prompt alone", alone)
         svg = bar_chart(shown, "%", ("all prompts", ensemble))
-        charts.append(Chart(title, svg, "Top-1 accuracy in percent."))
+        charts.append(Chart(title, svg, f"Top-1 accuracy in percent, over {counts_of(result['data'])}."))
     if gains:
         title, shown = _best_and_worst("Contribution of each prompt", gains)
         charts.append(Chart(title, bar_chart(shown, "points"), "Points of top-1 accuracy lost without the prompt."))

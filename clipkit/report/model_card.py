@@ -10,7 +10,7 @@ import yaml
 from clipkit.models.publish.card import card
 from clipkit.models.publish.layout import Layout
 from clipkit.models.publish.provenance import public_name
-from clipkit.tasks import hub_name_of, number, readable, title_of
+from clipkit.tasks import counts_of, hub_name_of, number, readable, shown_metrics, title_of
 
 
 def model_card(
@@ -42,9 +42,9 @@ def _results_section(results: Sequence[Mapping[str, Any]]) -> list[str]:
         if not result.get("metrics"):
             continue
         data = result["data"]
-        counts = [f"{data[kind]:,} {kind}" for kind in ("images", "captions", "instances", "classes") if data.get(kind)]
         rows = ["| | value | 95 % interval | chance |", "| --- | --- | --- | --- |"]
-        for name, figure in result["metrics"].items():
+        for name in shown_metrics(result["metrics"]):
+            figure = result["metrics"][name]
             if figure.get("value") is None:
                 continue
             value, low, high, chance = (number(name, figure.get(part)) for part in ("value", "low", "high", "chance"))
@@ -52,7 +52,7 @@ def _results_section(results: Sequence[Mapping[str, Any]]) -> list[str]:
             rows.append(f"| {readable(name)} | {value} | {interval} | {chance} |")
         title = title_of(result["task"])
         name = _short(data.get("name", ""))
-        note = f"{title} on {name} ({', '.join(counts)}); intervals are bootstrapped over images."
+        note = f"{title} on {name} ({counts_of(data)}); intervals are bootstrapped over images."
         if result.get("settings", {}).get("best"):
             note += " The weights were selected on the same data."
         # Other findings matter only to the person who trains.

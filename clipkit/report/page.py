@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from clipkit.errors import DataError
 from clipkit.images import DATA_URI, as_data_uri
 from clipkit.report.charts import CATEGORIES
-from clipkit.tasks import number, readable
+from clipkit.tasks import number, readable, shown_metrics
 
 _THUMBNAIL = 112  # pixels
 INTERVAL_NOTE = "95 % confidence intervals over images in parentheses."
@@ -202,9 +202,9 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: st
     """
     first = next(iter(results.values()))
     rows = []
-    for name, shown in first.items():
+    for name in shown_metrics(*results.values()):
         cells = [with_interval(name, metrics.get(name)) for metrics in results.values()]
-        rows.append([readable(name), *cells, number(name, shown["chance"])])
+        rows.append([readable(name), *cells, number(name, first[name]["chance"])])
     return Table(title, ["", *results, "chance"], rows, note)
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from clipkit.files import write_whole
+from clipkit.findings import counted
 from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, remove_checkpoint, remove_leftovers
 from clipkit.training.folder.resume import StartPoint
 from clipkit.training.folder.run_folder import RunFolder
@@ -32,6 +33,10 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
         f"epochs: {recipe.train.epochs}, steps per epoch: {plan.sampler.steps_per_epoch}, "
         f"pairs per step: {recipe.train.batch_size}"
     )
+    if (held_out := plan.data.validation) is not None:
+        counts = [(len(held_out.images), "image")] * held_out.has_images
+        counts += [(len(held_out.captions), "caption")] * held_out.has_captions
+        log.info(f"validation on {held_out.name}: {', '.join(counted(*count) for count in counts)}")
     rates = " and ".join(f"{rate:g} for {kind} weights" for kind, rate in trained_rates(recipe, model).items())
     policy = recipe.data.policy(recipe.model)
     chosen = f"; data.augment: auto is {policy}" if recipe.data.augment == "auto" and recipe.is_cross_modal else ""

@@ -32,6 +32,8 @@ _LEARNED, _MEMORIZED = 0.2, 0.9
 """Shares of the training captions of a batch that find their image."""
 _GAP = 3.0
 """Training captions that find their image for each validation caption that does."""
+_PLATEAU, _RISING = 2, 1.02
+"""Number of evaluations that are no better than the earlier ones by this factor."""
 _PATIENCE = 3
 _WORSE = 0.95
 _FORGOTTEN = {"retention_similarity": 0.5}
@@ -269,15 +271,16 @@ def validation_at_chance(watch: Watch) -> Finding | None:
 
 
 def memorization(watch: Watch) -> Finding | None:
-    """Report a model that matches nearly all training pairs, and far fewer validation pairs."""
+    """Report a model that matches nearly all training pairs, and far fewer validation pairs, which stopped rising."""
     learned = _training_and_validation(watch)
     if learned is None or learned.is_at_chance or learned.training < _MEMORIZED:
         return None
-    if learned.validation > learned.training / _GAP:
+    figures = [row["text_accuracy"] for row in watch.evaluations if "text_accuracy" in row]
+    if len(figures) <= _PLATEAU or max(figures[-_PLATEAU:]) > _RISING * max(figures[:-_PLATEAU]):
         return None
     return Finding(
         "memorization", "warning",
-        f"{learned}: the model memorizes the training pairs",
+        f"{learned}, and this no longer rises: the model memorizes the training pairs",
         "use fewer epochs, more data or augmentation (data.augment), tune fewer blocks (model.image.tune: last:4), and "
         "check that the captions belong to their images (clipkit data preview)",
     )  # fmt: skip
@@ -347,7 +350,7 @@ EVALUATION_RULES: tuple[Rule[Watch], ...] = (
          "captions, which do so by chance: captions of other images, or memorization"),
     Rule("memorization", memorization,
          "in a batch, at least 90 % of the training captions find their image, three times as many as validation "
-         "captions"),
+         "captions, and in two evaluations the latter have not risen"),
     Rule("forgetting", forgetting, "the retention figure has lost 10 % (50 % for the model's similarities, see below)"),
 )  # fmt: skip
 

@@ -78,7 +78,10 @@ BAD: dict[str, dict[str, Any]] = {
         "evaluations": [{"step": 200, "text_accuracy": 0.017}],
         "rows": lambda step: fitted(step, 0.5),
     },
-    "memorization": {"evaluations": [{"step": 200, "text_accuracy": 0.2}], "rows": lambda step: fitted(step, 0.99)},
+    "memorization": {
+        "evaluations": [{"step": step, "text_accuracy": 0.2} for step in (198, 199, 200)],
+        "rows": lambda step: fitted(step, 0.99),
+    },
     "forgetting": {"evaluations": evaluated([0.2, 0.3], [0.58, 0.4])},
 }
 GOOD: dict[str, dict[str, Any]] = {
@@ -98,6 +101,10 @@ GOOD: dict[str, dict[str, Any]] = {
     # a model that learns slowly, one that overfits as usual, and one that has learned what it can
     "validation_at_chance": {"evaluations": [{"step": 40, "text_accuracy": 0.016}]},
     "memorization": {"evaluations": [{"step": 200, "text_accuracy": 0.4}], "rows": lambda step: fitted(step, 0.95)},
+    "still better": {
+        "evaluations": [{"step": 197 + number, "text_accuracy": 0.1 + 0.01 * number} for number in range(4)],
+        "rows": lambda step: fitted(step, 0.99),
+    },
     "both": {"evaluations": [{"step": 200, "text_accuracy": 0.06}], "rows": lambda step: fitted(step, 0.19)},
     "forgetting": {"evaluations": evaluated([0.2, 0.3], [0.58, 0.56])},
 }
