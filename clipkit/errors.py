@@ -24,6 +24,10 @@ class DataError(UserError):
     """Data that is missing, empty or invalid."""
 
 
+class ColumnError(DataError):
+    """A table that lacks a needed column."""
+
+
 class UnreachedError(DataError):
     """Remote data that is unavailable, e.g. because there is no network."""
 

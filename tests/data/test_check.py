@@ -13,7 +13,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from clipkit.data import Pairs, Report, check, fix, quick_findings, read_pairs
-from clipkit.data.checks.batch import expected_false_negatives
+from clipkit.data.checks.batch import expected_false_negatives, false_negatives
+from clipkit.data.checks.checked_data import CheckedData
 from clipkit.data.checks.duplicates import Duplicates
 from clipkit.data.checks.leaks import find_exact_leaks
 from clipkit.data.sequences import Strings
@@ -148,7 +149,7 @@ def test_clean_data_has_no_findings(clean: Path, other: Path, shapes: Path) -> N
     assert report.facts["images"] == CLEAN
     assert report.facts["captions"] == 2 * CLEAN
     assert report.facts["width"]["max"] == 96
-    assert report.facts["batch"] == {"size": 4, "same_caption": 0.0, "same_image": 0.0}
+    assert report.facts["batch"] == {"size": 4, "same_caption": 0.0, "same_image": 0.0, "rows": 0.0, "assumed": False}
     assert check(read_pairs(str(shapes / "captions.csv")), batch_size=4).findings == []
     assert [finding.name for finding in check(read_pairs(str(clean)), batch_size=25).findings] == ["batch_too_large"]
 
@@ -307,15 +308,24 @@ def test_expected_false_negatives_equal_those_of_drawn_batches() -> None:
     duplicates = Duplicates(np.array([0, 1, 0, 3, 4, 5, 6, 7]), np.array([[0, 4], [6, 7]]))
     expected = expected_false_negatives(pairs, duplicates, 4)
     same_image_pairs = {(0, 2), (0, 4), (2, 4), (6, 7)}
-    same_caption, same_image, draws = 0, 0, 20_000
+    same_caption, same_image, rows, draws = 0, 0, 0, 20_000
     for _ in range(draws):
         batch = sorted(rng.choice(8, 4, replace=False).tolist())
         drawn = {image: texts[int(rng.choice(pairs.captions_of_image[image]))] for image in batch}
         for one, second in itertools.combinations(batch, 2):
             same_caption += bool(drawn[one]) and drawn[one] == drawn[second]
             same_image += (one, second) in same_image_pairs
+        rows += sum(
+            any(
+                (drawn[one] and drawn[one] == drawn[two]) or (min(one, two), max(one, two)) in same_image_pairs
+                for two in batch
+                if two != one
+            )
+            for one in batch
+        )
     assert expected["same_caption"] == pytest.approx(same_caption / draws, rel=0.03)
     assert expected["same_image"] == pytest.approx(same_image / draws, rel=0.03)
+    assert expected["rows"] == pytest.approx(rows / draws, rel=0.1)
     whole = expected_false_negatives(pairs, duplicates, 100)
     assert (whole["size"], whole["same_image"]) == (100, 4)
 
@@ -326,3 +336,23 @@ def test_rare_false_negatives_are_not_reported(clean: Path, tmp_path: Path) -> N
     report = check(read_pairs(str(write_csv(tmp_path / "d.csv", HEADER, rows))), batch_size=2)
     assert 0 < report.facts["batch"]["same_caption"] < 0.01
     assert [(finding.name, finding.severity) for finding in report.findings] == [("shared_captions", "warning")]
+
+
+@pytest.mark.parametrize("batch_size", [2, 7, 16, 61, 512])
+@pytest.mark.parametrize("captions", [1, 2, 61])
+def test_no_more_rows_are_counted_than_a_batch_has(captions: int, batch_size: int) -> None:
+    texts = [f"class {number % captions}" for number in range(61)]
+    pairs = Pairs("x", files_named(61), Strings.of(texts), np.arange(61))
+    same = Duplicates(np.zeros(61, np.int64), np.zeros((0, 2), np.int64))
+    size, draws, rng = min(batch_size, 61), 300, np.random.default_rng(0)
+    batches = [[texts[image] for image in rng.choice(61, size, replace=False)] for _ in range(draws)]
+    rows = np.mean([sum(batch.count(text) > 1 for text in batch) for batch in batches])
+    alone = expected_false_negatives(pairs, None, batch_size)["rows"]
+    assert alone == pytest.approx(rows, rel=0.1, abs=0.05)
+    assert alone <= size
+    assert expected_false_negatives(pairs, same, batch_size)["rows"] == pytest.approx(size)
+    data = CheckedData(pairs, batch=expected_false_negatives(pairs, same, batch_size))
+    finding = false_negatives(data)
+    assert finding is not None
+    assert finding.count == size
+    assert f"{size} of a batch of {size} (100 %)" in finding.message

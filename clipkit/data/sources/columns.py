@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 import pyarrow as pa
 
 from clipkit.data.prompts import Templates
-from clipkit.errors import DataError
+from clipkit.errors import ColumnError, DataError
 from clipkit.images import Stored
 
 # Accepted column names of each role, most likely first. To accept another name, add it here.
@@ -98,7 +98,7 @@ class Wanted:
                     raise DataError(f"{source}: has {lower.count(match)} columns named {match}; rename all but one")
                 found[role] = header[lower.index(match)]
             elif role in self.needed:
-                raise DataError(
+                raise ColumnError(
                     f"{source}: has no {role} column (one of {', '.join(names)}); its columns are "
                     f"{columns}: rename one, or specify it with {Path(str(source)).name}?{role}=COLUMN"
                 )
