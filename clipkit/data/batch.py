@@ -1,7 +1,7 @@
 """Batches, and the conversion of samples to the inputs of a batch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +9,14 @@ import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import default_collate
 
-from clipkit.data.shared_memory import can_send_shared
+from clipkit.data.slots import Inputs, Stack, empty
 from clipkit.data.text_views import TextView
 from clipkit.data.tokens import Tokenize, TokenStore
 from clipkit.images import Stored, open_image
 
 # (image, epoch, ID of the image) -> inputs of the image tower by name
 Augment = Callable[[Image.Image, int, int], dict[str, Tensor]]
-# Inputs by name of the features for which they are used, then by name of the tower's argument.
-Inputs = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -68,10 +65,15 @@ class InputMaker:
         opened = open_image(image, self.draft)
         return {name: augment(opened, epoch, identity) for name, augment in self.augments.items()}
 
+    def example(self) -> Inputs:
+        """Return the inputs of a gray image."""
+        gray = Image.new("RGB", (224, 224), (128, 128, 128))
+        return {name: augment(gray, 0, 0) for name, augment in self.augments.items()}
+
     def batch(
         self,
         samples: Sequence[Any],
-        images: Sequence[Inputs],
+        images: Stack,
         ids: tuple[Tensor, Tensor, Tensor],
         bad: Mapping[int, str],
     ) -> Batch:
@@ -79,11 +81,11 @@ class InputMaker:
 
         Args:
             samples: samples, from which the functions in `texts` make strings.
-            images: inputs of the image of each sample.
+            images: inputs of the images, one row per sample.
             ids: image IDs, caption IDs and caption rows.
             bad: reasons why images were replaced, by image ID.
         """
-        inputs = {name: stacked([made[name] for made in images]) for name in images[0]}
+        inputs = dict(images.inputs)
         strings: list[str] = []
         tokens: dict[str, Tensor] = {}
         for name, text_of in self.texts.items():
@@ -97,24 +99,71 @@ class InputMaker:
         return Batch(inputs, *ids, bad)
 
 
-def stacked(inputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack the inputs of several images; in a loader worker directly into shared memory, if it has enough."""
-    if can_send_shared(len(inputs) * sum(value.nbytes for value in inputs[0].values())):
-        return dict(default_collate(inputs))
-    return {name: torch.stack([one[name] for one in inputs]) for name in inputs[0]}
+class BatchMemory:
+    """Memory for the inputs of batches: new tensors on the CPU."""
+
+    def begin(self) -> None:
+        """Prepare for the next batch."""
+
+    def empty(self, key: tuple[str, str], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a tensor for the input of this name of the next batch."""
+        return empty(shape, dtype)
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Copy a chunk to its rows of a tensor from `empty`; afterwards the memory of the chunk may change."""
+        target.copy_(source)
+
+    def end(self) -> None:
+        """Complete all copies of the batch."""
 
 
-def joined(chunks: list[Batch]) -> Batch:
-    """Concatenate several batches to one."""
-    if len(chunks) == 1:
-        return chunks[0]
-    return Batch(
-        {name: _joined_inputs([chunk.inputs[name] for chunk in chunks]) for name in chunks[0].inputs},
-        image_ids=torch.cat([chunk.image_ids for chunk in chunks]),
-        caption_ids=torch.cat([chunk.caption_ids for chunk in chunks]),
-        caption_rows=torch.cat([chunk.caption_rows for chunk in chunks]),
-        bad={image: reason for chunk in chunks for image, reason in chunk.bad.items()},
-    )
+class Assembly:
+    """A batch that is assembled from chunks; each chunk is copied when it is added.
+
+    Args:
+        rows: pairs in the batch.
+        memory: memory for the inputs of images.
+    """
+
+    def __init__(self, rows: int, memory: BatchMemory | None = None) -> None:
+        self.rows = rows
+        self.missing = rows
+        self._memory = memory or BatchMemory()
+        self._whole: Inputs = {}
+        self._chunks: list[Batch] = []
+
+    def add(self, chunk: Batch) -> None:
+        """Add the next rows, at most `missing`."""
+        if not self._chunks:
+            self._memory.begin()
+        first = self.rows - self.missing
+        rows = slice(first, first + len(chunk))
+        small: Inputs = {}
+        for name, values in chunk.inputs.items():
+            small[name] = {}
+            whole = self._whole.setdefault(name, {})
+            for key, value in values.items():
+                if value.ndim < 3:
+                    small[name][key] = value.clone()
+                    continue
+                if key not in whole:
+                    whole[key] = self._memory.empty((name, key), (self.rows, *value.shape[1:]), value.dtype)
+                self._memory.copy(whole[key][rows], value)
+        self._chunks.append(replace(chunk, inputs=small))
+        self.missing -= len(chunk)
+
+    def batch(self) -> Batch:
+        """Return the complete batch."""
+        assert not self.missing
+        self._memory.end()
+        chunks = self._chunks
+        return Batch(
+            {name: {**_joined([chunk.inputs[name] for chunk in chunks]), **self._whole[name]} for name in self._whole},
+            image_ids=torch.cat([chunk.image_ids for chunk in chunks]),
+            caption_ids=torch.cat([chunk.caption_ids for chunk in chunks]),
+            caption_rows=torch.cat([chunk.caption_rows for chunk in chunks]),
+            bad={image: reason for chunk in chunks for image, reason in chunk.bad.items()},
+        )
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
@@ -128,7 +177,7 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
     )
 
 
-def _joined_inputs(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _joined(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Concatenate inputs of several chunks, and pad their tokens to the longest caption of all chunks.
 
     The padding is zeros, also in the attention mask, which excludes it everywhere.
@@ -139,14 +188,5 @@ def _joined_inputs(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         if values[0].ndim == 2:
             longest = max(value.shape[1] for value in values)
             values = [torch.nn.functional.pad(value, (0, longest - value.shape[1])) for value in values]
-        result[name] = _concatenated(values)
+        result[name] = torch.cat(values)
     return result
-
-
-def _concatenated(parts: list[Tensor]) -> Tensor:
-    """Concatenate tensors. If there is a GPU, use pinned memory, so that the copy to it is asynchronous."""
-    if not torch.cuda.is_available():
-        return torch.cat(parts)
-    rows = sum(len(part) for part in parts)
-    whole = torch.empty((rows, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=True)
-    return torch.cat(parts, out=whole)

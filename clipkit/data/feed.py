@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipkit.data.batch import Batch, InputMaker
+from clipkit.data.batch import Batch, BatchMemory, InputMaker
 from clipkit.data.loader import Replacement, pair_loader
 from clipkit.data.pairs import Pairs
 from clipkit.data.sampler import EpochSampler, Sample
@@ -26,6 +26,7 @@ class Loading:
         replacement: `replacement` of the sampler; None: an unreadable image is an error.
         progress: record of the image that each worker is reading.
         known_bad: positions of images that are already known to be missing or unreadable.
+        memory: memory for the batches; None: new tensors on the CPU.
     """
 
     workers: int
@@ -34,6 +35,7 @@ class Loading:
     replacement: Replacement | None = None
     progress: WorkerProgress | None = None
     known_bad: Collection[int] = ()
+    memory: BatchMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,14 @@ class IndexedFeed:
             DataError: an image or the stream cannot be read.
         """
         return pair_loader(
-            self.pairs, slices, maker, loading.workers, loading.replacement, loading.progress, loading.known_bad
+            self.pairs,
+            slices,
+            maker,
+            loading.workers,
+            loading.replacement,
+            loading.progress,
+            loading.known_bad,
+            loading.memory,
         )
 
 
@@ -134,7 +143,7 @@ class StreamFeed:
         return StreamSampler(self.samples, batch_size)
 
     def loader(self, slices: Stretch, maker: InputMaker, loading: Loading) -> Generator[Batch, None, None]:
-        return stream_loader(self.stream, slices, maker, loading.workers, loading.seed, loading.process)
+        return stream_loader(self.stream, slices, maker, loading.workers, loading.seed, loading.process, loading.memory)
 
 
 AnyFeed = IndexedFeed | StreamFeed

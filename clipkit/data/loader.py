@@ -3,16 +3,18 @@
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from clipkit.data.batch import Batch, InputMaker, Inputs, joined
+from clipkit.data.batch import Assembly, Batch, BatchMemory, InputMaker
 from clipkit.data.pairs import Pairs
 from clipkit.data.sampler import Sample
 from clipkit.data.shared_memory import Packed, packed, unpacked
+from clipkit.data.slots import Inputs, Slots, Stack, slots_for
 from clipkit.data.sources.remote import fetch_ahead
 from clipkit.data.workers import WorkerProgress, start_worker
 from clipkit.errors import DataError
@@ -20,24 +22,17 @@ from clipkit.errors import DataError
 # (sample, attempt) -> the sample that replaces it if its image is missing or unreadable
 Replacement = Callable[[Sample, int], Sample]
 
-# Samples per chunk that a worker returns, and chunks that each worker prepares ahead.
+# Samples per chunk that a worker returns.
 _CHUNK = 256
+# Each worker prepares at least this many chunks ahead, and all of them together this many batches.
 _AHEAD = 2
+_BATCHES_AHEAD = 2
 # Replacements that are tried for a sample. If half of all images are bad, one in 10^19 samples needs more.
 _ATTEMPTS = 64
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """A sample, or its replacement, with the inputs of its image."""
-
-    sample: Sample
-    inputs: Inputs
-    bad: dict[int, str]
-
-
-class _Images(Dataset[_Drawn | DataError]):
-    """Dataset of the images of samples.
+class _Pairs(Dataset[Batch | Packed | DataError]):
+    """Dataset whose items are chunks of a batch, one for each list of samples.
 
     It returns a DataError as a value, since raising it in a worker adds a traceback.
     """
@@ -49,61 +44,56 @@ class _Images(Dataset[_Drawn | DataError]):
         replacement: Replacement | None,
         known_bad: Collection[int],
         progress: WorkerProgress,
+        slots: Slots | None,
     ) -> None:
         self.pairs = pairs
         self.maker = maker
         self.replacement = replacement
         self.known_bad = known_bad
         self.progress = progress
+        self.slots = slots
         self.max_pixels = Image.MAX_IMAGE_PIXELS
 
-    def __getitems__(self, samples: list[Sample]) -> list[_Drawn | DataError]:
+    def __getitems__(self, samples: list[Sample]) -> Batch | Packed | DataError:
         if self.maker.augments:
             fetch_ahead(self.pairs.images[sample.image] for sample in samples if sample.image not in self.known_bad)
-        return [self[sample] for sample in samples]
+        stack = Stack(len(samples), self.slots)
+        bad: dict[int, str] = {}
+        drawn = []
+        for row, sample in enumerate(samples):
+            made = self._made(sample, bad)
+            if isinstance(made, DataError):
+                return made
+            drawn.append(made[0])
+            stack.put(row, made[1])
+        rows = [sample.caption for sample in drawn]
+        ids = (
+            torch.tensor([sample.image for sample in drawn]),
+            torch.from_numpy(self.pairs.caption_ids[rows]),
+            torch.tensor(rows),
+        )
+        return packed(self.maker.batch(drawn, stack, ids, bad))
 
-    def __getitem__(self, sample: Sample) -> _Drawn | DataError:
+    def _made(self, sample: Sample, all_bad: dict[int, str]) -> tuple[Sample, Inputs] | DataError:
+        """Return a sample, or its replacement, with the inputs of its image."""
         bad: dict[int, str] = {}
         for attempt in range(_ATTEMPTS):
             drawn = self.replacement(sample, attempt) if attempt and self.replacement is not None else sample
             if drawn.image in self.known_bad or drawn.image in bad:
                 continue
             if not self.maker.augments:
-                return _Drawn(drawn, {}, bad)
+                return drawn, {}
             self.progress.begin(drawn.image)
             try:
-                inputs = self.maker.of_image(self.pairs.images[drawn.image], drawn.epoch, drawn.image)
-                return _Drawn(drawn, inputs, bad)
+                return drawn, self.maker.of_image(self.pairs.images[drawn.image], drawn.epoch, drawn.image)
             except DataError as error:
                 if self.replacement is None:
                     return error
-                bad[drawn.image] = str(error)
+                bad[drawn.image] = all_bad[drawn.image] = str(error)
         return DataError(
             f"{self.pairs.name}: {_ATTEMPTS} replacements of an unreadable image are unreadable too, the first: "
             f"{next(iter(bad.values()), 'all are missing')}; run clipkit data check"
         )
-
-
-class _Collate:
-    def __init__(self, pairs: Pairs, maker: InputMaker) -> None:
-        self.pairs = pairs
-        self.maker = maker
-
-    def __call__(self, drawn: list[_Drawn | DataError]) -> Batch | Packed | DataError:
-        sound: list[_Drawn] = []
-        for item in drawn:
-            if isinstance(item, DataError):
-                return item
-            sound.append(item)
-        samples = [item.sample for item in sound]
-        rows = [sample.caption for sample in samples]
-        ids = (
-            torch.tensor([sample.image for sample in samples]),
-            torch.from_numpy(self.pairs.caption_ids[rows]),
-            torch.tensor(rows),
-        )
-        bad = {image: reason for item in sound for image, reason in item.bad.items()}
-        return packed(self.maker.batch(samples, [item.inputs for item in sound], ids, bad))
 
 
 def pair_loader(
@@ -114,10 +104,11 @@ def pair_loader(
     replacement: Replacement | None = None,
     progress: WorkerProgress | None = None,
     known_bad: Collection[int] = (),
+    memory: BatchMemory | None = None,
 ) -> Generator[Batch, None, None]:
     """Load all batches of a run with one set of workers.
 
-    Workers return chunks of a batch, so that the memory of the prefetched data does not grow with the batch size.
+    Workers return chunks of a batch, so that a batch is prepared by several of them.
 
     Args:
         pairs: the data.
@@ -127,6 +118,7 @@ def pair_loader(
         replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
         progress: record of the image that each worker is reading.
         known_bad: positions of images that are already known to be missing or unreadable.
+        memory: memory for the batches; None: new tensors on the CPU.
 
     Raises:
         DataError: an image cannot be decoded, and there is no readable replacement.
@@ -134,37 +126,55 @@ def pair_loader(
     """
     # More workers than cores only slow each other down; the batches do not depend on the number.
     workers = min(workers, os.cpu_count() or 1) if maker.augments else 0
-    chunks = _Chunks(batches, _CHUNK if workers else None)
-    loader: DataLoader[_Drawn | DataError] = DataLoader(
-        _Images(pairs, maker, replacement, frozenset(known_bad), progress or WorkerProgress(pairs.images)),
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        return
+    chunks = _Chunks(chain([first], batches), _CHUNK if workers else None)
+    ahead = max(_AHEAD, -(-_BATCHES_AHEAD * len(first) // (_CHUNK * max(1, workers))))
+    slots, ahead = slots_for(maker.example() if workers else {}, min(_CHUNK, len(first)), workers, ahead)
+    loader: DataLoader[Batch | Packed | DataError] = DataLoader(
+        _Pairs(pairs, maker, replacement, frozenset(known_bad), progress or WorkerProgress(pairs.images), slots),
         batch_sampler=chunks,
-        collate_fn=_Collate(pairs, maker),
+        collate_fn=_same,
         num_workers=workers,
-        prefetch_factor=_AHEAD if workers else None,
+        prefetch_factor=ahead if workers else None,
         worker_init_fn=start_worker,
         # Separate generator: creating the iterator draws a seed, which must not come from the global generator.
         generator=torch.Generator(),
     )
-    arrived: list[Batch] = []
-    for chunk in _chunks_of(loader):
+    assembly: Assembly | None = None
+    for chunk in _chunks_of(loader, slots):
         if isinstance(chunk, DataError):
             chunk.everywhere = False  # other processes may be able to load their slices
             raise chunk
-        arrived.append(chunk)
-        if sum(len(part) for part in arrived) == chunks.sizes[0]:
-            chunks.sizes.popleft()
-            yield joined(arrived)
-            arrived = []
+        if assembly is None:
+            rows = chunks.sizes.popleft()
+            if memory is None and not workers:
+                yield chunk
+                continue
+            assembly = Assembly(rows, memory)
+        assembly.add(chunk)
+        if not assembly.missing:
+            yield assembly.batch()
+            assembly = None
 
 
-def _chunks_of(loader: DataLoader[_Drawn | DataError]) -> Iterator[Batch | DataError]:
-    """Yield the chunks of the loader.
+def _same(chunk: Any) -> Any:
+    return chunk
+
+
+def _chunks_of(loader: DataLoader[Batch | Packed | DataError], slots: Slots | None) -> Iterator[Batch | DataError]:
+    """Yield the chunks of the loader; each is valid until the next one.
 
     If a worker dies while it sends a chunk, raise the RuntimeError of a dead worker.
     """
     try:
         for chunk in loader:
-            yield unpacked(chunk)
+            batch = unpacked(chunk)
+            yield slots.opened(batch) if slots is not None else batch
+            if slots is not None:
+                slots.free(batch)
     except (ConnectionError, EOFError, FileNotFoundError) as error:
         if not loader.num_workers:
             raise

@@ -6,9 +6,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -28,6 +30,20 @@ def shared_zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 def fits_shared(size: int) -> bool:
     """Return whether `shared_zeros` of this size can be used up."""
     return _forks() or size <= free_bytes()
+
+
+def available_memory() -> int:
+    """Return the bytes that are free on this machine, or in the control group of this process."""
+    free = psutil.virtual_memory().available
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return max(0, free)
 
 
 def free_bytes() -> int:

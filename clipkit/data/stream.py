@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from clipkit.data.batch import Batch, InputMaker, Inputs, joined, rows_of
+from clipkit.data.batch import Assembly, Batch, BatchMemory, InputMaker, rows_of
 from clipkit.data.shared_memory import Packed, packed, shared_zeros, unpacked
+from clipkit.data.slots import Slots, Stack, slots_for
 from clipkit.data.sources.streams import Stream, StreamSample, identity_of
 from clipkit.data.workers import start_worker
 from clipkit.errors import DataError
@@ -26,6 +27,9 @@ from clipkit.seeds import mix
 
 _STREAM, _CAPTION, _REPLACEMENT = 6, 7, 8  # random streams of the seed, distinct from those of other modules
 _CHUNK = 64
+# Each worker prepares at least this many chunks ahead, and all of them together this many batches.
+_AHEAD = 4
+_BATCHES_AHEAD = 2
 _BUFFER = 1000
 """Number of samples, with their image files, in the shuffle buffer of a lane."""
 
@@ -79,11 +83,14 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
     For chunks that were already used in training, only the size is returned.
     """
 
-    def __init__(self, stream: Stream, maker: InputMaker, seed: int, process: tuple[int, int]) -> None:
+    def __init__(
+        self, stream: Stream, maker: InputMaker, seed: int, process: tuple[int, int], slots: Slots | None
+    ) -> None:
         self.stream = stream
         self.maker = replace(maker, texts=dict.fromkeys(maker.texts, attrgetter("caption")), store=None)
         self.seed = seed
         self.process = process
+        self.slots = slots
         self.max_pixels = Image.MAX_IMAGE_PIXELS
         self.start = shared_zeros(2)
         """Epoch, and the number of its rows that this process has trained on already."""
@@ -93,6 +100,8 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
         number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
         index, count = self.process
         epoch, done = self.start.tolist()
+        if self.slots is not None:
+            self.slots.free_all()  # chunks of the previous epoch that were not used
         for turn, chunk in enumerate(self._chunks(epoch, index * workers + number, count * workers), 1):
             if isinstance(chunk, DataError):
                 yield chunk
@@ -132,27 +141,27 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
     def _batch(self, samples: list[StreamSample], epoch: int) -> Batch | Packed | DataError:
         """Decode a chunk; another sample of the chunk replaces an unreadable one, so that the size stays the same."""
         bad: dict[int, str] = {}
-        made: dict[int, Inputs] = {}
+        sound: list[int] = []
+        stack = Stack(len(samples), self.slots)
         for index, sample in enumerate(samples):
             try:
-                made[index] = self.maker.of_image(sample.image, epoch, sample.identity)
+                stack.put(index, self.maker.of_image(sample.image, epoch, sample.identity))
+                sound.append(index)
             except DataError as error:
                 bad[sample.identity] = str(error)
-        if not made:
+        if not sound:
             return DataError(
                 f"{self.stream.name}: none of {len(samples)} images can be decoded, the first because: "
                 f"{next(iter(bad.values()))}; check the shards"
             )
-        sound = list(made)
-        chosen = [
-            index if index in made else sound[mix(self.seed, _REPLACEMENT, samples[index].identity) % len(sound)]
-            for index in range(len(samples))
-        ]
+        chosen = list(range(len(samples)))
+        for index in set(chosen).difference(sound):
+            chosen[index] = sound[mix(self.seed, _REPLACEMENT, samples[index].identity) % len(sound)]
+            stack.repeat(index, chosen[index])
         pairs = [_Pair(samples[index].identity, self._caption(samples[index], epoch)) for index in chosen]
         image_ids = torch.tensor([pair.image_id for pair in pairs])
         caption_ids = torch.tensor([identity_of(pair.caption) for pair in pairs])
-        batch = self.maker.batch(pairs, [made[index] for index in chosen], (image_ids, caption_ids, image_ids), bad)
-        return packed(batch)
+        return packed(self.maker.batch(pairs, stack, (image_ids, caption_ids, image_ids), bad))
 
     def _caption(self, sample: StreamSample, epoch: int) -> str:
         """Return a caption of the sample; each epoch uses the next one."""
@@ -166,6 +175,7 @@ def stream_loader(
     workers: int,
     seed: int,
     process: tuple[int, int] = (0, 1),
+    memory: BatchMemory | None = None,
 ) -> Generator[Batch, None, None]:
     """Load the rows of the batches of a stream that one process handles.
 
@@ -176,27 +186,30 @@ def stream_loader(
         workers: loader processes, one lane each; 0 loads in this process.
         seed: seed of the run.
         process: index of this process, and number of processes.
+        memory: memory for the batches; None: new tensors on the CPU.
 
     Raises:
         DataError: the stream cannot be read, or ends before the epoch does.
     """
-    lane = _Lane(stream, maker, seed, process)
+    size = stretch.rows.stop - stretch.rows.start
+    ahead = max(_AHEAD, -(-_BATCHES_AHEAD * size // (_CHUNK * max(1, workers))))
+    slots, ahead = slots_for(maker.example() if workers else {}, _CHUNK, workers, ahead)
+    lane = _Lane(stream, maker, seed, process, slots)
     loader: DataLoader[Batch | Packed | int | DataError] = DataLoader(
         lane,
         batch_size=None,
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=ahead if workers else None,
         persistent_workers=workers > 0,
         worker_init_fn=start_worker,
         generator=torch.Generator(),
     )
-    size = stretch.rows.stop - stretch.rows.start
     step = stretch.first_step
     while step < stretch.last_step:
         epoch, done = divmod(step, stretch.steps_per_epoch)
         lane.start.copy_(torch.tensor([epoch, done * size]))
         last = min(stretch.last_step, (epoch + 1) * stretch.steps_per_epoch)
-        batches = _batches(_chunks(loader), size, skip=done * size)
+        batches = _batches(_chunks(loader, slots), size, done * size, memory)
         for current in range(step, last):
             batch = next(batches, None)
             if batch is None:
@@ -208,31 +221,30 @@ def stream_loader(
         step = last
 
 
-def _chunks(loader: DataLoader[Batch | Packed | int | DataError]) -> Iterator[Batch | int]:
+def _chunks(loader: DataLoader[Batch | Packed | int | DataError], slots: Slots | None) -> Iterator[Batch | int]:
     for chunk in map(unpacked, loader):
         if isinstance(chunk, DataError):
             chunk.everywhere = False  # other processes may be able to load their slices
             raise chunk
-        yield chunk
+        yield slots.opened(chunk) if slots is not None else chunk
+        if slots is not None:
+            slots.free(chunk)
 
 
-def _batches(chunks: Iterator[Batch | int], size: int, skip: int) -> Iterator[Batch]:
+def _batches(chunks: Iterator[Batch | int], size: int, skip: int, memory: BatchMemory | None) -> Iterator[Batch]:
     """Skip the first `skip` rows, then regroup chunks into batches of `size` rows."""
-    waiting: list[Batch] = []
-    count = 0
+    assembly = Assembly(size, memory)
     for chunk in chunks:
         if isinstance(chunk, int):
             skip -= chunk
             continue
-        if skip:
-            skipped = min(skip, len(chunk))
-            skip -= skipped
-            chunk = rows_of(chunk, slice(skipped, None))
-        if len(chunk):
-            waiting.append(chunk)
-            count += len(chunk)
-        while count >= size:
-            whole = joined(waiting)
-            yield rows_of(whole, slice(size))
-            left = rows_of(whole, slice(size, None))
-            waiting, count = ([replace(left, bad={})], len(left)) if len(left) else ([], 0)
+        skipped = min(skip, len(chunk))
+        skip -= skipped
+        left = rows_of(chunk, slice(skipped, None))
+        while len(left):
+            taken = assembly.missing
+            assembly.add(rows_of(left, slice(taken)))
+            left = replace(rows_of(left, slice(taken, None)), bad={})
+            if not assembly.missing:
+                yield assembly.batch()
+                assembly = Assembly(size, memory)

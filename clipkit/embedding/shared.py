@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipkit.models.compiled import uncompiled
 from clipkit.processes import Processes
 
 T = TypeVar("T")
@@ -60,11 +61,12 @@ def scan_shared(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode inside the block, and each module back into its mode afterwards."""
+    """Put a model into evaluation mode, uncompiled, inside the block, and each module back into its mode afterwards."""
     learning = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with uncompiled(model):
+            yield
     finally:
         for module in learning:
             module.training = True

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipkit.models.fast_layers import use_fast_layers
 from clipkit.models.preprocess import Preprocess
 from clipkit.models.tokenizer import Tokenizer
 
@@ -33,6 +34,7 @@ class Tower(nn.Module):
         head_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        use_fast_layers(trunk)
         self.trunk = trunk
         self.head = head
         self.blocks = blocks
@@ -103,8 +105,8 @@ class TextTower(Tower):
         self.tokenize = tokenizer
         self.padding_may_be_cut = padding_may_be_cut
 
-    def cut_padding(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Truncate the inputs to the longest caption of the batch if that does not change the features.
+    def cut_padding(self, inputs: dict[str, Tensor], multiple: int = 1) -> dict[str, Tensor]:
+        """Truncate the inputs to the longest caption of the batch, or to the next multiple, if features do not change.
 
         It does not for towers that only look backward from the end token (CLIP) or that apply the mask (BERT).
         Towers that attend to padding (SigLIP) have no mask among their inputs; these inputs are returned unchanged.
@@ -112,4 +114,5 @@ class TextTower(Tower):
         if "attention_mask" not in inputs or not self.padding_may_be_cut:
             return inputs
         longest = int(inputs["attention_mask"].sum(dim=1).max())
+        longest = -(-longest // multiple) * multiple
         return {name: value[:, :longest] for name, value in inputs.items()}

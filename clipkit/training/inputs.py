@@ -1,6 +1,7 @@
 """Inputs of the towers: images and captions in each step, or outputs of frozen trunks, which are computed only once."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -31,6 +32,7 @@ from clipkit.models.towers import TRUNK_FEATURES
 from clipkit.processes import Processes
 from clipkit.training.objectives.objective import Encoded
 from clipkit.training.step import Encoder
+from clipkit.training.transfer import PixelMemory, ahead, send
 
 _BATCH = 64
 
@@ -107,9 +109,10 @@ class TowerInputs:
         return encode_shared(items, encode, self.processes).to(self.model.device).clone()
 
     def batches(self, slices: Any, workers: int) -> Generator[Batch, None, None]:
-        """Yield batches on the device of the model; `slices` are those of the feed's sampler.
+        """Yield batches; `slices` are those of the feed's sampler.
 
-        The next batch overwrites the outputs of frozen trunks in the previous one.
+        `transfer` describes which inputs are already on the device. On a GPU, the next batch is loaded in a thread, and
+        overwrites the previous one, as it does with outputs of frozen trunks.
         """
         wanted = {name: kind for name, kind in self.encoded.items() if name not in self.stores}
         augments = {name: cast(Augment, kind.make) for name, kind in wanted.items() if kind.tower == "image"}
@@ -122,22 +125,21 @@ class TowerInputs:
             self._token_store() if texts else None,
         )
         process = (self.processes.index, self.processes.count)
-        loading = Loading(workers, self.seed, process, self.replacement, self.worker_progress, self.bad)
-        device = self.model.device
+        memory = PixelMemory(self.model.device) if self.model.device.type == "cuda" and augments else None
+        loading = Loading(workers, self.seed, process, self.replacement, self.worker_progress, self.bad, memory)
+        batches = self.feed.loader(slices, maker, loading)
         # Reused, since allocating memory for every batch takes longer than the copy.
         buffers: dict[str, Tensor] = {}
-        for batch in self.feed.loader(slices, maker, loading):
-            inputs = {
-                name: {key: value.to(device, non_blocking=True) for key, value in made.items()}
-                for name, made in batch.inputs.items()
-            }
-            rows = {"image_features": batch.image_ids, "text_features": batch.caption_ids}
-            for name, store in self.stores.items():
-                chosen = rows.get(name, batch.caption_rows).to(store.device)
-                if name not in buffers or len(buffers[name]) != len(chosen):
-                    buffers[name] = store.new_empty(len(chosen), store.shape[1])
-                inputs[name] = {TRUNK_FEATURES: torch.index_select(store, 0, chosen, out=buffers[name])}
-            yield replace(batch, inputs=inputs)
+        with closing(batches if memory is None else ahead(batches, memory, in_thread=workers > 0)) as loaded:
+            for batch in loaded:
+                inputs = dict(batch.inputs)
+                rows = {"image_features": batch.image_ids, "text_features": batch.caption_ids}
+                for name, store in self.stores.items():
+                    chosen = send({name: rows.get(name, batch.caption_rows)}, store.device)[name]
+                    if name not in buffers or len(buffers[name]) != len(chosen):
+                        buffers[name] = store.new_empty(len(chosen), store.shape[1])
+                    inputs[name] = {TRUNK_FEATURES: torch.index_select(store, 0, chosen, out=buffers[name])}
+                yield replace(batch, inputs=inputs)
 
     def _token_store(self) -> TokenStore | None:
         captions, tokenize = self.pairs.captions, self.model.text.tokenize

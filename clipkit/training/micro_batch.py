@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from clipkit.data.shared_memory import available_memory
 from clipkit.errors import RecipeError
 from clipkit.models import DualEncoder, Tower
+from clipkit.models.compiled import uncompiled
 from clipkit.models.memory import graph_bytes
 from clipkit.processes import Processes
 from clipkit.recipe import ModelRecipe, Recipe
@@ -94,7 +95,8 @@ def find_micro_batch_size(
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         fitting = int(available_memory() / 2 / local // max(1, needed // 2))
     else:
-        fitting = _by_trying(model, encoded, rows, accelerator)
+        with uncompiled(model):
+            fitting = _by_trying(model, encoded, rows, accelerator)
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     return processes.smallest(max(1, min(rows, fitting)))
@@ -105,20 +107,6 @@ def memory_in_use() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return int(psutil.Process().memory_info().rss)
-
-
-def available_memory() -> int:
-    """Return the bytes that are free on this machine, or in the control group of this process."""
-    free = psutil.virtual_memory().available
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-        except (OSError, ValueError):  # no such group, or "max"
-            continue
-    return max(0, free)
 
 
 def _by_trying(model: DualEncoder, encoded: list[tuple[Tower, Inputs]], rows: int, accelerator: Accelerator) -> int:

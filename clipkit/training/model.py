@@ -10,6 +10,7 @@ from clipkit.catalogue import Need
 from clipkit.errors import ModelError, RecipeError
 from clipkit.models import DualEncoder, ImageTower, TextTower, Tower, compose, load
 from clipkit.models.absent import check_present, is_absent
+from clipkit.models.compiled import compile_trunk
 from clipkit.models.memory import trunk_width
 from clipkit.models.tuning import tune as apply_tune
 from clipkit.models.view_heads import ViewHead
@@ -60,7 +61,7 @@ def model_of(recipe: Recipe) -> DualEncoder:
         if recipe.train.gradient_checkpointing:
             _checkpoint_gradients(tower)
         if recipe.train.compile:
-            tower.trunk.compile(dynamic=True)  # in place, so that parameters keep their names
+            compile_trunk(tower)
     return model
 
 

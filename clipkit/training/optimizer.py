@@ -39,7 +39,9 @@ def build_optimizer(model: nn.Module, recipe: OptimRecipe, kind_of: Callable[[st
         groups.append({"params": no_decay, "lr": peak, "weight_decay": 0.0})
     if recipe.name == "sgd":
         return torch.optim.SGD(groups)
-    return torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps)
+    # One kernel for all parameters; on a CPU the default, whose bits differ.
+    fused = True if any(parameter.is_cuda for _, parameter in trained) else None
+    return torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps, fused=fused)
 
 
 def warmup_steps(warmup: float, steps: int) -> int:

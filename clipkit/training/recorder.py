@@ -98,7 +98,7 @@ class Recorder:
         step = row["step"]
         if not self.processes.is_main or not self.plan.calendar.logs(step):
             return
-        row |= self.monitor.statistics
+        row |= self.monitor.statistics()
         memory = memory_in_use()
         speed = {
             "step": step,

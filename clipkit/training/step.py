@@ -13,15 +13,19 @@ from torch import Tensor, nn
 from clipkit.data import Batch
 from clipkit.errors import TrainingError
 from clipkit.models import DualEncoder, Tower
-from clipkit.models.encode import channels_last
+from clipkit.models.fast_layers import is_fast_on
 from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
 from clipkit.training.objectives.objective import Gathered, Value
+from clipkit.training.transfer import MicroBatches, send
 
-# Captions of similar length run together even if the whole batch fits: the short ones need less padding.
-_BUCKET = {"cpu": 16}
-_ACCELERATOR_BUCKET = 256
+# Captions of similar length run together even if the whole batch fits: the short ones need less padding. A CPU takes a
+# fixed number of captions; an accelerator takes as many as have this number of tokens together, enough to keep it busy.
+_CPU_CAPTIONS = 16
+_ACCELERATOR_TOKENS = 16_384
+# Lengths on an accelerator are multiples of this number, which its kernels need to be fast.
+_ALIGNED = 8
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -129,7 +133,7 @@ class Step:
             for tower in towers:
                 # The backward pass starts with the last micro-batch: its graph can be kept.
                 tower.forward(keep=len(tower.parts) if everything_fits else int(tower is towers[-1]))
-        ids = torch.stack([batch.image_ids, batch.caption_ids], dim=1).to(towers[0].features.device)
+        ids = send({"ids": torch.stack([batch.image_ids, batch.caption_ids], dim=1)}, model.device)["ids"]
         ids = processes.gather(ids, self.batch_size)
         gathered = {name: processes.gather(one.features, self.batch_size) for name, one in encodings.items()}
         gathered |= {"image_ids": ids[:, 0], "caption_ids": ids[:, 1]}
@@ -142,7 +146,9 @@ class Step:
                 self.on_features(gathered, step)
         self.accelerator.backward(loss)
         with self._agreed():
-            for tower in reversed(towers):
+            # First the tower whose graph is kept; if all are, the image tower: while its large kernels run on an
+            # accelerator, the many small ones of the text tower are started.
+            for tower in towers if everything_fits else reversed(towers):
                 tower.backward()
         processes.sum_gradients(model.parameters())
         return processes.sum(loss)
@@ -178,23 +184,20 @@ class Step:
             torch.accelerator.empty_cache()
         self.log(f"step {step + 1}: out of memory; repeated with micro-batch size {size // 2} instead of {size}")
 
-    def _parts(self, tower: Tower, inputs: dict[str, Tensor]) -> list["_Part"]:
+    def _parts(self, tower: Tower, inputs: dict[str, Tensor]) -> MicroBatches:
+        device = self.model.device
         if not isinstance(tower, TextTower) or "attention_mask" not in inputs:
-            order = torch.arange(len(next(iter(inputs.values()))))
-            return [_Part(rows, _take(inputs, rows)) for rows in order.split(self.micro_batch_size)]
-        lengths = inputs["attention_mask"].sum(dim=1)
-        bucket = min(self.micro_batch_size, _BUCKET.get(lengths.device.type, _ACCELERATOR_BUCKET))
-        parts = lengths.argsort(stable=True).cpu().split(bucket)
-        return [_Part(rows, tower.cut_padding(_take(inputs, rows))) for rows in parts]
-
-
-@dataclass
-class _Part:
-    """A micro-batch of one tower: its rows in this process's slice, its inputs, and its features once computed."""
-
-    rows: Tensor
-    inputs: dict[str, Tensor]
-    features: Tensor | None = None
+            every = len(next(iter(inputs.values())))
+            starts = range(0, every, self.micro_batch_size)
+            rows = [slice(start, min(start + self.micro_batch_size, every)) for start in starts]
+            return MicroBatches(inputs, rows, device)
+        lengths, order = inputs["attention_mask"].sum(dim=1).cpu().sort(stable=True)
+        if not is_fast_on(device):
+            return MicroBatches(
+                inputs, order.split(min(self.micro_batch_size, _CPU_CAPTIONS)), device, tower.cut_padding
+            )
+        parts = order.split(_sizes(lengths.tolist(), self.micro_batch_size))
+        return MicroBatches(inputs, parts, device, lambda inputs: tower.cut_padding(inputs, _ALIGNED))
 
 
 @dataclass(eq=False)
@@ -202,11 +205,20 @@ class _Encoding:
     """One tower and its micro-batches: `forward` computes all features, `backward` computes the gradients later."""
 
     encoder: Encoder
-    parts: Sequence[_Part]
+    parts: MicroBatches
     accelerator: Accelerator
     seeds: tuple[int, ...]
     stop_requested: Callable[[], bool]
     features: Tensor = field(default_factory=lambda: torch.empty(0), init=False)
+
+    def __post_init__(self) -> None:
+        self._graphs: dict[int, Tensor] = {}
+        """Features of the micro-batches whose graphs are kept."""
+        self._rows = [rows for rows in self.parts.rows if isinstance(rows, Tensor)]
+        if self._rows:  # not in the order of the slice; sent at once, so that the device is not waited for
+            order = torch.cat(self._rows)
+            sent = send({"order": order, "place": order.argsort()}, self.parts.device)
+            self._rows, self._place = list(sent["order"].split([len(rows) for rows in self._rows])), sent["place"]
 
     @property
     def learns(self) -> bool:
@@ -220,12 +232,15 @@ class _Encoding:
             keep: number of parts, from the end, whose graphs are kept.
         """
         first_kept = len(self.parts) - keep if self.learns else len(self.parts)
-        for index, part in enumerate(self.parts):
+        computed = []
+        for index in range(len(self.parts)):
             with torch.set_grad_enabled(index >= first_kept):
-                part.features = self._run(index)
-        computed = [part.features.detach() for part in self.parts if part.features is not None]
-        original_order = torch.cat([part.rows for part in self.parts]).argsort().to(computed[0].device)
-        self.features = torch.cat(computed)[original_order].requires_grad_(self.learns)
+                features = self._run(index, index + 1)
+            computed.append(features.detach())
+            if features.requires_grad:
+                self._graphs[index] = features
+        features = torch.cat(computed)
+        self.features = (features[self._place] if self._rows else features).requires_grad_(self.learns)
 
     def backward(self) -> None:
         """Compute the parameters' gradients from the features', last part first; parts without a graph run again."""
@@ -233,23 +248,28 @@ class _Encoding:
         if gradient is None:
             return
         for index in reversed(range(len(self.parts))):
-            part = self.parts[index]
-            features = part.features
-            if features is None or not features.requires_grad:
-                features = self._run(index)
-            part.features = None  # frees the graph after its backward pass
-            features.backward(gradient[part.rows.to(gradient.device)])
+            features = self._graphs.pop(index, None)  # frees the graph after its backward pass
+            if features is None:
+                features = self._run(index, index - 1)
+            features.backward(gradient[self._rows[index] if self._rows else self.parts.rows[index]])
 
-    def _run(self, index: int) -> Float[Tensor, "B D"]:
+    def _run(self, index: int, following: int) -> Float[Tensor, "B D"]:
         if self.stop_requested():
             raise Abandoned
         # The random state is a function of what is computed: setting it again replays it.
         torch.manual_seed(mix(*self.seeds, index))
+        inputs = self.parts.get(index, following)
         with self.accelerator.autocast():
-            features = self.encoder(self.parts[index].inputs)
+            features = self.encoder(inputs)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         return features if self.encoder.of_trunk else F.normalize(features, dim=-1)
 
 
-def _take(inputs: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    return channels_last({name: value[rows.to(value.device)] for name, value in inputs.items()})
+def _sizes(lengths: Sequence[int], most: int) -> list[int]:
+    """Return how many captions of ascending lengths run together on an accelerator, at most `most`."""
+    sizes = [0]
+    for length in lengths:  # the last caption of a part is its longest, to which the others are padded
+        if sizes[-1] and (sizes[-1] == most or (sizes[-1] + 1) * length > _ACCELERATOR_TOKENS):
+            sizes.append(0)
+        sizes[-1] += 1
+    return sizes

@@ -54,16 +54,17 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
     loss = gradients(batch, state.step)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norm = accelerator.clip_grad_norm_(trainable, recipe.optim.clip or math.inf)
+    value, length = torch.stack([loss.float(), norm.float()]).tolist()  # waits for the device once
     # With fp16 the gradient scaler handles a gradient overflow: it skips the step and lowers its scale.
-    if not loss.isfinite() or (accelerator.scaler is None and not norm.isfinite()):
+    if not math.isfinite(value) or (accelerator.scaler is None and not math.isfinite(length)):
         for name, buffer in model.named_buffers():
             buffer.copy_(before.get(name, buffer))
-        raise NotFinite(loss.item(), float(norm))
+        raise NotFinite(value, length)
     plan.optimizer.step()
     plan.optimizer.zero_grad()
     # Before the scale is limited, which would hide an infinite one.
     if not are_finite(trainable):
-        raise NotFinite(loss.item(), float(norm), updated=True)
+        raise NotFinite(value, length, updated=True)
     if plan.largest_logit_scale is not None:
         with torch.no_grad():
             model.logit_scale.clamp_(max=plan.largest_logit_scale)
@@ -74,10 +75,10 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
         "step": state.step,
         "epoch": round(state.step / plan.sampler.steps_per_epoch, 4),
         "seen": state.step * recipe.train.batch_size,
-        "loss": loss.item(),
+        "loss": value,
         "lr": lr,
         **({"lr_new": lr * (plan.peaks[-1] / plan.peaks[0])} if plan.peaks[-1] != plan.peaks[0] else {}),
         **({"scale": model.logit_scale.exp().item()} if recipe.is_cross_modal else {}),
         **({"bias": model.logit_bias.item()} if model.logit_bias is not None else {}),
-        "grad_norm": float(norm),
+        "grad_norm": length,
     }

@@ -64,11 +64,37 @@ def test_micro_batches_on_several_processes(processes: int, dtype: torch.dtype, 
             assert all(torch.equal(other[(loss, pairs, micro)][name], found[name]) for name in found)
 
 
+@pytest.mark.parametrize("loss", ["infonce", "negclip", "SimCSE, text"])
+@pytest.mark.parametrize("tokens", [1, 20, 1000])
+def test_parts_with_a_number_of_tokens(loss: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the parts of an accelerator, on a CPU."""
+    monkeypatch.setattr(step_module, "is_fast_on", lambda device: True)
+    monkeypatch.setattr(step_module, "_ACCELERATOR_TOKENS", tokens)
+    for pairs, micro in exactness.cuts(loss):
+        found = gradients(loss, pairs, micro, torch.float64, 0.0, Accelerator(cpu=True))
+        assert_agree(found, in_one_graph(loss, pairs, torch.float64), TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "sizes"),
+    [
+        ([3, 4, 5, 6], 10, [2, 1, 1]),
+        ([3, 4, 5, 6], 1, [1, 1, 1, 1]),
+        ([1] * 7, 3, [3, 3, 1]),
+        ([2, 2, 2, 11], 10, [3, 1]),
+        ([50], 1, [1]),
+    ],
+)
+def test_sizes_of_text_parts(lengths: list[int], most: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "_ACCELERATOR_TOKENS", 10)
+    assert step_module._sizes(lengths, most) == sizes
+
+
 @pytest.mark.parametrize("micro", [1, 3, 8, 100])
 @pytest.mark.parametrize("loss", ["infonce", "negclip", "cross_consistency", "SimCSE, text", "SimCLR, image, head"])
 def test_dropout_masks_are_replayed(loss: str, micro: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare with one graph over the same micro-batches with the same random states."""
-    monkeypatch.setitem(step_module._BUCKET, "cpu", 1000)
+    monkeypatch.setattr(step_module, "_CPU_CAPTIONS", 1000)
     pairs, dtype = 14, torch.float64
     found = gradients(loss, pairs, micro, dtype, 0.3, Accelerator(cpu=True))
 

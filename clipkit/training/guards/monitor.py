@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from clipkit.findings import Finding, duration
 from clipkit.run_files import read_rows
 from clipkit.training.folder.resume import best_evaluation
@@ -40,7 +42,7 @@ class Monitor:
 
     def __post_init__(self) -> None:
         plan = self.plan
-        self.statistics: dict[str, float] = {}
+        self._compared: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         """Statistics of the last logged batch."""
         self._findings: list[Finding] = []
         self._seconds: list[float] = []
@@ -105,15 +107,18 @@ class Monitor:
         return self._watch
 
     def on_features(self, gathered: Gathered, step: int) -> None:
-        """Compute the statistics of a batch, if its step is logged.
+        """Keep the features of a batch for `statistics`, if its step is logged.
 
         Args:
             gathered: features of the global batch.
             step: steps before this one.
         """
         if self.plan.processes.is_main and self.plan.calendar.logs(step + 1):
-            objective, ids = self.plan.objective, (gathered["image_ids"], gathered["caption_ids"])
-            self.statistics = batch_statistics(*objective.compared(gathered), *ids, objective.sides)
+            self._compared = *self.plan.objective.compared(gathered), gathered["image_ids"], gathered["caption_ids"]
+
+    def statistics(self) -> dict[str, float]:
+        """Return the statistics of the last batch that was kept, after its step: reading them waits for the device."""
+        return {} if self._compared is None else batch_statistics(*self._compared, self.plan.objective.sides)
 
     def logged(self, row: Mapping[str, Any], speed: Mapping[str, Any], memory: int) -> None:
         """Apply the rules to a logged step.

@@ -20,6 +20,7 @@ from clipkit.training.measures.captions import finite
 from clipkit.training.measures.views import BATCH, KS, ViewScores
 from clipkit.training.objectives.objective import Encoded
 from clipkit.training.objectives.views import through_head
+from clipkit.training.transfer import send
 
 
 @dataclass(eq=False)
@@ -75,7 +76,7 @@ class ImageViewValidation:
             for batch in self.inputs.batches(self._samples(), self.workers):
                 for name in self.names:
                     encoder = self.inputs.encoders[name]
-                    features = encoder(batch.inputs[name]).float()
+                    features = encoder(send(batch.inputs[name], self.model.device)).float()
                     made[name].append(features if encoder.of_trunk else F.normalize(features, dim=-1))
             head = self.model.view_head("image")
             gathered = [self.processes.gather(torch.cat(made[name]), total) for name in self.names]

@@ -1,0 +1,179 @@
+"""Shared memory that loader workers fill again and again with the inputs of images; no chunk allocates its own."""
+
+import math
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from clipkit.data.shared_memory import available_memory, fits_shared, shared_zeros
+
+# Inputs by name of the features for which they are used, then by name of the tower's argument.
+Inputs = dict[str, dict[str, Tensor]]
+
+_PAGE = 4096
+# Part of the available memory that the slots of all processes may take.
+_SHARE = 8
+
+
+@dataclass(frozen=True)
+class Place:
+    """Position of a tensor in `Slots`, which is sent in place of the tensor."""
+
+    worker: int
+    slot: int
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Slots:
+    """Slots of shared memory, one per chunk. Each worker has its own, takes a free one, and fills it.
+
+    The main process copies the content and frees the slot. If none is free, the worker sends the chunk without a slot.
+
+    Args:
+        workers: number of loader workers.
+        each: slots of each worker.
+        size: bytes of a slot.
+    """
+
+    def __init__(self, workers: int, each: int, size: int) -> None:
+        self.size = size
+        self._memory = shared_zeros(workers, each, -(-size // _PAGE) * _PAGE, dtype=torch.uint8)
+        self._taken = shared_zeros(workers, each, dtype=torch.bool)
+
+    def take(self) -> tuple[int, int] | None:
+        """Return the number of this worker and of a slot, which is no longer free; None if no slot is free."""
+        worker = get_worker_info()
+        if worker is None:
+            return None
+        free = (~self._taken[worker.id]).nonzero()
+        if not len(free):
+            return None
+        slot = int(free[0])
+        self._taken[worker.id, slot] = True
+        return worker.id, slot
+
+    def free_all(self) -> None:
+        """Free all slots of this worker, whose chunks nobody waits for any more."""
+        worker = get_worker_info()
+        if worker is not None:
+            self._taken[worker.id] = False
+
+    def tensor(self, place: Place) -> Tensor:
+        """Return the tensor at a place; images are stored with channels last."""
+        values = self._memory[place.worker, place.slot, place.offset :]
+        values = values[: math.prod(place.shape) * place.dtype.itemsize].view(place.dtype)
+        if len(place.shape) != 4:
+            return values.view(place.shape)
+        rows, channels, height, width = place.shape
+        return values.view(rows, height, width, channels).permute(0, 3, 1, 2)
+
+    def opened(self, batch: Any) -> Any:
+        """Return a batch from a worker with its tensors; they are valid until `free`."""
+        if not _places(batch):
+            return batch
+        inputs = {
+            name: {key: self.tensor(value) if isinstance(value, Place) else value for key, value in values.items()}
+            for name, values in batch.inputs.items()
+        }
+        return replace(batch, inputs=inputs)
+
+    def free(self, batch: Any) -> None:
+        """Free the slot of a batch from a worker."""
+        for place in _places(batch):
+            self._taken[place.worker, place.slot] = False
+
+
+def slots_for(example: Inputs, rows: int, workers: int, ahead: int) -> tuple[Slots | None, int]:
+    """Return slots for chunks, and the number of chunks that each worker may prepare ahead.
+
+    Args:
+        example: the inputs of an image.
+        rows: images in a chunk.
+        workers: number of loader workers.
+        ahead: number of chunks that each worker should prepare ahead; fewer, at least two, if memory is short.
+    """
+    size = rows * sum(_padded(value.nbytes) for values in example.values() for value in values.values())
+    if not workers or not size:
+        return None, min(ahead, 2)
+    most = available_memory() // _SHARE // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ahead = max(2, min(ahead, most // (workers * size) - 1))
+    # One more: the main process copies a chunk after it has requested the next one.
+    whole = workers * (ahead + 1) * (size + _PAGE)
+    return (Slots(workers, ahead + 1, size) if whole <= most and fits_shared(whole) else None), ahead
+
+
+class Stack:
+    """Inputs of the images of a chunk. Each image is copied to its row as soon as it is made.
+
+    Args:
+        rows: images in the chunk.
+        slots: memory for the chunk; None, or without enough space: new memory.
+    """
+
+    def __init__(self, rows: int, slots: Slots | None = None) -> None:
+        self.rows = rows
+        self.slots = slots
+        self._values: Inputs = {}
+        self._sent: dict[str, dict[str, Any]] = {}
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The stacked inputs, with a `Place` for each tensor that is in a slot."""
+        return self._sent
+
+    def put(self, row: int, inputs: Inputs) -> None:
+        """Copy the inputs of an image to a row.
+
+        Raises:
+            ValueError: their shape is not that of the other images.
+        """
+        if not self._values:
+            self._allocate(inputs)
+        for name, values in inputs.items():
+            for key, value in values.items():
+                target = self._values[name][key][row]
+                if value.shape != target.shape:
+                    raise ValueError(f"{name}: {key} has shape {tuple(value.shape)}, not {tuple(target.shape)}")
+                target.copy_(value)
+
+    def repeat(self, row: int, source: int) -> None:
+        """Copy the inputs of another row to a row."""
+        for values in self._values.values():
+            for value in values.values():
+                value[row].copy_(value[source])
+
+    def _allocate(self, inputs: Inputs) -> None:
+        needed = self.rows * sum(_padded(value.nbytes) for values in inputs.values() for value in values.values())
+        slot = self.slots.take() if self.slots is not None and needed <= self.slots.size else None
+        offset = 0
+        for name, values in inputs.items():
+            self._values[name], self._sent[name] = {}, {}
+            for key, value in values.items():
+                shape = (self.rows, *value.shape)
+                if self.slots is None or slot is None:
+                    self._values[name][key] = self._sent[name][key] = empty(shape, value.dtype)
+                    continue
+                place = Place(*slot, offset, shape, value.dtype)
+                self._values[name][key], self._sent[name][key] = self.slots.tensor(place), place
+                offset += self.rows * _padded(value.nbytes)
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype, **where: Any) -> Tensor:
+    """Return a new tensor, with channels last if it contains images."""
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, memory_format=layout, **where)
+
+
+def _padded(size: int) -> int:
+    return -(-size // 16) * 16
+
+
+def _places(batch: Any) -> list[Place]:
+    inputs = getattr(batch, "inputs", {})
+    return [value for values in inputs.values() for value in values.values() if isinstance(value, Place)]

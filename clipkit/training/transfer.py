@@ -1,0 +1,260 @@
+"""Transfer of batches to the device: one batch ahead in a thread, and micro-batch by micro-batch where memory is short.
+
+On a CPU, batches are used where the loader has put them.
+
+`TowerInputs.batches` yields batches whose inputs are tensors on the device or on the host: pixels on the device if two
+batches of them take a small part of its memory, otherwise on the host; tokens on the host, where their lengths are
+known without waiting for the device. `MicroBatches` returns a micro-batch of them on the device in both cases.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipkit.data import Batch
+from clipkit.data.batch import BatchMemory
+from clipkit.data.shared_memory import available_memory
+from clipkit.data.slots import empty
+from clipkit.models.encode import channels_last
+
+Inputs = dict[str, Tensor]
+
+# Batches that have memory: one is used while the next one arrives.
+_BATCHES = 2
+# Their pixels are kept on the device if they take less than this part of its memory.
+_DEVICE_SHARE = 16
+# Their pixels are kept in pinned memory if they take less than this part of the available memory.
+_PINNED_SHARE = 2
+
+
+class Closed(Exception):
+    """Exception for memory that was closed: no further batches are needed."""
+
+
+class PixelMemory(BatchMemory):
+    """Memory for the pixels of two batches, used in turn. Chunks reach a GPU through pinned memory.
+
+    Args:
+        device: the device of the model.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._batches: list[dict[tuple[str, str], Tensor]] = [{} for _ in range(_BATCHES)]
+        self._turn = 0
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(_BATCHES):
+            self._free.put(None)
+        self._closed = False
+        self._pinned: list[Tensor] = []
+        self._staging: dict[tuple[torch.Size, torch.dtype], deque[tuple[Tensor, Any]]] = {}
+
+    def begin(self) -> None:
+        used = self._free.get()
+        self._check()
+        self._turn = (self._turn + 1) % _BATCHES
+        if self.stream is not None and used is not None:
+            self.stream.wait_event(used)
+
+    def release(self) -> None:
+        """Allow the next batch to overwrite the oldest one, when the work that this thread has queued is done."""
+        self._free.put(torch.cuda.current_stream(self.device).record_event() if self.stream is not None else None)
+
+    def empty(self, key: tuple[str, str], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        kept = self._batches[self._turn]
+        if key not in kept or kept[key].shape != shape or kept[key].dtype != dtype:
+            kept[key] = self._new(shape, dtype)
+        return kept[key]
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        self._check()
+        if self.stream is None or target.is_cpu:
+            _copy_bytes(target, source)
+            return
+        staging = self._staging.setdefault((source.shape, source.dtype), deque())
+        if len(staging) < 2:
+            pinned = empty(tuple(source.shape), source.dtype, pin_memory=True)
+        else:
+            pinned, sent = staging.popleft()
+            sent.synchronize()
+        _copy_bytes(pinned, source)
+        with torch.cuda.stream(self.stream):
+            target.copy_(pinned, non_blocking=True)
+        staging.append((pinned, self.stream.record_event()))
+
+    def end(self) -> None:
+        if self.stream is not None:
+            self.stream.synchronize()
+        self._check()
+
+    def close(self) -> None:
+        """Let a thread that uses this memory end with `Closed`."""
+        self._closed = True
+        self._free.put(None)
+
+    def free(self) -> None:
+        """Free the memory; no thread may use it any more."""
+        if self._pinned:
+            with suppress(RuntimeError):  # of the work that was queued
+                torch.cuda.synchronize(self.device)
+            for tensor in self._pinned:
+                torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())
+        for kept in (self._pinned, self._batches, self._staging):
+            kept.clear()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Closed
+
+    def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        size = _BATCHES * torch.Size(shape).numel() * dtype.itemsize
+        if self.stream is not None and size <= torch.cuda.mem_get_info(self.device)[1] // _DEVICE_SHARE:
+            with suppress(torch.OutOfMemoryError):
+                return empty(shape, dtype, device=self.device)
+        tensor = empty(shape, dtype)
+        if self.stream is not None and size <= available_memory() // _PINNED_SHARE and _pin(tensor):
+            self._pinned.append(tensor)
+        return tensor
+
+
+def _copy_bytes(target: Tensor, source: Tensor) -> None:
+    """Copy a tensor of the same layout, in one thread: PyTorch's threads would take the cores of the loader workers."""
+    one, two = (value.permute(0, 2, 3, 1) if value.ndim == 4 else value for value in (target, source))
+    np.copyto(one.view(-1).view(torch.uint8).numpy(), two.reshape(-1).view(torch.uint8).numpy())
+
+
+def _pin(tensor: Tensor) -> bool:
+    """Pin the memory of a tensor, so that copies to a GPU do not block; return whether that was possible.
+
+    PyTorch's own pinned memory is rounded up to a power of two.
+    """
+    if int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0:
+        return True
+    with suppress(RuntimeError):  # the next kernel reports the failure again
+        torch.zeros(1, device="cuda").add_(1)
+    return False
+
+
+def ahead(batches: Generator[Batch, None, None], memory: PixelMemory, in_thread: bool) -> Generator[Batch, None, None]:
+    """Yield the batches of a loader, which are loaded one ahead of the batch that is used.
+
+    The first batch is loaded in this thread, which starts the loader workers.
+
+    Args:
+        batches: batches of a loader that uses `memory`.
+        memory: memory of two batches: each batch is valid until the next one is requested.
+        in_thread: whether to load further batches in a thread; False if the loader has no workers, since augmentation
+            must not change the random state of this process at any time.
+    """
+    ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def load() -> None:
+        try:
+            with torch.cuda.device(memory.device) if memory.stream is not None else nullcontext():
+                for batch in batches:
+                    ready.put(batch)
+            ready.put(None)
+        except Closed:
+            pass
+        except BaseException as error:  # raised where the next batch is requested
+            ready.put(error)
+
+    thread = threading.Thread(target=load, name="clipkit-batches", daemon=True)
+    try:
+        batch = next(batches, None)
+        if in_thread:
+            thread.start()
+        while batch is not None:
+            yield batch
+            memory.release()
+            batch = ready.get() if in_thread else next(batches, None)
+            if isinstance(batch, BaseException):
+                raise batch
+    finally:
+        memory.close()
+        if thread.ident is not None:
+            thread.join()
+        batches.close()
+        memory.free()
+
+
+def send(inputs: Mapping[str, Tensor], device: torch.device) -> Inputs:
+    """Copy inputs to the device, from pinned memory if they are small, so that this thread does not wait."""
+    return {
+        name: (value.pin_memory() if value.is_cpu and value.ndim < 3 and device.type == "cuda" else value).to(
+            device, non_blocking=True
+        )
+        for name, value in inputs.items()
+    }
+
+
+class MicroBatches:
+    """Micro-batches of the inputs of a tower, on the device.
+
+    Inputs on the host are copied when their micro-batch is requested, and those of the next one while it runs.
+
+    Args:
+        inputs: inputs by name, on the device or on the host.
+        rows: the rows of each micro-batch; a slice needs no copy, an index tensor must be on the CPU.
+        device: the device of the model.
+        cut: function that is applied to the inputs of each micro-batch before they are copied to the device.
+    """
+
+    def __init__(
+        self,
+        inputs: Mapping[str, Tensor],
+        rows: Sequence[slice | Tensor],
+        device: torch.device,
+        cut: Callable[[Inputs], Inputs] = lambda inputs: inputs,
+    ) -> None:
+        self.inputs = inputs
+        self.rows = rows
+        self.device = device
+        self.cut = cut
+        self.is_local = all(value.device == device for value in inputs.values())
+        self._under_way: dict[int, tuple[Inputs, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def get(self, index: int, following: int | None = None) -> Inputs:
+        """Return the inputs of a micro-batch, and begin to copy those of the one that will be requested next."""
+        if self.is_local or self.device.type != "cuda":
+            return channels_last(send(self._rows(index), self.device))
+        inputs, sent = self._under_way.pop(index) if index in self._under_way else self._send(index)
+        self._under_way.clear()
+        if following is not None and 0 <= following < len(self.rows):
+            self._under_way[following] = self._send(following)
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(sent)
+        for value in inputs.values():
+            value.record_stream(stream)  # its memory is reused only after the work that is queued up to its end
+        return channels_last(inputs)
+
+    def _send(self, index: int) -> tuple[Inputs, Any]:
+        stream = _copies(self.device)
+        with torch.cuda.stream(stream):
+            return send(self._rows(index), self.device), stream.record_event()
+
+    def _rows(self, index: int) -> Inputs:
+        rows = self.rows[index]
+        taken = {
+            name: value[rows if isinstance(rows, slice) else rows.to(value.device)]
+            for name, value in self.inputs.items()
+        }
+        return self.cut(taken)
+
+
+@cache
+def _copies(device: torch.device) -> Any:
+    """Return the stream for copies to the device."""
+    return torch.cuda.Stream(device)

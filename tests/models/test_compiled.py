@@ -1,0 +1,46 @@
+"""Compilation of trunks: which modules are compiled, and code that runs them uncompiled."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import clipkit
+from clipkit.models.compiled import _blocks, uncompiled
+
+
+def test_layers_of_an_encoder_are_the_blocks(tiny_clip: Path) -> None:
+    model = clipkit.load(tiny_clip, device="cpu")
+    for tower in (model.image, model.text):
+        blocks = _blocks(tower.trunk)
+        assert len(blocks) == 3
+        assert {type(block).__name__ for block in blocks} == {"CLIPEncoderLayer"}
+
+
+@pytest.mark.parametrize(
+    "trunk",
+    [
+        nn.Sequential(nn.Linear(4, 4), nn.GELU()),
+        nn.ModuleDict({"large": nn.Linear(40, 40), "blocks": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))}),
+        nn.Linear(3, 3),
+    ],
+)
+def test_other_trunks_have_no_blocks(trunk: nn.Module) -> None:
+    assert _blocks(trunk) == []
+
+
+def test_embeddings_do_not_count() -> None:
+    blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    assert _blocks(nn.ModuleDict({"words": nn.Embedding(1000, 4), "blocks": blocks})) == [*blocks]
+
+
+def test_uncompiled_runs_the_code_as_written() -> None:
+    module = nn.Linear(2, 2)
+    compiled = []
+    module.compile(backend=lambda graph, inputs: compiled.append(graph) or graph)
+    with uncompiled(nn.Sequential(module)):
+        module(torch.ones(1, 2))
+    assert compiled == []
+    module(torch.ones(1, 2))
+    assert len(compiled) == 1
