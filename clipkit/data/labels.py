@@ -57,12 +57,12 @@ class LabeledImages:
         return np.array([position[name] for name in self.classes], dtype=np.int64)
 
 
-def read_labeled(source: str) -> LabeledImages:
+def read_labeled(source: object) -> LabeledImages:
     """Read labeled images from class folders (`folder/class name/image`) or any source with a label column.
 
     Classes are in alphabetical order, unless the source lists them: `classnames.txt` next to class folders gives one
     name per line in the order of the folders, `zeroshot_classification_templates.txt` gives prompts. An image in
-    several rows, or with a list of labels, has several classes.
+    several rows, or with a list of labels, has several classes. Python objects are sources as for `read_pairs`.
 
     Raises:
         DataError: the source, a column, an image or a label is missing, or a label is not a listed class.

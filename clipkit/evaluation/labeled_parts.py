@@ -41,13 +41,13 @@ class LabeledPart:
         )
 
 
-def read_single_label(data: str | LabeledImages) -> LabeledImages:
+def read_single_label(data: object) -> LabeledImages:
     """Read labeled images and check that each has exactly one class.
 
     Raises:
         DataError: the data cannot be read, or an image has several classes.
     """
-    labeled = read_labeled(data) if isinstance(data, str) else data
+    labeled = data if isinstance(data, LabeledImages) else read_labeled(data)
     if labeled.several:
         raise DataError(
             f"{labeled.name}: some images have more than one class; a linear probe needs one class per image"

@@ -14,12 +14,14 @@ from clipkit.data.sources.delimited import read_delimited
 from clipkit.data.sources.emoji import read_twemoji
 from clipkit.data.sources.folders import read_folder
 from clipkit.data.sources.json_rows import read_json, read_json_lines
+from clipkit.data.sources.objects import read_object
 from clipkit.data.sources.saved import is_saved, read_hub, read_parquet, read_saved
 from clipkit.data.sources.tars import read_tars
 from clipkit.data.sources.urls import is_address
 from clipkit.data.sources.wds import read_wds
 from clipkit.errors import DataError
 from clipkit.files import is_file
+from clipkit.images import kind_of
 from clipkit.opening import read_text
 
 # Options of a source as a whole, beside those that name the column of a role.
@@ -60,22 +62,26 @@ SOURCES = (
 )
 
 
-def read_rows(source: str, needed: Collection[str], optional: Collection[str] = ()) -> Rows:
+def read_rows(source: object, needed: Collection[str], optional: Collection[str] = ()) -> Rows:
     """Read the rows of any source.
 
     Args:
-        source: source as given by the user, with options after `?`.
+        source: source as given by the user, with options after `?`; or a Python object, as `read_object` takes it.
         needed: roles that the source must have.
         optional: roles that are read if they are present.
 
     Raises:
         DataError: the source is unsupported, missing or damaged, or a needed role is missing.
     """
+    optional = [role for role in optional if role not in needed]
+    if not isinstance(source, str | Path):
+        return read_object(source, Wanted(kind_of(source), {}, needed, optional))
+    source = str(source)
     name, options = split_options(source)
     unknown = [option for option in options if option not in (*NAMES, *_OPTIONS)]
     if unknown:
         raise DataError(f"{source}: unknown option {unknown[0]}; use one of {', '.join((*NAMES, *_OPTIONS))}")
-    return rows_of(name, Wanted(source, options, needed, [role for role in optional if role not in needed]))
+    return rows_of(name, Wanted(source, options, needed, optional))
 
 
 def check_exists(source: str) -> None:
@@ -114,7 +120,10 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
             f"{', '.join(source.written for source in SOURCES)}"
         )
     _check_is_finished(Path(name).parent / "prepared.json")
-    return source.read(name, wanted)
+    try:
+        return source.read(name, wanted)
+    except UnicodeEncodeError as error:
+        raise DataError(f"{wanted.source}: the name {error.object[:80]!r} in it is not UTF-8; rename it") from None
 
 
 def _check_is_finished(manifest: Path) -> None:
