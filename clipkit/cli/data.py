@@ -49,9 +49,11 @@ def preview(
     ] = 0,
 ) -> None:
     """Draw images next to their augmented views."""
+    from clipkit.data.sources.read import check_exists
     from clipkit.recipe.policies import parse_policy
 
     steps = parse_policy(policy)
+    check_exists(data)
     from clipkit.data import read_pairs
     from clipkit.data.preview import preview as draw
 
@@ -175,6 +177,13 @@ def check(
 
     The exit code is 0 also if problems are found. A table that lacks a column for images or captions is refused.
     """
+    from clipkit.cli.inputs import check_models
+    from clipkit.data.sources.read import check_exists
+
+    for source in (data, *([] if against is None else [against])):
+        check_exists(source)
+    if model is not None:
+        check_models(model)
     from clipkit.cli.check import print_report, read_for_check
     from clipkit.data import checks
     from clipkit.findings import counted

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from clipkit.cli.inputs import check_run
 from clipkit.errors import DataError, UserError
 
 
@@ -15,6 +16,7 @@ def doctor(
     """Diagnose a run: report problems in its recipe and logs, and what to do about them."""
     import json
 
+    check_run(run)
     from clipkit.training.guards.doctor import examine
 
     state, findings = examine(run)
@@ -68,6 +70,8 @@ def _list(folder: Path) -> None:
 
 
 def _compare(first: Path, second: Path) -> None:
+    for run in (first, second):
+        check_run(run)
     from clipkit.cli.tables import print_columns, print_comparison, print_table
     from clipkit.evaluation import compare
     from clipkit.report.runs import differences

@@ -85,15 +85,20 @@ def read_rows(source: object, needed: Collection[str], optional: Collection[str]
 
 
 def check_exists(source: str) -> None:
-    """Check that the file of a table exists, without opening it; patterns and other sources are left to their readers.
+    """Check that a file or folder exists, without opening it; patterns and other sources are left to their readers.
 
     Raises:
-        DataError: the file is missing.
+        DataError: it is missing.
     """
     name = split_options(source)[0]
+    path = Path(name).expanduser()
     is_table = _ends(".csv", ".tsv", ".json", ".jsonl", ".parquet")(name)
-    if is_table and not re.search(r"^\w+:|[*?[{]", name) and not is_file(Path(name).expanduser()):
-        raise DataError(f"{source}: there is no such file; paths are relative to the working directory")
+    try:
+        exists = is_file(path) if is_table else path.exists()
+    except OSError:  # too long for a path
+        exists = False
+    if not exists and not re.search(r"^\w+:|[*?[{]", name):
+        raise DataError(f"{source[:200]}: file not found; paths are relative to the working directory")
 
 
 def rows_of(name: str, wanted: Wanted) -> Rows:
