@@ -24,6 +24,7 @@ def demo_report(folder: Path) -> str:
     trained = demo["models"]["trained"]
     data, classes = trained["retrieval"]["data"], trained["zeroshot"]["data"]["classes"]
     recipe = run.recipe.read_text(encoding="utf-8")
+    searches = example_grids(trained["retrieval"])
     held_out = f"{data['images']} held-out emoji, from families that no model saw in training"
     page = Page(
         title="clipkit demo: emoji and their names",
@@ -42,7 +43,8 @@ def demo_report(folder: Path) -> str:
             ),
         ],
         charts=run_charts(run, json.loads(run.results.read_text(encoding="utf-8"))),
-        grids=[*example_grids(trained["retrieval"]), *example_grids(trained["zeroshot"])],
+        grids_above=searches[:1],
+        grids=[*searches[1:], *example_grids(trained["zeroshot"])],
         details={"Recipe": recipe},
         credit=CREDIT,
     )
