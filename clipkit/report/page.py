@@ -16,7 +16,7 @@ from clipkit.report.charts import CATEGORIES
 from clipkit.tasks import number, readable, shown_metrics
 
 _THUMBNAIL = 112  # pixels
-_PHONE = 48  # letters of a table's font in the width of a phone
+_PHONE = 44  # letters of a table's font in the width of a phone
 INTERVAL_NOTE = "95 % confidence intervals over images in parentheses."
 
 
