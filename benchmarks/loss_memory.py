@@ -86,7 +86,7 @@ def prepare(name: str, library: int, pairs: int, width: int, dtype: torch.dtype)
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 
-    work(256)
+    work(pairs if DEVICE == "cuda" else 256)
     return work
 
 

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -34,6 +34,8 @@ ProcessCount = Annotated[
     int, typer.Option("--processes", metavar="N", help="Number of processes on this machine.", min=1)
 ]
 
+Dtype = Literal["fp32", "auto", "bf16", "fp16"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
@@ -43,8 +45,17 @@ class Measuring:
         str, typer.Option(metavar="M", help="Model: a Hub repository, a folder, a run, or open_clip:ARCH/TAG.")
     ]
     batch_size: Annotated[
-        int, typer.Option(metavar="N", help="Images per forward pass; does not affect the metrics.", min=1)
-    ] = 64
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Images per forward pass; does not affect the metrics. Default: chosen for the device.",
+            min=1,
+        ),
+    ] = None
+    dtype: Annotated[
+        Dtype,
+        typer.Option(help="Type in which the model encodes; auto: bf16 on a CUDA GPU, with weights in fp32."),
+    ] = "fp32"
     cache: CacheFolder = None
     json_file: JsonFile = None
     report: ReportFile = None
@@ -73,13 +84,15 @@ class Measuring:
 
         keep_freed_memory()
         result = evaluate(
-            load(self.model),
+            load(self.model, dtype=self.dtype),
             batch_size=self.batch_size,
             cache=cache_of(self.cache),
             predictions=self.predictions,
             processes=joined_processes(),
             progress=True,
         )
+        if self.dtype != "fp32":
+            result["settings"]["dtype"] = self.dtype
         if is_main_process():
             self._show(result)
 

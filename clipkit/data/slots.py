@@ -38,12 +38,12 @@ class Slots:
     Args:
         workers: number of loader workers.
         each: slots of each worker.
-        size: bytes of a slot.
+        size: bytes of a slot, a multiple of 16.
     """
 
     def __init__(self, workers: int, each: int, size: int) -> None:
         self.size = size
-        self._memory = shared_zeros(workers, each, -(-size // _PAGE) * _PAGE, dtype=torch.uint8)
+        self._memory = shared_zeros(workers, each, size, dtype=torch.uint8)
         self._taken = shared_zeros(workers, each, dtype=torch.bool)
 
     def take(self) -> tuple[int, int] | None:
@@ -101,10 +101,11 @@ def slots_for(example: Inputs, rows: int, workers: int, ahead: int) -> tuple[Slo
     size = rows * sum(_padded(value.nbytes) for values in example.values() for value in values.values())
     if not workers or not size:
         return None, min(ahead, 2)
+    size = -(-size // _PAGE) * _PAGE
     most = available_memory() // _SHARE // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    ahead = max(2, min(ahead, most // (workers * size) - 1))
     # One more: the main process copies a chunk after it has requested the next one.
-    whole = workers * (ahead + 1) * (size + _PAGE)
+    ahead = max(2, min(ahead, most // (workers * size) - 1))
+    whole = workers * (ahead + 1) * size
     return (Slots(workers, ahead + 1, size) if whole <= most and fits_shared(whole) else None), ahead
 
 

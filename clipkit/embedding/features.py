@@ -22,12 +22,14 @@ from clipkit.errors import DataError, ModelError, OutputError, one_line
 from clipkit.files import cache_folder
 from clipkit.images import ImageLike, open_image, read_image
 from clipkit.models import DualEncoder
+from clipkit.models.encode import is_accelerator
 from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.processes import Processes
 
-# Items encoded before the cache is written: the most that an interruption loses.
+# Items encoded before the cache is written: the most that an interruption loses. An accelerator needs seconds for more.
 _CHUNK = 8192
+_ACCELERATOR_CHUNK = 65_536
 
 T = TypeVar("T")
 
@@ -45,7 +47,7 @@ class Features:
 
     Args:
         model: returned by `clipkit.load`.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; None: as many as suit the device.
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
         processes: group in which each process encodes a share and all get all features; None: only this process.
         progress: show progress bars on the terminal.
@@ -58,7 +60,7 @@ class Features:
         self,
         model: DualEncoder,
         *,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         cache: Cache = None,
         processes: Processes | None = None,
         progress: bool = False,
@@ -129,7 +131,8 @@ class Features:
         missing = (~known).nonzero()[:, 0]
         features = stored.new_empty(len(unique), stored.shape[1])
         features[known] = stored
-        for chunk in missing.split(_CHUNK) if len(missing) else ():
+        step = _ACCELERATOR_CHUNK if is_accelerator(self.model.device) else _CHUNK
+        for chunk in missing.split(step) if len(missing) else ():
             chunk_keys = [unique[row] for row in chunk.tolist()]
             chunk_items = [item_of_key[key] for key in chunk_keys]
             with evaluating(self.model):

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipkit.losses.pair_ids import PairIds
 from clipkit.losses.positives import Duplicates, Positives, check_negatives, paired_ids
-from clipkit.losses.tiles import PairIds, tiled_row_logsumexp
+from clipkit.losses.tiles import tiled_row_logsumexp
 
 
 def joint(

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipkit.errors import BatchError
-from clipkit.losses.tiles import PairIds
+from clipkit.losses.pair_ids import PairIds
 
 Ids = tuple[Int[Tensor, " G"], Int[Tensor, " G"]]
 Duplicates = Literal["positive", "ignore", "negative"]
@@ -25,9 +25,8 @@ class Positives:
     """
 
     def __init__(self, image_ids: Int[Tensor, " G"], caption_ids: Int[Tensor, " G"]) -> None:
-        _, image = image_ids.unique(return_inverse=True)
-        _, caption = caption_ids.unique(return_inverse=True)
-        _, both = (image * len(image) + caption).unique(return_inverse=True)
+        image, caption = _ranks(image_ids), _ranks(caption_ids)
+        both = _ranks(image * len(image) + caption)
         self._groups = (image, caption, both)
         self.count: Int[Tensor, " G"] = self._per_pair(torch.ones_like(image))
         """(G,) number of positives of each pair, itself included."""
@@ -42,8 +41,22 @@ class Positives:
         return self._per_pair(features)
 
     def _per_pair(self, values: Tensor) -> Tensor:
-        image, caption, both = (torch.zeros_like(values).index_add(0, group, values)[group] for group in self._groups)
+        image, caption, both = (_sums(values, group)[group] for group in self._groups)
         return image + caption - both
+
+
+def _ranks(ids: Int[Tensor, " G"]) -> Int[Tensor, " G"]:
+    """Return the rank of each id among the distinct ones; `unique` would make an accelerator wait for their number."""
+    ordered, order = ids.sort()
+    rank = torch.zeros_like(order)
+    rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(dim=0)
+    return torch.empty_like(rank).scatter_(0, order, rank)
+
+
+def _sums(values: Tensor, group: Int[Tensor, " G"]) -> Tensor:
+    """Return the sum of the values of each group, in a fixed order: on CUDA, `index_add` adds atomically."""
+    zeros = torch.zeros_like(values)
+    return zeros.index_put((group,), values, accumulate=True) if values.is_cuda else zeros.index_add(0, group, values)
 
 
 def paired_ids(image_ids: Tensor | None, caption_ids: Tensor | None) -> Ids | None:
@@ -136,7 +149,9 @@ def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, capt
     Raises:
         BatchError: no pair has a negative; the message counts images and captions.
     """
-    if (negatives > 0).any():
+    without_ids = image_ids is None or caption_ids is None
+    # Without ids the number is known without asking the device.
+    if len(negatives) > 1 if without_ids else (negatives > 0).any():
         return
     if image_ids is None or caption_ids is None:
         raise BatchError(f"a batch of {len(negatives)} pair has no negatives; use a larger train.batch_size")

@@ -87,13 +87,13 @@ class DualEncoder(nn.Module):
         return self.view_heads[tower] if tower in self.view_heads else None  # noqa: SIM401, it has no get
 
     def encode_image(
-        self, images: ImageLike | Iterable[ImageLike], batch_size: int = 64, *, progress: bool = False
+        self, images: ImageLike | Iterable[ImageLike], batch_size: int | None = None, *, progress: bool = False
     ) -> Float[Tensor, "N D"]:
         """Return unit-length features of images, in float32 on the CPU.
 
         Args:
             images: paths, PIL images or uint8 arrays (H, W, 3); a single one or any number, including none.
-            batch_size: images per forward pass.
+            batch_size: images per forward pass; None: as many as suit the device.
             progress: show a progress bar.
 
         Raises:
@@ -105,13 +105,13 @@ class DualEncoder(nn.Module):
         return F.normalize(features, dim=-1)
 
     def encode_text(
-        self, texts: str | Iterable[str], batch_size: int = 256, *, progress: bool = False
+        self, texts: str | Iterable[str], batch_size: int | None = None, *, progress: bool = False
     ) -> Float[Tensor, "M D"]:
         """Return unit-length features of strings, in float32 on the CPU. Identical strings are encoded once.
 
         Args:
             texts: a string, or any number of them, including none.
-            batch_size: strings per forward pass.
+            batch_size: maximum number of strings per forward pass; None: as many as suit the device.
             progress: show a progress bar.
 
         Raises:
@@ -126,7 +126,7 @@ class DualEncoder(nn.Module):
         self,
         images: ImageLike | Iterable[ImageLike],
         texts: str | Iterable[str],
-        batch_size: int = 64,
+        batch_size: int | None = None,
         *,
         probabilities: Probabilities = "auto",
     ) -> Float[Tensor, "N C"]:
@@ -135,7 +135,7 @@ class DualEncoder(nn.Module):
         Args:
             images: as for `encode_image`.
             texts: as for `encode_text`, at least one.
-            batch_size: images per forward pass.
+            batch_size: images per forward pass; None: as many as suit the device.
             probabilities: softmax: softmax(scale · cosine) over the texts, which sums to 1 for each image; sigmoid:
                 sigmoid(scale · cosine + bias) of each text independently of the others; auto: sigmoid if the model has
                 a logit bias (SigLIP), else softmax (CLIP).

@@ -44,6 +44,8 @@ def tower_fingerprint(tower: ImageTower | TextTower) -> str:
     for library in _LIBRARIES:
         digest.update(f"{library} {installed_version(library)}\n".encode())
     digest.update(f"clipkit-torch {__version__}\n".encode())
+    if tower.autocast is not None:
+        digest.update(f"autocast {tower.autocast}\n".encode())
     for name, module in (*tower.trunk.named_modules(prefix="trunk"), *tower.head.named_modules(prefix="head")):
         digest.update(f"{name} {type(module).__qualname__} {_plain_attributes(module)}\n".encode())
     for name, tensor in (*tower.named_parameters(), *tower.named_buffers()):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES, Family, text_encoder
 from clipkit.models.folder_config import check_config
 from clipkit.models.image_processors import read_processor
-from clipkit.models.preprocess import Inputs, PatchGrid, Preprocess, Resize
+from clipkit.models.preprocess import Inputs, PatchGrid, Pixels, Preprocess, Resize
 from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
 from clipkit.models.towers import ImageTower, TextTower
@@ -188,7 +189,7 @@ def _preprocess(processor: Any, image_size: int | None, name: str) -> Preprocess
         and not getattr(processor, "rescale_offset", False)
     )
     if only_scales:
-        return Preprocess(call, int(height), mean, std, steps=_resize(processor, int(height)))
+        return Preprocess(call, int(height), mean, std, steps=_resize(processor, int(height)), pixels=call.pixels)
     finish = _ProcessorCall(processor, {"do_resize": False, "do_center_crop": False})
     return Preprocess(call, int(height), mean, std, finish)
 
@@ -216,3 +217,8 @@ class _ProcessorCall:
     def __call__(self, image: Image.Image) -> Inputs:
         inputs = self.processor(image, return_tensors="pt", **self.options)
         return {name: torch.as_tensor(value[0]) for name, value in inputs.items()}
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Return the bytes that the processor scales and normalizes."""
+        array = self.processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
+        return np.ascontiguousarray(np.moveaxis(np.asarray(array), 0, -1))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from clipkit.errors import ModelError
+from clipkit.errors import ModelError, one_line
 from clipkit.models.composed import LAYOUT_FILE, load_composed
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES
@@ -15,9 +15,18 @@ from clipkit.models.view_heads import load_view_heads
 from clipkit.models.weights import has_weights
 from clipkit.run_files import RunFiles, read_object
 
+_DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+
 
 def load(
-    name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+    name: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = torch.float32
 ) -> DualEncoder:
     """Load a dual encoder in evaluation mode.
 
@@ -25,20 +34,49 @@ def load(
         name: a Hub repository `org/name[@revision]`; `open_clip:ARCH/TAG`, `open_clip:ARCH` with random weights, or
             `open_clip:ARCH?weights=FILE`; a folder in the layout of transformers, open_clip or clipkit; a clipkit run.
         device: default: the GPU (CUDA, MPS…) if there is one, else the CPU.
-        dtype: type of the weights; features are always float32.
+        dtype: type of the weights: a torch type, fp32, bf16 or fp16; auto: float32 weights, with which a CUDA GPU
+            encodes under bfloat16 autocast, several times as fast, and other devices in float32. Features are always
+            float32.
 
     Raises:
-        ModelError: the model is missing, invalid or unsupported.
+        ModelError: the model is missing, invalid or unsupported, the device is unavailable or the type is unknown.
 
     Example:
         >>> model = load("openai/clip-vit-base-patch32")   # doctest: +SKIP
     """
+    weights = torch.float32 if dtype == "auto" else _dtype(dtype)
+    target = _device(device)
     model, folder = _open(str(name))
     if folder is not None:
         model.view_heads = load_view_heads(folder)
+    if dtype == "auto" and _has_bfloat16(target):
+        for tower in model.sides.values():
+            tower.autocast = torch.bfloat16
+    return model.to(device=target, dtype=weights).eval()
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    known = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(known, torch.dtype) or not known.is_floating_point:
+        raise ModelError(f"dtype {dtype} is not supported; give auto, {', '.join(_DTYPES)} or such a torch type")
+    return known
+
+
+def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return model.to(device=device, dtype=dtype).eval()
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        # Only an allocation shows that a device exists and works.
+        return torch.empty(1, device=device).device
+    except Exception as error:  # torch raises AssertionError, RuntimeError and others
+        reason = one_line(error).partition(". ")[0]
+        raise ModelError(f"device {device} is not available ({reason}); give cpu, or leave it out") from None
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device is a CUDA GPU that computes in bfloat16 and does not only emulate it."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _open(name: str) -> tuple[DualEncoder, Path | None]:

@@ -48,10 +48,11 @@ def _preprocess(visual: Any, name: str) -> Preprocess:
             f"{name}: inputs of {height} × {width} pixels are not supported; use a model with square inputs"
         )
     transform = TransformCall(image_transform_v2(config, is_train=False))
+    pixels = transform.pixels if transform.scales_last else None
     steps = None
     if config.resize_mode in ("shortest", "squash"):
         steps = Resize(config.resize_mode, int(height), config.interpolation, "round")
-    return Preprocess(transform, int(height), tuple(config.mean), tuple(config.std), steps=steps)
+    return Preprocess(transform, int(height), tuple(config.mean), tuple(config.std), steps=steps, pixels=pixels)
 
 
 def _timm_tower(visual: Any, preprocess: Preprocess) -> ImageTower:

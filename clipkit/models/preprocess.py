@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
@@ -11,6 +13,8 @@ from torch import Tensor
 
 # An image -> its inputs by name, without a batch dimension: most towers take one, pixel_values (3, H, W).
 Inputs = dict[str, Tensor]
+
+Pixels = UInt8[np.ndarray, "H W 3"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Preprocess:
     """Function from a crop of the input size to inputs, if this needs more than scaling and normalization."""
     steps: Resize | PatchGrid | None = None
     """`evaluate` as plain values, for exports; None if these values cannot describe it."""
+    pixels: Callable[[Image.Image], Pixels] | None = None
+    """`evaluate` before scaling and normalization, if these treat each byte of a channel alike."""
 
     def __call__(self, image: Image.Image) -> Inputs:
         """Resize, crop, scale to [0, 1] and normalize."""
@@ -76,7 +82,7 @@ class Preprocess:
         pixels = inputs.get("pixel_values")
         if pixels is None or pixels.dtype != torch.uint8:
             return inputs
-        mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (_per_channel(tuple(values), pixels.device) for values in (self.mean, self.std))
         scaled = torch.empty_like(pixels, dtype=torch.float32)
         # On a CPU image by image, so that the data stays in its cache.
         for bytes_, floats in (
@@ -84,6 +90,13 @@ class Preprocess:
         ):
             floats.copy_(bytes_).mul_(1 / 255).sub_(mean).div_(std)
         return {**inputs, "pixel_values": scaled}
+
+
+@cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return a value per channel (3, 1, 1). Creating it each time would wait for the work of a GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -94,3 +107,18 @@ class TransformCall:
 
     def __call__(self, image: Image.Image) -> Inputs:
         return {"pixel_values": self.transform(image)}
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Return the bytes that the last two steps scale and normalize."""
+        for step in self._steps[:-2]:
+            image = step(image)
+        return np.array(image)
+
+    @property
+    def scales_last(self) -> bool:
+        """Return whether the transform ends with scaling and normalization."""
+        return [type(step).__name__.removeprefix("Maybe") for step in self._steps[-2:]] == ["ToTensor", "Normalize"]
+
+    @property
+    def _steps(self) -> list[Any]:
+        return getattr(self.transform, "transforms", [])

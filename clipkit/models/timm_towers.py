@@ -51,10 +51,11 @@ def _preprocess(native: Any, size: int) -> Preprocess:
 
     config = data_config(native, size)
     transform = TransformCall(create_transform(**config, is_training=False))
+    pixels = transform.pixels if transform.scales_last else None
     steps = None
     if config["crop_mode"] == "center":
         steps = Resize("shortest", int(size / config["crop_pct"]), config["interpolation"], "round")
-    return Preprocess(transform, size, config["mean"], config["std"], steps=steps)
+    return Preprocess(transform, size, config["mean"], config["std"], steps=steps, pixels=pixels)
 
 
 def _existing_folder(name: str) -> Path:

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clipkit.errors import ModelError
+from clipkit.models.clip_bpe import ClipBpe
 from clipkit.models.hub import local_folder
 from clipkit.models.quiet import as_model_error, without_root_messages
 from clipkit.run_files import read_object
@@ -108,6 +109,7 @@ class OpenClipTokenizer:
         self.source = source
         self.context_length = context_length
         self.padding = padding
+        self.bpe = ClipBpe(native) if padding in (None, 0) and ClipBpe.supports(native) else None
         inner = self.inner
         self.vocab_size = len(inner) if inner is not None else int(native.vocab_size)
         self.pad_id = padding or 0
@@ -121,6 +123,9 @@ class OpenClipTokenizer:
         return getattr(self.native, "tokenizer", None)
 
     def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]:
+        if self.bpe is not None:
+            ids, real = map(torch.from_numpy, self.bpe.padded(texts, self.context_length, self.padding is not None))
+            return {"input_ids": ids} if self.padding is None else {"input_ids": ids, "attention_mask": real.long()}
         ids = self.native(texts, context_length=self.context_length)
         if self.padding is None:
             return {"input_ids": ids}
@@ -132,6 +137,8 @@ class OpenClipTokenizer:
         return {"input_ids": ids[:, :longest], "attention_mask": real[:, :longest].long()}
 
     def count(self, texts: list[str]) -> list[int]:
+        if self.bpe is not None:
+            return self.bpe.count(texts)
         if self.inner is None:
             return [len(self.native.encode(text)) + 2 for text in texts]
         return _lengths(self.inner, [self.native.clean_fn(text) for text in texts])

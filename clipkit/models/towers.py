@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -40,6 +41,8 @@ class Tower(nn.Module):
         self.blocks = blocks
         self.head_is_new = head_is_new
         self.head_names = head_names
+        self.autocast: torch.dtype | None = None
+        """Type in which an accelerator encodes with the float32 weights; None: the type of the weights."""
         self.set_trainable([*(name for block in blocks for name in block), *head_names], head=True)
 
     def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "B D"]:

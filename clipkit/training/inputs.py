@@ -27,12 +27,12 @@ from clipkit.data.augment import shared_draft
 from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.images import ImageLike
 from clipkit.models import DualEncoder
-from clipkit.models.encode import encode_images, encode_strings, stack_inputs
+from clipkit.models.encode import encode_images, encode_strings, is_accelerator, stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES
 from clipkit.processes import Processes
 from clipkit.training.objectives.objective import Encoded
 from clipkit.training.step import Encoder
-from clipkit.training.transfer import PixelMemory, ahead, send
+from clipkit.training.transfer import ahead, pixel_memory, send
 
 _BATCH = 64
 
@@ -80,6 +80,7 @@ class TowerInputs:
         if not self.feed.can_index:
             return
         show = processes.is_main
+        batch = None if is_accelerator(model.device) else _BATCH
         if "image_features" in encoded and model.image.trunk_is_frozen and not self.augmented:
             bad_here: dict[int, str] = {}
             skipped = None if self.replacement is None else bad_here
@@ -87,7 +88,7 @@ class TowerInputs:
             def trunk_of_images(images: Sequence[ImageLike]) -> Tensor:
                 trunk = model.image.trunk
                 return encode_images(
-                    model.image, images, lambda inputs: trunk(**inputs), _BATCH, model.device, show, skipped
+                    model.image, images, lambda inputs: trunk(**inputs), batch, model.device, show, skipped
                 )
 
             self.stores["image_features"] = self._stored(pairs.images, trunk_of_images)
@@ -98,7 +99,7 @@ class TowerInputs:
 
             def trunk_of_texts(texts: Sequence[str]) -> Tensor:
                 trunk = model.text.trunk
-                return encode_strings(model.text, texts, lambda inputs: trunk(**inputs), _BATCH, model.device, show)
+                return encode_strings(model.text, texts, lambda inputs: trunk(**inputs), batch, model.device, show)
 
             self.stores["text_features"] = self._stored(pairs.captions, trunk_of_texts)
             if "negative_text_features" in encoded and pairs.negatives is not None:
@@ -125,7 +126,7 @@ class TowerInputs:
             self._token_store() if texts else None,
         )
         process = (self.processes.index, self.processes.count)
-        memory = PixelMemory(self.model.device) if self.model.device.type == "cuda" and augments else None
+        memory = pixel_memory(self.model.device) if augments else None
         loading = Loading(workers, self.seed, process, self.replacement, self.worker_progress, self.bad, memory)
         batches = self.feed.loader(slices, maker, loading)
         # Reused, since allocating memory for every batch takes longer than the copy.

@@ -38,7 +38,7 @@ def loop(batches: Generator[Batch, None, None], gradients: Step, plan: Plan, sta
                 recorder.stop(state)
             except NotFinite as error:
                 recorder.stop_at_last_good(state, batch, error)
-            recorder.log(row, waited=began - waited_from, took=time.perf_counter() - began)
+            recorder.log(row, batch, waited=began - waited_from, took=time.perf_counter() - began)
             overdue = recorder.agree(state, batch.bad)
             recorder.stop_if_requested(state)
             evaluates = plan.calendar.evaluates_after(state.step)

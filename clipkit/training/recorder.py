@@ -25,7 +25,11 @@ from clipkit.training.model import are_finite
 from clipkit.training.plan import Plan
 from clipkit.training.state import State
 from clipkit.training.stop import StopRequest
+from clipkit.training.throughput import Throughput
 from clipkit.training.update import NotFinite
+
+_WAITING_SHOWN = 0.05
+"""Share of the time above which the progress bar shows that the run waits for data."""
 
 
 @dataclass(eq=False)
@@ -41,6 +45,7 @@ class Recorder:
         monitor: the guards of the run.
         measurements: the evaluations.
         stop_request: knows whether a stop signal arrived.
+        throughput: the device's peak, and the operations of the towers.
     """
 
     plan: Plan
@@ -49,6 +54,7 @@ class Recorder:
     monitor: Monitor
     measurements: list[Measurement]
     stop_request: StopRequest
+    throughput: Throughput
     _write_failure: TrainingError | None = field(default=None, init=False)
     _bar: Any = field(default=None, init=False)
 
@@ -85,28 +91,33 @@ class Recorder:
             are = "image is" if len(bad) == 1 else "images are"
             self.log_line(f"{len(bad)} {are} missing or unreadable (first: {first}) and replaced by other pairs")
 
-    def log(self, row: dict[str, Any], waited: float, took: float) -> None:
-        """Write one step to metrics.jsonl and speed.jsonl, if this step is logged.
+    def log(self, row: dict[str, Any], batch: Batch, waited: float, took: float) -> None:
+        """Show the speed of one step, and write it to metrics.jsonl and speed.jsonl, if this step is logged.
 
         Args:
             row: the row that `update` returned.
+            batch: this process's rows.
             waited: seconds that the run waited for the batch.
             took: seconds that the update took.
         """
-        self._bar.update(self.plan.recipe.train.batch_size)
-        self._bar.set_postfix_str(f"loss {row['loss']:.3f}")
-        step = row["step"]
-        if not self.processes.is_main or not self.plan.calendar.logs(step):
+        if not self.processes.is_main:
             return
-        row |= self.monitor.statistics()
-        memory = memory_in_use()
+        step, memory = row["step"], memory_in_use()
         speed = {
             "step": step,
             "pairs_per_second": round(self.plan.recipe.train.batch_size / (took + waited), 2),
             "step_seconds": round(took, 4),
             "data_wait_seconds": round(waited, 4),
+            "waiting": round(waited / (took + waited), 4),
             "memory_bytes": memory,
         }
+        if (share := self.throughput.share(batch, took)) is not None:
+            speed["mfu"] = round(share, 4)
+        self._bar.update(self.plan.recipe.train.batch_size)
+        self._bar.set_postfix_str(_postfix(row["loss"], speed))
+        if not self.plan.calendar.logs(step):
+            return
+        row |= self.monitor.statistics()
         try:
             with self.folder.writing():
                 append(self.folder.metrics, row)
@@ -244,3 +255,13 @@ class Recorder:
             if best is not None and best["step"] == step:
                 self.folder.replace_model(lambda folder: save_kept_model(self.plan, folder))
             self.keeper.prune()
+
+
+def _postfix(loss: float, speed: Mapping[str, float]) -> str:
+    """Return what the progress bar shows after the pairs per second."""
+    parts = [f"loss {loss:.3f}"]
+    if speed["waiting"] > _WAITING_SHOWN:
+        parts.append(f"waiting {speed['waiting']:.0%}")
+    if "mfu" in speed:
+        parts.append(f"mfu {speed['mfu']:.0%}")
+    return ", ".join([*parts, f"{speed['memory_bytes'] / 1e9:.1f} GB"])

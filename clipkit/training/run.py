@@ -20,6 +20,7 @@ from clipkit.training.outcome import finish
 from clipkit.training.plan import Plan, make_plan
 from clipkit.training.recorder import Recorder
 from clipkit.training.stop import StopRequest
+from clipkit.training.throughput import throughput_of
 
 
 def train(
@@ -84,7 +85,8 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
         measurements = list(measurements_of(plan))
         monitor = Monitor(plan, folder, log.info)
         gradients = training_step(plan, inputs, start, monitor, stop, log)
-        recorder = Recorder(plan, folder, log, monitor, measurements, stop)
+        throughput = throughput_of(plan, inputs)
+        recorder = Recorder(plan, folder, log, monitor, measurements, stop, throughput)
         recorder.bad_samples.check_known(inputs.bad)
         monitor.check_before(resumed=start.saved is not None)
         # Nothing in the folder has changed up to this point.

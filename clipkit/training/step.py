@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -193,11 +194,10 @@ class Step:
             return MicroBatches(inputs, rows, device)
         lengths, order = inputs["attention_mask"].sum(dim=1).cpu().sort(stable=True)
         if not is_fast_on(device):
-            return MicroBatches(
-                inputs, order.split(min(self.micro_batch_size, _CPU_CAPTIONS)), device, tower.cut_padding
-            )
+            parts = order.split(min(self.micro_batch_size, _CPU_CAPTIONS))
+            return MicroBatches(inputs, parts, device, tower.cut_padding)
         parts = order.split(_sizes(lengths.tolist(), self.micro_batch_size))
-        return MicroBatches(inputs, parts, device, lambda inputs: tower.cut_padding(inputs, _ALIGNED))
+        return MicroBatches(inputs, parts, device, partial(tower.cut_padding, multiple=_ALIGNED))
 
 
 @dataclass(eq=False)

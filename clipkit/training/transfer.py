@@ -62,12 +62,17 @@ class PixelMemory(BatchMemory):
         used = self._free.get()
         self._check()
         self._turn = (self._turn + 1) % _BATCHES
-        if self.stream is not None and used is not None:
-            self.stream.wait_event(used)
+        if used is not None:
+            used.synchronize()
 
     def release(self) -> None:
         """Allow the next batch to overwrite the oldest one, when the work that this thread has queued is done."""
-        self._free.put(torch.cuda.current_stream(self.device).record_event() if self.stream is not None else None)
+        if self.stream is None:
+            self._free.put(None)
+            return
+        done = torch.cuda.Event(blocking=True)
+        done.record(torch.cuda.current_stream(self.device))
+        self._free.put(done)
 
     def empty(self, key: tuple[str, str], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         kept = self._batches[self._turn]
@@ -118,12 +123,18 @@ class PixelMemory(BatchMemory):
     def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         size = _BATCHES * torch.Size(shape).numel() * dtype.itemsize
         if self.stream is not None and size <= torch.cuda.mem_get_info(self.device)[1] // _DEVICE_SHARE:
-            with suppress(torch.OutOfMemoryError):
+            # Allocated for this stream: memory that was freed for another one may still be in use there.
+            with suppress(torch.OutOfMemoryError), torch.cuda.stream(self.stream):
                 return empty(shape, dtype, device=self.device)
         tensor = empty(shape, dtype)
         if self.stream is not None and size <= available_memory() // _PINNED_SHARE and _pin(tensor):
             self._pinned.append(tensor)
         return tensor
+
+
+def pixel_memory(device: torch.device) -> PixelMemory | None:
+    """Return the memory for batches on this device; None if they stay where the loader puts them."""
+    return PixelMemory(device) if device.type == "cuda" else None
 
 
 def _copy_bytes(target: Tensor, source: Tensor) -> None:
@@ -220,7 +231,7 @@ class MicroBatches:
         self.rows = rows
         self.device = device
         self.cut = cut
-        self.is_local = all(value.device == device for value in inputs.values())
+        self.is_local = all(value.device.type == device.type for value in inputs.values())
         self._under_way: dict[int, tuple[Inputs, Any]] = {}
 
     def __len__(self) -> int:

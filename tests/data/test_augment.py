@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import v2 as T
 
-from clipkit.data import Pairs, Policy, Sample, TextSafe, TextView, read_pairs
+from clipkit.data import Pairs, Policy, Sample, TextSafe, TextView, augment, read_pairs
 from clipkit.data.preview import preview
 from clipkit.errors import DataError
 from clipkit.images import open_image
@@ -190,3 +190,32 @@ def test_other_spellings_of_a_step_are_accepted(spelling: str, name: str) -> Non
         *policies.parse_policy(f"[{name}]"),
         *policies.parse_policy(f"[{{name: {name}, p: 0.5}}]"),
     )
+
+
+@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.08, 1.0)])
+def test_random_crops_and_the_random_state_after_them_are_those_of_torchvision(scale: tuple[float, float]) -> None:
+    step = policies.Crop(scale=scale)
+    crop, theirs = augment._Crop(step, 8), T.RandomResizedCrop(8, step.scale, step.ratio)
+    for number in range(150):
+        image = Image.new("RGB", (1 + number * 37 % 300, 1 + number * 11 % (20 if number % 3 else 200)))
+        torch.manual_seed(number)
+        box = crop._box(image)
+        state = torch.get_rng_state()
+        torch.manual_seed(number)
+        expected = theirs.make_params([image])
+        assert torch.equal(torch.get_rng_state(), state)
+        left, top = expected["left"], expected["top"]
+        assert box == (left, top, left + expected["width"], top + expected["height"])
+
+
+def test_a_resized_crop_has_channels_last_and_the_bytes_of_a_plain_one() -> None:
+    image = Image.effect_noise((61, 47), 80).convert("RGB")
+    crop = augment._Crop(policies.Crop(scale=(0.5, 1.0)), 24)
+    torch.manual_seed(0)
+    found = crop.bytes(image)
+    torch.manual_seed(0)
+    left, top, right, bottom = crop._box(image)
+    pixels = T.functional.pil_to_tensor(image)[None, :, top:bottom, left:right].contiguous()
+    expected = torch.nn.functional.interpolate(pixels, size=(24, 24), mode="bicubic", antialias=True)[0]
+    assert torch.equal(found, expected)
+    assert found[None].is_contiguous(memory_format=torch.channels_last)

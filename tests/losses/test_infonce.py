@@ -1,7 +1,6 @@
 """Properties of InfoNCE alone; test_every_loss.py has those that all losses share."""
 
 import math
-from importlib import import_module
 
 import pytest
 import torch
@@ -10,15 +9,13 @@ import torch.nn.functional as F
 from clipkit.losses import infonce
 from tests.losses.oracles import CAPTION_IDS, IMAGE_IDS, features, infonce_by_loops
 
-tiles = import_module("clipkit.losses.tiles")
-
 
 @pytest.fixture(params=["tiled", "small"])
 def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use several tiles, the last ones partial, even for a handful of pairs; or the path for small batches."""
     if request.param == "tiled":
-        monkeypatch.setattr(tiles, "_CPU_TILE", (4, 3))
-        monkeypatch.setattr(tiles, "_SMALL", 0)
+        monkeypatch.setattr("clipkit.losses.plain._CPU_TILE", (4, 3))
+        monkeypatch.setattr("clipkit.losses.tiles._SMALL", 0)
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -1,5 +1,4 @@
 import math
-from importlib import import_module
 
 import pytest
 import torch
@@ -7,15 +6,13 @@ import torch
 from clipkit.losses import sigmoid
 from tests.losses.oracles import CAPTION_IDS, DUPLICATES, IMAGE_IDS, features, sigmoid_by_loops
 
-tiles = import_module("clipkit.losses.tiles")
-
 
 @pytest.mark.parametrize("tile", [(4, 3), (1024, 1024)])
 @pytest.mark.parametrize("duplicates", DUPLICATES)
 def test_equals_the_definition_with_its_gradients(
     duplicates: str, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiles, "_CPU_TILE", tile)
+    monkeypatch.setattr("clipkit.losses.plain._CPU_TILE", tile)
     image, text = features(9, 5)
     log_scale = torch.tensor(2.3, dtype=torch.float64, requires_grad=True)
     bias = torch.tensor(-3.0, dtype=torch.float64, requires_grad=True)

@@ -26,12 +26,14 @@ def test_fingerprint_changes_with_a_weight(tiny_clip: Path) -> None:
     assert tower_fingerprint(model.text) == before[1]
 
 
-@pytest.mark.parametrize("change", ["preprocessing", "tokenizer", "activation", "type", "buffer"])
+@pytest.mark.parametrize("change", ["preprocessing", "tokenizer", "activation", "type", "autocast", "buffer"])
 def test_fingerprint_changes_with_preprocessing_and_tokenizer(change: str, tiny_clip: Path) -> None:
     model = clipkit.load(tiny_clip)
     tower = model.text if change == "tokenizer" else model.image
     before = tower_fingerprint(tower)
     match change:
+        case "autocast":
+            tower.autocast = torch.bfloat16
         case "preprocessing":
             tower.preprocess.evaluate.processor.image_mean = [0.5, 0.5, 0.5]
         case "tokenizer":

@@ -128,9 +128,9 @@ def test_only_the_last_micro_batch_keeps_its_graph(monkeypatch: pytest.MonkeyPat
     runs: list[tuple[str, bool]] = []
     run = step_module._Encoding._run
 
-    def counted(self: Any, index: int) -> Tensor:
+    def counted(self: Any, index: int, following: int) -> Tensor:
         runs.append((type(self.encoder.tower).__name__, torch.is_grad_enabled()))
-        return run(self, index)
+        return run(self, index, following)
 
     monkeypatch.setattr(step_module._Encoding, "_run", counted)
     gradients("infonce", 16, 4, torch.float64, 0.0, Accelerator(cpu=True))

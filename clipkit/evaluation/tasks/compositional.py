@@ -32,7 +32,7 @@ def compositional(
     model: DualEncoder,
     data: str | Path | NearMisses,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     cache: Cache = None,
     predictions: str | Path | None = None,
     processes: Processes | None = None,
@@ -46,7 +46,7 @@ def compositional(
     Args:
         model: returned by `clipkit.load`.
         data: a file or folder in the form of SugarCrepe or Winoground, or instances already read.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; None: as many as suit the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every instance.
         processes: share the images and captions; all get the result, the main process writes.

@@ -33,7 +33,7 @@ def probe(
     shots: int | None = None,
     seeds: int = 3,
     neighbours: int = 20,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     cache: Cache = None,
     predictions: str | Path | None = None,
     processes: Processes | None = None,
@@ -52,7 +52,7 @@ def probe(
         shots: training images per class, drawn `seeds` times; metrics are means over the draws. Default: all images.
         seeds: number of draws; without `shots` there is one, of everything.
         neighbours: number of nearest neighbors.
-        batch_size: images per forward pass.
+        batch_size: images per forward pass; None: as many as suit the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of the linear classifier, one draw after the other.
         processes: share the images; all get the result, the main process writes.

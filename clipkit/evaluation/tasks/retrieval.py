@@ -36,7 +36,7 @@ def retrieval(
     data: object,
     *,
     merge_captions: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     cache: Cache = None,
     predictions: str | Path | None = None,
     processes: Processes | None = None,
@@ -50,7 +50,7 @@ def retrieval(
             columns, a DataFrame, or a dataset of the library `datasets`; or pairs already read.
         merge_captions: treat identical captions as one query, for which any of their images is correct; otherwise
             each caption is a query, as in CLIP_benchmark.
-        batch_size: images per forward pass; it does not change the metrics.
+        batch_size: images per forward pass; it does not change the metrics. None: as many as suit the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the ranks, scores and top answers of every query.
         processes: share the images and captions; all get the result, the main process writes.

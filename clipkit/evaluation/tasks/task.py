@@ -43,7 +43,7 @@ class Options(TypedDict):
     cache: Cache
     processes: Processes
     progress: bool
-    batch_size: NotRequired[int]
+    batch_size: NotRequired[int | None]
     predictions: NotRequired[Path | None]
 
 

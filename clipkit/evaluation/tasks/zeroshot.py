@@ -28,7 +28,7 @@ def zeroshot(
     *,
     classes: Classes | None = None,
     templates: Templates | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     cache: Cache = None,
     predictions: str | Path | None = None,
     processes: Processes | None = None,
@@ -46,7 +46,7 @@ def zeroshot(
             several names, each of which is used in prompts. Default: the classes of the data.
         templates: prompts with `{c}` in place of the class name, or for each class its own sentences; the features
             of a class's prompts are averaged. Default: the prompts of the data, otherwise "a photo of a {c}.".
-        batch_size: images per forward pass; it does not change the metrics.
+        batch_size: images per forward pass; it does not change the metrics. None: as many as suit the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every image.
         processes: share the images and prompts; all get the result, the main process writes.

@@ -12,7 +12,7 @@ from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.evaluation.figures import Column, Queries
 from clipkit.metrics import alignment, retrieval_ranks
 from clipkit.models import DualEncoder
-from clipkit.models.encode import encode_strings
+from clipkit.models.encode import encode_strings, is_accelerator
 from clipkit.processes import Processes
 from clipkit.training.measures.captions import finite
 from clipkit.training.measures.views import BATCH, KS, ViewScores
@@ -80,6 +80,7 @@ class TextViewValidation:
 
     def _encoded(self, texts: list[str], encoder: Encoder) -> Tensor:
         def encode(share: Sequence[str]) -> Tensor:
-            return encode_strings(self.model.text, share, encoder, BATCH, self.model.device)
+            batch = None if is_accelerator(self.model.device) else BATCH
+            return encode_strings(self.model.text, share, encoder, batch, self.model.device)
 
         return encode_shared(texts, encode, self.processes)

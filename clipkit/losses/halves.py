@@ -1,0 +1,215 @@
+"""The sums of `tiles.py` on a data center's GPU: float32 features as two halves of 16 bits, tiles in Triton kernels.
+
+Logits exist only in registers. Their derivatives are written a tile at a time, as halves too, so that cuBLAS multiplies
+them with the features on tensor cores. The host never waits, and nothing is added atomically: the same features give
+the same bits.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from clipkit.losses import kernels
+from clipkit.losses.pair_ids import PairIds
+
+# Rows and columns that one launch reduces, and of which derivatives are in memory (4 bytes each).
+_REDUCED = (16384, 65536)
+_WEIGHED = (8192, 16384)
+# Features get rows and columns of zeros up to multiples of this, so that no block and no product has an odd size.
+_ROWS, _WIDTH = 256, 64
+
+
+class Blocks(NamedTuple):
+    """Size of a program's block and of the steps in which it is computed, for the registers and caches of a GPU."""
+
+    high: int
+    wide: int
+    deep: int
+    warps: int
+    stages: int
+    described: bool
+    """Load features through tensor descriptors."""
+
+
+_AMPERE = Blocks(128, 128, 32, 8, 4, False)
+_HOPPER = Blocks(128, 128, 64, 4, 3, True)
+
+
+def _blocks(device: torch.device) -> Blocks:
+    return _HOPPER if torch.cuda.get_device_capability(device) >= (9, 0) else _AMPERE
+
+
+def check(device: torch.device) -> None:
+    """Run the kernels once on a few features; raise whatever Triton raises if they do not work on this device."""
+    x, one = torch.eye(16, device=device), torch.ones(16, device=device)
+    rows, columns, logits = logsumexp(x, x, one[0], None, True)
+    weigh_softmax(x, x, one[0], None, True, logits, rows, columns, one, one)
+
+
+class Logits:
+    """Logits scale · x · y + bias, for kernels to compute tile by tile."""
+
+    def __init__(self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, ids: PairIds | None) -> None:
+        x, y = x.contiguous(), y.contiguous()
+        self.shape, self.width, self.blocks = (len(x), len(y)), x.shape[1], _blocks(x.device)
+        self.padded = _up(self.width, _WIDTH)
+        self.x, self.y = (x.new_empty(_up(len(one), _ROWS), 2 * self.padded, dtype=torch.float16) for one in (x, y))
+        self.units = x.new_empty(2)
+        self.scalars = (self.units, scale, scale if bias is None else bias)
+        self.without = (ids is not None and ids.without_self, ids is not None and bool(ids.row_ids))
+        self.keys = (self.x[None], self.y[None])  # never read
+        if ids is not None:
+            self.keys = (
+                torch.stack([ids.row_position, *ids.row_ids]),
+                torch.stack([ids.column_position, *ids.column_ids]),
+            )
+        with torch.cuda.device_of(x):
+            kernels.split[((len(self.x) + len(self.y)) // 8,)](
+                x, y, _largest(x), _largest(y), self.x, self.y, self.units, *self.shape, len(self.x) // 8,
+                WIDTH=self.width, PADDED=self.padded, HIGH=8, WIDE=1 << (self.padded - 1).bit_length(),
+            )  # fmt: skip
+
+    def tiles(self, sizes: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+        """Yield rows and columns of tiles of at most these sizes."""
+        for top in range(0, self.shape[0], sizes[0]):
+            for left in range(0, self.shape[1], sizes[1]):
+                bottom, right = min(top + sizes[0], self.shape[0]), min(left + sizes[1], self.shape[1])
+                yield slice(top, bottom), slice(left, right)
+
+    def described(self, matrix: Tensor, high: int, wide: int) -> Any:
+        """Return what kernels load or store blocks of this size with."""
+        if not self.blocks.described:
+            return matrix
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        return TensorDescriptor.from_tensor(matrix, [high, wide])
+
+    def launch(self, kernel: Any, grid: int, rows: slice, columns: slice, kind: int, *own: Any) -> None:
+        """Run a kernel over the blocks of a tile."""
+        (row_keys, column_keys), blocks = self.keys, self.blocks
+        kernel[(grid,)](
+            self.described(self.x[rows.start :], blocks.high, blocks.deep),
+            self.described(self.y[columns.start :], blocks.wide, blocks.deep),
+            *self.scalars, row_keys[:, rows.start :], column_keys[:, columns.start :],
+            rows.stop - rows.start, columns.stop - columns.start, row_keys.shape[1], column_keys.shape[1], *own,
+            PADDED=self.padded, HIGH=blocks.high, WIDE=blocks.wide, DEEP=blocks.deep, DESCRIBED=blocks.described,
+            KIND=kind, WITHOUT_SELF=self.without[0], WITHOUT_DUPLICATES=self.without[1],
+            num_warps=blocks.warps, num_stages=blocks.stages,
+        )  # fmt: skip
+
+
+def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor, Logits]:
+    """Return log Σ_j exp(logit_ij) for each row i, if `both` log Σ_i of it for each column j, and the logits."""
+    logits = Logits(x, y, scale, None, ids)
+    lse_rows, lse_columns = x.new_empty(len(x)), x.new_empty(len(y)) if both else x.new_full((len(y),), -torch.inf)
+    kind = kernels.BOTH.value if both else kernels.ROWS.value
+    with torch.cuda.device_of(x):
+        for rows, columns in logits.tiles(_REDUCED):
+            height, width = rows.stop - rows.start, columns.stop - columns.start
+            down, across = -(-height // logits.blocks.high), -(-width // logits.blocks.wide)
+            row_parts, column_parts = x.new_empty(across, height), x.new_empty(down if both else 0, width)
+            logits.launch(kernels.reduce, down * across, rows, columns, kind, row_parts, column_parts)
+            _combine(row_parts, lse_rows[rows], columns.start == 0)
+            if both:
+                _combine(column_parts, lse_columns[columns], rows.start == 0)
+    return lse_rows, lse_columns, logits
+
+
+def _combine(parts: Tensor, lse: Tensor, first: bool) -> None:
+    kernels.combine[(-(-len(lse) // 128),)](parts, lse, *parts.shape, int(first), HIGH=16, WIDE=128)
+
+
+def weigh_softmax(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    ids: PairIds | None,
+    both: bool,
+    logits: Logits,
+    lse_rows: Tensor,
+    lse_columns: Tensor,
+    to_rows: Tensor,
+    to_columns: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return Σ_j w_ij y_j and Σ_i w_ij x_i, w_ij = to_row_i exp(logit_ij − lse_i) + to_column_j exp(logit_ij − lse_j).
+
+    The second summand of w is there if `both`.
+    """
+    kind = kernels.BOTH.value if both else kernels.ROWS.value
+    to = to_rows.contiguous(), to_columns.contiguous()
+    mixed_y, mixed_x, _ = _weigh(logits, kind, (lse_rows, lse_columns), to, (_largest(to[0]), _largest(to[1])))
+    return mixed_y, mixed_x
+
+
+def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> tuple[Tensor, Logits]:
+    """Return Σ_ij log(1 + exp(logit_ij)), in float64, and the logits."""
+    logits = Logits(x, y, scale, bias, ids)
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    with torch.cuda.device_of(x):
+        for rows, columns in logits.tiles(_REDUCED):
+            down = -(-(rows.stop - rows.start) // logits.blocks.high)
+            sums = x.new_empty(down * -(-(columns.stop - columns.start) // logits.blocks.wide))
+            logits.launch(kernels.reduce, len(sums), rows, columns, kernels.SOFTPLUS.value, sums, sums)
+            total += sums.sum(dtype=torch.float64)
+    return total, logits
+
+
+def weigh_sigmoid(
+    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None, logits: Logits
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, in float64, Σ_ij w_ij, for w_ij = sigmoid(logit_ij)."""
+    return _weigh(logits, kernels.SOFTPLUS.value, (x, y), (x, y), (x, y))
+
+
+_Two = tuple[Tensor, Tensor]
+
+
+def _weigh(
+    logits: Logits, kind: int, lse: _Two, to: _Two, largest: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, for sigmoids, Σ_ij w_ij; only for softmaxes are the others read."""
+    mixed_y, mixed_x = (logits.units.new_empty(len(side), logits.padded) for side in (logits.x, logits.y))
+    factors, total = torch.empty_like(logits.units), logits.units.new_zeros((), dtype=torch.float64)
+    tiles = list(logits.tiles(_WEIGHED))
+    sizes = [tuple(_up(one.stop - one.start, _ROWS) for one in tile) for tile in tiles]
+    memory = logits.x.new_empty(2 * max(height * width for height, width in sizes))
+    with torch.cuda.device_of(memory):
+        for (rows, columns), (height, width) in zip(tiles, sizes, strict=True):
+            weights = memory[: 2 * height * width].view(2, height, width)
+            high, wide = logits.blocks.high, logits.blocks.wide
+            sums = factors.new_empty(height // high * (width // wide))
+            written = logits.described(weights.view(-1, width), high, wide)
+            logits.launch(
+                kernels.weigh, len(sums), rows, columns, kind, lse[0][rows], lse[1][columns],
+                to[0][rows], to[1][columns], *largest, written, factors, sums, height, width,
+            )  # fmt: skip
+            down, across = slice(rows.start, rows.start + height), slice(columns.start, columns.start + width)
+            _add_product(mixed_y[down], weights, logits.y[across], columns.start == 0)
+            _add_product(mixed_x[across], weights.mT, logits.x[down], rows.start == 0)
+            if kind == kernels.SOFTPLUS.value:
+                total += sums.sum(dtype=torch.float64)
+    to_x, to_y = factors.unbind()
+    height, width = logits.shape
+    return mixed_y.mul_(to_y)[:height, : logits.width], mixed_x.mul_(to_x)[:width, : logits.width], total
+
+
+def _largest(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, torch.inf)
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _add_product(sums: Tensor, weights: Tensor, features: Tensor, first: bool) -> None:
+    """Add weights @ features, both in halves: weights (2, R, C), features (C, [high | low]), sums (R, D) in float32."""
+    high, low = weights.unbind()
+    features_high, features_low = features.tensor_split(2, dim=1)
+    for left, right in ((low, features_high), (high, features_low), (high, features_high)):
+        if sums.is_cuda:
+            torch.addmm(sums, left, right, out_dtype=torch.float32, beta=int(not first), out=sums)
+        else:  # in tests
+            sums.addmm_(left.float(), right.float(), beta=int(not first))
+        first = False

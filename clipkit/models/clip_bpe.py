@@ -1,0 +1,91 @@
+"""CLIP's tokenizer, with the same IDs as open_clip's `SimpleTokenizer`, many times faster."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+_BYTES = 8  # of an ID
+# Words are cached; longer ones hardly ever repeat.
+_LONGEST_WORD = 64
+_MOST_WORDS = 200_000
+
+
+class ClipBpe:
+    """Tokenizer that splits each text at spaces and looks its words up in a cache.
+
+    open_clip's object cleans the texts and splits the words, so the IDs are the same by construction: its pattern
+    matches no space and looks at nothing before or after a match.
+
+    Args:
+        native: tokenizer that `supports` accepts.
+    """
+
+    def __init__(self, native: Any) -> None:
+        from open_clip.tokenizer import get_clean_fn
+
+        self.native = native
+        self.words = _Words(native)
+        self.only_lowers = native.clean_fn is get_clean_fn("lower")
+        self.start, self.end = (_as_bytes([token]) for token in native.all_special_ids)
+
+    @staticmethod
+    def supports(native: Any) -> bool:
+        """Return whether this is CLIP's own tokenizer, without further special tokens or random truncation."""
+        from open_clip import SimpleTokenizer
+
+        return type(native) is SimpleTokenizer and native.reduction_fn is None and len(native.all_special_ids) == 2
+
+    def padded(
+        self, texts: Sequence[str], context_length: int, cut: bool = True
+    ) -> tuple[Int[np.ndarray, "M L"], Bool[np.ndarray, "M L"]]:
+        """Return IDs, padded with 0, and a mask of those that are not padding.
+
+        Args:
+            texts: M strings.
+            context_length: maximum number of tokens; the end token replaces the last one of a longer text.
+            cut: L is the length of the longest text, otherwise `context_length`.
+        """
+        most = _BYTES * (context_length - 1)
+        rows = [(self.start + self._ids(text))[:most] + self.end for text in texts]
+        lengths = np.array([len(row) for row in rows], dtype=np.int64) // _BYTES
+        real = np.arange(lengths.max(initial=1) if cut else context_length) < lengths[:, None]
+        ids = np.zeros(real.shape, dtype=np.int64)
+        ids[real] = np.frombuffer(b"".join(rows), dtype=np.int64)
+        return ids, real
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text before truncation, including start and end tokens."""
+        return [len(self._ids(text)) // _BYTES + 2 for text in texts]
+
+    def _ids(self, text: str) -> bytes:
+        # Printable ASCII characters need no repair, and only an ampersand starts an HTML entity.
+        is_clean = self.only_lowers and text.isascii() and text.isprintable() and "&" not in text
+        cleaned = text.lower() if is_clean else self.native.clean_fn(text)
+        return b"".join(map(self.words.__getitem__, cleaned.split()))
+
+
+class _Words(dict[str, bytes]):
+    """Cache of the IDs of cleaned words, each of 8 bytes."""
+
+    def __init__(self, native: Any) -> None:
+        super().__init__()
+        self.native = native
+
+    def __missing__(self, word: str) -> bytes:
+        native = self.native
+        ids: list[int] = []
+        for piece in native.pat.findall(word):
+            letters = "".join(native.byte_encoder[byte] for byte in piece.encode())
+            ids += (native.encoder[token] for token in native.bpe(letters).split(" "))
+        encoded = _as_bytes(ids)
+        if len(word) <= _LONGEST_WORD:
+            if len(self) >= _MOST_WORDS:
+                self.clear()
+            self[word] = encoded
+        return encoded
+
+
+def _as_bytes(ids: Sequence[int]) -> bytes:
+    return np.array(ids, dtype=np.int64).tobytes()
