@@ -16,7 +16,7 @@ from clipkit.report.charts import CATEGORIES
 from clipkit.tasks import number, readable, shown_metrics
 
 _THUMBNAIL = 112  # pixels
-_PHONE = 44  # letters of a table's font in the width of a phone
+_PHONE = 46  # letters of a table's font in the width of a phone
 INTERVAL_NOTE = "95 % confidence intervals over images in parentheses."
 
 
@@ -128,7 +128,9 @@ def colors_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def is_wide(table: Table) -> bool:
     """Return whether a table is wider than a phone: the sum of the longest parts of its cells that are not broken."""
-    columns = zip(*([unbroken(cell).striptags() for cell in row] for row in (table.header, *table.rows)), strict=True)
+    columns = zip(
+        *([re.sub("<[^>]*>", "", unbroken(cell)) for cell in row] for row in (table.header, *table.rows)), strict=True
+    )
     longest = [max(len(part) for cell in column for part in re.split(r" (?![^(]*\))|-", cell)) for column in columns]
     least = [12 if index == 0 else 13 if index in table.words else 0 for index in range(len(longest))]  # of the style
     return sum(map(max, longest, least)) + 2 * len(longest) > _PHONE
