@@ -13,7 +13,8 @@ from clipkit.errors import OutputError
 from clipkit.evaluation import retrieval, zeroshot
 from clipkit.models import DualEncoder, compose, load
 from clipkit.recipe import Recipe
-from clipkit.report.demo import CALIBRATION, CREDIT, demo_report
+from clipkit.report.demo import CREDIT, demo_report
+from clipkit.report.page import CALIBRATION_NOTE
 from clipkit.tasks import counts_of
 
 # The run on shuffled names only shows that nothing can be learned from them, so fewer epochs are enough.
@@ -97,7 +98,7 @@ def _print_summary(results: dict[str, Any], report: Path, out: Path, seconds: fl
     ):
         counts = counts_of(results["trained"][task]["data"])
         print_columns({name: result[task]["metrics"] for name, result in results.items()}, f"\n{title}: {counts}")
-    print(CALIBRATION)
+    print(CALIBRATION_NOTE)
     print(f"""
 Trained in {seconds:.0f} s. Report: {report}
 

@@ -3,15 +3,11 @@
 import json
 from pathlib import Path
 
-from clipkit.report.page import INTERVAL_NOTE, Page, metrics_table, render
+from clipkit.report.page import CALIBRATION_NOTE, INTERVAL_NOTE, Page, metrics_table, render
 from clipkit.report.run import example_grids, run_charts
 from clipkit.run_files import RunFiles
 from clipkit.tasks import counts_of
 
-CALIBRATION = (
-    "Calibration error: the mean difference between the model's confidence in its answer and the share of such answers "
-    "that are correct; 0 is best, and a model that is always sure and often wrong has a large one."
-)
 CREDIT = "Images: Twemoji, © Twitter, Inc and other contributors, CC-BY 4.0. Names: Unicode CLDR."
 
 
@@ -39,7 +35,7 @@ def demo_report(folder: Path) -> str:
                 zeroshot,
                 f"Zero-shot classification into {classes} emoji groups",
                 f"{counts_of(trained['zeroshot']['data'])}. The prompts of a group are the names of its training "
-                f"emoji. {CALIBRATION}",
+                f"emoji. {CALIBRATION_NOTE}",
             ),
         ],
         charts=run_charts(run, json.loads(run.results.read_text(encoding="utf-8"))),

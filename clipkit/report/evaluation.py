@@ -7,6 +7,7 @@ from typing import Any
 
 from clipkit.report.charts import bar_chart, confusion_chart, reliability_chart
 from clipkit.report.page import (
+    CALIBRATION_NOTE,
     INTERVAL_NOTE,
     Chart,
     Page,
@@ -32,7 +33,8 @@ def evaluation_report(result: Mapping[str, Any]) -> str:
     """Return the HTML of a result: metrics with intervals and chance, and queries with their top answers."""
     data = result["data"]
     counts = counts_of(data)
-    table = metrics_table({"value": result["metrics"]}, "All metrics", f"{counts}. {INTERVAL_NOTE}")
+    notes = [f"{counts}.", INTERVAL_NOTE, *[CALIBRATION_NOTE] * ("ece" in result["metrics"])]
+    table = metrics_table({"value": result["metrics"]}, "All metrics", " ".join(notes))
     page = Page(
         title=f"{TASKS[result['task']].title}: {short_name(str(result['model']))}",
         lead=f"{short_name(data['name'])}: {counts}; evaluated in {duration(result['seconds'])}.",

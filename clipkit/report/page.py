@@ -17,6 +17,10 @@ from clipkit.tasks import number, readable, shown_metrics
 
 _THUMBNAIL = 112  # pixels
 _PHONE = 46  # letters of a table's font in the width of a phone
+CALIBRATION_NOTE = (
+    "Calibration error: the mean difference between the model's confidence in its answer and the share of such answers "
+    "that are correct; 0 is best, and a model that is always sure and often wrong has a large one."
+)
 INTERVAL_NOTE = "95 % confidence intervals over images in parentheses."
 
 

@@ -70,6 +70,17 @@ def test_page_may_begin_with_images_and_tables_wider_than_a_phone_say_so() -> No
     assert "object-fit: cover" not in page
 
 
+def test_calibration_error_is_explained_where_it_is_shown(tiny_clip: Path, shapes: Path) -> None:
+    model = clipkit.load(tiny_clip)
+    zeroshot = clipkit.evaluate.zeroshot(model, str(shapes / "classes.csv"), cache=False)
+    page = evaluation_report(zeroshot)
+    assert "Calibration error: the mean difference" in page
+    assert "16 images, 4 classes" in page
+    assert "Calibration error" not in evaluation_report(
+        clipkit.evaluate.retrieval(model, str(shapes / "captions.csv"), cache=False)
+    )
+
+
 def test_run_report_is_one_file_that_loads_nothing(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     clipkit.train(recipe({"train.epochs": 4}))
     page = run_report(tmp_path / "run")
