@@ -23,10 +23,10 @@ class CaptionValidation:
         model: the model that is trained.
         pairs: the held-out pairs.
         processes: each process encodes its share; all get the values.
-        batch_size: pairs in a global batch of the run.
+        batch_size: pairs in a global batch of the run; None: the accuracy in a batch is not measured.
     """
 
-    def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes, batch_size: int) -> None:
+    def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes, batch_size: int | None = None) -> None:
         self.pairs = pairs
         self.batch_size = batch_size
         preprocess = model.image.preprocess
@@ -39,8 +39,10 @@ class CaptionValidation:
         """Return the recalls in both directions and their mean, and the accuracy in a batch, as of training batches."""
         image_features, text_features = self._features()
         ranks = retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption))
-        accuracy = batch_accuracy(ranks.of_texts, ranks.images, self.batch_size)
-        return recalls(ranks) | {"text_accuracy": round(accuracy, 6)}
+        figures = recalls(ranks)
+        if self.batch_size is not None:
+            figures["text_accuracy"] = round(batch_accuracy(ranks.of_texts, ranks.images, self.batch_size), 6)
+        return figures
 
     def result(self, name: str) -> dict[str, Any]:
         """Return the complete result for results.json, under this model name."""
