@@ -21,6 +21,7 @@ LEVELS = {
     "opening": 0,
     "lazy": 0,
     "parsing": 0,
+    "pixels": 0,
     "run_files": 0,
     "tasks": 0,
     "versions": 0,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipkit.errors import OutputError
-from clipkit.files import write_whole
+from clipkit.files import is_file, write_whole
 
 
 def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()) -> None:
@@ -17,7 +17,7 @@ def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()
     Raises:
         OutputError: a file cannot be written, or would replace an input or another file.
     """
-    taken = {Path(str(source).partition("?")[0]).resolve(): source for source in inputs if source is not None}
+    taken = {_path_of(str(source)).resolve(): source for source in inputs if source is not None}
     for file in files:
         if file is None:
             continue
@@ -31,6 +31,11 @@ def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()
                 f"{file}: would overwrite {taken[file.resolve()]}, which is also given; give another file"
             )
         taken[file.resolve()] = file
+
+
+def _path_of(source: str) -> Path:
+    """Return the path of a source without its options; a name that exists has none."""
+    return Path(source) if is_file(Path(source)) else Path(source.partition("?")[0])
 
 
 def write_output(file: Path | None, text: str, what: str) -> None:

@@ -23,7 +23,7 @@ from clipkit.data import Batch
 from clipkit.data.batch import BatchMemory
 from clipkit.data.shared_memory import available_memory
 from clipkit.data.slots import empty
-from clipkit.models.encode import channels_last
+from clipkit.models.preprocess import channels_last
 
 Inputs = dict[str, Tensor]
 
@@ -33,6 +33,8 @@ _BATCHES = 2
 _DEVICE_SHARE = 16
 # Their pixels are kept in pinned memory if they take less than this part of the available memory.
 _PINNED_SHARE = 2
+# Seconds that a run waits for its thread at the end: for a chunk that was already begun, but not for a slow network.
+_PATIENCE = 10.0
 
 
 class Closed(Exception):
@@ -193,9 +195,10 @@ def ahead(batches: Generator[Batch, None, None], memory: PixelMemory, in_thread:
     finally:
         memory.close()
         if thread.ident is not None:
-            thread.join()
-        batches.close()
-        memory.free()
+            thread.join(_PATIENCE)
+        if not thread.is_alive():
+            batches.close()
+            memory.free()
 
 
 def send(inputs: Mapping[str, Tensor], device: torch.device) -> Inputs:

@@ -17,8 +17,9 @@ from PIL import Image
 import clipkit
 from clipkit.errors import DataError, UserError
 from clipkit.images import Stored
-from clipkit.models import DualEncoder, decoding, encode
+from clipkit.models import DualEncoder, decoding, decoding_processes, encode
 from clipkit.models.encode import encode_images, encode_strings
+from clipkit.models.exact_resize import ExactResize
 from tests.models.families import build
 
 
@@ -33,7 +34,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "is_accelerator", lambda device: True)
     for module in (encode, decoding):
         monkeypatch.setattr(module, "MANY", 1)
-    monkeypatch.setattr(decoding, "_CHUNK", 3)
+    monkeypatch.setattr(decoding_processes, "_CHUNK", 3)
     monkeypatch.setattr(decoding, "_workers", lambda: 2)
 
 
@@ -63,9 +64,12 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Record how many processes decode."""
     counts: list[int] = []
     original = decoding.in_processes
-    monkeypatch.setattr(
-        decoding, "in_processes", lambda d, size, count: counts.append(count) or original(d, size, count)
-    )
+
+    def recorded(decoder: Any, batch_size: int, workers: int, copied: Any) -> Any:
+        counts.append(workers)
+        return original(decoder, batch_size, workers, copied)
+
+    monkeypatch.setattr(decoding, "in_processes", recorded)
     return counts
 
 
@@ -80,6 +84,27 @@ def test_processes_give_the_same_features(
     assert children() == before
     monkeypatch.undo()
     assert torch.equal(features, encode_images(model.image, many, model.image, batch_size, model.device))
+
+
+@pytest.mark.parametrize(("room", "resized"), [(1, 0), (20_000, 9), (1 << 20, 21)])
+@pytest.mark.usefixtures("accelerator")
+def test_device_resizes_what_fits_into_the_shared_memory(
+    model: DualEncoder, many: list[Any], room: int, resized: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding_processes, "_CHUNK_BYTES", room)
+    counts = []
+    original = ExactResize.__call__
+
+    def recorded(self: ExactResize, images: torch.Tensor) -> torch.Tensor:
+        counts.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(ExactResize, "__call__", recorded)
+    features = encoded(model, many)
+    probes = 3
+    assert sum(counts) - probes == resized
+    monkeypatch.undo()
+    assert torch.equal(features, encoded(model, many))
 
 
 @pytest.mark.usefixtures("accelerator")

@@ -96,6 +96,7 @@ def zeroshot(
         features=features.counts,
         prompts=accuracies,
         map=positions,
+        findings=[*labeled.findings, *class_names.findings],
         seconds=features.seconds,
     )
 

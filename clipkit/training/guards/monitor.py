@@ -14,9 +14,10 @@ from clipkit.training.folder.resume import best_evaluation
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.guards.batch_statistics import batch_statistics
 from clipkit.training.guards.before import before_first_step
+from clipkit.training.guards.logs import Facts
 from clipkit.training.guards.pretrained import other_settings
 from clipkit.training.guards.record import read_findings, write_findings
-from clipkit.training.guards.watch import Facts, Watch, replay
+from clipkit.training.guards.watch import Watch, replay
 from clipkit.training.measures.retention import retention_of
 from clipkit.training.objectives.objective import Gathered
 from clipkit.training.plan import Plan

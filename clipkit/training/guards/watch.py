@@ -7,18 +7,13 @@ rows of metrics, speed and evaluations: `clipkit doctor` applies them to a finis
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 from clipkit.findings import Finding, Rule, apply
-from clipkit.training.guards.batch_statistics import QUERIES
+from clipkit.training.guards.logs import WINDOW, Facts, Logs, Row
 
-Row = Mapping[str, Any]
-
-_WINDOW = 20
-"""Number of logged steps that a rule reads."""
 _EVERY = 5
 """Number of logged steps between checks, to keep the cost low."""
 _NEAR_CHANCE = 0.02
@@ -41,32 +36,7 @@ _FORGOTTEN = {"retention_similarity": 0.5}
 _FORGOTTEN_FIGURE = 0.9
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Facts about a run that the rules need besides its logs."""
-
-    batch_size: int
-    rising: int
-    """Number of warmup steps."""
-    steps: int
-    """Number of steps of the whole run."""
-    chance: float | None
-    """Value of the loss when all similarities are equal; None if it is not a fixed number."""
-    start_scale: float
-    largest_scale: float | None
-    """Upper limit of the scale; None if it is not limited."""
-    metric: str | None
-    """Metric that selects the best weights."""
-    sides: tuple[str, str] = ("image", "text")
-    """Prefixes of the statistics in metrics.jsonl, as in `image_accuracy`."""
-    retention: str | None = None
-    """Name of the retention metric in evaluations.jsonl."""
-    retention_start: float | None = None
-    """Retention before the first step."""
-    validation_images: int = 0
-
-
-class Watch:
+class Watch(Logs):
     """Applies the rules to the logged rows in order, and reports each finding once.
 
     Args:
@@ -74,13 +44,8 @@ class Watch:
     """
 
     def __init__(self, facts: Facts) -> None:
-        self.facts = facts
+        super().__init__(facts)
         self.findings: list[Finding] = []
-        # What the rules read: the last logged steps, and all evaluations.
-        self.rows: deque[Row] = deque(maxlen=_WINDOW)
-        self.speeds: deque[Row] = deque(maxlen=_WINDOW)
-        self.norms: deque[float] = deque(maxlen=200)
-        self.evaluations: list[Row] = []
         self._seen = 0
 
     def step(self, row: Row, speed: Row | None) -> list[Finding]:
@@ -94,7 +59,7 @@ class Watch:
         # The first steps load data, allocate memory and compile.
         if speed is not None and self._seen > _EVERY:
             self.speeds.append(speed)
-        if self._seen % _EVERY or len(self.rows) < _WINDOW:
+        if self._seen % _EVERY or len(self.rows) < WINDOW:
             return []
         return self._apply(STEP_RULES, row["step"])
 
@@ -110,24 +75,6 @@ class Watch:
         new = [replace(finding, step=step) for finding in found]
         self.findings += new
         return new
-
-    def mean(self, name: str) -> float | None:
-        """Return the mean of a value over the window; None if a step lacks it."""
-        values = [row[name] for row in self.rows if name in row]
-        return statistics.fmean(values) if len(values) == len(self.rows) else None
-
-    def matches_pairs(self, errors: float) -> bool:
-        """Return True if more pairs were matched within the window's batches than by chance, by standard errors."""
-        queries = min(self.facts.batch_size, QUERIES) * len(self.rows)
-        chance = 1 / self.facts.batch_size
-        limit = min(1.0, chance + errors * math.sqrt(chance * (1 - chance) / queries))
-        accuracies = [self.mean(f"{side}_accuracy") for side in self.facts.sides]
-        return any(accuracy is not None and accuracy > limit for accuracy in accuracies)
-
-    @property
-    def is_warm(self) -> bool:
-        """True if the whole window lies after the warmup, and after the first tenth of a short run."""
-        return self.rows[0]["step"] > max(self.facts.rising, min(50, self.facts.steps // 10))
 
 
 def loss_at_chance(watch: Watch) -> Finding | None:
@@ -179,7 +126,7 @@ def scale_at_cap(watch: Watch) -> Finding | None:
 def scale_falls(watch: Watch) -> Finding | None:
     """Report a scale that falls steadily."""
     scales = [row["scale"] for row in watch.rows if "scale" in row]
-    if len(scales) < _WINDOW or scales[-1] > _FALLEN * watch.facts.start_scale:
+    if len(scales) < WINDOW or scales[-1] > _FALLEN * watch.facts.start_scale:
         return None
     if any(later > earlier for earlier, later in pairwise(scales)):
         return None
@@ -226,7 +173,7 @@ def one_direction(watch: Watch) -> Finding | None:
 
 def data_wait(watch: Watch) -> Finding | None:
     """Report a run that waits for its data."""
-    if len(watch.speeds) < _WINDOW:
+    if len(watch.speeds) < WINDOW:
         return None
     waited = sum(row["data_wait_seconds"] for row in watch.speeds)
     share = waited / max(1e-9, waited + sum(row["step_seconds"] for row in watch.speeds))

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from clipkit.findings import Finding
-from clipkit.training.guards.watch import Facts, Watch, replay
+from clipkit.training.guards.logs import Facts
+from clipkit.training.guards.watch import Watch, replay
 
 STEPS = 200
 FACTS = Facts(
