@@ -98,7 +98,9 @@ def test_table_without_a_column_is_refused(
     missing: str,
     alone: str,
 ) -> None:
-    data = write_csv(tmp_path / "t.csv", header, [["00.png", "a dog"][-len(header) :]])
+    data = write_csv(
+        tmp_path / "t.csv", header, [["number 7" if header[0] == "photo" else "00.png", "a dog"][-len(header) :]]
+    )
     message = said_here("data", "check", data)
     assert missing in message
     assert f"its columns are {', '.join(header)}" in message

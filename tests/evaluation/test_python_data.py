@@ -97,7 +97,7 @@ def test_class_names_of_a_dataset_are_the_labels(model: DualEncoder, shapes: Pat
         ({"image": ["a.png"], "label": ["a", "b"]}, "is not a table of texts and images"),
         ({"image": ["gone.png"], "label": ["a"]}, "gone.png"),
         ({"image": [np.zeros((0, 0, 3), np.uint8)], "label": ["a"]}, "0 × 0"),
-        ({"photos": ["a.png"], "label": ["a"]}, "no image column .* its columns are photos, label"),
+        ({"photos": ["number 7"], "label": ["a"]}, "no image column .* its columns are photos, label"),
         (pd.DataFrame({"image": ["a.png"], "words": ["a"]}), "no label column .* its columns are image, words"),
         (datasets.Dataset.from_dict({"image": ["a"]}), "no label column"),
         (datasets.DatasetDict({"train": datasets.Dataset.from_dict({"image": ["a"]})}), "splits train"),

@@ -93,7 +93,9 @@ def test_half_characters_are_refused(half: str, model: DualEncoder, shapes: Path
     refused(lambda: Recipe.from_dict(recipe), f"model.name .*{message}", RecipeError)
 
 
-def test_folder_names_that_are_not_utf8_are_refused(model: DualEncoder, shapes: Path, tmp_path: Path) -> None:
+def test_folder_names_that_are_not_utf8_are_left_out_and_reported(
+    model: DualEncoder, shapes: Path, tmp_path: Path
+) -> None:
     odd = tmp_path / "data" / os.fsdecode(b"\xff\xfe")
     try:
         odd.mkdir(parents=True)
@@ -102,7 +104,9 @@ def test_folder_names_that_are_not_utf8_are_refused(model: DualEncoder, shapes: 
     for folder in (odd, tmp_path / "data" / "red"):
         folder.mkdir(exist_ok=True)
         shutil.copy(shapes / "images" / "00.png", folder / "1.png")
-    refused(lambda: evaluate.zeroshot(model, str(tmp_path / "data"), cache=False), "is not UTF-8; rename")
+    result = evaluate.zeroshot(model, str(tmp_path / "data"), cache=False)
+    assert (result["data"]["images"], result["data"]["classes"]) == (1, 1)
+    assert any("not UTF-8" in str(finding) for finding in result["data"]["findings"])
 
 
 @pytest.mark.parametrize("templates", [[], (), "", {}, 5, [5], ["no place"], [None], {"red": []}, {"red": [5]}])
