@@ -13,8 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from clipkit.data import Pairs, Report, check, fix, quick_findings, read_pairs
-from clipkit.data.checks.batch import expected_false_negatives, false_negatives
-from clipkit.data.checks.checked_data import CheckedData
+from clipkit.data.checks.batch import expected_false_negatives
 from clipkit.data.checks.duplicates import Duplicates
 from clipkit.data.checks.leaks import find_exact_leaks
 from clipkit.data.sequences import Strings
@@ -410,23 +409,3 @@ def test_a_copy_per_caption_is_merged_although_it_is_most_of_the_images(clean: P
     parquet.write_table(table, tmp_path / "d.parquet")
     pairs = read_pairs(str(tmp_path / "d.parquet"))
     assert fix(pairs, check(pairs, batch_size=2), tmp_path / "out")["captions"] == 5
-
-
-@pytest.mark.parametrize("batch_size", [2, 7, 16, 61, 512])
-@pytest.mark.parametrize("captions", [1, 2, 61])
-def test_no_more_rows_are_counted_than_a_batch_has(captions: int, batch_size: int) -> None:
-    texts = [f"class {number % captions}" for number in range(61)]
-    pairs = Pairs("x", files_named(61), Strings.of(texts), np.arange(61))
-    same = Duplicates(np.zeros(61, np.int64), np.zeros((0, 2), np.int64))
-    size, draws, rng = min(batch_size, 61), 300, np.random.default_rng(0)
-    batches = [[texts[image] for image in rng.choice(61, size, replace=False)] for _ in range(draws)]
-    rows = np.mean([sum(batch.count(text) > 1 for text in batch) for batch in batches])
-    alone = expected_false_negatives(pairs, None, batch_size)["rows"]
-    assert alone == pytest.approx(rows, rel=0.1, abs=0.05)
-    assert alone <= size
-    assert expected_false_negatives(pairs, same, batch_size)["rows"] == pytest.approx(size)
-    data = CheckedData(pairs, batch=expected_false_negatives(pairs, same, batch_size))
-    finding = false_negatives(data)
-    assert finding is not None
-    assert finding.count == size
-    assert f"{size} of a batch of {size} (100 %)" in finding.message
