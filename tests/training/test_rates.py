@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import clipkit
+from clipkit.cli import main
 from clipkit.errors import RecipeError
+from clipkit.parsing import parse_yaml
 from clipkit.recipe import LearningRates, OptimRecipe, Recipe
 from clipkit.training.optimizer import build_optimizer
 from clipkit.training.plan import make_plan
@@ -121,3 +123,17 @@ def test_frozen_image_trunk_is_not_augmented_by_default(
     recipe = recipe_of(model, data={"train": "a.csv"} | data)
     assert recipe.data.policy(recipe.model) == policy
     assert bool(recipe.data.augmentation(recipe.model)) == (policy == "crop")
+
+
+def test_dry_run_says_what_auto_selects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("model: {name: a/b}\ndata: {train: a.csv}\noutput: run\n")
+    for changes, policy in (([], "crop"), (["model.image.tune=frozen"], "none")):
+        monkeypatch.setattr("sys.argv", ["clipkit", "train", str(file), *changes, "--dry-run"])
+        with pytest.raises(SystemExit):
+            main()
+        printed = capsys.readouterr().out
+        assert f"# data.augment: auto is {policy} " in printed
+        assert Recipe.from_dict(parse_yaml(printed)).optim.rates == LearningRates()
