@@ -13,7 +13,7 @@ from torch import Tensor
 from clipkit.errors import DataError
 from clipkit.images import ImageLike
 from clipkit.models.decoder import Decoded, DecodedBatch, Decoder, batches_of
-from clipkit.models.decoding_processes import in_processes
+from clipkit.models.decoding_processes import NoProcessesError, in_processes
 
 MANY = 1000
 """Images for which it pays to start processes."""
@@ -33,8 +33,12 @@ def decoded(
     """
     workers = _workers() if fast and len(decoder.images) >= MANY and _can_fork(decoder.images) else 0
     if workers > 1:
-        return in_processes(decoder, batch_size, workers, copied)
-    return _in_threads(decoder, batch_size, copied)
+        try:
+            yield from in_processes(decoder, batch_size, workers, copied)
+            return
+        except NoProcessesError:
+            pass
+    yield from _in_threads(decoder, batch_size, copied)
 
 
 def _workers() -> int:
@@ -53,7 +57,7 @@ def _can_fork(images: Sequence[ImageLike]) -> bool:
         and multiprocessing.get_start_method(allow_none=True) in (None, "fork")
         and not multiprocessing.current_process().daemon
         and threading.current_thread() is threading.main_thread()
-        and not any(isinstance(image, ImageFile.ImageFile) for image in images)
+        and not (isinstance(images, list | tuple) and any(isinstance(image, ImageFile.ImageFile) for image in images))
     )
 
 

@@ -25,6 +25,10 @@ _AHEAD = 3  # chunks per process
 _Answer = tuple[list[tuple[int, int] | None], int, dict[int, DataError]]
 
 
+class NoProcessesError(Exception):
+    """Processes cannot be started."""
+
+
 def in_processes(
     decoder: Decoder, batch_size: int, workers: int, copied: Callable[[Tensor], Tensor]
 ) -> Generator[DecodedBatch, None, None]:
@@ -37,6 +41,7 @@ def in_processes(
         copied: returns a copy of bytes on the device of the batches.
 
     Raises:
+        NoProcessesError: there is not enough memory for processes, or there are too many already.
         UserError: a process was killed.
     """
     blank = decoder.blank().inputs
@@ -46,21 +51,25 @@ def in_processes(
     batches = batches_of(len(decoder.images), batch_size)
     chunks = [rows[start : start + chunk] for rows in batches for start in range(0, len(rows), chunk)]
     workers = min(workers, len(chunks))
-    # Memory without a name is inherited, and does not count as /dev/shm, which is small in containers.
-    memory = torch.frombuffer(mmap.mmap(-1, workers * _AHEAD * capacity), dtype=torch.uint8)
-    slots = memory.view(workers, _AHEAD, capacity)
     context = multiprocessing.get_context("fork")
     links: list[Connection] = []
     processes: list[ForkProcess] = []
     try:
-        for worker in range(workers):
-            here, there = context.Pipe()
-            links.append(here)
-            arguments = (decoder, slots[worker], chunks[worker::workers], there, links)
-            processes.append(context.Process(target=_decode, args=arguments))
-            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of fork beside threads
-                processes[-1].start()
-            there.close()
+        try:
+            # Memory without a name is inherited, and does not count as /dev/shm, which is small in containers.
+            memory = torch.frombuffer(mmap.mmap(-1, workers * _AHEAD * capacity), dtype=torch.uint8)
+            slots = memory.view(workers, _AHEAD, capacity)
+            for worker in range(workers):
+                here, there = context.Pipe()
+                links.append(here)
+                arguments = (decoder, slots[worker], chunks[worker::workers], there, links)
+                process = context.Process(target=_decode, args=arguments)
+                with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of fork beside threads
+                    process.start()
+                processes.append(process)
+                there.close()
+        except OSError as error:
+            raise NoProcessesError from error
         index = 0
         for rows in batches:
             parts: list[Tensor] = []
@@ -90,8 +99,7 @@ def in_processes(
         for link in links:
             link.close()  # ends its process
         for process in processes:
-            if process.pid is not None:
-                process.join()
+            process.join()
 
 
 def _split(content: UInt8[Tensor, " bytes"], one: Inputs) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ _CPU_STRINGS = 256
 
 # Inputs of one forward pass that keep an accelerator busy.
 _ACCELERATOR_BATCH = 256
-_TOKENS = 65_536
+_TOKENS = 131_072
 
 # Strings that are tokenized together and then sorted into batches.
 _TOKENIZED = 16_384
@@ -206,7 +206,7 @@ class _Copies:
 
     def __call__(self, values: Tensor) -> Tensor:
         if self.stream is None:
-            return values.to(self.device, copy=True)
+            return values.to(self.device, copy=is_accelerator(self.device))
         work = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self.stream):
             copy = values.pin_memory().to(self.device, non_blocking=True)

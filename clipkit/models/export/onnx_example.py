@@ -25,10 +25,16 @@ if (FOLDER / "clipkit_onnx.json").is_file():
 
 
 def rgb(image: Image.Image | str | Path) -> Image.Image:
-    """Return a file or an image upright and in RGB: transparency becomes white, 16 bits become 8."""
+    """Return a file or an image upright and in RGB: transparency becomes white, 10 to 16 bits and floats 8 bits."""
     image = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.open(image))
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype("uint8"))
+        values = np.asarray(image)
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if values.max() < 1 << bits)
+        image = Image.fromarray((values >> (bits - 8)).astype("uint8"))
+    if image.mode == "F":
+        values = np.asarray(image, dtype="float64")
+        shares = values / (1 if values.max() <= 1.1 else 255)
+        image = Image.fromarray((shares.clip(0, 1) * 255).round().astype("uint8"))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")

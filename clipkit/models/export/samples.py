@@ -38,7 +38,7 @@ def image_files(side: int) -> dict[str, bytes]:
     alpha = square.convert("RGBA")
     alpha.putalpha(Image.linear_gradient("L").resize(square.size))
     palette = square.quantize(32)
-    gray = np.asarray(square.convert("L")).astype(np.uint16) * 257
+    gray = np.asarray(square.convert("L"))
     rotated = Image.Exif()
     rotated[0x0112] = 6
     files: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
@@ -53,13 +53,21 @@ def image_files(side: int) -> dict[str, bytes]:
         "palette": (palette, "PNG", {}),
         "palette with transparency": (palette, "PNG", {"transparency": 3}),
         "black and white": (square.convert("1"), "PNG", {}),
-        "16 bits": (Image.fromarray(gray), "PNG", {}),
+        "transparent color": (square.quantize(4).convert("RGB"), "PNG", {"transparency": _color(square.quantize(4))}),
+        "16 bits": (Image.fromarray(gray.astype(np.uint16) * 257), "PNG", {}),
+        "12 bits": (Image.fromarray(gray.astype(np.uint16) * 16), "PNG", {}),
+        "floats": (Image.fromarray(gray.astype(np.float32) / 255), "TIFF", {}),
         "CMYK": (square.convert("CMYK"), "JPEG", {"quality": 90}),
         "EXIF rotation": (wide, "JPEG", {"quality": 90, "exif": rotated}),
         "odd margins": (_photograph(side + 3, side), "PNG", {}),
         "odd margins, tall": (_photograph(side, side + 7), "PNG", {}),
     }
     return {kind: _encoded(*file) for kind, file in files.items()}
+
+
+def _color(image: Image.Image) -> Any:
+    """Return the color of the first pixel."""
+    return image.convert("RGB").getpixel((0, 0))
 
 
 def _encoded(image: Image.Image, name: str, options: dict[str, Any]) -> bytes:
