@@ -1,5 +1,10 @@
 """Errors with messages for users. Each message says in one line what was given, what is wrong and what to do."""
 
+import re
+
+HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: not text, and in no encoding."""
+
 
 def one_line(error: BaseException) -> str:
     """Return the message of an error of another library as a single line; its type if it has no message."""
@@ -22,6 +27,10 @@ class RecipeError(UserError):
 
 class DataError(UserError):
     """Data that is missing, empty or invalid."""
+
+
+class ColumnError(DataError):
+    """A table that lacks a needed column."""
 
 
 class UnreachedError(DataError):
@@ -58,6 +67,19 @@ class Interrupted(KeyboardInterrupt):
         self.code = code
 
 
+def check_text(text: str) -> None:
+    """Check that a text has no lone surrogate, half of a character, which no tokenizer or file accepts.
+
+    Raises:
+        DataError: it has one.
+    """
+    if half := HALF.search(text):
+        raise DataError(
+            f"the text {text[:40]!r} contains half of a character ({half[0]!r} at position {half.start()}), as a wrong "
+            "encoding leaves it; fix it"
+        )
+
+
 def _without_line_breaks(message: str) -> str:
-    """Replace line breaks by spaces: names of files and columns may contain them."""
-    return " ".join(message.splitlines())
+    """Replace line breaks by spaces, and escape half characters, which names of files and columns may contain."""
+    return " ".join(message.splitlines()).encode(errors="backslashreplace").decode()

@@ -136,6 +136,8 @@ def train(
     complete = Recipe.from_yaml(recipe, overrides or [])
     if dry_run:
         print(complete.to_yaml(), end="")
+        if complete.data.augment == "auto":
+            print(f"# data.augment: auto is {complete.data.policy(complete.model)} for this model")
         return
     if resume and overwrite:
         raise UserError("--resume and --overwrite were both given; give one of them")
@@ -157,7 +159,7 @@ def train(
     if not is_main_process():
         return
     if result["metrics"]:
-        print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
+        print_metrics(result)
     if push is not None:
         from clipkit.cli.push import push_run
 

@@ -105,7 +105,7 @@ class Measuring:
 
         for line in result["data"].get("findings", ()):
             print_error(line)
-        print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
+        print_metrics(result)
         write_output(self.json_file, to_json(result), "result")
         if self.report is not None:
             from clipkit.report.evaluation import evaluation_report
