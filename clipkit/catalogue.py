@@ -106,7 +106,7 @@ _ROWS = (
     _CROSS_CONSISTENCY,
     LossRow(
         "dcl",
-        summary="Like ntxent, without the positive in the denominator, so that easy positives do not weaken the negatives.",
+        summary="Like ntxent, without the positive in the denominator: easy positives do not weaken the negatives.",
         formula="−positive + log Σ exp(negatives)",
         level="ln(2G − 2)",
         source="Yeh et al. 2022",
