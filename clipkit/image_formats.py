@@ -90,13 +90,11 @@ def open_content(content: bytes) -> Image.Image:
 
 
 def check_opened(image: Image.Image) -> None:
-    """Check the format of an image that Pillow has opened and not decoded, and whether it can become RGB.
+    """Check the format of an image that Pillow has opened and not decoded.
 
     Raises:
-        RefusedImageError: the format is not allowed, the mode cannot be converted to RGB, or the image is closed.
+        RefusedImageError: the format is not allowed, or the image is closed.
     """
-    if image.mode == "La":  # premultiplied, which Pillow converts to LA only
-        raise RefusedImageError('is in the mode La, which is not converted; give image.convert("LA")')
     pixels = vars(image).get("_im", vars(image).get("im"))  # "im" in Pillow 10
     if type(pixels).__name__ == "DeferredError":
         raise RefusedImageError("is closed; give an open image")

@@ -57,7 +57,6 @@ def test_modes_of_pillow_are_read(mode: str, model: DualEncoder) -> None:
 
 
 def test_premultiplied_and_closed_images_are_refused(model: DualEncoder) -> None:
-    refused(lambda: model.encode_image(Image.new("La", (8, 8))), "mode La")
     closed = Image.new("RGB", (8, 8))
     closed.close()
     refused(lambda: model.encode_image([Image.new("RGB", (8, 8)), closed]), "closed")
