@@ -11,6 +11,7 @@ from clipkit.data import read_labeled, read_pairs
 from clipkit.data.sources.emoji import EmojiData, build_emoji_data
 from clipkit.errors import OutputError
 from clipkit.evaluation import retrieval, zeroshot
+from clipkit.files import write_whole
 from clipkit.models import DualEncoder, compose, load
 from clipkit.recipe import Recipe
 from clipkit.report.demo import CREDIT, demo_report
@@ -58,9 +59,9 @@ def run_demo(out: Path) -> None:
         "shuffled names": _measure(load(str(out / "run_shuffled")), data),
         "untrained": _measure(_untrained(recipe), data),
     }
-    marker.write_text(json.dumps({"models": results, "train_seconds": seconds}, indent=2), encoding="utf-8")
+    write_whole(marker, json.dumps({"models": results, "train_seconds": seconds}, indent=2))
     report = out / "report.html"
-    report.write_text(demo_report(out), encoding="utf-8")
+    write_whole(report, demo_report(out))
     _print_summary(results, report, out, seconds)
 
 

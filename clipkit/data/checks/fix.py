@@ -3,11 +3,9 @@
 import csv
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from uuid import uuid4
 
 from PIL import Image
 
@@ -18,6 +16,7 @@ from clipkit.data.pairs import Pairs
 from clipkit.data.sources.columns import split_options
 from clipkit.data.sources.remote import Remote
 from clipkit.errors import DataError, OutputError, one_line
+from clipkit.files import replacing
 from clipkit.image_formats import open_content
 from clipkit.images import Stored, read_image
 
@@ -69,19 +68,16 @@ def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
     rows, dropped = _select_rows(pairs, report)
     if not rows:
         raise DataError(f"{pairs.name}: every row has an error, so no row is left to copy; see the findings")
-    temporary = out.absolute().parent / f".{out.name}.{uuid4().hex[:8]}.writing"
     try:
-        temporary.mkdir()
-        images = _write_rows(pairs, rows, temporary, out)
-        with (temporary / "dropped.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            temporary.mkdir()
+            images = _write_rows(pairs, rows, temporary, out)
+            with (temporary / "dropped.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
     except OSError as error:
         raise OutputError(
             f"{out}: cannot be written ({error.strerror or one_line(error)}); give another folder"
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return {"images": images, "captions": len(rows) if pairs.has_captions else 0, "dropped": len(dropped)}
 
 

@@ -10,10 +10,10 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from clipkit.data.sources.json_rows import strings_or_lists
 from clipkit.data.sources.members import TEXTS, BoundedMember, check_member
 from clipkit.data.sources.samples import ENDINGS, grouped, image_among, values_of_role
 from clipkit.errors import DataError, one_line
-from clipkit.files import cache_folder, is_file
+from clipkit.files import cache_folder, is_file, replacing
 from clipkit.images import Stored
 from clipkit.opening import check_file, open_file
 
@@ -188,13 +188,10 @@ def _index_of(path: Path) -> pa.Table | DataError:
     except Exception as error:
         reason = one_line(error) or type(error).__name__
         return DataError(f"{path}: is a damaged tar file ({reason}); download or create it again, or leave it out")
-    temporary = cached.with_name(f"{cached.name}.{uuid4().hex}")
-    try:
+    with suppress(OSError):  # a cache that cannot be written only costs time
         cached.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(table, temporary)
-        temporary.replace(cached)
-    except OSError:  # a cache that cannot be written only costs time
-        temporary.unlink(missing_ok=True)
+        with replacing(cached) as temporary:
+            parquet.write_table(table, temporary)
     return table
 
 

@@ -1,6 +1,5 @@
 """Function `export`: write a folder, load it with the other library, and keep it only if the features agree."""
 
-import shutil
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from PIL import Image
 
 from clipkit.errors import ModelError, OutputError
 from clipkit.export_formats import export_format
+from clipkit.files import replacing
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.export.format import Format, Proof
 from clipkit.models.export.samples import CAPTIONS, with_even_margins
@@ -53,26 +53,21 @@ def export(
     target = _format(to, {"int8": True} if int8 else {})
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: already exists; give an empty or a new folder")
-    temporary = out.with_name(f".{out.name}.writing")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        notes = target.write(model, temporary)
-        images = list(images or sample_images()) if "image" in model.sides else []
-        captions = list(captions or CAPTIONS) if "text" in model.sides else []
-        proof = _prove(model, target, temporary, out, images, captions)
-        proof.notes[:0] = notes
-        if target.least_cosine is not None and tolerance is None:
-            _check_cosines(proof, target.least_cosine, model.name)
-        else:
-            _check_differences(proof, target.tolerance if tolerance is None else tolerance, model.name)
-        if out.is_dir():
-            out.rmdir()
-        temporary.replace(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as temporary:
+            temporary.mkdir()
+            notes = target.write(model, temporary)
+            images = list(images or sample_images()) if "image" in model.sides else []
+            captions = list(captions or CAPTIONS) if "text" in model.sides else []
+            proof = _prove(model, target, temporary, out, images, captions)
+            proof.notes[:0] = notes
+            if target.least_cosine is not None and tolerance is None:
+                _check_cosines(proof, target.least_cosine, model.name)
+            else:
+                _check_differences(proof, target.tolerance if tolerance is None else tolerance, model.name)
     except OSError as error:
         raise OutputError(f"{out}: is not writable ({error.strerror or error}); give another folder") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return proof
 
 

@@ -12,10 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from clipkit.errors import OutputError, TrainingError, one_line
-from clipkit.files import write_whole
+from clipkit.files import as_os_errors, to_disk, write_whole
 from clipkit.processes import Processes
 from clipkit.run_files import RunFiles, row_of
 from clipkit.training.folder.checkpoint import (
@@ -23,7 +21,6 @@ from clipkit.training.folder.checkpoint import (
     checkpoint_steps,
     remove_checkpoint,
     remove_leftovers,
-    to_disk,
 )
 
 
@@ -141,8 +138,9 @@ class RunFolder(RunFiles):
     def writing(self) -> Iterator[None]:
         """Context for writing to the folder during the run: a full disk becomes a one-line TrainingError."""
         try:
-            yield
-        except (OSError, SafetensorError) as error:
+            with as_os_errors():
+                yield
+        except OSError as error:
             raise TrainingError(
                 f"{self.path}: can no longer be written to ({one_line(error)}); the saved files are complete: free "
                 "some disk space, then continue with --resume"
