@@ -15,6 +15,7 @@ from clipkit.files import write_whole
 from clipkit.models import DualEncoder, compose, load
 from clipkit.recipe import Recipe
 from clipkit.report.demo import CREDIT, demo_report
+from clipkit.run_files import read_object
 
 # The run on shuffled names only shows that nothing can be learned from them, so fewer epochs are enough.
 _SHUFFLED_SHARE = 0.4
@@ -29,13 +30,14 @@ def run_demo(out: Path) -> None:
         OutputError: `out` holds other files, or cannot be written to.
     """
     marker = out / "demo.json"
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "data").is_dir())):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and "models" not in read_object(marker))):
         raise OutputError(f"{out}: already exists and does not contain a demo; give another folder with --out")
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(marker, json.dumps({"models": {}}))
         data = build_emoji_data(out / "data")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to ({error.strerror}); give another folder with --out") from None
-    marker.unlink(missing_ok=True)
     print(f"{data.families} emoji families, {data.held_out_families} of them held out for evaluation. {CREDIT}")
 
     recipe = Recipe.from_yaml(recipe_file("demo_emoji.yaml")).override(

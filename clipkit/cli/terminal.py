@@ -6,10 +6,30 @@ import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 from clipkit.errors import TrainingError
 
 _LOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
+
+
+class _MayBeFull:
+    """Standard error, whose lines may be lost (a full disk, a closed terminal): the exit code must not be."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager
@@ -26,6 +46,8 @@ def whole_output() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if sys.stderr is not None:
+        sys.stderr = cast(TextIO, _MayBeFull(sys.stderr))
     try:
         try:
             yield
