@@ -1,5 +1,20 @@
 """Errors with messages for users. Each message says in one line what was given, what is wrong and what to do."""
 
+import re
+
+# Control characters could change a terminal's title or colors, or hide text; marks of direction could reorder it.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters as escapes: names of files and captions may contain any character.
+
+    Example:
+        >>> printable("a\\x1b[31mb")
+        'a\\\\x1b[31mb'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 def one_line(error: BaseException) -> str:
     """Return the message of an error of another library as a single line; its type if it has no message."""
@@ -59,5 +74,5 @@ class Interrupted(KeyboardInterrupt):
 
 
 def _without_line_breaks(message: str) -> str:
-    """Replace line breaks by spaces: names of files and columns may contain them."""
-    return " ".join(message.splitlines())
+    """Replace line breaks by spaces, and other control characters by escapes."""
+    return printable(" ".join(message.splitlines()))

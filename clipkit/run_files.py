@@ -28,7 +28,7 @@ class RunFiles:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.marker = self.path / ".clipkit-run"
-        """Empty file, by which clipkit recognizes a folder that it may clear."""
+        """Marks a folder that clipkit may clear; lists the files of the model that it wrote."""
         self.recipe = self.path / "recipe.yaml"
         """Complete recipe, with all defaults."""
         self.metrics = self.path / "metrics.jsonl"
@@ -61,6 +61,11 @@ class RunFiles:
     def is_marked(self) -> bool:
         """True if clipkit has written this run folder."""
         return self.marker.is_file() and not self.marker.is_symlink()
+
+    @property
+    def model_files(self) -> list[str]:
+        """Names of the files in `model` that clipkit wrote; empty if they are unknown."""
+        return self.marker.read_text(encoding="utf-8").splitlines() if self.is_marked else []
 
     @property
     def is_finished(self) -> bool:

@@ -1,6 +1,5 @@
 """Safety checks of weight files before they are opened: complete, inside their folder, and without code."""
 
-import json
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from clipkit.errors import ModelError, one_line
 from clipkit.models.quiet import as_model_error
+from clipkit.parsing import parse_json
 
 # transformers' names of the weights; several files have an index with `.index.json` after the name.
 _SAFETENSORS = "model.safetensors"
@@ -94,7 +94,7 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
 
 def _files_of_index(index: Path) -> list[Path]:
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: is not a valid weight index ({one_line(error)}); download it again") from None
     for name in sorted(names, key=str):

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+# Pillow also has formats that start programs, e.g. EPS.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 FOLDER = Path(__file__).parent
 CONFIG: dict[str, Any] = {}
 if (FOLDER / "clipkit_onnx.json").is_file():
@@ -121,7 +123,7 @@ def main() -> None:
     image, *texts = sys.argv[1:]
     if CONFIG["text"] is None or not (FOLDER / "image.onnx").is_file():
         raise SystemExit("this model has a single tower, so it cannot compare; call encode_images or encode_texts")
-    with Image.open(image) as opened:
+    with Image.open(image, formats=FORMATS) as opened:
         logits = CONFIG["scale"] * (encode_images([opened]) @ encode_texts(texts).T)[0]
     if CONFIG["bias"] is not None:
         probabilities = 1 / (1 + np.exp(-(logits + CONFIG["bias"])))

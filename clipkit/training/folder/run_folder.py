@@ -88,7 +88,8 @@ class RunFolder(RunFiles):
 
     def start(self) -> None:
         """Mark the folder as one of a run, and remove the unfinished files of a process that was killed."""
-        self.marker.touch()
+        if not self.is_marked:
+            write_whole(self.marker, "")
         for unfinished in self.path.glob(".*.writing"):
             _remove(unfinished)
 
@@ -102,6 +103,7 @@ class RunFolder(RunFiles):
             remove_checkpoint(checkpoint_of(self.checkpoints, step))
         if left := checkpoint_steps(self.checkpoints):
             raise OSError(0, f"the checkpoint of step {left[0]} cannot be removed")
+        write_whole(self.marker, "")
         _remove(self.model)
         _remove(self.tracking)
         for file in reversed(self.files):
@@ -177,6 +179,8 @@ class RunFolder(RunFiles):
             self.model.rename(old)
         aside.rename(self.model)
         _remove(old)
+        files = sorted(path.relative_to(self.model).as_posix() for path in self.model.rglob("*") if path.is_file())
+        write_whole(self.marker, "".join(f"{name}\n" for name in files))
 
 
 @contextmanager
