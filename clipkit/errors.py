@@ -5,15 +5,19 @@ import re
 # Control characters could change a terminal's title or colors, or hide text; marks of direction could reorder it.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
+_CREDENTIALS = re.compile(r"://[^\s/]+@")
+
 
 def printable(text: str) -> str:
-    """Return a text with control characters as escapes: names of files and captions may contain any character.
+    """Return a text with control characters as escapes, and addresses without user and password.
+
+    Names of files and captions may contain any character.
 
     Example:
         >>> printable("a\\x1b[31mb")
         'a\\\\x1b[31mb'
     """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), _CREDENTIALS.sub("://", text))
 
 
 def one_line(error: BaseException) -> str:
@@ -74,5 +78,5 @@ class Interrupted(KeyboardInterrupt):
 
 
 def _without_line_breaks(message: str) -> str:
-    """Replace line breaks by spaces, and other control characters by escapes."""
+    """Replace line breaks by spaces, and make the rest printable."""
     return printable(" ".join(message.splitlines()))

@@ -57,7 +57,7 @@ def test_every_terminal_shows_help_and_errors(encoding: str, tmp_path: Path) -> 
             [sys.executable, "-m", *command.replace("'", "").split()], capture_output=True, cwd=ROOT,
             env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}, timeout=120,
         )  # fmt: skip
-        assert done.returncode == (0 if "help" in command else 2)
+        assert done.returncode == (0 if "--help" in command else 2)
         assert b"Traceback" not in done.stderr
 
 

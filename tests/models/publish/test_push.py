@@ -101,11 +101,11 @@ def test_only_files_that_clipkit_wrote_are_pushed(hub: Hub, client: Client, run:
         (folder / name).write_text("secret")
     (folder / "link.json").symlink_to(tmp_path / "secret" / "key")
     (folder / "linked").symlink_to(tmp_path / "secret")
-    (folder / "vocab.json").unlink()
-    (folder / "vocab.json").symlink_to(tmp_path / "secret" / "key")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to(tmp_path / "secret" / "key")
     done = client.ask("me/clean", folder, names=written)
     pushed = hub.repositories["me/clean"].revisions["main"]
-    assert {file.name for file in pushed.rglob("*")} == set(written) - {"vocab.json"} | (
+    assert {file.name for file in pushed.rglob("*")} == set(written) - {"tokenizer.json"} | (
         {".gitattributes"} & {file.name for file in pushed.rglob("*")}
     )
     assert sum("was not uploaded" in note for note in done["notes"]) >= 7
