@@ -6,14 +6,14 @@ import io
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from clipkit.errors import DataError, one_line
 from clipkit.image_formats import (
@@ -25,6 +25,7 @@ from clipkit.image_formats import (
     open_content,
 )
 from clipkit.opening import UnsuitableFileError, open_file, read_file
+from clipkit.pixels import rgb
 
 
 class Stored(ABC):
@@ -80,15 +81,13 @@ ImageLike = str | Path | Stored | Image.Image | np.ndarray[Any, Any]
 
 # `open_by_pillow` checks the limit and raises an error; Pillow only warns up to twice the limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# Images with more pixels are converted in strips of rows, so that the steps of a conversion need little memory.
-_WHOLE = 1 << 24
 
 
 def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
     """Open an image as an RGB PIL image, from a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
 
-    EXIF rotation is applied, transparency is put on white, the first frame of an animation is used, and 16 bits are
-    reduced to 8.
+    EXIF rotation is applied, transparency is put on white, the first frame of an animation is used, and values of more
+    than 8 bits are scaled to 8 bits (docs/data.md).
 
     Args:
         image: path, stored file, PIL image or array.
@@ -104,7 +103,7 @@ def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
         with _as_data_errors(None):
             check_opened(image)
             check_shape(image.size)
-        return _rgb(image)
+        return rgb(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
             raise DataError(
@@ -113,14 +112,14 @@ def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
             )
         with _as_data_errors(None):
             check_shape((image.shape[1], image.shape[0]))
-        return _rgb(Image.fromarray(image))
+        return rgb(Image.fromarray(image))
     if not isinstance(image, str | Path | Stored):
         raise DataError(f"{kind_of(image)} is not an image: give a path, a PIL image or a uint8 array")
     with _as_data_errors(image), _file_of(image) as file, open_by_pillow(file) as opened:
         width, height = opened.size
         if draft is not None and opened.format == "JPEG" and min(width, height) >= 2 * draft:
             opened.draft(None, (width * draft // min(width, height), height * draft // min(width, height)))
-        return _rgb(opened)
+        return rgb(opened)
 
 
 def _file_of(image: str | Path | Stored) -> BinaryIO:
@@ -204,7 +203,7 @@ def upright_size(content: bytes) -> tuple[int, int]:
         width, height = opened.size
         try:
             is_rotated = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        except Exception:  # the same method as in `_rgb`
+        except Exception:  # the same method as in `clipkit.pixels`
             is_rotated = False
     return (height, width) if is_rotated else (width, height)
 
@@ -235,47 +234,3 @@ def size_of(image: str | Path | Stored) -> int:
         return os.stat(image).st_size  # noqa: PTH116 - a million paths as strings take seconds, not half a minute
     except (OSError, ValueError):  # invalid file name
         return -1
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    try:
-        image.load()
-        # The copy of a large file that needs no rotation would only take memory.
-        is_plain = isinstance(image, ImageFile.ImageFile) and image.width * image.height > _WHOLE
-        is_plain = is_plain and image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9)
-        upright = image if is_plain else ImageOps.exif_transpose(image)
-    except MemoryError:
-        raise
-    except Exception:  # broken EXIF data in an otherwise sound image
-        upright = image
-    if upright.mode == "RGB":
-        upright.load()
-        return upright
-    if upright.mode.startswith("I"):
-        return _in_strips(upright, lambda strip: _of_16_bits(strip).convert("RGB"))
-    if "A" in upright.mode or "transparency" in upright.info:
-        return _in_strips(upright, _on_white)
-    return upright.convert("RGB")
-
-
-def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Apply a conversion of single pixels to RGB, to a large image in strips of rows."""
-    if image.width * image.height <= _WHOLE:
-        return convert(image)
-    whole = Image.new("RGB", image.size)
-    rows = max(1, _WHOLE // 4 // image.width)
-    for top in range(0, image.height, rows):
-        whole.paste(convert(image.crop((0, top, image.width, min(top + rows, image.height)))), (0, top))
-    return whole
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB")
-
-
-def _of_16_bits(image: Image.Image) -> Image.Image:
-    """Scale a 16-bit gray image to 8 bits; a plain conversion would clip at 255."""
-    values = np.asarray(image).astype(np.int64)
-    return Image.fromarray((values.clip(0, 65535) // 256).astype(np.uint8))

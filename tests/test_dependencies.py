@@ -33,7 +33,10 @@ def modules(requirements: list[str]) -> set[str]:
     return {MODULES.get(name, name.replace("-", "_")) for name in normal}
 
 
-ALWAYS = modules(PROJECT["dependencies"]) | set(sys.stdlib_module_names) | {"clipkit"}
+# Comes with PyTorch for CUDA; only code for GPUs imports it.
+OF_TORCH = {"triton"}
+
+ALWAYS = OF_TORCH | modules(PROJECT["dependencies"]) | set(sys.stdlib_module_names) | {"clipkit"}
 OPTIONAL = modules([line for extra in EXTRAS for line in PROJECT["optional-dependencies"][extra]])
 
 

@@ -22,6 +22,7 @@ LEVELS = {
     "overwriting": 0,
     "lazy": 0,
     "parsing": 0,
+    "pixels": 0,
     "run_files": 0,
     "tasks": 0,
     "versions": 0,

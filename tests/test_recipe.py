@@ -178,3 +178,30 @@ def test_augmentation_of_captions() -> None:
     assert american.data.labelled == "l.csv"
     with pytest.raises(RecipeError, match="crop_scale.*augment: crop"):
         recipe.override({"data.augment": "simclr", "data.crop_scale": [0.5, 0.9]})
+
+
+@pytest.mark.parametrize(
+    "key", ["output", "model.name", "model.image.name", "data.train", "loss.teacher", "eval.metric"]
+)
+@pytest.mark.parametrize(
+    "typed", ["007", "1_000", "1e5", "2024", "yes", "true", "{x}", "{a: 1}", "12:30", "x #2", ".5"]
+)
+def test_values_of_keys_that_are_texts_are_taken_as_typed(key: str, typed: str) -> None:
+    assert parse_overrides([f"{key}={typed}"], Recipe) == {key: typed}
+
+
+def test_values_of_other_keys_are_read_as_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for typed, value in {
+        "data.validation=0.1": 0.1, "data.validation=null": None, "data.train=[a.csv, b.csv]": ["a.csv", "b.csv"],
+        "train.batch_size=16": 16, "data.safe=true": True, "data.augment=[crop]": ["crop"],
+        "model.image.config={depth: 3}": {"depth": 3}, "output='007'": "007", "model.name=null": None, "output=": None,
+        "unknown.key=3": 3,
+    }.items():  # fmt: skip
+        assert parse_overrides([typed], Recipe) == {typed.partition("=")[0]: value}
+    Path("[a].csv").touch()
+    assert parse_overrides(["data.train=[a].csv"], Recipe) == {"data.train": "[a].csv"}
+    Path("[a]").mkdir()
+    assert parse_overrides(["data.train=[a]"], Recipe) == {"data.train": "[a]"}
+    (tmp_path / "r.yaml").write_text("model: {name: a/b}\ndata: {train: t.csv}\noutput: runs/x\n")
+    assert Recipe.from_yaml("r.yaml", ["output=007", "data.train=2024"]).output == "007"

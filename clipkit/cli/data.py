@@ -11,6 +11,7 @@ import typer
 
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.output import check_writable, write_file, write_output
+from clipkit.cli.terminal import print_findings
 from clipkit.errors import Interrupted, OutputError, RecipeError, one_line
 from clipkit.overwriting import IMAGE_MARK
 
@@ -68,6 +69,7 @@ def preview(
         raise RecipeError(f"{data}: has captions but no images; give data with images")
     sheet = draw(pairs, steps, count=count, views=views, size=size, safe=safe, seed=seed)
     write_file(out, _encoded(sheet, out))
+    print_findings(pairs.findings)
     print(f"{out}: {min(count, len(pairs.images))} of {len(pairs.images)} images, {views} views of each")
 
 
@@ -123,8 +125,10 @@ def prepare(
     from clipkit.findings import counted
 
     try:
+        pairs = read_for_shards(data)
+        print_findings(pairs.findings)
         made = run(
-            read_for_shards(data),
+            pairs,
             out,
             size=size,
             quality=quality,
@@ -179,6 +183,10 @@ def check(
             help="Write a cleaned copy of the data to this new folder, with a list of dropped images and captions.",
         ),
     ] = None,
+    drop_most: Annotated[
+        bool,
+        typer.Option("--drop-most", help="Allow --fix to drop half of the images or captions, or more."),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Number of threads. Default: one per core.", min=1)
     ] = None,
@@ -221,7 +229,7 @@ def check(
         found = report.to_dict() | {"settings": settings, "seconds": round(time.monotonic() - started, 1)}
         write_output(json_file, json.dumps(found, indent=2, ensure_ascii=False) + "\n", "findings")
     if fix is not None:
-        kept = checks.fix(pairs, report, fix)
+        kept = checks.fix(pairs, report, fix, drop_most)
         print(
             f"cleaned copy: {fix / 'captions.csv'} ({counted(kept['images'], 'image')}, "
             f"{counted(kept['captions'], 'caption')}); dropped ({kept['dropped']:,}), with reasons: "

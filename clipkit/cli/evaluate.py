@@ -67,10 +67,10 @@ def zeroshot(
     templates: Annotated[
         str | None,
         typer.Option(
-            metavar="F|NAME",
-            help="Prompts: imagenet (80 prompts) or imagenet_simple (7); or a text file with one prompt per line, with "
-            "{c} for the class name; or a JSON file with a list of prompts, or with the prompts of each class. "
-            "Default: the dataset's prompts, otherwise 'a photo of a {c}.'.",
+            metavar="F|NAME|PROMPT",
+            help="Prompts: imagenet (80 prompts) or imagenet_simple (7); or one prompt, with {c} for the class name; "
+            "or a text file with one prompt per line; or a JSON file with a list of prompts, or with the prompts of "
+            "each class. Default: the dataset's prompts, otherwise 'a photo of a {c}.'.",
         ),
     ] = None,
 ) -> None:

@@ -10,7 +10,7 @@ from clipkit.errors import OutputError, UserError
 from clipkit.export_formats import FORMATS, export_format
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from clipkit.images import ImageLike
 
 _COMPARED = 64
 """Number of images of the user's data on which an export is verified: enough to vary sizes, encoded in seconds."""
@@ -32,7 +32,7 @@ def export(
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the exported model.")],
     data: Annotated[
         str | None,
-        typer.Option(metavar="D", help="Images and captions for verifying the export. Default: a few built-in ones."),
+        typer.Option(metavar="D", help="Images and captions for verifying the export. Default: built-in ones."),
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help=f"{_INT8}.")] = False,
     tolerance: Annotated[
@@ -111,12 +111,11 @@ def merge(
     print(f"{out}: {parts}, {share}; scale {merged.logit_scale.exp().item():.4g}")
 
 
-def _samples(data: str) -> tuple[list["Image.Image"], list[str]]:
+def _samples(data: str) -> tuple[list["ImageLike"], list[str]]:
     """Return evenly spaced images and captions of the user's data."""
     from clipkit.data import read_pairs
     from clipkit.data.sequences import evenly_spaced
-    from clipkit.images import open_image
 
     pairs = read_pairs(data)
-    images = [open_image(pairs.images[image]) for image in evenly_spaced(len(pairs.images), _COMPARED)]
+    images: list[ImageLike] = [pairs.images[image] for image in evenly_spaced(len(pairs.images), _COMPARED)]
     return images, [pairs.captions[row] for row in evenly_spaced(len(pairs.captions), _COMPARED)]

@@ -12,6 +12,7 @@ import typer
 from clipkit.cli.inputs import check_models
 from clipkit.cli.launch import is_main_process, joined_processes, run_again_on_processes
 from clipkit.cli.output import check_writable, write_output
+from clipkit.cli.terminal import print_error
 
 if TYPE_CHECKING:
     from clipkit.embedding.features import Cache
@@ -100,6 +101,8 @@ class Measuring:
         from clipkit.cli.tables import print_metrics
         from clipkit.evaluation import to_json
 
+        for line in result["data"].get("findings", ()):
+            print_error(line)
         print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
         write_output(self.json_file, to_json(result), "result")
         if self.report is not None:

@@ -81,14 +81,16 @@ def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
     A card that already exists is kept, unless results are to be added.
     """
     from clipkit.models import load
+    from clipkit.models.publish.card import is_of_export
     from clipkit.models.publish.push import signed
     from clipkit.report.model_card import model_card
 
     opened = load(model, device="cpu")
     opened.save(folder)
     card = Path(model) / "README.md"
-    if card.is_file() and not measured:
-        (folder / "README.md").write_text(card.read_text(encoding="utf-8"), encoding="utf-8")
+    text = card.read_text(encoding="utf-8") if card.is_file() and not measured else None
+    if text is not None and not is_of_export(text):
+        (folder / "README.md").write_text(text, encoding="utf-8")
         return
     recipe = None
     if RunFiles(model).is_run:

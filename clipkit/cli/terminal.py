@@ -4,11 +4,12 @@ import errno
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 from clipkit.errors import TrainingError
+from clipkit.findings import Finding
 
 _LOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
 
@@ -68,6 +69,12 @@ def print_error(line: str) -> None:
     with suppress(OSError, AttributeError):
         sys.stderr.write(f"clipkit: {line}\n")
         sys.stderr.flush()
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """Print each finding as a line on standard error."""
+    for finding in findings:
+        print_error(finding.line())
 
 
 def _is_read() -> bool:

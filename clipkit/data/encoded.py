@@ -10,6 +10,7 @@ from PIL import Image
 from clipkit.errors import DataError, one_line
 from clipkit.image_formats import open_content
 from clipkit.images import Stored, in_memory, open_image
+from clipkit.pixels import has_lower_bytes
 
 # Formats whose files are kept unchanged if the image is small enough, with their extension.
 _KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -80,6 +81,7 @@ def _extension_if_plain(content: bytes) -> str | None:
         plain = (
             file.format in _KEPT
             and file.mode == "RGB"
+            and not has_lower_bytes(file)
             and "transparency" not in file.info
             and getattr(file, "n_frames", 1) == 1
             and file.getexif().get(_ORIENTATION, 1) == 1

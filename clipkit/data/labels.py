@@ -1,19 +1,23 @@
 """Labeled images, with one class or several classes per image."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from clipkit.data.labeled_rows import labeled_rows
 from clipkit.data.missing import check_present
 from clipkit.data.prompts import Templates
 from clipkit.data.sequences import first_positions
-from clipkit.data.sources.columns import ClassList, Rows
+from clipkit.data.sources.columns import ClassList, Rows, split_options
 from clipkit.data.sources.read import read_rows
+from clipkit.data.sources.saved import TableImages
 from clipkit.errors import DataError
+from clipkit.findings import Finding, finding_about
 from clipkit.images import Stored, size_of
 
 
@@ -30,6 +34,8 @@ class LabeledImages:
     """Class names for prompts, if the data contains them; None: use `classes`."""
     templates: Templates | None = None
     """Prompts, if the data contains them."""
+    findings: Sequence[Finding] = ()
+    """Anything that reading left out or had to assume."""
 
     @property
     def several(self) -> bool:
@@ -44,32 +50,54 @@ class LabeledImages:
             digest.update(f"{image.name}\0{size_of(image)}\0".encode())
         return digest.hexdigest()
 
+    @property
+    def has_images(self) -> NDArray[np.bool_]:
+        """(C,) True for a class with at least one image."""
+        used = self.labels.any(axis=0) if self.several else np.bincount(self.labels, minlength=len(self.classes)) > 0
+        return np.asarray(used, dtype=bool)
+
+    def without_empty_classes(self) -> "LabeledImages":
+        """Return the same images without the classes that have none."""
+        kept = np.flatnonzero(self.has_images)
+        if self.several or len(kept) == len(self.classes):
+            return self
+        return replace(
+            self,
+            labels=np.searchsorted(kept, self.labels),
+            classes=[self.classes[position] for position in kept],
+            class_names=None if self.class_names is None else [self.class_names[position] for position in kept],
+        )
+
     def places_among(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
-        """Return the (C,) positions of these classes in another list of classes.
+        """Return the (C,) positions of these classes in another list of classes; -1 for one without images.
 
         Raises:
-            DataError: a class is not in the list; `otherwise` is the end of the message, with the reason and advice.
+            DataError: a class with images is not in the list; `otherwise` is the end of the message, with the reason
+                and advice.
         """
         position = {name: index for index, name in enumerate(classes)}
-        unknown = [name for name in self.classes if name not in position]
-        if unknown:
-            raise DataError(f"{self.name}: has images of the class {unknown[0]!r}, {otherwise}")
-        return np.array([position[name] for name in self.classes], dtype=np.int64)
+        places = np.array([position.get(name, -1) for name in self.classes], dtype=np.int64)
+        unknown = np.flatnonzero((places < 0) & self.has_images)
+        if len(unknown):
+            raise DataError(f"{self.name}: has images of the class {self.classes[unknown[0]]!r}, {otherwise}")
+        return places
 
 
 def read_labeled(source: str) -> LabeledImages:
     """Read labeled images from class folders (`folder/class name/image`) or any source with a label column.
 
-    Classes are in alphabetical order, unless the source lists them: `classnames.txt` next to class folders gives one
-    name per line in the order of the folders, `zeroshot_classification_templates.txt` gives prompts. An image in
-    several rows, or with a list of labels, has several classes.
+    Classes are in alphabetical order, unless the source lists them: a ClassLabel column of `datasets`, or
+    `classnames.txt` next to class folders (see `paired_names`); `zeroshot_classification_templates.txt` gives prompts.
+    `?classes=` gives other names. A file in several rows, or an image with a list of labels, has several classes;
+    images that a table contains are different images, row by row.
 
     Raises:
         DataError: the source, a column, an image or a label is missing, or a label is not a listed class.
     """
-    rows = read_rows(source, ["image", "label"])
+    rows = labeled_rows(read_rows(source, ["image", "label"]), split_options(source)[1].get("classes"))
     assert rows.images is not None
-    image_of_row, first = first_positions(rows.keys)
+    is_embedded = isinstance(rows.images, TableImages) and bool((rows.images.sizes >= 0).any())
+    image_of_row, first = first_positions(pa.array(range(len(rows.images))) if is_embedded else rows.keys)
     images = [rows.images[row] for row in first.tolist()]
     check_present(rows.name, images)
     listed = rows.classes or ClassList()
@@ -83,14 +111,15 @@ def read_labeled(source: str) -> LabeledImages:
             "classes; fix the label or add the class"
         )
     class_of_label = np.array([index[label] for label in labels], dtype=np.int64)
+    one = np.unique(np.array(image_of_label, dtype=np.int64) * len(classes) + class_of_label)
+    is_several = listed.is_multilabel or len(one) != len(images)
+    values: NDArray[np.int64] | NDArray[np.bool_] = one % len(classes)
+    if is_several:
+        values = np.zeros((len(images), len(classes)), dtype=bool)
+        values[one // len(classes), one % len(classes)] = True
+    findings = [*rows.findings, *_doubts(rows, image_of_row, images, values, classes)]
     names = None if listed.names is None else list(listed.names)
-    if not listed.is_multilabel and len(set(zip(image_of_label, labels, strict=True))) == len(images):
-        one = np.zeros(len(images), dtype=np.int64)
-        one[image_of_label] = class_of_label
-        return LabeledImages(rows.name, images, one, classes, names, listed.templates)
-    several = np.zeros((len(images), len(classes)), dtype=bool)
-    several[image_of_label, class_of_label] = True
-    return LabeledImages(rows.name, images, several, classes, names, listed.templates)
+    return LabeledImages(rows.name, images, values, classes, names, listed.templates, findings)
 
 
 def _labels(rows: Rows, image_of_row: NDArray[np.int64], may_be_none: bool) -> tuple[list[int], list[str]]:
@@ -109,3 +138,41 @@ def _labels(rows: Rows, image_of_row: NDArray[np.int64], may_be_none: bool) -> t
         images += [image] * len(present)
         labels += present
     return images, labels
+
+
+def _doubts(
+    rows: Rows,
+    image_of_row: NDArray[np.int64],
+    images: Sequence[Path | Stored],
+    values: NDArray[np.int64] | NDArray[np.bool_],
+    classes: Sequence[str],
+) -> Iterator[Finding]:
+    """Report images with several labels, equal images with different labels, and data of a single class."""
+    if len(classes) == 1:
+        advice = "among one class every answer is right: give the folder or column of all classes, or further classes"
+        yield Finding("one_class", "warning", f"{rows.name}: all images have the class {classes[0]!r}", advice)
+    is_list = pa.types.is_large_list(rows.columns["label"].type)
+    if values.ndim == 2 and not (rows.classes or ClassList()).is_multilabel:
+        of_image = values.sum(axis=1)
+        found = finding_about(
+            np.flatnonzero(of_image != 1).tolist(), len(images),
+            name="several_labels", severity="note" if is_list else "warning",
+            what=f"{rows.name}: images with several labels; mean average precision is measured instead of accuracy",
+            describe=lambda image: f"{images[image]}: {', '.join(classes[c] for c in values[image].nonzero()[0])}",
+            advice="if each image has one class, remove the wrong rows; otherwise give a list of labels per image",
+        )  # fmt: skip
+        if found is not None:
+            yield found
+    if values.ndim == 1 and rows.keys is not None and len(image_of_row) == len(images):
+        content, first = first_positions(rows.keys)
+        different = np.flatnonzero(values != values[first][content])
+        found = finding_about(
+            different.tolist(), len(images),
+            name="same_image_labels", severity="warning",
+            what=f"{rows.name}: images with the bytes of an earlier image but another label",
+            describe=lambda image: f"{images[image]}: {classes[values[image]]}, "
+            f"{images[first[content[image]]]}: {classes[values[first[content[image]]]]}",
+            advice="one of the answers is always wrong: remove the wrong rows, or give one row with a list of labels",
+        )  # fmt: skip
+        if found is not None:
+            yield found

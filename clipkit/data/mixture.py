@@ -1,6 +1,7 @@
 """Functions that join data sources, and that split off a part for validation."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,6 +68,7 @@ def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
         has_captions=first.has_captions,
         found={role: column for source in sources for role, column in source.found.items()},
         parts=parts,
+        findings=[finding for source in sources for finding in source.findings],
     )
 
 
@@ -124,10 +126,18 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
 
 
 def _given_names(pairs: Pairs) -> list[str]:
-    """Return the names of the images in their source, or a hash of the content for images without a name."""
+    """Return the names of the images in their source; if they are missing or repeated, with a hash of the content."""
     if not pairs.has_images:
         return [pairs.captions[int(rows[0])] for rows in pairs.captions_of_image]
-    return _names_of(pairs.images)
+    names = _names_of(pairs.images)
+    counts = Counter(names)
+    if len(counts) < len(names):  # names without their folders: of equal names, the content decides
+        repeated = ((row, pairs.images[row]) for row, name in enumerate(names) if counts[name] > 1)
+        digests = {
+            row: hashlib.sha256(read_image(image)).hexdigest() for row, image in repeated if isinstance(image, Stored)
+        }
+        names = [f"{name} {digests[row]}" if row in digests else name for row, name in enumerate(names)]
+    return names
 
 
 def _names_of(images: Sequence[Path | Stored]) -> list[str]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from clipkit.data.sequences import Files
 from clipkit.data.sources.columns import NAMES, Rows, Wanted, split_options
 from clipkit.data.sources.read import rows_of
+from clipkit.data.sources.walk import matching
 from clipkit.errors import DataError
 from clipkit.files import is_file
 
@@ -58,7 +59,7 @@ def read_near_misses(source: str) -> NearMisses:
     unknown = [option for option in options if option != "images"]
     if unknown:
         raise DataError(f"{source}: unknown option {unknown[0]}; use only images=FOLDER, the folder of the images")
-    files = sorted(file for file in path.glob("*") if file.suffix in _FILES) if path.is_dir() else [path]
+    files = [file for file in matching(path / "*") if file.suffix in _FILES] if path.is_dir() else [path]
     if not files or not all(file.suffix in _FILES for file in files):
         raise DataError(
             f"{path}: give a file of type {', '.join(_FILES)}, or a folder of such files (SugarCrepe or "

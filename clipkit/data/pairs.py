@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from clipkit.data.labeled_rows import labeled_rows
 from clipkit.data.missing import check_present
-from clipkit.data.prompts import prompts_of, read_templates
-from clipkit.data.sequences import Chosen, Files, Strings, evenly_spaced, first_positions
+from clipkit.data.prompts import code_findings, prompts_of, read_templates
+from clipkit.data.sequences import Files, Strings, chosen, evenly_spaced, first_positions
 from clipkit.data.sources.columns import ClassList, Rows, split_options
 from clipkit.data.sources.read import read_rows
 from clipkit.errors import DataError
+from clipkit.findings import Finding
 from clipkit.images import Stored, size_of
 
 _LONGEST_TEXT = 1_000_000  # characters: models read a few hundred, and tokenizing a book takes minutes
@@ -56,6 +58,8 @@ class Pairs:
     """Column name for each role, if the source has columns."""
     parts: Sequence["Part"] = ()
     """Images and captions by source, with weights; empty: a single source, in which each image occurs once an epoch."""
+    findings: Sequence[Finding] = ()
+    """Anything that reading left out or had to assume."""
 
     @property
     def texts(self) -> dict[str, Sequence[str]]:
@@ -103,7 +107,7 @@ class Pairs:
 
         return replace(
             self,
-            images=_chosen(self.images, positions),
+            images=chosen(self.images, positions),
             captions=Strings.of(self.captions).take(rows),
             image_of_caption=np.repeat(np.arange(len(positions), dtype=np.int64), counts),
             negatives=of_rows(self.negatives),
@@ -170,7 +174,11 @@ def read_pairs(source: str, *, images: bool = True, captions: bool = True, broke
     optional = ["image", "caption", "negative_caption", "paraphrase", "label"]
     rows = read_rows(source, needed, optional)
     if "label" in rows.columns and ("templates" in options or ("caption" not in rows.columns and captions)):
-        rows = _with_prompts(rows, options.get("templates"))
+        rows = _with_prompts(labeled_rows(rows, options.get("classes")), options.get("templates"))
+    elif captions and options.keys() & {"templates", "classes"}:
+        option = "templates" if "templates" in options else "classes"
+        reason = "uses its captions, not its labels" if "caption" in rows.columns else "has no labels"
+        raise DataError(f"{source}: {reason}, so the option {option} has no effect; remove it")
     pairs = _of_rows(rows, images, captions, "captions" in broken)
     del rows
     pa.default_memory_pool().release_unused()  # a quarter of a gigabyte for a million rows
@@ -209,10 +217,18 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
         image_of_text = np.arange(count, dtype=np.int64)
     else:
         image_of_row, first = first_positions(rows.keys)
-        files, image_of_text = _chosen(rows.images, first), image_of_row[row_of_text]
+        files, image_of_text = chosen(rows.images, first), image_of_row[row_of_text]
     if "caption" not in texts:
         every = np.arange(len(files), dtype=np.int64)
-        return Pairs(rows.name, files, [""] * len(files), every, has_captions=False, found=rows.found)
+        return Pairs(
+            rows.name,
+            files,
+            [""] * len(files),
+            every,
+            has_captions=False,
+            found=rows.found,
+            findings=rows.findings,
+        )
     return Pairs(
         rows.name,
         files,
@@ -222,6 +238,7 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
         texts.get("paraphrase"),
         has_images=rows.images is not None and images,
         found=rows.found,
+        findings=rows.findings,
     )
 
 
@@ -264,31 +281,29 @@ def _at_least_one(column: Any) -> Any:
 def _with_prompts(rows: Rows, templates: str | None) -> Rows:
     """Return rows whose captions are the class names, or the class names inserted into each template."""
     labels = rows.columns["label"]
+    is_named = rows.classes is not None and rows.classes.names is not None
     if pa.types.is_large_list(labels.type):
         labels = pa.array([", ".join(_names(rows, label or [])) for label in labels.to_pylist()], pa.large_string())
-    elif rows.classes is not None and rows.classes.names is not None:
+    elif is_named:
         labels = pa.array(_names(rows, labels.to_pylist()), pa.large_string())
+    findings = [*rows.findings, *([] if is_named else code_findings(rows.name, labels.unique().to_pylist()))]
+    if "label" in rows.found:
+        message = f"{rows.name}: the captions are the class names of the column {rows.found['label']!r}"
+        advice = "if another column has captions, give it with ?caption=COLUMN"
+        findings.append(Finding("captions_from_labels", "note", message, advice))
     if templates is None:
-        return replace(rows, columns={"caption": labels})
+        return replace(rows, columns={"caption": labels}, findings=findings)
     prompts = read_templates(templates)
     made = {label: prompts_of(label, [label], prompts) for label in labels.unique().to_pylist()}
     captions = pa.array([made[label] for label in labels.to_pylist()], pa.large_list(pa.large_string()))
-    return replace(rows, columns={"caption": captions})
+    return replace(rows, columns={"caption": captions}, findings=findings)
 
 
 def _names(rows: Rows, labels: Sequence[str | None]) -> list[str]:
     """Return the class names of labels if the source contains names, otherwise the labels."""
     classes = rows.classes or ClassList()
     names = dict(zip(classes.labels or (), classes.names or (), strict=False))
-    return [names.get(label or "", label or "") for label in labels]
-
-
-def _chosen(images: Sequence[Path | Stored], positions: NDArray[np.int64]) -> Sequence[Path | Stored]:
-    if len(positions) == len(images) and (positions == np.arange(len(positions))).all():
-        return images
-    if isinstance(images, Files):
-        return Files(images.folder, images.names.take(positions))
-    return Chosen(images, positions)
+    return [names.get((label or "").strip(), label or "") for label in labels]
 
 
 def _new_positions(old: NDArray[np.int64], kept: NDArray[np.int64], count: int) -> NDArray[np.int64]:

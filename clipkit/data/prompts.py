@@ -1,11 +1,13 @@
 """Class names and prompts for zero-shot classification, read from files or built in."""
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from clipkit.errors import DataError
 from clipkit.files import is_file
+from clipkit.findings import Finding
 from clipkit.opening import read_text
 from clipkit.parsing import parse_json
 
@@ -14,6 +16,7 @@ Templates = Sequence[str] | Mapping[str, Sequence[str]]
 # Class names that are also the labels; or one or several names for each label.
 Classes = Sequence[str] | Mapping[str, str | Sequence[str]]
 
+_OF_IMAGENET = 1000
 _NAMED_TEMPLATES = {"imagenet": "OPENAI_IMAGENET_TEMPLATES", "imagenet_simple": "SIMPLE_IMAGENET_TEMPLATES"}
 
 
@@ -51,7 +54,8 @@ def read_templates(source: str) -> Templates:
 
     Args:
         source: a text file with one prompt per line, with `{c}` for the class; a JSON file with a list of prompts, or
-            an object that maps each class to its prompts; or `imagenet` and `imagenet_simple`, CLIP's 80 and 7 prompts.
+            an object that maps each class to its prompts; `imagenet` and `imagenet_simple`, CLIP's 80 and 7 prompts; or
+            a single prompt, such as `a picture of {c}`.
 
     Raises:
         DataError: the file or set is missing or has another format.
@@ -60,7 +64,9 @@ def read_templates(source: str) -> Templates:
         import open_clip
 
         return [template("{c}") for template in getattr(open_clip, _NAMED_TEMPLATES[source])]
-    content = _lines_or_json(source, "prompts", list(_NAMED_TEMPLATES))
+    if ("{c}" in source or "{}" in source) and not is_file(Path(source)) and not source.endswith((".txt", ".json")):
+        return [source]
+    content = _lines_or_json(source, "prompts", [*_NAMED_TEMPLATES, "or a prompt with {c}"])
     match content:
         case list() if content and _are_strings(content):
             return content
@@ -87,6 +93,93 @@ def read_lines(path: Path) -> list[str]:
     if not lines:
         raise DataError(f"{path}: is empty; write one entry per line")
     return lines
+
+
+def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[str, str]:
+    """Return the name of each label, and of further classes that a list of names has.
+
+    A mapping names its labels. Names of a list that are the labels, apart from case and underscores, belong to these.
+    Labels that are numbers are positions in the list, or their order is that of the list if both have the same length.
+    Other labels, in alphabetical order, are named in the order of the list.
+
+    Args:
+        where: source of the names, for messages.
+        labels: labels of the data, in alphabetical order.
+        classes: names. Of several names for a label, the first is used.
+
+    Raises:
+        DataError: the names do not fit the labels.
+
+    Example:
+        >>> paired_names("names.txt", ["1", "10", "2"], ["ant", "bee", "cat"])
+        {'1': 'ant', '2': 'bee', '10': 'cat'}
+    """
+    if isinstance(classes, Mapping):
+        first = {label: names if isinstance(names, str) else names[0] for label, names in classes.items()}
+        if all(label in first for label in labels):
+            return {label: first[label] for label in labels}
+        names = list(first.values())
+    else:
+        names = list(classes)
+    plain = {_plain(name): name for name in names}
+    if len(plain) == len(names) and {_plain(label) for label in labels} == plain.keys():
+        return {label: plain[_plain(label)] for label in labels}
+    numbered = positions_of_numbers(labels, len(names))
+    if numbered is not None:
+        label_at = {position: label for label, position in numbered.items()}
+        shift = int(labels[0]) - numbered[labels[0]]
+        return {label_at.get(position, str(position + shift)): name for position, name in enumerate(names)}
+    if isinstance(classes, Mapping):
+        unnamed = next(label for label in labels if label not in classes)
+        raise DataError(f"{where}: has no name for the class {unnamed!r}; give a name for each class")
+    if len(names) == len(labels):
+        return dict(zip(labels, names, strict=True))
+    raise DataError(
+        f"{where}: has {len(names)} names for {len(labels)} classes, such as {labels[0]!r}; give one name per line, in "
+        "the alphabetical order of the classes, or, if they are numbers, in the order of the numbers"
+    )
+
+
+def positions_of_numbers(labels: Sequence[str], count: int) -> dict[str, int] | None:
+    """Return the position of each label among `count` classes if the labels are numbers; None if that is not clear.
+
+    The numbers are positions from 0, or from 1 if the highest is `count`; `count` numbers are positions by their order.
+    """
+    if not labels or not all(label.isdecimal() for label in labels) or len(set(map(int, labels))) < len(labels):
+        return None
+    ordered = sorted(labels, key=int)
+    low, high = int(ordered[0]), int(ordered[-1])
+    if len(labels) == count:
+        return {label: position for position, label in enumerate(ordered)}
+    if (low == 0 and high < count) or (low > 0 and high == count):
+        return {label: int(label) - (low > 0) for label in ordered}
+    return None
+
+
+def code_findings(name: str, classes: Sequence[str]) -> list[Finding]:
+    """Report class names that are numbers or WordNet ids, from which no useful prompts can be made."""
+    codes = [one for one in classes if re.fullmatch(r"n\d{8}", one)]
+    numbers = [one for one in classes if re.fullmatch(r"\d+(\.\d*)?", one)]
+    if not codes and len(numbers) < len(classes):
+        return []
+    what, example = ("WordNet ids", codes[0]) if codes else ("numbers", numbers[0])
+    table = "ImageNet's names with classes=imagenet" if codes or len(classes) == _OF_IMAGENET else ""
+    return [
+        Finding(
+            "coded_class_names",
+            "warning",
+            f"{name}: the class names are {what}, which give prompts such as 'a photo of a {example}.'",
+            f"give {table}{', or ' * bool(table)}a file of names with classes=FILE, as an option after ? or as "
+            "--classes; class folders may have a classnames.txt beside them",
+            count=len(codes or numbers),
+            share=len(codes or numbers) / len(classes),
+            examples=tuple((codes or numbers)[:3]),
+        )
+    ]
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", name.casefold()))
 
 
 def prompts_of(label: str, names: Sequence[str], templates: Templates) -> list[str]:

@@ -131,6 +131,15 @@ class Joined(Items[T]):
         return self.parts[part][position - int(self.ends[part]) + len(self.parts[part])]
 
 
+def chosen(images: Sequence[Path | Stored], positions: NDArray[np.int64]) -> Sequence[Path | Stored]:
+    """Return the images at the given positions, in this order."""
+    if len(positions) == len(images) and (positions == np.arange(len(positions))).all():
+        return images
+    if isinstance(images, Files):
+        return Files(images.folder, images.names.take(positions))
+    return Chosen(images, positions)
+
+
 def longest(strings: Sequence[str]) -> str:
     """Return the longest string; if there are several, the first of them.
 

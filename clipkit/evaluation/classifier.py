@@ -10,8 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipkit.data import Classes, LabeledImages, Templates, prompts_of
+from clipkit.data.prompts import code_findings, paired_names, positions_of_numbers
 from clipkit.embedding.features import Cache, Features
 from clipkit.errors import DataError
+from clipkit.findings import Finding
 from clipkit.metrics import similarity
 from clipkit.models import DualEncoder
 
@@ -38,10 +40,12 @@ class ClassNames:
     Args:
         labels: the label of each class in the data.
         names: the names of each class in prompts.
+        findings: assumptions about the names.
     """
 
     labels: list[str]
     names: list[list[str]]
+    findings: Sequence[Finding] = ()
 
     @classmethod
     def given(cls, classes: Classes) -> "ClassNames":
@@ -60,10 +64,22 @@ class ClassNames:
 
     @classmethod
     def of(cls, labeled: LabeledImages, classes: Classes | None) -> "ClassNames":
-        """Return `classes` if given, otherwise the classes of the dataset."""
-        if classes is not None:
-            return cls.given(classes)
-        return cls(labeled.classes, [[name] for name in labeled.class_names or labeled.classes])
+        """Return `classes` if given, otherwise the classes of the dataset.
+
+        If no given class is a label and the labels are numbers, they are positions among the given classes.
+        """
+        if classes is None:
+            findings = [] if labeled.class_names else code_findings(labeled.name, labeled.classes)
+            return cls(labeled.classes, [[name] for name in labeled.class_names or labeled.classes], findings)
+        given = cls.given(classes)
+        labels = [name for name, used in zip(labeled.classes, labeled.has_images, strict=True) if used]
+        if set(labels) & set(given.labels) or positions_of_numbers(labels, len(given.labels)) is None:
+            return given
+        named = paired_names(labeled.name, labels, [names[0] for names in given.names])
+        example = f"{labels[0]!r} is {named[labels[0]]!r}"
+        message = f"{labeled.name}: its labels are numbers, and were taken for positions among the names: {example}"
+        advice = "if the numbers mean other names, give a JSON object that maps each label to its names"
+        return cls(list(named), given.names, [Finding("numbered_classes", "note", message, advice)])
 
     def labels_of(self, labeled: LabeledImages) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:
         """Return the images' labels as positions among these classes.
@@ -80,7 +96,8 @@ class ClassNames:
         if not labeled.several:
             return torch.from_numpy(position[labeled.labels])
         labels = torch.zeros(len(labeled.images), len(self.labels), dtype=torch.bool)
-        labels[:, position] = torch.from_numpy(labeled.labels)
+        used = labeled.has_images
+        labels[:, position[used]] = torch.from_numpy(labeled.labels[:, used])
         return labels
 
 

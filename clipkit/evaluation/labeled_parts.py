@@ -49,8 +49,11 @@ def read_single_label(data: str | LabeledImages) -> LabeledImages:
     """
     labeled = read_labeled(data) if isinstance(data, str) else data
     if labeled.several:
+        other = np.flatnonzero(labeled.labels.sum(axis=1) != 1)
+        first = f", such as {labeled.images[other[0]]}" if len(other) else ""
         raise DataError(
-            f"{labeled.name}: some images have more than one class; a linear probe needs one class per image"
+            f"{labeled.name}: {len(other)} of its {len(labeled.images)} images have more than one class or none{first}"
+            "; a linear probe needs one class per image, so remove the wrong rows"
         )
     return labeled
 

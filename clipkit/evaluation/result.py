@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from clipkit.errors import DataError
 from clipkit.evaluation.figures import Figure
+from clipkit.findings import Finding
 from clipkit.metrics.bootstrap import DRAWS
 from clipkit.parsing import parse_json
 from clipkit.versions import __version__, installed_version
@@ -57,6 +58,7 @@ def build_result(
     map: Sequence[dict[str, Any]] | None = None,
     queries: Mapping[str, list[Any]] | None = None,
     features: Mapping[str, int] | None = None,
+    findings: Sequence[Finding] = (),
 ) -> Result:
     """Return a result with its parts in the order of a result JSON; parts that are None are left out.
 
@@ -73,7 +75,10 @@ def build_result(
         map: positions of items.
         queries: outcome of every query.
         features: numbers of features that were computed and that came from the cache.
+        findings: what was left out or assumed when the data was read; one line each in data.findings.
     """
+    if findings:
+        data = {**data, "findings": [finding.line() for finding in findings]}
     everything: dict[str, Any] = {
         "task": task,
         "model": model,

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from clipkit.losses import kernels
+from clipkit.losses import kernels, plain
 from clipkit.losses.pair_ids import PairIds
 
 # Rows and columns that one launch reduces, and of which derivatives are in memory (4 bytes each).
@@ -42,10 +43,16 @@ def _blocks(device: torch.device) -> Blocks:
 
 
 def check(device: torch.device) -> None:
-    """Run the kernels once on a few features; raise whatever Triton raises if they do not work on this device."""
-    x, one = torch.eye(16, device=device), torch.ones(16, device=device)
-    rows, columns, logits = logsumexp(x, x, one[0], None, True)
-    weigh_softmax(x, x, one[0], None, True, logits, rows, columns, one, one)
+    """Raise an error if the kernels do not compile on this device, or do not give what plain PyTorch gives."""
+    x = F.normalize(torch.arange(300 * 80, device=device, dtype=torch.float32).view(300, 80).sin(), dim=1)
+    y, scale, to = x.roll(1, 0), x.new_full((), 20.0), x[:, 0].abs()
+    rows, columns, logits = logsumexp(x, y, scale, None, True)
+    found = weigh_softmax(x, y, scale, None, True, logits, rows, columns, to, to)
+    x, y, scale, to = (one.double() for one in (x, y, scale, to))  # products in float32 may be allowed fewer bits
+    *lse, nothing = plain.logsumexp(x, y, scale, None, True)
+    wanted = plain.weigh_softmax(x, y, scale, None, True, nothing, lse[0], lse[1], to, to)
+    for ours, exact in zip((rows, columns, *found), (*lse, *wanted), strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 class Logits:

@@ -9,6 +9,7 @@ from torch import nn
 
 from clipkit.models.absent import absent_image_tower, absent_text_tower
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.fit import check_fit
 from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.text_encoders import text_tower
 from clipkit.models.timm_towers import data_config, timm_tower
@@ -90,8 +91,9 @@ def compose(recipe: ModelRecipe) -> DualEncoder:
     embed_dim = recipe.embed_dim or (512 if both else None)
     image = timm_tower(recipe.image, embed_dim, recipe.projection) if recipe.image.name else absent_image_tower()
     text = text_tower(recipe.text, embed_dim, recipe.projection) if recipe.text.name else absent_text_tower()
-    logit_scale = nn.Parameter(-torch.tensor(recipe.temperature or 0.07).log())
     name = " + ".join(filter(None, (recipe.image.name, recipe.text.name)))
+    check_fit(image if recipe.image.name else None, text if recipe.text.name else None, name)
+    logit_scale = nn.Parameter(-torch.tensor(recipe.temperature or 0.07).log())
     logit_bias = None if recipe.bias is None else nn.Parameter(torch.tensor(recipe.bias))
     return DualEncoder(image, text, logit_scale, logit_bias, Composed(), name).eval()
 

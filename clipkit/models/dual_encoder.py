@@ -186,6 +186,7 @@ class DualEncoder(nn.Module):
             bases=bases_of([self.name] if recipe is None else pretrained_names(recipe)),
             sigmoid=self.logit_bias is not None,
             pad_to=self.text.tokenize.context_length if reads_padding else None,
+            context_length=self.text.tokenize.context_length,
         )
 
     def push(self, repository: str, *, private: bool = False) -> str:

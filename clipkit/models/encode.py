@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from clipkit.errors import DataError, UserError
 from clipkit.images import ImageLike, Stored, kind_of
-from clipkit.models.decoding import MANY, Decoder, decoded, stacked
-from clipkit.models.exact_pixels import looked_up
-from clipkit.models.preprocess import Inputs
+from clipkit.models.decoder import Decoder
+from clipkit.models.decoding import MANY, decoded
+from clipkit.models.exact_pixels import exact_pixels
+from clipkit.models.preprocess import Inputs, channels_last
 from clipkit.models.towers import ImageTower, TextTower, Tower
 
 # Larger activations exceed the CPU's cache and are freed after each layer: on two cores an EfficientNet-Lite0 encoded
@@ -26,7 +27,7 @@ _CPU_STRINGS = 256
 
 # Inputs of one forward pass that keep an accelerator busy.
 _ACCELERATOR_BATCH = 256
-_TOKENS = 65_536
+_TOKENS = 131_072
 
 # Strings that are tokenized together and then sorted into batches.
 _TOKENIZED = 16_384
@@ -101,40 +102,33 @@ def encode_images(
     size = batch_size or (_ACCELERATOR_BATCH if fast else _CPU_BATCH)
     if device.type == "cpu":
         size = min(size, _CPU_BATCH)
-    decoder = Decoder(tower.preprocess, images, as_bytes=fast and len(images) >= MANY)
     dtype = next((parameter.dtype for parameter in tower.parameters()), torch.float32)
-    table = None if decoder.table is None else decoder.table.to(device, dtype)
+    exact = exact_pixels(tower.preprocess, device, dtype) if fast and len(images) >= MANY else None
+    decoder = Decoder(tower.preprocess, images, exact is not None, exact is not None and exact.resize is not None)
     bar = tqdm(total=len(images), desc="images", unit="", disable=None if progress else True, leave=False)
     rows = _Rows()
-    with torch.inference_mode(), _precision(tower, device), bar, closing(decoded(decoder, size, fast)) as batches:
-        for batch in batches:
+    batches = decoded(decoder, size, fast, _Copies(device))
+    with torch.inference_mode(), _precision(tower, device), bar, closing(batches) as source:
+        for batch in source:
             if batch.errors and bad is None:
                 raise next(iter(batch.errors.values()))
             if bad is not None:
                 bad.update({position: str(error) for position, error in batch.errors.items()})
-            inputs = _moved(batch.inputs, device)
-            if table is None:
+            inputs = batch.inputs
+            if exact is None:
                 inputs = {
                     name: v.to(dtype) if v.is_floating_point() else v for name, v in channels_last(inputs).items()
                 }
             else:
-                inputs = {"pixel_values": looked_up(table, inputs["pixel_values"])}
+                inputs = {"pixel_values": exact(inputs["content"], batch.sizes)}
             rows.add(through(inputs))
             bar.update(len(batch))
     return rows.all()
 
 
-def channels_last(inputs: Inputs) -> Inputs:
-    """Store pixels with channels last in memory, which makes convolutions up to twice as fast."""
-    return {
-        name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
-        for name, value in inputs.items()
-    }
-
-
 def stack_inputs(images: Sequence[Inputs]) -> dict[str, Tensor]:
     """Stack the inputs of several images to a batch."""
-    return channels_last(stacked(images))
+    return channels_last({name: torch.stack([inputs[name] for inputs in images]) for name in images[0]})
 
 
 def encode_strings(
@@ -168,6 +162,7 @@ def encode_strings(
     by_length = sorted(dict.fromkeys(texts), key=len)
     order: list[Tensor] = []
     rows = _Rows()
+    copied = _Copies(device)
     bar = tqdm(total=len(by_length), desc="captions", unit="", disable=None if progress else True, leave=False)
     with torch.inference_mode(), _precision(tower, device), bar:
         for start in range(0, len(by_length), step):
@@ -177,7 +172,7 @@ def encode_strings(
             order.append(by_tokens + start)
             for part in by_tokens.split(_parts(lengths, most_rows, _TOKENS if fast else None)):
                 batch = tower.cut_padding({name: values[part] for name, values in tokens.items()})
-                rows.add(through(_moved(batch, device)))
+                rows.add(through({name: copied(values) for name, values in batch.items()}))
                 bar.update(len(part))
     row_of = torch.empty(len(by_length), dtype=torch.int64)
     row_of[torch.cat(order)] = torch.arange(len(by_length))
@@ -203,12 +198,22 @@ def _precision(tower: Tower, device: torch.device) -> AbstractContextManager[Any
     return nullcontext() if tower.autocast is None else torch.autocast(device.type, tower.autocast)
 
 
-def _moved(inputs: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Copy inputs to the device without waiting for it."""
-    if device.type != "cuda":
-        return {name: value.to(device) for name, value in inputs.items()}
-    pinned = {name: value if value.is_pinned() else value.pin_memory() for name, value in inputs.items()}
-    return {name: value.to(device, non_blocking=True) for name, value in pinned.items()}
+class _Copies:
+    """Copies tensors to a device while it works; on a GPU in a stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if self.stream is None:
+            return values.to(self.device, copy=is_accelerator(self.device))
+        work = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self.stream):
+            copy = values.pin_memory().to(self.device, non_blocking=True)
+        work.wait_stream(self.stream)
+        copy.record_stream(work)
+        return copy
 
 
 class _Rows:

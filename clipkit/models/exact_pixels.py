@@ -1,4 +1,6 @@
-"""Scaling and normalization of pixels on a device, with the values that the model's library computes on the CPU."""
+"""Preprocessing on a device, with exactly the values that the model's library computes on the CPU."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -6,7 +8,80 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from clipkit.models.preprocess import Preprocess
+from clipkit.models.exact_resize import ExactResize, can_resize
+from clipkit.models.preprocess import Preprocess, Resize
+
+# Bytes of images of one size that are resized at once.
+_GROUP = 12 << 20
+
+
+class ExactPixels:
+    """Converts decoded images to the tower's input on its device: resizing, cropping, scaling and normalization.
+
+    Args:
+        preprocess: preprocessing of the tower.
+        table: result of `pixel_table`.
+        device: device of the tower.
+        dtype: type of its weights.
+    """
+
+    def __init__(
+        self, preprocess: Preprocess, table: Float[Tensor, "3 256"], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        assert preprocess.image_size is not None
+        self.side = preprocess.image_size
+        self.table = table.to(device, dtype)
+        self.resize: ExactResize | None = None
+        if isinstance(preprocess.steps, Resize):
+            self.resize = ExactResize(preprocess.steps, self.side, device)
+            if not self._equals_library(preprocess, preprocess.steps):
+                self.resize = None
+
+    def __call__(
+        self, content: UInt8[Tensor, " bytes"], sizes: Sequence[tuple[int, int] | None]
+    ) -> Float[Tensor, "B 3 S S"]:
+        """Return the tower's input.
+
+        Args:
+            content: pixels of B images (H, W, 3), one after another.
+            sizes: width and height of each; None: it is resized and cropped already.
+        """
+        with torch.autocast(content.device.type, enabled=False):
+            return looked_up(self.table, self._pixels(content, sizes))
+
+    def _pixels(self, content: Tensor, sizes: Sequence[tuple[int, int] | None]) -> UInt8[Tensor, "B S S 3"]:
+        lengths = [3 * (self.side**2 if size is None else size[0] * size[1]) for size in sizes]
+        images = content.split(lengths)
+        made: dict[int, Tensor] = {}
+        rows_of: dict[tuple[int, int] | None, list[int]] = {}
+        for row, size in enumerate(sizes):
+            rows_of.setdefault(size, []).append(row)
+        for size, rows in rows_of.items():
+            step = max(1, _GROUP // lengths[rows[0]])
+            for some in (rows[start : start + step] for start in range(0, len(rows), step)):
+                width, height = size or (self.side, self.side)
+                group = torch.stack([images[row] for row in some]).view(-1, height, width, 3)
+                if size is not None and self.resize is not None:
+                    group = self.resize(group)
+                made |= zip(some, group, strict=True)
+        return torch.stack([made[row] for row in range(len(sizes))])
+
+    def _equals_library(self, preprocess: Preprocess, steps: Resize) -> bool:
+        """Return whether resizing on the device gives the library's bytes, e.g. without TF32 products."""
+        assert preprocess.pixels is not None
+        assert self.resize is not None
+        for image in _noise(steps.size):
+            if can_resize(*image.size, steps, self.side):
+                array = torch.from_numpy(np.array(image)).to(self.resize.device)
+                if not np.array_equal(self.resize(array[None])[0].cpu().numpy(), preprocess.pixels(image)):
+                    return False
+        return True
+
+
+def exact_pixels(preprocess: Preprocess, device: torch.device, dtype: torch.dtype) -> ExactPixels | None:
+    """Return the conversion of decoded images on a device, or None if it would not equal the library's."""
+    table = pixel_table(preprocess)
+    return None if table is None else ExactPixels(preprocess, table, device, dtype)
 
 
 def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
@@ -41,7 +116,7 @@ def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
 
 def looked_up(table: Float[Tensor, "3 256"], pixels: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
     """Return the tower's input for pixels; channels are last in memory."""
-    first = torch.tensor([0, 256, 512], dtype=torch.int32, device=pixels.device)
+    first = torch.arange(3, dtype=torch.int32, device=pixels.device) * 256
     values = table.flatten().index_select(0, (pixels.int() + first).flatten())
     return values.view(pixels.shape).permute(0, 3, 1, 2)
 
@@ -51,7 +126,10 @@ def _probes(side: int) -> list[Image.Image]:
     rows, columns = np.ogrid[:side, :side]
     values = (rows % 16 * 16 + columns % 16).astype(np.uint8)
     all_values = np.stack([values, 255 - values, values ^ 85], axis=-1)
+    return [Image.fromarray(all_values), *_noise(side)]
+
+
+def _noise(side: int) -> list[Image.Image]:
     draw = np.random.default_rng(0)
     sizes = [(2 * side + 1, side + 7), (side // 2 + 3, side), (side, side)]
-    noise = [draw.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in sizes]
-    return [Image.fromarray(array) for array in (all_values, *noise)]
+    return [Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in sizes]

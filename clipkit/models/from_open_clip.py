@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clipkit.errors import ModelError, one_line
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.fit import check_fit
 from clipkit.models.hub import OPEN_CLIP_WEIGHTS
 from clipkit.models.open_clip_towers import image_tower, text_tower
 from clipkit.models.open_clip_weights import Weights
@@ -97,7 +98,8 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
         dict(config["text_cfg"], **config["vision_cfg"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{folder / CONFIG_FILE}: is not an open_clip configuration ({one_line(error)}); download it again"
+            f"{folder / CONFIG_FILE}: is not an open_clip configuration ({one_line(error)}); use the one that was "
+            "saved with the weights"
         ) from None
     files = [folder / file for file in OPEN_CLIP_WEIGHTS if (folder / file).is_file()]
     if not files:
@@ -150,7 +152,7 @@ def _tokenizer_of(architecture: str, name: str, config: dict[str, Any]) -> Any:
         raise ModelError(f"{name}: its tokenizer option {unknown[0]} is not supported; remove it")
     from_hub = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
     with (
-        as_model_error(f"{name}: its tokenizer cannot be loaded", "; download the model again"),
+        as_model_error(f"{name}: its tokenizer cannot be loaded", "; add the files of the tokenizer"),
         without_root_messages(),
     ):
         return open_clip.get_tokenizer(architecture, **from_hub)
@@ -177,6 +179,7 @@ def _dual_encoder(native: Any, config: Any, tokenizer: Any, source: str | None, 
     config = copy.deepcopy(config)
     backend_tokenizer, text = text_tower(native, tokenizer, source)
     image = image_tower(native.visual, name)
+    check_fit(image, text, name)
     scale = (
         native.logit_scale if native.logit_scale.ndim == 0 else nn.Parameter(native.logit_scale.detach().reshape(()))
     )

@@ -12,6 +12,7 @@ from clipkit.errors import ModelError
 from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES, Family, text_encoder
+from clipkit.models.fit import check_fit
 from clipkit.models.folder_config import check_config
 from clipkit.models.image_processors import read_processor
 from clipkit.models.preprocess import Inputs, PatchGrid, Pixels, Preprocess, Resize
@@ -20,6 +21,7 @@ from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokeniz
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.trunks import Pooled
 from clipkit.models.weights import check_loaded, check_weights
+from clipkit.models.wrappers import key_mapping
 from clipkit.run_files import read_object
 
 
@@ -76,16 +78,18 @@ def load_transformers(folder: Path, name: str, model_type: str) -> DualEncoder:
         supported = ", ".join(sorted(row.class_name for row in FAMILIES.values()))
         raise ModelError(f"{name}: transformers models of type {model_type} are not supported; supported: {supported}")
     check_config(folder, name)
-    check_weights(folder)
-    native = _native(getattr(transformers, family.class_name), folder, name)
+    names = check_weights(folder)
+    native = _native(getattr(transformers, family.class_name), folder, name, names)
     processor = _processor(folder, name)
     tokenizer = _tokenizer(native, family, folder)
-    vision = native.vision_model.config
+    size = getattr(native.vision_model.config, "image_size", None)
+    with as_model_error(f"{name}: its image preprocessing is not valid", "; correct its preprocessor_config.json"):
+        preprocess = _preprocess(processor, size, name)
     image = ImageTower(
         family.image(native.vision_model),
         getattr(native, "visual_projection", nn.Identity()),
         _blocks(native.vision_model),
-        _preprocess(processor, getattr(vision, "image_size", None), name),
+        preprocess,
         head_names=_pooling_head(native.vision_model),
     )
     text = TextTower(
@@ -96,13 +100,15 @@ def load_transformers(folder: Path, name: str, model_type: str) -> DualEncoder:
         head_names=_pooling_head(native.text_model),
         padding_may_be_cut=not tokenizer.fixed,
     )
+    check_fit(image, text, name)
     backend = FromTransformers(native, processor, tokenizer)
     return DualEncoder(image, text, _logit_scale(native), _scalar(getattr(native, "logit_bias", None)), backend, name)
 
 
-def _native(model_class: Any, folder: Path, name: str) -> Any:
+def _native(model_class: Any, folder: Path, name: str, names: list[str]) -> Any:
+    advice = "; check config.json and the weights"
     with (
-        as_model_error(f"{name}: cannot be loaded as a transformers {model_class.__name__}", "; download it again"),
+        as_model_error(f"{name}: cannot be loaded as a transformers {model_class.__name__}", advice),
         without_weight_bars(),
     ):
         native, info = model_class.from_pretrained(
@@ -112,6 +118,7 @@ def _native(model_class: Any, folder: Path, name: str) -> Any:
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
             local_files_only=True,
+            key_mapping=key_mapping(names),
         )
     check_loaded(info, folder)
     return native.eval()

@@ -8,6 +8,7 @@ from clipkit.errors import ModelError
 from clipkit.models.blocks import prefixed, timm_blocks, transformers_blocks
 from clipkit.models.preprocess import Preprocess, Resize, TransformCall
 from clipkit.models.projections import Projection
+from clipkit.models.quiet import as_model_error
 from clipkit.models.tokenizer import OpenClipTokenizer
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.trunks import CausalText, Native
@@ -41,13 +42,17 @@ def image_tower(visual: Any, name: str) -> ImageTower:
 def _preprocess(visual: Any, name: str) -> Preprocess:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    config = PreprocessCfg(**visual.preprocess_cfg)
-    height, width = (config.size, config.size) if isinstance(config.size, int) else config.size
+    given = visual.preprocess_cfg
+    with as_model_error(
+        f"{name}: its image preprocessing is not valid", f"; correct preprocess_cfg, which has {given}"
+    ):
+        config = PreprocessCfg(**given)
+        transform = TransformCall(image_transform_v2(config, is_train=False))
+        height, width = (config.size, config.size) if isinstance(config.size, int) else config.size
     if height != width:
         raise ModelError(
             f"{name}: inputs of {height} × {width} pixels are not supported; use a model with square inputs"
         )
-    transform = TransformCall(image_transform_v2(config, is_train=False))
     pixels = transform.pixels if transform.scales_last else None
     steps = None
     if config.resize_mode in ("shortest", "squash"):

@@ -1,14 +1,20 @@
 """Weight files for open_clip models, which are checked before the model is built."""
 
-from collections.abc import Mapping
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from clipkit.errors import ModelError
 from clipkit.models.quiet import as_model_error, without_root_messages
 from clipkit.models.weights import check_safetensors, read_pickle
+from clipkit.models.wrappers import check_merged, unknown_prefix, unwrapped, warn_unused
 
 
 class Weights:
@@ -23,7 +29,10 @@ class Weights:
         self.name = name
         if not file.is_file():
             raise ModelError(f"{name}: file {file} not found; paths are relative to the working directory")
-        self.shapes = {key.removeprefix("module."): shape for key, shape in self._read().items()}
+        shapes = self._read()
+        check_merged(shapes, file)
+        self.is_wrapped = any(unwrapped(key) != key.removeprefix("module.") for key in shapes)
+        self.shapes = {unwrapped(key): shape for key, shape in shapes.items()}
 
     def _read(self) -> dict[str, tuple[int, ...]]:
         if self.file.suffix == ".safetensors":
@@ -57,5 +66,42 @@ class Weights:
                 "; use the architecture that the weights belong to",
             ),
             without_root_messages(),
+            self._unwrapped() as file,
         ):
-            load_checkpoint(native, str(self.file), strict=True, weights_only=True)
+            result = load_checkpoint(native, str(file), strict=False, weights_only=True)
+        self._check(list(native.state_dict()), result.missing_keys, result.unexpected_keys)
+
+    @contextmanager
+    def _unwrapped(self) -> Iterator[Path]:
+        """Provide a file whose tensors have no wrappers' parts in their names: this one, or a temporary copy."""
+        if not self.is_wrapped:
+            yield self.file
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "weights.pt"
+            torch.save({unwrapped(key): value for key, value in self._tensors().items()}, file)
+            yield file
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        if self.file.suffix == ".safetensors":
+            return load_file(self.file)
+        content: Any = read_pickle(self.file)
+        return {key: value for key, value in content.get("state_dict", content).items() if isinstance(value, Tensor)}
+
+    def _check(self, expected: list[str], missing: list[str], unexpected: list[str]) -> None:
+        """Refuse a file that lacks weights or is from a deeper model; name the tensors that are not used."""
+        layers = {re.sub(r"\d+", "*", name) for name in expected}
+        deeper = [name for name in unexpected if re.sub(r"\d+", "*", name) in layers]
+        prefix = unknown_prefix(missing, unexpected)
+        if prefix is not None:
+            raise ModelError(
+                f"{self.file}: the names of the weights begin with {prefix!r}, for example {prefix}{missing[0]}; save "
+                "the state_dict of the model itself, without the object around it"
+            )
+        if missing or deeper:
+            reason = f"{missing[0]} is missing" if missing else f"{deeper[0]} is not part of it"
+            raise ModelError(
+                f"{self.file}: the weights do not match {self.name} ({reason}, of {len(missing) + len(deeper)} such "
+                "tensors); use the architecture that the weights belong to"
+            )
+        warn_unused(unexpected, self.file)

@@ -16,6 +16,7 @@ from clipkit.models.tokenizer import Tokenizer, load_tokenizer, transformers_tok
 from clipkit.models.towers import TextTower
 from clipkit.models.trunks import TextTrunk
 from clipkit.models.weights import check_loaded, check_weights
+from clipkit.models.wrappers import key_mapping
 from clipkit.parsing import parse_json
 from clipkit.recipe import TextTowerRecipe
 
@@ -45,7 +46,7 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
         else:
             folder = local_folder(source)
             check_config(folder, name)
-            check_weights(folder)
+            names = check_weights(folder)
             with without_weight_bars():
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
                 native, info = _encoder_class(config, name).from_pretrained(
@@ -54,6 +55,7 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
                     trust_remote_code=False,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,
+                    key_mapping=key_mapping(names),
                 )
             check_loaded(info, folder, unneeded=("pooler.",))
     encoder = text_encoder(native.config)

@@ -10,6 +10,8 @@ from clipkit.models.projections import new_projection
 from clipkit.models.quiet import as_model_error
 from clipkit.models.towers import ImageTower
 from clipkit.models.trunks import ImageTrunk
+from clipkit.models.weights import check_weights
+from clipkit.models.wrappers import unwrapped
 from clipkit.recipe import ImageTowerRecipe
 
 
@@ -24,6 +26,8 @@ def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str)
     name = str(recipe.name)
     library, colon, rest = name.partition(":")
     source = rest if colon and library == "timm" else f"local-dir:{_existing_folder(name)}"
+    if source.startswith("local-dir:") and recipe.pretrained:
+        _check_names(name)
     with as_model_error(
         f"model.image.name {name}: timm cannot build it", "; check the name and model.image.image_size"
     ):
@@ -63,3 +67,15 @@ def _existing_folder(name: str) -> Path:
     if not folder.is_dir():
         raise ModelError(f"model.image.name {name}: folder not found; give a folder, or a timm model as timm:NAME")
     return folder.resolve()
+
+
+def _check_names(name: str) -> None:
+    """Refuse weights whose names contain parts of a wrapper that timm does not take off."""
+    from timm.models import clean_state_dict
+
+    for tensor in clean_state_dict(dict.fromkeys(check_weights(Path(name).expanduser()))):
+        if unwrapped(tensor) != tensor:
+            raise ModelError(
+                f"model.image.name {name}: its weights have the names of a wrapped model, such as {tensor} for "
+                f"{unwrapped(tensor)}; save the model itself"
+            )

@@ -1,6 +1,8 @@
 """Tokenizers, which convert strings to token IDs, padded to the longest caption of the batch if the tower allows it."""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,11 +10,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clipkit.errors import ModelError
+from clipkit.errors import ModelError, one_line
 from clipkit.models.clip_bpe import ClipBpe
 from clipkit.models.hub import local_folder
-from clipkit.models.quiet import as_model_error, without_root_messages
+from clipkit.models.quiet import without_root_messages
 from clipkit.run_files import read_object
+
+# Names of vocabulary files, which some tokenizers read although their class does not list them.
+_VOCABULARY = r"^(vocab|tokenizer)\b(?!_config).*|\.(model|spm|bpe|tiktoken)$"
 
 
 class Tokenizer(Protocol):
@@ -23,6 +28,7 @@ class Tokenizer(Protocol):
 
     context_length: int
     vocab_size: int
+    """Largest ID plus one: the number of embeddings that the tower needs."""
     pad_id: int
 
     @property
@@ -59,7 +65,7 @@ class TransformersTokenizer:
         self.fixed = fixed
         self.mask = mask
         self.lower = lower
-        self.vocab_size = len(native)
+        self.vocab_size = 1 + max(native.get_vocab().values())
         self.pad_id = int(native.pad_token_id)
 
     def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]:
@@ -111,7 +117,7 @@ class OpenClipTokenizer:
         self.padding = padding
         self.bpe = ClipBpe(native) if padding in (None, 0) and ClipBpe.supports(native) else None
         inner = self.inner
-        self.vocab_size = len(inner) if inner is not None else int(native.vocab_size)
+        self.vocab_size = 1 + max(inner.get_vocab().values()) if inner is not None else int(native.vocab_size)
         self.pad_id = padding or 0
         # transformers' CLIP tokenizer pads with the end token.
         end = getattr(native if inner is None else inner, "eos_token_id", None)
@@ -193,12 +199,46 @@ def transformers_tokenizer(
     from transformers import AutoTokenizer
 
     refuse_code(folder / "tokenizer_config.json")
-    with as_model_error(f"{folder}: its tokenizer cannot be read", "; download it again"):
+    try:
         native = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
+    except Exception as error:  # of any library
+        has_pairs = (folder / "vocab.json").is_file()
+        _check_files(folder, {"vocab_file": "vocab.json", "merges_file": "merges.txt"} if has_pairs else {})
+        raise ModelError(
+            f"{folder}: its tokenizer cannot be read ({one_line(error)}); use the tokenizer's files of the model it "
+            "was trained from"
+        ) from None
+    if type(native).vocab_files_names:  # none: a tokenizer of bytes
+        _check_files(folder, type(native).vocab_files_names)
     if native.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no padding token; add one to tokenizer_config.json")
     limits = [limit for limit in (context_length, native.model_max_length, positions) if limit]
     return TransformersTokenizer(native, int(min(limits)), fixed=fixed, mask=mask)
+
+
+def _check_files(folder: Path, names: Mapping[str, str]) -> None:
+    """Check that a folder has a vocabulary; without one, transformers builds a tokenizer that knows no words.
+
+    Args:
+        folder: folder of the tokenizer.
+        names: files that the tokenizer's class reads, by kind.
+
+    Raises:
+        ModelError: a file is missing.
+    """
+    found = {path.name for path in folder.iterdir() if path.is_file()}
+    if names.get("tokenizer_file", "tokenizer.json") in found:
+        return
+    needed = [names[kind] for kind in ("vocab_file", "merges_file") if kind in names]
+    if found & {*needed} or any(re.search(_VOCABULARY, name) for name in found):
+        missing = [name for name in needed[1:] if name not in found and needed[0] in found]
+    else:
+        missing = ["tokenizer.json", *(needed or ["vocab.txt"])]
+    if missing:
+        raise ModelError(
+            f"{folder}: has no {' or '.join(missing)}, without which its tokenizer does not know any words; copy the "
+            "tokenizer's files of the model it was trained from"
+        )
 
 
 def refuse_code(config: Path) -> None:

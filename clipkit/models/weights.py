@@ -1,9 +1,11 @@
 """Safety checks of weight files before they are opened: complete, inside their folder, and without code."""
 
+import logging
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -11,25 +13,42 @@ from torch import Tensor
 
 from clipkit.errors import ModelError, one_line
 from clipkit.models.quiet import as_model_error
+from clipkit.models.wrappers import check_merged, unknown_prefix, warn_unused
 from clipkit.parsing import parse_json
+
+log = logging.getLogger("clipkit")
 
 # transformers' names of the weights; several files have an index with `.index.json` after the name.
 _SAFETENSORS = "model.safetensors"
 _PICKLE = "pytorch_model.bin"
+_POINTER, _LARGEST_POINTER = b"version https://git-lfs", 1024
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path) -> list[str]:
     """Check that the weights in `folder` can be opened safely: safetensors, or pickles that only hold tensors.
+
+    Returns:
+        The names of the tensors.
 
     Raises:
         ModelError: weights are missing or incomplete, lie outside of the folder, or would run code.
     """
+    adapters = (folder / "adapter_config.json").is_file()
     for name, check in ((_SAFETENSORS, check_safetensors), (_PICKLE, check_pickle)):
         whole, index = folder / name, folder / f"{name}.index.json"
         if whole.is_file() or index.is_file():
+            names: list[str] = []
             for file in [whole] if whole.is_file() else _files_of_index(index):
-                check(file)
-            return
+                names += check(file)
+                check_merged(names, file)
+            if adapters:
+                log.warning("%s: its adapters (adapter_config.json) are not applied; merge them into the model", folder)
+            return names
+    if adapters:
+        raise ModelError(
+            f"{folder}: holds only adapters, without the weights of the model; merge them into it with PEFT's "
+            "merge_and_unload() and save the model"
+        )
     raise ModelError(f"{folder}: has no weights; it needs {_SAFETENSORS} or {_PICKLE}")
 
 
@@ -47,7 +66,8 @@ def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
     """
     from safetensors import safe_open
 
-    incomplete = as_model_error(f"{file}: is not a complete safetensors file", "; download it again")
+    incomplete = as_model_error(f"{file}: is not a complete safetensors file", "; save or download it again")
+    refuse_pointer(file)
     with incomplete, safe_open(file, framework="pt") as tensors:
         return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
 
@@ -59,13 +79,27 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
     save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, file, metadata)
 
 
-def check_pickle(file: Path) -> None:
+def refuse_pointer(file: Path) -> None:
+    """Raise ModelError for a file of git without its content, which git-lfs stores elsewhere."""
+    if file.stat().st_size < _LARGEST_POINTER and file.read_bytes().startswith(_POINTER):
+        raise ModelError(f"{file}: is a pointer of git-lfs without the weights; run `git lfs pull` in its folder")
+
+
+def check_pickle(file: Path) -> list[str]:
     """Check that a PyTorch checkpoint holds only tensors and plain values. No code of the file is run.
+
+    Returns:
+        The names of its tensors.
 
     Raises:
         ModelError: it is incomplete, or holds objects that need code to load.
     """
-    read_pickle(file, device="meta")
+    content = read_pickle(file, device="meta")
+    parts = {str(name): part for name, part in content.items()} if isinstance(content, Mapping) else {}
+    if not any(isinstance(part, Tensor) for part in parts.values()):
+        found = f" (it has {', '.join(list(parts)[:5])})" if parts else ""
+        raise ModelError(f"{file}: is not a state_dict{found}; save only model.state_dict(), or use save_pretrained")
+    return list(parts)
 
 
 def read_pickle(file: Path, device: str = "cpu") -> object:
@@ -74,6 +108,13 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
     Raises:
         ModelError: as for `check_pickle`.
     """
+    refuse_pointer(file)
+    if _is_torch_script(file):
+        raise ModelError(
+            f"{file}: is a TorchScript archive, which is a program with its weights, as OpenAI published CLIP; clipkit "
+            "runs no code of model files: use open_clip:ARCH/openai or openai/clip-vit-base-patch32 and its siblings, "
+            "or, if you trust the file, save torch.jit.load(file).state_dict() with torch.save"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other programs, which are refused below
@@ -89,7 +130,15 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
             f"{file}: is not a PyTorch checkpoint that holds only tensors, so it was not opened; use another file"
         ) from None
     except Exception as error:  # torch.load raises many types
-        raise ModelError(f"{file}: cannot be read ({one_line(error)}); download it again") from None
+        raise ModelError(f"{file}: cannot be read ({one_line(error)}); save or download it again") from None
+
+
+def _is_torch_script(file: Path) -> bool:
+    """Return whether a file has the members of a TorchScript archive."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist())
 
 
 def _files_of_index(index: Path) -> list[Path]:
@@ -101,7 +150,8 @@ def _files_of_index(index: Path) -> list[Path]:
         # Only plain file names: paths may lead out of the folder.
         if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name:
             raise ModelError(
-                f"{index}: refers to {name!r} outside of its folder, so it was not opened; download it again"
+                f"{index}: refers to {name!r} outside of its folder, so it was not opened; get it from a "
+                "source you trust"
             )
         if not (index.parent / name).is_file():
             raise ModelError(f"{index}: refers to {name}, which is missing; download it")
@@ -122,15 +172,21 @@ def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: tuple[str, ...
         ModelError: one is missing or has another shape.
     """
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(unneeded))
+    if missing and (prefix := unknown_prefix(missing, info["unexpected_keys"])) is not None:
+        raise ModelError(
+            f"{folder}: the names of the weights begin with {prefix!r}, for example {prefix}{missing[0]}; save the "
+            "state_dict of the model itself, without the object around it"
+        )
     if missing:
         raise ModelError(
-            f"{folder}: the weight {missing[0]} is missing ({len(missing)} tensors in total); download "
-            "the weights again"
+            f"{folder}: the weight {missing[0]} is missing ({len(missing)} tensors in total); use the weights that "
+            "belong to config.json"
         )
     mismatched = sorted(entry for entry in info["mismatched_keys"] if not entry[0].startswith(unneeded))
     if mismatched:
         name, saved, expected = mismatched[0]
         raise ModelError(
             f"{folder}: the weight {name} has shape {tuple(saved)}, but config.json expects {tuple(expected)} "
-            f"({len(mismatched)} tensors differ); weights and config.json are of different models: download both again"
+            f"({len(mismatched)} tensors differ); use weights and config.json of the same model"
         )
+    warn_unused((key for key in info["unexpected_keys"] if not key.startswith(unneeded)), folder)

@@ -1,25 +1,43 @@
 """Overrides of recipe values, written `key.sub=value`."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from clipkit.errors import RecipeError
 from clipkit.parsing import parse_yaml
+from clipkit.recipe.section import Section, contains, kind_of_key
 
 
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str], recipe: type[Section] | None = None) -> dict[str, Any]:
     """Return `["optim.lr=1e-5", "data.validation=null"]` as a dict.
 
     Numbers, true, false, null, quoted texts, [lists] and {mappings} are YAML. Everything else is a text and is taken as
     it is typed, e.g. `output=runs/a #2`.
+
+    Args:
+        overrides: texts KEY=VALUE.
+        recipe: class of the recipe; if given, the values of keys that only accept texts are texts, e.g. `output=007`.
     """
     changes: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise RecipeError(f"{override!r} is not an override; write key.sub=value, e.g. optim.lr=1e-5")
-        changes[key] = _value(value)
+        changes[key] = _fitting(_value(value), value, None if recipe is None else kind_of_key(recipe, key))
     return changes
+
+
+def _fitting(value: Any, typed: str, kind: Any) -> Any:
+    """Return a value, or the typed text if the key accepts texts but nothing like the value."""
+    if isinstance(value, str) or kind is None or not contains(kind, str) or not typed.strip():
+        return value
+    if isinstance(value, list | dict):
+        is_file = Path(typed).exists()
+        accepted: tuple[Any, ...] = (list, tuple) if isinstance(value, list) else (dict, Mapping)
+        return typed if is_file or not contains(kind, *accepted, Any) else value
+    accepted = (int, float) if isinstance(value, int | float) and not isinstance(value, bool) else (type(value),)
+    return value if contains(kind, *accepted, Any) else typed
 
 
 def _value(typed: str) -> Any:

@@ -26,7 +26,7 @@ class Section(BaseModel):
             parts: Iterable[Any] = value if isinstance(value, list | tuple) else ()
             if isinstance(value, Mapping) and get_origin(field.annotation) is dict:  # other mappings are sections
                 parts = value.values()
-            if any(isinstance(part, bool) for part in (value, *parts)) and not _contains(field.annotation, bool, Any):
+            if any(isinstance(part, bool) for part in (value, *parts)) and not contains(field.annotation, bool, Any):
                 raise _invalid(name, value, "true and false (also yes, no, on, off) are not valid here; change it")
             if any(isinstance(part, str) and "\0" in part for part in (value, *parts)):
                 raise _invalid(name, value, "it contains a NUL character; remove it")
@@ -40,6 +40,16 @@ def _invalid(name: str, value: object, reason: str) -> PydanticCustomError:
     )
 
 
-def _contains(kind: Any, *sought: Any) -> bool:
+def contains(kind: Any, *sought: Any) -> bool:
     """Return whether an annotation contains one of the types."""
-    return kind in sought or any(_contains(part, *sought) for part in get_args(kind))
+    return kind in sought or get_origin(kind) in sought or any(contains(part, *sought) for part in get_args(kind))
+
+
+def kind_of_key(section: type[Section], key: str) -> Any:
+    """Return the annotation of a key such as `data.train`; None if it is unknown."""
+    name, _, rest = key.partition(".")
+    field = section.model_fields.get(name)
+    if field is None or not rest:
+        return None if field is None else field.annotation
+    sections = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
+    return next((kind_of_key(kind, rest) for kind in sections if issubclass(kind, Section)), None)

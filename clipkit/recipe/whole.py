@@ -162,7 +162,7 @@ class Recipe(Section):
             raise RecipeError(f"{path}: is not valid YAML ({error}); fix it") from None
         if not isinstance(values, dict):
             raise RecipeError(f"{path}: is not a recipe; write a mapping of sections (model, data, train, …)")
-        return cls.from_dict(merged(values, parse_overrides(overrides)), source=str(path))
+        return cls.from_dict(merged(values, parse_overrides(overrides, cls)), source=str(path))
 
     def override(self, changes: Mapping[str, Any]) -> Self:
         """Return a new recipe with overrides such as `{"optim.lr": 1e-5}` applied."""

@@ -74,6 +74,7 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
     if Need.NEGATIVES in recipe.needs:
         checked_negatives(train.pairs)
     labelled = [read_labeled(source) for source in (data.labelled, data.labelled_test) if source]
+    notes += [finding.line() for labeled in labelled for finding in labeled.findings]
     return RunData(train, validation, labelled, dict.fromkeys(missing, "the file does not exist"), max_bad, notes)
 
 

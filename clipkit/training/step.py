@@ -1,6 +1,6 @@
 """Training step: the gradient of one global batch, independent of micro-batch size and number of processes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from clipkit.training.objectives.objective import Gathered, Value
 from clipkit.training.transfer import MicroBatches, send
 
 # Captions of similar length run together even if the whole batch fits: the short ones need less padding. A CPU takes a
-# fixed number of captions; an accelerator takes as many as have this number of tokens together, enough to keep it busy.
+# fixed number of captions; an accelerator a quarter of all tokens, but at least this many, which keep it busy.
 _CPU_CAPTIONS = 16
 _ACCELERATOR_TOKENS = 16_384
 # Lengths on an accelerator are multiples of this number, which its kernels need to be fast.
@@ -196,7 +196,7 @@ class Step:
         if not is_fast_on(device):
             parts = order.split(min(self.micro_batch_size, _CPU_CAPTIONS))
             return MicroBatches(inputs, parts, device, tower.cut_padding)
-        parts = order.split(_sizes(lengths.tolist(), self.micro_batch_size))
+        parts = order.split(_sizes(lengths, self.micro_batch_size))
         return MicroBatches(inputs, parts, device, partial(tower.cut_padding, multiple=_ALIGNED))
 
 
@@ -265,11 +265,15 @@ class _Encoding:
         return features if self.encoder.of_trunk else F.normalize(features, dim=-1)
 
 
-def _sizes(lengths: Sequence[int], most: int) -> list[int]:
-    """Return how many captions of ascending lengths run together on an accelerator, at most `most`."""
+def _sizes(lengths: Tensor, micro_batch_size: int) -> list[int]:
+    """Return how many captions run together on an accelerator, for ascending lengths.
+
+    A part never has more tokens than a micro-batch of the longest captions, which fits into memory.
+    """
+    most = min(max(_ACCELERATOR_TOKENS, int(lengths.sum()) // 4), micro_batch_size * int(lengths[-1]))
     sizes = [0]
-    for length in lengths:  # the last caption of a part is its longest, to which the others are padded
-        if sizes[-1] and (sizes[-1] == most or (sizes[-1] + 1) * length > _ACCELERATOR_TOKENS):
+    for length in lengths.tolist():  # the last caption of a part is its longest, to which the others are padded
+        if sizes[-1] and (sizes[-1] + 1) * length > most:
             sizes.append(0)
         sizes[-1] += 1
     return sizes

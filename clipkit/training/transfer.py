@@ -23,7 +23,7 @@ from clipkit.data import Batch
 from clipkit.data.batch import BatchMemory
 from clipkit.data.shared_memory import available_memory
 from clipkit.data.slots import empty
-from clipkit.models.encode import channels_last
+from clipkit.models.preprocess import channels_last
 
 Inputs = dict[str, Tensor]
 
@@ -31,8 +31,10 @@ Inputs = dict[str, Tensor]
 _BATCHES = 2
 # Their pixels are kept on the device if they take less than this part of its memory.
 _DEVICE_SHARE = 16
-# Their pixels are kept in pinned memory if they take less than this part of the available memory.
+# The pixels of a batch are kept in pinned memory if they take less than this part of the available memory.
 _PINNED_SHARE = 2
+# Seconds that a run waits for its thread at the end: for a chunk that was already begun, but not for a slow network.
+_PATIENCE = 10.0
 
 
 class Closed(Exception):
@@ -121,14 +123,19 @@ class PixelMemory(BatchMemory):
             raise Closed
 
     def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        size = _BATCHES * torch.Size(shape).numel() * dtype.itemsize
-        if self.stream is not None and size <= torch.cuda.mem_get_info(self.device)[1] // _DEVICE_SHARE:
+        if self.stream is None:
+            return empty(shape, dtype)
+        size = torch.Size(shape).numel() * dtype.itemsize
+        if _BATCHES * size <= torch.cuda.mem_get_info(self.device)[1] // _DEVICE_SHARE:
             # Allocated for this stream: memory that was freed for another one may still be in use there.
             with suppress(torch.OutOfMemoryError), torch.cuda.stream(self.stream):
                 return empty(shape, dtype, device=self.device)
+        room = available_memory() // _PINNED_SHARE
         tensor = empty(shape, dtype)
-        if self.stream is not None and size <= available_memory() // _PINNED_SHARE and _pin(tensor):
+        if size <= room and _pin(tensor):
             self._pinned.append(tensor)
+        elif 1 << (size - 1).bit_length() <= room:  # PyTorch rounds up to a power of two
+            return empty(shape, dtype, pin_memory=True)
         return tensor
 
 
@@ -144,10 +151,7 @@ def _copy_bytes(target: Tensor, source: Tensor) -> None:
 
 
 def _pin(tensor: Tensor) -> bool:
-    """Pin the memory of a tensor, so that copies to a GPU do not block; return whether that was possible.
-
-    PyTorch's own pinned memory is rounded up to a power of two.
-    """
+    """Pin the memory of a tensor, so that copies to a GPU do not block; return whether that was possible."""
     if int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0:
         return True
     with suppress(RuntimeError):  # the next kernel reports the failure again
@@ -193,9 +197,10 @@ def ahead(batches: Generator[Batch, None, None], memory: PixelMemory, in_thread:
     finally:
         memory.close()
         if thread.ident is not None:
-            thread.join()
-        batches.close()
-        memory.free()
+            thread.join(_PATIENCE)
+        if not thread.is_alive():
+            batches.close()
+            memory.free()
 
 
 def send(inputs: Mapping[str, Tensor], device: torch.device) -> Inputs:

@@ -46,7 +46,7 @@ def test_faults_are_printed_written_as_json_and_fixed(
     data = write_csv(tmp_path / "d.csv", ["image", "caption"], rows)
     printed = typed(
         data, "--against", shapes / "captions.csv", "--model", tiny_clip, "--batch-size", 2, "--json", "f.json",
-        "--fix", "out", "--workers", 1,
+        "--fix", "out", "--drop-most", "--workers", 1,
     )  # fmt: skip
     assert "error missing images: 1 of 3 (33.3 %) [missing_images] gone.png → check the paths" in printed
     assert "tokens per caption" in printed
@@ -98,3 +98,14 @@ def test_wrong_input_is_one_line(said_here: Callable[..., str], shapes: Path, tm
         assert message in said_here("data", "check", *arguments)
     assert not (shapes / "images" / "out").exists()
     assert not (tmp_path / "new").exists()
+
+
+def test_what_reading_left_out_is_a_finding(typed: Callable[..., str], shapes: Path, tmp_path: Path) -> None:
+    for name in ("cat/1.png", "dog/deep/2.png", "dog/.2.png"):
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes((shapes / "images/00.png").read_bytes())
+    printed = typed("d", "--json", "f.json")
+    found = {finding["name"]: finding for finding in json.loads((tmp_path / "f.json").read_text())["findings"]}
+    assert found["left_out"]["examples"] == ["dog/.2.png"]
+    assert found["nested_folders"]["count"] == 1
+    assert "[left_out]" in printed

@@ -52,6 +52,9 @@ def test_zeroshot_with_a_named_set_of_prompts(tiny_clip: Path, shapes: Path, tmp
     data = shapes / "classes.csv"
     run("zeroshot", "--model", tiny_clip, "--data", data, "--templates", "imagenet_simple", "--json", file)
     assert len(json.loads(file.read_text())["settings"]["templates"]) == 7
+    prompt = "a picture of {c}, and more words than the name of any file may have: " + "so it is " * 40
+    run("zeroshot", "--model", tiny_clip, "--data", data, "--templates", prompt, "--json", file)
+    assert json.loads(file.read_text())["settings"]["templates"] == [prompt]
 
 
 def test_probe_with_shots(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
@@ -211,3 +214,17 @@ def test_brackets_in_captions_are_printed_literally(capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     assert "a dog [/b] runs" in printed
     assert "data[v1]" in printed
+
+
+def test_what_is_left_out_is_printed_and_kept(tiny_clip: Path, shapes: Path, tmp_path: Path) -> None:
+    for row, name in enumerate(
+        ("cat/1.png", "dog/2.png", "dog/small/3.png", "dog/._2.png", ".ipynb_checkpoints/1.png")
+    ):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes((shapes / f"images/{row:02d}.png").read_bytes())
+    printed = run("zeroshot", "--model", tiny_clip, "--data", tmp_path / "data", "--json", tmp_path / "z.json")
+    data = json.loads((tmp_path / "z.json").read_text())["data"]
+    assert (data["images"], data["classes"], len(data["findings"])) == (3, 2, 2)
+    for words in ("2 hidden or system names", "1 of 3"):
+        assert any(words in line for line in data["findings"])
+        assert words in printed

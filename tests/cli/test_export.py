@@ -1,5 +1,7 @@
 """`clipkit export` and `clipkit merge`, as they are typed."""
 
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +39,29 @@ def test_export_prints_the_comparison_and_working_code(
     names: dict[str, object] = {"open_clip": open_clip}
     exec("\n".join(opening), names)  # what it says works
     assert callable(names["tokenizer"])
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "preprocessing"])
+def test_parts_that_do_not_fit_stop_every_command(
+    part: str, model: Path, shapes: Path, tmp_path: Path, recipe_file: Path, said_here: Callable[..., str]
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    if part == "tokenizer":
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer_config.json").unlink()
+    else:
+        file = folder / "preprocessor_config.json"
+        size = {"crop_size": {"height": 96, "width": 96}, "size": {"shortest_edge": 96}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | size))
+    words = {"tokenizer": "tokenizer.json", "preprocessing": "3 × 96 × 96"}
+    data = shapes / "captions.csv"
+    for command in (
+        ["models", folder],
+        ["export", folder, "--to", "open_clip", "--out", tmp_path / "out"],
+        ["eval", "retrieval", "--model", folder, "--data", data],
+        ["train", recipe_file, f"model.name={folder}"],
+    ):
+        assert words[part] in said_here(*command), command
 
 
 def test_merge_interpolates_weights(

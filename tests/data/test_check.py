@@ -58,7 +58,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "page.jpg").write_text("<!DOCTYPE html><html><body>404</body></html>")
     (folder / "noise.png").write_bytes(bytes(range(256)))
     (folder / "copy.jpg").write_bytes((folder / "002.jpg").read_bytes())
-    Image.open(folder / "003.jpg").save(folder / "again.jpg", quality=40)
+    Image.open(folder / "003.jpg").save(folder / "again.jpg", quality=75)
     Image.open(folder / "004.jpg").resize((200, 150)).save(folder / "resized.png")
     scene(100, 20, 20).save(folder / "tiny.png")
     scene(101, 400, 40).save(folder / "wide.jpg")
@@ -204,7 +204,7 @@ def test_fix_overwrites_nothing_and_leaves_nothing_after_an_error(clean: Path, t
         fix(missing, check(missing), tmp_path / "gone")
     lost = Pairs("x", [Gone(b"")], ["a dog"], np.zeros(1, np.int64))
     with pytest.raises(DataError, match="can no longer be read"):
-        fix(lost, Report("x", None, {}, [], representatives=np.zeros(1, np.int64)), tmp_path / "out")
+        fix(lost, Report("x", None, {}, []), tmp_path / "out")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty", "g.csv", "mine"]
 
 
@@ -220,7 +220,7 @@ def test_no_image_is_merged_into_a_dropped_one(tmp_path: Path) -> None:
     pairs = read_pairs(str(write_csv(tmp_path / "d.csv", HEADER, rows)))
     report = check(pairs, there, batch_size=2)
     assert {"near_duplicate_images", "leaked_near_images"} <= {finding.name for finding in report.findings}
-    fix(pairs, report, tmp_path / "out")
+    fix(pairs, report, tmp_path / "out", drop_most=True)
     cleaned = read_pairs(str(tmp_path / "out" / "captions.csv"))
     assert [image.name for image in cleaned.images] == ["kept.png"]
     assert list(cleaned.captions) == ["it is kept"]
@@ -239,7 +239,8 @@ def test_images_in_archives_and_tables_are_checked_and_copied(kind: str, clean: 
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
     else:
-        parquet.write_table(pa.table({"image": pa.array(contents, pa.binary()), "caption": texts}), source)
+        images = [{"bytes": content, "path": f"{number}.jpg"} for number, content in enumerate(contents)]
+        parquet.write_table(pa.table({"image": images, "caption": texts}), source)
     pairs = read_pairs(str(source), broken=BROKEN)
     report = check(pairs, batch_size=2)
     found = {finding.name: finding.count for finding in report.findings}
@@ -326,3 +327,76 @@ def test_rare_false_negatives_are_not_reported(clean: Path, tmp_path: Path) -> N
     report = check(read_pairs(str(write_csv(tmp_path / "d.csv", HEADER, rows))), batch_size=2)
     assert 0 < report.facts["batch"]["same_caption"] < 0.01
     assert [(finding.name, finding.severity) for finding in report.findings] == [("shared_captions", "warning")]
+
+
+def photograph(seed: int, side: int = 128) -> np.ndarray:
+    """Draw large shapes and fine ones, with values in 0 … 1."""
+    shapes = np.asarray(scene(seed, side, side).convert("L")) / 255
+    return (0.8 * shapes + 0.2 * np.random.default_rng(seed).random((side, side))).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["float", "12 bits", "nearly black"])
+def test_images_that_differ_are_never_merged(kind: str, tmp_path: Path) -> None:
+    rows = []
+    for seed in range(12):
+        values = photograph(seed)
+        pixels = {"float": values, "12 bits": (values * 4095).astype(np.uint16)}.get(
+            kind, (values * 15).astype(np.uint8)
+        )
+        Image.fromarray(pixels).save(tmp_path / f"{seed}.tif")
+        rows.append([f"{seed}.tif", f"a photograph with number {seed}"])
+    pairs = read_pairs(str(write_csv(tmp_path / "d.csv", HEADER, rows)))
+    report = check(pairs, batch_size=2)
+    assert [(found.name, found.count) for found in report.findings] == (
+        [("flat_images", 12)] if kind == "nearly black" else []
+    )
+    assert fix(pairs, report, tmp_path / "out") == {"images": 12, "captions": 12, "dropped": 0}
+
+
+def test_images_that_look_alike_are_merged_only_if_they_are_copies(tmp_path: Path) -> None:
+    """A drawing with another detail, a brighter copy and a crop are reported and kept; encodings are merged."""
+    image = scene(7, 320, 240)
+    detail = image.copy()
+    detail.paste((90, 60, 60), (150, 110, 166, 126))
+    image.save(tmp_path / "0.png")
+    image.save(tmp_path / "1.jpg", quality=40)
+    image.resize((160, 120)).save(tmp_path / "2.webp", quality=60)
+    detail.save(tmp_path / "3.png")
+    image.point(lambda value: min(255, int(value * 1.1))).save(tmp_path / "4.png")
+    image.crop((5, 4, 315, 236)).save(tmp_path / "5.png")
+    dot = image.copy()
+    dot.paste((255, 255, 255) if sum(image.getpixel((200, 60))) < 380 else (0, 0, 0), (200, 60, 204, 64))
+    dot.save(tmp_path / "6.png")
+    names = ["0.png", "1.jpg", "2.webp", "3.png", "4.png", "5.png", "6.png"]
+    pairs = read_pairs(str(write_csv(tmp_path / "d.csv", HEADER, [[name, f"what {name} shows"] for name in names])))
+    report = check(pairs, batch_size=2)
+    found = {finding.name: finding.count for finding in report.findings}
+    assert found["near_duplicate_images"] >= 4
+    fix(pairs, report, tmp_path / "out")
+    cleaned = read_pairs(str(tmp_path / "out" / "captions.csv"))
+    assert [image.name for image in cleaned.images] == ["0.png", "3.png", "4.png", "5.png", "6.png"]
+    assert cleaned.image_of_caption.tolist() == [0, 0, 0, 1, 2, 3, 4]
+
+
+def test_half_of_the_data_is_never_dropped_silently(clean: Path, tmp_path: Path) -> None:
+    rows = [[f"{seed:03d}.jpg", "a caption" if seed < 3 else ""] for seed in range(6)]
+    table = write_csv(clean.parent / "half.csv", HEADER, rows)
+    pairs = read_pairs(str(table), broken=BROKEN)
+    with pytest.raises(DataError, match="lack 3 of the 6 captions, .*empty caption.*--drop-most"):
+        fix(pairs, check(pairs, batch_size=2), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert fix(pairs, check(pairs, batch_size=2), tmp_path / "out", drop_most=True)["captions"] == 3
+    missing = write_csv(
+        clean.parent / "missing.csv", HEADER, [[f"{seed:03d}.jpg", f"c {seed}"] for seed in (0, 98, 99)]
+    )
+    gone = read_pairs(str(missing), broken=BROKEN)
+    with pytest.raises(DataError, match=r"lack 2 of the 3 images, .*does not exist"):
+        fix(gone, check(gone, batch_size=2), tmp_path / "gone")
+
+
+def test_a_copy_per_caption_is_merged_although_it_is_most_of_the_images(clean: Path, tmp_path: Path) -> None:
+    content = (clean.parent / "000.jpg").read_bytes()
+    table = pa.table({"image": pa.array([content] * 5, pa.binary()), "caption": [f"caption {row}" for row in range(5)]})
+    parquet.write_table(table, tmp_path / "d.parquet")
+    pairs = read_pairs(str(tmp_path / "d.parquet"))
+    assert fix(pairs, check(pairs, batch_size=2), tmp_path / "out")["captions"] == 5

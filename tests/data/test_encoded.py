@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from clipkit.data.encoded import encoded
-from clipkit.images import open_image
+from clipkit.images import InMemory, open_image
 from tests.data.conftest import noise
+from tests.test_pixels import colored, png
 
 
 def test_resizing_equals_that_of_preprocessing(tmp_path: Path) -> None:
@@ -66,3 +67,11 @@ def test_metadata_is_removed(tmp_path: Path) -> None:
     noise(40, 30).save(tmp_path / "a.jpg", exif=exif, comment=b"where I live", icc_profile=b"where I live")
     for lossless in (False, True):
         assert b"where I live" not in encoded(tmp_path / "a.jpg", 24, lossless=lossless).content
+
+
+def test_a_png_of_16_bits_is_encoded_again() -> None:
+    """Other readers would take its upper bytes, which are black."""
+    values = colored(12)
+    kept = encoded(png(values, 16, 2), 256, lossless=True)
+    assert (np.asarray(open_image(InMemory("x.png", kept.content))) == values >> 4).all()
+    assert (np.asarray(Image.open(io.BytesIO(kept.content))) == values >> 4).all()

@@ -580,11 +580,16 @@ def test_missing_values_and_values_of_another_type(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         draw("red", "circle").save(tmp_path / name)
     file = tmp_path / "t.parquet"
-    for labels in ([["x", None], ["y"]], [None, ["x"]], [None, "x"], [1, None], [[], ["x"]]):
+    for labels in ([["x", None], ["y"]], [[], ["x"]], ["", "x"]):
         parquet.write_table(pa.table({"image": ["a.png", "b.png"], "label": labels}), file)
         with pytest.raises(DataError, match="row [12] has no label"):
             read_labeled(str(file))
         assert read_pairs(str(file), captions=False).has_images
+    for labels in ([None, ["x"]], [None, "x"], [1, None]):
+        parquet.write_table(pa.table({"image": ["a.png", "b.png"], "label": labels}), file)
+        labeled = read_labeled(str(file))
+        assert (len(labeled.images), len(labeled.classes)) == (1, 1)
+        assert [finding.count for finding in labeled.findings if finding.name == "unlabeled_images"] == [1]
     views = [] if int(pa.__version__.split(".")[0]) < 21 else [pa.string_view()]  # older ones cannot write them
     for kind in (pa.dictionary(pa.int32(), pa.string()), *views):
         column = pa.array(["a.png", "b.png"], kind)
@@ -595,7 +600,7 @@ def test_missing_values_and_values_of_another_type(tmp_path: Path) -> None:
             [tmp_path / "a.png", tmp_path / "b.png"],
         )
     for values in (
-        [{"bytes": "text"}] * 2,
+        [{"bytes": "text"}, {"bytes": "other"}],
         [b"x", None],
         [{"bytes": None, "path": None}, {"bytes": b"", "path": "a\nb"}],
     ):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from clipkit.data import prompts_of, read_classes, read_templates
+from clipkit.data import prompts_of, read_classes, read_pairs, read_templates
 from clipkit.errors import DataError
 
 
@@ -69,3 +69,22 @@ def test_every_name_in_every_template() -> None:
     assert prompts_of("n1", ["cat"], {"n1": ["it purrs"]}) == ["it purrs"]
     # A brace that is no place for the name stays.
     assert prompts_of("x", ["{c}at"], ["a {c} {b}"]) == ["a {c}at {b}"]
+
+
+def test_a_prompt_is_a_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for prompt in ("a picture of {c}", "{c}", "{}.", "a {c}, or a {c}? 100 % #1", "a picture of {c} " * 100):
+        assert read_templates(prompt) == [prompt]
+    Path("a {c}").write_text("a sketch of a {c}\n")
+    assert read_templates("a {c}") == ["a sketch of a {c}"]
+    for name in ("prompts_{c}.txt", "{c}.json"):
+        with pytest.raises(DataError, match="file not found"):
+            read_templates(name)
+
+
+def test_a_prompt_after_a_question_mark(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes((shapes / "images/00.png").read_bytes())
+    for typed in ("a picture of {c}", "a%20picture of%20{c}"):
+        assert list(read_pairs(f"{tmp_path}?templates={typed}").captions) == ["a picture of cat"]
+    assert list(read_pairs(f"{tmp_path}?templates=a {{c}} %26 a dog").captions) == ["a cat & a dog"]

@@ -283,9 +283,10 @@ def test_labels_are_read_from_saved_datasets_and_tars(
         for place, label in enumerate(("ape", "zebra", "ape")):
             _add(tar, f"{place}.png", made.bytes_of(made.names[place]))
             _add(tar, f"{place}.cls", label.encode())
-    for source in (tmp_path / "saved", tmp_path / "l.tar"):
-        labelled = read_labeled(str(source))
-        assert (labelled.classes, labelled.labels.tolist()) == (["ape", "zebra"], [0, 1, 0])
+    saved = read_labeled(str(tmp_path / "saved"))  # in the order of the feature's names
+    assert (saved.classes, saved.labels.tolist()) == (["zebra", "ape"], [1, 0, 1])
+    tar = read_labeled(str(tmp_path / "l.tar"))
+    assert (tar.classes, tar.labels.tolist()) == (["ape", "zebra"], [0, 1, 0])
 
 
 def test_class_folders_with_templates(shapes: Path, tmp_path: Path) -> None:

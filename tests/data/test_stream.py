@@ -23,8 +23,10 @@ from clipkit.errors import DataError, Interrupted, RecipeError
 from clipkit.images import InMemory
 from clipkit.recipe import Recipe, steps_of
 from clipkit.training.recorder import Recorder
+from clipkit.training.transfer import PixelMemory, ahead
 from tests.conftest import read_lines
 from tests.data.test_sources import Made, _hub, write_shards
+from tests.training.test_transfer import kept
 
 _COUNT = 200
 
@@ -66,13 +68,20 @@ def opened(source: str, samples: int = _COUNT) -> StreamFeed:
 
 
 def batches(
-    feed: StreamFeed, first: int, last: int, workers: int, process: tuple[int, int] = (0, 1), size: int = 20
+    feed: StreamFeed,
+    first: int,
+    last: int,
+    workers: int,
+    process: tuple[int, int] = (0, 1),
+    size: int = 20,
+    memory: PixelMemory | None = None,
 ) -> list[Batch]:
     sampler = feed.sampler("one", size * process[1], 3)
     stretch = sampler.slices(first, last, slice(process[0] * size, (process[0] + 1) * size))
     augments = {"image_features": Policy(steps_of("moco"), 8, pixels, pixels, 3)}
     maker = InputMaker(augments, {"text_features": str}, tokenize)
-    return list(feed.loader(stretch, maker, Loading(workers, 3, process)))
+    loaded = feed.loader(stretch, maker, Loading(workers, 3, process, memory=memory))
+    return list(loaded) if memory is None else kept(ahead(loaded, memory, in_thread=workers > 0))
 
 
 def texts_of(found: list[Batch]) -> list[str]:
@@ -106,6 +115,7 @@ def test_each_sample_once_per_epoch_and_exact_from_any_step(
         ids = [batch.image_ids for batch in found[10 * epoch : 10 * epoch + 10]]
         assert len(torch.cat(ids).unique()) == _COUNT
     assert numbers[0] != numbers[1]
+    assert same(found, batches(pairs, 0, 20, workers, memory=PixelMemory(torch.device("cpu"))))
     said = {int(text.split()[1].rstrip(",")): text for text in texts_of(found[:10])}
     again = {int(text.split()[1].rstrip(",")): text for text in texts_of(found[10:])}
     assert all((said[number] != again[number]) == (number % 3 > 0) for number in range(_COUNT))
@@ -192,8 +202,8 @@ def test_a_run_on_a_stream_resumes_exactly(
     clipkit.train(recipe({**own, "output": str(tmp_path / "whole")}))
     log = Recorder.log
 
-    def interrupting(self: Recorder, row: dict[str, Any], waited: float, took: float) -> None:
-        log(self, row, waited, took)
+    def interrupting(self: Recorder, row: dict[str, Any], *others: Any, **times: float) -> None:
+        log(self, row, *others, **times)
         if row["step"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -10,12 +10,14 @@ from clipkit.losses import infonce
 from tests.losses.oracles import CAPTION_IDS, IMAGE_IDS, features, infonce_by_loops
 
 
-@pytest.fixture(params=["tiled", "small"])
+@pytest.fixture(params=["tiled", "small", "dense"])
 def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use several tiles, the last ones partial, even for a handful of pairs; or the path for small batches."""
+    """Use several tiles, the last ones partial, even for a handful of pairs; or the paths for small batches."""
     if request.param == "tiled":
         monkeypatch.setattr("clipkit.losses.plain._CPU_TILE", (4, 3))
         monkeypatch.setattr("clipkit.losses.tiles._SMALL", 0)
+    if request.param == "dense":
+        monkeypatch.setattr("clipkit.losses.dense.is_small", lambda features: True)
 
 
 @pytest.mark.usefixtures("small_tiles")

@@ -16,9 +16,10 @@ from PIL import Image
 
 import clipkit
 from clipkit.errors import DataError, UserError
-from clipkit.images import Stored
-from clipkit.models import DualEncoder, decoding, encode
+from clipkit.images import Stored, open_image
+from clipkit.models import DualEncoder, decoding, decoding_processes, encode
 from clipkit.models.encode import encode_images, encode_strings
+from clipkit.models.exact_resize import ExactResize
 from tests.models.families import build
 
 
@@ -33,7 +34,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "is_accelerator", lambda device: True)
     for module in (encode, decoding):
         monkeypatch.setattr(module, "MANY", 1)
-    monkeypatch.setattr(decoding, "_CHUNK", 3)
+    monkeypatch.setattr(decoding_processes, "_CHUNK", 3)
     monkeypatch.setattr(decoding, "_workers", lambda: 2)
 
 
@@ -63,9 +64,12 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Record how many processes decode."""
     counts: list[int] = []
     original = decoding.in_processes
-    monkeypatch.setattr(
-        decoding, "in_processes", lambda d, size, count: counts.append(count) or original(d, size, count)
-    )
+
+    def recorded(decoder: Any, batch_size: int, workers: int, copied: Any) -> Any:
+        counts.append(workers)
+        return original(decoder, batch_size, workers, copied)
+
+    monkeypatch.setattr(decoding, "in_processes", recorded)
     return counts
 
 
@@ -80,6 +84,27 @@ def test_processes_give_the_same_features(
     assert children() == before
     monkeypatch.undo()
     assert torch.equal(features, encode_images(model.image, many, model.image, batch_size, model.device))
+
+
+@pytest.mark.parametrize(("room", "resized"), [(1, 0), (20_000, 9), (1 << 20, 21)])
+@pytest.mark.usefixtures("accelerator")
+def test_device_resizes_what_fits_into_the_shared_memory(
+    model: DualEncoder, many: list[Any], room: int, resized: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding_processes, "_CHUNK_BYTES", room)
+    counts = []
+    original = ExactResize.__call__
+
+    def recorded(self: ExactResize, images: torch.Tensor) -> torch.Tensor:
+        counts.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(ExactResize, "__call__", recorded)
+    features = encoded(model, many)
+    probes = 3
+    assert sum(counts) - probes == resized
+    monkeypatch.undo()
+    assert torch.equal(features, encoded(model, many))
 
 
 @pytest.mark.usefixtures("accelerator")
@@ -141,6 +166,28 @@ def test_threads_decode_where_processes_cannot(
     assert not forks
     monkeypatch.undo()
     assert torch.equal(results[0], encoded(model, many))
+
+
+@pytest.mark.parametrize("failing", ["first fork", "second fork", "memory"])
+@pytest.mark.usefixtures("accelerator")
+def test_threads_decode_if_processes_cannot_be_started(
+    model: DualEncoder, many: list[Any], failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, calls = children(), []
+    original = os.fork
+
+    def refused(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if failing == "second fork" and len(calls) == 1:
+            return original()
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(*((decoding_processes.mmap, "mmap") if failing == "memory" else (os, "fork")), refused)
+    features = encoded(model, many)
+    assert calls
+    assert children() == before
+    monkeypatch.undo()
+    assert torch.equal(features, encoded(model, many))
 
 
 def test_each_process_gets_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,3 +310,31 @@ def test_a_cpu_keeps_its_batches(model: DualEncoder) -> None:
         model.text, texts, lambda batch: sizes.append(len(batch["input_ids"])) or model.text(batch), None, model.device
     )
     assert sizes == [256, 44]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip"])
+def test_a_gpu_gets_exactly_the_pixels_of_a_cpu(
+    family: str, many: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (encode, decoding):
+        monkeypatch.setattr(module, "MANY", 1)
+    model = clipkit.load(build(family, tmp_path / family), device="cuda")
+    pixels: list[torch.Tensor] = []
+
+    def through(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        pixels.append(inputs["pixel_values"].cpu())
+        return model.image(inputs)
+
+    encode_images(model.image, many, through, 8, model.device)
+    expected = torch.stack([model.image.preprocess(open_image(image))["pixel_values"] for image in many])
+    assert torch.equal(torch.cat(pixels), expected)
+
+
+@pytest.mark.gpu
+def test_features_of_many_texts_on_a_gpu_are_those_of_a_cpu(tiny_clip: Path) -> None:
+    texts = [f"{text} {number}" for number in range(400) for text in TEXTS[::20]]
+    on_gpu = clipkit.load(tiny_clip, device="cuda").encode_text(texts)
+    torch.testing.assert_close(on_gpu, clipkit.load(tiny_clip, device="cpu").encode_text(texts), rtol=0, atol=1e-5)
+    fast = clipkit.load(tiny_clip, device="cuda", dtype="auto").encode_text(texts)
+    torch.testing.assert_close(on_gpu, fast, rtol=0, atol=0.02)

@@ -116,7 +116,7 @@ def test_strips_of_a_large_image_give_the_same_pixels(kind: str, monkeypatch: py
     content = io.BytesIO()
     image.save(content, "PNG")
     whole = np.asarray(open_image(InMemory("a.png", content.getvalue())))
-    monkeypatch.setattr("clipkit.images._WHOLE", 1000)
+    monkeypatch.setattr("clipkit.pixels._WHOLE", 1000)
     assert (np.asarray(open_image(InMemory("a.png", content.getvalue()))) == whole).all()
 
 

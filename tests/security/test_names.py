@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from clipkit.data import read_labeled, read_pairs
-from clipkit.data.sources.columns import split_options
+from clipkit.data.sources.columns import name_revision_and_split, split_options
 from clipkit.errors import DataError
 from clipkit.recipe.overrides import parse_overrides
 from tests.conftest import draw, write_csv
@@ -91,7 +91,8 @@ def test_unknown_options_are_errors(options: str, part: str, tmp_path: Path) -> 
 
 
 def test_options_are_split_off_names_that_do_not_exist() -> None:
-    assert split_options("photos.csv?image=file&caption=a%20b") == ("photos.csv", {"image": "file", "caption": "a b"})
+    assert split_options("photos.csv?image=file&caption=a%20b") == ("photos.csv", {"image": "file", "caption": "a%20b"})
+    assert split_options("photos?templates=a%20b.txt") == ("photos", {"templates": "a b.txt"})
     assert split_options("classes?templates=a?b.txt") == ("classes", {"templates": "a?b.txt"})
 
 
@@ -113,3 +114,22 @@ def test_numbers_lists_and_quoted_values_stay_what_they_were() -> None:
         ("'a #2'", "a #2"), ('"5"', "5"), ("['a #1.csv', b]", ["a #1.csv", "b"]), (".inf", float("inf")),
     ):  # fmt: skip
         assert parse_overrides([f"key={typed}"]) == {"key": value}
+
+
+@pytest.mark.parametrize("name", ["a:b", "a@b", "a:b@c:d", "{a}:b", "a?b", "a?split=x:y"])
+def test_folders_of_the_hub_layouts_with_colons_and_at_signs(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    (folder / "test").mkdir(parents=True)
+    content = io.BytesIO()
+    draw("red", "circle").save(content, "PNG")
+    with tarfile.open(folder / "test" / "0.tar", "w") as tar:
+        for member, data in (("0.png", content.getvalue()), ("0.cls", b"0")):
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    (folder / "test" / "nshards.txt").write_text("1")
+    (folder / "classnames.txt").write_text("red circle")
+    assert read_pairs(f"wds:{folder}").captions == ["red circle"]
+    assert read_pairs(f"wds:{folder}:test").captions == ["red circle"]
+    assert name_revision_and_split(str(folder)) == (str(folder), "", "")
+    assert name_revision_and_split(f"{folder}:test") == (str(folder), "", "test")

@@ -86,6 +86,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(remote, "LONGEST", 0.4)
     monkeypatch.setattr(remote, "BACK_OFF", 0.01)
     monkeypatch.setattr(remote, "_silent", {})
+    monkeypatch.setattr(remote, "_failing", {})
     with Server() as running:
         threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield running
@@ -166,6 +167,24 @@ def test_silent_addresses_are_tried_at_once_and_reported_once(server: Server, tm
     assert time.monotonic() - started < 4
     assert len(str(caught.value).splitlines()) == 1
     assert sum(server.counts.values()) < 100
+
+
+def test_no_network_is_noticed_although_every_host_is_another(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BACK_OFF", 0.2)
+    addresses = [f"http://127.0.{number // 200}.{number % 200 + 1}:9/{number}.jpg" for number in range(600)]
+    started = time.monotonic()
+    with pytest.raises(DataError, match="600 of its 600 images cannot be fetched, the first is .*refused"):
+        read_pairs(table(tmp_path, addresses))
+    assert time.monotonic() - started < 2
+    assert "there seems to be no network" in fetch_ahead([Remote("http://127.0.0.1:9/1.jpg")])[0]
+
+
+def test_hosts_that_fail_are_no_reason_against_others_that_answer(server: Server, tmp_path: Path) -> None:
+    addresses = [f"http://127.0.0.{number + 1}:9/{number}.jpg" for number in range(14)]
+    images = [Remote(address) for address in addresses]
+    assert len(fetch_ahead([*images, Remote(f"{server.url}/a.png"), *images])) == 28
 
 
 def test_a_port_that_accepts_and_says_nothing(tmp_path: Path, server: Server) -> None:

@@ -14,7 +14,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "urllib": ("data/sources/remote.py",),
     "torch.load": ("models/weights.py",),
     "os.open": ("cli/terminal.py", "opening.py", "data/output_folder.py", "files.py", "training/folder/"),
-    "tarfile.open": ("data/shards.py", "data/sources/streams.py", "data/sources/tars.py"),
+    "tarfile.open": ("data/shards.py", "data/sources/streams.py", "data/sources/shard_index.py"),
     "open to write": (
         "data/checks/fix.py", "data/shards.py", "data/sources/emoji.py", "files.py", "run_files.py",
     ),
@@ -25,8 +25,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "models/tokenizer.py", "training/folder/checkpoint.py", "training/kept_model.py",
     ),
     "read": (
-        "cli/", "data/shared_memory.py", "evaluation/result.py", "models/", "report/",
-        "run_files.py", "training/", "data/manifest.py", "data/prompts.py", "data/sources/emoji.py", "images.py",
+        "cli/", "evaluation/result.py", "models/", "report/",
+        "run_files.py", "training/", "data/manifest.py", "data/prompts.py", "data/shared_memory.py",
+        "data/sources/emoji.py", "images.py",
     ),
 }  # fmt: skip
 PROGRAMS = ("subprocess", "os.system", "os.popen", "os.posix_spawn", "os.execv", "os.execve", "os.spawnv", "pty")

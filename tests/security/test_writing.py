@@ -193,3 +193,24 @@ def _umask() -> int:
     before = os.umask(0)
     os.umask(before)
     return before
+
+
+def test_a_damaged_or_outdated_index_of_a_tar_is_not_used(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
+    prepare(read_pairs(str(shapes / "captions.csv")), tmp_path / "out", size=32)
+    source = str(next((tmp_path / "out").glob("*.tar")))
+    pairs = read_pairs(source)
+    (index,) = (tmp_path / "cache" / "shards").iterdir()
+    whole = index.read_bytes()
+    for place in range(4, len(whole), 97):
+        index.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        again = read_pairs(source)
+        assert again.captions == pairs.captions
+        assert again.images[0].read_bytes() == pairs.images[0].read_bytes()  # type: ignore[union-attr]
+    # Another file of the same size and time.
+    status, content = os.stat(source), Path(source).read_bytes()
+    Path(source).write_bytes(content.replace(b"red", b"RED"))
+    os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert "RED" in " ".join(read_pairs(source).captions)

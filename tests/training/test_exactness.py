@@ -76,18 +76,20 @@ def test_parts_with_a_number_of_tokens(loss: str, tokens: int, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("lengths", "most", "sizes"),
+    ("lengths", "micro", "sizes"),
     [
         ([3, 4, 5, 6], 10, [2, 1, 1]),
         ([3, 4, 5, 6], 1, [1, 1, 1, 1]),
         ([1] * 7, 3, [3, 3, 1]),
+        ([1, 1, 1, 4], 1, [3, 1]),  # four tokens, as one caption of the longest
         ([2, 2, 2, 11], 10, [3, 1]),
+        ([10] * 8, 100, [2, 2, 2, 2]),  # a quarter of all tokens
         ([50], 1, [1]),
     ],
 )
-def test_sizes_of_text_parts(lengths: list[int], most: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_of_text_parts(lengths: list[int], micro: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_module, "_ACCELERATOR_TOKENS", 10)
-    assert step_module._sizes(lengths, most) == sizes
+    assert step_module._sizes(torch.tensor(lengths), micro) == sizes
 
 
 @pytest.mark.parametrize("micro", [1, 3, 8, 100])

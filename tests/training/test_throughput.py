@@ -197,3 +197,44 @@ def test_progress_bar_shows_waiting_only_if_it_matters() -> None:
 
 def test_texts_of_a_fixed_length_are_counted_by_rows() -> None:
     assert Work(np.array([7.0])).operations({"input_ids": torch.zeros(3, 64)}) == 21
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"image": {"tune": "head"}, "text": {"tune": "frozen"}}, "data.augment": "none"},
+        {
+            "objective": {"captions": 1.0, "views": 1.0},
+            "views": {
+                "image": {"policies": ["moco", "moco"], "head": {"norm": "layer", "keep": True}},
+                "text": {"policies": ["crop", "sibling"]},
+            },
+        },
+    ],
+    ids=["stored features", "views"],
+)
+def test_every_kind_of_input_is_counted(
+    recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    counted: list[Throughput] = []
+
+    def known(plan: Any, inputs: TowerInputs) -> Throughput:
+        counted.append(Throughput(1e12, works_of(inputs)))
+        assert counted[0].works.keys() == inputs.encoders.keys()
+        return counted[0]
+
+    monkeypatch.setattr(run, "throughput_of", known)
+    if "model" in changes:
+        changes = {**changes, "model": {**changes["model"], "name": recipe().model.name}}
+    clipkit.train(recipe({**changes, "train.epochs": 1}))
+    assert all(work.polynomial.max() > 0 for work in counted[0].works.values())
+    assert all(row["mfu"] >= 0 for row in read_lines(tmp_path / "run" / "speed.jsonl"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_run_on_a_known_gpu_logs_its_share(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    if peak_of(torch.cuda.get_device_name(), "bf16") is None:
+        pytest.skip("the peak of this GPU is unknown")
+    clipkit.train(recipe({"train.precision": "bf16"}))
+    assert all(0 <= row["mfu"] < 1 for row in read_lines(tmp_path / "run" / "speed.jsonl"))

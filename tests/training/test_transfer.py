@@ -106,6 +106,23 @@ def test_only_one_batch_is_loaded_ahead_and_the_thread_ends_when_the_run_does() 
     assert not threads()
 
 
+def test_a_run_does_not_wait_long_for_a_slow_loader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "_PATIENCE", 0.01)
+    memory, answer = PixelMemory(CPU), threading.Event()
+
+    def slow() -> Generator[Batch, None, None]:
+        yield from made(memory, [], 1)
+        answer.wait(60)
+        yield from made(memory, [], 1)
+
+    with closing(ahead(slow(), memory, True)) as batches:
+        next(batches)
+    assert threads()
+    answer.set()
+    while threads():
+        pass
+
+
 def test_a_killed_worker_is_reported_and_none_is_left(shapes: Path) -> None:
     def workers() -> set[psutil.Process]:
         return {one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE}
@@ -140,8 +157,8 @@ def test_a_run_is_the_same_with_the_thread_and_after_an_interruption(
     monkeypatch.setattr(inputs, "pixel_memory", memory)
     log = clipkit.training.recorder.Recorder.log
 
-    def interrupting(self: object, row: dict[str, int], waited: float, took: float) -> None:
-        log(self, row, waited, took)
+    def interrupting(self: object, row: dict[str, int], *others: object, **times: float) -> None:
+        log(self, row, *others, **times)
         if row["step"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -28,6 +28,8 @@ class CheckedData:
     """(K,) positions of the measured images."""
     sizes: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
     """(K, 2) width and height of the measured images in pixels; 0 if unknown."""
+    spreads: NDArray[np.uint8] | None = None
+    """(K,) range of the values of the measured images, of 255; None: unknown."""
     image_size: int | None = None
     """Side of the model's input in pixels."""
     duplicates: Duplicates | None = None

@@ -26,6 +26,8 @@ _DIFFERENCE = 0.4
 _SHIFT = 0.5
 # Variation (of 255) below which an image contains only noise.
 _NOISE = 8.0
+# Range of values (of 255) below which an image is nearly of one value: noise, or values that were read wrongly.
+NEARLY_ONE_VALUE = 16
 # Images that share one hash are compared only with this many neighbors, sorted by brightness: a million blank images
 # would otherwise make 10^12 pairs.
 _NEIGHBORS = 64
@@ -141,7 +143,13 @@ def _ranges(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def _similar(scan: ImageScan, one: NDArray[np.int64], other: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Yield the candidate pairs whose thumbnails are similar, as rows of two positions."""
+    """Yield the candidate pairs whose thumbnails are similar, as rows of two positions.
+
+    Images of nearly one value look like each other whatever they show, so only those of exactly one value are compared.
+    """
+    tells = (scan.spreads == 0) | (scan.spreads >= NEARLY_ONE_VALUE)
+    both = tells[one] & tells[other]
+    one, other = one[both], other[both]
     for start in range(0, len(one), _CHUNK):
         left, right = one[start : start + _CHUNK], other[start : start + _CHUNK]
         a, b = (scan.thumbnails[side].reshape(len(side), -1, 3).astype(np.float32) for side in (left, right))

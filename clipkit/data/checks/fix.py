@@ -3,13 +3,17 @@
 import csv
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
 from clipkit.data.checks.captions import normalized
+from clipkit.data.checks.copies import confirmed_copies
 from clipkit.data.checks.leaks import image_name
 from clipkit.data.checks.report import Report
 from clipkit.data.pairs import Pairs
@@ -45,29 +49,32 @@ def check_output_folder(out: Path, data: str | None = None) -> None:
         raise OutputError(f"{out}: lies inside the data {data}; give a folder outside of it")
 
 
-def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
+def fix(pairs: Pairs, report: Report, out: Path, drop_most: bool = False) -> dict[str, int]:
     """Write a cleaned copy of the data: OUT/captions.csv, and OUT/dropped.jsonl with the reasons.
 
-    Broken images, leaked images and empty captions are dropped. Of duplicate images the largest is kept, with the
-    captions of all; of equal captions of one image the first is kept. Images that are files stay where they are;
-    images from archives and tables are written to OUT/images.
+    Broken images, leaked images and empty captions are dropped. Of images with equal bytes, or that differ only in size
+    and encoding, the largest is kept, with the captions of all; of equal captions of one image the first is kept.
+    Images that are files stay where they are; images from archives and tables are written to OUT/images.
 
     Args:
         pairs: the data that was checked.
         report: result of `check`.
         out: a new or empty folder.
+        drop_most: allow that half of the images or captions, or more, are dropped.
 
     Returns:
         number of images and captions in the copy, and of entries in dropped.jsonl: images, captions, dropped.
 
     Raises:
         OutputError: the folder is not empty or cannot be written.
-        DataError: nothing is left, or an image can no longer be read.
+        DataError: nothing is left, at least half would be dropped, or an image can no longer be read.
     """
     check_output_folder(out)
     rows, dropped = _select_rows(pairs, report)
     if not rows:
         raise DataError(f"{pairs.name}: every row has an error, so no row is left to copy; see the findings")
+    if not drop_most:
+        _check_loss(pairs, len(report.broken.keys() | report.leaked.keys()), dropped)
     try:
         with replacing(out) as temporary:
             temporary.mkdir()
@@ -81,13 +88,37 @@ def fix(pairs: Pairs, report: Report, out: Path) -> dict[str, int]:
     return {"images": images, "captions": len(rows) if pairs.has_captions else 0, "dropped": len(dropped)}
 
 
+def _representatives(pairs: Pairs, report: Report) -> list[int]:
+    """Return the position of the image into which each image is merged; its own position if it is kept."""
+    if report.duplicates is None:
+        return list(range(len(pairs.images)))
+    near = confirmed_copies(pairs.images, report.duplicates.near_pairs)
+    return list(replace(report.duplicates, near_pairs=near).representatives(report.rank).tolist())
+
+
+def _check_loss(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[str, str]]) -> None:
+    """Raise an error if at least half of the images or captions would be dropped."""
+    captions = sum("caption" in entry for entry in dropped)
+    for lost, total, noun in (
+        (lost_images, len(pairs.images) if pairs.has_images else 0, "images"),
+        (captions, len(pairs.captions) if pairs.has_captions else 0, "captions"),
+    ):
+        if total and 2 * lost >= total:
+            reasons = Counter(re.sub(r"( \(|: [=~] ).*", "", entry["reason"]) for entry in dropped).most_common(1)
+            raise DataError(
+                f"{pairs.name}: the copy would lack {lost:,} of the {total:,} {noun}, most of them because of: "
+                f"{reasons[0][0]}; check that the data is read as it is meant (columns, folder, names), or allow it "
+                "with --drop-most"
+            )
+
+
 def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], list[dict[str, str]]]:
     """Return the rows to keep as (image, row of the caption), and the dropped images and captions with reasons."""
     unusable = {image: f"cannot be opened: {reason}" for image, reason in report.broken.items()}
     if report.against is not None:
         for image, leak in report.leaked.items():
             unusable[image] = f"is in {report.against.name}: {leak.describe(report.against)}"
-    representatives = report.representatives.tolist()
+    representatives = _representatives(pairs, report)
     dropped: list[dict[str, str]] = []
     for image, kept in enumerate(representatives):
         if image in unusable:

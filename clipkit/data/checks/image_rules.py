@@ -3,6 +3,7 @@
 import numpy as np
 
 from clipkit.data.checks.checked_data import CheckedData, DataRule
+from clipkit.data.checks.duplicates import NEARLY_ONE_VALUE
 from clipkit.data.checks.scan import MISSING
 from clipkit.findings import Finding, finding_about
 
@@ -54,6 +55,20 @@ def extreme_shapes(data: CheckedData) -> Finding | None:
     )  # fmt: skip
 
 
+def flat_images(data: CheckedData) -> Finding | None:
+    """Report images in which nearly all pixels have nearly the same value."""
+    spreads, readable = data.spreads, data.short_sides > 0
+    if spreads is None:
+        return None
+    return finding_about(
+        np.flatnonzero(readable & (spreads < NEARLY_ONE_VALUE)).tolist(), int(readable.sum()),
+        name="flat_images", what="images of nearly one value, such as black or blank images",
+        describe=lambda number: f"{data.sized_name(number)}, a range of {spreads[number]} of 255",
+        advice="open them: if they show something, convert them to 8 bits (docs/data.md says how more bits are read); "
+        "otherwise drop their rows",
+    )  # fmt: skip
+
+
 def small_images(data: CheckedData) -> Finding | None:
     """Report images smaller than the model's input."""
     short, readable = data.short_sides, int((data.short_sides > 0).sum())
@@ -92,7 +107,8 @@ def near_duplicate_images(data: CheckedData) -> Finding | None:
         sorted(earlier), len(data.duplicates.first),
         name="near_duplicate_images", what="images that look like an earlier one",
         describe=lambda image: f"{data.image_name(image)} ~ {data.image_name(earlier[image])}",
-        advice="compare them: re-encoded copies are false negatives that no loss can detect; --fix merges them",
+        advice="compare them: re-encoded copies are false negatives that no loss can detect; --fix merges those that "
+        "differ only in size and encoding",
     )  # fmt: skip
 
 
@@ -124,6 +140,8 @@ IMAGE_RULES = (
     DataRule("broken_images", broken_images, "an image cannot be opened (quick: its file is empty)", "images", "quick"),
     DataRule("tiny_images", tiny_images, "a side is under 32 pixels", "images", "full"),
     DataRule("extreme_shapes", extreme_shapes, "one side is more than three times the other", "images", "full"),
+    DataRule("flat_images", flat_images,
+         "nearly all pixels (99.8 %) have values in a range of less than 16 of 255", "images", "full"),
     DataRule("small_images", small_images,
          "an image is smaller than the model's input; a warning if 20 % of the images or more are affected",
          "images", "sampled"),

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from clipkit.data.checks.batch import expected_false_negatives
 from clipkit.data.checks.captions import TokenCounts, lengths
 from clipkit.data.checks.checked_data import CheckedData
+from clipkit.data.checks.duplicates import Duplicates
 from clipkit.data.checks.leaks import Leak, find_leaks
 from clipkit.data.checks.rules import apply_rules
 from clipkit.data.checks.scan import EMPTY, MISSING, ImageScan, scan_images
 from clipkit.data.pairs import Pairs
 from clipkit.data.sequences import Files, Strings
 from clipkit.data.sources.remote import Remote
-from clipkit.findings import SEVERITIES, Finding
+from clipkit.findings import SEVERITIES, Finding, most_severe_first
 from clipkit.images import Stored, size_of
 
 # Input size of nearly all encoders, used if no model is given.
@@ -40,8 +41,10 @@ class Report:
     """Reason why an image cannot be opened, by position of the image; for `fix`."""
     leaked: dict[int, Leak] = field(default_factory=dict, repr=False)
     """The same image in the data given as `against`, by position of the image; for `fix`."""
-    representatives: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
-    """(N,) position of the image into which each image is merged; its own position if it is kept; for `fix`."""
+    duplicates: Duplicates | None = field(default=None, repr=False)
+    """Images that are or look the same; for `fix`."""
+    rank: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    """(N,) order in which duplicates are preferred, the lowest first; for `fix`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values: task, data, against, facts, counts (findings by severity) and findings."""
@@ -85,7 +88,7 @@ def check(
     facts: dict[str, Any] = {"images": len(pairs.images) if pairs.has_images else 0}
     scan, duplicates, batch = scan_images([]), None, None
     leaked: dict[int, Leak] = {}
-    representatives = np.arange(len(pairs.images))
+    rank = np.zeros(len(pairs.images), np.int64)
     if pairs.has_images:
         scan = scan_images(pairs.images, workers, "images")
         others = against.images if against is not None and against.has_images else []
@@ -93,7 +96,6 @@ def check(
         facts |= _image_facts(scan, image_size or _USUAL_SIZE)
         rank = -scan.sizes[:, 0].astype(np.int64) * scan.sizes[:, 1]  # the largest copy is kept
         rank[list(leaked)] = 1  # leaked images will be dropped, so no other image may be merged into them
-        representatives = duplicates.representatives(rank)
     counts = np.zeros(0, np.int64)
     if pairs.has_captions:
         counts = lengths(pairs.captions, token_counts)
@@ -107,6 +109,7 @@ def check(
         broken=scan.broken,
         image_rows=range(len(scan)),
         sizes=scan.sizes,
+        spreads=scan.spreads,
         image_size=image_size,
         duplicates=duplicates,
         against=against,
@@ -116,7 +119,9 @@ def check(
         context_length=None if token_counts is None else context_length,
         batch=batch,
     )
-    return Report(pairs.name, against, facts, apply_rules(data), scan.broken, leaked, representatives)
+    of_others = against.findings if against is not None else ()
+    findings = most_severe_first([*dict.fromkeys([*pairs.findings, *of_others]), *apply_rules(data)])
+    return Report(pairs.name, against, facts, findings, scan.broken, leaked, duplicates, rank)
 
 
 def quick_findings(pairs: Pairs) -> list[Finding]:

@@ -30,6 +30,7 @@ _DRAFT = 64
 _CHUNK = 4096
 # Below this variation (of 255) a thumbnail has no structure for a perceptual hash, whose bits would be noise.
 _FLAT = 2.0
+_IGNORED = 0.001  # share of the pixels at each end of the values, such as a date stamp or a hot pixel
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class ImageScan:
     """(N, 2) width and height in pixels after EXIF rotation."""
     file_bytes: NDArray[np.int64]
     """(N,) file sizes in bytes; -1 for a file that cannot be read."""
+    spreads: NDArray[np.uint8]
+    """(N,) range of the values, of 255, in the channel where it is largest, without 0.1 % of the pixels at each end."""
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -61,6 +64,7 @@ class ImageScan:
             np.concatenate([self.thumbnails, other.thumbnails]),
             np.concatenate([self.sizes, other.sizes]),
             np.concatenate([self.file_bytes, other.file_bytes]),
+            np.concatenate([self.spreads, other.spreads]),
         )
 
 
@@ -84,6 +88,7 @@ def scan_images(images: Sequence[Path | Stored], workers: int | None = None, nam
         np.zeros((count, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), np.uint8),
         np.zeros((count, 2), np.int32),
         np.full(count, -1, np.int64),
+        np.zeros(count, np.uint8),
     )
     threads = workers or min(16, os.cpu_count() or 1)
     with (
@@ -135,9 +140,19 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
         return _reason(str(image), f"cannot be decoded ({one_line(error)})", content)
     scan.sizes[position] = size
     scan.thumbnails[position] = thumbnail
+    scan.spreads[position] = _spread(opened)
     if thumbnail.std(axis=(0, 1)).max() >= _FLAT:
         scan.hashes[position] = np.packbits(bits).view(">u8")[0]
     return None
+
+
+def _spread(image: Image.Image) -> int:
+    """Return the largest range of a channel's values, without the 0.1 % lowest and highest."""
+    counts = np.cumsum(np.array(image.histogram()).reshape(3, 256), axis=1)
+    pixels = image.width * image.height
+    lowest = (counts > pixels * _IGNORED).argmax(axis=1)
+    highest = (counts >= pixels * (1 - _IGNORED)).argmax(axis=1)
+    return int((highest - lowest).max())
 
 
 def _reason(image: str, message: str, content: bytes) -> str:

@@ -3,20 +3,23 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 import pyarrow as pa
 
 from clipkit.data.prompts import Templates
+from clipkit.data.sources.choice import Peek, choice_finding, choose, columns_of_images
 from clipkit.errors import DataError
+from clipkit.findings import Finding
 from clipkit.images import Stored
 
 # Accepted column names of each role, most likely first. To accept another name, add it here.
 NAMES: Mapping[str, Sequence[str]] = {
     "image": (
-        "image", "filepath", "file_name", "filename", "file", "path", "image_path", "img", "url", "image_url", "jpg",
+        "image", "filepath", "file_name", "filename", "file", "path", "image_path", "image_name", "image_file", "img",
+        "jpg", "jpeg", "png", "webp", "url", "image_url",
     ),
-    "caption": ("caption", "captions", "text", "title", "sentence", "sentences", "description"),
+    "caption": ("caption", "captions", "text", "title", "sentence", "sentences", "description", "comment"),
     "negative_caption": ("negative_caption", "negative", "foil", "hard_negative"),
     "paraphrase": ("paraphrase",),
     "label": ("label", "class", "category"),
@@ -53,6 +56,8 @@ class Rows:
     row: str = "row"
     """Noun for a row in messages, which count rows from 1."""
     classes: ClassList | None = None
+    findings: Sequence[Finding] = ()
+    """Anything that was left out or that reading had to assume."""
 
 
 @dataclass(frozen=True)
@@ -72,42 +77,81 @@ class Wanted:
     needed: Collection[str]
     optional: Collection[str]
     names: Mapping[str, Sequence[str]] = field(default_factory=lambda: NAMES)
+    choices: list[Finding] = field(default_factory=list)
+    """Findings about columns that were chosen among several, which the readers add."""
 
     @property
     def roles(self) -> list[str]:
         """All roles, needed and optional."""
         return [*self.needed, *self.optional]
 
-    def columns_among(self, source: object, header: Sequence[str]) -> dict[str, str]:
+    def needs(self, role: str, present: Collection[str]) -> bool:
+        """Return whether a source must have a role; labels, if they are read too, replace captions that it lacks."""
+        if role == "caption" and "label" in self.roles:
+            given = self.options.get("label")
+            labels = self.names["label"] if given is None else [given.lower()]
+            return role in self.needed and not any(label in present for label in labels)
+        return role in self.needed
+
+    def columns_among(self, source: object, header: Sequence[str], peek: Peek, folder: Path = Path()) -> dict[str, str]:
         """Map each role to its column name, for roles whose column is present.
+
+        Among several columns with an accepted name, their values decide (see `rank_of`), which is reported. A column
+        with any name is the image if it alone contains images.
+
+        Args:
+            source: name of the source, for messages.
+            header: names of the columns.
+            peek: function from a column's name to its first values.
+            folder: folder to which image paths are relative.
 
         Raises:
             DataError: a needed column or a column named by the user is missing, or two columns have the same name.
         """
         lower = [name.strip().lower() for name in header]
         columns = _listed(header)
-        found = {}
+        found: dict[str, str] = {}
+        choices: list[str] = []
         for role in self.roles:
-            given = self.options.get(role)
-            if given is not None and given.lower() not in lower:
-                raise DataError(f"{source}: has no column {given}; use one of its columns: {columns}")
-            names = [given.lower()] if given is not None else self.names[role]
-            match = next((name for name in names if name in lower), None)
-            if match is not None:
-                if lower.count(match) > 1:
-                    raise DataError(f"{source}: has {lower.count(match)} columns named {match}; rename all but one")
-                found[role] = header[lower.index(match)]
-            elif role in self.needed:
+            given = self._given(role, lower)
+            if given is not None and given not in lower:
+                raise DataError(f"{source}: has no column {self.options[role]}; use one of its columns: {columns}")
+            matches = [name for name in ([given] if given is not None else self.names[role]) if name in lower]
+            candidates = [header[lower.index(name)] for name in matches]
+            if not candidates and role == "image" and role in self.needed:
+                candidates = columns_of_images(header, peek, folder)
+                candidates = candidates if len(candidates) == 1 else []
+            if candidates:
+                found[role], choice = choose(role, candidates, peek, folder)
+                count = lower.count(found[role].strip().lower())
+                if count > 1:
+                    raise DataError(f"{source}: has {count} columns named {found[role]}; rename all but one")
+                choices += [choice] * (len(candidates) > 1 or not matches)
+            elif self.needs(role, lower):
                 raise DataError(
-                    f"{source}: has no {role} column (one of {', '.join(names)}); its columns are "
-                    f"{columns}: rename one, or specify it with {Path(str(source)).name}?{role}=COLUMN"
+                    f"{source}: has no {role} column (one of {', '.join(self.names[role])}); its columns are "
+                    f"{columns}: rename one, or specify it with {self.advice(role)}"
                 )
         if not found:
             raise DataError(
                 f"{source}: has none of the columns {', '.join(self.roles)}; its columns are {columns}: specify "
-                f"one with {Path(str(source)).name}?{self.roles[0]}=COLUMN"
+                f"one with {self.advice(self.roles[0])}"
             )
+        if choices:
+            advice = f"to use another one, give {self.advice(next(iter(found)))}"
+            self.choices.append(choice_finding(str(source), choices, advice))
         return found
+
+    def _given(self, role: str, header: Sequence[str]) -> str | None:
+        """Return the column that the user named, in lower case; %XX stands for a character unless it is in the name."""
+        given = self.options.get(role)
+        if given is None:
+            return None
+        return next((name for name in (given.lower(), unquote(given).lower()) if name in header), given.lower())
+
+    def advice(self, role: str) -> str:
+        """Return the source with an option that names the column of a role, as it is typed in a shell."""
+        return f"'{split_options(self.source)[0]}?{role}=COLUMN'"
 
 
 def _listed(header: Sequence[str]) -> str:
@@ -124,19 +168,19 @@ def split_options(source: str) -> tuple[str, dict[str, str]]:
     Raises:
         DataError: the part after the question mark is not a list of options NAME=VALUE, or repeats one.
     """
-    if exists(source):
+    if _exists_in_source(source):
         return source, {}
     ends = [position for position, character in enumerate(source) if character == "?"]
-    end = next((end for end in reversed(ends) if exists(source[:end])), ends[0] if ends else len(source))
+    end = next((end for end in reversed(ends) if _exists_in_source(source[:end])), ends[0] if ends else len(source))
     name, text = source[:end], source[end + 1 :]
     options: dict[str, str] = {}
     for option in text.split("&") if text else []:
-        given = dict(parse_qsl(option, keep_blank_values=True))
-        if not given or "" in given or "" in given.values():
+        key, _, value = option.partition("=")
+        if not key or not value:
             raise DataError(f"{source}: {option or '&'} is not an option; write NAME=VALUE after the question mark")
-        if options.keys() & given.keys():
-            raise DataError(f"{source}: has the option {next(iter(given))} twice; remove one")
-        options |= given
+        if key in options:
+            raise DataError(f"{source}: has the option {key} twice; remove one")
+        options[key] = value if key in NAMES or exists(value) else unquote(value)
     return name, options
 
 
@@ -146,3 +190,26 @@ def exists(name: str) -> bool:
         return bool(name) and "://" not in name and Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # invalid name, or a home folder that is unknown
         return False
+
+
+def _exists_in_source(source: str) -> bool:
+    """Return whether a source is an existing file or folder, or one after `hf:` or `wds:`, with or without a split."""
+    prefix, _, rest = source.partition(":")
+    return exists(source) or (prefix in ("hf", "wds") and exists(name_revision_and_split(rest)[0]))
+
+
+def name_revision_and_split(given: str) -> tuple[str, str, str]:
+    """Split `NAME[@REVISION][:SPLIT]`; a name that exists is that folder, even if it contains `@` or `:`.
+
+    Example:
+        >>> name_revision_and_split("me/data@v1:test"), name_revision_and_split("me/data")
+        (('me/data', 'v1', 'test'), ('me/data', '', ''))
+    """
+    if exists(given):
+        return given, "", ""
+    name, colon, split = given.rpartition(":")
+    name, split = (name, split) if colon and "?" not in split else (given, "")
+    if exists(name):
+        return name, "", split
+    name, _, revision = name.partition("@")
+    return name, revision, split

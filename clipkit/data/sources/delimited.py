@@ -1,32 +1,48 @@
-"""Reader of CSV and TSV files."""
+"""Reader of CSV and TSV files, with any of the common characters between fields."""
 
 import csv
+import re
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 from clipkit.data.sequences import Files
+from clipkit.data.sources.choice import PEEKED
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError, one_line
+from clipkit.files import is_file
 from clipkit.opening import open_file, open_text
+
+csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
 
 
 def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
-    """Read a CSV file, or a TSV file if its name ends with .tsv. Image paths are relative to the file.
+    """Read a CSV or TSV file, whose fields may be separated by commas, semicolons, tabs or vertical bars.
+
+    Image paths are relative to the file.
 
     Raises:
         DataError: the file is missing, empty, not UTF-8 or malformed, or a column is missing; the message names the
             line.
     """
     path = Path(name)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    form = _Form(",")
     try:
-        header = _header(path, delimiter)
-        names = wanted.columns_among(path, header)
+        form = _form_of(path, wanted)
+        header, *rows = _first_rows(path, form)
+        try:
+            names = wanted.columns_among(path, header, lambda name: _column(rows, header.index(name)), path.parent)
+        except DataError:
+            _check_header(path, header)
+            raise
         table = arrow_csv.read_csv(
             path,
-            parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            read_options=arrow_csv.ReadOptions(skip_rows=form.skipped),
+            parse_options=arrow_csv.ParseOptions(delimiter=form.delimiter, newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
                 include_columns=list(dict.fromkeys(names.values())),
                 column_types=dict.fromkeys(names.values(), pa.large_string()),
@@ -36,46 +52,97 @@ def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
     except FileNotFoundError:
         raise DataError(f"{path}: file not found; paths are relative to the working directory") from None
     except UnicodeDecodeError:
-        raise DataError(_first_problem(path, delimiter) or f"{path}: is not UTF-8; save it as UTF-8") from None
+        raise DataError(_first_problem(path, form) or f"{path}: is not UTF-8; save it as UTF-8") from None
     except (pa.ArrowException, csv.Error) as error:
-        problem = _first_problem(path, delimiter)
+        problem = _first_problem(path, form)
         raise DataError(problem or f"{path}: cannot be parsed ({one_line(error)}); fix the file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
     if not len(table):
         raise DataError(f"{path}: has a header but no rows; add at least one row")
     columns = {role: _unchunked(table[name]) for role, name in names.items()}
-    _check_quotes(path, delimiter, columns)
+    _check_quotes(path, form, columns)
     paths = columns.pop("image", None)
     images = None if paths is None else Files.of(path.parent, paths)
     return Rows(str(path), columns, images, paths, names)
 
 
-def _header(path: Path, delimiter: str) -> list[str]:
+@dataclass(frozen=True)
+class _Form:
+    """Form of a file: the character between its fields, and the lines before its header."""
+
+    delimiter: str
+    skipped: int = 0
+
+
+def _form_of(path: Path, wanted: Wanted) -> _Form:
+    """Return the form in which the header has the most columns with known names, or else the most columns.
+
+    Of equal ones the usual form of the file name's ending is taken. Excel writes `sep=;` before the header.
+    """
     with open_text(path, newline="") as file:
-        header = next(csv.reader(file, delimiter=delimiter), None)
-    if not header:
+        first = file.readline()
+    stated = re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE)
+    if stated:
+        return _Form(stated[1], 1)
+    known = {name.lower() for role in wanted.roles for name in wanted.names[role]}
+    known |= {value.lower() for role, value in wanted.options.items() if role in wanted.names}
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+
+    def fit(delimiter: str) -> tuple[int, int]:
+        header = next(iter(_first_rows(path, _Form(delimiter), 1)), [])
+        return sum(name.strip().lower() in known for name in header), len(header)
+
+    return _Form(max(dict.fromkeys((usual, *_DELIMITERS)), key=fit))
+
+
+def _first_rows(path: Path, form: _Form, count: int = PEEKED + 1) -> list[list[str]]:
+    """Return the header and the rows after it, `count` in total.
+
+    Raises:
+        DataError: there is no header.
+    """
+    with open_text(path, newline="") as file:
+        for _ in range(form.skipped):
+            file.readline()
+        rows = list(islice(csv.reader(file, delimiter=form.delimiter), count))
+    if not rows or not rows[0]:
         raise DataError(f"{path}: is empty; its first line must name the columns, for example image,caption")
-    return header
+    return rows
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    """Raise an error if the first line contains an image, as in files without a header."""
+    images = (name for name in header if "://" in name or (Path(name).suffix and is_file(path.parent / name)))
+    image = next(images, None)
+    if image is not None:
+        raise DataError(
+            f"{path}: has no header, its first line is data ({image.strip()[:60]}); add a first line with the names of "
+            "the columns, for example image,caption"
+        )
+
+
+def _column(rows: list[list[str]], number: int) -> list[str]:
+    return [row[number] for row in rows if number < len(row)]
 
 
 def _unchunked(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
-def _check_quotes(path: Path, delimiter: str, columns: dict[str, pa.Array]) -> None:
+def _check_quotes(path: Path, form: _Form, columns: dict[str, pa.Array]) -> None:
     """Raise an error for a quotation mark that is never closed.
 
     Such a mark would turn the rest of the file into one field.
     """
     if any(len(column[len(column) - 1].as_py()) > 1000 or "\n" in column[len(column) - 1].as_py()
            for column in columns.values()):  # fmt: skip
-        problem = _first_problem(path, delimiter)
+        problem = _first_problem(path, form)
         if problem is not None:
             raise DataError(problem)
 
 
-def _first_problem(path: Path, delimiter: str) -> str | None:
+def _first_problem(path: Path, form: _Form) -> str | None:
     """Return a message about the first malformed line, found by a slow line-by-line reader."""
     line = 0
     with open_file(path) as raw:
@@ -88,17 +155,19 @@ def _first_problem(path: Path, delimiter: str) -> str | None:
                     f"{path}: line {line} is not UTF-8 (byte {byte:#04x} at position {position}); save the file as "
                     "UTF-8"
                 )
-    csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))
     with open_text(path, newline="") as file:
-        rows = csv.reader(file, delimiter=delimiter, strict=True)
-        begins, width = 1, None
+        for _ in range(form.skipped):
+            file.readline()
+        rows = csv.reader(file, delimiter=form.delimiter, strict=True)
+        begins, width = 1 + form.skipped, None
         try:
             for row in rows:
                 if row and width is not None and len(row) != width:
-                    advice = "; put quotation marks around a field with a comma" if len(row) > width else ""
+                    named = _DELIMITERS[form.delimiter] if form.delimiter in _DELIMITERS else repr(form.delimiter)
+                    advice = f"; put quotation marks around a field with {named}" if len(row) > width else ""
                     return f"{path}: line {begins} has {len(row)} fields, the header has {width}; fix it{advice}"
                 width = width or len(row)
-                begins = rows.line_num + 1
+                begins = rows.line_num + 1 + form.skipped
         except csv.Error as error:
             if "unexpected end of data" in str(error):
                 return f"{path}: line {begins} opens a quotation mark that is never closed; close it"

@@ -1,15 +1,17 @@
 """Reader of JSON and JSONL files."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from clipkit.data.sequences import Files
+from clipkit.data.sources.choice import PEEKED
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError
 from clipkit.opening import open_file, read_text
@@ -87,15 +89,17 @@ def _as_data_errors(position: _Position) -> Iterator[None]:
 def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
     path = position.path
     names: dict[str, str] = {}
-    values: dict[str, list[str | list[str]]] = {}
-    for row in rows:
-        if not isinstance(row, dict):
-            raise DataError(f"{position} is not a JSON object; write for example {_EXAMPLE}")
-        if not names:
-            names = wanted.columns_among(path, list(row))
-            values = {role: [] for role in names}
+    values: dict[str, list[str | list[str] | None]] = {}
+    checked = _objects(position, rows)
+    first = list(islice(checked, PEEKED))
+    if first:
+        header = list(dict.fromkeys(key for _, row in first for key in row))
+        names = wanted.columns_among(path, header, lambda name: [row.get(name) for _, row in first], path.parent)
+        values = {role: [] for role in names}
+    for position.number, row in chain(first, checked):
         for role, name in names.items():
-            values[role].append(_value(position, row, name))
+            is_unlabeled = role == "label" and name in row and row[name] is None
+            values[role].append(None if is_unlabeled else _value(position, row, name))
     if not names:
         raise DataError(f"{path}: is empty; write objects such as {_EXAMPLE}")
     columns = {role: strings_or_lists(column) for role, column in values.items()}
@@ -106,10 +110,18 @@ def _rows_of(position: _Position, rows: Iterable[Any], wanted: Wanted) -> Rows:
     return Rows(str(path), columns, images, paths, names)
 
 
-def strings_or_lists(values: list[str | list[str]]) -> pa.Array:
+def _objects(position: _Position, rows: Iterable[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each row with its number, which the iterator of the rows sets."""
+    for row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f"{position} is not a JSON object; write for example {_EXAMPLE}")
+        yield position.number, row
+
+
+def strings_or_lists(values: Sequence[str | list[str] | None]) -> pa.Array:
     """Return a column of strings, or of lists if any value is a list."""
     if any(isinstance(value, list) for value in values):
-        lists = [value if isinstance(value, list) else [value] for value in values]
+        lists = [[value] if isinstance(value, str) else value for value in values]
         return pa.array(lists, pa.large_list(pa.large_string()))
     return pa.array(values, pa.large_string())
 

@@ -6,7 +6,7 @@ To add a source, write a reader `(name, wanted) -> Rows` in a file of its own an
 import json
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipkit.data.sources.columns import NAMES, Rows, Wanted, split_options
@@ -14,8 +14,10 @@ from clipkit.data.sources.delimited import read_delimited
 from clipkit.data.sources.emoji import read_twemoji
 from clipkit.data.sources.folders import read_folder
 from clipkit.data.sources.json_rows import read_json, read_json_lines
-from clipkit.data.sources.saved import is_saved, read_hub, read_parquet, read_saved
-from clipkit.data.sources.tars import read_tars
+from clipkit.data.sources.parquet_files import read_parquet, read_parquet_folder
+from clipkit.data.sources.parts import files_of_folder
+from clipkit.data.sources.saved import is_saved, read_hub, read_saved
+from clipkit.data.sources.tars import read_tar_folder, read_tars
 from clipkit.data.sources.urls import is_address
 from clipkit.data.sources.wds import read_wds
 from clipkit.errors import DataError
@@ -23,7 +25,7 @@ from clipkit.files import is_file
 from clipkit.opening import read_text
 
 # Options of a source as a whole, beside those that name the column of a role.
-_OPTIONS = ("split", "templates")
+_OPTIONS = ("split", "templates", "classes")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Source:
     matches: Callable[[str], bool]
     """Function that returns whether a source name is of this kind."""
     read: Callable[[str, Wanted], Rows]
+    has_splits: bool = False
+    """True if `?split=` chooses a part of it."""
 
 
 def _begins(prefix: str) -> Callable[[str], bool]:
@@ -45,13 +49,19 @@ def _ends(*endings: str) -> Callable[[str], bool]:
     return lambda name: name.lower().endswith(endings)
 
 
+def _holds(ending: str) -> Callable[[str], bool]:
+    return lambda name: Path(name).is_dir() and bool(files_of_folder(name, ending))
+
+
 # The first kind that matches reads the source.
 SOURCES = (
-    Source("hf:NAME[:SPLIT]", _begins("hf:"), read_hub),
-    Source("wds:ORG/NAME[:SPLIT]", _begins("wds:"), read_wds),
-    Source("twemoji:groups, twemoji:LANGUAGE", _begins("twemoji:"), read_twemoji),
-    Source("folders saved by datasets", is_saved, read_saved),
-    Source("folders of images", lambda name: Path(name).is_dir(), read_folder),
+    Source("hf:NAME[:SPLIT]", _begins("hf:"), read_hub, has_splits=True),
+    Source("wds:ORG/NAME[:SPLIT]", _begins("wds:"), read_wds, has_splits=True),
+    Source("twemoji:groups, twemoji:LANGUAGE", _begins("twemoji:"), read_twemoji, has_splits=True),
+    Source("folders saved by datasets", is_saved, read_saved, has_splits=True),
+    Source("folders of .tar shards", _holds(".tar"), read_tar_folder, has_splits=True),
+    Source("folders of .parquet files", _holds(".parquet"), read_parquet_folder, has_splits=True),
+    Source("folders of images", lambda name: Path(name).is_dir(), read_folder, has_splits=True),
     Source(".csv, .tsv", _ends(".csv", ".tsv"), read_delimited),
     Source(".jsonl", _ends(".jsonl"), read_json_lines),
     Source(".json", _ends(".json"), read_json),
@@ -75,7 +85,13 @@ def read_rows(source: str, needed: Collection[str], optional: Collection[str] = 
     unknown = [option for option in options if option not in (*NAMES, *_OPTIONS)]
     if unknown:
         raise DataError(f"{source}: unknown option {unknown[0]}; use one of {', '.join((*NAMES, *_OPTIONS))}")
-    return rows_of(name, Wanted(source, options, needed, [role for role in optional if role not in needed]))
+    wanted = Wanted(source, options, needed, [role for role in optional if role not in needed])
+    rows = rows_of(name, wanted)
+    unused = next((role for role in NAMES if role in options and role in wanted.roles and role not in rows.found), None)
+    if unused is not None:
+        raise DataError(f"{source}: has no columns, so the option {unused}={options[unused]} has no effect; remove it")
+    choices = {finding.name: finding for finding in reversed(wanted.choices)}  # the first of several tables
+    return replace(rows, findings=[*rows.findings, *choices.values()])
 
 
 def check_exists(source: str) -> None:
@@ -115,7 +131,10 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
             f"{wanted.source}: {missing}give a supported source; supported sources: "
             f"{', '.join(source.written for source in SOURCES)}"
         )
-    _check_is_finished(Path(name).parent / "prepared.json")
+    if "split" in wanted.options and not source.has_splits:
+        raise DataError(f"{wanted.source}: has no splits, so the option split has no effect; remove it")
+    for folder in (Path(name).parent, Path(name)):
+        _check_is_finished(folder / "prepared.json")
     return source.read(name, wanted)
 
 

@@ -47,6 +47,8 @@ _FAILED = ".failed"
 _LOCKS = [threading.Lock() for _ in range(64)]
 _silent: dict[str, tuple[int, float]] = {}
 """Host -> addresses in a row that got no answer, and the time of the last."""
+_failing: dict[str, float] = {}
+"""Hosts without an answer since the last answer of any host, with the time: if there are many, there is no network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,24 +188,36 @@ class _HttpError(OSError):
 
 def _fetched(address: str) -> bytes:
     host = urlsplit(address).netloc.rpartition("@")[2].lower()
+    failing = dict(_failing)
+    if len(failing) >= AT_ONCE and time.monotonic() - max(failing.values()) < _SILENT_SECONDS:
+        raise _SilentHostError(f"none of the last {len(failing)} hosts answers, so there seems to be no network")
     count, last = _silent.get(host, (0, 0.0))
     if count >= _SILENT_AFTER and time.monotonic() - last < _SILENT_SECONDS:
         raise _SilentHostError(f"{host} does not answer; {count} addresses before this one were tried")
     attempts = 1 if count >= _SILENT_AFTER else ATTEMPTS
     for attempt in range(attempts):
+        if attempt and len(_failing) >= AT_ONCE:
+            break
         if attempt:
             time.sleep(BACK_OFF * 2 ** (attempt - 1))
         try:
             content = _get(address)
-            _silent.pop(host, None)
+            _answered(host)
             return content
         except _HttpError:
-            _silent.pop(host, None)
+            _answered(host)
             raise
         except (OSError, HTTPException, ValueError) as error:
             reason = _reason(error)
+            _failing[host] = time.monotonic()
     _silent[host] = (_silent.get(host, (0, 0.0))[0] + 1, time.monotonic())
+    attempts = attempt + 1
     raise OSError(f"{reason}, after {attempts} attempt{'s' * (attempts > 1)}")
+
+
+def _answered(host: str) -> None:
+    _silent.pop(host, None)
+    _failing.clear()
 
 
 def _reason(error: Exception) -> str:

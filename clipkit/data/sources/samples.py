@@ -14,44 +14,87 @@ from clipkit.errors import DataError, one_line
 # Files of a sample that may contain a role, most likely first; other roles are read from JSON only.
 ENDINGS = {"caption": ("txt", "caption", "json"), "label": ("cls", "npy", "json")}
 
+_USUAL = ("jpg", "jpeg", "png", "webp")
+
 T = TypeVar("T")
 
 
-def grouped(files: Iterator[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
-    """Group adjacent files with the same path up to the first dot of the file name.
+def name_in_sample(path: str) -> tuple[str, str] | None:
+    """Split the path of a file before the first dot of its name: the sample and the ending; None if it has no sample.
 
-    Yield their members by extension.
+    Example:
+        >>> name_in_sample("a.b/000.seg.PNG"), name_in_sample("a/.hidden")
+        (('a.b/000', 'seg.png'), None)
     """
+    folder, _, name = path.rpartition("/")
+    stem, dot, ending = name.partition(".")
+    if not dot or not stem:
+        return None
+    return (f"{folder}/{stem}" if folder else stem), ending.lower()
+
+
+def adjacent(files: Iterator[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
+    """Group adjacent files of the same sample; yield the sample with its files by ending."""
     key: str | None = None
     members: dict[str, T] = {}
     for path, file in files:
-        folder, _, name = path.rpartition("/")
-        stem, dot, ending = name.partition(".")
-        if not dot or not stem:
+        named = name_in_sample(path)
+        if named is None:
             continue
-        current = f"{folder}/{stem}" if folder else stem
-        if current != key:
+        if named[0] != key:
             if key is not None:
                 yield key, members
-            key, members = current, {}
-        members[ending.lower()] = file
+            key, members = named[0], {}
+        members[named[1]] = file
     if key is not None:
         yield key, members
 
 
-def image_among(members: Mapping[str, T]) -> T | None:
-    """Return the first file of a sample with the extension of an image format."""
-    endings = Image.registered_extensions()
-    return next((file for ending, file in members.items() if f".{ending}" in endings), None)
+def collected(files: Iterator[tuple[str, T]]) -> list[tuple[str, dict[str, T]]]:
+    """Group the files of each sample wherever they are; a file that a sample already has begins another sample."""
+    samples: list[tuple[str, dict[str, T]]] = []
+    newest: dict[str, dict[str, T]] = {}
+    for path, file in files:
+        named = name_in_sample(path)
+        if named is None:
+            continue
+        key, ending = named
+        members = newest.get(key)
+        if members is None or ending in members:
+            members = newest[key] = {}
+            samples.append((key, members))
+        members[ending] = file
+    return samples
 
 
-def values_of_role(where: str, contents: Mapping[str, bytes], role: str) -> list[str] | None:
+def image_endings(members: Mapping[str, T]) -> list[str]:
+    """Return the endings of a sample that are image formats, the usual ones for photographs first."""
+    known = Image.registered_extensions()
+    found = [ending for ending in members if f".{ending}" in known]
+    return sorted(found, key=lambda ending: _USUAL.index(ending) if ending in _USUAL else len(_USUAL))
+
+
+def has_dots(members: Mapping[str, T]) -> bool:
+    """Return whether a sample has no image, but a file with a dot in its name before the ending of one."""
+    known = Image.registered_extensions()
+    return not image_endings(members) and any(f".{ending.rpartition('.')[2]}" in known for ending in members)
+
+
+def values_of_role(where: str, contents: Mapping[str, bytes], role: str, given: str | None = None) -> list[str] | None:
     """Return the values of a role in the files of a sample (given by extension), or None if there are none.
+
+    Args:
+        where: location of the sample, for messages.
+        contents: files of the sample by ending.
+        role: a role of texts or labels.
+        given: ending of the file, or key in the JSON file, that the user named.
 
     Raises:
         DataError: a file is not UTF-8, or not JSON.
     """
-    for ending in ENDINGS.get(role, ("json",)):
+    endings = ENDINGS.get(role, ("json",)) if given is None else (given.lower(), "json")
+    keys = NAMES[role] if given is None else (given,)
+    for ending in endings:
         if ending not in contents:
             continue
         if ending == "npy":
@@ -69,12 +112,26 @@ def values_of_role(where: str, contents: Mapping[str, bytes], role: str) -> list
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}.json: is not JSON ({one_line(error)}); fix it") from None
-        name = next((name for name in NAMES[role] if isinstance(values, dict) and name in values), None)
+        name = next((name for name in keys if isinstance(values, dict) and name in values), None)
         if name is None:
             continue
         value = values[name] if isinstance(values[name], list) else [values[name]]
         return [str(item) for item in value if item is not None]
     return None
+
+
+def caption_choices(where: str, contents: Mapping[str, bytes]) -> list[str]:
+    """Return what is read as the caption of a sample, and then endings and JSON keys with other captions.
+
+    Example:
+        >>> caption_choices("s", {"txt": b"a dog", "json": b'{"caption": "a dog", "title": "Rex"}'})
+        ['txt', 'title']
+    """
+    names = [ending for ending in ENDINGS["caption"] if ending in contents and ending != "json"]
+    names += NAMES["caption"] if "json" in contents else ()
+    values = {name: values_of_role(where, contents, "caption", name) for name in names}
+    filled = [name for name in values if values[name]]
+    return [name for name in filled if name == filled[0] or values[name] != values[filled[0]]]
 
 
 def _classes_of(content: bytes) -> list[str] | None:

@@ -1,8 +1,7 @@
-"""Readers of Parquet files, and of Hugging Face datasets from the Hub or saved in a folder."""
+"""Readers of Hugging Face datasets, from the Hub or saved in a folder."""
 
-import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,61 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyarrow import parquet
 
 from clipkit.data.sequences import Files, Items, Strings
-from clipkit.data.sources.columns import Rows, Wanted, exists
+from clipkit.data.sources import choice
+from clipkit.data.sources.class_names import named, recorded_classes, whole_numbers
+from clipkit.data.sources.columns import Rows, Wanted, name_revision_and_split
+from clipkit.data.sources.content import content_keys
 from clipkit.errors import DataError, UnreachedError, one_line
-from clipkit.files import cache_folder
 from clipkit.images import Stored
-from clipkit.opening import check_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-def read_parquet(path: str, wanted: Wanted) -> Rows:
-    """Read Parquet files that contain image paths or the bytes of the images.
-
-    Bytes are not read into memory: `datasets` writes them once to its cache, which is then memory-mapped.
-
-    Args:
-        path: a file, or a pattern for several files, e.g. part-*.parquet.
-        wanted: roles to read.
-
-    Raises:
-        DataError: a file is missing or damaged, or a column is missing.
-    """
-    files = [path] if exists(path) else sorted(str(file) for file in Path(path).parent.glob(Path(path).name)) or [path]
-    try:
-        for file in files:
-            check_file(file)
-        schema = parquet.read_schema(files[0])
-        names = wanted.columns_among(path, schema.names)
-        if "image" not in names or _is_string(schema.field(names["image"]).type):
-            table = pa.concat_tables([parquet.read_table(file, columns=list(names.values())) for file in files])
-            return _of_table(path, Path(files[0]).parent, table, names)
-        for file in files:  # check each file before `datasets` opens it
-            parquet.ParquetFile(file).close()
-    except FileNotFoundError:
-        raise DataError(f"{path}: file not found; paths are relative to the working directory") from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a column name may not be UTF-8
-        raise DataError(f"{path}: cannot be read as Parquet ({one_line(error)}); download or create it again") from None
-    from datasets import Dataset
-
-    with _as_data_errors(path):
-        return of_dataset(path, Dataset.from_parquet([_plain_name(Path(file).resolve()) for file in files]), wanted)
-
-
-def _plain_name(file: Path) -> str:
-    """Return a name of a file that `datasets` does not take for a pattern or a chain of addresses."""
-    if not set("*?[]{}:!") & set(str(file)):
-        return str(file)
-    link = cache_folder() / "names" / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.parquet"
-    link.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        link.symlink_to(file)
-    return str(link)
 
 
 def is_saved(name: str) -> bool:
@@ -81,10 +36,12 @@ def read_saved(path: str, wanted: Wanted) -> Rows:
     """
     import datasets
 
-    with _as_data_errors(path):
+    with as_data_errors(path):
         saved = datasets.load_from_disk(path)
         if isinstance(saved, datasets.DatasetDict):
             saved = _split_of(path, saved, wanted.options.get("split"), f"{path}?split=")
+        elif "split" in wanted.options:
+            raise DataError(f"{path}: has no splits, so the option split has no effect; remove it")
         return of_dataset(path, saved, wanted)
 
 
@@ -97,16 +54,15 @@ def read_hub(name: str, wanted: Wanted) -> Rows:
     """
     import datasets
 
-    repository, _, split = name.removeprefix("hf:").partition(":")
-    repository, _, revision = repository.partition("@")
-    with _as_data_errors(name):
+    repository, revision, split = name_revision_and_split(name.removeprefix("hf:"))
+    with as_data_errors(name):
         found = datasets.load_dataset(repository, revision=revision or None)
         dataset = _split_of(name, found, split or wanted.options.get("split"), f"hf:{repository}:")
         return of_dataset(name, dataset, wanted)
 
 
 @contextmanager
-def _as_data_errors(name: str) -> Iterator[None]:
+def as_data_errors(name: str) -> Iterator[None]:
     """Raise the errors of `datasets` as DataError or, for the Hub, UnreachedError."""
     try:
         yield
@@ -130,53 +86,59 @@ def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Datase
     return splits[split]
 
 
-def of_dataset(name: str, dataset: "Dataset", wanted: Wanted) -> Rows:
-    """Return the rows of a dataset that can be indexed."""
-    from datasets import ClassLabel
-
+def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, str] | None = None) -> Rows:
+    """Return the rows of a dataset that can be indexed; `names`: the columns by role, if they are chosen already."""
     if not len(dataset):
         raise DataError(f"{name}: has no rows; add at least one row")
-    names = wanted.columns_among(name, dataset.column_names)
+    names = names or wanted.columns_among(name, dataset.column_names, choice.of_table(dataset.data.table))
     for column in names.values():
         # Memory-mapped files are used as they are: a wrong offset in them would crash the process.
         dataset.data.table.column(column).validate(full=True)
     arrow = dataset.with_format("arrow")
     texts: list[str] = [column for role, column in names.items() if role != "image"]
-    label = names.get("label")
-    classes = dataset.features[label] if label is not None else None
     table = arrow.select_columns(texts)[:] if texts else pa.table({})
-    if label is not None and isinstance(classes, ClassLabel):
-        numbers = table[label].to_pylist()
-        table = table.set_column(table.column_names.index(label), label, pa.array([classes.names[n] for n in numbers]))
+    table = table.replace_schema_metadata(dataset.features.arrow_schema.metadata)
     if "image" not in names:
-        return _of_table(name, Path(), table, names)
+        return of_table(name, Path(), table, names)
     image = names["image"]
     column_of_images = arrow.select_columns([image])
     kind = column_of_images.features.arrow_schema.field(0).type
     if _is_string(kind):
-        return _of_table(name, Path(), table.append_column(image, column_of_images[:][image]), names)
-    if not (_is_bytes(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
+        return of_table(name, Path(), table.append_column(image, column_of_images[:][image]), names)
+    if not choice.has_bytes(kind):
         raise DataError(f"{name}: column {image} has type {kind}, neither paths nor images; specify another column")
-    rows = _of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
-    images = InTable.all_of(name, column_of_images)
-    return Rows(name, rows.columns, images, images.keys, names)
+    rows = of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
+    # A row identifies an image only together with its split and its column.
+    chosen = [f"{option}={wanted.options[option]}" for option in ("split", "image") if option in wanted.options]
+    images = InTable.all_of("?".join([name, *(["&".join(chosen)] if chosen else [])]), column_of_images)
+    return Rows(name, rows.columns, images, images.keys, names, classes=rows.classes)
 
 
-def _of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
-    columns = {role: _texts(name, column, table[column]) for role, column in names.items()}
+def of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
+    """Return the rows of a table with image paths, which are relative to a folder, or without images."""
+    classes = recorded_classes(table.schema.metadata, names.get("label"))
+    if classes is not None and not _is_numeric(whole_numbers(table[names["label"]]).type):
+        classes = None
+    columns = {role: _texts(name, column, table[column]) for role, column in names.items() if role != "label"}
+    if "label" in names:
+        label = whole_numbers(table[names["label"]])
+        texts = named(name, label, classes) if classes is not None else _texts(name, names["label"], label, None)
+        columns["label"] = texts
     if not all(len(column) for column in columns.values()):
         raise DataError(f"{name}: has no rows; add at least one row")
     images = columns.pop("image", None)
-    return Rows(name, columns, None if images is None else Files.of(folder, images), images, names)
+    return Rows(name, columns, None if images is None else Files.of(folder, images), images, names, classes=classes)
 
 
-def _texts(name: str, column_name: str, column: Any) -> pa.Array:
+def _texts(name: str, column_name: str, column: Any, default: str | None = "") -> pa.Array:
+    """Return a column of strings or lists of strings, with `default` in place of null."""
     kind = column.type
     try:
         column.validate(full=True)  # reading Parquet does not check that strings are UTF-8
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        if _is_string(kind) or pa.types.is_integer(kind):
-            return pc.fill_null(column.cast(pa.large_string()), "")
+        if _is_string(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
+            texts = column.cast(pa.large_string())
+            return texts if default is None else pc.fill_null(texts, default)
         lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
         if lists and _is_string(kind.value_type):
             return column.cast(pa.large_list(pa.large_string()))
@@ -195,8 +157,9 @@ def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+def _is_numeric(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_integer(kind.value_type if is_list else kind))
 
 
 class TableImages(Items[Stored | Path]):
@@ -207,24 +170,15 @@ class TableImages(Items[Stored | Path]):
         column: dataset with only this column, in Arrow format.
         names: names of the image files; "" if unknown.
         sizes: sizes in bytes; -1 for an image that is not stored in the table.
+        keys: values that are equal for rows with the same image (see `content_keys`).
     """
 
-    def __init__(self, source: str, column: Any, names: Strings, sizes: NDArray[np.int64]) -> None:
+    def __init__(self, source: str, column: Any, names: Strings, sizes: NDArray[np.int64], keys: pa.Array) -> None:
         self.source = source
         self.column = column
         self.names = names
         self.sizes = sizes
-
-    @property
-    def keys(self) -> pa.Array:
-        """Values that are equal for images with equal name and size.
-
-        An image without a name differs from all others.
-        """
-        return pa.array(
-            f"{name}\0{size}" if name else f"\0{row}"
-            for row, (name, size) in enumerate(zip(self.names, self.sizes.tolist(), strict=True))
-        )
+        self.keys = keys
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -255,7 +209,7 @@ class InTable(Stored):
             content = content.cast(pa.binary())
         sizes = pc.fill_null(pc.binary_length(content), -1).to_numpy().astype(np.int64)
         file_names = [""] * len(sizes) if paths is None else pc.fill_null(paths, "").to_pylist()
-        return TableImages(source, column, Strings.of(file_names), sizes)
+        return TableImages(source, column, Strings.of(file_names), sizes, content_keys(content, file_names))
 
     @property
     def name(self) -> str:

@@ -3,16 +3,17 @@
 import hashlib
 import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from braceexpand import braceexpand
 
-from clipkit.data.sources.columns import Wanted, exists, split_options
+from clipkit.data.sources.choice import Peek
+from clipkit.data.sources.columns import Wanted, exists, name_revision_and_split, split_options
 from clipkit.data.sources.members import BoundedMember, check_member
 from clipkit.data.sources.remote import ATTEMPTS, BACK_OFF, TIMEOUT
-from clipkit.data.sources.samples import grouped, image_among, values_of_role
+from clipkit.data.sources.samples import adjacent, image_endings, values_of_role
 from clipkit.data.sources.urls import STREAMS, is_address, protocol_of, without_credentials
 from clipkit.errors import DataError, one_line
 from clipkit.images import InMemory
@@ -62,7 +63,7 @@ class Stream:
         Raises:
             DataError: the part cannot be read, or a sample has no image or no caption.
         """
-        source = _of_hub(self, int(part)) if self.name.startswith("hf:") else _of_tar(part)
+        source = _of_hub(self, int(part)) if self.name.startswith("hf:") else _of_tar(part, self.options)
         try:
             yield from source
         except DataError:
@@ -105,10 +106,10 @@ def stream_of(source: str) -> Stream | None:
         raise DataError(f"{source}: its braces do not match; write, for example, shards-{{000..099}}.tar") from None
 
 
-def _of_tar(address: str) -> Iterator[StreamSample]:
+def _of_tar(address: str, options: Mapping[str, str]) -> Iterator[StreamSample]:
     with _open(address) as opened:
         file = _Tailed(opened)
-        yield from _of_open_tar(address, file)
+        yield from _of_open_tar(address, file, options)
         padding = 0
         while block := file.read(1 << 20):
             padding += len(block)
@@ -159,16 +160,19 @@ class _Tailed:
         return content
 
 
-def _of_open_tar(address: str, file: _Tailed) -> Iterator[StreamSample]:
+def _of_open_tar(address: str, file: _Tailed, options: Mapping[str, str]) -> Iterator[StreamSample]:
     with tarfile.open(fileobj=file, mode="r|", tarinfo=BoundedMember) as tar:  # type: ignore[call-overload]
-        for key, members in grouped(_read(tar)):
-            image = image_among(members)
+        for key, members in adjacent(_read(tar)):
+            endings = [options["image"].lower()] if "image" in options else image_endings(members)
+            image = members.get(endings[0]) if endings else None
             texts = {ending: content for ending, (_, content) in members.items()}
-            captions = values_of_role(f"{address}/{key}", texts, "caption")
+            captions = values_of_role(f"{address}/{key}", texts, "caption", options.get("caption"))
             if image is None or not captions:
                 missing = "image" if image is None else "caption"
                 raise DataError(
-                    f"{address}: sample {key} has no {missing}; add it, or remove the sample from the shard"
+                    f"{address}: sample {key} (names up to the first dot) has no {missing} among its adjacent files "
+                    f"{', '.join(list(members)[:5])}; a stream needs the files of a sample side by side: sort the "
+                    "shard by name, add the file, or remove the sample"
                 )
             yield StreamSample(InMemory(f"{address}/{image[0]}", image[1]), captions)
 
@@ -188,7 +192,7 @@ def _of_hub(stream: Stream, part: int) -> Iterator[StreamSample]:
     for number, row in enumerate(shard):
         if not columns:
             wanted = Wanted(stream.name, stream.options, _ROLES, ())
-            columns = wanted.columns_among(stream.name, list(row))
+            columns = wanted.columns_among(stream.name, list(row), _peek(row))
         image, captions = row[columns["image"]], row[columns["caption"]]
         where = f"{stream.name}/part {part}/row {number + 1}"
         content = image.get("bytes") if isinstance(image, dict) else image
@@ -199,14 +203,18 @@ def _of_hub(stream: Stream, part: int) -> Iterator[StreamSample]:
         yield StreamSample(InMemory(where, content), texts)
 
 
+def _peek(row: dict[str, Any]) -> Peek:
+    return lambda name: [row[name]]
+
+
 def _hub(stream: Stream) -> Any:
     """Return a streamed dataset of the Hub, with images as undecoded files."""
     import datasets
 
-    repository, _, split = stream.name.removeprefix("hf:").partition(":")
+    repository, revision, split = name_revision_and_split(stream.name.removeprefix("hf:"))
     try:
         split = split or stream.options.get("split", "train")
-        data = datasets.load_dataset(repository, split=split, streaming=True)
+        data = datasets.load_dataset(repository, split=split, revision=revision or None, streaming=True)
         for name, feature in (data.features or {}).items():
             if isinstance(feature, datasets.Image):
                 data = data.cast_column(name, datasets.Image(decode=False))

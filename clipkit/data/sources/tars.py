@@ -4,13 +4,10 @@ Each tar file is scanned once for the positions of its files. They are stored in
 samples can then be read in any order.
 """
 
-import hashlib
 import os
 import re
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -18,20 +15,19 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import pyarrow as pa
 from braceexpand import braceexpand
-from pyarrow import parquet
 from tqdm import tqdm
 
+from clipkit.data.sources.choice import choice_finding
 from clipkit.data.sources.columns import Rows, Wanted, exists
 from clipkit.data.sources.json_rows import strings_or_lists
-from clipkit.data.sources.members import TEXTS, BoundedMember, check_member
-from clipkit.data.sources.samples import ENDINGS, grouped, image_among, values_of_role
-from clipkit.errors import DataError, one_line
-from clipkit.files import cache_folder, is_file, replacing
+from clipkit.data.sources.parts import parts_of_split
+from clipkit.data.sources.samples import ENDINGS
+from clipkit.data.sources.shard_index import ROLES, index_of, used_captions, used_endings
+from clipkit.data.sources.walk import matching
+from clipkit.errors import DataError
+from clipkit.files import is_file
 from clipkit.images import Stored
 from clipkit.opening import check_file, open_file
-
-_ROLES = ("caption", "label", "negative_caption", "paraphrase")
-_LAYOUT = "3"  # version of the cached index
 
 T = TypeVar("T")
 
@@ -52,7 +48,7 @@ def shards_of(pattern: str) -> list[Path]:
     for name in names:
         path = Path(name).expanduser()
         is_pattern = bool(set("*?[") & set(path.name)) and not is_file(path)
-        paths += (sorted(path.parent.glob(path.name)) if is_pattern else []) or [path]
+        paths += (matching(path) if is_pattern else []) or [path]
     missing = [path for path in paths if not is_file(path)]
     if missing:
         count = f"{len(missing)} of its {len(paths)} shards are missing, the first is " if len(paths) > 1 else ""
@@ -74,14 +70,30 @@ def literal(folder: Path) -> str:
 
 
 def read_tars(pattern: str, wanted: Wanted) -> Rows:
-    """Read the rows of local shards, in the order of the shards and of their files.
+    """Read the rows of local shards, in the order of the shards and of their samples.
+
+    The options `image`, `caption` and others name an ending of the samples' files, or a key of their JSON files.
 
     Raises:
         DataError: a shard is missing or damaged, or no sample has a needed role.
     """
-    paths = shards_of(pattern)
+    return _read(pattern, shards_of(pattern), wanted)
+
+
+def read_tar_folder(path: str, wanted: Wanted) -> Rows:
+    """Read all shards of a folder, or those whose names contain the split of `?split=`; as `read_tars`.
+
+    Raises:
+        DataError: as for `read_tars`, or the names of the shards tell several splits and none is chosen.
+    """
+    return _read(path, parts_of_split(path, ".tar", wanted), wanted)
+
+
+def _read(pattern: str, paths: list[Path], wanted: Wanted) -> Rows:
+    given = {role: wanted.options[role] for role in ("image", *ROLES) if role in wanted.options}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        bar = tqdm(pool.map(_index_of, paths), total=len(paths), desc="shards", unit="", disable=None, leave=False)
+        indexes = pool.map(lambda path: index_of(path, given), paths)
+        bar = tqdm(indexes, total=len(paths), desc="shards", unit="", disable=None, leave=False)
         tables = [_checked(path, table) for path, table in zip(paths, bar, strict=True)]
     table = pa.concat_tables(tables).combine_chunks()
     shard = np.repeat(np.arange(len(paths)), [len(part) for part in tables])
@@ -91,24 +103,55 @@ def read_tars(pattern: str, wanted: Wanted) -> Rows:
             "000.jpg and 000.txt"
         )
     columns: dict[str, pa.Array] = {}
-    for role in _ROLES:
+    present = [role for role in ROLES if table[role].null_count < len(table)]
+    for role in ROLES:
         if role not in wanted.roles:
             continue
         column = table[role].combine_chunks()
-        if column.null_count < len(column):
+        if role in present:
             columns[role] = _filled(column)
-        elif role in wanted.needed:
-            endings = ", ".join(f".{ending}" for ending in ENDINGS[role])
-            raise DataError(f"{pattern}: none of its {len(table)} samples has a {role}; add it in a file {endings}")
+        elif wanted.needs(role, present):
+            endings = ", ".join(f".{ending}" for ending in ENDINGS.get(role, ("json",)))
+            named = f" {given[role]!r}" if role in given else ""
+            raise DataError(
+                f"{pattern}: none of its {len(table)} samples has a {role}{named}; add it in a file {endings}, or name "
+                f"its ending or its key in the JSON files with {wanted.advice(role)}"
+            )
     images = None
     if "image" in wanted.roles:
         offsets, sizes = (table[name].to_numpy().astype(np.int64) for name in ("offset", "size"))
         if (offsets >= 0).any():
             images = TarImages(paths, shard, table["image"].combine_chunks(), offsets, sizes)
         elif "image" in wanted.needed:
-            raise DataError(f"{pattern}: none of its {len(table)} samples has an image, such as 000.jpg; add it")
+            named = given.get("image", "000.jpg")
+            raise DataError(f"{pattern}: none of its {len(table)} samples has an image, such as {named}; add it")
+    if images is not None and "caption" in columns:
+        _check_names(pattern, images, table["caption"])
+    used, others = used_endings(tables)
+    choices = []
+    if others and images is not None:
+        choices.append(f"the image of a sample is its file .{used}, not .{', .'.join(others)}")
+    captions = used_captions(tables) if "caption" in columns else []
+    if len(captions) > 1:
+        choices.append(f"the caption of a sample is its file or JSON key {captions[0]}, not {', '.join(captions[1:])}")
+    if choices:
+        advice = f"to use another one, give {wanted.advice('image' if others else 'caption')}"
+        wanted.choices.append(choice_finding(pattern, choices, advice))
     keys = pa.array(np.arange(len(table))) if images is not None else None
-    return Rows(pattern, columns, images, keys, row="sample")
+    found = {"image": f".{used}"} if images is not None else {}
+    found |= {role: given.get(role, role) for role in columns}
+    return Rows(pattern, columns, images, keys, found, row="sample")
+
+
+def _check_names(pattern: str, images: "TarImages", captions: Any) -> None:
+    """Raise an error if no image shares a sample with a caption."""
+    has_image, has_caption = images.offsets >= 0, captions.is_valid().to_numpy()
+    if not (has_image & has_caption).any():
+        image, caption = images.names[int(has_image.argmax())], images.names[int(has_caption.argmax())]
+        raise DataError(
+            f"{pattern}: no sample has both an image and a caption; the files of a sample need one name up to the "
+            f"first dot, and one folder, but an image is {image} and a caption belongs to {caption}; rename them"
+        )
 
 
 class TarImages(Sequence[Stored]):
@@ -166,109 +209,10 @@ class InTar(Stored):
             return file.read(self.length)
 
 
-def _index_of(path: Path) -> pa.Table | DataError:
-    """Return one row per sample: name, offset and size of its image, its captions and its label.
-
-    The result is cached.
-    """
-    file = path.stat()
-    state = f"{_LAYOUT} {file.st_size} {file.st_mtime_ns}".encode()
-    cached = cache_folder() / "shards" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.parquet"
-    try:
-        table = parquet.read_table(cached)
-        if table.schema.metadata is not None and table.schema.metadata.get(b"state") == state:
-            return table
-    except (OSError, pa.ArrowException):
-        pass
-    try:
-        table = _scan(path).replace_schema_metadata({b"state": state})
-    except DataError as error:
-        return error
-    # tarfile trusts the headers, so that damaged ones make it fail in many ways.
-    except Exception as error:
-        reason = one_line(error) or type(error).__name__
-        return DataError(f"{path}: is a damaged tar file ({reason}); download or create it again, or leave it out")
-    with suppress(OSError):  # a cache that cannot be written only costs time
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(cached) as temporary:
-            parquet.write_table(table, temporary)
-    return table
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    check_member(member)
-    opened = tar.extractfile(member)
-    assert opened is not None
-    return opened.read()
-
-
 def _checked(path: Path, table: pa.Table | DataError) -> pa.Table:
     if isinstance(table, DataError):
         raise table
     return table
-
-
-def _scan(path: Path) -> pa.Table:
-    rows: dict[str, list[Any]] = {name: [] for name in ("image", "offset", "size", *_ROLES)}
-    _check_end(path)
-    with open_file(path) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedMember) as tar:
-        end = path.stat().st_size
-        for key, members in grouped(_members(tar)):
-            for member in members.values():
-                if member.offset_data + member.size > end:
-                    raise DataError(
-                        f"{path}: is truncated within {member.name}; download or create it again, or leave it out"
-                    )
-            image = image_among(members)
-            rows["image"].append(key if image is None else image.name)
-            rows["offset"].append(-1 if image is None else image.offset_data)
-            rows["size"].append(-1 if image is None else image.size)
-            contents = {ending: _content(tar, members[ending]) for ending in TEXTS if ending in members}
-            for role in _ROLES:
-                rows[role].append(values_of_role(f"{path}/{key}", contents, role))
-        _check_rest(path, tar.offset)
-    several = pa.large_list(pa.large_string())
-    return pa.table(
-        {
-            "image": pa.array(rows["image"], pa.large_string()),
-            "offset": pa.array(rows["offset"], pa.int64()),
-            "size": pa.array(rows["size"], pa.int64()),
-            **{role: pa.array(rows[role], several) for role in _ROLES},
-        }
-    )
-
-
-def _check_end(path: Path) -> None:
-    """Raise an error if the end-of-archive blocks are missing.
-
-    The module tarfile accepts a file that is truncated between members.
-    """
-    with open_file(path) as file:
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 2 * tarfile.BLOCKSIZE))
-        if any(file.read()):
-            raise DataError(f"{path}: is not a tar file, or is truncated; download or create it again, or leave it out")
-
-
-def _check_rest(path: Path, start: int) -> None:
-    """Raise an error if there is data after the last member: tarfile treats a damaged header as the end of the file."""
-    with open_file(path) as file:
-        file.seek(start)
-        while block := file.read(1 << 20):
-            if any(block):
-                raise DataError(
-                    f"{path}: is a damaged tar file (no header at byte {start}, but more data follows); download "
-                    "or create "
-                    "it again, or leave it out"
-                )
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    for member in tar:
-        if member.size < 0:  # the next header would precede this one: an endless loop
-            raise tarfile.ReadError(f"{member.size} bytes in {member.name}")
-        if member.isfile():
-            yield member.name, member
 
 
 def _filled(column: pa.Array) -> pa.Array:

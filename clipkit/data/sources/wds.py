@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipkit.data.prompts import read_lines
-from clipkit.data.sources.columns import ClassList, Rows, Wanted
+from clipkit.data.sources.columns import ClassList, Rows, Wanted, name_revision_and_split
 from clipkit.data.sources.tars import literal, read_tars
 from clipkit.errors import DataError, UnreachedError, one_line
 
@@ -23,16 +23,17 @@ def read_wds(name: str, wanted: Wanted) -> Rows:
         UnreachedError: the Hub cannot be reached or has no such dataset.
         DataError: the split or a file is missing, or a label is not one of the classes.
     """
-    given, _, split = name.removeprefix("wds:").partition(":")
+    repository, revision, split = name_revision_and_split(name.removeprefix("wds:"))
     split = split or wanted.options.get("split", "test")
-    folder = Path(given).expanduser()
-    return _read_split(name, folder if folder.is_dir() else _fetch(name, given, split), split, wanted)
+    folder = Path(repository).expanduser()
+    if not folder.is_dir():
+        folder = _fetch(name, repository, revision, split)
+    return _read_split(name, folder, split, wanted)
 
 
-def _fetch(name: str, given: str, split: str) -> Path:
+def _fetch(name: str, repository: str, revision: str, split: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    repository, _, revision = given.partition("@")
     try:
         return Path(
             snapshot_download(

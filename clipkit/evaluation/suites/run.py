@@ -150,9 +150,11 @@ class _Run:
 
     def _open(self, entry: DataSet) -> TaskData | None:
         """Return the data of an entry; None if it is not available or invalid, which is recorded."""
+        if entry.name in self.opened:
+            return self.opened[entry.name]
         try:
             # Opened one at a time: a dataset on the Hub is downloaded only when it is needed.
-            self.opened[entry.name] = self.opened.get(entry.name) or _open_in_turn(entry, self.processes)
+            self.opened[entry.name] = _open_in_turn(entry, self.processes)
         except UnreachedError as error:
             self.result.unreached[entry.name] = str(error)
             self.log(f"{entry.name}: not available: {error}")
@@ -160,6 +162,8 @@ class _Run:
         except self._caught as error:
             self._fail(entry.name, error)
             return None
+        for finding in getattr(self.opened[entry.name].data, "findings", ()):
+            self.log(f"{entry.name}: {finding.line()}")
         return self.opened[entry.name]
 
     def _measure_dataset(self, model: DualEncoder, name: str, weights: str, entry: DataSet, opened: TaskData) -> None:

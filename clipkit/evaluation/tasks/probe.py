@@ -69,7 +69,7 @@ def probe(
     """
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image)
-    training = read_single_label(data)
+    training = read_single_label(data).without_empty_classes()
     given = read_single_label(test) if test is not None else None
     classes = training.classes
     # Everything that can be wrong with the data is found before an image is encoded.
@@ -129,6 +129,7 @@ def probe(
         features=features.counts,
         map=map_of_classes(measured_x, [classes[label] for label in measured.labels.tolist()]),
         queries=queries,
+        findings=[*training.findings, *(given.findings if given is not None else ())],
         seconds=features.seconds,
     )
 
@@ -157,6 +158,7 @@ def check_labelled(learned: LabeledImages, measured: LabeledImages | None) -> No
     """
     for labeled in filter(None, (learned, measured)):
         read_single_label(labeled)
+    learned = learned.without_empty_classes()
     whole = LabeledPart.of(learned, learned.classes, content_hashes(learned.images))
     if measured is not None:
         LabeledPart.of(measured, learned.classes, [])

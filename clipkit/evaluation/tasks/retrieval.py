@@ -200,6 +200,7 @@ def retrieval_result(
             *_extremes(ranks, image_features, text_features, pairs, queries),
         ],
         queries=outcomes,
+        findings=pairs.findings,
         seconds=seconds + time.perf_counter() - started,
     )
 

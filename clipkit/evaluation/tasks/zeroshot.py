@@ -94,6 +94,7 @@ def zeroshot(
         features=features.counts,
         prompts=accuracies,
         map=positions,
+        findings=[*labeled.findings, *class_names.findings],
         seconds=features.seconds,
     )
 

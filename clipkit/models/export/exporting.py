@@ -1,20 +1,25 @@
-"""Function `export`: write a folder, load it with the other library, and keep it only if the features agree."""
+"""Function `export`: write a folder with its card, and keep it only if the code of the card computes the features."""
 
-from collections.abc import Sequence
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
-from clipkit.errors import ModelError, OutputError
+from clipkit.errors import OutputError
 from clipkit.export_formats import export_format
 from clipkit.files import replacing
+from clipkit.images import ImageLike, Stored, open_image
 from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.export.comparison import Comparison, changed, run_card
 from clipkit.models.export.format import Format, Proof
-from clipkit.models.export.samples import CAPTIONS, with_even_margins
-from clipkit.models.export.samples import images as sample_images
+from clipkit.models.export.samples import CAPTIONS, has_odd_margins, image_files
+from clipkit.models.preprocess import Resize
+from clipkit.models.publish.card import export_card
+from clipkit.models.publish.push import CARD
+from clipkit.models.publish.usage import first_code, usage
 
 
 def export(
@@ -24,10 +29,12 @@ def export(
     *,
     int8: bool = False,
     tolerance: float | None = None,
-    images: Sequence[Image.Image] | None = None,
+    images: Sequence[ImageLike] | None = None,
     captions: Sequence[str] | None = None,
 ) -> Proof:
     """Write a model in another library's layout, and verify that the library computes the same features.
+
+    The folder gets a README.md with code that opens it. This code is run on image files and strings.
 
     Args:
         model: model in float32, as returned by `load`.
@@ -36,8 +43,8 @@ def export(
         int8: only for onnx: quantize the weights to 8 bits.
         tolerance: maximum difference of a value of a unit-length feature; default: the format's, 1e-5 or 1e-4,
             or with `int8` a mean cosine of at least 0.99 instead.
-        images: images to compare; default: photographs that come with scikit-learn.
-        captions: captions to compare; default: a few built-in ones.
+        images: images to compare; default: built-in files of many kinds (transparency, palette, CMYK, 16 bits, …).
+        captions: captions to compare; default: built-in ones of many kinds (quotes, entities, scripts, empty, …).
 
     Returns:
         The maximum differences, and Python code that loads the folder.
@@ -55,17 +62,15 @@ def export(
         raise OutputError(f"{out}: already exists; give an empty or a new folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary:
+        with replacing(out) as temporary, tempfile.TemporaryDirectory() as samples:
             temporary.mkdir()
             notes = target.write(model, temporary)
-            images = list(images or sample_images()) if "image" in model.sides else []
-            captions = list(captions or CAPTIONS) if "text" in model.sides else []
-            proof = _prove(model, target, temporary, out, images, captions)
-            proof.notes[:0] = notes
-            if target.least_cosine is not None and tolerance is None:
-                _check_cosines(proof, target.least_cosine, model.name)
-            else:
-                _check_differences(proof, target.tolerance if tolerance is None else tolerance, model.name)
+            side = model.image.preprocess.image_size or 96
+            files = _files(images, side, Path(samples)) if "image" in model.sides else {}
+            texts = _named(captions) if "text" in model.sides else {}
+            proof = _prove(model, target, temporary, out, tolerance, notes, files, texts)
+            card = export_card(target.layout(model, temporary), str(out), proof.notes)
+            (temporary / CARD).write_text(card, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{out}: is not writable ({error.strerror or error}); give another folder") from None
     return proof
@@ -78,69 +83,94 @@ def _format(name: str, options: dict[str, bool]) -> Format:
     return target
 
 
+def _files(images: Sequence[ImageLike] | None, side: int, folder: Path) -> dict[str, Path]:
+    """Write images as files, by kind for the built-in ones, otherwise by their names."""
+    if images is None:
+        contents = image_files(side)
+        for number, content in enumerate(contents.values()):
+            (folder / str(number)).write_bytes(content)
+        return {kind: folder / str(number) for number, kind in enumerate(contents)}
+    files = {}
+    for number, image in enumerate(images):
+        file = Path(image) if isinstance(image, str | Path) else folder / str(number)
+        if isinstance(image, Stored):
+            file.write_bytes(image.read_bytes())
+        elif not isinstance(image, str | Path):
+            file.write_bytes(_png(image))
+        files[f"image {number} ({image})" if isinstance(image, str | Path | Stored) else f"image {number}"] = file
+    return files
+
+
+def _png(image: ImageLike) -> bytes:
+    """Return the bytes of a file that holds an image in memory."""
+    written = image if isinstance(image, Image.Image) and image.mode in _PNG else open_image(image)
+    file = io.BytesIO()
+    written.save(file, "PNG")
+    return file.getvalue()
+
+
+_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+
+def _named(captions: Sequence[str] | None) -> Mapping[str, str]:
+    if captions is None:
+        return CAPTIONS
+    return {f"caption {number} ({caption[:40]!r})": caption for number, caption in enumerate(captions)}
+
+
 def _prove(
-    model: DualEncoder, target: Format, written: Path, out: Path, images: list[Image.Image], captions: list[str]
+    model: DualEncoder,
+    target: Format,
+    written: Path,
+    out: Path,
+    tolerance: float | None,
+    notes: list[str],
+    images: Mapping[str, Path],
+    captions: Mapping[str, str],
 ) -> Proof:
-    even = [with_even_margins(image, model.image.preprocess.image_size) for image in images]
-    odd = [image for image, cropped in zip(images, even, strict=True) if cropped.size != image.size]
-    image_features, text_features = target.encode(written, even + odd, captions)
-    ours = model.encode_image(even + odd) if even else torch.empty(0, 1)
-    texts = model.encode_text(captions) if captions else torch.empty(0, 1)
-    proof = Proof(
-        images=len(even),
-        captions=len(captions),
-        image_difference=_largest(image_features[: len(even)], ours[: len(even)]),
-        text_difference=_largest(text_features, texts),
-        image_cosine=_cosine(image_features[: len(even)], ours[: len(even)]),
-        text_cosine=_cosine(text_features, texts),
-        changed=_changed(image_features, text_features, ours, texts),
-        usage=target.usage(out),
-        notes=[],
-    )
-    apart = _largest(image_features[len(even) :], ours[len(even) :]) if odd else 0.0
-    if apart > max(target.tolerance, 2 * proof.image_difference):
-        proof.notes.append(
-            "the two libraries crop one pixel apart if an odd number of pixels is left beside the square in the "
-            f"middle of an image; the features of such images differ by up to {apart:.2g}"
+    layout, known = target.layout(model, written), list(notes)
+    limit = target.tolerance if tolerance is None else tolerance
+    library = "onnxruntime" if layout.library == "onnx" else layout.library
+    code, odd = first_code(usage(layout, str(written))), _odd(model, target, images)
+    our_images = model.encode_image(images.values()) if images else None  # names files that cannot be read
+    our_texts = model.encode_text(captions.values()) if captions else None
+    theirs = run_card(code, model, library, list(images.values()), list(captions.values()))
+    pictures, texts = Comparison(images, theirs.image, our_images, odd), Comparison(captions, theirs.text, our_texts)
+    if pictures.largest_excused > limit:
+        notes.append(
+            "the two libraries crop one pixel apart if an odd number of pixels is left beside the square in the middle "
+            f"of an image; the features of such images differ by up to {pictures.largest_excused:.2g}"
         )
+    for what, compared, plain in (
+        ("images that are not opened with its rgb()", pictures, theirs.plain_image),
+        ("captions that are not prepared as there", texts, theirs.plain_text),
+    ):
+        if plain is not None and (kinds := compared.above(limit, plain)):
+            notes.append(f"use the code of {CARD}: features of {what} differ ({kinds})")
+    proof = Proof(
+        images=len(images) - len(odd),
+        captions=len(captions),
+        image_difference=pictures.largest,
+        text_difference=texts.largest,
+        image_cosine=pictures.cosine,
+        text_cosine=texts.cosine,
+        changed=changed(pictures, texts),
+        usage=target.usage(out),
+        notes=notes,
+    )
+    for kind, compared in (("images", pictures), ("captions", texts)):
+        if target.least_cosine is not None and tolerance is None:
+            compared.check_cosine(target.least_cosine, kind, model.name)
+        else:
+            compared.check(limit, kind, model.name, known)
     return proof
 
 
-def _check_differences(proof: Proof, tolerance: float, name: str) -> None:
-    for kind, difference in (("images", proof.image_difference), ("captions", proof.text_difference)):
-        if not difference <= tolerance:  # also refuses NaN
-            why = f": {'; '.join(proof.notes)}" if proof.notes else ""
-            raise ModelError(
-                f"{name}: features of the same {kind} differ after the export by {difference:.2g}, more than "
-                f"{tolerance:g}{why}; the export was deleted; to accept the difference, raise the tolerance "
-                "(--tolerance)"
-            )
-
-
-def _check_cosines(proof: Proof, least: float, name: str) -> None:
-    for kind, cosine in (("images", proof.image_cosine), ("captions", proof.text_cosine)):
-        if not cosine >= least:
-            raise ModelError(
-                f"{name}: 8-bit weights change the features of {kind} too much (mean cosine {cosine:.4f}, less than "
-                f"{least}); the export was deleted; export without int8, or set the maximum difference to "
-                "accept (--tolerance)"
-            )
-
-
-def _changed(image: torch.Tensor, text: torch.Tensor, our_image: torch.Tensor, our_text: torch.Tensor) -> int:
-    if not len(our_image) or not len(our_text):
-        return 0
-    theirs = (text.float().cpu() @ F.normalize(image.float().cpu(), dim=-1).T).argmax(dim=1)
-    return int((theirs != (our_text @ our_image.T).argmax(dim=1)).sum())
-
-
-def _cosine(theirs: torch.Tensor, ours: torch.Tensor) -> float:
-    if not len(ours):
-        return 1.0
-    return float(F.cosine_similarity(theirs.float().cpu(), ours, dim=-1).mean())
-
-
-def _largest(theirs: torch.Tensor, ours: torch.Tensor) -> float:
-    if not len(ours):
-        return 0.0
-    return float((F.normalize(theirs.float().cpu(), dim=-1) - ours).abs().max())
+def _odd(model: DualEncoder, target: Format, images: Mapping[str, Path]) -> set[str]:
+    """Return the images whose margins are odd, if the two libraries round the position of a crop differently."""
+    steps, side = model.image.preprocess.steps, model.image.preprocess.image_size
+    if not isinstance(steps, Resize) or side is None or steps.mode != "shortest":
+        return set()
+    if target.crop_offset in (None, steps.crop_offset) or model.backend.library == "clipkit":
+        return set()
+    return {kind for kind, file in images.items() if has_odd_margins(open_image(file).size, steps.size, side)}

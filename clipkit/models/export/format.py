@@ -1,18 +1,11 @@
-"""Interface of export formats: a format writes a folder, and loads it with the other library for verification."""
+"""Interface of export formats: a format writes a folder, whose card tells how the other library opens it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
+from typing import Literal, Protocol
 
 from clipkit.models.dual_encoder import DualEncoder
-
-# Unit-length features of images and of captions.
-Encoded = tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]
+from clipkit.models.publish.layout import Layout
 
 
 class Format(Protocol):
@@ -22,6 +15,8 @@ class Format(Protocol):
     """Maximum difference of a value of a unit-length feature."""
     least_cosine: float | None
     """Minimum mean cosine with the model's features, for lossy formats; None: only the tolerance is checked."""
+    crop_offset: Literal["floor", "round"] | None
+    """Rounding of the position of the library's center crops; None: as the model's."""
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
         """Write the model into an empty folder. Return the known differences from the model.
@@ -30,8 +25,8 @@ class Format(Protocol):
             ModelError: the model cannot be exported to this format; names the reason.
         """
 
-    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
-        """Return unit-length features of images and captions, preprocessed and computed only by the other library."""
+    def layout(self, model: DualEncoder, folder: Path) -> Layout:
+        """Return the facts about the written folder that its card needs; the code of the card is what is verified."""
 
     def usage(self, folder: Path) -> str:
         """Return Python code that loads the folder."""
@@ -39,7 +34,7 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Proof:
-    """Comparison of the other library's features with the model's, for the same images and captions."""
+    """Comparison of the other library's features with the model's, for the same image files and captions."""
 
     images: int
     captions: int

@@ -6,13 +6,13 @@ import math
 import runpy
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -24,13 +24,11 @@ from clipkit.extras import check_extra
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.encode import stack_inputs
 from clipkit.models.export import onnx_example
-from clipkit.models.export.format import Encoded
 from clipkit.models.export.onnx_config import preprocessing, write_tokenizer
-from clipkit.models.export.samples import CAPTIONS
-from clipkit.models.export.samples import images as sample_images
+from clipkit.models.publish.layout import Layout
 from clipkit.models.quiet import as_model_error
-from clipkit.models.tokenizer import OpenClipTokenizer
 from clipkit.models.towers import Tower
+from clipkit.run_files import read_object
 
 OPSET = 18
 CONFIG_FILE = "clipkit_onnx.json"
@@ -52,11 +50,10 @@ class Onnx:
         self.int8 = int8
         self.tolerance = math.inf if int8 else 1e-4
         self.least_cosine = LEAST_COSINE if int8 else None
-        self._model: DualEncoder | None = None
+        self.crop_offset = None  # example.py crops as the model does
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
         check_extra("onnx", ["onnx", "onnxscript", "onnxruntime"], ModelError)
-        self._model = model
         notes = []
         config: dict[str, Any] = {
             "format": "clipkit-onnx",
@@ -68,19 +65,19 @@ class Onnx:
             "text": None,
         }
         if "image" in model.sides:
-            inputs = stack_inputs([model.image.preprocess(sample_images()[0])] * 2)
+            inputs = stack_inputs([model.image.preprocess(Image.new("RGB", (300, 200)))] * 2)
             self._write_tower(model, "image", inputs, folder)
             config["preprocessing"] = preprocessing(model.image.preprocess)
             if config["preprocessing"] is None:
                 notes.append(f"{CONFIG_FILE} cannot describe the image preprocessing; preprocess images with clipkit")
         if "text" in model.sides:
-            inputs = model.text.tokenize(list(CAPTIONS[:2]))
+            inputs = model.text.tokenize(["a photo of a cat", "a longer caption about two dogs in the street"])
             self._write_tower(model, "text", inputs, folder)
             config["text"] = write_tokenizer(model, inputs, folder)
-            if isinstance(model.text.tokenize, OpenClipTokenizer):
+            if config["text"]["repair"]:
                 notes.append(
-                    "open_clip first repairs broken characters and HTML entities (&amp;) in captions; tokenizer.json "
-                    "does not: repair captions before"
+                    "open_clip first repairs broken characters and HTML entities (&amp;) in captions; example.py does "
+                    "this with ftfy, tokenizer.json alone does not"
                 )
             if config["text"]["pad_token"] is None:
                 notes.append("the tokenizer cannot be saved as tokenizer.json; tokenize with clipkit")
@@ -117,23 +114,17 @@ class Onnx:
                 quantize_dynamic(whole, file, weight_type=QuantType.QInt8, use_external_data_format=large)
                 shutil.rmtree(whole.parent)
 
-    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
-        """Compute the features with the folder's example.py, which uses only files of the folder."""
-        example = _example(folder)
-        image = text = np.zeros((0, 1), np.float32)
-        assert self._model is not None
-        with as_model_error("onnxruntime cannot run the export", ", so it was deleted; use another format"):
-            if images and example.CONFIG["preprocessing"] is None:
-                preprocess = self._model.image.preprocess
-                inputs = stack_inputs([preprocess(photo.convert("RGB")) for photo in images])
-                image = example.run("image.onnx", _arrays(inputs))
-            elif images:
-                image = example.encode_images(list(images))
-            if captions and example.CONFIG["text"]["pad_token"] is None:
-                text = example.run("text.onnx", _arrays(self._model.text.tokenize(list(captions))))
-            elif captions:
-                text = example.encode_texts(list(captions))
-        return torch.from_numpy(image), torch.from_numpy(text)
+    def layout(self, model: DualEncoder, folder: Path) -> Layout:
+        config = read_object(folder / CONFIG_FILE)
+        described = {"image": config["preprocessing"], "text": config["text"] and config["text"]["pad_token"]}
+        return replace(
+            model.layout(),
+            library="onnx",
+            class_name=None,
+            repairs=bool(config["text"] and config["text"]["repair"]),
+            prepared_by_clipkit=tuple(side for side in model.sides if described[side] is None),
+            source=model.name,
+        )
 
     def usage(self, folder: Path) -> str:
         return (
@@ -166,10 +157,6 @@ def _all_true(values: Any) -> Any:
 def _example(folder: Path) -> Any:
     """Return the names of the folder's example.py; unlike an import, this writes no bytecode files."""
     return SimpleNamespace(**runpy.run_path(str(folder / "example.py")))
-
-
-def _arrays(inputs: dict[str, Tensor]) -> dict[str, Any]:
-    return {name: value.numpy() for name, value in inputs.items()}
 
 
 @contextmanager

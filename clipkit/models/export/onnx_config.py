@@ -8,6 +8,7 @@ from torch import Tensor
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.export.tokenizers import as_transformers, padding_token
 from clipkit.models.preprocess import PatchGrid, Preprocess
+from clipkit.models.tokenizer import OpenClipTokenizer
 
 
 def preprocessing(preprocess: Preprocess) -> dict[str, Any] | None:
@@ -52,4 +53,5 @@ def write_tokenizer(model: DualEncoder, inputs: dict[str, Tensor], folder: Path)
         "pad_id": pad_id,
         "pad_token": pad_token if backend is not None else None,
         "lowercase": tokenizer.lower,
+        "repair": isinstance(tokenizer, OpenClipTokenizer),
     }

@@ -1,10 +1,12 @@
 """Compare images and captions with onnxruntime. Needs numpy, pillow, tokenizers and onnxruntime, but not torch.
 
-    python example.py image.jpg "a cat" "a dog"
+    python example.py image.jpg "a cat" "a dog"      (without arguments: a red image, "red" and "blue")
 
-`encode_images` and `encode_texts` return unit-length features, equal to those of the exported model.
+Models of open_clip also need ftfy. `encode_images` and `encode_texts` return unit-length features, equal to those of
+the exported model.
 """
 
+import html
 import json
 import math
 import sys
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 # Pillow also has formats that start programs, e.g. EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -24,12 +26,37 @@ if (FOLDER / "clipkit_onnx.json").is_file():
     CONFIG = json.loads((FOLDER / "clipkit_onnx.json").read_text(encoding="utf-8"))
 
 
-def pixels(image: Image.Image) -> dict[str, Any]:
+def rgb(image: Image.Image | str | Path) -> Image.Image:
+    """Return a file or an image upright and in RGB: transparency becomes white, 10 to 16 bits and floats 8 bits."""
+    image = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.open(image, formats=FORMATS))
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if values.max() < 1 << bits)
+        image = Image.fromarray((values >> (bits - 8)).astype("uint8"))
+    if image.mode == "F":
+        values = np.asarray(image, dtype="float64")
+        shares = values / (1 if values.max() <= 1.1 else 255)
+        image = Image.fromarray((shares.clip(0, 1) * 255).round().astype("uint8"))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def repaired(text: str) -> str:
+    """Return a caption as open_clip's models were trained with it: without HTML entities or curly quotes."""
+    try:
+        import ftfy
+    except ImportError:
+        raise SystemExit("this model was trained on repaired captions: pip install ftfy") from None
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+def pixels(image: Image.Image | str | Path) -> dict[str, Any]:
     """Return inputs of image.onnx by name for one image: (3, H, W), or patches."""
     settings = CONFIG["preprocessing"]
     if settings is None:
         raise SystemExit("clipkit_onnx.json has no image preprocessing: prepare images with clipkit")
-    image = image.convert("RGB")
+    image = rgb(image)
     if "patches" in settings:
         return patches(image)
     side, resize = settings["size"], settings["resize"]
@@ -87,6 +114,7 @@ def tokens(texts: Sequence[str]) -> dict[str, Any]:
     # Towers that attend to padding need all captions at full length.
     length = settings["context_length"] if settings["fixed_length"] else None
     tokenizer.enable_padding(pad_id=settings["pad_id"], pad_token=settings["pad_token"], length=length)
+    texts = [repaired(text) for text in texts] if settings["repair"] else texts
     encodings = tokenizer.encode_batch([text.lower() for text in texts] if settings["lowercase"] else list(texts))
     ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
     mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
@@ -107,7 +135,7 @@ def run(file: str, inputs: dict[str, Any]) -> Any:
     return session(file).run(None, inputs)[0]
 
 
-def encode_images(images: Sequence[Image.Image]) -> Any:
+def encode_images(images: Sequence[Image.Image | str | Path]) -> Any:
     """Return unit-length features (N, D)."""
     prepared = [pixels(image) for image in images]
     return run("image.onnx", {name: np.stack([inputs[name] for inputs in prepared]) for name in prepared[0]})
@@ -118,20 +146,27 @@ def encode_texts(texts: Sequence[str]) -> Any:
     return run("text.onnx", tokens(texts))
 
 
-def main() -> None:
-    """Print the probability of each caption for the image: sigmoid if the model has a bias, else softmax."""
-    image, *texts = sys.argv[1:]
-    if CONFIG["text"] is None or not (FOLDER / "image.onnx").is_file():
-        raise SystemExit("this model has a single tower, so it cannot compare; call encode_images or encode_texts")
-    with Image.open(image, formats=FORMATS) as opened:
-        logits = CONFIG["scale"] * (encode_images([opened]) @ encode_texts(texts).T)[0]
+def probabilities(image_features: Any, text_features: Any) -> Any:
+    """Return probabilities (N, M) of the texts for each image: sigmoid if the model has a bias, else softmax."""
+    logits = CONFIG["scale"] * (image_features @ text_features.T)
     if CONFIG["bias"] is not None:
-        probabilities = 1 / (1 + np.exp(-(logits + CONFIG["bias"])))
-    else:
-        probabilities = np.exp(logits - logits.max())
-        probabilities = probabilities / probabilities.sum()
-    for probability, text in sorted(zip(probabilities.tolist(), texts, strict=True), reverse=True):
-        print(f"{probability:.3f}  {text}")
+        return 1 / (1 + np.exp(-(logits + CONFIG["bias"])))
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def main() -> None:
+    """Print the probability of each caption for the image; for a single tower, the shape of a sample's features."""
+    image: Any = sys.argv[1] if len(sys.argv) > 1 else Image.new("RGB", (300, 200), "red")
+    texts = sys.argv[2:] or ["red", "blue"]
+    if CONFIG["text"] is None or not (FOLDER / "image.onnx").is_file():
+        if len(sys.argv) > 1:
+            raise SystemExit("this model has a single tower, so it cannot compare; call encode_images or encode_texts")
+        print("features:", (encode_images([image]) if CONFIG["text"] is None else encode_texts(texts)).shape)
+        return
+    shares = probabilities(encode_images([image]), encode_texts(texts))[0].tolist()
+    for share, text in sorted(zip(shares, texts, strict=True), reverse=True):
+        print(f"{share:.3f}  {text}")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,24 @@
 """Export to open_clip, for CLIP and SigLIP models of transformers."""
 
 import json
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from PIL import Image
 
 from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
-from clipkit.models.export.format import Encoded
 from clipkit.models.export.names import clip_rules, renamed, siglip_rules
 from clipkit.models.export.tokenizers import is_clip_tokenizer
 from clipkit.models.families import FAMILIES
 from clipkit.models.from_open_clip import CONFIG_FILE, WEIGHTS
 from clipkit.models.from_transformers import FromTransformers
 from clipkit.models.preprocess import Resize
-from clipkit.models.quiet import without_root_messages
+from clipkit.models.publish.layout import Layout
+from clipkit.models.tokenizer import TransformersTokenizer
 from clipkit.models.weights import save_tensors
+from clipkit.run_files import read_object
 
 BESIDE = "."
 """Name of a tokenizer in the same folder; a configuration on the Hub has the repository's name instead."""
@@ -38,6 +38,7 @@ class OpenClip:
 
     tolerance = 1e-5
     least_cosine = None
+    crop_offset: Literal["round"] = "round"
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
         backend: Any = model.backend
@@ -66,17 +67,14 @@ class OpenClip:
         (folder / CONFIG_FILE).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return notes
 
-    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
-        import open_clip
-
-        with torch.inference_mode(), without_root_messages():
-            native, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}", device="cpu")
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-            native.eval()
-            # Palette images become RGB first: open_clip would interpolate their color indices.
-            pixels = torch.stack([preprocess(image.convert("RGB")) for image in images])
-            image_features = native.encode_image(pixels, normalize=True)
-            return image_features, native.encode_text(tokenizer(list(captions)), normalize=True)
+    def layout(self, model: DualEncoder, folder: Path) -> Layout:
+        layout = replace(model.layout(), library="open_clip", class_name=None)
+        tokenizer = model.text.tokenize
+        if not isinstance(tokenizer, TransformersTokenizer):
+            return layout
+        named = "hf_tokenizer_name" in read_object(folder / CONFIG_FILE)["model_cfg"]["text_cfg"]
+        beside = "str.lower" if tokenizer.lower else "str"
+        return replace(layout, clean=beside if named else 'lambda text: unicodedata.normalize("NFC", text).lower()')
 
     def usage(self, folder: Path) -> str:
         return (

@@ -1,45 +1,97 @@
-"""Default images and captions for verifying an export."""
+"""Built-in files and captions for verifying an export: one or more of each kind that real data contains."""
 
-from PIL import Image
+import io
+from collections.abc import Mapping
+from typing import Any
 
-CAPTIONS = (
-    "a photo of a cat",
-    "A black dog and a spotted dog are fighting.",
-    "Two dogs of different breeds looking at each other on the road, in front of a red-brick house!",
-    "x",
-    "the  two   spaces",
-    "Ein Mädchen läuft über die Brücke; «où est-il ?» – 犬が走る 🐕",
-    "3 of 7 people (aged 20–35) wear T-shirts & jeans: it's 50% off, isn't it?",
-    # Longer than any context length, so that it is cut.
-    "a long caption of a street at night with many people and cars and lights and shops and signs " * 8,
-)
+import numpy as np
+from PIL import Image, ImageDraw
 
-
-def images() -> list[Image.Image]:
-    """Return photographs of several sizes and shapes, including a gray image and a palette image."""
-    from sklearn.datasets import load_sample_images
-
-    temple, flower = (Image.fromarray(pixels) for pixels in load_sample_images().images)
-    return [
-        temple,
-        flower,
-        temple.crop((40, 10, 263, 417)),
-        flower.crop((200, 100, 301, 170)),
-        temple.crop((300, 80, 600, 380)).convert("L"),
-        flower.resize((97, 64)).convert("P"),
-    ]
+CAPTIONS: Mapping[str, str] = {
+    "short": "a photo of a cat",
+    "sentence": "A black dog and a spotted dog are fighting.",
+    "one letter": "x",
+    "empty": "",
+    "uppercase": "TWO DOGS OF DIFFERENT BREEDS",
+    "runs of spaces": "  the  two \t  spaces\nand a line ",
+    "punctuation": "3 of 7 people (aged 20–35) wear T-shirts & jeans: it's 50% off, isn't it?! #1 @home a_b",
+    "curly quotes": "the girl’s “red” dress and the ‘old’ house",
+    "HTML entities": "black &amp; white, &quot;old&quot; &lt;b&gt; caf&eacute; &#39;n&#39; bar",
+    "accents": "Ein Mädchen läuft über die Brücke; «où est-il ?», A\u030angstro\u0308m",
+    "emoji": "a dog 🐕 and a family 👨‍👩‍👧 🇩🇪 ❤️",
+    "full-width": "ＡＢＣ １２３ ！ ｶﾞ",
+    "ligatures": "the ﬁrst ﬂower",
+    "wrong encoding": "the cafÃ© is open â€” weâ€™re here",
+    "other scripts": "犬が走る собака бежит كلب يجري कुत्ता दौड़ता है",
+    "longer than the context": "a street at night with many people and cars and lights and shops and signs " * 60,
+}
+"""Captions by kind."""
 
 
-def with_even_margins(image: Image.Image, image_size: int | None) -> Image.Image:
-    """Shorten the longer side until the center crop is aligned to whole pixels.
+def image_files(side: int) -> dict[str, bytes]:
+    """Return image files by kind.
 
-    If the shorter side is resized to `image_size`, an odd number of pixels may be left over on the longer one. Then
-    libraries disagree about the middle, which is not a property of the model.
+    Args:
+        side: side of the model's input; only for two images is the rest beside a center crop of this side odd.
     """
-    shorter = min(image.size)
-    if image_size is None or image.width == image.height:
-        return image
-    longer = max(image.size)
-    while (longer * image_size // shorter - image_size) % 2:
-        longer -= 1
-    return image.crop((0, 0, longer, shorter) if image.width > image.height else (0, 0, shorter, longer))
+    square, wide = _photograph(96, 96), _photograph(150, 50)
+    alpha = square.convert("RGBA")
+    alpha.putalpha(Image.linear_gradient("L").resize(square.size))
+    palette = square.quantize(32)
+    gray = np.asarray(square.convert("L"))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    files: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
+        "PNG": (square, "PNG", {}),
+        "JPEG": (_photograph(480, 480), "JPEG", {"quality": 90}),
+        "wide": (wide, "PNG", {}),
+        "tall": (wide.rotate(90, expand=True), "PNG", {}),
+        "tiny": (_photograph(7, 7), "PNG", {}),
+        "gray": (square.convert("L"), "PNG", {}),
+        "gray with transparency": (alpha.convert("LA"), "PNG", {}),
+        "transparency": (alpha, "PNG", {}),
+        "palette": (palette, "PNG", {}),
+        "palette with transparency": (palette, "PNG", {"transparency": 3}),
+        "black and white": (square.convert("1"), "PNG", {}),
+        "transparent color": (square.quantize(4).convert("RGB"), "PNG", {"transparency": _color(square.quantize(4))}),
+        "16 bits": (Image.fromarray(gray.astype(np.uint16) * 257), "PNG", {}),
+        "12 bits": (Image.fromarray(gray.astype(np.uint16) * 16), "PNG", {}),
+        "floats": (Image.fromarray(gray.astype(np.float32) / 255), "TIFF", {}),
+        "CMYK": (square.convert("CMYK"), "JPEG", {"quality": 90}),
+        "EXIF rotation": (wide, "JPEG", {"quality": 90, "exif": rotated}),
+        "odd margins": (_photograph(side + 3, side), "PNG", {}),
+        "odd margins, tall": (_photograph(side, side + 7), "PNG", {}),
+    }
+    return {kind: _encoded(*file) for kind, file in files.items()}
+
+
+def _color(image: Image.Image) -> Any:
+    """Return the color of the first pixel."""
+    return image.convert("RGB").getpixel((0, 0))
+
+
+def _encoded(image: Image.Image, name: str, options: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    image.save(file, name, **options)
+    return file.getvalue()
+
+
+def _photograph(width: int, height: int) -> Image.Image:
+    """Draw an image with gradients, edges and noise, which show every difference between two preprocessings."""
+    y, x = np.mgrid[:height, :width]
+    noise = np.random.default_rng(width).integers(0, 40, (height, width, 3))
+    colors = np.stack([200 * x / width, 200 * y / height, 8 * (x + y) % 200], axis=2)
+    image = Image.fromarray((colors + noise).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((width // 5, height // 4, width // 2, height * 3 // 4), fill=(220, 30, 30))
+    draw.rectangle((width * 3 // 5, height // 6, width * 9 // 10, height // 2), fill=(250, 250, 250), outline="black")
+    return image
+
+
+def has_odd_margins(size: tuple[int, int], resized: int, side: int) -> bool:
+    """Return whether a center crop of `side` pixels leaves an odd number of pixels, if the short side gets `resized`.
+
+    Libraries disagree about the middle then, which is not a property of the model.
+    """
+    longer = max(size) * resized // min(size)
+    return (longer - side) % 2 == 1 or (resized - side) % 2 == 1

@@ -2,31 +2,28 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from PIL import Image
 from torch import nn
 
 from clipkit.errors import ModelError
 from clipkit.extras import check_extra
 from clipkit.models.dual_encoder import DualEncoder
-from clipkit.models.export.format import Encoded
 from clipkit.models.export.tokenizers import as_transformers
 from clipkit.models.export.transformers import Transformers
 from clipkit.models.image_processors import pillow_option
 from clipkit.models.preprocess import PatchGrid
+from clipkit.models.publish.layout import Layout
 from clipkit.models.quiet import without_weight_bars
-from clipkit.models.tokenizer import TransformersTokenizer
+from clipkit.models.tokenizer import OpenClipTokenizer, TransformersTokenizer
 
 _CONFIG = "sentence_bert_config.json"
-_TIMM = "TimmWrapperImageProcessor"
 # transformers' own processors would convert images, but crop some of them one pixel apart from timm.
 _RGB_ONLY = (
     "the image tower is timm's, whose preprocessing in sentence-transformers only takes PIL images in RGB, no paths "
-    'or gray images; give Image.open(path).convert("RGB")'
+    "or gray images; open them with rgb() of README.md"
 )
 
 
@@ -35,6 +32,7 @@ class SentenceTransformers:
 
     tolerance = 1e-5
     least_cosine = None
+    crop_offset: Literal["floor"] = "floor"
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
         check_extra("sentence-transformers", ["sentence_transformers"], ModelError)
@@ -53,25 +51,14 @@ class SentenceTransformers:
                 config.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         return [_RGB_ONLY] if composed and "image" in model.sides else []
 
-    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
-        from sentence_transformers import SentenceTransformer
-
-        with without_weight_bars():
-            opened = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
-        features = []
-        timm = any(type(getattr(module, "processor", None)).__name__ == _TIMM for module in opened.modules())
-        converted = [image.convert("RGB") for image in images] if timm else list(images)
-        for modality, inputs in (("image", converted), ("text", list(captions))):
-            if modality in opened.modalities:
-                features.append(opened.encode(inputs, convert_to_tensor=True, show_progress_bar=False))
-            else:
-                features.append(torch.empty(0, 1))
-        return features[0], features[1]
+    def layout(self, model: DualEncoder, folder: Path) -> Layout:
+        repairs = "text" in model.sides and isinstance(model.text.tokenize, OpenClipTokenizer)
+        return replace(model.layout(), library="sentence-transformers", class_name=None, repairs=repairs)
 
     def usage(self, folder: Path) -> str:
         return (
             f'model = sentence_transformers.SentenceTransformer("{folder}")\n'
-            'model.encode(["a cat", "a dog"])  # or PIL images; see model.modalities'
+            f'model.encode(["a cat", "a dog"])  # or images that are opened as in {folder / "README.md"}'
         )
 
 

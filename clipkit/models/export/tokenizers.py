@@ -94,7 +94,12 @@ def _with_cleaning(native: Any, context_length: int, model: str) -> Any:
     inner.padding_side = "right"
     if not steps:
         return inner
-    backend = inner.backend_tokenizer
+    backend = getattr(inner, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError(
+            f"{model}: its tokenizer {type(inner).__name__} has no tokenizer.json, to which the cleaning of captions "
+            "could be added; use --to open_clip"
+        )
     existing = [backend.normalizer] if backend.normalizer is not None else []
     backend.normalizer = normalizers.Sequence([*steps, *existing])
     special = {name: value for name, value in inner.special_tokens_map.items() if isinstance(value, str)}

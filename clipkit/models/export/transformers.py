@@ -1,23 +1,23 @@
 """Export to transformers, for CLIP, MetaCLIP 2 and SigLIP models of open_clip."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from clipkit.errors import ModelError
 from clipkit.models.dual_encoder import DualEncoder
-from clipkit.models.export.format import Encoded
 from clipkit.models.export.names import clip_rules, renamed, siglip_rules
 from clipkit.models.export.tokenizers import as_transformers
-from clipkit.models.families import FAMILIES, text_encoder
+from clipkit.models.families import FAMILIES
 from clipkit.models.from_open_clip import FromOpenClip
-from clipkit.models.image_processors import processor_class, read_processor
-from clipkit.models.quiet import without_weight_bars
+from clipkit.models.image_processors import processor_class
+from clipkit.models.publish.layout import Layout
+from clipkit.models.tokenizer import OpenClipTokenizer
 from clipkit.models.weights import save_tensors
+from clipkit.run_files import read_object
 
 # Options that may differ from open_clip's defaults: transformers supports them, or they only affect training.
 _IMAGE_KEYS = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout"}
@@ -34,6 +34,7 @@ class Transformers:
 
     tolerance = 1e-5
     least_cosine = None
+    crop_offset: Literal["floor"] = "floor"
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
         backend: Any = model.backend
@@ -62,29 +63,16 @@ class Transformers:
         tokenizer.save_pretrained(folder)
         return []
 
-    def encode(self, folder: Path, images: Sequence[Image.Image], captions: Sequence[str]) -> Encoded:
-        from transformers import AutoModel, AutoTokenizer
-
-        with torch.inference_mode(), without_weight_bars():
-            native, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
-                raise ModelError(f"{folder}: weights and config.json do not match ({wrong[0]}); export the model again")
-            native.eval()
-            processor = read_processor(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            pixels = processor([image.convert("RGB") for image in images], return_tensors="pt")
-            length = getattr(native.config.text_config, "max_position_embeddings", 10**9)
-            uses_padding = text_encoder(native.config.text_config).padding == "used"
-            tokens = tokenizer(
-                list(captions),
-                padding="max_length" if uses_padding else True,
-                truncation=True,
-                max_length=min(tokenizer.model_max_length, length),
-                return_tensors="pt",
-            )
-            image_features = native.get_image_features(**pixels).pooler_output
-            text_features = native.get_text_features(**tokens).pooler_output
-        return F.normalize(image_features, dim=-1), F.normalize(text_features, dim=-1)
+    def layout(self, model: DualEncoder, folder: Path) -> Layout:
+        (class_name,) = read_object(folder / "config.json")["architectures"]
+        tokenizer = model.text.tokenize
+        return replace(
+            model.layout(),
+            library="transformers",
+            class_name=class_name,
+            pad_to=tokenizer.context_length if class_name.startswith("Siglip") else None,
+            repairs=isinstance(tokenizer, OpenClipTokenizer),
+        )
 
     def usage(self, folder: Path) -> str:
         return (

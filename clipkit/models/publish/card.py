@@ -12,7 +12,14 @@ from clipkit.models.publish.usage import HERE, usage
 from clipkit.run_files import RunFiles
 
 
-def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, eval_results: Sequence[Any] = ()) -> str:
+def card(
+    layout: Layout,
+    parts: Sequence[str] = (),
+    *,
+    trained: bool = False,
+    eval_results: Sequence[Any] = (),
+    here: str = HERE,
+) -> str:
     """Return the text of a README.md, with the header that the Hub reads.
 
     Args:
@@ -20,6 +27,7 @@ def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, ev
         parts: sections between usage and limits.
         trained: whether the model was trained with clipkit.
         eval_results: EvalResult objects of huggingface_hub, for the header.
+        here: repository on the Hub, or the folder for which the code is written.
     """
     from huggingface_hub import ModelCardData
 
@@ -31,13 +39,26 @@ def card(layout: Layout, parts: Sequence[str] = (), *, trained: bool = False, ev
         base_model=layout.repositories or None,
         pipeline_tag="zero-shot-image-classification" if both else one_sided[layout.sides[0]],
         tags=["clip", "clipkit", *(["image-text-retrieval"] if both else ["feature-extraction"])],
-        model_name=HERE,
+        model_name=here if here == HERE else Path(here).name,
         eval_results=list(eval_results) or None,
     )
     header = f"---\n{data.to_yaml()}\n---"
     limits = ["## Limits", _LIMITS] if trained else []
-    shown = [header, f"# {HERE}", _summary(layout, trained), "## How to use it", usage(layout), *parts, *limits]
+    title = f"# {here if here == HERE else Path(here).name}"
+    shown = [header, title, _summary(layout, trained), "## How to use it", usage(layout, here), *parts, *limits]
     return "\n\n".join([*shown, *_license_section(layout.bases)]) + "\n"
+
+
+def export_card(layout: Layout, folder: str, notes: Sequence[str]) -> str:
+    """Return the card of an export, whose code has the folder's name.
+
+    Args:
+        layout: layout of the export.
+        folder: the folder, as the user gave it.
+        notes: known differences from the model.
+    """
+    known = ["## Known differences", "\n".join(f"- {note}" for note in notes)] if notes else []
+    return card(layout, [*known, _OF_EXPORT], here=folder)
 
 
 def kept_card(source: Path, saved: Path) -> str | None:
@@ -48,7 +69,16 @@ def kept_card(source: Path, saved: Path) -> str | None:
     same = all(
         (folder / file).is_file() and filecmp.cmp(folder / file, saved / file, shallow=False) for file in weights
     )
-    return (folder / CARD).read_text(encoding="utf-8") if same and (folder / CARD).is_file() else None
+    text = (folder / CARD).read_text(encoding="utf-8") if same and (folder / CARD).is_file() else None
+    return None if text is not None and is_of_export(text) else text
+
+
+def is_of_export(text: str) -> bool:
+    """Return whether a card was written for a folder by an export, so that it names a local path."""
+    return _OF_EXPORT in text
+
+
+_OF_EXPORT = "<!-- clipkit: card of an export -->"
 
 
 _LIMITS = (

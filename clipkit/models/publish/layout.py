@@ -11,7 +11,7 @@ class Layout:
     """Layout in which a model is saved, and its base models."""
 
     library: str
-    """Library that loads the model: transformers, open_clip or clipkit."""
+    """Library that loads the model: transformers, open_clip or clipkit; exports also sentence-transformers or onnx."""
     class_name: str | None
     """Name of the transformers class, if there is one."""
     sides: tuple[str, ...]
@@ -21,6 +21,16 @@ class Layout:
     """True if probabilities are sigmoids with a logit bias, instead of a softmax over the texts."""
     pad_to: int | None = None
     """Number of tokens to which all captions are padded, for text towers whose features depend on padding."""
+    context_length: int | None = None
+    """Number of tokens to which longer captions are cut."""
+    repairs: bool = False
+    """True if captions must be repaired before the library tokenizes them, as open_clip does."""
+    prepared_by_clipkit: tuple[str, ...] = ()
+    """Towers whose inputs the files of the export do not describe, so that clipkit prepares them."""
+    source: str = ""
+    """Name of the model that was exported, for `prepared_by_clipkit`."""
+    clean: str | None = None
+    """Expression for the function that replaces open_clip's repair of captions, if the model has none."""
 
     @property
     def repositories(self) -> list[str]:

@@ -77,7 +77,8 @@ def before_first_step(
         steps: steps of the whole run.
         warmup_steps: steps during which the learning rate rises.
     """
-    findings = apply(GUARDS, RunStart(recipe, model, steps, warmup_steps))
+    of_sources = [*train.findings, *(validation.findings if validation is not None else ())]
+    findings = [*dict.fromkeys(of_sources), *apply(GUARDS, RunStart(recipe, model, steps, warmup_steps))]
     if len(train.images):  # a stream has none by position
         findings += data_findings(recipe, model, train, validation)
     return most_severe_first(findings)

@@ -111,3 +111,15 @@ def test_probe_refuses_unsuitable_data(model: clipkit.DualEncoder, colored: Path
         evaluate.probe(model, few)
     with pytest.raises(DataError, match="without training images"):
         evaluate.probe(model, str(colored / "train.csv"), test=LabeledImages("t", few.images, few.labels, ["x", "y"]))
+
+
+def test_classes_without_images_are_left_out(model: clipkit.DualEncoder, colored: Path) -> None:
+    train = clipkit.data.read_labeled(str(colored / "train.csv"))
+    test = clipkit.data.read_labeled(str(colored / "test.csv"))
+    more = ["a", *train.classes[:2], "b", *train.classes[2:], "c"]
+    shift = np.array([1, 2, 4, 5])
+    wide = [LabeledImages(one.name, one.images, shift[one.labels], more) for one in (train, test)]
+    expected = evaluate.probe(model, train, test=test)
+    found = evaluate.probe(model, wide[0], test=wide[1])
+    assert found["settings"]["classes"] == train.classes
+    assert found["metrics"] == expected["metrics"]

@@ -223,3 +223,52 @@ def test_second_task_takes_image_features_from_the_cache(
     evaluate.retrieval(model, str(shapes / "captions.csv"), cache=tmp_path)
     result = evaluate.zeroshot(model, str(shapes / "classes.csv"), cache=tmp_path)
     assert result["settings"]["features"] == {"computed": 4, "from_cache": 16}  # the four prompts are new
+
+
+def test_a_subset_chooses_among_all_classes_of_the_data(model: clipkit.DualEncoder, tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    names = ["red", "green", "blue", "yellow", *(f"color {number}" for number in range(6))]
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    images = [draw(color, shape) for color in ("green", "yellow") for shape in SHAPES]
+    rows = {"image": [*images, images[0]], "label": [1] * 4 + [3] * 4 + [-1]}
+    Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    result = evaluate.zeroshot(model, str(tmp_path / "saved"), cache=False)
+    assert (result["data"]["images"], result["data"]["classes"]) == (8, 10)
+    assert result["metrics"]["acc1"]["chance"] == 0.1
+    assert list(result["settings"]["classes"]) == names
+    unlabeled, unused = result["data"]["findings"]
+    assert "1 of 9 rows" in unlabeled
+    assert "8 of its 10 classes" in unused
+    # Given classes need not name those without images.
+    assert evaluate.zeroshot(model, str(tmp_path / "saved"), classes=["yellow", "green"])["data"]["classes"] == 2
+
+
+def test_labels_that_are_numbers_are_positions_among_the_given_classes(
+    model: clipkit.DualEncoder, shapes: Path, tmp_path: Path
+) -> None:
+    rows = [[str(shapes / f"images/{row:02d}.png"), str(row // 4 * 5)] for row in range(16)]  # 0, 5, 10, 15
+    table = str(write_csv(tmp_path / "n.csv", ["image", "label"], rows))
+    alone = evaluate.zeroshot(model, table, cache=False)
+    assert any("coded_class_names" in line or "numbers" in line for line in alone["data"]["findings"])
+    names = [f"name {number}" for number in range(16)]
+    result = evaluate.zeroshot(model, table, classes=names, cache=False)
+    assert result["data"]["classes"] == 16
+    assert result["settings"]["classes"]["15"] == ["name 15"]
+    assert "'0' is 'name 0'" in result["data"]["findings"][0]
+    assert result["settings"]["classes"]["10"] == ["name 10"]
+    with pytest.raises(DataError, match="'0', which is not among the 3 given classes"):
+        evaluate.zeroshot(model, table, classes=names[:3])
+
+
+def test_a_clean_dataset_has_no_findings(model: clipkit.DualEncoder, shapes: Path) -> None:
+    assert "findings" not in evaluate.zeroshot(model, str(shapes / "classes.csv"), cache=False)["data"]
+    assert "findings" not in evaluate.retrieval(model, str(shapes / "captions.csv"), cache=False)["data"]
+
+
+def test_several_labels_among_more_given_classes(model: clipkit.DualEncoder, shapes: Path, tmp_path: Path) -> None:
+    rows = [[str(shapes / f"images/{row:02d}.png"), label] for row in range(8) for label in ("a", "b")[: 1 + row % 2]]
+    table = str(write_csv(tmp_path / "m.csv", ["image", "label"], rows))
+    result = evaluate.zeroshot(model, table, classes=["z", "b", "y", "a"], cache=False)
+    assert "mean average precision is measured instead of accuracy: 4 of 8" in result["data"]["findings"][0]
+    assert [row["images"] for row in result["classes"]] == [0, 4, 0, 8]

@@ -16,8 +16,9 @@ import clipkit
 from clipkit.errors import ModelError
 from clipkit.models import DualEncoder, compose
 from clipkit.models.encode import stack_inputs
-from clipkit.models.export import export, exporting, onnx_config
+from clipkit.models.export import export, onnx_config
 from clipkit.models.export import onnx as onnx_format
+from clipkit.models.export.comparison import Comparison, changed
 from clipkit.models.export.samples import CAPTIONS
 from clipkit.recipe import ModelRecipe
 from tests.models.families import FAMILIES, SMALL, build
@@ -38,7 +39,7 @@ def check(model: DualEncoder, folder: Path, images: list[Path]) -> None:
         inputs = stack_inputs([model.image.preprocess(photo) for photo in opened])
         found = image.run(["image_features"], {name: value.numpy() for name, value in inputs.items()})[0]
         torch.testing.assert_close(torch.from_numpy(found), model.encode_image(opened), atol=1e-4, rtol=0)
-        captions = list(CAPTIONS[3 : 3 + count])
+        captions = list(CAPTIONS.values())[3 : 3 + count]
         tokens = {name: value.numpy() for name, value in model.text.tokenize(captions).items()}
         found = text.run(["text_features"], tokens)[0]
         torch.testing.assert_close(torch.from_numpy(found), model.encode_text(captions), atol=1e-4, rtol=0)
@@ -48,7 +49,7 @@ def test_clip_and_its_example(images: list[Path], tmp_path: Path, monkeypatch: p
     model = clipkit.load(build("clip", tmp_path / "model"))
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     check(model, tmp_path / "out", images)
-    written = {"image.onnx", "text.onnx", "tokenizer.json", "clipkit_onnx.json", "example.py"}
+    written = {"README.md", "image.onnx", "text.onnx", "tokenizer.json", "clipkit_onnx.json", "example.py"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == written
     config = json.loads((tmp_path / "out" / "clipkit_onnx.json").read_text())
     for side in ("image", "text"):
@@ -122,8 +123,8 @@ def test_padding_equals_open_clip_for_towers_that_use_it(architecture: Callable[
     text = onnx_config.write_tokenizer(model, model.text.tokenize(["x"]), tmp_path)
     (tmp_path / "clipkit_onnx.json").write_text(json.dumps({"text": text}))
     shutil.copy(onnx_format.onnx_example.__file__, tmp_path / "example.py")
-    found = onnx_format._example(tmp_path).tokens([*CAPTIONS, "! wow!!", "0 0"])["input_ids"]
-    expected = open_clip.get_tokenizer("tiny-clipa")([*CAPTIONS, "! wow!!", "0 0"])
+    found = onnx_format._example(tmp_path).tokens([*CAPTIONS.values(), "! wow!!", "0 0"])["input_ids"]
+    expected = open_clip.get_tokenizer("tiny-clipa")([*CAPTIONS.values(), "! wow!!", "0 0"])
     assert found.tolist() == expected.tolist()
 
 
@@ -133,13 +134,15 @@ def test_single_tower_is_exported(tmp_path: Path) -> None:
     export(compose(ModelRecipe.model_validate(image)), "onnx", tmp_path / "image")
     text = {"text": {"name": "hf:bert", "pretrained": False, "tokenizer": "open_clip:ViT-B-32", "config": SMALL}}
     export(compose(ModelRecipe.model_validate(text | {"embed_dim": 16})), "onnx", tmp_path / "text")
-    always = {"clipkit_onnx.json", "example.py"}
+    always = {"README.md", "clipkit_onnx.json", "example.py"}
     assert {path.name for path in (tmp_path / "image").iterdir()} == always | {"image.onnx"}
     assert {path.name for path in (tmp_path / "text").iterdir()} == always | {"text.onnx", "tokenizer.json"}
     for side in ("image", "text"):
         command = [sys.executable, str(tmp_path / side / "example.py"), "x.jpg", "x"]
         output = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "this model has a single tower" in output.stderr
+        output = subprocess.run(command[:2], capture_output=True, text=True, check=True)
+        assert "16)" in output.stdout
 
 
 @pytest.mark.slow
@@ -197,10 +200,11 @@ def test_int8_with_large_differences_is_refused(tmp_path: Path, monkeypatch: pyt
 
 def test_changed_counts_captions_with_another_top_image() -> None:
     eye, turned = torch.eye(3), torch.eye(3)[[1, 0, 2]]
-    assert exporting._changed(eye, eye, eye, eye) == 0
-    assert exporting._changed(eye, turned, eye, eye) == 2
-    assert exporting._changed(5 * turned, eye, eye, eye) == 2
-    assert exporting._changed(torch.zeros(0, 1), eye, torch.zeros(0, 1), eye) == 0
+    same, other, none = (Comparison("abc", features, eye) for features in (eye, turned, None))
+    assert changed(same, same) == 0
+    assert changed(same, other) == 2
+    assert changed(other, same) == 2
+    assert changed(none, same) == 0
 
 
 def test_failing_onnxruntime_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 import clipkit
 from clipkit.data import read_pairs
+from clipkit.findings import Finding
 from clipkit.models import DualEncoder
 from clipkit.recipe import Recipe
 from clipkit.training.guards.before import before_first_step, data_findings
@@ -135,9 +137,8 @@ def test_tokenizer_with_another_vocabulary_is_found(plain: Path, tmp_path: Path)
     import timm
     import transformers
 
-    from tests.models.families import bert_tokenizer
-
-    tokenizer = bert_tokenizer()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(49_500))]
+    tokenizer = transformers.BertTokenizer(vocab={word: number for number, word in enumerate(words)})
     config = transformers.BertConfig(**SMALL | {"vocab_size": 50_000, "max_position_embeddings": 80})
     transformers.BertModel(config).save_pretrained(tmp_path / "text")
     tokenizer.save_pretrained(tmp_path / "text")
@@ -157,3 +158,12 @@ def test_findings_are_in_the_results(recipe: Build, plain: Path) -> None:
     result: Any = clipkit.train(recipe({"data.train": str(plain), "data.validation": str(plain), "train.epochs": 1}))
     assert {"high_learning_rate", "leaked_images"} <= {finding["name"] for finding in result["findings"]}
     assert {finding["severity"] for finding in result["findings"]} == {"error", "warning"}
+
+
+def test_findings_of_reading_are_reported_once(recipe: Build, plain: Path) -> None:
+    train = read_pairs(str(plain))
+    left_out = Finding("left_out", "note", "3 left out", "rename them")
+    train, other = replace(train, findings=[left_out]), replace(train, findings=[left_out])
+    good = recipe(GOOD | {"data.train": str(plain)})
+    found = before_first_step(good, model_of(good), train, other, 100, 10)
+    assert [finding for finding in found if finding.name == "left_out"] == [left_out]

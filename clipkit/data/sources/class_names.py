@@ -1,0 +1,60 @@
+"""Class names that a table records beside its class numbers, as the library `datasets` does (its ClassLabel)."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clipkit.data.sources.columns import ClassList
+from clipkit.errors import DataError
+
+
+def recorded_classes(metadata: Mapping[bytes, bytes] | None, column: str | None) -> ClassList | None:
+    """Return the classes of a column from the metadata of an Arrow or Parquet schema; None if it records none."""
+    try:
+        feature: Any = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
+    except (KeyError, ValueError, TypeError):
+        return None
+    is_list = isinstance(feature, list) or (isinstance(feature, dict) and "feature" in feature)
+    if is_list:
+        feature = feature[0] if isinstance(feature, list) else feature["feature"]
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel" or not feature.get("names"):
+        return None
+    return ClassList([str(name).strip() for name in feature["names"]], is_multilabel=is_list)
+
+
+def whole_numbers(column: Any) -> Any:
+    """Return a column of floats, which pandas makes of integers with gaps, as integers with null for NaN."""
+    if not pa.types.is_floating(column.type):
+        return column
+    try:
+        return pc.if_else(pc.is_finite(column), column, None).cast(pa.int64())
+    except pa.ArrowInvalid:  # fractions
+        return column
+
+
+def named(name: str, column: pa.ChunkedArray, classes: ClassList) -> pa.Array:
+    """Replace class numbers, or lists of them, by the names of the classes; null and negative numbers become null.
+
+    Raises:
+        DataError: a number is not below the number of classes.
+    """
+    whole = column.combine_chunks()
+    whole = whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole
+    is_list = classes.is_multilabel
+    numbers = pc.list_flatten(whole) if is_list else whole
+    numbers = pc.if_else(pc.greater_equal(numbers, 0), numbers, None).cast(pa.int64())
+    assert classes.labels is not None
+    highest = pc.max(numbers).as_py()
+    if highest is not None and highest >= len(classes.labels):
+        raise DataError(
+            f"{name}: has the class number {highest}, but records only {len(classes.labels)} class names; correct the "
+            "numbers or the names"
+        )
+    names = pa.array(classes.labels, pa.large_string()).take(numbers)
+    if not is_list:
+        return names
+    lengths = pc.fill_null(pc.list_value_length(whole), 0).to_numpy().cumsum()
+    return pa.LargeListArray.from_arrays(pa.array([0, *lengths.tolist()], pa.int64()), names)

@@ -1,0 +1,54 @@
+"""Identity of images that a table contains: equal names are one image only if the bytes are equal."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+_PART = 256  # bytes at the beginning, in the middle and at the end, which differ for nearly all different images
+
+
+def content_keys(contents: Any, paths: Sequence[str]) -> pa.Array:
+    """Return (R,) strings that are equal for rows with equal bytes and equal names; rows without bytes need only names.
+
+    Names often lack their folders, so they do not suffice; without names, the bytes decide. Only images of equal name
+    and size that are equal in three places are read as a whole.
+
+    Args:
+        contents: (R,) column of bytes; null for an image that is not in the table.
+        paths: (R,) path of each image; "" if unknown.
+
+    Example:
+        >>> contents = pa.array([b"1", b"2", b"1", b"1", None, None])
+        >>> keys = content_keys(contents, ["a", "a", "a", "b", "c", "c"]).to_pylist()
+        >>> keys[0] == keys[2], keys[0] == keys[1], keys[0] == keys[3], keys[4] == keys[5]
+        (True, False, False, True)
+    """
+    samples = [(path, _sample(content)) for content, path in zip(_views(contents), paths, strict=True)]
+    counts = Counter(samples)
+    keys = []
+    for row, (content, sample, path) in enumerate(zip(_views(contents), samples, paths, strict=True)):
+        if content is None:
+            keys.append(f"path {path}" if path else f"row {row}")
+        else:
+            digest = hashlib.sha256(content).hexdigest() if counts[sample] > 1 else ""
+            keys.append(f"content {digest} {path}" if digest else f"row {row}")
+    return pa.array(keys, pa.large_string())
+
+
+def _views(contents: Any) -> Iterator[memoryview | None]:
+    """Yield the bytes of each row without copying them; None for a row without bytes."""
+    are_bytes = pa.types.is_binary(contents.type) or pa.types.is_large_binary(contents.type)
+    for chunk in contents.chunks if isinstance(contents, pa.ChunkedArray) else [contents]:
+        for value in chunk:
+            yield memoryview(value.as_buffer()) if value.is_valid and are_bytes else None
+
+
+def _sample(content: memoryview | None) -> Hashable:
+    if content is None:
+        return None
+    middle = len(content) // 2
+    parts = (content[:_PART], content[middle : middle + _PART], content[-_PART:])
+    return len(content), hashlib.blake2b(b"".join(parts), digest_size=16).digest()

@@ -1,0 +1,167 @@
+"""Index of a local tar: where the files of its samples are, and their texts. It is kept in the user's cache folder."""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from clipkit.data.sources.choice import PEEKED
+from clipkit.data.sources.members import TEXTS, BoundedMember, check_member
+from clipkit.data.sources.samples import caption_choices, collected, has_dots, image_endings, values_of_role
+from clipkit.errors import DataError, one_line
+from clipkit.files import cache_folder, replacing
+from clipkit.opening import open_file
+
+ROLES = ("caption", "label", "negative_caption", "paraphrase")
+_LAYOUT = "4"  # version of the cached index
+_ENDINGS, _CAPTIONS = b"endings", b"captions"
+_MANY_DOTTED = 0.01  # share of samples without an image whose names seem to hold dots, above which it is an error
+
+
+def index_of(path: Path, given: Mapping[str, str]) -> pa.Table | DataError:
+    """Return one row per sample: name, offset and size of its image, its captions and its label.
+
+    The files of a sample may be anywhere in the shard. The result is cached; its metadata counts the image endings of
+    the samples (`used_endings`).
+
+    Args:
+        path: the shard.
+        given: ending, or key in the JSON file, that the user named for a role.
+    """
+    file = path.stat()
+    state = f"{_LAYOUT} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}".encode()
+    name = f"{path.resolve()}{sorted(given.items()) if given else ''}"
+    cached = cache_folder() / "shards" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.parquet"
+    try:
+        table = parquet.read_table(cached, page_checksum_verification=True)
+        if table.schema.metadata is not None and table.schema.metadata.get(b"state") == state:
+            return table
+    except (OSError, pa.ArrowException):
+        pass
+    try:
+        table = _scan(path, given)
+        table = table.replace_schema_metadata({b"state": state, **table.schema.metadata})
+    except DataError as error:
+        return error
+    # tarfile trusts the headers, so that damaged ones make it fail in many ways.
+    except Exception as error:
+        reason = one_line(error) or type(error).__name__
+        return DataError(f"{path}: is a damaged tar file ({reason}); download or create it again, or leave it out")
+    with suppress(OSError):  # a cache that cannot be written only costs time
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(cached) as temporary:
+            parquet.write_table(table, temporary, write_page_checksum=True)
+    return table
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    check_member(member)
+    opened = tar.extractfile(member)
+    assert opened is not None
+    return opened.read()
+
+
+def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
+    rows: dict[str, list[Any]] = {name: [] for name in ("image", "offset", "size", *ROLES)}
+    endings: Counter[str] = Counter()
+    dotted: list[str] = []
+    captions: list[str] = []
+    _check_end(path)
+    with open_file(path) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedMember) as tar:
+        samples = collected(_members(path, tar))
+        _check_rest(path, tar.offset)
+        for key, members in samples:
+            found = image_endings(members) if "image" not in given else [given["image"].lower()]
+            endings.update({" ".join(found): 1} if found else {})
+            dotted += [next(iter(members.values())).name] if not found and has_dots(members) else []
+            image = members.get(found[0]) if found else None
+            rows["image"].append(key if image is None else image.name)
+            rows["offset"].append(-1 if image is None else image.offset_data)
+            rows["size"].append(-1 if image is None else image.size)
+            texts = {*TEXTS, *(given[role].lower() for role in ROLES if role in given)}
+            contents = {ending: _content(tar, members[ending]) for ending in texts if ending in members}
+            if len(rows["size"]) <= PEEKED and "caption" not in given:
+                captions = list(dict.fromkeys([*captions, *caption_choices(f"{path}/{key}", contents)]))
+            for role in ROLES:
+                rows[role].append(values_of_role(f"{path}/{key}", contents, role, given.get(role)))
+    if len(dotted) > _MANY_DOTTED * len(samples):
+        example = Path(dotted[0]).name
+        stem, _, ending = example.partition(".")
+        raise DataError(
+            f"{path}: the names of {len(dotted):,} of its {len(samples):,} samples hold dots before the ending, as in "
+            f"{example}, but the files of a sample have one name up to the first dot, here {stem!r}; rename the files "
+            f"in the tar, or, if each sample has a file {ending!r}, give '{path.name}?image={ending}'"
+        )
+    several = pa.large_list(pa.large_string())
+    return pa.table(
+        {
+            "image": pa.array(rows["image"], pa.large_string()),
+            "offset": pa.array(rows["offset"], pa.int64()),
+            "size": pa.array(rows["size"], pa.int64()),
+            **{role: pa.array(rows[role], several) for role in ROLES},
+        },
+        metadata={_ENDINGS: json.dumps(endings), _CAPTIONS: json.dumps(captions)},
+    )
+
+
+def used_captions(tables: Iterable[pa.Table]) -> list[str]:
+    """Return the ending or JSON key of the captions of several indexes, and then those of other captions."""
+    return list(dict.fromkeys(name for table in tables for name in json.loads(table.schema.metadata[_CAPTIONS])))
+
+
+def used_endings(tables: Iterable[pa.Table]) -> tuple[str, list[str]]:
+    """Return the image ending that most samples of several indexes use, and the image endings that are not used."""
+    counts: Counter[str] = Counter()
+    for table in tables:
+        counts.update(json.loads(table.schema.metadata[_ENDINGS]))
+    used: Counter[str] = Counter()
+    others: dict[str, None] = {}
+    for names, count in counts.items():
+        first, *rest = names.split(" ")
+        used[first] += count
+        others |= dict.fromkeys(rest)
+    return (used.most_common(1)[0][0] if used else ""), list(others)
+
+
+def _check_end(path: Path) -> None:
+    """Raise an error if the end-of-archive blocks are missing.
+
+    The module tarfile accepts a file that is truncated between members.
+    """
+    with open_file(path) as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 2 * tarfile.BLOCKSIZE))
+        if any(file.read()):
+            raise DataError(f"{path}: is not a tar file, or is truncated; download or create it again, or leave it out")
+
+
+def _check_rest(path: Path, start: int) -> None:
+    """Raise an error if there is data after the last member: tarfile treats a damaged header as the end of the file."""
+    with open_file(path) as file:
+        file.seek(start)
+        while block := file.read(1 << 20):
+            if any(block):
+                raise DataError(
+                    f"{path}: is a damaged tar file (no header at byte {start}, but more data follows); download "
+                    "or create "
+                    "it again, or leave it out"
+                )
+
+
+def _members(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    end = path.stat().st_size
+    for member in tar:
+        if member.size < 0:  # the next header would precede this one: an endless loop
+            raise tarfile.ReadError(f"{member.size} bytes in {member.name}")
+        if member.offset_data + member.size > end:
+            raise DataError(f"{path}: is truncated within {member.name}; download or create it again, or leave it out")
+        if member.isfile():
+            yield member.name, member

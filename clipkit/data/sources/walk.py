@@ -1,0 +1,141 @@
+"""The walk through a folder that all folder sources use: which of its files are data, and what is left out."""
+
+import mimetypes
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from clipkit.errors import DataError
+from clipkit.findings import Finding
+from clipkit.image_formats import FORMATS
+
+# Names that systems and programs put into folders, in lower case; names that begin with a dot are left out anyway.
+_OF_SYSTEMS = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "$recycle.bin",
+    "system volume information", "lost+found", "__pycache__",
+}  # fmt: skip
+_HIDDEN = "hidden or system names"
+_NOT_TEXT, _CIRCLES = "names that are not UTF-8", "links to a folder that they lie in"
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Files below a folder, as paths relative to it with `/`, sorted folder by folder."""
+
+    root: Path
+    files: list[str]
+    """All files except those that are left out. A link to a missing file is a file."""
+    empty: list[str]
+    """Folders directly below the root that hold no file at all."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Names that were not entered or listed, by reason."""
+
+    @cached_property
+    def images(self) -> list[str]:
+        """Files with the extension of a format that can be decoded."""
+        endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+        return [file for file in self.files if PurePosixPath(file).suffix.lower() in endings]
+
+    @cached_property
+    def tops(self) -> list[str]:
+        """Folders directly below the root that hold images, at any depth."""
+        return list(dict.fromkeys(image.partition("/")[0] for image in self.images if "/" in image))
+
+    def findings(self, used: Collection[str]) -> list[Finding]:
+        """Report what is left out: hidden names, links in a circle, and all files that are neither images nor used.
+
+        Args:
+            used: files other than images that the reader has read.
+        """
+        read = {*self.images, *used}
+        others = [file for file in self.files if file not in read]
+        images = [file for file in others if (mimetypes.guess_type(file)[0] or "").startswith("image/")]
+        groups = self.left_out | {
+            "in an image format that cannot be decoded": images,
+            "of another type, or text without an image": [file for file in others if file not in set(images)],
+        }
+        parts = [f"{len(names):,} {reason} ({_some(names)})" for reason, names in groups.items() if names]
+        if not parts:
+            return []
+        count = sum(map(len, groups.values()))
+        return [
+            Finding(
+                "left_out",
+                "warning" if images or self.left_out.keys() - {_HIDDEN} else "note",
+                f"{self.root}: left out: {', '.join(parts)}",
+                "convert or rename what belongs to the data",
+                count=count,
+                examples=tuple(name for names in groups.values() for name in names[:_EXAMPLES]),
+            )
+        ]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_EXAMPLES]) + ", …" * (len(names) > _EXAMPLES)
+
+
+def walk(root: Path) -> Walk:
+    """List the files below a folder at any depth; links are followed, except back to a folder that they lie in.
+
+    Hidden names (those that begin with a dot) and names of the system, such as `__MACOSX` and `Thumbs.db`, are left
+    out with everything below them.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    found = Walk(root, [], [])
+
+    def visit(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
+        try:
+            with os.scandir(folder) as opened:
+                entries = sorted(opened, key=lambda entry: entry.name)
+            status = folder.stat()
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            found.left_out.setdefault(_CIRCLES, []).append(prefix.removesuffix("/"))
+            return
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.name.startswith(".") or entry.name.lower() in _OF_SYSTEMS:
+                found.left_out.setdefault(_HIDDEN, []).append(name)
+            elif not _is_text(entry.name):
+                found.left_out.setdefault(_NOT_TEXT, []).append(ascii(name))
+            elif _is_folder(entry):
+                before = len(found.files)
+                visit(folder / entry.name, f"{name}/", (*above, identity))
+                if not prefix and len(found.files) == before:
+                    found.empty.append(name)
+            else:
+                found.files.append(name)
+
+    visit(root, "", ())
+    return found
+
+
+def matching(pattern: Path) -> list[Path]:
+    """Return the files whose names match the last part of a path, in alphabetical order; hidden ones only if it is."""
+    is_hidden = pattern.name.startswith(".")
+    return sorted(file for file in pattern.parent.glob(pattern.name) if is_hidden or not file.name.startswith("."))
+
+
+def _is_text(name: str) -> bool:
+    """Return False for a name whose bytes are not UTF-8, which no table and no message can contain."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

@@ -1,0 +1,94 @@
+"""Decoding and preprocessing of single images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from clipkit.errors import DataError
+from clipkit.images import ImageLike, open_image
+from clipkit.models.exact_resize import can_resize
+from clipkit.models.preprocess import Inputs, Preprocess, Resize, channels_last
+
+_MOST_BYTES = 4 << 20  # of the pixels of an image that an accelerator resizes
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """Inputs of a batch of images, or their pixels, and the errors of unreadable ones by position among all images."""
+
+    inputs: dict[str, Tensor]
+    """The tower's inputs by name, or `content`: the bytes of pixels (H, W, 3), image after image."""
+    sizes: list[tuple[int, int] | None]
+    """Width and height of each image that is to be resized."""
+    errors: dict[int, DataError]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Inputs of an image, or `content`, the bytes of its pixels, with width and height if it is to be resized."""
+
+    inputs: Inputs
+    size: tuple[int, int] | None = None
+
+
+class Decoder:
+    """Decodes images by position, and prepares them as far as an accelerator does not.
+
+    Args:
+        preprocess: preprocessing of the tower.
+        images: paths, stored files, PIL images or arrays.
+        as_pixels: return pixels instead of the tower's inputs.
+        resizes: the accelerator also resizes those images for which it can.
+    """
+
+    def __init__(
+        self, preprocess: Preprocess, images: Sequence[ImageLike], as_pixels: bool = False, resizes: bool = False
+    ) -> None:
+        self.preprocess = preprocess
+        self.images = images
+        self.as_pixels = as_pixels
+        self.steps = preprocess.steps if resizes and isinstance(preprocess.steps, Resize) else None
+
+    def __call__(self, position: int, room: int = _MOST_BYTES) -> Decoded | DataError:
+        """Return an image; one that is to be resized has at most `room` bytes."""
+        try:
+            return self._prepared(open_image(self.images[position]), room)
+        except DataError as error:
+            return error
+
+    def blank(self) -> Decoded:
+        """Return the replacement of an unreadable image, which needs no resizing."""
+        return self._prepared(Image.new("RGB", (224, 224)), 0)
+
+    def joined(self, images: Sequence[Decoded]) -> dict[str, Tensor]:
+        """Return the inputs of a batch."""
+        inputs = [image.inputs for image in images]
+        if self.as_pixels:
+            return {"content": torch.cat([each["content"] for each in inputs])}
+        return channels_last({name: torch.stack([each[name] for each in inputs]) for name in inputs[0]})
+
+    def _prepared(self, image: Image.Image, room: int) -> Decoded:
+        preprocess = self.preprocess
+        if not self.as_pixels or preprocess.pixels is None or preprocess.image_size is None:
+            return Decoded(preprocess(image))
+        fits = 3 * image.width * image.height <= min(room, _MOST_BYTES)
+        if fits and self.steps is not None and can_resize(*image.size, self.steps, preprocess.image_size):
+            return Decoded({"content": _flat(np.array(image))}, image.size)
+        return Decoded({"content": _flat(preprocess.pixels(image))})
+
+
+def _flat(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[Tensor, " bytes"]:
+    return torch.from_numpy(pixels).flatten()
+
+
+def batches_of(count: int, batch_size: int) -> list[range]:
+    """Return the positions of the images of each batch."""
+    return [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]

@@ -1,0 +1,74 @@
+"""Names of tensors in weight files: what wrappers of a model add to them, and tensors that a model does not have."""
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from clipkit.errors import ModelError
+
+log = logging.getLogger("clipkit")
+
+# torch.compile, data-parallel wrappers, FSDP, activation checkpointing, Lightning Fabric, PEFT.
+_PARTS = (
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+    "base_model\\.model",
+)
+_WRAPPED = rf"(^|\.)(?:(?:{'|'.join(_PARTS)})\.)+"
+_UNMERGED = ".base_layer."
+# Constants that older versions of transformers saved.
+_BUFFERS = ("position_ids", "inv_freq")
+
+
+def unwrapped(name: str) -> str:
+    """Return the name of a tensor without the parts that wrappers of the model added, at any depth.
+
+    Example:
+        >>> unwrapped("module._orig_mod.text_model.final_layer_norm.bias")
+        'text_model.final_layer_norm.bias'
+    """
+    return re.sub(_WRAPPED, r"\1", name)
+
+
+def key_mapping(names: Iterable[str]) -> dict[str, str] | None:
+    """Return the option of transformers' `from_pretrained` that takes off wrappers' parts, None if there are none."""
+    return {_WRAPPED: r"\1"} if any(unwrapped(name) != name for name in names) else None
+
+
+def check_merged(names: Iterable[str], file: Path) -> None:
+    """Refuse weights from a model that still contains adapters, so that its own weights have other names.
+
+    Raises:
+        ModelError: a layer is wrapped by an adapter of PEFT.
+    """
+    for name in names:
+        if _UNMERGED in name:
+            raise ModelError(
+                f"{file}: the weights contain adapters that are not merged ({name}); merge them with PEFT's "
+                "merge_and_unload() and save the model again"
+            )
+
+
+def unknown_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
+    """Return the prefix that a file adds to the names of all missing tensors, or None."""
+    wanted, extra = list(missing), set(unexpected)
+    if not wanted:
+        return None
+    prefixes = (name.removesuffix(wanted[0]) for name in sorted(extra) if name.endswith(f".{wanted[0]}"))
+    return next((prefix for prefix in prefixes if all(prefix + name in extra for name in wanted)), None)
+
+
+def warn_unused(names: Iterable[str], file: Path) -> None:
+    """Log one warning that names the tensors of a file that the model does not have."""
+    unused = sorted(name for name in names if not name.endswith(_BUFFERS))
+    if unused:
+        shown = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
+        log.warning(
+            "%s: %d tensors in the weights are not part of the model and were ignored: %s; adapters must be merged "
+            "before the model is saved",
+            *(file, len(unused), shown),
+        )
