@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from clipkit.cli.demo import run_demo
 from clipkit.cli.output import check_writable
 from clipkit.errors import OutputError
 from clipkit.evaluation.predictions import write_rows
@@ -194,3 +195,14 @@ def test_a_run_marks_its_folder_and_replaces_it(recipe: Callable[..., object], t
     assert RunFiles(folder).is_marked
     assert not list(folder.glob("*.writing")) + list(folder.glob(".*.writing"))
     assert json.loads((folder / "results.json").read_text())["task"]
+
+
+@pytest.mark.parametrize("marker", [None, "{}", "[]", '{"models"', "demo"])
+def test_demo_does_not_replace_data_of_someone_else(marker: str | None, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text("mine")
+    if marker is not None:
+        (tmp_path / "demo.json").write_text(marker)
+    with pytest.raises(OutputError, match="does not contain a demo"):
+        run_demo(tmp_path)
+    assert (tmp_path / "data" / "train.csv").read_text() == "mine"

@@ -210,7 +210,7 @@ def test_a_damaged_or_outdated_index_of_a_tar_is_not_used(
         assert again.captions == pairs.captions
         assert again.images[0].read_bytes() == pairs.images[0].read_bytes()  # type: ignore[union-attr]
     # Another file of the same size and time.
-    status, content = os.stat(source), Path(source).read_bytes()
+    status, content = Path(source).stat(), Path(source).read_bytes()
     Path(source).write_bytes(content.replace(b"red", b"RED"))
     os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert "RED" in " ".join(read_pairs(source).captions)
