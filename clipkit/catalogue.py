@@ -22,7 +22,7 @@ class Need(Enum):
     BIAS = "a logit bias (SigLIP, or model.bias)", ("bias",)
     NEGATIVES = "a column negative_caption in data.train", ("negative_text_features",)
     TEACHER = "a teacher (loss.teacher)", ("teacher_image_features", "teacher_text_features", "teacher_scale")
-    ANOTHER_LOSS = "another loss in the same sum", ()
+    ANOTHER_LOSS = "another loss beside it in loss.name", ()
 
     def __init__(self, words: str, arguments: tuple[str, ...]) -> None:
         self.words = words
@@ -106,7 +106,7 @@ _ROWS = (
     _CROSS_CONSISTENCY,
     LossRow(
         "dcl",
-        summary="NT-Xent without the positive in the denominator, so that easy positives do not weaken the negatives.",
+        summary="Like ntxent, without the positive in the denominator: easy positives do not weaken the negatives.",
         formula="−positive + log Σ exp(negatives)",
         level="ln(2G − 2)",
         source="Yeh et al. 2022",
@@ -162,7 +162,7 @@ _ROWS = (
     LossRow(
         "sigmoid",
         summary="Classify each of the G² image-text combinations independently as matching or not.",
-        formula="Σ softplus(∓(s x_i · y_j + b)) over all combinations, averaged over pairs",
+        formula="Σ softplus(∓(s x_i · y_j + b)) over all G² combinations, divided by G",
         level="depends on scale and bias; G ln 2 at s = b = 0",
         source="Zhai et al. 2023, SigLIP",
         use_when="the model is a SigLIP, or batches are small",
@@ -184,7 +184,7 @@ _ROWS = (
         summary="Make each positive more similar than the negatives by a margin, in both directions.",
         formula="[m + d(positive) − d(negative)]₊",
         memory="O(G D), in bands",
-        level="m; 0 for semihard",
+        level="m; 0 with mining: semihard",
         source="Schroff et al. 2015; Faghri et al. 2018 (hard); Hermans et al. 2017 (all)",
         use_when="fine-tuning for retrieval (mining: hard) or for classes (all, semihard); the loss ignores "
         "the model's scale",

@@ -3,8 +3,9 @@
 import re
 
 # Control characters could change a terminal's title or colors, or hide text; marks of direction could reorder it.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: not text, and in no encoding."""
 _CREDENTIALS = re.compile(r"://[^\s/]+@")
 
 
@@ -43,6 +44,10 @@ class DataError(UserError):
     """Data that is missing, empty or invalid."""
 
 
+class ColumnError(DataError):
+    """A table that lacks a needed column."""
+
+
 class UnreachedError(DataError):
     """Remote data that is unavailable, e.g. because there is no network."""
 
@@ -75,6 +80,19 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+def check_text(text: str) -> None:
+    """Check that a text has no lone surrogate, half of a character, which no tokenizer or file accepts.
+
+    Raises:
+        DataError: it has one.
+    """
+    if half := HALF.search(text):
+        raise DataError(
+            f"the text {text[:40]!r} contains half of a character ({half[0]!r} at position {half.start()}), as a wrong "
+            "encoding leaves it; fix it"
+        )
 
 
 def _without_line_breaks(message: str) -> str:

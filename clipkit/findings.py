@@ -124,6 +124,18 @@ def percent(share: float) -> str:
     return "< 0.01 %" if 0 < share < 0.0001 else f"{100 * share:.3g} %"
 
 
+def duration(seconds: float) -> str:
+    """Format a duration.
+
+    Example:
+        >>> duration(75), duration(600), duration(7200)
+        ('75 s', '10 minutes', '2.0 hours')
+    """
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
 def counted(count: int, noun: str) -> str:
     """Format a number with its noun.
 
@@ -131,4 +143,5 @@ def counted(count: int, noun: str) -> str:
         >>> counted(1, "image"), counted(2000, "image")
         ('1 image', '2,000 images')
     """
-    return f"{count:,} {noun}" + "s" * (count != 1)
+    plural = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{plural}"

@@ -97,11 +97,16 @@ def open_content(content: bytes) -> Image.Image:
 
 
 def check_opened(image: Image.Image) -> None:
-    """Check the format of an image that Pillow has opened and not decoded.
+    """Check the format of an image that Pillow has opened and not decoded, and whether it can become RGB.
 
     Raises:
-        RefusedImageError: the format is not allowed.
+        RefusedImageError: the format is not allowed, the mode cannot be converted to RGB, or the image is closed.
     """
+    if image.mode == "La":  # premultiplied, which Pillow converts to LA only
+        raise RefusedImageError('is in the mode La, which is not converted; give image.convert("LA")')
+    pixels = vars(image).get("_im", vars(image).get("im"))  # "im" in Pillow 10
+    if type(pixels).__name__ == "DeferredError":
+        raise RefusedImageError("is closed; give an open image")
     if isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None and image.format not in FORMATS:
         raise RefusedImageError(f"is in the format {image.format}, which is not decoded; convert it to PNG or JPEG")
 
@@ -113,6 +118,8 @@ def check_shape(size: tuple[int, int]) -> None:
         RefusedImageError: one side is more than 200 times as long as the other.
     """
     width, height = size
+    if not min(size):
+        raise RefusedImageError(f"an image of {width} × {height} pixels has no pixels; drop its rows")
     if max(size) > MOST_ELONGATED * min(size):
         raise RefusedImageError(
             f"an image of {width} × {height} pixels is more than {MOST_ELONGATED} times as long as wide; crop it or "

@@ -235,7 +235,7 @@ def _linear(low: float, high: float) -> Callable[[Values], Values]:
 
 
 def _depth(highest: float) -> int | None:
-    """Return the bits of values up to `highest`; None if it is too large for an image.
+    """Return how many bits a value up to `highest` needs; None if it is more than images have.
 
     Example:
         >>> _depth(255), _depth(4000), _depth(70_000)

@@ -4,7 +4,12 @@ To add a task, write `clipkit/evaluation/tasks/NAME.py` with a `TASK`, and add a
 data, or with options of its own, gets a function in `clipkit/cli/evaluate.py` instead of `help` and `data`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isclose
+from typing import Any
+
+from clipkit.findings import counted
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ TASKS: dict[str, TaskRow] = {
 
 # Tasks that occur only in results of training runs: title, and task type in the Hub's model index.
 _OF_RUNS = {"views": ("Views of images", "image-feature-extraction")}
+
+# Counts of a result's data, with their nouns.
+_COUNTED = {"images": "image", "captions": "caption", "instances": "instance", "classes": "class"}
 
 _METRICS = {
     "acc1": "top-1 accuracy",
@@ -102,6 +110,58 @@ def readable(metric: str) -> str:
             return words + readable(metric.removeprefix(prefix))
     kind, at, k = metric.partition("@")
     return _METRICS.get(metric) or _METRICS.get(kind + at, kind + at) + k
+
+
+def counts_of(data: Mapping[str, Any]) -> str:
+    """Return the numbers on which the metrics of a result stand, from the `data` of a result.
+
+    Example:
+        >>> counts_of({"name": "dev.csv", "images": 1000, "captions": 5000})
+        '1,000 images, 5,000 captions'
+    """
+    counts = [counted(data[kind], noun) for kind, noun in _COUNTED.items() if data.get(kind)]
+    parts = [
+        f"{name}: {counts_of(part)}" for name in ("views", "labelled") if isinstance(part := data.get(name), Mapping)
+    ]
+    return "; ".join([", ".join(counts), *parts] if counts else parts)
+
+
+def named_data(data: Mapping[str, Any]) -> str:
+    """Return the name of the data of a result, with its counts."""
+    counts = counts_of(data)
+    return str(data.get("name", "")) + f" ({counts})" * bool(counts)
+
+
+def shown_metrics(*results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the metrics of the first result to show: without mAP@R if it equals R@1 in all results.
+
+    The two are equal if every query has one correct answer.
+
+    Example:
+        >>> same = {"low": 0.1, "value": 0.2}
+        >>> shown_metrics({"image_retrieval_recall@1": same, "image_retrieval_map@r": same})
+        ['image_retrieval_recall@1']
+    """
+    return [name for name in results[0] if not all(_repeats_recall(name, metrics) for metrics in results)]
+
+
+def _repeats_recall(name: str, metrics: Mapping[str, Mapping[str, Any]]) -> bool:
+    recall = metrics.get(name.removesuffix("map@r") + "recall@1")
+    if not name.endswith("map@r") or recall is None or name not in metrics:
+        return False
+    return all(isclose(value or 0, recall.get(key) or 0, abs_tol=1e-9) for key, value in metrics[name].items())
+
+
+def shortened(text: str, length: int, *, keep_end: bool = False) -> str:
+    """Return a text of at most `length` characters, with an ellipsis where the rest is left out.
+
+    Example:
+        >>> shortened("a red square", 6), shortened("images/0001.png", 9, keep_end=True)
+        ('a red…', '…0001.png')
+    """
+    if len(text) <= length:
+        return text
+    return f"…{text[1 - length :]}" if keep_end else f"{text[: length - 1].rstrip()}…"
 
 
 def number(metric: str, value: float | None) -> str:

@@ -64,6 +64,25 @@ REFUSED = [
     ("merge . nowhere/model --out o", "nowhere/model"),
     ("push nowhere/model me/mine", "nowhere/model"),
     ("models nowhere/model", "nowhere/model"),
+    ("train r.yaml data.train=here.csv model.name=. data.labelled=nowhere/x", "nowhere/x"),
+    ("train r.yaml data.train=nowhere.tar", "nowhere.tar"),
+    ("train r.yaml data.train=nowhere", "nowhere"),
+    ("train r.yaml data.train=here.csv model.name=. eval.retention=nowhere/x", "nowhere/x"),
+    ("train towers.yaml", "model.image.name nowhere/image"),
+    ("train towers.yaml model.image.name=timm:resnet10t", "./nowhere/text"),
+    ("train r.yaml data.train=here.csv model.name=. loss.name=distillation loss.teacher=./gone", "./gone"),
+    ("eval compositional --model . --data nowhere", "nowhere"),
+    ("eval compare nowhere.json here.csv", "nowhere.json"),
+    ("eval compare here.csv nowhere.json", "nowhere.json"),
+    ("eval suite nowhere.yaml --model .", "nowhere.yaml"),
+    ("eval suite offline --model ./nowhere", "./nowhere"),
+    ("data check here.csv --model ./nowhere", "./nowhere"),
+    ("data check nowhere --model .", "nowhere"),
+    ("data check here.csv --against nowhere", "nowhere"),
+    ("data preview nowhere", "nowhere"),
+    ("doctor nowhere", "nowhere"),
+    ("runs compare . nowhere", "."),
+    ("runs compare nowhere .", "nowhere"),
 ]
 FAILS = """
 import json, re, sys
@@ -81,6 +100,8 @@ for command in json.load(sys.stdin):
 
 def test_what_a_user_names_is_checked_before_heavy_imports(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("model: {name: nowhere/model}\ndata: {train: nowhere.csv}\noutput: out\n")
+    towers = "model: {image: {name: nowhere/image}, text: {name: ./nowhere/text}}"
+    (tmp_path / "towers.yaml").write_text(f"{towers}\ndata: {{train: here.csv}}\noutput: out\n")
     (tmp_path / "here.csv").write_text("a,b\n1,2\n")
     commands = json.dumps([command for command, _ in REFUSED])
     done = subprocess.run(

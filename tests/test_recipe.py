@@ -167,14 +167,16 @@ def test_terms_say_what_an_objective_reads_and_offers() -> None:
 
 def test_augmentation_of_captions() -> None:
     recipe = Recipe.from_dict(MINIMAL)
-    assert recipe.override({"data.crop_scale": [0.5, 0.9]}).data.augmentation[0].scale == (0.5, 0.9)
-    assert recipe.override({"data.augment": "none"}).data.augmentation == ()
-    assert [step.name for step in recipe.override({"data.augment": ["crop", "flip"]}).data.augmentation] == [
+    assert recipe.override({"data.crop_scale": [0.5, 0.9]}).data.augmentation(recipe.model)[0].scale == (0.5, 0.9)
+    assert recipe.override({"data.augment": "none"}).data.augmentation(recipe.model) == ()
+    assert [
+        step.name for step in recipe.override({"data.augment": ["crop", "flip"]}).data.augmentation(recipe.model)
+    ] == [
         "crop",
         "flip",
     ]
     american = recipe.override({"data.augment": ["grayscale", {"name": "solarize", "p": 0.5}], "data.labeled": "l.csv"})
-    assert [step.name for step in american.data.augmentation] == ["grayscale", "solarize"]
+    assert [step.name for step in american.data.augmentation(recipe.model)] == ["grayscale", "solarize"]
     assert american.data.labelled == "l.csv"
     with pytest.raises(RecipeError, match="crop_scale.*augment: crop"):
         recipe.override({"data.augment": "simclr", "data.crop_scale": [0.5, 0.9]})

@@ -53,7 +53,10 @@ WHOLE: dict[str, Any] = {
         },
         "text": {"policies": ["same", "crop"], "crop": [0.5, 0.9], "temperature": 0.05},
     },
-    "optim": {"lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.98], "eps": 1e-6, "warmup": 0.1, "clip": 1.0},
+    "optim": {
+        "lr": {"pretrained": 1e-5, "new": 1e-3},
+        "weight_decay": 0.1, "betas": [0.9, 0.98], "eps": 1e-6, "warmup": 0.1, "clip": 1.0,
+    },
     "train": {
         "epochs": 2, "batch_size": 8, "micro_batch_size": 4, "seed": 0, "log_every": 1, "ema": 0.9,
         "timeout_minutes": 10.0,

@@ -137,6 +137,8 @@ def train(
     complete = Recipe.from_yaml(recipe, overrides or [])
     if dry_run:
         print(complete.to_yaml(), end="")
+        if complete.data.augment == "auto":
+            print(f"# data.augment: auto is {complete.data.policy(complete.model)} for this model")
         return
     if resume and overwrite:
         raise UserError("--resume and --overwrite were both given; give one of them")
@@ -158,7 +160,7 @@ def train(
     if not is_main_process():
         return
     if result["metrics"]:
-        print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
+        print_metrics(result)
     if push is not None:
         from clipkit.cli.push import push_run
 
@@ -167,7 +169,7 @@ def train(
 
 @contextmanager
 def _running() -> Iterator[None]:
-    """Prepare this process for a run; end it with one line and the right exit code if the run was asked to stop."""
+    """Prepare this process for a run. If the run is asked to stop, print one line and exit with the matching code."""
     from clipkit.cli.process import keep_freed_memory, log_to_terminal
 
     log_to_terminal(logging.getLogger("clipkit"))

@@ -11,23 +11,39 @@ from clipkit.cli.tables import open_console, print_table
 from clipkit.data import read_pairs
 from clipkit.data.checks import Report
 from clipkit.data.pairs import Pairs
-from clipkit.errors import DataError
+from clipkit.errors import ColumnError, DataError
 from clipkit.findings import counted, percent
 
 _EXAMPLES = 3
 _INDENT = " " * 9
 
 
-def read_for_check(source: str) -> Pairs:
-    """Read images with captions; if the data has only images or only captions, read these."""
+def read_for_check(source: str, only: str | None = None, *, may_lack: bool = False) -> Pairs:
+    """Read images with captions; if the data is not a table and has only one of the two, read this.
+
+    Args:
+        source: the data.
+        only: read only the images, or only the captions.
+        may_lack: True if a table may lack one of the two.
+
+    Raises:
+        DataError: the data is unreadable, or a table lacks a column.
+    """
     broken = ("images", "captions")
+    if only is not None:
+        return read_pairs(source, images=only == "images", captions=only == "captions", broken=broken)
     try:
         return read_pairs(source, broken=broken)
     except DataError as error:
-        for images in (True, False):
+        for part in ("images", "captions"):
             with suppress(DataError):
-                return read_pairs(source, images=images, captions=not images, broken=broken)
-        raise error from None
+                pairs = read_for_check(source, part)
+                break
+        else:
+            raise error from None
+        if may_lack or not isinstance(error, ColumnError):
+            return pairs
+        raise ColumnError(f"{error}; to check the {part} alone, add --only {part}") from None
 
 
 def print_report(report: Report) -> None:
@@ -87,8 +103,10 @@ def _summary(facts: dict[str, Any]) -> list[str]:
         lines.append(f"{percent(facts['share_cut'])} of the captions are longer than {context}")
     if "batch" in facts:
         batch = facts["batch"]
+        size = min(batch["size"], facts["images"])
         captions = f"{batch['same_caption']:.3g} pairs with equal captions and " if "captions" in facts else ""
         lines.append(
-            f"expected in a batch of {batch['size']:,}: {captions}{batch['same_image']:.3g} pairs of equal images"
+            f"expected in a batch of {size:,}: {captions}{batch['same_image']:.3g} pairs of equal images"
+            + " (--batch-size is not given; 512 is the default of a recipe)" * batch["assumed"]
         )
     return lines

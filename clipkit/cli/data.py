@@ -55,10 +55,12 @@ def preview(
     ] = 0,
 ) -> None:
     """Draw images next to their augmented views."""
+    from clipkit.data.sources.read import check_exists
     from clipkit.recipe.policies import parse_policy
 
     steps = parse_policy(policy)
     check_writable(out, inputs=(data,))
+    check_exists(data)
     if Path(data).is_dir() and out.resolve().parent == Path(data).resolve():
         raise OutputError(f"{out}: the preview would become one of the images of {data}; give --out another folder")
     from clipkit.data import read_pairs
@@ -167,12 +169,19 @@ def check(
             help="Model whose tokenizer measures the captions and whose input size is compared with the images.",
         ),
     ] = None,
+    only: Annotated[
+        Literal["images", "captions"] | None,
+        typer.Option(help="Check only the images or only the captions of a table that is meant to have no others."),
+    ] = None,
     batch_size: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="G", help="Planned batch size, used to estimate the number of false negatives per batch.", min=2
+            metavar="G",
+            help="Planned batch size, used to estimate the number of false negatives per batch. Default: 512, the "
+            "default of a recipe.",
+            min=2,
         ),
-    ] = 512,
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="F.json", help="Write the findings to this JSON file.")
     ] = None,
@@ -193,8 +202,15 @@ def check(
 ) -> None:
     """Find problems in data before training: broken, duplicate and leaked images, poor captions.
 
-    The exit code is 0 also if problems are found.
+    The exit code is 0 also if problems are found. A table that lacks a column for images or captions is refused.
     """
+    from clipkit.cli.inputs import check_models
+    from clipkit.data.sources.read import check_exists
+
+    for source in (data, *([] if against is None else [against])):
+        check_exists(source)
+    if model is not None:
+        check_models(model)
     from clipkit.cli.check import print_report, read_for_check
     from clipkit.data import checks
     from clipkit.findings import counted
@@ -203,8 +219,8 @@ def check(
     check_writable(json_file, inputs=(data, against))
     if fix is not None:
         checks.check_output_folder(fix, data)
-    pairs = read_for_check(data)
-    other = None if against is None else read_for_check(against)
+    pairs = read_for_check(data, only)
+    other = None if against is None else read_for_check(against, may_lack=True)
     token_counts, context_length, image_size = None, None, None
     if model is not None:
         from clipkit.models import load
@@ -225,7 +241,7 @@ def check(
     )
     print_report(report)
     if json_file is not None:
-        settings = {"model": model, "batch_size": batch_size}
+        settings = {"model": model, "batch_size": report.facts.get("batch", {}).get("size", batch_size)}
         found = report.to_dict() | {"settings": settings, "seconds": round(time.monotonic() - started, 1)}
         write_output(json_file, json.dumps(found, indent=2, ensure_ascii=False) + "\n", "findings")
     if fix is not None:

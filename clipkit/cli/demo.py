@@ -15,7 +15,9 @@ from clipkit.files import write_whole
 from clipkit.models import DualEncoder, compose, load
 from clipkit.recipe import Recipe
 from clipkit.report.demo import CREDIT, demo_report
+from clipkit.report.page import CALIBRATION_NOTE
 from clipkit.run_files import read_object
+from clipkit.tasks import counts_of
 
 # The run on shuffled names only shows that nothing can be learned from them, so fewer epochs are enough.
 _SHUFFLED_SHARE = 0.4
@@ -97,7 +99,9 @@ def _print_summary(results: dict[str, Any], report: Path, out: Path, seconds: fl
         ("retrieval", "Retrieval of held-out emoji by name"),
         ("zeroshot", "Classification of held-out emoji into groups"),
     ):
-        print_columns({name: result[task]["metrics"] for name, result in results.items()}, f"\n{title}")
+        counts = counts_of(results["trained"][task]["data"])
+        print_columns({name: result[task]["metrics"] for name, result in results.items()}, f"\n{title}: {counts}")
+    print(CALIBRATION_NOTE)
     print(f"""
 Trained in {seconds:.0f} s. Report: {report}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
+from clipkit.cli.inputs import check_file
 from clipkit.cli.measuring import JsonFile, Measuring, ReportFile, measuring_command
 from clipkit.cli.output import check_writable, write_output
 from clipkit.cli.suite import suite
@@ -170,6 +171,8 @@ def compare(
 
     Prints paired differences with 95 % confidence intervals, and the queries whose results changed most.
     """
+    for file in (first, second):
+        check_file(file, "give a file that clipkit eval … --json wrote, or results.json of a run")
     from clipkit.cli.tables import print_comparison
     from clipkit.evaluation import compare as compared
     from clipkit.evaluation import read_result

@@ -1,6 +1,11 @@
 """Checks of the models and files that a user names, before libraries that take seconds to import."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from clipkit.errors import DataError, ModelError
+from clipkit.files import is_file
+from clipkit.run_files import RunFiles
 
 if TYPE_CHECKING:
     from clipkit.recipe import Recipe
@@ -30,8 +35,39 @@ def check_recipe_inputs(recipe: "Recipe") -> None:
 
     data = recipe.data
     sources = [source.source for source in data.sources]
-    for source in (*sources, data.validation, data.labelled, data.labelled_test):
+    for source in (*sources, data.validation, data.labelled, data.labelled_test, recipe.eval.retention):
         if isinstance(source, str):
             check_exists(source)
     if recipe.model.name is not None:
         check_models(recipe.model.name)
+    image = recipe.model.image
+    if image.name is not None and ":" not in image.name and not Path(image.name).is_dir():
+        raise ModelError(
+            f"model.image.name {image.name}: folder not found; give a folder, or a timm model as timm:NAME"
+        )
+    text = recipe.model.text
+    for name in (text.name, text.tokenizer):
+        if name is not None and not name.startswith(("hf:", "open_clip:")):
+            check_models(name)
+    check_models(*(loss.teacher for term in recipe.terms for loss in term.losses if loss.teacher is not None))
+
+
+def check_run(folder: Path) -> None:
+    """Check that a folder is a run.
+
+    Raises:
+        DataError: it is missing, or not a run.
+    """
+    if not RunFiles(folder).is_run:
+        what = "is not a run folder (it has no recipe.yaml)" if folder.is_dir() else "folder not found"
+        raise DataError(f"{folder}: {what}; give the folder that a recipe's output names")
+
+
+def check_file(file: Path, advice: str) -> None:
+    """Check that a file exists.
+
+    Raises:
+        DataError: it is missing.
+    """
+    if not is_file(file):
+        raise DataError(f"{file}: file not found; {advice}")

@@ -55,7 +55,9 @@ class Measuring:
     ] = None
     dtype: Annotated[
         Dtype,
-        typer.Option(help="Type in which the model encodes; auto: bf16 on a CUDA GPU, with weights in fp32."),
+        typer.Option(
+            help="Precision of encoding. auto: bf16 autocast on a CUDA GPU, where weights stay in fp32, otherwise fp32."
+        ),
     ] = "fp32"
     cache: CacheFolder = None
     json_file: JsonFile = None
@@ -64,7 +66,7 @@ class Measuring:
         Path | None,
         typer.Option(
             metavar="F.parquet",
-            help="Write the scores of every image, query or instance to this Parquet file.",
+            help="Write the scores of every image or query of the task to this Parquet file.",
         ),
     ] = None
     processes: ProcessCount = 1
@@ -103,7 +105,7 @@ class Measuring:
 
         for line in result["data"].get("findings", ()):
             print_error(line)
-        print_metrics(result["metrics"], f"{result['model']} on {result['data']['name']}")
+        print_metrics(result)
         write_output(self.json_file, to_json(result), "result")
         if self.report is not None:
             from clipkit.report.evaluation import evaluation_report

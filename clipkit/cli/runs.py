@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from clipkit.cli.inputs import check_run
 from clipkit.errors import DataError, UserError
 
 
@@ -15,6 +16,7 @@ def doctor(
     """Diagnose a run: report problems in its recipe and logs, and what to do about them."""
     import json
 
+    check_run(run)
     from clipkit.training.guards.doctor import examine
 
     state, findings = examine(run)
@@ -24,7 +26,7 @@ def doctor(
         return
     print(state)
     for finding in findings:
-        print(f"\n{finding.line().partition('; ')[0]}\n  {finding.advice}")
+        print(f"\n{finding.line().removesuffix(f'; {finding.advice}')}\n  {finding.advice}")
     if not findings:
         print("no problems found")
 
@@ -60,17 +62,21 @@ def _list(folder: Path) -> None:
                 metric += f" ({number(run.metric, run.low).removesuffix(' %')} – {number(run.metric, run.high)})"
         loss = "–" if run.loss is None else f"{run.loss:.3f}"
         duration = "–" if run.seconds is None else f"{run.seconds:.0f} s"
-        rows.append(
-            [run.name, run.state, run.model, Path(run.data).name, metric, loss, duration, str(run.warnings or "")]
-        )
-    print_table(["run", "state", "model", "data", "metric", "last loss", "duration", "warnings"], rows, str(folder))
+        images = "–" if run.images is None else f"{run.images:,}"
+        described = [run.name, run.state, run.model, Path(run.data).name]
+        rows.append([*described, metric, images, loss, duration, str(run.warnings or "")])
+    header = ["run", "state", "model", "data", "metric", "on images", "last loss", "duration", "warnings"]
+    print_table(header, rows, str(folder))
 
 
 def _compare(first: Path, second: Path) -> None:
+    for run in (first, second):
+        check_run(run)
     from clipkit.cli.tables import print_columns, print_comparison, print_table
     from clipkit.evaluation import compare
     from clipkit.report.runs import differences
     from clipkit.run_files import results_of
+    from clipkit.tasks import named_data
 
     changed = differences(first, second)
     if changed:
@@ -84,5 +90,8 @@ def _compare(first: Path, second: Path) -> None:
     try:
         print_comparison(compare(one, two), str(first), str(second))
     except DataError as error:  # different data or tasks: show the metrics side by side, without a test
-        columns = {f"A {first}": one["metrics"], f"B {second}": two["metrics"]}
+        columns = {
+            f"{name} {run}: {named_data(result.get('data', {}))}": result["metrics"]
+            for name, run, result in (("A", first, one), ("B", second, two))
+        }
         print_columns(columns, f"Metrics side by side, because the runs cannot be compared query by query: {error}")

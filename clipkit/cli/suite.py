@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipkit.cli.inputs import check_file, check_models
 from clipkit.cli.launch import joined_processes, run_again_on_processes
 from clipkit.cli.measuring import CacheFolder, ProcessCount, cache_of
 from clipkit.cli.output import check_writable, write_file
@@ -35,6 +36,10 @@ def suite(
 
     Writes one table and one report. Run the same command again to resume an unfinished suite.
     """
+    if Path(name).suffix in (".yaml", ".yml"):
+        check_file(Path(name), "give a YAML file, or the name of a built-in suite or dataset")
+    if len(models) == 1:  # of several, those that are missing are reported with the results of the others
+        check_models(*models)
     from clipkit.evaluation.suites import read_suite, run_suite
 
     chosen = read_suite(name)

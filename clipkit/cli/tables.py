@@ -9,12 +9,12 @@ from rich.text import Text
 
 from clipkit.errors import printable
 from clipkit.report.page import metrics_table, standing
-from clipkit.tasks import number, readable
+from clipkit.tasks import named_data, number, readable, shortened, shown_metrics
 
 
-def print_metrics(metrics: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """Print metrics with confidence interval and chance level, as in the reports."""
-    print_columns({"value (95 % interval)": metrics}, title)
+def print_metrics(result: Mapping[str, Any]) -> None:
+    """Print the metrics of a result with confidence interval and chance level, and on what they were measured."""
+    print_columns({"value (95 % interval)": result["metrics"]}, f"{result['model']} on {named_data(result['data'])}")
 
 
 def print_columns(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> None:
@@ -26,21 +26,27 @@ def print_columns(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], title:
 def print_comparison(comparison: Mapping[str, Any], first: str, second: str) -> None:
     """Print the metrics of two results with their paired differences, and the queries that changed most."""
     rows = []
-    for name, change in comparison["metrics"].items():
+    for name in shown_metrics(comparison["metrics"]):
+        change = comparison["metrics"][name]
         low, high = (number(name, change[end]).removesuffix(" %") for end in ("low", "high"))
         models = (number(name, change[model]) for model in ("first", "second"))
         difference = f"{number(name, change['difference'])} ({low} – {high})"
         rows.append([readable(name), *models, difference, f"{change['p']:.3f}"])
     data = comparison["data"]
     print(f"A: {comparison['first']} ({first})\nB: {comparison['second']} ({second})")
-    print_table(["", "A", "B", "B − A (95 % interval)", "p"], rows, f"{comparison['task']} on {data['name']}")
+    print_table(["", "A", "B", "B − A (95 % interval)", "p"], rows, f"{comparison['task']} on {named_data(data)}")
     changed = comparison["disagreements"]
     if changed:
         cells = [
-            [str(query["asks"]), str(query["query"])[-80:], *(standing(query, model) for model in ("first", "second"))]
+            [str(query["asks"]), _query(query), *(standing(query, model) for model in ("first", "second"))]
             for query in changed
         ]
         print_table(["kind", "query", "A", "B"], cells, "Queries that changed most")
+
+
+def _query(query: Mapping[str, Any]) -> str:
+    """Return a caption, or the end of the path of an image."""
+    return shortened(str(query["query"]), 80, keep_end=query["asks"] == "image")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:

@@ -68,9 +68,8 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
             opened.save(content, "JPEG", quality=quality)
     except (OSError, ValueError, struct.error) as error:  # such as a side of more than 65,535 pixels
         raise DataError(
-            f"{image}: an image of {opened.width} × {opened.height} pixels cannot be encoded "
-            f"({one_line(error)}); replace "
-            "the file or drop its rows"
+            f"{image}: an image of {opened.width} × {opened.height} pixels cannot be saved as "
+            f"{'PNG' if lossless else 'JPEG'} ({one_line(error)}); replace the file or drop its rows"
         ) from None
     return Encoded(content.getvalue(), "png" if lossless else "jpg", file.size)
 

@@ -83,18 +83,19 @@ class LabeledImages:
         return places
 
 
-def read_labeled(source: str) -> LabeledImages:
+def read_labeled(source: object) -> LabeledImages:
     """Read labeled images from class folders (`folder/class name/image`) or any source with a label column.
 
     Classes are in alphabetical order, unless the source lists them: a ClassLabel column of `datasets`, or
     `classnames.txt` next to class folders (see `paired_names`); `zeroshot_classification_templates.txt` gives prompts.
     `?classes=` gives other names. A file in several rows, or an image with a list of labels, has several classes;
-    images that a table contains are different images, row by row.
+    images that a table contains are different images, row by row. Python objects are sources as for `read_pairs`.
 
     Raises:
         DataError: the source, a column, an image or a label is missing, or a label is not a listed class.
     """
-    rows = labeled_rows(read_rows(source, ["image", "label"]), split_options(source)[1].get("classes"))
+    options = split_options(str(source))[1] if isinstance(source, str | Path) else {}
+    rows = labeled_rows(read_rows(source, ["image", "label"]), options.get("classes"))
     assert rows.images is not None
     is_embedded = isinstance(rows.images, TableImages) and bool((rows.images.sizes >= 0).any())
     image_of_row, first = first_positions(pa.array(range(len(rows.images))) if is_embedded else rows.keys)

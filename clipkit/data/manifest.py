@@ -146,8 +146,8 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
         return manifest
     if manifest.source["fingerprint"] != source["fingerprint"]:
         raise OutputError(
-            f"{folder}: was begun with other data ({manifest.source['name']}, or it has changed); give another --out, "
-            "or delete the folder"
+            f"{folder}: was begun with {manifest.source['name']}, which is other data or has changed since; give "
+            "another --out, or delete the folder"
         )
     for name, value in asdict(settings).items():
         before = getattr(manifest.settings, name)

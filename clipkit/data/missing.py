@@ -67,7 +67,7 @@ def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
 
 
 def check_present(name: str, images: Sequence[Path | Stored]) -> None:
-    """Raise an error if images are missing; those at addresses are fetched.
+    """Raise an error if images are missing. Images at addresses are fetched to find out.
 
     Raises:
         DataError: images are missing or cannot be fetched; the message gives their number and names the first.

@@ -13,6 +13,7 @@ from clipkit.data.sources.read import rows_of
 from clipkit.data.sources.walk import matching
 from clipkit.errors import DataError
 from clipkit.files import is_file
+from clipkit.images import kind_of
 
 _FILES = (".csv", ".tsv", ".json", ".jsonl")
 _ENDINGS = ("", ".png", ".jpg", ".jpeg", ".webp")  # Winoground names images without their extension
@@ -41,7 +42,7 @@ class NearMisses:
     """Category of each instance."""
 
 
-def read_near_misses(source: str) -> NearMisses:
+def read_near_misses(source: str | Path) -> NearMisses:
     """Read compositional instances from a CSV, TSV, JSON or JSONL file, or from a folder with a file per category.
 
     Rows have the columns image, caption and negative_caption (SugarCrepe), or image_0, image_1, caption_0 and
@@ -54,7 +55,9 @@ def read_near_misses(source: str) -> NearMisses:
     Raises:
         DataError: the file, a column or an image is missing, or the two formats are mixed.
     """
-    name, options = split_options(source)
+    if not isinstance(source, str | Path):
+        raise DataError(f"{kind_of(source)} is not near-miss data; give the path of a file or a folder")
+    name, options = split_options(str(source))
     path = Path(name).expanduser()
     unknown = [option for option in options if option != "images"]
     if unknown:

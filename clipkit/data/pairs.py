@@ -147,7 +147,7 @@ def checked_negatives(pairs: Pairs) -> Sequence[str]:
     return pairs.negatives
 
 
-def read_pairs(source: str, *, images: bool = True, captions: bool = True, broken: Collection[str] = ()) -> Pairs:
+def read_pairs(source: object, *, images: bool = True, captions: bool = True, broken: Collection[str] = ()) -> Pairs:
     """Read images with captions from any source.
 
     Rows with the same image path become one image with several captions. Sources with labels but no captions, such as
@@ -156,7 +156,9 @@ def read_pairs(source: str, *, images: bool = True, captions: bool = True, broke
     Args:
         source: any source of `clipkit.data.sources.read.SOURCES`, such as photos.csv, a folder, hf:NAME or
             shards-{000..099}.tar. Columns are found by name or given as `photos.csv?image=file&caption=title`; the
-            columns negative_caption and paraphrase are read if present. Image paths are relative to the file.
+            columns negative_caption and paraphrase are read if present. Image paths are relative to the file. Also a
+            Python object: a list of (image, caption) pairs or of dicts, a dict of columns, a DataFrame, or a dataset of
+            the library `datasets`.
         images: whether the source must have images.
         captions: whether the source must have captions.
         broken: problems to tolerate: with "images", image files may be missing; with "captions", captions may be
@@ -169,7 +171,7 @@ def read_pairs(source: str, *, images: bool = True, captions: bool = True, broke
         >>> read_pairs("captions.csv").captions[0]    # doctest: +SKIP
         'A black dog is running after a white dog in the snow .'
     """
-    _, options = split_options(source)
+    options = split_options(str(source))[1] if isinstance(source, str | Path) else {}
     needed = ["image"] * images + ["caption"] * (captions and "templates" not in options)
     optional = ["image", "caption", "negative_caption", "paraphrase", "label"]
     rows = read_rows(source, needed, optional)

@@ -13,6 +13,7 @@ from clipkit.data import Classes, LabeledImages, Templates, prompts_of
 from clipkit.data.prompts import code_findings, paired_names, positions_of_numbers
 from clipkit.embedding.features import Cache, Features
 from clipkit.errors import DataError
+from clipkit.evaluation.given import checked_classes, checked_templates
 from clipkit.findings import Finding
 from clipkit.metrics import similarity
 from clipkit.models import DualEncoder
@@ -30,7 +31,9 @@ def zeroshot_classifier(
 
     The method is that of Radford et al. 2021, section 3.1.4. Equal prompts of all classes are encoded once.
     """
-    return classifier_of(prompt_features(Features(model, cache=cache), ClassNames.given(classes), templates))
+    return classifier_of(
+        prompt_features(Features(model, cache=cache), ClassNames.given(classes), checked_templates(templates))
+    )
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,9 @@ class ClassNames:
         """Return classes from their names, or from a mapping of each label to one or several names.
 
         Raises:
-            DataError: a class is given twice.
+            DataError: a class is given twice, or the classes have another form.
         """
+        classes = checked_classes(classes)
         if isinstance(classes, Mapping):
             names = [[name] if isinstance(name, str) else list(name) for name in classes.values()]
             return cls(list(classes), names)

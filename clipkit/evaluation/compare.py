@@ -10,6 +10,7 @@ from clipkit.evaluation.figures import Columns, Means, draws, values
 from clipkit.evaluation.tasks.task import Answers, task_of
 from clipkit.metrics import interval
 from clipkit.metrics.bootstrap import DRAWS
+from clipkit.tasks import named_data
 
 _SHOWN = 5
 
@@ -101,9 +102,12 @@ def columns_of(result: Mapping[str, Any]) -> tuple[Columns, Means]:
 
 
 def _check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    if first["task"] == second["task"] and first["data"].get("sha256") != second["data"].get("sha256"):
+        one, two = (named_data(result["data"]) for result in (first, second))
+        data = f"different content under the same name, {one}" if one == two else f"{one} and {two}"
+        raise DataError(f"the results are of different data: {data}; evaluate both models on the same data")
     for what, one, two in (
         ("task", first["task"], second["task"]),
-        ("data (sha256)", first["data"].get("sha256"), second["data"].get("sha256")),
         ("merge_captions", *(result["settings"].get("merge_captions") for result in (first, second))),
         ("number of classes", first["data"].get("classes"), second["data"].get("classes")),
         ("shots", first["settings"].get("shots"), second["settings"].get("shots")),

@@ -41,13 +41,13 @@ class LabeledPart:
         )
 
 
-def read_single_label(data: str | LabeledImages) -> LabeledImages:
+def read_single_label(data: object) -> LabeledImages:
     """Read labeled images and check that each has exactly one class.
 
     Raises:
         DataError: the data cannot be read, or an image has several classes.
     """
-    labeled = read_labeled(data) if isinstance(data, str) else data
+    labeled = data if isinstance(data, LabeledImages) else read_labeled(data)
     if labeled.several:
         other = np.flatnonzero(labeled.labels.sum(axis=1) != 1)
         first = f", such as {labeled.images[other[0]]}" if len(other) else ""

@@ -14,7 +14,14 @@ from clipkit.metrics.linear import LinearClassifier, logistic_regression
 from clipkit.metrics.neighbors import knn_scores
 from clipkit.metrics.order import first_columns
 from clipkit.metrics.ranks import RetrievalRanks, retrieval_ranks, similarity, top_answers
-from clipkit.metrics.retrieval import median_rank, precision_by_chance, recalls, retrieval, retrieval_chance
+from clipkit.metrics.retrieval import (
+    batch_accuracy,
+    median_rank,
+    precision_by_chance,
+    recalls,
+    retrieval,
+    retrieval_chance,
+)
 from clipkit.metrics.views import alignment, uniformity
 
 __all__ = [
@@ -22,6 +29,7 @@ __all__ = [
     "RetrievalRanks",
     "alignment",
     "average_precision",
+    "batch_accuracy",
     "calibration_error",
     "classification",
     "cluster_bootstrap",

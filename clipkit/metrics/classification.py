@@ -4,7 +4,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from clipkit.metrics.arrays import takes_arrays
 
+
+@takes_arrays
 def classification(
     scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"] | Bool[Tensor, "N C"]
 ) -> dict[str, float | None]:
@@ -48,6 +51,7 @@ def classification(
     }
 
 
+@takes_arrays
 def true_label_ranks(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
     """Return the rank of the true class: 1 + number of higher scores + number of equal scores at a lower index."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -58,6 +62,7 @@ def true_label_ranks(scores: Float[Tensor, "N C"], labels: Int[Tensor, " N"]) ->
     return 1 + before.sum(dim=1)
 
 
+@takes_arrays
 def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]) -> Float[Tensor, " C"]:
     """Return for each class the mean precision at the ranks of its images; 0 for a class without images."""
     _, classes, precision = precision_at_right(scores, labels)
@@ -65,6 +70,7 @@ def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"])
     return total / labels.sum(dim=0).clamp(min=1)
 
 
+@takes_arrays
 def precision_at_right(
     scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]
 ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
@@ -85,11 +91,13 @@ def precision_at_right(
     return images, classes, precision
 
 
+@takes_arrays
 def confusion(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"], classes: int) -> Int[Tensor, "C C"]:
     """Return the confusion matrix: counts of images by true class (row) and predicted class (column)."""
     return (labels * classes + predicted).bincount(minlength=classes * classes).view(classes, classes)
 
 
+@takes_arrays
 def calibration_error(confidence: Float[Tensor, " N"], correct: Bool[Tensor, " N"], bins: int = 15) -> float:
     """Return the expected calibration error: weighted mean of |accuracy − confidence| over bins of equal width.
 

@@ -3,7 +3,10 @@
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from clipkit.metrics.arrays import takes_arrays
 
+
+@takes_arrays
 def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[Tensor, " K"]]:
     """Return for each instance whether every image prefers its caption, and whether every caption prefers its image.
 

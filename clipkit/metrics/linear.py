@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipkit.metrics.arrays import takes_arrays
+
 
 @dataclass(frozen=True)
 class LinearClassifier:
@@ -20,6 +22,7 @@ class LinearClassifier:
         return features @ self.weight.T + self.bias
 
 
+@takes_arrays
 def logistic_regression(
     features: Float[Tensor, "N D"],
     labels: Int[Tensor, " N"],

@@ -4,11 +4,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipkit.metrics.arrays import takes_arrays
 from clipkit.metrics.order import first_columns
 
 _ROWS = 1024  # queries scored at once
 
 
+@takes_arrays
 def knn_scores(
     features: Float[Tensor, "N D"],
     train_features: Float[Tensor, "T D"],

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipkit.metrics.arrays import takes_arrays
+
 _INDICES = 1 << 32
 
 
@@ -28,6 +30,7 @@ def of_keys(keys: Int[Tensor, "R K"]) -> tuple[Float[Tensor, "R K"], Int[Tensor,
     return torch.where(bits > 0x7FFFFFFF, bits - _INDICES, bits).int().view(torch.float32), index
 
 
+@takes_arrays
 def first_columns(scores: Float[Tensor, "R C"], count: int) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
     """Return the highest scores of each row with their columns, in order; exact for ties, unlike `topk`.
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipkit.metrics.arrays import takes_arrays
 from clipkit.metrics.order import of_keys, order_keys
 
 # A tile holds side × side scores. The side is fixed, so that metrics do not depend on a batch size: a matrix product of
@@ -55,6 +56,7 @@ class RetrievalRanks:
         return _average_precision_at_r(self.pairs[:, 0], self.among_texts, self.images)
 
 
+@takes_arrays
 def retrieval_ranks(
     image_features: Float[Tensor, "N D"],
     text_features: Float[Tensor, "M D"],
@@ -110,6 +112,7 @@ def retrieval_ranks(
     )
 
 
+@takes_arrays
 def similarity(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"]) -> Float[Tensor, "R C"]:
     """Return all scores, computed as in `retrieval_ranks`: equal rows have bitwise equal scores."""
     tiles = Tiles(x, y)
@@ -120,6 +123,7 @@ def similarity(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"]) -> Float[Tensor
     return scores
 
 
+@takes_arrays
 def top_answers(
     image_features: Float[Tensor, "N D"], text_features: Float[Tensor, "M D"], count: int
 ) -> tuple[Answers, Answers]:

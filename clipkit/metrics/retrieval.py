@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from math import comb
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipkit.metrics.arrays import takes_arrays
 from clipkit.metrics.ranks import RetrievalRanks, retrieval_ranks, right_pairs
 
 
+@takes_arrays
 def retrieval(
     image_features: Float[Tensor, "N D"],
     text_features: Float[Tensor, "M D"],
@@ -24,7 +27,7 @@ def retrieval(
     down. `…_map@r`: mean average precision at R (Musgrave et al. 2020).
 
     Args:
-        image_features: unit length.
+        image_features: unit length; tensors or NumPy arrays, as for all metrics.
         text_features: unit length.
         image_of_text: row of each text's image; or (image, text) pairs.
         ks: cut-offs of the recalls.
@@ -38,6 +41,9 @@ def retrieval(
         >>> retrieval(x, x[[0, 0, 2, 2]], torch.tensor([0, 0, 2, 1]), ks=(1,))["image_retrieval_recall@1"]
         0.75
     """
+    if image_features.ndim != 2 or image_features.shape[1:] != text_features.shape[1:]:
+        shapes = f"{tuple(image_features.shape)} and {tuple(text_features.shape)}"
+        raise ValueError(f"features have the shapes {shapes}; give one row per image or text, of the same width")
     if not (image_features.isfinite().all() and text_features.isfinite().all()):
         raise ValueError("features are not finite, so they cannot be ranked")
     ranks = retrieval_ranks(image_features, text_features, image_of_text)
@@ -66,6 +72,7 @@ def _rank_metrics(ranks: RetrievalRanks) -> dict[str, float]:
     return figures
 
 
+@takes_arrays
 def median_rank(ranks: Int[Tensor, " Q"]) -> float:
     """Return the median rank.
 
@@ -75,6 +82,30 @@ def median_rank(ranks: Int[Tensor, " Q"]) -> float:
     return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2)
 
 
+@takes_arrays
+def batch_accuracy(ranks: Int[Tensor, " Q"], candidates: int, size: int) -> float:
+    """Return the expected share of queries whose correct answer is the first one in a batch of random candidates.
+
+    With rank r among n candidates, none of the other G − 1 ranks higher with probability C(n−r, G−1) / C(n−1, G−1).
+
+    Args:
+        ranks: rank of each query's correct answer, from 1; 0 for a query without one, which is left out.
+        candidates: number of candidates, n.
+        size: candidates in a batch, G; at most n.
+
+    Example:
+        >>> batch_accuracy(torch.tensor([1, 2]), candidates=3, size=2)
+        0.75
+    """
+    others = min(size, candidates) - 1
+    behind = candidates - ranks[ranks > 0].double()  # candidates that rank lower
+    logarithm = (behind + 1).lgamma() - (behind - others + 1).clamp(min=1).lgamma()
+    most = torch.tensor(float(candidates - 1), dtype=torch.float64)
+    every = (most + 1).lgamma() - (most - others + 1).lgamma()
+    return torch.where(behind >= others, (logarithm - every).exp(), 0.0).mean().item()
+
+
+@takes_arrays
 def retrieval_chance(
     images: int,
     texts: int,

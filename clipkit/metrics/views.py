@@ -4,9 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipkit.metrics.arrays import takes_arrays
+
 _ROWS = 1024  # rows compared at once
 
 
+@takes_arrays
 def alignment(first: Float[Tensor, "N D"], second: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
     """Return ‖x_i − y_i‖² of each positive pair: 0 for equal features, 2 for orthogonal ones.
 
@@ -23,6 +26,7 @@ def alignment(first: Float[Tensor, "N D"], second: Float[Tensor, "N D"]) -> Floa
     return (first.float() - second.float()).square().sum(dim=1)
 
 
+@takes_arrays
 def uniformity(features: Float[Tensor, "N D"]) -> float:
     """Return log mean exp(−2‖x_i − x_j‖²) over i ≠ j: 0 if all features are equal, about −4 if spread evenly.
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from clipkit.errors import DataError, UserError
+from clipkit.errors import DataError, UserError, check_text
 from clipkit.images import ImageLike, Stored, kind_of
 from clipkit.models.decoder import Decoder
 from clipkit.models.decoding import MANY, decoded
@@ -58,14 +58,13 @@ def listed_strings(texts: str | Iterable[str]) -> list[str]:
     Raises:
         DataError: an item is not a string.
     """
-    if isinstance(texts, str):
-        return [texts]
     if not isinstance(texts, Iterable):
         raise DataError(f"{kind_of(texts)} is not a text; give strings")
-    several = list(texts)
+    several = [texts] if isinstance(texts, str) else list(texts)
     for position, text in enumerate(several):
         if not isinstance(text, str):
             raise DataError(f"texts[{position}] is {kind_of(text)}, not a string; give strings")
+        check_text(text)
     return several
 
 

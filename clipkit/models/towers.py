@@ -92,7 +92,7 @@ class ImageTower(Tower):
 
 
 class TextTower(Tower):
-    """A tower for tokens: inputs `input_ids` and, if the tower uses a mask, `attention_mask` (B, L)."""
+    """A tower for tokens. Its inputs are `input_ids` (B, L) and, if it uses a mask, `attention_mask` (B, L)."""
 
     def __init__(
         self,

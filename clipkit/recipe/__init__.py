@@ -2,13 +2,13 @@
 
 >>> recipe = Recipe.from_dict({"model": {"name": "my/clip"}, "data": {"train": "train.csv"}, "output": "runs/a"})
 >>> recipe.optim.lr
-1e-05
+LearningRates(pretrained=1e-05, new=0.001)
 >>> print(recipe.override({"optim.lr": 5e-6}).optim.lr)
 5e-06
 """
 
 from clipkit.recipe.data import DataRecipe
-from clipkit.recipe.loop import CheckpointRecipe, EvalRecipe, OptimRecipe, TrainRecipe
+from clipkit.recipe.loop import CheckpointRecipe, EvalRecipe, LearningRates, OptimRecipe, TrainRecipe
 from clipkit.recipe.loss import LossOptions, LossRecipe, LossTerm
 from clipkit.recipe.model import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 from clipkit.recipe.overrides import parse_overrides
@@ -25,6 +25,7 @@ __all__ = [
     "ImageTowerRecipe",
     "ImageViewsRecipe",
     "ImageViewsTerm",
+    "LearningRates",
     "LossOptions",
     "LossRecipe",
     "LossTerm",

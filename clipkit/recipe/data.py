@@ -4,8 +4,18 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import MinLen
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
+from clipkit.recipe.model import ModelRecipe
 from clipkit.recipe.policies import Crop, Policy, Share, Step, steps_of
 from clipkit.recipe.section import Section
 
@@ -18,6 +28,10 @@ class Source(Section):
     source: str
     weight: float = Field(default=1.0, ge=1e-6, le=10_000)
     """Number of times that each image of the source is seen per epoch; 0.5: in every other epoch."""
+
+
+def _auto_or_policy(value: Any, policy: ValidatorFunctionWrapHandler) -> Any:
+    return value if value == "auto" else policy(value)
 
 
 def _source_alone(source: object) -> object:
@@ -46,9 +60,10 @@ class DataRecipe(Section):
     """Labeled test images for these evaluations. null: one fifth of each class of `labelled`."""
     captions: Literal["one", "all"] = "one"
     """one: one caption of each image per epoch, a different one each time; all: every caption in each epoch."""
-    augment: Policy = "crop"
+    augment: Annotated[Policy, WrapValidator(_auto_or_policy)] = "auto"
     """Augmentation of images for the objective captions. crop: a random resized crop; none: the model's evaluation
-    preprocessing; or any other policy."""
+    preprocessing; or any other policy. auto: crop; none if the image trunk is frozen, so that it runs only once per
+    image."""
     crop_scale: tuple[Share, Share] = (0.8, 1.0)
     """Minimum and maximum share of the image area that `augment: crop` keeps."""
     safe: bool = False
@@ -77,7 +92,7 @@ files that fill the memory.
             raise ValueError(
                 f"crop_scale is {[low, high]}; give the minimum and the maximum share, both at most 1, e.g. [0.8, 1.0]"
             )
-        if self.augment != "crop" and self.crop_scale != type(self).model_fields["crop_scale"].default:
+        if self.augment not in ("auto", "crop") and self._has_crop_scale:
             raise ValueError(
                 "crop_scale applies only to augment: crop; set scale in the step, e.g. {name: crop, scale: [0.5, 1]}"
             )
@@ -97,8 +112,17 @@ files that fill the memory.
         return [Source(source=self.train)] if isinstance(self.train, str) else self.train
 
     @property
-    def augmentation(self) -> tuple[Step, ...]:
-        """Augmentation steps of `augment`."""
-        if self.augment == "crop":
-            return (Crop(scale=self.crop_scale),)
-        return steps_of(self.augment)
+    def _has_crop_scale(self) -> bool:
+        return self.crop_scale != type(self).model_fields["crop_scale"].default
+
+    def policy(self, model: ModelRecipe) -> Policy:
+        """Return `augment`, or the policy that auto selects for this model; a given crop_scale selects crop."""
+        if self.augment != "auto":
+            return self.augment
+        frozen = model.image.tune in ("frozen", "head")
+        return "none" if frozen and not self._has_crop_scale else "crop"
+
+    def augmentation(self, model: ModelRecipe) -> tuple[Step, ...]:
+        """Return the augmentation steps of `augment`."""
+        policy = self.policy(model)
+        return (Crop(scale=self.crop_scale),) if policy == "crop" else steps_of(policy)

@@ -1,13 +1,28 @@
 """Recipe sections `optim`, `train`, `checkpoint` and `eval`: optimizer, training loop, checkpoints and evaluation."""
 
 import difflib
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from clipkit.recipe.section import Count, Minutes, Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
+
+
+class LearningRates(Section):
+    """Peak learning rates by the kind of the weights."""
+
+    pretrained: Rate = 1e-5
+    """For weights that were loaded."""
+    new: Rate = 1e-3
+    """For weights that start random: new projections and view heads, towers from scratch, and a new scale."""
+
+
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, Mapping | LearningRates) else "one"
 
 
 class OptimRecipe(Section):
@@ -15,8 +30,11 @@ class OptimRecipe(Section):
 
     name: Literal["adamw", "sgd"] = "adamw"
     """Name of the optimizer; sgd has no momentum and does not use betas and eps."""
-    lr: float = Field(default=1e-5, gt=0, le=1000)
-    """Peak learning rate, reached after warmup. 1e-5 fine-tunes a pretrained CLIP; new towers need about 1e-3."""
+    lr: Annotated[
+        Annotated[Rate, Tag("one")] | Annotated[LearningRates, Tag("several")], Discriminator(_one_or_several)
+    ] = LearningRates()
+    """Peak learning rate, reached after warmup: one number for all weights, or one for pretrained and one for new
+    weights, e.g. {pretrained: 1e-5, new: 1e-3}."""
     weight_decay: float = Field(default=0.1, ge=0, le=1000)
     """Weight decay; not applied to biases, normalization layers, position and class embeddings, and the scale."""
     betas: tuple[Beta, Beta] = (0.9, 0.98)
@@ -25,6 +43,11 @@ class OptimRecipe(Section):
     """Length of the warmup: a share of all steps if below 1, otherwise a number of steps."""
     clip: float | None = Field(default=1.0, ge=1e-9, le=1e9)
     """Maximum norm of the gradient; null: no clipping."""
+
+    @property
+    def rates(self) -> LearningRates:
+        """Peak learning rates of both kinds of weights; they are equal if `lr` is a number."""
+        return self.lr if isinstance(self.lr, LearningRates) else LearningRates(pretrained=self.lr, new=self.lr)
 
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")

@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from typing import get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,10 +14,16 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        for kind in (field.annotation, *get_args(field.annotation)):
+        for kind in _kinds(field.annotation):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 keys += _known_keys(kind, f"{prefix}{name}.")
     return keys
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """Return the alternatives of an annotation, without those inside lists."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else ()
+    return [annotation, *(kind for part in parts for kind in _kinds(part))]
 
 
 # Key names from other tools -> keys of a recipe.

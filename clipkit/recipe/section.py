@@ -6,6 +6,8 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from clipkit.errors import HALF
+
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
@@ -30,6 +32,8 @@ class Section(BaseModel):
                 raise _invalid(name, value, "true and false (also yes, no, on, off) are not valid here; change it")
             if any(isinstance(part, str) and "\0" in part for part in (value, *parts)):
                 raise _invalid(name, value, "it contains a NUL character; remove it")
+            if any(isinstance(part, str) and HALF.search(part) for part in (value, *parts)):
+                raise _invalid(name, value, "it contains half of a character; remove it, or rename the file")
         return values
 
 

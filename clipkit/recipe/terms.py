@@ -96,7 +96,7 @@ def _captions(sections: Sections, weight: float) -> list[Term]:
         needs=needs,
         losses=tuple(sections.loss.terms),
         metrics=CAPTION_METRICS,
-        augmentation=sections.data.augmentation,
+        augmentation=sections.data.augmentation(sections.model),
         safe=sections.data.safe,
         not_streamed=tuple(what for what, need in refused.items() if need in needs),
     )

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from clipkit.tasks import shortened
+
 # Placeholders that become CSS variables of the page, whose gray differs between light and dark mode.
 _AXIS = "#808890"
 _TEXT = "#808891"
@@ -96,7 +98,7 @@ def interval_chart(rows: Mapping[str, tuple[float, float, float]], x_label: str)
 def _name_rows(axes: Any, names: Sequence[str], left: float) -> None:
     """Write each name above its row, where a long one has the full width."""
     for row, name in enumerate(names):
-        label = axes.text(left, row - 0.2, _shortened(name, 48), fontsize=9, color=_TEXT, va="bottom", parse_math=False)
+        label = axes.text(left, row - 0.2, shortened(name, 48), fontsize=9, color=_TEXT, va="bottom", parse_math=False)
         label.set_in_layout(False)
     axes.set_yticks([])
     axes.set_ylim(len(names) - 0.6, -0.9)
@@ -137,7 +139,7 @@ def confusion_chart(shares: Sequence[Sequence[float]], names: Sequence[str]) -> 
         axes = drawing.axes
         # Transparent where a share is 0, so that the page's background shows; the power makes rare mistakes visible.
         axes.imshow([[(*to_rgb(_LINES[0]), min(1.0, share) ** 0.7) for share in row] for row in shares])
-        labels = [_shortened(name, 18) for name in names]
+        labels = [shortened(name, 18) for name in names]
         axes.set_xticks(range(count), labels, rotation=90, fontsize=9, parse_math=False)
         axes.set_yticks(range(count), labels, fontsize=9, parse_math=False)
         if count <= 12:
@@ -185,7 +187,3 @@ def _drawing(x_label: str, y_label: str, size: tuple[float, float] = _SIZE) -> I
 
 def _signed(value: float) -> str:
     return f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _shortened(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"

@@ -17,7 +17,7 @@ from clipkit.report.page import (
     short_name,
     standing,
 )
-from clipkit.tasks import TASKS, readable
+from clipkit.tasks import TASKS, counts_of, readable, shown_metrics
 
 
 def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
@@ -30,22 +30,23 @@ def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], s
     """
     data, task = comparison["data"], comparison["task"]
     rows, in_points = [], {}
-    for name, change in comparison["metrics"].items():
+    for name in shown_metrics(comparison["metrics"]):
+        change = comparison["metrics"][name]
         low, high = (difference(name, change[end]).removesuffix(" points") for end in ("low", "high"))
         rows.append([readable(name), difference(name, change["difference"]), f"{low} to {high}", f"{change['p']:.3f}"])
         if rows[-1][1].endswith("points"):
             in_points[readable(name)] = tuple(100 * change[end] for end in ("difference", "low", "high"))
     note = (
-        "Paired bootstrap: 1,000 draws of images, the same for both models. p is two-sided; 0.002 is the smallest "
-        "possible value."
+        f"{counts_of(data)}. Paired bootstrap: 1,000 draws of images, the same for both models. p is two-sided; "
+        "0.002 is the smallest possible value."
     )
     columns = {"A": first["metrics"], "B": second["metrics"]}
-    side_by_side = metrics_table(columns, "Metrics", INTERVAL_NOTE)
+    side_by_side = metrics_table(columns, "Metrics", f"{counts_of(data)}. {INTERVAL_NOTE}")
     note_of_chart = "95 % confidence intervals; blue: the interval excludes 0."
     chart = Chart("B − A in points", interval_chart(in_points, "points"), note_of_chart)
     page = Page(
         title=f"{TASKS[task].title}: two models on {short_name(data['name'])}",
-        lead=f"A: {comparison['first']}; B: {comparison['second']}",
+        lead=f"A: {comparison['first']}; B: {comparison['second']}. {counts_of(data)}.",
         tables=[replace(side_by_side, strong=None)],
         charts_title="Difference",
         charts=[chart] if in_points else [],

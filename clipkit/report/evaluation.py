@@ -7,6 +7,7 @@ from typing import Any
 
 from clipkit.report.charts import bar_chart, confusion_chart, reliability_chart
 from clipkit.report.page import (
+    CALIBRATION_NOTE,
     INTERVAL_NOTE,
     Chart,
     Page,
@@ -18,7 +19,7 @@ from clipkit.report.page import (
     short_name,
 )
 from clipkit.report.run import example_grids
-from clipkit.tasks import TASKS, number, readable
+from clipkit.tasks import TASKS, counts_of, number, readable
 
 _HARDEST_CLASSES = 20
 _CONFUSED_PAIRS = 12
@@ -31,9 +32,9 @@ _PROMPTS = 20
 def evaluation_report(result: Mapping[str, Any]) -> str:
     """Return the HTML of a result: metrics with intervals and chance, and queries with their top answers."""
     data = result["data"]
-    kinds = ("images", "captions", "instances", "classes")
-    counts = ", ".join(f"{data[kind]:,} {kind}" for kind in kinds if kind in data)
-    table = metrics_table({"value": result["metrics"]}, "All metrics", INTERVAL_NOTE)
+    counts = counts_of(data)
+    notes = [f"{counts}.", INTERVAL_NOTE, *[CALIBRATION_NOTE] * ("ece" in result["metrics"])]
+    table = metrics_table({"value": result["metrics"]}, "All metrics", " ".join(notes))
     page = Page(
         title=f"{TASKS[result['task']].title}: {short_name(str(result['model']))}",
         lead=f"{short_name(data['name'])}: {counts}; evaluated in {duration(result['seconds'])}.",
@@ -130,7 +131,7 @@ def _prompts(result: Mapping[str, Any]) -> list[Chart]:
     if alone:
         title, shown = _best_and_worst("Each prompt alone", alone)
         svg = bar_chart(shown, "%", ("all prompts", ensemble))
-        charts.append(Chart(title, svg, "Top-1 accuracy in percent."))
+        charts.append(Chart(title, svg, f"Top-1 accuracy in percent, over {counts_of(result['data'])}."))
     if gains:
         title, shown = _best_and_worst("Contribution of each prompt", gains)
         charts.append(Chart(title, bar_chart(shown, "points"), "Points of top-1 accuracy lost without the prompt."))

@@ -10,7 +10,7 @@ import yaml
 from clipkit.models.publish.card import card
 from clipkit.models.publish.layout import Layout
 from clipkit.models.publish.provenance import public_name
-from clipkit.tasks import hub_name_of, number, readable, title_of
+from clipkit.tasks import counts_of, hub_name_of, number, readable, shown_metrics, title_of
 
 
 def model_card(
@@ -42,9 +42,9 @@ def _results_section(results: Sequence[Mapping[str, Any]]) -> list[str]:
         if not result.get("metrics"):
             continue
         data = result["data"]
-        counts = [f"{data[kind]:,} {kind}" for kind in ("images", "captions", "instances", "classes") if data.get(kind)]
         rows = ["| | value | 95 % interval | chance |", "| --- | --- | --- | --- |"]
-        for name, figure in result["metrics"].items():
+        for name in shown_metrics(result["metrics"]):
+            figure = result["metrics"][name]
             if figure.get("value") is None:
                 continue
             value, low, high, chance = (number(name, figure.get(part)) for part in ("value", "low", "high", "chance"))
@@ -52,7 +52,7 @@ def _results_section(results: Sequence[Mapping[str, Any]]) -> list[str]:
             rows.append(f"| {readable(name)} | {value} | {interval} | {chance} |")
         title = title_of(result["task"])
         name = _short(data.get("name", ""))
-        note = f"{title} on {name} ({', '.join(counts)}); intervals are bootstrapped over images."
+        note = f"{title} on {name} ({counts_of(data)}); intervals are bootstrapped over images."
         if result.get("settings", {}).get("best"):
             note += " The weights were selected on the same data."
         # Other findings matter only to the person who trains.
@@ -80,13 +80,21 @@ def _training_section(results: Sequence[Mapping[str, Any]], recipe: Mapping[str,
         f"- data: {', '.join(map(_short, sources))}{size}",
         f"- objective: {objective}" + (f", loss {' + '.join(losses)}" if "captions" in recipe["objective"] else ""),
         f"- {train['epochs']} epochs{length} of {train['batch_size']:,} pairs, {recipe['optim']['name']} with a peak "
-        f"learning rate of {recipe['optim']['lr']:g}, seed {train['seed']}",
+        f"learning rate of {_rates(recipe['optim']['lr'], results)}, seed {train['seed']}",
     ]
     terms = [loss] if isinstance(loss["name"], str) else loss["name"]
     lines += [f"- teacher: {public_name(term['teacher'])}" for term in terms if term.get("teacher")]
     text = yaml.safe_dump(_without_paths(recipe), sort_keys=False, allow_unicode=True).rstrip()
     details = f"<details><summary>The complete recipe</summary>\n\n```yaml\n{text}\n```\n\n</details>"
     return ["## Training", "\n".join(lines), details]
+
+
+def _rates(lr: float | Mapping[str, float], results: Sequence[Mapping[str, Any]]) -> str:
+    """Return the learning rates that were used, or those of the recipe if no result has them."""
+    if isinstance(lr, float):
+        return f"{lr:g}"
+    used = next((r["settings"]["learning_rates"] for r in results if "learning_rates" in r.get("settings", {})), lr)
+    return " and ".join(f"{rate:g} for {kind} weights" for kind, rate in used.items())
 
 
 def _model(model: Mapping[str, Any]) -> str:

@@ -13,9 +13,14 @@ from markupsafe import Markup, escape
 from clipkit.errors import DataError, printable
 from clipkit.images import DATA_URI, as_data_uri
 from clipkit.report.charts import CATEGORIES
-from clipkit.tasks import number, readable
+from clipkit.tasks import number, readable, shown_metrics
 
 _THUMBNAIL = 112  # pixels
+_PHONE = 46  # letters of a table's font in the width of a phone
+CALIBRATION_NOTE = (
+    "Calibration error: the mean difference between the model's confidence in its answer and the share of such answers "
+    "that are correct; 0 is best, and a model that is always sure and often wrong has a large one."
+)
 INTERVAL_NOTE = "95 % confidence intervals over images in parentheses."
 
 
@@ -90,6 +95,8 @@ class Page:
     tables_below: Sequence[Table] = ()
     """Tables after the charts."""
     sheets: Sequence[Sheet] = ()
+    grids_above: Sequence[Grid] = ()
+    """Grids before everything else."""
     grids: Sequence[Grid] = ()
     map: Sequence[Mapping[str, Any]] = ()
     """Positions of items in two dimensions, in the format of a result's `map`."""
@@ -112,6 +119,7 @@ def render(page: Page) -> str:
     environment.filters["signed"] = lambda score: f"{round(score, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
     environment.filters["file_name"] = lambda path: "" if path.startswith(DATA_URI) else PurePath(path).name
     environment.globals["color_of"] = colors_of(page.map)
+    environment.filters["is_wide"] = is_wide
     environment.filters["svg"] = _with_unique_ids
     return environment.get_template("page.html").render(page=page)
 
@@ -122,9 +130,19 @@ def colors_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {label: color for (label, _), color in zip(common, CATEGORIES, strict=False)}
 
 
+def is_wide(table: Table) -> bool:
+    """Return whether a table is wider than a phone: the sum of the longest parts of its cells that are not broken."""
+    columns = zip(
+        *([re.sub("<[^>]*>", "", unbroken(cell)) for cell in row] for row in (table.header, *table.rows)), strict=True
+    )
+    longest = [max(len(part) for cell in column for part in re.split(r" (?![^(]*\))|-", cell)) for column in columns]
+    least = [12 if index == 0 else 13 if index in table.words else 0 for index in range(len(longest))]  # of the style
+    return sum(map(max, longest, least)) + 2 * len(longest) > _PHONE
+
+
 def unbroken(text: str) -> Markup:
     """Escape a text and prevent line breaks between a number and its unit and within short parentheses."""
-    bound = re.sub(r"(?<=\d) (?=%|points|GB|to )|(?<= to) ", "\N{NO-BREAK SPACE}", str(escape(text)))
+    bound = re.sub(r"(?<=\d) (?=%|points|GB|s\b|to )|(?<= to) ", "\N{NO-BREAK SPACE}", str(escape(text)))
     return Markup(re.sub(r"\([^()]{1,24}\)", r"<span>\g<0></span>", bound))
 
 
@@ -202,9 +220,9 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: st
     """
     first = next(iter(results.values()))
     rows = []
-    for name, shown in first.items():
+    for name in shown_metrics(*results.values()):
         cells = [with_interval(name, metrics.get(name)) for metrics in results.values()]
-        rows.append([readable(name), *cells, number(name, shown["chance"])])
+        rows.append([readable(name), *cells, number(name, first[name]["chance"])])
     return Table(title, ["", *results, "chance"], rows, note)
 
 

@@ -23,7 +23,7 @@ from clipkit.report.page import (
     short_name,
 )
 from clipkit.run_files import IN_METRICS, IN_SPEED, RunFiles, read_rows
-from clipkit.tasks import number, readable
+from clipkit.tasks import counts_of, number, readable
 
 
 def run_report(folder: str | Path) -> str:
@@ -104,8 +104,8 @@ def _metric_tables(results: dict[str, Any]) -> list[Table]:
     ):
         metrics = {name: figure for name, figure in results["metrics"].items() if _kind(name) == kind}
         if metrics:
-            counts = [f"{measured[what]:,} {what}" for what in ("images", "captions", "classes") if measured.get(what)]
-            note = f"{', '.join(counts)}. {INTERVAL_NOTE}"
+            own = {key: value for key, value in measured.items() if not isinstance(value, Mapping)}
+            note = f"{counts_of(own)}. {INTERVAL_NOTE}"
             tables.append(metrics_table({"this run": metrics}, f"{title} {short_name(measured['name'])}", note))
     return tables
 
@@ -131,7 +131,8 @@ def run_charts(run: RunFiles, results: dict[str, Any]) -> list[Chart]:
     level = settings.get("loss_at_chance")
     chance = None if level is None else ("chance", level)
     charts = [_curves("Training loss", {"loss": "loss"}, steps, "loss", reference=chance)]
-    charts += _evaluation_charts(read_rows(run.evaluations), settings)
+    counts = counts_of(results["data"])
+    charts += _evaluation_charts(read_rows(run.evaluations), settings, counts and f"On {counts}.")
     charts += _batch_charts(steps)
     if settings.get("interpolation"):
         charts.append(_interpolation_chart(settings))
@@ -167,14 +168,14 @@ def _throughput_chart(speeds: list[dict[str, Any]]) -> list[Chart]:
     return [_curves("Throughput", columns, speeds, "pairs per second", note=note)]
 
 
-def _evaluation_charts(evaluations: list[dict[str, Any]], settings: dict[str, Any]) -> list[Chart]:
+def _evaluation_charts(evaluations: list[dict[str, Any]], settings: dict[str, Any], note: str) -> list[Chart]:
     if not evaluations:
         return []
     charts = []
     for names in _CHARTED:
         if columns := {name: readable(name) for name in names if all(name in row for row in evaluations)}:
             label = "value" if "alignment" in names[0] else "share"
-            charts.append(_curves(_TITLES[names[0]], columns, evaluations, label))
+            charts.append(_curves(_TITLES[names[0]], columns, evaluations, label, note=note))
     retention = settings.get("retention")
     if retention and all(retention["metric"] in row for row in evaluations):
         name = retention["metric"]

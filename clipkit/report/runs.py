@@ -29,6 +29,8 @@ class RunRow:
     """Loss of the last logged step."""
     seconds: float | None
     warnings: int
+    images: int | None = None
+    """Validation images on which the metric stands."""
 
 
 def runs_in(folder: str | Path) -> list[RunRow]:
@@ -68,6 +70,7 @@ def _row(run: RunFiles, parent: Path) -> RunRow:
         high=figure.get("high"),
         loss=last_step.get("loss"),
         seconds=results.get("seconds"),
+        images=results.get("data", {}).get("images") or guarded.get("facts", {}).get("validation_images") or None,
         warnings=sum(finding.get("severity", finding.get("level")) != "note" for finding in findings),
     )
 

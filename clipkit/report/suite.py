@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipkit.report.page import INTERVAL_NOTE, Page, Table, in_markdown, markdown, render, with_interval
-from clipkit.tasks import number, readable
+from clipkit.tasks import named_data, number, readable
 
 
 def suite_tables(result: Mapping[str, Any]) -> list[Table]:
@@ -18,14 +18,14 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
     for name, dataset in datasets.items():
         metric = dataset["metric"]
         cells = [with_interval(metric, row_of.get((name, model))) for model in models]
-        rows.append([dataset["title"], readable(metric), *cells, number(metric, dataset["chance"])])
+        rows.append([_titled(dataset), readable(metric), *cells, number(metric, dataset["chance"])])
     header = ["", "metric", *models, "chance"]
     tables = [
         Table(result["title"] or result["suite"], header, rows, INTERVAL_NOTE, strong=None, words=[1]),
         *_published_table(result.get("published", {}), models, row_of, datasets),
     ]
     if result.get("robustness"):
-        tables += _robustness_tables(result, {name: dataset["title"] for name, dataset in datasets.items()})
+        tables += _robustness_tables(result, datasets)
     return tables
 
 
@@ -51,18 +51,19 @@ def _published_table(
         values = [row_of[name, model]["value"] if (name, model) in row_of else None for model in models]
         values += [published_value.get((name, model)) for model in others]
         metric = datasets[name]["metric"]
-        rows.append([datasets[name]["title"], readable(metric), *(number(metric, value) for value in values)])
+        rows.append([_titled(datasets[name]), readable(metric), *(number(metric, value) for value in values)])
     header = ["", "metric", *models, *(model.removeprefix("open_clip:") for model in others)]
     sources = ", ".join(dict.fromkeys(entry["source"] for _, entry in entries))
     note = f"{', '.join(others)}: as published in {sources}."
     return [Table("Comparison with published results", header, rows, note, strong=None, words=[1])]
 
 
-def _robustness_tables(result: Mapping[str, Any], title_of: Mapping[str, str]) -> list[Table]:
+def _robustness_tables(result: Mapping[str, Any], datasets: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     """Return the robustness tables: a row per shifted dataset (e.g. ImageNet-V2) and model, and means over shifts."""
+    title_of = {name: dataset["title"] for name, dataset in datasets.items()}
     rows = [
         [
-            title_of[row["dataset"]], title_of[row["version_of"]], row["model"], number("", row["original"]),
+            _titled(datasets[row["dataset"]]), title_of[row["version_of"]], row["model"], number("", row["original"]),
             number("", row["value"]), number("", row["relative_drop"]), _signed(row["effective_robustness"]),
         ]
         for row in result["robustness"]
@@ -113,6 +114,11 @@ def suite_report(result: Mapping[str, Any]) -> str:
         details={"Versions": "\n".join(f"{name} {version}" for name, version in result["versions"].items())},
     )
     return render(page)
+
+
+def _titled(dataset: Mapping[str, Any]) -> str:
+    """Return the title of a dataset, with the numbers of its images and captions."""
+    return named_data({**dataset, "name": dataset["title"]})
 
 
 def _signed(difference: float | None) -> str:

@@ -3,6 +3,7 @@
 import torch
 
 from clipkit.files import write_whole
+from clipkit.findings import counted
 from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, remove_checkpoint, remove_leftovers
 from clipkit.training.folder.resume import StartPoint
 from clipkit.training.folder.run_folder import RunFolder
@@ -11,6 +12,7 @@ from clipkit.training.guards.monitor import Monitor
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.micro_batch import learns_batch_norm, micro_batch_size_of
 from clipkit.training.plan import Plan
+from clipkit.training.rates import trained_rates
 from clipkit.training.state import State, resumed_micro_batch_size
 from clipkit.training.step import Step
 from clipkit.training.stop import StopRequest
@@ -31,6 +33,14 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
         f"epochs: {recipe.train.epochs}, steps per epoch: {plan.sampler.steps_per_epoch}, "
         f"pairs per step: {recipe.train.batch_size}"
     )
+    if (held_out := plan.data.validation) is not None:
+        counts = [(len(held_out.images), "image")] * held_out.has_images
+        counts += [(len(held_out.captions), "caption")] * held_out.has_captions
+        log.info(f"validation on {held_out.name}: {', '.join(counted(*count) for count in counts)}")
+    rates = " and ".join(f"{rate:g} for {kind} weights" for kind, rate in trained_rates(recipe, model).items())
+    policy = recipe.data.policy(recipe.model)
+    chosen = f"; data.augment: auto is {policy}" if recipe.data.augment == "auto" and recipe.is_cross_modal else ""
+    log.info(f"peak learning rate: {rates}{chosen}")
     if feed.pairs.found:
         log.info(f"columns: {', '.join(f'{role} from {column}' for role, column in feed.pairs.found.items())}")
     for note in (*plan.data.notes, *start.notes):
@@ -46,7 +56,7 @@ def tower_inputs(plan: Plan, log: RunLog) -> TowerInputs:
         plan.data.train,
         plan.processes,
         plan.objective.encoded,
-        augmented=bool(plan.recipe.data.augmentation),
+        augmented=bool(plan.recipe.data.augmentation(plan.recipe.model)),
         seed=plan.recipe.train.seed,
         replacement=plan.sampler.replacement,
         bad=plan.data.missing,

@@ -1,34 +1,62 @@
 """Optimizer with its parameter groups, and the learning rate schedule."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from clipkit.errors import RecipeError
 from clipkit.recipe import OptimRecipe
+from clipkit.training.rates import KINDS, Kind
 
 # Learned positions and class tokens are not matrices of a linear map: weight decay would only pull them to zero.
 _NO_DECAY = ("position_embedding", "positional_embedding", "pos_embed", "class_embedding", "cls_token", "logit_")
 
 
-def build_optimizer(model: nn.Module, recipe: OptimRecipe) -> torch.optim.Optimizer:
-    """Build the optimizer of the trainable parameters.
+def build_optimizer(model: nn.Module, recipe: OptimRecipe, kind_of: Callable[[str], Kind]) -> torch.optim.Optimizer:
+    """Build the optimizer of the trainable parameters, with groups for each peak learning rate, the first the main one.
 
     Weight decay applies to matrices only, not to biases, norms, positions and the scale.
+
+    Args:
+        model: the model.
+        recipe: settings of the optimizer.
+        kind_of: returns the kind of a parameter's weights from its name.
     """
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            excluded = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
-            (no_decay if excluded else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    kinds = {name: kind_of(name) for name, _ in trained}
+    peaks = {getattr(recipe.rates, kind): None for kind in KINDS if kind in kinds.values()}
+    groups = []
+    for peak in peaks:
+        decay: list[nn.Parameter] = []
+        no_decay: list[nn.Parameter] = []
+        for name, parameter in trained:
+            if getattr(recipe.rates, kinds[name]) == peak:
+                excluded = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
+                (no_decay if excluded else decay).append(parameter)
+        groups.append({"params": decay, "lr": peak, "weight_decay": recipe.weight_decay})
+        groups.append({"params": no_decay, "lr": peak, "weight_decay": 0.0})
     if recipe.name == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr)
+        return torch.optim.SGD(groups)
     # One kernel for all parameters; on a CPU the default, whose bits differ.
-    fused = True if any(parameter.is_cuda for parameter in (*decay, *no_decay)) else None
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=fused)
+    fused = True if any(parameter.is_cuda for _, parameter in trained) else None
+    return torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps, fused=fused)
+
+
+def warmup_steps(warmup: float, steps: int) -> int:
+    """Return the length of a warmup, which below 1 is a share of the run, in steps.
+
+    Raises:
+        RecipeError: the warmup is longer than the run.
+    """
+    rise = round(warmup * steps) if warmup < 1 else int(warmup)
+    if rise > steps:
+        raise RecipeError(
+            f"optim.warmup is {rise} steps, but the run has {steps}; "
+            "give fewer steps or a share of the run, for example 0.1"
+        )
+    return rise
 
 
 class WarmupCosine:
@@ -51,12 +79,7 @@ class WarmupCosine:
     def __init__(self, peak: float, warmup: float, steps: int) -> None:
         self.peak = peak
         self.steps = steps
-        self.warmup_steps = round(warmup * steps) if warmup < 1 else int(warmup)
-        if self.warmup_steps > steps:
-            raise RecipeError(
-                f"optim.warmup is {self.warmup_steps} steps, but the run has {steps}; "
-                "give fewer steps or a share of the run, for example 0.1"
-            )
+        self.warmup_steps = warmup_steps(warmup, steps)
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of update number `step`, counted from 0."""

@@ -12,6 +12,7 @@ from clipkit.training.interpolation import interpolated
 from clipkit.training.kept_model import save_kept_model
 from clipkit.training.measures.measures import merged_results
 from clipkit.training.plan import Plan
+from clipkit.training.rates import trained_rates
 from clipkit.training.recorder import Recorder
 from clipkit.training.state import State
 
@@ -41,6 +42,7 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
     results["settings"]["best"] = best and {"step": best["step"], "metric": metric, "value": best[str(metric)]}
     results["settings"] |= {
         "steps": state.step,
+        "learning_rates": trained_rates(plan.recipe, plan.model),
         "loss_at_chance": plan.objective.chance,
         "micro_batch_size": state.gradients.micro_batch_size,
         "processes": plan.processes.count,

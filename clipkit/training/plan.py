@@ -27,7 +27,8 @@ from clipkit.training.model import model_of
 from clipkit.training.objectives import objective_of
 from clipkit.training.objectives.objective import Objective
 from clipkit.training.objectives.teacher import teachers_of
-from clipkit.training.optimizer import WarmupCosine, build_optimizer
+from clipkit.training.optimizer import WarmupCosine, build_optimizer, warmup_steps
+from clipkit.training.rates import kind_of
 from clipkit.training.run_data import RunData, read_data
 
 # CLIP clips the scale at 100 "to prevent training instability" (Radford et al. 2021, 2.5).
@@ -46,6 +47,9 @@ class Plan:
     data: RunData
     sampler: EpochSampler | StreamSampler
     schedule: WarmupCosine
+    """Learning rate of the main group of weights."""
+    peaks: tuple[float, ...]
+    """Peak learning rate of each group of the optimizer, the main one first."""
     model: DualEncoder
     objective: Objective
     optimizer: AcceleratedOptimizer
@@ -101,7 +105,8 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
     data = read_data(recipe, processes)
     pairs = data.train.pairs
     sampler = data.train.sampler(recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
-    schedule = WarmupCosine(recipe.optim.lr, recipe.optim.warmup, recipe.train.epochs * sampler.steps_per_epoch)
+    steps = recipe.train.epochs * sampler.steps_per_epoch
+    warmup_steps(recipe.optim.warmup, steps)  # a warmup that is too long is refused before a model is loaded
     torch.manual_seed(recipe.train.seed)  # every process initializes new layers with the same weights
     model = model_of(recipe).to(accelerator.device)
     # With the sigmoid loss, the scale may rise above CLIP's limit.
@@ -109,7 +114,8 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
     largest_logit_scale = max(_LARGEST_LOGIT_SCALE, model.logit_scale.item()) if limited else None
     layout = model.layout(recipe.model)
     start = start_of(model) if recipe.eval.interpolate else {}
-    optimizer = accelerator.prepare(build_optimizer(model, recipe.optim))
+    optimizer = accelerator.prepare(build_optimizer(model, recipe.optim, lambda name: kind_of(name, recipe)))
+    peaks = tuple(group["lr"] for group in optimizer.param_groups)
     learned = Learned(model, optimizer.optimizer, recipe.train.ema)
     names = [loss.teacher for term in recipe.terms for loss in term.losses if loss.teacher is not None]
     teachers = teachers_of(names, pairs, processes)
@@ -120,7 +126,8 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
         processes=processes,
         data=data,
         sampler=sampler,
-        schedule=schedule,
+        schedule=WarmupCosine(peaks[0], recipe.optim.warmup, steps),
+        peaks=peaks,
         model=model,
         objective=objective_of(recipe, model, pairs, teachers),
         optimizer=optimizer,

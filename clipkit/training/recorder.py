@@ -204,9 +204,9 @@ class Recorder:
             weights = f"the weights after step {state.saved_at} are in {self.folder.checkpoints}"
         updated = ", and the updated weights are not finite" if error.updated else ""
         raise TrainingError(
-            f"step {step}: the loss is {error.loss:.4g} and the gradient norm {error.norm:.4g}{updated}; {weights}, "
-            f"the images of step {step} ({names[0]}, …) in {self.folder.log}; try a lower optim.lr, optim.clip, or "
-            "train.precision: fp32"
+            f"step {step}: the loss is {error.loss:.4g} and the gradient norm {error.norm:.4g}{updated}; {weights}; "
+            f"the images of step {step} ({names[0]}, …) are in {self.folder.log}; try a lower optim.lr, a lower "
+            "optim.clip or train.precision: fp32"
         )
 
     def figures(self) -> dict[str, float]:

@@ -47,8 +47,8 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
     """
     recipe, model, accelerator = plan.recipe, plan.model, plan.accelerator
     lr = plan.schedule(state.step)
-    for group in plan.optimizer.param_groups:
-        group["lr"] = lr
+    for group, peak in zip(plan.optimizer.param_groups, plan.peaks, strict=True):
+        group["lr"] = lr * (peak / plan.peaks[0])
     # BatchNorm statistics change in the forward pass, even if the step fails.
     before = {} if gradients.may_split else {name: buffer.clone() for name, buffer in model.named_buffers()}
     loss = gradients(batch, state.step)
@@ -77,6 +77,7 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
         "seen": state.step * recipe.train.batch_size,
         "loss": value,
         "lr": lr,
+        **({"lr_new": lr * (plan.peaks[-1] / plan.peaks[0])} if plan.peaks[-1] != plan.peaks[0] else {}),
         **({"scale": model.logit_scale.exp().item()} if recipe.is_cross_modal else {}),
         **({"bias": model.logit_bias.item()} if model.logit_bias is not None else {}),
         "grad_norm": length,

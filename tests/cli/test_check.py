@@ -74,9 +74,50 @@ def test_images_alone_and_captions_alone_can_be_checked(
     printed = typed(shapes / "images", "--batch-size", 4)
     assert "16 images, " in printed
     assert "caption" not in printed
-    printed = typed(write_csv(tmp_path / "t.csv", ["caption"], [["a dog runs"], ["two cats sit"]]))
+    printed = typed(
+        write_csv(tmp_path / "t.csv", ["caption"], [["a dog runs"], ["two cats sit"]]), "--only", "captions"
+    )
     assert "2 captions, 2 of them different" in printed
     assert "pixels" not in printed
+
+
+@pytest.mark.parametrize(
+    ("header", "missing", "alone"),
+    [
+        (["photo", "caption"], "has no image column", "--only captions"),
+        (["caption"], "has no image column", "--only captions"),
+        (["image", "words"], "has no caption column", "--only images"),
+        (["photo", "words"], "has no image column", ""),
+    ],
+)
+def test_table_without_a_column_is_refused(
+    said_here: Callable[..., str],
+    typed: Callable[..., str],
+    tmp_path: Path,
+    header: list[str],
+    missing: str,
+    alone: str,
+) -> None:
+    data = write_csv(
+        tmp_path / "t.csv", header, [["number 7" if header[0] == "photo" else "00.png", "a dog"][-len(header) :]]
+    )
+    message = said_here("data", "check", data)
+    assert missing in message
+    assert f"its columns are {', '.join(header)}" in message
+    assert ("--only" in message) == bool(alone)
+    if alone:
+        assert message.endswith(alone)
+        assert "1 " in typed(data, *alone.split())
+
+
+def test_assumed_batch_is_stated(typed: Callable[..., str], shapes: Path) -> None:
+    printed = typed(shapes / "captions.csv")
+    assert "expected in a batch of 16: " in printed
+    assert "--batch-size is not given; 512 is the default of a recipe" in printed
+    assert "note a batch of 512 (the default of a recipe) is larger than the 16 images [batch_too_large]" in printed
+    printed = typed(shapes / "captions.csv", "--batch-size", 32)
+    assert "warning a batch of 32 is larger than the 16 images [batch_too_large]" in printed
+    assert "default of a recipe" not in printed
 
 
 def test_wrong_input_is_one_line(said_here: Callable[..., str], shapes: Path, tmp_path: Path) -> None:

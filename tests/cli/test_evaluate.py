@@ -176,7 +176,7 @@ def test_processes_give_the_result_of_one_process_and_share_the_cache(
             "would overwrite",
         ),
         (["zeroshot", "--model", "{model}", "--data", "{classes}", "--classes", "cat, " * 99], "cat, cat"),
-        (["compare", "none.json", "{classes}"], "cannot be read as a result JSON"),
+        (["compare", "none.json", "{classes}"], "file not found"),
     ],
 )
 def test_wrong_input_is_one_line_and_code_2(

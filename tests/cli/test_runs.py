@@ -33,11 +33,15 @@ def test_runs_are_listed_and_compared(
     two_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     printed = printed_by(monkeypatch, capsys, "runs", two_runs)
-    assert all(name in printed for name in ("low", "high", "finished", "captions.csv", "mean recall"))
+    assert all(
+        name in printed for name in ("low", "high", "finished", "captions.csv", "mean recall", "on images", " 16 ")
+    )
     printed = printed_by(monkeypatch, capsys, "runs", "compare", two_runs / "low", two_runs / "high")
     assert "optim.lr" in printed
     assert "B − A (95 % interval)" in printed
     assert "data.train" not in printed  # equal in both
+    assert "retrieval on " in printed
+    assert "(16 images, 32 captions)" in " ".join(printed.split())
 
 
 def test_doctor_reports_a_high_learning_rate_of_a_finished_run(

@@ -148,7 +148,7 @@ def test_clean_data_has_no_findings(clean: Path, other: Path, shapes: Path) -> N
     assert report.facts["images"] == CLEAN
     assert report.facts["captions"] == 2 * CLEAN
     assert report.facts["width"]["max"] == 96
-    assert report.facts["batch"] == {"size": 4, "same_caption": 0.0, "same_image": 0.0}
+    assert report.facts["batch"] == {"size": 4, "same_caption": 0.0, "same_image": 0.0, "rows": 0.0, "assumed": False}
     assert check(read_pairs(str(shapes / "captions.csv")), batch_size=4).findings == []
     assert [finding.name for finding in check(read_pairs(str(clean)), batch_size=25).findings] == ["batch_too_large"]
 
@@ -308,15 +308,24 @@ def test_expected_false_negatives_equal_those_of_drawn_batches() -> None:
     duplicates = Duplicates(np.array([0, 1, 0, 3, 4, 5, 6, 7]), np.array([[0, 4], [6, 7]]))
     expected = expected_false_negatives(pairs, duplicates, 4)
     same_image_pairs = {(0, 2), (0, 4), (2, 4), (6, 7)}
-    same_caption, same_image, draws = 0, 0, 20_000
+    same_caption, same_image, rows, draws = 0, 0, 0, 20_000
     for _ in range(draws):
         batch = sorted(rng.choice(8, 4, replace=False).tolist())
         drawn = {image: texts[int(rng.choice(pairs.captions_of_image[image]))] for image in batch}
         for one, second in itertools.combinations(batch, 2):
             same_caption += bool(drawn[one]) and drawn[one] == drawn[second]
             same_image += (one, second) in same_image_pairs
+        rows += sum(
+            any(
+                (drawn[one] and drawn[one] == drawn[two]) or (min(one, two), max(one, two)) in same_image_pairs
+                for two in batch
+                if two != one
+            )
+            for one in batch
+        )
     assert expected["same_caption"] == pytest.approx(same_caption / draws, rel=0.03)
     assert expected["same_image"] == pytest.approx(same_image / draws, rel=0.03)
+    assert expected["rows"] == pytest.approx(rows / draws, rel=0.1)
     whole = expected_false_negatives(pairs, duplicates, 100)
     assert (whole["size"], whole["same_image"]) == (100, 4)
 

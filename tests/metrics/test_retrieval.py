@@ -1,8 +1,11 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 
 from clipkit import metrics
+from clipkit.metrics import batch_accuracy
 
 
 def test_recalls_equal_clip_benchmark() -> None:
@@ -139,3 +142,18 @@ def test_invalid_image_of_text_is_refused(image_of_text: torch.Tensor, message: 
 def test_invalid_labels_are_refused(scores: torch.Tensor, labels: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.classification(scores, labels)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
+def test_batch_accuracy_equals_the_mean_over_all_batches(size: int) -> None:
+    scores = torch.rand(7, 5, generator=torch.Generator().manual_seed(size)).T  # 5 texts, 7 images; text i has image i
+    ranks = torch.tensor([1 + int((row > row[text]).sum()) for text, row in enumerate(scores)])
+    first = [
+        all(scores[text, text] >= scores[text, other] for other in others)
+        for text in range(5)
+        for others in combinations([image for image in range(7) if image != text], min(size, 7) - 1)
+    ]
+    assert batch_accuracy(ranks, 7, size) == pytest.approx(sum(first) / len(first))
+    assert batch_accuracy(torch.cat([ranks, torch.zeros(3, dtype=torch.int64)]), 7, size) == pytest.approx(
+        sum(first) / len(first)
+    )

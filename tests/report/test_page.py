@@ -16,9 +16,11 @@ from clipkit.report.charts import bar_chart, confusion_chart, interval_chart, li
 from clipkit.report.comparison import comparison_report
 from clipkit.report.evaluation import classes_table, confused_pairs, evaluation_report
 from clipkit.report.page import (
+    Grid,
     Page,
     difference,
     duration,
+    is_wide,
     metrics_table,
     render,
     short_name,
@@ -53,6 +55,30 @@ class Outline(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag not in self.VOID:
             assert self.open.pop() == tag
+
+
+def test_page_may_begin_with_images_and_tables_wider_than_a_phone_say_so() -> None:
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "chance": 0.1}
+    results = {name: {"acc1": figure, "ece": figure | {"low": None}} for name in ("one", "another", "the third")}
+    tables = [metrics_table(results, "Wide"), metrics_table({"one": results["one"]}, "Narrow")]
+    assert [is_wide(table) for table in tables] == [True, False]
+    grid = Grid("First", [{"query": {"text": "a query in 3 s"}, "answers": []}])
+    page = render(Page("title", "trained in 135 s", tables=tables, grids_above=[grid]))
+    assert page.index("a query in 3 s") < page.index("Wide</h2>") < page.index("Narrow</h2>")
+    assert page.count('class="scroll many"') == 1
+    assert "135\N{NO-BREAK SPACE}s" in page
+    assert "object-fit: cover" not in page
+
+
+def test_calibration_error_is_explained_where_it_is_shown(tiny_clip: Path, shapes: Path) -> None:
+    model = clipkit.load(tiny_clip)
+    zeroshot = clipkit.evaluate.zeroshot(model, str(shapes / "classes.csv"), cache=False)
+    page = evaluation_report(zeroshot)
+    assert "Calibration error: the mean difference" in page
+    assert "16 images, 4 classes" in page
+    assert "Calibration error" not in evaluation_report(
+        clipkit.evaluate.retrieval(model, str(shapes / "captions.csv"), cache=False)
+    )
 
 
 def test_run_report_is_one_file_that_loads_nothing(recipe: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Estimate of false negatives in a batch: pairs whose caption or image also occurs in another pair."""
 
+import math
+from math import lgamma
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from clipkit.data.checks.captions import as_mask
 from clipkit.data.checks.checked_data import CheckedData, DataRule
@@ -28,21 +31,45 @@ def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_
         batch_size: number of pairs in the batch, G, at most N.
 
     Returns:
-        `size` (G), `same_caption` (expected pairs of rows with equal captions and different images), and `same_image`
-        (expected pairs of rows with different images that are duplicates).
+        `size` (G), `same_caption` (expected pairs of rows with equal captions and different images), `same_image`
+        (expected pairs of rows with different images that are duplicates), and `rows` (expected rows of the batch
+        that have the caption or image of another row, at most as many as the batch has).
     """
     count = len(pairs.images)
     size = min(batch_size, count)
     together = size * (size - 1) / (count * (count - 1)) if count > 1 else 0.0
+    shares, sums = _equal_captions(pairs) if pairs.has_captions else (np.zeros(0), np.zeros(0))
+    equal = max(0.0, float((shares * (sums - shares)).sum() / 2))
+    # Shares of the rows with an equal partner in the batch, which are nearly independent of each other.
+    with_caption = float((shares * _any_of(sums - shares, count, size)).sum()) / max(1, count)
+    with_image = 0.0 if duplicates is None else float(_any_of(duplicates.degrees, count, size).mean())
     return {
         "size": batch_size,
-        "same_caption": together * _equal_caption_pairs(pairs) if pairs.has_captions else 0.0,
+        "same_caption": together * equal,
         "same_image": together * duplicates.pairs if duplicates is not None else 0.0,
+        "rows": size * (with_caption + with_image - with_caption * with_image),
     }
 
 
-def _equal_caption_pairs(pairs: Pairs) -> float:
-    """Return the expected number of pairs of different images with equal captions, one caption drawn per image."""
+def _any_of(partners: NDArray[Any], count: int, size: int) -> NDArray[np.float64]:
+    """Return the probability that a batch with a given image has one of its partners, for each number of partners.
+
+    With k partners among N images it is 1 − C(N−1−k, G−1) / C(N−1, G−1); k may be an expected number.
+    """
+    different, row = np.unique(partners, return_inverse=True)
+    none = [
+        math.exp(lgamma(count - k) - lgamma(count - k - size + 1) - lgamma(count) + lgamma(count - size + 1))
+        if count - k - size + 1 > 0
+        else 0.0
+        for k in different.tolist()
+    ]
+    return 1 - np.array(none)[row] if len(none) else np.zeros(0)
+
+
+def _equal_captions(pairs: Pairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return for each image and distinct caption, one caption drawn per image: the probability that it is drawn, and
+    the expected number of images that draw the same caption.
+    """
     images = pairs.image_of_caption
     weight = 1 / np.bincount(images, minlength=len(pairs.images))[images]
     filled = ~as_mask(pc.equal(Strings.of(pairs.captions).column, ""))
@@ -50,8 +77,7 @@ def _equal_caption_pairs(pairs: Pairs) -> float:
     keys, entry = np.unique((pairs.caption_ids * len(pairs.images) + images)[filled], return_inverse=True)
     shares = np.bincount(entry, weight[filled], len(keys))
     caption = np.unique(keys // len(pairs.images), return_inverse=True)[1]
-    squares, sums = np.bincount(caption, shares**2), np.bincount(caption, shares)
-    return max(0.0, float((sums**2 - squares).sum() / 2))
+    return shares.astype(np.float64), np.bincount(caption, shares)[caption].astype(np.float64)
 
 
 def batch_too_large(data: CheckedData) -> Finding | None:
@@ -59,8 +85,11 @@ def batch_too_large(data: CheckedData) -> Finding | None:
     images = len(data.pairs.images)
     if data.batch is None or data.batch["size"] <= images:
         return None
+    assumed = data.batch.get("assumed", False)
     return Finding(
-        "batch_too_large", "warning", f"a batch of {data.batch['size']:,} is larger than the {images:,} images",
+        "batch_too_large", "note" if assumed else "warning",
+        f"a batch of {data.batch['size']:,}{' (the default of a recipe)' * assumed} is larger than the {images:,} "
+        "images",
         "training needs at least one batch: use a smaller train.batch_size, or more data", count=images, share=1.0,
     )  # fmt: skip
 
@@ -70,8 +99,8 @@ def false_negatives(data: CheckedData) -> Finding | None:
     if data.batch is None:
         return None
     size = max(1, min(data.batch["size"], len(data.pairs.images)))
-    expected = 2 * (data.batch["same_caption"] + data.batch["same_image"])  # each pair of rows contributes two rows
-    share = min(1.0, expected / size)
+    expected = data.batch["rows"]
+    share = expected / size
     if share < (_MANY if data.loss_counts_duplicates == "positive" else FEW):
         return None
     advice = {
@@ -84,8 +113,8 @@ def false_negatives(data: CheckedData) -> Finding | None:
     }
     return Finding(
         "false_negatives", "warning",
-        f"rows of a batch of {data.batch['size']:,} with the same caption or image as another row: {percent(share)} "
-        "expected",
+        f"rows with the same caption or image as another row: {expected:,.0f} of a batch of {size:,} "
+        f"({percent(share)}) expected",
         advice[data.loss_counts_duplicates], count=round(expected), share=share,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from clipkit.data.checks.captions import as_mask, normalized
 from clipkit.data.checks.checked_data import CheckedData, DataRule
 from clipkit.findings import Finding, Severity, counted, finding_about
+from clipkit.tasks import shortened
 
 # Short captions of different images may be equal. That matters only for a large share of all captions.
 _MANY_SHARED = 0.05
@@ -74,7 +75,7 @@ def boilerplate_captions(data: CheckedData) -> Finding | None:
     frequent = np.unique(index.distinct[index.boilerplate])
     frequent = frequent[np.argsort(-index.image_counts[frequent], kind="stable")][:10].tolist()
     images = [counted(int(index.image_counts[number]), "image") for number in frequent]
-    texts = [f"{data.pairs.captions[int(index.first[number])]!r:.100}" for number in frequent]
+    texts = [f"{shortened(repr(data.pairs.captions[int(index.first[number])]), 100)}" for number in frequent]
     return replace(finding, examples=tuple(f"{text} (on {on})" for text, on in zip(texts, images, strict=True)))
 
 

@@ -13,6 +13,7 @@ from clipkit.data.checks.duplicates import Duplicates
 from clipkit.data.checks.leaks import Leak, image_name
 from clipkit.data.pairs import Pairs
 from clipkit.findings import Rule
+from clipkit.tasks import shortened
 
 Scope = Literal["quick", "sampled", "full"]
 
@@ -73,7 +74,7 @@ class CheckedData:
 
     def caption_name(self, row: int) -> str:
         """Return a shortened caption with the name of its image."""
-        return f"{self.pairs.captions[row]!r:.100} ({self.row_name(row)})"
+        return f"{shortened(repr(self.pairs.captions[row]), 100)} ({self.row_name(row)})"
 
 
 @dataclass(frozen=True)

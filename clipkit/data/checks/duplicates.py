@@ -58,6 +58,13 @@ class Duplicates:
         exact = int((copies * (copies - 1) // 2).sum())
         return exact + int((copies[self.near_pairs[:, 0]] * copies[self.near_pairs[:, 1]]).sum())
 
+    @property
+    def degrees(self) -> NDArray[np.int64]:
+        """(N,) number of other images that have the same bytes as each image or look the same."""
+        copies, (one, other) = self.copies, self.near_pairs.reshape(-1, 2).T
+        near = np.bincount(one, copies[other], len(copies)) + np.bincount(other, copies[one], len(copies))
+        return (copies - 1 + near.astype(np.int64))[self.first]
+
     def representatives(self, rank: NDArray[np.int64]) -> NDArray[np.int64]:
         """Choose for each image the image into which it is merged, so that no two chosen images look the same.
 

@@ -22,9 +22,11 @@ from clipkit.data.sequences import Files, Strings
 from clipkit.data.sources.remote import Remote
 from clipkit.findings import SEVERITIES, Finding, most_severe_first
 from clipkit.images import Stored, size_of
+from clipkit.recipe import TrainRecipe
 
 # Input size of nearly all encoders, used if no model is given.
 _USUAL_SIZE = 224
+_USUAL_BATCH = TrainRecipe().batch_size
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def check(
     token_counts: TokenCounts | None = None,
     context_length: int | None = None,
     image_size: int | None = None,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     workers: int | None = None,
 ) -> Report:
     """Read every image and caption once and report problems.
@@ -77,7 +79,7 @@ def check(
         token_counts: function from strings to their numbers of tokens before truncation; None: lengths are in words.
         context_length: maximum number of tokens that the model reads.
         image_size: side of the model's input in pixels; None: the share of images under 224 is a fact, not a finding.
-        batch_size: pairs in a global batch, to estimate the number of false negatives.
+        batch_size: pairs in a global batch, to estimate the number of false negatives; None: the default of a recipe.
         workers: threads; None: one per core, at most 16.
 
     Example:
@@ -103,7 +105,8 @@ def check(
         if token_counts is not None and context_length is not None:
             facts |= {"context_length": context_length, "share_cut": float((counts > context_length).mean())}
     if pairs.has_images:
-        facts["batch"] = batch = expected_false_negatives(pairs, duplicates, batch_size)
+        facts["batch"] = batch = expected_false_negatives(pairs, duplicates, batch_size or _USUAL_BATCH)
+        batch["assumed"] = batch_size is None
     data = CheckedData(
         pairs,
         broken=scan.broken,

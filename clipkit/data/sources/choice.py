@@ -1,4 +1,4 @@
-"""Choice among several columns that could have a role: by what they contain, and only then by their names."""
+"""Choice among several columns that could be, for example, the images: by their content, then by their names."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from clipkit.data.prompts import Templates
 from clipkit.data.sources.choice import Peek, choice_finding, choose, columns_of_images
-from clipkit.errors import DataError
+from clipkit.errors import ColumnError, DataError
 from clipkit.findings import Finding
 from clipkit.images import Stored
 
@@ -128,7 +128,7 @@ class Wanted:
                     raise DataError(f"{source}: has {count} columns named {found[role]}; rename all but one")
                 choices += [choice] * (len(candidates) > 1 or not matches)
             elif self.needs(role, lower):
-                raise DataError(
+                raise ColumnError(
                     f"{source}: has no {role} column (one of {', '.join(self.names[role])}); its columns are "
                     f"{columns}: rename one, or specify it with {self.advice(role)}"
                 )

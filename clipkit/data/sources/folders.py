@@ -123,8 +123,8 @@ def _with_tables(path: Path, tree: Walk, wanted: Wanted) -> Rows:
     for file, part in zip(used, parts, strict=True):
         if part.columns.keys() != first.columns.keys() or (part.images is None) != (first.images is None):
             raise DataError(
-                f"{path / file}: has other columns than {path / used[0]}; give all metadata tables the same columns, "
-                "or one folder"
+                f"{path / file}: has other columns than {path / used[0]}; use the same columns in all metadata "
+                "tables, or give only one of the folders"
             )
     columns = {role: _joined([part.columns[role] for part in parts]) for role in first.columns}
     listed = [part for part in parts if part.classes is not None]

@@ -14,6 +14,7 @@ from clipkit.data.sources.delimited import read_delimited
 from clipkit.data.sources.emoji import read_twemoji
 from clipkit.data.sources.folders import read_folder
 from clipkit.data.sources.json_rows import read_json, read_json_lines
+from clipkit.data.sources.objects import read_object
 from clipkit.data.sources.parquet_files import read_parquet, read_parquet_folder
 from clipkit.data.sources.parts import files_of_folder
 from clipkit.data.sources.saved import is_saved, read_hub, read_saved
@@ -22,6 +23,7 @@ from clipkit.data.sources.urls import is_address
 from clipkit.data.sources.wds import read_wds
 from clipkit.errors import DataError
 from clipkit.files import is_file
+from clipkit.images import kind_of
 from clipkit.opening import read_text
 
 # Options of a source as a whole, beside those that name the column of a role.
@@ -70,40 +72,55 @@ SOURCES = (
 )
 
 
-def read_rows(source: str, needed: Collection[str], optional: Collection[str] = ()) -> Rows:
+def read_rows(source: object, needed: Collection[str], optional: Collection[str] = ()) -> Rows:
     """Read the rows of any source.
 
     Args:
-        source: source as given by the user, with options after `?`.
+        source: source as given by the user, with options after `?`; or a Python object, as `read_object` takes it.
         needed: roles that the source must have.
         optional: roles that are read if they are present.
 
     Raises:
         DataError: the source is unsupported, missing or damaged, or a needed role is missing.
     """
+    optional = [role for role in optional if role not in needed]
+    if not isinstance(source, str | Path):
+        wanted = Wanted(kind_of(source), {}, needed, optional)
+        return _with_choices(read_object(source, wanted), wanted)
+    source = str(source)
     name, options = split_options(source)
     unknown = [option for option in options if option not in (*NAMES, *_OPTIONS)]
     if unknown:
         raise DataError(f"{source}: unknown option {unknown[0]}; use one of {', '.join((*NAMES, *_OPTIONS))}")
-    wanted = Wanted(source, options, needed, [role for role in optional if role not in needed])
+    wanted = Wanted(source, options, needed, optional)
     rows = rows_of(name, wanted)
     unused = next((role for role in NAMES if role in options and role in wanted.roles and role not in rows.found), None)
     if unused is not None:
         raise DataError(f"{source}: has no columns, so the option {unused}={options[unused]} has no effect; remove it")
+    return _with_choices(rows, wanted)
+
+
+def _with_choices(rows: Rows, wanted: Wanted) -> Rows:
+    """Return rows with findings about the choice among several columns."""
     choices = {finding.name: finding for finding in reversed(wanted.choices)}  # the first of several tables
     return replace(rows, findings=[*rows.findings, *choices.values()])
 
 
 def check_exists(source: str) -> None:
-    """Check that the file of a table exists, without opening it; patterns and other sources are left to their readers.
+    """Check that a file or folder exists, without opening it; patterns and other sources are left to their readers.
 
     Raises:
-        DataError: the file is missing.
+        DataError: it is missing.
     """
     name = split_options(source)[0]
+    path = Path(name).expanduser()
     is_table = _ends(".csv", ".tsv", ".json", ".jsonl", ".parquet")(name)
-    if is_table and not re.search(r"^\w+:|[*?[{]", name) and not is_file(Path(name).expanduser()):
-        raise DataError(f"{source}: there is no such file; paths are relative to the working directory")
+    try:
+        exists = is_file(path) if is_table else path.exists()
+    except OSError:  # too long for a path
+        exists = False
+    if not exists and not re.search(r"^\w+:|[*?[{]", name):
+        raise DataError(f"{source[:200]}: file not found; paths are relative to the working directory")
 
 
 def rows_of(name: str, wanted: Wanted) -> Rows:
@@ -135,7 +152,10 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
         raise DataError(f"{wanted.source}: has no splits, so the option split has no effect; remove it")
     for folder in (Path(name).parent, Path(name)):
         _check_is_finished(folder / "prepared.json")
-    return source.read(name, wanted)
+    try:
+        return source.read(name, wanted)
+    except UnicodeEncodeError as error:
+        raise DataError(f"{wanted.source}: the name {error.object[:80]!r} in it is not UTF-8; rename it") from None
 
 
 def _check_is_finished(manifest: Path) -> None:

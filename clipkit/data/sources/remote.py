@@ -101,7 +101,10 @@ def begin() -> Path:
 
 
 def fetch_ahead(images: Iterable[object], progress: bool = False) -> dict[int, str]:
-    """Fetch the images at addresses, several at once; return the reasons of those that failed, by position."""
+    """Fetch those of the images that are addresses, several at once.
+
+    Return the reason of each failed fetch by the position of its image in `images`.
+    """
     remote = [(position, image) for position, image in enumerate(images) if isinstance(image, Remote)]
     if not remote:
         return {}

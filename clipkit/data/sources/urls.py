@@ -36,7 +36,8 @@ def protocol_of(address: str, allowed: tuple[str, ...]) -> str:
     protocol = address.partition("://")[0].lower()
     if "::" in _IPV6.sub("", address, count=1):
         raise DataError(
-            f"{_shown(address)}: is a chain of addresses (::), which is never opened; give a single address"
+            f"{_shown(address)}: contains ::, which chains several addresses and is not supported; "
+            "give a single address"
         )
     if protocol not in allowed:
         raise DataError(

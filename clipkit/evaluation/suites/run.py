@@ -33,8 +33,8 @@ class SuiteResult:
     suite: Suite
     models: list[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """One row per measured dataset and model: dataset, title, task, metric, model, value, low, high, chance, seconds,
-    and the file of the result."""
+    """One row per measured dataset and model: dataset, title, task, metric, model, counts of the data, value, low,
+    high, chance, seconds, and the file of the result."""
     unreached: dict[str, str] = field(default_factory=dict)
     """Reasons why datasets are not available, by dataset."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -250,6 +250,7 @@ def _row(entry: DataSet, model: str, result: dict[str, Any], file: Path) -> dict
         "task": entry.task,
         "metric": entry.main_metric,
         "model": model,
+        **{kind: result["data"][kind] for kind in ("images", "captions", "instances") if kind in result["data"]},
         **{name: figure.get(name) for name in ("value", "low", "high", "chance")},
         "seconds": result["seconds"],
         "file": file.name,

@@ -30,7 +30,7 @@ _CHANCE = {1: {"text_acc": 1 / 2, "acc": 1 / 2}, 2: {"image_acc": 1 / 4, "text_a
 
 def compositional(
     model: DualEncoder,
-    data: str | NearMisses,
+    data: str | Path | NearMisses,
     *,
     batch_size: int | None = None,
     cache: Cache = None,
@@ -58,7 +58,7 @@ def compositional(
     """
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image, text=model.text)
-    near = read_near_misses(data) if isinstance(data, str) else data
+    near = data if isinstance(data, NearMisses) else read_near_misses(data)
     hashes = features.content_hashes(near.images)
     images = features.images(near.images, hashes)[torch.from_numpy(near.image_positions)]
     texts = features.texts(near.captions)[torch.from_numpy(near.caption_positions)]

@@ -27,9 +27,9 @@ from clipkit.processes import Processes
 
 def probe(
     model: DualEncoder,
-    data: str | LabeledImages,
+    data: object,
     *,
-    test: str | LabeledImages | None = None,
+    test: object = None,
     shots: int | None = None,
     seeds: int = 3,
     neighbours: int = 20,
@@ -46,7 +46,7 @@ def probe(
 
     Args:
         model: returned by `clipkit.load`.
-        data: labeled training images.
+        data: labeled training images; any data that `zeroshot` takes.
         test: labeled test images. Default: a fifth of each class of `data`, which does not depend on the
             order of the images and never separates files with equal content.
         shots: training images per class, drawn `seeds` times; metrics are means over the draws. Default: all images.

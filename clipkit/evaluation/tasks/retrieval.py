@@ -33,7 +33,7 @@ _LARGEST_ANSWERED = 200_000_000  # up to this many scores, the result holds the 
 
 def retrieval(
     model: DualEncoder,
-    data: str | Pairs,
+    data: object,
     *,
     merge_captions: bool = False,
     batch_size: int | None = None,
@@ -46,7 +46,8 @@ def retrieval(
 
     Args:
         model: returned by `clipkit.load`.
-        data: source of images with captions, or pairs already read.
+        data: source of images with captions: a path, hf:NAME, a list of (image, caption) pairs or of dicts, a dict of
+            columns, a DataFrame, or a dataset of the library `datasets`; or pairs already read.
         merge_captions: treat identical captions as one query, for which any of their images is correct; otherwise
             each caption is a query, as in CLIP_benchmark.
         batch_size: images per forward pass; it does not change the metrics. None: as many as suit the device.
@@ -66,7 +67,7 @@ def retrieval(
     """
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image, text=model.text)
-    pairs = read_pairs(data) if isinstance(data, str) else data
+    pairs = data if isinstance(data, Pairs) else read_pairs(data)
     hashes = features.content_hashes(pairs.images)
     queries = TextQueries.of(pairs, merge_captions)
     result = retrieval_result(

@@ -11,6 +11,7 @@ from clipkit.embedding.features import Cache, Features
 from clipkit.evaluation.classification import classification_columns, classification_result, multilabel_columns
 from clipkit.evaluation.classifier import TEMPLATES, ClassNames, classifier_of, prompt_accuracies, prompt_features
 from clipkit.evaluation.figures import Columns, Means
+from clipkit.evaluation.given import checked_templates
 from clipkit.evaluation.neighborhood import map_of_classes
 from clipkit.evaluation.predictions import write_class_predictions
 from clipkit.evaluation.result import Result, build_result, data_hash
@@ -23,7 +24,7 @@ from clipkit.processes import Processes
 
 def zeroshot(
     model: DualEncoder,
-    data: str | LabeledImages,
+    data: object,
     *,
     classes: Classes | None = None,
     templates: Templates | None = None,
@@ -39,7 +40,8 @@ def zeroshot(
 
     Args:
         model: returned by `clipkit.load`.
-        data: class folders or a table with a label column, or labeled images already read.
+        data: class folders, a table with a label column, or a Python object as for `retrieval`, with labels in place
+            of captions; or labeled images already read.
         classes: names of the classes to choose among, equal to the labels; or a mapping of label to name or to
             several names, each of which is used in prompts. Default: the classes of the data.
         templates: prompts with `{c}` in place of the class name, or for each class its own sentences; the features
@@ -61,9 +63,9 @@ def zeroshot(
     """
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image, text=model.text)
-    labeled = read_labeled(data) if isinstance(data, str) else data
+    labeled = data if isinstance(data, LabeledImages) else read_labeled(data)
     class_names = ClassNames.of(labeled, classes)
-    templates = templates if templates is not None else labeled.templates or TEMPLATES
+    templates = checked_templates(templates if templates is not None else labeled.templates or TEMPLATES)
     labels = class_names.labels_of(labeled)
     hashes = features.content_hashes(labeled.images)
     prompts = prompt_features(features, class_names, templates)

@@ -124,7 +124,7 @@ def tokens(texts: Sequence[str]) -> dict[str, Any]:
 
 @cache
 def session(file: str) -> Any:
-    """Open a model of this folder once."""
+    """Open an ONNX file in the folder of this script; later calls return the same session."""
     import onnxruntime
 
     return onnxruntime.InferenceSession(FOLDER / file, providers=["CPUExecutionProvider"])

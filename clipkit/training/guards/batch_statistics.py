@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_QUERIES = 128
+QUERIES = 128
 """Pairs used as queries: enough for an accuracy, at little cost compared with the towers."""
 
 
@@ -37,7 +37,7 @@ def batch_statistics(
     """
     count = len(first)
     one, two = first.detach().float(), second.detach().float()
-    queries = slice(0, min(count, _QUERIES))
+    queries = slice(0, min(count, QUERIES))
     statistics = {}
     for side, features, others in ((sides[0], one, two), (sides[1], two, one)):
         answers = (features[queries] @ others.T).argmax(dim=1)

@@ -4,10 +4,14 @@ To add a check, write a function, add a row to `GUARDS`, and test it. Rules abou
 clipkit/data/checks/rules.py.
 """
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 
 from clipkit.data import Pairs
 from clipkit.data.checks.batch import expected_false_negatives
@@ -15,13 +19,15 @@ from clipkit.data.checks.checked_data import CheckedData
 from clipkit.data.checks.leaks import find_exact_leaks
 from clipkit.data.checks.rules import apply_rules
 from clipkit.data.sequences import evenly_spaced
-from clipkit.findings import Finding, Rule, apply, most_severe_first
+from clipkit.findings import Finding, Rule, apply, counted, duration, most_severe_first
 from clipkit.images import Stored, read_image, upright_size
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.absent import is_absent
+from clipkit.models.encode import stack_inputs
 from clipkit.models.token_counts import token_counter
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
-from clipkit.recipe import Recipe
+from clipkit.recipe import LearningRates, Recipe
+from clipkit.training.rates import Kind, kind_of
 
 _CAPTIONS, _IMAGES = 2000, 200
 """Numbers of captions and images in the sample whose lengths and sizes are measured."""
@@ -30,9 +36,9 @@ _MANY = 100_000
 # Peak learning rates that are known to work with AdamW: from few-shot fine-tuning (1e-6) to transformers' example
 # (5e-5); SLIP from
 # scratch uses 3e-3.
-_PRETRAINED_LR = (1e-7, 1e-4)
-_NEW_LR = (5e-5, 1e-2)
-_SMALL_BATCH = 64
+_KNOWN_RATES: dict[Kind, tuple[float, float]] = {"pretrained": (1e-7, 1e-4), "new": (5e-5, 1e-2)}
+_SMALL_BATCH, _TINY_BATCH = 64, 8
+_TIMED_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class RunStart:
     steps: int
     """Steps of the whole run."""
     warmup_steps: int
+    images: int = 0
+    """Number of training images; 0 for a stream."""
 
     @property
     def learns(self) -> bool:
@@ -51,17 +59,27 @@ class RunStart:
         return any(parameter.requires_grad for _, tower in _towers(self.model) for parameter in tower.parameters())
 
     @property
-    def tunes_pretrained(self) -> bool:
-        """True if pretrained weights of a tower's trunk are trained."""
-        return any(_tunes_pretrained(self.recipe, side, tower) for side, tower in _towers(self.model))
+    def rates(self) -> Iterator[tuple[Kind, float, float, float]]:
+        """Kinds of weights that AdamW trains, each with its peak learning rate and the range that is known to work."""
+        if self.recipe.optim.name != "adamw":
+            return
+        trained = [
+            (kind_of(f"{side}.{name}", self.recipe), name)
+            for side, tower in (*_towers(self.model), ("view_heads", self.model.view_heads))
+            for name, parameter in tower.named_parameters()
+            if parameter.requires_grad
+        ]
+        for kind, (low, high) in _KNOWN_RATES.items():
+            names = [name for each, name in trained if each == kind]
+            if names:
+                # A pretrained projection on a frozen trunk also works with the rates of a new one.
+                in_trunk = any(name.startswith("trunk.") for name in names)
+                high = high if in_trunk or kind == "new" else _KNOWN_RATES["new"][1]
+                yield kind, getattr(self.recipe.optim.rates, kind), low, high
 
-    @property
-    def known_rates(self) -> tuple[str, tuple[float, float]]:
-        """Kind of the trained weights (pretrained or new), with known learning rates.
-
-        These are the range of peak learning rates known to work for them.
-        """
-        return ("pretrained", _PRETRAINED_LR) if self.tunes_pretrained else ("new", _NEW_LR)
+    def rate_key(self, kind: Kind) -> str:
+        """Return the recipe key of the learning rate of a kind of weights."""
+        return "optim.lr" if isinstance(self.recipe.optim.lr, float) else f"optim.lr.{kind}"
 
 
 def before_first_step(
@@ -78,7 +96,10 @@ def before_first_step(
         warmup_steps: steps during which the learning rate rises.
     """
     of_sources = [*train.findings, *(validation.findings if validation is not None else ())]
-    findings = [*dict.fromkeys(of_sources), *apply(GUARDS, RunStart(recipe, model, steps, warmup_steps))]
+    findings = [
+        *dict.fromkeys(of_sources),
+        *apply(GUARDS, RunStart(recipe, model, steps, warmup_steps, len(train.images))),
+    ]
     if len(train.images):  # a stream has none by position
         findings += data_findings(recipe, model, train, validation)
     return most_severe_first(findings)
@@ -116,26 +137,31 @@ def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: 
 
 def high_learning_rate(start: RunStart) -> Finding | None:
     """Report a peak learning rate that is higher than those known to work, for pretrained or new weights."""
-    lr, weights, (_, highest) = start.recipe.optim.lr, *start.known_rates
-    if start.recipe.optim.name != "adamw" or not start.learns or lr <= highest:
-        return None
-    return Finding(
-        "high_learning_rate", "warning",
-        f"optim.lr is {lr:g}, but {weights} weights are usually trained with at most {highest:g}",
-        "use 1e-5, or the model loses its "
-                "pretrained knowledge in the first steps" if start.tunes_pretrained else "use 1e-3",
-    )  # fmt: skip
+    for kind, lr, _, highest in start.rates:
+        if lr > highest:
+            lost = ", or the model loses its pretrained knowledge in the first steps" if kind == "pretrained" else ""
+            return Finding(
+                "high_learning_rate", "warning",
+                f"{start.rate_key(kind)} is {lr:g}, but {kind} weights are usually trained with at most {highest:g}",
+                f"use {_usual(kind)} for them{lost}",
+            )  # fmt: skip
+    return None
 
 
 def low_learning_rate(start: RunStart) -> Finding | None:
     """Report a peak learning rate that is lower than those known to work, for pretrained or new weights."""
-    lr, weights, (lowest, _) = start.recipe.optim.lr, *start.known_rates
-    if start.recipe.optim.name != "adamw" or not start.learns or lr >= lowest:
-        return None
-    return Finding(
-        "low_learning_rate", "warning", f"optim.lr is {lr:g}, which hardly changes {weights} weights",
-        f"use {'1e-5' if start.tunes_pretrained else '1e-3'}, or at least {lowest:g}",
-    )  # fmt: skip
+    for kind, lr, lowest, _ in start.rates:
+        if lr < lowest:
+            return Finding(
+                "low_learning_rate", "warning",
+                f"{start.rate_key(kind)} is {lr:g}, which hardly changes {kind} weights",
+                f"use {_usual(kind)} for them, or at least {lowest:g}",
+            )  # fmt: skip
+    return None
+
+
+def _usual(kind: Kind) -> str:
+    return f"{getattr(LearningRates(), kind):g} (optim.lr: {{{', '.join(f'{k}: {r:g}' for k, r in LearningRates())}}})"
 
 
 def long_warmup(start: RunStart) -> Finding | None:
@@ -149,8 +175,15 @@ def long_warmup(start: RunStart) -> Finding | None:
 
 
 def small_batch(start: RunStart) -> Finding | None:
-    """Report a small batch together with a high scale, at which its few negatives are all easy."""
+    """Report a batch with very few negatives, or with few at a high scale, at which they are all easy."""
     scale, size = start.model.logit_scale.exp().item(), start.recipe.train.batch_size
+    if start.recipe.is_cross_modal and size < _TINY_BATCH:
+        return Finding(
+            "small_batch", "warning",
+            f"in a batch of {size} pairs, each image is compared with only {counted(size - 1, 'other caption')}, so "
+            "the model learns little and the figures of a batch mean little",
+            "use train.batch_size: 256 or more, or at least a tenth of a small dataset; micro-batches limit the memory",
+        )  # fmt: skip
     is_sigmoid = start.model.logit_bias is not None
     if not start.recipe.is_cross_modal or size >= _SMALL_BATCH or scale <= 95 or is_sigmoid:
         return None
@@ -168,6 +201,28 @@ def nothing_to_train(start: RunStart) -> Finding | None:
     return Finding(
         "nothing_to_train", "error", "both towers are frozen: only the scale is trained, so rankings cannot change",
         "set model.image.tune or model.text.tune, e.g. last:2",
+    )  # fmt: skip
+
+
+def augmented_frozen_trunk(start: RunStart) -> Finding | None:
+    """Report augmentation that makes a frozen image trunk run at every step, with both times."""
+    augmented = any(term.is_cross_modal and term.augmentation for term in start.recipe.terms)
+    tower, passes = start.model.image, start.steps * start.recipe.train.batch_size
+    if not augmented or is_absent(tower) or not tower.trunk_is_frozen or not start.images or passes <= start.images:
+        return None
+    inputs = stack_inputs([tower.preprocess(Image.new("RGB", (224, 224), (128, 128, 128)))] * _TIMED_IMAGES)
+    inputs = {name: value.to(start.model.device) for name, value in inputs.items()}
+    with torch.inference_mode():
+        for _ in range(2):  # the first pass allocates memory
+            began = time.perf_counter()
+            tower.trunk(**inputs).sum().item()
+            seconds = (time.perf_counter() - began) / _TIMED_IMAGES
+    return Finding(
+        "augmented_frozen_trunk", "warning",
+        f"with data.augment, the frozen image trunk runs on {passes:,} augmented images, which takes about "
+        f"{duration(seconds * passes)}; without it, once on {start.images:,} images, about "
+        f"{duration(seconds * start.images)}",
+        "set data.augment: none, unless the augmentation is worth this time",
     )  # fmt: skip
 
 
@@ -198,31 +253,19 @@ GUARDS = (
          "the peak learning rate of AdamW is below 1e-7 (pretrained weights) or 5e-5 (only new weights)"),
     Rule("long_warmup", long_warmup,
          "the learning rate rises during more than half of the run (more than the whole run is an error)"),
-    Rule("small_batch", small_batch, "the batch has fewer than 64 pairs and the scale "
-            "is above 95, so the loss is near 0 from the start"),
+    Rule("small_batch", small_batch, "the batch has fewer than 8 pairs; or fewer than 64 pairs and the scale is above "
+         "95, so the loss is near 0 from the start"),
     Rule("nothing_to_train", nothing_to_train, "both towers are frozen, so only the scale is trained"),
+    Rule("augmented_frozen_trunk", augmented_frozen_trunk,
+         "the image trunk is frozen, but augmentation makes it run at every step; the message has both times"),
     Rule("other_tokenizer", other_tokenizer, "a pretrained text tower is used with a "
             "tokenizer that has another vocabulary"),
 )  # fmt: skip
 
 
-def is_pretrained(recipe: Recipe) -> bool:
-    """Return True if the recipe uses a whole model with pretrained weights."""
-    name = recipe.model.name or "open_clip:"
-    return not name.startswith("open_clip:") or "/" in name or "?" in name
-
-
 def _towers(model: DualEncoder) -> list[tuple[str, Tower]]:
     both: list[tuple[str, Tower]] = [("image", model.image), ("text", model.text)]
     return [(side, tower) for side, tower in both if not is_absent(tower)]
-
-
-def _tunes_pretrained(recipe: Recipe, side: str, tower: Tower) -> bool:
-    if not any(parameter.requires_grad for parameter in tower.trunk.parameters()):
-        return False
-    if recipe.model.name is not None:
-        return is_pretrained(recipe)
-    return recipe.model.image.pretrained if side == "image" else recipe.model.text.pretrained
 
 
 def _size(image: Path | Stored) -> tuple[int, int]:

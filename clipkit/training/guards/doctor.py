@@ -13,8 +13,9 @@ from clipkit.recipe import Recipe
 from clipkit.run_files import IN_METRICS, IN_SPEED, RunFiles, read_rows, results_of
 from clipkit.training.folder.checkpoint import checkpoint_steps
 from clipkit.training.folder.resume import out_of_patience
+from clipkit.training.guards.logs import Facts
 from clipkit.training.guards.record import read_findings
-from clipkit.training.guards.watch import Facts, Watch, replay
+from clipkit.training.guards.watch import Watch, replay
 
 _RISE = 0.02
 """Relative gain of the last evaluation over the earlier ones at which more epochs are worth trying."""
@@ -83,6 +84,7 @@ def _facts(recipe: Recipe, metrics: list[dict[str, Any]], results: dict[str, Any
         start_scale=metrics[0].get("scale", 1.0),
         largest_scale=None,
         metric=recipe.metric,
+        validation_images=int(results["data"].get("images", 0)),
     )
 
 

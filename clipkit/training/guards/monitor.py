@@ -8,18 +8,20 @@ from typing import Any
 
 from torch import Tensor
 
-from clipkit.findings import Finding
+from clipkit.findings import Finding, duration
 from clipkit.run_files import read_rows
 from clipkit.training.folder.resume import best_evaluation
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.guards.batch_statistics import batch_statistics
-from clipkit.training.guards.before import before_first_step, is_pretrained
+from clipkit.training.guards.before import before_first_step
+from clipkit.training.guards.logs import Facts
 from clipkit.training.guards.pretrained import other_settings
 from clipkit.training.guards.record import read_findings, write_findings
-from clipkit.training.guards.watch import Facts, Watch, replay
+from clipkit.training.guards.watch import Watch, replay
 from clipkit.training.measures.retention import retention_of
 from clipkit.training.objectives.objective import Gathered
 from clipkit.training.plan import Plan
+from clipkit.training.rates import is_pretrained
 
 _TIMED = 5
 """Number of logged steps after which the run prints its expected end; the first step is not timed."""
@@ -85,6 +87,7 @@ class Monitor:
             sides=plan.objective.sides,
             retention=self.retention.metric if self.retention is not None else None,
             retention_start=self.retention_start,
+            validation_images=0 if plan.data.validation is None else len(plan.data.validation.images),
         )
         self._watch = Watch(facts)
 
@@ -196,13 +199,5 @@ class Monitor:
         end = time.strftime("%H:%M" if left < 86400 else "%d %B, %H:%M", time.localtime(time.time() + left))
         self.log_line(
             f"a step takes {typical:.3g} s and {memory / 1e9:.1f} GB of memory so far; without evaluations, the rest "
-            f"of the run takes {_duration(left)}, until {end}"
+            f"of the run takes {duration(left)}, until {end}"
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours"

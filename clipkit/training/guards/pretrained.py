@@ -28,6 +28,8 @@ _GAIN = 0.05
 """Share of the loss by which another setting must also be better."""
 _MATCHED = 4
 """Number of pairs that must be matched with the other setting; one pair is matched by chance."""
+_BY_LUCK, _DISTINCT = 2.5, 24
+"""Number of pairs that are matched by chance at most, of which so many must have different captions."""
 _COMMON = {
     "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -66,7 +68,7 @@ class _Trial:
 
 
 def other_settings(model: DualEncoder, pairs: Pairs) -> list[Finding]:
-    """Return a finding if the model seems to have been trained with another normalization or activation.
+    """Return a finding if the model seems to need another normalization or activation, or does not match the pairs.
 
     Args:
         model: a pretrained model.
@@ -117,11 +119,26 @@ def other_activation(trial: _Trial) -> Finding | None:
     )  # fmt: skip
 
 
+def unmatched_pairs(trial: _Trial) -> Finding | None:
+    """Report pairs that a pretrained model matches no more often than by chance."""
+    if len(set(trial.captions)) < _DISTINCT or trial.current.matched > _BY_LUCK / _PAIRS:
+        return None
+    return Finding(
+        "unmatched_pairs", "warning",
+        f"before training, the pretrained model matches {trial.current.matched:.0%} of {_PAIRS} training pairs; by "
+        f"chance it would match {1 / _PAIRS:.0%}",
+        "check that each caption belongs to its image (clipkit data preview D: a shuffled column or a shifted row is a "
+        "common cause); otherwise, the model does not know this kind of image or this language",
+    )  # fmt: skip
+
+
 SETTINGS_GUARDS = (
     Rule("other_normalization", other_normalization,
          "with another common mean and std, the model matches 32 training pairs clearly better"),
     Rule("other_activation", other_activation,
          "with GELU instead of QuickGELU, or the reverse, the model matches 32 training pairs clearly better"),
+    Rule("unmatched_pairs", unmatched_pairs,
+         "a pretrained whole model matches at most 2 of 32 training pairs with different captions"),
 )  # fmt: skip
 
 

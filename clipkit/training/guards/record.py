@@ -11,7 +11,7 @@ from clipkit.files import write_whole
 from clipkit.findings import Finding
 from clipkit.parsing import parse_json
 from clipkit.run_files import RunFiles
-from clipkit.training.guards.watch import Facts
+from clipkit.training.guards.logs import Facts
 
 
 def write_findings(folder: Path, facts: Facts, findings: Sequence[Finding]) -> None:

@@ -4,27 +4,31 @@ To add one, write a function, add a row to `STEP_RULES` or `EVALUATION_RULES`, a
 rows of metrics, speed and evaluations: `clipkit doctor` applies them to a finished run.
 """
 
+import math
 import statistics
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 from clipkit.findings import Finding, Rule, apply
+from clipkit.training.guards.logs import WINDOW, Facts, Logs, Row
 
-Row = Mapping[str, Any]
-
-_WINDOW = 20
-"""Number of logged steps that a rule reads."""
 _EVERY = 5
 """Number of logged steps between checks, to keep the cost low."""
 _NEAR_CHANCE = 0.02
-_BY_LUCK = 5.0
+_LUCK = 4.0
+"""Standard errors above the share of pairs that are matched by chance."""
 _COLLAPSED = 0.95
 _FALLEN = 0.7
 _EXPLODED = 20.0
 _WAITING = 0.2
+_LEARNED, _MEMORIZED = 0.2, 0.9
+"""Shares of the training captions of a batch that find their image."""
+_GAP = 3.0
+"""Training captions that find their image for each validation caption that does."""
+_PLATEAU, _RISING = 2, 1.02
+"""Number of evaluations that are no better than the earlier ones by this factor."""
 _PATIENCE = 3
 _WORSE = 0.95
 _FORGOTTEN = {"retention_similarity": 0.5}
@@ -32,31 +36,7 @@ _FORGOTTEN = {"retention_similarity": 0.5}
 _FORGOTTEN_FIGURE = 0.9
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Facts about a run that the rules need besides its logs."""
-
-    batch_size: int
-    rising: int
-    """Number of warmup steps."""
-    steps: int
-    """Number of steps of the whole run."""
-    chance: float | None
-    """Value of the loss when all similarities are equal; None if it is not a fixed number."""
-    start_scale: float
-    largest_scale: float | None
-    """Upper limit of the scale; None if it is not limited."""
-    metric: str | None
-    """Metric that selects the best weights."""
-    sides: tuple[str, str] = ("image", "text")
-    """Prefixes of the statistics in metrics.jsonl, as in `image_accuracy`."""
-    retention: str | None = None
-    """Name of the retention metric in evaluations.jsonl."""
-    retention_start: float | None = None
-    """Retention before the first step."""
-
-
-class Watch:
+class Watch(Logs):
     """Applies the rules to the logged rows in order, and reports each finding once.
 
     Args:
@@ -64,13 +44,8 @@ class Watch:
     """
 
     def __init__(self, facts: Facts) -> None:
-        self.facts = facts
+        super().__init__(facts)
         self.findings: list[Finding] = []
-        # What the rules read: the last logged steps, and all evaluations.
-        self.rows: deque[Row] = deque(maxlen=_WINDOW)
-        self.speeds: deque[Row] = deque(maxlen=_WINDOW)
-        self.norms: deque[float] = deque(maxlen=200)
-        self.evaluations: list[Row] = []
         self._seen = 0
 
     def step(self, row: Row, speed: Row | None) -> list[Finding]:
@@ -84,7 +59,7 @@ class Watch:
         # The first steps load data, allocate memory and compile.
         if speed is not None and self._seen > _EVERY:
             self.speeds.append(speed)
-        if self._seen % _EVERY or len(self.rows) < _WINDOW:
+        if self._seen % _EVERY or len(self.rows) < WINDOW:
             return []
         return self._apply(STEP_RULES, row["step"])
 
@@ -101,25 +76,15 @@ class Watch:
         self.findings += new
         return new
 
-    def mean(self, name: str) -> float | None:
-        """Return the mean of a value over the window; None if a step lacks it."""
-        values = [row[name] for row in self.rows if name in row]
-        return statistics.fmean(values) if len(values) == len(self.rows) else None
-
-    @property
-    def is_warm(self) -> bool:
-        """True if the whole window lies after the warmup, and after the first tenth of a short run."""
-        return self.rows[0]["step"] > max(self.facts.rising, min(50, self.facts.steps // 10))
-
 
 def loss_at_chance(watch: Watch) -> Finding | None:
     """Report a model that does not tell pairs apart."""
     level, loss = watch.facts.chance, watch.mean("loss")
     if not level or not watch.is_warm or loss is None or abs(loss - level) > _NEAR_CHANCE * level:
         return None
-    # The mean of a margin loss may be at this level although most pairs are retrieved correctly.
-    accuracies = [watch.mean(f"{side}_accuracy") for side in watch.facts.sides]
-    if any(accuracy is not None and accuracy > _BY_LUCK / watch.facts.batch_size for accuracy in accuracies):
+    # The mean may be at this level although the losses differ, or although most pairs are retrieved correctly.
+    losses = [row["loss"] for row in watch.rows]
+    if statistics.pstdev(losses) > _NEAR_CHANCE * level or watch.matches_pairs(_LUCK):
         return None
     return Finding(
         "loss_at_chance", "warning",
@@ -161,7 +126,7 @@ def scale_at_cap(watch: Watch) -> Finding | None:
 def scale_falls(watch: Watch) -> Finding | None:
     """Report a scale that falls steadily."""
     scales = [row["scale"] for row in watch.rows if "scale" in row]
-    if len(scales) < _WINDOW or scales[-1] > _FALLEN * watch.facts.start_scale:
+    if len(scales) < WINDOW or scales[-1] > _FALLEN * watch.facts.start_scale:
         return None
     if any(later > earlier for earlier, later in pairwise(scales)):
         return None
@@ -208,7 +173,7 @@ def one_direction(watch: Watch) -> Finding | None:
 
 def data_wait(watch: Watch) -> Finding | None:
     """Report a run that waits for its data."""
-    if len(watch.speeds) < _WINDOW:
+    if len(watch.speeds) < WINDOW:
         return None
     waited = sum(row["data_wait_seconds"] for row in watch.speeds)
     share = waited / max(1e-9, waited + sum(row["step_seconds"] for row in watch.speeds))
@@ -236,6 +201,65 @@ def validation_worse(watch: Watch) -> Finding | None:
         f"{metric} was {best:.4f}, but at most {max(last):.4f} in the last {_PATIENCE} evaluations",
         "the best weights are kept; use fewer epochs, a lower optim.lr, or eval.patience, which ends such a run",
     )  # fmt: skip
+
+
+def validation_at_chance(watch: Watch) -> Finding | None:
+    """Report a model that matches training pairs, and validation pairs no more often than by chance."""
+    learned = _training_and_validation(watch)
+    if learned is None or not learned.is_at_chance:
+        return None
+    return Finding(
+        "validation_at_chance", "warning",
+        f"{learned}, which is chance ({learned.chance:.1%}): nothing that the model learned applies to other pairs",
+        "check that each caption belongs to its image, in the training and the validation data (clipkit data preview "
+        "D: a shuffled column or a shifted row is a common cause); if they do, the model only memorizes: start from a "
+        "pretrained model, or use more data",
+    )  # fmt: skip
+
+
+def memorization(watch: Watch) -> Finding | None:
+    """Report a model that matches nearly all training pairs, and far fewer validation pairs, which stopped rising."""
+    learned = _training_and_validation(watch)
+    if learned is None or learned.is_at_chance or learned.training < _MEMORIZED:
+        return None
+    figures = [row["text_accuracy"] for row in watch.evaluations if "text_accuracy" in row]
+    if len(figures) <= _PLATEAU or max(figures[-_PLATEAU:]) > _RISING * max(figures[:-_PLATEAU]):
+        return None
+    return Finding(
+        "memorization", "warning",
+        f"{learned}, and this no longer rises: the model memorizes the training pairs",
+        "use fewer epochs, more data or augmentation (data.augment), tune fewer blocks (model.image.tune: last:4), and "
+        "check that the captions belong to their images (clipkit data preview)",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """Shares of captions whose image is the most similar one in a batch, of training and of validation pairs."""
+
+    training: float
+    validation: float
+    chance: float
+    is_at_chance: bool
+
+    def __str__(self) -> str:
+        return (
+            f"in a batch, {self.training:.0%} of the training captions find their image, but "
+            f"{self.validation:.1%} of the validation captions do"
+        )
+
+
+def _training_and_validation(watch: Watch) -> _Learned | None:
+    """Return both shares; None if they are unknown, or if the training pairs are not matched clearly more often."""
+    name, images = "text_accuracy", watch.facts.validation_images
+    training, validation = watch.mean(name) if watch.rows else None, watch.evaluations[-1].get(name)
+    if training is None or validation is None or images < 2 or len(watch.rows) < _EVERY:
+        return None
+    if training < max(_LEARNED, _GAP * validation) or not watch.matches_pairs(_LUCK):
+        return None
+    chance = 1 / min(watch.facts.batch_size, images)
+    error = math.sqrt(chance * (1 - chance) / images)
+    return _Learned(training, validation, chance, validation <= chance + _LUCK * error)
 
 
 def forgetting(watch: Watch) -> Finding | None:
@@ -268,6 +292,12 @@ STEP_RULES: tuple[Rule[Watch], ...] = (
 EVALUATION_RULES: tuple[Rule[Watch], ...] = (
     Rule("validation_worse", validation_worse,
          "three evaluations in a row are 5 % below the best one; `eval.patience: N` ends the run by itself"),
+    Rule("validation_at_chance", validation_at_chance,
+         "in a batch, at least 20 % of the training captions find their image, three times as many as validation "
+         "captions, which do so by chance: captions of other images, or memorization"),
+    Rule("memorization", memorization,
+         "in a batch, at least 90 % of the training captions find their image, three times as many as validation "
+         "captions, and in two evaluations the latter have not risen"),
     Rule("forgetting", forgetting, "the retention figure has lost 10 % (50 % for the model's similarities, see below)"),
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from clipkit.data import IndexedFeed, Pairs, Policy, TextView
 from clipkit.errors import TrainingError
 from clipkit.evaluation import retrieval_result
-from clipkit.metrics import recalls, retrieval_ranks
+from clipkit.metrics import batch_accuracy, recalls, retrieval_ranks
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.training.inputs import TowerInputs
@@ -23,10 +23,12 @@ class CaptionValidation:
         model: the model that is trained.
         pairs: the held-out pairs.
         processes: each process encodes its share; all get the values.
+        batch_size: pairs in a global batch of the run; None: the accuracy in a batch is not measured.
     """
 
-    def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:
+    def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes, batch_size: int | None = None) -> None:
         self.pairs = pairs
+        self.batch_size = batch_size
         preprocess = model.image.preprocess
         images = Policy((), preprocess.image_size, preprocess.of_crop, preprocess, seed=0)
         texts = TextView("same", pairs)
@@ -34,9 +36,13 @@ class CaptionValidation:
         self.inputs = TowerInputs(model, IndexedFeed(pairs), processes, encoded, augmented=False)
 
     def figures(self) -> dict[str, float]:
-        """Return the recalls in both directions and their mean."""
+        """Return the recalls in both directions and their mean, and the accuracy in a batch, as of training batches."""
         image_features, text_features = self._features()
-        return recalls(retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption)))
+        ranks = retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption))
+        figures = recalls(ranks)
+        if self.batch_size is not None:
+            figures["text_accuracy"] = round(batch_accuracy(ranks.of_texts, ranks.images, self.batch_size), 6)
+        return figures
 
     def result(self, name: str) -> dict[str, Any]:
         """Return the complete result for results.json, under this model name."""

@@ -11,10 +11,11 @@ from clipkit.data.sequences import evenly_spaced
 from clipkit.embedding.shared import evaluating
 from clipkit.errors import DataError
 from clipkit.evaluation import retrieval, zeroshot
+from clipkit.findings import counted
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
-from clipkit.training.guards.before import is_pretrained
+from clipkit.training.rates import is_pretrained
 
 _HELD_OUT = 128
 """Number of images and captions that are compared: 128 forward passes give 16,384 similarities."""
@@ -65,7 +66,6 @@ class NamedSet:
 
     def __init__(self, model: DualEncoder, source: str, processes: Processes) -> None:
         self.model = model
-        self.name = source
         self.processes = processes
         self.data: LabeledImages | Pairs
         try:
@@ -74,6 +74,7 @@ class NamedSet:
         except DataError:
             self.data = read_pairs(source)
             self.metric = "retention_mean_recall"
+        self.name = f"{source} ({counted(len(self.data.images), 'image')})"
 
     def value(self) -> float:
         with evaluating(self.model):

@@ -40,7 +40,7 @@ class ViewScores:
         return values | {f"{self.side}_alignment": alignment, f"{self.side}_uniformity": spread}
 
     def result(self, name: str, pairs: Pairs, features: Tensor, items: Sequence[Any]) -> dict[str, Any]:
-        """Return the result under this model name.
+        """Return the measured values as a result, with `name` as the name of the model.
 
         Args:
             name: the model's name.

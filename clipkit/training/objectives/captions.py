@@ -38,4 +38,4 @@ def objective(
 
 def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes) -> CaptionValidation:
     """Measure retrieval on held-out pairs."""
-    return CaptionValidation(model, pairs, processes)
+    return CaptionValidation(model, pairs, processes, recipe.train.batch_size)

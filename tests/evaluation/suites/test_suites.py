@@ -140,7 +140,7 @@ def test_tables_show_several_models_and_published_figures(mine: Path, tiny_clip:
     assert all(cell.startswith(value) for cell, value in zip(main.rows[0][2:4], beside.rows[0][2:4], strict=True))
     assert beside.note == "theirs: as published in a paper."
     assert [row[2] for row in robust.rows] == models
-    assert robust.rows[0][:2] == ["noisy", "colors"]
+    assert robust.rows[0][:2] == ["noisy (16 images)", "colors"]
     result["robustness_means"][0]["versions"] = 2
     assert suite_tables(result)[3].rows[0][:3] == ["colors", models[0], "2"]
 

@@ -80,6 +80,44 @@ def test_small_batch_with_large_scale_is_found(recipe: Build, plain: Path) -> No
     assert names(recipe(GOOD | {"data.train": str(plain), "train.batch_size": 64}), model=model) == []
 
 
+@pytest.mark.parametrize(("size", "negatives"), [(2, "1 other caption,"), (4, "3 other captions"), (7, "6 other")])
+def test_batch_with_few_negatives_is_found(recipe: Build, plain: Path, size: int, negatives: str) -> None:
+    tiny = recipe(GOOD | {"data.train": str(plain), "train.batch_size": size})
+    found = before_first_step(tiny, model_of(tiny), read_pairs(str(plain)), None, 100, 10)
+    assert [finding.name for finding in found] == ["small_batch"]
+    assert f"a batch of {size} pairs" in found[0].message
+    assert negatives in found[0].message
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_augmentation_of_a_frozen_image_trunk_is_reported_with_both_times(
+    recipe: Build, plain: Path, side: str
+) -> None:
+    frozen = recipe(GOOD | {"data.train": str(plain), f"model.{side}.tune": "frozen", "data.augment": "crop"})
+    found = before_first_step(frozen, model_of(frozen), read_pairs(str(plain)), None, steps=100, warmup_steps=10)
+    if side == "text":  # its captions are not augmented, so that its features are stored
+        assert found == []
+        return
+    assert [finding.name for finding in found] == ["augmented_frozen_trunk"]
+    assert "800 augmented images" in found[0].message
+    assert f"once on {len(read_pairs(str(plain)).images)} images" in found[0].message
+    assert names(frozen.override({"data.augment": "auto"})) == []
+    assert names(frozen, steps=1, warmup=0) == []  # every image is seen once at most
+
+
+def test_one_rate_for_old_and_new_weights_is_found(recipe: Build, plain: Path) -> None:
+    with_views = GOOD | {"data.train": str(plain), "objective": {"captions": 1, "views": 1}, "views": {"image": {}}}
+    assert names(recipe(with_views | {"optim.lr": 1e-5})) == ["low_learning_rate"]
+    assert names(recipe(with_views | {"optim.lr": 1e-3})) == ["high_learning_rate"]
+    assert names(recipe(with_views | {"optim.lr": {"pretrained": 1e-5, "new": 1e-3}})) == []
+
+
+def test_pretrained_projection_alone_has_a_wide_range_of_rates(recipe: Build, plain: Path) -> None:
+    heads = GOOD | {"data.train": str(plain), "model.image.tune": "head", "model.text.tune": "head"}
+    for lr, expected in ((1e-5, []), (1e-3, []), (1e-9, ["low_learning_rate"]), (0.5, ["high_learning_rate"])):
+        assert names(recipe(heads | {"optim.lr": lr})) == expected
+
+
 def test_cut_captions_are_found(recipe: Build, plain: Path, tmp_path: Path) -> None:
     lines = plain.read_text().splitlines()
     long = [lines[0], *(f"{plain.parent}/{line} {'and so on ' * 40}" if n % 8 == 0 else f"{plain.parent}/{line}"

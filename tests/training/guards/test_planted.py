@@ -124,6 +124,21 @@ def test_small_images_long_captions_and_repeated_captions_are_found(fitted: tupl
     assert {"small_images", "cut_captions", "false_negatives"} <= found
 
 
+@pytest.mark.parametrize("shift", [1, 5])
+def test_captions_of_other_images_are_found_before_training(
+    fitted: tuple[Path, Path], tmp_path: Path, shift: int
+) -> None:
+    model, data = fitted
+    names, captions = zip(*(line.split(",") for line in data.read_text().splitlines()[1:]), strict=True)
+    shifted = [[str(data.parent / name), caption] for name, caption in zip(names, captions[shift:], strict=False)]
+    file = write_csv(tmp_path / "shifted.csv", ["image", "caption"], shifted)
+    assert "unmatched_pairs" in {finding.name for finding in other_settings(clipkit.load(model), read_pairs(str(file)))}
+    classes = write_csv(
+        tmp_path / "classes.csv", ["image", "caption"], [[name, caption.split()[1]] for name, caption in shifted]
+    )
+    assert other_settings(clipkit.load(model), read_pairs(str(classes))) == []  # equal captions cannot be told apart
+
+
 def test_bad_files_are_found(fitted: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = fitted
     shutil.copytree(data.parent, tmp_path / "data", ignore=shutil.ignore_patterns("run"))

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from clipkit.findings import Finding
-from clipkit.training.guards.watch import Facts, Watch, replay
+from clipkit.training.guards.logs import Facts
+from clipkit.training.guards.watch import Watch, replay
 
 STEPS = 200
 FACTS = Facts(
     batch_size=64, rising=20, steps=STEPS, chance=math.log(64), start_scale=14.3, largest_scale=100.0,
-    metric="mean_recall", retention="retention_acc1", retention_start=0.6,
+    metric="mean_recall", retention="retention_acc1", retention_start=0.6, validation_images=500,
 )  # fmt: skip
 
 
@@ -26,6 +27,11 @@ def row(step: int, **changes: float) -> dict[str, float]:
         "image_cosine": 0.3, "text_cosine": 0.4,
     }  # fmt: skip
     return good | changes
+
+
+def fitted(step: int, accuracy: float) -> dict[str, float]:
+    """Return the log of a step in a run that ends with this accuracy in both directions."""
+    return row(step, text_accuracy=accuracy * step / STEPS, image_accuracy=accuracy * step / STEPS)
 
 
 def speed(step: int, waiting: float = 0.01) -> dict[str, float]:
@@ -69,6 +75,14 @@ BAD: dict[str, dict[str, Any]] = {
     "one_direction": {"rows": lambda step: row(step, image_accuracy=0.6, text_accuracy=0.05)},
     "data_wait": {"speeds": lambda step: speed(step, waiting=0.4)},
     "validation_worse": {"evaluations": evaluated([0.2, 0.3, 0.28, 0.27, 0.26])},
+    "validation_at_chance": {
+        "evaluations": [{"step": 200, "text_accuracy": 0.017}],
+        "rows": lambda step: fitted(step, 0.5),
+    },
+    "memorization": {
+        "evaluations": [{"step": step, "text_accuracy": 0.2} for step in (198, 199, 200)],
+        "rows": lambda step: fitted(step, 0.99),
+    },
     "forgetting": {"evaluations": evaluated([0.2, 0.3], [0.58, 0.4])},
 }
 GOOD: dict[str, dict[str, Any]] = {
@@ -85,6 +99,14 @@ GOOD: dict[str, dict[str, Any]] = {
     "one_direction": {"rows": lambda step: row(step, image_accuracy=0.6, text_accuracy=0.3)},
     "data_wait": {"speeds": lambda step: speed(step, waiting=30.0 if step < 5 else 0.2)},
     "validation_worse": {"evaluations": evaluated([0.2, 0.3, 0.28, 0.299, 0.27, 0.28])},
+    # a model that learns slowly, one that overfits as usual, and one that has learned what it can
+    "validation_at_chance": {"evaluations": [{"step": 40, "text_accuracy": 0.016}]},
+    "memorization": {"evaluations": [{"step": 200, "text_accuracy": 0.4}], "rows": lambda step: fitted(step, 0.95)},
+    "still better": {
+        "evaluations": [{"step": 197 + number, "text_accuracy": 0.1 + 0.01 * number} for number in range(4)],
+        "rows": lambda step: fitted(step, 0.99),
+    },
+    "both": {"evaluations": [{"step": 200, "text_accuracy": 0.06}], "rows": lambda step: fitted(step, 0.19)},
     "forgetting": {"evaluations": evaluated([0.2, 0.3], [0.58, 0.56])},
 }
 
@@ -108,6 +130,27 @@ def test_margin_loss_at_its_margin_is_not_at_chance_if_pairs_are_matched() -> No
     stuck = findings_of(lambda step: row(step, loss=0.199, image_accuracy=0.02, text_accuracy=0.02), facts=margin)
     assert [finding.name for finding in stuck] == ["loss_at_chance"]
     assert findings_of(lambda step: row(step, loss=0.199, image_accuracy=0.4, text_accuracy=0.4), facts=margin) == []
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+def test_small_batch_that_learns_is_not_at_chance(size: int) -> None:
+    """The loss of a small batch varies, so that its mean may be near the level of chance."""
+    level, facts = math.log(size), Facts(size, 20, STEPS, math.log(size), 14.3, 100.0, None)
+
+    def noisy(step: int) -> dict[str, float]:
+        accuracy = 0.5 + 0.5 * (step % 2)
+        return row(step, loss=level * (0.3 + 1.4 * (step % 2)), image_accuracy=accuracy, text_accuracy=accuracy)
+
+    assert findings_of(noisy, facts=facts) == []
+    # The same losses, with as many matched pairs as by chance.
+    by_chance = findings_of(
+        lambda step: noisy(step) | {"image_accuracy": 1 / size, "text_accuracy": 1 / size}, facts=facts
+    )
+    assert by_chance == []
+    stuck = findings_of(
+        lambda step: row(step, loss=level, image_accuracy=1 / size, text_accuracy=1 / size), facts=facts
+    )
+    assert [finding.name for finding in stuck] == ["loss_at_chance"]
 
 
 def test_messages_name_the_views() -> None:

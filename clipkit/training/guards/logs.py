@@ -1,0 +1,73 @@
+"""Logs of a run as far as the rules read them, and the facts that the rules need besides."""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clipkit.training.guards.batch_statistics import QUERIES
+
+Row = Mapping[str, Any]
+
+WINDOW = 20
+"""Number of logged steps that a rule reads."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts about a run that the rules need besides its logs."""
+
+    batch_size: int
+    rising: int
+    """Number of warmup steps."""
+    steps: int
+    """Number of steps of the whole run."""
+    chance: float | None
+    """Value of the loss when all similarities are equal; None if it is not a fixed number."""
+    start_scale: float
+    largest_scale: float | None
+    """Upper limit of the scale; None if it is not limited."""
+    metric: str | None
+    """Metric that selects the best weights."""
+    sides: tuple[str, str] = ("image", "text")
+    """Prefixes of the statistics in metrics.jsonl, as in `image_accuracy`."""
+    retention: str | None = None
+    """Name of the retention metric in evaluations.jsonl."""
+    retention_start: float | None = None
+    """Retention before the first step."""
+    validation_images: int = 0
+
+
+class Logs:
+    """What the rules read: the last logged steps, and all evaluations.
+
+    Args:
+        facts: facts about the run.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.rows: deque[Row] = deque(maxlen=WINDOW)
+        self.speeds: deque[Row] = deque(maxlen=WINDOW)
+        self.norms: deque[float] = deque(maxlen=200)
+        self.evaluations: list[Row] = []
+
+    def mean(self, name: str) -> float | None:
+        """Return the mean of a value over the window; None if a step lacks it."""
+        values = [row[name] for row in self.rows if name in row]
+        return statistics.fmean(values) if len(values) == len(self.rows) else None
+
+    def matches_pairs(self, errors: float) -> bool:
+        """Return True if more pairs were matched within the window's batches than by chance, by standard errors."""
+        queries = min(self.facts.batch_size, QUERIES) * len(self.rows)
+        chance = 1 / self.facts.batch_size
+        limit = min(1.0, chance + errors * math.sqrt(chance * (1 - chance) / queries))
+        accuracies = [self.mean(f"{side}_accuracy") for side in self.facts.sides]
+        return any(accuracy is not None and accuracy > limit for accuracy in accuracies)
+
+    @property
+    def is_warm(self) -> bool:
+        """True if the whole window lies after the warmup, and after the first tenth of a short run."""
+        return self.rows[0]["step"] > max(self.facts.rising, min(50, self.facts.steps // 10))

@@ -1,0 +1,39 @@
+"""Kinds of weights, pretrained and new, which have learning rates of their own."""
+
+from typing import Literal
+
+from torch import nn
+
+from clipkit.recipe import Recipe
+
+Kind = Literal["pretrained", "new"]
+KINDS: tuple[Kind, ...] = ("pretrained", "new")
+
+
+def is_pretrained(recipe: Recipe) -> bool:
+    """Return True if the recipe uses a whole model with pretrained weights."""
+    name = recipe.model.name or "open_clip:"
+    return not name.startswith("open_clip:") or "/" in name or "?" in name
+
+
+def trained_rates(recipe: Recipe, model: nn.Module) -> dict[Kind, float]:
+    """Return the peak learning rates of the kinds of weights that are trained, pretrained ones first."""
+    kinds = {kind_of(name, recipe) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {kind: getattr(recipe.optim.rates, kind) for kind in KINDS if kind in kinds}
+
+
+def kind_of(parameter: str, recipe: Recipe) -> Kind:
+    """Return the kind of a parameter's weights at the start of training, from the parameter's name.
+
+    Example:
+        >>> recipe = Recipe.from_dict({"model": {"name": "my/clip"}, "data": {"train": "a.csv"}, "output": "run"})
+        >>> kind_of("logit_scale", recipe), kind_of("view_heads.image.layers.0.weight", recipe)
+        ('pretrained', 'new')
+    """
+    part, _, rest = parameter.partition(".")
+    if part == "view_heads":
+        return "new"
+    if recipe.model.name is not None:
+        return "pretrained" if is_pretrained(recipe) else "new"
+    loaded = {"image": recipe.model.image.pretrained, "text": recipe.model.text.pretrained}
+    return "pretrained" if loaded.get(part, False) and rest.startswith("trunk.") else "new"
