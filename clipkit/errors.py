@@ -2,8 +2,23 @@
 
 import re
 
+# Control characters could change a terminal's title or colors, or hide text; marks of direction could reorder it.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 HALF = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair: not text, and in no encoding."""
+_CREDENTIALS = re.compile(r"://[^\s/]+@")
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters as escapes, and addresses without user and password.
+
+    Names of files and captions may contain any character.
+
+    Example:
+        >>> printable("a\\x1b[31mb")
+        'a\\\\x1b[31mb'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), _CREDENTIALS.sub("://", text))
 
 
 def one_line(error: BaseException) -> str:
@@ -81,5 +96,5 @@ def check_text(text: str) -> None:
 
 
 def _without_line_breaks(message: str) -> str:
-    """Replace line breaks by spaces, and escape half characters, which names of files and columns may contain."""
-    return " ".join(message.splitlines()).encode(errors="backslashreplace").decode()
+    """Replace line breaks by spaces, and make the rest printable."""
+    return printable(" ".join(message.splitlines()))

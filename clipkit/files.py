@@ -1,10 +1,13 @@
 """Safe writing of files, and the location of the cache folder."""
 
 import os
+import re
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 
 def cache_folder() -> Path:
@@ -26,17 +29,70 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def write_whole(file: Path, text: str) -> None:
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Context that gives a temporary path, at which a file or a folder is written; at the end it becomes `path`.
+
+    Whatever happens, `path` is what it was before, or completely new: a full disk or an error leaves nothing else, and
+    a killed process at most a hidden file or folder that ends in .writing. A link is replaced, not followed; a folder
+    replaces only an empty one.
+
+    Raises:
+        OSError: the file or folder cannot be written, also if a library reported this with an error of its own.
+
+    Example:
+        >>> with replacing(Path("numbers.txt")) as temporary:    # doctest: +SKIP
+        ...     temporary.write_text("1 2 3")
+    """
+    # Nobody can have put anything at a random name.
+    temporary = path.absolute().with_name(f".{path.name[:40]}.{uuid4().hex}.writing")
+    try:
+        with as_os_errors():
+            yield temporary
+        if path.is_file() and not path.is_symlink():
+            with suppress(OSError):
+                shutil.copymode(path, temporary)
+        for file in (*temporary.rglob("*"), temporary):
+            to_disk(file)
+        temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
     """Replace a file atomically: readers see either the complete old content or the complete new content.
 
     Characters that UTF-8 cannot represent, e.g. half of a surrogate pair in a caption, are written as escapes.
     """
-    temporary = file.with_name(f".{file.name}.writing")
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as writing:
-        writing.write(text)
-        writing.flush()
-        os.fsync(writing.fileno())
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+
+
+@contextmanager
+def as_os_errors(path: Path = Path()) -> Iterator[Path]:
+    """Context in which system errors that libraries in Rust (safetensors, tokenizers) report are OSErrors."""
+    try:
+        yield path
+    except Exception as error:
+        number = None if isinstance(error, OSError) else re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+
+
+def to_disk(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    if sys.platform == "win32":  # which flushes only what was opened for writing
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

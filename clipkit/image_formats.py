@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 from PIL import Image, ImageFile
 
+from clipkit.errors import UserError
+
 # Formats whose decoders read the pixels of their own file and nothing else. To allow another one, check its plugin for
 # subprocess and for Image.open. Those after PNM are formats of other packages, which are used if they are registered.
 FORMATS = (
@@ -38,8 +40,13 @@ class RefusedImageError(Exception):
 
 
 def _limit_at_start() -> int:
-    given = os.environ.get(_LIMIT, "")
-    return int(given) if given.isascii() and given.isdecimal() and int(given) else MAX_PIXELS
+    given = os.environ.get(_LIMIT) or str(MAX_PIXELS)
+    if not (given.isascii() and given.isdecimal() and len(given) <= 18 and int(given)):
+        raise UserError(
+            f"{_LIMIT} is {given[:80]!r}, not a number of pixels; set the environment variable to a whole number "
+            f"above 0, or unset it to use {MAX_PIXELS}"
+        )
+    return int(given)
 
 
 Image.MAX_IMAGE_PIXELS = _limit_at_start()

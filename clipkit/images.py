@@ -123,7 +123,13 @@ def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
 
 
 def _file_of(image: str | Path | Stored) -> BinaryIO:
-    return io.BytesIO(_content_of(image)) if isinstance(image, Stored) else open_file(image, most_file_bytes())
+    try:
+        return io.BytesIO(_content_of(image)) if isinstance(image, Stored) else open_file(image, most_file_bytes())
+    except (FileNotFoundError, UnsuitableFileError):
+        raise
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise RefusedImageError(f"cannot be read ({reason}); check the file or the address, or drop its rows") from None
 
 
 def _content_of(image: Stored) -> bytes:

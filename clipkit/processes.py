@@ -31,20 +31,28 @@ def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "A
         timeout_minutes: time to wait for a process that does not respond.
 
     Raises:
-        TrainingError: fewer processes joined than were started.
+        TrainingError: a process is late, or fewer joined than were started.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import InitProcessGroupKwargs
 
     AcceleratorState._reset_state()  # an earlier run in this Python process may have used another precision
-    # With cpu=True, Accelerate joins the launcher's processes on a CPU; without it, each would run alone.
-    accelerator = Accelerator(
-        mixed_precision=_mixed_precision(precision),
-        cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
-    )
     started = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        # With cpu=True, Accelerate joins the launcher's processes on a CPU; without it, each would run alone.
+        accelerator = Accelerator(
+            mixed_precision=_mixed_precision(precision),
+            cpu=not torch.accelerator.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
+        )
+    except (dist.DistError, ConnectionError, TimeoutError) as error:
+        late = TrainingError(
+            f"the {started} processes did not all connect within {timeout_minutes:g} minutes ({one_line(error)}); "
+            "check that each was started and can reach MASTER_ADDR, then start all again"
+        )
+        late.everywhere = False
+        raise late from None
     if accelerator.num_processes != started:
         raise TrainingError(
             f"{started} processes were started, but Accelerate connected {accelerator.num_processes} of them; "

@@ -1,12 +1,17 @@
 """Names of the files of a run folder, and functions to read and append to them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from clipkit.errors import DataError
 from clipkit.parsing import parse_json, read_yaml
+
+IN_METRICS = ("loss", "grad_norm")
+"""Numbers in every row of metrics.jsonl."""
+IN_SPEED = ("pairs_per_second", "data_wait_seconds", "step_seconds")
+"""Numbers in every row of speed.jsonl."""
 
 
 class RunFiles:
@@ -22,6 +27,8 @@ class RunFiles:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.marker = self.path / ".clipkit-run"
+        """Marks a folder that clipkit may clear; lists the files of the model that it wrote."""
         self.recipe = self.path / "recipe.yaml"
         """Complete recipe, with all defaults."""
         self.metrics = self.path / "metrics.jsonl"
@@ -49,6 +56,16 @@ class RunFiles:
     def is_run(self) -> bool:
         """True if the folder contains a run, finished or not."""
         return self.recipe.is_file()
+
+    @property
+    def is_marked(self) -> bool:
+        """True if clipkit has written this run folder."""
+        return self.marker.is_file() and not self.marker.is_symlink()
+
+    @property
+    def model_files(self) -> list[str]:
+        """Names of the files in `model` that clipkit wrote; empty if they are unknown."""
+        return self.marker.read_text(encoding="utf-8").splitlines() if self.is_marked else []
 
     @property
     def is_finished(self) -> bool:
@@ -93,12 +110,17 @@ def append(file: Path, row: Mapping[str, Any]) -> None:
         lines.write(json.dumps(row) + "\n")
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
+def read_rows(file: Path, needed: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Return the JSON objects of a file, one per line, without damaged lines; a missing file has no objects.
 
     A run that is killed while it writes leaves an incomplete last line; a machine that loses power leaves zeros.
+
+    Args:
+        file: a log of a run.
+        needed: names of numbers; rows without all of them count as damaged.
     """
-    return [row for line in _lines(file) if (row := row_of(line)) is not None]
+    rows = (row for line in _lines(file) if (row := row_of(line)) is not None)
+    return [row for row in rows if all(isinstance(row.get(name), int | float) for name in needed)]
 
 
 def last_row(file: Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ LEVELS = {
     "findings": 0,
     "image_formats": 0,
     "opening": 0,
+    "overwriting": 0,
     "lazy": 0,
     "parsing": 0,
     "pixels": 0,

@@ -11,7 +11,7 @@ from clipkit.run_files import RunFiles, append, last_row, read_rows, recipe_of, 
 def test_every_file_is_in_the_folder(tmp_path: Path) -> None:
     run = RunFiles(tmp_path)
     paths = [file for file in vars(run).values() if isinstance(file, Path) and file != run.path]
-    assert set(paths) == {*run.files, *run.folders}
+    assert set(paths) == {run.marker, *run.files, *run.folders}
     assert all(file.parent == tmp_path for file in paths)
     assert run.files[0] == run.recipe  # the last one that is removed
 

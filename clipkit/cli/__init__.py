@@ -21,7 +21,7 @@ from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.cli.export import export, merge
 from clipkit.cli.inputs import check_recipe_inputs
-from clipkit.cli.launch import is_main_process, process_rank, run_again_on_processes
+from clipkit.cli.launch import end_with_launcher, is_main_process, process_rank, run_again_on_processes
 from clipkit.cli.models import models
 from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
@@ -63,6 +63,7 @@ def main() -> None:
     """
     # Progress bars and warnings of the model libraries would clutter the output; their errors become clipkit errors.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    end_with_launcher()
     try:
         with whole_output():
             app()

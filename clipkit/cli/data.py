@@ -1,17 +1,22 @@
 """Commands `clipkit data preview`, `prepare` and `check`."""
 
+import io
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from clipkit.cli.epilog import ending_with
-from clipkit.cli.output import check_writable, write_output
+from clipkit.cli.output import check_writable, write_file, write_output
 from clipkit.cli.terminal import print_findings
-from clipkit.errors import Interrupted, OutputError, RecipeError
+from clipkit.errors import Interrupted, OutputError, RecipeError, one_line
+from clipkit.overwriting import IMAGE_MARK
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 app = typer.Typer(help="Check, prepare and preview data.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -54,7 +59,10 @@ def preview(
     from clipkit.recipe.policies import parse_policy
 
     steps = parse_policy(policy)
+    check_writable(out, inputs=(data,))
     check_exists(data)
+    if Path(data).is_dir() and out.resolve().parent == Path(data).resolve():
+        raise OutputError(f"{out}: the preview would become one of the images of {data}; give --out another folder")
     from clipkit.data import read_pairs
     from clipkit.data.preview import preview as draw
 
@@ -62,14 +70,25 @@ def preview(
     if not pairs.has_images:
         raise RecipeError(f"{data}: has captions but no images; give data with images")
     sheet = draw(pairs, steps, count=count, views=views, size=size, safe=safe, seed=seed)
-    try:
-        if Path(data).is_dir() and out.resolve().parent == Path(data).resolve():
-            raise OutputError(f"{out}: the preview would become one of the images of {data}; give --out another folder")
-        sheet.save(out)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{out}: cannot be written ({error}); give an image file, e.g. preview.png") from None
+    write_file(out, _encoded(sheet, out))
     print_findings(pairs.findings)
     print(f"{out}: {min(count, len(pairs.images))} of {len(pairs.images)} images, {views} views of each")
+
+
+def _encoded(sheet: "Image.Image", out: Path) -> bytes:
+    from PIL import Image, PngImagePlugin
+
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(*IMAGE_MARK)
+    content = io.BytesIO()
+    try:
+        sheet.save(content, Image.registered_extensions()[out.suffix.lower()], pnginfo=mark)
+    except (KeyError, OSError, ValueError) as error:
+        raise OutputError(
+            f"{out}: cannot be written in the format {out.suffix or '(none)'} ({one_line(error)}); give an image file, "
+            "e.g. preview.png"
+        ) from None
+    return content.getvalue()
 
 
 @app.command()

@@ -11,10 +11,12 @@ from clipkit.data import read_labeled, read_pairs
 from clipkit.data.sources.emoji import EmojiData, build_emoji_data
 from clipkit.errors import OutputError
 from clipkit.evaluation import retrieval, zeroshot
+from clipkit.files import write_whole
 from clipkit.models import DualEncoder, compose, load
 from clipkit.recipe import Recipe
 from clipkit.report.demo import CREDIT, demo_report
 from clipkit.report.page import CALIBRATION_NOTE
+from clipkit.run_files import read_object
 from clipkit.tasks import counts_of
 
 # The run on shuffled names only shows that nothing can be learned from them, so fewer epochs are enough.
@@ -30,13 +32,14 @@ def run_demo(out: Path) -> None:
         OutputError: `out` holds other files, or cannot be written to.
     """
     marker = out / "demo.json"
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "data").is_dir())):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and "models" not in read_object(marker))):
         raise OutputError(f"{out}: already exists and does not contain a demo; give another folder with --out")
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(marker, json.dumps({"models": {}}))
         data = build_emoji_data(out / "data")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to ({error.strerror}); give another folder with --out") from None
-    marker.unlink(missing_ok=True)
     print(f"{data.families} emoji families, {data.held_out_families} of them held out for evaluation. {CREDIT}")
 
     recipe = Recipe.from_yaml(recipe_file("demo_emoji.yaml")).override(
@@ -60,9 +63,9 @@ def run_demo(out: Path) -> None:
         "shuffled names": _measure(load(str(out / "run_shuffled")), data),
         "untrained": _measure(_untrained(recipe), data),
     }
-    marker.write_text(json.dumps({"models": results, "train_seconds": seconds}, indent=2), encoding="utf-8")
+    write_whole(marker, json.dumps({"models": results, "train_seconds": seconds}, indent=2))
     report = out / "report.html"
-    report.write_text(demo_report(out), encoding="utf-8")
+    write_whole(report, demo_report(out))
     _print_summary(results, report, out, seconds)
 
 

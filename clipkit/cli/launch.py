@@ -4,6 +4,8 @@ import logging
 import os
 import signal
 import sys
+import time
+from threading import Thread
 from typing import TYPE_CHECKING, NoReturn
 from uuid import uuid4
 
@@ -21,6 +23,23 @@ def process_rank() -> int | None:
 def is_main_process() -> bool:
     """Return True for the process that prints and writes."""
     return not process_rank()
+
+
+def end_with_launcher() -> None:
+    """In a process of a launcher, watch the launcher: if it is killed, this process ends as after SIGTERM.
+
+    A run then saves a checkpoint and ends. A process that still lives two minutes later is ended.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and hasattr(os, "getppid"):
+        Thread(target=_watch, args=(os.getppid(),), name="launcher", daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(120)
+    os._exit(143)
 
 
 def joined_processes() -> "Processes":

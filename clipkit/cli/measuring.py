@@ -77,9 +77,9 @@ class Measuring:
         Args:
             evaluate: function that evaluates a model, with the options shared by all evaluation functions, and returns
                 its result.
-            inputs: sources that must not be overwritten.
+            inputs: sources that must not be overwritten, besides the model.
         """
-        check_writable(self.json_file, self.report, self.predictions, inputs=inputs)
+        check_writable(self.json_file, self.report, self.predictions, inputs=(self.model, *inputs))
         if self.processes > 1:
             run_again_on_processes(self.processes)
         from clipkit.cli.process import keep_freed_memory

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipkit.errors import OutputError
-from clipkit.files import is_file, write_whole
+from clipkit.files import write_whole
+from clipkit.overwriting import check_replaceable
 
 
 def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()) -> None:
@@ -15,27 +16,19 @@ def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()
         inputs: sources that must not be overwritten.
 
     Raises:
-        OutputError: a file cannot be written, or would replace an input or another file.
+        OutputError: a file cannot be written, is given twice, or would replace something that is not an output.
     """
-    taken = {_path_of(str(source)).resolve(): source for source in inputs if source is not None}
+    given = [source for source in inputs if source is not None]
+    taken: dict[Path, Path] = {}
     for file in files:
         if file is None:
             continue
-        folder = file.absolute().parent
-        if not folder.is_dir():
-            raise OutputError(f"{file}: the folder {folder} does not exist; create it first")
-        if file.is_dir():
-            raise OutputError(f"{file}: is a folder; give the path of a file")
+        check_replaceable(file, given)
         if file.resolve() in taken:
             raise OutputError(
                 f"{file}: would overwrite {taken[file.resolve()]}, which is also given; give another file"
             )
         taken[file.resolve()] = file
-
-
-def _path_of(source: str) -> Path:
-    """Return the path of a source without its options; a name that exists has none."""
-    return Path(source) if is_file(Path(source)) else Path(source.partition("?")[0])
 
 
 def write_output(file: Path | None, text: str, what: str) -> None:
@@ -50,8 +43,8 @@ def write_output(file: Path | None, text: str, what: str) -> None:
     print(f"{what}: {file}")
 
 
-def write_file(file: Path, text: str) -> None:
-    """Write a text file.
+def write_file(file: Path, text: str | bytes) -> None:
+    """Write a file.
 
     Raises:
         OutputError: the file cannot be written.

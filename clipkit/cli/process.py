@@ -7,6 +7,8 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
+from clipkit.errors import printable
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 
 
@@ -36,7 +38,7 @@ def log_to_terminal(logger: logging.Logger) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             # A closed terminal, or a full disk under a redirected output, must not end a run.
             with suppress(OSError):
-                tqdm.write(self.format(record), file=sys.stdout)
+                tqdm.write(printable(self.format(record)), file=sys.stdout)
                 sys.stdout.flush()
 
     if not logger.handlers:

@@ -42,12 +42,12 @@ def push(
     measured = [read_result(file) for file in results or []]
     run = RunFiles(model)
     with tempfile.TemporaryDirectory() as temporary:
-        if run.is_run and run.model.is_dir() and not measured:
-            folder = run.model
-        else:
+        names = None if measured else (run.is_run and run.model.is_dir() and run.model_files) or None
+        folder = run.model
+        if names is None:
             folder = Path(temporary) / "model"
             _save(model, folder, measured)
-        done = upload(folder, repository, private=private, message=message)
+        done = upload(folder, repository, private=private, message=message, names=names)
     _print(done)
 
 
@@ -60,7 +60,7 @@ def push_run(run: str, repository: str, private: bool) -> None:
     from clipkit.models.publish.push import push as upload
 
     try:
-        _print(upload(RunFiles(run).model, repository, private=private))
+        _print(upload(RunFiles(run).model, repository, private=private, names=RunFiles(run).model_files or None))
     except ModelError as error:
         command = shlex.join(["clipkit", "push", run, repository, *(["--private"] if private else [])])
         raise TrainingError(

@@ -8,7 +8,7 @@ import typer
 from clipkit.cli.inputs import check_file, check_models
 from clipkit.cli.launch import joined_processes, run_again_on_processes
 from clipkit.cli.measuring import CacheFolder, ProcessCount, cache_of
-from clipkit.cli.output import write_file
+from clipkit.cli.output import check_writable, write_file
 from clipkit.errors import OutputError, TrainingError
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def suite(
     from clipkit.evaluation.suites import read_suite, run_suite
 
     chosen = read_suite(name)
+    if out.exists():
+        check_writable(out / "results.json", out / "table.md", out / "report.html")
     if processes > 1:
         run_again_on_processes(processes)
     from clipkit.cli.process import keep_freed_memory

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clipkit.errors import printable
 from clipkit.report.page import metrics_table, standing
 from clipkit.tasks import named_data, number, readable, shortened, shown_metrics
 
@@ -54,7 +55,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str
     for column, heading in enumerate(header):
         table.add_column(heading, justify="left" if column == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # Text, because rich would read brackets in captions as markup
+        # Text, because rich would read brackets in captions as markup.
+        table.add_row(*(Text(printable(cell)) for cell in row))
     open_console().print(table)
 
 

@@ -6,11 +6,31 @@ import select
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 from clipkit.errors import TrainingError
 from clipkit.findings import Finding
 
 _LOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
+
+
+class _MayBeFull:
+    """Standard error, whose lines may be lost (a full disk, a closed terminal): the exit code must not be."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager
@@ -27,6 +47,8 @@ def whole_output() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if sys.stderr is not None:
+        sys.stderr = cast(TextIO, _MayBeFull(sys.stderr))
     try:
         try:
             yield

@@ -125,6 +125,9 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
     """
     if set("{}*?[]") & set(str(folder)):
         raise OutputError(f"{folder}: a folder of shards cannot have any of {{}}*?[] in its name; give another --out")
+    for name in (_MANIFEST, _SKIPPED):
+        for unfinished in folder.glob(f".{name}.*.writing"):  # of a process that was killed
+            unfinished.unlink(missing_ok=True)
     source = {
         "name": pairs.name,
         "fingerprint": _fingerprint(pairs),
@@ -133,7 +136,7 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
     }
     manifest = read_manifest(folder)
     if manifest is None:
-        names = sorted(file.name for file in folder.iterdir() if file.name != ".prepared.json.writing")
+        names = sorted(file.name for file in folder.iterdir())
         if names:
             raise OutputError(
                 f"{folder}: is not empty (it contains {names[0]}) and was not begun by this command; give another --out"

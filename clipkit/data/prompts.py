@@ -1,6 +1,5 @@
 """Class names and prompts for zero-shot classification, read from files or built in."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -10,6 +9,7 @@ from clipkit.errors import DataError
 from clipkit.files import is_file
 from clipkit.findings import Finding
 from clipkit.opening import read_text
+from clipkit.parsing import parse_json
 
 # Templates with {c} for the class name; or a list of prompts for each class (Pratt et al. 2023, CuPL).
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
@@ -209,8 +209,8 @@ def _lines_or_json(source: str, what: str, named: list[str]) -> object:
     if path.suffix != ".json":
         return read_lines(path)
     try:
-        return json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(read_text(path))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: is not valid JSON ({error}); fix it") from None
 
 

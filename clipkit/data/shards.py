@@ -50,6 +50,7 @@ def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
         return None
     temporary = temporary_path(path)
     try:
+        temporary.unlink(missing_ok=True)  # of a process that was killed
         with temporary.open("wb") as file:
             if path.suffix == ".parquet":
                 _write_parquet(file, chain([first], samples), first.texts)

@@ -1,6 +1,9 @@
 """Cache of features on disk; the key is a hash of the image or string."""
 
+import hashlib
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,11 +13,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clipkit.files import replacing
+
 _KEY_BYTES = 32  # length of a SHA-256
+_CHECKSUM = "sha256"
+
+_logger = logging.getLogger(__name__)
 
 
 class FeatureCache:
     """Cache of feature rows by key, in files that are written once and never changed.
+
+    Each file has a checksum over its keys and features. A damaged file is reported and removed, and never used.
 
     Args:
         folder: folder of one tower; created with the first features.
@@ -30,8 +40,14 @@ class FeatureCache:
         try:
             with safe_open(file, framework="pt") as opened:
                 keys = opened.get_tensor("keys")
+                is_table = keys.dtype == torch.uint8 and keys.shape[1:] == (_KEY_BYTES,)
+        except FileNotFoundError:
+            return  # deleted since it was listed
         except (SafetensorError, OSError, ValueError):
-            return  # damaged: its features are computed again
+            is_table = False
+        if not is_table:
+            self._drop(file)
+            return
         table = keys.numpy().tobytes()
         for row in range(len(keys)):
             self._rows[table[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]] = (file, row)
@@ -46,17 +62,35 @@ class FeatureCache:
                 by_file.setdefault(file, []).append((position, row))
         features = torch.empty(len(keys), 0)
         for file, entries in by_file.items():
-            try:
-                with safe_open(file, framework="pt") as opened:
-                    stored = opened.get_tensor("features")
-            except (SafetensorError, OSError):
-                continue  # deleted since it was indexed
+            stored = self._verified(file)
+            if stored is None or features.shape[1] not in (0, stored.shape[1]):
+                continue
             if not features.shape[1]:
                 features = stored.new_empty(len(keys), stored.shape[1])
             positions, rows = torch.tensor(entries).T
             features[positions] = stored[rows]
             known[positions] = True
         return known, features[known]
+
+    def _verified(self, file: Path) -> Float[Tensor, "R D"] | None:
+        """Return the features in a file, or None if it was deleted or is damaged."""
+        try:
+            with safe_open(file, framework="pt") as opened:
+                keys, features = opened.get_tensor("keys"), opened.get_tensor("features")
+                checksum = (opened.metadata() or {}).get(_CHECKSUM)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError, ValueError):
+            checksum = None
+        if checksum is None or checksum != _checksum(keys, features):
+            self._drop(file)
+            return None
+        return features
+
+    def _drop(self, file: Path) -> None:
+        _logger.warning("%s: cached features are damaged or have no checksum; they are computed again", file)
+        with suppress(OSError):
+            file.unlink()
 
     def add(self, keys: Sequence[bytes], features: Float[Tensor, "K D"]) -> None:
         """Write features and their keys to a new file.
@@ -66,13 +100,16 @@ class FeatureCache:
         """
         table = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), _KEY_BYTES)
         file = self.folder / f"{uuid4().hex}.safetensors"
-        unfinished = file.with_suffix(".tmp")
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file({"keys": table, "features": features.contiguous()}, unfinished)
-            unfinished.replace(file)
-        except SafetensorError as error:  # raised for a full disk
-            raise OSError(str(error)) from None
-        finally:
-            unfinished.unlink(missing_ok=True)
+        tensors = {"keys": table, "features": features.contiguous()}
+        with replacing(file) as unfinished:
+            save_file(tensors, unfinished, {_CHECKSUM: _checksum(**tensors)})
         self._index(file)
+
+
+def _checksum(keys: Tensor, features: Tensor) -> str:
+    """Return the SHA-256 over shapes, types and values."""
+    digest = hashlib.sha256(f"{keys.shape} {features.shape} {features.dtype}".encode())
+    for tensor in (keys, features):
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

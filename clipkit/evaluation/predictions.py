@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipkit.errors import OutputError, one_line
+from clipkit.files import replacing
 from clipkit.metrics import RetrievalRanks, top_answers
 
 _TOP = 10
@@ -134,13 +134,9 @@ def _writing(file: str | Path, schema: Any) -> Iterator[Callable[[dict[str, list
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    file = Path(file)
-    unfinished = file.with_name(f".{file.name}.{uuid4().hex}")
+    schema = schema.with_metadata({**(schema.metadata or {}), "clipkit": "predictions"})
     try:
-        with ParquetWriter(unfinished, schema, compression="zstd") as writer:
+        with replacing(Path(file)) as unfinished, ParquetWriter(unfinished, schema, compression="zstd") as writer:
             yield lambda columns: writer.write_table(pa.table(columns, schema=schema))
-        unfinished.replace(file)
     except OSError as error:
         raise OutputError(f"{file}: cannot be written ({one_line(error)}); give another file") from None
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from clipkit.errors import DataError
 from clipkit.evaluation.figures import Figure
 from clipkit.findings import Finding
 from clipkit.metrics.bootstrap import DRAWS
+from clipkit.parsing import parse_json
 from clipkit.versions import __version__, installed_version
 
 
@@ -137,7 +138,7 @@ def read_result(file: Path) -> dict[str, Any]:
     """
     advice = "give a file that clipkit eval … --json wrote, or results.json of a run"
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read as a result JSON ({error}); {advice}") from None
     kinds = {"task": str, "model": str, "data": dict, "metrics": dict, "settings": dict}

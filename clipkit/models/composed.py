@@ -15,6 +15,7 @@ from clipkit.models.text_encoders import text_tower
 from clipkit.models.timm_towers import data_config, timm_tower
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.weights import check_safetensors, save_tensors
+from clipkit.parsing import parse_json
 from clipkit.recipe import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 
 LAYOUT_FILE = "clipkit.json"
@@ -102,7 +103,7 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
     from safetensors.torch import load_file
 
     with as_model_error(f"{name}: is not a complete clipkit model", "; save or download it again"):
-        layout = json.loads((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
+        layout = parse_json((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
         image, text = ImageTowerRecipe(), TextTowerRecipe()
         if layout.get("image", True):
             image = ImageTowerRecipe(name=str(folder / "image"))

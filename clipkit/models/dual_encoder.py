@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipkit.errors import DataError
+from clipkit.files import as_os_errors, replacing
 from clipkit.images import ImageLike
 from clipkit.models.absent import is_absent
 from clipkit.models.encode import encode_images, encode_strings, listed_images, listed_strings
@@ -156,11 +157,20 @@ class DualEncoder(nn.Module):
         return probabilities_of(similarities, self.logit_scale.exp().item(), bias, kind)
 
     def save(self, folder: str | Path) -> None:
-        """Write the model in the layout of the library that it was loaded from."""
+        """Write the model in the layout of the library that it was loaded from.
+
+        A new folder exists only when it is complete. In a folder with other files, the files of the model are replaced.
+
+        Raises:
+            OSError: the folder cannot be written, e.g. because the disk is full.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.backend.save(self, folder)
-        save_view_heads(self.view_heads, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        with replacing(folder) if is_new else as_os_errors(folder) as written:
+            written.mkdir(exist_ok=True)
+            self.backend.save(self, written)
+            save_view_heads(self.view_heads, written)
 
     def layout(self, recipe: ModelRecipe | None = None) -> Layout:
         """Return the facts about the saved model that a model card states.

@@ -1,11 +1,11 @@
 """Limits on the configuration of a model folder: it cannot choose anything that loads code."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from clipkit.errors import ModelError
+from clipkit.parsing import parse_json
 
 # transformers takes any other name for kernels, which it would download from the Hub and run.
 _ATTENTION = ("eager", "sdpa", "flex_attention")
@@ -26,8 +26,8 @@ def check_config(folder: Path, name: str) -> None:
         ModelError: the configuration chooses another attention.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # the loader reports it
+        config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the loader reports it
         return
     for key, value in _choices(config):
         if isinstance(value, str) and value not in _ATTENTION:

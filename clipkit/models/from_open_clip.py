@@ -1,7 +1,6 @@
 """Loading of open_clip models: pretrained or with random weights, and checkpoints of open_clip's trainer."""
 
 import copy
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from clipkit.models.projections import Projection
 from clipkit.models.quiet import as_model_error, without_root_messages
 from clipkit.models.tokenizer import OpenClipTokenizer, refuse_code
 from clipkit.models.weights import save_tensors
+from clipkit.parsing import parse_json
 
 log = logging.getLogger("clipkit")
 
@@ -94,7 +94,7 @@ def load_open_clip_folder(folder: Path, name: str) -> DualEncoder:
         ModelError: a file is missing, invalid or does not fit.
     """
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+        config = parse_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
         dict(config["text_cfg"], **config["vision_cfg"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(

@@ -1,6 +1,5 @@
 """Text towers of composed models: any transformers text encoder with a pooling and a projection."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from clipkit.models.towers import TextTower
 from clipkit.models.trunks import TextTrunk
 from clipkit.models.weights import check_loaded, check_weights
 from clipkit.models.wrappers import key_mapping
+from clipkit.parsing import parse_json
 from clipkit.recipe import TextTowerRecipe
 
 _POOLING_FILE = Path("1_Pooling") / "config.json"
@@ -128,7 +128,7 @@ def _pooling(folder: Path) -> Literal["mean", "cls", "last"]:
     file = folder / _POOLING_FILE
     if not file.is_file():
         return "mean"
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = parse_json(file.read_text(encoding="utf-8"))
     stated = config.get("pooling_mode")
     if stated is None:
         stated = [key.removeprefix(_OLD_POOLING) for key in config if key.startswith(_OLD_POOLING) and config[key]]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from clipkit.models.quiet import as_model_error
 from clipkit.models.weights import check_safetensors, save_tensors
+from clipkit.parsing import parse_json
 from clipkit.recipe import HeadRecipe
 
 VIEW_HEADS_FILE = "view_heads.safetensors"
@@ -70,7 +71,7 @@ def load_view_heads(folder: Path) -> nn.ModuleDict:
     with as_model_error(f"{file}: metadata and weights do not match", "; download it again"):
         with safe_open(file, framework="pt") as opened:
             for name, text in sorted((opened.metadata() or {}).items()):
-                settings = json.loads(text)
+                settings = parse_json(text)
                 width = settings.pop("in")
                 heads[name] = ViewHead(HeadRecipe(**settings), width)
         heads.load_state_dict(load_file(file))

@@ -1,6 +1,5 @@
 """Safety checks of weight files before they are opened: complete, inside their folder, and without code."""
 
-import json
 import logging
 import pickle
 import warnings
@@ -15,6 +14,7 @@ from torch import Tensor
 from clipkit.errors import ModelError, one_line
 from clipkit.models.quiet import as_model_error
 from clipkit.models.wrappers import check_merged, unknown_prefix, warn_unused
+from clipkit.parsing import parse_json
 
 log = logging.getLogger("clipkit")
 
@@ -143,7 +143,7 @@ def _is_torch_script(file: Path) -> bool:
 
 def _files_of_index(index: Path) -> list[Path]:
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: is not a valid weight index ({one_line(error)}); download it again") from None
     for name in sorted(names, key=str):

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from clipkit.errors import DataError
+from clipkit.errors import DataError, printable
 from clipkit.images import DATA_URI, as_data_uri
 from clipkit.report.charts import CATEGORIES
 from clipkit.tasks import number, readable, shown_metrics
@@ -238,4 +238,9 @@ def with_interval(name: str, figure: Mapping[str, Any] | None) -> str:
 def markdown(table: Table) -> str:
     """Return the rows of a table in Markdown."""
     rows = [table.header, ["---"] * len(table.header), *table.rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(map(in_markdown, row))} |" for row in rows)
+
+
+def in_markdown(text: str) -> str:
+    """Return a text that is shown as it is in a table or line of Markdown."""
+    return re.sub(r"([|\[\]`*\\])", r"\\\1", printable(" ".join(text.split()))).replace("<", "&lt;")

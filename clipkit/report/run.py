@@ -22,7 +22,7 @@ from clipkit.report.page import (
     render,
     short_name,
 )
-from clipkit.run_files import RunFiles, read_rows
+from clipkit.run_files import IN_METRICS, IN_SPEED, RunFiles, read_rows
 from clipkit.tasks import counts_of, number, readable
 
 
@@ -127,7 +127,7 @@ def _lead(results: dict[str, Any]) -> str:
 
 def run_charts(run: RunFiles, results: dict[str, Any]) -> list[Chart]:
     """Chart the logs of a run: loss, validation metrics, batch statistics, scale, throughput."""
-    steps, settings = read_rows(run.metrics), results["settings"]
+    steps, settings = read_rows(run.metrics, IN_METRICS), results["settings"]
     level = settings.get("loss_at_chance")
     chance = None if level is None else ("chance", level)
     charts = [_curves("Training loss", {"loss": "loss"}, steps, "loss", reference=chance)]
@@ -136,7 +136,7 @@ def run_charts(run: RunFiles, results: dict[str, Any]) -> list[Chart]:
     charts += _batch_charts(steps)
     if settings.get("interpolation"):
         charts.append(_interpolation_chart(settings))
-    return [*charts, *_throughput_chart(read_rows(run.speed))]
+    return [*charts, *_throughput_chart(read_rows(run.speed, IN_SPEED))]
 
 
 def _curves(
@@ -173,16 +173,16 @@ def _evaluation_charts(evaluations: list[dict[str, Any]], settings: dict[str, An
         return []
     charts = []
     for names in _CHARTED:
-        if columns := {name: readable(name) for name in names if name in evaluations[0]}:
+        if columns := {name: readable(name) for name in names if all(name in row for row in evaluations)}:
             label = "value" if "alignment" in names[0] else "share"
             charts.append(_curves(_TITLES[names[0]], columns, evaluations, label, note=note))
     retention = settings.get("retention")
-    if retention and retention["metric"] in evaluations[0]:
+    if retention and all(retention["metric"] in row for row in evaluations):
         name = retention["metric"]
         x = [row["step"] for row in evaluations]
         series = {readable(name): ([0, *x], [retention["start"], *(row[name] for row in evaluations)])}
         best = settings.get("best")
-        if best and best["metric"] in evaluations[0]:
+        if best and all(best["metric"] in row for row in evaluations):
             series[readable(best["metric"])] = (x, [row[best["metric"]] for row in evaluations])
         charts.append(Chart("Target metric and retention", line_chart(series, "step", "share")))
     return charts

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipkit.report.page import INTERVAL_NOTE, Page, Table, markdown, render, with_interval
+from clipkit.report.page import INTERVAL_NOTE, Page, Table, in_markdown, markdown, render, with_interval
 from clipkit.tasks import named_data, number, readable
 
 
@@ -93,8 +93,8 @@ def suite_markdown(result: Mapping[str, Any]) -> str:
     parts = []
     for table in suite_tables(result):
         parts.append(f"### {table.title}\n\n{markdown(table)}\n\n{table.note}".rstrip())
-    parts += [f"Unavailable: {name}: {why}" for name, why in result["unreached"].items()]
-    parts += [f"Failed: {name}: {why}" for name, why in result["failed"].items()]
+    for title, key in (("Unavailable", "unreached"), ("Failed", "failed")):
+        parts += [f"{title}: {in_markdown(name)}: {in_markdown(why)}" for name, why in result[key].items()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -99,6 +99,7 @@ def open_folder(plan: Plan, folder: RunFolder, start: StartPoint, gradients: Ste
 
     def restore_folder() -> None:
         with folder.writing():
+            folder.start()
             if start.saved is None:
                 folder.clear()
             else:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.image_formats import pixel_limit
+from clipkit.models.publish.layout import pretrained_names
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.training.failures import failures_in_one_line
@@ -57,8 +58,17 @@ def train(
     recipe = recipe.override(overrides or {})
     with StopRequest() as stop, pixel_limit(recipe.data.max_pixels), failures_in_one_line():
         accelerator = accelerator_of(recipe.train.precision, recipe.train.timeout_minutes)
-        with claimed(RunFolder(recipe.output), Processes(accelerator), resume, overwrite) as folder:
+        folder = RunFolder(recipe.output)
+        with claimed(folder, Processes(accelerator), resume, overwrite, _inputs(recipe)):
             return run(make_plan(recipe, accelerator), folder, stop, resume)
+
+
+def _inputs(recipe: Recipe) -> list[str]:
+    """Return the sources and models that a recipe names."""
+    data = recipe.data
+    sources = [source.source for source in data.sources]
+    named = [*sources, data.validation, data.labelled, data.labelled_test, *pretrained_names(recipe.model)]
+    return [name for name in named if isinstance(name, str)]
 
 
 def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors
 
 import clipkit
 from clipkit.embedding.cache import FeatureCache
@@ -92,14 +94,45 @@ def test_changed_model_encodes_again(model: clipkit.DualEncoder, images: list[Pa
 
 
 def test_features_in_damaged_cache_files_are_computed_again(
-    model: clipkit.DualEncoder, images: list[Path], tmp_path: Path
+    model: clipkit.DualEncoder, images: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = Features(model, cache=tmp_path).images(images[:4])
     (file,) = tmp_path.glob("*/*.safetensors")
     whole = file.read_bytes()
-    for damaged in (whole[:100], b"", b"{}", whole[:-8]):
+    flips = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in range(8, len(whole), 150)]
+    keys = load_file(file)["keys"]
+    others = [
+        safetensors({"keys": keys}),
+        safetensors({"keys": keys[:, 0].contiguous(), "features": first}),
+        safetensors({"keys": keys.float(), "features": first}),
+        safetensors({"keys": keys, "features": -first}),
+        safetensors({"keys": keys, "features": first[:2].contiguous()}),
+        b"\0" * len(whole),
+        whole + b"\0",
+    ]
+    for damaged in (whole[:100], b"", b"{}", whole[:-8], *flips, *others):
+        for before in tmp_path.glob("*/*.safetensors"):
+            before.unlink()
         file.write_bytes(damaged)
-        assert torch.equal(Features(model, cache=tmp_path).images(images[:4]), first)
+        caplog.clear()
+        features = Features(model, cache=tmp_path)
+        assert torch.equal(features.images(images[:4]), first)
+        assert features.computed == 4
+        assert str(file) in caplog.text
+        assert not file.exists()
+
+
+def test_a_damaged_cache_file_is_not_reported_twice_and_leaves_the_others(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    cache.add([b"a" * 32], torch.ones(1, 3))
+    (file,) = tmp_path.iterdir()
+    cache.add([b"b" * 32], 2 * torch.ones(1, 3))
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 128]))
+    for reader in (cache, FeatureCache(tmp_path)):
+        known, features = reader.read([b"a" * 32, b"b" * 32])
+        assert known.tolist() == [False, True]
+        assert features.tolist() == [[2, 2, 2]]
 
 
 def test_full_disk_disables_the_cache_with_a_warning(
@@ -110,7 +143,7 @@ def test_full_disk_disables_the_cache_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def full(*_: Any) -> None:
-        raise SafetensorError("No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("clipkit.embedding.cache.save_file", full)
     features = Features(model, cache=tmp_path).images(images[:2])

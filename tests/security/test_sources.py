@@ -13,19 +13,19 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "fsspec": ("data/sources/streams.py",),
     "urllib": ("data/sources/remote.py",),
     "torch.load": ("models/weights.py",),
-    "os.open": ("cli/terminal.py", "opening.py", "data/output_folder.py", "training/folder/"),
+    "os.open": ("cli/terminal.py", "opening.py", "data/output_folder.py", "files.py", "training/folder/"),
     "tarfile.open": ("data/shards.py", "data/sources/streams.py", "data/sources/shard_index.py"),
     "open to write": (
         "data/checks/fix.py", "data/shards.py", "data/sources/emoji.py", "files.py", "run_files.py",
     ),
     "open to read": ("training/folder/", "data/sources/emoji.py", "data/shards.py", "parsing.py"),
     "write": (
-        "cli/demo.py", "cli/push.py", "data/checks/fix.py", "data/sources/emoji.py", "data/sources/remote.py",
+        "cli/push.py", "data/checks/fix.py", "data/sources/emoji.py", "data/sources/remote.py", "files.py",
         "models/composed.py", "models/dual_encoder.py", "models/export/", "models/publish/push.py",
         "models/tokenizer.py", "training/folder/checkpoint.py", "training/kept_model.py",
     ),
     "read": (
-        "cli/", "evaluation/result.py", "evaluation/suites/", "models/", "report/",
+        "cli/", "evaluation/result.py", "models/", "report/",
         "run_files.py", "training/", "data/manifest.py", "data/prompts.py", "data/shared_memory.py",
         "data/sources/emoji.py", "images.py",
     ),

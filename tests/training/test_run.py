@@ -40,7 +40,7 @@ def test_run_folder_has_all_files_of_the_design(recipe: Build, tmp_path: Path, s
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
         "recipe.yaml", "metrics.jsonl", "speed.jsonl", "evaluations.jsonl", "results.json", "report.html",
-        "checkpoints", "model", "log.txt", "findings.json",
+        "checkpoints", "model", "log.txt", "findings.json", ".clipkit-run",
     }  # fmt: skip
     rows = read_lines(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 7))

@@ -4,13 +4,11 @@ import csv
 import json
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from uuid import uuid4
 
 from PIL import Image
 
@@ -22,6 +20,7 @@ from clipkit.data.pairs import Pairs
 from clipkit.data.sources.columns import split_options
 from clipkit.data.sources.remote import Remote
 from clipkit.errors import DataError, OutputError, one_line
+from clipkit.files import replacing
 from clipkit.image_formats import open_content
 from clipkit.images import Stored, read_image
 
@@ -76,19 +75,16 @@ def fix(pairs: Pairs, report: Report, out: Path, drop_most: bool = False) -> dic
         raise DataError(f"{pairs.name}: every row has an error, so no row is left to copy; see the findings")
     if not drop_most:
         _check_loss(pairs, len(report.broken.keys() | report.leaked.keys()), dropped)
-    temporary = out.absolute().parent / f".{out.name}.{uuid4().hex[:8]}.writing"
     try:
-        temporary.mkdir()
-        images = _write_rows(pairs, rows, temporary, out)
-        with (temporary / "dropped.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            temporary.mkdir()
+            images = _write_rows(pairs, rows, temporary, out)
+            with (temporary / "dropped.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped)
     except OSError as error:
         raise OutputError(
             f"{out}: cannot be written ({error.strerror or one_line(error)}); give another folder"
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return {"images": images, "captions": len(rows) if pairs.has_captions else 0, "dropped": len(dropped)}
 
 

@@ -135,6 +135,8 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
             "shards, with data.samples); "
             "download the data for other uses"
         )
+    if "\0" in name:
+        raise DataError(f"{wanted.source[:200]}: is not a name that a file can have; check the path")
     name = str(Path(name).expanduser())
     try:
         source = next((source for source in SOURCES if source.matches(name)), None)

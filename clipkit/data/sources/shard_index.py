@@ -6,9 +6,9 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -17,7 +17,7 @@ from clipkit.data.sources.choice import PEEKED
 from clipkit.data.sources.members import TEXTS, BoundedMember, check_member
 from clipkit.data.sources.samples import caption_choices, collected, has_dots, image_endings, values_of_role
 from clipkit.errors import DataError, one_line
-from clipkit.files import cache_folder
+from clipkit.files import cache_folder, replacing
 from clipkit.opening import open_file
 
 ROLES = ("caption", "label", "negative_caption", "paraphrase")
@@ -37,11 +37,11 @@ def index_of(path: Path, given: Mapping[str, str]) -> pa.Table | DataError:
         given: ending, or key in the JSON file, that the user named for a role.
     """
     file = path.stat()
-    state = f"{_LAYOUT} {file.st_size} {file.st_mtime_ns}".encode()
+    state = f"{_LAYOUT} {file.st_size} {file.st_mtime_ns} {file.st_ctime_ns}".encode()
     name = f"{path.resolve()}{sorted(given.items()) if given else ''}"
     cached = cache_folder() / "shards" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.parquet"
     try:
-        table = parquet.read_table(cached)
+        table = parquet.read_table(cached, page_checksum_verification=True)
         if table.schema.metadata is not None and table.schema.metadata.get(b"state") == state:
             return table
     except (OSError, pa.ArrowException):
@@ -55,13 +55,10 @@ def index_of(path: Path, given: Mapping[str, str]) -> pa.Table | DataError:
     except Exception as error:
         reason = one_line(error) or type(error).__name__
         return DataError(f"{path}: is a damaged tar file ({reason}); download or create it again, or leave it out")
-    temporary = cached.with_name(f"{cached.name}.{uuid4().hex}")
-    try:
+    with suppress(OSError):  # a cache that cannot be written only costs time
         cached.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(table, temporary)
-        temporary.replace(cached)
-    except OSError:  # a cache that cannot be written only costs time
-        temporary.unlink(missing_ok=True)
+        with replacing(cached) as temporary:
+            parquet.write_table(table, temporary, write_page_checksum=True)
     return table
 
 

@@ -14,7 +14,7 @@ from clipkit.data.sources.columns import Wanted, exists, name_revision_and_split
 from clipkit.data.sources.members import BoundedMember, check_member
 from clipkit.data.sources.remote import ATTEMPTS, BACK_OFF, TIMEOUT
 from clipkit.data.sources.samples import adjacent, image_endings, values_of_role
-from clipkit.data.sources.urls import STREAMS, is_address, protocol_of
+from clipkit.data.sources.urls import STREAMS, is_address, protocol_of, without_credentials
 from clipkit.errors import DataError, one_line
 from clipkit.images import InMemory
 from clipkit.opening import open_file
@@ -101,7 +101,7 @@ def stream_of(source: str) -> Stream | None:
         for part in parts:
             if is_address(part):
                 protocol_of(part, STREAMS)
-        return Stream(name, parts, options)
+        return Stream(without_credentials(name), parts, options)
     except ValueError:
         raise DataError(f"{source}: its braces do not match; write, for example, shards-{{000..099}}.tar") from None
 

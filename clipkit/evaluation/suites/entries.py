@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from clipkit.closest import closest
 from clipkit.errors import DataError
+from clipkit.parsing import read_yaml
 from clipkit.recipe.problems import first_problem
 from clipkit.recipe.section import Section
 from clipkit.tasks import TASKS
@@ -190,10 +190,10 @@ def _named(name: str, path: Path) -> dict[str, Any]:
 
 def _values(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError:
         raise DataError(f"{path}: file not found; give the name of a suite or a YAML file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: is not valid YAML ({' '.join(str(error).split())}); fix it") from None
     if not isinstance(values, dict):
         raise DataError(f"{path}: is not a mapping; a suite has name and datasets, a dataset name, task and source")

@@ -19,6 +19,7 @@ from clipkit.files import write_whole
 from clipkit.models import DualEncoder, load
 from clipkit.models.absent import check_present, is_absent
 from clipkit.models.fingerprint import tower_fingerprint
+from clipkit.overwriting import check_replaceable
 from clipkit.processes import Processes
 from clipkit.run_files import read_object
 
@@ -172,6 +173,7 @@ class _Run:
         kept = result is not None
         if result is None:
             try:
+                self.processes.on_main(lambda: check_replaceable(file))
                 result = dict(task_of(entry.task).run(model, opened, self.options))
                 _check_metric(entry, result)
             except self._caught as error:

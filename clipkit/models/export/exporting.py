@@ -1,7 +1,6 @@
 """Function `export`: write a folder with its card, and keep it only if the code of the card computes the features."""
 
 import io
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -11,6 +10,7 @@ from PIL import Image
 
 from clipkit.errors import OutputError
 from clipkit.export_formats import export_format
+from clipkit.files import replacing
 from clipkit.images import ImageLike, Stored, open_image
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.export.comparison import Comparison, changed, run_card
@@ -60,25 +60,19 @@ def export(
     target = _format(to, {"int8": True} if int8 else {})
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: already exists; give an empty or a new folder")
-    temporary = out.with_name(f".{out.name}.writing")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        notes = target.write(model, temporary)
-        with tempfile.TemporaryDirectory() as samples:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as temporary, tempfile.TemporaryDirectory() as samples:
+            temporary.mkdir()
+            notes = target.write(model, temporary)
             side = model.image.preprocess.image_size or 96
             files = _files(images, side, Path(samples)) if "image" in model.sides else {}
             texts = _named(captions) if "text" in model.sides else {}
             proof = _prove(model, target, temporary, out, tolerance, notes, files, texts)
-        card = export_card(target.layout(model, temporary), str(out), proof.notes)
-        (temporary / CARD).write_text(card, encoding="utf-8")
-        if out.is_dir():
-            out.rmdir()
-        temporary.replace(out)
+            card = export_card(target.layout(model, temporary), str(out), proof.notes)
+            (temporary / CARD).write_text(card, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{out}: is not writable ({error.strerror or error}); give another folder") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return proof
 
 

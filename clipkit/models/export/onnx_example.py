@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+# Pillow also has formats that start programs, e.g. EPS.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 FOLDER = Path(__file__).parent
 CONFIG: dict[str, Any] = {}
 if (FOLDER / "clipkit_onnx.json").is_file():
@@ -26,7 +28,7 @@ if (FOLDER / "clipkit_onnx.json").is_file():
 
 def rgb(image: Image.Image | str | Path) -> Image.Image:
     """Return a file or an image upright and in RGB: transparency becomes white, 10 to 16 bits and floats 8 bits."""
-    image = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.open(image))
+    image = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.open(image, formats=FORMATS))
     if image.mode.startswith("I"):
         values = np.asarray(image)
         bits = next(bits for bits in (8, 10, 12, 14, 16) if values.max() < 1 << bits)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
-
 from clipkit.errors import ModelError
 from clipkit.models.hub import local_folder
+from clipkit.parsing import parse_yaml
 from clipkit.run_files import RunFiles
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -82,9 +81,9 @@ def card_header(name: str) -> dict[str, Any]:
         for card in (folder / "README.md", RunFiles(folder).model / "README.md"):
             if card.is_file():
                 parts = card.read_text(encoding="utf-8").split("---\n", 2)
-                header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+                header = parse_yaml(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
                 return header if isinstance(header, dict) else {}
-    except (ModelError, OSError, ValueError, yaml.YAMLError):
+    except (ModelError, OSError, ValueError):
         pass
     return {}
 

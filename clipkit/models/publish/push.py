@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
@@ -55,7 +55,14 @@ def check_pushable(repository: str, private: bool) -> None:
             )
 
 
-def push(folder: Path, repository: str, *, private: bool = False, message: str = "Upload with clipkit") -> Pushed:
+def push(
+    folder: Path,
+    repository: str,
+    *,
+    private: bool = False,
+    message: str = "Upload with clipkit",
+    names: Collection[str] | None = None,
+) -> Pushed:
     """Upload a folder as one commit; files from an interrupted upload are not sent again.
 
     A model card that was edited on the Hub is kept, and other files there are not removed.
@@ -65,6 +72,7 @@ def push(folder: Path, repository: str, *, private: bool = False, message: str =
         repository: `org/name`; created if it does not exist.
         private: create a private repository; an existing one has to be private already.
         message: commit message.
+        names: files of the model; other files in the folder are not uploaded. None: all files. Links never are.
 
     Raises:
         ModelError: the repository cannot be written to, or the upload failed.
@@ -80,6 +88,9 @@ def push(folder: Path, repository: str, *, private: bool = False, message: str =
         operations = []
         for file in files:
             name = file.relative_to(folder).as_posix()
+            if not _is_part(file, folder) or (names is not None and name not in names):
+                notes.append(f"{name} is not a file that clipkit wrote, and was not uploaded")
+                continue
             if name == CARD:
                 text = _for_hub(file.read_text(encoding="utf-8"), repository)
                 if name in remote and _is_edited(api, repository, text):
@@ -93,6 +104,11 @@ def push(folder: Path, repository: str, *, private: bool = False, message: str =
         additions = [CommitOperationAdd(name, str(file)) for name, file in operations]
         commit = api.create_commit(repository, operations=additions, commit_message=message)
         return Pushed(commit.commit_url, len(operations), sum(file.stat().st_size for _, file in operations), notes)
+
+
+def _is_part(file: Path, folder: Path) -> bool:
+    """Return whether a file is really in a folder, and not a link."""
+    return file.resolve() == folder.resolve() / file.relative_to(folder)
 
 
 def signed(card: str) -> str:

@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from clipkit.files import as_os_errors, to_disk
 
 _SUMS = "SHA256SUMS"
 _STATE = "state.json"
@@ -39,8 +39,9 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        for name, values in tensors.items():
-            save_file({key: value.contiguous() for key, value in values.items()}, aside / f"{name}.safetensors")
+        with as_os_errors():
+            for name, values in tensors.items():
+                save_file({key: value.contiguous() for key, value in values.items()}, aside / f"{name}.safetensors")
         (aside / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
         (aside / _SUMS).write_bytes(_sums(aside))
         for file in aside.iterdir():
@@ -49,10 +50,8 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
         remove_checkpoint(final)
         aside.rename(final)
         to_disk(folder)
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(error, SafetensorError):
-            raise OSError(0, str(error)) from None
         raise
     return final
 
@@ -121,12 +120,3 @@ def _sum_line(file: Path) -> bytes:
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256")
     return f"{digest.hexdigest()}  {file.name}\n".encode()
-
-
-def to_disk(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

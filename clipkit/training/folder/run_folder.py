@@ -7,15 +7,14 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from clipkit.errors import OutputError, TrainingError, one_line
-from clipkit.files import write_whole
+from clipkit.files import as_os_errors, to_disk, write_whole
+from clipkit.overwriting import run_of
 from clipkit.processes import Processes
 from clipkit.run_files import RunFiles, row_of
 from clipkit.training.folder.checkpoint import (
@@ -23,7 +22,6 @@ from clipkit.training.folder.checkpoint import (
     checkpoint_steps,
     remove_checkpoint,
     remove_leftovers,
-    to_disk,
 )
 
 
@@ -40,28 +38,40 @@ class RunFolder(RunFiles):
         super().__init__(path)
         self._lock: int | None = None
 
-    def claim(self, resume: bool, overwrite: bool) -> None:
+    def claim(self, resume: bool, overwrite: bool, inputs: Sequence[str] = ()) -> None:
         """Lock the folder, without changing any file of a run in it.
 
         Args:
             resume: the folder may contain a run, to be continued.
             overwrite: the folder may contain a run, to be replaced.
+            inputs: data and models of the new run, which must not be deleted with the old one.
 
         Raises:
-            OutputError: it contains a run and neither argument is True; it contains other files with the names of a
-                run's; another run is using it; or it cannot be written to.
+            OutputError: it contains a run and neither argument is True; it contains files with the names of a run's
+                that clipkit did not write; another run is using it; or it cannot be written to.
         """
         try:
+            named = [file for file in (self.marker, *self.files, *self.folders) if os.path.lexists(file)]
+            if named and not self.is_marked:
+                raise OutputError(
+                    f"{self.path}: has {named[0].name}, but it is not a folder that clipkit made (it has no "
+                    f"{self.marker.name}); give another output, or, if it is a copy of a run, create the empty file "
+                    f"{self.marker}"
+                )
+            if links := [file for file in self.files if file.is_symlink()]:
+                raise OutputError(f"{links[0]}: is a link; replace it by the file, or give another output")
             if self.recipe.exists() and not (resume or overwrite):
                 raise OutputError(
                     f"{self.path}: already contains a run; add --resume to continue it, --overwrite to replace it, "
                     "or give another output"
                 )
-            foreign = [own for own in (*self.files, *self.folders) if own.exists()]
-            if foreign and not self.recipe.exists():
-                raise OutputError(
-                    f"{self.path}: has {foreign[0].name} but no recipe.yaml, so it is not a run; give another output"
-                )
+            for source in inputs if overwrite else ():
+                path = Path(source.partition("?")[0]).expanduser().resolve()
+                if path == self.path.resolve() or run_of(path) == self.path.resolve():
+                    raise OutputError(
+                        f"{self.path}: contains {source}, which the recipe uses and --overwrite would delete; give "
+                        "another output"
+                    )
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -76,6 +86,13 @@ class RunFolder(RunFiles):
             os.close(self._lock)
             self._lock = None
 
+    def start(self) -> None:
+        """Mark the folder as one of a run, and remove the unfinished files of a process that was killed."""
+        if not self.is_marked:
+            write_whole(self.marker, "")
+        for unfinished in self.path.glob(".*.writing"):
+            _remove(unfinished)
+
     def clear(self) -> None:
         """Remove the files of the run, and no other files.
 
@@ -86,6 +103,7 @@ class RunFolder(RunFiles):
             remove_checkpoint(checkpoint_of(self.checkpoints, step))
         if left := checkpoint_steps(self.checkpoints):
             raise OSError(0, f"the checkpoint of step {left[0]} cannot be removed")
+        write_whole(self.marker, "")
         _remove(self.model)
         _remove(self.tracking)
         for file in reversed(self.files):
@@ -141,8 +159,9 @@ class RunFolder(RunFiles):
     def writing(self) -> Iterator[None]:
         """Context for writing to the folder during the run: a full disk becomes a one-line TrainingError."""
         try:
-            yield
-        except (OSError, SafetensorError) as error:
+            with as_os_errors():
+                yield
+        except OSError as error:
             raise TrainingError(
                 f"{self.path}: can no longer be written to ({one_line(error)}); the saved files are complete: free "
                 "some disk space, then continue with --resume"
@@ -160,13 +179,17 @@ class RunFolder(RunFiles):
             self.model.rename(old)
         aside.rename(self.model)
         _remove(old)
+        files = sorted(path.relative_to(self.model).as_posix() for path in self.model.rglob("*") if path.is_file())
+        write_whole(self.marker, "".join(f"{name}\n" for name in files))
 
 
 @contextmanager
-def claimed(folder: RunFolder, processes: Processes, resume: bool, overwrite: bool) -> Iterator[RunFolder]:
+def claimed(
+    folder: RunFolder, processes: Processes, resume: bool, overwrite: bool, inputs: Sequence[str] = ()
+) -> Iterator[RunFolder]:
     """Context in which the main process has locked a run folder. Errors are those of `RunFolder.claim`."""
     try:
-        processes.on_main(lambda: folder.claim(resume, overwrite))
+        processes.on_main(lambda: folder.claim(resume, overwrite, inputs))
         yield folder
     finally:
         folder.release()
@@ -181,8 +204,8 @@ def _keep_whole_lines(file: Path, step: int) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder and its content, or a link to a folder, if it exists."""
-    if path.is_symlink():
+    """Remove a folder and its content, a file or a link, if it exists."""
+    if path.is_symlink() or path.is_file():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
 
@@ -190,7 +213,7 @@ def _remove(path: Path) -> None:
 def _lock(file: Path) -> int:
     """Lock a file for the lifetime of this process: the system releases the lock of a killed process."""
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         if sys.platform != "win32":
             import fcntl
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from clipkit.errors import printable
+
 log = logging.getLogger("clipkit")
 
 
@@ -24,7 +26,7 @@ class RunLog:
     def info(self, message: str) -> None:
         """Print one line, on the main process."""
         if self.enabled:
-            log.info(message)
+            log.info(printable(message))
 
     @contextmanager
     def recording(self) -> Iterator[None]:

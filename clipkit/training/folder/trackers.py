@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from clipkit.errors import RecipeError
+from clipkit.errors import RecipeError, printable
 from clipkit.recipe import Recipe
 from clipkit.run_files import flat
 
@@ -63,5 +63,5 @@ class Trackers:
 
 
 def _simple(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert values to types that every tracker accepts."""
-    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in values.items()}
+    """Convert values to types that every tracker accepts, without passwords in addresses."""
+    return {key: value if isinstance(value, int | float) else printable(str(value)) for key, value in values.items()}

@@ -10,7 +10,7 @@ from typing import Any
 from clipkit.errors import DataError
 from clipkit.findings import Finding, Rule, apply, most_severe_first
 from clipkit.recipe import Recipe
-from clipkit.run_files import RunFiles, read_rows, results_of
+from clipkit.run_files import IN_METRICS, IN_SPEED, RunFiles, read_rows, results_of
 from clipkit.training.folder.checkpoint import checkpoint_steps
 from clipkit.training.folder.resume import out_of_patience
 from clipkit.training.guards.logs import Facts
@@ -56,7 +56,8 @@ def examine(folder: str | Path) -> tuple[str, list[Finding]]:
             f"{run.path}: is not a run folder (it has no recipe.yaml); give the folder that a recipe's output names"
         )
     recipe = Recipe.from_yaml(run.recipe)
-    metrics, speeds, evaluations = (read_rows(file) for file in (run.metrics, run.speed, run.evaluations))
+    metrics, speeds = read_rows(run.metrics, IN_METRICS), read_rows(run.speed, IN_SPEED)
+    evaluations = read_rows(run.evaluations)
     kept = read_findings(run.path)
     results = results_of(run.path)
     facts = kept[0] if kept is not None else _facts(recipe, metrics, results)

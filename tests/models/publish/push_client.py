@@ -25,7 +25,7 @@ if __name__ == "__main__":
                 features = clipkit.load(what["repository"]).encode_text(["a red square"])
                 answer = {"features": features[0, :4].tolist()}
             else:
-                done = push(Path(what["folder"]), what["repository"], private=what["private"])
+                done = push(Path(what["folder"]), what["repository"], private=what["private"], names=what["names"])
                 answer = {"url": done.url, "files": done.files, "size": done.size, "notes": done.notes}
         except ModelError as error:
             answer = {"error": str(error)}

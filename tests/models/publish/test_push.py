@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 import clipkit
+from clipkit.run_files import RunFiles
 from tests.conftest import small_recipe
 from tests.models.families import build
 from tests.models.hub_server import TOKEN, Hub, serving
@@ -41,6 +43,7 @@ class Client:
             "by": by,
             "token": TOKEN,
             "private": False,
+            "names": None,
         } | options
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -84,6 +87,28 @@ def test_pushed_model_loads_again(hub: Hub, client: Client, run: Path) -> None:
     card = (hub.repositories["me/first"].revisions["main"] / "README.md").read_text()
     assert "ORG/NAME" not in card
     assert 'pipeline("zero-shot-image-classification", model="me/first")' in card
+
+
+def test_only_files_that_clipkit_wrote_are_pushed(hub: Hub, client: Client, run: Path, tmp_path: Path) -> None:
+    written = RunFiles(run).model_files
+    assert {"README.md", "config.json", "model.safetensors"} <= set(written)
+    folder = tmp_path / "model"
+    shutil.copytree(run / "model", folder)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret")
+    for name in (".env", "notes.txt", "optimizer.pt", "sub/notes.json", "\x1b[31m"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("secret")
+    (folder / "link.json").symlink_to(tmp_path / "secret" / "key")
+    (folder / "linked").symlink_to(tmp_path / "secret")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to(tmp_path / "secret" / "key")
+    done = client.ask("me/clean", folder, names=written)
+    pushed = hub.repositories["me/clean"].revisions["main"]
+    assert {file.name for file in pushed.rglob("*")} == set(written) - {"tokenizer.json"} | (
+        {".gitattributes"} & {file.name for file in pushed.rglob("*")}
+    )
+    assert sum("was not uploaded" in note for note in done["notes"]) >= 7
 
 
 def test_card_is_valid_for_the_hub(hub: Hub, client: Client, run: Path, shapes: Path) -> None:
