@@ -84,7 +84,7 @@ def _facts(recipe: Recipe, metrics: list[dict[str, Any]], results: dict[str, Any
         start_scale=metrics[0].get("scale", 1.0),
         largest_scale=None,
         metric=recipe.metric,
-        validation_images=int(results["data"].get("images", 0)),
+        validation_images=int(results.get("data", {}).get("images", 0)),
     )
 
 
