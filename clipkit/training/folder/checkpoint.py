@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipkit.files import as_os_errors, to_disk
 
-_SUMS = "SHA256SUMS"
+SUMS = "SHA256SUMS"
 _STATE = "state.json"
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
@@ -43,7 +43,7 @@ def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[s
             for name, values in tensors.items():
                 save_file({key: value.contiguous() for key, value in values.items()}, aside / f"{name}.safetensors")
         (aside / _STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        (aside / _SUMS).write_bytes(_sums(aside))
+        (aside / SUMS).write_bytes(_sums(aside))
         for file in aside.iterdir():
             to_disk(file)
         to_disk(aside)
@@ -88,7 +88,7 @@ def damage(checkpoint: Path) -> str | None:
     The result is None if the checkpoint is intact.
     """
     try:
-        recorded = (checkpoint / _SUMS).read_bytes()
+        recorded = (checkpoint / SUMS).read_bytes()
         if recorded == _sums(checkpoint):
             return None
         for line in recorded.decode("ascii").splitlines():
@@ -96,8 +96,8 @@ def damage(checkpoint: Path) -> str | None:
             if (checkpoint / name).name == name and _sum_line(checkpoint / name).decode() != line + "\n":
                 return f"{name} has changed since it was written"
     except (OSError, ValueError) as error:
-        return f"{_SUMS} or a file that it lists is missing or unreadable ({type(error).__name__})"
-    return f"{_SUMS} has changed since it was written"
+        return f"{SUMS} or a file that it lists is missing or unreadable ({type(error).__name__})"
+    return f"{SUMS} has changed since it was written"
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
 
 def _sums(folder: Path) -> bytes:
     """Return the output of `sha256sum *`, so that `sha256sum --check SHA256SUMS` verifies the folder."""
-    return b"".join(_sum_line(file) for file in sorted(folder.iterdir()) if file.name != _SUMS)
+    return b"".join(_sum_line(file) for file in sorted(folder.iterdir()) if file.name != SUMS)
 
 
 def _sum_line(file: Path) -> bytes:

@@ -18,6 +18,7 @@ from clipkit.overwriting import run_of
 from clipkit.processes import Processes
 from clipkit.run_files import RunFiles, row_of
 from clipkit.training.folder.checkpoint import (
+    SUMS,
     checkpoint_of,
     checkpoint_steps,
     remove_checkpoint,
@@ -52,7 +53,7 @@ class RunFolder(RunFiles):
         """
         try:
             named = [file for file in (self.marker, *self.files, *self.folders) if os.path.lexists(file)]
-            if named and not self.is_marked:
+            if named and not self.is_marked and not (resume and self._is_unmarked_run):
                 raise OutputError(
                     f"{self.path}: has {named[0].name}, but it is not a folder that clipkit made (it has no "
                     f"{self.marker.name}); give another output, or, if it is a copy of a run, create the empty file "
@@ -78,6 +79,12 @@ class RunFolder(RunFiles):
             self._lock = _lock(self.path / ".lock")
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written to ({error.strerror}); give another output") from None
+
+    @property
+    def _is_unmarked_run(self) -> bool:
+        """True if a version of clipkit that wrote no marker started the run."""
+        folders = [checkpoint_of(self.checkpoints, step) for step in checkpoint_steps(self.checkpoints)]
+        return self.recipe.is_file() and any((folder / SUMS).is_file() for folder in folders)
 
     def release(self) -> None:
         """Release the lock."""

@@ -287,3 +287,20 @@ def test_run_writes_checkpoints_by_time(recipe: Build, tmp_path: Path) -> None:
     assert checkpoint_steps(tmp_path / "run" / "checkpoints") == [6]
     clipkit.train(recipe({**changes, "checkpoint.every_minutes": 1e-9}), overwrite=True)
     assert checkpoint_steps(tmp_path / "run" / "checkpoints") == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_without_a_marker_is_resumed_but_not_cleared(tmp_path: Path) -> None:
+    """Versions before the marker started it."""
+    run = RunFolder(tmp_path / "run")
+    checkpoint = run.checkpoints / "step-000004"
+    checkpoint.mkdir(parents=True)
+    run.recipe.write_text("output: run")
+    with pytest.raises(OutputError, match=r"clipkit-run"):  # its checkpoint is not one of clipkit
+        run.claim(resume=True, overwrite=False)
+    (checkpoint / "SHA256SUMS").write_text("")
+    with pytest.raises(OutputError, match=r"clipkit-run"):
+        run.claim(resume=False, overwrite=True)
+    run.claim(resume=True, overwrite=False)
+    run.start()
+    run.release()
+    assert run.is_marked
