@@ -207,3 +207,11 @@ def test_values_of_other_keys_are_read_as_yaml(tmp_path: Path, monkeypatch: pyte
     assert parse_overrides(["data.train=[a]"], Recipe) == {"data.train": "[a]"}
     (tmp_path / "r.yaml").write_text("model: {name: a/b}\ndata: {train: t.csv}\noutput: runs/x\n")
     assert Recipe.from_yaml("r.yaml", ["output=007", "data.train=2024"]).output == "007"
+
+
+def test_the_former_default_of_augment_may_stand_in_any_recipe() -> None:
+    """It is in the recipe.yaml of every run of an earlier version."""
+    recipe = {"model": {"name": "m"}, "objective": "views", "views": {"image": {}}, "output": "o"}
+    Recipe.from_dict(recipe | {"data": {"train": "t", "augment": "crop"}})
+    with pytest.raises(RecipeError, match=r"data\.augment"):
+        Recipe.from_dict(recipe | {"data": {"train": "t", "augment": "moco"}})

@@ -38,6 +38,8 @@ class PatchConvolution(nn.Conv2d):
     cuDNN has no fast kernels for 3 input channels: for ViT-B/32 on an H100 the convolution took 30 of 246 ms.
     """
 
+    library_class = nn.Conv2d
+
     def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D P Q"]:
         """Return the projection of each patch; incomplete patches at the right and at the bottom are ignored."""
         if not is_fast_on(input.device):
@@ -54,6 +56,8 @@ class PatchConvolution(nn.Conv2d):
 
 class PackedSelfAttention(nn.MultiheadAttention):
     """Self-attention that does not copy queries, keys and values out of their common projection."""
+
+    library_class = nn.MultiheadAttention
 
     def forward(  # type: ignore[override]  # the weights are not returned
         self,

@@ -47,7 +47,8 @@ def tower_fingerprint(tower: ImageTower | TextTower) -> str:
     if tower.autocast is not None:
         digest.update(f"autocast {tower.autocast}\n".encode())
     for name, module in (*tower.trunk.named_modules(prefix="trunk"), *tower.head.named_modules(prefix="head")):
-        digest.update(f"{name} {type(module).__qualname__} {_plain_attributes(module)}\n".encode())
+        kind = getattr(module, "library_class", type(module))  # the faster form of a layer computes the same
+        digest.update(f"{name} {kind.__qualname__} {_plain_attributes(module)}\n".encode())
     for name, tensor in (*tower.named_parameters(), *tower.named_buffers()):
         _update(digest, name, tensor)
     inputs = (

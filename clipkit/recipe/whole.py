@@ -181,7 +181,8 @@ def _changed(section: Section, key: str) -> str:
     name, _, rest = key.partition(".")
     value, default = getattr(section, name), type(section).model_fields[name].default
     if not rest and not isinstance(default, Section):
-        return "" if value == default else name
+        # Earlier versions wrote augment: crop, their default, into the recipe of every run.
+        return "" if value == default or (name == "augment" and value == "crop") else name
     for sub in [rest] if rest else type(value).model_fields:
         if changed := _changed(value, sub):
             return f"{name}.{changed}"

@@ -1,11 +1,15 @@
 """Faster layers for accelerators: same values as the libraries' layers, here forced on a CPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import clipkit
 from clipkit.models import fast_layers
 from clipkit.models.fast_layers import PackedSelfAttention, PatchConvolution, use_fast_layers
+from clipkit.models.fingerprint import tower_fingerprint
 
 
 @pytest.fixture
@@ -96,3 +100,12 @@ def test_layers_on_a_cpu_keep_their_bits() -> None:
     use_fast_layers(layers)
     assert torch.equal(layers[0](images), expected[0])
     assert torch.equal(layers[1](states, states, states, need_weights=False)[0], expected[1])
+
+
+def test_fingerprint_does_not_depend_on_the_form(tiny_clip: Path) -> None:
+    """Features in the cache, and runs with a teacher, stay valid."""
+    tower = clipkit.load(tiny_clip, device="cpu").image
+    (patches,) = (layer for layer in tower.modules() if isinstance(layer, PatchConvolution))
+    before = tower_fingerprint(tower)
+    patches.__class__ = nn.Conv2d
+    assert tower_fingerprint(tower) == before
