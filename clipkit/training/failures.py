@@ -22,15 +22,19 @@ def failures_in_one_line(
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if str(error).startswith("DataLoader worker"):
-            image = last_seen(str(error))
+    except Exception as error:
+        # PyTorch raises the death of a worker in whatever code runs, which may turn it into another error.
+        death = next((one for one in _with_reasons(error) if str(one).startswith("DataLoader worker")), None)
+        if death is not None:
+            image = last_seen(str(death))
             reason = (
-                f"a loader worker died ({one_line(error)}){f' at {image}' if image else ''}; the system kills "
+                f"a loader worker died ({one_line(death)}){f' at {image}' if image else ''}; the system kills "
                 "processes when memory runs out: if it did, lower data.workers"
             )
         elif isinstance(error, MemoryError):
             reason = "out of memory while images are read; lower data.workers or data.max_pixels"
+        elif not isinstance(error, RuntimeError):
+            raise
         elif is_out_of_memory(error):
             reason = f"out of memory ({one_line(error)}); set train.micro_batch_size to a smaller value"
         elif "shared memory" in str(error) or "</torch_" in str(error):
@@ -43,3 +47,10 @@ def failures_in_one_line(
         failure = TrainingError(f"after step {step()}: {reason}, then continue with --resume")
         failure.everywhere = False
         raise failure from None
+
+
+def _with_reasons(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and the errors in whose handling it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

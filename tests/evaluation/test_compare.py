@@ -54,6 +54,7 @@ def test_result_does_not_differ_from_itself(shapes: Path) -> None:
     assert comparison["disagreements"] == []
 
 
+@pytest.mark.slow
 def test_equal_models_rarely_differ_significantly(shapes: Path) -> None:
     significant = 0
     for seed in range(40):

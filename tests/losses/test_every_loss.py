@@ -220,6 +220,7 @@ def test_an_anchor_without_a_negative_keeps_values_and_gradients_finite(name: st
         torch.testing.assert_close(found, gradients(expected, [image, text, leaf]), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_few_violations_among_many_are_summed_exactly() -> None:
     """In float32 too, although they are a small difference of large sums."""
     generator = torch.Generator().manual_seed(0)

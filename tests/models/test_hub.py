@@ -181,6 +181,7 @@ def test_offline_loading_uses_the_cache(hub: Hub, online: Client, home: Path) ->
     assert len(hub.requests) == before
 
 
+@pytest.mark.slow
 def test_unreachable_hub_falls_back_to_the_cache(hub: Hub, online: Client, home: Path) -> None:
     expected = online.load("tiny/clip")
     lonely = Client(home, "http://127.0.0.1:9")

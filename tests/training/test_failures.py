@@ -20,6 +20,7 @@ from clipkit.errors import DataError, OutputError, TrainingError
 from clipkit.models.towers import Tower
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
+from clipkit.training.failures import failures_in_one_line
 from clipkit.training.folder.checkpoint import checkpoint_steps, damage
 from clipkit.training.folder.run_folder import RunFolder
 from tests.conftest import read_lines
@@ -80,7 +81,9 @@ main()
         # 60 rows of metrics.jsonl exceed the limit; the shared memory of TokenStore, 10,000 bytes, does not.
         pytest.param(12_000, {"train.epochs": 20, "checkpoint.every_steps": 1000}, marks=pytest.mark.slow, id="log"),
         # From the second checkpoint on, the optimizer's file exceeds the limit.
-        pytest.param(1_000_000, {"train.epochs": 4, "checkpoint.every_steps": 1}, id="checkpoint"),
+        pytest.param(
+            1_000_000, {"train.epochs": 4, "checkpoint.every_steps": 1}, marks=pytest.mark.slow, id="checkpoint"
+        ),
     ],
 )
 def test_full_disk_gives_a_one_line_error_and_the_run_can_resume(
@@ -134,6 +137,16 @@ def test_unwritable_log_stops_the_run_with_its_checkpoints(
         clipkit.train(recipe(CHANGES))
     assert intact_checkpoints(tmp_path / "run") == [4]
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 5
+
+
+def test_death_of_a_loader_worker_inside_other_code_gives_a_one_line_error() -> None:
+    with pytest.raises(TrainingError, match=r"step 3: a loader worker died .*pid 7"), failures_in_one_line(lambda: 3):
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        except RuntimeError as error:
+            raise KeyError("a cache") from error
+    with pytest.raises(ZeroDivisionError), failures_in_one_line():
+        raise ZeroDivisionError
 
 
 def test_killed_loader_worker_gives_a_one_line_error(recipe: Build, tmp_path: Path) -> None:

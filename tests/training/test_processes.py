@@ -68,6 +68,7 @@ def test_scale_is_equal_on_both_processes(recipe: Callable[..., Recipe], tmp_pat
     assert one == two != clipkit.load(recipe().model.name or "").logit_scale.item().hex()
 
 
+@pytest.mark.slow
 def test_command_line_starts_processes_and_returns_their_exit_code(recipe_file: Path, tmp_path: Path) -> None:
     command = ["-m", "clipkit", "train", recipe_file, "--processes", "2"]
     done = python(*command)

@@ -251,6 +251,7 @@ def test_gradient_checkpointing_gives_the_same_losses(
         assert two == pytest.approx(one, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_is_off_unless_the_recipe_sets_it(recipe: Build, tmp_path: Path) -> None:
     from clipkit.training.model import model_of
 

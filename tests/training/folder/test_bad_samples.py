@@ -44,6 +44,7 @@ def test_run_replaces_and_lists_bad_images(recipe: Build, broken: Path, tmp_path
     assert f"{known} missing or unreadable" in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_bad_images_do_not_depend_on_processes_and_workers(recipe: Build, broken: Path, tmp_path: Path) -> None:
     changes = {"data.train": str(broken), "data.max_bad": 4, "train.epochs": 2}
     files = []
