@@ -140,11 +140,14 @@ def test_unwritable_log_stops_the_run_with_its_checkpoints(
 
 
 def test_death_of_a_loader_worker_inside_other_code_gives_a_one_line_error() -> None:
-    with pytest.raises(TrainingError, match=r"step 3: a loader worker died .*pid 7"), failures_in_one_line(lambda: 3):
+    def look_up() -> None:
         try:
             raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
         except RuntimeError as error:
             raise KeyError("a cache") from error
+
+    with pytest.raises(TrainingError, match=r"step 3: a loader worker died .*pid 7"), failures_in_one_line(lambda: 3):
+        look_up()
     with pytest.raises(ZeroDivisionError), failures_in_one_line():
         raise ZeroDivisionError
 
