@@ -195,6 +195,7 @@ def test_errors_name_the_address_and_the_problem_in_one_line(made: Made, address
             batches(opened(f"{tmp_path}/shards-000.tar?stream=true"), 0, 10, 0)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_stream_resumes_exactly(
     recipe: Callable[..., Recipe], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

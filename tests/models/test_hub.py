@@ -124,6 +124,7 @@ def folder_of(hub: Hub, name: str, revision: str = "main") -> Path:
     return hub.repositories[name].revisions[revision]
 
 
+@pytest.mark.slow
 def test_only_needed_files_are_downloaded(hub: Hub, online: Client) -> None:
     assert online.load("tiny/clip") == {"features": features(folder_of(hub, "tiny/clip"))}
     sent = hub.files_sent("tiny/clip")
