@@ -1,4 +1,4 @@
-"""What the sections share: settings, captions, images, timing, and failures as lines."""
+"""Settings, captions, images and timing for all sections, and failures reported as lines."""
 
 import csv
 import gc

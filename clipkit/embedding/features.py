@@ -22,7 +22,7 @@ from clipkit.errors import DataError, ModelError, OutputError, one_line
 from clipkit.files import cache_folder
 from clipkit.images import ImageLike, open_image, read_image
 from clipkit.models import DualEncoder
-from clipkit.models.encode import is_accelerator
+from clipkit.models.devices import is_accelerator
 from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.processes import Processes

@@ -140,10 +140,7 @@ def weigh_softmax(
     to_rows: Tensor,
     to_columns: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return Σ_j w_ij y_j and Σ_i w_ij x_i, w_ij = to_row_i exp(logit_ij − lse_i) + to_column_j exp(logit_ij − lse_j).
-
-    The second summand of w is there if `both`.
-    """
+    """Return the weighted sums of `plain.weigh_softmax`, from the logits that `logsumexp` returned."""
     kind = kernels.BOTH.value if both else kernels.ROWS.value
     to = to_rows.contiguous(), to_columns.contiguous()
     mixed_y, mixed_x, _ = _weigh(logits, kind, (lse_rows, lse_columns), to, (_largest(to[0]), _largest(to[1])))

@@ -12,7 +12,7 @@ from torch import Tensor
 from clipkit.errors import DataError
 from clipkit.images import ImageLike, open_image
 from clipkit.models.exact_resize import can_resize
-from clipkit.models.preprocess import Inputs, Preprocess, Resize, channels_last
+from clipkit.models.preprocess import Inputs, Preprocess, Resize, stack_inputs
 
 _MOST_BYTES = 4 << 20  # of the pixels of an image that an accelerator resizes
 
@@ -73,7 +73,7 @@ class Decoder:
         inputs = [image.inputs for image in images]
         if self.as_pixels:
             return {"content": torch.cat([each["content"] for each in inputs])}
-        return channels_last({name: torch.stack([each[name] for each in inputs]) for name in inputs[0]})
+        return stack_inputs(inputs)
 
     def _prepared(self, image: Image.Image, room: int) -> Decoded:
         preprocess = self.preprocess

@@ -8,10 +8,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipkit.models.absent import is_absent
-from clipkit.models.encode import stack_inputs
 from clipkit.models.families import FAMILIES
 from clipkit.models.loading import load
 from clipkit.models.memory import graph_bytes, widest_layer_bytes
+from clipkit.models.preprocess import stack_inputs
 from clipkit.models.publish.provenance import license_of
 
 _ACTIVATIONS = ("GELU", "QuickGELU", "ReLU", "SiLU", "Mish", "Hardswish", "PReLU", "ELU", "Swish")

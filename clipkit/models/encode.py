@@ -16,8 +16,9 @@ from clipkit.errors import DataError, UserError, check_text
 from clipkit.images import ImageLike, Stored, kind_of
 from clipkit.models.decoder import Decoder
 from clipkit.models.decoding import MANY, decoded
+from clipkit.models.devices import is_accelerator
 from clipkit.models.exact_pixels import exact_pixels
-from clipkit.models.preprocess import Inputs, channels_last
+from clipkit.models.preprocess import channels_last
 from clipkit.models.towers import ImageTower, TextTower, Tower
 
 # Larger activations exceed the CPU's cache and are freed after each layer: on two cores an EfficientNet-Lite0 encoded
@@ -125,11 +126,6 @@ def encode_images(
     return rows.all()
 
 
-def stack_inputs(images: Sequence[Inputs]) -> dict[str, Tensor]:
-    """Stack the inputs of several images to a batch."""
-    return channels_last({name: torch.stack([inputs[name] for inputs in images]) for name in images[0]})
-
-
 def encode_strings(
     tower: TextTower,
     texts: Sequence[str],
@@ -177,11 +173,6 @@ def encode_strings(
     row_of[torch.cat(order)] = torch.arange(len(by_length))
     position_of = dict(zip(by_length, row_of.tolist(), strict=True))
     return rows.all()[[position_of[text] for text in texts]]
-
-
-def is_accelerator(device: torch.device) -> bool:
-    """Return whether the device works while this process prepares its next inputs."""
-    return device.type not in ("cpu", "meta")
 
 
 def _check_batch_size(batch_size: int | None) -> None:

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clipkit.models.devices import is_accelerator
+
 # Up to this length PyTorch prefers a slow kernel: on an H200, forward and backward of 2,048 × 12 heads of length 50
 # took 3.4 ms, and 2.8 ms with the memory-efficient kernel; of 512 × 12 heads of length 197, 3.3 and 5.4 ms.
 _SHORT = 96
@@ -27,11 +29,6 @@ def use_fast_layers(module: nn.Module) -> None:
             layer.__class__ = PackedSelfAttention
 
 
-def is_fast_on(device: torch.device) -> bool:
-    """Return whether the layers use their faster form on a device."""
-    return device.type != "cpu"
-
-
 class PatchConvolution(nn.Conv2d):
     """Convolution that cuts an image into patches: one matrix product, since its windows do not overlap.
 
@@ -42,7 +39,7 @@ class PatchConvolution(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D P Q"]:
         """Return the projection of each patch; incomplete patches at the right and at the bottom are ignored."""
-        if not is_fast_on(input.device):
+        if not is_accelerator(input.device):
             return super().forward(input)
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))  # before the copy, not after it
@@ -71,7 +68,7 @@ class PackedSelfAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the attended values, and None for the attention weights; see `nn.MultiheadAttention.forward`."""
         is_self = query is key and key is value and query.ndim == 3
-        if not is_fast_on(query.device) or not is_self or need_weights or key_padding_mask is not None:
+        if not is_accelerator(query.device) or not is_self or need_weights or key_padding_mask is not None:
             return super().forward(query, key, value, key_padding_mask, need_weights, attn_mask, **options)
         images, length, width = query.shape
         packed = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)

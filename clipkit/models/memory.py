@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipkit.models.encode import stack_inputs
+from clipkit.models.preprocess import stack_inputs
 from clipkit.models.towers import ImageTower, TextTower
 
 

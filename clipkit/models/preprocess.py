@@ -1,6 +1,6 @@
 """Image preprocessing, which converts an RGB image to the inputs of an image tower."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -104,6 +104,11 @@ def channels_last(inputs: Inputs) -> Inputs:
         name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
         for name, value in inputs.items()
     }
+
+
+def stack_inputs(images: Sequence[Inputs]) -> Inputs:
+    """Stack the inputs of several images to a batch."""
+    return channels_last({name: torch.stack([inputs[name] for inputs in images]) for name in images[0]})
 
 
 @cache

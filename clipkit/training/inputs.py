@@ -27,7 +27,9 @@ from clipkit.data.augment import shared_draft
 from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.images import ImageLike
 from clipkit.models import DualEncoder
-from clipkit.models.encode import encode_images, encode_strings, is_accelerator, stack_inputs
+from clipkit.models.devices import is_accelerator
+from clipkit.models.encode import encode_images, encode_strings
+from clipkit.models.preprocess import stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES
 from clipkit.processes import Processes
 from clipkit.training.objectives.objective import Encoded

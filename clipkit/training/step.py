@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clipkit.data import Batch
 from clipkit.errors import TrainingError
 from clipkit.models import DualEncoder, Tower
-from clipkit.models.fast_layers import is_fast_on
+from clipkit.models.devices import is_accelerator
 from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
@@ -193,7 +193,7 @@ class Step:
             rows = [slice(start, min(start + self.micro_batch_size, every)) for start in starts]
             return MicroBatches(inputs, rows, device)
         lengths, order = inputs["attention_mask"].sum(dim=1).cpu().sort(stable=True)
-        if not is_fast_on(device):
+        if not is_accelerator(device):
             parts = order.split(min(self.micro_batch_size, _CPU_CAPTIONS))
             return MicroBatches(inputs, parts, device, tower.cut_padding)
         parts = order.split(_sizes(lengths, self.micro_batch_size))

@@ -25,8 +25,8 @@ from transformers import (
 import clipkit
 from clipkit.errors import ModelError
 from clipkit.models import DualEncoder, compose, text_encoders
-from clipkit.models.encode import stack_inputs
 from clipkit.models.families import text_encoder
+from clipkit.models.preprocess import stack_inputs
 from clipkit.models.trunks import last_token, mean_of_tokens
 from clipkit.recipe import ModelRecipe
 

@@ -14,7 +14,7 @@ from clipkit.models.fingerprint import tower_fingerprint
 
 @pytest.fixture
 def fast_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_layers, "is_fast_on", lambda device: True)
+    monkeypatch.setattr(fast_layers, "is_accelerator", lambda device: True)
 
 
 def gradients(layer: nn.Module, output: Tensor) -> list[Tensor]:

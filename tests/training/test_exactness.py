@@ -68,7 +68,7 @@ def test_micro_batches_on_several_processes(processes: int, dtype: torch.dtype, 
 @pytest.mark.parametrize("tokens", [1, 20, 1000])
 def test_parts_with_a_number_of_tokens(loss: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the parts of an accelerator, on a CPU."""
-    monkeypatch.setattr(step_module, "is_fast_on", lambda device: True)
+    monkeypatch.setattr(step_module, "is_accelerator", lambda device: True)
     monkeypatch.setattr(step_module, "_ACCELERATOR_TOKENS", tokens)
     for pairs, micro in exactness.cuts(loss):
         found = gradients(loss, pairs, micro, torch.float64, 0.0, Accelerator(cpu=True))

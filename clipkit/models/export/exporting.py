@@ -135,14 +135,14 @@ def _prove(
     our_images = model.encode_image(images.values()) if images else None  # names files that cannot be read
     our_texts = model.encode_text(captions.values()) if captions else None
     theirs = run_card(code, model, library, list(images.values()), list(captions.values()))
-    pictures, texts = Comparison(images, theirs.image, our_images, odd), Comparison(captions, theirs.text, our_texts)
-    if pictures.largest_excused > limit:
+    of_images, texts = Comparison(images, theirs.image, our_images, odd), Comparison(captions, theirs.text, our_texts)
+    if of_images.largest_excused > limit:
         notes.append(
             "the two libraries crop one pixel apart if an odd number of pixels is left beside the square in the middle "
-            f"of an image; the features of such images differ by up to {pictures.largest_excused:.2g}"
+            f"of an image; the features of such images differ by up to {of_images.largest_excused:.2g}"
         )
     for what, compared, plain in (
-        ("images that are not opened with its rgb()", pictures, theirs.plain_image),
+        ("images that are not opened with its rgb()", of_images, theirs.plain_image),
         ("captions that are not prepared as there", texts, theirs.plain_text),
     ):
         if plain is not None and (kinds := compared.above(limit, plain)):
@@ -150,15 +150,15 @@ def _prove(
     proof = Proof(
         images=len(images) - len(odd),
         captions=len(captions),
-        image_difference=pictures.largest,
+        image_difference=of_images.largest,
         text_difference=texts.largest,
-        image_cosine=pictures.cosine,
+        image_cosine=of_images.cosine,
         text_cosine=texts.cosine,
-        changed=changed(pictures, texts),
+        changed=changed(of_images, texts),
         usage=target.usage(out),
         notes=notes,
     )
-    for kind, compared in (("images", pictures), ("captions", texts)):
+    for kind, compared in (("images", of_images), ("captions", texts)):
         if target.least_cosine is not None and tolerance is None:
             compared.check_cosine(target.least_cosine, kind, model.name)
         else:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from clipkit.errors import ModelError
 from clipkit.extras import check_extra
 from clipkit.models.dual_encoder import DualEncoder
-from clipkit.models.encode import stack_inputs
 from clipkit.models.export import onnx_example
 from clipkit.models.export.onnx_config import preprocessing, write_tokenizer
+from clipkit.models.preprocess import stack_inputs
 from clipkit.models.publish.layout import Layout
 from clipkit.models.quiet import as_model_error
 from clipkit.models.towers import Tower

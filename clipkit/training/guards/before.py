@@ -23,7 +23,7 @@ from clipkit.findings import Finding, Rule, apply, counted, duration, most_sever
 from clipkit.images import Stored, read_image, upright_size
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.absent import is_absent
-from clipkit.models.encode import stack_inputs
+from clipkit.models.preprocess import stack_inputs
 from clipkit.models.token_counts import token_counter
 from clipkit.models.tokenizer import TransformersTokenizer, transformers_tokenizer
 from clipkit.recipe import LearningRates, Recipe

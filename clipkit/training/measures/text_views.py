@@ -12,7 +12,8 @@ from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.evaluation.figures import Column, Queries
 from clipkit.metrics import alignment, retrieval_ranks
 from clipkit.models import DualEncoder
-from clipkit.models.encode import encode_strings, is_accelerator
+from clipkit.models.devices import is_accelerator
+from clipkit.models.encode import encode_strings
 from clipkit.processes import Processes
 from clipkit.training.measures.captions import finite
 from clipkit.training.measures.views import BATCH, KS, ViewScores

@@ -15,11 +15,11 @@ from PIL import Image
 import clipkit
 from clipkit.errors import ModelError
 from clipkit.models import DualEncoder, compose
-from clipkit.models.encode import stack_inputs
 from clipkit.models.export import export, onnx_config
 from clipkit.models.export import onnx as onnx_format
 from clipkit.models.export.comparison import Comparison, changed
 from clipkit.models.export.samples import CAPTIONS
+from clipkit.models.preprocess import stack_inputs
 from clipkit.recipe import ModelRecipe
 from tests.models.families import FAMILIES, SMALL, build
 from tests.models.test_from_open_clip import CONFIGS
