@@ -16,13 +16,20 @@ if TYPE_CHECKING:
     from clipkit.models import DualEncoder, load
     from clipkit.models.export import export
     from clipkit.models.merge import merge
+    from clipkit.processes import Processes
     from clipkit.recipe import Recipe
     from clipkit.training import train
+    from clipkit.training.callbacks import Callback, Progress
+    from clipkit.training.objectives.objective import Objective
 
 # Public name -> (module, attribute of it or None for the module). Imported on first use, so that `import clipkit` and
 # `clipkit --help` stay instant.
 _PUBLIC: dict[str, tuple[str, str | None]] = {
+    "Callback": ("clipkit.training.callbacks", "Callback"),
     "DualEncoder": ("clipkit.models", "DualEncoder"),
+    "Objective": ("clipkit.training.objectives.objective", "Objective"),
+    "Processes": ("clipkit.processes", "Processes"),
+    "Progress": ("clipkit.training.callbacks", "Progress"),
     "Recipe": ("clipkit.recipe", "Recipe"),
     "evaluate": ("clipkit.evaluation", None),
     "export": ("clipkit.models.export", "export"),
@@ -33,7 +40,22 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "train": ("clipkit.training", "train"),
 }
 
-__all__ = ["DualEncoder", "Recipe", "__version__", "evaluate", "export", "load", "losses", "merge", "metrics", "train"]
+__all__ = [
+    "Callback",
+    "DualEncoder",
+    "Objective",
+    "Processes",
+    "Progress",
+    "Recipe",
+    "__version__",
+    "evaluate",
+    "export",
+    "load",
+    "losses",
+    "merge",
+    "metrics",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -55,6 +55,16 @@ class Stored(ABC):
         """
 
 
+class Held(Stored):
+    """Base class of images that a Python object holds or makes on access."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def held(self) -> "ImageLike | bytes":
+        """Return the image: a path, a PIL image, an array, or the bytes of a file."""
+
+
 @dataclass(frozen=True, slots=True)
 class InMemory(Stored):
     """Image file in memory."""
@@ -99,6 +109,9 @@ def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
             unsupported, or one side is more than 200 times as long as the other.
         MemoryError: there is not enough memory, which is not the fault of the image.
     """
+    if isinstance(image, Held):
+        with _as_data_errors(image):
+            return _opened_object(image, draft)
     if isinstance(image, Image.Image):
         with _as_data_errors(None):
             check_opened(image)
@@ -120,6 +133,15 @@ def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
         if draft is not None and opened.format == "JPEG" and min(width, height) >= 2 * draft:
             opened.draft(None, (width * draft // min(width, height), height * draft // min(width, height)))
         return rgb(opened)
+
+
+def _opened_object(image: Held, draft: int | None) -> Image.Image:
+    try:
+        value = image.held()
+        return open_image(InMemory(str(image), value) if isinstance(value, bytes) else value, draft)
+    except DataError as error:
+        message = str(error)
+        raise DataError(message if message.startswith(str(image)) else f"{image}: {message}") from None
 
 
 def _file_of(image: str | Path | Stored) -> BinaryIO:

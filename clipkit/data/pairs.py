@@ -20,9 +20,11 @@ from clipkit.data.sources.columns import ClassList, Rows, split_options
 from clipkit.data.sources.read import read_rows
 from clipkit.errors import DataError
 from clipkit.findings import Finding
-from clipkit.images import Stored, size_of
+from clipkit.images import Held, Stored, size_of
 
 _LONGEST_TEXT = 1_000_000  # characters: models read a few hundred, and tokenizing a book takes minutes
+UNIDENTIFIED = "unidentified"
+"""Fingerprint of data that cannot be recognized in another process."""
 _MOST_SIZES = 10_000  # number of image files whose size is part of the fingerprint
 
 
@@ -60,6 +62,8 @@ class Pairs:
     """Images and captions by source, with weights; empty: a single source, in which each image occurs once an epoch."""
     findings: Sequence[Finding] = ()
     """Anything that reading left out or had to assume."""
+    content: str = ""
+    """Hash of the content of all images, if it was requested."""
 
     @property
     def texts(self) -> dict[str, Sequence[str]]:
@@ -92,8 +96,15 @@ class Pairs:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the image names, the captions, and the file sizes of up to 10,000 evenly spaced images."""
+        """Hash of the image names, the captions, and the file sizes of up to 10,000 evenly spaced images.
+
+        It is UNIDENTIFIED for images that a Python object makes, unless the hash of their content was requested.
+        """
+        if self.content:
+            return hashlib.sha256(f"{self.sha256} {self.content}".encode()).hexdigest()
         positions = evenly_spaced(len(self.images) if self.has_images else 0, _MOST_SIZES)
+        if any(isinstance(self.images[position], Held) for position in positions):
+            return UNIDENTIFIED
         sizes = np.array([size_of(self.images[position]) for position in positions], dtype="<i8")
         return hashlib.sha256(self.sha256.encode() + sizes.tobytes()).hexdigest()
 

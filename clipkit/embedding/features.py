@@ -20,7 +20,7 @@ from clipkit.embedding.cache import FeatureCache
 from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.errors import DataError, ModelError, OutputError, one_line
 from clipkit.files import cache_folder
-from clipkit.images import ImageLike, open_image, read_image
+from clipkit.images import Held, ImageLike, open_image, read_image
 from clipkit.models import DualEncoder
 from clipkit.models.devices import is_accelerator
 from clipkit.models.fingerprint import tower_fingerprint
@@ -201,7 +201,7 @@ def content_hashes(images: Sequence[ImageLike]) -> list[bytes]:
 
 
 def _content_hash(image: ImageLike) -> bytes:
-    if isinstance(image, Image.Image | np.ndarray):
+    if isinstance(image, Image.Image | np.ndarray | Held):
         decoded = open_image(image)  # upright RGB, as a tower gets it
         return hashlib.sha256(f"{decoded.size} ".encode() + decoded.tobytes()).digest()
     try:

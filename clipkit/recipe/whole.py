@@ -149,8 +149,8 @@ class Recipe(Section):
             raise RecipeError(f"{source}: {first_problem(cls, error)}") from None
 
     @classmethod
-    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """Read a YAML file, apply `key.sub=value` overrides, and validate the result."""
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Self:
+        """Read a YAML file, apply overrides, `key.sub=value` or a dict of them, and validate the result."""
         path = Path(path)
         try:
             values = read_yaml(path)
@@ -162,7 +162,8 @@ class Recipe(Section):
             raise RecipeError(f"{path}: is not valid YAML ({error}); fix it") from None
         if not isinstance(values, dict):
             raise RecipeError(f"{path}: is not a recipe; write a mapping of sections (model, data, train, …)")
-        return cls.from_dict(merged(values, parse_overrides(overrides, cls)), source=str(path))
+        changes = overrides if isinstance(overrides, Mapping) else parse_overrides(overrides, cls)
+        return cls.from_dict(merged(values, changes), source=str(path))
 
     def override(self, changes: Mapping[str, Any]) -> Self:
         """Return a new recipe with overrides such as `{"optim.lr": 1e-5}` applied."""

@@ -13,6 +13,7 @@ from clipkit.evaluation import versions
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
+from clipkit.training.given import Given
 from clipkit.training.objectives.teacher import Teacher
 from clipkit.training.run_data import RunData
 
@@ -30,6 +31,7 @@ def identity_of(
     teachers: Mapping[str, Teacher],
     processes: Processes,
     accelerator: Accelerator,
+    given: Given,
 ) -> dict[str, Any]:
     """Return hashes of data, frozen weights and teachers, and the machine.
 
@@ -50,6 +52,7 @@ def identity_of(
         "the processes and workers that read the stream": (
             [processes.count, recipe.data.workers] if train.depends_on_workers else None
         ),
+        **given.identity_parts(),
         "versions": versions(),
         "processes": processes.count,
         "device": f"{accelerator.device.type}, {accelerator.mixed_precision.replace('no', 'fp32')}",

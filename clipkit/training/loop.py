@@ -13,7 +13,7 @@ from clipkit.training.update import NotFinite, update
 
 
 def loop(batches: Generator[Batch, None, None], gradients: Step, plan: Plan, state: State, recorder: Recorder) -> None:
-    """Train from the step of `state` to the last one, or until the evaluations stop improving.
+    """Train from the step of `state` to the last one, or until the evaluations stop improving or a callback ends it.
 
     Args:
         batches: this process's rows of each global batch.
@@ -38,11 +38,13 @@ def loop(batches: Generator[Batch, None, None], gradients: Step, plan: Plan, sta
                 recorder.stop(state)
             except NotFinite as error:
                 recorder.stop_at_last_good(state, batch, error)
+            row |= recorder.callbacks.step(row)
             recorder.log(row, batch, waited=began - waited_from, took=time.perf_counter() - began)
             overdue = recorder.agree(state, batch.bad)
             recorder.stop_if_requested(state)
-            evaluates = plan.calendar.evaluates_after(state.step)
-            if overdue or plan.calendar.saves_after(state.step) or (evaluates and recorder.measurements):
+            evaluates = plan.calendar.evaluates_after(state.step) or recorder.callback_stops
+            saves = plan.calendar.saves_after(state.step) or recorder.callback_stops
+            if overdue or saves or (evaluates and recorder.measurements):
                 recorder.save(state)
             if evaluates and recorder.evaluate(state, row):
                 break

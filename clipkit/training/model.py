@@ -20,8 +20,12 @@ from clipkit.training.micro_batch import scratch_batch_norms
 Towers = dict[Side, ImageTower | TextTower]
 
 
-def model_of(recipe: Recipe) -> DualEncoder:
+def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
     """Return the model of the recipe, ready to be trained.
+
+    Args:
+        recipe: the recipe.
+        given: a model to train instead of the one that the recipe names; it is changed in place.
 
     It is in evaluation mode, without dropout or drop path and with BatchNorm's statistics fixed, except where the
     recipe sets dropout or starts a tower from scratch.
@@ -31,7 +35,10 @@ def model_of(recipe: Recipe) -> DualEncoder:
         RecipeError: the objective uses no trainable parameter.
     """
     section = recipe.model
-    model = compose(section) if section.name is None else load(section.name, device="cpu")
+    if given is not None:
+        model = given
+    else:
+        model = compose(section) if section.name is None else load(section.name, device="cpu")
     towers: Towers = {"image": model.image, "text": model.text}
     needed = {side for term in recipe.terms for side in term.towers}
     if recipe.data.labelled is not None:

@@ -43,7 +43,7 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
     log.info(f"peak learning rate: {rates}{chosen}")
     if feed.pairs.found:
         log.info(f"columns: {', '.join(f'{role} from {column}' for role, column in feed.pairs.found.items())}")
-    for note in (*plan.data.notes, *start.notes):
+    for note in (*plan.given.notes, *plan.data.notes, *start.notes):
         log.info(note)
     if start.step:
         log.info(f"resuming after step {start.step}")

@@ -47,6 +47,7 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
         "micro_batch_size": state.gradients.micro_batch_size,
         "processes": plan.processes.count,
         "trained_on": train.counts,
+        **({"python": facts} if (facts := plan.given.facts()) else {}),
         **interpolation,
         **retention,
     }

@@ -21,6 +21,7 @@ from clipkit.recipe import Recipe
 from clipkit.training.calendar import Calendar
 from clipkit.training.folder.learned import Learned
 from clipkit.training.folder.trackers import check_installed
+from clipkit.training.given import Given
 from clipkit.training.identity import identity_of
 from clipkit.training.interpolation import start_of
 from clipkit.training.model import model_of
@@ -62,6 +63,8 @@ class Plan:
     """Upper limit of the logarithmic scale; None: not limited."""
     identity: dict[str, Any]
     """Everything besides the recipe that determines the result, by name; a resumed run must have the same."""
+    given: Given
+    """Objects of a Python program that replace keys of the recipe."""
 
     @cached_property
     def calendar(self) -> Calendar:
@@ -83,12 +86,13 @@ class Plan:
         return self.accelerator.mixed_precision.replace("no", "fp32")
 
 
-def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
+def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Given | None = None) -> Plan:
     """Read the data, load the model and build the parts of a run. Nothing is written.
 
     Args:
         recipe: the recipe of the run.
         accelerator: mixed precision and the processes of the run; by default, those of the recipe.
+        given: objects that a Python program gives in place of keys of the recipe.
 
     Raises:
         UserError: the recipe, the data or the model is invalid or unsupported.
@@ -101,14 +105,14 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
     began = time.monotonic()
     check_installed(recipe.train.log_with)
     accelerator = accelerator or accelerator_of(recipe.train.precision, recipe.train.timeout_minutes)
-    processes = Processes(accelerator)
-    data = read_data(recipe, processes)
+    processes, given = Processes(accelerator), given or Given()
+    data = read_data(recipe, processes, given)
     pairs = data.train.pairs
     sampler = data.train.sampler(recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
     steps = recipe.train.epochs * sampler.steps_per_epoch
     warmup_steps(recipe.optim.warmup, steps)  # a warmup that is too long is refused before a model is loaded
     torch.manual_seed(recipe.train.seed)  # every process initializes new layers with the same weights
-    model = model_of(recipe).to(accelerator.device)
+    model = model_of(recipe, given.model).to(accelerator.device)
     # With the sigmoid loss, the scale may rise above CLIP's limit.
     limited = Need.BIAS not in recipe.needs
     largest_logit_scale = max(_LARGEST_LOGIT_SCALE, model.logit_scale.item()) if limited else None
@@ -129,11 +133,12 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
         schedule=WarmupCosine(peaks[0], recipe.optim.warmup, steps),
         peaks=peaks,
         model=model,
-        objective=objective_of(recipe, model, pairs, teachers),
+        objective=objective_of(recipe, model, pairs, teachers, given.loss, given.objective),
         optimizer=optimizer,
         learned=learned,
         layout=layout,
         start=start,
         largest_logit_scale=largest_logit_scale,
-        identity=identity_of(recipe, data, model, teachers, processes, accelerator),
+        identity=identity_of(recipe, data, model, teachers, processes, accelerator, given),
+        given=given,
     )

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from clipkit.data import Batch
 from clipkit.errors import TrainingError
 from clipkit.run_files import append
+from clipkit.training.callbacks import Callbacks, Progress
 from clipkit.training.folder.bad_samples import BadSamples
+from clipkit.training.folder.checkpoint import checkpoint_of
 from clipkit.training.folder.keeper import Keeper
 from clipkit.training.folder.resume import best_evaluation, out_of_patience
 from clipkit.training.folder.run_folder import RunFolder
@@ -55,6 +57,8 @@ class Recorder:
     measurements: list[Measurement]
     stop_request: StopRequest
     throughput: Throughput
+    callback_stops: bool = field(default=False, init=False)
+    """True if a callback on any process has ended the run, after `agree`."""
     _write_failure: TrainingError | None = field(default=None, init=False)
     _bar: Any = field(default=None, init=False)
 
@@ -65,6 +69,8 @@ class Recorder:
         self.metric = plan.recipe.metric
         self.keeper = Keeper(self.folder, plan.recipe.checkpoint, self.metric)
         self.trackers = Trackers(plan.accelerator, plan.recipe, self.folder.tracking)
+        progress = Progress(plan.model, self.folder.path, plan.steps, self.processes.is_main)
+        self.callbacks = Callbacks(plan.given.callbacks, progress)
         self.bad_samples = BadSamples(plan.data.train, plan.data.max_bad, self.folder, plan.processes)
 
     @contextmanager
@@ -137,10 +143,11 @@ class Recorder:
         Raises:
             TrainingError: a log could not be written, or there are too many bad images.
         """
-        write_failed, overdue, new_bad_images = self.processes.any(
+        write_failed, overdue, new_bad_images, self.callback_stops = self.processes.any(
             self._write_failure is not None,
             self.processes.is_main and self.keeper.is_overdue(),
             self.bad_samples.any_new(bad),
+            self.callbacks.run.stop_reason is not None,
         )
         if write_failed:
             raise self._write_failure or TrainingError(
@@ -163,6 +170,7 @@ class Recorder:
             saved = state.to_save()
             self.processes.on_main(lambda: self.keeper.write(state.step, self.plan.learned, saved))
             state.saved_at = state.step
+            self.callbacks.checkpoint(checkpoint_of(self.folder.checkpoints, state.step))
 
     def stop_if_requested(self, state: State) -> None:
         """Stop the run if any process received a stop signal.
@@ -222,7 +230,7 @@ class Recorder:
             row: this step's row of metrics.jsonl, for the line on the terminal; None: no line.
 
         Returns:
-            True if the run ends early because of `eval.patience`.
+            True if the run ends early because of `eval.patience` or of a callback.
         """
         figures: dict[str, float] = {}
         if self.measurements:
@@ -230,12 +238,16 @@ class Recorder:
                 with self.stop_request.deferred(False):  # can be interrupted: its checkpoint is already written
                     figures = self.figures()
                 self.processes.on_main(lambda: self._keep(state.step, figures))
+            self.callbacks.evaluation(figures)
         if row is None:
             return False
         epochs = f"epoch {state.step // self.plan.sampler.steps_per_epoch}/{self.plan.recipe.train.epochs}"
         self.log_line(
             f"{epochs}, step {state.step}: loss {row['loss']:.4f}{self.monitor.progress_line(figures, state.step)}"
         )
+        if self.callback_stops:
+            self.log_line(f"the run ends after step {state.step}: {self.callbacks.run.stop_reason or 'a callback'}")
+            return True
         waited = self.processes.is_main and out_of_patience(self.folder, self.plan.recipe)
         ended = bool(self.processes.of_main(int(waited))) and state.step < self.plan.steps
         if ended:

@@ -1,18 +1,23 @@
 """Function `train`: train a model from a recipe and fill a run folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor
 
 from clipkit.image_formats import pixel_limit
+from clipkit.models import DualEncoder
 from clipkit.models.publish.layout import pretrained_names
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
+from clipkit.training.callbacks import Callback
 from clipkit.training.failures import failures_in_one_line
 from clipkit.training.folder.resume import StartPoint, find_checkpoint
 from clipkit.training.folder.run_folder import RunFolder, claimed
 from clipkit.training.folder.run_log import RunLog
+from clipkit.training.given import Given, GivenObjective
 from clipkit.training.guards.monitor import Monitor
 from clipkit.training.loop import loop
 from clipkit.training.measures.measures import measurements_of
@@ -25,9 +30,16 @@ from clipkit.training.throughput import throughput_of
 
 
 def train(
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Recipe | Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
     *,
+    train: object = None,
+    validation: object = None,
+    model: DualEncoder | None = None,
+    loss: Callable[..., Tensor] | None = None,
+    objective: GivenObjective | None = None,
+    callbacks: Sequence[Callback] = (),
+    identity: Literal["content"] | None = None,
     resume: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -36,8 +48,20 @@ def train(
     SIGINT (Ctrl-C), SIGTERM and SIGUSR1 stop the run after it has written a checkpoint.
 
     Args:
-        recipe: a YAML file or a Recipe.
+        recipe: a YAML file, a Recipe, or a dict of its sections. Keys that the following objects replace may be
+            missing in a file or a dict.
         overrides: changes to the recipe, e.g. `{"optim.lr": 1e-5}`.
+        train: training data instead of `data.train`: a dataset of `datasets` or torch, any sequence of (image, caption)
+            or (image, captions) pairs or of dicts, a dict of columns, or a DataFrame. Images are paths, PIL images,
+            arrays or bytes.
+        validation: validation data instead of `data.validation`.
+        model: the model instead of `model.name`; it is trained in place, and has the best weights afterwards.
+        loss: function of image_features (G, D), text_features (G, D) and, if it names them, scale, bias, image_ids,
+            caption_ids and rows; it returns a scalar (docs/python.md).
+        objective: an Objective, or a function that returns one, given the one of the recipe.
+        callbacks: called after steps, evaluations and checkpoints, and at the end.
+        identity: content: read all images of `train` and `validation` once, so that a run on images in memory can be
+            resumed; None: it cannot. Files, tables and datasets of `datasets` need no such identity.
         resume: continue from the newest undamaged checkpoint of the run in `output`; without a checkpoint, start; if
             the run is finished, do nothing. Epochs, evaluation, logging, checkpoints, workers and the location of the
             data may have changed since, but nothing that determines the weights after a step.
@@ -54,13 +78,13 @@ def train(
     Example:
         >>> train("recipes/finetune_clip.yaml", {"data.train": "mine.csv"})    # doctest: +SKIP
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_yaml(recipe)
-    recipe = recipe.override(overrides or {})
+    given = Given(train, validation, model, loss, objective, callbacks, identity)
+    recipe = given.recipe(recipe, overrides or {})
     with StopRequest() as stop, pixel_limit(recipe.data.max_pixels), failures_in_one_line():
         accelerator = accelerator_of(recipe.train.precision, recipe.train.timeout_minutes)
         folder = RunFolder(recipe.output)
         with claimed(folder, Processes(accelerator), resume, overwrite, _inputs(recipe)):
-            return run(make_plan(recipe, accelerator), folder, stop, resume)
+            return run(make_plan(recipe, accelerator, given), folder, stop, resume)
 
 
 def _inputs(recipe: Recipe) -> list[str]:
@@ -110,5 +134,6 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
             with stop.deferred(), recorder.showing_progress(state.step):
                 loop(batches, gradients, plan, state, recorder)
             results = finish(plan, state, recorder)
+        recorder.callbacks.end(results)
         recorder.trackers.end()
         return results

@@ -25,6 +25,7 @@ from clipkit.embedding.shared import scan_shared
 from clipkit.errors import DataError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
+from clipkit.training.given import Given
 
 # Data with more images is only checked by `clipkit data check`, so that a run starts without delay.
 _MOST_CHECKED = 100_000
@@ -46,7 +47,7 @@ class RunData:
     """Messages for the user."""
 
 
-def read_data(recipe: Recipe, processes: Processes) -> RunData:
+def read_data(recipe: Recipe, processes: Processes, given: Given) -> RunData:
     """Read the sources, and check them without opening every training image.
 
     Raises:
@@ -63,7 +64,7 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
             "processes or a larger batch"
         )
     notes: list[str] = []
-    train, validation = _read_both(recipe)
+    train, validation = _read_both(recipe, processes, given)
     if validation is not None:
         validation = _readable(recipe, validation, processes, notes)
     count = train.counts["images"]
@@ -78,22 +79,28 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
     return RunData(train, validation, labelled, dict.fromkeys(missing, "the file does not exist"), max_bad, notes)
 
 
-def _read_both(recipe: Recipe) -> tuple[AnyFeed, Pairs | None]:
+def _read_both(recipe: Recipe, processes: Processes, given: Given) -> tuple[AnyFeed, Pairs | None]:
     """Read the training data, and the validation data if the recipe has any."""
     data = recipe.data
-    named = data.validation if isinstance(data.validation, str) else None
-    stream = stream_feed(data.sources[0].source, data.samples)
+
+    def validation() -> Pairs | None:
+        kept = given.read("validation", processes, **_columns(recipe))
+        named = data.validation if isinstance(data.validation, str) else None
+        return _read(recipe, named) if kept is None and named is not None else kept
+
+    pairs = given.read("train", processes, **_columns(recipe))
+    stream = stream_feed(data.sources[0].source, data.samples) if pairs is None else None
     if stream is not None:
         _check_streamable(recipe, stream.name)
-        return stream, _read(recipe, named) if named is not None else None
-    train = join(
+        return stream, validation()
+    train = pairs or join(
         [_read(recipe, source.source, broken=("images",)) for source in data.sources],
         [source.weight for source in data.sources],
     )
     if isinstance(data.validation, float):
         train, kept = split(train, data.validation)
         return IndexedFeed(train), replace(kept, name=f"{data.validation:g} of {train.name}", parts=())
-    return IndexedFeed(train), _read(recipe, named) if named is not None else None
+    return IndexedFeed(train), validation()
 
 
 def _check_streamable(recipe: Recipe, name: str) -> None:
@@ -154,8 +161,12 @@ def _readable(recipe: Recipe, validation: Pairs, processes: Processes, notes: li
 
 def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
     """Read pairs, or only images or captions if the objective needs no more."""
+    return read_pairs(source, **_columns(recipe), broken=broken)
+
+
+def _columns(recipe: Recipe) -> dict[str, bool]:
     reads = {column for term in recipe.terms for column in term.reads}
-    return read_pairs(source, images="images" in reads, captions="captions" in reads, broken=broken)
+    return {"images": "images" in reads, "captions": "captions" in reads}
 
 
 def _check_enough(recipe: Recipe, validation: Pairs, processes: Processes) -> None:

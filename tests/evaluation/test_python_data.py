@@ -93,7 +93,7 @@ def test_class_names_of_a_dataset_are_the_labels(model: DualEncoder, shapes: Pat
         (["a.png", "b.png"], "a list is not data"),
         ([("a.png", "b", "c")], "a list is not data"),
         ([("a.png", 5.5)], "column label"),
-        ([(5, "a")], "is not a table of texts and images"),
+        ([(5, "a")], "row 1: an int is not an image"),
         ({"image": ["a.png"], "label": ["a", "b"]}, "is not a table of texts and images"),
         ({"image": ["gone.png"], "label": ["a"]}, "gone.png"),
         ({"image": [np.zeros((0, 0, 3), np.uint8)], "label": ["a"]}, "0 × 0"),

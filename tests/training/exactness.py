@@ -22,6 +22,7 @@ from clipkit.processes import Processes
 from clipkit.recipe import HeadRecipe, LossRecipe
 from clipkit.training.objectives.loss_sum import loss_sum
 from clipkit.training.objectives.objective import Value
+from clipkit.training.objectives.python_loss import value_of_loss
 from clipkit.training.objectives.views import value_of_views
 from clipkit.training.step import Encoder, Step
 
@@ -60,7 +61,23 @@ VIEW_LOSSES = {
     "SimCSE, text": LossRecipe(name="infonce", duplicates="negative"),
     "SimCSE, text, head": LossRecipe(name="infonce"),
 }
-OBJECTIVES = [*LOSSES, *VIEWS]
+
+
+def whole_loss(image_features: Tensor, text_features: Tensor, scale: Tensor) -> Tensor:
+    """InfoNCE of a Python program, with a term that couples all pairs: it cannot be computed in slices."""
+    logits, pairs = scale * image_features @ text_features.T, torch.arange(len(image_features))
+    spread = (image_features.T @ text_features).square().sum().sqrt()
+    return F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs) + spread
+
+
+def sliced_loss(x: Tensor, y: Tensor, *, bias: Tensor, scale: Tensor, image_ids: Tensor, rows: slice) -> Tensor:
+    """Sigmoid loss of a Python program with equal images as positives, of some rows."""
+    positive = image_ids[rows, None] == image_ids
+    return F.softplus(torch.where(positive, -1, 1) * (scale * x[rows] @ y.T + bias)).sum() / len(x)
+
+
+PYTHON: dict[str, Any] = {"python, whole": whole_loss, "python, sliced": sliced_loss}
+OBJECTIVES = [*LOSSES, *VIEWS, *PYTHON]
 # The others share the machinery of these, so that a few cuts are enough.
 _ALL_CUTS = ("infonce", "infonce, negative", "infonce, ignore", "sigmoid")
 MICRO_BATCHES = (1, 3, 8, 100)
@@ -158,7 +175,7 @@ def seen(loss: str) -> list[str]:
     """Return the names of the features that the objective is computed from."""
     if loss in VIEWS:
         return list(VIEWS[loss])
-    negatives = Need.NEGATIVES in LOSSES[loss].needs
+    negatives = loss in LOSSES and Need.NEGATIVES in LOSSES[loss].needs
     return ["image_features", "text_features", *(["negative_text_features"] if negatives else [])]
 
 
@@ -172,6 +189,8 @@ def encoders(loss: str, model: DualEncoder) -> dict[str, Encoder]:
 
 
 def value(loss: str, model: DualEncoder) -> Value:
+    if loss in PYTHON:
+        return value_of_loss(PYTHON[loss])
     if loss not in VIEWS:
         return loss_sum(LOSSES[loss].terms, {"made": teacher})
     head = model.view_head("image" if "image" in loss else "text") if "head" in loss else None

@@ -14,7 +14,6 @@ from clipkit.data.sources.delimited import read_delimited
 from clipkit.data.sources.emoji import read_twemoji
 from clipkit.data.sources.folders import read_folder
 from clipkit.data.sources.json_rows import read_json, read_json_lines
-from clipkit.data.sources.objects import read_object
 from clipkit.data.sources.parquet_files import read_parquet, read_parquet_folder
 from clipkit.data.sources.parts import files_of_folder
 from clipkit.data.sources.saved import is_saved, read_hub, read_saved
@@ -85,6 +84,8 @@ def read_rows(source: object, needed: Collection[str], optional: Collection[str]
     """
     optional = [role for role in optional if role not in needed]
     if not isinstance(source, str | Path):
+        from clipkit.data.sources.objects import read_object  # imports torch
+
         wanted = Wanted(kind_of(source), {}, needed, optional)
         return _with_choices(read_object(source, wanted), wanted)
     source = str(source)

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipkit.data.pairs import UNIDENTIFIED
 from clipkit.errors import OutputError, RecipeError
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
@@ -103,7 +104,12 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
     notes += _changes(folder, recipe, state["recipe"], step)
     for saved_name, before in state["identity"].items():
         name = saved_name.replace("pictures", "images")  # the name in checkpoints from before version 0.1
-        now = identity[name]
+        now = identity.get(name)
+        if UNIDENTIFIED in (before, now):
+            raise RecipeError(
+                f"{folder.path}: {name} are Python objects without an identity, so they may have changed since step "
+                f"{step}; give them with identity='content' from the first run on, or as files"
+            )
         if before == now:
             continue
         if name in MEASURED:

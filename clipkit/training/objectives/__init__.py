@@ -3,16 +3,20 @@
 The file of a term has two functions: `objective` returns what the step computes, `measure` what an evaluation measures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from clipkit.data import Pairs
+from clipkit.errors import RecipeError
+from clipkit.images import kind_of
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe, Term
 from clipkit.training.measures.measurement import Measurement
 from clipkit.training.objectives.objective import Objective, weighted_sum
+from clipkit.training.objectives.python_loss import value_of_loss
 from clipkit.training.objectives.teacher import Teacher
 
 __all__ = ["ObjectiveFile", "file_of", "objective_of"]
@@ -37,7 +41,14 @@ def file_of(term: Term) -> ObjectiveFile:
     return cast(ObjectiveFile, import_module(f"{__name__}.{term.name}"))
 
 
-def objective_of(recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]) -> Objective:
+def objective_of(
+    recipe: Recipe,
+    model: DualEncoder,
+    pairs: Pairs,
+    teachers: Mapping[str, Teacher],
+    loss: Callable[..., Any] | None = None,
+    given: Objective | Callable[[Objective], Objective] | None = None,
+) -> Objective:
     """Return the weighted sum of the recipe's terms.
 
     Args:
@@ -45,10 +56,20 @@ def objective_of(recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Map
         model: has the towers and heads.
         pairs: the training data.
         teachers: the teachers of the losses, by name.
+        loss: a function that replaces the losses.
+        given: an objective that replaces it, or a function that makes one of it.
 
     Raises:
         DataError: the data does not have a column that a term needs.
     """
     terms = recipe.terms
     objectives = [file_of(term).objective(term, recipe, model, pairs, teachers) for term in terms]
-    return weighted_sum(objectives, [term.weight for term in terms])
+    whole = weighted_sum(objectives, [term.weight for term in terms])
+    if loss is not None:
+        return replace(whole, value=value_of_loss(loss), chance=None)
+    if given is None or isinstance(given, Objective):
+        return given or whole
+    made = given(whole)
+    if not isinstance(made, Objective):
+        raise RecipeError(f"the objective in Python returned {kind_of(made)}, not an Objective; return one")
+    return made

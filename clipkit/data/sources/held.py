@@ -1,0 +1,139 @@
+"""Images that a Python object holds or makes on access: PIL images, arrays, bytes, and items of any sequence."""
+
+import hashlib
+import io
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile
+from torch import Tensor
+
+from clipkit.data.sequences import Items, Strings
+from clipkit.data.sources.remote import Remote
+from clipkit.data.sources.urls import is_address
+from clipkit.errors import DataError
+from clipkit.images import Held, ImageLike, Stored, kind_of, open_image
+
+
+class ObjectImages(Items[Path | Stored]):
+    """Images of the rows of a Python object, fetched one by one when they are used.
+
+    Args:
+        source: name of the object, for messages.
+        fetch: function from a row to its image.
+        paths: path of the image of each row; "" for an image that is not a file.
+    """
+
+    def __init__(self, source: str, fetch: Callable[[int], Any], paths: Strings) -> None:
+        self.source = source
+        self.paths = paths
+        self._fetch = fetch
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _at(self, position: int) -> Path | Stored:
+        path = self.paths[position]
+        if path:
+            return Remote(path) if is_address(path) else Path(path)
+        return InObject(self, position)
+
+    def image(self, row: int) -> ImageLike | bytes:
+        """Return the image of a row. One thread at a time: datasets of users are rarely made for several."""
+        with self._lock:
+            return image_value(self._fetch(row))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+
+@dataclass(frozen=True, slots=True)
+class InObject(Held):
+    """Image of a row of a Python object."""
+
+    images: ObjectImages
+    row: int
+
+    @property
+    def name(self) -> str:
+        return f"row {self.row + 1}"
+
+    @property
+    def size(self) -> int:
+        return -1
+
+    def __str__(self) -> str:
+        return f"{self.images.source}, row {self.row + 1}"
+
+    def held(self) -> ImageLike | bytes:
+        return self.images.image(self.row)
+
+    def read_bytes(self) -> bytes:
+        value = self.held()
+        if isinstance(value, bytes):
+            return value
+        encoded = io.BytesIO()
+        open_image(value).save(encoded, "PNG", compress_level=1)
+        return encoded.getvalue()
+
+
+def image_value(value: Any) -> ImageLike | bytes:
+    """Return an image in one of the forms that `open_image` reads, or as the bytes of a file.
+
+    Raises:
+        DataError: it has another type.
+    """
+    if isinstance(value, dict) and value.keys() & {"bytes", "path"}:  # an undecoded image of `datasets`
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            raise DataError(
+                "a Tensor of floating-point numbers is not an image; give it before the transform: the model has "
+                "preprocessing of its own"
+            )
+        value = value.movedim(0, -1).numpy() if value.ndim == 3 and value.shape[0] in (1, 3, 4) else value.numpy()
+        return np.ascontiguousarray(value[..., 0] if value.ndim == 3 and value.shape[-1] == 1 else value)
+    if isinstance(value, bytes | str | Path | Stored | Image.Image | np.ndarray):
+        return value
+    raise DataError(f"{kind_of(value)} is not an image; give a path, a PIL image, a uint8 array or the bytes of a file")
+
+
+def path_of(value: Any) -> str:
+    """Return the path of an image that is a file, also of an opened one whose pixels are not loaded; otherwise "".
+
+    Decoding the file again leaves the image of the user without pixels in memory, and is safe in worker processes,
+    which share the position in an opened file.
+    """
+    if isinstance(value, dict):
+        value = None if value.get("bytes") else value.get("path")
+    if isinstance(value, str | Path):
+        return str(value)
+    if isinstance(value, ImageFile.ImageFile) and value.tile and not value.tell():
+        name = str(getattr(value, "filename", ""))
+        return name if name and Path(name).is_file() else ""
+    return ""
+
+
+def key_of(value: Any, path: str) -> str:
+    """Return a string that is equal for the same image in memory: a hash of its bytes or pixels, or its path."""
+    if path:
+        return path
+    if isinstance(value, ImageFile.ImageFile) and value.tile:  # hashing would load its pixels
+        return f"object {id(value)}"
+    value = image_value(value)
+    if isinstance(value, bytes):
+        return f"bytes {hashlib.sha256(value).hexdigest()}"
+    if isinstance(value, Image.Image):
+        return f"pixels {value.mode} {value.size} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    array = np.asarray(value)
+    return f"pixels {array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"

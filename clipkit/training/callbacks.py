@@ -1,0 +1,130 @@
+"""Callbacks of a run: functions that are called after steps, evaluations and checkpoints, and at the end."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipkit.errors import RecipeError, TrainingError
+from clipkit.images import kind_of
+from clipkit.models import DualEncoder
+
+
+@dataclass(eq=False)
+class Progress:
+    """Progress of a run, as callbacks see it.
+
+    Args:
+        model: the model that is trained.
+        folder: the run folder.
+        steps: number of updates in the whole run.
+        is_main: True on the process that writes files.
+    """
+
+    model: DualEncoder
+    folder: Path
+    steps: int
+    is_main: bool
+    step: int = field(default=0, init=False)
+    """Number of updates so far."""
+    stop_reason: str | None = field(default=None, init=False)
+
+    def stop(self, reason: str = "a callback stopped it") -> None:
+        """End the run after this step, with a checkpoint, results and a report. One process suffices.
+
+        Args:
+            reason: reason for log.txt.
+        """
+        self.stop_reason = reason
+
+
+class Callback:
+    """Base class of callbacks: override the methods that you need.
+
+    All processes call them; `run.is_main` is True on one of them. They must not change the model, except its gradients.
+
+    Example:
+        >>> class StopEarly(Callback):
+        ...     def on_step(self, run, row):
+        ...         if row["loss"] < 0.1:
+        ...             run.stop("the loss is below 0.1")
+        >>> clipkit.train("recipe.yaml", callbacks=[StopEarly()])    # doctest: +SKIP
+    """
+
+    def on_step(self, run: Progress, row: dict[str, Any]) -> Mapping[str, float] | None:
+        """Return figures to add to the row of this step in metrics.jsonl, or None.
+
+        Args:
+            run: progress of the run.
+            row: the step's row: step, epoch, seen, loss, lr, scale, grad_norm and others.
+        """
+
+    def on_evaluation(self, run: Progress, figures: Mapping[str, float]) -> None:
+        """Receive the metrics of an evaluation by name."""
+
+    def on_checkpoint(self, run: Progress, folder: Path) -> None:
+        """Receive the folder of a checkpoint that was just written."""
+
+    def on_end(self, run: Progress, result: Mapping[str, Any]) -> None:
+        """Receive the content of results.json, after it and the model were written."""
+
+
+def checked_callbacks(callbacks: Sequence[Any]) -> None:
+    """Check that all callbacks are objects of subclasses of `Callback`.
+
+    Raises:
+        RecipeError: one is something else.
+    """
+    if isinstance(callbacks, Callback):
+        raise RecipeError(f"callbacks is {kind_of(callbacks)}; give a list: callbacks=[{type(callbacks).__name__}()]")
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            what = f"the class {callback.__name__}" if isinstance(callback, type) else kind_of(callback)
+            raise RecipeError(f"callbacks has {what}, not an object of a subclass of clipkit.Callback; give one")
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """The callbacks of a run, called one after the other.
+
+    Args:
+        all: the callbacks.
+        run: progress of the run.
+    """
+
+    all: Sequence[Callback]
+    run: Progress
+
+    def step(self, row: dict[str, Any]) -> dict[str, float]:
+        """Call `on_step`, and return the figures that the callbacks add to the row.
+
+        Raises:
+            TrainingError: a figure is not a finite number, or has the name of another one.
+        """
+        self.run.step = row["step"]
+        added: dict[str, float] = {}
+        for callback in self.all:
+            for name, figure in (callback.on_step(self.run, dict(row)) or {}).items():
+                where = f"{type(callback).__name__}.on_step: the figure {name}"
+                if name in row or name in added:
+                    raise TrainingError(f"{where} has the name of another figure of the step; rename it")
+                if not isinstance(figure, int | float) or not math.isfinite(figure):
+                    raise TrainingError(f"{where} is {figure!r}, not a finite number; return a finite float")
+                added[name] = figure
+        return added
+
+    def evaluation(self, figures: Mapping[str, float]) -> None:
+        """Call `on_evaluation`."""
+        for callback in self.all:
+            callback.on_evaluation(self.run, figures)
+
+    def checkpoint(self, folder: Path) -> None:
+        """Call `on_checkpoint`."""
+        for callback in self.all:
+            callback.on_checkpoint(self.run, folder)
+
+    def end(self, result: Mapping[str, Any]) -> None:
+        """Call `on_end`."""
+        for callback in self.all:
+            callback.on_end(self.run, result)
