@@ -13,6 +13,7 @@ from clipkit.versions import __version__
 if TYPE_CHECKING:
     from clipkit import evaluation as evaluate
     from clipkit import losses, metrics
+    from clipkit.evaluation import Result
     from clipkit.models import DualEncoder, load
     from clipkit.models.export import export
     from clipkit.models.merge import merge
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from clipkit.training import train
     from clipkit.training.callbacks import Callback, Progress
     from clipkit.training.objectives.objective import Objective
+    from clipkit.training.own_step import Step
+    from clipkit.training.run_object import Run
 
 # Public name -> (module, attribute of it or None for the module). Imported on first use, so that `import clipkit` and
 # `clipkit --help` stay instant.
@@ -31,6 +34,9 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Processes": ("clipkit.processes", "Processes"),
     "Progress": ("clipkit.training.callbacks", "Progress"),
     "Recipe": ("clipkit.recipe", "Recipe"),
+    "Result": ("clipkit.evaluation.result_object", "Result"),
+    "Run": ("clipkit.training.run_object", "Run"),
+    "Step": ("clipkit.training.own_step", "Step"),
     "evaluate": ("clipkit.evaluation", None),
     "export": ("clipkit.models.export", "export"),
     "load": ("clipkit.models", "load"),
@@ -47,6 +53,9 @@ __all__ = [
     "Processes",
     "Progress",
     "Recipe",
+    "Result",
+    "Run",
+    "Step",
     "__version__",
     "evaluate",
     "export",

@@ -14,7 +14,11 @@ PACKAGE = Path(__file__).parents[1] / "clipkit"
 NOT_CONVERTED: tuple[str, ...] = ()
 
 # Parts of messages that need no advice, because nothing can be done or the inserted text contains it.
-WITHOUT_ADVICE: tuple[str, ...] = ("has images of the class …, …", "--policy …: …", "continue with --resume")
+WITHOUT_ADVICE: tuple[str, ...] = (
+    "has images of the class …, …",
+    "--policy …: …",
+    "continue with --resume (in Python: resume=True)",
+)
 
 BANNED = (
     r"\bc(an|ould) ?not be (had|said)\b", r"\bheed", r"\bmend(s|ed)?\b", r"stand-ins?\b", r"\b(stands?|stood) in\b",

@@ -5,7 +5,7 @@ import logging
 import sys
 from contextlib import suppress
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from clipkit.errors import printable
 

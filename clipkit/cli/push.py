@@ -2,6 +2,7 @@
 
 import shlex
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,7 +76,7 @@ def _print(done: "Pushed") -> None:
         print(f"  note: {note}")
 
 
-def _save(model: str, folder: Path, measured: list[dict[str, Any]]) -> None:
+def _save(model: str, folder: Path, measured: Sequence[dict[str, Any]]) -> None:
     """Save a model in the layout of its library, with a model card.
 
     A card that already exists is kept, unless results are to be added.

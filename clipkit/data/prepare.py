@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import get_args
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from clipkit.data.encoded import Encoded, encoded
 from clipkit.data.manifest import Block, Manifest, Settings, Skipped, open_manifest

@@ -5,7 +5,8 @@ from clipkit.evaluation.classifier import zeroshot_classifier
 from clipkit.evaluation.compare import Comparison, compare
 from clipkit.evaluation.examples import chosen_examples
 from clipkit.evaluation.figures import Figure
-from clipkit.evaluation.result import Result, build_result, read_result, to_json, versions
+from clipkit.evaluation.result import build_result, read_result, to_json, versions
+from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.compositional import compositional
 from clipkit.evaluation.tasks.probe import probe
 from clipkit.evaluation.tasks.retrieval import retrieval, retrieval_result

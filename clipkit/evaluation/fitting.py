@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from clipkit.metrics import LinearClassifier, knn_scores, logistic_regression, true_label_ranks
 

@@ -5,40 +5,18 @@ import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from clipkit.errors import DataError
 from clipkit.evaluation.figures import Figure
+from clipkit.evaluation.result_object import Result
 from clipkit.findings import Finding
 from clipkit.metrics.bootstrap import DRAWS
 from clipkit.parsing import parse_json
 from clipkit.versions import __version__, installed_version
-
-
-class Result(TypedDict):
-    """Result of an evaluation, with the content of a result JSON."""
-
-    task: str
-    model: str
-    data: dict[str, Any]
-    metrics: dict[str, Figure]
-    classes: NotRequired[list[dict[str, Any]]]
-    """One row per class, or per category of a compositional evaluation."""
-    settings: dict[str, Any]
-    versions: dict[str, str]
-    seconds: float
-    examples: list[dict[str, Any]]
-    """A few queries with their top answers, for the report."""
-    prompts: NotRequired[list[dict[str, Any]]]
-    """For each prompt, the accuracy with only this prompt, and with all prompts except this one."""
-    map: NotRequired[list[dict[str, Any]]]
-    """Two-dimensional map: positions of some items."""
-    queries: NotRequired[dict[str, list[Any]]]
-    """Outcome of every query, so that two results can be compared query by query."""
-
 
 # How every interval is computed.
 INTERVAL = {"bootstrap_draws": DRAWS, "bootstrap_seed": 0, "interval": 0.95}
@@ -93,7 +71,7 @@ def build_result(
         "map": map,
         "queries": queries,
     }
-    return cast(Result, {name: part for name, part in everything.items() if part is not None})
+    return Result({name: part for name, part in everything.items() if part is not None})
 
 
 def versions() -> dict[str, str]:
@@ -130,12 +108,13 @@ def to_json(result: Mapping[str, Any]) -> str:
     return head.removesuffix("\n}") + ',\n  "queries": {\n' + ",\n".join(lists) + "\n  }\n}\n"
 
 
-def read_result(file: Path) -> dict[str, Any]:
+def read_result(file: str | Path) -> Result:
     """Return the content of a result JSON, as written by `--json` or by a training run.
 
     Raises:
         DataError: the file cannot be read or is not a result.
     """
+    file = Path(file)
     advice = "give a file that clipkit eval … --json wrote, or results.json of a run"
     try:
         result = parse_json(file.read_text(encoding="utf-8"))
@@ -150,4 +129,4 @@ def read_result(file: Path) -> dict[str, Any]:
     for name, figure in result["metrics"].items():
         if not isinstance(figure, dict) or "value" not in figure:
             raise DataError(f"{file}: is not a result JSON (the metric {name!r} has no value); {advice}")
-    return result
+    return Result(result)

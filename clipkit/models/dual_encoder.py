@@ -1,8 +1,8 @@
 """The dual encoder: two towers, a scale and a bias."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from clipkit.models.publish.provenance import bases_of
 from clipkit.models.towers import ImageTower, TextTower, Tower
 from clipkit.models.view_heads import save_view_heads
 from clipkit.recipe import ModelRecipe
+
+if TYPE_CHECKING:
+    from clipkit.models.from_modules import PreprocessFunction
 
 
 class Backend(Protocol):
@@ -71,6 +74,51 @@ class DualEncoder(nn.Module):
         self.name = name
         self.view_heads = nn.ModuleDict()
         """Projection heads for losses on views, by tower (`image`, `text`)."""
+
+    @classmethod
+    def from_modules(
+        cls,
+        *,
+        image_tower: nn.Module,
+        text_tower: nn.Module,
+        preprocess: "PreprocessFunction",
+        tokenizer: Callable[[list[str]], Any],
+        embed_dim: int | None = None,
+        temperature: float = 0.07,
+        bias: float | None = None,
+    ) -> "DualEncoder":
+        """Return a dual encoder of two modules, which becomes part of them: training changes the modules.
+
+        Args:
+            image_tower: module from the output of `preprocess`, in batches, to features (B, W).
+            text_tower: module from token IDs (B, L), or from `input_ids` and `attention_mask` by name, to features.
+            preprocess: function from an RGB PIL image to a tensor (3, H, W), or to a dict of tensors by name.
+            tokenizer: function from strings to token IDs (M, L), or to a dict of `input_ids` and `attention_mask`; or
+                a tokenizer of transformers.
+            embed_dim: width D of the shared space, with a new LayerNorm and linear projection on each tower; None: no
+                projections; the towers have the same width.
+            temperature: initial temperature, 1 / exp(logit_scale).
+            bias: initial logit bias, for the sigmoid loss; None: no bias.
+
+        Raises:
+            ModelError: a part does not fit the others; the message says which.
+
+        Example:
+            >>> pixels = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 6))
+            >>> words = nn.EmbeddingBag(256, 4)
+            >>> model = DualEncoder.from_modules(
+            ...     image_tower=pixels,
+            ...     text_tower=words,
+            ...     preprocess=lambda image: torch.tensor(list(image.resize((8, 8)).tobytes())).view(3, 8, 8) / 255,
+            ...     tokenizer=lambda texts: torch.tensor([list(text.encode()[:9].ljust(9)) for text in texts]),
+            ...     embed_dim=5,
+            ... )
+            >>> model.encode_text(["a dog", "a cat"]).shape
+            torch.Size([2, 5])
+        """
+        from clipkit.models.from_modules import Modules
+
+        return Modules(image_tower, text_tower, preprocess, tokenizer).model(embed_dim, temperature, bias)
 
     @property
     def device(self) -> torch.device:
@@ -212,3 +260,7 @@ class DualEncoder(nn.Module):
             text = kept_card(Path(self.name), saved) or signed(card(self.layout()))
             (saved / "README.md").write_text(text, encoding="utf-8")
             return push(saved, repository, private=private).url
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload the model, as `push` does, under the name that other Hugging Face libraries use."""
+        return self.push(repository, private=private)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from clipkit.errors import DataError, UserError, check_text
 from clipkit.images import ImageLike, Stored, kind_of

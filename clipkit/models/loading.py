@@ -1,13 +1,18 @@
 """Function `load`, which loads a DualEncoder from its name."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from clipkit.errors import ModelError, one_line
 from clipkit.models.composed import LAYOUT_FILE, load_composed
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES
+from clipkit.models.from_modules import LAYOUT as MODULES
+from clipkit.models.from_modules import PreprocessFunction, load_modules
 from clipkit.models.from_open_clip import CONFIG_FILE, load_open_clip, load_open_clip_folder
 from clipkit.models.from_transformers import load_transformers
 from clipkit.models.hub import local_folder
@@ -26,7 +31,14 @@ _DTYPES = {
 
 
 def load(
-    name: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype = torch.float32
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = torch.float32,
+    image_tower: nn.Module | None = None,
+    text_tower: nn.Module | None = None,
+    preprocess: PreprocessFunction | None = None,
+    tokenizer: Callable[[list[str]], Any] | None = None,
 ) -> DualEncoder:
     """Load a dual encoder in evaluation mode.
 
@@ -37,6 +49,8 @@ def load(
         dtype: type of the weights: a torch type, fp32, bf16 or fp16; auto: float32 weights, with which a CUDA GPU
             encodes under bfloat16 autocast, several times as fast, and other devices in float32. Features are always
             float32.
+        image_tower, text_tower, preprocess, tokenizer: parts of a model that `DualEncoder.from_modules` built: the
+            folder has only its weights. Not for other models.
 
     Raises:
         ModelError: the model is missing, invalid or unsupported, the device is unavailable or the type is unknown.
@@ -46,7 +60,8 @@ def load(
     """
     weights = torch.float32 if dtype == "auto" else _dtype(dtype)
     target = _device(device)
-    model, folder = _open(str(name))
+    parts = {"image_tower": image_tower, "text_tower": text_tower, "preprocess": preprocess, "tokenizer": tokenizer}
+    model, folder = _open(str(name), parts)
     if folder is not None:
         model.view_heads = load_view_heads(folder)
     if dtype == "auto" and _has_bfloat16(target):
@@ -79,24 +94,44 @@ def _has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _open(name: str) -> tuple[DualEncoder, Path | None]:
-    if name.startswith("open_clip:"):
+def _open(name: str, parts: Mapping[str, Any]) -> tuple[DualEncoder, Path | None]:
+    folder = None if name.startswith("open_clip:") else _folder(name)
+    if folder is not None:
+        layout = read_object(folder / LAYOUT_FILE)
+        if layout.get("layout") == MODULES:
+            return load_modules(folder, name, layout, parts), folder
+    given = [part for part, value in parts.items() if value is not None]
+    if given:
+        raise ModelError(
+            f"{name}: is not a model of modules, so {given[0]} does not apply to it; leave it out, or build a model "
+            "with DualEncoder.from_modules"
+        )
+    if folder is None:
         return load_open_clip(name), None
+    return _open_folder(folder, name), folder
+
+
+def _folder(name: str) -> Path:
+    """Return the folder of a model, of a run or of a repository."""
     folder = local_folder(name, FAMILIES)
     run = RunFiles(folder)
     if run.is_run:
         if not run.model.is_dir():
             raise ModelError(f"{name}: this run has not saved a model yet; finish it with clipkit train --resume")
         folder = run.model
+    return folder
+
+
+def _open_folder(folder: Path, name: str) -> DualEncoder:
     if (folder / LAYOUT_FILE).is_file():
-        return load_composed(folder, name), folder
+        return load_composed(folder, name)
     model_type = read_object(folder / "config.json").get("model_type")
     # A repository with both layouts holds the same model twice; transformers' layout names the class.
     if (folder / CONFIG_FILE).is_file() and not (str(model_type) in FAMILIES and has_weights(folder)):
-        return load_open_clip_folder(folder, name), folder
+        return load_open_clip_folder(folder, name)
     if model_type is None:
         raise ModelError(
             f"{name}: contains no supported model; it needs {LAYOUT_FILE} (clipkit), {CONFIG_FILE} (open_clip) or "
             "config.json (transformers)"
         )
-    return load_transformers(folder, name, str(model_type)), folder
+    return load_transformers(folder, name, str(model_type))

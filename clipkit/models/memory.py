@@ -14,19 +14,18 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
     The size includes the inputs, but not the parameters.
     """
     parameters = {parameter.untyped_storage().data_ptr() for parameter in tower.parameters()}
-    kept: dict[int, int] = {}
+    kept: dict[int, Tensor] = {}
 
-    def count(saved: Tensor) -> Tensor:
-        storage = saved.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return saved
+    def keep(saved: Tensor) -> None:
+        # Detached: a graph whose nodes hold their own outputs is never freed.
+        if (address := saved.untyped_storage().data_ptr()) not in parameters:
+            kept[address] = saved.detach()
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved):
-        features = tower(inputs)
-    total = sum(kept.values()) + sum(value.nbytes for value in inputs.values())
-    del features
-    return total
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        tower(inputs)
+    return sum(value.untyped_storage().nbytes() for value in kept.values()) + sum(
+        value.nbytes for value in inputs.values()
+    )
 
 
 @torch.no_grad()

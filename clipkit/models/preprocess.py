@@ -139,5 +139,12 @@ class TransformCall:
         return [type(step).__name__.removeprefix("Maybe") for step in self._steps[-2:]] == ["ToTensor", "Normalize"]
 
     @property
+    def normalization(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Mean and standard deviation of the last step."""
+        last = self._steps[-1]
+        mean, std = (np.asarray(of, dtype=np.float64).ravel().tolist() for of in (last.mean, last.std))
+        return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+    @property
     def _steps(self) -> list[Any]:
         return getattr(self.transform, "transforms", [])

@@ -13,6 +13,8 @@ KINDS: tuple[Kind, ...] = ("pretrained", "new")
 def is_pretrained(recipe: Recipe) -> bool:
     """Return True if the recipe uses a whole model with pretrained weights."""
     name = recipe.model.name or "open_clip:"
+    if name.startswith("python:"):  # modules of a Python program, whose weights may come from anywhere
+        return False
     return not name.startswith("open_clip:") or "/" in name or "?" in name
 
 
@@ -33,6 +35,8 @@ def kind_of(parameter: str, recipe: Recipe) -> Kind:
     part, _, rest = parameter.partition(".")
     if part == "view_heads":
         return "new"
+    if recipe.model.name is not None and recipe.model.name.startswith("python:"):
+        return "pretrained" if rest.startswith("trunk.") else "new"
     if recipe.model.name is not None:
         return "pretrained" if is_pretrained(recipe) else "new"
     loaded = {"image": recipe.model.image.pretrained, "text": recipe.model.text.pretrained}

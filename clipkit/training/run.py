@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from clipkit.evaluation import Result
 from clipkit.image_formats import pixel_limit
 from clipkit.models import DualEncoder
 from clipkit.models.publish.layout import pretrained_names
@@ -42,7 +43,7 @@ def train(
     identity: Literal["content"] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """Train a model from a recipe and fill its run folder.
 
     SIGINT (Ctrl-C), SIGTERM and SIGUSR1 stop the run after it has written a checkpoint.
@@ -68,7 +69,7 @@ def train(
         overwrite: replace the run in `output`.
 
     Returns:
-        The content of `results.json`: the metrics of the best weights on the validation pairs.
+        The content of `results.json` as a Result: the metrics of the best weights on the validation pairs.
 
     Raises:
         UserError: the recipe, the data, the model or the output is invalid or unsupported; nothing was changed.
@@ -95,7 +96,7 @@ def _inputs(recipe: Recipe) -> list[str]:
     return [name for name in named if isinstance(name, str)]
 
 
-def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) -> dict[str, Any]:
+def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) -> Result:
     """Train according to a plan and fill the run folder.
 
     Args:
@@ -111,8 +112,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
     start = find_checkpoint(folder, plan.recipe, plan.steps, plan.identity, plan.processes) if resume else StartPoint(0)
     if start.finished:
         log.info(f"{folder.path}: the run is already finished (step {plan.steps}); there is nothing to do")
-        results: dict[str, Any] = json.loads(folder.results.read_text(encoding="utf-8"))
-        return results
+        return Result(json.loads(folder.results.read_text(encoding="utf-8")))
     with log.recording():
         announce(plan, start, log)
         inputs = tower_inputs(plan, log)  # frozen trunks run once
@@ -136,4 +136,4 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
             results = finish(plan, state, recorder)
         recorder.callbacks.end(results)
         recorder.trackers.end()
-        return results
+        return Result(results)

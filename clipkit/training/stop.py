@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ class StopRequest:
     """Context in which SIGINT, SIGTERM and SIGUSR1 request a stop instead of ending the process.
 
     Outside of `deferred`, the first signal raises Interrupted immediately. Inside, it only sets `signal`, and the run
-    stops where no work is lost. A second Ctrl-C, at least a second after the first signal, ends the process at once.
+    stops where no work is lost. A second Ctrl-C, at least a second after the first signal, ends the process at once;
+    in an interactive session, such as a notebook, it raises Interrupted at once, and the process lives on.
 
     Python delivers signals to the main thread only: in other threads, this context does nothing.
     """
@@ -31,6 +33,7 @@ class StopRequest:
         self.signal: signal.Signals | None = None
         """The first signal that arrived."""
         self._deferred = False
+        self._first = 0.0
         self._before: dict[signal.Signals, Any] = {}
         self._wakeup_before = -1
         self._ends: tuple[socket.socket, socket.socket] | None = None
@@ -40,7 +43,8 @@ class StopRequest:
             self._ends = socket.socketpair()
             self._ends[1].setblocking(False)
             self._wakeup_before = signal.set_wakeup_fd(self._ends[1].fileno(), warn_on_full_buffer=False)
-            threading.Thread(target=_end_at_the_second_interrupt, args=(self._ends[0],), daemon=True).start()
+            if not is_interactive():
+                threading.Thread(target=_end_at_the_second_interrupt, args=(self._ends[0],), daemon=True).start()
             self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
@@ -49,7 +53,8 @@ class StopRequest:
             signal.signal(number, handler)
         if self._ends is not None:
             signal.set_wakeup_fd(self._wakeup_before)
-            self._ends[1].close()  # which ends the thread
+            for end in self._ends if is_interactive() else self._ends[1:]:
+                end.close()  # which ends the thread
 
     @contextmanager
     def deferred(self, deferred: bool = True) -> Iterator[None]:
@@ -71,13 +76,23 @@ class StopRequest:
         """
         first = signal.Signals(number or self.signal or signal.SIGTERM)
         message = f"stopped by {first.name}{f' {when}' if when else ''}; the saved files are complete: "
-        return Interrupted(message + "continue with --resume", 130 if first == signal.SIGINT else 143)
+        return Interrupted(
+            message + "continue with --resume (in Python: resume=True)", 130 if first == signal.SIGINT else 143
+        )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)
+            self._first = time.monotonic()
             if not self._deferred:
                 raise self.interrupted()
+        elif is_interactive() and number == signal.SIGINT and time.monotonic() - self._first >= _SAME_SECONDS:
+            raise self.interrupted("again, within a step")
+
+
+def is_interactive() -> bool:
+    """Return whether this process is a Python prompt, IPython or a notebook, whose objects must survive a Ctrl-C."""
+    return hasattr(sys, "ps1")
 
 
 def _end_at_the_second_interrupt(signals: socket.socket) -> None:

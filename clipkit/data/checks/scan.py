@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from clipkit.data.sources.remote import fetch_ahead
 from clipkit.errors import DataError, one_line

@@ -19,7 +19,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from uuid import uuid4
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from clipkit.data.sources.urls import IMAGES, protocol_of, without_credentials
 from clipkit.errors import DataError, one_line

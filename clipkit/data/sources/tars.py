@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import pyarrow as pa
 from braceexpand import braceexpand
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from clipkit.data.sources.choice import choice_finding
 from clipkit.data.sources.columns import Rows, Wanted, exists

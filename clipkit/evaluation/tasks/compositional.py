@@ -16,7 +16,8 @@ from clipkit.embedding.features import Cache, Features
 from clipkit.evaluation.examples import answer, chosen_examples, example, top
 from clipkit.evaluation.figures import Column, Columns, Figure, Queries, figure, figures, values
 from clipkit.evaluation.predictions import write_rows
-from clipkit.evaluation.result import Result, build_result, data_hash
+from clipkit.evaluation.result import build_result, data_hash
+from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.task import Answers, Task
 from clipkit.metrics import selection
 from clipkit.models import DualEncoder

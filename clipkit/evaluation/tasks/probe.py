@@ -17,7 +17,8 @@ from clipkit.evaluation.fitting import fit
 from clipkit.evaluation.labeled_parts import LabeledPart, few_shots, held_out, read_single_label
 from clipkit.evaluation.neighborhood import map_of_classes
 from clipkit.evaluation.predictions import write_class_predictions
-from clipkit.evaluation.result import Result, build_result, data_hash
+from clipkit.evaluation.result import build_result, data_hash
+from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.task import Answers, Options, Task, TaskData
 from clipkit.metrics import true_label_ranks
 from clipkit.models import DualEncoder

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from clipkit.data import Pairs, read_pairs
 from clipkit.embedding.features import Cache, Features, content_hashes
@@ -17,7 +17,8 @@ from clipkit.errors import ModelError
 from clipkit.evaluation.examples import answer, chosen_examples, example, top
 from clipkit.evaluation.figures import Column, Columns, Means, Queries, figures
 from clipkit.evaluation.predictions import write_retrieval_predictions
-from clipkit.evaluation.result import Result, build_result, data_hash
+from clipkit.evaluation.result import build_result, data_hash
+from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.task import Answers, Task
 from clipkit.metrics import RetrievalRanks, retrieval_chance, retrieval_ranks, top_answers
 from clipkit.models import DualEncoder

@@ -17,7 +17,7 @@ from clipkit.embedding.features import Cache
 from clipkit.errors import DataError
 from clipkit.evaluation.examples import Kind
 from clipkit.evaluation.figures import Columns, Means
-from clipkit.evaluation.result import Result
+from clipkit.evaluation.result_object import Result
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.tasks import TASKS

@@ -14,7 +14,8 @@ from clipkit.evaluation.figures import Columns, Means
 from clipkit.evaluation.given import checked_templates
 from clipkit.evaluation.neighborhood import map_of_classes
 from clipkit.evaluation.predictions import write_class_predictions
-from clipkit.evaluation.result import Result, build_result, data_hash
+from clipkit.evaluation.result import build_result, data_hash
+from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.task import Answers, Options, Task, TaskData
 from clipkit.metrics import similarity
 from clipkit.models import DualEncoder

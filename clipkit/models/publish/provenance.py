@@ -35,7 +35,7 @@ def bases_of(names: Iterable[str]) -> tuple[Base, ...]:
 
 
 def _bases(name: str) -> Iterator[Base]:
-    if re.fullmatch(r"(open_clip:[^/?]+)?", name):
+    if re.fullmatch(r"(open_clip:[^/?]+|python: .*)?", name):
         return
     header: dict[str, Any] = {}
     timm = _timm_source(name)

@@ -56,6 +56,7 @@ def value_of_loss(loss: Callable[..., Any]) -> Value:
         RecipeError: as for `checked_loss`.
 
     Example:
+        >>> import torch
         >>> value = value_of_loss(lambda image, text: (image - text).square().mean())
         >>> features = {"image_features": torch.ones(4, 2), "text_features": torch.zeros(4, 2)}
         >>> [value(features, {}, rows).item() for rows in (slice(0, 4), slice(0, 1))]

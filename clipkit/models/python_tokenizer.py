@@ -1,0 +1,88 @@
+"""Tokenizers that are functions of a Python program."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clipkit.errors import ModelError, one_line
+from clipkit.images import kind_of
+from clipkit.models.tokenizer import Tokenizer, TransformersTokenizer
+
+_LONG = "word " * 2000
+
+
+class PythonTokenizer:
+    """Tokenizer from a function of a list of strings that returns `input_ids` (M, L), or a dict with them.
+
+    Args:
+        function: the function; with an `attention_mask` in its dict, L may be the length of the longest string.
+
+    Raises:
+        ModelError: the function fails, returns something else, or pads to different lengths without a mask.
+    """
+
+    source = None
+
+    def __init__(self, function: Callable[[list[str]], Any]) -> None:
+        self.function = function
+        short, long = self(["a"])["input_ids"], self(["a", _LONG])
+        self.context_length = int(long["input_ids"].shape[1])
+        if "attention_mask" not in long and short.shape[1] != self.context_length:
+            raise ModelError(
+                f"the tokenizer returns {short.shape[1]} tokens for 'a' and {self.context_length} for a long text, "
+                "without an attention_mask, so features would depend on the other texts of a batch; pad to a fixed "
+                "length, or also return an attention_mask"
+            )
+        self.vocab_size = int(getattr(function, "vocab_size", None) or long["input_ids"].max() + 1)
+        self.pad_id = int(getattr(function, "pad_token_id", None) or 0)
+
+    def __call__(self, texts: list[str]) -> dict[str, Int[Tensor, "M L"]]:
+        try:
+            made = self.function(texts)
+        except Exception as error:  # of the user's function
+            raise ModelError(f"the tokenizer fails for a list of strings ({one_line(error)}); fix it") from None
+        tokens = made if isinstance(made, Mapping) else {"input_ids": made}
+        found = {name: torch.as_tensor(tokens[name]) for name in ("input_ids", "attention_mask") if name in tokens}
+        ids = found.get("input_ids")
+        if ids is None or ids.ndim != 2 or len(ids) != len(texts) or ids.is_floating_point():
+            shape = kind_of(made) if ids is None else f"{ids.dtype} of shape {tuple(ids.shape)}"
+            raise ModelError(
+                f"the tokenizer returned {shape} for {len(texts)} strings; return whole numbers ({len(texts)}, L), "
+                "or a dict with input_ids and attention_mask"
+            )
+        return {name: value.long() for name, value in found.items()}
+
+    def count(self, texts: list[str]) -> list[int]:
+        """Return the number of tokens after truncation: the function does not tell more."""
+        tokens = self(texts)
+        mask = tokens.get("attention_mask", (tokens["input_ids"] != self.pad_id).long())
+        counts: list[int] = mask.sum(dim=1).tolist()
+        return counts
+
+    def save(self, folder: Path) -> None:
+        """Write nothing: the function is code."""
+
+
+def tokenizer_of(given: Any) -> Tokenizer:
+    """Return a tokenizer of a function, or of a tokenizer of transformers, which then truncates to its own limit.
+
+    Raises:
+        ModelError: as for `PythonTokenizer`, or it is not a function.
+    """
+    from transformers import PreTrainedTokenizerBase
+
+    if isinstance(given, PreTrainedTokenizerBase):
+        limit = given.model_max_length
+        if limit > 10**6:
+            raise ModelError(
+                f"the tokenizer {type(given).__name__} states no model_max_length; set it to the number of positions "
+                "of the text tower"
+            )
+        return TransformersTokenizer(given, int(limit))
+    if not callable(given):
+        raise ModelError(f"tokenizer is {kind_of(given)}; give a function from a list of strings to token IDs")
+    return PythonTokenizer(given)
