@@ -83,6 +83,11 @@ class Processes:
 
     Args:
         accelerator: Accelerator connected to the processes; None: only this process, on the CPU.
+
+    Example:
+        >>> processes = Processes(None)
+        >>> processes.share(10), processes.gather(torch.ones(10, 3), 10).shape
+        (slice(0, 10, None), torch.Size([10, 3]))
     """
 
     def __init__(self, accelerator: "Accelerator | None") -> None:

@@ -134,7 +134,7 @@ class Result(dict[str, Any]):
         return plot(self, kind, ax)
 
     def __repr__(self) -> str:
-        rows = self._table()
+        rows = self.table()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.rjust(width) if place else cell.ljust(width + 2) for place, (cell, width) in enumerate(row))
@@ -144,7 +144,7 @@ class Result(dict[str, Any]):
 
     def _repr_html_(self) -> str:
         """Return the table for a notebook."""
-        head, *rows = [[html.escape(cell) for cell in row] for row in self._table()]
+        head, *rows = [[html.escape(cell) for cell in row] for row in self.table()]
         body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
         header = "".join(f"<th>{cell}</th>" for cell in head)
         caption = f"<caption>{html.escape(self._title())}</caption>"
@@ -154,7 +154,8 @@ class Result(dict[str, Any]):
         data = named_data(self.get("data", {}))
         return f"{self.get('task')} of {self.get('model')}" + (f" on {data}" if data else "")
 
-    def _table(self) -> list[list[str]]:
+    def table(self) -> list[list[str]]:
+        """Return the cells of the table of metrics, the header first."""
         metrics: Mapping[str, Any] = self.get("metrics", {})
         rows = [["", "value", "95 % interval", "chance"]]
         for name in shown_metrics(metrics) if metrics else ():

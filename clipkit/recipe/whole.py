@@ -37,7 +37,13 @@ Objective = Annotated[dict[str, Weight], BeforeValidator(_with_weights)]
 
 
 class Recipe(Section):
-    """All settings that determine a run. The fields of the sections document the keys and their defaults."""
+    """All settings that determine a run. The fields of the sections document the keys and their defaults.
+
+    Example:
+        >>> recipe = Recipe.from_dict({"model": {"name": "me/clip"}, "data": {"train": "a.csv"}, "output": "runs/a"})
+        >>> recipe.train.epochs, recipe.override({"train.epochs": 9}).train.epochs
+        (5, 9)
+    """
 
     model: ModelRecipe
     data: DataRecipe

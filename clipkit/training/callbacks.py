@@ -20,6 +20,12 @@ class Progress:
         folder: the run folder.
         steps: number of updates in the whole run.
         is_main: True on the process that writes files.
+
+    Example:
+        >>> run = Progress(None, Path("runs/a"), steps=100, is_main=True)
+        >>> run.stop("enough")
+        >>> run.step, run.stop_reason
+        (0, 'enough')
     """
 
     model: DualEncoder

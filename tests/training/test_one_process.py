@@ -1,6 +1,7 @@
 """Many runs and evaluations in one process, as in a notebook: nothing is left behind, and Ctrl-C leaves it usable."""
 
 import gc
+import multiprocessing
 import os
 import signal
 import sys
@@ -89,22 +90,30 @@ def test_a_second_interrupt_in_a_notebook_ends_the_run_not_the_process(monkeypat
     monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
     monkeypatch.setattr("clipkit.training.stop._SAME_SECONDS", 0.05)
     threads = threading.active_count()
-    with pytest.raises(Interrupted, match="again"), StopRequest() as stop, stop.deferred():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)  # at once: the same Ctrl-C
-        time.sleep(0.1)
-        assert stop.signal == signal.SIGINT
-        assert threading.active_count() == threads
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)
+    stop = StopRequest()
+
+    def interrupt_thrice() -> None:
+        with stop, stop.deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # at once: the same Ctrl-C
+            time.sleep(0.1)
+            assert stop.signal == signal.SIGINT
+            assert threading.active_count() == threads
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+
+    with pytest.raises(Interrupted, match="again"):
+        interrupt_thrice()
 
 
 @pytest.mark.slow
-def test_loader_workers_can_be_spawned(recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch.multiprocessing as processes
-
+def test_loader_workers_can_be_spawned(recipe: Build, tmp_path: Path) -> None:
     clipkit.train(recipe({"train.epochs": 1, "data.validation": None}))
-    monkeypatch.setattr(processes.get_context(), "_actual_context", processes.get_context("spawn"), raising=False)
-    spawned = {"train.epochs": 1, "data.validation": None, "data.workers": 1, "output": str(tmp_path / "b")}
-    clipkit.train(recipe(spawned))
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        changes = {"train.epochs": 1, "data.validation": None, "data.workers": 1, "output": str(tmp_path / "b")}
+        clipkit.train(recipe(changes))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
     assert read_lines(tmp_path / "b" / "metrics.jsonl") == read_lines(tmp_path / "run" / "metrics.jsonl")

@@ -1,6 +1,7 @@
 """Experiment trackers of Accelerate, to which a run sends its logged rows."""
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from clipkit.errors import RecipeError, printable
 from clipkit.recipe import Recipe
 from clipkit.run_files import flat
+from clipkit.training.folder.tracked_results import send_results
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -54,12 +56,20 @@ class Trackers:
         """Log the numbers of a row, named `kind/name`."""
         if self.accelerator.trackers and self.recipe.train.log_with:
             numbers = {f"{kind}/{name}": value for name, value in row.items() if isinstance(value, int | float)}
-            self.accelerator.log(numbers, step=step)
+            for tracker in self.accelerator.trackers:
+                tracker.log({_name_for(tracker.name, name): value for name, value in numbers.items()}, step=step)
 
-    def end(self) -> None:
-        """Wait until the trackers have written everything."""
+    def end(self, results: Mapping[str, Any]) -> None:
+        """Send the content of results.json and the report, and wait until the trackers have written everything."""
+        for tracker in self.accelerator.trackers if self.accelerator.is_main_process else ():
+            send_results(tracker, results, self.folder.parent)
         if self.recipe.train.log_with:
             self.accelerator.end_training()
+
+
+def _name_for(tracker: str, figure: str) -> str:
+    """Return the name of a figure in a tracker: MLflow refuses most signs, also the one in recall@5."""
+    return re.sub(r"[^a-zA-Z0-9_\-. :/]", "_", figure.replace("@", "_at_")) if tracker == "mlflow" else figure
 
 
 def _simple(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,11 @@ class Objective:
 
     Over slices of rows that cover the batch its values must sum to the whole: processes and micro-batches need nothing
     else.
+
+    Example:
+        >>> def twice(default: Objective) -> Objective:
+        ...     return replace(default, value=lambda *arguments: 2 * default.value(*arguments))
+        >>> clipkit.train("recipe.yaml", objective=twice)    # doctest: +SKIP
     """
 
     encoded: Mapping[str, Encoded]
