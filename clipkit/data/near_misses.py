@@ -13,17 +13,18 @@ from clipkit.data.sources.read import rows_of
 from clipkit.data.sources.walk import matching
 from clipkit.errors import DataError
 from clipkit.files import is_file
-from clipkit.images import kind_of
+from clipkit.images import Stored, kind_of
 
 _FILES = (".csv", ".tsv", ".json", ".jsonl")
 _ENDINGS = ("", ".png", ".jpg", ".jpeg", ".webp")  # Winoground names images without their extension
-_ONE_IMAGE = ("image", "caption", "negative_caption")
-_TWO_IMAGES = ("image_0", "image_1", "caption_0", "caption_1")
+ONE_IMAGE = ("image", "caption", "negative_caption")
+TWO_IMAGES = ("image_0", "image_1", "caption_0", "caption_1")
 _GROUP = "group"
+GROUP = ("category", "collapsed_tag", "tag", "type")
 _NAMES = {
-    **{role: NAMES[role] for role in _ONE_IMAGE},
-    **{role: (role,) for role in _TWO_IMAGES},
-    _GROUP: ("category", "collapsed_tag", "tag", "type"),
+    **{role: NAMES[role] for role in ONE_IMAGE},
+    **{role: (role,) for role in TWO_IMAGES},
+    _GROUP: GROUP,
 }
 
 
@@ -32,7 +33,7 @@ class NearMisses:
     """K instances: one image with a correct and an incorrect caption, or two images, each with its own caption."""
 
     name: str
-    images: list[Path]
+    images: Sequence[Path | Stored]
     captions: list[str]
     image_positions: NDArray[np.int64]
     """(K, 1) or (K, 2) positions in `images`."""
@@ -94,7 +95,7 @@ def _instances(file: Path) -> list[tuple[list[str], list[str], str]]:
     if isinstance(rows.images, Files):
         values["image"] = list(rows.images.names)
     count = len(next(iter(values.values())))
-    roles = _TWO_IMAGES if "image_0" in values else _ONE_IMAGE
+    roles = TWO_IMAGES if "image_0" in values else ONE_IMAGE
     given = [_column(file, rows, values, role) for role in roles]
     groups = values.get(_GROUP, [""] * count)
     half = len(roles) // 2

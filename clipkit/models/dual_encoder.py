@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from clipkit.files import as_os_errors, replacing
 from clipkit.images import ImageLike
 from clipkit.models.absent import is_absent
 from clipkit.models.encode import encode_images, encode_strings, listed_images, listed_strings
+from clipkit.models.from_modules import Modules, ModulesBackend, PreprocessFunction
 from clipkit.models.probabilities import Probabilities
 from clipkit.models.probabilities import probabilities as probabilities_of
 from clipkit.models.publish.layout import Layout, pretrained_names
@@ -21,9 +22,6 @@ from clipkit.models.publish.provenance import bases_of
 from clipkit.models.towers import ImageTower, TextTower, Tower
 from clipkit.models.view_heads import save_view_heads
 from clipkit.recipe import ModelRecipe
-
-if TYPE_CHECKING:
-    from clipkit.models.from_modules import PreprocessFunction
 
 
 class Backend(Protocol):
@@ -81,7 +79,7 @@ class DualEncoder(nn.Module):
         *,
         image_tower: nn.Module,
         text_tower: nn.Module,
-        preprocess: "PreprocessFunction",
+        preprocess: PreprocessFunction,
         tokenizer: Callable[[list[str]], Any],
         embed_dim: int | None = None,
         temperature: float = 0.07,
@@ -116,9 +114,11 @@ class DualEncoder(nn.Module):
             >>> model.encode_text(["a dog", "a cat"]).shape
             torch.Size([2, 5])
         """
-        from clipkit.models.from_modules import Modules
-
-        return Modules(image_tower, text_tower, preprocess, tokenizer).model(embed_dim, temperature, bias)
+        modules = Modules(image_tower, text_tower, preprocess, tokenizer)
+        image, text = modules.towers(embed_dim)
+        scale = nn.Parameter(-torch.tensor(temperature).log())
+        offset = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
+        return cls(image, text, scale, offset, ModulesBackend(embed_dim), modules.name).eval()
 
     @property
     def device(self) -> torch.device:

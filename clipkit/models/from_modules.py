@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,12 +19,8 @@ from clipkit.models.python_tokenizer import tokenizer_of
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.weights import check_safetensors, save_tensors
 
-if TYPE_CHECKING:
-    from clipkit.models.dual_encoder import DualEncoder
-
 LAYOUT = "clipkit-modules"
 _FILE, _WEIGHTS = "clipkit.json", "weights.safetensors"
-_TEMPERATURE = 0.07  # Radford et al. 2021, 2.4
 
 PreprocessFunction = Callable[[Image.Image], Tensor | Mapping[str, Tensor]]
 
@@ -38,17 +34,13 @@ class Modules:
     preprocess: PreprocessFunction
     tokenizer: Callable[[list[str]], Any]
 
-    def model(
-        self, embed_dim: int | None, temperature: float = _TEMPERATURE, bias: float | None = None
-    ) -> "DualEncoder":
-        """Return the model, with new projections if `embed_dim` is given.
+    def towers(self, embed_dim: int | None) -> tuple[ImageTower, TextTower]:
+        """Return the towers, with new projections if `embed_dim` is given.
 
         Raises:
             ModelError: a part has the wrong type, fails, or returns something else than it should; or the towers have
                 different widths and `embed_dim` is missing.
         """
-        from clipkit.models.dual_encoder import DualEncoder
-
         for name in ("image_tower", "text_tower"):
             if not isinstance(tower := getattr(self, name), nn.Module):
                 raise ModelError(f"{name} is {kind_of(tower)}, not a torch.nn.Module; give a module")
@@ -65,14 +57,15 @@ class Modules:
             )
         of_image, of_text = (new_projection(size, embed_dim, "linear") for size in (width, text_width))
         masked = "attention_mask" in tokenize(["a"])
-        return DualEncoder(
+        return (
             ImageTower(image, of_image, [_names(image)], preprocess, head_is_new=True),
             TextTower(text, of_text, [_names(text)], tokenize, head_is_new=True, padding_may_be_cut=masked),
-            nn.Parameter(-torch.tensor(temperature).log()),
-            None if bias is None else nn.Parameter(torch.tensor(float(bias))),
-            ModulesBackend(embed_dim),
-            f"python: {type(self.image_tower).__name__} + {type(self.text_tower).__name__}",
-        ).eval()
+        )
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return f"python: {type(self.image_tower).__name__} + {type(self.text_tower).__name__}"
 
 
 class ModuleTrunk(nn.Module):
@@ -175,7 +168,7 @@ class ModulesBackend:
     library = "clipkit"
     class_name = None
 
-    def save(self, model: "DualEncoder", folder: Path) -> None:
+    def save(self, model: Any, folder: Path) -> None:
         """Write `weights.safetensors` and `clipkit.json`."""
         state: dict[str, Tensor] = {}
         seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
@@ -198,27 +191,33 @@ class ModulesBackend:
         (folder / _FILE).write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
 
 
-def load_modules(folder: Path, name: str, layout: Mapping[str, Any], parts: Mapping[str, Any]) -> "DualEncoder":
-    """Load the weights that `ModulesBackend.save` wrote into modules.
-
-    Args:
-        folder: with the files.
-        name: the model's name as the user gave it.
-        layout: content of clipkit.json.
-        parts: image_tower, text_tower, preprocess and tokenizer.
+def check_parts(name: str, layout: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Check that all parts of a saved model of modules are given.
 
     Raises:
-        ModelError: a part is missing, or its weights have other names or shapes.
+        ModelError: one is missing.
     """
-    from safetensors.torch import load_file
-
     missing = [part for part, value in parts.items() if value is None]
     if missing:
         raise ModelError(
             f"{name}: was made from modules, {layout.get('image')} and {layout.get('text')}, of which it stores only "
             f"the weights; give clipkit.load(…, {', '.join(f'{part}=…' for part in missing)})"
         )
-    model = Modules(**parts).model(layout.get("embed_dim"), bias=0.0 if layout.get("bias") else None)
+
+
+def load_weights(model: nn.Module, folder: Path, name: str) -> None:
+    """Load the weights that `ModulesBackend.save` wrote into a model.
+
+    Args:
+        model: a model of modules of the same structure.
+        folder: with the files.
+        name: the model's name as the user gave it.
+
+    Raises:
+        ModelError: the weights have other names or shapes.
+    """
+    from safetensors.torch import load_file
+
     check_safetensors(folder / _WEIGHTS)
     saved = load_file(folder / _WEIGHTS)
     current = model.state_dict()
@@ -233,10 +232,6 @@ def load_modules(folder: Path, name: str, layout: Mapping[str, Any], parts: Mapp
     if problem is not None:
         raise ModelError(f"{name}: has no weight {problem} of the given modules; give modules of the same structure")
     model.load_state_dict(saved, strict=False)
-    for tower in model.sides.values():
-        tower.head_is_new = False
-    model.name = name
-    return model
 
 
 def _not_saved(model: nn.Module, saved: Mapping[str, Tensor]) -> str | None:

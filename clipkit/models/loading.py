@@ -12,7 +12,7 @@ from clipkit.models.composed import LAYOUT_FILE, load_composed
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES
 from clipkit.models.from_modules import LAYOUT as MODULES
-from clipkit.models.from_modules import PreprocessFunction, load_modules
+from clipkit.models.from_modules import PreprocessFunction, check_parts, load_weights
 from clipkit.models.from_open_clip import CONFIG_FILE, load_open_clip, load_open_clip_folder
 from clipkit.models.from_transformers import load_transformers
 from clipkit.models.hub import local_folder
@@ -99,7 +99,14 @@ def _open(name: str, parts: Mapping[str, Any]) -> tuple[DualEncoder, Path | None
     if folder is not None:
         layout = read_object(folder / LAYOUT_FILE)
         if layout.get("layout") == MODULES:
-            return load_modules(folder, name, layout, parts), folder
+            check_parts(name, layout, parts)
+            bias = 0.0 if layout.get("bias") else None
+            model = DualEncoder.from_modules(**parts, embed_dim=layout.get("embed_dim"), bias=bias)
+            load_weights(model, folder, name)
+            model.name = name
+            for tower in model.sides.values():
+                tower.head_is_new = False
+            return model, folder
     given = [part for part, value in parts.items() if value is not None]
     if given:
         raise ModelError(

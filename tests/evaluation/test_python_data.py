@@ -1,5 +1,6 @@
 """Evaluation of Python objects: lists, columns, DataFrames, tables and datasets give the figures of the same files."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,28 @@ def test_other_objects_are_refused_in_one_line(data: Any, message: str, model: D
         assert "\n" not in str(raised.value)
 
 
-def test_near_misses_are_read_from_files_only(model: DualEncoder) -> None:
+@pytest.mark.parametrize("form", ["dicts", "DataFrame", "dataset"])
+def test_near_misses_of_objects_have_the_figures_of_files(
+    form: str, model: DualEncoder, shapes: Path, tmp_path: Path
+) -> None:
+    captions = [(image, text) for image, text in rows_of(shapes / "captions.csv")][::2]
+    values = [{"image": i, "caption": t, "negative_caption": f"not {t}", "category": t.split()[1]} for i, t in captions]
+    (tmp_path / "misses.jsonl").write_text("\n".join(json.dumps(row) for row in values))
+    expected = evaluate.compositional(model, tmp_path / "misses.jsonl", cache=False)
+    opened = [{**row, "image": np.asarray(Image.open(row["image"]))} for row in values]
+    made: dict[str, Callable[[], Any]] = {
+        "dicts": lambda: opened,
+        "DataFrame": lambda: pd.DataFrame(values),
+        "dataset": lambda: datasets.Dataset.from_list(values).cast_column("image", datasets.Image()),
+    }
+    found = evaluate.compositional(model, made[form](), cache=False)
+    assert found["metrics"] == expected["metrics"]
+    assert [row["category"] for row in found["classes"]] == [row["category"] for row in expected["classes"]]
+
+
+def test_other_objects_are_no_near_misses(model: DualEncoder) -> None:
     with pytest.raises(DataError, match="a list is not near-miss data"):
-        evaluate.compositional(model, [("a.png", "b")], cache=False)  # type: ignore[arg-type]
+        evaluate.compositional(model, [("a.png", "b")], cache=False)
+    rows = [{"image": "a.png", "caption": "a", "negative_caption": text} for text in ("b", " ")]
+    with pytest.raises(DataError, match="row 2 has no negative_caption"):
+        evaluate.compositional(model, rows, cache=False)

@@ -57,7 +57,7 @@ def read_object(data: object, wanted: Wanted) -> Rows:
         return of_dataset(name, data, wanted)
     second = "label" if "label" in wanted.needed else "caption"
     try:
-        columns = _columns(data, second)
+        columns = columns_of(data, second)
         if columns is not None:
             return _of_columns(name, columns, wanted)
         if _makes_rows(data):
@@ -70,7 +70,7 @@ def read_object(data: object, wanted: Wanted) -> Rows:
     raise DataError(f"{kind_of(data)} is not data for training or evaluation{length}; {_ADVICE}")
 
 
-def _columns(data: Any, second: str) -> dict[str, list[Any]] | None:
+def columns_of(data: Any, second: str) -> dict[str, list[Any]] | None:
     """Return the columns of an object whose rows are in memory, without copies of the values; None: another object."""
     if isinstance(data, Mapping):
         return {str(column): list(values) for column, values in data.items()}

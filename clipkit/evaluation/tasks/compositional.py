@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clipkit.data import NearMisses, read_near_misses
+from clipkit.data.near_miss_objects import near_misses_of
 from clipkit.embedding.features import Cache, Features
 from clipkit.evaluation.examples import answer, chosen_examples, example, top
 from clipkit.evaluation.figures import Column, Columns, Figure, Queries, figure, figures, values
@@ -31,7 +32,7 @@ _CHANCE = {1: {"text_acc": 1 / 2, "acc": 1 / 2}, 2: {"image_acc": 1 / 4, "text_a
 
 def compositional(
     model: DualEncoder,
-    data: str | Path | NearMisses,
+    data: object,
     *,
     batch_size: int | None = None,
     cache: Cache = None,
@@ -46,7 +47,8 @@ def compositional(
 
     Args:
         model: returned by `clipkit.load`.
-        data: a file or folder in the form of SugarCrepe or Winoground, or instances already read.
+        data: a file or folder in the form of SugarCrepe or Winoground, an object with their columns (a list of dicts, a
+            dict of columns, a DataFrame, or a dataset of the library `datasets`), or instances already read.
         batch_size: images per forward pass; None: as many as suit the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every instance.
@@ -59,7 +61,10 @@ def compositional(
     """
     features = Features(model, batch_size=batch_size, cache=cache, processes=processes, progress=progress)
     check_present(model.name, image=model.image, text=model.text)
-    near = data if isinstance(data, NearMisses) else read_near_misses(data)
+    if isinstance(data, str | Path):
+        near = read_near_misses(data)
+    else:
+        near = data if isinstance(data, NearMisses) else near_misses_of(data)
     hashes = features.content_hashes(near.images)
     images = features.images(near.images, hashes)[torch.from_numpy(near.image_positions)]
     texts = features.texts(near.captions)[torch.from_numpy(near.caption_positions)]
