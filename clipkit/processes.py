@@ -311,6 +311,15 @@ def _together() -> Iterator[None]:
         raise lost from None
 
 
+def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:
+    """Return the rows with zeros below, `height` rows in all."""
+    return (
+        rows.contiguous()
+        if len(rows) == height
+        else torch.cat([rows, rows.new_zeros(height - len(rows), rows.shape[1])])
+    )
+
+
 class _GatherRows(torch.autograd.Function):
     """Differentiable all_gather for different numbers of rows.
 
@@ -321,23 +330,22 @@ class _GatherRows(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, shares: list[slice], index: int, group: dist.ProcessGroup | None) -> Tensor:
         ctx.shares, ctx.index, ctx.group = shares, index, group
         height = max(share.stop - share.start for share in shares)
-        padded = rows.new_zeros(height, rows.shape[1])
-        padded[: len(rows)] = rows
         gathered = rows.new_empty(len(shares) * height, rows.shape[1])
         with _together():
-            dist.all_gather_into_tensor(gathered, padded, group=group)
+            dist.all_gather_into_tensor(gathered, _padded(rows, height), group=group)
+        if len(gathered) == shares[-1].stop:  # no process padded its rows
+            return gathered
         parts = zip(gathered.split(height), shares, strict=True)
         return torch.cat([part[: share.stop - share.start] for part, share in parts])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        gradient, shares = gradients[0], ctx.shares
+        gradient, shares = gradients[0].contiguous(), ctx.shares
         height = max(share.stop - share.start for share in shares)
-        padded = gradient.new_zeros(len(shares), height, gradient.shape[1])
-        for part, share in zip(padded, shares, strict=True):
-            part[: share.stop - share.start] = gradient[share]
+        if len(gradient) < len(shares) * height:
+            gradient = torch.cat([_padded(gradient[share], height) for share in shares])
         summed = gradient.new_empty(height, gradient.shape[1])
         with _together():
-            dist.reduce_scatter_tensor(summed, padded.flatten(0, 1), group=ctx.group)
+            dist.reduce_scatter_tensor(summed, gradient, group=ctx.group)
         own = shares[ctx.index]
         return summed[: own.stop - own.start], None, None, None
