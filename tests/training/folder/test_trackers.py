@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import clipkit
 from clipkit.recipe import Recipe
 from clipkit.training.folder.tracked_results import markdown_table
@@ -10,6 +12,7 @@ from clipkit.training.folder.trackers import _name_for
 from tests.conftest import read_lines
 
 
+@pytest.mark.slow
 def test_tensorboard_has_figures_recipe_result_and_images(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
