@@ -9,13 +9,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipkit.embedding.cached import INDEX
 from clipkit.files import write_whole
 
-INDEX = "index.json"
 _ROWS = "rows"
 _LENGTHS = "lengths"
 _MASK = "attention_mask"
@@ -166,6 +166,10 @@ class Store:
     def nbytes(self) -> int:
         """Size of the rows in bytes."""
         return sum(entry["bytes"] for part in self._parts for entry in part["tensors"].values())
+
+    def exist(self, rows: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """Return a mask of the rows that exist: those whose items could be read."""
+        return torch.from_numpy(self._part[rows.numpy()] >= 0)
 
     def lengths(self, rows: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
         """Return the number of tokens of rows; 0 if the store is not of tokens."""

@@ -1,27 +1,24 @@
 """Stores on this machine: built by all of its processes together, verified when reused, within a budget on disk."""
 
-import json
 import logging
-import os
 import shutil
 import socket
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from uuid import uuid4
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from clipkit.embedding.store import INDEX, DamagedError, PartWriter, Store, write_index
-from clipkit.files import cache_folder, to_disk
+from clipkit.embedding.cached import INDEX, hold, readable_size, remove, stored_inputs, stores_folder
+from clipkit.embedding.store import DamagedError, PartWriter, Store, write_index
+from clipkit.files import to_disk
 from clipkit.processes import Processes
 
-_LOCK = ".lock"
 _UNFINISHED = ".writing"
 
 _logger = logging.getLogger(__name__)
@@ -32,11 +29,6 @@ WriteShare = Callable[[PartWriter, slice], Int[Tensor, " R"]]
 
 class NotStoredError(Exception):
     """A store cannot be built; the message is the reason."""
-
-
-def stores_folder() -> Path:
-    """Return the folder of all stores."""
-    return cache_folder() / "stored"
 
 
 @dataclass(frozen=True)
@@ -166,36 +158,6 @@ def _complete(unfinished: Path, folder: Path, parts: list[Any], about: Mapping[s
         unfinished.rename(folder)
 
 
-@dataclass(frozen=True)
-class Stored:
-    """One store in a listing."""
-
-    folder: Path
-    size: int
-    """Bytes on disk."""
-    used: float
-    """Time of the last use, in seconds since 1970."""
-    about: Mapping[str, Any]
-    """What it contains; empty if it is unfinished or damaged."""
-
-
-def stores() -> list[Stored]:
-    """Return all stores on this machine, also unfinished ones, the least recently used first."""
-    found = []
-    for folder in stores_folder().glob("*") if stores_folder().is_dir() else ():
-        if folder.is_dir():
-            found.append(Stored(folder, size_on_disk(folder), last_use(folder), _about(folder)))
-    return sorted(found, key=lambda store: store.used)
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    try:
-        about = json.loads((folder / INDEX).read_text(encoding="utf-8"))["about"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return about if isinstance(about, dict) else {}
-
-
 def make_room(needed: int, budget: int, machine: Machine) -> str:
     """Remove the least recently used stores until `needed` more bytes fit into the budget.
 
@@ -205,8 +167,8 @@ def make_room(needed: int, budget: int, machine: Machine) -> str:
     reason = ""
     if machine.index == 0:
         stores_folder().mkdir(parents=True, exist_ok=True)
-        total = sum(store.size for store in stores())
-        for store in stores():
+        total = sum(store.size for store in stored_inputs())
+        for store in stored_inputs():
             if total + needed <= budget:
                 break
             if remove(store.folder):
@@ -214,83 +176,9 @@ def make_room(needed: int, budget: int, machine: Machine) -> str:
                 _logger.info("%s: removed, to keep stored inputs within data.store.disk", store.folder)
         free = shutil.disk_usage(stores_folder()).free
         if total + needed > budget:
-            reason = f"other runs use {readable_size(total)} of data.store.disk"
+            reason = (
+                f"stored inputs in use take {readable_size(total)} of the {readable_size(budget)} of data.store.disk"
+            )
         elif needed > 0.95 * free:
             reason = f"{stores_folder()} has {readable_size(free)} free"
     return _agreed(machine, reason)
-
-
-def hold(folder: Path) -> IO[str] | None:
-    """Mark a folder as used now, and keep it from being removed while the returned file is open.
-
-    Returns None if the folder cannot be marked, e.g. on a read-only disk, or on Windows, which has no such locks.
-    """
-    try:
-        file = (folder / _LOCK).open("a")
-        os.utime(folder / _LOCK)
-        if sys.platform != "win32":
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_SH)
-    except OSError:
-        return None
-    return file
-
-
-def remove(folder: Path) -> bool:
-    """Remove a folder unless a process uses it; return whether it was removed."""
-    with _alone(folder) as unused:
-        if unused:
-            shutil.rmtree(folder, ignore_errors=True)
-    return unused
-
-
-def is_used(folder: Path) -> bool:
-    """Return whether a running process uses a folder."""
-    with _alone(folder) as unused:
-        return not unused
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Context that holds a folder alone; the value is False if another process uses it."""
-    if sys.platform == "win32" or not (folder / _LOCK).exists():
-        yield True
-        return
-    import fcntl
-
-    with (folder / _LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
-
-
-def last_use(folder: Path) -> float:
-    """Return when a folder was last used, in seconds since 1970."""
-    marked = folder / _LOCK
-    return (marked if marked.exists() else folder).stat().st_mtime
-
-
-def size_on_disk(folder: Path) -> int:
-    """Return the size of all files of a folder in bytes."""
-    total = 0
-    for file in folder.rglob("*"):
-        with suppress(OSError):
-            total += file.stat().st_size
-    return total
-
-
-def readable_size(size: float) -> str:
-    """Return a size for people.
-
-    >>> readable_size(3_400_000_000)
-    '3.4 GB'
-    """
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

@@ -134,6 +134,18 @@ files that fill the memory.
             )
         return self
 
+    @model_validator(mode="after")
+    def _views_are_stored(self) -> Self:
+        if self.views is None:
+            return self
+        if self.store is None:
+            raise ValueError("views are stored, but store is null; remove store, or remove views")
+        if self.augment == "none":
+            raise ValueError(
+                f"views is {self.views}, but augment is none: all views would be equal; remove one of them"
+            )
+        return self
+
     @field_validator("validation", mode="before")
     @classmethod
     def _is_path_or_share(cls, value: object) -> object:

@@ -189,8 +189,7 @@ class TowerInputs:
                 inputs[name] = {TRUNK_FEATURES: self.stores[name][:count].clone()}
                 continue
             if name in self.stored:
-                longest_ones = self.stored[name].lengths().argmax().repeat(count)
-                inputs[name] = {key: value.to(device) for key, value in self.stored[name].take(longest_ones).items()}
+                inputs[name] = {key: value.to(device) for key, value in self.stored[name].example(count).items()}
                 continue
             if kind.tower == "image":
                 made = stack_inputs([self.model.image.preprocess(gray)] * count)

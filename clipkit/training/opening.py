@@ -78,7 +78,7 @@ def storing_of(plan: Plan, log: RunLog) -> Storing | None:
     return Storing(
         recipe.data.store,
         plan.processes,
-        pairs=plan.steps * recipe.train.batch_size,
+        plan.steps * recipe.train.batch_size,
         views=recipe.data.views,
         seed=recipe.train.seed,
         workers=recipe.data.workers,

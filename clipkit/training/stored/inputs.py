@@ -10,13 +10,15 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from clipkit.embedding.cached import readable_size
 from clipkit.embedding.store import PartWriter
-from clipkit.embedding.store_folder import HeldStore, NotStoredError, build_store, make_room, open_store, readable_size
+from clipkit.embedding.store_folder import HeldStore, NotStoredError, build_store, make_room, open_store
 from clipkit.errors import RecipeError
 from clipkit.models.cut import ACTIVATIONS, NoCutError, find_cut
 from clipkit.models.fingerprint import frozen_fingerprint
 from clipkit.models.preprocess import stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES, ImageTower, TextTower
+from clipkit.recipe.data import bytes_of
 from clipkit.seeds import mix
 from clipkit.training.stored.compute import frozen_part
 from clipkit.training.stored.items import Items
@@ -56,6 +58,11 @@ class StoredInputs:
     def _rows(self) -> Int[Tensor, " N"]:
         """Row of each image or caption in the first view."""
         return torch.arange(len(self.items)) if self.items.row_of is None else self.items.row_of
+
+    def example(self, count: int) -> Inputs:
+        """Return the inputs of the item with the most tokens, `count` times."""
+        longest = int(self.lengths().where(self.store.exist(self._rows), -1).argmax())
+        return self.take(torch.full((count,), longest))
 
     def lengths(self) -> Int[Tensor, " N"]:
         """Return the number of tokens of each caption, or zeros."""
@@ -124,7 +131,7 @@ def store_of(
         storing.log(f"{described} from {store.folder}")
     else:
         reason = f"data.store.disk leaves {readable_size(storing.left)}" if needed > storing.left else ""
-        reason = reason or make_room(needed, storing.left, storing.machine)
+        reason = reason or make_room(needed, bytes_of(storing.recipe.disk), storing.machine)
         about = {"what": what, "data": items.data, "items": counted, "dtype": name}
         of_tokens = cut is not None and cut.of_tokens
         try:
