@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clipkit.embedding.cached import INDEX
 from clipkit.files import write_whole
+from clipkit.models.cut import OUTSIDE
 
 _ROWS = "rows"
 _LENGTHS = "lengths"
@@ -35,8 +36,8 @@ class PartWriter:
     Args:
         folder: folder of the unfinished store.
         number: number of the part.
-        of_tokens: whether all tensors (B, L, …) have a row per token; only the tokens of `attention_mask` (B, L) are
-            written, without padding.
+        of_tokens: whether all tensors (B, L, …) except `outside` (B, C) have a row per token; only the tokens of
+            `attention_mask` (B, L) are written, without padding.
         dtype: type of the tensors with more than two dimensions; None: unchanged.
     """
 
@@ -68,7 +69,7 @@ class PartWriter:
                 value = value.to(self.dtype)
                 if not value.isfinite().all():
                     raise OverflowError
-            self._write(name, value if mask is None else value[mask])
+            self._write(name, value if mask is None or name == OUTSIDE else value[mask])
         self.rows += count
         return torch.arange(self.rows - count, self.rows)
 
@@ -226,12 +227,15 @@ class Store:
         taken = {
             name: tensor.new_full((len(parts), max(lengths), *tensor.shape[1:]), padding.get(name, 0))
             for name, tensor in first.items()
-            if name != _LENGTHS
+            if name not in (_LENGTHS, OUTSIDE)
         }
         for row, (part, end, length) in enumerate(zip(parts.tolist(), ends, lengths, strict=True)):
             for name, value in taken.items():
                 value[row, :length] = self._tensors[part][name][end - length : end]
         mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        if OUTSIDE in first:
+            rows = zip(parts.tolist(), positions.tolist(), strict=True)
+            taken[OUTSIDE] = torch.stack([self._tensors[part][OUTSIDE][position] for part, position in rows])
         return {**taken, _MASK: mask.long()}
 
 

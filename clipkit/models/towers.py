@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipkit.models.cut import ACTIVATIONS, Cut
+from clipkit.models.cut import ACTIVATIONS, OUTSIDE, Cut
 from clipkit.models.fast_layers import use_fast_layers
 from clipkit.models.preprocess import Preprocess
 from clipkit.models.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ class Tower(nn.Module):
         """Return features before normalization.
 
         Args:
-            inputs: the trunk's inputs, or stored `trunk_features` (B, W), or stored `activations` (B, …) at its cut.
+            inputs: the trunk's inputs, or stored `trunk_features` (B, W), or what `Cut.below` returned.
         """
         if TRUNK_FEATURES in inputs:
             return self.head(inputs[TRUNK_FEATURES])
@@ -130,4 +130,4 @@ class TextTower(Tower):
             return inputs
         longest = int(inputs["attention_mask"].sum(dim=1).max())
         longest = -(-longest // multiple) * multiple
-        return {name: value[:, :longest] for name, value in inputs.items()}
+        return {name: value if name == OUTSIDE else value[:, :longest] for name, value in inputs.items()}

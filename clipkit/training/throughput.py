@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipkit.data import Batch
 from clipkit.embedding.shared import evaluating
 from clipkit.models import Tower
-from clipkit.models.cut import ACTIVATIONS
+from clipkit.models.cut import ACTIVATIONS, OUTSIDE
 from clipkit.models.towers import TRUNK_FEATURES, TextTower
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.plan import Plan
@@ -121,8 +121,12 @@ def work_of(encoder: Encoder, inputs: Mapping[str, Tensor]) -> Work:
     tokens = {name: value.to(device) for name, value in longest.items()}
     context = tokens["input_ids"].shape[1]
     lengths = sorted({max(1, context // 4), max(1, context // 2), context})
-    counted = [_operations(encoder, {name: value[:, :length] for name, value in tokens.items()}) for length in lengths]
+    counted = [_operations(encoder, _cut(tokens, length)) for length in lengths]
     return Work(np.polyfit(lengths, counted, len(lengths) - 1) if len(lengths) > 1 else np.array([*counted, 0.0]))
+
+
+def _cut(tokens: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+    return {name: value if name == OUTSIDE else value[:, :length] for name, value in tokens.items()}
 
 
 def _operations(encoder: Encoder, inputs: Mapping[str, Tensor]) -> float:

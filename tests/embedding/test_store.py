@@ -48,14 +48,17 @@ def test_tokens_are_stored_without_padding(tmp_path: Path, dtype: torch.dtype) -
     mask = (torch.arange(5) < lengths[:, None]).long()
     states, ids = torch.randn(3, 5, 4).to(dtype) * mask[:, :, None], torch.randint(1, 99, (3, 5)) * mask
 
+    outside = torch.randn(3, 6)
+
     def write(writer: PartWriter, share: slice) -> Tensor:
-        return writer.append({"attention_mask": mask, "input_ids": ids, "activations": states})
+        return writer.append({"attention_mask": mask, "input_ids": ids, "activations": states, "outside": outside})
 
     store = build_store("tokens", machine(), 3, write, {}, of_tokens=True)
-    assert store.nbytes == int(lengths.sum()) * (4 * dtype.itemsize + 8) + 3 * 4
+    assert store.nbytes == int(lengths.sum()) * (4 * dtype.itemsize + 8) + 3 * 4 + outside.nbytes
     taken = store.take(torch.tensor([2, 0]), {"input_ids": 7})
     assert torch.equal(taken["attention_mask"], mask[[2, 0], :2])
     assert torch.equal(taken["activations"], states[[2, 0], :2])
+    assert torch.equal(taken["outside"], outside[[2, 0]])
     assert taken["input_ids"].tolist() == [[int(ids[2, 0]), 7], ids[0, :2].tolist()]
     assert store.lengths(torch.arange(3)).tolist() == lengths.tolist()
 

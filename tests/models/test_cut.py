@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from clipkit import load
 from clipkit.models.blocks import transformers_blocks
-from clipkit.models.cut import ACTIVATIONS, Cut, NoCutError, find_cut
+from clipkit.models.cut import ACTIVATIONS, OUTSIDE, Cut, NoCutError
+from clipkit.models.find_cut import find_cut
 from clipkit.models.towers import ImageTower, TextTower
-from clipkit.models.trunks import ImageTrunk, TextTrunk
+from clipkit.models.trunks import ImageTrunk, TextTrunk, mean_of_tokens
 from clipkit.models.tuning import tune
 from tests.models.families import FAMILIES, SENTENCES, build
 
@@ -119,19 +120,27 @@ class Block(nn.Sequential):
 class Stack(nn.Module):
     """Trunk of three blocks with residual connections; options add what makes a cut inexact."""
 
-    def __init__(self, jump: bool = False, positions: bool = False, early: bool = False) -> None:
+    def __init__(
+        self, jump: bool = False, positions: bool = False, early: bool = False, layers: bool = False, map: bool = False
+    ) -> None:
         super().__init__()
         self.stem = nn.Linear(4, 6)
         self.blocks = nn.ModuleList(Block(nn.LayerNorm(6), nn.Linear(6, 6), nn.GELU()) for _ in range(3))
         self.positions = nn.Linear(4, 6) if positions else None
         self.bias = nn.Parameter(torch.randn(6))
-        self.jump, self.early = jump, early
+        self.jump, self.early, self.layers = jump, early, layers
+        self.map = nn.Linear(24, 5) if map else None
 
     def forward(self, pixel_values: Tensor, scale: Tensor) -> Tensor:
         first = states = self.stem(pixel_values) + (self.bias if self.early else 0)
         places = 0 if self.positions is None else self.positions(scale)[:, None]
+        pooled = [states.amax(1)]
         for block in self.blocks:
             states = block(states, places)
+            pooled.append(states.mean(1))
+        if self.layers:
+            wide = torch.cat(pooled, dim=1)
+            return wide if self.map is None else self.map(wide)
         return (states + (first if self.jump else 0)).mean(1) * (1 if self.early else self.bias)
 
 
@@ -148,6 +157,35 @@ def test_modules_above_the_cut_get_what_they_need() -> None:
     assert cut.module is trunk.blocks[2]
     assert trunk.positions not in cut.skipped  # blocks above the cut use its output, which inputs determine
     check_same(trunk, cut, inputs)
+
+
+@pytest.mark.parametrize("map", [False, True])
+def test_pooled_layers_below_the_cut_are_stored_too(map: bool) -> None:
+    trunk, inputs = stack(layers=True, map=map)
+    cut = find_cut(trunk, inputs)
+    assert cut.module is trunk.blocks[2]
+    stored = cut.below(inputs)
+    assert stored[OUTSIDE].shape == (2, 18)  # of the stem and of two blocks
+    check_same(trunk, cut, {name: torch.randn(3, *value.shape[1:]).double() for name, value in inputs.items()})
+
+
+def test_pooled_layers_of_a_text_encoder() -> None:
+    class Layers(nn.Module):
+        def __init__(self, native: nn.Module) -> None:
+            super().__init__()
+            self.native = native
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            output = self.native(input_ids, attention_mask, output_hidden_states=True)
+            return torch.cat([mean_of_tokens(states, attention_mask) for states in output.hidden_states[1:]], dim=1)
+
+    native = transformers.AutoModel.from_config(ENCODERS["bert"]()).eval().double()
+    trunk = Layers(native)
+    train_last(trunk, [[f"native.{part}" for part in block] for block in transformers_blocks(native)], 1)
+    cut = find_cut(trunk, TOKENS, may_cut_padding=True)
+    assert cut.of_tokens
+    assert cut.below(TOKENS)[OUTSIDE].shape == (3, 32)
+    check_same(trunk, cut, {name: value[:, :5].flip(0).clone() for name, value in TOKENS.items()})
 
 
 def test_a_parameter_used_only_at_the_end_does_not_move_the_cut() -> None:

@@ -14,7 +14,8 @@ from clipkit.embedding.cached import readable_size
 from clipkit.embedding.store import PartWriter
 from clipkit.embedding.store_folder import HeldStore, NotStoredError, build_store, make_room, open_store
 from clipkit.errors import RecipeError
-from clipkit.models.cut import ACTIVATIONS, NoCutError, find_cut
+from clipkit.models.cut import ACTIVATIONS, OUTSIDE, NoCutError
+from clipkit.models.find_cut import find_cut
 from clipkit.models.fingerprint import frozen_fingerprint
 from clipkit.models.preprocess import stack_inputs
 from clipkit.models.towers import TRUNK_FEATURES, ImageTower, TextTower
@@ -172,7 +173,7 @@ def _measured(
     with torch.no_grad():
         made = frozen_part(tower, storing)(inputs)
     name = ACTIVATIONS if ACTIVATIONS in made else TRUNK_FEATURES
-    value = made.pop(name)
+    value, once = made.pop(name), made.pop(OUTSIDE, torch.empty(1, 0))[0].nbytes
     per_row, others = value[0].numel(), sum(one[0].nbytes for one in made.values())
     scale = 1.0
     if tower.cut is not None and tower.cut.of_tokens:
@@ -180,7 +181,7 @@ def _measured(
         tokens = tower.tokenize(items.sample)["attention_mask"].sum(dim=1).double().mean()
         scale = float(tokens) / value.shape[1]
     dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-    sizes = {dtype: scale * (per_row * dtype.itemsize + others) for dtype in dtypes}
+    sizes = {dtype: scale * (per_row * dtype.itemsize + others) + once for dtype in dtypes}
     return sizes, float(value.abs().max()), value.dtype
 
 
