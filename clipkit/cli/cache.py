@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from clipkit.errors import RecipeError, UserError
+from clipkit.errors import UserError
 
 app = typer.Typer(
     help="List and remove what training and evaluation keep on disk to compute it only once.",
@@ -87,5 +87,5 @@ def _bytes_of(size: str) -> int:
 
     try:
         return bytes_of(size)
-    except ValueError as error:
-        raise RecipeError(f"--to-size {error}") from None
+    except ValueError:
+        raise UserError(f"--to-size {size} is not a size; give a number of MB, GB or TB, e.g. 5GB") from None
