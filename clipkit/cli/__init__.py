@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from clipkit import __version__
+from clipkit.cli.cache import app as cache_app
 from clipkit.cli.data import app as data_app
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
@@ -28,7 +29,7 @@ from clipkit.cli.runs import doctor, runs
 from clipkit.cli.terminal import print_error, whole_output
 from clipkit.errors import Interrupted, TrainingError, UserError
 
-_ORDER = ("train", "eval", "data", "models", "export", "merge", "push", "doctor", "runs", "demo")
+_ORDER = ("train", "eval", "data", "models", "export", "merge", "push", "doctor", "runs", "cache", "demo")
 
 
 class _InOrder(TyperGroup):
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
+app.add_typer(cache_app, name="cache")
 app.command()(export)
 app.command()(merge)
 app.command(name="push")(push_command)

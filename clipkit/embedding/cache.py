@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clipkit.embedding.cached import hold
 from clipkit.files import replacing
 
 _KEY_BYTES = 32  # length of a SHA-256
@@ -32,6 +33,8 @@ class FeatureCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._held = hold(folder)
+        """Keeps `clipkit cache prune` from removing the folder; None if it does not exist yet."""
         self._rows: dict[bytes, tuple[Path, int]] = {}
         for file in sorted(folder.glob("*.safetensors")):
             self._index(file)
@@ -104,6 +107,7 @@ class FeatureCache:
         tensors = {"keys": table, "features": features.contiguous()}
         with replacing(file) as unfinished:
             save_file(tensors, unfinished, {_CHECKSUM: _checksum(**tensors)})
+        self._held = self._held or hold(self.folder)
         self._index(file)
 
 

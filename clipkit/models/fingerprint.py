@@ -1,6 +1,7 @@
 """Hash of everything that a tower's features depend on: weights, structure, preprocessing and libraries."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -38,18 +39,34 @@ def tower_fingerprint(tower: ImageTower | TextTower) -> str:
     It covers preprocessing and tokenization by their results for a few inputs, and weights, names and plain
     attributes of modules, the type of device and the libraries' versions directly.
     """
-    digest = hashlib.sha256()
     if is_absent(tower):
-        return digest.hexdigest()
+        return hashlib.sha256().hexdigest()
+    parts = {"trunk": tower.trunk, "head": tower.head}
+    return _fingerprint(tower, parts, [*tower.named_parameters(), *tower.named_buffers()])
+
+
+def frozen_fingerprint(tower: ImageTower | TextTower) -> str:
+    """Return a hash that differs whenever the output of the frozen part of the trunk may differ.
+
+    It covers the same as `tower_fingerprint`, except for the head and the parameters that are trained.
+    """
+    frozen = [(name, weight) for name, weight in tower.trunk.named_parameters() if not weight.requires_grad]
+    return _fingerprint(tower, {"trunk": tower.trunk}, [*frozen, *tower.trunk.named_buffers()])
+
+
+def _fingerprint(
+    tower: ImageTower | TextTower, parts: Mapping[str, nn.Module], tensors: Sequence[tuple[str, Tensor]]
+) -> str:
+    digest = hashlib.sha256()
     for library in _LIBRARIES:
         digest.update(f"{library} {installed_version(library)}\n".encode())
     digest.update(f"clipkit-torch {__version__}\n".encode())
     if tower.autocast is not None:
         digest.update(f"autocast {tower.autocast}\n".encode())
-    for name, module in (*tower.trunk.named_modules(prefix="trunk"), *tower.head.named_modules(prefix="head")):
+    for name, module in (each for part, whole in parts.items() for each in whole.named_modules(prefix=part)):
         kind = getattr(module, "library_class", type(module))  # the faster form of a layer computes the same
         digest.update(f"{name} {kind.__qualname__} {_plain_attributes(module)}\n".encode())
-    for name, tensor in (*tower.named_parameters(), *tower.named_buffers()):
+    for name, tensor in tensors:
         _update(digest, name, tensor)
     inputs = (
         [tower.preprocess(image) for image in _probe_images()]

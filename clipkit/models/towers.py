@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clipkit.models.cut import ACTIVATIONS, OUTSIDE, Cut
 from clipkit.models.fast_layers import use_fast_layers
 from clipkit.models.preprocess import Preprocess
 from clipkit.models.tokenizer import Tokenizer
@@ -43,11 +44,22 @@ class Tower(nn.Module):
         self.head_names = head_names
         self.autocast: torch.dtype | None = None
         """Type in which an accelerator encodes with the float32 weights; None: the type of the weights."""
+        self.cut: Cut | None = None
+        """Cut of the trunk, for inputs that are stored activations."""
         self.set_trainable([*(name for block in blocks for name in block), *head_names], head=True)
 
     def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "B D"]:
-        """Return features before normalization, from the trunk's inputs or from stored `trunk_features` (B, W)."""
-        return self.head(inputs[TRUNK_FEATURES] if TRUNK_FEATURES in inputs else self.trunk(**inputs))
+        """Return features before normalization.
+
+        Args:
+            inputs: the trunk's inputs, or stored `trunk_features` (B, W), or what `Cut.below` returned.
+        """
+        if TRUNK_FEATURES in inputs:
+            return self.head(inputs[TRUNK_FEATURES])
+        if ACTIVATIONS in inputs:
+            assert self.cut is not None
+            return self.head(self.cut.above(inputs))
+        return self.head(self.trunk(**inputs))
 
     def ready(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Convert inputs from the data loader to inputs of the trunk."""
@@ -118,4 +130,4 @@ class TextTower(Tower):
             return inputs
         longest = int(inputs["attention_mask"].sum(dim=1).max())
         longest = -(-longest // multiple) * multiple
-        return {name: value[:, :longest] for name, value in inputs.items()}
+        return {name: value if name == OUTSIDE else value[:, :longest] for name, value in inputs.items()}

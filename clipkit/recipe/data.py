@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from annotated_types import MinLen
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
@@ -18,6 +19,36 @@ from pydantic import (
 from clipkit.recipe.model import ModelRecipe
 from clipkit.recipe.policies import Crop, Policy, Share, Step, steps_of
 from clipkit.recipe.section import Section
+
+_UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _check_size(size: str) -> str:
+    bytes_of(size)
+    return size
+
+
+def bytes_of(size: str) -> int:
+    """Convert a size such as 20GB to bytes.
+
+    >>> bytes_of("1.5GB")
+    1500000000
+    """
+    number, unit = size[:-2].strip(), size[-2:].upper()
+    try:
+        return int(float(number) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise ValueError(f"{size!r} is not a size; give a number of MB, GB or TB, e.g. 20GB") from None
+
+
+class StoreRecipe(Section):
+    """Storage of what frozen parts of the towers compute: it is computed once and read from disk in each epoch."""
+
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of stored activations. auto: as the tower computes them (float32 on a CPU), or fp16 if only this fits."""
+    disk: Annotated[str, AfterValidator(_check_size)] = "20GB"
+    """Size of all stored files of this machine together; the least recently used are removed for new ones."""
+
 
 _SPELLINGS = {"labeled": "labelled", "labeled_test": "labelled_test"}
 
@@ -66,6 +97,11 @@ class DataRecipe(Section):
     image."""
     crop_scale: tuple[Share, Share] = (0.8, 1.0)
     """Minimum and maximum share of the image area that `augment: crop` keeps."""
+    views: int | None = Field(default=None, ge=1, le=1000)
+    """Number of augmented views of each image that are stored; each epoch draws one of them. It needs frozen first
+    blocks of the image tower (`tune: last:N`, head or frozen). null: images are augmented anew in each epoch."""
+    store: StoreRecipe | None = StoreRecipe()
+    """Storage of what frozen parts of the towers compute, which is the same in each epoch. null: store nothing."""
     safe: bool = False
     """Do not flip or recolor images whose captions mention left/right or a color."""
     max_bad: float = Field(default=0.01, ge=0, le=1e12)
@@ -98,6 +134,18 @@ files that fill the memory.
             )
         return self
 
+    @model_validator(mode="after")
+    def _views_are_stored(self) -> Self:
+        if self.views is None:
+            return self
+        if self.store is None:
+            raise ValueError("views are stored, but store is null; remove store, or remove views")
+        if self.augment == "none":
+            raise ValueError(
+                f"views is {self.views}, but augment is none: all views would be equal; remove one of them"
+            )
+        return self
+
     @field_validator("validation", mode="before")
     @classmethod
     def _is_path_or_share(cls, value: object) -> object:
@@ -119,7 +167,7 @@ files that fill the memory.
         """Return `augment`, or the policy that auto selects for this model; a given crop_scale selects crop."""
         if self.augment != "auto":
             return self.augment
-        frozen = model.image.tune in ("frozen", "head")
+        frozen = model.image.tune in ("frozen", "head") and self.views is None
         return "none" if frozen and not self._has_crop_scale else "crop"
 
     def augmentation(self, model: ModelRecipe) -> tuple[Step, ...]:

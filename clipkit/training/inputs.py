@@ -1,8 +1,10 @@
 """Inputs of the towers: images and captions in each step, or outputs of frozen trunks, which are computed only once."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -34,6 +36,10 @@ from clipkit.models.towers import TRUNK_FEATURES
 from clipkit.processes import Processes
 from clipkit.training.objectives.objective import Encoded
 from clipkit.training.step import Encoder
+from clipkit.training.stored.inputs import StoredInputs
+from clipkit.training.stored.reading import one_ahead
+from clipkit.training.stored.settings import Storing
+from clipkit.training.stored.towers import TowerStores
 from clipkit.training.transfer import ahead, pixel_memory, send
 
 _BATCH = 64
@@ -46,7 +52,8 @@ class TowerInputs:
     """Inputs of the towers for the features that an objective uses, on one dataset.
 
     A frozen trunk whose input is not augmented has the same output in every epoch: it runs once per image and once per
-    caption, shared among the processes, and its outputs are kept in memory.
+    caption, shared among the processes, and its outputs are kept in memory. If the first blocks of a trunk are frozen,
+    `store_parts` keeps their output on disk.
 
     Args:
         model: model whose towers are used.
@@ -58,6 +65,7 @@ class TowerInputs:
         replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
         bad: reasons for images that are already known to be missing or unreadable, by position; a frozen trunk adds
             those that it could not read.
+        storing: settings of what is kept on disk; None: nothing.
     """
 
     model: DualEncoder
@@ -68,9 +76,10 @@ class TowerInputs:
     seed: int = 0
     replacement: Replacement | None = None
     bad: Mapping[int, str] = field(default_factory=dict)
+    storing: Storing | None = None
 
     def __post_init__(self) -> None:
-        model, processes, encoded = self.model, self.processes, self.encoded
+        model, encoded = self.model, self.encoded
         self.pairs = pairs = self.feed.pairs
         self.worker_progress = WorkerProgress(pairs.images)
         self.encoders = {
@@ -79,6 +88,30 @@ class TowerInputs:
         }
         self.stores: dict[str, Tensor] = {}
         """Outputs of frozen trunks by the name of the features: one row per image, or one row per caption."""
+        self.stored: dict[str, StoredInputs] = {}
+        """Inputs that are read from disk, by the name of the features."""
+        stores = self._tower_stores()
+        self._store_trunks(stores)
+        self.bad = {**self.bad, **stores.bad}
+
+    def store_parts(self) -> None:
+        """Store what the frozen first parts of the towers compute; these must not change from now on.
+
+        Raises:
+            RecipeError: `data.views` is set, but the views cannot be stored.
+        """
+        stores = self._tower_stores()
+        self.stored = stores.parts(self.augmented)
+        self.bad = {**self.bad, **stores.bad}
+
+    def _tower_stores(self) -> TowerStores:
+        return TowerStores(
+            self.model, self.feed, self.processes, self.encoded, self.storing, self.replacement, self.bad
+        )
+
+    def _store_trunks(self, stores: TowerStores) -> None:
+        """Run trunks that are frozen as a whole, unless their outputs are stored."""
+        model, processes, encoded, pairs = self.model, self.processes, self.encoded, self.pairs
         if not self.feed.can_index:
             return
         show = processes.is_main
@@ -93,19 +126,17 @@ class TowerInputs:
                     model.image, images, lambda inputs: trunk(**inputs), batch, model.device, show, skipped
                 )
 
-            self.stores["image_features"] = self._stored(pairs.images, trunk_of_images)
-            first = processes.share(len(pairs.images)).start
-            for reasons in processes.gather_objects({first + row: reason for row, reason in bad_here.items()}):
-                self.bad = {**self.bad, **reasons}
+            self.stores["image_features"] = stores.images_of_trunk(
+                lambda: self._stored(pairs.images, trunk_of_images), bad_here
+            )
         if "text_features" in encoded and model.text.trunk_is_frozen:
 
             def trunk_of_texts(texts: Sequence[str]) -> Tensor:
                 trunk = model.text.trunk
                 return encode_strings(model.text, texts, lambda inputs: trunk(**inputs), batch, model.device, show)
 
-            self.stores["text_features"] = self._stored(pairs.captions, trunk_of_texts)
-            if "negative_text_features" in encoded and pairs.negatives is not None:
-                self.stores["negative_text_features"] = self._stored(pairs.negatives, trunk_of_texts)
+            for name, texts in stores.texts().items():
+                self.stores[name] = stores.texts_of_trunk(texts, partial(self._stored, texts, trunk_of_texts))
 
     def _stored(self, items: Sequence[T], encode: Callable[[Sequence[T]], Tensor]) -> Tensor:
         # Cloned, since inference-mode tensors cannot be part of a graph.
@@ -117,7 +148,7 @@ class TowerInputs:
         `transfer` describes which inputs are already on the device. On a GPU, the next batch is loaded in a thread, and
         overwrites the previous one, as it does with outputs of frozen trunks.
         """
-        wanted = {name: kind for name, kind in self.encoded.items() if name not in self.stores}
+        wanted = {name: kind for name, kind in self.encoded.items() if name not in {**self.stores, **self.stored}}
         augments = {name: cast(Augment, kind.make) for name, kind in wanted.items() if kind.tower == "image"}
         texts = {name: cast(TextOf, kind.make) for name, kind in wanted.items() if kind.tower == "text"}
         maker = InputMaker(
@@ -130,11 +161,14 @@ class TowerInputs:
         process = (self.processes.index, self.processes.count)
         memory = pixel_memory(self.model.device) if augments else None
         loading = Loading(workers, self.seed, process, self.replacement, self.worker_progress, self.bad, memory)
-        batches = self.feed.loader(slices, maker, loading)
+        epochs: deque[int] = deque()
+        batches = self.feed.loader(_noting_epochs(slices, epochs) if self.stored else slices, maker, loading)  # type: ignore[arg-type]
         # Reused, since allocating memory for every batch takes longer than the copy.
         buffers: dict[str, Tensor] = {}
-        with closing(batches if memory is None else ahead(batches, memory, in_thread=workers > 0)) as loaded:
-            for batch in loaded:
+        loaded = batches if memory is None else ahead(batches, memory, in_thread=workers > 0)
+        read = one_ahead(loaded, partial(self._with_stored, epochs), in_thread=bool(self.stored) and memory is None)
+        with closing(loaded), closing(read if self.stored else loaded) as complete:
+            for batch in complete:
                 inputs = dict(batch.inputs)
                 rows = {"image_features": batch.image_ids, "text_features": batch.caption_ids}
                 for name, store in self.stores.items():
@@ -143,6 +177,13 @@ class TowerInputs:
                         buffers[name] = store.new_empty(len(chosen), store.shape[1])
                     inputs[name] = {TRUNK_FEATURES: torch.index_select(store, 0, chosen, out=buffers[name])}
                 yield replace(batch, inputs=inputs)
+
+    def _with_stored(self, epochs: deque[int], batch: Batch) -> Batch:
+        """Return a batch with its inputs from disk."""
+        rows = {"image_features": batch.image_ids}
+        epoch = epochs.popleft()
+        inputs = {name: one.take(rows.get(name, batch.caption_rows), epoch) for name, one in self.stored.items()}
+        return replace(batch, inputs={**batch.inputs, **inputs})
 
     def _token_store(self) -> TokenStore | None:
         captions, tokenize = self.pairs.captions, self.model.text.tokenize
@@ -159,6 +200,9 @@ class TowerInputs:
             if name in self.stores:
                 # Not a view, since the graph would then seem to keep the whole store.
                 inputs[name] = {TRUNK_FEATURES: self.stores[name][:count].clone()}
+                continue
+            if name in self.stored:
+                inputs[name] = {key: value.to(device) for key, value in self.stored[name].example(count).items()}
                 continue
             if kind.tower == "image":
                 made = stack_inputs([self.model.image.preprocess(gray)] * count)
@@ -178,15 +222,41 @@ class TowerInputs:
         """Return features of all images and captions with the current weights, on the CPU, on every process."""
         model, processes, stores = self.model, self.processes, self.stores
         with evaluating(model):
-            if "image_features" in stores:
+            if "image_features" in self.stored:
+                image = self._features_of("image_features", len(self.pairs.images))
+            elif "image_features" in stores:
                 image = F.normalize(model.image.head(stores["image_features"]).float(), dim=-1)
             else:
                 image = encode_shared(self.pairs.images, model.encode_image, processes)
-            if "text_features" in stores:
+            if "text_features" in self.stored:
+                text = self._features_of("text_features", len(self.pairs.captions))
+            elif "text_features" in stores:
                 text = F.normalize(model.text.head(stores["text_features"]).float(), dim=-1)
             else:
                 text = encode_shared(self.pairs.captions, model.encode_text, processes)
         return image.cpu(), text.cpu()
+
+    def _features_of(self, name: str, count: int) -> Float[Tensor, "N D"]:
+        """Return the features of all images or captions from their stored inputs, in the first view."""
+        stored, tower = self.stored[name], self.encoders[name].tower
+        lengths = stored.lengths()
+
+        def encode(positions: Sequence[int]) -> Tensor:
+            order = torch.tensor(positions)[lengths[positions].argsort(stable=True)]
+            parts = []
+            for part in order.split(_BATCH):
+                inputs = {key: value.to(self.model.device) for key, value in stored.take(part).items()}
+                parts.append(F.normalize(tower(inputs).float(), dim=-1))
+            return torch.cat(parts)[(order - positions[0]).argsort()]
+
+        return encode_shared(range(count), encode, self.processes)
+
+
+def _noting_epochs(slices: Any, epochs: deque[int]) -> Iterator[Any]:
+    """Yield the slices of a sampler, and append the epoch of each to `epochs`."""
+    for samples in slices:
+        epochs.append(samples[0].epoch if samples else 0)
+        yield samples
 
 
 def _no_tokens(texts: list[str]) -> dict[str, Tensor]:

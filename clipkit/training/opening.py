@@ -16,6 +16,7 @@ from clipkit.training.rates import trained_rates
 from clipkit.training.state import State, resumed_micro_batch_size
 from clipkit.training.step import Step
 from clipkit.training.stop import StopRequest
+from clipkit.training.stored.settings import Storing
 
 
 def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
@@ -60,12 +61,30 @@ def tower_inputs(plan: Plan, log: RunLog) -> TowerInputs:
         seed=plan.recipe.train.seed,
         replacement=plan.sampler.replacement,
         bad=plan.data.missing,
+        storing=storing_of(plan, log),
     )
-    if inputs.stores:
+    if inputs.stores and inputs.storing is None:
         kinds = {"image_features": "images", "text_features": "captions"}
         stored = [kind for name, kind in kinds.items() if name in inputs.stores]
         log.info(f"frozen trunks ran once over all {' and '.join(stored)}")
     return inputs
+
+
+def storing_of(plan: Plan, log: RunLog) -> Storing | None:
+    """Return the settings of what the run stores on disk; None: nothing."""
+    recipe = plan.recipe
+    if recipe.data.store is None:
+        return None
+    return Storing(
+        recipe.data.store,
+        plan.processes,
+        plan.steps * recipe.train.batch_size,
+        views=recipe.data.views,
+        seed=recipe.train.seed,
+        workers=recipe.data.workers,
+        autocast=plan.accelerator.autocast,
+        log=log.info,
+    )
 
 
 def training_step(

@@ -116,6 +116,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
     with log.recording():
         announce(plan, start, log)
         inputs = tower_inputs(plan, log)  # frozen trunks run once
+        inputs.store_parts()  # and so do frozen first blocks
         measurements = list(measurements_of(plan))
         monitor = Monitor(plan, folder, log.info)
         gradients = training_step(plan, inputs, start, monitor, stop, log)

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipkit.data import Batch
 from clipkit.embedding.shared import evaluating
 from clipkit.models import Tower
+from clipkit.models.cut import ACTIVATIONS, OUTSIDE
 from clipkit.models.towers import TRUNK_FEATURES, TextTower
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.plan import Plan
@@ -116,12 +117,16 @@ def work_of(encoder: Encoder, inputs: Mapping[str, Tensor]) -> Work:
     if not isinstance(tower, TextTower) or not tower.padding_may_be_cut or "attention_mask" not in inputs:
         return Work(np.array([_operations(encoder, inputs)]))
     device = inputs["attention_mask"].device
-    longest = tower.tokenize(["a " * tower.tokenize.context_length])
+    longest = inputs if ACTIVATIONS in inputs else tower.tokenize(["a " * tower.tokenize.context_length])
     tokens = {name: value.to(device) for name, value in longest.items()}
     context = tokens["input_ids"].shape[1]
     lengths = sorted({max(1, context // 4), max(1, context // 2), context})
-    counted = [_operations(encoder, {name: value[:, :length] for name, value in tokens.items()}) for length in lengths]
+    counted = [_operations(encoder, _cut(tokens, length)) for length in lengths]
     return Work(np.polyfit(lengths, counted, len(lengths) - 1) if len(lengths) > 1 else np.array([*counted, 0.0]))
+
+
+def _cut(tokens: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
+    return {name: value if name == OUTSIDE else value[:, :length] for name, value in tokens.items()}
 
 
 def _operations(encoder: Encoder, inputs: Mapping[str, Tensor]) -> float:
@@ -130,6 +135,9 @@ def _operations(encoder: Encoder, inputs: Mapping[str, Tensor]) -> float:
     head_passes = 3 if any(parameter.requires_grad for parameter in tower.head.parameters()) else 1
     if TRUNK_FEATURES in inputs:
         return head_passes * _counted(tower.head, inputs[TRUNK_FEATURES])[0]
+    if ACTIVATIONS in inputs:
+        # The blocks above the cut are trained, up to a few parameters: forward and backward pass.
+        return 3 * _counted(tower, inputs)[0]
     ready = tower.ready(dict(inputs))
     trunk, features = _counted(tower.trunk, **ready)
     head = 0 if encoder.of_trunk else _counted(tower.head, features)[0]
@@ -137,7 +145,7 @@ def _operations(encoder: Encoder, inputs: Mapping[str, Tensor]) -> float:
 
 
 @torch.no_grad()
-def _counted(module: nn.Module, *inputs: Tensor, **named: Tensor) -> tuple[int, Tensor]:
+def _counted(module: nn.Module, *inputs: Tensor | Mapping[str, Tensor], **named: Tensor) -> tuple[int, Tensor]:
     """Return the operations of a forward pass and its output; `works_of` has ended compilation and learning."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # a fused layer of nn.MultiheadAttention is not counted

@@ -29,6 +29,7 @@ _MAY_CHANGE = (
     "data.labelled",
     "data.labelled_test",
     "data.max_bad",
+    "data.store",
     "data.workers",
     "eval",
     "checkpoint",

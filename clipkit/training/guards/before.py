@@ -208,7 +208,14 @@ def augmented_frozen_trunk(start: RunStart) -> Finding | None:
     """Report augmentation that makes a frozen image trunk run at every step, with both times."""
     augmented = any(term.is_cross_modal and term.augmentation for term in start.recipe.terms)
     tower, passes = start.model.image, start.steps * start.recipe.train.batch_size
-    if not augmented or is_absent(tower) or not tower.trunk_is_frozen or not start.images or passes <= start.images:
+    if (
+        start.recipe.data.views
+        or not augmented
+        or is_absent(tower)
+        or not tower.trunk_is_frozen
+        or not start.images
+        or passes <= start.images
+    ):
         return None
     inputs = stack_inputs([tower.preprocess(Image.new("RGB", (224, 224), (128, 128, 128)))] * _TIMED_IMAGES)
     inputs = {name: value.to(start.model.device) for name, value in inputs.items()}
@@ -222,7 +229,8 @@ def augmented_frozen_trunk(start: RunStart) -> Finding | None:
         f"with data.augment, the frozen image trunk runs on {passes:,} augmented images, which takes about "
         f"{duration(seconds * passes)}; without it, once on {start.images:,} images, about "
         f"{duration(seconds * start.images)}",
-        "set data.augment: none, unless the augmentation is worth this time",
+        "set data.augment: none, or data.views: 4 to store four augmented views of each image, unless the augmentation "
+        "is worth this time",
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.objectives.objective import Encoded
+from clipkit.training.stored.settings import Storing
 
 
 class CaptionValidation:
@@ -24,16 +25,25 @@ class CaptionValidation:
         pairs: the held-out pairs.
         processes: each process encodes its share; all get the values.
         batch_size: pairs in a global batch of the run; None: the accuracy in a batch is not measured.
+        storing: settings of what is kept on disk; None: nothing.
     """
 
-    def __init__(self, model: DualEncoder, pairs: Pairs, processes: Processes, batch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        model: DualEncoder,
+        pairs: Pairs,
+        processes: Processes,
+        batch_size: int | None = None,
+        storing: Storing | None = None,
+    ) -> None:
         self.pairs = pairs
         self.batch_size = batch_size
         preprocess = model.image.preprocess
         images = Policy((), preprocess.image_size, preprocess.of_crop, preprocess, seed=0)
         texts = TextView("same", pairs)
         encoded = {"image_features": Encoded("image", images), "text_features": Encoded("text", texts)}
-        self.inputs = TowerInputs(model, IndexedFeed(pairs), processes, encoded, augmented=False)
+        self.inputs = TowerInputs(model, IndexedFeed(pairs), processes, encoded, augmented=False, storing=storing)
+        self.inputs.store_parts()
 
     def figures(self) -> dict[str, float]:
         """Return the recalls in both directions and their mean, and the accuracy in a batch, as of training batches."""

@@ -7,10 +7,12 @@ from clipkit.data import Pairs, Policy, TextSafe, TextView, WrongCaption, checke
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe, Term
+from clipkit.training.folder.run_log import RunLog
 from clipkit.training.measures.captions import CaptionValidation
 from clipkit.training.objectives.loss_sum import chance_of, loss_sum
 from clipkit.training.objectives.objective import Encoded, Objective
 from clipkit.training.objectives.teacher import Teacher
+from clipkit.training.stored.settings import Storing
 
 
 def objective(
@@ -38,4 +40,9 @@ def objective(
 
 def measure(term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes) -> CaptionValidation:
     """Measure retrieval on held-out pairs."""
-    return CaptionValidation(model, pairs, processes, recipe.train.batch_size)
+    evaluations = recipe.train.epochs // recipe.eval.every_epochs + 1
+    storing = None
+    if recipe.data.store is not None:
+        count = max(len(pairs.images), len(pairs.captions))
+        storing = Storing(recipe.data.store, processes, evaluations * count, log=RunLog(processes.is_main).info)
+    return CaptionValidation(model, pairs, processes, recipe.train.batch_size, storing)

@@ -1,0 +1,184 @@
+"""Stores on this machine: built by all of its processes together, verified when reused, within a budget on disk."""
+
+import logging
+import shutil
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clipkit.embedding.cached import INDEX, hold, readable_size, remove, stored_inputs, stores_folder
+from clipkit.embedding.store import DamagedError, PartWriter, Store, write_index
+from clipkit.files import to_disk
+from clipkit.processes import Processes
+
+_UNFINISHED = ".writing"
+
+_logger = logging.getLogger(__name__)
+
+# (writer of this process's part, rows that it computes) -> for each of these rows its position in the part, or -1.
+WriteShare = Callable[[PartWriter, slice], Int[Tensor, " R"]]
+
+
+class NotStoredError(Exception):
+    """A store cannot be built; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Processes of a run on this machine: each machine has its own files."""
+
+    processes: Processes
+    hosts: tuple[str, ...]
+    """Host of each process of the run."""
+
+    @classmethod
+    def of(cls, processes: Processes) -> "Machine":
+        """Exchange the names of the hosts."""
+        return cls(processes, tuple(processes.gather_objects(socket.gethostname())))
+
+    @property
+    def index(self) -> int:
+        """Index of this process among those of this machine."""
+        return self.hosts[: self.processes.index].count(self.hosts[self.processes.index])
+
+    @property
+    def count(self) -> int:
+        """Number of processes on this machine."""
+        return self.hosts.count(self.hosts[self.processes.index])
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of the processes of this machine, in order."""
+        values = self.processes.gather_objects(value)
+        return [one for one, host in zip(values, self.hosts, strict=True) if host == self.hosts[self.processes.index]]
+
+
+class HeldStore(Store):
+    """Store that is not removed while this object exists."""
+
+    def __init__(self, folder: Path) -> None:
+        self._held = hold(folder)
+        super().__init__(folder)
+
+
+def open_store(key: str, machine: Machine) -> HeldStore | None:
+    """Return a complete and undamaged store; None if a machine of the run does not have it.
+
+    A damaged store is reported and removed.
+    """
+    folder = stores_folder() / key
+    store, damaged = None, False
+    if (folder / INDEX).exists():
+        try:
+            store = HeldStore(folder)
+            store.verify(slice(machine.index, None, machine.count))
+        except DamagedError:
+            store, damaged = None, True
+    missing, damaged = machine.processes.any(store is None, damaged)
+    if damaged and machine.index == 0:
+        _logger.warning("%s: stored inputs are damaged; they are computed again", folder)
+        store = None
+        remove(folder)
+    return None if missing else store
+
+
+def build_store(
+    key: str, machine: Machine, rows: int, write: WriteShare, about: Mapping[str, Any], **options: Any
+) -> HeldStore:
+    """Build a store; each process of this machine writes a contiguous share of the rows.
+
+    Args:
+        key: name of the store.
+        machine: the processes that write.
+        rows: number of rows.
+        write: computes and writes the rows of this process.
+        about: further values of the index.
+        options: `of_tokens` and `dtype` of `PartWriter`.
+
+    Raises:
+        NotStoredError: on all processes, if one could not write.
+        UserError: on all processes, if one raised it.
+    """
+    folder, reason = stores_folder() / key, ""
+    unfinished = folder.with_name(f".{key[:16]}.{machine.gather(uuid4().hex)[0]}{_UNFINISHED}")
+    share = slice(machine.index * rows // machine.count, (machine.index + 1) * rows // machine.count)
+    positions, part = torch.empty(0, dtype=torch.int64), {}
+    try:
+        with machine.processes.failing_together():
+            try:
+                unfinished.mkdir(parents=True, exist_ok=True)
+                held = hold(unfinished)
+                writer = PartWriter(unfinished, machine.index, **options)
+                positions = write(writer, share)
+                part = writer.close()
+            except OSError as error:
+                reason = f"{unfinished.parent} cannot be written to ({error.strerror})"
+            except OverflowError:
+                reason = "an activation is too large for fp16; set data.store.dtype: bf16 or fp32"
+        reason = _agreed(machine, reason)
+        parts = machine.gather((part, positions))
+        if not machine.index and not reason:
+            try:
+                _complete(unfinished, folder, parts, {**about, "rows": rows}, options.get("of_tokens", False))
+            except OSError as error:
+                reason = f"{folder} cannot be written to ({error.strerror})"
+        reason = _agreed(machine, reason)
+    finally:
+        if not machine.index:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    if reason:
+        raise NotStoredError(reason)
+    store = HeldStore(folder)
+    del held
+    return store
+
+
+def _agreed(machine: Machine, reason: str) -> str:
+    return next(filter(None, machine.processes.gather_objects(reason)), "")
+
+
+def _complete(unfinished: Path, folder: Path, parts: list[Any], about: Mapping[str, Any], of_tokens: bool) -> None:
+    table = [
+        torch.stack([torch.where(positions < 0, -1, number), positions], dim=1)
+        for number, (_, positions) in enumerate(parts)
+    ]
+    write_index(unfinished, [part for part, _ in parts], torch.cat(table), of_tokens, about)
+    for file in (*unfinished.iterdir(), unfinished):
+        to_disk(file)
+    with suppress(FileNotFoundError):
+        remove(folder)  # of an earlier version
+    if not (folder / INDEX).exists():  # another run may have built the same meanwhile
+        unfinished.rename(folder)
+
+
+def make_room(needed: int, budget: int, machine: Machine) -> str:
+    """Remove the least recently used stores until `needed` more bytes fit into the budget.
+
+    Returns:
+        The reason why they do not fit, e.g. other runs use the stored files, or the disk is full; otherwise "".
+    """
+    reason = ""
+    if machine.index == 0:
+        stores_folder().mkdir(parents=True, exist_ok=True)
+        total = sum(store.size for store in stored_inputs())
+        for store in stored_inputs():
+            if total + needed <= budget:
+                break
+            if remove(store.folder):
+                total -= store.size
+                _logger.info("%s: removed, to keep stored inputs within data.store.disk", store.folder)
+        free = shutil.disk_usage(stores_folder()).free
+        if total + needed > budget:
+            reason = (
+                f"stored inputs in use take {readable_size(total)} of the {readable_size(budget)} of data.store.disk"
+            )
+        elif needed > 0.95 * free:
+            reason = f"{stores_folder()} has {readable_size(free)} free"
+    return _agreed(machine, reason)

@@ -1,0 +1,240 @@
+"""Search of the cut of a trunk: before its first trained parameter, and exact for features and gradients."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipkit.models.cut import ACTIVATIONS, Cut, Inputs, NoCutError, Outside, first_tensor, is_activation
+
+# Largest difference from the whole trunk, as a share of the norm: rounding only.
+_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+# Shares of the weights that run before the first trained one: what a lower part must hold to be worth storing, and from
+# which an outer module, such as a block, is preferred to its parts.
+_WORTH, _MOST = 0.5, 0.9
+
+
+def find_cut(trunk: nn.Module, inputs: Inputs, may_cut_padding: bool = False) -> Cut:
+    """Return the cut of a trunk before its first trained parameter.
+
+    Args:
+        trunk: trunk with the parameters that are trained; it can have any structure.
+        inputs: inputs of a few rows (B, …), in the trunk's precision, texts of different lengths. Features and
+            gradients above the cut are compared with those of the whole trunk on these rows.
+        may_cut_padding: whether padding has no effect on the features, so that only activations of tokens are needed.
+
+    Raises:
+        NoCutError: nothing below the first trained parameter is frozen, or the parts do not compute exactly the same
+            features and gradients as the whole trunk.
+    """
+    if any(module._compiled_call_impl is not None for module in trunk.modules()):
+        raise NoCutError("train.compile compiles it as a whole")
+    calls = _calls(trunk, inputs)
+    names = {module: name for name, module in trunk.named_modules()}
+    first = _first_trained(trunk, calls)
+    before = _ended_before(trunk, calls, calls[first][0][0])
+    if not _weights(before):
+        raise NoCutError("nothing before its first trained weight is frozen")
+    if any(_is_random(module) for module in before):
+        raise NoCutError("its frozen part has dropout, or BatchNorm that learns")
+    whole = _of_whole(trunk, inputs)
+    left_out = {name: (tuple(value.shape[1:]), value.dtype) for name, value in inputs.items() if value.ndim > 2}
+    for module, skipped in _candidates(trunk, calls, names[first], _weights(before)):
+        cut = Cut(trunk, names[module], module, skipped, left_out)
+        stored = _stored(cut, inputs)
+        if stored is None:
+            continue
+        if (outside := _outside_of(cut, stored, calls)) is not None:
+            cut = outside
+            stored = _stored(cut, inputs) or stored
+        cut = _without_needed(cut, stored, whole[0])
+        if _weights(cut.skipped) < _WORTH * _weights(before):
+            continue
+        if may_cut_padding and "attention_mask" in inputs:
+            kept = _without_padding(stored)
+            cut.of_tokens = True
+        else:
+            kept = stored
+        if kept is not None and _equal(_of_cut(cut, kept), whole):
+            return cut
+    raise NoCutError("its frozen part cannot be separated exactly from the rest")
+
+
+def _calls(trunk: nn.Module, inputs: Inputs) -> dict[nn.Module, list[tuple[int, int]]]:
+    """Return for each module when its calls began and ended."""
+    clock = iter(range(1 << 60))
+    calls: dict[nn.Module, list[tuple[int, int]]] = {}
+    began: dict[nn.Module, list[int]] = {}
+
+    def begin(module: nn.Module, _: Any) -> None:
+        began.setdefault(module, []).append(next(clock))
+
+    def end(module: nn.Module, _: Any, __: Any) -> None:
+        calls.setdefault(module, []).append((began[module].pop(), next(clock)))
+
+    hooks = [module.register_forward_pre_hook(begin) for module in trunk.modules()]
+    hooks += [module.register_forward_hook(end) for module in trunk.modules()]
+    try:
+        with torch.no_grad():
+            trunk(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _first_trained(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]]) -> nn.Module:
+    """Return the first module that runs with a trained parameter of its own.
+
+    A module that contains others with trained parameters does not count: its own, e.g. the final projection of
+    open_clip, may be used at the end. If they are used earlier, gradients differ, and the cut is refused.
+    """
+    trained = [m for m in calls if any(p.requires_grad for p in m.parameters(recurse=False))]
+    holding = [m for m in trained if not any(other is not m and other in set(m.modules()) for other in trained)]
+    if not holding:
+        raise NoCutError("no module of it has a trained weight")
+    return min(holding, key=lambda module: calls[module][0][0])
+
+
+def _ended_before(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]], time: int) -> list[nn.Module]:
+    """Return the modules all of whose calls ended before a time, without modules inside of these."""
+    ended = {m for m in calls if all(end < time for _, end in calls[m])}
+    inside = {part for module in ended for part in module.modules() if part is not module}
+    return [module for module in trunk.modules() if module in ended and module not in inside]
+
+
+def _candidates(
+    trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]], name: str, weights: int
+) -> list[tuple[nn.Module, list[nn.Module]]]:
+    """Return modules at which a cut is worthwhile, with the modules before each: blocks that contain `name` first."""
+    path = name.split(".")
+    holders = [trunk.get_submodule(".".join(path[:length])) for length in range(1, len(path) + 1)]
+    found = [(m, _ended_before(trunk, calls, calls[m][0][0])) for m in holders if len(calls.get(m, ())) == 1]
+    shares = {module: _weights(before) / weights for module, before in found}
+    worthwhile = [each for each in found if shares[each[0]] >= _WORTH]
+    return sorted(worthwhile, key=lambda each: -min(shares[each[0]], _MOST))  # stable: outer modules first
+
+
+def _weights(modules: Sequence[nn.Module]) -> int:
+    """Return the number of weights that take part in products: without embeddings."""
+    parts = {part for module in modules for part in module.modules() if not isinstance(part, nn.Embedding)}
+    return sum(weight.numel() for part in parts for weight in part.parameters(recurse=False))
+
+
+def _is_random(module: nn.Module) -> bool:
+    random = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    return any(part.training and isinstance(part, random) for part in module.modules())
+
+
+def _stored(cut: Cut, inputs: Inputs) -> Inputs | None:
+    """Return the output of the lower part, or None if it is not one tensor with a row per input."""
+    rows = len(next(iter(inputs.values())))
+    try:
+        with torch.no_grad():
+            stored = cut.below(inputs)
+    except (IndexError, StopIteration):  # the module was not reached, or gets no tensor
+        return None
+    return stored if stored[ACTIVATIONS].ndim > 1 and len(stored[ACTIVATIONS]) == rows else None
+
+
+@torch.no_grad()
+def _outside_of(cut: Cut, stored: Inputs, calls: Mapping[nn.Module, Sequence[tuple[int, int]]]) -> Cut | None:
+    """Return the cut with the columns of the output that come from below it; None if no features have such columns."""
+    start = calls[cut.module][0][0]
+    seen: list[tuple[nn.Module | None, Tensor]] = []
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(is_activation(value) for value in (*args, *kwargs.values())):
+            seen.append((module, first_tensor(args, kwargs)))
+
+    later = [module for module, times in calls.items() if len(times) == 1 and times[0][0] > start]
+    hooks = [module.register_forward_pre_hook(see, with_kwargs=True) for module in later]
+    try:
+        output = _features(cut, stored)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if output is None:
+        return None
+    for module, features in (*seen, (None, output)):
+        missing = features.isnan()
+        columns = missing.all(dim=0)
+        if features.ndim == 2 and columns.any() and not columns.all() and torch.equal(missing.any(dim=0), columns):
+            return replace(cut, outside=Outside(module, columns))
+    return None
+
+
+def _without_needed(cut: Cut, stored: Inputs, expected: Tensor) -> Cut:
+    """Return the cut without skipped modules whose output something else needs, e.g. rotary positions."""
+    if _close(_features(cut, stored), expected):
+        return cut
+
+    def only(modules: Sequence[nn.Module]) -> Cut:
+        return replace(cut, skipped=modules)
+
+    def needed(modules: Sequence[nn.Module]) -> list[nn.Module]:
+        if _close(_features(only(modules), stored), expected):
+            return []
+        half = len(modules) // 2
+        return [*needed(modules[:half]), *needed(modules[half:])] if half else list(modules)
+
+    used = needed(cut.skipped)
+    return only([module for module in cut.skipped if module not in used])
+
+
+@torch.no_grad()
+def _features(cut: Cut, stored: Inputs) -> Tensor | None:
+    try:
+        return cut.above(stored)
+    except Exception:  # a trunk may fail on placeholders in any way: it is then not cut
+        return None
+
+
+def _without_padding(stored: Inputs) -> Inputs | None:
+    """Return the stored inputs with zeros instead of the activations of padding; None if they are not per token."""
+    mask, activations = stored.get("attention_mask"), stored[ACTIVATIONS]
+    if mask is None or activations.ndim != 3 or activations.shape[:2] != mask.shape:
+        return None
+    return {**stored, ACTIVATIONS: activations * mask.bool().unsqueeze(-1)}
+
+
+def _of_whole(trunk: nn.Module, inputs: Inputs) -> tuple[Tensor, list[Tensor | None]]:
+    return _with_gradients(trunk, lambda: trunk(**inputs))
+
+
+def _of_cut(cut: Cut, stored: Inputs) -> tuple[Tensor, list[Tensor | None]] | None:
+    try:
+        return _with_gradients(cut.trunk, lambda: cut.above(stored))
+    except Exception:
+        return None
+
+
+def _with_gradients(trunk: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the features and the gradients of a weighted sum of them in the trained parameters."""
+    with torch.enable_grad():
+        features = run()
+        numbers = torch.arange(features.numel(), device=features.device, dtype=features.dtype)
+        weights = (numbers * 0.7).cos().view_as(features)  # any fixed weights that differ
+        trained = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad((features * weights).sum(), trained, allow_unused=True)
+    return features.detach(), list(gradients)
+
+
+def _equal(one: tuple[Tensor, list[Tensor | None]] | None, expected: tuple[Tensor, list[Tensor | None]]) -> bool:
+    """Return whether features and gradients are equal up to rounding; gradients relative to the largest one."""
+    if one is None or not _close(one[0], expected[0]):
+        return False
+    if any((a is None) != (b is None) for a, b in zip(one[1], expected[1], strict=True)):
+        return False
+    pairs = [(a, b) for a, b in zip(one[1], expected[1], strict=True) if a is not None and b is not None]
+    largest = max((float(b.norm()) for _, b in pairs), default=0.0)
+    return all(_close(a, b, largest) for a, b in pairs)
+
+
+def _close(value: Tensor | None, expected: Tensor, norm: float = 0.0) -> bool:
+    if value is None or value.shape != expected.shape:
+        return False
+    tolerance = _TOLERANCE.get(expected.dtype, 1e-2)
+    return float((value - expected).norm()) <= tolerance * max(norm, float(expected.norm()))  # False for NaN

@@ -1,0 +1,78 @@
+"""Images and captions whose inputs are stored, identified by their content."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clipkit.data import Pairs
+from clipkit.data.sequences import evenly_spaced
+from clipkit.embedding.features import content_hashes
+from clipkit.images import ImageLike, Stored
+from clipkit.processes import Processes
+
+_SAMPLE = 1000  # captions from which the mean length is estimated
+
+
+@dataclass(frozen=True)
+class Items:
+    """Images, or different strings, that are stored.
+
+    Args:
+        kind: what they are.
+        values: the images or strings.
+        key: hash of their content and order.
+        data: name of the data, for listings.
+        row_of: for each caption its position in `values`; None for images.
+    """
+
+    kind: Literal["images", "captions"]
+    values: Sequence[Any]
+    key: str
+    data: str
+    row_of: Int[Tensor, " M"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def sample(self) -> list[Any]:
+        """Return up to 1,000 evenly spaced items."""
+        return [self.values[position] for position in evenly_spaced(len(self), _SAMPLE)]
+
+
+def images_of(pairs: Pairs, processes: Processes) -> Items:
+    """Return the images of a dataset, identified by path, size and time of change, or by content if in memory."""
+    share = pairs.images[processes.share(len(pairs.images))]
+    states = (_state_of(image).encode(errors="surrogatepass") for image in share)
+    digests = processes.gather_objects(b"".join(hashlib.sha256(state).digest() for state in states))
+    return Items("images", pairs.images, hashlib.sha256(b"".join(digests)).hexdigest(), pairs.name)
+
+
+def texts_of(texts: Sequence[str], name: str) -> Items:
+    """Return the different strings among texts."""
+    position_of: dict[str, int] = {}
+    row_of = torch.tensor([position_of.setdefault(text, len(position_of)) for text in texts])
+    digest = hashlib.sha256()
+    for text in position_of:
+        encoded = text.encode(errors="surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return Items("captions", list(position_of), digest.hexdigest(), name, row_of)
+
+
+def _state_of(image: ImageLike) -> str:
+    file = image if isinstance(image, Path) else getattr(image, "path", None)
+    if isinstance(file, Path):
+        try:
+            state = file.stat()
+        except (OSError, ValueError):
+            return f"{image} is missing"
+        return f"{file.absolute()} {image} {getattr(image, 'offset', 0)} {state.st_size} {state.st_mtime_ns}"
+    if isinstance(image, Stored) and image.size < 0:
+        return str(image)  # at an address
+    return content_hashes([image])[0].hex()

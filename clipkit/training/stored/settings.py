@@ -1,0 +1,48 @@
+"""Settings of the stored inputs of a run."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from clipkit.embedding.store_folder import Machine
+from clipkit.processes import Processes
+from clipkit.recipe.data import StoreRecipe, bytes_of
+
+
+@dataclass
+class Storing:
+    """Settings of the stored inputs of a run, shared by its training and validation data.
+
+    Args:
+        recipe: type and budget.
+        processes: processes of the run.
+        pairs: number of pairs that the run uses, over all epochs: storing pays if they are more than what is stored.
+        views: augmented views of each training image; None: images are stored without augmentation.
+        seed: seed of the run, for the choice of views.
+        workers: loader processes that augment images.
+        autocast: context of the forward passes.
+        log: called with one line.
+    """
+
+    recipe: StoreRecipe
+    processes: Processes
+    pairs: float
+    views: int | None = None
+    seed: int = 0
+    workers: int = 0
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    log: Callable[[str], None] = lambda message: None
+    taken: int = field(default=0, init=False)
+    """Bytes of the stores of this run so far."""
+
+    @cached_property
+    def machine(self) -> Machine:
+        """Processes on this machine."""
+        return Machine.of(self.processes)
+
+    @property
+    def left(self) -> int:
+        """Bytes that further stores of this run may use."""
+        return max(0, bytes_of(self.recipe.disk) - self.taken)
