@@ -1,18 +1,19 @@
 """Recipe section `lora` of a tower: low-rank adapters of its linear layers."""
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field
 
 from clipkit.recipe.section import Count, Section
 
-Target = Literal["q", "k", "v", "out", "mlp"]
+TARGETS = ("q", "k", "v", "out", "mlp")
 
 
-def _check_distinct(targets: Sequence[Target]) -> Sequence[Target]:
-    if not targets or len(set(targets)) < len(targets):
-        raise ValueError(f"is {list(targets)}; list one or more of q, k, v, out and mlp, each once, or use auto or all")
+def _check_targets(targets: object) -> object:
+    listed = targets if isinstance(targets, list) else []
+    is_valid = bool(listed) and all(each in TARGETS and listed.count(each) == 1 for each in listed)
+    if targets not in ("auto", "all") and not is_valid:
+        raise ValueError(f"{targets!r} is not valid; use auto, all, or a list of {', '.join(TARGETS)}, each once")
     return targets
 
 
@@ -23,7 +24,7 @@ class LoraRecipe(Section):
     """Rank of each adapter."""
     alpha: float = Field(default=16.0, gt=0, le=1e6)
     """Scale of the adapters: they add alpha / rank · B · A to a weight."""
-    targets: Literal["auto", "all"] | Annotated[list[Target], AfterValidator(_check_distinct)] = "auto"
+    targets: Annotated[str | list[str], BeforeValidator(_check_targets)] = "auto"
     """Layers with adapters: a list of q, k, v (queries, keys and values of attention), out (its output) and mlp (all
     other linear layers); all; or auto: [q, k, v], and all in a tower without attention."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
