@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 import clipkit
-from clipkit.cli import main
 from clipkit.errors import RecipeError
 from clipkit.models.adapters.attach import is_of_adapter
 from clipkit.models.adapters.low_rank import LowRank
 from clipkit.recipe import Recipe
 from clipkit.training.plan import make_plan
 from tests.conftest import read_lines
+from tests.forked import python
 from tests.training.folder.test_resume import interrupted
 from tests.training.test_kills import same_run
 
@@ -106,13 +106,13 @@ def test_settings_that_do_not_apply_are_refused(recipe: Build, changes: dict[str
 @pytest.mark.slow
 def test_runs_merge_and_export(recipe: Build, tmp_path: Path, tiny_clip: Path) -> None:
     clipkit.train(recipe(ADAPTED))
-    assert (
-        main(["merge", str(tiny_clip), str(tmp_path / "run"), "--alpha", "0.5", "--out", str(tmp_path / "half")]) == 0
-    )
+    commands = [["merge", tiny_clip, tmp_path / "run", "--alpha", "0.5", "--out", tmp_path / "half"]]
     for source in ("run", "run/adapter", "half"):
         for name in ("open_clip", "onnx", "sentence-transformers"):
-            out = tmp_path / name / source
-            assert main(["export", str(tmp_path / source), "--to", name, "--out", str(out)]) == 0
+            commands.append(["export", tmp_path / source, "--to", name, "--out", tmp_path / name / source])
+    for command in commands:
+        done = python("-m", "clipkit", *command)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
