@@ -45,12 +45,14 @@ class RunFiles:
         self.log = self.path / "log.txt"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.adapter = self.path / "adapter"
+        """Adapters of `tune: lora` and `tune: dora`, without their base; `model` has them merged."""
         self.tracking = self.path / "tracking"
         self.files = (
             self.recipe, self.metrics, self.speed, self.evaluations, self.bad_samples, self.findings, self.results,
             self.report, self.log,
         )  # fmt: skip
-        self.folders = (self.checkpoints, self.model, self.tracking)
+        self.folders = (self.checkpoints, self.model, self.adapter, self.tracking)
 
     @property
     def is_run(self) -> bool:

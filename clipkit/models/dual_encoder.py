@@ -13,6 +13,7 @@ from clipkit.errors import DataError
 from clipkit.files import as_os_errors, replacing
 from clipkit.images import ImageLike
 from clipkit.models.absent import is_absent
+from clipkit.models.adapters.attach import merged
 from clipkit.models.encode import encode_images, encode_strings, listed_images, listed_strings
 from clipkit.models.from_modules import Modules, ModulesBackend, PreprocessFunction
 from clipkit.models.probabilities import Probabilities
@@ -207,7 +208,8 @@ class DualEncoder(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write the model in the layout of the library that it was loaded from.
 
-        A new folder exists only when it is complete. In a folder with other files, the files of the model are replaced.
+        Adapters are merged into the weights. A new folder exists only when it is complete. In a folder with other
+        files, the files of the model are replaced.
 
         Raises:
             OSError: the folder cannot be written, e.g. because the disk is full.
@@ -217,7 +219,8 @@ class DualEncoder(nn.Module):
         is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
         with replacing(folder) if is_new else as_os_errors(folder) as written:
             written.mkdir(exist_ok=True)
-            self.backend.save(self, written)
+            with merged(self):
+                self.backend.save(self, written)
             save_view_heads(self.view_heads, written)
 
     def layout(self, recipe: ModelRecipe | None = None) -> Layout:

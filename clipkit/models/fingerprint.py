@@ -1,7 +1,7 @@
 """Hash of everything that a tower's features depend on: weights, structure, preprocessing and libraries."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +31,15 @@ _PROBE_TEXTS = [
     "ein Foto von Äpfeln, 一张猫的照片, фото кота 🐈",
     "word " * 600,
 ]
+
+
+def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a hash of the names and bytes of weights."""
+    digest = hashlib.sha256()
+    for name, weight in weights:
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def tower_fingerprint(tower: ImageTower | TextTower) -> str:

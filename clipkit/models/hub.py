@@ -126,6 +126,8 @@ def _needed(repository: str, sha: str | None, files: list[str], model_types: Col
     weights = [pattern for file, pattern in _TRANSFORMERS_WEIGHTS if file in files and supported]
     if "open_clip_config.json" in files and not weights:
         weights = [file for file in OPEN_CLIP_WEIGHTS if file in files]
+    if "adapter_config.json" in files and not weights:
+        weights = ["adapter_model.safetensors"]
     return [*_SMALL_FILES, "view_heads.safetensors", *weights[:1]]
 
 

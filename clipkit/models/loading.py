@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from clipkit.errors import ModelError, one_line
-from clipkit.models.composed import LAYOUT_FILE, load_composed
+from clipkit.models.adapters.files import is_adapter_folder, load_adapters
+from clipkit.models.composed import LAYOUT_FILE, compose, load_composed
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.families import FAMILIES
 from clipkit.models.from_modules import LAYOUT as MODULES
@@ -44,7 +45,8 @@ def load(
 
     Args:
         name: a Hub repository `org/name[@revision]`; `open_clip:ARCH/TAG`, `open_clip:ARCH` with random weights, or
-            `open_clip:ARCH?weights=FILE`; a folder in the layout of transformers, open_clip or clipkit; a clipkit run.
+            `open_clip:ARCH?weights=FILE`; a folder in the layout of transformers, open_clip or clipkit; a folder
+            with adapters in PEFT's layout; a clipkit run.
         device: default: the GPU (CUDA, MPS…) if there is one, else the CPU.
         dtype: type of the weights: a torch type, fp32, bf16 or fp16; auto: float32 weights, with which a CUDA GPU
             encodes under bfloat16 autocast, several times as fast, and other devices in float32. Features are always
@@ -94,7 +96,14 @@ def _has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _open(name: str, parts: Mapping[str, Any]) -> tuple[DualEncoder, Path | None]:
+def _open(name: str, parts: Mapping[str, Any], above: tuple[str, ...] = ()) -> tuple[DualEncoder, Path | None]:
+    """Return a model, and its folder if it has one.
+
+    Args:
+        name: as for `load`.
+        parts: modules and functions of a model that `DualEncoder.from_modules` built, by argument of `load`.
+        above: folders with adapters whose base is this model.
+    """
     folder = None if name.startswith("open_clip:") else _folder(name)
     if folder is not None:
         layout = read_object(folder / LAYOUT_FILE)
@@ -115,6 +124,10 @@ def _open(name: str, parts: Mapping[str, Any]) -> tuple[DualEncoder, Path | None
         )
     if folder is None:
         return load_open_clip(name), None
+    if is_adapter_folder(folder) and not has_weights(folder):
+        if name in above:
+            raise ModelError(f"{name}: its adapters are based on themselves; correct adapter_config.json")
+        return load_adapters(folder, name, lambda base: _open(base, {}, (*above, name))[0], compose), None
     return _open_folder(folder, name), folder
 
 

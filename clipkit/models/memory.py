@@ -1,9 +1,14 @@
 """Memory use and output dimension of towers."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from clipkit.models.adapters.attach import adapted_layers
+from clipkit.models.compiled import uncompiled
 from clipkit.models.preprocess import stack_inputs
 from clipkit.models.towers import ImageTower, TextTower
 
@@ -11,21 +16,48 @@ from clipkit.models.towers import ImageTower, TextTower
 def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
     """Return the size in bytes of the activations kept for the backward pass.
 
-    The size includes the inputs, but not the parameters.
+    The size includes the inputs, but neither the parameters nor what adapters compute from them, which does not depend
+    on the number of rows.
     """
     parameters = {parameter.untyped_storage().data_ptr() for parameter in tower.parameters()}
-    kept: dict[int, Tensor] = {}
+    kept: dict[int, int] = {}
+    saved_tensors: list[Tensor] = []
 
-    def keep(saved: Tensor) -> None:
+    def count(saved: Tensor) -> None:
         # Detached: a graph whose nodes hold their own outputs is never freed.
-        if (address := saved.untyped_storage().data_ptr()) not in parameters:
-            kept[address] = saved.detach()
+        saved_tensors.append(saved.detach())
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in parameters and not is_of_adapter(saved):
+            kept[storage.data_ptr()] = storage.nbytes()
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved)
+    with _computed_by_adapters(tower) as is_of_adapter, hooks:
         tower(inputs)
-    return sum(value.untyped_storage().nbytes() for value in kept.values()) + sum(
-        value.nbytes for value in inputs.values()
-    )
+    return sum(kept.values()) + sum(value.nbytes for value in inputs.values())
+
+
+@contextmanager
+def _computed_by_adapters(tower: nn.Module) -> Iterator[Callable[[Tensor], bool]]:
+    """Yield a function that returns whether a tensor is a weight that an adapter computed, or is saved to do so."""
+    running: list[nn.Module] = []
+    weights: list[Tensor] = []  # kept, so that no other tensor gets their memory
+
+    def begin(adapter: nn.Module, _: object) -> None:
+        running.append(adapter)
+
+    def end(_: nn.Module, __: object, weight: Tensor) -> None:
+        running.pop()
+        weights.append(weight)
+
+    adapters = [adapter for *_, adapter in adapted_layers(tower)]
+    hooks = [adapter.register_forward_pre_hook(begin) for adapter in adapters]
+    hooks += [adapter.register_forward_hook(end) for adapter in adapters]
+    try:
+        with uncompiled(tower) if adapters else nullcontext():
+            yield lambda saved: bool(running) or any(saved.data_ptr() == weight.data_ptr() for weight in weights)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.no_grad()

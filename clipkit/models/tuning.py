@@ -6,30 +6,36 @@ To add a method, write a function with its name here, and add a row to `recipe.m
 from collections.abc import Callable
 
 from clipkit.errors import ModelError
+from clipkit.models.adapters.attach import attach_adapters
 from clipkit.models.towers import Tower
+from clipkit.recipe import LoraRecipe
 from clipkit.recipe.model import parse_tune
 
+Method = Callable[[Tower, int, LoraRecipe], None]
+"""Function of a tower, the number N of the method, and the settings of adapters."""
 
-def tune(tower: Tower, method: str) -> None:
+
+def tune(tower: Tower, method: str, lora: LoraRecipe | None = None) -> None:
     """Apply a tuning method to a tower. A new projection is always trained, because frozen it would be noise.
 
     Args:
         tower: changed in place.
         method: `model.image.tune` or `model.text.tune` of a recipe.
+        lora: settings of the adapters of `lora` and `dora`; None: the defaults.
 
     Raises:
-        ModelError: the tower has no projection to train, or fewer than N blocks.
+        ModelError: the tower has no projection to train, no layers to adapt, or fewer than N blocks.
     """
     name, count = parse_tune(method)
-    method_of(name)(tower, count)
+    method_of(name)(tower, count, lora or LoraRecipe())
 
 
-def full(tower: Tower, _count: int) -> None:
+def full(tower: Tower, _count: int, _settings: LoraRecipe) -> None:
     """Train all parameters."""
     tower.set_trainable([*(name for block in tower.blocks for name in block), *tower.head_names], head=True)
 
 
-def last(tower: Tower, count: int) -> None:
+def last(tower: Tower, count: int, _settings: LoraRecipe) -> None:
     """Train the last `count` blocks and the projection."""
     if count > len(tower.blocks):
         raise ModelError(
@@ -39,7 +45,7 @@ def last(tower: Tower, count: int) -> None:
     tower.set_trainable([*(name for block in trained for name in block), *tower.head_names], head=True)
 
 
-def head(tower: Tower, _count: int) -> None:
+def head(tower: Tower, _count: int, _settings: LoraRecipe) -> None:
     """Train the projection only."""
     if not tower.has_head:
         raise ModelError(
@@ -48,12 +54,22 @@ def head(tower: Tower, _count: int) -> None:
     tower.set_trainable(tower.head_names, head=True)
 
 
-def frozen(tower: Tower, _count: int) -> None:
+def lora(tower: Tower, _count: int, settings: LoraRecipe) -> None:
+    """Train low-rank adapters of linear layers, and a new projection."""
+    attach_adapters(tower, settings, with_magnitude=False)
+
+
+def dora(tower: Tower, _count: int, settings: LoraRecipe) -> None:
+    """Train low-rank adapters and the norms of the rows of the adapted weights, and a new projection."""
+    attach_adapters(tower, settings, with_magnitude=True)
+
+
+def frozen(tower: Tower, _count: int, _settings: LoraRecipe) -> None:
     """Freeze all parameters, except for a new projection."""
     tower.set_trainable([], head=tower.head_is_new)
 
 
-def method_of(name: str) -> Callable[[Tower, int], None]:
+def method_of(name: str) -> Method:
     """Return the function that implements a row of `TUNE_METHODS`."""
-    method: Callable[[Tower, int], None] = globals()[name.partition(":")[0]]
+    method: Method = globals()[name.partition(":")[0]]
     return method

@@ -9,6 +9,7 @@ LearningRates(pretrained=1e-05, new=0.001)
 
 from clipkit.recipe.data import DataRecipe
 from clipkit.recipe.loop import CheckpointRecipe, EvalRecipe, LearningRates, OptimRecipe, TrainRecipe
+from clipkit.recipe.lora import LoraRecipe
 from clipkit.recipe.loss import LossOptions, LossRecipe, LossTerm
 from clipkit.recipe.model import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 from clipkit.recipe.overrides import parse_overrides
@@ -26,6 +27,7 @@ __all__ = [
     "ImageViewsRecipe",
     "ImageViewsTerm",
     "LearningRates",
+    "LoraRecipe",
     "LossOptions",
     "LossRecipe",
     "LossTerm",

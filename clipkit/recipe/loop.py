@@ -19,6 +19,8 @@ class LearningRates(Section):
     """For weights that were loaded."""
     new: Rate = 1e-3
     """For weights that start random: new projections and view heads, towers from scratch, and a new scale."""
+    adapter: Rate = 1e-4
+    """For the adapters of `tune: lora` and `tune: dora`."""
 
 
 def _one_or_several(value: Any) -> str:
@@ -33,8 +35,8 @@ class OptimRecipe(Section):
     lr: Annotated[
         Annotated[Rate, Tag("one")] | Annotated[LearningRates, Tag("several")], Discriminator(_one_or_several)
     ] = LearningRates()
-    """Peak learning rate, reached after warmup: one number for all weights, or one for pretrained and one for new
-    weights, e.g. {pretrained: 1e-5, new: 1e-3}."""
+    """Peak learning rate, reached after warmup: one number for all weights, or one for pretrained weights, one for new
+    weights and one for adapters, e.g. {pretrained: 1e-5, new: 1e-3, adapter: 1e-4}."""
     weight_decay: float = Field(default=0.1, ge=0, le=1000)
     """Weight decay; not applied to biases, normalization layers, position and class embeddings, and the scale."""
     betas: tuple[Beta, Beta] = (0.9, 0.98)
@@ -46,8 +48,10 @@ class OptimRecipe(Section):
 
     @property
     def rates(self) -> LearningRates:
-        """Peak learning rates of both kinds of weights; they are equal if `lr` is a number."""
-        return self.lr if isinstance(self.lr, LearningRates) else LearningRates(pretrained=self.lr, new=self.lr)
+        """Peak learning rates of all kinds of weights; they are equal if `lr` is a number."""
+        if isinstance(self.lr, LearningRates):
+            return self.lr
+        return LearningRates(pretrained=self.lr, new=self.lr, adapter=self.lr)
 
 
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")

@@ -5,15 +5,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from clipkit.recipe.lora import LoraRecipe
 from clipkit.recipe.section import Section, Temperature, Width
 
 TUNE_METHODS = {
     "full": "all parameters",
     "last:N": "the last N blocks and the projection",
     "head": "the projection",
+    "lora": "low-rank adapters of linear layers, and a new projection",
+    "dora": "low-rank adapters with magnitudes of rows, and a new projection",
     "frozen": "only a new projection",
 }
 """Tuning methods with the parameters that each of them trains; implemented in `clipkit.models.tuning`."""
+
+ADAPTER_METHODS = ("lora", "dora")
+"""Tuning methods that add adapters to frozen weights."""
 
 
 def parse_tune(tune: str) -> tuple[str, int]:
@@ -45,6 +51,8 @@ class ImageTowerRecipe(Section):
     """`timm:NAME` or a folder written by timm; image.name and text.name together define a composed model."""
     pretrained: bool = True
     tune: Tune = "full"
+    lora: LoraRecipe = LoraRecipe()
+    """Adapters of `tune: lora` and `tune: dora`."""
     image_size: Width | None = None
     """Side of the square input in pixels. null: the default size of the tower."""
 
@@ -56,6 +64,8 @@ class TextTowerRecipe(Section):
     """`hf:NAME` (a Hub repository; with `pretrained: false` also a model type such as hf:bert) or a folder."""
     pretrained: bool = True
     tune: Tune = "full"
+    lora: LoraRecipe = LoraRecipe()
+    """Adapters of `tune: lora` and `tune: dora`."""
     tokenizer: str | None = None
     """`open_clip:ARCH`, `hf:NAME` or a folder. null: the tokenizer of the tower."""
     context_length: int | None = Field(default=None, ge=1, le=10**6)
@@ -107,6 +117,21 @@ class ModelRecipe(Section):
                 raise ValueError(
                     f"{given[0]} applies only to a model of two towers, not to the whole model {self.name}; "
                     "remove it, or remove name"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_apply(self) -> Self:
+        for side, tower in (("image", self.image), ("text", self.text)):
+            if tower.tune not in ADAPTER_METHODS and tower.lora != LoraRecipe():
+                raise ValueError(
+                    f"{side}.lora applies only to tune: lora and tune: dora, but {side}.tune is {tower.tune}; remove "
+                    "it, or change tune"
+                )
+            if tower.tune in ADAPTER_METHODS and self.name is None and not tower.pretrained:
+                raise ValueError(
+                    f"{side}.tune is {tower.tune}, which adapts pretrained weights, but {side}.pretrained is false; "
+                    "use tune: full"
                 )
         return self
 

@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
 from clipkit.catalogue import Need
 from clipkit.evaluation import versions
 from clipkit.models import DualEncoder
+from clipkit.models.fingerprint import weights_hash
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
 from clipkit.training.given import Given
@@ -61,12 +61,7 @@ def identity_of(
 
 def frozen_weights_hash(model: nn.Module) -> str:
     """Return a hash of the parameters that are not trained; checkpoints do not contain them."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return weights_hash((name, each) for name, each in model.named_parameters() if not each.requires_grad)
 
 
 def _hash_of(texts: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from clipkit.models.adapters.attach import interpolate_adapters, is_of_adapter
 from clipkit.models.merge import averaged
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -48,4 +49,6 @@ def _set(model: nn.Module, start: Mapping[str, Tensor], end: Mapping[str, Tensor
     weights = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in averaged([start, end], [1 - alpha, alpha]).items():
-            weights[name].copy_(value)
+            weights[name].copy_(end[name] if is_of_adapter(name) else value)
+    if alpha < 1:
+        interpolate_adapters(model, alpha)

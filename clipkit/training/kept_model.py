@@ -1,13 +1,40 @@
-"""Saving of the best model of a run, in the layout from which it was loaded."""
+"""Saving of the best model of a run, in the layout from which it was loaded, and of its adapters."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipkit.models.adapters.attach import adapted_layers
+from clipkit.models.adapters.files import save_adapters
 from clipkit.models.publish.push import signed
+from clipkit.recipe import Recipe
 from clipkit.report.model_card import model_card
+from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.model import kept_heads
 from clipkit.training.plan import Plan
+from clipkit.training.rates import is_pretrained
+
+
+def keep_model(plan: Plan, folder: RunFolder, results: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Replace the model of a run, with adapters merged, and the adapters if the same base can be loaded again.
+
+    Args:
+        plan: the plan of the run.
+        folder: the run folder.
+        results: result files that the card shows.
+    """
+    folder.replace_model(lambda aside: save_kept_model(plan, aside, results))
+    has_adapters = any(True for _ in adapted_layers(plan.model))
+    if has_adapters and _is_loadable(plan.recipe):
+        folder.replace_adapter(lambda aside: save_adapters(plan.model, aside, plan.recipe.model))
+
+
+def _is_loadable(recipe: Recipe) -> bool:
+    """Return whether no weight that the adapters need starts random."""
+    model = recipe.model
+    if model.name is not None:
+        return is_pretrained(recipe)
+    return all(tower.pretrained for tower in (model.image, model.text) if tower.name is not None)
 
 
 def save_kept_model(plan: Plan, folder: Path, results: Sequence[Mapping[str, Any]] = ()) -> None:

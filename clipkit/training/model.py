@@ -10,6 +10,7 @@ from clipkit.catalogue import Need
 from clipkit.errors import ModelError, RecipeError
 from clipkit.models import DualEncoder, ImageTower, TextTower, Tower, compose, load
 from clipkit.models.absent import check_present, is_absent
+from clipkit.models.adapters.low_rank import LowRank
 from clipkit.models.compiled import compile_trunk
 from clipkit.models.memory import trunk_width
 from clipkit.models.tuning import tune as apply_tune
@@ -49,7 +50,8 @@ def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
         raise ModelError(f"loss.name sigmoid needs a logit bias, which {model.name} does not have; {advice}")
     present = {side: tower for side, tower in towers.items() if not is_absent(tower)}
     for side, tower in present.items():
-        apply_tune(tower, section.image.tune if side == "image" else section.text.tune)
+        chosen = section.image if side == "image" else section.text
+        apply_tune(tower, chosen.tune, chosen.lora)
     model.view_heads = _view_heads(recipe, model, towers)
     if not _is_trainable(recipe, model, towers):
         raise RecipeError(
@@ -64,6 +66,9 @@ def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
         norm.train()
     if section.text.dropout > 0:
         _set_dropout(model.text, section.text.dropout)
+    for part in model.modules():
+        if isinstance(part, LowRank) and part.dropout > 0:
+            part.train()
     for tower in present.values():
         if recipe.train.gradient_checkpointing:
             _checkpoint_gradients(tower)

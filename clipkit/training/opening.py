@@ -12,7 +12,6 @@ from clipkit.training.guards.monitor import Monitor
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.micro_batch import learns_batch_norm, micro_batch_size_of
 from clipkit.training.plan import Plan
-from clipkit.training.rates import trained_rates
 from clipkit.training.state import State, resumed_micro_batch_size
 from clipkit.training.step import Step
 from clipkit.training.stop import StopRequest
@@ -38,7 +37,7 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
         counts = [(len(held_out.images), "image")] * held_out.has_images
         counts += [(len(held_out.captions), "caption")] * held_out.has_captions
         log.info(f"validation on {held_out.name}: {', '.join(counted(*count) for count in counts)}")
-    rates = " and ".join(f"{rate:g} for {kind} weights" for kind, rate in trained_rates(recipe, model).items())
+    rates = " and ".join(f"{rate:g} for {kind} weights" for kind, rate in plan.rates.items())
     policy = recipe.data.policy(recipe.model)
     chosen = f"; data.augment: auto is {policy}" if recipe.data.augment == "auto" and recipe.is_cross_modal else ""
     log.info(f"peak learning rate: {rates}{chosen}")

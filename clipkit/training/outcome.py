@@ -9,10 +9,9 @@ from clipkit.training.augmented_sheet import augmented_sheet
 from clipkit.training.folder.checkpoint import checkpoint_of
 from clipkit.training.folder.resume import best_evaluation
 from clipkit.training.interpolation import interpolated
-from clipkit.training.kept_model import save_kept_model
+from clipkit.training.kept_model import keep_model
 from clipkit.training.measures.measures import merged_results
 from clipkit.training.plan import Plan
-from clipkit.training.rates import trained_rates
 from clipkit.training.recorder import Recorder
 from clipkit.training.state import State
 
@@ -42,7 +41,7 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
     results["settings"]["best"] = best and {"step": best["step"], "metric": metric, "value": best[str(metric)]}
     results["settings"] |= {
         "steps": state.step,
-        "learning_rates": trained_rates(plan.recipe, plan.model),
+        "learning_rates": plan.rates,
         "loss_at_chance": plan.objective.chance,
         "micro_batch_size": state.gradients.micro_batch_size,
         "processes": plan.processes.count,
@@ -58,7 +57,7 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
 
     def write() -> None:
         with folder.writing():
-            folder.replace_model(lambda aside: save_kept_model(plan, aside, [results]))
+            keep_model(plan, folder, [results])
             folder.report.unlink(missing_ok=True)  # a run with results and a report counts as finished
             write_whole(folder.results, to_json(results))
             write_whole(folder.report, run_report(folder.path))

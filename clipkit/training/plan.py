@@ -29,7 +29,7 @@ from clipkit.training.objectives import objective_of
 from clipkit.training.objectives.objective import Objective
 from clipkit.training.objectives.teacher import teachers_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer, warmup_steps
-from clipkit.training.rates import kind_of
+from clipkit.training.rates import Kind, kind_of, trained_rates
 from clipkit.training.run_data import RunData, read_data
 
 # CLIP clips the scale at 100 "to prevent training instability" (Radford et al. 2021, 2.5).
@@ -51,6 +51,8 @@ class Plan:
     """Learning rate of the main group of weights."""
     peaks: tuple[float, ...]
     """Peak learning rate of each group of the optimizer, the main one first."""
+    rates: dict[Kind, float]
+    """Peak learning rates of the kinds of weights that are trained, the main one first."""
     model: DualEncoder
     objective: Objective
     optimizer: AcceleratedOptimizer
@@ -132,6 +134,7 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
         sampler=sampler,
         schedule=WarmupCosine(peaks[0], recipe.optim.warmup, steps),
         peaks=peaks,
+        rates=trained_rates(recipe, model),
         model=model,
         objective=objective_of(recipe, model, pairs, teachers, given.loss, given.objective),
         optimizer=optimizer,

@@ -1,13 +1,15 @@
-"""Kinds of weights, pretrained and new, which have learning rates of their own."""
+"""Kinds of weights, adapters, pretrained and new, which have learning rates of their own."""
 
 from typing import Literal
 
 from torch import nn
 
+from clipkit.models.adapters.attach import is_of_adapter
 from clipkit.recipe import Recipe
 
-Kind = Literal["pretrained", "new"]
-KINDS: tuple[Kind, ...] = ("pretrained", "new")
+Kind = Literal["adapter", "pretrained", "new"]
+KINDS: tuple[Kind, ...] = ("adapter", "pretrained", "new")
+"""Kinds of weights; the first one that is trained is the main one."""
 
 
 def is_pretrained(recipe: Recipe) -> bool:
@@ -19,7 +21,7 @@ def is_pretrained(recipe: Recipe) -> bool:
 
 
 def trained_rates(recipe: Recipe, model: nn.Module) -> dict[Kind, float]:
-    """Return the peak learning rates of the kinds of weights that are trained, pretrained ones first."""
+    """Return the peak learning rates of the kinds of weights that are trained, the main one first."""
     kinds = {kind_of(name, recipe) for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {kind: getattr(recipe.optim.rates, kind) for kind in KINDS if kind in kinds}
 
@@ -32,6 +34,8 @@ def kind_of(parameter: str, recipe: Recipe) -> Kind:
         >>> kind_of("logit_scale", recipe), kind_of("view_heads.image.layers.0.weight", recipe)
         ('pretrained', 'new')
     """
+    if is_of_adapter(parameter):
+        return "adapter"
     part, _, rest = parameter.partition(".")
     if part == "view_heads":
         return "new"

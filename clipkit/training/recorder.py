@@ -20,7 +20,7 @@ from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.folder.run_log import RunLog
 from clipkit.training.folder.trackers import Trackers
 from clipkit.training.guards.monitor import Monitor
-from clipkit.training.kept_model import save_kept_model
+from clipkit.training.kept_model import keep_model
 from clipkit.training.measures.measurement import Measurement
 from clipkit.training.micro_batch import memory_in_use
 from clipkit.training.model import are_finite
@@ -265,7 +265,7 @@ class Recorder:
         with self.folder.writing():
             best = best_evaluation(self.folder, self.metric)
             if best is not None and best["step"] == step:
-                self.folder.replace_model(lambda folder: save_kept_model(self.plan, folder))
+                keep_model(self.plan, self.folder)
             self.keeper.prune()
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 import clipkit
 from clipkit.errors import ModelError
 from clipkit.models.tuning import tune
-from clipkit.recipe import Recipe
+from clipkit.recipe import ModelRecipe, Recipe
+from tests.models.adapters.round_trip import METHODS, check_round_trip, slow_but_first
 from tests.models.families import SENTENCES, SMALL, bert_tokenizer
 
 VISION = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
@@ -347,3 +348,10 @@ def test_features_of_real_captions_equal_open_clip(flickr8k: Path) -> None:
     with torch.inference_mode():
         expected = F.normalize(native.encode_text(tokenizer(captions)), dim=-1)
     torch.testing.assert_close(model.encode_text(captions), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("methods", slow_but_first(METHODS))
+@pytest.mark.parametrize("name", slow_but_first(list(CONFIGS)))
+def test_adapters(name: str, methods: tuple[str, str], tmp_path: Path, images: list[Path]) -> None:
+    clipkit.load(f"open_clip:{name}").save(tmp_path / "base")
+    check_round_trip(ModelRecipe(name=str(tmp_path / "base")), tmp_path, images, methods)

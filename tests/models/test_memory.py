@@ -9,6 +9,7 @@ from torch import nn
 import clipkit
 from clipkit.models.memory import graph_bytes, widest_layer_bytes
 from clipkit.models.tuning import tune
+from clipkit.recipe import LoraRecipe
 
 
 def test_graph_bytes_grow_with_the_batch_and_exclude_parameters(tiny_clip: Path) -> None:
@@ -20,6 +21,15 @@ def test_graph_bytes_grow_with_the_batch_and_exclude_parameters(tiny_clip: Path)
     tune(model.image, "frozen")
     frozen = graph_bytes(model.image, {"pixel_values": torch.zeros(8, 3, 32, 32)})
     assert frozen < 0.2 * needed[2]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_graph_bytes_exclude_what_adapters_compute(method: str, tiny_clip: Path) -> None:
+    model = clipkit.load(tiny_clip, device="cpu")
+    tune(model.image, method, LoraRecipe(targets="all"))
+    needed = [graph_bytes(model.image, {"pixel_values": torch.zeros(n, 3, 32, 32)}) for n in (2, 4, 8)]
+    assert needed[2] - needed[1] == 2 * (needed[1] - needed[0])
+    assert needed[1] / needed[0] == pytest.approx(2, rel=0.05)
 
 
 def test_graph_bytes_of_a_known_layer() -> None:

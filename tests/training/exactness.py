@@ -17,9 +17,10 @@ from clipkit.data import Batch
 from clipkit.models import DualEncoder
 from clipkit.models.preprocess import Preprocess
 from clipkit.models.towers import ImageTower, TextTower
+from clipkit.models.tuning import tune
 from clipkit.models.view_heads import ViewHead
 from clipkit.processes import Processes
-from clipkit.recipe import HeadRecipe, LossRecipe
+from clipkit.recipe import HeadRecipe, LoraRecipe, LossRecipe
 from clipkit.training import gradient_sum
 from clipkit.training.objectives.loss_sum import loss_sum
 from clipkit.training.objectives.objective import Value
@@ -41,6 +42,7 @@ def _recipe(row: LossRow) -> LossRecipe:
 LOSSES = {name: _recipe(row) for name, row in catalogue.LOSSES.items()} | {
     "infonce, negative": LossRecipe(duplicates="negative"),
     "infonce, ignore": LossRecipe(duplicates="ignore"),
+    "infonce, adapters": LossRecipe(),
     "infonce, smoothed": LossRecipe(label_smoothing=0.1),
     "triplet, all": LossRecipe(name="triplet", mining="all", margin=0.5),
 }
@@ -113,17 +115,29 @@ class Words(nn.Module):
         return (states * mask).sum(1) / mask.sum(1)
 
 
-def build(dtype: torch.dtype, dropout: float, head: str = "layer") -> DualEncoder:
+def build(dtype: torch.dtype, dropout: float, loss: str = "") -> DualEncoder:
     torch.manual_seed(3)
     image: Any = ImageTower(Pixels(dropout), nn.Linear(20, WIDTH, bias=False), [["layers.0.weight"]], PREPROCESS)
     text: Any = TextTower(Words(dropout), nn.Linear(16, WIDTH, bias=False), [["words.weight"]], None)  # type: ignore[arg-type]
     scale, bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-1.0))
     model = DualEncoder(image, text, scale, bias, None, "made")  # type: ignore[arg-type]
-    norm: Any = "batch" if head == "batch" else "layer"
+    norm: Any = "batch" if "batch norm" in loss else "layer"
     model.view_heads["image"] = ViewHead(HeadRecipe(width=14, dim=WIDTH, norm=norm), 20)
     model.view_heads["text"] = ViewHead(HeadRecipe(width=14, dim=WIDTH, norm=norm), 16)
     model = model.to(dtype)
-    return model.requires_grad_(True).train(dropout > 0)
+    model.requires_grad_(True).train(dropout > 0)
+    return with_adapters(model) if "adapters" in loss else model
+
+
+def with_adapters(model: DualEncoder) -> DualEncoder:
+    """Train only adapters, scale and bias."""
+    model.text.blocks = [[name for name, _ in model.text.trunk.named_parameters()]]
+    tune(model.image, "lora", LoraRecipe(rank=2, targets="all"))
+    tune(model.text, "dora", LoraRecipe(rank=2, targets="all"))
+    for name, parameter in model.named_parameters():
+        if name.endswith("lora_B"):  # or A would have no gradient
+            nn.init.normal_(parameter, std=0.1)
+    return model
 
 
 def global_batch(pairs: int, dtype: torch.dtype) -> Batch:
@@ -218,7 +232,7 @@ def gradients(
     loss: str, pairs: int, micro: int, dtype: torch.dtype, dropout: float, accelerator: Accelerator
 ) -> dict[str, Tensor]:
     processes = Processes(accelerator)
-    model = build(dtype, dropout, "batch" if "batch norm" in loss else "layer")
+    model = build(dtype, dropout, loss)
     step = Step(model, encoders(loss, model), value(loss, model), processes, accelerator, pairs, micro, seed=1)
     whole = step(slice_of(global_batch(pairs, dtype), processes.share(pairs)), step=7)
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -21,7 +21,7 @@ SLOW_FLOAT32 = pytest.param(torch.float32, marks=pytest.mark.slow)
 
 def in_one_graph(loss: str, pairs: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the gradients of plain autograd over the whole batch."""
-    model = build(dtype, 0.0, "batch" if "batch norm" in loss else "layer")
+    model = build(dtype, 0.0, loss)
     batch = global_batch(pairs, dtype)
     gathered = {"image_ids": batch.image_ids, "caption_ids": batch.caption_ids}
     for name, encoder in exactness.encoders(loss, model).items():

@@ -40,6 +40,7 @@ def towers(**changes: Any) -> dict[str, Any]:
     ("model", "kinds"),
     [
         ({"name": "org/clip"}, {"image.trunk.a": "pretrained", "text.head.a": "pretrained"}),
+        ({"name": "org/clip"}, {"image.trunk.a.adapter.parts.q.lora_A": "adapter"}),
         ({"name": "org/clip"}, {"logit_scale": "pretrained", "view_heads.image.layers.0.weight": "new"}),
         ({"name": "open_clip:ViT-B-32/openai"}, {"logit_scale": "pretrained"}),
         ({"name": "open_clip:ViT-B-32"}, {"image.trunk.a": "new", "text.head.a": "new", "logit_scale": "new"}),
@@ -74,7 +75,9 @@ def test_rates_are_valid_values_of_a_recipe() -> None:
         pretrained=1e-5, new=2e-3
     )
     assert recipe_of({"name": "a/b"}).override({"optim.lr.new": 0.1}).optim.rates.new == 0.1
-    assert recipe_of({"name": "a/b"}).override({"optim.lr": 0.1}).optim.rates == LearningRates(pretrained=0.1, new=0.1)
+    assert recipe_of({"name": "a/b"}).override({"optim.lr": 0.1}).optim.rates == LearningRates(
+        pretrained=0.1, new=0.1, adapter=0.1
+    )
     for value, key in (
         ({"nwe": 1e-3}, "optim.lr.new"),
         ({"new": 0}, "optim.lr.new is 0"),

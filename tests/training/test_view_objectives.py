@@ -78,7 +78,7 @@ def test_gradients_equal_those_of_others_losses(
 ) -> None:
     """For every parameter, through towers and heads, with micro-batches; test_exactness covers several processes."""
     found = gradients(objective, 14, micro, torch.float64, 0.0, Accelerator(cpu=True))
-    model = build(torch.float64, 0.0, "batch" if "batch norm" in objective else "layer")
+    model = build(torch.float64, 0.0, objective)
     batch = global_batch(14, torch.float64)
     views = []
     for name, encoder in encoders(objective, model).items():

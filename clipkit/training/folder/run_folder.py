@@ -111,8 +111,8 @@ class RunFolder(RunFiles):
         if left := checkpoint_steps(self.checkpoints):
             raise OSError(0, f"the checkpoint of step {left[0]} cannot be removed")
         write_whole(self.marker, "")
-        _remove(self.model)
-        _remove(self.tracking)
+        for made in (self.model, self.adapter, self.tracking):
+            _remove(made)
         for file in reversed(self.files):
             file.unlink(missing_ok=True)
 
@@ -176,18 +176,25 @@ class RunFolder(RunFiles):
 
     def replace_model(self, save: Callable[[Path], None]) -> None:
         """Call `save` to write the model to a temporary folder, then replace the folder `model` with it."""
-        aside, old = self.path / ".model-writing", self.path / ".model-old"
+        self._replace(self.model, save)
+        files = sorted(path.relative_to(self.model).as_posix() for path in self.model.rglob("*") if path.is_file())
+        write_whole(self.marker, "".join(f"{name}\n" for name in files))
+
+    def replace_adapter(self, save: Callable[[Path], None]) -> None:
+        """Call `save` to write adapters to a temporary folder, then replace the folder `adapter` with it."""
+        self._replace(self.adapter, save)
+
+    def _replace(self, folder: Path, save: Callable[[Path], None]) -> None:
+        aside, old = self.path / f".{folder.name}-writing", self.path / f".{folder.name}-old"
         _remove(aside)
         _remove(old)
         save(aside)
         for file in [*(path for path in aside.rglob("*") if path.is_file()), aside]:
             to_disk(file)
-        if self.model.exists():
-            self.model.rename(old)
-        aside.rename(self.model)
+        if folder.exists():
+            folder.rename(old)
+        aside.rename(folder)
         _remove(old)
-        files = sorted(path.relative_to(self.model).as_posix() for path in self.model.rglob("*") if path.is_file())
-        write_whole(self.marker, "".join(f"{name}\n" for name in files))
 
 
 @contextmanager

@@ -36,7 +36,11 @@ _MANY = 100_000
 # Peak learning rates that are known to work with AdamW: from few-shot fine-tuning (1e-6) to transformers' example
 # (5e-5); SLIP from
 # scratch uses 3e-3.
-_KNOWN_RATES: dict[Kind, tuple[float, float]] = {"pretrained": (1e-7, 1e-4), "new": (5e-5, 1e-2)}
+_KNOWN_RATES: dict[Kind, tuple[float, float]] = {
+    "pretrained": (1e-7, 1e-4),
+    "new": (5e-5, 1e-2),
+    "adapter": (5e-6, 5e-3),
+}
 _SMALL_BATCH, _TINY_BATCH = 64, 8
 _TIMED_IMAGES = 8
 
@@ -74,7 +78,7 @@ class RunStart:
             if names:
                 # A pretrained projection on a frozen trunk also works with the rates of a new one.
                 in_trunk = any(name.startswith("trunk.") for name in names)
-                high = high if in_trunk or kind == "new" else _KNOWN_RATES["new"][1]
+                high = high if in_trunk or kind != "pretrained" else _KNOWN_RATES["new"][1]
                 yield kind, getattr(self.recipe.optim.rates, kind), low, high
 
     def rate_key(self, kind: Kind) -> str:
@@ -136,7 +140,7 @@ def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: 
 
 
 def high_learning_rate(start: RunStart) -> Finding | None:
-    """Report a peak learning rate that is higher than those known to work, for pretrained or new weights."""
+    """Report a peak learning rate that is higher than those known to work, for weights of a kind."""
     for kind, lr, _, highest in start.rates:
         if lr > highest:
             lost = ", or the model loses its pretrained knowledge in the first steps" if kind == "pretrained" else ""
@@ -149,7 +153,7 @@ def high_learning_rate(start: RunStart) -> Finding | None:
 
 
 def low_learning_rate(start: RunStart) -> Finding | None:
-    """Report a peak learning rate that is lower than those known to work, for pretrained or new weights."""
+    """Report a peak learning rate that is lower than those known to work, for weights of a kind."""
     for kind, lr, lowest, _ in start.rates:
         if lr < lowest:
             return Finding(
@@ -256,9 +260,11 @@ def other_tokenizer(start: RunStart) -> Finding | None:
 
 GUARDS = (
     Rule("high_learning_rate", high_learning_rate,
-         "the peak learning rate of AdamW is above 1e-4 (pretrained weights) or 1e-2 (only new weights)"),
+         "the peak learning rate of AdamW is above 1e-4 (pretrained weights), 5e-3 (adapters) or 1e-2 (only new "
+         "weights)"),
     Rule("low_learning_rate", low_learning_rate,
-         "the peak learning rate of AdamW is below 1e-7 (pretrained weights) or 5e-5 (only new weights)"),
+         "the peak learning rate of AdamW is below 1e-7 (pretrained weights), 5e-6 (adapters) or 5e-5 (only new "
+         "weights)"),
     Rule("long_warmup", long_warmup,
          "the learning rate rises during more than half of the run (more than the whole run is an error)"),
     Rule("small_batch", small_batch, "the batch has fewer than 8 pairs; or fewer than 64 pairs and the scale is above "

@@ -1,0 +1,126 @@
+"""Attaching adapters to layers, and merging them into the weights.
+
+A layer with an adapter keeps its parameters and their names; only its class changes, so that reading its weight gives
+the adapted one. Attention that reads the weights of its layers itself, fused projections, checkpointed gradients and
+compiled blocks therefore need no code of their own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipkit.models.adapters.linear_layers import chosen_layers
+from clipkit.models.adapters.low_rank import Adapter
+from clipkit.models.towers import Tower
+from clipkit.recipe import LoraRecipe
+
+ATTRIBUTE = "adapter"
+"""Name of the adapter in its layer."""
+
+
+def attach_adapters(tower: Tower, recipe: LoraRecipe, with_magnitude: bool) -> None:
+    """Give the layers that a recipe chooses adapters, and train only these and a new projection.
+
+    The adapters belong to the blocks of their layers. A comes from torch's global random generator: seed it first.
+
+    Raises:
+        ModelError: the tower has no such layers, or fewer blocks than the recipe asks for.
+    """
+    blocks = [list(block) for block in tower.blocks]
+    added = []
+    for layer, roles in chosen_layers(tower, recipe):
+        weight = layer.module._parameters[layer.parameter]
+        assert weight is not None
+        adapter = Adapter(weight, layer.roles, roles, recipe, with_magnitude)
+        layer.module.__class__ = _adapted(type(layer.module), layer.parameter)  # type: ignore[arg-type]
+        setattr(layer.module, ATTRIBUTE, adapter)
+        names = [f"{layer.name}.{ATTRIBUTE}.{name}" for name, _ in adapter.named_parameters()]
+        blocks[layer.block] += names
+        added += names
+    tower.blocks = blocks
+    tower.set_trainable(added, head=tower.head_is_new)
+
+
+def is_of_adapter(parameter: str) -> bool:
+    """Return whether a parameter belongs to an adapter, from its name.
+
+    Example:
+        >>> is_of_adapter("image.trunk.native.blocks.0.attn.qkv.adapter.parts.q.lora_A")
+        True
+    """
+    return f".{ATTRIBUTE}." in parameter
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter, Adapter]]:
+    """Yield each layer with an adapter, its frozen weight and the adapter."""
+    for module in model.modules():
+        if isinstance(adapter := module._modules.get(ATTRIBUTE), Adapter):
+            weight = module._parameters[_parameter_of(module)]
+            assert weight is not None
+            yield module, weight, adapter
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Merge the adapters into the weights inside the block, so that the model is a plain one of its library."""
+    undo: list[tuple[Any, nn.Parameter, Tensor, Adapter, type]] = []
+    try:
+        for layer, weight, adapter in list(adapted_layers(model)):
+            undo.append((layer, weight, weight.data, adapter, type(layer)))
+            weight.data = _without_dropout(adapter, weight.data)
+            delattr(layer, ATTRIBUTE)
+            layer.__class__ = type(layer).__bases__[0]
+        yield
+    finally:
+        for layer, weight, base, adapter, kind in undo:
+            weight.data = base
+            layer.__class__ = kind
+            setattr(layer, ATTRIBUTE, adapter)
+
+
+def interpolate_adapters(model: nn.Module, alpha: float) -> None:
+    """Change all adapters so that the merged weights become (1 - alpha) · base + alpha · (merged weights now)."""
+    for _, weight, adapter in adapted_layers(model):
+        for part, rows in adapter.slices(weight):
+            if part is not None:
+                part.interpolate(rows, alpha)
+
+
+@torch.no_grad()
+def _without_dropout(adapter: Adapter, weight: Tensor) -> Tensor:
+    learning = [module for module in adapter.modules() if module.training]
+    try:
+        return adapter.eval()(weight)
+    finally:
+        for module in learning:
+            module.training = True
+
+
+@cache
+def _adapted(kind: Any, parameter: str) -> type[nn.Module]:
+    """Return the class of layers of this class with an adapter. All blocks share it, so compilers see one class."""
+
+    def weight(layer: Any) -> Tensor:
+        computed = layer.__dict__.get("_computed")
+        return layer.adapter(layer._parameters[parameter]) if computed is None else computed
+
+    def forward(layer: Any, *inputs: Any, **options: Any) -> Any:
+        """Compute the weight once: attention reads it several times."""
+        layer.__dict__["_computed"] = layer.adapter(layer._parameters[parameter])
+        try:
+            return kind.forward(layer, *inputs, **options)
+        finally:
+            layer.__dict__["_computed"] = None
+
+    members = {parameter: property(weight), "library_class": getattr(kind, "library_class", kind)}
+    if issubclass(kind, nn.MultiheadAttention):
+        members["forward"] = forward
+    return type(f"Adapted{kind.__name__}", (kind,), members)
+
+
+def _parameter_of(layer: nn.Module) -> str:
+    return next(name for name, value in vars(type(layer)).items() if isinstance(value, property))

@@ -1,0 +1,247 @@
+"""Folders with adapters in the layout of PEFT: adapter_config.json, adapter_model.safetensors.
+
+The weights also hold everything else that was trained, such as the scale and new projections, under the names that the
+model's library gives it. A file of clipkit has the hash of the weights that the adapters belong to.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipkit.errors import ModelError, one_line
+from clipkit.models.adapters.attach import adapted_layers, is_of_adapter
+from clipkit.models.adapters.low_rank import Adapter, LowRank, adapted_weight, row_norms
+from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.fingerprint import weights_hash
+from clipkit.models.weights import check_safetensors, save_tensors
+from clipkit.parsing import parse_json
+from clipkit.recipe import ModelRecipe
+
+CONFIG, WEIGHTS, IDENTITY = "adapter_config.json", "adapter_model.safetensors", "clipkit_adapter.json"
+_PREFIX = "base_model.model."
+_A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+_SCALARS = ("logit_scale", "logit_bias")
+
+Load = Callable[[str], DualEncoder]
+Compose = Callable[[ModelRecipe], DualEncoder]
+
+
+def save_adapters(model: DualEncoder, folder: Path, recipe: ModelRecipe) -> None:
+    """Write the adapters of a model and everything else that is trained, with the hash of the frozen weights.
+
+    Args:
+        model: model with adapters.
+        folder: new folder.
+        recipe: the base: a whole model or two towers.
+    """
+    tensors, ranks, alphas = _adapter_tensors(model)
+    others = _others(model)
+    (rank, alpha), _ = Counter(zip(ranks.values(), alphas.values(), strict=True)).most_common(1)[0]
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": _located(recipe.name) if recipe.name else None,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": max(recipe.image.lora.dropout, recipe.text.lora.dropout),
+        "target_modules": sorted(ranks),
+        "rank_pattern": {name: each for name, each in ranks.items() if each != rank},
+        "alpha_pattern": {name: each for name, each in alphas.items() if each != alpha},
+        "use_dora": any(name.endswith(_MAGNITUDE) for name in tensors),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    identity: dict[str, Any] = {"version": 1, "sha256": _frozen_hash(model, set(others))}
+    if recipe.name is None:
+        identity["model"] = recipe.model_dump(mode="json") | {
+            side: section.model_dump(mode="json") | {"name": _located(section.name)}
+            for side, section in (("image", recipe.image), ("text", recipe.text))
+        }
+    folder.mkdir(parents=True)
+    save_tensors({_PREFIX + name: value for name, value in (tensors | others).items()}, folder / WEIGHTS)
+    for file, content in ((CONFIG, config), (IDENTITY, identity)):
+        (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Return whether a folder has adapters."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def load_adapters(folder: Path, name: str, load: Load, compose: Compose) -> DualEncoder:
+    """Load the base of a folder with adapters, of clipkit or PEFT, and merge them into it.
+
+    Args:
+        folder: with adapter_config.json and adapter_model.safetensors.
+        name: the model's name as the user gave it.
+        load: loads a whole model from its name.
+        compose: builds two towers.
+
+    Raises:
+        ModelError: the base is missing or is another one, or the adapters are damaged or of an unsupported kind.
+    """
+    from safetensors.torch import load_file
+
+    config, identity = _read(folder / CONFIG), _read(folder / IDENTITY, {})
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"{folder / CONFIG}: peft_type {config.get('peft_type')} is not supported; use LORA adapters")
+    check_safetensors(folder / WEIGHTS)
+    model = _base(folder, config, identity, load, compose)
+    tensors = {key.removeprefix(_PREFIX): value for key, value in load_file(folder / WEIGHTS).items()}
+    adapters = {key.removesuffix(_A) for key in tensors if key.endswith(_A)}
+    others = {key: value for key, value in tensors.items() if ".lora_" not in key}
+    parameters = _parameters(model)
+    if "sha256" in identity and identity["sha256"] != _frozen_hash(model, set(others)):
+        raise ModelError(
+            f"{name}: its adapters were trained on other weights than {model.name} has now; restore those weights"
+        )
+    modules = dict(_root(model).named_modules())
+    with torch.no_grad():
+        for layer in sorted(adapters):
+            _merge(modules.get(layer), layer, tensors, config, folder)
+        for key, value in others.items():
+            if key == "temperature":  # ALIGN's form of the scale, for PEFT
+                continue
+            target = getattr(model, key) if key in _SCALARS else parameters.get(key)
+            if target is None or target.numel() != value.numel():
+                raise ModelError(f"{folder / WEIGHTS}: the weight {key} does not fit {model.name}; use its own base")
+            target.copy_(value.reshape(target.shape))
+    model.name = name
+    return model
+
+
+def _base(
+    folder: Path, config: Mapping[str, Any], identity: Mapping[str, Any], load: Load, compose: Compose
+) -> DualEncoder:
+    """Load the model without adapters."""
+    if "model" in identity:
+        recipe = ModelRecipe(**identity["model"])
+        base, file, key = f"{recipe.image.name} + {recipe.text.name}", IDENTITY, "model"
+    else:
+        base, file, key = str(config.get("base_model_name_or_path")), CONFIG, "base_model_name_or_path"
+    try:
+        return compose(recipe) if "model" in identity else load(base)
+    except ModelError as error:
+        raise ModelError(
+            f"{folder}: has only adapters, and their base {base} cannot be loaded ({error}); if it is elsewhere, "
+            f"change {key} in {folder / file}"
+        ) from None
+
+
+def _merge(
+    module: nn.Module | None, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path
+) -> None:
+    """Merge the adapter of one layer into its weight."""
+    weight: Tensor | None = getattr(module, "in_proj_weight", getattr(module, "weight", None))
+    down, up = tensors[name + _A], tensors.get(name + _B)
+    magnitude = tensors.get(name + _MAGNITUDE, tensors.get(f"{name}{_MAGNITUDE}.weight"))
+    shape = None if up is None else (len(up), down.shape[-1])
+    if up is None or weight is None or shape != weight.shape or (config.get("use_dora") and magnitude is None):
+        raise ModelError(f"{folder / WEIGHTS}: the adapter of {name} does not fit the base; use its own base")
+    rank = down.shape[0]
+    alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
+    scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    weight.copy_(adapted_weight(weight, down.to(weight), up.to(weight), scaling, magnitude))
+
+
+def _by_pattern(pattern: Mapping[str, float] | None, name: str, default: float) -> float:
+    """Return the value of the first key that matches the end of a module's name, as PEFT does."""
+    return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def _adapter_tensors(model: DualEncoder) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
+    """Return tensors by PEFT's names, and the rank and alpha of each layer.
+
+    Slices become one adapter of the whole weight: A holds those of the slices, B their blocks on its diagonal.
+    """
+    names = {module: name for name, module in _root(model).named_modules()}
+    layers = [(names[layer], weight, adapter) for layer, weight, adapter in adapted_layers(model)]
+    has_magnitudes = any(part.magnitude is not None for *_, adapter in layers for part in adapter.low_ranks)
+    tensors: dict[str, Tensor] = {}
+    ranks, alphas = {}, {}
+    for name, weight, adapter in layers:
+        down, up, scaling = _whole(adapter, weight.detach())
+        tensors |= {name + _A: down, name + _B: up}
+        if has_magnitudes:  # of LoRA too, whose rows have norms of their own
+            tensors[name + _MAGNITUDE] = torch.cat([_magnitudes(*each) for each in adapter.slices(weight)])
+        ranks[name], alphas[name] = len(down), scaling * len(down)
+    return tensors, ranks, alphas
+
+
+def _whole(adapter: Adapter, weight: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Return A, B and the scaling of the adapters of a weight's slices as those of the whole weight."""
+    parts = adapter.low_ranks
+    up = weight.new_zeros(len(weight), sum(part.lora_B.shape[1] for part in parts))
+    row = column = 0
+    for part, rows in adapter.slices(weight):
+        if part is not None:
+            rank = part.lora_B.shape[1]
+            up[row : row + len(rows), column : column + rank] = part.lora_B.detach()
+            column += rank
+        row += len(rows)
+    return torch.cat([part.lora_A.detach() for part in parts]), up, parts[0].scaling
+
+
+@torch.no_grad()
+def _magnitudes(part: LowRank | None, rows: Tensor) -> Tensor:
+    """Return the magnitudes of DoRA; without it, the norms that the rows have anyway."""
+    if part is not None and part.magnitude is not None:
+        return part.magnitude.detach()
+    return row_norms(rows if part is None else part(rows))
+
+
+def _others(model: DualEncoder) -> dict[str, Tensor]:
+    """Return what is trained besides adapters, and the scale and the bias, by the names of the model's library."""
+    trained = {name: each.detach() for name, each in _parameters(model).items() if each.requires_grad}
+    native = dict(_root(model).named_parameters())
+    for name in _SCALARS:
+        if (value := getattr(model, name)) is not None:
+            trained[name] = value.detach().reshape(native[name].shape if name in native else value.shape)
+    if "temperature" in native:
+        trained["temperature"] = torch.exp(-model.logit_scale.detach()).reshape(native["temperature"].shape)
+    return trained
+
+
+def _parameters(model: DualEncoder) -> dict[str, nn.Parameter]:
+    """Return all parameters but those of adapters and view heads, by the names of the model's library if it has any."""
+    native = {id(parameter): name for name, parameter in _root(model).named_parameters()}
+    return {
+        native.get(id(parameter), name): parameter
+        for name, parameter in model.named_parameters()
+        if not is_of_adapter(name) and not name.startswith("view_heads.")
+    }
+
+
+def _frozen_hash(model: DualEncoder, trained: set[str]) -> str:
+    kept = {*trained, *_SCALARS}
+    return weights_hash((name, each) for name, each in _parameters(model).items() if name not in kept)
+
+
+def _root(model: DualEncoder) -> nn.Module:
+    """Return the model of the library, or the dual encoder itself if it has none."""
+    return getattr(model.backend, "native", model)
+
+
+def _located(name: str | None) -> str | None:
+    """Return a name that is valid in every working directory."""
+    path, question_mark, option = (name or "").partition("?weights=")
+    if question_mark:
+        return f"{path}?weights={Path(option).expanduser().resolve()}"
+    return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().is_dir() else name
+
+
+def _read(file: Path, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    if default is not None and not file.is_file():
+        return default
+    try:
+        content = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read ({one_line(error)}); write the adapters again") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: is not a JSON object; write the adapters again")
+    return content

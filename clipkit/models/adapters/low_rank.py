@@ -1,0 +1,131 @@
+"""Low-rank adapters of a weight, LoRA and DoRA: parameters, and the weight that they give."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipkit.recipe import LoraRecipe
+
+
+def adapted_weight(
+    weight: Float[Tensor, "O I"],
+    lora_A: Float[Tensor, "R I"],
+    lora_B: Float[Tensor, "O R"],
+    scaling: float,
+    magnitude: Float[Tensor, " O"] | None = None,
+) -> Float[Tensor, "O I"]:
+    """Return V = W + scaling · B · A, or with magnitudes m each row of V scaled to the norm m.
+
+    The first is LoRA (Hu et al. 2021, section 4.1), the second DoRA (Liu et al. 2024, equation 5, with a norm for each
+    output, as in the authors' code and in PEFT). The norm has no gradient (section 4.3).
+
+    Example:
+        >>> weight, a, b = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0]])
+        >>> adapted_weight(weight, a, b, 2.0, magnitude=torch.tensor([10.0]))
+        tensor([[6., 8.]])
+    """
+    changed = torch.addmm(weight, lora_B, lora_A, alpha=scaling)
+    return changed if magnitude is None else changed * (magnitude / row_norms(changed))[:, None]
+
+
+@torch.no_grad()
+def row_norms(weight: Float[Tensor, "O I"]) -> Float[Tensor, " O"]:
+    """Return the norm of each row, at least the smallest positive number, which keeps rows of zeros finite."""
+    return torch.linalg.vector_norm(weight, dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+class LowRank(nn.Module):
+    """Adapter of the rows of a weight. At the start it leaves them unchanged, because B is zero.
+
+    Args:
+        weight: (O, I).
+        recipe: rank, alpha, dropout.
+        with_magnitude: DoRA.
+
+    Example:
+        >>> weight = torch.randn(6, 4)
+        >>> torch.equal(LowRank(weight, LoraRecipe(rank=2), with_magnitude=True)(weight), weight)
+        True
+    """
+
+    def __init__(self, weight: Float[Tensor, "O I"], recipe: LoraRecipe, with_magnitude: bool) -> None:
+        super().__init__()
+        rows, columns = weight.shape
+        self.scaling = recipe.alpha / recipe.rank
+        self.dropout = recipe.dropout
+        self.lora_A = nn.Parameter(weight.new_empty(recipe.rank, columns))
+        self.lora_B = nn.Parameter(weight.new_zeros(rows, recipe.rank))
+        self.magnitude = nn.Parameter(row_norms(weight)) if with_magnitude else None
+        nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)  # as PEFT and the LoRA authors' code
+
+    def forward(self, weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
+        """Return the adapted weight."""
+        lora_A: Tensor = self.lora_A
+        if self.training and self.dropout > 0:
+            kept = torch.rand(lora_A.shape[1], device=lora_A.device) >= self.dropout
+            lora_A = lora_A * kept / (1 - self.dropout)
+        return adapted_weight(weight, lora_A, self.lora_B, self.scaling, self.magnitude)
+
+    @torch.no_grad()
+    def interpolate(self, weight: Float[Tensor, "O I"], alpha: float) -> None:
+        """Change the adapter so that its weight becomes (1 - alpha) · W + alpha · (its weight now).
+
+        For LoRA, B is multiplied by alpha. For DoRA, row i becomes p · w_i + q · δ_i with δ_i the row of the low-rank
+        product, so B's row is multiplied by q / p, and the magnitude is the norm of the row with the sign of p.
+        """
+        if self.magnitude is None:
+            self.lora_B.mul_(alpha)
+            return
+        ratio = self.magnitude / row_norms(torch.addmm(weight, self.lora_B, self.lora_A, alpha=self.scaling))
+        rows = (1 - alpha) * weight + alpha * adapted_weight(
+            weight, self.lora_A, self.lora_B, self.scaling, self.magnitude
+        )
+        base_share = 1 - alpha + alpha * ratio
+        self.lora_B.mul_((alpha * ratio / base_share)[:, None])
+        self.magnitude.copy_(row_norms(rows) * base_share.sign())
+
+
+class Adapter(nn.Module):
+    """Adapters of one weight: of all its rows, or of some of its equal slices, such as queries, keys and values.
+
+    Args:
+        weight: (O, I).
+        names: a name for each slice.
+        chosen: slices that have an adapter.
+        recipe: rank, alpha, dropout.
+        with_magnitude: DoRA.
+    """
+
+    def __init__(
+        self, weight: Float[Tensor, "O I"], names: Sequence[str], chosen: Sequence[str], recipe: LoraRecipe,
+        with_magnitude: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.names = tuple(names)
+        self.parts = nn.ModuleDict()
+        for name, rows in zip(names, weight.detach().chunk(len(names)), strict=True):
+            if name in chosen:
+                self.parts[name] = LowRank(rows, recipe, with_magnitude)
+
+    def forward(self, weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
+        """Return the adapted weight, in its own precision also under autocast."""
+        with torch.autocast(weight.device.type, enabled=False):
+            if len(self.names) == 1:
+                return self.parts[self.names[0]](weight)
+            slices = zip(self.names, weight.chunk(len(self.names)), strict=True)
+            return torch.cat([self.parts[name](rows) if name in self.parts else rows for name, rows in slices])
+
+    @property
+    def low_ranks(self) -> list[LowRank]:
+        """Adapters of the slices that have one, in the order of the rows."""
+        return [part for part in self.parts.values() if isinstance(part, LowRank)]
+
+    def slices(self, weight: Float[Tensor, "O I"]) -> list[tuple[LowRank | None, Float[Tensor, "S I"]]]:
+        """Return each slice of the weight with its adapter, or None if it has none."""
+        parts = iter(self.low_ranks)
+        rows = weight.detach().chunk(len(self.names))
+        return [
+            (next(parts) if name in self.parts else None, each) for name, each in zip(self.names, rows, strict=True)
+        ]
