@@ -93,7 +93,7 @@ class CanonicalCorrelation:
 
 
 def canonical_correlation(
-    sums: PairSums, x_ridge: float, y_ridge: float, count: int | None = None
+    sums: PairSums, x_ridge: float, y_ridge: float, count: int | None = None, *, approximate: bool = False
 ) -> CanonicalCorrelation:
     """Return regularized canonical correlations (Hotelling 1936; Vinod 1976, ridge).
 
@@ -103,6 +103,8 @@ def canonical_correlation(
         sums: sums over the pairs.
         x_ridge, y_ridge: a and b, in units of the mean variance of the columns.
         count: number of coordinates K; None: as many as the narrower features have columns.
+        approximate: compute in float32, and find the singular vectors by subspace iteration (Halko et al. 2011): a
+            fifth of the time for few of many coordinates.
 
     Raises:
         ValueError: a ridge is not positive, or there are fewer than two pairs.
@@ -117,44 +119,47 @@ def canonical_correlation(
     if min(x_ridge, y_ridge) <= 0 or sums.count < 2:
         raise ValueError("ridges must be positive, and there must be two pairs or more")
     x_mean, y_mean = sums.x / sums.count, sums.y / sums.count
-    xx, yy = (
-        _lower(sums.xx / sums.count - x_mean.outer(x_mean), x_ridge),
-        _lower(sums.yy / sums.count - y_mean.outer(y_mean), y_ridge),
-    )
-    xy = sums.xy / sums.count - x_mean.outer(y_mean)
-    # Singular vectors of Lx⁻¹ Cxy Ly⁻ᵀ, from the eigenvectors of the smaller of its two Gram matrices.
-    whitened = torch.linalg.solve_triangular(xx, xy, upper=False)
-    whitened = torch.linalg.solve_triangular(yy, whitened.T, upper=False).T
-    wide = whitened.shape[0] <= whitened.shape[1]
-    small = whitened if wide else whitened.T
+    dtype = torch.float32 if approximate else torch.float64
+    x_lower = _lower((sums.xx / sums.count - x_mean.outer(x_mean)).to(dtype), x_ridge)
+    y_lower = _lower((sums.yy / sums.count - y_mean.outer(y_mean)).to(dtype), y_ridge)
+    whitened = (sums.xy / sums.count - x_mean.outer(y_mean)).to(dtype)
+    whitened = torch.linalg.solve_triangular(x_lower, whitened, upper=False)
+    whitened = torch.linalg.solve_triangular(y_lower, whitened.T, upper=False).T
+    kept = min(whitened.shape) if count is None else min(count, *whitened.shape)
+    x_side, values, y_side = (_leading if approximate else _singular)(whitened, kept)
+    x_map = torch.linalg.solve_triangular(x_lower.T, x_side, upper=True)
+    y_map = torch.linalg.solve_triangular(y_lower.T, y_side, upper=True)
+    return CanonicalCorrelation(x_mean, y_mean, x_map.double(), y_map.double(), values.double())
+
+
+def _singular(matrix: Float[Tensor, "V W"], count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the leading singular vectors and values, from the eigenvectors of the smaller Gram matrix."""
+    wide = matrix.shape[0] <= matrix.shape[1]
+    small = matrix if wide else matrix.T
     squares, left = torch.linalg.eigh(small @ small.T)
-    kept = min(count or len(squares), len(squares))
-    squares, left = squares[-kept:].flip(0).clamp(min=0), left[:, -kept:].flip(1)
-    left = left * _signs(left)
-    correlations = squares.sqrt()
-    # Directions without any correlation have no counterpart on the other side: they get zeros on both.
-    used = correlations > 1e-7 * correlations[:1].clamp(min=1e-12)
-    right = small.T @ left / correlations.where(used, torch.ones_like(correlations))
-    left, right = left * used, right * used
-    x_side, y_side = (left, right) if wide else (right, left)
-    return CanonicalCorrelation(
-        x_mean,
-        y_mean,
-        torch.linalg.solve_triangular(xx.T, x_side, upper=True),
-        torch.linalg.solve_triangular(yy.T, y_side, upper=True),
-        correlations * used,
-    )
+    squares, left = squares[-count:].flip(0).clamp(min=0), left[:, -count:].flip(1)
+    # The sign of an eigenvector is arbitrary: its largest value is made positive.
+    left = left * left.gather(0, left.abs().argmax(dim=0)[None]).sign()
+    values = squares.sqrt()
+    # Directions without any correlation have no counterpart on the other side: they are zero on both.
+    used = values > 1e-7 * values[:1].clamp(min=1e-12)
+    right = small.T @ left / values.where(used, torch.ones_like(values)) * used
+    left, values = left * used, values * used
+    return (left, values, right) if wide else (right, values, left)
+
+
+def _leading(matrix: Float[Tensor, "V W"], count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return approximate leading singular vectors and values."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        left, values, right = torch.svd_lowrank(matrix, q=min(count + 32, *matrix.shape), niter=2)
+    return left[:, :count], values[:count], right[:, :count]
 
 
 def _lower(covariance: Tensor, ridge: float) -> Tensor:
     """Return the Cholesky factor of a covariance with a ridge in units of its mean variance."""
     variance = covariance.diagonal().mean().clamp(min=1e-30)
     return torch.linalg.cholesky(covariance + ridge * variance * torch.eye(len(covariance)).to(covariance))
-
-
-def _signs(vectors: Tensor) -> Tensor:
-    """Return signs that make the largest value of each column positive: the sign of an eigenvector is arbitrary."""
-    return vectors.gather(0, vectors.abs().argmax(dim=0)[None]).sign()
 
 
 def _add_gram(total: Tensor, rows: Tensor) -> None:

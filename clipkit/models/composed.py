@@ -24,6 +24,8 @@ LAYOUT_FILE = "clipkit.json"
 _HEADS_FILE = "heads.safetensors"
 _COORDINATES = "coordinates."
 _PROJECTION = ("embed_dim", "projection")
+_CLOSED_FORM_DIM = 256
+"""Dimension of the shared space with a closed-form start, if the recipe does not set it."""
 _MOST_COORDINATES = 768
 """Number of canonical coordinates that a projection reads, if the layers of both towers have as many."""
 
@@ -124,7 +126,7 @@ def compose(recipe: ModelRecipe) -> DualEncoder:
 
 
 def _projection_of_coordinates(count: int, recipe: ModelRecipe) -> nn.Module:
-    return projection_of_coordinates(count, recipe.embed_dim or 512, recipe.projection, recipe.dropout)
+    return projection_of_coordinates(count, recipe.embed_dim or _CLOSED_FORM_DIM, recipe.projection, recipe.dropout)
 
 
 def load_composed(folder: Path, name: str) -> DualEncoder:

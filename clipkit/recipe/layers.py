@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Literal
 
 from annotated_types import MinLen
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Discriminator, Tag
 
 POOLINGS = {
     "output": "the tower's output, as its library pools it (text: as model.text.pooling)",
@@ -60,4 +60,7 @@ def check_tower(layers: object, tower: str) -> None:
             raise ValueError(f"layers: {name} does not exist, the stages of an image tower start at 1; remove it")
 
 
-Layers = Literal["auto"] | Annotated[list[str], MinLen(1), AfterValidator(_check)]
+Layers = Annotated[
+    Annotated[Literal["auto"], Tag("auto")] | Annotated[list[str], MinLen(1), AfterValidator(_check), Tag("named")],
+    Discriminator(lambda value: "named" if isinstance(value, list | tuple) else "auto"),
+]

@@ -82,8 +82,8 @@ class ModelRecipe(Section):
     image: ImageTowerRecipe = ImageTowerRecipe()
     text: TextTowerRecipe = TextTowerRecipe()
     embed_dim: Width | None = None
-    """Dimension of the shared feature space of a composed model. null: 512 with two towers; with one tower, no
-    projection."""
+    """Dimension of the shared feature space of a composed model. null: 512 with two towers, 256 with `start: cca`; with
+    one tower, no projection."""
     projection: Literal["linear", "mlp", "residual"] = "linear"
     """Projection of a composed model. linear: one linear layer; mlp: two with a GELU between them, both after a
     LayerNorm. With `start: cca` linear has no LayerNorm; residual adds to it two layers that start at zero."""

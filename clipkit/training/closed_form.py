@@ -179,15 +179,18 @@ def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tens
 
 
 def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorrelation) -> None:
-    """Let the trunks return coordinates, and start the projections with their weights."""
-    _set_coordinates(model.image, chosen.image_layers, solution.x_mean, solution.x_map)
-    _set_coordinates(model.text, chosen.text_layers, solution.y_mean, solution.y_map)
-    weights = solution.correlations[: chosen.width] ** chosen.power
+    """Let the trunks return weighted coordinates, and let the projections start by returning the first of them.
+
+    The weights are in the coordinates, not in the projections, so that training changes weak ones less.
+    """
+    weights = solution.correlations**chosen.power
+    _set_coordinates(model.image, chosen.image_layers, solution.x_mean, solution.x_map * weights)
+    _set_coordinates(model.text, chosen.text_layers, solution.y_mean, solution.y_map * weights)
     for tower in (model.image, model.text):
         linear = linear_of(tower.head)
         with torch.no_grad():
-            linear.weight.zero_()
-            linear.weight[: len(weights), : len(weights)] = weights.diag().to(linear.weight)
+            torch.nn.init.eye_(linear.weight)
+            linear.weight[chosen.width :] = 0
 
 
 def _set_coordinates(tower: Tower, layers: Sequence[str], mean: Tensor, matrix: Tensor) -> None:

@@ -82,3 +82,14 @@ def test_directions_without_correlation_are_zero() -> None:
     assert not found.correlations[2:].any()
     assert not found.y_map[:, 2:].any()
     assert found.x_map.isfinite().all()
+
+
+def test_approximate_correlations_are_close_and_draw_no_random_numbers() -> None:
+    x, y, x_of_y = pairs(images=300, x_width=120, y_width=90)
+    sums = PairSums.zeros(120, 90)
+    sums.add(x, y, x_of_y)
+    state = torch.get_rng_state()
+    found = canonical_correlation(sums, 0.5, 0.5, count=4, approximate=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    exact = canonical_correlation(sums, 0.5, 0.5, count=4)
+    torch.testing.assert_close(found.correlations, exact.correlations, rtol=0, atol=1e-3)

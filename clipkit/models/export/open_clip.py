@@ -14,6 +14,7 @@ from clipkit.models.export.tokenizers import is_clip_tokenizer
 from clipkit.models.families import FAMILIES
 from clipkit.models.from_open_clip import CONFIG_FILE, WEIGHTS
 from clipkit.models.from_transformers import FromTransformers
+from clipkit.models.layers import Layered
 from clipkit.models.preprocess import Resize
 from clipkit.models.publish.layout import Layout
 from clipkit.models.tokenizer import TransformersTokenizer
@@ -47,7 +48,7 @@ class OpenClip:
             return []
         if backend.library != "transformers":
             raise ModelError(
-                f"{model.name}: open_clip has no architecture for a composed model (separate towers); use "
+                f"{model.name}: open_clip has no architecture for a composed model ({_reason(model)}); use "
                 "--to sentence-transformers or onnx"
             )
         family = FAMILIES[backend.native.config.model_type]
@@ -81,6 +82,11 @@ class OpenClip:
             f'model, preprocess = open_clip.create_model_from_pretrained("local-dir:{folder}")\n'
             f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")'
         )
+
+
+def _reason(model: DualEncoder) -> str:
+    layers = [", ".join(tower.trunk.layers) for tower in model.sides.values() if isinstance(tower.trunk, Layered)]
+    return f"projections of the layers {' and '.join(layers)} side by side" if layers else "separate towers"
 
 
 def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+import torch
+
+from clipkit.models.folding import folded
+from clipkit.models.layers import set_coordinates
+from tests.models.test_layers import model_of
+
+LAYERS = ({"layers": ["output", "probabilities"]}, {"layers": ["output", "mean:0"]})
+
+
+def test_folded_linear_projection_gives_the_same_features() -> None:
+    model = model_of(*LAYERS, start="cca").eval()
+    trunk, head = model.text.trunk, model.text.head
+    set_coordinates(trunk, torch.randn(64), torch.randn(64, 64) / 8)
+    inputs = model.text.tokenize(["a dog", "two dogs run in the snow"])
+    one = folded(model.text)
+    assert one.head.weight.shape == (24, 64)
+    with torch.no_grad():
+        wide = torch.cat(trunk.parts(**inputs), dim=1)
+        torch.testing.assert_close(one.trunk(**inputs), wide)
+        torch.testing.assert_close(one(inputs), model.text(inputs), rtol=0, atol=1e-6)
+    assert model.text.trunk is trunk  # the tower itself is unchanged
+    assert model.text.head is head
+    assert trunk.coordinates is not None
+
+
+def test_residual_projection_is_not_folded() -> None:
+    model = model_of(*LAYERS, start="cca", projection="residual")
+    set_coordinates(model.text.trunk, torch.zeros(64), torch.randn(64, 64))
+    assert folded(model.text) is model.text
