@@ -1,6 +1,7 @@
 """Folding of coordinates and a linear projection into one matrix, for export."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -8,6 +9,8 @@ from torch import nn
 from clipkit.models.layers import Layered
 from clipkit.models.projections import ResidualProjection, linear_of
 from clipkit.models.towers import Tower
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def folded(tower: Tower) -> Tower:
@@ -22,15 +25,16 @@ def folded(tower: Tower) -> Tower:
     with torch.no_grad():
         weight = linear_of(tower.head).weight
         matrix = trunk.coordinates.matrix.double() @ weight.double().T
-        linear = nn.Linear(*matrix.shape, device=weight.device)
+        linear = nn.Linear(matrix.shape[0], matrix.shape[1]).to(weight.device)
         linear.weight.copy_(matrix.T)
         linear.bias.copy_(-trunk.coordinates.mean.double() @ matrix)
     plain, whole = _copied(trunk), _copied(tower)
-    plain.coordinates, whole.trunk, whole.head = None, plain, linear
+    plain.coordinates = None
+    whole.trunk, whole.head = plain, linear
     return whole
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def _copied(module: M) -> M:
     """Return a copy of a module that shares its parts and parameters."""
     shallow = copy.copy(module)
     shallow._modules = dict(module._modules)

@@ -124,7 +124,7 @@ def _fit(
     log.info(
         f"closed-form start, chosen on {len(held_out)} held-out training images: image layers "
         f"{', '.join(chosen.image_layers)}; text layers {', '.join(chosen.text_layers)}; ridge {chosen.ridge:g}, "
-        f"{chosen.width} coordinates weighted by correlation^{chosen.power:g}: {_words(chosen.metrics)}"
+        f"{chosen.width} coordinates: {_words(chosen.metrics)}"
     )
     return facts
 
@@ -179,11 +179,11 @@ def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tens
 
 
 def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorrelation) -> None:
-    """Let the trunks return weighted coordinates, and let the projections start by returning the first of them.
+    """Let the trunks return coordinates times their correlations, and the projections start with the first of them.
 
-    The weights are in the coordinates, not in the projections, so that training changes weak ones less.
+    The correlations are in the coordinates, not in the projections, so that training changes weak ones less.
     """
-    weights = solution.correlations**chosen.power
+    weights = solution.correlations
     _set_coordinates(model.image, chosen.image_layers, solution.x_mean, solution.x_map * weights)
     _set_coordinates(model.text, chosen.text_layers, solution.y_mean, solution.y_map * weights)
     for tower in (model.image, model.text):

@@ -16,7 +16,6 @@ from clipkit.recipe.layers import parse_layer
 METRIC = "mean_recall"
 _RIDGES = (1.0, 0.3, 3.0)
 """Ridges in units of the mean variance of the features, the first one for the choice of the layers."""
-_POWERS = (0.5, 1.0)
 _WIDTHS = (64, 128, 256)
 
 
@@ -36,8 +35,6 @@ class Choice:
     image_layers: tuple[str, ...]
     text_layers: tuple[str, ...]
     ridge: float
-    power: float
-    """Exponent of the correlations that weight the coordinates; 0 would weight all alike."""
     width: int
     """Number of coordinates that are used."""
     metrics: dict[str, float]
@@ -45,7 +42,7 @@ class Choice:
     @property
     def row(self) -> dict[str, Any]:
         """The choice with its metrics, for results.json."""
-        settings = {"ridge": self.ridge, "power": self.power, "width": self.width}
+        settings = {"ridge": self.ridge, "width": self.width}
         layers = {"image_layers": list(self.image_layers), "text_layers": list(self.text_layers)}
         return {**layers, **settings, **self.metrics}
 
@@ -82,7 +79,7 @@ class Comparison:
         return self._first_best([self.compare(image, text, ridge) for ridge in _RIDGES])
 
     def compare(self, image_layers: Sequence[str], text_layers: Sequence[str], ridge: float) -> Choice:
-        """Return the best choice of power and width with these layers and this ridge."""
+        """Return the best choice of the width with these layers and this ridge."""
         layers = (tuple(image_layers), tuple(text_layers), ridge)
         for choice in self.choices:
             if (choice.image_layers, choice.text_layers, choice.ridge) == layers:
@@ -94,12 +91,11 @@ class Comparison:
         y = (self.held_out.text[:, text_columns].double() - fitted.y_mean) @ fitted.y_map
         most = min(self.embed_dim, len(fitted.correlations))
         tried = []
-        for power in _POWERS:
-            for width in sorted({min(width, most) for width in _WIDTHS}):
-                weights = fitted.correlations[:width] ** power
-                image, text = (F.normalize(side[:, :width] * weights, dim=1).float() for side in (x, y))
-                ranks = retrieval_ranks(image, text, self.held_out.image_of_caption)
-                tried.append(Choice(*layers, power, width, recalls(ranks)))
+        for width in sorted({min(width, most) for width in _WIDTHS}):
+            weights = fitted.correlations[:width]
+            image, text = (F.normalize(side[:, :width] * weights, dim=1).float() for side in (x, y))
+            ranks = retrieval_ranks(image, text, self.held_out.image_of_caption)
+            tried.append(Choice(*layers, width, recalls(ranks)))
         self.choices.append(self._first_best(tried))
         return self.choices[-1]
 

@@ -1,5 +1,11 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 
+import clipkit
+from clipkit.errors import ModelError
 from clipkit.models.folding import folded
 from clipkit.models.layers import set_coordinates
 from tests.models.test_layers import model_of
@@ -27,3 +33,30 @@ def test_residual_projection_is_not_folded() -> None:
     model = model_of(*LAYERS, start="cca", projection="residual")
     set_coordinates(model.text.trunk, torch.zeros(64), torch.randn(64, 64))
     assert folded(model.text) is model.text
+
+
+def started(projection: str) -> Any:
+    """A model whose trunks return coordinates of two layers each."""
+    model = model_of(*LAYERS, start="cca", projection=projection).eval()
+    for tower in model.sides.values():
+        width = sum(tower.trunk.widths)
+        set_coordinates(tower.trunk, torch.randn(width), torch.randn(width, 64) / width**0.5)
+    return model
+
+
+@pytest.mark.parametrize("to", ["open_clip", "sentence-transformers", "transformers"])
+def test_formats_without_such_a_model_are_refused(to: str, tmp_path: Path) -> None:
+    if to == "sentence-transformers":
+        pytest.importorskip("sentence_transformers")
+    with pytest.raises(ModelError, match="--to onnx" if to != "transformers" else "onnx"):
+        clipkit.export(started("linear"), to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("projection", ["linear", "residual"])
+def test_onnx_computes_the_same_features(projection: str, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    proof = clipkit.export(started(projection), "onnx", tmp_path / "out")
+    assert max(proof.image_difference, proof.text_difference) < 1e-5

@@ -47,10 +47,7 @@ class OpenClip:
             backend.save(model, folder)
             return []
         if backend.library != "transformers":
-            raise ModelError(
-                f"{model.name}: open_clip has no architecture for a composed model ({_reason(model)}); use "
-                "--to sentence-transformers or onnx"
-            )
+            raise ModelError(f"{model.name}: open_clip has no architecture for a composed model ({_reason(model)}")
         family = FAMILIES[backend.native.config.model_type]
         if family.open_clip is None:
             supported = ", ".join(other.class_name for other in FAMILIES.values() if other.open_clip)
@@ -86,7 +83,9 @@ class OpenClip:
 
 def _reason(model: DualEncoder) -> str:
     layers = [", ".join(tower.trunk.layers) for tower in model.sides.values() if isinstance(tower.trunk, Layered)]
-    return f"projections of the layers {' and '.join(layers)} side by side" if layers else "separate towers"
+    if layers:
+        return f"its projections read the layers {' and '.join(layers)} side by side); use --to onnx"
+    return "separate towers); use --to sentence-transformers or onnx"
 
 
 def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any]:
