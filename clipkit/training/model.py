@@ -31,7 +31,10 @@ def model_of(recipe: Recipe) -> DualEncoder:
         RecipeError: the objective uses no trainable parameter.
     """
     section = recipe.model
-    model = compose(section) if section.name is None else load(section.name, device="cpu")
+    if section.name is None:
+        model = compose(section.model_copy(update={"start": recipe.start}))
+    else:
+        model = load(section.name, device="cpu")
     towers: Towers = {"image": model.image, "text": model.text}
     needed = {side for term in recipe.terms for side in term.towers}
     if recipe.data.labelled is not None:
@@ -58,6 +61,8 @@ def model_of(recipe: Recipe) -> DualEncoder:
     if section.text.dropout > 0:
         _set_dropout(model.text, section.text.dropout)
     for tower in present.values():
+        for layer in tower.head.modules():
+            layer.training = isinstance(layer, nn.Dropout) and layer.p > 0
         if recipe.train.gradient_checkpointing:
             _checkpoint_gradients(tower)
         if recipe.train.compile:

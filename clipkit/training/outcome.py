@@ -47,6 +47,7 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
         "micro_batch_size": state.gradients.micro_batch_size,
         "processes": plan.processes.count,
         "trained_on": train.counts,
+        **({"closed_form": state.closed_form} if state.closed_form is not None else {}),
         **interpolation,
         **retention,
     }
