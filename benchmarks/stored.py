@@ -51,6 +51,7 @@ def epochs_of(model: Path, table: Path, args: argparse.Namespace, output: Path, 
     }
     plan = make_plan(Recipe.from_dict(values).override(changes))
     inputs = tower_inputs(plan, RunLog(False))
+    inputs.store_parts()
     shared = (plan.objective.value, plan.processes, plan.accelerator)
     gradients = Step(plan.model, inputs.encoders, *shared, args.batch, args.micro_batch or args.batch, 0)
     times, losses = [(time.perf_counter(), time.process_time())], []

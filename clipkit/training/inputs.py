@@ -36,6 +36,7 @@ from clipkit.models.towers import TRUNK_FEATURES
 from clipkit.processes import Processes
 from clipkit.training.objectives.objective import Encoded
 from clipkit.training.step import Encoder
+from clipkit.training.stored.inputs import StoredInputs
 from clipkit.training.stored.reading import one_ahead
 from clipkit.training.stored.settings import Storing
 from clipkit.training.stored.towers import TowerStores
@@ -51,8 +52,8 @@ class TowerInputs:
     """Inputs of the towers for the features that an objective uses, on one dataset.
 
     A frozen trunk whose input is not augmented has the same output in every epoch: it runs once per image and once per
-    caption, shared among the processes, and its outputs are kept in memory. Of a trunk whose first blocks are frozen,
-    their output is kept on disk.
+    caption, shared among the processes, and its outputs are kept in memory. If the first blocks of a trunk are frozen,
+    `store_parts` keeps their output on disk.
 
     Args:
         model: model whose towers are used.
@@ -65,9 +66,6 @@ class TowerInputs:
         bad: reasons for images that are already known to be missing or unreadable, by position; a frozen trunk adds
             those that it could not read.
         storing: settings of what is kept on disk; None: nothing.
-
-    Raises:
-        RecipeError: `data.views` is set, but the views cannot be stored.
     """
 
     model: DualEncoder
@@ -81,7 +79,7 @@ class TowerInputs:
     storing: Storing | None = None
 
     def __post_init__(self) -> None:
-        model, processes, encoded = self.model, self.processes, self.encoded
+        model, encoded = self.model, self.encoded
         self.pairs = pairs = self.feed.pairs
         self.worker_progress = WorkerProgress(pairs.images)
         self.encoders = {
@@ -90,11 +88,26 @@ class TowerInputs:
         }
         self.stores: dict[str, Tensor] = {}
         """Outputs of frozen trunks by the name of the features: one row per image, or one row per caption."""
-        stores = TowerStores(model, self.feed, processes, encoded, self.storing, self.replacement, self.bad)
-        self.stored = stores.parts(self.augmented)
+        self.stored: dict[str, StoredInputs] = {}
         """Inputs that are read from disk, by the name of the features."""
+        stores = self._tower_stores()
         self._store_trunks(stores)
         self.bad = {**self.bad, **stores.bad}
+
+    def store_parts(self) -> None:
+        """Store what the frozen first parts of the towers compute; these must not change from now on.
+
+        Raises:
+            RecipeError: `data.views` is set, but the views cannot be stored.
+        """
+        stores = self._tower_stores()
+        self.stored = stores.parts(self.augmented)
+        self.bad = {**self.bad, **stores.bad}
+
+    def _tower_stores(self) -> TowerStores:
+        return TowerStores(
+            self.model, self.feed, self.processes, self.encoded, self.storing, self.replacement, self.bad
+        )
 
     def _store_trunks(self, stores: TowerStores) -> None:
         """Run trunks that are frozen as a whole, unless their outputs are stored."""

@@ -94,6 +94,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
         announce(plan, start, log)
         inputs = tower_inputs(plan, log)  # frozen trunks run once
         closed_form = closed_form_start(plan, inputs, start, folder, log)
+        inputs.store_parts()  # and so do frozen first blocks
         measurements = list(measurements_of(plan))
         measure_start(closed_form, measurements, log)
         monitor = Monitor(plan, folder, log.info)

@@ -43,6 +43,7 @@ class CaptionValidation:
         texts = TextView("same", pairs)
         encoded = {"image_features": Encoded("image", images), "text_features": Encoded("text", texts)}
         self.inputs = TowerInputs(model, IndexedFeed(pairs), processes, encoded, augmented=False, storing=storing)
+        self.inputs.store_parts()
 
     def figures(self) -> dict[str, float]:
         """Return the recalls in both directions and their mean, and the accuracy in a batch, as of training batches."""

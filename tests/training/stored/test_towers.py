@@ -86,6 +86,7 @@ def test_views_are_drawn_from_those_of_the_first_epochs(recipe: Build) -> None:
     changes = {**LAST, "data.augment": "crop", "data.crop_scale": [0.2, 0.4], "data.views": 2, "train.epochs": 6}
     plan = make_plan(recipe(changes))
     inputs = tower_inputs(plan, RunLog(False))
+    inputs.store_parts()
     model, augment = plan.model, plan.objective.encoded["image_features"].make
     cut = model.image.cut
     assert cut is not None
@@ -184,4 +185,4 @@ def test_impossible_settings_are_refused(recipe: Build, changes: dict[str, Any],
     from clipkit.training.opening import tower_inputs
 
     with pytest.raises(RecipeError, match=key):
-        tower_inputs(make_plan(recipe({**LAST, "data.augment": "crop", **changes})), RunLog(False))
+        tower_inputs(make_plan(recipe({**LAST, "data.augment": "crop", **changes})), RunLog(False)).store_parts()
