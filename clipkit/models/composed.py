@@ -24,8 +24,6 @@ LAYOUT_FILE = "clipkit.json"
 _HEADS_FILE = "heads.safetensors"
 _COORDINATES = "coordinates."
 _PROJECTION = ("embed_dim", "projection")
-_CLOSED_FORM_DIM = 256
-"""Dimension of the shared space with a closed-form start, if the recipe does not set it."""
 _MOST_COORDINATES = 768
 """Number of canonical coordinates that a projection reads, if the layers of both towers have as many."""
 
@@ -103,7 +101,7 @@ def compose(recipe: ModelRecipe) -> DualEncoder:
         ModelError: a tower is missing or unsupported.
     """
     both = recipe.image.name is not None and recipe.text.name is not None
-    embed_dim = recipe.embed_dim or (512 if both else None)
+    embed_dim = recipe.space if both else recipe.embed_dim
     image_recipe, text_recipe = recipe.image, recipe.text
     if recipe.starts_with_cca:
         image_recipe = image_recipe.model_copy(update={"layers": image_recipe.layers or "auto"})
@@ -126,7 +124,7 @@ def compose(recipe: ModelRecipe) -> DualEncoder:
 
 
 def _projection_of_coordinates(count: int, recipe: ModelRecipe) -> nn.Module:
-    return projection_of_coordinates(count, recipe.embed_dim or _CLOSED_FORM_DIM, recipe.projection, recipe.dropout)
+    return projection_of_coordinates(count, recipe.space, recipe.projection, recipe.dropout)
 
 
 def load_composed(folder: Path, name: str) -> DualEncoder:

@@ -149,6 +149,11 @@ class ModelRecipe(Section):
         frozen = all(tower.pretrained and tower.tune in ("frozen", "head") for tower in (self.image, self.text))
         return both and (self.start == "cca" or (self.start == "auto" and frozen and self.projection != "mlp"))
 
+    @property
+    def space(self) -> int:
+        """Dimension of the shared feature space of two towers."""
+        return self.embed_dim or (256 if self.starts_with_cca else 512)
+
     def has(self, tower: str) -> bool:
         """Return whether the model has an image tower (`image`), or a text tower (`text`)."""
         section = self.image if tower == "image" else self.text

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipkit.embedding.shared import encode_shared, evaluating
-from clipkit.errors import DataError, RecipeError
+from clipkit.errors import DataError
 from clipkit.metrics.canonical_correlation import CanonicalCorrelation, PairSums, canonical_correlation
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.encode import encode_images, encode_strings
@@ -52,24 +52,18 @@ def closed_form_start(
 
     Raises:
         DataError: there are too few images.
-        RecipeError: the resumed run started with random projections.
     """
     if plan.recipe.start != "cca":
         return None
     model = plan.model
-    facts: dict[str, Any] | None
+    facts: dict[str, Any]
     of_all = {side: tower.trunk.layers for side, tower in model.sides.items() if isinstance(tower.trunk, Layered)}
     widths = {side: tower.trunk.widths for side, tower in model.sides.items() if isinstance(tower.trunk, Layered)}
     if start.saved is None:
         wide = {side: _wide_features(side, plan, inputs) for side in ("image", "text")}
         facts = _fit(plan, inputs, wide["image"], wide["text"], log)
     else:
-        facts = start.saved.get("closed_form")
-        if facts is None:
-            raise RecipeError(
-                f"{folder.path}: the run started with random projections, before clipkit had model.start: cca; add "
-                "model.start: random to the recipe to resume it"
-            )
+        facts = start.saved["closed_form"]
         saved = read_tensors(checkpoint_of(folder.checkpoints, start.step), MODEL)
         for side, tower in model.sides.items():
             names = (f"{side}.trunk.coordinates.{name}" for name in ("mean", "matrix"))

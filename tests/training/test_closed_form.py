@@ -20,6 +20,7 @@ from clipkit.training import step as step_module
 from clipkit.training.closed_form import pair_sums, parts_of
 from clipkit.training.layer_choice import bundles
 from clipkit.training.plan import make_plan
+from clipkit.training.state import State
 from tests.conftest import read_lines
 from tests.forked import together
 from tests.training import several_runs
@@ -168,17 +169,21 @@ def test_bundles_go_from_the_output_to_all_layers() -> None:
     assert bundles(["max"]) == [("max",)]
 
 
-def test_run_that_started_random_is_not_resumed_in_closed_form(shapes: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    recipe = recipe_of(shapes, tmp_path / "run")
-    monkeypatch.setattr("clipkit.training.state.State.to_save", without_closed_form(monkeypatch))
-    clipkit.train(recipe)
-    (tmp_path / "run" / "results.json").unlink()
-    with pytest.raises(RecipeError, match=r"model\.start: random"):
-        clipkit.train(recipe.override({"train.epochs": 4}), resume=True)
-
-
-def without_closed_form(monkeypatch: Any) -> Any:
-    from clipkit.training.state import State
-
+def test_run_from_before_the_closed_form_is_resumed_only_with_a_random_start(
+    shapes: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    random = recipe_of(shapes, tmp_path / "run", **{"model.start": "random"})
     to_save = State.to_save
-    return lambda self: {key: value for key, value in to_save(self).items() if key != "closed_form"}
+
+    def without_start(self: State) -> dict[str, Any]:
+        saved = to_save(self)
+        del saved["recipe"]["model"]["start"], saved["closed_form"]
+        return saved
+
+    with monkeypatch.context() as patched:
+        patched.setattr(State, "to_save", without_start)
+        clipkit.train(random)
+    longer = random.override({"train.epochs": 4})
+    with pytest.raises(RecipeError, match=r"model\.start: random → cca"):
+        clipkit.train(longer.override({"model.start": "cca"}), resume=True)
+    assert clipkit.train(longer, resume=True)["settings"]["steps"] == 8
