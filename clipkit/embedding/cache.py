@@ -104,10 +104,10 @@ class FeatureCache:
         table = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), _KEY_BYTES)
         file = self.folder / f"{uuid4().hex}.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._held = self._held or hold(self.folder)
         tensors = {"keys": table, "features": features.contiguous()}
         with replacing(file) as unfinished:
             save_file(tensors, unfinished, {_CHECKSUM: _checksum(**tensors)})
+        self._held = self._held or hold(self.folder)
         self._index(file)
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,18 +38,22 @@ class Cached:
 def stored_inputs() -> list[Cached]:
     """Return all stores on this machine, also unfinished ones, the least recently used first."""
     folders = [folder for folder in stores_folder().glob("*") if folder.is_dir()]
-    return sorted((_cached(folder, _about(folder)) for folder in folders), key=lambda cached: cached.used)
+    return _by_use((folder, _about(folder)) for folder in folders)
 
 
 def evaluated_features() -> list[Cached]:
     """Return the features that evaluations keep, a folder for each tower, the least recently used first."""
     folders = {file.parent for file in cache_folder().glob("*/*.safetensors")}
     about = {"what": "features of one tower", "data": "evaluations"}
-    return sorted((_cached(folder, about) for folder in folders), key=lambda cached: cached.used)
+    return _by_use((folder, about) for folder in folders)
 
 
-def _cached(folder: Path, about: Mapping[str, Any]) -> Cached:
-    return Cached(folder, size_on_disk(folder), last_use(folder), about)
+def _by_use(folders: Iterable[tuple[Path, Mapping[str, Any]]]) -> list[Cached]:
+    found = []
+    for folder, about in folders:
+        with suppress(FileNotFoundError):  # another process may have removed it meanwhile
+            found.append(Cached(folder, size_on_disk(folder), last_use(folder), about))
+    return sorted(found, key=lambda cached: cached.used)
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def test_list_size_and_prune(
     FeatureCache(tmp_path / "tower").add([bytes(32)], torch.zeros(1, 1000))
     held = open_store("inuse", machine)
     listed = called(monkeypatch, capsys, "list")
-    assert [word in listed for word in ("inuse", "older", "photos.csv", "9 images", "features of one tower", "now")]
+    assert all(word in listed for word in ("inuse", "older", "photos.csv", "9 images", "features of one tower", "now"))
     assert "stored inputs of towers: 7" in called(monkeypatch, capsys, "size")
     assert called(monkeypatch, capsys, "prune").startswith("2: ")
     assert "5XB" in called(monkeypatch, capsys, "prune", "--to-size", "5XB")
@@ -42,7 +42,7 @@ def test_list_size_and_prune(
     assert sorted(folder.name for folder in tmp_path.glob("*/*") if folder.is_dir()) == ["inuse"]
     assert (tmp_path / "tower").is_dir()
     called(monkeypatch, capsys, "prune", "--to-size", "0.04MB")
-    assert not (tmp_path / "tower").is_dir() or held is not None
+    assert not (tmp_path / "tower").is_dir()
     assert "in use" in called(monkeypatch, capsys, "prune", "--all")
     del held
     called(monkeypatch, capsys, "prune", "--all")

@@ -125,7 +125,7 @@ def test_features_in_damaged_cache_files_are_computed_again(
 def test_a_damaged_cache_file_is_not_reported_twice_and_leaves_the_others(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path)
     cache.add([b"a" * 32], torch.ones(1, 3))
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.safetensors")
     cache.add([b"b" * 32], 2 * torch.ones(1, 3))
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 128]))
