@@ -10,6 +10,8 @@ from torch import nn
 from clipkit.models.absent import absent_image_tower, absent_text_tower
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.fit import check_fit
+from clipkit.models.layers import Layered, set_coordinates
+from clipkit.models.projections import ResidualProjection, new_projection, projection_of_coordinates
 from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.text_encoders import text_tower
 from clipkit.models.timm_towers import data_config, timm_tower
@@ -20,6 +22,10 @@ from clipkit.recipe import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 
 LAYOUT_FILE = "clipkit.json"
 _HEADS_FILE = "heads.safetensors"
+_COORDINATES = "coordinates."
+_PROJECTION = ("embed_dim", "projection")
+_MOST_COORDINATES = 768
+"""Number of canonical coordinates that a projection reads, if the layers of both towers have as many."""
 
 
 class Composed:
@@ -43,9 +49,16 @@ class Composed:
         for side, tower in model.sides.items():
             projection: Any = tower.head
             heads |= {f"{side}.{name}": value for name, value in projection.state_dict().items()}
-            if not isinstance(projection, nn.Identity):
+            if isinstance(projection, ResidualProjection):
+                layout |= {"embed_dim": projection.linear.out_features, "projection": "residual"}
+            elif not isinstance(projection, nn.Identity):
                 layout["embed_dim"] = projection[-1].out_features
                 layout["projection"] = "mlp" if len(projection) > 2 else "linear"
+            if isinstance(tower.trunk, Layered):
+                layout.setdefault("layers", {})[side] = list(tower.trunk.layers)
+                if tower.trunk.coordinates is not None:
+                    layout["coordinates"] = tower.trunk.coordinates.count
+                    heads |= {f"{side}.{_COORDINATES}{name}": v for name, v in tower.trunk.coordinates.named_buffers()}
         if "image" in model.sides:
             _save_image_tower(model.image, folder / "image")
         if "text" in model.sides:
@@ -88,14 +101,30 @@ def compose(recipe: ModelRecipe) -> DualEncoder:
         ModelError: a tower is missing or unsupported.
     """
     both = recipe.image.name is not None and recipe.text.name is not None
-    embed_dim = recipe.embed_dim or (512 if both else None)
-    image = timm_tower(recipe.image, embed_dim, recipe.projection) if recipe.image.name else absent_image_tower()
-    text = text_tower(recipe.text, embed_dim, recipe.projection) if recipe.text.name else absent_text_tower()
+    embed_dim = recipe.space if both else recipe.embed_dim
+    image_recipe, text_recipe = recipe.image, recipe.text
+    if recipe.starts_with_cca:
+        image_recipe = image_recipe.model_copy(update={"layers": image_recipe.layers or "auto"})
+        text_recipe = text_recipe.model_copy(update={"layers": text_recipe.layers or "auto"})
+
+    def projection(width: int) -> nn.Module:
+        return new_projection(width, embed_dim, recipe.projection)
+
+    image = timm_tower(image_recipe, projection) if recipe.image.name else absent_image_tower()
+    text = text_tower(text_recipe, projection) if recipe.text.name else absent_text_tower()
+    if recipe.starts_with_cca:
+        widths = [sum(tower.trunk.widths) for tower in (image, text) if isinstance(tower.trunk, Layered)]
+        for tower in (image, text):
+            tower.head = _projection_of_coordinates(min(_MOST_COORDINATES, *widths), recipe)
     name = " + ".join(filter(None, (recipe.image.name, recipe.text.name)))
     check_fit(image if recipe.image.name else None, text if recipe.text.name else None, name)
     logit_scale = nn.Parameter(-torch.tensor(recipe.temperature or 0.07).log())
     logit_bias = None if recipe.bias is None else nn.Parameter(torch.tensor(recipe.bias))
     return DualEncoder(image, text, logit_scale, logit_bias, Composed(), name).eval()
+
+
+def _projection_of_coordinates(count: int, recipe: ModelRecipe) -> nn.Module:
+    return projection_of_coordinates(count, recipe.space, recipe.projection, recipe.dropout)
 
 
 def load_composed(folder: Path, name: str) -> DualEncoder:
@@ -110,8 +139,13 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
         if "tokenizer" in layout:
             written = {key: layout[key] for key in ("tokenizer", "context_length", "pooling")}
             text = TextTowerRecipe(name=str(folder / "text"), **written)
-        recipe = ModelRecipe(image=image, text=text, embed_dim=layout["embed_dim"], projection=layout["projection"])
-        model = compose(recipe)
+        layers, coordinates = layout.get("layers", {}), layout.get("coordinates")
+        image = image.model_copy(update={"layers": layers.get("image")})
+        text = text.model_copy(update={"layers": layers.get("text")})
+        start, options = "random" if coordinates is None else "cca", {key: layout[key] for key in _PROJECTION}
+        recipe = ModelRecipe.model_validate({"image": image, "text": text, "start": start, **options})
+        plain = {"start": "random", "projection": "linear"} if coordinates else {}
+        model = compose(recipe.model_copy(update=plain))
         check_safetensors(folder / _HEADS_FILE)
         heads = load_file(folder / _HEADS_FILE)
         model.logit_scale.data = heads.pop("logit_scale").reshape(())
@@ -120,6 +154,10 @@ def load_composed(folder: Path, name: str) -> DualEncoder:
         for side, tower in model.sides.items():
             prefix = f"{side}."
             head = {key.removeprefix(prefix): value for key, value in heads.items() if key.startswith(prefix)}
+            if coordinates is not None:
+                mean, matrix = (head.pop(f"{_COORDINATES}{name}") for name in ("mean", "matrix"))
+                set_coordinates(tower.trunk, mean, matrix)
+                tower.head = _projection_of_coordinates(coordinates, recipe)
             tower.head.load_state_dict(head)
             tower.head_is_new = False
     model.name = name

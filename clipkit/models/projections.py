@@ -1,7 +1,14 @@
 """Projections from the output of a trunk into the shared feature space."""
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor, nn
+
+_HIDDEN = 512
+
+NewProjection = Callable[[int], nn.Module]
+"""Function from the width of a trunk's output to a new projection."""
 
 
 class Projection(nn.Module):
@@ -13,6 +20,41 @@ class Projection(nn.Module):
 
     def forward(self, features: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
         return features @ self.weight
+
+
+class ResidualProjection(nn.Module):
+    """Linear layer plus a hidden layer with GELU and dropout, whose output starts at zero (He et al. 2016; Goyal et al.
+    2017, 5.1).
+
+    Args:
+        width: dimension of the input.
+        embed_dim: dimension of the output.
+        dropout: rate of the hidden layer's dropout, applied in training mode only.
+    """
+
+    def __init__(self, width: int, embed_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, embed_dim, bias=False)
+        last = nn.Linear(_HIDDEN, embed_dim, bias=False)
+        nn.init.zeros_(last.weight)
+        self.residual = nn.Sequential(nn.Linear(width, _HIDDEN), nn.GELU(), nn.Dropout(dropout), last)
+
+    def forward(self, features: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
+        return self.linear(features) + self.residual(features)
+
+
+def projection_of_coordinates(width: int, embed_dim: int, layers: str, dropout: float) -> nn.Module:
+    """Build the projection of a trunk that returns coordinates: a linear layer, or a `residual` one."""
+    if layers == "residual":
+        return ResidualProjection(width, embed_dim, dropout)
+    return nn.Sequential(nn.Linear(width, embed_dim, bias=False))
+
+
+def linear_of(head: nn.Module) -> nn.Linear:
+    """Return the linear layer of a projection that `projection_of_coordinates` built."""
+    linear = head.linear if isinstance(head, ResidualProjection) else head.get_submodule("0")
+    assert isinstance(linear, nn.Linear)
+    return linear
 
 
 def new_projection(width: int, embed_dim: int | None, layers: str) -> nn.Module:

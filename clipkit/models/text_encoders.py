@@ -10,7 +10,8 @@ from clipkit.models.blocks import prefixed, transformers_blocks
 from clipkit.models.families import text_encoder
 from clipkit.models.folder_config import check_config
 from clipkit.models.hub import local_folder
-from clipkit.models.projections import new_projection
+from clipkit.models.layers import LayeredText, listed
+from clipkit.models.projections import NewProjection
 from clipkit.models.quiet import as_model_error, without_weight_bars
 from clipkit.models.tokenizer import Tokenizer, load_tokenizer, transformers_tokenizer
 from clipkit.models.towers import TextTower
@@ -25,8 +26,12 @@ _POOLING_FILE = Path("1_Pooling") / "config.json"
 _OLD_POOLING = "pooling_mode_"
 
 
-def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) -> TextTower:
+def text_tower(recipe: TextTowerRecipe, projection: NewProjection) -> TextTower:
     """Build the text tower given in a recipe, with a new projection.
+
+    Args:
+        recipe: settings of the tower.
+        projection: builds the projection for the width of the trunk's output.
 
     Raises:
         ModelError: the encoder is missing or unsupported, or its tokenizer does not fit.
@@ -71,10 +76,12 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
     pooling = recipe.pooling
     if pooling == "auto":
         pooling = _pooling(local_folder(source)) if recipe.pretrained else "mean"
-    head = new_projection(native.config.hidden_size, embed_dim, projection)
+    layered = recipe.layers is not None
+    trunk = LayeredText(native, pooling, listed(recipe.layers)) if layered else TextTrunk(native, pooling)
+    width = sum(trunk.widths) if isinstance(trunk, LayeredText) else native.config.hidden_size
     return TextTower(
-        TextTrunk(native, pooling),
-        head,
+        trunk,
+        projection(width),
         prefixed(transformers_blocks(native)),
         tokenizer,
         head_is_new=True,

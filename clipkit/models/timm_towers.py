@@ -5,8 +5,9 @@ from typing import Any
 
 from clipkit.errors import ModelError
 from clipkit.models.blocks import prefixed, timm_blocks
+from clipkit.models.layers import LayeredImage, has_classifier, listed
 from clipkit.models.preprocess import Preprocess, Resize, TransformCall
-from clipkit.models.projections import new_projection
+from clipkit.models.projections import NewProjection
 from clipkit.models.quiet import as_model_error
 from clipkit.models.towers import ImageTower
 from clipkit.models.trunks import ImageTrunk
@@ -15,8 +16,12 @@ from clipkit.models.wrappers import unwrapped
 from clipkit.recipe import ImageTowerRecipe
 
 
-def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str) -> ImageTower:
+def timm_tower(recipe: ImageTowerRecipe, projection: NewProjection) -> ImageTower:
     """Build the image tower given in a recipe, with a new projection.
+
+    Args:
+        recipe: settings of the tower.
+        projection: builds the projection for the width of the trunk's output.
 
     Raises:
         ModelError: timm has no such model, or cannot build it.
@@ -31,16 +36,19 @@ def timm_tower(recipe: ImageTowerRecipe, embed_dim: int | None, projection: str)
     with as_model_error(
         f"model.image.name {name}: timm cannot build it", "; check the name and model.image.image_size"
     ):
-        native = timm.create_model(source, pretrained=recipe.pretrained, num_classes=0)
+        classes = {} if has_classifier(recipe.layers) else {"num_classes": 0}
+        native = timm.create_model(source, pretrained=recipe.pretrained, **classes)
         if recipe.image_size is not None and hasattr(native, "set_input_size"):
             native.set_input_size(img_size=recipe.image_size)
     size = recipe.image_size or int(native.pretrained_cfg["input_size"][-1])
     if not recipe.pretrained:
         # The margin that crop_pct cuts off belongs to the pretrained weights.
         native.pretrained_cfg = native.pretrained_cfg | {"crop_pct": 1.0, "input_size": (3, size, size)}
-    trunk = ImageTrunk(native)
-    head = new_projection(native.num_features, embed_dim, projection)
-    return ImageTower(trunk, head, prefixed(timm_blocks(native)), _preprocess(native, size), head_is_new=True)
+    layered = recipe.layers is not None
+    trunk = LayeredImage(native, listed(recipe.layers), size) if layered else ImageTrunk(native)
+    width = sum(trunk.widths) if isinstance(trunk, LayeredImage) else native.num_features
+    blocks = prefixed(timm_blocks(native))
+    return ImageTower(trunk, projection(width), blocks, _preprocess(native, size), head_is_new=True)
 
 
 def data_config(native: Any, size: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from clipkit.recipe.layers import Layers, check_tower
 from clipkit.recipe.lora import LoraRecipe
 from clipkit.recipe.section import Section, Temperature, Width
 
@@ -55,6 +56,9 @@ class ImageTowerRecipe(Section):
     """Adapters of `tune: lora` and `tune: dora`."""
     image_size: Width | None = None
     """Side of the square input in pixels. null: the default size of the tower."""
+    layers: Layers | None = None
+    """Layers that feed the projection, side by side, e.g. [output, mean:4, probabilities]; see docs/two_towers.md.
+    auto: chosen on a part of the training pairs. null: auto with `start: cca`, otherwise only the tower's output."""
 
 
 class TextTowerRecipe(Section):
@@ -75,6 +79,8 @@ class TextTowerRecipe(Section):
     mean."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Rate of the tower's dropout layers in training. If above 0, the result depends on micro_batch_size."""
+    layers: Layers | None = None
+    """Layers that feed the projection, e.g. [mean:6, mean:5, cls, max]; as for the image tower."""
     config: dict[str, Any] = Field(default={})
     """Values of the transformers configuration, e.g. hidden_size; only with `pretrained: false`."""
 
@@ -86,10 +92,17 @@ class ModelRecipe(Section):
     image: ImageTowerRecipe = ImageTowerRecipe()
     text: TextTowerRecipe = TextTowerRecipe()
     embed_dim: Width | None = None
-    """Dimension of the shared feature space of a composed model. null: 512 with two towers; with one tower, no
-    projection."""
-    projection: Literal["linear", "mlp"] = "linear"
-    """Projection of a composed model, after a LayerNorm: one linear layer, or two with a GELU between them."""
+    """Dimension of the shared feature space of a composed model. null: 512 with two towers, 256 with `start: cca`; with
+    one tower, no projection."""
+    projection: Literal["linear", "mlp", "residual"] = "linear"
+    """Projection of a composed model. linear: one linear layer; mlp: two with a GELU between them, both after a
+    LayerNorm. With `start: cca` linear has no LayerNorm; residual adds to it two layers that start at zero."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout rate in the hidden layer of `projection: residual`."""
+    start: Literal["auto", "random", "cca"] = "auto"
+    """Start of the projections of two towers. cca: regularized canonical correlation analysis of the features of all
+    training pairs, in closed form. auto: cca if both towers are pretrained and frozen and the objective is captions,
+    otherwise random."""
     temperature: Temperature | None = None
     """Initial temperature of a composed model, 1 / exp(logit_scale). null: 0.07."""
     bias: float | None = Field(default=None, ge=-1000, le=1000)
@@ -99,8 +112,13 @@ class ModelRecipe(Section):
     def _one_way_to_name_a_model(self) -> Self:
         if self.name is None and self.image.name is None and self.text.name is None:
             raise ValueError("is empty; set name (a whole model), or image.name and text.name (two towers)")
+        check_tower(self.image.layers, "image")
+        check_tower(self.text.layers, "text")
         if self.name is not None:
             of_towers = {
+                "image.layers": self.image.layers,
+                "text.layers": self.text.layers,
+                "start": self.start if self.start != "auto" else None,
                 "image.name": self.image.name,
                 "image.image_size": self.image.image_size,
                 "text.name": self.text.name,
@@ -134,6 +152,32 @@ class ModelRecipe(Section):
                     "use tune: full"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _projection_fits_its_start(self) -> Self:
+        if self.start == "cca" and (self.image.name is None or self.text.name is None):
+            raise ValueError("start: cca needs two towers; set image.name and text.name, or remove start")
+        if self.start == "cca" and self.projection == "mlp":
+            raise ValueError("start: cca has no closed form for projection: mlp; use linear or residual")
+        if self.projection == "residual" and not self.starts_with_cca:
+            raise ValueError("projection: residual needs start: cca; set it, or use linear or mlp")
+        if self.dropout and self.projection != "residual":
+            raise ValueError("dropout applies only to projection: residual; remove it, or set projection: residual")
+        if not self.starts_with_cca and "auto" in (self.image.layers, self.text.layers):
+            raise ValueError("layers: auto is chosen with start: cca; set start: cca, or name the layers")
+        return self
+
+    @property
+    def starts_with_cca(self) -> bool:
+        """Return whether new projections start from canonical correlations, if the objective and the data allow it."""
+        both = self.name is None and self.image.name is not None and self.text.name is not None
+        frozen = all(tower.pretrained and tower.tune in ("frozen", "head") for tower in (self.image, self.text))
+        return both and (self.start == "cca" or (self.start == "auto" and frozen and self.projection != "mlp"))
+
+    @property
+    def space(self) -> int:
+        """Dimension of the shared feature space of two towers."""
+        return self.embed_dim or (256 if self.starts_with_cca else 512)
 
     def has(self, tower: str) -> bool:
         """Return whether the model has an image tower (`image`), or a text tower (`text`)."""

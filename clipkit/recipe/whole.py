@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -75,6 +75,12 @@ class Recipe(Section):
         return any(term.is_cross_modal for term in self.terms)
 
     @property
+    def start(self) -> Literal["random", "cca"]:
+        """Start of new projections, which `model.start: auto` selects."""
+        fits = set(self.objective) == {"captions"} and self.data.samples is None
+        return "cca" if self.model.starts_with_cca and (fits or self.model.start == "cca") else "random"
+
+    @property
     def metrics(self) -> list[str]:
         """Metrics that can select the best weights, the default first."""
         offered = [metric for term in self.terms for metric in term.metrics if self.data.validation is not None]
@@ -106,6 +112,18 @@ class Recipe(Section):
                     f"model.embed_dim adds a projection, but with views.{side}.head no loss trains it; remove "
                     f"embed_dim, or set views.{side}.head: null"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _closed_form_applies(self) -> Self:
+        needs = "; remove it, or set model.start: random, model.projection: linear, and no layers: auto"
+        requested = self.model.start == "cca" or self.model.projection == "residual"
+        requested = requested or "auto" in (self.model.image.layers, self.model.text.layers)
+        if requested and self.model.starts_with_cca:
+            if set(self.objective) != {"captions"}:
+                raise ValueError(f"model.start: cca applies only to objective: captions, not to views{needs}")
+            if self.data.samples is not None:
+                raise ValueError(f"model.start: cca does not support a stream (data.samples){needs}")
         return self
 
     @model_validator(mode="after")

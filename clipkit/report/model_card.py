@@ -10,6 +10,7 @@ import yaml
 from clipkit.models.publish.card import card
 from clipkit.models.publish.layout import Layout
 from clipkit.models.publish.provenance import public_name
+from clipkit.recipe import ModelRecipe
 from clipkit.tasks import counts_of, hub_name_of, number, readable, shown_metrics, title_of
 
 
@@ -107,7 +108,7 @@ def _model(model: Mapping[str, Any]) -> str:
         for side in ("image", "text")
         if (tower := model[side])["name"] is not None
     ]
-    return " and ".join(towers) + (f", new projections to {model['embed_dim'] or 512}" if len(towers) == 2 else "")
+    return " and ".join(towers) + (f", new projections to {ModelRecipe(**model).space}" if len(towers) == 2 else "")
 
 
 def _eval_results(result: Mapping[str, Any]) -> list[Any]:

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from clipkit.report.charts import line_chart
+from clipkit.report.closed_form import closed_form_tables
 from clipkit.report.page import (
     INTERVAL_NOTE,
     Chart,
@@ -31,12 +32,13 @@ def run_report(folder: str | Path) -> str:
     run = RunFiles(folder)
     results = json.loads(run.results.read_text(encoding="utf-8"))
     retained, retention = _retention(results)
+    start = closed_form_tables(results)
     page = Page(
         title=f"Run {short_name(str(results['model']))}",
         lead=_lead(results),
         headlines=[*headlines(results["metrics"], _HEADLINES), *retained][:_HEADLINE_COUNT],
         findings=results.get("findings"),
-        tables=[*_metric_tables(results), *retention],
+        tables=[*_metric_tables(results), *start, *retention],
         charts=run_charts(run, results),
         sheets=_sheets(results),
         grids=example_grids(results),

@@ -38,8 +38,10 @@ def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
     section = recipe.model
     if given is not None:
         model = given
+    elif section.name is None:
+        model = compose(section.model_copy(update={"start": recipe.start}))
     else:
-        model = compose(section) if section.name is None else load(section.name, device="cpu")
+        model = load(section.name, device="cpu")
     towers: Towers = {"image": model.image, "text": model.text}
     needed = {side for term in recipe.terms for side in term.towers}
     if recipe.data.labelled is not None:
@@ -66,6 +68,9 @@ def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
         norm.train()
     if section.text.dropout > 0:
         _set_dropout(model.text, section.text.dropout)
+    for tower in present.values():
+        for layer in tower.head.modules():
+            layer.training = isinstance(layer, nn.Dropout) and layer.p > 0
     for part in model.modules():
         if isinstance(part, LowRank) and part.dropout > 0:
             part.train()

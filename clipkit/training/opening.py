@@ -1,5 +1,7 @@
 """Start of a run: its first log messages, its inputs, its training step and its folder."""
 
+from typing import Any
+
 import torch
 
 from clipkit.files import write_whole
@@ -109,9 +111,16 @@ def training_step(
     )
 
 
-def open_folder(plan: Plan, folder: RunFolder, start: StartPoint, gradients: Step, log: RunLog) -> State:
+def open_folder(
+    plan: Plan,
+    folder: RunFolder,
+    start: StartPoint,
+    gradients: Step,
+    log: RunLog,
+    closed_form: dict[str, Any] | None = None,
+) -> State:
     """Restore the folder to its content at the checkpoint, or clear it; return the state at that step."""
-    state = State(plan, gradients)
+    state = State(plan, gradients, closed_form)
     if start.saved is not None:
         state.restore(checkpoint_of(folder.checkpoints, start.step), start.saved, start.step)
 

@@ -14,6 +14,7 @@ from clipkit.models.publish.layout import pretrained_names
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.training.callbacks import Callback
+from clipkit.training.closed_form import closed_form_start, measure_start
 from clipkit.training.failures import failures_in_one_line
 from clipkit.training.folder.resume import StartPoint, find_checkpoint
 from clipkit.training.folder.run_folder import RunFolder, claimed
@@ -116,8 +117,10 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
     with log.recording():
         announce(plan, start, log)
         inputs = tower_inputs(plan, log)  # frozen trunks run once
+        closed_form = closed_form_start(plan, inputs, start, folder, log)
         inputs.store_parts()  # and so do frozen first blocks
         measurements = list(measurements_of(plan))
+        measure_start(closed_form, measurements, log)
         monitor = Monitor(plan, folder, log.info)
         gradients = training_step(plan, inputs, start, monitor, stop, log)
         throughput = throughput_of(plan, inputs)
@@ -125,7 +128,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
         recorder.bad_samples.check_known(inputs.bad)
         monitor.check_before(resumed=start.saved is not None)
         # Nothing in the folder has changed up to this point.
-        state = open_folder(plan, folder, start, gradients, log)
+        state = open_folder(plan, folder, start, gradients, log, closed_form)
         monitor.start(resumed=start.saved is not None)
         plan.processes.on_main(recorder.trackers.start)
         recorder.register_known_bad(inputs.bad, state.step)

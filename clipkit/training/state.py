@@ -17,10 +17,12 @@ class State:
     Args:
         plan: the plan of the run; its `learned` has the tensors.
         gradients: the training step; its micro-batch may become smaller.
+        closed_form: choice and figures of a closed-form start, None for a random one.
     """
 
     plan: Plan
     gradients: Step
+    closed_form: dict[str, Any] | None = None
     step: int = field(default=0, init=False)
     """Number of updates so far."""
     saved_at: int = field(default=0, init=False)
@@ -50,6 +52,7 @@ class State:
             "micro_batch_size": self.gradients.micro_batch_size,
             "recipe": self.plan.recipe.model_dump(mode="json"),
             "identity": self.plan.identity,
+            "closed_form": self.closed_form,
         }
 
 

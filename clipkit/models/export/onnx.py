@@ -24,6 +24,7 @@ from clipkit.extras import check_extra
 from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.export import onnx_example
 from clipkit.models.export.onnx_config import preprocessing, write_tokenizer
+from clipkit.models.folding import folded
 from clipkit.models.preprocess import stack_inputs
 from clipkit.models.publish.layout import Layout
 from clipkit.models.quiet import as_model_error
@@ -96,7 +97,7 @@ class Onnx:
         failing = as_model_error(f"{model.name}: its {side} tower cannot be exported to ONNX", "; use another format")
         with failing, _quiet(), torch.no_grad():
             torch.onnx.export(
-                _UnitLength(tower, list(inputs)).eval(),
+                _UnitLength(folded(tower), list(inputs)).eval(),
                 tuple(inputs.values()),
                 str(whole),
                 input_names=list(inputs),

@@ -14,6 +14,7 @@ from clipkit.models.export.tokenizers import is_clip_tokenizer
 from clipkit.models.families import FAMILIES
 from clipkit.models.from_open_clip import CONFIG_FILE, WEIGHTS
 from clipkit.models.from_transformers import FromTransformers
+from clipkit.models.layers import Layered
 from clipkit.models.preprocess import Resize
 from clipkit.models.publish.layout import Layout
 from clipkit.models.tokenizer import TransformersTokenizer
@@ -46,10 +47,7 @@ class OpenClip:
             backend.save(model, folder)
             return []
         if backend.library != "transformers":
-            raise ModelError(
-                f"{model.name}: open_clip has no architecture for a composed model (separate towers); use "
-                "--to sentence-transformers or onnx"
-            )
+            raise ModelError(f"{model.name}: open_clip has no architecture for a composed model ({_reason(model)}")
         family = FAMILIES[backend.native.config.model_type]
         if family.open_clip is None:
             supported = ", ".join(other.class_name for other in FAMILIES.values() if other.open_clip)
@@ -81,6 +79,13 @@ class OpenClip:
             f'model, preprocess = open_clip.create_model_from_pretrained("local-dir:{folder}")\n'
             f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")'
         )
+
+
+def _reason(model: DualEncoder) -> str:
+    layers = [", ".join(tower.trunk.layers) for tower in model.sides.values() if isinstance(tower.trunk, Layered)]
+    if layers:
+        return f"its projections read the layers {' and '.join(layers)} side by side); use --to onnx"
+    return "separate towers); use --to sentence-transformers or onnx"
 
 
 def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.export.tokenizers import as_transformers
 from clipkit.models.export.transformers import Transformers
 from clipkit.models.image_processors import pillow_option
+from clipkit.models.layers import Layered
 from clipkit.models.preprocess import PatchGrid
 from clipkit.models.publish.layout import Layout
 from clipkit.models.quiet import without_weight_bars
@@ -124,6 +125,11 @@ def _text_route(model: DualEncoder, folder: Path) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Pooling
 
     trunk: Any = model.text.trunk
+    if isinstance(trunk, Layered):
+        raise ModelError(
+            f"{model.name}: its projections read several layers side by side ({', '.join(trunk.layers)}), for which "
+            "sentence-transformers has no module; use --to onnx"
+        )
     tokenizer = model.text.tokenize
     if not isinstance(tokenizer, TransformersTokenizer):
         as_transformers(tokenizer, model.name).save_pretrained(folder)

@@ -207,6 +207,10 @@ def _changes(folder: RunFolder, recipe: Recipe, before: Mapping[str, Any], step:
     Raises:
         RecipeError: a key changed that must not change.
     """
+    section = before.get("model")
+    if isinstance(section, dict) and section.get("name") is None and "start" not in section:
+        # Before this key existed, all projections started random.
+        section["start"] = recipe.model.start if recipe.start == "random" else "random"
     with suppress(RecipeError):  # gives new keys their defaults, and old values their current names
         before = Recipe.from_dict(before).model_dump(mode="json")
     old, new = flat(before), flat(recipe.model_dump(mode="json"))

@@ -1,0 +1,41 @@
+"""Folding of coordinates and a linear projection into one matrix, for export."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from clipkit.models.layers import Layered
+from clipkit.models.projections import ResidualProjection, linear_of
+from clipkit.models.towers import Tower
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def folded(tower: Tower) -> Tower:
+    """Return a tower with equal features whose trunk returns its layers, and whose projection is one linear layer.
+
+    (x − mean) · matrix · Wᵀ = x · (matrix · Wᵀ) − mean · (matrix · Wᵀ), computed in float64. A tower without
+    coordinates, or with a projection that is not linear, is returned unchanged.
+    """
+    trunk = tower.trunk
+    if not isinstance(trunk, Layered) or trunk.coordinates is None or isinstance(tower.head, ResidualProjection):
+        return tower
+    with torch.no_grad():
+        weight = linear_of(tower.head).weight
+        matrix = trunk.coordinates.matrix.double() @ weight.double().T
+        linear = nn.Linear(matrix.shape[0], matrix.shape[1]).to(weight.device)
+        linear.weight.copy_(matrix.T)
+        linear.bias.copy_(-trunk.coordinates.mean.double() @ matrix)
+    plain, whole = _copied(trunk), _copied(tower)
+    plain.coordinates = None
+    whole.trunk, whole.head = plain, linear
+    return whole
+
+
+def _copied(module: M) -> M:
+    """Return a copy of a module that shares its parts and parameters."""
+    shallow = copy.copy(module)
+    shallow._modules = dict(module._modules)
+    return shallow

@@ -1,0 +1,243 @@
+"""Trunks whose output is several layers of a tower side by side, or coordinates computed from them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipkit.errors import ModelError
+from clipkit.models.trunks import last_token, mean_of_tokens
+from clipkit.recipe.layers import parse_layer
+
+_MOST_LAYERS = 7
+"""Number of layers of a deep tower, evenly spaced, among which `layers: auto` chooses."""
+
+
+class Coordinates(nn.Module):
+    """A fixed affine map of wide features: (x − mean) · matrix.
+
+    Args:
+        width: dimension W of the features.
+        count: number K of coordinates.
+    """
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.mean: Tensor
+        self.matrix: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("matrix", torch.zeros(width, count))
+
+    def forward(self, wide: Float[Tensor, "B W"]) -> Float[Tensor, "B K"]:
+        # In float32 also under mixed precision: the mean may be much larger than the differences.
+        with torch.autocast(wide.device.type, enabled=False):
+            return (wide.to(self.mean.dtype) - self.mean) @ self.matrix
+
+
+class Layered(nn.Module):
+    """Base of trunks whose output is the layers `layers`, with dimensions `widths`, side by side.
+
+    With `coordinates`, the output is their map of the layers.
+    """
+
+    layers: tuple[str, ...]
+    widths: tuple[int, ...]
+
+    def __init__(self, native: Any) -> None:
+        super().__init__()
+        self.native = native
+        self.coordinates: Coordinates | None = None
+
+    def choose(self, layers: Sequence[str]) -> None:
+        """Compute only some of the layers from now on."""
+        widths = dict(zip(self.layers, self.widths, strict=True))
+        self.layers, self.widths = tuple(layers), tuple(widths[name] for name in layers)
+
+    def forward(self, **inputs: Tensor) -> Float[Tensor, "B W"]:
+        wide = torch.cat(self.parts(**inputs), dim=1)
+        return wide if self.coordinates is None else self.coordinates(wide)
+
+    def parts(self, **inputs: Tensor) -> list[Float[Tensor, "B P"]]:
+        """Return the layers one by one."""
+        raise NotImplementedError
+
+    def _measure(self, inputs: Mapping[str, Tensor]) -> None:
+        self.eval()
+        with torch.no_grad():
+            self.widths = tuple(part.shape[1] for part in self.parts(**inputs))
+
+
+class LayeredImage(Layered):
+    """timm model whose output is several layers (`clipkit.recipe.layers`).
+
+    Layer `mean:N` is the mean over the output of stage or block N, as timm's `forward_intermediates` counts them.
+
+    Args:
+        native: the timm model, with its classifier if it has one.
+        layers: names of the layers; None: all among which `layers: auto` chooses.
+        size: side of the images in pixels.
+
+    Raises:
+        ModelError: the model does not have these layers.
+    """
+
+    def __init__(self, native: Any, layers: Sequence[str] | None, size: int) -> None:
+        super().__init__(native)
+        if not hasattr(native, "forward_intermediates"):
+            raise ModelError(
+                f"model.image.layers: timm's {type(native).__name__} does not return the outputs of its layers; "
+                "remove layers, and set model.start: random"
+            )
+        pixels = torch.zeros(1, 3, size, size)
+        native.eval()
+        with torch.no_grad():
+            last, maps = native.forward_intermediates(pixels, **self._options)
+        has_tokens, prefix = last.ndim == 3, getattr(native, "num_prefix_tokens", 0)
+        if layers is None:
+            layers = ["output", *(["mean"] if has_tokens else []), "max", *(["cls"] if prefix else [])]
+            layers += ["probabilities"] if native.num_classes > 0 else []
+            layers += [f"mean:{number}" for number in _spaced(1, len(maps) - has_tokens)]
+        else:
+            reasons = {
+                "cls": None if prefix else "the tower has no class token",
+                "probabilities": None if native.num_classes > 0 else "the tower was saved without a classifier",
+            }
+            _check(layers, "image", (1, len(maps)), reasons)
+        self.layers = tuple(layers)
+        self._measure({"pixel_values": pixels})
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"return_prefix_tokens": True} if getattr(self.native, "num_prefix_tokens", 0) else {}
+
+    def parts(self, **inputs: Tensor) -> list[Float[Tensor, "B P"]]:
+        names = [parse_layer(name) for name in self.layers]
+        numbers = sorted({number for _, number in names if number is not None})
+        last, maps = self.native.forward_intermediates(
+            inputs["pixel_values"], indices=[number - 1 for number in numbers] or [0], **self._options
+        )
+        maps_of: dict[int | None, Any] = {None: None, **dict(zip(numbers, maps, strict=False))}
+        return [self._pooled(pooling, last, maps_of[number]) for pooling, number in names]
+
+    def _pooled(self, pooling: str, last: Tensor, earlier: Any) -> Float[Tensor, "B P"]:
+        if pooling == "output":
+            output: Tensor = self.native.forward_head(last, pre_logits=True)
+            return output
+        if pooling == "probabilities":
+            # The distance between square roots is Hellinger's.
+            return self.native.forward_head(last).float().softmax(dim=1).sqrt().to(last.dtype)
+        prefix = getattr(self.native, "num_prefix_tokens", 0)
+        if earlier is None and last.ndim == 3:
+            positions, tokens = last[:, prefix:].mT, last[:, :prefix]
+        elif earlier is None:
+            positions, tokens = last.permute(0, 3, 1, 2) if self._channels_are_last else last, None
+        else:
+            positions, tokens = earlier if isinstance(earlier, tuple | list) else (earlier, None)
+        if pooling == "cls":
+            assert tokens is not None
+            return tokens[:, 0]
+        flat = positions.flatten(2)
+        return flat.mean(dim=2) if pooling == "mean" else flat.amax(dim=2)
+
+    @property
+    def _channels_are_last(self) -> bool:
+        return str(getattr(self.native, "output_fmt", "NCHW")).endswith("NHWC")
+
+
+class LayeredText(Layered):
+    """Transformers text encoder whose output is several layers (`clipkit.recipe.layers`).
+
+    Layer `mean:N` is the mean over the tokens of hidden state N: 0 are the embeddings, N the output of block N.
+
+    Args:
+        native: the encoder.
+        pooling: pooling of layer `output`: mean, last or cls.
+        layers: names of the layers; None: all among which `layers: auto` chooses.
+
+    Raises:
+        ModelError: the encoder does not have these layers.
+    """
+
+    def __init__(self, native: Any, pooling: str, layers: Sequence[str] | None) -> None:
+        super().__init__(native)
+        self.pooling = pooling
+        inputs = {"input_ids": torch.ones(1, 2, dtype=torch.long), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+        native.eval()
+        with torch.no_grad():
+            states = native(**inputs, output_hidden_states=True).hidden_states
+        if not states:
+            raise ModelError(
+                f"model.text.layers: {type(native).__name__} of transformers does not return its hidden states; remove "
+                "layers, and set model.start: random"
+            )
+        highest = len(states) - 1
+        if layers is None:
+            poolings = [name for name in ("mean", "cls", "max") if name != pooling]
+            layers = ["output", *poolings, *(f"mean:{number}" for number in _spaced(0, highest - 1))]
+        else:
+            _check(layers, "text", (0, highest), {})
+        self.layers = tuple(layers)
+        self._measure(inputs)
+
+    def parts(self, **inputs: Tensor) -> list[Float[Tensor, "B P"]]:
+        attention_mask = inputs["attention_mask"]
+        output = self.native(**inputs, output_hidden_states=True)
+        parts = []
+        for pooling, number in map(parse_layer, self.layers):
+            states = output.last_hidden_state if number is None else output.hidden_states[number]
+            match self.pooling if pooling == "output" else pooling:
+                case "mean":
+                    parts.append(mean_of_tokens(states, attention_mask))
+                case "max":
+                    padding = attention_mask.unsqueeze(-1) == 0
+                    parts.append(states.masked_fill(padding, torch.finfo(states.dtype).min).amax(dim=1))
+                case "last":
+                    parts.append(last_token(states, attention_mask))
+                case _:
+                    parts.append(states[:, 0])
+        return parts
+
+
+def set_coordinates(trunk: nn.Module, mean: Float[Tensor, " W"], matrix: Float[Tensor, "W K"]) -> None:
+    """Let a trunk return the coordinates (layers − mean) · matrix, on its device and in float32."""
+    assert isinstance(trunk, Layered)
+    device = next(trunk.parameters()).device
+    trunk.coordinates = Coordinates(*matrix.shape).to(device)
+    trunk.coordinates.mean.copy_(mean)
+    trunk.coordinates.matrix.copy_(matrix)
+
+
+def listed(layers: str | Sequence[str] | None) -> Sequence[str] | None:
+    """Return the layers that a recipe names, or None if it has `auto`, which stands for all."""
+    return None if isinstance(layers, str) else layers
+
+
+def has_classifier(layers: str | Sequence[str] | None) -> bool:
+    """Return whether these layers of an image tower may need its classifier."""
+    return layers is not None and (layers == "auto" or "probabilities" in layers)
+
+
+def columns(layers: Sequence[str], widths: Sequence[int], chosen: Sequence[str]) -> Tensor:
+    """Return the columns of the chosen layers in the output of all layers."""
+    parts = dict(zip(layers, torch.arange(sum(widths)).split(list(widths)), strict=True))
+    return torch.cat([parts[name] for name in chosen])
+
+
+def _spaced(first: int, last: int) -> list[int]:
+    """Return at most `_MOST_LAYERS` − 1 evenly spaced numbers from last to first, both included."""
+    count = min(_MOST_LAYERS - 1, last - first + 1)
+    return [round(last - step * (last - first) / max(1, count - 1)) for step in range(count)]
+
+
+def _check(layers: Sequence[str], tower: str, numbers: tuple[int, int], reasons: Mapping[str, str | None]) -> None:
+    low, high = numbers
+    for name in layers:
+        pooling, number = parse_layer(name)
+        reason = reasons.get(pooling)
+        if number is not None and not low <= number <= high:
+            reason = f"the tower has the layers {low} to {high}"
+        if reason is not None:
+            raise ModelError(f"model.{tower}.layers: {name} does not exist, because {reason}; remove it")

@@ -1,0 +1,66 @@
+"""Names of the layers of a tower that feed its projection, such as `mean:6`, `cls` or `probabilities`."""
+
+import re
+from typing import Annotated, Literal
+
+from annotated_types import MinLen
+from pydantic import AfterValidator, Discriminator, Tag
+
+POOLINGS = {
+    "output": "the tower's output, as its library pools it (text: as model.text.pooling)",
+    "mean": "the mean over all positions of the last map, or over all tokens without padding",
+    "max": "the maximum of each channel over the same positions",
+    "cls": "the first token",
+    "last": "the last token before the padding (text only)",
+    "probabilities": "the square roots of the class probabilities of a timm model with a classifier (image only)",
+}
+"""Poolings of a layer. mean, max, cls and last may name an earlier layer, as in mean:4: a stage of a convolutional
+tower or a block of a transformer, from 1; for text, 0 are the token embeddings."""
+
+_NUMBERED = ("mean", "max", "cls", "last")
+_ONLY = {"last": "text", "probabilities": "image"}
+
+
+def parse_layer(name: str) -> tuple[str, int | None]:
+    """Split the name of a layer into its pooling and its number, None for the last layer.
+
+    Raises:
+        ValueError: the name is not a layer.
+
+    >>> parse_layer("mean:4"), parse_layer("cls")
+    (('mean', 4), ('cls', None))
+    """
+    if matched := re.fullmatch(r"(\w+)(?::(\d{1,4}))?", name):
+        pooling, number = matched.groups()
+        if pooling in POOLINGS and (number is None or pooling in _NUMBERED):
+            return pooling, None if number is None else int(number)
+    listed = ", ".join(f"{pooling}{'[:N]' * (pooling in _NUMBERED)}" for pooling in POOLINGS)
+    raise ValueError(f"{name!r} is not a layer; use {listed}, with the number N of an earlier layer")
+
+
+def _check(layers: list[str]) -> list[str]:
+    for name in layers:
+        parse_layer(name)
+    if repeated := next((name for name in layers if layers.count(name) > 1), None):
+        raise ValueError(f"{repeated} is listed twice; remove one")
+    return layers
+
+
+def check_tower(layers: object, tower: str) -> None:
+    """Check that each layer exists in this kind of tower, `image` or `text`.
+
+    Raises:
+        ValueError: a layer exists only in the other kind.
+    """
+    for name in layers if isinstance(layers, list) else ():
+        pooling, number = parse_layer(name)
+        if _ONLY.get(pooling, tower) != tower:
+            raise ValueError(f"layers: {name} applies only to {_ONLY[pooling]} towers; remove it")
+        if number == 0 and tower == "image":
+            raise ValueError(f"layers: {name} does not exist, the stages of an image tower start at 1; remove it")
+
+
+Layers = Annotated[
+    Annotated[Literal["auto"], Tag("auto")] | Annotated[list[str], MinLen(1), AfterValidator(_check), Tag("named")],
+    Discriminator(lambda value: "named" if isinstance(value, list | tuple) else "auto"),
+]

@@ -1,0 +1,34 @@
+"""Tables of a run's report about its closed-form start."""
+
+from typing import Any
+
+from clipkit.report.page import Table
+from clipkit.tasks import number, readable
+
+_METRICS = ("image_retrieval_recall@1", "text_retrieval_recall@1", "mean_recall")
+
+
+def closed_form_tables(results: dict[str, Any]) -> list[Table]:
+    """Return a table of what each stage added and one of the compared starts; none if the start was random."""
+    facts = results["settings"].get("closed_form")
+    if not facts:
+        return []
+    validated = [name for name in _METRICS if name in facts.get("validation", {}) and name in results["metrics"]]
+    tables = []
+    if validated:
+        stages = {
+            "closed-form start": [number(name, facts["validation"][name]) for name in validated],
+            "after training": [number(name, results["metrics"][name]["value"]) for name in validated],
+        }
+        rows = [[stage, *cells] for stage, cells in stages.items()]
+        note = "On the validation pairs, which played no part in the choice of the start."
+        tables.append(Table("Closed-form start and training", ["", *map(readable, validated)], rows, note, strong=None))
+    columns = ["image layers", "text layers", "ridge", "coordinates", *map(readable, _METRICS)]
+    rows = [
+        [", ".join(row["image_layers"]), ", ".join(row["text_layers"]), f"{row['ridge']:g}", str(row["width"])]
+        + [number(name, row[name]) for name in _METRICS]
+        for row in facts["compared"]
+    ]
+    count = facts["held_out_images"]
+    note = f"Canonical correlations of the other training images, measured on {count} held-out training images."
+    return [*tables, Table("Choice of the start", columns, rows, note, strong=len(columns) - 1, words=[1])]

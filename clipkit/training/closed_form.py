@@ -1,0 +1,225 @@
+"""Closed-form start: projections of two towers from canonical correlations of the features of all training pairs."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipkit.embedding.shared import encode_shared, evaluating
+from clipkit.errors import DataError
+from clipkit.metrics.canonical_correlation import CanonicalCorrelation, PairSums, canonical_correlation
+from clipkit.models import DualEncoder, Tower
+from clipkit.models.encode import encode_images, encode_strings
+from clipkit.models.layers import Layered, columns, set_coordinates
+from clipkit.models.projections import linear_of
+from clipkit.processes import Processes
+from clipkit.training.folder.checkpoint import checkpoint_of, read_tensors
+from clipkit.training.folder.learned import MODEL
+from clipkit.training.folder.resume import StartPoint
+from clipkit.training.folder.run_folder import RunFolder
+from clipkit.training.folder.run_log import RunLog
+from clipkit.training.inputs import TowerInputs
+from clipkit.training.layer_choice import Choice, Comparison, HeldOut
+from clipkit.training.measures.measurement import Measurement
+from clipkit.training.plan import Plan
+
+_IMAGES, _ROWS = 512, 4096
+"""Images whose pairs are summed at once, and rows that are mapped at once."""
+_MOST_HELD_OUT = 1000
+_FEWEST = 8
+_SHOWN = {"image_retrieval_recall@1": "text → image R@1", "text_retrieval_recall@1": "image → text R@1"}
+
+
+def closed_form_start(
+    plan: Plan, inputs: TowerInputs, start: StartPoint, folder: RunFolder, log: RunLog
+) -> dict[str, Any] | None:
+    """Set the projections of the model in closed form, and replace stored features by their coordinates.
+
+    A resumed run takes the coordinates of its checkpoint.
+
+    Args:
+        plan: the plan of the run; its model is changed.
+        inputs: the inputs of the objective; stored outputs of frozen trunks are used and replaced.
+        start: where the run starts.
+        folder: the run folder, which is only read.
+        log: gets a line about the choice.
+
+    Returns:
+        The choice and its retrieval figures, for results.json; None if the projections start random.
+
+    Raises:
+        DataError: there are too few images.
+    """
+    if plan.recipe.start != "cca":
+        return None
+    model = plan.model
+    facts: dict[str, Any]
+    of_all = {side: tower.trunk.layers for side, tower in model.sides.items() if isinstance(tower.trunk, Layered)}
+    widths = {side: tower.trunk.widths for side, tower in model.sides.items() if isinstance(tower.trunk, Layered)}
+    if start.saved is None:
+        wide = {side: _wide_features(side, plan, inputs) for side in ("image", "text")}
+        facts = _fit(plan, inputs, wide["image"], wide["text"], log)
+    else:
+        facts = start.saved["closed_form"]
+        saved = read_tensors(checkpoint_of(folder.checkpoints, start.step), MODEL)
+        for side, tower in model.sides.items():
+            names = (f"{side}.trunk.coordinates.{name}" for name in ("mean", "matrix"))
+            _set_coordinates(tower, facts["chosen"][f"{side}_layers"], *(saved[name] for name in names))
+    for name, store in inputs.stores.items():
+        side = "image" if name == "image_features" else "text"
+        chosen = columns(of_all[side], widths[side], facts["chosen"][f"{side}_layers"])
+        coordinates = model.sides[side].trunk.get_submodule("coordinates")
+        inputs.stores[name] = torch.cat([coordinates(rows[:, chosen]) for rows in store.split(_ROWS)])
+    return facts
+
+
+def measure_start(facts: dict[str, Any] | None, measurements: Sequence[Measurement], log: RunLog) -> None:
+    """Add the validation figures of the start to its facts, before the first step."""
+    if facts is None or "validation" in facts:
+        return
+    facts["validation"] = {name: value for one in measurements for name, value in one.figures().items()}
+    if any(name in facts["validation"] for name in _SHOWN):
+        log.info(f"closed-form start, on the validation pairs: {_words(facts['validation'])}")
+
+
+def _fit(
+    plan: Plan, inputs: TowerInputs, image: Float[Tensor, "N V"], text: Float[Tensor, "M W"], log: RunLog
+) -> dict[str, Any]:
+    """Choose settings on a part of the pairs, fit all pairs with them, and set the model's projections."""
+    model, processes = plan.model, plan.processes
+    of_caption = torch.from_numpy(plan.data.train.pairs.image_of_caption).long()
+    fitted, held_out = parts_of(len(image), inputs.bad, plan.recipe.train.seed, plan.data.train.name)
+    sums_of_held_out = pair_sums(image, text, of_caption, held_out, processes)
+    sums_of_fitted = pair_sums(image, text, of_caption, fitted, processes)
+    trunks = {side: tower.trunk for side, tower in model.sides.items()}
+    image_trunk, text_trunk = trunks["image"], trunks["text"]
+    assert isinstance(image_trunk, Layered)
+    assert isinstance(text_trunk, Layered)
+    head = linear_of(model.image.head)
+    result: list[Any] = []
+    if processes.is_main:
+        captions, position = _captions_of(of_caption, held_out)
+        measured = HeldOut(image[held_out.to(image.device)].cpu(), text[captions.to(text.device)].cpu(), position)
+        comparison = Comparison(sums_of_fitted.cpu(), measured, image_trunk, text_trunk, head.out_features)
+        section = plan.recipe.model
+        chosen = comparison.best(section.image.layers in (None, "auto"), section.text.layers in (None, "auto"))
+        everything = sums_of_fitted.plus(sums_of_held_out).cpu()
+        everything = everything.of(*comparison.columns(chosen.image_layers, chosen.text_layers))
+        solution = canonical_correlation(everything, chosen.ridge, chosen.ridge, head.in_features)
+        result = [(chosen, solution, [choice.row for choice in comparison.choices])]
+    chosen, solution, compared = processes.gather_objects(result)[0][0]
+    _set_projections(model, chosen, solution)
+    if plan.learned.average is not None:
+        plan.learned.average.load(dict(model.named_parameters()))
+    facts = {"method": "cca", "chosen": chosen.row, "compared": compared, "held_out_images": len(held_out)}
+    log.info(
+        f"closed-form start, chosen on {len(held_out)} held-out training images: image layers "
+        f"{', '.join(chosen.image_layers)}; text layers {', '.join(chosen.text_layers)}; ridge {chosen.ridge:g}, "
+        f"{chosen.width} coordinates: {_words(chosen.metrics)}"
+    )
+    return facts
+
+
+def _words(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{label} {100 * metrics[name]:.1f} %" for name, label in _SHOWN.items())
+
+
+def parts_of(images: int, bad: Collection[int], seed: int, name: str) -> tuple[Int[Tensor, " F"], Int[Tensor, " H"]]:
+    """Return the positions of images to fit, and of a sixth, at most 1,000, to choose on; without unreadable ones.
+
+    Raises:
+        DataError: there are too few images.
+    """
+    good = torch.tensor([row for row in range(images) if row not in bad])
+    if len(good) < _FEWEST:
+        raise DataError(
+            f"{name}: has {len(good)} readable images, but model.start: cca needs at least {_FEWEST}; use more images, "
+            "or set model.start: random"
+        )
+    order = good[torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))]
+    count = min(_MOST_HELD_OUT, len(good) // 6 + 1)
+    return order[count:].sort().values, order[:count].sort().values
+
+
+def pair_sums(
+    image: Float[Tensor, "N V"],
+    text: Float[Tensor, "M W"],
+    image_of_caption: Int[Tensor, " M"],
+    images: Int[Tensor, " n"],
+    processes: Processes,
+) -> PairSums:
+    """Return the sums over the pairs of some images, on all processes: each process sums a share, in parts."""
+    sums = PairSums.zeros(image.shape[1], text.shape[1], image.device)
+    share = images[processes.share(len(images))]
+    captions, position = _captions_of(image_of_caption, share)
+    for start in range(0, len(share), _IMAGES):
+        here = (position >= start) & (position < start + _IMAGES)
+        rows = share[start : start + _IMAGES].to(image.device)
+        sums.add(image[rows], text[captions[here].to(text.device)], (position[here] - start).to(image.device))
+    return PairSums(*(processes.sum(one) for one in sums.tensors))
+
+
+def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the captions of some images, and for each the position of its image among them."""
+    position = torch.full((int(max(image_of_caption.max(), images.max())) + 1,), -1) if len(images) else None
+    if position is None:
+        return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+    position[images] = torch.arange(len(images))
+    captions = (position[image_of_caption] >= 0).nonzero()[:, 0]
+    return captions, position[image_of_caption[captions]]
+
+
+def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorrelation) -> None:
+    """Let the trunks return coordinates times their correlations, and the projections start with the first of them.
+
+    The correlations are in the coordinates, not in the projections, so that training changes weak ones less.
+    """
+    weights = solution.correlations
+    _set_coordinates(model.image, chosen.image_layers, solution.x_mean, solution.x_map * weights)
+    _set_coordinates(model.text, chosen.text_layers, solution.y_mean, solution.y_map * weights)
+    for tower in (model.image, model.text):
+        linear = linear_of(tower.head)
+        with torch.no_grad():
+            torch.nn.init.eye_(linear.weight)
+            linear.weight[chosen.width :] = 0
+
+
+def _set_coordinates(tower: Tower, layers: Sequence[str], mean: Tensor, matrix: Tensor) -> None:
+    """Let a trunk return coordinates of these layers, as many as the projection reads: missing ones are zero."""
+    assert isinstance(tower.trunk, Layered)
+    tower.trunk.choose(layers)
+    missing = linear_of(tower.head).in_features - matrix.shape[1]  # the chosen layers may be narrow
+    set_coordinates(tower.trunk, mean, F.pad(matrix, (0, missing)))
+
+
+def _wide_features(side: str, plan: Plan, inputs: TowerInputs) -> Float[Tensor, "N W"]:
+    """Return the output of a trunk for all images or captions: the stored one, or a new one if the trunk is tuned."""
+    name = f"{side}_features"
+    if name in inputs.stores:
+        return inputs.stores[name]
+    model, pairs, show = plan.model, plan.data.train.pairs, plan.processes.is_main
+    trunk = model.sides[side].trunk
+
+    def through(batch: dict[str, Tensor]) -> Tensor:
+        return trunk(**batch)
+
+    bad: dict[int, str] = {}
+    with evaluating(model):
+        if side == "text":
+            return encode_shared(
+                pairs.captions,
+                lambda texts: encode_strings(model.text, texts, through, None, model.device, show),
+                plan.processes,
+            )
+        wide = encode_shared(
+            pairs.images,
+            lambda images: encode_images(model.image, images, through, None, model.device, show, bad),
+            plan.processes,
+        )
+    first = plan.processes.share(len(pairs.images)).start
+    for reasons in plan.processes.gather_objects({first + row: reason for row, reason in bad.items()}):
+        inputs.bad = {**inputs.bad, **reasons}
+    return wide
