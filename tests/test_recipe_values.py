@@ -90,8 +90,8 @@ BAD: dict[str, Any] = {
 }
 ZERO = (
     "data.max_bad", "data.workers", "model.dropout", "model.text.dropout", "model.bias", "optim.weight_decay",
-    "optim.warmup", "optim.betas.0", "optim.betas.1", "train.seed", "loss.name.1.label_smoothing", "brightness", "contrast",
-    "saturation", "hue", "threshold", "magnitude", ".p",
+    "optim.warmup", "optim.betas.0", "optim.betas.1", "train.seed", "loss.name.1.label_smoothing", "brightness",
+    "contrast", "saturation", "hue", "threshold", "magnitude", ".p",
 )  # fmt: skip
 # Accepted on purpose: the key (or its end), the value, and the reason.
 ALLOWED = {
