@@ -31,6 +31,7 @@ WHOLE: dict[str, Any] = {
         "image": {"name": "timm:resnet10t", "image_size": 32},
         "text": {"name": "hf:bert", "context_length": 16, "dropout": 0.1},
         "embed_dim": 64,
+        "dropout": 0.0,
         "temperature": 0.07,
         "bias": -10.0,
     },
@@ -88,9 +89,9 @@ BAD: dict[str, Any] = {
     "mapping": {"a": 1},
 }
 ZERO = (
-    "data.max_bad", "data.workers", "model.text.dropout", "model.bias", "optim.weight_decay", "optim.warmup",
-    "optim.betas.0", "optim.betas.1", "train.seed", "loss.name.1.label_smoothing", "brightness", "contrast",
-    "saturation", "hue", "threshold", "magnitude", ".p",
+    "data.max_bad", "data.workers", "model.dropout", "model.text.dropout", "model.bias", "optim.weight_decay",
+    "optim.warmup", "optim.betas.0", "optim.betas.1", "train.seed", "loss.name.1.label_smoothing", "brightness",
+    "contrast", "saturation", "hue", "threshold", "magnitude", ".p",
 )  # fmt: skip
 # Accepted on purpose: the key (or its end), the value, and the reason.
 ALLOWED = {

@@ -61,6 +61,6 @@ def check_tower(layers: object, tower: str) -> None:
 
 
 Layers = Annotated[
-    Annotated[Literal["auto"], Tag("auto")] | Annotated[list[str], MinLen(1), AfterValidator(_check), Tag("named")],
-    Discriminator(lambda value: "named" if isinstance(value, list | tuple) else "auto"),
+    Annotated[Literal["auto"], Tag("one")] | Annotated[list[str], MinLen(1), AfterValidator(_check), Tag("several")],
+    Discriminator(lambda value: "one" if value == "auto" else "several"),
 ]

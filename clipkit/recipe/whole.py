@@ -116,14 +116,19 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _closed_form_applies(self) -> Self:
-        needs = "; remove it, or set model.start: random, model.projection: linear, and no layers: auto"
         requested = self.model.start == "cca" or self.model.projection == "residual"
         requested = requested or "auto" in (self.model.image.layers, self.model.text.layers)
         if requested and self.model.starts_with_cca:
             if set(self.objective) != {"captions"}:
-                raise ValueError(f"model.start: cca applies only to objective: captions, not to views{needs}")
+                raise ValueError(
+                    "model.start: cca (also for projection: residual and layers: auto) applies only to objective: "
+                    "captions, not to views; set model.start: random"
+                )
             if self.data.samples is not None:
-                raise ValueError(f"model.start: cca does not support a stream (data.samples){needs}")
+                raise ValueError(
+                    "model.start: cca (also for projection: residual and layers: auto) does not support a stream "
+                    "(data.samples); set model.start: random"
+                )
         return self
 
     @model_validator(mode="after")

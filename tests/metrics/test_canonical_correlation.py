@@ -46,6 +46,7 @@ def test_equals_the_dense_generalized_eigenproblem(widths) -> None:
     torch.testing.assert_close(found.x_mean, x[x_of_y].mean(0))
 
 
+@pytest.mark.slow
 def test_equals_scikit_learn_without_a_ridge() -> None:
     cross_decomposition = pytest.importorskip("sklearn.cross_decomposition")
     x, y, x_of_y = pairs(x_width=5, y_width=4)

@@ -121,7 +121,8 @@ def test_missing_layers_are_refused(image: list[str], text: list[str], named: tu
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model.image.layers": ["middle"]}, ("'middle'", *POOLINGS)),
+        ({"model.image.layers": ["middle"]}, ("model.image.layers 'middle'", *POOLINGS)),
+        ({"model.image.layers": "mean"}, ("model.image.layers", "'mean'", "list")),
         ({"model.image.layers": ["mean", "mean"]}, ("mean",)),
         ({"model.image.layers": ["last"]}, ("last", "text")),
         ({"model.image.layers": ["mean:0"]}, ("mean:0",)),

@@ -169,6 +169,7 @@ def test_bundles_go_from_the_output_to_all_layers() -> None:
     assert bundles(["max"]) == [("max",)]
 
 
+@pytest.mark.slow
 def test_run_from_before_the_closed_form_is_resumed_only_with_a_random_start(
     shapes: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -47,7 +47,10 @@ class OpenClip:
             backend.save(model, folder)
             return []
         if backend.library != "transformers":
-            raise ModelError(f"{model.name}: open_clip has no architecture for a composed model ({_reason(model)}")
+            raise ModelError(
+                f"{model.name}: open_clip has no architecture for a composed model ({_reason(model)}); use --to onnx, "
+                "or sentence-transformers for towers with one layer each"
+            )
         family = FAMILIES[backend.native.config.model_type]
         if family.open_clip is None:
             supported = ", ".join(other.class_name for other in FAMILIES.values() if other.open_clip)
@@ -83,9 +86,7 @@ class OpenClip:
 
 def _reason(model: DualEncoder) -> str:
     layers = [", ".join(tower.trunk.layers) for tower in model.sides.values() if isinstance(tower.trunk, Layered)]
-    if layers:
-        return f"its projections read the layers {' and '.join(layers)} side by side); use --to onnx"
-    return "separate towers); use --to sentence-transformers or onnx"
+    return f"its projections read the layers {' and '.join(layers)} side by side" if layers else "separate towers"
 
 
 def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any]:
