@@ -44,7 +44,15 @@ WHOLE: dict[str, Any] = {
         "workers": 2,
     },
     "objective": {"captions": 1.0, "views": 0.5},
-    "loss": {"name": [{"name": "triplet", "margin": 0.2}, {"name": "infonce", "label_smoothing": 0.1, "weight": 2.0}]},
+    "loss": {
+        "name": [
+            {"name": "triplet", "margin": 0.2},
+            {"name": "infonce", "label_smoothing": 0.1, "weight": 2.0},
+            {"name": "sigmoid"},
+        ],
+        "logit_scale": 100.0,
+        "logit_bias": -10.0,
+    },
     "views": {
         "image": {
             "policies": [STEPS, "simclr"],
@@ -56,6 +64,7 @@ WHOLE: dict[str, Any] = {
     "optim": {
         "lr": {"pretrained": 1e-5, "new": 1e-3},
         "weight_decay": 0.1, "betas": [0.9, 0.98], "eps": 1e-6, "warmup": 0.1, "clip": 1.0,
+        "layer_decay": 0.75, "unfreeze": {"last:2": 0.1, "full": 0.3}, "pull_to_start": 0.1, "warm_moments": 10,
     },
     "train": {
         "epochs": 2, "batch_size": 8, "micro_batch_size": 4, "seed": 0, "log_every": 1, "ema": 0.9,
@@ -90,13 +99,15 @@ BAD: dict[str, Any] = {
 ZERO = (
     "data.max_bad", "data.workers", "model.text.dropout", "model.bias", "optim.weight_decay", "optim.warmup",
     "optim.betas.0", "optim.betas.1", "train.seed", "loss.name.1.label_smoothing", "brightness", "contrast",
-    "saturation", "hue", "threshold", "magnitude", ".p",
+    "saturation", "hue", "threshold", "magnitude", ".p", "loss.logit_bias",
 )  # fmt: skip
 # Accepted on purpose: the key (or its end), the value, and the reason.
 ALLOWED = {
     **{(key, "zero"): "none of it" for key in ZERO},
     ("model.bias", "minus one"): "biases are negative in SigLIP",
     ("model.bias", "a tiny negative"): "rounds to zero",
+    ("loss.logit_bias", "minus one"): "biases are negative in SigLIP",
+    ("loss.logit_bias", "a tiny negative"): "rounds to zero",
     ("data.validation", "word"): "the path of a file",
     ("data.validation", "nan as text"): "the path of a file",
     ("data.validation", "inf as text"): "the path of a file",

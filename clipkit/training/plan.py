@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from clipkit.models.publish.layout import Layout
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.training.calendar import Calendar
+from clipkit.training.depth import layer_factors
 from clipkit.training.folder.learned import Learned
 from clipkit.training.folder.trackers import check_installed
 from clipkit.training.identity import identity_of
@@ -28,8 +29,10 @@ from clipkit.training.objectives import objective_of
 from clipkit.training.objectives.objective import Objective
 from clipkit.training.objectives.teacher import teachers_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer, warmup_steps
-from clipkit.training.rates import kind_of
+from clipkit.training.pull import Pull
+from clipkit.training.rates import Kind, kind_of, trained_rates
 from clipkit.training.run_data import RunData, read_data
+from clipkit.training.unfreeze import first_steps
 
 # CLIP clips the scale at 100 "to prevent training instability" (Radford et al. 2021, 2.5).
 _LARGEST_LOGIT_SCALE = math.log(100)
@@ -47,9 +50,13 @@ class Plan:
     data: RunData
     sampler: EpochSampler | StreamSampler
     schedule: WarmupCosine
-    """Learning rate of the main group of weights."""
+    """Learning rate of the main kind of weights."""
     peaks: tuple[float, ...]
     """Peak learning rate of each group of the optimizer, the main one first."""
+    first_steps: dict[str, int]
+    """Step in which a parameter starts to learn, by name, for those that start later than the first one."""
+    pull: Pull | None
+    """Pull of the pretrained weights to their values at the start."""
     model: DualEncoder
     objective: Objective
     optimizer: AcceleratedOptimizer
@@ -71,6 +78,12 @@ class Plan:
         return Calendar(
             steps, steps_per_epoch, recipe.train.log_every, recipe.eval.every_epochs, recipe.checkpoint.every_steps
         )
+
+    @cached_property
+    def other_rates(self) -> dict[Kind, float]:
+        """Peak learning rates of the kinds of weights whose rate differs from that of the main kind."""
+        rates = trained_rates(self.recipe, self.model)
+        return {kind: rate for kind, rate in rates.items() if rate != self.schedule.peak}
 
     @property
     def steps(self) -> int:
@@ -106,7 +119,8 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
     pairs = data.train.pairs
     sampler = data.train.sampler(recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
     steps = recipe.train.epochs * sampler.steps_per_epoch
-    warmup_steps(recipe.optim.warmup, steps)  # a warmup that is too long is refused before a model is loaded
+    held = recipe.optim.warm_moments or 0
+    warmup_steps(recipe.optim.warmup, steps, held)  # a warmup that is too long is refused before a model is loaded
     torch.manual_seed(recipe.train.seed)  # every process initializes new layers with the same weights
     model = model_of(recipe).to(accelerator.device)
     # With the sigmoid loss, the scale may rise above CLIP's limit.
@@ -114,7 +128,12 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
     largest_logit_scale = max(_LARGEST_LOGIT_SCALE, model.logit_scale.item()) if limited else None
     layout = model.layout(recipe.model)
     start = start_of(model) if recipe.eval.interpolate else {}
-    optimizer = accelerator.prepare(build_optimizer(model, recipe.optim, lambda name: kind_of(name, recipe)))
+    decay, pull_weight = recipe.optim.layer_decay, recipe.optim.pull_to_start
+    factors = None if decay is None else layer_factors(model, decay)
+    kind = partial(kind_of, recipe=recipe)
+    pull = None if pull_weight is None else Pull(model, pull_weight, kind)
+    unfrozen_from = first_steps(model, recipe.optim.unfreeze, steps)
+    optimizer = accelerator.prepare(build_optimizer(model, recipe.optim, kind, factors))
     peaks = tuple(group["lr"] for group in optimizer.param_groups)
     learned = Learned(model, optimizer.optimizer, recipe.train.ema)
     names = [loss.teacher for term in recipe.terms for loss in term.losses if loss.teacher is not None]
@@ -126,8 +145,10 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
         processes=processes,
         data=data,
         sampler=sampler,
-        schedule=WarmupCosine(peaks[0], recipe.optim.warmup, steps),
+        schedule=WarmupCosine(next(iter(trained_rates(recipe, model).values())), recipe.optim.warmup, steps, held),
         peaks=peaks,
+        first_steps=unfrozen_from,
+        pull=pull,
         model=model,
         objective=objective_of(recipe, model, pairs, teachers),
         optimizer=optimizer,
@@ -135,5 +156,6 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
         layout=layout,
         start=start,
         largest_logit_scale=largest_logit_scale,
-        identity=identity_of(recipe, data, model, teachers, processes, accelerator),
+        identity=identity_of(recipe, data, model, teachers, processes, accelerator)
+        | {"the initial weights of the model": None if pull is None else pull.fingerprint()},
     )
