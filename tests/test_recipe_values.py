@@ -161,6 +161,7 @@ def test_the_whole_recipe_is_valid_and_has_every_number() -> None:
     schema = Recipe.model_json_schema()
     keys = set(of_schema(schema, schema["$defs"], "", ()))
     named = {part for path in given for part in path.split(".")}
+    named |= {"interpolate", "max_forgetting"}  # they need a whole model: see the test of ranges below
     assert keys <= named, keys - named
     assert Recipe.from_dict(recipe.model_dump(mode="json")) == recipe
 
@@ -196,6 +197,8 @@ def test_every_number_refuses_bad_values_in_one_line(name: str) -> None:
         ("output", "a\0b"), ("model.name", "a\0"), ("data.train", "a\0"), ("data.train", ["a\0b"]),
         ("data.augment", [{"name": []}]), ("data.augment", [{"name": {}}]), ("data.augment", [[]]),
         ("data.augment", [{1: 2}]), ("data.augment", [None]), ("eval.metric", "x" * 10**6),
+        ("eval.interpolate", 2000), ("eval.interpolate", "many"), ("eval.max_forgetting", 2),
+        ("eval.max_forgetting", -0.1), ("eval.max_forgetting", "nan"), ("eval.max_forgetting", 0.01),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip

@@ -168,7 +168,9 @@ class EvalRecipe(Section):
     and at each evaluation. null: the similarities of the pretrained model on held-out pairs."""
     patience: Count | None = None
     """End the run after this many evaluations without a new best result; null: run all epochs."""
-    interpolate: bool = False
-    """After training, evaluate interpolations between the initial and final weights (alpha 0 to 1); keep the one with
-    the
-    highest mean of eval.metric and retention."""
+    interpolate: bool | Annotated[int, Field(ge=2, le=1001)] = False
+    """After training, evaluate interpolations between the initial and final weights and keep the best: true (five
+    values of alpha from 0 to 1), or the number of values, e.g. 11."""
+    max_forgetting: float | None = Field(default=None, ge=0, le=1)
+    """Rule of the interpolation: the best eval.metric with at most this loss of retention, e.g. 0.01 (one point).
+    null: the highest mean of both."""

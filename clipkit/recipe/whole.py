@@ -129,6 +129,11 @@ class Recipe(Section):
                 "eval.interpolate needs model.name, the whole model that it starts from, and data.validation to choose "
                 "the weights; set both, or remove it"
             )
+        if self.eval.max_forgetting is not None and not (self.eval.interpolate and self.eval.retention):
+            raise ValueError(
+                "eval.max_forgetting is the rule of eval.interpolate and needs eval.retention, the data on which it is "
+                "measured; set both, or remove it"
+            )
         if self.eval.patience is not None and not self.metrics:
             raise ValueError(
                 "eval.patience needs evaluations during training, but there are none; set data.validation, or remove it"

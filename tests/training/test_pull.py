@@ -71,8 +71,7 @@ def test_pulled_weights_stay_closer_to_their_start(recipe: Build, tmp_path: Path
     start, moved = load_file(tiny_clip / "model.safetensors"), {}
     for weight in (None, 20.0):
         changes = {"optim.name": "sgd", "optim.lr": 0.01, "optim.clip": None, "train.epochs": 10}
-            changes["optim.pull_to_start"] = weight
-        clipkit.train(recipe(changes), overwrite=True)
+        clipkit.train(recipe({**changes, "optim.pull_to_start": weight}), overwrite=True)
         end = load_file(tmp_path / "run" / "model" / "model.safetensors")
         moved[weight] = torch.stack([(end[name] - start[name]).norm() for name in start]).norm()
     assert moved[20.0] < 0.9 * moved[None]
