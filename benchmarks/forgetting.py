@@ -9,6 +9,8 @@ tuned on the 40 other emoji by each method of `METHODS`. Compositions are divide
 parts. Learning rates are chosen by the gain on the development part of seed 0 alone; the epoch and the interpolation,
 with its rule (the best gain with at most one point of retention lost), on the development part of each seed. All
 figures are of the test part: mean recall on the new emoji (gain) and on the emoji of pretraining (retention).
+
+Started again with the same OUT, it continues: finished runs are read, not repeated.
 """
 
 import argparse
@@ -36,12 +38,12 @@ CORNERS = {"top left": (2, 2), "top right": (30, 2), "bottom left": (2, 30), "bo
 PARTS = {"train": 20, "dev": 6, "test": 6}  # of the 32 compositions of each emoji
 BOTH = ("image", "text")
 METHODS: dict[str, dict[str, Any]] = {
-    "full": {"tune": "full", "rates": [1e-4, 3e-4, 1e-3]},
-    "full, layer decay 0.65": {"tune": "full", "rates": [3e-4, 1e-3, 3e-3], "optim.layer_decay": 0.65},
-    "last:2": {"tune": "last:2", "rates": [3e-4, 1e-3, 3e-3]},
-    "head": {"tune": "head", "rates": [1e-3, 3e-3, 1e-2]},
+    "full": {"tune": "full", "rates": [1e-4, 3e-4, 1e-3, 3e-3]},
+    "full, layer decay 0.65": {"tune": "full", "rates": [3e-4, 1e-3, 3e-3, 1e-2], "optim.layer_decay": 0.65},
+    "last:2": {"tune": "last:2", "rates": [3e-4, 1e-3, 3e-3, 1e-2]},
+    "head": {"tune": "head", "rates": [1e-3, 3e-3, 1e-2, 3e-2]},
     # ProLIP's weight: 1 / number of training images per class.
-    "head, pull_to_start 0.05": {"tune": "head", "rates": [1e-3, 3e-3, 1e-2], "optim.pull_to_start": 0.05},
+    "head, pull_to_start 0.05": {"tune": "head", "rates": [1e-3, 3e-3, 1e-2, 3e-2], "optim.pull_to_start": 0.05},
 }
 MOST_FORGOTTEN = 0.01
 
@@ -89,7 +91,7 @@ def pretrained(folder: Path, seed: int) -> Path:
         "eval": {"every_epochs": 20},
         "output": str(folder / "base"),
     }  # fmt: skip
-    clipkit.train(clipkit.Recipe.from_dict(recipe), overwrite=True)
+    clipkit.train(clipkit.Recipe.from_dict(recipe), resume=True)
     return folder / "base"
 
 
@@ -113,7 +115,7 @@ def tuned(base: Path, folder: Path, method: str, rate: float, seed: int) -> tupl
             "output": str(output),
         }
     ).override({"optim.lr": rate, **own})
-    result = clipkit.train(recipe, overwrite=True)
+    result = clipkit.train(recipe, resume=True)
     return load(str(output)), result["settings"]["best"]["value"]
 
 
