@@ -33,8 +33,9 @@ def layer_factors(model: DualEncoder, decay: float) -> dict[str, float]:
     for side, tower in model.sides.items():
         count, stack = len(tower.blocks), _stack(tower)
         for name, number in block_numbers(tower).items():
-            outside = stack is not None and not name.startswith(f"trunk.{stack}.")
-            layer = number if not outside else 0 if name[6:] in tower.blocks[0] else count + 1
+            layer = number
+            if stack is not None and not name.startswith(f"trunk.{stack}."):  # an embedding or a final norm
+                layer = 0 if name.removeprefix("trunk.") in tower.blocks[0] else count + 1
             factors[f"{side}.{name}"] = decay ** (count + 1 - layer)
     return factors
 

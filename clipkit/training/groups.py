@@ -1,6 +1,6 @@
 """Table of what a run trains: parts of the model, their parameters, peak learning rates and first steps."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -18,20 +18,23 @@ def group_lines(model: DualEncoder, peaks: Mapping[str, float], starts: Mapping[
         peaks: peak learning rate of each trained parameter, by name.
         starts: step, from 0, in which a parameter starts to learn, for those that start later than the first one.
     """
-    rows = [("trained", "parameters", "peak learning rate", "from step")]
+    rows: list[tuple[str, ...]] = [("trained", "parameters", "peak learning rate", "from step")]
     for name, names in _parts(model, starts):
         if trained := [one for one in names if one in peaks]:
             rates = sorted({peaks[one] for one in trained})
             shown = f"{rates[0]:.3g}" if len(rates) == 1 else f"{rates[0]:.3g} to {rates[-1]:.3g}"
             count = sum(model.get_parameter(one).numel() for one in trained)
             rows.append((name, f"{count:,}", shown, str(starts.get(trained[0], 0) + 1)))
-    columns = len(rows[0]) if starts else len(rows[0]) - 1
-    widths = [max(len(row[column]) for row in rows) for column in range(columns)]
-    return [
-        "  ".join(row[column].rjust(width) if column == 1 else row[column].ljust(width)
-                  for column, width in enumerate(widths)).rstrip()
-        for row in rows
-    ]  # fmt: skip
+    if not starts:
+        rows = [row[:-1] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(_cells(row, widths)).rstrip() for row in rows]
+
+
+def _cells(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """Return the cells of a row with their widths, the number of parameters right-aligned."""
+    padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+    return [padded[0], row[1].rjust(widths[1]), *padded[2:]]
 
 
 def peaks_of(
