@@ -4,7 +4,7 @@
     python benchmarks/forgetting.py OUT [--seeds 3]
 
 The data are compositions: one of 80 emoji on one of 8 backgrounds, in one of 4 corners, with the caption "NAME on
-COLOR, CORNER". For each seed, a small dual encoder learns 40 emoji from scratch; it is the pretrained model. It is then
+COLOR, CORNER". For each seed, a small dual encoder learns 40 emoji from scratch; this is the pretrained model. It is then
 tuned on the 40 other emoji by each method of `METHODS`. Compositions are divided into training, development and test
 parts. Learning rates are chosen by the gain on the development part of seed 0 alone; the epoch and the interpolation,
 with its rule (the best gain with at most one point of retention lost), on the development part of each seed. All
@@ -72,7 +72,7 @@ def write_data(folder: Path, seed: int) -> None:
 
 
 def pretrained(folder: Path, seed: int) -> Path:
-    """Train the dual encoder that stands for a pretrained one; return its run folder."""
+    """Train the dual encoder that serves as the pretrained one; return its run folder."""
     recipe = {
         "model": {
             "image": {"name": "timm:test_vit", "pretrained": False, "image_size": SIDE},

@@ -22,7 +22,9 @@ def test_soup_is_that_of_the_paper(seed: int, tmp_path: Path) -> None:
     model = clipkit.load(build("clip", tmp_path / "clip"))
     start, states = {name: value.clone() for name, value in model.state_dict().items()}, {}
     for number in range(5):
-        moved = {name: value + torch.randn_like(value) for name, value in start.items() if value.is_floating_point()}
+        far = 1 if number < 3 else 6  # the last two make the average worse
+        floats = {name: value for name, value in start.items() if value.is_floating_point()}
+        moved = {name: value + far * torch.randn_like(value) for name, value in floats.items()}
         states[f"m{number}"] = {**start, **moved}
     noise = torch.randn(24, 32, generator=torch.Generator().manual_seed(seed)).double()
     target = start["image.head.weight"].double() + 0.5 * noise
@@ -46,7 +48,7 @@ def test_soup_is_that_of_the_paper(seed: int, tmp_path: Path) -> None:
     soup, tried = greedy_soup(list(states), load, lambda model: score(weight(model)))
     assert [one.name for one in tried] == order
     assert [one.name for one in tried if one.kept] == kept
-    assert len(kept) > 1
+    assert 1 < len(kept) < 5
     assert tried[0].with_it == tried[0].score
     for key, value in soup.state_dict().items():
         if value.is_floating_point():
