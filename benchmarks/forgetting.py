@@ -6,9 +6,9 @@
 The data are compositions: one of 80 emoji on one of 8 backgrounds, in one of 4 corners, with the caption "NAME on
 COLOR, CORNER". For each seed, a small dual encoder learns 40 emoji from scratch; this is the pretrained model. It is
 then tuned on the 40 other emoji by each method of `METHODS`. Compositions are divided into training, development and
-test parts. Learning rates are chosen by the gain on the development part of seed 0 alone; the epoch and the interpolation,
-with its rule (the best gain with at most one point of retention lost), on the development part of each seed. All
-figures are of the test part: mean recall on the new emoji (gain) and on the emoji of pretraining (retention).
+test parts. Learning rates are chosen by the gain on the development part of seed 0 alone; the epoch and the
+interpolation, with its rule (the best gain with at most one point of retention lost), on the development part of each
+seed. All figures are of the test part: mean recall on the new emoji (gain) and on the emoji of pretraining (retention).
 
 Started again with the same OUT, it continues: finished runs are read, not repeated.
 """
