@@ -30,7 +30,7 @@ def test_merge_interpolates_weights(
     assert clipkit.load(tmp_path / "merged").logit_scale.item() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("file", ["captions.csv", "classes.csv"])
+@pytest.mark.parametrize("file", [pytest.param("captions.csv", marks=pytest.mark.slow), "classes.csv"])
 def test_greedy_soup_prints_what_it_kept(
     file: str, model: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
