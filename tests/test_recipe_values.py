@@ -45,7 +45,15 @@ WHOLE: dict[str, Any] = {
         "workers": 2,
     },
     "objective": {"captions": 1.0, "views": 0.5},
-    "loss": {"name": [{"name": "triplet", "margin": 0.2}, {"name": "infonce", "label_smoothing": 0.1, "weight": 2.0}]},
+    "loss": {
+        "name": [
+            {"name": "triplet", "margin": 0.2},
+            {"name": "infonce", "label_smoothing": 0.1, "weight": 2.0},
+            {"name": "sigmoid"},
+        ],
+        "logit_scale": 100.0,
+        "logit_bias": -10.0,
+    },
     "views": {
         "image": {
             "policies": [STEPS, "simclr"],
@@ -57,6 +65,7 @@ WHOLE: dict[str, Any] = {
     "optim": {
         "lr": {"pretrained": 1e-5, "new": 1e-3},
         "weight_decay": 0.1, "betas": [0.9, 0.98], "eps": 1e-6, "warmup": 0.1, "clip": 1.0,
+        "layer_decay": 0.75, "unfreeze": {"last:2": 0.1, "full": 0.3}, "pull_to_start": 0.1, "warm_moments": 10,
     },
     "train": {
         "epochs": 2, "batch_size": 8, "micro_batch_size": 4, "seed": 0, "log_every": 1, "ema": 0.9,
@@ -91,13 +100,15 @@ BAD: dict[str, Any] = {
 ZERO = (
     "data.max_bad", "data.workers", "model.dropout", "model.text.dropout", "model.bias", "optim.weight_decay",
     "optim.warmup", "optim.betas.0", "optim.betas.1", "train.seed", "loss.name.1.label_smoothing", "brightness",
-    "contrast", "saturation", "hue", "threshold", "magnitude", ".p",
+    "contrast", "saturation", "hue", "threshold", "magnitude", ".p", "loss.logit_bias",
 )  # fmt: skip
 # Accepted on purpose: the key (or its end), the value, and the reason.
 ALLOWED = {
     **{(key, "zero"): "none of it" for key in ZERO},
     ("model.bias", "minus one"): "biases are negative in SigLIP",
     ("model.bias", "a tiny negative"): "rounds to zero",
+    ("loss.logit_bias", "minus one"): "biases are negative in SigLIP",
+    ("loss.logit_bias", "a tiny negative"): "rounds to zero",
     ("data.validation", "word"): "the path of a file",
     ("data.validation", "nan as text"): "the path of a file",
     ("data.validation", "inf as text"): "the path of a file",
@@ -151,6 +162,7 @@ def test_the_whole_recipe_is_valid_and_has_every_number() -> None:
     schema = Recipe.model_json_schema()
     keys = set(of_schema(schema, schema["$defs"], "", ()))
     named = {part for path in given for part in path.split(".")}
+    named |= {"interpolate", "max_forgetting"}  # they need a whole model: see the test of ranges below
     assert keys <= named, keys - named
     assert Recipe.from_dict(recipe.model_dump(mode="json")) == recipe
 
@@ -186,6 +198,8 @@ def test_every_number_refuses_bad_values_in_one_line(name: str) -> None:
         ("output", "a\0b"), ("model.name", "a\0"), ("data.train", "a\0"), ("data.train", ["a\0b"]),
         ("data.augment", [{"name": []}]), ("data.augment", [{"name": {}}]), ("data.augment", [[]]),
         ("data.augment", [{1: 2}]), ("data.augment", [None]), ("eval.metric", "x" * 10**6),
+        ("eval.interpolate", 2000), ("eval.interpolate", "many"), ("eval.max_forgetting", 2),
+        ("eval.max_forgetting", -0.1), ("eval.max_forgetting", "nan"), ("eval.max_forgetting", 0.01),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip

@@ -20,9 +20,10 @@ from clipkit.cli.cache import app as cache_app
 from clipkit.cli.data import app as data_app
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
-from clipkit.cli.export import export, merge
+from clipkit.cli.export import export
 from clipkit.cli.inputs import check_recipe_inputs
 from clipkit.cli.launch import end_with_launcher, is_main_process, process_rank, run_again_on_processes
+from clipkit.cli.merge import merge
 from clipkit.cli.models import models
 from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs

@@ -1,4 +1,4 @@
-"""Commands `clipkit export` and `clipkit merge`."""
+"""Command `clipkit export`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipkit.cli.inputs import check_models
-from clipkit.errors import OutputError, UserError
 from clipkit.export_formats import FORMATS, export_format
 
 if TYPE_CHECKING:
@@ -67,48 +66,6 @@ def export(
         print(f"  note: {note}")
     print("load it with:")
     print("\n".join(f"  {line}" for line in proof.usage.splitlines()))
-
-
-def merge(
-    models: Annotated[
-        list[str], typer.Argument(metavar="BASE TUNED", help="Two models to interpolate, or more models to average.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the merged model.")],
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="Weight of TUNED, for two models: 0 gives BASE, 1 gives TUNED. Default: equal weights.",
-            min=0,
-            max=1,
-        ),
-    ] = None,
-) -> None:
-    """Average the weights of models with the same architecture.
-
-    Two models are interpolated (WiSE-FT); several models become a model soup.
-    """
-    if len(models) < 2:
-        raise UserError(f"merge got only one model, {models[0]}; give two or more")
-    if alpha is not None and len(models) != 2:
-        raise UserError(
-            f"--alpha {alpha}: needs exactly two models, not {len(models)}; leave out --alpha to average several"
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out}: already exists; give an empty or a new folder")
-    check_models(*models)
-    from clipkit.models import load
-    from clipkit.models.merge import merge as averaged
-
-    opened = [load(name, device="cpu") for name in models]
-    merged = averaged(opened, None if alpha is None else [1 - alpha, alpha])
-    try:
-        merged.save(out)
-    except OSError as error:
-        raise OutputError(f"{out}: is not writable ({error.strerror or error}); give another folder") from None
-    parts = " and ".join(models) if len(models) == 2 else f"{len(models)} models"
-    share = "equal weights" if alpha is None else f"weights {1 - alpha:g} and {alpha:g}"
-    print(f"{out}: {parts}, {share}; scale {merged.logit_scale.exp().item():.4g}")
 
 
 def _samples(data: str) -> tuple[list["ImageLike"], list[str]]:

@@ -37,9 +37,9 @@ def merge(models: Sequence[DualEncoder], weights: Sequence[float] | None = None)
             "one weight per model, with sum 1"
         )
     last = models[-1]
-    states = [_state(model) for model in models]
+    states = [weights_of(model) for model in models]
     for model, state in zip(models, states, strict=True):
-        _check_same(last.name, states[-1], model.name, state)
+        check_same(last.name, states[-1], model.name, state)
     tensors = last.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in averaged(states, weights).items():
@@ -63,12 +63,18 @@ def averaged(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -
     return mean
 
 
-def _state(model: DualEncoder) -> dict[str, Tensor]:
+def weights_of(model: DualEncoder) -> dict[str, Tensor]:
     """Return the state dict without the projection heads for views."""
     return {name: value for name, value in model.state_dict().items() if not name.startswith("view_heads.")}
 
 
-def _check_same(name: str, state: Mapping[str, Tensor], other: str, other_state: Mapping[str, Tensor]) -> None:
+def check_same(name: str, state: Mapping[str, Tensor], other: str, other_state: Mapping[str, Tensor]) -> None:
+    """Check that two state dicts have the same tensors with the same shapes.
+
+    Raises:
+        ModelError: a tensor is missing or has another shape; the message names the first one.
+    """
+
     def shape(of: Mapping[str, Tensor], tensor: str) -> str:
         return f"has shape {tuple(of[tensor].shape)} in" if tensor in of else "is not in"
 

@@ -10,7 +10,7 @@ LearningRates(pretrained=1e-05, new=0.001)
 from clipkit.recipe.data import DataRecipe
 from clipkit.recipe.loop import CheckpointRecipe, EvalRecipe, LearningRates, OptimRecipe, TrainRecipe
 from clipkit.recipe.lora import LoraRecipe
-from clipkit.recipe.loss import LossOptions, LossRecipe, LossTerm
+from clipkit.recipe.loss import CaptionLossRecipe, LossOptions, LossRecipe, LossTerm
 from clipkit.recipe.model import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 from clipkit.recipe.overrides import parse_overrides
 from clipkit.recipe.policies import Policy, Step, steps_of
@@ -19,6 +19,7 @@ from clipkit.recipe.views import HeadRecipe, ImageViewsRecipe, TextViewsRecipe, 
 from clipkit.recipe.whole import Recipe
 
 __all__ = [
+    "CaptionLossRecipe",
     "CheckpointRecipe",
     "DataRecipe",
     "EvalRecipe",

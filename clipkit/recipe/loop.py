@@ -2,10 +2,11 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from clipkit.recipe.model import parse_tune
 from clipkit.recipe.section import Count, Minutes, Section
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -27,6 +28,16 @@ def _one_or_several(value: Any) -> str:
     return "several" if isinstance(value, Mapping | LearningRates) else "one"
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _check_starts(starts: dict[str, float]) -> dict[str, float]:
+    for method in starts:
+        if method != "full" and parse_tune(method)[0] != "last:N":
+            raise ValueError(f"has the key {method!r}; use last:N (the last N blocks) or full (all blocks)")
+    return starts
+
+
 class OptimRecipe(Section):
     """Settings of the optimizer, with linear warmup and cosine decay of the learning rate to zero."""
 
@@ -45,6 +56,30 @@ class OptimRecipe(Section):
     """Length of the warmup: a share of all steps if below 1, otherwise a number of steps."""
     clip: float | None = Field(default=1.0, ge=1e-9, le=1e9)
     """Maximum norm of the gradient; null: no clipping."""
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """Factor of the learning rate from each block of a tower to the block below it, e.g. 0.75. null: 1."""
+    unfreeze: (
+        Annotated[
+            Annotated[Share, Tag("one")]
+            | Annotated[dict[str, Share], AfterValidator(_check_starts), Field(min_length=1), Tag("several")],
+            Discriminator(_one_or_several),
+        ]
+        | None
+    ) = None
+    """Share of the run after which trained blocks start to learn, e.g. {last:2: 0.1, full: 0.3}; a number: one block
+    after the other, from the last one to the first one, which starts at this share. Projections learn from the first
+    step. null: all learn from the first step."""
+    pull_to_start: float | None = Field(default=None, gt=0, le=1e6)
+    """Weight of the squared distance between the pretrained weights and their values at the start, which is added to
+    the loss (L2-SP). null: 0."""
+    warm_moments: Count | None = None
+    """Number of first steps in which AdamW estimates its moments and the weights do not change (TuneCLIP). null: 0."""
+
+    @model_validator(mode="after")
+    def _sgd_has_no_moments(self) -> Self:
+        if self.warm_moments is not None and self.name == "sgd":
+            raise ValueError("warm_moments applies to adamw, not to sgd, which has no moments; remove it")
+        return self
 
     @property
     def rates(self) -> LearningRates:
@@ -137,7 +172,9 @@ class EvalRecipe(Section):
     and at each evaluation. null: the similarities of the pretrained model on held-out pairs."""
     patience: Count | None = None
     """End the run after this many evaluations without a new best result; null: run all epochs."""
-    interpolate: bool = False
-    """After training, evaluate interpolations between the initial and final weights (alpha 0 to 1); keep the one with
-    the
-    highest mean of eval.metric and retention."""
+    interpolate: bool | Annotated[int, Field(ge=2, le=1001)] = False
+    """After training, evaluate interpolations between the initial and final weights and keep the best: true (five
+    values of alpha from 0 to 1), or the number of values, e.g. 11."""
+    max_forgetting: float | None = Field(default=None, ge=0, le=1)
+    """Rule of the interpolation: the best eval.metric with at most this loss of retention, e.g. 0.01 (one point).
+    null: the highest mean of both."""

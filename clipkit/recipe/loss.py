@@ -1,9 +1,11 @@
 """Recipe section `loss`: one loss, or a weighted sum of losses, with options."""
 
+import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from functools import partial
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from clipkit.catalogue import LOSSES, Need
 from clipkit.closest import closest
@@ -97,4 +99,45 @@ class LossRecipe(LossOptions):
                 )
             if Need.TEACHER in LOSSES[term.name].needs and term.teacher is None:
                 raise ValueError(f"name: {term.name} needs a teacher; set teacher to the name of a model")
+        return self
+
+
+def _fixed(value: Any, low: float, high: float) -> Any:
+    """Return train, freeze, or a number in the range."""
+    if value in ("train", "freeze"):
+        return value
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    except (TypeError, ValueError):
+        raise ValueError(f"is {value!r}; use train, freeze or a number") from None
+    if not low <= number <= high:
+        raise ValueError(f"is {number:g}; use train, freeze or a number from {low:g} to {high:g}")
+    return number
+
+
+Fixed = float | Literal["train", "freeze"]
+_Scale = Annotated[Fixed, BeforeValidator(partial(_fixed, low=1e-3, high=1e3))]
+_Bias = Annotated[Fixed, BeforeValidator(partial(_fixed, low=-1e3, high=1e3))]
+
+
+class CaptionLossRecipe(LossRecipe):
+    """Loss of the objective captions, and the scale and bias of the model that it uses."""
+
+    logit_scale: _Scale = "train"
+    """Scale that multiplies the cosines, exp(logit_scale): train, freeze (at the value of the model), or a number at
+    which it is fixed, e.g. 100."""
+    logit_bias: _Bias = "train"
+    """Bias that is added to the scaled cosines, for the sigmoid loss: train, freeze, or a number at which it is
+    fixed."""
+
+    @model_validator(mode="after")
+    def _scale_and_bias_apply(self) -> Self:
+        for key, value, need in (
+            ("logit_scale", self.logit_scale, Need.SCALE),
+            ("logit_bias", self.logit_bias, Need.BIAS),
+        ):
+            if value != "train" and need not in self.needs:
+                raise ValueError(f"{key} does not apply to {' + '.join(self.names)}, which does not use it; remove it")
         return self

@@ -12,7 +12,7 @@ from clipkit.errors import RecipeError
 from clipkit.parsing import read_yaml
 from clipkit.recipe.data import DataRecipe
 from clipkit.recipe.loop import LABEL_METRICS, CheckpointRecipe, EvalRecipe, OptimRecipe, TrainRecipe
-from clipkit.recipe.loss import LossRecipe
+from clipkit.recipe.loss import CaptionLossRecipe
 from clipkit.recipe.model import ModelRecipe
 from clipkit.recipe.overrides import merged, parse_overrides
 from clipkit.recipe.problems import first_problem
@@ -49,7 +49,7 @@ class Recipe(Section):
     data: DataRecipe
     objective: Objective = Field(default={"captions": 1.0})
     """Training objective: captions, views, or both with weights, e.g. {captions: 1, views: 1} (SLIP)."""
-    loss: LossRecipe = LossRecipe()
+    loss: CaptionLossRecipe = CaptionLossRecipe()
     """Loss of the objective captions; views have a separate loss in `views`."""
     views: ViewsRecipe | None = None
     optim: OptimRecipe = OptimRecipe()
@@ -157,6 +157,11 @@ class Recipe(Section):
             raise ValueError(
                 "eval.interpolate needs model.name, the whole model that it starts from, and data.validation to choose "
                 "the weights; set both, or remove it"
+            )
+        if self.eval.max_forgetting is not None and not (self.eval.interpolate and self.eval.retention):
+            raise ValueError(
+                "eval.max_forgetting is the rule of eval.interpolate and needs eval.retention, the data on which it is "
+                "measured; set both, or remove it"
             )
         if self.eval.patience is not None and not self.metrics:
             raise ValueError(

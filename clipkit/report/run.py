@@ -210,11 +210,17 @@ def _batch_charts(steps: list[dict[str, Any]]) -> list[Chart]:
 
 
 def _interpolation_chart(settings: dict[str, Any]) -> Chart:
-    rows = settings["interpolation"]
+    rows, alpha, most = settings["interpolation"], settings["alpha"], settings.get("max_forgetting")
     names = {"target": "target metric", "retention": "retention"}
     columns = {name: label for name, label in names.items() if name in rows[0]}
-    title = f"Interpolation between start and end weights (kept: alpha {settings['alpha']:g})"
-    return _curves(title, columns, rows, "share", x="alpha")
+    kept = next(row for row in rows if row["alpha"] == alpha)
+    figures = ", ".join(f"{label} {kept[name]:.4f}" for name, label in columns.items())
+    rule = settings.get("interpolation_rule")
+    note = f"Alpha 0: the weights before training; 1: after it. Kept: alpha {alpha:g}, {figures}"
+    least = None if most is None else ("least retention", rows[0]["retention"] - most)
+    title = f"Interpolation between start and end weights (kept: alpha {alpha:g})"
+    note += f"; it has {rule}." if rule else "."
+    return _curves(title, columns, rows, "share", x="alpha", note=note, reference=least)
 
 
 def _retention(results: dict[str, Any]) -> tuple[list[Headline], list[Table]]:

@@ -1,6 +1,6 @@
 """Interpolation between the initial and the trained weights (WiSE-FT, Wortsman et al. 2022)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,35 @@ from clipkit.models.adapters.attach import interpolate_adapters, is_of_adapter
 from clipkit.models.merge import averaged
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_ROUNDING = 1e-9
+"""Tolerance of the rule, because a difference such as 0.56 - 0.55 is slightly more than 0.01."""
+
+
+def alphas_of(interpolate: bool | int) -> tuple[float, ...]:
+    """Return the alphas of `eval.interpolate`: five, or the given number, evenly spaced from 0 to 1.
+
+    Example:
+        >>> alphas_of(3)
+        (0.0, 0.5, 1.0)
+    """
+    return ALPHAS if interpolate is True else tuple(index / (interpolate - 1) for index in range(interpolate))
+
+
+def best_row(rows: Sequence[Mapping[str, float]], max_forgetting: float | None) -> Mapping[str, float]:
+    """Return the row of the curve whose weights are kept.
+
+    Args:
+        rows: one per alpha, the first with alpha 0, each with `alpha`, `target` and, if measured, `retention`.
+        max_forgetting: largest loss of retention from alpha 0; among the rows within it, the one with the highest
+            target is chosen. None: the row with the highest mean of target and retention.
+
+    Returns:
+        The row; in a tie, the one with the highest alpha.
+    """
+    if max_forgetting is None:
+        return max(rows, key=lambda row: (row["target"] + row.get("retention", 0.0), row["alpha"]))
+    least = rows[0]["retention"] - max_forgetting - _ROUNDING
+    return max((row for row in rows if row["retention"] >= least), key=lambda row: (row["target"], row["alpha"]))
 
 
 def start_of(model: nn.Module) -> dict[str, Tensor]:
@@ -19,7 +48,12 @@ def start_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def interpolated(
-    model: nn.Module, start: Mapping[str, Tensor], figures: Callable[[], Mapping[str, float]], names: Mapping[str, str]
+    model: nn.Module,
+    start: Mapping[str, Tensor],
+    figures: Callable[[], Mapping[str, float]],
+    names: Mapping[str, str],
+    alphas: Sequence[float] = ALPHAS,
+    max_forgetting: float | None = None,
 ) -> tuple[list[dict[str, float]], float]:
     """Evaluate the model at each alpha, and give it the weights of the best alpha.
 
@@ -27,22 +61,23 @@ def interpolated(
         model: the model with the trained weights.
         start: the initial weights, from `start_of`.
         figures: function that evaluates the model with its current weights.
-        names: mapping from names in the curve to names of metrics.
+        names: mapping from names in the curve, `target` and `retention`, to names of metrics.
+        alphas: weights of the trained model, from 0 to 1.
+        max_forgetting: the rule, as for `best_row`.
 
     Returns:
-        One row per alpha, with `alpha` and the figures by the names of the curve, and the alpha with the highest mean,
-        whose weights the model now has.
+        One row per alpha, with `alpha` and the figures by the names of the curve, and the chosen alpha, whose weights
+        the model now has.
     """
     end = {name: value.detach().cpu().clone() for name, value in model.state_dict().items() if name in start}
     rows = []
-    for alpha in ALPHAS:
+    for alpha in alphas:
         _set(model, start, end, alpha)
         values = figures()
         rows.append({"alpha": alpha, **{name: values[figure] for name, figure in names.items()}})
-    # Ties go to the alpha nearest to the trained weights.
-    best = max(rows, key=lambda row: (sum(row[name] for name in names), row["alpha"]))
-    _set(model, start, end, best["alpha"])
-    return rows, best["alpha"]
+    alpha = best_row(rows, max_forgetting)["alpha"]
+    _set(model, start, end, alpha)
+    return rows, alpha
 
 
 def _set(model: nn.Module, start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> None:

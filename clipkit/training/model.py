@@ -1,5 +1,6 @@
 """Construction of the model of a run, ready for training."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from clipkit.models.compiled import compile_trunk
 from clipkit.models.memory import trunk_width
 from clipkit.models.tuning import tune as apply_tune
 from clipkit.models.view_heads import ViewHead
-from clipkit.recipe import Recipe, Side
+from clipkit.recipe import CaptionLossRecipe, Recipe, Side
 from clipkit.training.micro_batch import scratch_batch_norms
 
 Towers = dict[Side, ImageTower | TextTower]
@@ -55,6 +56,7 @@ def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
         chosen = section.image if side == "image" else section.text
         apply_tune(tower, chosen.tune, chosen.lora)
     model.view_heads = _view_heads(recipe, model, towers)
+    _fix_scale_and_bias(model, recipe.loss)
     if not _is_trainable(recipe, model, towers):
         raise RecipeError(
             "the objective uses no trainable parameter, so nothing would learn; set model.image.tune or model.text.tune"
@@ -112,7 +114,21 @@ def _is_trainable(recipe: Recipe, model: DualEncoder, towers: Towers) -> bool:
     for term in recipe.terms:
         parts += [towers[side].trunk if side in term.heads else towers[side] for side in term.towers]
         parts += [model.view_heads[side] for side in term.kept_heads]
-    return Need.SCALE in recipe.needs or any(p.requires_grad for part in parts for p in part.parameters())
+    learns_scale = Need.SCALE in recipe.needs and model.logit_scale.requires_grad
+    return learns_scale or any(p.requires_grad for part in parts for p in part.parameters())
+
+
+def _fix_scale_and_bias(model: DualEncoder, loss: CaptionLossRecipe) -> None:
+    """Freeze the scale and the bias, if the recipe does, at their values or at those of the recipe."""
+    scale, bias = loss.logit_scale, loss.logit_bias
+    if scale != "train":
+        model.logit_scale.requires_grad_(False)
+        if isinstance(scale, float):
+            model.logit_scale.data.fill_(math.log(scale))
+    if bias != "train" and model.logit_bias is not None:
+        model.logit_bias.requires_grad_(False)
+        if isinstance(bias, float):
+            model.logit_bias.data.fill_(bias)
 
 
 def _set_dropout(tower: Tower, rate: float) -> None:

@@ -10,6 +10,7 @@ from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, 
 from clipkit.training.folder.resume import StartPoint
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.folder.run_log import RunLog
+from clipkit.training.groups import group_lines, peaks_of
 from clipkit.training.guards.monitor import Monitor
 from clipkit.training.inputs import TowerInputs
 from clipkit.training.micro_batch import learns_batch_norm, micro_batch_size_of
@@ -43,6 +44,15 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
     policy = recipe.data.policy(recipe.model)
     chosen = f"; data.augment: auto is {policy}" if recipe.data.augment == "auto" and recipe.is_cross_modal else ""
     log.info(f"peak learning rate: {rates}{chosen}")
+    peaks = peaks_of(model, plan.optimizer.param_groups, plan.peaks)
+    for line in group_lines(model, peaks, plan.first_steps):
+        log.info(f"  {line}")
+    if plan.schedule.held:
+        log.info(f"steps 1 to {plan.schedule.held} only estimate the moments of AdamW (optim.warm_moments)")
+    for name, part in (("scale", model.logit_scale.exp()), ("bias", model.logit_bias)):
+        key = f"loss.logit_{name}"
+        if part is not None and recipe.is_cross_modal and getattr(recipe.loss, f"logit_{name}") != "train":
+            log.info(f"the {name} is fixed at {part.item():.4g} ({key})")
     if feed.pairs.found:
         log.info(f"columns: {', '.join(f'{role} from {column}' for role, column in feed.pairs.found.items())}")
     for note in (*plan.given.notes, *plan.data.notes, *start.notes):

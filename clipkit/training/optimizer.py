@@ -1,7 +1,7 @@
 """Optimizer with its parameter groups, and the learning rate schedule."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -14,7 +14,12 @@ from clipkit.training.rates import KINDS, Kind
 _NO_DECAY = ("position_embedding", "positional_embedding", "pos_embed", "class_embedding", "cls_token", "logit_")
 
 
-def build_optimizer(model: nn.Module, recipe: OptimRecipe, kind_of: Callable[[str], Kind]) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module,
+    recipe: OptimRecipe,
+    kind_of: Callable[[str], Kind],
+    factors: Mapping[str, float] | None = None,
+) -> torch.optim.Optimizer:
     """Build the optimizer of the trainable parameters, with groups for each peak learning rate, the first the main one.
 
     Weight decay applies to matrices only, not to biases, norms, positions and the scale.
@@ -23,16 +28,20 @@ def build_optimizer(model: nn.Module, recipe: OptimRecipe, kind_of: Callable[[st
         model: the model.
         recipe: settings of the optimizer.
         kind_of: returns the kind of a parameter's weights from its name.
+        factors: factors of the learning rate by the name of the parameter; None: all 1.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     kinds = {name: kind_of(name) for name, _ in trained}
-    peaks = {getattr(recipe.rates, kind): None for kind in KINDS if kind in kinds.values()}
+    factor = {name: 1.0 if factors is None else factors[name] for name, _ in trained}
+    rates = {name: getattr(recipe.rates, kinds[name]) * factor[name] for name in kinds}
+    order = sorted(rates, key=lambda name: (KINDS.index(kinds[name]), -factor[name]))
+    peaks = dict.fromkeys(rates[name] for name in order)
     groups = []
     for peak in peaks:
         decay: list[nn.Parameter] = []
         no_decay: list[nn.Parameter] = []
         for name, parameter in trained:
-            if getattr(recipe.rates, kinds[name]) == peak:
+            if rates[name] == peak:
                 excluded = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
                 (no_decay if excluded else decay).append(parameter)
         groups.append({"params": decay, "lr": peak, "weight_decay": recipe.weight_decay})
@@ -44,16 +53,21 @@ def build_optimizer(model: nn.Module, recipe: OptimRecipe, kind_of: Callable[[st
     return torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps, fused=fused)
 
 
-def warmup_steps(warmup: float, steps: int) -> int:
-    """Return the length of a warmup, which below 1 is a share of the run, in steps.
+def warmup_steps(warmup: float, steps: int, held: int = 0) -> int:
+    """Return the length of a warmup, which below 1 is a share of the steps after the held ones, in steps.
 
     Raises:
-        RecipeError: the warmup is longer than the run.
+        RecipeError: the held steps or the warmup are longer than the run.
     """
+    if held >= steps:
+        raise RecipeError(
+            f"optim.warm_moments is {held} steps, but the run has {steps}, so no weight would change; give fewer steps"
+        )
+    steps -= held
     rise = round(warmup * steps) if warmup < 1 else int(warmup)
     if rise > steps:
         raise RecipeError(
-            f"optim.warmup is {rise} steps, but the run has {steps}; "
+            f"optim.warmup is {rise} steps, but the run has {steps}{' after optim.warm_moments' * (held > 0)}; "
             "give fewer steps or a share of the run, for example 0.1"
         )
     return rise
@@ -66,9 +80,10 @@ class WarmupCosine:
         peak: learning rate at the end of warmup.
         warmup: below 1 a share of the run, otherwise a number of steps.
         steps: updates in the whole run.
+        held: first steps with a learning rate of 0, in which the optimizer only estimates its moments.
 
     Raises:
-        RecipeError: the warmup is longer than the run.
+        RecipeError: the held steps and the warmup are longer than the run.
 
     Example:
         >>> schedule = WarmupCosine(peak=1.0, warmup=2, steps=4)
@@ -76,14 +91,22 @@ class WarmupCosine:
         [0.5, 1.0, 1.0, 0.5]
     """
 
-    def __init__(self, peak: float, warmup: float, steps: int) -> None:
+    def __init__(self, peak: float, warmup: float, steps: int, held: int = 0) -> None:
         self.peak = peak
-        self.steps = steps
-        self.warmup_steps = warmup_steps(warmup, steps)
+        self.held = held
+        self.steps = steps - held
+        self.warmup_steps = warmup_steps(warmup, steps, held)
+
+    @property
+    def first_at_peak(self) -> int:
+        """Number of the update at the peak, counted from 0."""
+        return self.held + self.warmup_steps
 
     def __call__(self, step: int) -> float:
         """Return the learning rate of update number `step`, counted from 0."""
-        rise = self.warmup_steps
+        if step < self.held:
+            return 0.0
+        step, rise = step - self.held, self.warmup_steps
         if step < rise:
             return self.peak * (step + 1) / rise
         return self.peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / (self.steps - rise)))

@@ -8,7 +8,7 @@ from clipkit.report.run import run_report
 from clipkit.training.augmented_sheet import augmented_sheet
 from clipkit.training.folder.checkpoint import checkpoint_of
 from clipkit.training.folder.resume import best_evaluation
-from clipkit.training.interpolation import interpolated
+from clipkit.training.interpolation import alphas_of, interpolated
 from clipkit.training.kept_model import keep_model
 from clipkit.training.measures.measures import merged_results
 from clipkit.training.plan import Plan
@@ -71,7 +71,18 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
 def _interpolate(plan: Plan, recorder: Recorder) -> dict[str, Any]:
     """Set the model to the best interpolation between its initial and its current weights."""
     retention = recorder.monitor.retention
-    names = {"target": str(plan.recipe.metric)} | ({} if retention is None else {"retention": retention.metric})
-    rows, chosen = interpolated(plan.model, plan.start, recorder.figures, names)
-    recorder.log_line(f"the best weights are at alpha {chosen:g} between start (0) and end (1): saving them")
-    return {"interpolation": rows, "alpha": chosen}
+    settings = plan.recipe.eval
+    most, names = settings.max_forgetting, {"target": str(plan.recipe.metric)}
+    if retention is not None:
+        names["retention"] = retention.metric
+    rows, chosen = interpolated(plan.model, plan.start, recorder.figures, names, alphas_of(settings.interpolate), most)
+    rule = f"the highest mean of {' and '.join(names.values())}" if retention else f"the highest {names['target']}"
+    if most is not None:
+        rule = f"the highest {names['target']} with at most {most:g} of {names['retention']} lost"
+    by_alpha = {row["alpha"]: row for row in rows}
+    start, kept, end = by_alpha[0.0], by_alpha[chosen], by_alpha[1.0]
+    shown = "; ".join(
+        f"{metric} {kept[name]:.4f} (start {start[name]:.4f}, end {end[name]:.4f})" for name, metric in names.items()
+    )
+    recorder.log_line(f"alpha {chosen:g} between start (0) and end (1) has {rule}: {shown}; saving these weights")
+    return {"interpolation": rows, "alpha": chosen, "interpolation_rule": rule, "max_forgetting": most}

@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from clipkit.models.publish.layout import Layout
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
 from clipkit.training.calendar import Calendar
+from clipkit.training.depth import layer_factors
 from clipkit.training.folder.learned import Learned
 from clipkit.training.folder.trackers import check_installed
 from clipkit.training.given import Given
@@ -29,8 +30,10 @@ from clipkit.training.objectives import objective_of
 from clipkit.training.objectives.objective import Objective
 from clipkit.training.objectives.teacher import teachers_of
 from clipkit.training.optimizer import WarmupCosine, build_optimizer, warmup_steps
+from clipkit.training.pull import Pull
 from clipkit.training.rates import Kind, kind_of, trained_rates
 from clipkit.training.run_data import RunData, read_data
+from clipkit.training.unfreeze import first_steps
 
 # CLIP clips the scale at 100 "to prevent training instability" (Radford et al. 2021, 2.5).
 _LARGEST_LOGIT_SCALE = math.log(100)
@@ -48,11 +51,15 @@ class Plan:
     data: RunData
     sampler: EpochSampler | StreamSampler
     schedule: WarmupCosine
-    """Learning rate of the main group of weights."""
+    """Learning rate of the main kind of weights."""
     peaks: tuple[float, ...]
     """Peak learning rate of each group of the optimizer, the main one first."""
     rates: dict[Kind, float]
     """Peak learning rates of the kinds of weights that are trained, the main one first."""
+    first_steps: dict[str, int]
+    """Step in which a parameter starts to learn, by name, for those that start later than the first one."""
+    pull: Pull | None
+    """Pull of the pretrained weights to their values at the start."""
     model: DualEncoder
     objective: Objective
     optimizer: AcceleratedOptimizer
@@ -76,6 +83,11 @@ class Plan:
         return Calendar(
             steps, steps_per_epoch, recipe.train.log_every, recipe.eval.every_epochs, recipe.checkpoint.every_steps
         )
+
+    @cached_property
+    def other_rates(self) -> dict[Kind, float]:
+        """Peak learning rates of the kinds of weights whose rate differs from that of the main kind."""
+        return {kind: rate for kind, rate in self.rates.items() if rate != self.schedule.peak}
 
     @property
     def steps(self) -> int:
@@ -112,7 +124,8 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     pairs = data.train.pairs
     sampler = data.train.sampler(recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
     steps = recipe.train.epochs * sampler.steps_per_epoch
-    warmup_steps(recipe.optim.warmup, steps)  # a warmup that is too long is refused before a model is loaded
+    held = recipe.optim.warm_moments or 0
+    warmup_steps(recipe.optim.warmup, steps, held)  # a warmup that is too long is refused before a model is loaded
     torch.manual_seed(recipe.train.seed)  # every process initializes new layers with the same weights
     model = model_of(recipe, given.model).to(accelerator.device)
     # With the sigmoid loss, the scale may rise above CLIP's limit.
@@ -120,8 +133,14 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     largest_logit_scale = max(_LARGEST_LOGIT_SCALE, model.logit_scale.item()) if limited else None
     layout = model.layout(recipe.model)
     start = start_of(model) if recipe.eval.interpolate else {}
-    optimizer = accelerator.prepare(build_optimizer(model, recipe.optim, lambda name: kind_of(name, recipe)))
+    decay, pull_weight = recipe.optim.layer_decay, recipe.optim.pull_to_start
+    factors = None if decay is None else layer_factors(model, decay)
+    kind = partial(kind_of, recipe=recipe)
+    pull = None if pull_weight is None else Pull(model, pull_weight, kind)
+    unfrozen_from = first_steps(model, recipe.optim.unfreeze, steps)
+    optimizer = accelerator.prepare(build_optimizer(model, recipe.optim, kind, factors))
     peaks = tuple(group["lr"] for group in optimizer.param_groups)
+    rates = trained_rates(recipe, model)
     learned = Learned(model, optimizer.optimizer, recipe.train.ema)
     names = [loss.teacher for term in recipe.terms for loss in term.losses if loss.teacher is not None]
     teachers = teachers_of(names, pairs, processes)
@@ -132,9 +151,11 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
         processes=processes,
         data=data,
         sampler=sampler,
-        schedule=WarmupCosine(peaks[0], recipe.optim.warmup, steps),
+        schedule=WarmupCosine(next(iter(rates.values())), recipe.optim.warmup, steps, held),
         peaks=peaks,
-        rates=trained_rates(recipe, model),
+        rates=rates,
+        first_steps=unfrozen_from,
+        pull=pull,
         model=model,
         objective=objective_of(recipe, model, pairs, teachers, given.loss, given.objective),
         optimizer=optimizer,
@@ -142,6 +163,7 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
         layout=layout,
         start=start,
         largest_logit_scale=largest_logit_scale,
-        identity=identity_of(recipe, data, model, teachers, processes, accelerator, given),
+        identity=identity_of(recipe, data, model, teachers, processes, accelerator, given)
+        | {"the initial weights of the model": None if pull is None else pull.fingerprint()},
         given=given,
     )

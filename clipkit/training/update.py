@@ -4,12 +4,14 @@ import math
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from clipkit.data import Batch
 from clipkit.training.model import are_finite
 from clipkit.training.plan import Plan
 from clipkit.training.state import State
 from clipkit.training.step import Step
+from clipkit.training.unfreeze import frozen_until
 
 
 class NotFinite(Exception):
@@ -48,13 +50,15 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
     recipe, model, accelerator = plan.recipe, plan.model, plan.accelerator
     lr = plan.schedule(state.step)
     for group, peak in zip(plan.optimizer.param_groups, plan.peaks, strict=True):
-        group["lr"] = lr * (peak / plan.peaks[0])
+        group["lr"] = lr * (peak / plan.schedule.peak)
     # BatchNorm statistics change in the forward pass, even if the step fails.
     before = {} if gradients.may_split else {name: buffer.clone() for name, buffer in model.named_buffers()}
-    loss = gradients(batch, state.step)
+    with frozen_until(plan.first_steps, model, state.step):
+        loss = gradients(batch, state.step)
+    pull = [] if plan.pull is None else [plan.pull.add_gradient(_gradient_scale(accelerator)).float()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     norm = accelerator.clip_grad_norm_(trainable, recipe.optim.clip or math.inf)
-    value, length = torch.stack([loss.float(), norm.float()]).tolist()  # waits for the device once
+    value, length, *penalty = torch.stack([loss.float(), norm.float(), *pull]).tolist()  # waits for the device once
     # With fp16 the gradient scaler handles a gradient overflow: it skips the step and lowers its scale.
     if not math.isfinite(value) or (accelerator.scaler is None and not math.isfinite(length)):
         for name, buffer in model.named_buffers():
@@ -77,8 +81,14 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
         "seen": state.step * recipe.train.batch_size,
         "loss": value,
         "lr": lr,
-        **{f"lr_{kind}": lr * (peak / plan.peaks[0]) for kind, peak in plan.rates.items() if peak != plan.peaks[0]},
+        **{f"lr_{kind}": lr * (rate / plan.schedule.peak) for kind, rate in plan.other_rates.items()},
+        **({"pull": penalty[0]} if penalty else {}),
         **({"scale": model.logit_scale.exp().item()} if recipe.is_cross_modal else {}),
         **({"bias": model.logit_bias.item()} if model.logit_bias is not None else {}),
         "grad_norm": length,
     }
+
+
+def _gradient_scale(accelerator: Accelerator) -> float:
+    """Return the factor by which the gradients are scaled before they are clipped."""
+    return 1.0 if accelerator.scaler is None else float(accelerator.scaler.get_scale())

@@ -1,4 +1,4 @@
-"""`clipkit export` and `clipkit merge`, as they are typed."""
+"""`clipkit export`, as it is typed."""
 
 import json
 import shutil
@@ -8,9 +8,7 @@ from pathlib import Path
 
 import open_clip
 import pytest
-import torch
 
-import clipkit
 from clipkit.cli import main
 from tests.models.families import build
 
@@ -64,24 +62,8 @@ def test_parts_that_do_not_fit_stop_every_command(
         assert words[part] in said_here(*command), command
 
 
-def test_merge_interpolates_weights(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tuned = clipkit.load(model)
-    with torch.no_grad():
-        tuned.logit_scale.add_(1.0)
-    tuned.save(tmp_path / "tuned")
-    type_(monkeypatch, "merge", model, tmp_path / "tuned", "--alpha", "0.25", "--out", tmp_path / "merged")
-    assert "0.75 and 0.25" in capsys.readouterr().out
-    expected = clipkit.load(model).logit_scale.item() + 0.25
-    assert clipkit.load(tmp_path / "merged").logit_scale.item() == pytest.approx(expected, abs=1e-6)
-
-
 def test_invalid_input_is_refused_in_one_line(model: Path, tmp_path: Path, said_here: Callable[..., str]) -> None:
-    assert "give two or more" in said_here("merge", model, "--out", tmp_path / "out")
-    assert "leave out --alpha" in said_here("merge", model, model, model, "--alpha", 0.5, "--out", tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    for command in (["merge", model, model], ["export", model, "--to", "open_clip"]):
-        assert "already exists" in said_here(*command, "--out", tmp_path / "full")
+    assert "already exists" in said_here("export", model, "--to", "open_clip", "--out", tmp_path / "full")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]

@@ -17,11 +17,17 @@ from tests.training import several_runs
 SGD = {"optim.name": "sgd", "optim.lr": 0.05, "optim.weight_decay": 0.0}
 VIEWS = {"views": {"image": {"policies": ["moco", "moco"]}}}
 KINDS = {
-    "sgd": {"train.batch_size": 7, "train.epochs": 5, "objective": {"captions": 1.0, "views": 1.0}, **VIEWS, **SGD},
-    "adamw": {"train.batch_size": 7, "train.epochs": 5, "optim.lr": 1e-3},
+    "sgd": {
+        "train.batch_size": 7, "train.epochs": 5, "objective": {"captions": 1.0, "views": 1.0},
+        "optim.pull_to_start": 1.0, **VIEWS, **SGD,
+    },
+    "adamw": {
+        "train.batch_size": 7, "train.epochs": 5, "optim.lr": 1e-3,
+        "optim.unfreeze": {"last:1": 0.2, "full": 0.4}, "optim.layer_decay": 0.8, "optim.warm_moments": 1,
+    },
     # 32 captions of 16 images in batches of 20: every batch contains some images twice.
     "duplicates": {"train.batch_size": 20, "train.epochs": 10, "data.captions": "all", **SGD},
-}
+}  # fmt: skip
 SLOW_KINDS = {
     "adapters": {
         "train.batch_size": 7, "train.epochs": 5, **SGD, "optim.lr": 5.0,

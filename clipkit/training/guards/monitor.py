@@ -78,7 +78,7 @@ class Monitor:
         plan, cap = self.plan, self.plan.largest_logit_scale
         facts = Facts(
             batch_size=plan.recipe.train.batch_size,
-            rising=plan.schedule.warmup_steps,
+            rising=plan.schedule.first_at_peak,
             steps=plan.steps,
             chance=plan.objective.chance,
             start_scale=self.start_scale,

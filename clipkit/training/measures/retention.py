@@ -1,20 +1,18 @@
 """Retention: the degree to which a pretrained model keeps its earlier abilities, measured at the start and later."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipkit.data import LabeledImages, Pairs, read_labeled, read_pairs
+from clipkit.data import Pairs
 from clipkit.data.sequences import evenly_spaced
 from clipkit.embedding.shared import evaluating
-from clipkit.errors import DataError
-from clipkit.evaluation import retrieval, zeroshot
-from clipkit.findings import counted
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe
+from clipkit.training.measures.named_set import NamedSet
 from clipkit.training.rates import is_pretrained
 
 _HELD_OUT = 128
@@ -50,42 +48,6 @@ def retention_of(
     if recipe.is_cross_modal and is_pretrained(recipe):
         return OwnSimilarities(model, validation)
     return None
-
-
-class NamedSet:
-    """Retention on a dataset: zero-shot accuracy for labeled images, mean recall for images with captions.
-
-    Args:
-        model: the model that is trained.
-        source: class folders, a table with a label column, or captions.
-        processes: each encodes its share.
-
-    Raises:
-        DataError: the set has neither.
-    """
-
-    def __init__(self, model: DualEncoder, source: str, processes: Processes) -> None:
-        self.model = model
-        self.processes = processes
-        self.data: LabeledImages | Pairs
-        try:
-            self.data = read_labeled(source)
-            self.metric = "retention_acc1"
-        except DataError:
-            self.data = read_pairs(source)
-            self.metric = "retention_mean_recall"
-        self.name = f"{source} ({counted(len(self.data.images), 'image')})"
-
-    def value(self) -> float:
-        with evaluating(self.model):
-            result: Any
-            if isinstance(self.data, LabeledImages):
-                result = zeroshot(self.model, self.data, cache=False, processes=self.processes)
-            else:
-                result = retrieval(self.model, self.data, cache=False, processes=self.processes)
-        metrics = result["metrics"]
-        figure = metrics.get(self.metric.removeprefix("retention_")) or metrics["mean_average_precision"]
-        return float(figure["value"])
 
 
 class OwnSimilarities:

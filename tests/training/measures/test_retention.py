@@ -11,7 +11,7 @@ import torch
 import clipkit
 from clipkit.errors import RecipeError
 from clipkit.recipe import Recipe
-from clipkit.training.interpolation import ALPHAS, interpolated, start_of
+from clipkit.training.interpolation import ALPHAS, alphas_of, best_row, interpolated, start_of
 from clipkit.training.measures import retention
 from tests.conftest import read_lines
 
@@ -95,6 +95,61 @@ def test_interpolated_weights_lie_between_start_and_end() -> None:
     assert chosen == 0.5  # of 1, 1.234, 1.375, 1.328, 1
     assert model.weight.tolist() == [[2.0, 4.0]]
     assert model.count.item() == 7
+
+
+def test_rule_bounds_the_loss_of_retention() -> None:
+    curve = [(0.0, 0.30, 0.56), (0.25, 0.35, 0.555), (0.5, 0.40, 0.55), (0.75, 0.40, 0.54), (1.0, 0.45, 0.40)]
+    rows = [{"alpha": alpha, "target": target, "retention": kept} for alpha, target, kept in curve]
+    chosen = {most: best_row(rows, most)["alpha"] for most in (0.0, 0.001, 0.005, 0.01, 0.02, 0.2, None)}
+    assert chosen == {0.0: 0.0, 0.001: 0.0, 0.005: 0.25, 0.01: 0.5, 0.02: 0.75, 0.2: 1.0, None: 0.5}
+    assert alphas_of(True) == ALPHAS
+    assert alphas_of(11) == pytest.approx([0.1 * index for index in range(11)])
+
+
+def test_a_run_keeps_the_weights_that_the_rule_chooses(
+    recipe: Build, tiny_clip: Path, shapes: Path, tmp_path: Path
+) -> None:
+    changes = {
+        "eval.interpolate": 3, "eval.max_forgetting": 0.01, "eval.retention": str(shapes / "classes.csv"),
+        "train.epochs": 1, "loss.logit_scale": "freeze",
+    }  # fmt: skip
+    settings = clipkit.train(recipe(changes))["settings"]
+    rows = settings["interpolation"]
+    assert [row["alpha"] for row in rows] == [0.0, 0.5, 1.0]
+    allowed = [row for row in rows if row["retention"] >= rows[0]["retention"] - 0.01]
+    best = max(allowed, key=lambda row: (row["target"], row["alpha"]))
+    assert settings["alpha"] == best["alpha"]
+    assert settings["retention"]["chosen"] == best["retention"]
+    start, end = (clipkit.load(folder).state_dict() for folder in (tiny_clip, tmp_path / "run"))
+    assert all(torch.equal(start[name], end[name]) for name in start) == (best["alpha"] == 0.0)
+    log, report = ((tmp_path / "run" / name).read_text() for name in ("log.txt", "report.html"))
+    assert f"alpha {best['alpha']:g} between" in log
+    assert "with at most 0.01 of retention_acc1 lost" in log
+    assert "with at most 0.01 of retention_acc1 lost" in report
+
+
+@pytest.mark.parametrize("file", ["classes.csv", "captions.csv"])
+def test_retention_of_frozen_trunks_is_that_of_whole_towers(file: str, tiny_clip: Path, shapes: Path) -> None:
+    from clipkit.models.tuning import tune
+    from clipkit.processes import Processes, accelerator_of
+
+    values = []
+    for method in ("head", "full"):
+        model = clipkit.load(tiny_clip)
+        tune(model.image, method)
+        tune(model.text, method)
+        measure = retention.NamedSet(model, str(shapes / file), Processes(accelerator_of("fp32", 1.0)))
+        assert bool(measure.inputs.stores) == (method == "head")
+        with torch.no_grad():
+            model.image.head.weight.mul_(torch.linspace(-1, 2, 24)[:, None])  # type: ignore[operator, union-attr]
+        values.append(measure.value())
+    assert values[0] == values[1]
+
+
+def test_rule_needs_a_dataset_and_interpolation(recipe: Build, shapes: Path) -> None:
+    for given in ({"eval.interpolate": True}, {"eval.retention": str(shapes / "classes.csv")}):
+        with pytest.raises(RecipeError, match=r"eval\.max_forgetting"):
+            recipe({"eval.max_forgetting": 0.01, **given})
 
 
 def test_a_run_keeps_the_best_interpolated_weights(

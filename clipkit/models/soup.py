@@ -1,0 +1,92 @@
+"""Greedy soup of models (Wortsman et al. 2022, "Model soups", recipe 1)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipkit.errors import ModelError
+from clipkit.models.dual_encoder import DualEncoder
+from clipkit.models.merge import check_same, weights_of
+
+
+@dataclass
+class Ingredient:
+    """A model that was tried in a soup."""
+
+    name: str
+    score: float
+    """Score of the model alone."""
+    with_it: float = 0.0
+    """Score of the soup with the model."""
+    kept: bool = False
+
+
+def greedy_soup(
+    names: Sequence[str],
+    load: Callable[[str], DualEncoder],
+    score: Callable[[DualEncoder], float],
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[DualEncoder, list[Ingredient]]:
+    """Average models one after the other, best first, and keep those that do not lower the score of the average.
+
+    Two models and the sum of those that are kept are in memory at once.
+
+    Args:
+        names: at least two models.
+        load: returns the model of a name.
+        score: returns the score of a model on held-out data; higher is better.
+        report: called with a line before each evaluation.
+
+    Returns:
+        The soup, in the layout of the best model, and all models, best first.
+
+    Raises:
+        ModelError: the architectures differ, or there are fewer than two models.
+
+    Example:
+        >>> soup, tried = greedy_soup(["runs/a", "runs/b"], load, measure)   # doctest: +SKIP
+        >>> [one.name for one in tried if one.kept]                          # doctest: +SKIP
+        ['runs/b', 'runs/a']
+    """
+    if len(names) < 2:
+        raise ModelError(f"a soup got {len(names)} model(s); give two or more")
+    first = load(names[0])
+    shapes = {name: value.to("meta") for name, value in weights_of(first).items()}
+    for name in names[1:]:  # before the first evaluation
+        check_same(first.name, shapes, name, weights_of(load(name)))
+    del first
+    tried = []
+    for name in names:
+        report(f"measuring {name}")
+        tried.append(Ingredient(name, score(load(name))))
+    tried.sort(key=lambda one: one.score, reverse=True)  # stable: the given order in a tie
+    best = tried[0]
+    soup = load(best.name)
+    best.with_it, best.kept = best.score, True
+    total, count, reached = _copies(soup), 1, best.score
+    for one in tried[1:]:
+        report(f"measuring the soup with {one.name}")
+        added = weights_of(load(one.name))
+        with_it = {name: value + added[name].to(value) for name, value in total.items()}
+        _set(soup, with_it, count + 1)
+        one.with_it = score(soup)
+        if one.with_it >= reached:
+            total, count, reached, one.kept = with_it, count + 1, one.with_it, True
+    _set(soup, total, count)
+    return soup, tried
+
+
+def _copies(model: DualEncoder) -> dict[str, Tensor]:
+    """Return float32 copies of the weights that are averaged; integers stay those of the model."""
+    return {
+        name: value.detach().float().clone() for name, value in weights_of(model).items() if value.is_floating_point()
+    }
+
+
+def _set(model: DualEncoder, total: dict[str, Tensor], count: int) -> None:
+    tensors = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, value in total.items():
+            tensors[name].copy_(value / count)

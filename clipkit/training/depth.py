@@ -1,0 +1,50 @@
+"""Depth of parameters: blocks of a tower by number, and layer-wise decay of the learning rate."""
+
+import re
+
+from clipkit.models import DualEncoder, Tower
+
+
+def block_numbers(tower: Tower) -> dict[str, int]:
+    """Return the number of the block of each parameter of the trunk: 1, the first block, to N.
+
+    Embeddings belong to the first block and final norms to the last one. A projection has no number.
+    """
+    numbers = {name: number for number, block in enumerate(tower.blocks, 1) for name in block}
+    stack = _stack(tower)
+    for name, _ in tower.trunk.named_parameters():  # parameters that were added to a block, e.g. adapters
+        if name not in numbers and stack is not None and (inside := re.match(rf"{re.escape(stack)}\.(\d+)\.", name)):
+            numbers[name] = int(inside[1]) + 1
+    return {f"trunk.{name}": number for name, number in numbers.items()}
+
+
+def layer_factors(model: DualEncoder, decay: float) -> dict[str, float]:
+    """Return the factor of the learning rate of each parameter: decay ** (N + 1 - layer).
+
+    As in BEiT (Bao et al. 2022) and EVA-CLIP, the embeddings of a tower are layer 0, its blocks are layers 1 to N,
+    and its final norms and projection are layer N + 1, as are the scale, the bias and view heads. A tower without a
+    list of equal blocks, such as a convolutional one, has its stem in layer 1 and its final norms in layer N.
+
+    Example:
+        >>> layer_factors(load("org/clip"), 0.75)["logit_scale"]    # doctest: +SKIP
+        1.0
+    """
+    factors = {name: 1.0 for name, _ in model.named_parameters()}
+    for side, tower in model.sides.items():
+        count, stack = len(tower.blocks), _stack(tower)
+        for name, number in block_numbers(tower).items():
+            layer = number
+            if stack is not None and not name.startswith(f"trunk.{stack}."):  # an embedding or a final norm
+                layer = 0 if name.removeprefix("trunk.") in tower.blocks[0] else count + 1
+            factors[f"{side}.{name}"] = decay ** (count + 1 - layer)
+    return factors
+
+
+def _stack(tower: Tower) -> str | None:
+    """Return the name of the list of blocks, e.g. native.encoder.layers; None if the blocks are not one list."""
+    blocks = tower.blocks
+    prefixes = [name[: dot.start()] for name in (blocks[0] if blocks else ()) for dot in re.finditer(r"\.0\.", name)]
+    for prefix in sorted(set(prefixes), key=prefixes.count, reverse=True):
+        if all(any(name.startswith(f"{prefix}.{k}.") for name in block) for k, block in enumerate(blocks)):
+            return prefix
+    return None

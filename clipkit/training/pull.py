@@ -1,0 +1,75 @@
+"""Pull of the pretrained weights to their values at the start (L2-SP, Li et al. 2018, equation 3; ProLIP)."""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipkit.errors import RecipeError
+from clipkit.models import DualEncoder
+from clipkit.training.rates import Kind
+
+
+class Pull:
+    """Penalty w · Σ (θ − θ_start)² over the trained pretrained weights of the towers.
+
+    With the projection alone it is ProLIP's (Fahes et al. 2024, λ = w); L2-SP has α / 2 = w. The scale, the bias and
+    new weights are not pulled. Unlike weight decay, it is part of the gradient, which is clipped and from which AdamW
+    estimates its moments.
+
+    Args:
+        model: the model with its initial weights.
+        weight: w.
+        kind_of: returns the kind of a parameter's weights from its name.
+
+    Raises:
+        RecipeError: no pretrained weight is trained.
+    """
+
+    def __init__(self, model: DualEncoder, weight: float, kind_of: Callable[[str], Kind]) -> None:
+        self.weight = weight
+        self._pulled = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and name.startswith(("image.", "text.")) and kind_of(name) == "pretrained"
+        }
+        if not self._pulled:
+            raise RecipeError(
+                "optim.pull_to_start applies to pretrained weights, but none are trained; remove it, or set "
+                "model.image.tune or model.text.tune"
+            )
+        self._start = [parameter.detach().clone() for parameter in self._pulled.values()]
+
+    def fingerprint(self) -> str:
+        """Return a hash of the initial weights, which a resumed run loads from the base model again."""
+        digest = hashlib.sha256()
+        for name, value in zip(self._pulled, self._start, strict=True):
+            digest.update(name.encode())
+            digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def add_gradient(self, scale: float = 1.0) -> Float[Tensor, ""]:
+        """Add the gradient of the penalty, 2 w (θ − θ_start), to the gradients of the loss.
+
+        Call it on every process after the gradients are summed. Weights without a gradient have not moved.
+
+        Args:
+            scale: factor by which the gradients of the loss are scaled (mixed precision).
+
+        Returns:
+            The penalty.
+        """
+        moved = [
+            (parameter, start)
+            for parameter, start in zip(self._pulled.values(), self._start, strict=True)
+            if parameter.grad is not None
+        ]
+        if not moved:
+            return self._start[0].new_zeros(())
+        differences = torch._foreach_sub([parameter for parameter, _ in moved], [start for _, start in moved])
+        gradients: list[Tensor] = [parameter.grad for parameter, _ in moved if parameter.grad is not None]
+        torch._foreach_add_(gradients, differences, alpha=2 * self.weight * scale)
+        return self.weight * torch.stack(torch._foreach_norm(differences)).square().sum()

@@ -1,0 +1,71 @@
+"""Gradual unfreezing: blocks that start to learn after a share of the run (Howard and Ruder 2018, ULMFiT, 3.3)."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import nn
+
+from clipkit.errors import RecipeError
+from clipkit.models import DualEncoder, Tower
+from clipkit.recipe.model import parse_tune
+from clipkit.training.depth import block_numbers
+
+Schedule = float | Mapping[str, float]
+
+
+def first_steps(model: DualEncoder, unfreeze: Schedule | None, steps: int) -> dict[str, int]:
+    """Return the step, from 0, in which each parameter starts to learn, for those that do not start at once.
+
+    Args:
+        model: the model; frozen parameters are ignored.
+        unfreeze: `optim.unfreeze` of a recipe.
+        steps: number of steps of the whole run.
+
+    Raises:
+        RecipeError: a trained block never starts, or nothing learns in the first step.
+    """
+    if unfreeze is None:
+        return {}
+    starts: dict[str, int] = {}
+    for side, tower in model.sides.items():
+        numbers = block_numbers(tower)
+        trained = {name for name, parameter in tower.named_parameters() if parameter.requires_grad and name in numbers}
+        shares = _shares(side, tower, sorted({numbers[name] for name in trained}), unfreeze)
+        starts |= {f"{side}.{name}": math.ceil(shares[numbers[name]] * steps) for name in trained}
+    waiting = {name for name, start in starts.items() if start > 0}
+    if all(name in waiting or not parameter.requires_grad for name, parameter in model.named_parameters()):
+        raise RecipeError(
+            "optim.unfreeze: nothing learns in the first step, because the model has no trained projection; remove it"
+        )
+    return {name: starts[name] for name in waiting}
+
+
+def _shares(side: str, tower: Tower, trained: list[int], unfreeze: Schedule) -> dict[int, float]:
+    """Return the share of the run after which each trained block starts."""
+    if not isinstance(unfreeze, Mapping):
+        return {number: unfreeze * (len(trained) - index) / len(trained) for index, number in enumerate(trained)}
+    first = {}
+    for method, share in unfreeze.items():
+        first[len(tower.blocks) - parse_tune(method)[1] + 1 if method != "full" else 1] = share
+    shares = {number: [share for start, share in first.items() if number >= start] for number in trained}
+    if late := [number for number in trained if not shares[number]]:
+        raise RecipeError(
+            f"optim.unfreeze has no start for block {late[-1]} of {len(tower.blocks)} of the {side} tower, which is "
+            "trained; add full: SHARE, or train fewer blocks with tune: last:N"
+        )
+    return {number: min(shares[number]) for number in trained}
+
+
+@contextmanager
+def frozen_until(starts: Mapping[str, int], model: nn.Module, step: int) -> Iterator[None]:
+    """Context in which parameters that start after this step are frozen, so that they get no gradient."""
+    names = [name for name, start in starts.items() if start > step]
+    waiting = [model.get_parameter(name) for name in names]
+    for parameter in waiting:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in waiting:
+            parameter.requires_grad_(True)
