@@ -37,8 +37,8 @@ def check_pushable(repository: str, private: bool) -> None:
     Raises:
         ModelError: not logged in, no write access, an invalid name, or `private` for an existing public repository.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from huggingface_hub import HfApi, get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     if not re.fullmatch(r"[^/]+/[^/]+", repository):
         raise ModelError(_invalid_name(repository))
