@@ -5,6 +5,6 @@ COPY pyproject.toml README.md LICENSE /src/
 COPY clipkit /src/clipkit
 COPY recipes /src/recipes
 COPY benchmarks/suites /src/benchmarks/suites
-RUN pip install --no-cache-dir /src && rm -rf /src
+RUN pip install --no-cache-dir "/src[data,report]" && rm -rf /src
 WORKDIR /work
 ENTRYPOINT ["clipkit"]

@@ -18,7 +18,17 @@ def printable(text: str) -> str:
         >>> printable("a\\x1b[31mb")
         'a\\\\x1b[31mb'
     """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), _CREDENTIALS.sub("://", text))
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), without_credentials(text))
+
+
+def without_credentials(text: str) -> str:
+    """Return a text whose addresses have no user and password before the host.
+
+    Example:
+        >>> without_credentials("https://me:secret@example.org/a.tar")
+        'https://example.org/a.tar'
+    """
+    return _CREDENTIALS.sub("://", text)
 
 
 def one_line(error: BaseException) -> str:

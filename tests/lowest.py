@@ -12,10 +12,11 @@ FILE = Path(__file__).with_suffix(".txt")
 
 
 def lowest(project: Path = PROJECT) -> str:
-    """Return one line `name==version` for each dependency of the package, without those of the extras' own tools."""
+    """Return one line `name==version` for each dependency of the package and of its extras `data` and `report`."""
     declared = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
     lines = []
-    for requirement in declared["dependencies"]:
+    extras = declared["optional-dependencies"]
+    for requirement in [*declared["dependencies"], *extras["data"], *extras["report"]]:
         match = re.fullmatch(r"([\w.-]+)\s*>=\s*([\w.]+)(,.*)?", requirement)
         if match is None:  # not pinned
             continue

@@ -24,7 +24,7 @@ MODULES = {
     "scikit-learn": "sklearn",
 }
 # Extras of which the package itself imports something.
-EXTRAS = ("demo", "onnx", "sentence-transformers")
+EXTRAS = ("data", "demo", "onnx", "report", "sentence-transformers")
 
 
 def modules(requirements: list[str]) -> set[str]:

@@ -11,7 +11,7 @@ from clipkit.cli.tables import open_console, print_table
 from clipkit.data import read_pairs
 from clipkit.data.checks import Report
 from clipkit.data.pairs import Pairs
-from clipkit.errors import ColumnError, DataError
+from clipkit.errors import ColumnError, DataError, printable
 from clipkit.findings import counted, percent
 
 _EXAMPLES = 3
@@ -70,7 +70,7 @@ def print_report(report: Report) -> None:
 
 def _print_wrapped(console: Console, text: str) -> None:
     for line in textwrap.wrap(text, console.width, subsequent_indent=" " * 11, break_on_hyphens=False):
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(printable(line)), soft_wrap=True)
 
 
 def _quantile_rows(facts: dict[str, Any]) -> list[list[str]]:

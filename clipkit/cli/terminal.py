@@ -2,16 +2,34 @@
 
 import errno
 import os
+import re
 import select
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-from clipkit.errors import TrainingError
+from clipkit.errors import TrainingError, printable
 from clipkit.findings import Finding
 
 _LOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
+_STYLE = re.compile(r"(\x1b\[[0-9;]*m)")
+
+
+class _Neutral:
+    """Standard output without control characters of names and captions, and without passwords of addresses."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        # Colors of tables are for terminals.
+        pieces = _STYLE.split(text) if self._stream.isatty() else [text]
+        self._stream.write("".join(piece if _STYLE.fullmatch(piece) else printable(piece) for piece in pieces))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _MayBeFull:
@@ -35,7 +53,7 @@ class _MayBeFull:
 
 @contextmanager
 def whole_output() -> Iterator[None]:
-    """Context of a command that prints. Characters that the terminal does not have are printed as escapes.
+    """Context of a command that prints. Characters that a terminal lacks or obeys are printed as escapes.
 
     Raises:
         TrainingError: standard output cannot be written, e.g. because the disk is full.
@@ -49,10 +67,12 @@ def whole_output() -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")
     if sys.stderr is not None:
         sys.stderr = cast(TextIO, _MayBeFull(sys.stderr))
+    plain, sys.stdout = sys.stdout, cast(TextIO, _Neutral(sys.stdout))
     try:
         try:
             yield
         finally:
+            sys.stdout = plain
             sys.stdout.flush()
     except OSError as error:
         if error.errno not in _LOST or (isinstance(error, BrokenPipeError) and _is_read()):

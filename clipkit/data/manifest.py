@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clipkit.data.content_hash import content_hash
 from clipkit.data.pairs import Pairs
 from clipkit.data.shards import Format, sha256_of
 from clipkit.errors import OutputError, one_line
 from clipkit.files import write_whole
+from clipkit.parsing import parse_json
 
 _MANIFEST, _SKIPPED = "prepared.json", "skipped.jsonl"
 _LAYOUT = 2  # version of the shards and of these files
@@ -64,7 +66,7 @@ class Manifest:
 
     Args:
         folder: folder of the shards.
-        source: name, fingerprint, and numbers of images and captions.
+        source: name, hashes, and numbers of images and captions.
         settings: settings of the shards.
         shards: finished blocks, from the start of the source.
         complete: True if all blocks are finished.
@@ -131,6 +133,7 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
     source = {
         "name": pairs.name,
         "fingerprint": _fingerprint(pairs),
+        "content": content_hash(pairs.images),
         "images": len(pairs.images),
         "captions": len(pairs.captions) if pairs.has_captions else 0,
     }
@@ -144,7 +147,8 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
         manifest = Manifest(folder, source, settings)
         manifest.write()
         return manifest
-    if manifest.source["fingerprint"] != source["fingerprint"]:
+    # Folders of earlier versions have no hash of the content.
+    if any(manifest.source.get(part, source[part]) != source[part] for part in ("fingerprint", "content")):
         raise OutputError(
             f"{folder}: was begun with {manifest.source['name']}, which is other data or has changed since; give "
             "another --out, or delete the folder"
@@ -165,7 +169,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         OutputError: it is invalid.
     """
     try:
-        values = json.loads((folder / _MANIFEST).read_bytes())
+        values = parse_json((folder / _MANIFEST).read_bytes())
         if values["layout"] != _LAYOUT:
             raise ValueError(f"layout {values['layout']}, not {_LAYOUT}")
         blocks = [

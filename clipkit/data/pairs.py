@@ -16,13 +16,12 @@ from clipkit.data.labeled_rows import labeled_rows
 from clipkit.data.missing import check_present
 from clipkit.data.prompts import code_findings, prompts_of, read_templates
 from clipkit.data.sequences import Files, Strings, chosen, evenly_spaced, first_positions
-from clipkit.data.sources.columns import ClassList, Rows, split_options
+from clipkit.data.sources.columns import LONGEST_TEXT, ClassList, Rows, split_options
 from clipkit.data.sources.read import read_rows
 from clipkit.errors import DataError
 from clipkit.findings import Finding
 from clipkit.images import Held, Stored, size_of
 
-_LONGEST_TEXT = 1_000_000  # characters: models read a few hundred, and tokenizing a book takes minutes
 UNIDENTIFIED = "unidentified"
 """Fingerprint of data that cannot be recognized in another process."""
 _MOST_SIZES = 10_000  # number of image files whose size is part of the fingerprint
@@ -204,11 +203,11 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
     texts, row_of_text = _texts(rows)
     for role, column in texts.items():
         length = pc.utf8_length(column.column)
-        if len(column) and pc.max(length).as_py() > _LONGEST_TEXT:
+        if len(column) and pc.max(length).as_py() > LONGEST_TEXT:
             row = row_of_text[pc.index(length, pc.max(length)).as_py()] + 1
             raise DataError(
                 f"{rows.name}: {rows.row} {row} has a {role} of {pc.max(length).as_py():,} characters, more than the "
-                f"limit of {_LONGEST_TEXT:,}; shorten it or drop the {rows.row}"
+                f"limit of {LONGEST_TEXT:,}; shorten it or drop the {rows.row}"
             )
     if "caption" in texts and not may_be_empty:
         empty = pc.index(texts["caption"].column, "").as_py()

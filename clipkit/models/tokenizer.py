@@ -11,9 +11,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from clipkit.errors import ModelError, one_line
+from clipkit.files import write_whole
 from clipkit.models.clip_bpe import ClipBpe
 from clipkit.models.hub import local_folder
 from clipkit.models.quiet import without_root_messages
+from clipkit.parsing import parse_json
 from clipkit.run_files import read_object
 
 # Names of vocabulary files, which some tokenizers read although their class does not list them.
@@ -94,8 +96,8 @@ class TransformersTokenizer:
         self.native.save_pretrained(folder)
         if self.lower:  # the name under which transformers lowercases before the same tokenizer
             file = folder / "tokenizer_config.json"
-            config = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": "Siglip2Tokenizer"}
-            file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            config = parse_json(file.read_text(encoding="utf-8")) | {"tokenizer_class": "Siglip2Tokenizer"}
+            write_whole(file, json.dumps(config, indent=2) + "\n")
 
 
 class OpenClipTokenizer:

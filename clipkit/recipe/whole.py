@@ -8,7 +8,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from clipkit.catalogue import Need
-from clipkit.errors import RecipeError
+from clipkit.errors import RecipeError, without_credentials
 from clipkit.parsing import read_yaml
 from clipkit.recipe.data import DataRecipe
 from clipkit.recipe.loop import LABEL_METRICS, CheckpointRecipe, EvalRecipe, OptimRecipe, TrainRecipe
@@ -203,9 +203,21 @@ class Recipe(Section):
         """Return a new recipe with overrides such as `{"optim.lr": 1e-5}` applied."""
         return type(self).from_dict(merged(self.model_dump(mode="json"), changes))
 
+    def without_credentials(self) -> Self:
+        """Return the recipe for files of a run: its addresses have no user and password."""
+        return type(self).from_dict(_without_credentials(self.model_dump(mode="json")))
+
     def to_yaml(self) -> str:
         """Return the complete recipe, including all defaults, as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _without_credentials(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_credentials(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_credentials(part) for part in value]
+    return without_credentials(value) if isinstance(value, str) else value
 
 
 def _changed(section: Section, key: str) -> str:

@@ -8,6 +8,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from clipkit.catalogue import Need
+from clipkit.data.content_hash import content_hash
+from clipkit.data.labels import LabeledImages
+from clipkit.data.pairs import Pairs
 from clipkit.evaluation import versions
 from clipkit.models import DualEncoder
 from clipkit.models.fingerprint import weights_hash
@@ -21,7 +24,7 @@ from clipkit.training.run_data import RunData
 MACHINE = ("versions", "processes", "device")
 
 # Parts that change the evaluation, not the training.
-MEASURED = ("the images of data.labelled",)
+MEASURED = ("the images of data.labelled", "the content of the images of data.labelled")
 
 
 def identity_of(
@@ -38,6 +41,11 @@ def identity_of(
     Messages show the names of the parts. Checkpoints contain them too: a part keeps its name.
     """
     train, validation = data.train, data.validation
+
+    def content(sources: Sequence[Pairs | LabeledImages]) -> list[str]:
+        hashes = [content_hash(source.images) for source in sources] if processes.is_main else []
+        return processes.gather_objects(hashes)[0]
+
     return {
         "the images or captions of data.train": train.fingerprint,
         "the weights of data.train": [source.weight for source in recipe.data.sources],
@@ -52,6 +60,9 @@ def identity_of(
         "the processes and workers that read the stream": (
             [processes.count, recipe.data.workers] if train.depends_on_workers else None
         ),
+        "the content of the images of data.train": content([train.pairs] if train.can_index else []),
+        "the content of the images of data.validation": content([validation] if validation else []),
+        "the content of the images of data.labelled": content(data.labelled),
         **given.identity_parts(),
         "versions": versions(),
         "processes": processes.count,

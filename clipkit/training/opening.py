@@ -145,7 +145,7 @@ def open_folder(
                     if later > start.step:
                         remove_checkpoint(checkpoint_of(folder.checkpoints, later))
                 folder.cut(start.saved["logs"], start.step)
-            write_whole(folder.recipe, plan.recipe.to_yaml())
+            write_whole(folder.recipe, plan.recipe.without_credentials().to_yaml())
             log.write_to(folder.log)
 
     plan.processes.on_main(restore_folder)

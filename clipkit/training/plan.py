@@ -14,6 +14,8 @@ from torch import Tensor
 from clipkit.catalogue import Need
 from clipkit.data.sampler import EpochSampler
 from clipkit.data.stream import StreamSampler
+from clipkit.errors import RecipeError
+from clipkit.extras import check_extra
 from clipkit.models import DualEncoder
 from clipkit.models.publish.layout import Layout
 from clipkit.processes import Processes, accelerator_of
@@ -118,6 +120,8 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     """
     began = time.monotonic()
     check_installed(recipe.train.log_with)
+    if recipe.data.validation is not None and not all(term.is_cross_modal for term in recipe.terms):
+        check_extra("report", ["sklearn"], RecipeError)  # for the map in the report
     accelerator = accelerator or accelerator_of(recipe.train.precision, recipe.train.timeout_minutes)
     processes, given = Processes(accelerator), given or Given()
     data = read_data(recipe, processes, given)

@@ -50,7 +50,7 @@ class State:
             "seconds": round(self.seconds, 2),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "micro_batch_size": self.gradients.micro_batch_size,
-            "recipe": self.plan.recipe.model_dump(mode="json"),
+            "recipe": self.plan.recipe.without_credentials().model_dump(mode="json"),
             "identity": self.plan.identity,
             "closed_form": self.closed_form,
         }

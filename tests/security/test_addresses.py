@@ -11,8 +11,8 @@ from clipkit.data import broken_images, read_pairs, stream_feed
 from clipkit.data.checks.scan import scan_images
 from clipkit.data.sources import remote
 from clipkit.data.sources.remote import Remote
-from clipkit.data.sources.urls import IMAGES, STREAMS, protocol_of, without_credentials
-from clipkit.errors import DataError
+from clipkit.data.sources.urls import IMAGES, STREAMS, protocol_of
+from clipkit.errors import DataError, without_credentials
 from clipkit.images import open_image
 from tests.conftest import draw, write_csv
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from clipkit.data.sources.remote import fetch_ahead
 from clipkit.errors import DataError, one_line
+from clipkit.extras import check_extra
 from clipkit.image_formats import RefusedImageError
 from clipkit.images import InMemory, Stored, open_image, read_image, upright_size
 from clipkit.opening import UnsuitableFileError
@@ -76,11 +77,16 @@ def scan_images(images: Sequence[Path | Stored], workers: int | None = None, nam
         workers: threads; None: one per core, at most 16.
         name: label of the progress bar.
 
+    Raises:
+        DataError: the library of perceptual hashes is not installed.
+
     Example:
         >>> scan_images([]).sizes.shape
         (0, 2)
     """
     count = len(images)
+    if count:
+        check_extra("data", ["imagehash"], DataError)
     scan = ImageScan(
         {},
         np.zeros(count, "V16"),

@@ -1,6 +1,5 @@
 """Class names that a table records beside its class numbers, as the library `datasets` does (its ClassLabel)."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,12 +8,13 @@ import pyarrow.compute as pc
 
 from clipkit.data.sources.columns import ClassList
 from clipkit.errors import DataError
+from clipkit.parsing import parse_json
 
 
 def recorded_classes(metadata: Mapping[bytes, bytes] | None, column: str | None) -> ClassList | None:
     """Return the classes of a column from the metadata of an Arrow or Parquet schema; None if it records none."""
     try:
-        feature: Any = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
+        feature: Any = parse_json((metadata or {})[b"huggingface"])["info"]["features"][column]
     except (KeyError, ValueError, TypeError):
         return None
     is_list = isinstance(feature, list) or (isinstance(feature, dict) and "feature" in feature)

@@ -11,7 +11,7 @@ from pyarrow import csv as arrow_csv
 
 from clipkit.data.sequences import Files
 from clipkit.data.sources.choice import PEEKED
-from clipkit.data.sources.columns import Rows, Wanted
+from clipkit.data.sources.columns import LONGEST_TEXT, Rows, Wanted
 from clipkit.errors import DataError, one_line
 from clipkit.files import is_file
 from clipkit.opening import open_file, open_text
@@ -166,6 +166,9 @@ def _first_problem(path: Path, form: _Form) -> str | None:
                     named = _DELIMITERS[form.delimiter] if form.delimiter in _DELIMITERS else repr(form.delimiter)
                     advice = f"; put quotation marks around a field with {named}" if len(row) > width else ""
                     return f"{path}: line {begins} has {len(row)} fields, the header has {width}; fix it{advice}"
+                longest = max(map(len, row), default=0)
+                if longest > LONGEST_TEXT:
+                    return f"{path}: line {begins} has a field of {longest:,} characters; shorten it"
                 width = width or len(row)
                 begins = rows.line_num + 1 + form.skipped
         except csv.Error as error:

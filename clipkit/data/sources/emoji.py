@@ -17,7 +17,7 @@ from clipkit.data.sources.columns import ClassList, Rows, Wanted
 from clipkit.data.sources.delimited import read_delimited
 from clipkit.errors import DataError, UnreachedError
 from clipkit.extras import check_extra
-from clipkit.files import cache_folder, locked
+from clipkit.files import cache_folder, locked, replacing, write_whole
 from clipkit.images import size_of
 
 LANGUAGES = ("de", "en", "es", "fr", "it", "pt")
@@ -134,7 +134,7 @@ def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) 
         if one.group is not None:
             prompts.setdefault(one.group, {}).setdefault(one.family, one.name)
     sentences = {group: list(names.values()) for group, names in prompts.items()}
-    data.group_prompts.write_text(json.dumps(sentences, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_whole(data.group_prompts, json.dumps(sentences, indent=1, ensure_ascii=False))
     for file, shown in (
         (data.train_labels, [one for one in simplest.values() if one.family not in held_out]),
         (data.held_out_labels, held),
@@ -232,7 +232,7 @@ def _without_style(codes: Iterable[int]) -> tuple[int, ...]:
 
 
 def _write(path: Path, column: str, images: Iterable[str], values: Sequence[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image", column])
         rows.writerows(zip(images, values, strict=True))

@@ -1,6 +1,5 @@
 """Reader of JSON and JSONL files."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from clipkit.data.sources.choice import PEEKED
 from clipkit.data.sources.columns import Rows, Wanted
 from clipkit.errors import DataError
 from clipkit.opening import open_file, read_text
+from clipkit.parsing import parse_json
 
 _EXAMPLE = '{"image": "a.jpg", "caption": "a dog"}'
 
@@ -46,7 +46,7 @@ def read_json_lines(name: str, wanted: Wanted) -> Rows:
         with open_file(position.path) as file:
             for position.number, content in enumerate(file, 1):
                 if content.strip():
-                    yield json.loads(content.decode("utf-8-sig" if position.number == 1 else "utf-8"))
+                    yield parse_json(content.decode("utf-8-sig" if position.number == 1 else "utf-8"))
 
     with _as_data_errors(position):
         return _rows_of(position, rows(), wanted)
@@ -56,7 +56,7 @@ def read_json(name: str, wanted: Wanted) -> Rows:
     """Read a JSON file with a list of rows, or an object that maps IDs to rows; otherwise as `read_json_lines`."""
     position = _Position(Path(name), "row")
     with _as_data_errors(position):
-        content = json.loads(read_text(position.path))
+        content = parse_json(read_text(position.path))
         rows = list(content.values()) if isinstance(content, dict) else content
         if not isinstance(rows, list):
             raise DataError(
@@ -78,7 +78,7 @@ def _as_data_errors(position: _Position) -> Iterator[None]:
         raise DataError(f"{position.path}: file not found; paths are relative to the working directory") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{position} is not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{position} is not JSON ({error}); fix it") from None
     except OSError as error:
         raise DataError(

@@ -3,7 +3,6 @@
 To add a source, write a reader `(name, wanted) -> Rows` in a file of its own and add a row to `SOURCES`.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from clipkit.errors import DataError
 from clipkit.files import is_file
 from clipkit.images import kind_of
 from clipkit.opening import read_text
+from clipkit.parsing import parse_json
 
 # Options of a source as a whole, beside those that name the column of a role.
 _OPTIONS = ("split", "templates", "classes")
@@ -162,7 +162,7 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
 def _check_is_finished(manifest: Path) -> None:
     """Raise an error for shards that `clipkit data prepare` is still writing."""
     try:
-        finished = json.loads(read_text(manifest, "utf-8")).get("complete", True)
+        finished = parse_json(read_text(manifest, "utf-8")).get("complete", True)
     except (OSError, ValueError, AttributeError):
         return
     if not finished:

@@ -21,8 +21,8 @@ from uuid import uuid4
 
 from tqdm.auto import tqdm
 
-from clipkit.data.sources.urls import IMAGES, protocol_of, without_credentials
-from clipkit.errors import DataError, one_line
+from clipkit.data.sources.urls import IMAGES, protocol_of
+from clipkit.errors import DataError, one_line, without_credentials
 from clipkit.files import cache_folder
 from clipkit.image_formats import most_file_bytes
 from clipkit.images import Stored
@@ -172,6 +172,7 @@ def _kept(address: str, file: Path) -> bytes:
 
 
 def _keep(file: Path, content: bytes) -> None:
+    # Not `write_whole`, which waits for the disk: after a crash of the machine, nobody reads these files.
     temporary = file.with_name(f"{file.name}.{uuid4().hex[:8]}")
     try:
         if shutil.disk_usage(file.parent).free > _RESERVED + len(content):

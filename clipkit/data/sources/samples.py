@@ -1,7 +1,6 @@
 """Samples of WebDataset shards: which files form one, which of them is the image, and what its texts are."""
 
 import io
-import json
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
@@ -10,6 +9,7 @@ from PIL import Image
 
 from clipkit.data.sources.columns import NAMES
 from clipkit.errors import DataError, one_line
+from clipkit.parsing import parse_json
 
 # Files of a sample that may contain a role, most likely first; other roles are read from JSON only.
 ENDINGS = {"caption": ("txt", "caption", "json"), "label": ("cls", "npy", "json")}
@@ -109,8 +109,8 @@ def values_of_role(where: str, contents: Mapping[str, bytes], role: str, given: 
         if ending != "json":
             return [text.strip()]
         try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise DataError(f"{where}.json: is not JSON ({one_line(error)}); fix it") from None
         name = next((name for name in keys if isinstance(values, dict) and name in values), None)
         if name is None:

@@ -19,6 +19,7 @@ from clipkit.data.sources.samples import caption_choices, collected, has_dots, i
 from clipkit.errors import DataError, one_line
 from clipkit.files import cache_folder, replacing
 from clipkit.opening import open_file
+from clipkit.parsing import parse_json
 
 ROLES = ("caption", "label", "negative_caption", "paraphrase")
 _LAYOUT = "4"  # version of the cached index
@@ -114,14 +115,14 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
 
 def used_captions(tables: Iterable[pa.Table]) -> list[str]:
     """Return the ending or JSON key of the captions of several indexes, and then those of other captions."""
-    return list(dict.fromkeys(name for table in tables for name in json.loads(table.schema.metadata[_CAPTIONS])))
+    return list(dict.fromkeys(name for table in tables for name in parse_json(table.schema.metadata[_CAPTIONS])))
 
 
 def used_endings(tables: Iterable[pa.Table]) -> tuple[str, list[str]]:
     """Return the image ending that most samples of several indexes use, and the image endings that are not used."""
     counts: Counter[str] = Counter()
     for table in tables:
-        counts.update(json.loads(table.schema.metadata[_ENDINGS]))
+        counts.update(parse_json(table.schema.metadata[_ENDINGS]))
     used: Counter[str] = Counter()
     others: dict[str, None] = {}
     for names, count in counts.items():

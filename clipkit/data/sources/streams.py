@@ -14,8 +14,8 @@ from clipkit.data.sources.columns import Wanted, exists, name_revision_and_split
 from clipkit.data.sources.members import BoundedMember, check_member
 from clipkit.data.sources.remote import ATTEMPTS, BACK_OFF, TIMEOUT
 from clipkit.data.sources.samples import adjacent, image_endings, values_of_role
-from clipkit.data.sources.urls import STREAMS, is_address, protocol_of, without_credentials
-from clipkit.errors import DataError, one_line
+from clipkit.data.sources.urls import STREAMS, is_address, protocol_of
+from clipkit.errors import DataError, one_line, without_credentials
 from clipkit.images import InMemory
 from clipkit.opening import open_file
 

@@ -7,7 +7,7 @@ evaluates templates. So only a few protocols are allowed, and chains never are.
 import re
 from urllib.parse import urlsplit
 
-from clipkit.errors import DataError
+from clipkit.errors import DataError, without_credentials
 
 IMAGES = ("http", "https")
 """Protocols of addresses of single images."""
@@ -51,13 +51,6 @@ def protocol_of(address: str, allowed: tuple[str, ...]) -> str:
     if not host or _UNPRINTABLE.search(address):
         raise DataError(f"{_shown(address)}: is not a valid address; correct it")
     return protocol
-
-
-def without_credentials(address: str) -> str:
-    """Return an address without the user and password before its host."""
-    protocol, separator, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{protocol}{separator}{host.rpartition('@')[2]}{slash}{path}" if separator else address
 
 
 def _shown(address: str) -> str:

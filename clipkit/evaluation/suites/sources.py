@@ -1,11 +1,13 @@
 """Data of an entry of a suite: any data source, with the corruption of the entry."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clipkit.data import LabeledImages, NearMisses, Pairs, read_classes, read_labeled, read_templates
+from clipkit.data.content_hash import content_hash
 from clipkit.data.sources.columns import split_options
 from clipkit.errors import DataError, UnreachedError
 from clipkit.evaluation.suites.corruptions import Corrupted
@@ -21,7 +23,13 @@ def fingerprint_of(opened: TaskData) -> str:
     templates = opened.templates
     if templates is None and isinstance(opened.data, LabeledImages):
         templates = opened.data.templates
-    return json.dumps([data, train, opened.classes, templates], ensure_ascii=False)
+    contents = [_content_of(part.images) for part in (opened.data, opened.train) if part is not None]
+    return json.dumps([data, train, opened.classes, templates, contents], ensure_ascii=False)
+
+
+def _content_of(images: Sequence[Path | Stored]) -> str:
+    """Return the hash of the images before their corruption, which is a setting of the entry."""
+    return content_hash([image.source if isinstance(image, Corrupted) else image for image in images])
 
 
 def _contents(data: NearMisses) -> list[Any]:

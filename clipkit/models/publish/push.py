@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,8 @@ def check_pushable(repository: str, private: bool) -> None:
     Raises:
         ModelError: not logged in, no write access, an invalid name, or `private` for an existing public repository.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     if not re.fullmatch(r"[^/]+/[^/]+", repository):
         raise ModelError(_invalid_name(repository))
@@ -46,8 +46,9 @@ def check_pushable(repository: str, private: bool) -> None:
         api = HfApi()
         api.whoami()
         api.create_repo(repository, private=private or None, exist_ok=True)
-        if "write" in signature(api.auth_check).parameters:  # older clients only find out when they upload
-            api.auth_check(repository, write=True)  # for an existing repository, create_repo checks nothing
+        # For an existing repository, create_repo checks nothing. In older clients, auth_check lacks write=True.
+        address = f"{api.endpoint}/api/models/{repository}/auth-check/write"
+        hf_raise_for_status(get_session().get(address, headers=build_hf_headers()))
         if private and not api.model_info(repository).private:
             raise ModelError(
                 f"{repository}: already exists and is public; --private only applies to new repositories: make it "

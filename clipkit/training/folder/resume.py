@@ -212,8 +212,8 @@ def _changes(folder: RunFolder, recipe: Recipe, before: Mapping[str, Any], step:
         # Before this key existed, all projections started random.
         section["start"] = recipe.model.start if recipe.start == "random" else "random"
     with suppress(RecipeError):  # gives new keys their defaults, and old values their current names
-        before = Recipe.from_dict(before).model_dump(mode="json")
-    old, new = flat(before), flat(recipe.model_dump(mode="json"))
+        before = Recipe.from_dict(before).without_credentials().model_dump(mode="json")
+    old, new = flat(before), flat(recipe.without_credentials().model_dump(mode="json"))
     allowed: list[str] = []
     refused: list[str] = []
     for key in sorted(old.keys() | new.keys()):

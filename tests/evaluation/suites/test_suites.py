@@ -25,7 +25,7 @@ from clipkit.evaluation.suites.robustness import expected, robustness, robustnes
 from clipkit.evaluation.suites.sources import fingerprint_of, open_data
 from clipkit.images import open_image
 from clipkit.report.suite import suite_markdown, suite_report, suite_tables
-from tests.conftest import draw
+from tests.conftest import draw, write_csv
 
 
 @pytest.fixture
@@ -107,6 +107,17 @@ def test_fingerprint_depends_on_every_part_of_the_data(shapes: Path, tmp_path: P
     first, *others = (fingerprint(row) for row in ("00.png,a,b,x", "01.png,a,b,x", "00.png,b,a,x", "00.png,a,b,y"))
     assert first == fingerprint("00.png,a,b,x")
     assert first not in others
+    table = write_csv(tmp_path / "pairs.csv", ["image", "caption"], [["images/00.png", "a red square"]])
+    image = shutil.copytree(shapes / "images", tmp_path / "images") / "00.png"
+    pairs = DataSet(name="pairs", task="retrieval", source=str(table))
+    noisy = pairs.model_copy(update={"corruption": Corruption(name="blur", level=1)})
+    before = [fingerprint_of(open_data(entry)) for entry in (pairs, noisy)]
+    assert before == [fingerprint_of(open_data(entry)) for entry in (pairs, noisy)]
+    content = bytearray(image.read_bytes())
+    content[-20] ^= 1
+    image.write_bytes(content)
+    after = [fingerprint_of(open_data(entry)) for entry in (pairs, noisy)]
+    assert not set(before) & set(after)
 
 
 def test_one_failing_dataset_does_not_stop_the_others(

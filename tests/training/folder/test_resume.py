@@ -1,6 +1,7 @@
 """Resuming a run: allowed and refused changes, damaged and missing checkpoints, and the checkpoints that are kept."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import clipkit
 from clipkit.errors import OutputError, RecipeError
 from clipkit.recipe import Recipe
 from clipkit.training import step as step_module
-from clipkit.training.folder.checkpoint import checkpoint_steps
+from clipkit.training.folder.checkpoint import _sums, checkpoint_of, checkpoint_steps
 from clipkit.training.folder.resume import StartPoint, find_checkpoint
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.plan import make_plan
@@ -175,6 +176,33 @@ def test_resume_refuses_changed_data(recipe: Build, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="data.train changed since step 4"):
         start_point(built)
     assert files_of(tmp_path / "run") == before
+
+
+def test_resume_refuses_other_content_of_equal_size_and_time(recipe: Build, tmp_path: Path) -> None:
+    data = small_data(tmp_path / "data")
+    built = recipe({**CHANGES, "data.train": str(data), "train.batch_size": 4})
+    interrupted(built, after=3)
+    image = tmp_path / "data" / "images" / "0.png"
+    status, content = image.stat(), bytearray(image.read_bytes())
+    content[-20] ^= 1
+    image.write_bytes(content)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(RecipeError, match="the content of the images of data.train changed since step 2"):
+        start_point(built)
+
+
+def test_a_run_without_hashes_of_the_content_is_resumed(recipe: Build, tmp_path: Path) -> None:
+    built = recipe({**CHANGES, "train.batch_size": 4})
+    plan = make_plan(built)
+    earlier = {name: value for name, value in plan.identity.items() if not name.startswith("the content")}
+    assert len(earlier) == len(plan.identity) - 3
+    interrupted(built, after=3)
+    folder = RunFolder(built.output)
+    step = checkpoint_of(folder.checkpoints, 2)
+    state = json.loads((step / "state.json").read_text())
+    (step / "state.json").write_text(json.dumps(state | {"identity": earlier}))
+    (step / "SHA256SUMS").write_bytes(_sums(step))
+    assert start_point(built).step == 2
 
 
 def test_resume_refuses_changed_frozen_weights(recipe: Build, tmp_path: Path, tiny_clip: Path) -> None:
