@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from clipkit.models.export import export
     from clipkit.models.merge import merge
     from clipkit.recipe import Recipe
+    from clipkit.search import Index, embed
     from clipkit.training import train
 
 # Public name -> (module, attribute of it or None for the module). Imported on first use, so that `import clipkit` and
 # `clipkit --help` stay instant.
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "DualEncoder": ("clipkit.models", "DualEncoder"),
+    "Index": ("clipkit.search", "Index"),
     "Recipe": ("clipkit.recipe", "Recipe"),
+    "embed": ("clipkit.search", "embed"),
     "evaluate": ("clipkit.evaluation", None),
     "export": ("clipkit.models.export", "export"),
     "load": ("clipkit.models", "load"),
@@ -33,7 +36,20 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "train": ("clipkit.training", "train"),
 }
 
-__all__ = ["DualEncoder", "Recipe", "__version__", "evaluate", "export", "load", "losses", "merge", "metrics", "train"]
+__all__ = [
+    "DualEncoder",
+    "Index",
+    "Recipe",
+    "__version__",
+    "embed",
+    "evaluate",
+    "export",
+    "load",
+    "losses",
+    "merge",
+    "metrics",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

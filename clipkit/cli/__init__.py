@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from clipkit import __version__
 from clipkit.cli.data import app as data_app
+from clipkit.cli.embed import embed
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.cli.export import export, merge
@@ -25,10 +26,11 @@ from clipkit.cli.launch import end_with_launcher, is_main_process, process_rank,
 from clipkit.cli.models import models
 from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
+from clipkit.cli.search import search
 from clipkit.cli.terminal import print_error, whole_output
 from clipkit.errors import Interrupted, TrainingError, UserError
 
-_ORDER = ("train", "eval", "data", "models", "export", "merge", "push", "doctor", "runs", "demo")
+_ORDER = ("train", "eval", "data", "embed", "search", "models", "export", "merge", "push", "doctor", "runs", "demo")
 
 
 class _InOrder(TyperGroup):
@@ -48,6 +50,8 @@ app = typer.Typer(
 )
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
+app.command()(embed)
+app.command()(search)
 app.command()(export)
 app.command()(merge)
 app.command(name="push")(push_command)

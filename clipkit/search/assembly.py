@@ -8,17 +8,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 from pyarrow import parquet
 
 from clipkit.errors import DataError, one_line
+from clipkit.findings import Finding
 from clipkit.models import DualEncoder
-from clipkit.search.layout import UNFINISHED, file_of, name_by_content, open_array, write_manifest
+from clipkit.search.engine import LEAST_ROWS, NAME, build, is_installed, open_engine, recall
+from clipkit.search.folder import UNFINISHED
+from clipkit.search.layout import file_of, name_by_content, open_array, write_manifest
 from clipkit.search.log import Encoded, text_key
+from clipkit.search.nearest import as_float32
+from clipkit.search.relevance import Nulls, fit, hub_statistics
 from clipkit.search.source import CAPTIONS, CONTENT, IMAGE, POSITION
 from clipkit.versions import __version__
 
 _GROUP_ROWS = 16_384
 _COPIED = 65_536
+_MEASURED = 200  # queries of the engine's recall
 FEATURES = np.float16
 
 
@@ -35,6 +42,7 @@ class Found:
     columns: pa.Table | None
     skipped: list[dict[str, str]]
     """Unreadable images with reasons."""
+    findings: Sequence[Finding] = ()
 
 
 def keys_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> list[bytes]:
@@ -73,6 +81,8 @@ def assemble(
     files["features"] = _write(
         logs / "features.npy", lambda file: _features(file, found.keys, images, old, width), "features"
     )
+    relevance: dict[str, Any] = {}
+    text_queries: NDArray[np.float16] | None = None
     if distinct:
         table = pa.table({"text": pa.array(distinct, pa.large_string())})
         files["texts"] = _write(logs / "texts.parquet", lambda file: parquet.write_table(table, file, _GROUP_ROWS))
@@ -81,6 +91,15 @@ def assemble(
         files["textfeatures"] = _write(
             logs / "textfeatures.npy", lambda file: _features(file, keys, texts, old_texts, width), "textfeatures"
         )
+        row_of = {text: row for row, text in enumerate(distinct)}
+        own = [[row_of[text] for text in captions] for captions in found.captions]
+        names = (folder / files[kind]["name"] for kind in ("features", "textfeatures"))
+        image_features, text_features = (np.load(name, mmap_mode="c") for name in names)
+        hubs = hub_statistics(image_features, text_features, own)
+        files["hubs"] = _write(logs / "hubs.npy", lambda file: np.save(file, hubs))
+        text_queries = text_features
+        relevance = fit(Nulls(image_features, hubs), found.captions, model.encode_text)
+    engine = _engine(logs, folder, files, text_queries)
     error = max(images.error, texts.error, former["features"]["max_error"] if former is not None else 0.0)
     preprocess = model.image.preprocess
     manifest = {
@@ -98,12 +117,29 @@ def assemble(
         "texts": len(distinct),
         "width": width,
         "features": {"dtype": "float16", "max_error": float(f"{error:.3g}")},
+        "relevance": relevance,
+        "engine": engine,
         "skipped": found.skipped,
         "probes": probes,
         "files": files,
     }
     write_manifest(folder, manifest)
     return manifest
+
+
+def _engine(
+    logs: Path, folder: Path, files: dict[str, Any], texts: NDArray[np.float16] | None
+) -> dict[str, Any] | None:
+    """Build the engine of a large index, if FAISS is installed; return its recall@10 on captions, or on images."""
+    features = np.load(folder / files["features"]["name"], mmap_mode="c")
+    if len(features) < LEAST_ROWS or not is_installed():
+        return None
+    build(features, logs / "engine.faiss")
+    source = features if texts is None else texts
+    sample = np.unique(np.linspace(0, len(source) - 1, _MEASURED).astype(np.int64))
+    measured = recall(open_engine(features, logs / "engine.faiss"), features, as_float32(source[sample]))
+    files["engine"] = name_by_content(logs / "engine.faiss", "engine")
+    return {"name": NAME, "recall@10": round(measured, 4), "queries": len(sample)}
 
 
 def _rows(found: Found) -> pa.Table:
@@ -142,4 +178,3 @@ def _features(file: Path, keys: Sequence[bytes], encoded: Encoded, former: _Form
 def _write(file: Path, write: Callable[[Path], None], kind: str = "") -> dict[str, Any]:
     write(file)
     return name_by_content(file, kind or file.stem)
-

@@ -15,16 +15,20 @@ from pyarrow import parquet
 from torch import Tensor
 
 from clipkit.errors import DataError, UserError, one_line
-from clipkit.images import ImageLike, Stored, open_image
+from clipkit.images import ImageLike, Stored
+from clipkit.search.engine import is_installed, open_engine
+from clipkit.search.images import IndexedImages
 from clipkit.search.layout import check_content, file_of, open_array, read_manifest
-from clipkit.search.nearest import Exact, Nearest
+from clipkit.search.nearest import Exact, Nearest, as_float32
 from clipkit.search.query import Term, combined, terms_of
-from clipkit.search.source import CAPTIONS, CONTENT, IMAGE, POSITION
+from clipkit.search.relevance import DEPTH, Calibration, Nulls, calibrations_of, is_short
+from clipkit.search.source import CAPTIONS, CONTENT, IMAGE, POSITION, RESERVED
 from clipkit.search.where import rows_where
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from clipkit.models import DualEncoder
-    from clipkit.search.source import Images
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ class Index:
         'images/12.jpg'
     """
 
-    def __init__(self, path: str | Path, *, model: "str | Path | DualEncoder | None" = None, check: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, model: "str | Path | DualEncoder | None" = None, check: bool = False
+    ) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         if check:
@@ -79,7 +85,9 @@ class Index:
 
     @cached_property
     def nearest(self) -> Nearest:
-        """Engine that finds the best rows."""
+        """Engine that finds the best rows: FAISS if the index has its file and it is installed, else exact search."""
+        if "engine" in self.manifest["files"] and is_installed():
+            return open_engine(self.features, file_of(self.path, self.manifest, "engine"))
         return Exact(self.features)
 
     @cached_property
@@ -155,8 +163,8 @@ class Index:
             like: images of the index that results should resemble, by location or row; they are not among the results.
             where: filter on columns (grammar: `clipkit.search.where`).
             k: maximum number of results.
-            precision: leave out the results after which the mean of `relevance` falls below this share; None: keep
-                all.
+            precision: show only results with a relevance from which on this share is relevant, over many queries;
+                None: show all.
 
         Raises:
             DataError: the query is empty, an image cannot be read, or the filter is invalid.
@@ -166,7 +174,7 @@ class Index:
         terms = terms_of(query, several, minus, rows)
         vector = self.vector_of(terms)
         return self.search_vectors(
-            vector[None], where=where, k=k, precision=precision, without=rows, words=_is_one_text(terms)
+            vector[None], where=where, k=k, precision=precision, without=rows, words=_one_text(terms)
         )[0]
 
     def search_many(
@@ -176,8 +184,8 @@ class Index:
         several = [terms_of(query, (), (), ()) for query in queries]
         if not several:
             return []
-        features = self.model.encode_text([str(term.what) for terms in several for term in terms])
-        return self.search_vectors(features, where=where, k=k, precision=precision)
+        texts = [str(terms[0].what) for terms in several]
+        return self.search_vectors(self.model.encode_text(texts), where=where, k=k, precision=precision, words=texts)
 
     def search_vectors(
         self,
@@ -187,7 +195,7 @@ class Index:
         k: int = 20,
         precision: float | None = None,
         without: Sequence[int] = (),
-        words: bool = True,
+        words: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
         """Return the best images for each of several unit vectors; other arguments as for `search`.
 
@@ -197,7 +205,7 @@ class Index:
             k: maximum number of results.
             precision: share of relevant results.
             without: rows that are left out.
-            words: the queries are words, for which results have a relevance.
+            words: the texts of the queries, if they are texts: their results have a relevance.
         """
         if k < 1:
             raise UserError(f"k is {k}; give 1 or more results")
@@ -208,17 +216,50 @@ class Index:
             mask = np.ones(len(self), bool) if mask is None else mask
             mask[list(without)] = False
         allowed = None if mask is None else np.flatnonzero(mask)
-        scores, found = self.nearest.top(vectors, k, allowed)
-        return [
-            self._hits(row_scores, rows.tolist(), precision) for row_scores, rows in zip(scores, found, strict=True)
-        ]
+        calibrations = self.calibrations if words is not None else {}
+        if precision is not None and not calibrations:
+            why = "applies to searches for words alone" if words is None else "needs an index of images with captions"
+            raise UserError(f"precision {precision}: {why}, by which relevance is calibrated; leave it out")
+        deep = max(k, DEPTH) if calibrations else k
+        scores, found = self.nearest.top(vectors, deep, allowed)
+        results = []
+        for number, (row_scores, rows) in enumerate(zip(scores.numpy(), found.numpy(), strict=True)):
+            relevance, least = None, 0.0
+            if calibrations and words is not None and len(rows):
+                kind = "short" if is_short(words[number]) else "long"
+                calibration = calibrations.get(kind) or next(iter(calibrations.values()))
+                total = len(self) if allowed is None else len(allowed)
+                null = self.nulls.of_query(vectors[number], allowed)
+                relevance = calibration.probabilities(self.nulls.evidence(row_scores, rows, null, total))
+                least = 0.0 if precision is None else calibration.threshold(precision)
+            shown = [n for n in range(min(k, len(rows))) if relevance is None or relevance[n] >= least]
+            results.append(self._hits(row_scores, rows, relevance, shown))
+        return results
 
-    def _hits(self, scores: Tensor, rows: list[int], precision: float | None) -> list[Hit]:
-        taken = self.rows.take(pa.array(rows, pa.int64())).to_pylist()
+    @cached_property
+    def calibrations(self) -> dict[str, Calibration]:
+        """Calibrations of the relevance by kind of query; empty for an index with few captions or none."""
+        return calibrations_of(self.manifest) if "hubs" in self.manifest["files"] else {}
+
+    @cached_property
+    def nulls(self) -> Nulls:
+        """Null distributions, for the relevance."""
+        return Nulls(self.features, open_array(self.path, self.manifest, "hubs", np.float32, (len(self), 2)))
+
+    def _hits(
+        self,
+        scores: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        relevance: NDArray[np.float64] | None,
+        shown: list[int],
+    ) -> list[Hit]:
+        taken = self.rows.take(pa.array(rows[shown], pa.int64())).to_pylist()
         hits = []
-        for row, score, values in zip(rows, scores.tolist(), taken, strict=True):
-            columns = {name: value for name, value in values.items() if name not in (IMAGE, CAPTIONS, POSITION, CONTENT)}
-            hits.append(Hit(row, values[IMAGE], score, None, values[CAPTIONS] or [], columns))
+        for n, values in zip(shown, taken, strict=True):
+            columns = {name: value for name, value in values.items() if name not in RESERVED}
+            probability = None if relevance is None else float(relevance[n])
+            captions = values[CAPTIONS] or []
+            hits.append(Hit(int(rows[n]), values[IMAGE], float(scores[n]), probability, captions, columns))
         return hits
 
     def vector_of(self, terms: Sequence[Term]) -> Float[Tensor, " D"]:
@@ -241,7 +282,20 @@ class Index:
         return self.model.encode_image(images)
 
     def _stored(self, rows: list[Any]) -> Tensor:
-        return torch.nn.functional.normalize(torch.from_numpy(self.features[rows].astype(np.float32)), dim=1)
+        return torch.nn.functional.normalize(as_float32(self.features[rows]), dim=1)
+
+    @cached_property
+    def _images(self) -> IndexedImages:
+        return IndexedImages(self.manifest["source"], str(self.path))
+
+    def image(self, row: int) -> "Image":
+        """Return the image of a row as an RGB PIL image, from its source.
+
+        Raises:
+            DataError: it is gone or has changed, or the source was a stream or a Python object.
+        """
+        values = self.rows.slice(self.row_of(row), 1).to_pylist()[0]
+        return self._images.open(values[IMAGE], values[POSITION], values[CONTENT])
 
     def row_of(self, image: str | int) -> int:
         """Return the row of an image, given by its location, the end of it, or the row itself.
@@ -266,5 +320,6 @@ class Index:
         return int(matches[0])
 
 
-def _is_one_text(terms: Sequence[Term]) -> bool:
-    return len(terms) == 1 and terms[0].kind == "text"
+def _one_text(terms: Sequence[Term]) -> list[str] | None:
+    """Return the text of a query that is a text alone, else None."""
+    return [str(terms[0].what)] if len(terms) == 1 and terms[0].kind == "text" else None

@@ -18,18 +18,11 @@ from clipkit.errors import DataError, one_line
 from clipkit.files import to_disk, write_whole
 from clipkit.opening import UnsuitableFileError, check_file, read_text
 from clipkit.parsing import parse_json
+from clipkit.search.folder import MANIFEST, check_is_index
 
 FORMAT, VERSION = "clipkit-index", 1
-MANIFEST = "manifest.json"
-UNFINISHED = "unfinished"
-"""Folder with the features of an index that is being written."""
 _KEYS = {"model", "source", "rows", "captions", "width", "files", "features", "probes"}
-_DATA_FILE = re.compile(r"[a-z]+-[0-9a-f]{16}\.(npy|parquet)")
-
-
-def is_index(folder: Path) -> bool:
-    """Return whether a folder holds an index, complete or unfinished."""
-    return (folder / MANIFEST).is_file() or (folder / UNFINISHED).is_dir()
+_DATA_FILE = re.compile(r"[a-z]+-[0-9a-f]{16}\.(npy|parquet|faiss)")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -38,14 +31,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: the folder is no complete index, or a file is missing or damaged.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: folder not found; make the index with clipkit embed D --model M --out {folder}")
+    check_is_index(folder)
     try:
         manifest = parse_json(read_text(folder / MANIFEST))
-    except FileNotFoundError:
-        what = "is an unfinished index" if (folder / UNFINISHED).is_dir() else "is not an index"
-        advice = "run the same clipkit embed again" if (folder / UNFINISHED).is_dir() else "give the --out of an embed"
-        raise DataError(f"{folder}: {what} (it has no {MANIFEST}); {advice}") from None
     except (OSError, ValueError) as error:
         raise _damaged(folder / MANIFEST, one_line(error)) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -113,14 +101,14 @@ def file_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> Path:
 def open_array(
     folder: Path, manifest: Mapping[str, Any], kind: str, dtype: Any, shape: tuple[int, ...]
 ) -> NDArray[Any]:
-    """Return an array of an index, memory-mapped.
+    """Return an array of an index, memory-mapped; changes to it stay in memory.
 
     Raises:
         DataError: the file is damaged, or has another type or shape.
     """
     file = file_of(folder, manifest, kind)
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False) if shape[0] else np.load(file, allow_pickle=False)
+        array = np.load(file, mmap_mode="c", allow_pickle=False) if shape[0] else np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, KeyError) as error:  # of damaged headers
         raise _damaged(file, one_line(error)) from None
     if array.dtype != dtype or array.shape != shape:

@@ -92,7 +92,7 @@ def _records(file: Path) -> Iterator[tuple[list[bytes], NDArray[np.float16], flo
         count, width = int(head["count"]), int(head["width"])
         begin = start + _HEAD.itemsize
         end = begin + count * (KEY_BYTES + 2 * width)
-        if head["magic"] != _MAGIC or end > len(content) or zlib.crc32(content[begin:end]) != head["checksum"]:
+        if head["magic"] != _MAGIC or end > len(content) or zlib.crc32(content[begin:end].data) != head["checksum"]:
             return
         table = content[begin : begin + count * KEY_BYTES].tobytes()
         keys = [table[row * KEY_BYTES : (row + 1) * KEY_BYTES] for row in range(count)]

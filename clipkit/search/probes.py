@@ -16,7 +16,11 @@ from torch import Tensor
 from clipkit.errors import DataError
 from clipkit.models import DualEncoder
 
-PROBE_TEXTS = ("a photo of two dogs playing in the snow.", "A red BUS, street; 1,234 signs!", "ein Foto von Äpfeln 苹果")
+PROBE_TEXTS = (
+    "a photo of two dogs playing in the snow.",
+    "A red BUS, street; 1,234 signs!",
+    "ein Foto von Äpfeln 苹果",
+)
 _MOST = 2e-3
 """Largest 1 - cosine of the same model: bfloat16 on a GPU against float32 stays below it."""
 

@@ -74,7 +74,7 @@ def _columns(source: object, rows: Rows, first: NDArray[np.int64]) -> pa.Table:
         names = rows.classes.names if rows.classes is not None else None
         if names is not None and rows.classes is not None:
             name_of = dict(zip(rows.classes.labels or names, names, strict=False))
-            labels = [name_of.get(label, label) if isinstance(label, str | None) else label for label in labels]
+            labels = [name_of.get(label, label) if isinstance(label, str) else label for label in labels]
         columns[rows.found.get("label", "label")] = pa.array(labels)
     return pa.table({f"{name}_" if name in RESERVED else name: column for name, column in columns.items()})
 
@@ -109,7 +109,7 @@ def _whole_table(source: object, rows: Rows) -> pa.Table | None:
 
 
 def _read_delimited(path: Path, found: set[str]) -> pa.Table | None:
-    """Read a table that `read_rows` has read already; the character between fields is the one that gives its columns."""
+    """Read a table that `read_rows` has read already: of the usual delimiters, the one that gives its columns."""
     from pyarrow import csv as arrow_csv
 
     with open_text(path, newline="") as file:
@@ -127,7 +127,9 @@ def _read_delimited(path: Path, found: set[str]) -> pa.Table | None:
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     with open_file(path) as file:
-        rows = json.load(file) if path.suffix.lower() == ".json" else (json.loads(line) for line in file if line.strip())
+        rows = (
+            json.load(file) if path.suffix.lower() == ".json" else (json.loads(line) for line in file if line.strip())
+        )
         yield from (row for row in rows if isinstance(row, dict))
 
 

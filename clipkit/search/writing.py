@@ -18,9 +18,10 @@ from clipkit.data.sources.columns import split_options
 from clipkit.data.sources.streams import Stream, stream_of
 from clipkit.embedding.features import content_hashes
 from clipkit.embedding.shared import evaluating
-from clipkit.errors import DataError, ModelError, OutputError
+from clipkit.errors import DataError, ModelError
 from clipkit.files import write_whole
-from clipkit.images import Stored, kind_of
+from clipkit.findings import Finding
+from clipkit.images import Stored
 from clipkit.models import DualEncoder, load
 from clipkit.models.absent import check_present
 from clipkit.models.devices import is_accelerator
@@ -28,10 +29,11 @@ from clipkit.models.encode import encode_images
 from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.processes import Processes
 from clipkit.search.assembly import Found, assemble, keys_of
-from clipkit.search.layout import UNFINISHED, is_index, read_manifest
+from clipkit.search.folder import UNFINISHED, check_index_folder
+from clipkit.search.layout import read_manifest
 from clipkit.search.log import Encoded, EncodedLog, text_key
 from clipkit.search.probes import check_same_model, probes_of
-from clipkit.search.source import read_images
+from clipkit.search.source import Images, read_images
 
 # Items of a record. An interruption loses at most one record of work in each process.
 _RECORD = 64
@@ -52,6 +54,8 @@ class Embedded:
     """Images of the former index that the source no longer has."""
     skipped: list[dict[str, str]]
     """Unreadable images with reasons."""
+    findings: Sequence[Finding]
+    """What reading the source left out or had to assume."""
     manifest: dict[str, Any]
 
 
@@ -88,30 +92,15 @@ def embed(
     group = processes or Processes.alone()
     check_index_folder(folder)
     stream = stream_of(str(data)) if isinstance(data, str | Path) else None
-    images = None if stream is not None else read_images(data)
     encoder = load(model) if isinstance(model, str | Path) else model
     check_present(encoder.name, image=encoder.image)
     writer = _Writer(folder, encoder, batch_size, group, progress)
     with as_output_errors(folder), writer.locked():
         writer.open()
-        found = writer.stream(stream) if stream is not None else writer.images(images)
+        found = writer.images(read_images(data)) if stream is None else writer.stream(stream)
         texts = [text for captions in found.captions for text in captions] if "text" in encoder.sides else []
         writer.texts(list(dict.fromkeys(texts)))
         return writer.finish(found, _source_of(data))
-
-
-def check_index_folder(folder: Path) -> None:
-    """Check that an index can be written to a folder.
-
-    Raises:
-        OutputError: it is a file, or holds something else.
-    """
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise OutputError(f"{folder}: is not a folder; give a new folder")
-    if not folder.absolute().parent.is_dir():
-        raise OutputError(f"{folder}: the folder {folder.absolute().parent} does not exist; create it first")
-    if folder.is_dir() and any(folder.iterdir()) and not is_index(folder):
-        raise OutputError(f"{folder}: is not empty and not an index; give a new or empty folder")
 
 
 def _source_of(data: object) -> str | None:
@@ -180,7 +169,7 @@ class _Writer:
         assert self.former is not None
         return {key: row for row, key in enumerate(keys_of(self.folder, self.former, kind))}
 
-    def images(self, images: Any) -> Found:
+    def images(self, images: Images) -> Found:
         """Encode the images of a source that can be indexed."""
         share = self.processes.share(len(images.files))
         hashes: list[bytes | str] = []
@@ -210,6 +199,7 @@ class _Writer:
             [images.captions[row] for row in kept],
             images.columns.take(np.array(kept, np.int64)) if images.columns.num_columns else None,
             [{"image": images.location(row), "reason": broken[row]} for row in sorted(broken)],
+            images.findings,
         )
 
     def stream(self, stream: Stream) -> Found:
@@ -233,7 +223,9 @@ class _Writer:
         rows = [row for _, part, _ in every for row in part]
         captions = [list(dict.fromkeys(text for text in texts if text)) for _, _, texts in rows]
         skipped = [{"image": name, "reason": why} for _, _, part in every for name, why in part]
-        return Found([name for name, _, _ in rows], [key for _, key, _ in rows], [-1] * len(rows), captions, None, skipped)
+        return Found(
+            [name for name, _, _ in rows], [key for _, key, _ in rows], [-1] * len(rows), captions, None, skipped
+        )
 
     def texts(self, texts: Sequence[str]) -> None:
         """Encode the distinct captions."""
@@ -282,7 +274,7 @@ class _Writer:
         self.processes.on_main(write)
         gone = len(self.before["image"].keys() - set(found.keys))
         texts = sum(map(len, found.captions))
-        return Embedded(self.folder, len(found.keys), texts, encoded, gone, found.skipped, manifest)
+        return Embedded(self.folder, len(found.keys), texts, encoded, gone, found.skipped, found.findings, manifest)
 
     def _bar(self, records: Sequence[Any], what: str, total: int) -> Iterator[Any]:
         bar = tqdm(total=total, desc=what, unit="", disable=None if self.progress else True, leave=False)
