@@ -287,4 +287,7 @@ def calibrations_of(manifest: Mapping[str, Any]) -> dict[str, Calibration]:
     recorded = manifest.get("relevance")
     if not isinstance(recorded, dict):
         return {}
-    return {kind: Calibration(**recorded[kind]) for kind in KINDS if kind in recorded}
+    try:
+        return {kind: Calibration(**recorded[kind]) for kind in KINDS if kind in recorded}
+    except TypeError:  # entries that a calibration does not have
+        return {}

@@ -22,7 +22,8 @@ def index(index_folder: Path, model: DualEncoder) -> Index:
 
 
 def test_exact_search_is_a_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipkit.search.nearest._TILE", 7)
+    monkeypatch.setattr("clipkit.search.nearest._TILE", 4)
+    monkeypatch.setattr("clipkit.search.nearest._TILES", 2)
     generator = np.random.default_rng(0)
     features = generator.integers(-2, 3, (50, 3)).astype(np.float16)  # many equal scores
     queries = torch.from_numpy(generator.integers(-2, 3, (4, 3)).astype(np.float32))
