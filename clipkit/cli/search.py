@@ -44,7 +44,11 @@ def search(
         Path | None, typer.Option(metavar="F.txt", help="Search for each line of this text file instead of TEXT.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="M", help="Where to load the model from. Default: as when embedding.")
+        str | None,
+        typer.Option(
+            metavar="M",
+            help="Where to load the model from, e.g. its ONNX export, which starts faster. Default: as for embed.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
     show: Annotated[

@@ -20,6 +20,7 @@ from clipkit.search.engine import is_installed, open_engine
 from clipkit.search.images import IndexedImages
 from clipkit.search.layout import check_content, file_of, open_array, read_manifest
 from clipkit.search.nearest import Exact, Nearest, as_float32
+from clipkit.search.onnx_encoder import OnnxEncoder, is_onnx
 from clipkit.search.query import Term, combined, terms_of
 from clipkit.search.relevance import DEPTH, Calibration, Nulls, calibrations_of, is_short
 from clipkit.search.source import CAPTIONS, CONTENT, IMAGE, POSITION, RESERVED
@@ -54,8 +55,8 @@ class Index:
 
     Args:
         path: its folder.
-        model: model for queries: a name, or what `clipkit.load` returned; None: the one that made the index. It is
-            loaded for the first query.
+        model: model for queries: a name, the folder of its ONNX export, or what `clipkit.load` returned; None: the one
+            that made the index. It is loaded for the first query.
         check: compare the checksums of all files, which reads the whole index.
 
     Raises:
@@ -124,18 +125,16 @@ class Index:
         return table
 
     @cached_property
-    def model(self) -> "DualEncoder":
-        """The model for queries.
+    def model(self) -> "DualEncoder | OnnxEncoder":
+        """The model for queries, or its ONNX export.
 
         Raises:
             ModelError: it cannot be loaded.
             DataError: it is not the model that made the index.
         """
-        from clipkit.models import load
         from clipkit.search.probes import PROBE_TEXTS, check_same_model
 
-        given = self.manifest["model"]["name"] if self._model is None else self._model
-        model = load(given) if isinstance(given, str | Path) else given
+        model = _opened(self.manifest["model"]["name"] if self._model is None else self._model)
         if "text" in model.sides:
             probes = model.encode_text(list(PROBE_TEXTS))
             check_same_model(self.manifest["probes"], "text", probes, str(self.path), model.name)
@@ -318,6 +317,16 @@ class Index:
             what = "no image" if not len(matches) else f"{len(matches)} images"
             raise DataError(f"{self.path}: has {what} with the location {image[:200]}; give it as a search prints it")
         return int(matches[0])
+
+
+def _opened(model: "str | Path | DualEncoder") -> "DualEncoder | OnnxEncoder":
+    if not isinstance(model, str | Path):
+        return model
+    if is_onnx(model):
+        return OnnxEncoder(model)
+    from clipkit.models import load
+
+    return load(model)
 
 
 def _one_text(terms: Sequence[Term]) -> list[str] | None:

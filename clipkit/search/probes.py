@@ -5,7 +5,7 @@ versions of the libraries and on another device; a fine-tuned copy of it does no
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit.errors import DataError
-from clipkit.models import DualEncoder
+
+if TYPE_CHECKING:
+    from clipkit.models import DualEncoder
 
 PROBE_TEXTS = (
     "a photo of two dogs playing in the snow.",
@@ -32,7 +34,7 @@ def probe_images() -> list[Image.Image]:
     return [Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC) for pixels in small]
 
 
-def probes_of(model: DualEncoder) -> dict[str, list[list[float]]]:
+def probes_of(model: "DualEncoder") -> dict[str, list[list[float]]]:
     """Return the features of the fixed inputs by side (image, text), for the sides that the model has."""
     encode: dict[str, Any] = {
         "image": lambda: model.encode_image(probe_images()),
