@@ -51,7 +51,14 @@ def embed(
     from clipkit.search.engine import LEAST_ROWS
 
     keep_freed_memory()
-    made = run(data, load(model, dtype=dtype), out, batch_size=batch_size, processes=joined_processes(), progress=True)
+    try:
+        made = run(
+            data, load(model, dtype=dtype), out, batch_size=batch_size, processes=joined_processes(), progress=True
+        )
+    except KeyboardInterrupt:
+        if is_main_process():
+            print_error(f"{out}: interrupted; run the same command again to resume")
+        raise typer.Exit(130) from None
     if not is_main_process():
         return
     for finding in made.findings:
