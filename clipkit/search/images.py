@@ -26,7 +26,9 @@ class IndexedImages:
     @cached_property
     def _images(self) -> Images:
         if self.source is None:
-            raise DataError(f"{self.name}: was made from a Python object, whose images cannot be opened again")
+            raise DataError(
+                f"{self.name}: was made from a Python object, whose images cannot be opened again; embed a file or folder"
+            )
         return read_images(self.source)
 
     def file(self, location: str, position: int, content: str) -> Path | Stored:
@@ -41,7 +43,10 @@ class IndexedImages:
             DataError: the source is gone, has changed, or was a stream.
         """
         if position < 0:
-            raise DataError(f"{self.name}: was made from a stream, whose images cannot be opened again")
+            raise DataError(
+                f"{self.name}: was made from a stream, whose images cannot be opened again; download the shards and "
+                "embed them"
+            )
         files = self._images.files
         if position < len(files) and self._images.location(position) == location:
             file = files[position]
