@@ -26,9 +26,7 @@ class IndexedImages:
     @cached_property
     def _images(self) -> Images:
         if self.source is None:
-            raise DataError(
-                f"{self.name}: was made from a Python object, whose images cannot be opened again; embed a file or folder"
-            )
+            raise DataError(f"{self.name}: was made from a Python object; to open its images, embed a file or folder")
         return read_images(self.source)
 
     def file(self, location: str, position: int, content: str) -> Path | Stored:
