@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clipkit.models.merge import merge
     from clipkit.processes import Processes
     from clipkit.recipe import Recipe
+    from clipkit.search import Index, embed
     from clipkit.training import train
     from clipkit.training.callbacks import Callback, Progress
     from clipkit.training.objectives.objective import Objective
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Callback": ("clipkit.training.callbacks", "Callback"),
     "DualEncoder": ("clipkit.models", "DualEncoder"),
+    "Index": ("clipkit.search", "Index"),
     "Objective": ("clipkit.training.objectives.objective", "Objective"),
     "Processes": ("clipkit.processes", "Processes"),
     "Progress": ("clipkit.training.callbacks", "Progress"),
@@ -37,6 +39,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Result": ("clipkit.evaluation.result_object", "Result"),
     "Run": ("clipkit.training.run_object", "Run"),
     "Step": ("clipkit.training.own_step", "Step"),
+    "embed": ("clipkit.search", "embed"),
     "evaluate": ("clipkit.evaluation", None),
     "export": ("clipkit.models.export", "export"),
     "load": ("clipkit.models", "load"),
@@ -49,6 +52,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
 __all__ = [
     "Callback",
     "DualEncoder",
+    "Index",
     "Objective",
     "Processes",
     "Progress",
@@ -57,6 +61,7 @@ __all__ = [
     "Run",
     "Step",
     "__version__",
+    "embed",
     "evaluate",
     "export",
     "load",

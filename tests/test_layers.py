@@ -35,6 +35,7 @@ LEVELS = {
     "embedding": 3,
     "evaluation": 4,
     "report": 4,
+    "search": 4,
     "training": 5,
     "cli": 6,
     "__main__": 6,

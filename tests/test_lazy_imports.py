@@ -36,6 +36,7 @@ except SystemExit as stop:
         HELP.format(argv=["clipkit", "eval", "--help"]),
         HELP.format(argv=["clipkit", "eval", "retrieval", "--help"]),
         HELP.format(argv=["clipkit", "eval", "zeroshot", "--help"]),
+        HELP.format(argv=["clipkit", "search", "--help"]),
         HELP.format(argv=["clipkit", "demo", "--help"]),
         HELP.format(argv=["clipkit", "models", "--help"]),
         HELP.format(argv=["clipkit", "data", "check", "--help"]),
@@ -80,6 +81,11 @@ REFUSED = [
     ("data check nowhere --model .", "nowhere"),
     ("data check here.csv --against nowhere", "nowhere"),
     ("data preview nowhere", "nowhere"),
+    ("embed nowhere.csv --model . --out o", "nowhere.csv"),
+    ("embed here.csv --model ./nowhere --out o", "./nowhere"),
+    ("embed here.csv --model . --out .", "."),
+    ("search nowhere x", "nowhere"),
+    ("search . x", "."),
     ("doctor nowhere", "nowhere"),
     ("runs compare . nowhere", "."),
     ("runs compare nowhere .", "nowhere"),
@@ -114,7 +120,7 @@ def test_what_a_user_names_is_checked_before_heavy_imports(tmp_path: Path) -> No
         assert line.startswith(("clipkit: " + refused, "clipkit: r.yaml: " + refused)), command
 
 
-@pytest.mark.parametrize("package", ["clipkit.data", "clipkit.models"])
+@pytest.mark.parametrize("package", ["clipkit.data", "clipkit.models", "clipkit.search"])
 def test_names_imported_on_first_use_are_those_that_type_checkers_see(package: str) -> None:
     module = import_module(package)
     assert module.__file__ is not None

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from clipkit import __version__
 from clipkit.cli.cache import app as cache_app
 from clipkit.cli.data import app as data_app
+from clipkit.cli.embed import embed
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
 from clipkit.cli.export import export
@@ -27,10 +28,13 @@ from clipkit.cli.merge import merge
 from clipkit.cli.models import models
 from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
+from clipkit.cli.search import search
 from clipkit.cli.terminal import print_error, whole_output
 from clipkit.errors import Interrupted, TrainingError, UserError
 
-_ORDER = ("train", "eval", "data", "models", "export", "merge", "push", "doctor", "runs", "cache", "demo")
+_ORDER = (
+    "train", "eval", "data", "embed", "search", "models", "export", "merge", "push", "doctor", "runs", "cache", "demo",
+)  # fmt: skip
 
 
 class _InOrder(TyperGroup):
@@ -51,6 +55,8 @@ app = typer.Typer(
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
+app.command()(embed)
+app.command()(search)
 app.command()(export)
 app.command()(merge)
 app.command(name="push")(push_command)

@@ -1,0 +1,138 @@
+"""Command `clipkit search`: search an index by words, images and columns."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipkit.cli.inputs import check_file, check_models
+from clipkit.cli.output import check_writable, write_output
+from clipkit.errors import UserError
+
+if TYPE_CHECKING:
+    from clipkit.search import Hit, Index
+
+
+def search(
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that clipkit embed wrote.")],
+    query: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="Words to search for; several are added. '0.5 * snow' gives a weight."),
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(metavar="F", help="Image file that results should resemble; may be repeated.")
+    ] = None,
+    minus: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Words that results should not resemble; may be repeated.")
+    ] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Image of the index that results should resemble, as a search prints it."),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="FILTER", help="Filter on columns, e.g. \"year > 2020 and city in ('Seoul', 'Lima')\"."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", metavar="N", help="Maximum number of results.", min=1)] = 20,
+    precision: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Show only results of which a share P is expected to be relevant, e.g. 0.9."),
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option(metavar="F.txt", help="Search for each line of this text file instead of TEXT.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M",
+            help="Where to load the model from, e.g. its ONNX export, which starts faster. Default: as for embed.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    show: Annotated[
+        Path | None, typer.Option(metavar="F.html", help="Write the results with thumbnails to this HTML file.")
+    ] = None,
+) -> None:
+    """Search an index by words, images and columns.
+
+    Examples: clipkit search INDEX "two dogs in snow" --minus "a person" --where "year > 2020"; clipkit search INDEX
+    --image photo.jpg; clipkit search INDEX --like images/12.jpg.
+    """
+    from clipkit.search.folder import check_is_index
+
+    check_is_index(index)
+    if model is not None:
+        check_models(model)
+    if queries is not None and (query or image or minus or like):
+        raise UserError(f"--queries {queries} was given together with another query; give one of them")
+    if not (queries or query or image or like):
+        raise UserError('no query was given; give words, such as "two dogs in snow", --image, --like or --queries')
+    for file in image or ():
+        check_file(Path(file), "give an image file to --image")
+    if queries is not None:
+        check_file(queries, "give a text file with one query per line")
+    check_writable(show, inputs=(queries, *(image or ())))
+    from clipkit.search import Index
+
+    opened = Index(index, model=model)
+    options: dict[str, Any] = {"where": where, "k": k, "precision": precision}
+    if queries is not None:
+        texts = _lines(queries)
+        found = dict(zip(texts, opened.search_many(texts, **options), strict=True))
+    else:
+        text = _title(query or (), image or (), minus or (), like or ())
+        hits = opened.search(query, images=image or (), minus=minus or (), like=like or (), **options)
+        found = {text: hits}
+    if as_json:
+        answers = [{"query": text, "results": [_row(hit) for hit in hits]} for text, hits in found.items()]
+        print(json.dumps(answers if queries is not None else answers[0], indent=2, ensure_ascii=False, default=str))
+    else:
+        for text, hits in found.items():
+            _print(opened, text, hits, precision)
+    if show is not None:
+        from clipkit.search.sheet import sheet
+
+        write_output(show, sheet(opened, found), "thumbnails")
+
+
+def _lines(file: Path) -> list[str]:
+    from clipkit.opening import read_text
+
+    try:
+        lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as UTF-8 text ({error}); give one query per line") from None
+    if not lines:
+        raise UserError(f"{file}: has no queries; give one per line")
+    return list(dict.fromkeys(lines))
+
+
+def _title(query: Sequence[str], image: Sequence[str], minus: Sequence[str], like: Sequence[str]) -> str:
+    parts = [*query, *image, *(f"like {one}" for one in like)]
+    return " + ".join(parts) + "".join(f" - {text}" for text in minus)
+
+
+def _row(hit: "Hit") -> dict[str, Any]:
+    values = {"row": hit.row, "image": hit.image, "score": round(hit.score, 5)}
+    if hit.relevance is not None:
+        values["relevance"] = round(hit.relevance, 4)
+    return {**values, "captions": hit.captions, "columns": hit.columns}
+
+
+def _print(index: "Index", text: str, hits: "Sequence[Hit]", precision: float | None) -> None:
+    from clipkit.cli.tables import print_table
+    from clipkit.errors import printable
+
+    if not hits:
+        why = "no image fulfills the filter" if precision is None else f"nothing matches at precision {precision:g}"
+        print(f"{printable(text)}: {why}")
+        return
+    relevance = any(hit.relevance is not None for hit in hits)
+    rows = []
+    for hit in hits:
+        cells = [hit.image, f"{hit.score:.3f}"]
+        cells += [f"{hit.relevance:.0%}" if hit.relevance is not None else ""] * relevance
+        rows.append([*cells, hit.captions[0][:60] if hit.captions else ""])
+    print_table(["image", "score", *(["relevant"] * relevance), "caption"], rows, text)

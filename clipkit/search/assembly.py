@@ -1,0 +1,180 @@
+"""Assembly of the files of an index from encoded items and the former index."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from clipkit.errors import DataError, one_line
+from clipkit.findings import Finding
+from clipkit.models import DualEncoder
+from clipkit.search.engine import LEAST_ROWS, NAME, build, is_installed, open_engine, recall
+from clipkit.search.folder import UNFINISHED
+from clipkit.search.layout import file_of, name_by_content, open_array, write_manifest
+from clipkit.search.log import Encoded, text_key
+from clipkit.search.nearest import as_float32
+from clipkit.search.relevance import Nulls, fit, hub_statistics
+from clipkit.search.source import CAPTIONS, CONTENT, IMAGE, POSITION
+from clipkit.versions import __version__
+
+_GROUP_ROWS = 16_384
+_COPIED = 65_536
+_MEASURED = 200  # queries of the engine's recall
+FEATURES = np.float16
+
+
+@dataclass(frozen=True)
+class Found:
+    """N readable images of a source, by row of the index."""
+
+    locations: Sequence[str]
+    keys: Sequence[bytes]
+    """SHA-256 of each file."""
+    positions: Sequence[int]
+    """Position in the source; -1 in a stream."""
+    captions: Sequence[Sequence[str]]
+    columns: pa.Table | None
+    skipped: list[dict[str, str]]
+    """Unreadable images with reasons."""
+    findings: Sequence[Finding] = ()
+
+
+def keys_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> list[bytes]:
+    """Return the keys of the rows or texts of an index, in order.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    file = file_of(folder, manifest, kind)
+    column = CONTENT if kind == "rows" else "text"
+    try:
+        values = parquet.read_table(file, columns=[column])[column].to_pylist()
+        keys = [bytes.fromhex(value) if kind == "rows" else text_key(value) for value in values]
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: the index is damaged ({one_line(error)}); give another --out") from None
+    if len(keys) != manifest["rows" if kind == "rows" else "texts"]:
+        raise DataError(f"{file}: the index is damaged ({len(keys)} {kind}); give another --out")
+    return keys
+
+
+def assemble(
+    folder: Path,
+    model: DualEncoder,
+    found: Found,
+    former: Mapping[str, Any] | None,
+    probes: Mapping[str, Any],
+    source: str | None,
+) -> dict[str, Any]:
+    """Write rows, features and texts; then replace the manifest. Return it."""
+    logs = folder / UNFINISHED
+    images, texts = Encoded(logs, "image"), Encoded(logs, "text")
+    width = next(len(features) for features in probes["image"])
+    distinct = list(dict.fromkeys(text for captions in found.captions for text in captions)) if "text" in probes else []
+    files = {"rows": _write(logs / "rows.parquet", lambda file: parquet.write_table(_rows(found), file, _GROUP_ROWS))}
+    old = _Former(folder, former, "rows", "features")
+    files["features"] = _write(
+        logs / "features.npy", lambda file: _features(file, found.keys, images, old, width), "features"
+    )
+    relevance: dict[str, Any] = {}
+    text_queries: NDArray[np.float16] | None = None
+    if distinct:
+        table = pa.table({"text": pa.array(distinct, pa.large_string())})
+        files["texts"] = _write(logs / "texts.parquet", lambda file: parquet.write_table(table, file, _GROUP_ROWS))
+        old_texts = _Former(folder, former, "texts", "textfeatures")
+        keys = [text_key(text) for text in distinct]
+        files["textfeatures"] = _write(
+            logs / "textfeatures.npy", lambda file: _features(file, keys, texts, old_texts, width), "textfeatures"
+        )
+        row_of = {text: row for row, text in enumerate(distinct)}
+        own = [[row_of[text] for text in captions] for captions in found.captions]
+        names = (folder / files[kind]["name"] for kind in ("features", "textfeatures"))
+        image_features, text_features = (np.load(name, mmap_mode="c") for name in names)
+        hubs = hub_statistics(image_features, text_features, own)
+        files["hubs"] = _write(logs / "hubs.npy", lambda file: np.save(file, hubs))
+        text_queries = text_features
+        relevance = fit(Nulls(image_features, hubs), found.captions, model.encode_text)
+    engine = _engine(logs, folder, files, text_queries)
+    error = max(images.error, texts.error, former["features"]["max_error"] if former is not None else 0.0)
+    preprocess = model.image.preprocess
+    manifest = {
+        "clipkit": __version__,
+        "model": {
+            "name": str(Path(model.name).absolute()) if Path(model.name).exists() else model.name,
+            "image_size": preprocess.image_size,
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "scale": round(model.logit_scale.exp().item(), 4),
+        },
+        "source": source,
+        "rows": len(found.keys),
+        "captions": sum(map(len, found.captions)),
+        "texts": len(distinct),
+        "width": width,
+        "features": {"dtype": "float16", "max_error": float(f"{error:.3g}")},
+        "relevance": relevance,
+        "engine": engine,
+        "skipped": found.skipped,
+        "probes": probes,
+        "files": files,
+    }
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _engine(
+    logs: Path, folder: Path, files: dict[str, Any], texts: NDArray[np.float16] | None
+) -> dict[str, Any] | None:
+    """Build the engine of a large index, if FAISS is installed; return its recall@10 on captions, or on images."""
+    features = np.load(folder / files["features"]["name"], mmap_mode="c")
+    if len(features) < LEAST_ROWS or not is_installed():
+        return None
+    build(features, logs / "engine.faiss")
+    source = features if texts is None else texts
+    sample = np.unique(np.linspace(0, len(source) - 1, _MEASURED).astype(np.int64))
+    measured = recall(open_engine(features, logs / "engine.faiss"), features, as_float32(source[sample]))
+    files["engine"] = name_by_content(logs / "engine.faiss", "engine")
+    return {"name": NAME, "recall@10": round(measured, 4), "queries": len(sample)}
+
+
+def _rows(found: Found) -> pa.Table:
+    columns: dict[str, Any] = {
+        IMAGE: pa.array([name.encode(errors="backslashreplace").decode() for name in found.locations]),
+        CONTENT: pa.array([key.hex() for key in found.keys]),
+        POSITION: pa.array(found.positions, pa.int64()),
+        CAPTIONS: pa.array([list(texts) for texts in found.captions], pa.list_(pa.string())),
+    }
+    if found.columns is not None:
+        columns |= {name: found.columns[name] for name in found.columns.column_names}
+    return pa.table(columns)
+
+
+class _Former:
+    """Features of the former index by key."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any] | None, names: str, features: str) -> None:
+        self.row_of: dict[bytes, int] = {}
+        if manifest is not None and features in manifest["files"]:
+            keys = keys_of(folder, manifest, names)
+            self.row_of = {key: row for row, key in enumerate(keys)}
+            self.features = open_array(folder, manifest, features, FEATURES, (len(keys), manifest["width"]))
+
+
+def _features(file: Path, keys: Sequence[bytes], encoded: Encoded, former: _Former, width: int) -> None:
+    """Write the features of all keys, in parts."""
+    array = open_memmap(file, "w+", FEATURES, (len(keys), width))
+    for start in range(0, len(keys), _COPIED):
+        for row, key in enumerate(keys[start : start + _COPIED], start):
+            array[row] = encoded[key] if key in encoded else former.features[former.row_of[key]]
+    array.flush()
+    del array
+
+
+def _write(file: Path, write: Callable[[Path], None], kind: str = "") -> dict[str, Any]:
+    write(file)
+    return name_by_content(file, kind or file.stem)

@@ -1,0 +1,112 @@
+"""Approximate search of large indexes by FAISS, with exact comparison of the candidates.
+
+Features are grouped into cells (IVF) and stored as 8-bit codes (SQ8); the best candidates of the cells nearest to the
+query are then compared in float32, so that codes only decide who is compared.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipkit.errors import DataError, one_line
+from clipkit.extras import check_extra
+from clipkit.search.nearest import Exact, Nearest, scores_of
+
+NAME = "FAISS IVF, SQ8"
+LEAST_ROWS = 50_000
+"""Rows from which an engine is faster than a comparison with every row."""
+_TRAINED = 40  # rows per cell that the cells are made from
+_BLOCK = 65_536
+_PROBES = 64
+_CANDIDATES = 200
+
+
+def build(features: NDArray[np.float16], file: Path) -> None:
+    """Write the engine's file for the features.
+
+    Raises:
+        DataError: FAISS is not installed.
+    """
+    check_extra("search", ["faiss"], DataError)
+    import faiss
+
+    count, width = features.shape
+    cells = int(2 ** np.clip(np.round(np.log2(np.sqrt(count))), 4, 12))
+    index = faiss.index_factory(width, f"IVF{cells},SQ8", faiss.METRIC_INNER_PRODUCT)
+    sample = np.unique(np.linspace(0, count - 1, min(count, _TRAINED * cells)).astype(np.int64))
+    index.cp.niter = 8
+    index.train(features[sample].astype(np.float32))
+    for start in range(0, count, _BLOCK):
+        index.add(features[start : start + _BLOCK].astype(np.float32))
+    faiss.write_index(index, str(file))
+
+
+def is_installed() -> bool:
+    """Return whether FAISS can be imported."""
+    return importlib.util.find_spec("faiss") is not None
+
+
+def recall(engine: Nearest, features: NDArray[np.float16], queries: Float[Tensor, "Q D"]) -> float:
+    """Return recall@10 of an engine: the share of the ten exactly best rows of the queries that it finds."""
+    found, right = engine.top(queries, 10)[1], Exact(features).top(queries, 10)[1]
+    return sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), right.tolist(), strict=True)) / right.numel()
+
+
+def open_engine(features: NDArray[np.float16], file: Path) -> "FaissEngine":
+    """Open the engine's file, memory-mapped.
+
+    Raises:
+        DataError: FAISS is not installed, or the file is damaged.
+    """
+    check_extra("search", ["faiss"], DataError)
+    import faiss
+
+    try:
+        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
+    except RuntimeError as error:
+        raise DataError(f"{file}: the index is damaged ({one_line(error)}); run clipkit embed again") from None
+    if (index.ntotal, index.d) != features.shape:
+        raise DataError(f"{file}: the index is damaged ({index.ntotal} rows); run clipkit embed again")
+    return FaissEngine(features, index)
+
+
+class FaissEngine:
+    """Search by FAISS; a search in few of the rows compares them all.
+
+    Args:
+        features: (N, D) of the images.
+        index: FAISS's index of them.
+    """
+
+    name = NAME
+
+    def __init__(self, features: NDArray[np.float16], index: Any) -> None:
+        self.features = features
+        self.index = index
+        self.exact = Exact(features)
+
+    def top(
+        self, queries: Float[Tensor, "Q D"], count: int, rows: NDArray[np.int64] | None = None
+    ) -> tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]:
+        """Return the scores and rows of the best rows of each query; see `Nearest`."""
+        import faiss
+
+        candidates = max(_CANDIDATES, 4 * count)
+        if (rows is not None and len(rows) < LEAST_ROWS) or candidates > len(self.features):
+            return self.exact.top(queries, count, rows)
+        settings = faiss.SearchParametersIVF(nprobe=min(self.index.nlist, _PROBES))
+        if rows is not None:
+            settings.sel = faiss.IDSelectorBatch(rows)
+        found = torch.from_numpy(self.index.search(queries.numpy(), candidates, params=settings)[1])
+        if (found < 0).any():  # the cells that were searched hold too few of the rows
+            return self.exact.top(queries, count, rows)
+        found = found.sort(dim=1).values
+        scores = scores_of(self.features, queries, found)
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+        return scores.gather(1, order), found.gather(1, order)

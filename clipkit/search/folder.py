@@ -1,0 +1,42 @@
+"""Checks of an index folder that need no heavy library."""
+
+from pathlib import Path
+
+from clipkit.errors import DataError, OutputError
+
+MANIFEST = "manifest.json"
+UNFINISHED = "unfinished"
+"""Folder with the features of an index that is being written."""
+
+
+def check_is_index(folder: Path) -> None:
+    """Check that a folder holds a complete index, without opening its files.
+
+    Raises:
+        DataError: it does not.
+    """
+    if (folder / MANIFEST).is_file():
+        return
+    if not folder.is_dir():
+        raise DataError(f"{folder}: folder not found; make the index with clipkit embed D --model M --out {folder}")
+    if (folder / UNFINISHED).is_dir():
+        raise DataError(f"{folder}: is an unfinished index; run the same clipkit embed again")
+    raise DataError(f"{folder}: is not an index (it has no {MANIFEST}); give a folder that clipkit embed wrote")
+
+
+def check_index_folder(folder: Path) -> None:
+    """Check that an index can be written to a folder.
+
+    Raises:
+        OutputError: it is a file, or holds something else.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise OutputError(f"{folder}: is not a folder; give a new folder")
+    if not folder.absolute().parent.is_dir():
+        raise OutputError(f"{folder}: the folder {folder.absolute().parent} does not exist; create it first")
+    if folder.is_dir() and any(folder.iterdir()) and not _is_index(folder):
+        raise OutputError(f"{folder}: is not empty and not an index; give a new or empty folder")
+
+
+def _is_index(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() or (folder / UNFINISHED).is_dir()

@@ -1,0 +1,70 @@
+"""Images of an index: they stay where they are and are opened when they are shown."""
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from clipkit.data.sequences import Files
+from clipkit.errors import DataError
+from clipkit.images import Stored, open_image, read_image
+from clipkit.search.source import Images, read_images
+
+
+class IndexedImages:
+    """Images of an index by position in the source, which is read again when the first one is opened.
+
+    Args:
+        source: the source, as the manifest records it; None if it was a Python object.
+        name: the index, for messages.
+    """
+
+    def __init__(self, source: str | None, name: str) -> None:
+        self.source = source
+        self.name = name
+
+    @cached_property
+    def _images(self) -> Images:
+        if self.source is None:
+            raise DataError(f"{self.name}: was made from a Python object; to open its images, embed a file or folder")
+        return read_images(self.source)
+
+    def file(self, location: str, position: int, content: str) -> Path | Stored:
+        """Return the file of an image.
+
+        Args:
+            location: location of the image, from the index.
+            position: its position in the source.
+            content: SHA-256 of the file, from the index.
+
+        Raises:
+            DataError: the source is gone, has changed, or was a stream.
+        """
+        if position < 0:
+            raise DataError(
+                f"{self.name}: was made from a stream, whose images cannot be opened again; download the shards and "
+                "embed them"
+            )
+        files = self._images.files
+        if position < len(files) and self._images.location(position) == location:
+            file = files[position]
+        else:
+            file = self._moved(location)
+        return file if self._is(file, content) else self._changed(location)
+
+    def _moved(self, location: str) -> Path | Stored:
+        files = self._images.files
+        return files.folder / location if isinstance(files, Files) else self._changed(location)
+
+    def _is(self, file: Path | Stored, content: str) -> bool:
+        try:
+            return hashlib.sha256(read_image(file)).hexdigest() == content
+        except OSError:
+            return False
+
+    def _changed(self, location: str) -> Any:
+        raise DataError(f"{location}: is gone or has changed since it was embedded; run clipkit embed again")
+
+    def open(self, location: str, position: int, content: str) -> Any:
+        """Return the image as an RGB PIL image; arguments and errors as for `file`."""
+        return open_image(self.file(location, position, content))

@@ -1,0 +1,334 @@
+"""Index: search the images of a data set by words, images and columns."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from pyarrow import parquet
+from torch import Tensor
+
+from clipkit.errors import DataError, UserError, one_line
+from clipkit.images import ImageLike, Stored
+from clipkit.search.engine import is_installed, open_engine
+from clipkit.search.images import IndexedImages
+from clipkit.search.layout import check_content, file_of, open_array, read_manifest
+from clipkit.search.nearest import Exact, Nearest, as_float32
+from clipkit.search.onnx_encoder import OnnxEncoder, is_onnx
+from clipkit.search.query import Term, combined, terms_of
+from clipkit.search.relevance import DEPTH, Calibration, Nulls, calibrations_of, is_short
+from clipkit.search.source import CAPTIONS, CONTENT, IMAGE, POSITION, RESERVED
+from clipkit.search.where import rows_where
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from clipkit.models import DualEncoder
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A result of a search."""
+
+    row: int
+    """Row of the index."""
+    image: str
+    """Location of the image, as the source writes it."""
+    score: float
+    """Cosine similarity with the query."""
+    relevance: float | None
+    """Estimated probability that the image is what the query asks for (see `clipkit.search.relevance`); None for a
+    query with images."""
+    captions: list[str]
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Values of all other columns."""
+
+
+class Index:
+    """An index that `clipkit.embed` wrote.
+
+    Args:
+        path: its folder.
+        model: model for queries: a name, the folder of its ONNX export, or what `clipkit.load` returned; None: the one
+            that made the index. It is loaded for the first query.
+        check: compare the checksums of all files, which reads the whole index.
+
+    Raises:
+        DataError: the folder is no complete index, or a file is damaged.
+
+    Example:
+        >>> index = clipkit.Index("photos.index")                                          # doctest: +SKIP
+        >>> index.search("two dogs in snow", minus="a person", where="year > 2020")[0].image   # doctest: +SKIP
+        'images/12.jpg'
+    """
+
+    def __init__(
+        self, path: str | Path, *, model: "str | Path | DualEncoder | None" = None, check: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        if check:
+            check_content(self.path, self.manifest)
+        self._model = model
+        self.features: NDArray[np.float16] = open_array(
+            self.path, self.manifest, "features", np.float16, (len(self), self.manifest["width"])
+        )
+        """(N, D) unit-length features of the images, memory-mapped."""
+
+    def __len__(self) -> int:
+        return int(self.manifest["rows"])
+
+    @cached_property
+    def nearest(self) -> Nearest:
+        """Engine that finds the best rows: FAISS if the index has its file and it is installed, else exact search."""
+        if "engine" in self.manifest["files"] and is_installed():
+            return open_engine(self.features, file_of(self.path, self.manifest, "engine"))
+        return Exact(self.features)
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """Table with one row per image: image, content, position, captions and all other columns.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        return self._table("rows", len(self), (IMAGE, CONTENT, POSITION, CAPTIONS))
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Distinct captions of all images."""
+        count = int(self.manifest.get("texts", 0))
+        return list(self._table("texts", count, ("text",))["text"].to_pylist()) if count else []
+
+    @cached_property
+    def text_features(self) -> NDArray[np.float16]:
+        """(T, D) unit-length features of `texts`, memory-mapped."""
+        if not self.manifest.get("texts"):
+            return np.zeros((0, self.features.shape[1]), np.float16)
+        shape = (int(self.manifest["texts"]), self.features.shape[1])
+        return open_array(self.path, self.manifest, "textfeatures", np.float16, shape)
+
+    def _table(self, kind: str, count: int, columns: Sequence[str]) -> pa.Table:
+        file = file_of(self.path, self.manifest, kind)
+        try:
+            table = parquet.read_table(file)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{file}: the index is damaged ({one_line(error)}); run clipkit embed again") from None
+        if len(table) != count or not set(columns) <= set(table.column_names):
+            raise DataError(f"{file}: the index is damaged (rows or columns are missing); run clipkit embed again")
+        return table
+
+    @cached_property
+    def model(self) -> "DualEncoder | OnnxEncoder":
+        """The model for queries, or its ONNX export.
+
+        Raises:
+            ModelError: it cannot be loaded.
+            DataError: it is not the model that made the index.
+        """
+        from clipkit.search.probes import PROBE_TEXTS, check_same_model
+
+        model = _opened(self.manifest["model"]["name"] if self._model is None else self._model)
+        if "text" in model.sides:
+            probes = model.encode_text(list(PROBE_TEXTS))
+            check_same_model(self.manifest["probes"], "text", probes, str(self.path), model.name)
+        return model
+
+    def search(
+        self,
+        query: str | Sequence[str] | Mapping[str, float] | None = None,
+        *,
+        images: ImageLike | Sequence[ImageLike] = (),
+        minus: str | Sequence[str] = (),
+        like: str | int | Sequence[str | int] = (),
+        where: str | None = None,
+        k: int = 20,
+        precision: float | None = None,
+    ) -> list[Hit]:
+        """Return the best images for a query, the best first.
+
+        The query is the unit vector of the weighted sum of all given parts.
+
+        Args:
+            query: words, also several, or a dict of words with weights; `0.5 * snow` gives a weight too.
+            images: images that results should resemble.
+            minus: words that results should not resemble.
+            like: images of the index that results should resemble, by location or row; they are not among the results.
+            where: filter on columns (grammar: `clipkit.search.where`).
+            k: maximum number of results.
+            precision: show only results with a relevance from which on this share is relevant, over many queries;
+                None: show all.
+
+        Raises:
+            DataError: the query is empty, an image cannot be read, or the filter is invalid.
+        """
+        several = [images] if isinstance(images, str | Path | Stored) or not isinstance(images, Sequence) else images
+        rows = [self.row_of(one) for one in ([like] if isinstance(like, str | int) else like)]
+        terms = terms_of(query, several, minus, rows)
+        vector = self.vector_of(terms)
+        return self.search_vectors(
+            vector[None], where=where, k=k, precision=precision, without=rows, words=_one_text(terms)
+        )[0]
+
+    def search_many(
+        self, queries: Iterable[str], *, where: str | None = None, k: int = 20, precision: float | None = None
+    ) -> list[list[Hit]]:
+        """Return the best images for each of several texts; arguments as for `search`."""
+        several = [terms_of(query, (), (), ()) for query in queries]
+        if not several:
+            return []
+        texts = [str(terms[0].what) for terms in several]
+        return self.search_vectors(self.model.encode_text(texts), where=where, k=k, precision=precision, words=texts)
+
+    def search_vectors(
+        self,
+        vectors: Float[Tensor, "Q D"],
+        *,
+        where: str | None = None,
+        k: int = 20,
+        precision: float | None = None,
+        without: Sequence[int] = (),
+        words: Sequence[str] | None = None,
+    ) -> list[list[Hit]]:
+        """Return the best images for each of several unit vectors; other arguments as for `search`.
+
+        Args:
+            vectors: features of queries.
+            where: filter.
+            k: maximum number of results.
+            precision: share of relevant results.
+            without: rows that are left out.
+            words: the texts of the queries, if they are texts: their results have a relevance.
+        """
+        if k < 1:
+            raise UserError(f"k is {k}; give 1 or more results")
+        if precision is not None and not 0 < precision < 1:
+            raise UserError(f"precision {precision} is not between 0 and 1; give, for example, 0.9")
+        mask = None if where is None else rows_where(self.rows, where)
+        if without:
+            mask = np.ones(len(self), bool) if mask is None else mask
+            mask[list(without)] = False
+        allowed = None if mask is None else np.flatnonzero(mask)
+        calibrations = self.calibrations if words is not None else {}
+        if precision is not None and not calibrations:
+            why = "applies to searches for words alone" if words is None else "needs an index of images with captions"
+            raise UserError(f"precision {precision}: {why}, by which relevance is calibrated; leave it out")
+        deep = max(k, DEPTH) if calibrations else k
+        scores, found = self.nearest.top(vectors, deep, allowed)
+        results = []
+        for number, (row_scores, rows) in enumerate(zip(scores.numpy(), found.numpy(), strict=True)):
+            relevance, least = None, 0.0
+            if calibrations and words is not None and len(rows):
+                kind = "short" if is_short(words[number]) else "long"
+                calibration = calibrations.get(kind) or next(iter(calibrations.values()))
+                total = len(self) if allowed is None else len(allowed)
+                null = self.nulls.of_query(vectors[number], allowed)
+                relevance = calibration.probabilities(self.nulls.evidence(row_scores, rows, null, total))
+                least = 0.0 if precision is None else calibration.threshold(precision)
+            shown = [n for n in range(min(k, len(rows))) if relevance is None or relevance[n] >= least]
+            results.append(self._hits(row_scores, rows, relevance, shown))
+        return results
+
+    @cached_property
+    def calibrations(self) -> dict[str, Calibration]:
+        """Calibrations of the relevance by kind of query; empty for an index with few captions or none."""
+        return calibrations_of(self.manifest) if "hubs" in self.manifest["files"] else {}
+
+    @cached_property
+    def nulls(self) -> Nulls:
+        """Null distributions, for the relevance."""
+        return Nulls(self.features, open_array(self.path, self.manifest, "hubs", np.float32, (len(self), 2)))
+
+    def _hits(
+        self,
+        scores: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        relevance: NDArray[np.float64] | None,
+        shown: list[int],
+    ) -> list[Hit]:
+        taken = self.rows.take(pa.array(rows[shown], pa.int64())).to_pylist()
+        hits = []
+        for n, values in zip(shown, taken, strict=True):
+            columns = {name: value for name, value in values.items() if name not in RESERVED}
+            probability = None if relevance is None else float(relevance[n])
+            captions = values[CAPTIONS] or []
+            hits.append(Hit(int(rows[n]), values[IMAGE], float(scores[n]), probability, captions, columns))
+        return hits
+
+    def vector_of(self, terms: Sequence[Term]) -> Float[Tensor, " D"]:
+        """Return the unit vector of a query."""
+        features = torch.empty(len(terms), self.features.shape[1])
+        for kind, encode in (("text", self._encode_texts), ("image", self._encode_images), ("row", self._stored)):
+            positions = [position for position, term in enumerate(terms) if term.kind == kind]
+            if positions:
+                features[positions] = encode([terms[position].what for position in positions])
+        return combined(features, [term.weight for term in terms])
+
+    def _encode_texts(self, texts: list[Any]) -> Tensor:
+        return self.model.encode_text(texts)
+
+    def _encode_images(self, images: list[Any]) -> Tensor:
+        from clipkit.search.probes import check_same_model, probe_images
+
+        probes = self.model.encode_image(probe_images())
+        check_same_model(self.manifest["probes"], "image", probes, str(self.path), self.model.name)
+        return self.model.encode_image(images)
+
+    def _stored(self, rows: list[Any]) -> Tensor:
+        return torch.nn.functional.normalize(as_float32(self.features[rows]), dim=1)
+
+    @cached_property
+    def _images(self) -> IndexedImages:
+        return IndexedImages(self.manifest["source"], str(self.path))
+
+    def image(self, row: int) -> "Image":
+        """Return the image of a row as an RGB PIL image, from its source.
+
+        Raises:
+            DataError: it is gone or has changed, or the source was a stream or a Python object.
+        """
+        values = self.rows.slice(self.row_of(row), 1).to_pylist()[0]
+        return self._images.open(values[IMAGE], values[POSITION], values[CONTENT])
+
+    def row_of(self, image: str | int) -> int:
+        """Return the row of an image, given by its location, the end of it, or the row itself.
+
+        Raises:
+            DataError: the index has no such image, or several.
+        """
+        if isinstance(image, int):
+            if not 0 <= image < len(self):
+                raise DataError(f"{self.path}: has no row {image}; it has rows 0 to {len(self) - 1}")
+            return image
+        import pyarrow.compute as pc
+
+        names = self.rows[IMAGE]
+        row = pc.index(names, image).as_py()
+        if row >= 0:
+            return int(row)
+        matches = np.flatnonzero(pc.ends_with(names, f"/{image}").to_numpy())
+        if len(matches) != 1:
+            what = "no image" if not len(matches) else f"{len(matches)} images"
+            raise DataError(f"{self.path}: has {what} with the location {image[:200]}; give it as a search prints it")
+        return int(matches[0])
+
+
+def _opened(model: "str | Path | DualEncoder") -> "DualEncoder | OnnxEncoder":
+    if not isinstance(model, str | Path):
+        return model
+    if is_onnx(model):
+        return OnnxEncoder(model)
+    from clipkit.models import load
+
+    return load(model)
+
+
+def _one_text(terms: Sequence[Term]) -> list[str] | None:
+    """Return the text of a query that is a text alone, else None."""
+    return [str(terms[0].what)] if len(terms) == 1 and terms[0].kind == "text" else None

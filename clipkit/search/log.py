@@ -1,0 +1,100 @@
+"""Log of encoded items: appended to while an index is written, and read after an interruption."""
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+KEY_BYTES = 32
+"""Length of a SHA-256, by which an image file or a text is identified."""
+_HEAD = np.dtype([("magic", "<u4"), ("checksum", "<u4"), ("count", "<u4"), ("width", "<u4"), ("error", "<f4")])
+_MAGIC = 0x70696C63
+
+
+def text_key(text: str) -> bytes:
+    """Return the key of a text: the SHA-256 of its UTF-8 bytes."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+
+
+class EncodedLog:
+    """Append-only file of records, each with the keys and fp16 features of some items and a checksum.
+
+    A record that a killed process has not finished is the last of its file, and is ignored. Each process writes a
+    file of its own.
+
+    Args:
+        folder: folder of the logs.
+        kind: image or text.
+    """
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self._file = (folder / f"{kind}-{uuid4().hex}.log").open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._file.close()
+
+    def add(self, keys: Sequence[bytes], features: NDArray[np.float32]) -> None:
+        """Append the features (K, D) of K items; they survive a kill of the process from here on."""
+        rounded = features.astype("<f2")
+        error = np.abs(rounded.astype(np.float32) - features).max(initial=0.0)
+        body = b"".join(keys) + rounded.tobytes()
+        head = np.array([(_MAGIC, zlib.crc32(body), len(keys), features.shape[1], error)], _HEAD)
+        self._file.write(head.tobytes() + body)
+        self._file.flush()
+
+
+class Encoded:
+    """Features by key, from all logs of a folder.
+
+    Args:
+        folder: folder of the logs.
+        kind: image or text.
+    """
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.rows: dict[bytes, tuple[int, int]] = {}
+        """Number of the record and row in it, by key."""
+        self.records: list[NDArray[np.float16]] = []
+        self.error = 0.0
+        """Maximum difference between a value in fp16 and in fp32."""
+        for file in sorted(folder.glob(f"{kind}-*.log")):
+            for keys, features, error in _records(file):
+                for row, key in enumerate(keys):
+                    self.rows.setdefault(key, (len(self.records), row))
+                self.records.append(features)
+                self.error = max(self.error, error)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self.rows
+
+    def __getitem__(self, key: bytes) -> NDArray[np.float16]:
+        record, row = self.rows[key]
+        return self.records[record][row]
+
+
+def _records(file: Path) -> Iterator[tuple[list[bytes], NDArray[np.float16], float]]:
+    """Yield keys, features and rounding error of each complete record."""
+    if file.stat().st_size < _HEAD.itemsize:
+        return
+    content = np.memmap(file, np.uint8, "r")
+    start = 0
+    while start + _HEAD.itemsize <= len(content):
+        head = content[start : start + _HEAD.itemsize].view(_HEAD)[0]
+        count, width = int(head["count"]), int(head["width"])
+        begin = start + _HEAD.itemsize
+        end = begin + count * (KEY_BYTES + 2 * width)
+        if head["magic"] != _MAGIC or end > len(content) or zlib.crc32(content[begin:end].data) != head["checksum"]:
+            return
+        table = content[begin : begin + count * KEY_BYTES].tobytes()
+        keys = [table[row * KEY_BYTES : (row + 1) * KEY_BYTES] for row in range(count)]
+        yield keys, content[begin + count * KEY_BYTES : end].view("<f2").reshape(count, width), float(head["error"])
+        start = end

@@ -1,0 +1,69 @@
+"""Identity of the model of an index: its features of a few fixed inputs.
+
+Features say more than names or checksums of weights: the same model passes in another layout or export, with other
+versions of the libraries and on another device; a fine-tuned copy of it does not.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from clipkit.errors import DataError
+
+if TYPE_CHECKING:
+    from clipkit.models import DualEncoder
+
+PROBE_TEXTS = (
+    "a photo of two dogs playing in the snow.",
+    "A red BUS, street; 1,234 signs!",
+    "ein Foto von Äpfeln 苹果",
+)
+_MOST = 2e-3
+"""Largest 1 - cosine of the same model: bfloat16 on a GPU against float32 stays below it."""
+
+
+def probe_images() -> list[Image.Image]:
+    """Return the fixed images: smooth random colors."""
+    generator = np.random.default_rng(0)
+    small = [generator.integers(0, 256, (6, 8, 3), dtype=np.uint8) for _ in range(2)]
+    return [Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC) for pixels in small]
+
+
+def probes_of(model: "DualEncoder") -> dict[str, list[list[float]]]:
+    """Return the features of the fixed inputs by side (image, text), for the sides that the model has."""
+    encode: dict[str, Any] = {
+        "image": lambda: model.encode_image(probe_images()),
+        "text": lambda: model.encode_text(list(PROBE_TEXTS)),
+    }
+    return {side: [[round(v, 5) for v in row] for row in encode[side]().tolist()] for side in model.sides}
+
+
+def check_same_model(
+    stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: Float[Tensor, "P D"], folder: str, model: str
+) -> None:
+    """Check that a model's features of the fixed inputs are those that the index records.
+
+    Args:
+        stored: features by side, from the manifest.
+        side: image or text.
+        features: those of the model at hand.
+        folder: the index, for the message.
+        model: name of the model at hand, for the message.
+
+    Raises:
+        DataError: they differ, so the model is another one.
+    """
+    expected = torch.tensor(stored.get(side, ()))
+    if expected.shape == features.shape:
+        farthest = float(1 - torch.nn.functional.cosine_similarity(expected, features, dim=1).min())
+        if farthest <= _MOST:
+            return
+    raise DataError(
+        f"{folder}: was made by another model than {model}, whose {side} features differ; use the model of the index, "
+        "or embed the data again with another --out"
+    )

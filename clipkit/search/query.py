@@ -1,0 +1,78 @@
+"""Queries: weighted sums and differences of words and images, as one unit vector."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipkit.errors import DataError, check_text
+from clipkit.images import ImageLike
+
+_WEIGHTED = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*\*\s*(.*\S)\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a query with its weight, negative for what results should not resemble."""
+
+    what: str | ImageLike | int
+    """A text, an image, or the row of an image of the index, by `kind`."""
+    kind: str
+    """text, image or row."""
+    weight: float = 1.0
+
+
+def weighted(text: str) -> tuple[str, float]:
+    """Split a weight from a text.
+
+    Example:
+        >>> weighted("0.5 * snow"), weighted("two dogs")
+        (('snow', 0.5), ('two dogs', 1.0))
+    """
+    found = _WEIGHTED.fullmatch(text)
+    return (found[2], float(found[1])) if found else (text.strip(), 1.0)
+
+
+def terms_of(
+    texts: str | Sequence[str] | Mapping[str, float] | None,
+    images: Sequence[ImageLike],
+    minus: str | Sequence[str],
+    rows: Iterable[int],
+) -> list[Term]:
+    """Return the parts of a query.
+
+    Raises:
+        DataError: there are none, a text is empty, or a weight is not a finite number.
+    """
+    given = [texts] if isinstance(texts, str) else texts or []
+    taken = [minus] if isinstance(minus, str) else minus
+    pairs = list(given.items()) if isinstance(given, Mapping) else [weighted(text) for text in given]
+    terms = [Term(text, "text", float(weight)) for text, weight in pairs]
+    terms += [Term(text, "text", -weight) for text, weight in map(weighted, taken)]
+    terms += [Term(image, "image") for image in images]
+    terms += [Term(row, "row") for row in rows]
+    for term in terms:
+        if isinstance(term.what, str) and term.kind == "text":
+            check_text(term.what)
+            if not term.what.strip():
+                raise DataError("the query is an empty text; give words, an image or an image of the index")
+        if not abs(term.weight) < 1e6:
+            raise DataError(f"the weight {term.weight} of {str(term.what)[:80]!r} is not usable; give a finite number")
+    if not any(term.weight > 0 for term in terms):
+        raise DataError("the query has nothing to look for; give words, an image or an image of the index")
+    return terms
+
+
+def combined(features: Float[Tensor, "T D"], weights: Sequence[float]) -> Float[Tensor, " D"]:
+    """Return the unit vector of a weighted sum: q = Σ w_t f_t / |Σ w_t f_t|.
+
+    Raises:
+        DataError: the terms cancel each other.
+    """
+    total = (torch.tensor(weights)[:, None] * features).sum(dim=0)
+    if total.norm() < 1e-3 * sum(map(abs, weights)):
+        raise DataError("the parts of the query cancel each other; change their weights")
+    return torch.nn.functional.normalize(total, dim=0)

@@ -1,0 +1,293 @@
+"""Calibrated probability that a result is relevant, so that a search can say that nothing matches.
+
+Cosine similarities mean different things for different queries and images, so each score s of query q and image i is
+seen against two null distributions, which images that do not match follow:
+
+    z = (s - m_q) / d_q     m_q, d_q: median of the scores of q over a sample of the index, and their lower spread,
+                            (median - lower quartile) / 0.6745, which relevant images cannot widen
+    h = (s - m_i) / d_i     m_i, d_i: mean and standard deviation of the scores of image i with a sample of captions
+
+Five further numbers describe the result among the others: e = log(r / (N · (1 - Φ(z)))), by how many times more images
+reach z than a normal null would let (r: rank, N: images searched, clipped to -3 … 12); g, the difference in z to the
+best other result; the mean z of the five best results; s itself; and d_q. A logistic regression turns them into
+
+    P(relevant) = 1 / (1 + exp(-(b + Σ w_f f)))
+
+It is fitted when the index is made, on queries whose answers the captions of the index tell: captions, and words of
+them, each once with its relevant images and once without them. Queries of one word have a regression of their own. An
+image is relevant for a caption that is its own, and for a word in at least 40 % of its captions; images with the word
+in fewer captions are left out. Without captions there is nothing to calibrate with, and results have no probability.
+
+A search for a precision shows the results whose probability is at least t, the smallest number with which this share
+of all results of the fitted queries is relevant. The precision holds over many such queries, not for each.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipkit.search.nearest import Exact, as_float32
+
+KINDS = ("short", "long")
+"""Kinds of queries that have a calibration of their own: of one word, and of several."""
+DEPTH = 30
+"""Results per query that are used for fitting."""
+_SAMPLE = 4096  # images of the null of a query
+_REFERENCES = 512  # captions of the null of an image
+_QUERIES = 1000  # captions, and as many words
+_FEWEST = 50  # captions below which nothing can be fitted
+_FEWEST_RESULTS = 5  # from which a precision is read
+_OFTEN = 0.4
+_MOST_POSSIBLE = 300  # images that may be relevant for a word, at most a fifth of all
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class Query:
+    """A text whose relevant images are known."""
+
+    text: str
+    relevant: NDArray[np.int64]
+    """Rows, ascending."""
+    unknown: NDArray[np.int64]
+    """Rows that may be relevant or not."""
+
+
+class Nulls:
+    """Null distributions of an index.
+
+    Args:
+        features: (N, D) of the images.
+        hubs: (N, 2) mean and standard deviation of each image's scores with a sample of captions.
+    """
+
+    def __init__(self, features: NDArray[np.float16], hubs: NDArray[np.float32]) -> None:
+        self.features = features
+        self.hubs = hubs
+        self._sampled: Tensor | None = None
+
+    def of_query(
+        self,
+        query: Float[Tensor, " D"],
+        allowed: NDArray[np.int64] | None = None,
+        without: NDArray[np.int64] | None = None,
+    ) -> tuple[float, float]:
+        """Return median and lower spread of the scores of a query over a sample of the allowed rows.
+
+        Args:
+            query: unit vector.
+            allowed: rows that are searched, ascending; None: all.
+            without: rows that are not in the sample.
+        """
+        total = len(self.features) if allowed is None else len(allowed)
+        sample = np.unique(np.linspace(0, total - 1, min(total, _SAMPLE)).round().astype(np.int64))
+        rows = sample if allowed is None else allowed[sample]
+        if allowed is None and self._sampled is None:
+            self._sampled = as_float32(self.features[rows])
+        taken = self._sampled if allowed is None else as_float32(self.features[rows])
+        assert taken is not None
+        scores = (taken @ query).numpy().astype(np.float64)
+        if without is not None:
+            scores = scores[~np.isin(rows, without)]
+        low, middle = np.quantile(scores, [0.25, 0.5])
+        return float(middle), max(float(middle - low) / 0.6745, 1e-4)
+
+    def evidence(
+        self, scores: NDArray[np.float32], rows: NDArray[np.int64], null: tuple[float, float], total: int
+    ) -> NDArray[np.float64]:
+        """Return (K, 7) the numbers by which the K best results of a query, the best first, are judged.
+
+        Args:
+            scores: (K,) scores, descending.
+            rows: (K,) their rows.
+            null: median and spread of the query's null.
+            total: number of images that were searched.
+        """
+        z = (scores - null[0]) / null[1]
+        h = (scores - self.hubs[rows, 0]) / np.maximum(self.hubs[rows, 1], 1e-4)
+        expected = total * torch.special.ndtr(torch.from_numpy(-z)).numpy()
+        excess = np.log(np.arange(1, len(z) + 1) / np.maximum(expected, 1e-9)).clip(-3, 12)
+        gap = z - z[0]
+        gap[0] = z[0] - z[1] if len(z) > 1 else 0.0
+        same = np.ones(len(z))
+        return np.stack([z, h, excess, gap, z[:5].mean() * same, scores.astype(np.float64), null[1] * same], axis=1)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Logistic regression on standardized numbers of `Nulls.evidence`."""
+
+    mean: Sequence[float]
+    scale: Sequence[float]
+    weights: Sequence[float]
+    bias: float
+    queries: int
+    """Number of queries that it was fitted on."""
+    curve: Sequence[Sequence[float]] = ()
+    """Thresholds on the probability, ascending, each with the share of relevant results among those that reach it."""
+
+    def probabilities(self, evidence: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (K,) probabilities for (K, 7) evidence."""
+        logits = self.bias + ((evidence - np.array(self.mean)) / np.array(self.scale)) @ np.array(self.weights)
+        return np.asarray(torch.sigmoid(torch.from_numpy(logits)).numpy())
+
+    def threshold(self, precision: float) -> float:
+        """Return the probability from which on results have a precision; above 1 if no probability reaches it."""
+        return next((threshold for threshold, reached in self.curve if reached >= precision), 1.1)
+
+
+def hub_statistics(
+    features: NDArray[np.float16], texts: NDArray[np.float16], captions: Sequence[Sequence[int]]
+) -> NDArray[np.float32]:
+    """Return (N, 2) mean and standard deviation of each image's scores with a sample of captions, without its own.
+
+    Args:
+        features: (N, D) of the images.
+        texts: (T, D) of the captions.
+        captions: rows in `texts` of each image's captions.
+    """
+    sample = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), _REFERENCES)).round().astype(np.int64))
+    position = {int(text): place for place, text in enumerate(sample)}
+    reference = as_float32(texts[sample]).T
+    hubs = np.empty((len(features), 2), np.float32)
+    for start in range(0, len(features), _BLOCK):
+        scores = as_float32(features[start : start + _BLOCK]) @ reference
+        own = [
+            (row, position[c]) for row, cs in enumerate(captions[start : start + _BLOCK]) for c in cs if c in position
+        ]
+        if own and len(sample) > 2:
+            scores[tuple(torch.tensor(own).T)] = torch.nan
+        mean = scores.nanmean(dim=1)
+        spread = (scores - mean[:, None]).square().nanmean(dim=1).sqrt()
+        hubs[start : start + _BLOCK] = torch.stack([mean, spread], dim=1).numpy()
+    return hubs
+
+
+def known_queries(captions: Sequence[Sequence[str]], seed: int = 0, most: int = _QUERIES) -> list[Query]:
+    """Return captions and words whose relevant images the captions tell, drawn at random.
+
+    Args:
+        captions: captions of each image.
+        seed: for the draw.
+        most: largest number of captions, and of words.
+    """
+    generator = np.random.default_rng(seed)
+    rows_of_text: dict[str, list[int]] = {}
+    rows_of_word: dict[str, dict[int, int]] = {}
+    for row, texts in enumerate(captions):
+        for text in texts:
+            rows_of_text.setdefault(text, []).append(row)
+        for word, count in Counter(word for text in texts for word in set(_WORD.findall(text.lower()))).items():
+            rows_of_word.setdefault(word, {})[row] = count
+    none = np.zeros(0, np.int64)
+    texts = list(rows_of_text)
+    chosen = generator.permutation(len(texts))[:most].tolist()
+    queries = [Query(texts[n], np.array(sorted(set(rows_of_text[texts[n]]))), none) for n in chosen]
+    words = []
+    for word, counts in sorted(rows_of_word.items()):
+        often = [row for row, count in counts.items() if count >= _OFTEN * len(captions[row])]
+        if len(often) >= 2 and len(counts) <= min(_MOST_POSSIBLE, len(captions) // 5):
+            rest = np.array(sorted(counts.keys() - set(often)), np.int64)
+            words.append(Query(word, np.array(often), rest))
+    return queries + [words[n] for n in generator.permutation(len(words))[:most].tolist()]
+
+
+def judged(
+    nulls: Nulls, queries: Sequence[Query], features: Float[Tensor, "Q D"]
+) -> Iterator[tuple[Query, NDArray[np.float64], NDArray[np.bool_]]]:
+    """Yield each query twice, with and without its relevant images: with evidence and truth of its best results."""
+    possible = [np.union1d(query.relevant, query.unknown) for query in queries]
+    deepest = DEPTH + max((len(rows) for rows in possible), default=0)
+    best_scores, best_rows = Exact(nulls.features).top(features, deepest)
+    for query, feature, out, scores, rows in zip(
+        queries, features, possible, best_scores.numpy(), best_rows.numpy(), strict=True
+    ):
+        known = np.isin(rows, query.unknown)
+        for here in (np.arange(len(rows)) < DEPTH, ~np.isin(rows, out)):
+            kept = np.flatnonzero(here)[:DEPTH]
+            if len(kept) < 2:
+                continue
+            is_absent = not np.isin(rows[kept], query.relevant).any()
+            null = nulls.of_query(feature, without=out if is_absent else None)
+            total = len(nulls.features) - (len(out) if is_absent else 0)
+            sure = ~known[kept]
+            evidence = nulls.evidence(scores[kept], rows[kept], null, total)[sure]
+            yield query, evidence, np.isin(rows[kept][sure], query.relevant)
+
+
+def is_short(text: str) -> bool:
+    """Return whether a query has at most one word."""
+    return len(text.split()) < 2
+
+
+def fit(
+    nulls: Nulls, captions: Sequence[Sequence[str]], encode: Callable[[Sequence[str]], Float[Tensor, "Q D"]]
+) -> dict[str, dict[str, Any]]:
+    """Return the calibrations by kind of query, short and long, as the manifest records them; without those for which
+    there are too few captions.
+
+    Args:
+        nulls: null distributions of the index.
+        captions: captions of each image.
+        encode: returns the features of texts.
+    """
+    known = known_queries(captions)
+    fitted = {}
+    for kind in KINDS:
+        queries = [query for query in known if is_short(query.text) == (kind == "short")]
+        if len(queries) < _FEWEST:
+            continue
+        results = list(judged(nulls, queries, encode([query.text for query in queries])))
+        calibration = regression([part for _, part, _ in results], [part for _, _, part in results])
+        if calibration is not None:
+            fitted[kind] = asdict(calibration)
+    return fitted
+
+
+def regression(evidence: Sequence[NDArray[np.float64]], labels: Sequence[NDArray[np.bool_]]) -> Calibration | None:
+    """Return the logistic regression of labels on evidence, given per query; None if all labels are equal."""
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = np.concatenate(evidence), np.concatenate(labels)
+    if y.all() or not y.any():
+        return None
+    mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
+    fitted = LogisticRegression(C=10, max_iter=2000).fit((x - mean) / scale, y)
+    plain = Calibration(
+        mean=[float(f"{value:.6g}") for value in mean],
+        scale=[float(f"{value:.6g}") for value in scale],
+        weights=[float(f"{value:.6g}") for value in fitted.coef_[0]],
+        bias=float(f"{fitted.intercept_[0]:.6g}"),
+        queries=len(evidence),
+    )
+    return replace(plain, curve=_curve(plain.probabilities(x), y))
+
+
+def _curve(probabilities: NDArray[np.float64], labels: NDArray[np.bool_]) -> list[list[float]]:
+    """Return up to 100 thresholds with the precision of the results that reach them."""
+    order = np.argsort(-probabilities, kind="stable")
+    right = np.cumsum(labels[order])
+    counts = np.unique(np.geomspace(_FEWEST_RESULTS, max(_FEWEST_RESULTS, len(order)), 100).astype(np.int64))
+    # Two more count as irrelevant, so that a few lucky results promise little.
+    points = [(float(probabilities[order[n - 1]]), float(right[n - 1] / (n + 2))) for n in counts if n <= len(order)]
+    return [[float(f"{value:.4g}") for value in point] for point in reversed(points)]
+
+
+def calibrations_of(manifest: Mapping[str, Any]) -> dict[str, Calibration]:
+    """Return the calibrations that a manifest records, by kind of query."""
+    recorded = manifest.get("relevance")
+    if not isinstance(recorded, dict):
+        return {}
+    try:
+        return {kind: Calibration(**recorded[kind]) for kind in KINDS if kind in recorded}
+    except TypeError:  # entries that a calibration does not have
+        return {}

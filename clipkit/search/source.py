@@ -1,0 +1,146 @@
+"""Images of a source with captions and all other columns, as an index stores them."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clipkit.data.sequences import Files, chosen, first_positions
+from clipkit.data.sources.columns import Rows, split_options
+from clipkit.data.sources.read import read_rows
+from clipkit.findings import Finding
+from clipkit.images import Stored
+from clipkit.opening import open_file, open_text
+
+IMAGE, CONTENT, POSITION, CAPTIONS = "image", "content", "position", "captions"
+"""Columns that an index adds: location, SHA-256 of the file, position in the source (-1 in a stream), captions."""
+RESERVED = (IMAGE, CONTENT, POSITION, CAPTIONS)
+_SNIFFED = ",;\t|"
+
+
+@dataclass(frozen=True)
+class Images:
+    """N images of a source that can be indexed, with their captions and other columns."""
+
+    name: str
+    files: Sequence[Path | Stored]
+    captions: Sequence[Sequence[str]]
+    """Distinct captions of each image; empty for an image without any."""
+    columns: pa.Table
+    """(N rows) all other columns, from the first row of each image."""
+    findings: Sequence[Finding]
+
+    def location(self, position: int) -> str:
+        """Return the image's path as the source writes it, or the location of an image in an archive or table."""
+        if isinstance(self.files, Files):
+            return self.files.names[position]
+        return str(self.files[position])
+
+
+def read_images(source: object) -> Images:
+    """Read the images of a source; captions and labels are read if present.
+
+    Raises:
+        DataError: the source cannot be read or has no images.
+    """
+    rows = read_rows(source, ["image"], ["caption", "label"])
+    assert rows.images is not None
+    image_of_row, first = first_positions(rows.keys)
+    captions: list[list[str]] = [[] for _ in first]
+    if "caption" in rows.columns:
+        for image, texts in zip(image_of_row.tolist(), rows.columns["caption"].to_pylist(), strict=True):
+            for text in [texts] if isinstance(texts, str) else texts or ():
+                if text.strip() and text.strip() not in captions[image]:
+                    captions[image].append(text.strip())
+    return Images(rows.name, chosen(rows.images, first), captions, _columns(source, rows, first), rows.findings)
+
+
+def _columns(source: object, rows: Rows, first: NDArray[np.int64]) -> pa.Table:
+    """Return the columns beside image and captions; labels as class names."""
+    table = _whole_table(source, rows)
+    given = {rows.found.get(role, "") for role in ("image", "caption")}
+    columns: dict[str, Any] = {}
+    if table is not None and len(table) == len(rows.images or ()):
+        taken = table.take(pa.array(first))
+        columns = {name: taken[name] for name in table.column_names if name not in given and _is_kept(taken[name].type)}
+    if "label" in rows.columns:
+        labels = rows.columns["label"].take(pa.array(first)).to_pylist()
+        names = rows.classes.names if rows.classes is not None else None
+        if names is not None and rows.classes is not None:
+            name_of = dict(zip(rows.classes.labels or names, names, strict=False))
+            labels = [name_of.get(label, label) if isinstance(label, str) else label for label in labels]
+        columns[rows.found.get("label", "label")] = pa.array(labels)
+    return pa.table({f"{name}_" if name in RESERVED else name: column for name, column in columns.items()})
+
+
+def _is_kept(kind: pa.DataType) -> bool:
+    """Return whether a column is kept: not image bytes, nor structures that may hold them."""
+    types = pa.types
+    return not (types.is_binary(kind) or types.is_large_binary(kind) or types.is_struct(kind) or types.is_null(kind))
+
+
+def _whole_table(source: object, rows: Rows) -> pa.Table | None:
+    """Return the table of a file or folder with all columns and their types; None for other sources."""
+    if not isinstance(source, str | Path):
+        return source if isinstance(source, pa.Table) else None
+    path = Path(split_options(str(source))[0]).expanduser()
+    if path.is_dir():
+        tables = [path / f"metadata.{ending}" for ending in ("csv", "jsonl", "parquet")]
+        path = next((table for table in tables if table.is_file()), path)
+    if not path.is_file():
+        return None
+    match path.suffix.lower():
+        case ".csv" | ".tsv":
+            return _read_delimited(path, set(rows.found.values()))
+        case ".parquet":
+            from pyarrow import parquet
+
+            schema = parquet.read_schema(path)
+            return parquet.read_table(path, columns=[field.name for field in schema if _is_kept(field.type)])
+        case ".jsonl" | ".json":
+            return _of_objects(list(_json_rows(path)))
+    return None
+
+
+def _read_delimited(path: Path, found: set[str]) -> pa.Table | None:
+    """Read a table that `read_rows` has read already: of the usual delimiters, the one that gives its columns."""
+    from pyarrow import csv as arrow_csv
+
+    with open_text(path, newline="") as file:
+        lines = [file.readline(), file.readline()]
+    skipped = int(lines[0].strip().strip('"').lower().startswith("sep="))
+    for delimiter in _SNIFFED:
+        if found <= set(next(csv.reader([lines[skipped]], delimiter=delimiter), [])):
+            return arrow_csv.read_csv(
+                path,
+                read_options=arrow_csv.ReadOptions(skip_rows=skipped),
+                parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            )
+    return None
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with open_file(path) as file:
+        rows = (
+            json.load(file) if path.suffix.lower() == ".json" else (json.loads(line) for line in file if line.strip())
+        )
+        yield from (row for row in rows if isinstance(row, dict))
+
+
+def _of_objects(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """Return JSON objects as a table; a column of mixed types, or of objects, becomes text."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowException, OverflowError):
+            columns[name] = pa.array([None if value is None else json.dumps(value) for value in values])
+    return pa.table(columns)

@@ -1,0 +1,309 @@
+"""Writing of an index: each image is encoded once, also if the work is interrupted, shared or continued later."""
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from clipkit.data.output_folder import alone_in, as_output_errors
+from clipkit.data.sources.columns import split_options
+from clipkit.data.sources.streams import Stream, stream_of
+from clipkit.embedding.features import content_hashes
+from clipkit.embedding.shared import evaluating
+from clipkit.errors import DataError, ModelError
+from clipkit.files import write_whole
+from clipkit.findings import Finding
+from clipkit.images import Stored
+from clipkit.models import DualEncoder, load
+from clipkit.models.absent import check_present
+from clipkit.models.devices import is_accelerator
+from clipkit.models.encode import encode_images
+from clipkit.models.fingerprint import tower_fingerprint
+from clipkit.processes import Processes
+from clipkit.search.assembly import Found, assemble, keys_of
+from clipkit.search.folder import UNFINISHED, check_index_folder
+from clipkit.search.layout import read_manifest
+from clipkit.search.log import Encoded, EncodedLog, text_key
+from clipkit.search.probes import check_same_model, probes_of
+from clipkit.search.source import Images, read_images
+
+# Items of a record. An interruption loses at most one record of work in each process.
+_RECORD = 64
+_ACCELERATOR_RECORD = 4096
+_HASHED = 4096
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Result of `embed`: a complete index."""
+
+    folder: Path
+    images: int
+    captions: int
+    encoded_images: int
+    """Images that this call encoded; the others were in the index, or encoded before an interruption."""
+    removed: int
+    """Images of the former index that the source no longer has."""
+    skipped: list[dict[str, str]]
+    """Unreadable images with reasons."""
+    findings: Sequence[Finding]
+    """What reading the source left out or had to assume."""
+    manifest: dict[str, Any]
+
+
+def embed(
+    data: object,
+    model: str | Path | DualEncoder,
+    out: str | Path,
+    *,
+    batch_size: int | None = None,
+    processes: Processes | None = None,
+    progress: bool = False,
+) -> Embedded:
+    """Encode the images and captions of a data set, and write or update an index.
+
+    Images are identified by the content of their files. If the index exists, only new images are encoded, and images
+    that the source no longer has are removed. After an interruption, call again with the same arguments.
+
+    Args:
+        data: any source of images, with or without captions; also a stream.
+        model: name of a model, or what `clipkit.load` returned.
+        out: folder of the index: a new or empty one, or an index by the same model.
+        batch_size: images per forward pass; None: as many as suit the device.
+        processes: group in which each process encodes a share; None: only this process.
+        progress: show progress bars.
+
+    Raises:
+        DataError: the data cannot be read, or the index is by another model.
+        OutputError: the folder is not empty and is no index, or cannot be written.
+
+    Example:
+        >>> clipkit.embed("photos/", "openai/clip-vit-base-patch32", "photos.index")      # doctest: +SKIP
+    """
+    folder = Path(out)
+    group = processes or Processes.alone()
+    check_index_folder(folder)
+    stream = stream_of(str(data)) if isinstance(data, str | Path) else None
+    encoder = load(model) if isinstance(model, str | Path) else model
+    check_present(encoder.name, image=encoder.image)
+    writer = _Writer(folder, encoder, batch_size, group, progress)
+    with as_output_errors(folder), writer.locked():
+        writer.open()
+        found = writer.images(read_images(data)) if stream is None else writer.stream(stream)
+        texts = [text for captions in found.captions for text in captions] if "text" in encoder.sides else []
+        writer.texts(list(dict.fromkeys(texts)))
+        return writer.finish(found, _source_of(data))
+
+
+def _source_of(data: object) -> str | None:
+    """Return the source so that it can be read again from another working directory; None for Python objects."""
+    if not isinstance(data, str | Path):
+        return None
+    name = split_options(str(data))[0]
+    path = Path(name).expanduser()
+    return str(data).replace(name, str(path.absolute()), 1) if path.exists() else str(data)
+
+
+class _Writer:
+    """One run of `embed`."""
+
+    def __init__(
+        self, folder: Path, model: DualEncoder, batch_size: int | None, processes: Processes, progress: bool
+    ) -> None:
+        self.folder, self.model, self.processes = folder, model, processes
+        self.logs = folder / UNFINISHED
+        self.batch_size = batch_size
+        self.progress = progress and processes.is_main
+        self.record = _ACCELERATOR_RECORD if is_accelerator(model.device) else _RECORD
+        self.encoded = 0
+        self.skipped: dict[int, str] = {}
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Context in which no other command writes to the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return alone_in(self.folder) if self.processes.is_main else nullcontext()
+
+    def open(self) -> None:
+        """Read what is there: the former index and the logs of an interrupted call, both by the same model.
+
+        Raises:
+            DataError: they are by another model.
+        """
+        self.probes = probes_of(self.model)
+        self.former = read_manifest(self.folder) if (self.folder / "manifest.json").is_file() else None
+        if self.former is not None:
+            for side, features in self.probes.items():
+                if side in self.former["probes"]:
+                    given = torch.tensor(features)
+                    check_same_model(self.former["probes"], side, given, str(self.folder), self.model.name)
+        fingerprint = tower_fingerprint(self.model.image) + tower_fingerprint(self.model.text)
+        mark = self.logs / "model.txt"
+
+        def prepare() -> None:
+            self.logs.mkdir(exist_ok=True)
+            if not mark.is_file():
+                write_whole(mark, fingerprint)
+            elif mark.read_text(encoding="utf-8") != fingerprint:
+                raise DataError(
+                    f"{self.folder}: was begun with another model, version or device than {self.model.name}; use "
+                    "the same, or give another --out"
+                )
+
+        self.processes.on_main(prepare)
+        self.done = {kind: Encoded(self.logs, kind) for kind in ("image", "text")}
+        self.processes.gather_objects(None)  # all have read the logs before any adds one
+        self.before = {
+            "image": {} if self.former is None else self._keys_of("rows"),
+            "text": {} if self.former is None or not self.former["captions"] else self._keys_of("texts"),
+        }
+
+    def _keys_of(self, kind: str) -> dict[bytes, int]:
+        assert self.former is not None
+        return {key: row for row, key in enumerate(keys_of(self.folder, self.former, kind))}
+
+    def images(self, images: Images) -> Found:
+        """Encode the images of a source that can be indexed."""
+        share = self.processes.share(len(images.files))
+        hashes: list[bytes | str] = []
+        with self.processes.failing_together():
+            hashes = list(_hashes(images.files[share], self.progress))
+        every = [entry for part in self.processes.gather_objects(hashes) for entry in part]
+        keys = [entry if isinstance(entry, bytes) else None for entry in every]
+        broken: dict[int, str] = {row: entry for row, entry in enumerate(every) if isinstance(entry, str)}
+        first: dict[bytes, int] = {}
+        for row, key in enumerate(keys):
+            if key is not None and key not in self.before["image"]:
+                first.setdefault(key, row)
+        # Records are cut before those that are done are left out: the work is the same after an interruption.
+        records = list(_parts(first.items(), self.record))
+        mine = records[self.processes.index :: self.processes.count]
+        bad: dict[bytes, str] = {}
+        with self.processes.failing_together(), EncodedLog(self.logs, "image") as log:
+            for record in self._bar(mine, "images", sum(map(len, records)) // self.processes.count):
+                bad |= self._encode([(key, images.files[row]) for key, row in record], log)
+        reasons = {key: why for part in self.processes.gather_objects(bad) for key, why in part.items()}
+        broken |= {row: reasons[key] for row, key in enumerate(keys) if key in reasons}
+        kept = [row for row in range(len(keys)) if row not in broken]
+        return Found(
+            [images.location(row) for row in kept],
+            [key for row in kept if (key := keys[row]) is not None],
+            kept,
+            [images.captions[row] for row in kept],
+            images.columns.take(np.array(kept, np.int64)) if images.columns.num_columns else None,
+            [{"image": images.location(row), "reason": broken[row]} for row in sorted(broken)],
+            images.findings,
+        )
+
+    def stream(self, stream: Stream) -> Found:
+        """Encode the images of a stream, part by part; each process reads other parts."""
+        parts = range(self.processes.index, len(stream.parts), self.processes.count)
+        mine: list[tuple[int, list[tuple[str, bytes, list[str]]], list[tuple[str, str]]]] = []
+        with self.processes.failing_together(), EncodedLog(self.logs, "image") as log:
+            seen: set[bytes] = set()
+            for part in self._bar([[number] for number in parts], "shards", len(parts)):
+                rows: list[tuple[str, bytes, list[str]]] = []
+                broken: list[tuple[str, str]] = []
+                for samples in _parts(stream.samples(stream.parts[part[0]]), self.record):
+                    keyed = [(hashlib.sha256(sample.image.content).digest(), sample) for sample in samples]
+                    new = {key: s.image for key, s in keyed if key not in seen and key not in self.before["image"]}
+                    bad = self._encode(list(new.items()), log)
+                    seen |= new.keys() - bad.keys()
+                    rows += [(s.image.location, key, s.captions) for key, s in keyed if key not in bad]
+                    broken += [(s.image.location, bad[key]) for key, s in keyed if key in bad]
+                mine.append((part[0], rows, broken))
+        every = sorted(entry for part in self.processes.gather_objects(mine) for entry in part)
+        rows = [row for _, part, _ in every for row in part]
+        captions = [list(dict.fromkeys(text for text in texts if text)) for _, _, texts in rows]
+        skipped = [{"image": name, "reason": why} for _, _, part in every for name, why in part]
+        return Found(
+            [name for name, _, _ in rows], [key for _, key, _ in rows], [-1] * len(rows), captions, None, skipped
+        )
+
+    def texts(self, texts: Sequence[str]) -> None:
+        """Encode the distinct captions."""
+        keyed = [(text_key(text), text) for text in texts]
+        records = list(_parts((entry for entry in keyed if entry[0] not in self.before["text"]), 4 * self.record))
+        mine = records[self.processes.index :: self.processes.count]
+        with self.processes.failing_together(), EncodedLog(self.logs, "text") as log, evaluating(self.model):
+            for record in self._bar(mine, "captions", sum(map(len, records)) // self.processes.count):
+                new = [(key, text) for key, text in record if key not in self.done["text"]]
+                if new:
+                    features = self.model.encode_text([text for _, text in new])
+                    log.add([key for key, _ in new], features.numpy())
+
+    def _encode(self, items: Sequence[tuple[bytes, Path | Stored]], log: EncodedLog) -> dict[bytes, str]:
+        """Encode images that no log has; return the reasons of unreadable ones."""
+        new = [(key, image) for key, image in items if key not in self.done["image"]]
+        if not new:
+            return {}
+        bad: dict[int, str] = {}
+        tower = self.model.image
+        with evaluating(self.model):
+            raw = encode_images(tower, [image for _, image in new], tower, self.batch_size, self.model.device, bad=bad)
+        features = torch.nn.functional.normalize(raw, dim=-1)
+        sound = [row for row in range(len(new)) if row not in bad]
+        if not features[sound].isfinite().all():
+            raise ModelError(
+                f"{self.model.name}: its features are not finite; half precision may overflow: load it in float32"
+            )
+        if sound:
+            log.add([new[row][0] for row in sound], features[sound].numpy())
+        self.encoded += len(sound)
+        return {new[row][0]: why for row, why in bad.items()}
+
+    def finish(self, found: Found, source: str | None) -> Embedded:
+        """Write the files of the index from the logs and the former index."""
+        encoded = sum(self.processes.gather_objects(self.encoded))
+        if not found.keys:
+            why = f", the first because: {found.skipped[0]['reason']}" if found.skipped else ""
+            raise DataError(f"none of the images can be read{why}; check the data")
+        manifest: dict[str, Any] = {}
+
+        def write() -> None:
+            manifest.update(assemble(self.folder, self.model, found, self.former, self.probes, source))
+            shutil.rmtree(self.logs)
+
+        self.processes.on_main(write)
+        gone = len(self.before["image"].keys() - set(found.keys))
+        texts = sum(map(len, found.captions))
+        return Embedded(self.folder, len(found.keys), texts, encoded, gone, found.skipped, found.findings, manifest)
+
+    def _bar(self, records: Sequence[Any], what: str, total: int) -> Iterator[Any]:
+        bar = tqdm(total=total, desc=what, unit="", disable=None if self.progress else True, leave=False)
+        with bar:
+            for record in records:
+                yield record
+                bar.update(len(record))
+
+
+def _hashes(images: Sequence[Path | Stored], progress: bool) -> Iterator[bytes | str]:
+    """Yield the SHA-256 of each file, or the reason why it cannot be read."""
+    with tqdm(total=len(images), desc="reading", unit="", disable=None if progress else True, leave=False) as bar:
+        for start in range(0, len(images), _HASHED):
+            part = images[start : start + _HASHED]
+            try:
+                yield from content_hashes(part)
+            except DataError:
+                yield from map(_hash_or_reason, part)
+            bar.update(len(part))
+
+
+def _hash_or_reason(image: Path | Stored) -> bytes | str:
+    try:
+        return content_hashes([image])[0]
+    except DataError as error:
+        return str(error)
+
+
+def _parts(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part

@@ -1,0 +1,40 @@
+"""Near duplicates and captions of other images are found."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipkit.models import DualEncoder
+from clipkit.search import Index
+from clipkit.search.curation import doubtful_captions, near_duplicates
+
+
+def test_near_duplicates_are_all_close_pairs(index_folder: Path, model: DualEncoder) -> None:
+    index = Index(index_folder)
+    features = index.features.astype(np.float64)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    cosines = features @ features.T
+    least = float(np.sort(cosines[np.triu_indices(16, 1)])[-8])
+    pairs = near_duplicates(index, least - 1e-6)
+    assert {(one, other) for one, other, _ in pairs} == {
+        (one, other) for one in range(16) for other in range(one + 1, 16) if cosines[one, other] >= least
+    }
+
+
+def test_a_caption_of_another_image_is_the_most_doubtful(index_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(index_folder, tmp_path / "copy")
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    images, texts = (np.load(folder / files[kind]["name"]) for kind in ("features", "textfeatures"))
+    index = Index(folder)
+    rows = {text: row for row, several in enumerate(index.rows["captions"].to_pylist()) for text in several}
+    texts[:] = images[[rows[text] for text in index.texts]]
+    texts[0] = images[9]
+    np.save(folder / files["textfeatures"]["name"], texts)
+    np.save(folder / files["features"]["name"], images)
+    first = doubtful_captions(Index(folder), 3)[0]
+    assert (first.row, first.caption) == (rows[index.texts[0]], index.texts[0])
+    assert np.allclose(images[first.better_row], images[9])
+    assert first.score < first.better_score == pytest.approx(1, abs=0.01)
