@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import PurePath
 from typing import Any
 
@@ -108,6 +109,12 @@ class Page:
 
 def render(page: Page) -> str:
     """Return the page as one HTML file that contains its images and charts and loads nothing."""
+    return _template().render(page=page, color_of=colors_of(page.map))
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Return the compiled template of a page."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clipkit.report", "."),
         autoescape=True,
@@ -118,10 +125,9 @@ def render(page: Page) -> str:
     environment.filters["unbroken"] = unbroken
     environment.filters["signed"] = lambda score: f"{round(score, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
     environment.filters["file_name"] = lambda path: "" if path.startswith(DATA_URI) else PurePath(path).name
-    environment.globals["color_of"] = colors_of(page.map)
     environment.filters["is_wide"] = is_wide
     environment.filters["svg"] = _with_unique_ids
-    return environment.get_template("page.html").render(page=page)
+    return environment.get_template("page.html")
 
 
 def colors_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
