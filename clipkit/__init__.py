@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from clipkit.recipe import Recipe
     from clipkit.training import train
 
-# Public name -> (module, attribute of it or None for the module). Imported on first use, so that `import clipkit` and
-# `clipkit --help` stay instant.
+# Public name -> (module, attribute); the attribute is None if the name is the module itself. Imported on first use, so
+# that `import clipkit` and `clipkit --help` stay instant.
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "DualEncoder": ("clipkit.models", "DualEncoder"),
     "Recipe": ("clipkit.recipe", "Recipe"),

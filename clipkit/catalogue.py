@@ -1,7 +1,8 @@
 """The losses that a recipe can name: one row each, readable without importing torch.
 
-The recipe validates options and requirements against these rows, training builds each call from them, and they are what
-`clipkit train --help` and docs/losses.md show. A row `NAME` belongs to the function `clipkit.losses.NAME`.
+The recipe validates options and requirements against these rows. Training builds the call of each loss from its row.
+`clipkit train --help` and docs/losses.md are written from the rows. A row `NAME` belongs to the function
+`clipkit.losses.NAME`.
 
 python -m clipkit.catalogue > docs/losses.md
 """
@@ -39,7 +40,7 @@ _IDS = frozenset({Need.IDS})
 _SCALED = frozenset({Need.IDS, Need.SCALE})
 
 Chance = Callable[[int, Mapping[str, Any]], float]
-"""Function from the global batch size G and the options of the recipe to the loss when all similarities are equal."""
+"""Function (global batch size G, options of the recipe) -> value of the loss when all similarities are equal."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ _ROWS = (
     _CROSS_CONSISTENCY,
     LossRow(
         "dcl",
-        summary="Like ntxent, without the positive in the denominator: easy positives do not weaken the negatives.",
+        summary="NT-Xent without the positive in the denominator: easy positives do not weaken the negatives.",
         formula="−positive + log Σ exp(negatives)",
         level="ln(2G − 2)",
         source="Yeh et al. 2022",

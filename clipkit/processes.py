@@ -31,7 +31,7 @@ def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "A
         timeout_minutes: time to wait for a process that does not respond.
 
     Raises:
-        TrainingError: a process is late, or fewer joined than were started.
+        TrainingError: a process does not connect in time, or fewer processes joined than were started.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -59,7 +59,7 @@ def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "A
             "start the run with --processes N"
         )
     if started > 1:
-        # If the group is still open when the interpreter exits, gloo's threads abort the process every other time.
+        # If the group is still open when the interpreter exits, gloo's threads often abort the process.
         atexit.unregister(_leave_processes)
         atexit.register(_leave_processes)
     return accelerator
@@ -79,7 +79,7 @@ def _mixed_precision(precision: str) -> str:
 
 
 class Processes:
-    """A group of one or more processes. All operations are exact also if processes have different numbers of rows.
+    """A group of one or more processes. All operations are exact, even if processes have different numbers of rows.
 
     Args:
         accelerator: Accelerator connected to the processes; None: only this process, on the CPU.
@@ -244,7 +244,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # PyTorch raises the death of a loader worker in whatever the main thread is doing.
+        # If a loader worker dies, PyTorch raises an error in the main thread, in whatever code is running.
         if isinstance(error, torch.OutOfMemoryError) or "DataLoader worker" in str(error):
             raise
         lost = TrainingError(

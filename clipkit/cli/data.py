@@ -99,7 +99,7 @@ def prepare(
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Folder for the shards: a new folder, or one that the same command began."),
+        typer.Option(metavar="DIR", help="New folder for the shards, or the folder of an interrupted command."),
     ],
     size: Annotated[
         int, typer.Option(metavar="PIXELS", help="Short side of the images; smaller images are not resized.", min=1)
@@ -112,7 +112,7 @@ def prepare(
     ] = "tar",
     shard_size: Annotated[
         int,
-        typer.Option(metavar="N", help="Images per shard. Unreadable images are left out and make it smaller.", min=1),
+        typer.Option(metavar="N", help="Images per shard; fewer if some are unreadable.", min=1),
     ] = 1000,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Number of threads. Default: one per core.", min=1)
@@ -171,7 +171,7 @@ def check(
     ] = None,
     only: Annotated[
         Literal["images", "captions"] | None,
-        typer.Option(help="Check only the images or only the captions of a table that is meant to have no others."),
+        typer.Option(help="Check only the images or only the captions, e.g. if a table has no others."),
     ] = None,
     batch_size: Annotated[
         int | None,

@@ -23,7 +23,7 @@ app = typer.Typer(help="Evaluate models and compare results.", no_args_is_help=T
 
 
 def _task(name: str) -> Callable[..., "Result"]:
-    """Return the function of a task; imports torch, and is therefore called after the data has been read."""
+    """Return the evaluation function of a task. This imports torch, so call it after the checks of the arguments."""
     from clipkit import evaluation
 
     task: Callable[..., Result] = getattr(evaluation, name)

@@ -75,8 +75,8 @@ class Measuring:
         """Evaluate the model on the requested number of processes; print the result once and write the files.
 
         Args:
-            evaluate: function that evaluates a model, with the options shared by all evaluation functions, and returns
-                its result.
+            evaluate: function that evaluates a model and returns the result; receives the options that all evaluation
+                functions share.
             inputs: sources that must not be overwritten, besides the model.
         """
         check_writable(self.json_file, self.report, self.predictions, inputs=(self.model, *inputs))

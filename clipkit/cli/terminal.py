@@ -1,4 +1,4 @@
-"""Output to a terminal, a pipe or a file: every character can be printed, and output that gets lost is reported."""
+"""Output to a terminal, a pipe or a file: prints any character, and reports output that was not written."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ _LOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
 
 
 class _MayBeFull:
-    """Standard error, whose lines may be lost (a full disk, a closed terminal): the exit code must not be."""
+    """Standard error that ignores write errors (full disk, closed terminal): they must not change the exit code."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -35,7 +35,7 @@ class _MayBeFull:
 
 @contextmanager
 def whole_output() -> Iterator[None]:
-    """Context of a command that prints. Characters that the terminal does not have are printed as escapes.
+    """Context of a command that prints. Characters that the encoding of the terminal lacks are printed as escapes.
 
     Raises:
         TrainingError: standard output cannot be written, e.g. because the disk is full.

@@ -16,7 +16,7 @@ from clipkit.files import is_file
 from clipkit.images import kind_of
 
 _FILES = (".csv", ".tsv", ".json", ".jsonl")
-_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".webp")  # Winoground names images without their extension
+_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".webp")  # Winoground lists images without their extension
 _ONE_IMAGE = ("image", "caption", "negative_caption")
 _TWO_IMAGES = ("image_0", "image_1", "caption_0", "caption_1")
 _GROUP = "group"
@@ -29,7 +29,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class NearMisses:
-    """K instances: one image with a correct and an incorrect caption, or two images, each with its own caption."""
+    """K instances: one image with a correct and an incorrect caption, or two images with one caption each."""
 
     name: str
     images: list[Path]

@@ -16,9 +16,10 @@ class LearningRates(Section):
     """Peak learning rates by the kind of the weights."""
 
     pretrained: Rate = 1e-5
-    """For weights that were loaded."""
+    """Learning rate of pretrained weights."""
     new: Rate = 1e-3
-    """For weights that start random: new projections and view heads, towers from scratch, and a new scale."""
+    """Learning rate of randomly initialized weights: new projections and view heads, towers from scratch, a new scale.
+    """
 
 
 def _one_or_several(value: Any) -> str:
@@ -46,7 +47,7 @@ class OptimRecipe(Section):
 
     @property
     def rates(self) -> LearningRates:
-        """Peak learning rates of both kinds of weights; they are equal if `lr` is a number."""
+        """Peak learning rates of pretrained and new weights; they are equal if `lr` is a number."""
         return self.lr if isinstance(self.lr, LearningRates) else LearningRates(pretrained=self.lr, new=self.lr)
 
 
@@ -93,7 +94,7 @@ class CheckpointRecipe(Section):
     every_steps: Count = 500
     """Steps between checkpoints; one is also written before each evaluation and at the end."""
     every_minutes: Minutes | None = 15.0
-    """Also write a checkpoint when the last one is older than this; null: only by steps."""
+    """Also write a checkpoint when the last one is older than this number of minutes; null: only by steps."""
     keep_last: Count = 2
     keep_best: Count = 1
     """Number of checkpoints with the best evaluations that are kept in addition to the last ones."""

@@ -12,7 +12,7 @@ from clipkit.data.checks.checked_data import CheckedData, DataRule
 from clipkit.findings import Finding, Severity, counted, finding_about
 from clipkit.tasks import shortened
 
-# Short captions of different images may be equal. That matters only for a large share of all captions.
+# Short captions of different images are sometimes equal. This is a problem only for a large share of all captions.
 _MANY_SHARED = 0.05
 _OTHER_SOURCE = "use captions from another column or source, or drop the rows"
 
@@ -148,7 +148,7 @@ CAPTION_RULES = (
     DataRule("stock_captions", stock_captions,
          "a caption could describe any image, e.g. 'photo of'", "captions", "quick"),
     DataRule("captions_are_classes", captions_are_classes,
-         "the captions seem to be class names: nearly every image has one caption, shared with several other images",
+         "the captions seem to be class names: nearly every image has one caption, shared with other images",
          "captions", "quick"),
     DataRule("one_word_captions", one_word_captions, "a caption is a single word", "captions", "quick"),
     DataRule("boilerplate_captions", boilerplate_captions,

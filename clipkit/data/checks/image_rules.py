@@ -7,9 +7,9 @@ from clipkit.data.checks.duplicates import NEARLY_ONE_VALUE
 from clipkit.data.checks.scan import MISSING
 from clipkit.findings import Finding, finding_about
 
-# Side in pixels below which the content cannot be recognized.
+# Side in pixels below which the content is not recognizable.
 _TINY = 32
-# A center crop keeps a third of an image with this ratio of sides.
+# Ratio of sides at which a center crop keeps only a third of the image.
 _EXTREME = 3.0
 # Share of small images at which the finding becomes a warning.
 _MANY_SMALL = 0.2
@@ -56,7 +56,7 @@ def extreme_shapes(data: CheckedData) -> Finding | None:
 
 
 def flat_images(data: CheckedData) -> Finding | None:
-    """Report images in which nearly all pixels have nearly the same value."""
+    """Report images in which nearly all pixels have almost the same value."""
     spreads, readable = data.spreads, data.short_sides > 0
     if spreads is None:
         return None
