@@ -21,7 +21,7 @@ from clipkit.parsing import parse_json
 from clipkit.recipe import TextTowerRecipe
 
 _POOLING_FILE = Path("1_Pooling") / "config.json"
-# Keys of this file before sentence-transformers 6: one per mode, true for those that are used.
+# Keys of this file before sentence-transformers 6: one boolean per pooling mode.
 _OLD_POOLING = "pooling_mode_"
 
 
