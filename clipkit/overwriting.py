@@ -54,8 +54,9 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
 
 
 def run_of(path: Path) -> Path | None:
-    """Return the run folder whose file this is, judged by its name, or None. Other files in a run folder are not
-    protected.
+    """Return the run folder whose file this is, judged by its name, or None.
+
+    Other files in a run folder are not protected.
     """
     path = path.absolute().parent.resolve() / path.name
     for folder in path.parents:

@@ -28,8 +28,7 @@ class RunFiles:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.marker = self.path / ".clipkit-run"
-        """File that marks a run folder of clipkit, which clipkit may clear; it lists the model files that clipkit
-        wrote.
+        """File that marks a folder as a run, which clipkit may clear; lists the model files that clipkit wrote.
         """
         self.recipe = self.path / "recipe.yaml"
         """Complete recipe, with all defaults."""

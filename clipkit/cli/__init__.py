@@ -169,8 +169,9 @@ def train(
 
 @contextmanager
 def _running() -> Iterator[None]:
-    """Prepare this process for a run. When the run stops after a signal, print one line and exit with the code of the
-    signal.
+    """Prepare this process for a run.
+
+    When the run stops after a signal, print one line and exit with the code of the signal.
     """
     from clipkit.cli.process import keep_freed_memory, log_to_terminal
 

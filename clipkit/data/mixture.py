@@ -126,9 +126,7 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
 
 
 def _given_names(pairs: Pairs) -> list[str]:
-    """Return the names of the images in their source, followed by a hash of the content if names are missing or
-    repeated.
-    """
+    """Return the names of images in their source, with a hash of the content if names are missing or repeated."""
     if not pairs.has_images:
         return [pairs.captions[int(rows[0])] for rows in pairs.captions_of_image]
     names = _names_of(pairs.images)

@@ -96,10 +96,11 @@ def read_lines(path: Path) -> list[str]:
 
 
 def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[str, str]:
-    """Return the name of each label, followed by the names of classes without images. A mapping gives the name of each
-    label. In a list, a name that equals a label, apart from case and underscores, belongs to this label. Labels that
-    are numbers are positions in the list; if both have the same length, their order can also be that of the list. Other
-    labels, in alphabetical order, get the names in the order of the list.
+    """Return the name of each label, followed by the names of classes without images.
+
+    A mapping gives the name of each label. In a list, a name that equals a label, apart from case and underscores,
+    belongs to this label. Labels that are numbers are positions in the list; if both have the same length, their order
+    can also be that of the list. Other labels, in alphabetical order, get the names in the order of the list.
 
     Args:
         where: location of the names, for messages.

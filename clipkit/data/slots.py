@@ -31,8 +31,10 @@ class Place:
 
 
 class Slots:
-    """Slots of shared memory, one per chunk. Each worker has a number of slots. It takes a free slot and fills it; the
-    main process copies the content and frees the slot. If no slot is free, the worker sends the chunk without one.
+    """Slots of shared memory, one per chunk.
+
+    Each worker has a number of slots. It takes a free slot and fills it; the main process copies the content and frees
+    the slot. If no slot is free, the worker sends the chunk without one.
 
     Args:
         workers: number of loader workers.

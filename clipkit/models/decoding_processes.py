@@ -104,9 +104,7 @@ def in_processes(
 
 
 def _split(content: UInt8[Tensor, " bytes"], one: Inputs) -> dict[str, Tensor]:
-    """Return inputs by name from the bytes of several images; `one` gives the names and shapes of the inputs of an
-    image.
-    """
+    """Return inputs by name from the bytes of several images; `one` has the names and shapes for one image."""
     rows = content.view(-1, _bytes_of(one))
     parts = rows.split([value.nbytes for value in one.values()], dim=1)
     return {

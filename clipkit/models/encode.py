@@ -230,9 +230,7 @@ class _Rows:
 
 
 def _lengths(tower: TextTower, tokens: dict[str, Tensor]) -> tuple[list[int], Tensor]:
-    """Return the lengths and the numbers of the rows, sorted by length; in the original order if padding is never
-    removed.
-    """
+    """Return lengths and numbers of the rows, sorted by length; in original order if padding is never removed."""
     count, full = next(iter(tokens.values())).shape
     if "attention_mask" not in tokens:
         return [full] * count, torch.arange(count)

@@ -23,8 +23,9 @@ _SHAPES = ((97, 64), (64, 97))
 
 
 def check_fit(image: ImageTower | None, text: TextTower | None, name: str) -> None:
-    """Check that the parts of a model fit each other. This is fast: it preprocesses two small images and compares
-    shapes.
+    """Check that the parts of a model fit each other.
+
+    This is fast: it preprocesses two small images and compares shapes.
 
     Args:
         image: the image tower, if the model has one.
@@ -95,9 +96,7 @@ def _token_counts(tokenizer: Any) -> tuple[int, int]:
 
 
 def _end_token(trunk: Any) -> int | Literal["highest"] | None:
-    """Return the ID of the token whose state gives the features of a causal tower; None if the tower needs no such
-    token.
-    """
+    """Return the ID of the token from which a causal tower takes its features; None if there is no such token."""
     if isinstance(trunk, CausalText):
         return "highest" if trunk.end is None else trunk.end
     config: Any = getattr(trunk.native, "config", None)
@@ -151,8 +150,9 @@ def _stated_shape(trunk: Any) -> tuple[int, ...] | None:
 
 
 def _refusal(trunk: nn.Module, inputs: dict[str, Tensor]) -> str | None:
-    """Return the reason why a tower refuses the inputs, or None. The tower runs on the meta device, with shapes but no
-    values. A tower that needs values runs once normally.
+    """Return the reason why a tower refuses the inputs, or None.
+
+    The tower runs on the meta device, with shapes but no values. A tower that needs values runs once normally.
     """
     batch = {name: value[None] for name, value in inputs.items()}
     batch = {name: value / 255 if value.dtype == torch.uint8 else value for name, value in batch.items()}

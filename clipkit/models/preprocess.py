@@ -57,8 +57,7 @@ class Preprocess:
     steps: Resize | PatchGrid | None = None
     """Settings of `evaluate` as plain values, for exports; None if plain values cannot describe it."""
     pixels: Callable[[Image.Image], Pixels] | None = None
-    """Function (image) -> uint8 pixels before scaling and normalization; None if these two depend on more than a
-    pixel's value.
+    """Function (image) -> uint8 pixels before scaling and normalization; None if these depend on more than the value.
     """
 
     def __call__(self, image: Image.Image) -> Inputs:

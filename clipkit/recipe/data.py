@@ -49,8 +49,8 @@ class DataRecipe(Section):
     """Images with captions; for views also images without captions, e.g. a folder of images. Several sources are
     a list, each with its weight: [photos.csv, {source: hf:me/mine, weight: 3}]."""
     samples: int | None = Field(default=None, ge=1, le=10**12)
-    """Pairs per epoch of a stream (shards at a URL, or hf:NAME?stream=true), because the length of a stream is unknown;
-    at most the pairs that it has.
+    """Pairs per epoch of a stream (shards at a URL, or hf:NAME?stream=true), whose length is unknown; at most its
+    length.
     """
     validation: str | float | None = None
     """Validation pairs, or a share of the training images to hold out, e.g. 0.1. Only the image names determine which

@@ -16,8 +16,9 @@ Minutes = Annotated[float, Field(gt=0, le=525_600)]  # a year
 
 
 class Section(BaseModel):
-    """Read-only base class of recipe sections. Unknown keys are errors, numbers must be finite, and true is not a
-    number.
+    """Read-only base class of recipe sections.
+
+    Unknown keys are errors, numbers must be finite, and true is not a number.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

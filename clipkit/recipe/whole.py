@@ -142,8 +142,9 @@ class Recipe(Section):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Self:
-        """Validate `values`. The error message names the invalid key; for an unknown key, also the most similar valid
-        key.
+        """Validate `values`.
+
+        The error message names the invalid key; for an unknown key, also the most similar valid key.
         """
         try:
             return cls.model_validate(dict(values))

@@ -45,8 +45,8 @@ T = TypeVar("T")
 class TowerInputs:
     """Inputs of the towers for the features that an objective uses, on one dataset.
 
-    A frozen trunk whose input is not augmented has the same output in every epoch: it runs once per image and once per
-    caption, shared among the processes, and its outputs are kept in memory.
+    A frozen trunk whose input is not augmented has the same output in every epoch. It therefore runs only once per
+    image or caption: the processes share the work, and the outputs stay in memory.
 
     Args:
         model: model whose towers are used.
@@ -56,8 +56,8 @@ class TowerInputs:
         augmented: whether the images of the objective captions are augmented, so that their trunk runs in each step.
         seed: seed of the run, for the order of a stream.
         replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
-        bad: reasons for images that are already known to be missing or unreadable, by position; a frozen trunk adds
-            those that it could not read.
+        bad: images that are already known to be missing or unreadable: reasons by position. Images that a frozen trunk
+            could not read are added.
     """
 
     model: DualEncoder
@@ -108,14 +108,14 @@ class TowerInputs:
                 self.stores["negative_text_features"] = self._stored(pairs.negatives, trunk_of_texts)
 
     def _stored(self, items: Sequence[T], encode: Callable[[Sequence[T]], Tensor]) -> Tensor:
-        # Cloned, since inference-mode tensors cannot be part of a graph.
+        # Cloned, because inference-mode tensors cannot be part of a graph.
         return encode_shared(items, encode, self.processes).to(self.model.device).clone()
 
     def batches(self, slices: Any, workers: int) -> Generator[Batch, None, None]:
-        """Yield batches; `slices` are those of the feed's sampler.
+        """Yield batches for `slices`, the slices of the feed's sampler.
 
-        `transfer` describes which inputs are already on the device. On a GPU, the next batch is loaded in a thread, and
-        overwrites the previous one, as it does with outputs of frozen trunks.
+        `transfer` describes which inputs are already on the device. With a GPU, a thread loads the next batch, which
+        overwrites the previous one. Outputs of frozen trunks are overwritten on every device.
         """
         wanted = {name: kind for name, kind in self.encoded.items() if name not in self.stores}
         augments = {name: cast(Augment, kind.make) for name, kind in wanted.items() if kind.tower == "image"}
@@ -131,7 +131,7 @@ class TowerInputs:
         memory = pixel_memory(self.model.device) if augments else None
         loading = Loading(workers, self.seed, process, self.replacement, self.worker_progress, self.bad, memory)
         batches = self.feed.loader(slices, maker, loading)
-        # Reused, since allocating memory for every batch takes longer than the copy.
+        # Reused, because allocating memory for every batch takes longer than the copy.
         buffers: dict[str, Tensor] = {}
         with closing(batches if memory is None else ahead(batches, memory, in_thread=workers > 0)) as loaded:
             for batch in loaded:
@@ -157,7 +157,7 @@ class TowerInputs:
         inputs: dict[str, dict[str, Tensor]] = {}
         for name, kind in self.encoded.items():
             if name in self.stores:
-                # Not a view, since the graph would then seem to keep the whole store.
+                # Not a view: with a view, the graph would seem to keep the whole store in memory.
                 inputs[name] = {TRUNK_FEATURES: self.stores[name][:count].clone()}
                 continue
             if kind.tower == "image":

@@ -20,7 +20,7 @@ def start_of(model: nn.Module) -> dict[str, Tensor]:
 def interpolated(
     model: nn.Module, start: Mapping[str, Tensor], figures: Callable[[], Mapping[str, float]], names: Mapping[str, str]
 ) -> tuple[list[dict[str, float]], float]:
-    """Evaluate the model at each alpha, and give it the weights of the best alpha.
+    """Evaluate the model at each alpha, and set it to the weights of the best alpha.
 
     Args:
         model: the model with the trained weights.
@@ -29,8 +29,8 @@ def interpolated(
         names: mapping from names in the curve to names of metrics.
 
     Returns:
-        One row per alpha, with `alpha` and the figures by the names of the curve, and the alpha with the highest mean,
-        whose weights the model now has.
+        One row per alpha (`alpha`, and the values by the names of the curve), and the best alpha: the one with the
+        highest mean. The model has its weights.
     """
     end = {name: value.detach().cpu().clone() for name, value in model.state_dict().items() if name in start}
     rows = []

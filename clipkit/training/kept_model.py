@@ -11,7 +11,7 @@ from clipkit.training.plan import Plan
 
 
 def save_kept_model(plan: Plan, folder: Path, results: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Save the model with its card, without the view heads that the recipe drops.
+    """Save the model with its card, but without the view heads that the recipe does not keep.
 
     Args:
         plan: the plan of the run.

@@ -58,7 +58,7 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
     def write() -> None:
         with folder.writing():
             folder.replace_model(lambda aside: save_kept_model(plan, aside, [results]))
-            folder.report.unlink(missing_ok=True)  # a run with results and a report counts as finished
+            folder.report.unlink(missing_ok=True)  # written last: a run with results and a report counts as finished
             write_whole(folder.results, to_json(results))
             write_whole(folder.report, run_report(folder.path))
 

@@ -37,7 +37,7 @@ _LARGEST_LOGIT_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class Plan:
-    """Parts of a run, which stay the same objects during the whole run."""
+    """Parts of a run; they stay the same objects during the whole run."""
 
     recipe: Recipe
     began: float
@@ -61,7 +61,7 @@ class Plan:
     largest_logit_scale: float | None
     """Upper limit of the logarithmic scale; None: not limited."""
     identity: dict[str, Any]
-    """Everything besides the recipe that determines the result, by name; a resumed run must have the same."""
+    """Everything except the recipe that determines the result, by name; it must be the same in a resumed run."""
 
     @cached_property
     def calendar(self) -> Calendar:
@@ -106,7 +106,7 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None) -> Plan:
     pairs = data.train.pairs
     sampler = data.train.sampler(recipe.data.captions, recipe.train.batch_size, recipe.train.seed)
     steps = recipe.train.epochs * sampler.steps_per_epoch
-    warmup_steps(recipe.optim.warmup, steps)  # a warmup that is too long is refused before a model is loaded
+    warmup_steps(recipe.optim.warmup, steps)  # raise an error about a warmup that is too long before a model is loaded
     torch.manual_seed(recipe.train.seed)  # every process initializes new layers with the same weights
     model = model_of(recipe).to(accelerator.device)
     # With the sigmoid loss, the scale may rise above CLIP's limit.

@@ -40,8 +40,8 @@ def train(
         overrides: changes to the recipe, e.g. `{"optim.lr": 1e-5}`.
         resume: continue from the newest undamaged checkpoint of the run in `output`; without a checkpoint, start; if
             the run is finished, do nothing. Epochs, evaluation, logging, checkpoints, workers and the location of the
-            data may have changed since, but nothing that determines the weights after a step.
-        overwrite: replace the run in `output`.
+        data may be different. Everything that determines the weights after a step must be the same. overwrite: replace
+        the run in `output`.
 
     Returns:
         The content of `results.json`: the metrics of the best weights on the validation pairs.
@@ -91,7 +91,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
         return results
     with log.recording():
         announce(plan, start, log)
-        inputs = tower_inputs(plan, log)  # frozen trunks run once
+        inputs = tower_inputs(plan, log)  # frozen trunks run here, only once
         measurements = list(measurements_of(plan))
         monitor = Monitor(plan, folder, log.info)
         gradients = training_step(plan, inputs, start, monitor, stop, log)

@@ -21,16 +21,17 @@ from clipkit.seeds import mix
 from clipkit.training.objectives.objective import Gathered, Value
 from clipkit.training.transfer import MicroBatches, send
 
-# Captions of similar length run together even if the whole batch fits: the short ones need less padding. A CPU takes a
-# fixed number of captions; an accelerator a quarter of all tokens, but at least this many, which keep it busy.
+# Captions of similar length run together even if the whole batch fits, because short captions then need less padding.
+# On a CPU, a fixed number of captions runs together; on an accelerator, a quarter of all tokens, but at least this
+# number, which keeps it busy.
 _CPU_CAPTIONS = 16
 _ACCELERATOR_TOKENS = 16_384
-# Lengths on an accelerator are multiples of this number, which its kernels need to be fast.
+# Lengths on an accelerator are multiples of this number, so that its kernels are fast.
 _ALIGNED = 8
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether the error means that an accelerator ran out of memory, also if e.g. cuBLAS reports it."""
+    """Return whether an error means that an accelerator ran out of memory; libraries such as cuBLAS have their own."""
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
@@ -72,7 +73,7 @@ class Step:
     Args:
         model: the model; its towers run without a distributed wrapper.
         encoders: inputs of the objective, in a fixed order, by the names of the batch's inputs.
-        value: computes this process's part of the loss from gathered features.
+        value: function that computes this process's part of the loss from gathered features.
         processes: the processes of the run.
         accelerator: mixed precision and the gradient scaler.
         batch_size: pairs in the global batch, G.
@@ -147,8 +148,8 @@ class Step:
                 self.on_features(gathered, step)
         self.accelerator.backward(loss)
         with self._agreed():
-            # First the tower whose graph is kept; if all are, the image tower: while its large kernels run on an
-            # accelerator, the many small ones of the text tower are started.
+            # The tower whose graph is kept runs first. If all graphs are kept, the image tower runs first: while its
+            # large kernels run on an accelerator, the CPU starts the many small kernels of the text tower.
             for tower in towers if everything_fits else reversed(towers):
                 tower.backward()
         processes.sum_gradients(model.parameters())
@@ -215,7 +216,7 @@ class _Encoding:
         self._graphs: dict[int, Tensor] = {}
         """Features of the micro-batches whose graphs are kept."""
         self._rows = [rows for rows in self.parts.rows if isinstance(rows, Tensor)]
-        if self._rows:  # not in the order of the slice; sent at once, so that the device is not waited for
+        if self._rows:  # not in the order of the slice; copied to the device now, so that nothing waits for it later
             order = torch.cat(self._rows)
             sent = send({"order": order, "place": order.argsort()}, self.parts.device)
             self._rows, self._place = list(sent["order"].split([len(rows) for rows in self._rows])), sent["place"]
@@ -256,7 +257,7 @@ class _Encoding:
     def _run(self, index: int, following: int) -> Float[Tensor, "B D"]:
         if self.stop_requested():
             raise Abandoned
-        # The random state is a function of what is computed: setting it again replays it.
+        # The random state depends only on the computed part, so setting it again replays the same random numbers.
         torch.manual_seed(mix(*self.seeds, index))
         inputs = self.parts.get(index, following)
         with self.accelerator.autocast():

@@ -14,7 +14,7 @@ from clipkit.errors import Interrupted
 
 # Slurm and others can send SIGUSR1 some time before they end a job.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-# Terminals and launchers both deliver a Ctrl-C: two within this many seconds count as one.
+# A terminal and a launcher may both deliver one Ctrl-C: two signals within this number of seconds count as one.
 _SAME_SECONDS = 1.0
 
 
@@ -24,7 +24,7 @@ class StopRequest:
     Outside of `deferred`, the first signal raises Interrupted immediately. Inside, it only sets `signal`, and the run
     stops where no work is lost. A second Ctrl-C, at least a second after the first signal, ends the process at once.
 
-    Python delivers signals to the main thread only: in other threads, this context does nothing.
+    Python delivers signals only to the main thread; in other threads, this context does nothing.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class StopRequest:
             signal.signal(number, handler)
         if self._ends is not None:
             signal.set_wakeup_fd(self._wakeup_before)
-            self._ends[1].close()  # which ends the thread
+            self._ends[1].close()  # ends the thread
 
     @contextmanager
     def deferred(self, deferred: bool = True) -> Iterator[None]:

@@ -68,9 +68,7 @@ def _any_of(partners: NDArray[Any], count: int, size: int) -> NDArray[np.float64
 
 
 def _equal_captions(pairs: Pairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return for each image and distinct caption, one caption drawn per image: the probability of drawing it, and the
-    expected number of other images that draw the same caption.
-    """
+    """Return the probability of each caption, and the expected number of other images with the same caption."""
     images = pairs.image_of_caption
     weight = 1 / np.bincount(images, minlength=len(pairs.images))[images]
     filled = ~as_mask(pc.equal(Strings.of(pairs.captions).column, ""))

@@ -82,8 +82,7 @@ class CaptionIndex:
         self.image_counts = np.bincount(distinct // max(1, images), minlength=len(self.first))
         """(K,) number of different images for each distinct caption; 0 for the empty caption."""
         self.are_classes = self._are_classes(pairs)
-        """True if the captions seem to be class names: nearly every image has one caption, and several other images
-        have the same one.
+        """True if the captions seem to be class names: nearly every image has one caption, shared with other images.
         """
         ordinary = ~(self.empty | self.url | self.file_name | self.stock | self.are_classes)
         counts = self.image_counts[self.distinct]

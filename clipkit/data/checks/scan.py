@@ -51,8 +51,8 @@ class ImageScan:
     file_bytes: NDArray[np.int64]
     """(N,) file sizes in bytes; -1 for a file that cannot be read."""
     spreads: NDArray[np.uint8]
-    """(N,) range of the pixel values, out of 255, in the channel with the largest range, without the 0.1 % darkest and
-    brightest.
+    """(N,) range of pixel values (out of 255) in the channel with the largest range, without the 0.1 % lowest and
+    highest.
     """
 
     def __len__(self) -> int:

@@ -143,8 +143,9 @@ class Wanted:
         return found
 
     def _given(self, role: str, header: Sequence[str]) -> str | None:
-        """Return the column that the user named, in lower case. %XX is decoded, unless a column name contains it
-        literally.
+        """Return the column that the user named, in lower case.
+
+        %XX is decoded, unless a column name contains it literally.
         """
         given = self.options.get(role)
         if given is None:

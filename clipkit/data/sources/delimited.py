@@ -76,8 +76,9 @@ class _Form:
 
 
 def _form_of(path: Path, wanted: Wanted) -> _Form:
-    """Return the form in which the header has the most columns with known names, otherwise the most columns. If several
-    forms are equal, return the usual one for the file's extension. Excel writes `sep=;` before the header.
+    """Return the form in which the header has the most columns with known names, otherwise the most columns.
+
+    If several forms are equal, return the usual one for the file's extension. Excel writes `sep=;` before the header.
     """
     with open_text(path, newline="") as file:
         first = file.readline()

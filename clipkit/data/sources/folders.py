@@ -92,9 +92,7 @@ def _with_names_of(path: Path, rows: Rows) -> Rows:
 
 
 def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
-    """Return the rows of a metadata table whose images are in the folder of a split; None: return all rows and report
-    this.
-    """
+    """Return the rows of a metadata table whose images are in the folder of a split; None: all rows, with a finding."""
     if not isinstance(rows.images, Files):
         return rows
     names = [posixpath.normpath(name) for name in rows.images.names]

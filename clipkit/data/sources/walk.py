@@ -120,9 +120,7 @@ def walk(root: Path) -> Walk:
 
 
 def matching(pattern: Path) -> list[Path]:
-    """Return the files that match the last part of a path, in alphabetical order; hidden files only if the pattern is
-    hidden.
-    """
+    """Return the files that match the last part of a path, sorted; hidden files only if the pattern is hidden."""
     is_hidden = pattern.name.startswith(".")
     return sorted(file for file in pattern.parent.glob(pattern.name) if is_hidden or not file.name.startswith("."))
 

@@ -134,9 +134,7 @@ def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[
 
 
 def _timm_architecture(vision: Any, name: str) -> tuple[str, str]:
-    """Return timm's name of SigLIP's image tower, and transformers' name of its activation; an equal activation is
-    preferred.
-    """
+    """Return timm's name of SigLIP's image tower, and its activation; prefer the activation of the model."""
     import timm
 
     candidates = []

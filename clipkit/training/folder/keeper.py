@@ -46,10 +46,7 @@ class Keeper:
         self._written = time.monotonic()
 
     def prune(self) -> None:
-        """Remove all checkpoints but the last, the best, and those that were the best when one of the last was written.
-
-        A resumed run needs the last kind.
-        """
+        """Remove all checkpoints except the last ones, the best ones, and those that a last one needs."""
         steps = checkpoint_steps(self.folder.checkpoints)
         evaluated = [row for row in read_rows(self.folder.evaluations) if row["step"] in steps]
         last = steps[-self.recipe.keep_last :]

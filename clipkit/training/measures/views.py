@@ -24,7 +24,7 @@ class ViewScores:
     Attributes:
         side: `image` or `text`.
         recalls: by the name of the metric, a value per query.
-        alignment: (N,) squared distances of the views of one sample.
+        alignment: (N,) squared distance between the two views of each sample.
         spread: (N, D) features whose uniformity is measured.
     """
 
