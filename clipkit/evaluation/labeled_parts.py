@@ -10,9 +10,9 @@ from clipkit.data import LabeledImages, read_labeled
 from clipkit.errors import DataError
 from clipkit.images import Stored
 
-_HELD_OUT = 0.2  # share of each class
-_FEW_SHOT_VALIDATION = 4  # most images per class (Zhou et al. 2022, CoOp)
-_NOT_LEARNED = "a class without training images; give training images of every class"
+_HELD_OUT = 0.2  # share of each class that is held out
+_FEW_SHOT_VALIDATION = 4  # largest number of validation images per class (Zhou et al. 2022, CoOp)
+_NOT_LEARNED = "which is a class without training images; give training images of every class"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_single_label(data: object) -> LabeledImages:
 def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bool_]:
     """Return a mask of held-out images: a fifth of each class, at least one image.
 
-    Files with equal content are on the same side, and the choice does not depend on the order of the images.
+    Files with equal content are never separated, and the choice does not depend on the order of the images.
 
     Raises:
         DataError: a class has fewer than two different images.

@@ -27,8 +27,8 @@ from clipkit.processes import Processes
 KS = (1, 5, 10)
 _EXAMPLES = 8
 _EXTREMES = 6
-_LARGEST_NAMED = 100_000  # up to this many queries, the result holds their names
-_LARGEST_ANSWERED = 200_000_000  # up to this many scores, the result holds the first answer to each query
+_LARGEST_NAMED = 100_000  # up to this number of queries, the result contains their names
+_LARGEST_ANSWERED = 200_000_000  # up to this number of scores, the result contains the first answer to each query
 
 
 def retrieval(
@@ -138,7 +138,7 @@ def retrieval_result(
         model_name: name of the model.
         seconds: duration of computing the features.
         hashes: result of `content_hashes` for the images; None: computed here.
-        queries: the texts that ask; None: every caption.
+        queries: text queries; None: every caption.
         predictions: Parquet file to write.
         processes: share the ranking; None: this process alone.
         progress: show a progress bar on the terminal.
@@ -207,7 +207,7 @@ def retrieval_result(
 
 
 def first_image_of_text(ranks: RetrievalRanks) -> Tensor:
-    """Return the image of each text (M,); of several images the first; -1 for a text without one."""
+    """Return the first image of each text (M,); -1 for a text without images."""
     first = torch.full((ranks.texts,), -1)
     return first.scatter_reduce(0, ranks.pairs[:, 1], ranks.pairs[:, 0], "amin", include_self=False)
 
@@ -290,7 +290,8 @@ def _extremes(
             right = queries.right_images(text)
             chosen = top(scores, 5)
             if not right & set(chosen):
-                chosen = [*chosen[:4], max(right, key=lambda image: float(scores[image]))]  # always show a right image
+                # Always show a correct image.
+                chosen = [*chosen[:4], max(right, key=lambda image: float(scores[image]))]
             answers = [answer("image", pairs.images[image], scores[image], image in right) for image in chosen]
             examples.append(example("text", queries.texts[text], answers) | {"kind": kind, "rank": int(ranks[text])})
     return examples
