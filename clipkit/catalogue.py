@@ -67,7 +67,7 @@ class LossRow:
     level: str
     source: str
     use_when: str
-    positives: str = "the caption of the same pair (for other pairs with the same image or caption see loss.duplicates)"
+    positives: str = "the caption of the same pair, and other pairs as loss.duplicates says"
     memory: str = "O(G D), in tiles"
     needs: frozenset[Need] = _SCALED
     options: tuple[str, ...] = ()
@@ -206,7 +206,9 @@ LEGEND = (
     "Symbols: x: image features; y: caption features; G: pairs in the global batch; D: dimension of the features; "
     "H: hard negative captions in the global batch; d: distance; m: margin; s: scale; b: bias; [z]₊: max(z, 0). "
     "Chance is the loss when all similarities are equal. In tiles, in bands: the loss is computed block by block, so "
-    "that the G × G matrix is never stored; a tile is a square block, a band is a block of whole rows."
+    "that the G × G matrix is never stored; a tile is a square block, a band is a block of whole rows. "
+    "loss.duplicates sets how other pairs with the same image or caption count: positive (the default), negative, or "
+    "ignore (neither)."
 )
 
 _COLUMNS: dict[str, Callable[[LossRow], str]] = {
@@ -242,9 +244,7 @@ def markdown() -> str:
         "",
         LEGEND,
         "",
-        "The option `loss.duplicates` sets how other pairs with the same image or caption count: "
-        "`positive`, `ignore` or",
-        "`negative`. `python -m clipkit.catalogue` writes this page from the table in `clipkit/catalogue.py`.",
+        "`python -m clipkit.catalogue` writes this page from the table in `clipkit/catalogue.py`.",
         "",
         f"| loss | {' | '.join(_COLUMNS)} |",
         f"| --- |{' --- |' * len(_COLUMNS)}",

@@ -42,7 +42,7 @@ TASKS: dict[str, TaskRow] = {
     ),
     "probe": TaskRow("Linear probe", "image-classification", "lp_acc1", ("lp_acc1", "knn_acc1"), learns=True),
     "compositional": TaskRow(
-        "Near misses", "image-text-matching", "acc", ("text_acc", "image_acc", "acc"),
+        "Compositional tests", "image-text-matching", "acc", ("text_acc", "image_acc", "acc"),
         help="Evaluate compositional understanding (SugarCrepe, Winoground).\n\nThe model must choose the correct one "
         "of two captions, or of two images, that differ in one detail (hard negatives).",
         data="A CSV, JSON or JSONL file with the columns image, caption and negative_caption (SugarCrepe), or image_0, "

@@ -56,7 +56,7 @@ def read_near_misses(source: str | Path) -> NearMisses:
         DataError: the file, a column or an image is missing, or the two formats are mixed.
     """
     if not isinstance(source, str | Path):
-        raise DataError(f"{kind_of(source)} is not near-miss data; give the path of a file or a folder")
+        raise DataError(f"{kind_of(source)} is not compositional data; give the path of a file or a folder")
     name, options = split_options(str(source))
     path = Path(name).expanduser()
     unknown = [option for option in options if option != "images"]

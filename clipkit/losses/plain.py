@@ -34,8 +34,8 @@ def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bo
 def _both_ways(logits: Tensor) -> tuple[Tensor, Tensor]:
     if logits.device.type == "cpu":
         # One exponential is used for both directions, unless all logits of a row or column are so far below the tile's
-        # largest one that its sum would be 0. On an accelerator this is not checked, because the host would have to
-        # wait.
+        # largest one that its sum would be 0. An accelerator computes two, because the host would have to wait
+        # for this check.
         largest = logits.max()
         exponentials = torch.sub(logits, largest).exp_()
         row_sums, column_sums = exponentials.sum(dim=1), exponentials.sum(dim=0)

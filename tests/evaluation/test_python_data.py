@@ -110,6 +110,6 @@ def test_other_objects_are_refused_in_one_line(data: Any, message: str, model: D
         assert "\n" not in str(raised.value)
 
 
-def test_near_misses_are_read_from_files_only(model: DualEncoder) -> None:
-    with pytest.raises(DataError, match="a list is not near-miss data"):
+def test_compositional_data_is_read_from_files_only(model: DualEncoder) -> None:
+    with pytest.raises(DataError, match="a list is not compositional data"):
         evaluate.compositional(model, [("a.png", "b")], cache=False)  # type: ignore[arg-type]
