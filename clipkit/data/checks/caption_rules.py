@@ -148,7 +148,7 @@ CAPTION_RULES = (
     DataRule("stock_captions", stock_captions,
          "a caption could describe any image, e.g. 'photo of'", "captions", "quick"),
     DataRule("captions_are_classes", captions_are_classes,
-         "the captions seem to be class names: nearly every image has one caption, shared with other images",
+         "the captions seem to be class names: nearly every image has one caption, shared with several other images",
          "captions", "quick"),
     DataRule("one_word_captions", one_word_captions, "a caption is a single word", "captions", "quick"),
     DataRule("boilerplate_captions", boilerplate_captions,
