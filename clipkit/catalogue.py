@@ -16,7 +16,7 @@ from typing import Any
 
 
 class Need(Enum):
-    """Additional inputs of a loss, besides the image and caption features."""
+    """Inputs of a loss in addition to the image and caption features."""
 
     IDS = "image and caption IDs", ("image_ids", "caption_ids")
     SCALE = "the scale", ("scale",)

@@ -1,7 +1,7 @@
 """Names and display formats of evaluation tasks and metrics, without heavy imports.
 
 To add a task, write `clipkit/evaluation/tasks/NAME.py` with a `TASK`, and add a row to `TASKS`. A task with training
-data, or with options of its own, gets a function in `clipkit/cli/evaluate.py` instead of `help` and `data`.
+data or additional options gets a function in `clipkit/cli/evaluate.py` instead of `help` and `data`.
 """
 
 from collections.abc import Mapping

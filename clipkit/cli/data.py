@@ -50,7 +50,9 @@ def preview(
     seed: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Random seed. With the seed of a training run, the views are those of that run.", min=0
+            metavar="N",
+            help="Random seed. With the seed of a training run, the views are the same as in this run.",
+            min=0,
         ),
     ] = 0,
 ) -> None:

@@ -134,7 +134,7 @@ def probe(
 
 
 def _add_command(name: str, row: TaskRow) -> None:
-    """Add the command of a task without options of its own."""
+    """Add the command of a task that has no additional options."""
 
     def command(measuring: Measuring, data: Annotated[str, typer.Option(metavar="D", help=row.data)]) -> None:
         from clipkit.data.sources.read import check_exists

@@ -77,7 +77,7 @@ class Measuring:
         Args:
             evaluate: function that evaluates a model and returns the result; receives the options that all evaluation
                 functions share.
-            inputs: sources that must not be overwritten, besides the model.
+            inputs: sources, in addition to the model, that must not be overwritten.
         """
         check_writable(self.json_file, self.report, self.predictions, inputs=(self.model, *inputs))
         if self.processes > 1:

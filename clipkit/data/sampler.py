@@ -1,4 +1,4 @@
-"""Order of the samples of a run, which depends only on the data, the batch size, the seed and the epoch."""
+"""Order of the samples of a run. It depends only on the data, the batch size, the seed and the epoch."""
 
 import math
 from collections import Counter, defaultdict, deque

@@ -82,7 +82,7 @@ class Features:
 
     @property
     def seconds(self) -> float:
-        """Time since the object was made."""
+        """Seconds since this object was created."""
         return time.perf_counter() - self._clock
 
     def images(self, images: Sequence[ImageLike], hashes: list[bytes] | None = None) -> Float[Tensor, "N D"]:

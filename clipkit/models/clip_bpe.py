@@ -32,7 +32,7 @@ class ClipBpe:
 
     @staticmethod
     def supports(native: Any) -> bool:
-        """Return whether this is CLIP's own tokenizer, without further special tokens or random truncation."""
+        """Return whether this is CLIP's original tokenizer, without additional special tokens or random truncation."""
         from open_clip import SimpleTokenizer
 
         return type(native) is SimpleTokenizer and native.reduction_fn is None and len(native.all_special_ids) == 2

@@ -28,7 +28,7 @@ def _blocks(trunk: nn.Module) -> list[nn.Module]:
 
 
 def _weights(modules: Sequence[nn.Module]) -> int:
-    """Return the number of weights, without those of embeddings."""
+    """Return the number of weights; embeddings are not counted."""
     several = [module for each in modules for module in each.modules() if not isinstance(module, nn.Embedding)]
     return sum(weight.numel() for module in several for weight in module.parameters(recurse=False))
 

@@ -1,4 +1,4 @@
-"""Preprocessing on a device; the values are exactly those of the model's library on the CPU."""
+"""Preprocessing on a device, with exactly the same values as the model's library on the CPU."""
 
 from collections.abc import Sequence
 

@@ -52,7 +52,7 @@ def can_resize(width: int, height: int, steps: Resize, side: int) -> bool:
 
 
 class ExactResize:
-    """Resizing and center crop on a device, equal to those of the libraries with Pillow.
+    """Resizing and center crop on a device, with the same results as the libraries with Pillow.
 
     Args:
         steps: settings of the resizing.

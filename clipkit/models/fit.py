@@ -53,7 +53,7 @@ def _check_tokenizer(tower: TextTower, name: str) -> None:
         )
     tokens, special = _token_counts(tokenizer)
     if tokens <= special:
-        raise ModelError(f"{name}: its tokenizer has no tokens besides {special} special ones; {advice}")
+        raise ModelError(f"{name}: its tokenizer has only {special} special tokens and no words; {advice}")
     if rows - tokens > _SPARE_ROWS and tokens < _USED_ROWS * rows:
         raise ModelError(
             f"{name}: its tokenizer has {tokens} tokens, but its text tower has embeddings for {rows}, so they do not "

@@ -96,7 +96,7 @@ class Weights:
         if prefix is not None:
             raise ModelError(
                 f"{self.file}: the names of the weights begin with {prefix!r}, for example {prefix}{missing[0]}; save "
-                "the state_dict of the model itself, without the object around it"
+                "the state_dict of the model itself, not of an object that contains it"
             )
         if missing or deeper:
             reason = f"{missing[0]} is missing" if missing else f"{deeper[0]} is not part of it"

@@ -83,7 +83,7 @@ def text_tower(recipe: TextTowerRecipe, embed_dim: int | None, projection: str) 
 
 
 def _encoder_class(config: Any, name: str) -> Any:
-    """Return the transformers auto class that builds a text encoder; for T5 and similar models, only the encoder."""
+    """Return the auto class of transformers for a text encoder; for models such as T5, it builds only the encoder."""
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
     if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:

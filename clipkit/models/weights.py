@@ -175,7 +175,7 @@ def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: tuple[str, ...
     if missing and (prefix := unknown_prefix(missing, info["unexpected_keys"])) is not None:
         raise ModelError(
             f"{folder}: the names of the weights begin with {prefix!r}, for example {prefix}{missing[0]}; save the "
-            "state_dict of the model itself, without the object around it"
+            "state_dict of the model itself, not of an object that contains it"
         )
     if missing:
         raise ModelError(

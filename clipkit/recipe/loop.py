@@ -77,7 +77,7 @@ class TrainRecipe(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     log_every: Count = 1
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: needs a third more time, but much less memory."""
+    """Recompute activations in the backward pass: a third more time, but far less memory."""
     compile: bool = False
     """Compile both trunks with torch.compile."""
     ema: float | None = Field(default=None, gt=0, lt=1)

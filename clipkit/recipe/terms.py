@@ -44,7 +44,7 @@ class Term:
     reads: frozenset[Literal["images", "captions"]]
     """Columns that the data must have."""
     needs: frozenset[Need] = frozenset()
-    """Inputs besides the features: the model's scale or bias, hard negative captions, a teacher."""
+    """Inputs in addition to the features: the model's scale or bias, hard negative captions, a teacher."""
     losses: tuple[LossTerm, ...] = ()
     """Losses that the recipe selects for this term."""
     metrics: tuple[str, ...] = ()

@@ -169,7 +169,7 @@ def thumbnail(path: str, side: int = _THUMBNAIL) -> str:
 
 
 def headlines(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[Headline]:
-    """Return headlines, with interval and chance, for those of the named metrics that the result has."""
+    """Return headlines, with interval and chance, for the named metrics that the result has."""
     shown = []
     for name in names:
         figure = metrics.get(name)

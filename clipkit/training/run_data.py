@@ -50,9 +50,8 @@ def read_data(recipe: Recipe, processes: Processes) -> RunData:
     """Read the sources, and check them without opening every training image.
 
     Raises:
-        DataError: a source does not have a column that the objective needs, too many training images are missing, or
-            validation data is
-            unreadable or too small.
+        DataError: a source lacks a column that the objective needs, too many training images are missing, or validation
+            data is unreadable or too small.
         RecipeError: a batch has fewer pairs than there are processes, or the recipe has a setting that a stream does
             not support.
     """

@@ -31,7 +31,7 @@ _ALIGNED = 8
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an error means that an accelerator ran out of memory; libraries such as cuBLAS have their own."""
+    """Return whether an error, also of a library such as cuBLAS, means that an accelerator ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 

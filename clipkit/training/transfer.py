@@ -244,7 +244,7 @@ class MicroBatches:
         return len(self.rows)
 
     def get(self, index: int, following: int | None = None) -> Inputs:
-        """Return the inputs of a micro-batch, and begin to copy those of the one that will be requested next."""
+        """Return the inputs of a micro-batch, and begin to copy the inputs of the next one."""
         if self.is_local or self.device.type != "cuda":
             return channels_last(send(self._rows(index), self.device))
         inputs, sent = self._under_way.pop(index) if index in self._under_way else self._send(index)

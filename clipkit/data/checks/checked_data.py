@@ -83,8 +83,8 @@ class DataRule(Rule[CheckedData]):
 
     Args:
         needs: parts of the pairs that the rule needs: images or captions.
-        scope: where the rule applies besides `clipkit data check`. quick: before training, without opening images;
-            sampled: before training, on a sample of the images; full: nowhere else.
+        scope: where the rule applies in addition to `clipkit data check`. quick: before training, without opening
+            images; sampled: before training, on a sample of the images; full: nowhere else.
     """
 
     needs: Literal["images", "captions"]

@@ -72,7 +72,7 @@ class Duplicates:
             rank: (N,) images with a lower value are preferred.
 
         Returns:
-            (N,) positions; an image that is kept has its own position.
+            (N,) positions; for an image that is kept, the position of this image.
         """
         representative = self.first.copy()
         neighbors: dict[int, list[int]] = {}

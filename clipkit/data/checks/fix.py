@@ -90,7 +90,7 @@ def fix(pairs: Pairs, report: Report, out: Path, drop_most: bool = False) -> dic
 
 
 def _representatives(pairs: Pairs, report: Report) -> list[int]:
-    """Return the position of the image into which each image is merged; its own position if it is kept."""
+    """Return for each image the position of the image into which it is merged; its position if it is kept."""
     if report.duplicates is None:
         return list(range(len(pairs.images)))
     near = confirmed_copies(pairs.images, report.duplicates.near_pairs)
@@ -108,8 +108,7 @@ def _check_loss(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[str, s
             reasons = Counter(re.sub(r"( \(|: [=~] ).*", "", entry["reason"]) for entry in dropped).most_common(1)
             raise DataError(
                 f"{pairs.name}: the copy would lack {lost:,} of the {total:,} {noun}, most of them because of: "
-                f"{reasons[0][0]}; check that the data is read as it is meant (columns, folder, names), or allow it "
-                "with --drop-most"
+                f"{reasons[0][0]}; check that columns, folder and file names are correct, or allow it with --drop-most"
             )
 
 

@@ -64,8 +64,8 @@ def flat_images(data: CheckedData) -> Finding | None:
         np.flatnonzero(readable & (spreads < NEARLY_ONE_VALUE)).tolist(), int(readable.sum()),
         name="flat_images", what="images of nearly one value, such as black or blank images",
         describe=lambda number: f"{data.sized_name(number)}, a range of {spreads[number]} of 255",
-        advice="open them: if they show something, convert them to 8 bits (docs/data.md says how more bits are read); "
-        "otherwise drop their rows",
+        advice="look at them: drop the rows of blank images, and convert the others to 8 bits (docs/data.md describes "
+        "how more bits are read)",
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def near_duplicate_images(data: CheckedData) -> Finding | None:
         sorted(earlier), len(data.duplicates.first),
         name="near_duplicate_images", what="images that look like an earlier one",
         describe=lambda image: f"{data.image_name(image)} ~ {data.image_name(earlier[image])}",
-        advice="compare them: re-encoded copies are false negatives that no loss can detect; --fix merges those that "
+        advice="compare them: re-encoded copies are false negatives that no loss can detect; --fix merges images that "
         "differ only in size and encoding",
     )  # fmt: skip
 

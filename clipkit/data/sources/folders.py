@@ -110,7 +110,7 @@ def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
 
 
 def _with_tables(path: Path, tree: Walk, wanted: Wanted) -> Rows:
-    """Read the metadata table of the folder or, if it has none, those of the folders below it."""
+    """Read the metadata table of the folder or, if it has none, the metadata tables of the folders below it."""
     folders: dict[str, str] = {}
     for kind in _METADATA:
         for file in tree.files:

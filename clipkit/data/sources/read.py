@@ -1,6 +1,6 @@
 """Table of the kinds of data sources, and functions that read rows from any of them.
 
-To add a source, write a reader `(name, wanted) -> Rows` in a file of its own and add a row to `SOURCES`.
+To add a source, write a reader `(name, wanted) -> Rows` in a new file, and add a row to `SOURCES`.
 """
 
 import json

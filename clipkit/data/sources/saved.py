@@ -131,7 +131,7 @@ def of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) ->
 
 
 def _texts(name: str, column_name: str, column: Any, default: str | None = "") -> pa.Array:
-    """Return a column of strings or lists of strings, with `default` in place of null."""
+    """Return a column of strings or lists of strings, with `default` instead of null."""
     kind = column.type
     try:
         column.validate(full=True)  # reading Parquet does not check that strings are UTF-8

@@ -80,7 +80,7 @@ def _some(names: list[str]) -> str:
 
 
 def walk(root: Path) -> Walk:
-    """List the files below a folder at any depth; links are followed, except back to a folder that they lie in.
+    """List the files below a folder at any depth; links are followed, except links to a folder that contains them.
 
     Hidden names (those that begin with a dot) and names of the system, such as `__MACOSX` and `Thumbs.db`, are left
     out with everything below them.

@@ -51,9 +51,9 @@ class DataSet(Section):
     train: str | None = None
     """Training data of a probe; for a `wds:` source the name of a split."""
     classes: str | list[str] | dict[str, str | list[str]] | None = None
-    """Class names for prompts, in a file or here. Default: those of the data."""
+    """Class names for prompts: a file, or the names themselves. Default: the class names of the data."""
     templates: str | list[str] | None = None
-    """Prompts: the name of a set, a file, or the prompts themselves. Default: those of the data."""
+    """Prompts: the name of a built-in set, a file, or the prompts themselves. Default: the prompts of the data."""
     class_count: PositiveInt | None = None
     images: PositiveInt | None = None
     captions: PositiveInt | None = None
@@ -196,7 +196,10 @@ def _values(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: is not valid YAML ({' '.join(str(error).split())}); fix it") from None
     if not isinstance(values, dict):
-        raise DataError(f"{path}: is not a mapping; a suite has name and datasets, a dataset name, task and source")
+        raise DataError(
+            f"{path}: is not a mapping; write the keys name and datasets for a suite, or name, task and source for a "
+            "dataset"
+        )
     return values
 
 

@@ -258,6 +258,6 @@ def _row(entry: DataSet, model: str, result: dict[str, Any], file: Path) -> dict
 
 
 def _file_name(model: str) -> str:
-    """Return a file name for a model's name, different from those of all other models."""
+    """Return a file name for a model's name, different from the file names of all other models."""
     short = re.sub(r"[^\w.-]+", "_", model).strip("_")[-60:]
     return f"{short}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"

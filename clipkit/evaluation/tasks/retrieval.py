@@ -273,7 +273,9 @@ def _examples(
 def _extremes(
     all_ranks: RetrievalRanks, image_features: Tensor, text_features: Tensor, pairs: Pairs, queries: TextQueries
 ) -> list[dict[str, Any]]:
-    """Return the captions whose image is ranked first with the highest score, and those whose image is ranked last."""
+    """Return the captions whose image is ranked first with the highest score, and the captions whose image is ranked
+    last.
+    """
     examples = []
     ranks = all_ranks.of_texts.cpu()
     asking = (ranks > 0).nonzero()[:, 0]

@@ -30,9 +30,9 @@ class TaskData:
     data: Any
     """Images with captions or labels for the evaluation."""
     classes: Classes | None = None
-    """Class names; None: those of the data."""
+    """Class names; None: the class names of the data."""
     templates: Templates | None = None
-    """Prompts; None: those of the data."""
+    """Prompts; None: the prompts of the data."""
     train: LabeledImages | None = None
     """Labeled training images."""
 

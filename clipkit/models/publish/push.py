@@ -127,7 +127,7 @@ def _hash(card: str) -> str:
 
 
 def _for_hub(card: str, repository: str) -> str:
-    """Insert the repository's name into a signed card; a card without signature was written by the user and is kept."""
+    """Insert the repository's name into a card with a signature. Other cards, which the user wrote, stay unchanged."""
     return signed(unsigned(card).replace(HERE, repository)) if _SIGNATURE.search(card) else card
 
 
@@ -195,7 +195,7 @@ def _refusal(error: Any) -> str:
     if status == 401:
         return "the token is not valid; log in again with `hf auth login`"
     if status == 403:
-        return f"this token has no write access{reason}; use a token with write access, or your own organization"
+        return f"this token has no write access{reason}; use a token with write access, or a repository of your account"
     if 400 <= status < 500 and status not in (408, 409, 412, 425, 429):  # other status codes are temporary errors
         return f"the Hub refuses the upload ({one_line(error)})"
     return _interrupted(error)

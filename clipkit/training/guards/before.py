@@ -136,7 +136,7 @@ def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: 
 
 
 def high_learning_rate(start: RunStart) -> Finding | None:
-    """Report a peak learning rate that is higher than those known to work, for pretrained or new weights."""
+    """Report a peak learning rate above the range that is known to work, for pretrained or new weights."""
     for kind, lr, _, highest in start.rates:
         if lr > highest:
             lost = ", or the model loses its pretrained knowledge in the first steps" if kind == "pretrained" else ""
@@ -149,7 +149,7 @@ def high_learning_rate(start: RunStart) -> Finding | None:
 
 
 def low_learning_rate(start: RunStart) -> Finding | None:
-    """Report a peak learning rate that is lower than those known to work, for pretrained or new weights."""
+    """Report a peak learning rate below the range that is known to work, for pretrained or new weights."""
     for kind, lr, lowest, _ in start.rates:
         if lr < lowest:
             return Finding(

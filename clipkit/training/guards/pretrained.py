@@ -99,9 +99,9 @@ def other_normalization(trial: _Trial) -> Finding | None:
         if _is_better(trial.losses(pixels, trial.texts), trial.current):
             return Finding(
                 "other_normalization", "warning",
-                f"with the mean and std of {name}, the model matches pairs better than with its own "
+                f"with the mean and std of {name}, the model matches pairs better than with its mean and std "
                 f"({_short(preprocess.mean)}; {_short(preprocess.std)})",
-                f"it was probably trained with those of {name}: set them in preprocessor_config.json or "
+                f"it was probably trained with the mean and std of {name}: set them in preprocessor_config.json or "
                 "open_clip_config.json",
             )  # fmt: skip
     return None

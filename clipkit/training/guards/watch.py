@@ -131,7 +131,7 @@ def scale_falls(watch: Watch) -> Finding | None:
         "scale_falls", "warning",
         f"the scale falls steadily, from {watch.facts.start_scale:.4g} to {scales[-1]:.4g}: the model becomes less "
         "certain about the pairs",
-        "many captions may fit several images of the batch, or may not fit their own image: run clipkit data check, "
+        "captions may fit several images of the batch, or may belong to other images: run clipkit data check, "
         "and lower optim.lr",
     )  # fmt: skip
 

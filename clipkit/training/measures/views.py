@@ -45,7 +45,7 @@ class ViewScores:
         Args:
             name: the model's name.
             pairs: the data.
-            features: (N, D) the tower's own features of the items.
+            features: (N, D) features of the items from the tower, without a head.
             items: the N images or captions among which a view is searched.
         """
         metrics = figures(self.recalls, {f"{self.side}_view_recall@{k}": min(1.0, k / len(items)) for k in KS})
