@@ -1,4 +1,4 @@
-"""Function `load`, which loads a DualEncoder from its name."""
+"""Function `load`: load a DualEncoder from its name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tokenizers, which convert strings to token IDs, padded to the longest caption of the batch if the tower allows it."""
+"""Tokenizers: convert strings to token IDs, padded to the longest caption of the batch if the tower allows it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Towers, which compute features from inputs; a tower includes its preprocessing, but no training code."""
+"""Towers: compute features from inputs. A tower includes its preprocessing, but no training code."""
 
 from collections.abc import Iterable, Sequence
 

@@ -62,7 +62,7 @@ class Term:
 
     @property
     def is_cross_modal(self) -> bool:
-        """True if the term compares images with captions, for which the model has a logit_scale."""
+        """True if the term compares images with captions; it then uses the model's logit_scale."""
         return self.towers == ("image", "text")
 
     @property

@@ -269,7 +269,7 @@ class _Encoding:
 def _sizes(lengths: Tensor, micro_batch_size: int) -> list[int]:
     """Return how many captions run together on an accelerator, for ascending lengths.
 
-    A part never has more tokens than a micro-batch of the longest captions, which fits into memory.
+    A part never has more tokens than a micro-batch of the longest captions, so it fits into memory.
     """
     most = min(max(_ACCELERATOR_TOKENS, int(lengths.sum()) // 4), micro_batch_size * int(lengths[-1]))
     sizes = [0]

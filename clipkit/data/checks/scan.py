@@ -1,4 +1,4 @@
-"""Scan of images: one pass that keeps a few hundred bytes per image, which are enough to compare images."""
+"""Scan of images: one pass that keeps a few hundred bytes per image, enough to compare images."""
 
 import hashlib
 import os

@@ -54,7 +54,7 @@ class Rows:
     found: dict[str, str] = field(default_factory=dict)
     """Column name for each role."""
     row: str = "row"
-    """Noun for a row in messages, which count rows from 1."""
+    """Noun for a row in messages, e.g. row; messages count rows from 1."""
     classes: ClassList | None = None
     findings: Sequence[Finding] = ()
     """Findings about parts of the source that were left out, and about assumptions of the reader."""
@@ -78,7 +78,7 @@ class Wanted:
     optional: Collection[str]
     names: Mapping[str, Sequence[str]] = field(default_factory=lambda: NAMES)
     choices: list[Finding] = field(default_factory=list)
-    """Findings about columns that were chosen among several, which the readers add."""
+    """Findings of the readers about columns that were chosen among several."""
 
     @property
     def roles(self) -> list[str]:

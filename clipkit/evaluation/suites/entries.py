@@ -180,7 +180,7 @@ def _with_named(datasets: list[Any], path: Path) -> list[Any]:
 
 
 def _named(name: str, path: Path) -> dict[str, Any]:
-    """Return the content of a dataset's file, which is beside the suite's file or among the built-in ones."""
+    """Return the content of a dataset's file. The file is beside the suite's file or among the built-in files."""
     for folder in (path.parent, suites_folder()):
         if (folder / f"{name}.yaml").is_file():
             return _values(folder / f"{name}.yaml")

@@ -1,4 +1,4 @@
-"""List of the missing and unreadable images of a run, whose number `data.max_bad` limits."""
+"""List of the missing and unreadable images of a run; `data.max_bad` limits their number."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Checks before the first step, which compare recipe, data and model in seconds.
+"""Checks before the first step: compare recipe, data and model in seconds.
 
 To add a check, write a function, add a row to `GUARDS`, and test it. Rules about data are in
 clipkit/data/checks/rules.py.
