@@ -56,7 +56,7 @@ class Measuring:
     dtype: Annotated[
         Dtype,
         typer.Option(
-            help="Precision of encoding. auto: bf16 autocast on a CUDA GPU, where weights stay in fp32, otherwise fp32."
+            help="Precision of encoding. auto: on a CUDA GPU, bf16 autocast with fp32 weights; otherwise fp32."
         ),
     ] = "fp32"
     cache: CacheFolder = None
