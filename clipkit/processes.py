@@ -2,7 +2,8 @@
 
 import atexit
 import os
-from collections.abc import Callable, Iterable, Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -10,17 +11,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipkit.errors import TrainingError, UserError, one_line
+from clipkit.launchers import refuse_unsupported_launcher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
-
-# Gradient values per all-reduce: large enough to be efficient, small compared with a model.
-_REDUCED_AT_ONCE = 1 << 24
 
 
 def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "Accelerator":
@@ -31,8 +30,10 @@ def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "A
         timeout_minutes: time to wait for a process that does not respond.
 
     Raises:
+        UserError: the launcher requests a setting that clipkit does not support, or two processes share a GPU.
         TrainingError: a process does not connect in time, or fewer processes joined than were started.
     """
+    refuse_unsupported_launcher(os.environ)
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import InitProcessGroupKwargs
@@ -62,12 +63,46 @@ def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "A
         # If the group is still open when the interpreter exits, gloo's threads often abort the process.
         atexit.unregister(_leave_processes)
         atexit.register(_leave_processes)
+        group = Processes(accelerator, timedelta(minutes=timeout_minutes))
+        refuse_shared_gpus(group, *_gpu_of(accelerator.device))
     return accelerator
 
 
 def _leave_processes() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _gpu_of(device: torch.device) -> tuple[str, str]:
+    """Return the name of this machine, and a name of the GPU that no other GPU of it has; "" for a CPU."""
+    if device.type != "cuda":
+        return socket.gethostname(), ""
+    return socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)
+
+
+def refuse_shared_gpus(processes: "Processes", machine: str, gpu: str) -> None:
+    """Raise an error on all processes if two of them use the same GPU, which would make both slow or end in a deadlock.
+
+    Args:
+        processes: the group.
+        machine: name of this process's machine.
+        gpu: name of this process's GPU, "" for a CPU.
+
+    Raises:
+        UserError: names the ranks and the number of GPUs in use.
+    """
+    every = processes.gather_objects((machine, gpu))
+    ranks: dict[tuple[str, str], list[int]] = {}
+    for rank, used in enumerate(every):
+        if used[1]:
+            ranks.setdefault(used, []).append(rank)
+    for (name, _), sharing in ranks.items():
+        if len(sharing) > 1:
+            gpus = sum(other == name for other, _ in ranks)
+            raise UserError(
+                f"ranks {', '.join(map(str, sharing))} use the same GPU of {name}; "
+                f"start one process per GPU: --processes {gpus}"
+            )
 
 
 def _mixed_precision(precision: str) -> str:
@@ -81,14 +116,19 @@ def _mixed_precision(precision: str) -> str:
 class Processes:
     """A group of one or more processes. All operations are exact, even if processes have different numbers of rows.
 
+    Tensors on an accelerator travel over its own group (NCCL), tensors on the CPU over a second group (gloo): what the
+    processes agree on never waits for the accelerator.
+
     Args:
         accelerator: Accelerator connected to the processes; None: only this process, on the CPU.
+        timeout: time to wait for a process that does not respond, in agreements beside an accelerator.
     """
 
-    def __init__(self, accelerator: "Accelerator | None") -> None:
+    def __init__(self, accelerator: "Accelerator | None", timeout: timedelta = timedelta(minutes=10)) -> None:
         self.count = 1 if accelerator is None else accelerator.num_processes
         self.index = 0 if accelerator is None else accelerator.process_index
         self.device = torch.device("cpu") if accelerator is None else accelerator.device
+        self._cpu_group = _group_on_cpu(timeout) if self.count > 1 and self.device.type != "cpu" else None
 
     @classmethod
     def alone(cls) -> Self:
@@ -115,40 +155,42 @@ class Processes:
         if self.count == 1:
             return rows
         sizes = [self._share_of(index, total) for index in range(self.count)]
-        return _GatherRows.apply(rows, sizes, self.index)
+        return _GatherRows.apply(rows, sizes, self.index, self._group_of(rows))
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes, without gradient."""
         return self._reduced(value.detach().clone(), dist.ReduceOp.SUM)
 
+    def _group_of(self, value: Tensor) -> dist.ProcessGroup | None:
+        """Return the group over which a tensor travels; None: the default group."""
+        return self._cpu_group if value.device.type == "cpu" else None
+
     def _reduced(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         """Combine a tensor with those of the other processes, in place."""
         if self.count > 1:
             with _together():
-                dist.all_reduce(value, op=operation)
+                dist.all_reduce(value, op=operation, group=self._group_of(value))
         return value
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum each gradient over all processes, for towers, scale and bias.
+    def start_sum(self, value: Tensor) -> Callable[[], None]:
+        """Start to sum a tensor over all processes, in place; the returned function waits until the sum is complete.
 
-        A parameter without a gradient on every process stays without one, so the optimizer does not change it.
+        All processes must start the same sums in the same order.
         """
-        if self.count == 1:
-            return
-        learning = [parameter for parameter in parameters if parameter.requires_grad]
-        present = self.any(*(parameter.grad is not None for parameter in learning))
-        used = [parameter for parameter, is_used in zip(learning, present, strict=True) if is_used]
-        for group in _groups(used, _REDUCED_AT_ONCE):
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-            flat = self._reduced(torch.cat([gradient.flatten() for gradient in gradients]), dist.ReduceOp.SUM)
-            for parameter, summed in zip(group, flat.split([p.numel() for p in group]), strict=True):
-                parameter.grad = summed.view_as(parameter).clone()
+        with _together():
+            work = dist.all_reduce(value, group=self._group_of(value), async_op=True)
+
+        def wait() -> None:
+            with _together():
+                work.wait()
+
+        return wait
 
     def smallest(self, value: int) -> int:
         """Return the minimum of a value over all processes."""
         if self.count == 1:
             return value
-        return int(self._reduced(torch.tensor(value, device=self.device), dist.ReduceOp.MIN))
+        return int(self._reduced(torch.tensor(value), dist.ReduceOp.MIN))
 
     def largest(self, value: int) -> int:
         """Return the maximum of a value over all processes."""
@@ -158,7 +200,7 @@ class Processes:
         """Return for each of several booleans whether it is True on at least one process."""
         if self.count == 1:
             return list(facts)
-        agreed = self._reduced(torch.tensor(facts, dtype=torch.int32, device=self.device), dist.ReduceOp.MAX)
+        agreed = self._reduced(torch.tensor(facts, dtype=torch.int32), dist.ReduceOp.MAX)
         return [bool(fact) for fact in agreed.tolist()]
 
     def of_main(self, value: int) -> int:
@@ -171,7 +213,7 @@ class Processes:
             return [value]
         values: list[Any] = [None] * self.count
         with _together():
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self._cpu_group)
         return values
 
     @contextmanager
@@ -201,22 +243,22 @@ class Processes:
         first_failed = self.smallest(self.count if failure is None else self.index)
         if first_failed == self.count:
             return
-        text = torch.zeros(2000, dtype=torch.uint8, device=self.device)
+        text = torch.zeros(2000, dtype=torch.uint8)
         if first_failed == self.index:
             message = str(failure).encode(errors="replace")[: len(text)]
             text[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         with _together():
-            dist.broadcast(text, first_failed)
+            dist.broadcast(text, first_failed, group=self._cpu_group)
         raise UserError(bytes(text.tolist()).rstrip(b"\0").decode(errors="replace"))
 
     def rows_of_main(self, rows: Tensor) -> Tensor:
         """Return the main process's values of a tensor that has the same shape and data type on all processes."""
         if self.count == 1:
             return rows
-        agreed = rows.to(self.device)
+        agreed = rows.clone()
         with _together():
-            dist.broadcast(agreed, 0)
-        return agreed.to(rows.device)
+            dist.broadcast(agreed, 0, group=self._group_of(agreed))
+        return agreed
 
     def on_main(self, work: Callable[[], None]) -> None:
         """Run `work` on the main process while the others wait; if it fails, all processes fail.
@@ -238,6 +280,20 @@ class Processes:
             raise kind("the main process failed")
 
 
+_groups_on_cpu: dict[int, dist.ProcessGroup] = {}
+
+
+def _group_on_cpu(timeout: timedelta) -> dist.ProcessGroup:
+    """Return the gloo group of all processes, which the first call creates together on all of them."""
+    default = dist.group.WORLD
+    if id(default) not in _groups_on_cpu:
+        _groups_on_cpu.clear()  # those of an earlier launch in this Python process
+        group = dist.new_group(backend="gloo", timeout=timeout)
+        assert isinstance(group, dist.ProcessGroup)  # every process is a member
+        _groups_on_cpu[id(default)] = group
+    return _groups_on_cpu[id(default)]
+
+
 @contextmanager
 def _together() -> Iterator[None]:
     """Context for a collective operation: if another process has ended, raise a one-line error."""
@@ -255,39 +311,41 @@ def _together() -> Iterator[None]:
         raise lost from None
 
 
-def _groups(parameters: list[nn.Parameter], numbers: int) -> Iterator[list[nn.Parameter]]:
-    """Yield groups of consecutive parameters with the same data type, each with up to about `numbers` values."""
-    group: list[nn.Parameter] = []
-    for parameter in parameters:
-        full = sum(p.numel() for p in group) + parameter.numel() > numbers
-        if group and (full or group[0].dtype != parameter.dtype):
-            yield group
-            group = []
-        group.append(parameter)
-    if group:
-        yield group
+def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:
+    """Return the rows with zeros below, `height` rows in all."""
+    return (
+        rows.contiguous()
+        if len(rows) == height
+        else torch.cat([rows, rows.new_zeros(height - len(rows), rows.shape[1])])
+    )
 
 
 class _GatherRows(torch.autograd.Function):
     """Differentiable all_gather for different numbers of rows.
 
-    The backward pass sums the gradients of all processes and keeps the rows of this process.
+    The backward pass sums the gradients of all processes and keeps the rows of this process (reduce_scatter).
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, shares: list[slice], index: int) -> Tensor:
-        ctx.share = shares[index]
+    def forward(ctx: Any, rows: Tensor, shares: list[slice], index: int, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.shares, ctx.index, ctx.group = shares, index, group
         height = max(share.stop - share.start for share in shares)
-        padded = rows.new_zeros(height, rows.shape[1])
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in shares]
+        gathered = rows.new_empty(len(shares) * height, rows.shape[1])
         with _together():
-            dist.all_gather(parts, padded)
-        return torch.cat([part[: share.stop - share.start] for part, share in zip(parts, shares, strict=True)])
+            dist.all_gather_into_tensor(gathered, _padded(rows, height), group=group)
+        if len(gathered) == shares[-1].stop:  # no process padded its rows
+            return gathered
+        parts = zip(gathered.split(height), shares, strict=True)
+        return torch.cat([part[: share.stop - share.start] for part, share in parts])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        total = gradients[0].contiguous().clone()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient, shares = gradients[0].contiguous(), ctx.shares
+        height = max(share.stop - share.start for share in shares)
+        if len(gradient) < len(shares) * height:
+            gradient = torch.cat([_padded(gradient[share], height) for share in shares])
+        summed = gradient.new_empty(height, gradient.shape[1])
         with _together():
-            dist.all_reduce(total)
-        return total[ctx.share], None, None
+            dist.reduce_scatter_tensor(summed, gradient, group=ctx.group)
+        own = shares[ctx.index]
+        return summed[: own.stop - own.start], None, None, None

@@ -20,6 +20,7 @@ LEVELS = {
     "image_formats": 0,
     "opening": 0,
     "overwriting": 0,
+    "launchers": 0,
     "lazy": 0,
     "parsing": 0,
     "pixels": 0,

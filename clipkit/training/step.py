@@ -18,6 +18,7 @@ from clipkit.models.devices import is_accelerator
 from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
+from clipkit.training.gradient_sum import GradientSum
 from clipkit.training.objectives.objective import Gathered, Value
 from clipkit.training.transfer import MicroBatches, send
 
@@ -130,7 +131,8 @@ class Step:
             parts, seeds = self._parts(encoder.tower, batch.inputs[name]), (self.seed, step, processes.index, number)
             encodings[name] = _Encoding(encoder, parts, self.accelerator, seeds, self.stop_requested)
         towers = list(encodings.values())
-        everything_fits = len(batch) <= self.micro_batch_size
+        # The same on every process, also if their numbers of rows differ.
+        everything_fits = -(-self.batch_size // processes.count) <= self.micro_batch_size
         with self._agreed():
             for tower in towers:
                 # The backward pass starts with the last micro-batch: its graph can be kept.
@@ -146,18 +148,25 @@ class Step:
             loss = self.value(gathered, scalars, processes.share(self.batch_size))
             with torch.no_grad():
                 self.on_features(gathered, step)
+        # The tower whose graph is kept runs first. If all graphs are kept, the image tower runs first: while its large
+        # kernels run on an accelerator, the CPU starts the many small kernels of the text tower.
+        ordered = towers if everything_fits else towers[::-1]
+        sums = GradientSum(_completed_by(ordered, model), processes)
         self.accelerator.backward(loss)
-        with self._agreed():
-            # The tower whose graph is kept runs first. If all graphs are kept, the image tower runs first: while its
-            # large kernels run on an accelerator, the CPU starts the many small kernels of the text tower.
-            for tower in towers if everything_fits else reversed(towers):
-                tower.backward()
-        processes.sum_gradients(model.parameters())
+        with self._agreed(sums):
+            sums.complete(0)
+            for group, tower in enumerate(ordered, start=1):
+                tower.backward(partial(sums.completes, group))
+                sums.complete(group)
         return processes.sum(loss)
 
     @contextmanager
-    def _agreed(self) -> Iterator[None]:
-        """Context for work that each process does separately: all processes complete it, or all raise an error."""
+    def _agreed(self, sums: GradientSum | None = None) -> Iterator[None]:
+        """Context for work that each process does separately: all processes complete it, or all raise an error.
+
+        Args:
+            sums: sums of gradients over the processes that the work starts; here they end.
+        """
         too_large = False
         try:
             yield
@@ -167,10 +176,15 @@ class Step:
             too_large = True
         except Abandoned:
             pass
-        too_large, stop = self.processes.any(too_large, self.stop_requested())
+        present = [] if sums is None else sums.flush()
+        too_large, stop, *present = self.processes.any(too_large, self.stop_requested(), *present)
         if too_large or stop:
+            if sums is not None:
+                sums.wait()
             self.model.zero_grad(set_to_none=True)
             raise Abandoned if stop else _TooLarge
+        if sums is not None:
+            sums.finish(present)
 
     def _halve(self, step: int) -> None:
         rows = -(-self.batch_size // self.processes.count)
@@ -243,8 +257,12 @@ class _Encoding:
         features = torch.cat(computed)
         self.features = (features[self._place] if self._rows else features).requires_grad_(self.learns)
 
-    def backward(self) -> None:
-        """Compute the parameters' gradients from the features', last part first; parts without a graph run again."""
+    def backward(self, last: Callable[[], None]) -> None:
+        """Compute the parameters' gradients from the features', last part first; parts without a graph run again.
+
+        Args:
+            last: called before the backward pass of the last of these parts.
+        """
         gradient = self.features.grad
         if gradient is None:
             return
@@ -252,6 +270,8 @@ class _Encoding:
             features = self._graphs.pop(index, None)  # frees the graph after its backward pass
             if features is None:
                 features = self._run(index, index - 1)
+            if index == 0:
+                last()
             features.backward(gradient[self._rows[index] if self._rows else self.parts.rows[index]])
 
     def _run(self, index: int, following: int) -> Float[Tensor, "B D"]:
@@ -264,6 +284,22 @@ class _Encoding:
             features = self.encoder(inputs)
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         return features if self.encoder.of_trunk else F.normalize(features, dim=-1)
+
+
+def _completed_by(encodings: list[_Encoding], model: nn.Module) -> list[list[nn.Parameter]]:
+    """Group the parameters by the backward pass that completes their gradients: the loss's, or that of an encoding.
+
+    Args:
+        encodings: in the order of their backward passes; several may share a tower.
+        model: the model.
+    """
+    last = dict.fromkeys(model.parameters(), 0)
+    for number, encoding in enumerate(encodings, start=1):
+        last |= dict.fromkeys(encoding.encoder.parameters(), number)
+    groups: list[list[nn.Parameter]] = [[] for _ in range(len(encodings) + 1)]
+    for parameter in reversed(last):  # a backward pass goes from the last layer to the first
+        groups[last[parameter]].append(parameter)
+    return groups
 
 
 def _sizes(lengths: Tensor, micro_batch_size: int) -> list[int]:

@@ -20,6 +20,7 @@ from clipkit.models.towers import ImageTower, TextTower
 from clipkit.models.view_heads import ViewHead
 from clipkit.processes import Processes
 from clipkit.recipe import HeadRecipe, LossRecipe
+from clipkit.training import gradient_sum
 from clipkit.training.objectives.loss_sum import loss_sum
 from clipkit.training.objectives.objective import Value
 from clipkit.training.objectives.views import value_of_views
@@ -207,6 +208,7 @@ def gradients(
 
 def main(out: Path, dtype: torch.dtype) -> None:
     accelerator = Accelerator(cpu=True)
+    gradient_sum._BUCKET = 500  # several buckets for each tower
     found = {}
     for loss in OBJECTIVES:
         for pairs, micro in cuts(loss):

@@ -1,0 +1,101 @@
+"""Sum of the gradients over processes, in buckets, while the backward pass still computes the others."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from clipkit.processes import Processes
+
+# Values per bucket: large enough for the bandwidth of a network, small enough to start early.
+_BUCKET = 1 << 23
+
+
+class GradientSum:
+    """Sums the gradient of each parameter over all processes, in one step.
+
+    Buckets and their order follow from the parameters alone. A bucket starts as soon as its gradients, and those of all
+    buckets before it, are complete. So all processes start the same sums in the same order, also if one of them runs
+    out of memory and leaves its backward pass.
+
+    Args:
+        groups: parameters in the order in which their gradients are completed, such as one group for each tower.
+        processes: the group; if it is one process, nothing is summed.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[nn.Parameter]], processes: Processes) -> None:
+        self._processes = processes
+        alone = processes.count == 1
+        self._groups = [[p for p in group if p.requires_grad and not alone] for group in groups]
+        self._buckets = _buckets([parameter for group in self._groups for parameter in group], _BUCKET)
+        self._incomplete = {parameter: index for index, part in enumerate(self._buckets) for parameter in part}
+        """Parameters whose gradient is not complete, with their bucket."""
+        self._left = [len(part) for part in self._buckets]
+        self._sums: list[tuple[torch.Tensor, Callable[[], None]]] = []
+        self._present: list[bool] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def completes(self, group: int) -> None:
+        """Note that the next backward pass is the last one for a group: its gradients are complete as they arrive."""
+        self._hooks += [
+            parameter.register_post_accumulate_grad_hook(self._complete) for parameter in self._groups[group]
+        ]
+
+    def complete(self, group: int) -> None:
+        """Note that the gradients of a group are complete, also those that do not exist."""
+        for parameter in self._groups[group]:
+            self._complete(parameter)
+
+    def flush(self) -> list[bool]:
+        """Start the sums that have not started; return for each parameter whether it has a gradient here."""
+        for hook in self._hooks:
+            hook.remove()
+        for group in range(len(self._groups)):
+            self.complete(group)
+        return self._present
+
+    def wait(self) -> None:
+        """Wait for all sums and drop them, after a step that failed."""
+        for _, wait in self._sums:
+            wait()
+        self._sums = []
+
+    def finish(self, present: Sequence[bool]) -> None:
+        """Wait for all sums, and give each parameter the sum of its gradients.
+
+        Args:
+            present: for each parameter, whether any process has a gradient. A parameter without one on every process
+                stays without one, so the optimizer does not change it.
+        """
+        used = iter(present)
+        for part, (flat, wait) in zip(self._buckets, self._sums, strict=True):
+            wait()
+            for parameter, summed in zip(part, flat.split([p.numel() for p in part]), strict=True):
+                assert parameter.grad is None, "a gradient arrived after its bucket had started"
+                parameter.grad = summed.view_as(parameter) if next(used) else None
+
+    def _complete(self, parameter: nn.Parameter) -> None:
+        bucket = self._incomplete.pop(parameter, None)
+        if bucket is None:
+            return
+        self._left[bucket] -= 1
+        while len(self._sums) < len(self._buckets) and not self._left[len(self._sums)]:
+            part = self._buckets[len(self._sums)]
+            self._present += [p.grad is not None for p in part]
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in part])
+            for p in part:
+                p.grad = None  # the bucket holds it now
+            self._sums.append((flat, self._processes.start_sum(flat)))
+
+
+def _buckets(parameters: list[nn.Parameter], values: int) -> list[list[nn.Parameter]]:
+    """Return buckets of consecutive parameters with the same data type, each with up to about `values` values."""
+    buckets: list[list[nn.Parameter]] = []
+    size = 0
+    for parameter in parameters:
+        if not buckets or size + parameter.numel() > values or buckets[-1][0].dtype != parameter.dtype:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(parameter)
+        size += parameter.numel()
+    return buckets
