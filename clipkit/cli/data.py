@@ -173,7 +173,9 @@ def check(
     ] = None,
     only: Annotated[
         Literal["images", "captions"] | None,
-        typer.Option(help="Check only the images or only the captions, e.g. if a table has no others."),
+        typer.Option(
+            help="Check only the images or only the captions; needed for a table that lacks the other column."
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -204,7 +206,7 @@ def check(
 ) -> None:
     """Find problems in data before training: broken, duplicate and leaked images, poor captions.
 
-    The exit code is 0 also if problems are found. A table that lacks a column for images or captions is refused.
+    The exit code is 0 even if problems are found. A table that lacks a column for images or captions is refused.
     """
     from clipkit.cli.inputs import check_models
     from clipkit.data.sources.read import check_exists

@@ -77,7 +77,7 @@ def _without_images(name: str, listed: ClassList, labels: set[str]) -> list[Find
         Finding(
             "classes_without_images", "note",
             f"{name}: {len(unused):,} of its {len(names):,} classes have no images here ({some})",
-            "zero-shot classification may choose these too; remove from the class names those that should not count",
+            "zero-shot classification may also choose these; remove unwanted classes from the class names",
             count=len(unused), share=len(unused) / len(names), examples=tuple(unused[:_EXAMPLES]),
         )
     ]  # fmt: skip

@@ -75,7 +75,7 @@ def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bo
         if len(contents) < 2:
             raise DataError(
                 f"class {name!r} has too few different images to hold one out ({len(contents)}); give at least three "
-                "per class (to learn from, to choose the weight decay on, to measure on), or give --test"
+                "per class (for training, for the weight decay, for the test), or give --test"
             )
         order = np.random.default_rng(seed).permutation(len(contents))
         out |= {contents[index] for index in order[: max(1, round(_HELD_OUT * len(contents)))]}
@@ -96,8 +96,8 @@ def few_shots(
         rows = sorted((whole.labels == label).nonzero()[0], key=lambda row: whole.hashes[row])
         if len(rows) < shots + others:
             raise DataError(
-                f"class {name!r} has {len(rows)} images to learn from, but {shots} shots and {others} images to choose "
-                f"the weight decay on need {shots + others}; give more images, or fewer --shots"
+                f"class {name!r} has {len(rows)} training images, but {shots} shots and {others} validation images "
+                f"(for the weight decay) need {shots + others}; give more images, or fewer --shots"
             )
         order = np.random.default_rng((seed, label)).permutation(len(rows))
         learned[[rows[index] for index in order[:shots]]] = True

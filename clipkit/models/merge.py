@@ -48,7 +48,7 @@ def merge(models: Sequence[DualEncoder], weights: Sequence[float] | None = None)
 
 
 def averaged(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    """Return the weighted mean of tensors, computed in float32; integer tensors are the last model's."""
+    """Return the weighted mean of tensors, computed in float32; integer tensors are copied from the last model."""
     mean = {}
     for name, last in states[-1].items():
         if not last.is_floating_point():

@@ -56,8 +56,8 @@ class TowerInputs:
         augmented: whether the images of the objective captions are augmented, so that their trunk runs in each step.
         seed: seed of the run, for the order of a stream.
         replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
-        bad: images that are already known to be missing or unreadable: reasons by position. Images that a frozen trunk
-            could not read are added.
+        bad: reason for each image that is already known to be missing or unreadable, by position. A frozen trunk adds
+            the images that it cannot read.
     """
 
     model: DualEncoder

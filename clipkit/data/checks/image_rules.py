@@ -49,7 +49,7 @@ def extreme_shapes(data: CheckedData) -> Finding | None:
     short, long = data.short_sides, data.sizes.max(axis=1, initial=0)
     return finding_about(
         np.flatnonzero((short > 0) & (long > _EXTREME * short)).tolist(), len(short),
-        name="extreme_shapes", what=f"images more than {_EXTREME:.0f} times as long as wide, or as wide as long",
+        name="extreme_shapes", what=f"images whose long side is more than {_EXTREME:.0f} times the short side",
         describe=data.sized_name,
         advice="a center crop keeps a third of them or less: crop them to what the caption describes, or drop the rows",
     )  # fmt: skip
