@@ -131,7 +131,7 @@ class Step:
             parts, seeds = self._parts(encoder.tower, batch.inputs[name]), (self.seed, step, processes.index, number)
             encodings[name] = _Encoding(encoder, parts, self.accelerator, seeds, self.stop_requested)
         towers = list(encodings.values())
-        # The same on every process, also if their numbers of rows differ.
+        # The same on every process, even if their numbers of rows differ.
         everything_fits = -(-self.batch_size // processes.count) <= self.micro_batch_size
         with self._agreed():
             for tower in towers:
@@ -287,7 +287,7 @@ class _Encoding:
 
 
 def _completed_by(encodings: list[_Encoding], model: nn.Module) -> list[list[nn.Parameter]]:
-    """Group the parameters by the backward pass that completes their gradients: the loss's, or that of an encoding.
+    """Group the parameters by the backward pass that completes their gradients: of the loss, or of an encoding.
 
     Args:
         encodings: in the order of their backward passes; several may share a tower.
