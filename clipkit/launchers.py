@@ -1,6 +1,4 @@
-"""Settings of `accelerate launch` that clipkit does not support. They are errors, because ignoring them would change a
-run.
-"""
+"""Settings of `accelerate launch` that clipkit does not support: errors, because ignoring them would change a run."""
 
 from collections.abc import Mapping
 
