@@ -15,7 +15,8 @@ BIN := .venv/bin
 demo: .venv/installed-demo
 	$(BIN)/clipkit demo $(ARGS)
 
-# In parallel, with one thread each. Tests start many processes, which need the compiled files of each other.
+# In parallel, with one thread each. Bytecode is written even if the environment disables it: tests start many processes,
+# which would each compile the sources again.
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
