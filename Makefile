@@ -15,9 +15,10 @@ BIN := .venv/bin
 demo: .venv/installed-demo
 	$(BIN)/clipkit demo $(ARGS)
 
-# In parallel, because starting processes takes most of the time; one thread each, because several run at once.
+# In parallel, with one thread each. Bytecode is written even if the environment disables it: tests start many processes,
+# which would each compile the sources again.
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-all: .venv/installed-dev .venv/installed-towers
 	$(BIN)/python -m pytest -m "" $(ARGS)
@@ -29,7 +30,7 @@ test-all: .venv/installed-dev .venv/installed-towers
 	touch $@
 
 test-lowest: .venv-lowest/installed
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv-lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from clipkit.training.own_step import Step
     from clipkit.training.run_object import Run
 
-# Public name -> (module, attribute of it or None for the module). Imported on first use, so that `import clipkit` and
-# `clipkit --help` stay instant.
+# Public name -> (module, attribute); the attribute is None if the name is the module itself. Imported on first use, so
+# that `import clipkit` and `clipkit --help` stay instant.
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Callback": ("clipkit.training.callbacks", "Callback"),
     "DualEncoder": ("clipkit.models", "DualEncoder"),

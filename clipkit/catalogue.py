@@ -1,7 +1,8 @@
 """The losses that a recipe can name: one row each, readable without importing torch.
 
-The recipe validates options and requirements against these rows, training builds each call from them, and they are what
-`clipkit train --help` and docs/losses.md show. A row `NAME` belongs to the function `clipkit.losses.NAME`.
+The recipe validates options and requirements against these rows. Training builds the call of each loss from its row.
+`clipkit train --help` and docs/losses.md are written from the rows. A row `NAME` belongs to the function
+`clipkit.losses.NAME`.
 
 python -m clipkit.catalogue > docs/losses.md
 """
@@ -15,7 +16,7 @@ from typing import Any
 
 
 class Need(Enum):
-    """Additional inputs of a loss, besides the image and caption features."""
+    """Inputs of a loss in addition to the image and caption features."""
 
     IDS = "image and caption IDs", ("image_ids", "caption_ids")
     SCALE = "the scale", ("scale",)
@@ -39,7 +40,7 @@ _IDS = frozenset({Need.IDS})
 _SCALED = frozenset({Need.IDS, Need.SCALE})
 
 Chance = Callable[[int, Mapping[str, Any]], float]
-"""Function from the global batch size G and the options of the recipe to the loss when all similarities are equal."""
+"""Function (global batch size G, options of the recipe) -> value of the loss when all similarities are equal."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class LossRow:
     level: str
     source: str
     use_when: str
-    positives: str = "the caption of the same pair (for other pairs with the same image or caption see loss.duplicates)"
+    positives: str = "the caption of the same pair, and other pairs as loss.duplicates says"
     memory: str = "O(G D), in tiles"
     needs: frozenset[Need] = _SCALED
     options: tuple[str, ...] = ()
@@ -106,7 +107,7 @@ _ROWS = (
     _CROSS_CONSISTENCY,
     LossRow(
         "dcl",
-        summary="Like ntxent, without the positive in the denominator: easy positives do not weaken the negatives.",
+        summary="NT-Xent without the positive in the denominator: easy positives do not weaken the negatives.",
         formula="−positive + log Σ exp(negatives)",
         level="ln(2G − 2)",
         source="Yeh et al. 2022",
@@ -205,7 +206,9 @@ LEGEND = (
     "Symbols: x: image features; y: caption features; G: pairs in the global batch; D: dimension of the features; "
     "H: hard negative captions in the global batch; d: distance; m: margin; s: scale; b: bias; [z]₊: max(z, 0). "
     "Chance is the loss when all similarities are equal. In tiles, in bands: the loss is computed block by block, so "
-    "that the G × G matrix is never stored; a tile is a square block, a band is a block of whole rows."
+    "that the G × G matrix is never stored; a tile is a square block, a band is a block of whole rows. "
+    "loss.duplicates sets how other pairs with the same image or caption count: positive (the default), negative, or "
+    "ignore (neither)."
 )
 
 _COLUMNS: dict[str, Callable[[LossRow], str]] = {
@@ -241,9 +244,7 @@ def markdown() -> str:
         "",
         LEGEND,
         "",
-        "The option `loss.duplicates` sets how other pairs with the same image or caption count: "
-        "`positive`, `ignore` or",
-        "`negative`. `python -m clipkit.catalogue` writes this page from the table in `clipkit/catalogue.py`.",
+        "`python -m clipkit.catalogue` writes this page from the table in `clipkit/catalogue.py`.",
         "",
         f"| loss | {' | '.join(_COLUMNS)} |",
         f"| --- |{' --- |' * len(_COLUMNS)}",

@@ -2,15 +2,15 @@
 
 import re
 
-# Control characters could change a terminal's title or colors, or hide text; marks of direction could reorder it.
+# Control characters could change a terminal's title or colors, or hide text; direction marks could reorder text.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 HALF = re.compile("[\ud800-\udfff]")
-"""Half of a surrogate pair: not text, and in no encoding."""
+"""Half of a surrogate pair, which is not a character and cannot be encoded."""
 _CREDENTIALS = re.compile(r"://[^\s/]+@")
 
 
 def printable(text: str) -> str:
-    """Return a text with control characters as escapes, and addresses without user and password.
+    """Return a text with control characters as escapes, and with URLs without user name and password.
 
     Names of files and captions may contain any character.
 
@@ -32,7 +32,7 @@ def without_credentials(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error of another library as a single line; its type if it has no message."""
+    """Return the message of another library's error as a single line, or the error's type if it has no message."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -93,10 +93,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 def check_text(text: str) -> None:
-    """Check that a text has no lone surrogate, half of a character, which no tokenizer or file accepts.
+    """Check that a text has no lone surrogate (half of a character): no tokenizer or file accepts one.
 
     Raises:
-        DataError: it has one.
+        DataError: the text has a lone surrogate.
     """
     if half := HALF.search(text):
         raise DataError(

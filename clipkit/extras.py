@@ -1,4 +1,4 @@
-"""Libraries of extras, which a plain `pip install clipkit-torch` leaves out."""
+"""Optional libraries, which `pip install clipkit-torch` installs only with an extra."""
 
 import importlib.util
 
@@ -14,7 +14,7 @@ def check_extra(extra: str, modules: list[str], error: type[UserError] = UserErr
         error: type of the error.
 
     Raises:
-        UserError: one of them is not installed; names the pip command.
+        UserError: a library is not installed; the message contains the pip command.
     """
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:

@@ -31,20 +31,20 @@ def is_file(path: Path) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Context that gives a temporary path, at which a file or a folder is written; at the end it becomes `path`.
+    """Context that gives a temporary path for a new file or folder, and renames it to `path` at the end.
 
-    Whatever happens, `path` is what it was before, or completely new: a full disk or an error leaves nothing else, and
-    a killed process at most a hidden file or folder that ends in .writing. A link is replaced, not followed; a folder
-    replaces only an empty one.
+    `path` is always either complete and new, or unchanged. A full disk or an error leaves no other files; a killed
+    process leaves at most a hidden file or folder whose name ends in .writing. A link is replaced, not followed; a
+    folder replaces only an empty one.
 
     Raises:
-        OSError: the file or folder cannot be written, also if a library reported this with an error of its own.
+        OSError: the file or folder cannot be written. Errors of other libraries about this become OSErrors.
 
     Example:
         >>> with replacing(Path("numbers.txt")) as temporary:    # doctest: +SKIP
         ...     temporary.write_text("1 2 3")
     """
-    # Nobody can have put anything at a random name.
+    # The name is random, so nothing exists there yet.
     temporary = path.absolute().with_name(f".{path.name[:40]}.{uuid4().hex}.writing")
     try:
         with as_os_errors():
@@ -74,7 +74,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
 @contextmanager
 def as_os_errors(path: Path = Path()) -> Iterator[Path]:
-    """Context in which system errors that libraries in Rust (safetensors, tokenizers) report are OSErrors."""
+    """Context that converts system errors of libraries written in Rust (safetensors, tokenizers) to OSErrors."""
     try:
         yield path
     except Exception as error:
@@ -86,7 +86,7 @@ def as_os_errors(path: Path = Path()) -> Iterator[Path]:
 
 def to_disk(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
-    if sys.platform == "win32":  # which flushes only what was opened for writing
+    if sys.platform == "win32":  # Windows flushes only files that are opened for writing.
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -97,7 +97,7 @@ def to_disk(path: Path) -> None:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold a lock that one process has at a time; wait for it if needed. Windows has no such lock."""
+    """Hold a lock that only one process can hold at a time; wait until it is free. On Windows, do nothing."""
     with file.open("a") as opened:
         if sys.platform != "win32":
             import fcntl

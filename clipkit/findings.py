@@ -21,7 +21,8 @@ class Finding:
         severity: error: training fails or metrics are wrong; warning: the result gets worse; note: for information.
         message: description of the problem, with numbers.
         advice: action that solves the problem.
-        step: training step at which it was detected; None: before training, or about the data or run as a whole.
+        step: training step at which the problem was detected; None: before training, or a problem of the whole data or
+            run.
         count: number of affected images or captions; None: not counted.
         share: `count` divided by the number of all images or captions, in [0, 1].
         examples: up to ten affected images or captions.

@@ -1,6 +1,7 @@
-"""The only place where Pillow opens files: allowed formats alone, and no more pixels than the limit.
+"""Opening of image files by Pillow, for the whole package: only allowed formats, and only up to a number of pixels.
 
-Pillow also has formats that start programs (EPS starts Ghostscript), or that contain a file of any other format (IPTC).
+Pillow also supports formats that start programs (EPS starts Ghostscript) or that contain a file of any other format
+(IPTC); they are not allowed.
 """
 
 import io
@@ -28,15 +29,15 @@ _LIMIT = "CLIPKIT_MAX_PIXELS"
 # A file may be as large as its largest image with 16 bits in four channels, plus metadata.
 _BYTES_PER_PIXEL = 8
 _METADATA = 1 << 24
-# Above a third of the limit, an image whose file has fewer than one byte for 500 pixels is blank, or made to fill the
-# memory. JPEG files have at most 170 pixels per byte, drawings a few dozen.
+# An image above a third of the limit, with more than 500 pixels per byte of its file, is blank or malicious (made to
+# fill the memory). JPEG files have at most 170 pixels per byte, drawings a few dozen.
 _PIXELS_PER_BYTE = 500
 # The short side is resized to a few hundred pixels, so that a strip of 1 × 60,000 pixels would need gigabytes.
 MOST_ELONGATED = 200
 
 
 class RefusedImageError(Exception):
-    """An image that is refused before its pixels are decoded; the message is the reason, as "is a strip"."""
+    """An image that is refused before its pixels are decoded; the message is the reason, e.g. "is a strip"."""
 
 
 def _limit_at_start() -> int:
@@ -92,7 +93,7 @@ def open_by_pillow(file: BinaryIO) -> Image.Image:
 
 
 def open_content(content: bytes) -> Image.Image:
-    """Open the content of an image file; as `open_by_pillow`."""
+    """Open an image from the content of its file, with the checks of `open_by_pillow`."""
     return open_by_pillow(io.BytesIO(content))
 
 
@@ -106,7 +107,7 @@ def check_opened(image: Image.Image) -> None:
     if type(pixels).__name__ == "DeferredError":
         raise RefusedImageError("is closed; give an open image")
     if isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None and image.format not in FORMATS:
-        raise RefusedImageError(f"is in the format {image.format}, which is not decoded; convert it to PNG or JPEG")
+        raise RefusedImageError(f"is in the format {image.format}, which is not allowed; convert it to PNG or JPEG")
 
 
 def check_shape(size: tuple[int, int]) -> None:

@@ -107,7 +107,7 @@ def open_image(image: ImageLike, draft: int | None = None) -> Image.Image:
     Raises:
         DataError: the file is missing, not a regular file, too large or cannot be decoded, the format or the type is
             unsupported, or one side is more than 200 times as long as the other.
-        MemoryError: there is not enough memory, which is not the fault of the image.
+        MemoryError: there is not enough memory; the image itself may be valid.
     """
     if isinstance(image, Held):
         with _as_data_errors(image):
@@ -200,7 +200,7 @@ def in_memory(image: Path | Stored) -> InMemory:
 
 
 def read_image(image: Path | Stored) -> bytes:
-    """Return the content of an image file; all code that needs it reads it here.
+    """Return the content of an image file. All code reads the content of images with this function.
 
     Raises:
         OSError: the file is missing, not a regular file, too large or cannot be read.

@@ -1,11 +1,11 @@
-"""Settings of `accelerate launch` that clipkit does not support: refused, since ignoring them would change a run."""
+"""Settings of `accelerate launch` that clipkit does not support: errors, because ignoring them would change a run."""
 
 from collections.abc import Mapping
 
 from clipkit.errors import UserError
 
-# The variables that `accelerate launch` sets from its options or its configuration file, with the values that ask for
-# nothing, what they ask for otherwise, and what to do instead.
+# Variables that `accelerate launch` sets from its options or its configuration file: name, values without an effect,
+# the feature that other values request, and what to use instead.
 _UNSUPPORTED = (
     ("ACCELERATE_USE_DEEPSPEED", ("false",), "DeepSpeed", "train.gradient_checkpointing or a smaller micro-batch"),
     ("ACCELERATE_USE_MEGATRON_LM", ("false",), "Megatron-LM", "train.gradient_checkpointing or a smaller micro-batch"),
@@ -18,7 +18,7 @@ _UNSUPPORTED = (
 
 
 def refuse_unsupported_launcher(environment: Mapping[str, str]) -> None:
-    """Raise an error if `accelerate launch` asks for something that clipkit does not do.
+    """Raise an error if `accelerate launch` requests a feature that clipkit does not support.
 
     Args:
         environment: variables of this process.
@@ -33,6 +33,6 @@ def refuse_unsupported_launcher(environment: Mapping[str, str]) -> None:
         value = environment.get(variable, unused[0])
         if value.lower() not in unused:
             raise UserError(
-                f"accelerate launch asks for {feature} ({variable}={value}), which clipkit does not support; remove it "
+                f"accelerate launch requests {feature} ({variable}={value}), which clipkit does not support; remove it "
                 f"from the Accelerate config, and use {instead}"
             )

@@ -1,7 +1,7 @@
-"""Opening local files that a user or a data set names: regular files only, and up to a size.
+"""Opening of local files that a user or a dataset names: only regular files, and only up to a size.
 
-A pipe or a device can block forever or never end, and a sparse file can be larger than the memory. Every local file of
-the data is therefore opened here, where it is checked first.
+A pipe or a device can block forever or never end, and a sparse file can be larger than the memory. All local files of
+the data are therefore checked and opened here.
 """
 
 import errno
@@ -21,14 +21,14 @@ _KINDS = {
 
 
 class UnsuitableFileError(OSError):
-    """A path that is not a regular file, or a file that is too large; `strerror` is the reason, as "is a pipe"."""
+    """A path that is not a regular file, or a file that is too large; `strerror` is the reason, e.g. "is a pipe"."""
 
 
 def check_file(path: str | Path, most_bytes: int | None = None) -> None:
     """Check that a path is a regular file of at most `most_bytes` bytes, without opening it.
 
     Raises:
-        UnsuitableFileError: it is something else, or larger.
+        UnsuitableFileError: the path is not a regular file, or the file is larger.
         OSError: it cannot be accessed.
         ValueError: the name is invalid for any file.
     """
@@ -46,7 +46,7 @@ def open_file(path: str | Path, most_bytes: int | None = None) -> BinaryIO:
         ValueError: the name is invalid for any file.
     """
     check_file(path, most_bytes)  # opening a device can already have effects
-    # Checked again when it is open, and without waiting for a writer: another file may have taken its place.
+    # Check again after opening, because the file may have been replaced; do not wait for the writer of a pipe.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     try:
@@ -84,7 +84,7 @@ def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
     """Return the text of a regular file.
 
     Raises:
-        OSError, ValueError: as for `open_file`; UnicodeDecodeError is a ValueError.
+        OSError, ValueError: as for `open_file`, or the content is not UTF-8 (UnicodeDecodeError is a ValueError).
     """
     with open_text(path, encoding) as file:
         return file.read()

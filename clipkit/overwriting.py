@@ -16,7 +16,7 @@ IMAGE_MARK = ("Software", "clipkit")
 
 
 def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
-    """Check that a file can be written, and that nothing gets lost by it.
+    """Check that a file can be written without losing anything of the user.
 
     An existing file is replaced if it is empty, or if clipkit wrote it: a result, a comparison, findings, a report,
     predictions or a preview. Tables, images, models, recipes and notes are therefore never replaced.
@@ -54,7 +54,10 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
 
 
 def run_of(path: Path) -> Path | None:
-    """Return the run folder to which a file belongs by its name, or None; other files in a run folder are free."""
+    """Return the run folder whose file this is, judged by its name, or None.
+
+    Other files in a run folder are not protected.
+    """
     path = path.absolute().parent.resolve() / path.name
     for folder in path.parents:
         run = RunFiles(folder)

@@ -1,4 +1,4 @@
-"""Parse YAML and JSON that others wrote: with limits, and with errors of one type.
+"""Parse YAML and JSON files of users safely: with limits on size and depth, and ValueError as the only error.
 
 >>> parse_yaml("optim: {lr: 1.0e-5}")
 {'optim': {'lr': 1e-05}}
@@ -65,7 +65,7 @@ def parse_yaml(text: str) -> Any:
     """Return the values of a YAML document.
 
     Raises:
-        ValueError: it is invalid, or nested, repeated or multiplied beyond reason.
+        ValueError: it is invalid, too deeply nested, or has duplicate keys or too many values.
     """
     try:
         return _Loader(text).get_single_data()

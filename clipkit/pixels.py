@@ -21,9 +21,9 @@ from clipkit.opening import open_file
 _WHOLE = 1 << 24
 # TIFF tags.
 _BITS, _PHOTOMETRIC, _MAX_USED, _FORMAT, _LOWEST, _HIGHEST = 258, 262, 281, 339, 340, 341
-# Bits that cameras and scanners use; whole numbers have the fewest of these that hold their largest value.
+# Bit depths of cameras and scanners. Whole numbers get the smallest depth that holds their largest value.
 _DEPTHS = (8, 10, 12, 14, 16)
-# Pillow keeps the upper byte of each value of these layouts; in the other byte order it reads the lower byte.
+# For these layouts, Pillow keeps the upper byte of each value; for the opposite byte order it reads the lower byte.
 _OTHER_ORDER = {"16L": "16B", "16B": "16L", "16N": "16B" if sys.byteorder == "little" else "16L"}
 _SEVERAL = ("RGB;", "RGBA;", "RGBX;", "LA;")
 
@@ -33,7 +33,7 @@ Values = NDArray[Any]
 
 @dataclass(frozen=True)
 class _File:
-    """Facts about the file of an image, which are gone once Pillow has decoded it."""
+    """Facts about the file of an image; Pillow loses them when it decodes the image."""
 
     layout: str
     """Layout of the stored values in Pillow's notation, e.g. RGB;16B; "" for an image without a file."""
@@ -57,12 +57,12 @@ class _File:
         return self.layout.startswith(_SEVERAL) and self.layout.partition(";")[2] in _OTHER_ORDER
 
     def lower_bytes(self) -> Image.Image | None:
-        """Decode the file again, to an image of the lower bytes; None if its decoder cannot."""
+        """Decode the file again and return an image of the lower bytes; None if the decoder does not support this."""
         mode, _, order = self.layout.partition(";")
         layout = f"{mode};{_OTHER_ORDER[order]}"
         with open_file(self.source) if isinstance(self.source, str) else nullcontext(self.source) as file:
             image: Any = open_by_pillow(file)
-            if mode == "LA":  # Pillow decodes it to RGBA, and knows no other order, but its four bytes look like RGBA
+            if mode == "LA":  # Pillow decodes it to RGBA only; its four bytes have the order of RGBA
                 layout = "RGBA"
             for number, tile in enumerate(image.tile):
                 arguments = (layout, *tile[3][1:]) if isinstance(tile[3], tuple) else layout
@@ -112,7 +112,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """Decode an image and apply its EXIF rotation."""
     try:
         image.load()
-        # The copy of a large file that needs no rotation would only take memory.
+        # Without a rotation, skip the copy: it would only use memory.
         is_plain = isinstance(image, ImageFile.ImageFile) and image.width * image.height > _WHOLE
         is_plain = is_plain and image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9)
         return image if is_plain else ImageOps.exif_transpose(image)
@@ -209,9 +209,9 @@ def _scaling(parts: Iterator[Values], file: _File, is_float: bool) -> Callable[[
 
 
 def _window(lowest: float, highest: float) -> tuple[float, float]:
-    """Return the range of the values of a float image, as far as its lowest and highest value tell it.
+    """Return the range of the values of a float image, estimated from its lowest and highest value.
 
-    Resized images overshoot their range a little, so a tenth more is allowed.
+    Resizing can overshoot the range a little, so values may exceed it by a tenth.
 
     Example:
         >>> _window(0.0, 0.7), _window(0.0, 250.0), _window(-2.0, 2.5)
@@ -235,7 +235,7 @@ def _linear(low: float, high: float) -> Callable[[Values], Values]:
 
 
 def _depth(highest: float) -> int | None:
-    """Return how many bits a value up to `highest` needs; None if it is more than images have.
+    """Return the bit depth for values up to `highest`; None if no image format has that many bits.
 
     Example:
         >>> _depth(255), _depth(4000), _depth(70_000)

@@ -30,8 +30,8 @@ def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "A
         timeout_minutes: time to wait for a process that does not respond.
 
     Raises:
-        UserError: the launcher asks for something that clipkit does not do, or two processes share a GPU.
-        TrainingError: a process is late, or fewer joined than were started.
+        UserError: the launcher requests a setting that clipkit does not support, or two processes share a GPU.
+        TrainingError: a process does not connect in time, or fewer processes joined than were started.
     """
     refuse_unsupported_launcher(os.environ)
     from accelerate import Accelerator
@@ -60,7 +60,7 @@ def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "A
             "start the run with --processes N"
         )
     if started > 1:
-        # If the group is still open when the interpreter exits, gloo's threads abort the process every other time.
+        # If the group is still open when the interpreter exits, gloo's threads often abort the process.
         atexit.unregister(_leave_processes)
         atexit.register(_leave_processes)
         group = Processes(accelerator, timedelta(minutes=timeout_minutes))
@@ -74,14 +74,14 @@ def _leave_processes() -> None:
 
 
 def _gpu_of(device: torch.device) -> tuple[str, str]:
-    """Return the name of this machine, and a name of the GPU that no other GPU of it has; "" for a CPU."""
+    """Return the name of this machine, and a name of the GPU that is unique on it; "" for a CPU."""
     if device.type != "cuda":
         return socket.gethostname(), ""
     return socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)
 
 
 def refuse_shared_gpus(processes: "Processes", machine: str, gpu: str) -> None:
-    """Raise an error on all processes if two of them use the same GPU, which would make both slow or end in a deadlock.
+    """Raise an error on all processes if two of them use the same GPU: this is slow and can cause a deadlock.
 
     Args:
         processes: the group.
@@ -114,10 +114,9 @@ def _mixed_precision(precision: str) -> str:
 
 
 class Processes:
-    """A group of one or more processes. All operations are exact also if processes have different numbers of rows.
+    """A group of one or more processes. All operations are exact, even if processes have different numbers of rows.
 
-    Tensors on an accelerator travel over its own group (NCCL), tensors on the CPU over a second group (gloo): what the
-    processes agree on never waits for the accelerator.
+    Tensors on an accelerator use one group (NCCL), tensors on the CPU another (gloo), which never waits for the other.
 
     Args:
         accelerator: Accelerator connected to the processes; None: only this process, on the CPU.
@@ -292,7 +291,7 @@ def _group_on_cpu(timeout: timedelta) -> dist.ProcessGroup:
     """Return the gloo group of all processes, which the first call creates together on all of them."""
     default = dist.group.WORLD
     if id(default) not in _groups_on_cpu:
-        _groups_on_cpu.clear()  # those of an earlier launch in this Python process
+        _groups_on_cpu.clear()  # groups of an earlier launch in this Python process
         group = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(group, dist.ProcessGroup)  # every process is a member
         _groups_on_cpu[id(default)] = group
@@ -305,7 +304,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # PyTorch raises the death of a loader worker in whatever the main thread is doing.
+        # If a loader worker dies, PyTorch raises an error in the main thread, in whatever code is running.
         if isinstance(error, torch.OutOfMemoryError) or "DataLoader worker" in str(error):
             raise
         lost = TrainingError(
@@ -317,7 +316,7 @@ def _together() -> Iterator[None]:
 
 
 def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:
-    """Return the rows with zeros below, `height` rows in all."""
+    """Return the rows, padded with rows of zeros to `height` rows."""
     return (
         rows.contiguous()
         if len(rows) == height

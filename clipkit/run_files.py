@@ -9,9 +9,9 @@ from clipkit.errors import DataError
 from clipkit.parsing import parse_json, read_yaml
 
 IN_METRICS = ("loss", "grad_norm")
-"""Numbers in every row of metrics.jsonl."""
+"""Keys of the numbers that every row of metrics.jsonl has."""
 IN_SPEED = ("pairs_per_second", "data_wait_seconds", "step_seconds")
-"""Numbers in every row of speed.jsonl."""
+"""Keys of the numbers that every row of speed.jsonl has."""
 
 
 class RunFiles:
@@ -28,7 +28,8 @@ class RunFiles:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.marker = self.path / ".clipkit-run"
-        """Marks a folder that clipkit may clear; lists the files of the model that it wrote."""
+        """File that marks a folder as a run, which clipkit may clear; lists the model files that clipkit wrote.
+        """
         self.recipe = self.path / "recipe.yaml"
         """Complete recipe, with all defaults."""
         self.metrics = self.path / "metrics.jsonl"
@@ -41,7 +42,7 @@ class RunFiles:
         self.findings = self.path / "findings.json"
         self.results = self.path / "results.json"
         self.report = self.path / "report.html"
-        """HTML report, which is written last: the run is finished when `results` and `report` both exist."""
+        """HTML report, written last: a run is finished when both `results` and `report` exist."""
         self.log = self.path / "log.txt"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
@@ -119,7 +120,7 @@ def read_rows(file: Path, needed: Iterable[str] = ()) -> list[dict[str, Any]]:
 
     Args:
         file: a log of a run.
-        needed: names of numbers; rows without all of them count as damaged.
+        needed: keys of numbers; a row that lacks one of them counts as damaged.
     """
     rows = (row for line in _lines(file) if (row := row_of(line)) is not None)
     return [row for row in rows if all(isinstance(row.get(name), int | float) for name in needed)]
@@ -131,7 +132,7 @@ def last_row(file: Path) -> dict[str, Any] | None:
 
 
 def row_of(line: str | bytes) -> dict[str, Any] | None:
-    """Return the row of a line, which has a step, or None for a damaged line."""
+    """Return the row (with a step) that a line contains, or None if the line is damaged."""
     try:
         row = parse_json(line)
     except ValueError:

@@ -1,7 +1,7 @@
 """Names and display formats of evaluation tasks and metrics, without heavy imports.
 
 To add a task, write `clipkit/evaluation/tasks/NAME.py` with a `TASK`, and add a row to `TASKS`. A task with training
-data, or with options of its own, gets a function in `clipkit/cli/evaluate.py` instead of `help` and `data`.
+data or additional options gets a function in `clipkit/cli/evaluate.py` instead of `help` and `data`.
 """
 
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ class TaskRow:
     main_metric: str
     """Metric in a suite's table, unless the dataset specifies another one."""
     headlines: tuple[str, ...]
-    """Metrics at the top of a report, as far as the result has them."""
+    """Metrics at the top of a report; those that the result does not have are left out."""
     learns: bool = False
-    """True if the task also needs labeled training data."""
+    """True if the task needs labeled training data in addition to the evaluated data."""
     help: str = ""
     """Help of its command `clipkit eval NAME --data D`; empty: `clipkit/cli/evaluate.py` has a function for it."""
     data: str = ""
@@ -42,7 +42,7 @@ TASKS: dict[str, TaskRow] = {
     ),
     "probe": TaskRow("Linear probe", "image-classification", "lp_acc1", ("lp_acc1", "knn_acc1"), learns=True),
     "compositional": TaskRow(
-        "Near misses", "image-text-matching", "acc", ("text_acc", "image_acc", "acc"),
+        "Compositional tests", "image-text-matching", "acc", ("text_acc", "image_acc", "acc"),
         help="Evaluate compositional understanding (SugarCrepe, Winoground).\n\nThe model must choose the correct one "
         "of two captions, or of two images, that differ in one detail (hard negatives).",
         data="A CSV, JSON or JSONL file with the columns image, caption and negative_caption (SugarCrepe), or image_0, "
@@ -113,7 +113,7 @@ def readable(metric: str) -> str:
 
 
 def counts_of(data: Mapping[str, Any]) -> str:
-    """Return the numbers on which the metrics of a result stand, from the `data` of a result.
+    """Return the counts of images, captions and classes in the `data` of a result, as a text.
 
     Example:
         >>> counts_of({"name": "dev.csv", "images": 1000, "captions": 5000})
@@ -153,7 +153,7 @@ def _repeats_recall(name: str, metrics: Mapping[str, Mapping[str, Any]]) -> bool
 
 
 def shortened(text: str, length: int, *, keep_end: bool = False) -> str:
-    """Return a text of at most `length` characters, with an ellipsis where the rest is left out.
+    """Shorten a text to at most `length` characters; an ellipsis replaces the omitted part.
 
     Example:
         >>> shortened("a red square", 6), shortened("images/0001.png", 9, keep_end=True)

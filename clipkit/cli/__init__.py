@@ -38,7 +38,7 @@ _ORDER = (
 
 
 class _InOrder(TyperGroup):
-    """Commands in the order of use; Typer would list groups after single commands."""
+    """Command group that lists its commands in the order of use; Typer would list subgroups after commands."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=_ORDER.index)
@@ -78,7 +78,7 @@ def main() -> None:
             app()
     except (UserError, TrainingError) as error:
         rank = process_rank()
-        if not error.everywhere or not rank:  # an error that all processes raise is printed by the main process alone
+        if not error.everywhere or not rank:  # if all processes raise the error, only the main process prints it
             names_process = isinstance(error, TrainingError) and not error.everywhere and rank is not None
             print_error(f"{f'process {rank}: ' if names_process else ''}{error}")
         sys.exit(2 if isinstance(error, UserError) else 1)
@@ -161,7 +161,7 @@ def train(
     with _running():
         from clipkit.training import train as run
 
-        if push is not None and is_main_process():  # before a long run, not after it
+        if push is not None and is_main_process():  # check this before the run, which may take long
             from clipkit.models.publish.push import check_pushable
 
             check_pushable(push, private)
@@ -178,7 +178,10 @@ def train(
 
 @contextmanager
 def _running() -> Iterator[None]:
-    """Prepare this process for a run. If the run is asked to stop, print one line and exit with the matching code."""
+    """Prepare this process for a run.
+
+    When the run stops after a signal, print one line and exit with the code of the signal.
+    """
     from clipkit.cli.process import keep_freed_memory, log_to_terminal
 
     log_to_terminal(logging.getLogger("clipkit"))
@@ -187,7 +190,7 @@ def _running() -> Iterator[None]:
         yield
     except Interrupted as error:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)  # launchers repeat signals; a second one must not change the code
+            signal.signal(number, signal.SIG_IGN)  # a repeated signal must not change the exit code
         if is_main_process():
             print_error(str(error))
         sys.exit(error.code)

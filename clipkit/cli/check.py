@@ -1,4 +1,4 @@
-"""Reading the data of `clipkit data check`, and printing its report."""
+"""Reading of the data for `clipkit data check`, and printing of its report."""
 
 import textwrap
 from contextlib import suppress
@@ -19,12 +19,12 @@ _INDENT = " " * 9
 
 
 def read_for_check(source: str, only: str | None = None, *, may_lack: bool = False) -> Pairs:
-    """Read images with captions; if the data is not a table and has only one of the two, read this.
+    """Read images with captions. Data that is not a table may have only images or only captions.
 
     Args:
         source: the data.
         only: read only the images, or only the captions.
-        may_lack: True if a table may lack one of the two.
+        may_lack: True if a table may lack the column of images or captions.
 
     Raises:
         DataError: the data is unreadable, or a table lacks a column.

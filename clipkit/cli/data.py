@@ -50,7 +50,9 @@ def preview(
     seed: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Random seed. With the seed of a training run, the views are those of that run.", min=0
+            metavar="N",
+            help="Random seed. With the seed of a training run, the views are the same as in this run.",
+            min=0,
         ),
     ] = 0,
 ) -> None:
@@ -99,7 +101,7 @@ def prepare(
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Folder for the shards: a new folder, or one that the same command began."),
+        typer.Option(metavar="DIR", help="New folder for the shards, or the folder of an interrupted command."),
     ],
     size: Annotated[
         int, typer.Option(metavar="PIXELS", help="Short side of the images; smaller images are not resized.", min=1)
@@ -112,7 +114,7 @@ def prepare(
     ] = "tar",
     shard_size: Annotated[
         int,
-        typer.Option(metavar="N", help="Images per shard. Unreadable images are left out and make it smaller.", min=1),
+        typer.Option(metavar="N", help="Images per shard; fewer if some are unreadable.", min=1),
     ] = 1000,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Number of threads. Default: one per core.", min=1)
@@ -171,7 +173,9 @@ def check(
     ] = None,
     only: Annotated[
         Literal["images", "captions"] | None,
-        typer.Option(help="Check only the images or only the captions of a table that is meant to have no others."),
+        typer.Option(
+            help="Check only the images or only the captions; needed for a table that lacks the other column."
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -202,7 +206,7 @@ def check(
 ) -> None:
     """Find problems in data before training: broken, duplicate and leaked images, poor captions.
 
-    The exit code is 0 also if problems are found. A table that lacks a column for images or captions is refused.
+    The exit code is 0 even if problems are found. A table that lacks a column for images or captions is refused.
     """
     from clipkit.cli.inputs import check_models
     from clipkit.data.sources.read import check_exists

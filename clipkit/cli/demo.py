@@ -19,7 +19,7 @@ from clipkit.report.page import CALIBRATION_NOTE
 from clipkit.run_files import read_object
 from clipkit.tasks import counts_of
 
-# The run on shuffled names only shows that nothing can be learned from them, so fewer epochs are enough.
+# The run on shuffled names is a control: it only shows that it learns nothing, so fewer epochs are enough.
 _SHUFFLED_SHARE = 0.4
 
 

@@ -1,4 +1,4 @@
-"""Help pages that end with a preformatted text, whose lines are not wrapped (Typer wraps an ordinary epilog)."""
+"""Help pages that end with a preformatted text. Its lines are not wrapped, unlike the lines of Typer's epilog."""
 
 from collections.abc import Callable
 from typing import Any

@@ -23,7 +23,7 @@ app = typer.Typer(help="Evaluate models and compare results.", no_args_is_help=T
 
 
 def _task(name: str) -> Callable[..., "Result"]:
-    """Return the function of a task; imports torch, and is therefore called after the data has been read."""
+    """Return the evaluation function of a task. This imports torch, so call it after the checks of the arguments."""
     from clipkit import evaluation
 
     task: Callable[..., Result] = getattr(evaluation, name)
@@ -61,23 +61,25 @@ def zeroshot(
         str | None,
         typer.Option(
             metavar="F|NAME",
-            help="Class names: imagenet; or a text file with one name per line; or a JSON file with a list of names, "
-            "or with the names of each label. Default: the dataset's class names.",
+            help="Class names. F: a text file with one name per line, or a JSON file with a list of names or with an "
+            'object {"label": "name"}. NAME: imagenet. Default: the class names of the dataset.',
         ),
     ] = None,
     templates: Annotated[
         str | None,
         typer.Option(
             metavar="F|NAME|PROMPT",
-            help="Prompts: imagenet (80 prompts) or imagenet_simple (7); or one prompt, with {c} for the class name; "
-            "or a text file with one prompt per line; or a JSON file with a list of prompts, or with the prompts of "
-            "each class. Default: the dataset's prompts, otherwise 'a photo of a {c}.'.",
+            help="Prompts. PROMPT: a single prompt, with {c} for the class name, e.g. 'a drawing of a {c}'. F: a text "
+            'file with one prompt per line, or a JSON file with a list of prompts or with an object {"class": '
+            "[prompts]}. NAME: imagenet (80 prompts) or imagenet_simple (7 prompts). Default: the prompts of the "
+            "dataset, otherwise 'a photo of a {c}.'.",
         ),
     ] = None,
 ) -> None:
     """Evaluate zero-shot classification.
 
-    Reports the accuracy of choosing among the class names; for images with several labels, mean average precision.
+    Reports the accuracy: the share of images for which the correct class gets the highest score. For images with
+    several labels, reports mean average precision.
     """
     from clipkit.data import read_classes, read_labeled, read_templates
 
@@ -132,7 +134,7 @@ def probe(
 
 
 def _add_command(name: str, row: TaskRow) -> None:
-    """Add the command of a task without options of its own."""
+    """Add the command of a task that has no additional options."""
 
     def command(measuring: Measuring, data: Annotated[str, typer.Option(metavar="D", help=row.data)]) -> None:
         from clipkit.data.sources.read import check_exists

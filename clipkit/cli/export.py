@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from clipkit.images import ImageLike
 
 _COMPARED = 64
-"""Number of images of the user's data on which an export is verified: enough to vary sizes, encoded in seconds."""
+"""Number of the user's images on which an export is verified: enough to have various sizes, encoded in seconds."""
 _INT8 = "; ".join(f"With --to {name}: {row.options['int8']}" for name, row in FORMATS.items() if "int8" in row.options)
 
 

@@ -1,4 +1,4 @@
-"""Checks of the models and files that a user names, before libraries that take seconds to import."""
+"""Checks of the models and files that a user names. They run before imports that take seconds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def check_models(*names: str) -> None:
-    """Check that each name leads to a folder or a Hub repository; `open_clip:` names are left to `load`.
+    """Check that each name is a folder or a Hub repository; `load` checks names that begin with `open_clip:`.
 
     Raises:
-        ModelError: a name leads nowhere.
+        ModelError: a folder or repository does not exist.
     """
     from clipkit.models.hub import check_repository
 
@@ -29,7 +29,7 @@ def check_recipe_inputs(recipe: "Recipe") -> None:
 
     Raises:
         DataError: a file is missing.
-        ModelError: the model's name leads nowhere.
+        ModelError: the model's folder or repository does not exist.
     """
     from clipkit.data.sources.read import check_exists
 
@@ -60,7 +60,7 @@ def check_run(folder: Path) -> None:
     """
     if not RunFiles(folder).is_run:
         what = "is not a run folder (it has no recipe.yaml)" if folder.is_dir() else "folder not found"
-        raise DataError(f"{folder}: {what}; give the folder that a recipe's output names")
+        raise DataError(f"{folder}: {what}; give the output folder of a recipe")
 
 
 def check_file(file: Path, advice: str) -> None:

@@ -1,4 +1,4 @@
-"""Processes of a command: start them for `--processes N` with torch's elastic launcher, or join a launcher's group."""
+"""Processes of a command: start N processes with torch's elastic launcher, or join the group of another launcher."""
 
 import logging
 import os
@@ -26,9 +26,9 @@ def is_main_process() -> bool:
 
 
 def end_with_launcher() -> None:
-    """In a process of a launcher, watch the launcher: if it is killed, this process ends as after SIGTERM.
+    """Watch the launcher of this process: if the launcher is killed, this process ends as after SIGTERM.
 
-    A run then saves a checkpoint and ends. A process that still lives two minutes later is ended.
+    A run then saves a checkpoint and ends. A process that is still alive after two minutes is killed.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and hasattr(os, "getppid"):
         Thread(target=_watch, args=(os.getppid(),), name="launcher", daemon=True).start()
@@ -84,7 +84,7 @@ def run_again_on_processes(count: int) -> NoReturn:
         max_restarts=0,
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
-    # Each process reports the effect of a signal.
+    # Each process reports itself that a signal stopped it.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "clipkit", *arguments)

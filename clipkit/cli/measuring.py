@@ -56,7 +56,7 @@ class Measuring:
     dtype: Annotated[
         Dtype,
         typer.Option(
-            help="Precision of encoding. auto: bf16 autocast on a CUDA GPU, where weights stay in fp32, otherwise fp32."
+            help="Precision of encoding. auto: on a CUDA GPU, bf16 autocast with fp32 weights; otherwise fp32."
         ),
     ] = "fp32"
     cache: CacheFolder = None
@@ -75,9 +75,9 @@ class Measuring:
         """Evaluate the model on the requested number of processes; print the result once and write the files.
 
         Args:
-            evaluate: function that evaluates a model, with the options shared by all evaluation functions, and returns
-                its result.
-            inputs: sources that must not be overwritten, besides the model.
+            evaluate: function that evaluates a model and returns the result; receives the options that all evaluation
+                functions share.
+            inputs: sources, in addition to the model, that must not be overwritten.
         """
         check_writable(self.json_file, self.report, self.predictions, inputs=(self.model, *inputs))
         if self.processes > 1:

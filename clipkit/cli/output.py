@@ -1,4 +1,4 @@
-"""Writing the output files of a command, with checks before any work."""
+"""Writing of the output files of a command; they are checked before any work begins."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()
         inputs: sources that must not be overwritten.
 
     Raises:
-        OutputError: a file cannot be written, is given twice, or would replace something that is not an output.
+        OutputError: a file cannot be written, is given twice, or would replace a file that is not an output of clipkit.
     """
     given = [source for source in inputs if source is not None]
     taken: dict[Path, Path] = {}

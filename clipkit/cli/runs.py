@@ -89,7 +89,7 @@ def _compare(first: Path, second: Path) -> None:
         return
     try:
         print_comparison(compare(one, two), str(first), str(second))
-    except DataError as error:  # different data or tasks: show the metrics side by side, without a test
+    except DataError as error:  # different data or tasks: show the metrics side by side, without paired differences
         columns = {
             f"{name} {run}: {named_data(result.get('data', {}))}": result["metrics"]
             for name, run, result in (("A", first, one), ("B", second, two))

@@ -38,7 +38,7 @@ def suite(
     """
     if Path(name).suffix in (".yaml", ".yml"):
         check_file(Path(name), "give a YAML file, or the name of a built-in suite or dataset")
-    if len(models) == 1:  # of several, those that are missing are reported with the results of the others
+    if len(models) == 1:  # with several models, report the missing ones at the end and evaluate the others
         check_models(*models)
     from clipkit.evaluation.suites import read_suite, run_suite
 

@@ -13,7 +13,7 @@ from clipkit.tasks import named_data, number, readable, shortened, shown_metrics
 
 
 def print_metrics(result: Mapping[str, Any]) -> None:
-    """Print the metrics of a result with confidence interval and chance level, and on what they were measured."""
+    """Print the metrics of a result with confidence intervals and chance levels, and name the model and the data."""
     print_columns({"value (95 % interval)": result["metrics"]}, f"{result['model']} on {named_data(result['data'])}")
 
 
@@ -61,6 +61,6 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str
 
 
 def open_console() -> Console:
-    """Return a console as wide as the terminal, or of 120 columns if the output is a file, which has no width."""
+    """Return a console as wide as the terminal; 120 columns if the output is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=120)

@@ -1,4 +1,4 @@
-"""Output to a terminal, a pipe or a file: every character can be printed, and output that gets lost is reported."""
+"""Output to a terminal, a pipe or a file: prints any character, and reports output that was not written."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ class _Neutral:
 
 
 class _MayBeFull:
-    """Standard error, whose lines may be lost (a full disk, a closed terminal): the exit code must not be."""
+    """Standard error that ignores write errors (full disk, closed terminal): they must not change the exit code."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from clipkit.data.tokens import TokenStore
     from clipkit.data.workers import WorkerProgress
 
-# Kept in step with the imports above, which type checkers read.
+# The same names as in the imports above, which only type checkers read.
 _NAMES = {
     "augment": "Policy TextSafe",
     "batch": "Augment Batch InputMaker",

@@ -23,14 +23,14 @@ from clipkit.seeds import mix
 
 Inputs = dict[str, Tensor]
 Change = Callable[[Image.Image], Image.Image]
-# Image, or its bytes (3, H, W).
+# An image, or its pixels as a uint8 tensor (3, H, W).
 Drawn = Image.Image | Tensor
 Finish = Callable[[Image.Image], Inputs]
 FinishCrop = Callable[[Drawn], Inputs]
 
 _AUGMENT = 2  # random stream of the seed, different from those of other modules
 _GRAY = 128
-_ATTEMPTS = 10  # to draw a crop that is within the image; as in torchvision
+_ATTEMPTS = 10  # number of attempts to draw a crop within the image, as in torchvision
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _COLORS = re.compile(
@@ -51,7 +51,7 @@ class Policy:
     Args:
         policy: steps in order; if empty, the evaluation preprocessing is used.
         image_size: side of the tower's input in pixels; None: crops are not resized.
-        of_crop: function from an image of the input size, or its bytes (3, H, W), to inputs by name, such as
+        of_crop: function from an image of the input size, or its uint8 pixels (3, H, W), to inputs by name, such as
             pixel_values (3, H, W).
         evaluate: function from any image to the inputs, used after policies without a crop.
         seed: seed of the run.
@@ -125,7 +125,7 @@ class Policy:
                 case steps.Flip() if may_flip:
                     changes.append(T.RandomVerticalFlip(step.p))
                 case steps.Rotate():
-                    # Beyond 45 degrees, left and right would begin to swap.
+                    # A rotation by more than 45 degrees could swap left and right.
                     degrees = step.degrees if may_flip else min(step.degrees, 45.0)
                     rotate = T.RandomRotation(degrees, InterpolationMode.BILINEAR, fill=_GRAY)
                     changes.append(_sometimes(rotate, step.p))
@@ -152,7 +152,7 @@ def _same(image: Image.Image) -> Image.Image:
 def shared_draft(augments: Iterable[object]) -> int | None:
     """Return the short side in pixels that is sufficient for all policies.
 
-    The result is None if one of them needs the full size.
+    The result is None if a policy needs the full size.
     """
     sides = [augment.draft if isinstance(augment, Policy) else None for augment in augments]
     known = [side for side in sides if side is not None]
@@ -214,12 +214,12 @@ class _Crop:
         """Return the resized crop as a uint8 tensor."""
         assert self.size is not None
         left, top, right, bottom = self._box(image)
-        # With channels last, the result is too: a quarter less time.
+        # An input with channels last gives a result with channels last, in a quarter less time.
         pixels = _view(image)[:, :, top:bottom, left:right].contiguous(memory_format=torch.channels_last)
         return interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True)[0]
 
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
-        """Return the left, top, right and bottom edges of a random crop: those of torchvision, in half of its time."""
+        """Return the left, top, right and bottom edges of a random crop: the same as torchvision, in half the time."""
         width, height = image.size
         for _ in range(_ATTEMPTS):
             area = width * height * self._number.uniform_(*self.scale).item()
@@ -228,7 +228,7 @@ class _Crop:
             if 0 < w <= width and 0 < h <= height:
                 top, left = (int(torch.randint(0, free + 1, (1,))) for free in (height - h, width - w))
                 return left, top, left + w, top + h
-        # Else the largest crop in the center with a permitted aspect ratio.
+        # If no attempt succeeds, use the largest center crop with a permitted aspect ratio.
         low, high = self.ratio
         w = round(height * high) if width / height > high else width
         h = round(width / low) if width / height < low else height

@@ -80,7 +80,7 @@ class InputMaker:
         """Collate samples to a batch.
 
         Args:
-            samples: samples, from which the functions in `texts` make strings.
+            samples: samples of the batch; the functions in `texts` convert them to strings.
             images: inputs of the images, one row per sample.
             ids: image IDs, caption IDs and caption rows.
             bad: reasons why images were replaced, by image ID.
@@ -106,7 +106,7 @@ class BatchMemory:
         """Prepare for the next batch."""
 
     def empty(self, key: tuple[str, str], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return a tensor for the input of this name of the next batch."""
+        """Return an uninitialized tensor for the input with this name in the next batch."""
         return empty(shape, dtype)
 
     def copy(self, target: Tensor, source: Tensor) -> None:
@@ -167,7 +167,7 @@ class Assembly:
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
-    """Return a batch with some rows of a batch."""
+    """Return a batch with only the given rows of a batch."""
     return Batch(
         {name: {key: value[rows] for key, value in inputs.items()} for name, inputs in batch.inputs.items()},
         batch.image_ids[rows],
@@ -180,7 +180,7 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
 def _joined(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Concatenate inputs of several chunks, and pad their tokens to the longest caption of all chunks.
 
-    The padding is zeros, also in the attention mask, which excludes it everywhere.
+    The padding is zero. It is also zero in the attention mask, so the padding has no effect.
     """
     result = {}
     for name in chunks[0]:

@@ -56,7 +56,7 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
         if ending is not None:
             return Encoded(file.content, ending, file.size)
     else:
-        # Truncated, not rounded, so that training does not resize the image again.
+        # The long side is truncated, not rounded, so that training does not resize the image again.
         longer = int(size * long / short)
         opened = opened.resize((size, longer) if opened.width <= opened.height else (longer, size), _BICUBIC)
     opened.info = {}  # drop comments and profiles, which Pillow would copy
@@ -75,7 +75,7 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
 
 
 def _extension_if_plain(content: bytes) -> str | None:
-    """Return the extension if every reader decodes the file to the same image as `open_image`, otherwise None."""
+    """Return the file's extension if all decoders give the same image as `open_image`, otherwise None."""
     with open_content(content) as file:
         plain = (
             file.format in _KEPT

@@ -61,7 +61,7 @@ class IndexedFeed:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Numbers of `images` and `captions`; for a stream, per epoch."""
+        """Number of `images` and of `captions`; for a stream, per epoch."""
         return {"images": len(self.pairs.images), "captions": len(self.pairs.captions)}
 
     @property
@@ -121,7 +121,7 @@ class StreamFeed:
 
     @property
     def pairs(self) -> Pairs:
-        """No images and captions."""
+        """Empty pairs: a stream has no images and captions by position."""
         return Pairs(self.stream.name, [], [], np.empty(0, dtype=np.int64))
 
     @property

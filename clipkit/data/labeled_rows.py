@@ -1,4 +1,4 @@
-"""Rows that have a label, with the names of their classes; rows without one are counted and left out."""
+"""Rows that have a label, with class names; rows without a label are counted and left out."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,12 +13,12 @@ from clipkit.data.sources.columns import ClassList, Rows
 from clipkit.errors import DataError
 from clipkit.findings import Finding, counted, percent
 
-_NO_LABEL = "-1"  # in a column of numbers; as null, it means that the class is not known
+_NO_LABEL = "-1"  # in a column of numbers, -1 means that the class is unknown, as null does
 _EXAMPLES = 5
 
 
 def labeled_rows(rows: Rows, classes: str | None = None) -> Rows:
-    """Return the rows that have a label, and report those that have none and classes without images.
+    """Return the rows that have a label; report rows without a label and classes without images.
 
     Args:
         rows: rows with a label column. Null, and -1 in a column of numbers, mean that the label is not known.
@@ -77,7 +77,7 @@ def _without_images(name: str, listed: ClassList, labels: set[str]) -> list[Find
         Finding(
             "classes_without_images", "note",
             f"{name}: {len(unused):,} of its {len(names):,} classes have no images here ({some})",
-            "zero-shot classification chooses among all of them; remove those that you do not mean",
+            "zero-shot classification may also choose these; remove unwanted classes from the class names",
             count=len(unused), share=len(unused) / len(names), examples=tuple(unused[:_EXAMPLES]),
         )
     ]  # fmt: skip

@@ -35,7 +35,7 @@ class LabeledImages:
     templates: Templates | None = None
     """Prompts, if the data contains them."""
     findings: Sequence[Finding] = ()
-    """Anything that reading left out or had to assume."""
+    """Findings about parts of the source that were left out, and about assumptions of the reader."""
 
     @property
     def several(self) -> bool:
@@ -57,7 +57,7 @@ class LabeledImages:
         return np.asarray(used, dtype=bool)
 
     def without_empty_classes(self) -> "LabeledImages":
-        """Return the same images without the classes that have none."""
+        """Return the same images without the classes that have no images."""
         kept = np.flatnonzero(self.has_images)
         if self.several or len(kept) == len(self.classes):
             return self
@@ -69,7 +69,7 @@ class LabeledImages:
         )
 
     def places_among(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
-        """Return the (C,) positions of these classes in another list of classes; -1 for one without images.
+        """Return the (C,) positions of these classes in another list of classes; -1 for a class without images.
 
         Raises:
             DataError: a class with images is not in the list; `otherwise` is the end of the message, with the reason
@@ -124,7 +124,7 @@ def read_labeled(source: object) -> LabeledImages:
 
 
 def _labels(rows: Rows, image_of_row: NDArray[np.int64], may_be_none: bool) -> tuple[list[int], list[str]]:
-    """Return all labels, and the image of each label.
+    """Return all labels, and the position of the image of each label.
 
     Raises:
         DataError: an image has no label, although it needs one.
@@ -150,7 +150,9 @@ def _doubts(
 ) -> Iterator[Finding]:
     """Report images with several labels, equal images with different labels, and data of a single class."""
     if len(classes) == 1:
-        advice = "among one class every answer is right: give the folder or column of all classes, or further classes"
+        advice = (
+            "with a single class every answer is correct: give a folder or column with all classes, or more class names"
+        )
         yield Finding("one_class", "warning", f"{rows.name}: all images have the class {classes[0]!r}", advice)
     is_list = pa.types.is_large_list(rows.columns["label"].type)
     if values.ndim == 2 and not (rows.classes or ClassList()).is_multilabel:
@@ -170,10 +172,10 @@ def _doubts(
         found = finding_about(
             different.tolist(), len(images),
             name="same_image_labels", severity="warning",
-            what=f"{rows.name}: images with the bytes of an earlier image but another label",
+            what=f"{rows.name}: images with the same bytes as an earlier image but another label",
             describe=lambda image: f"{images[image]}: {classes[values[image]]}, "
             f"{images[first[content[image]]]}: {classes[values[first[content[image]]]]}",
-            advice="one of the answers is always wrong: remove the wrong rows, or give one row with a list of labels",
+            advice="the labels contradict each other: remove the wrong rows, or give one row with a list of labels",
         )  # fmt: skip
         if found is not None:
             yield found

@@ -19,22 +19,22 @@ from clipkit.data.sources.remote import fetch_ahead
 from clipkit.data.workers import WorkerProgress, start_worker
 from clipkit.errors import DataError
 
-# (sample, attempt) -> the sample that replaces it if its image is missing or unreadable
+# (sample, attempt) -> replacement sample, for a missing or unreadable image
 Replacement = Callable[[Sample, int], Sample]
 
 # Samples per chunk that a worker returns.
 _CHUNK = 256
-# Each worker prepares at least this many chunks ahead, and all of them together this many batches.
+# Each worker prepares at least _AHEAD chunks in advance; all workers together prepare _BATCHES_AHEAD batches.
 _AHEAD = 2
 _BATCHES_AHEAD = 2
-# Replacements that are tried for a sample. If half of all images are bad, one in 10^19 samples needs more.
+# Number of replacements to try for a sample. If half of all images are bad, one in 10^19 samples needs more.
 _ATTEMPTS = 64
 
 
 class _Pairs(Dataset[Batch | Packed | DataError]):
     """Dataset whose items are chunks of a batch, one for each list of samples.
 
-    It returns a DataError as a value, since raising it in a worker adds a traceback.
+    It returns a DataError as a value, because raising it in a worker would add a traceback.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ def pair_loader(
 ) -> Generator[Batch, None, None]:
     """Load all batches of a run with one set of workers.
 
-    Workers return chunks of a batch, so that a batch is prepared by several of them.
+    Workers return chunks of a batch, so that several workers prepare one batch.
 
     Args:
         pairs: the data.

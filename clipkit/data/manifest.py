@@ -23,7 +23,7 @@ _LAYOUT = 2  # version of the shards and of these files
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of `data prepare`; they and the source determine every byte of the shards."""
+    """Settings of `data prepare`. The settings and the source determine every byte of the shards."""
 
     size: int
     """Short side in pixels."""
@@ -102,7 +102,7 @@ class Manifest:
         """Verify the finished shards by their hashes.
 
         Raises:
-            OutputError: one is missing or damaged.
+            OutputError: a shard is missing or damaged.
         """
         for block in self.files:
             path = self.folder / str(block.name)
@@ -128,7 +128,7 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
     if set("{}*?[]") & set(str(folder)):
         raise OutputError(f"{folder}: a folder of shards cannot have any of {{}}*?[] in its name; give another --out")
     for name in (_MANIFEST, _SKIPPED):
-        for unfinished in folder.glob(f".{name}.*.writing"):  # of a process that was killed
+        for unfinished in folder.glob(f".{name}.*.writing"):  # left by a process that was killed
             unfinished.unlink(missing_ok=True)
     source = {
         "name": pairs.name,

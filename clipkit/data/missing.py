@@ -15,9 +15,9 @@ from clipkit.errors import DataError
 from clipkit.files import is_file
 from clipkit.images import Stored, open_image
 
-# Up to this many files of a folder are checked one by one; if there are more, the folder is listed.
+# Up to this number, the files of a folder are checked one by one; above it, the folder is listed.
 _FEW = 100
-# Images at addresses are fetched in advance if there are at most so many images.
+# Largest number of images that are fetched in advance if they are at URLs.
 _MOST_FETCHED = 100_000
 
 

@@ -1,4 +1,4 @@
-"""Functions that join data sources, and that split off a part for validation."""
+"""Functions to join data sources, and to split off a part for validation."""
 
 import hashlib
 from collections import Counter
@@ -23,7 +23,7 @@ def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
         weights: number of times that an image of each source occurs per epoch.
 
     Raises:
-        DataError: some sources have captions, or images, and others have none.
+        DataError: some sources have captions (or images) and others do not.
 
     Example:
         >>> one, two = (Pairs(name, [Path(name)], [name], np.array([0])) for name in "ab")
@@ -126,12 +126,12 @@ def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
 
 
 def _given_names(pairs: Pairs) -> list[str]:
-    """Return the names of the images in their source; if they are missing or repeated, with a hash of the content."""
+    """Return the names of images in their source, with a hash of the content if names are missing or repeated."""
     if not pairs.has_images:
         return [pairs.captions[int(rows[0])] for rows in pairs.captions_of_image]
     names = _names_of(pairs.images)
     counts = Counter(names)
-    if len(counts) < len(names):  # names without their folders: of equal names, the content decides
+    if len(counts) < len(names):  # names without their folders; the content distinguishes images with equal names
         repeated = ((row, pairs.images[row]) for row, name in enumerate(names) if counts[name] > 1)
         digests = {
             row: hashlib.sha256(read_image(image)).hexdigest() for row, image in repeated if isinstance(image, Stored)

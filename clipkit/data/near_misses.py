@@ -16,7 +16,7 @@ from clipkit.files import is_file
 from clipkit.images import Stored, kind_of
 
 _FILES = (".csv", ".tsv", ".json", ".jsonl")
-_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".webp")  # Winoground names images without their extension
+_ENDINGS = ("", ".png", ".jpg", ".jpeg", ".webp")  # Winoground lists images without their extension
 ONE_IMAGE = ("image", "caption", "negative_caption")
 TWO_IMAGES = ("image_0", "image_1", "caption_0", "caption_1")
 _GROUP = "group"
@@ -30,7 +30,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class NearMisses:
-    """K instances: one image with a correct and an incorrect caption, or two images, each with its own caption."""
+    """K instances: one image with a correct and an incorrect caption, or two images with one caption each."""
 
     name: str
     images: Sequence[Path | Stored]
@@ -57,7 +57,7 @@ def read_near_misses(source: str | Path) -> NearMisses:
         DataError: the file, a column or an image is missing, or the two formats are mixed.
     """
     if not isinstance(source, str | Path):
-        raise DataError(f"{kind_of(source)} is not near-miss data; give the path of a file or a folder")
+        raise DataError(f"{kind_of(source)} is not compositional data; give the path of a file or a folder")
     name, options = split_options(str(source))
     path = Path(name).expanduser()
     unknown = [option for option in options if option != "images"]

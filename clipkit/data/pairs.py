@@ -48,7 +48,7 @@ class Pairs:
     image_of_caption: NDArray[np.int64]
     """(M,) position of the image of each caption."""
     negatives: Sequence[str] | None = None
-    """(M,) hard negative caption for each caption, if the source has them."""
+    """(M,) hard negative of each caption, if the source has them."""
     paraphrases: Sequence[str] | None = None
     """(M,) paraphrase of each caption, if the source has them."""
     has_images: bool = True
@@ -58,15 +58,15 @@ class Pairs:
     found: dict[str, str] = field(default_factory=dict)
     """Column name for each role, if the source has columns."""
     parts: Sequence["Part"] = ()
-    """Images and captions by source, with weights; empty: a single source, in which each image occurs once an epoch."""
+    """Images and captions of each source, with weights; empty: a single source, whose images occur once per epoch."""
     findings: Sequence[Finding] = ()
-    """Anything that reading left out or had to assume."""
+    """Findings about parts of the source that were left out, and about assumptions of the reader."""
     content: str = ""
     """Hash of the content of all images, if it was requested."""
 
     @property
     def texts(self) -> dict[str, Sequence[str]]:
-        """Columns of texts by role: caption, negative_caption and paraphrase, those that the source has."""
+        """Columns of texts by role: caption and, if the source has them, negative_caption and paraphrase."""
         captions = self.captions if self.has_captions else None
         columns = {"caption": captions, "negative_caption": self.negatives, "paraphrase": self.paraphrases}
         return {role: column for role, column in columns.items() if column is not None}
@@ -193,7 +193,7 @@ def read_pairs(source: object, *, images: bool = True, captions: bool = True, br
         raise DataError(f"{source}: {reason}, so the option {option} has no effect; remove it")
     pairs = _of_rows(rows, images, captions, "captions" in broken)
     del rows
-    pa.default_memory_pool().release_unused()  # a quarter of a gigabyte for a million rows
+    pa.default_memory_pool().release_unused()  # free a quarter of a gigabyte per million rows
     if pairs.has_images and "images" not in broken:
         check_present(pairs.name, pairs.images)
     return pairs

@@ -19,7 +19,7 @@ from clipkit.data.sequences import Files
 from clipkit.data.shards import Format, ShardSample, write_shard
 from clipkit.errors import DataError, Interrupted, UserError
 
-# Images per worker that are in progress or waiting to be written: enough that a large one does not block the others.
+# Images per worker that are in progress or waiting to be written: enough that a large image does not block the others.
 _AHEAD = 8
 _DIGITS = 6
 
@@ -56,7 +56,7 @@ def read_for_shards(source: str) -> Pairs:
         return read_pairs(source, broken=("images",))
     except DataError as error:
         images = read_pairs(source, captions=False, broken=("images", "captions"))
-        if images.has_captions:  # so the error is not about missing captions
+        if images.has_captions:  # makes sure that the error is not about missing captions
             raise error from None
         return images
 
@@ -76,8 +76,8 @@ def prepare(
 
     The order is that of the source. The same source and settings give the same bytes, for any number of workers and
     interruptions. After an interruption the same call compares the finished shards with their hashes, then makes the
-    others. prepared.json says `"complete": true` once all are finished. Broken images are skipped and listed in
-    skipped.jsonl.
+    others. When all shards are finished, prepared.json contains `"complete": true`. Broken images are skipped and
+    listed in skipped.jsonl.
 
     Args:
         pairs: images, with or without captions.

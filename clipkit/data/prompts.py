@@ -11,9 +11,9 @@ from clipkit.findings import Finding
 from clipkit.opening import read_text
 from clipkit.parsing import parse_json
 
-# Templates with {c} for the class name; or a list of prompts for each class (Pratt et al. 2023, CuPL).
+# Templates, in which {c} is replaced by the class name; or a list of prompts for each class (Pratt et al. 2023, CuPL).
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
-# Class names that are also the labels; or one or several names for each label.
+# Class names that equal the labels; or one or several names for each label.
 Classes = Sequence[str] | Mapping[str, str | Sequence[str]]
 
 _OF_IMAGENET = 1000
@@ -96,14 +96,14 @@ def read_lines(path: Path) -> list[str]:
 
 
 def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[str, str]:
-    """Return the name of each label, and of further classes that a list of names has.
+    """Return the name of each label, followed by the names of classes without images.
 
-    A mapping names its labels. Names of a list that are the labels, apart from case and underscores, belong to these.
-    Labels that are numbers are positions in the list, or their order is that of the list if both have the same length.
-    Other labels, in alphabetical order, are named in the order of the list.
+    A mapping gives the name of each label. In a list, a name that equals a label, apart from case and underscores,
+    belongs to this label. Labels that are numbers are positions in the list; if both have the same length, their order
+    can also be that of the list. Other labels, in alphabetical order, get the names in the order of the list.
 
     Args:
-        where: source of the names, for messages.
+        where: location of the names, for messages.
         labels: labels of the data, in alphabetical order.
         classes: names. Of several names for a label, the first is used.
 
@@ -141,9 +141,10 @@ def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[st
 
 
 def positions_of_numbers(labels: Sequence[str], count: int) -> dict[str, int] | None:
-    """Return the position of each label among `count` classes if the labels are numbers; None if that is not clear.
+    """Return the position of each label among `count` classes if the labels are numbers; None if this is ambiguous.
 
-    The numbers are positions from 0, or from 1 if the highest is `count`; `count` numbers are positions by their order.
+    The numbers count from 0, or from 1 if the highest is `count`. If there are `count` numbers, their order gives the
+    positions.
     """
     if not labels or not all(label.isdecimal() for label in labels) or len(set(map(int, labels))) < len(labels):
         return None
@@ -157,7 +158,7 @@ def positions_of_numbers(labels: Sequence[str], count: int) -> dict[str, int] | 
 
 
 def code_findings(name: str, classes: Sequence[str]) -> list[Finding]:
-    """Report class names that are numbers or WordNet ids, from which no useful prompts can be made."""
+    """Report class names that are numbers or WordNet IDs, because prompts with them are useless."""
     codes = [one for one in classes if re.fullmatch(r"n\d{8}", one)]
     numbers = [one for one in classes if re.fullmatch(r"\d+(\.\d*)?", one)]
     if not codes and len(numbers) < len(classes):

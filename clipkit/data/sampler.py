@@ -1,4 +1,4 @@
-"""Order of the samples of a run, which depends only on the data, the batch size, the seed and the epoch."""
+"""Order of the samples of a run. It depends only on the data, the batch size, the seed and the epoch."""
 
 import math
 from collections import Counter, defaultdict, deque
@@ -47,7 +47,7 @@ class EpochSampler:
         everything = Part(np.arange(len(pairs.images)), np.arange(len(pairs.captions)), 1.0)
         self._parts = pairs.parts or [everything]
         self._items = [part.images if captions == "one" else part.captions for part in self._parts]
-        # A lower bound: by Hermite's identity, `_items_of_epoch` never returns fewer items of a part.
+        # A lower bound: `_items_of_epoch` never returns fewer items of a part (Hermite's identity).
         available = sum(
             math.floor(len(items) * part.weight + 1e-9) for part, items in zip(self._parts, self._items, strict=True)
         )
@@ -128,10 +128,10 @@ class EpochSampler:
 
 
 def _keep_duplicates_apart(rows: list[tuple[int, int]], batch_size: int) -> list[tuple[int, int]]:
-    """Reorder rows so that a batch has at most one row per image; further rows of the image wait for the next batch.
+    """Reorder rows so that a batch has at most one row per image; other rows of the image move to the next batches.
 
-    An image with as many rows left as there are batches goes first, since otherwise two of its rows would be in one
-    batch at the end.
+    An image that has as many rows left as there are batches left is placed first; otherwise the last batch would get
+    two of its rows.
     """
     rows_of: dict[int, deque[int]] = {}
     for image, row in rows:

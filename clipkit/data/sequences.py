@@ -19,7 +19,7 @@ _CHUNK = 10_000
 
 
 class Items(Sequence[T], ABC):
-    """Sequence whose subclasses only tell its length and the item at a position."""
+    """Base class of sequences; subclasses implement only the length and the access to one item."""
 
     @abstractmethod
     def _at(self, position: int) -> T:
@@ -85,7 +85,7 @@ class Files(Items[Path | Stored]):
 
     def __init__(self, folder: Path, names: Strings) -> None:
         if pc.any(pc.match_substring(names.column, "://")).as_py():
-            begin()  # here, so that all processes that are forked later share the fetched images
+            begin()  # done here, before processes are forked, so that they share the fetched images
         self.folder = folder
         self.names = names
 
@@ -163,7 +163,7 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def first_positions(keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number distinct keys in order of appearance; return the number of each row, and the first row of each number.
+    """Number the distinct keys in order of appearance; return the number of each row, and the first row of each number.
 
     Example:
         >>> numbers, first = first_positions(pa.array(["b", "a", "b"]))
@@ -174,7 +174,8 @@ def first_positions(keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64
     numbers = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     count = len(encoded.dictionary)
     del encoded
-    pa.default_memory_pool().release_unused()  # a quarter of a gigabyte for a million strings
+    pa.default_memory_pool().release_unused()  # free a quarter of a gigabyte per million strings
     first = np.full(count, -1, dtype=np.int64)
-    first[numbers[::-1]] = np.arange(len(numbers) - 1, -1, -1)  # written last: the first row of each number
+    # In reverse order, so that the first row of each number is written last.
+    first[numbers[::-1]] = np.arange(len(numbers) - 1, -1, -1)
     return numbers, first

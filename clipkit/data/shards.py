@@ -50,7 +50,7 @@ def write_shard(path: Path, samples: Iterator[ShardSample]) -> str | None:
         return None
     temporary = temporary_path(path)
     try:
-        temporary.unlink(missing_ok=True)  # of a process that was killed
+        temporary.unlink(missing_ok=True)  # left by a process that was killed
         with temporary.open("wb") as file:
             if path.suffix == ".parquet":
                 _write_parquet(file, chain([first], samples), first.texts)
@@ -86,7 +86,7 @@ def _write_tar(file: IO[bytes], samples: Iterator[ShardSample]) -> None:
         for sample in samples:
             texts = json.dumps({**sample.texts, "name": sample.name}, ensure_ascii=False)
             for extension, content in ((sample.image.ending, sample.image.content), ("json", texts.encode())):
-                member = tarfile.TarInfo(f"{sample.key}.{extension}")  # its time, user and group are 0
+                member = tarfile.TarInfo(f"{sample.key}.{extension}")  # the time, user and group of each member are 0
                 member.size = len(content)
                 member.mode = 0o644
                 tar.addfile(member, io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""Memory that a run shares with its loader workers, also in containers whose /dev/shm has 64 MB or less."""
+"""Memory that a run shares with its loader workers; works in containers whose /dev/shm has 64 MB or less."""
 
 import mmap
 import multiprocessing
@@ -19,16 +19,16 @@ _FOLDER = "/dev/shm"
 
 
 def shared_zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Return zeros that workers see and change; their memory is taken as it is used."""
+    """Return zeros in memory that workers can read and write; the system allocates the memory when it is used."""
     count = int(np.prod(shape, dtype=np.int64))
     if not _forks() or not count:
         return torch.zeros(shape, dtype=dtype).share_memory_()
-    # Pages without a name are inherited by forked workers and do not count as /dev/shm.
+    # Forked workers inherit anonymous pages, which do not count as part of /dev/shm.
     return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def fits_shared(size: int) -> bool:
-    """Return whether `shared_zeros` of this size can be used up."""
+    """Return whether there is enough memory to use all of `shared_zeros` of this size."""
     return _forks() or size <= free_bytes()
 
 
@@ -55,7 +55,7 @@ def free_bytes() -> int:
 
 
 def can_send_shared(size: int) -> bool:
-    """Return whether this worker can pass tensors of this size in shared memory, while all others do the same."""
+    """Return whether this worker can pass tensors of this size in shared memory if all other workers do the same."""
     worker = get_worker_info()
     if worker is None:
         return True
@@ -65,13 +65,13 @@ def can_send_shared(size: int) -> bool:
 
 @dataclass(frozen=True)
 class Packed:
-    """Tensors of a batch as arrays, which processes send through a pipe and not in shared memory."""
+    """Tensors of a batch as arrays: processes send arrays through a pipe, not in shared memory."""
 
     batch: Any
 
 
 def packed(batch: Any) -> Any:
-    """Return a batch, which is a dataclass with tensors, as `Packed` if shared memory is short in this worker."""
+    """Return a batch (a dataclass with tensors) as `Packed` if this worker is short of shared memory."""
     values = vars(batch)
     if can_send_shared(sum(_size(value) for value in values.values())):
         return batch
@@ -86,7 +86,7 @@ def unpacked(batch: Any) -> Any:
 
 
 def _forks() -> bool:
-    # Asking for the method without allow_none would set it.
+    # Without allow_none, this call would set the start method.
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     return method == "fork"
 

@@ -1,4 +1,4 @@
-"""Shared memory that loader workers fill again and again with the inputs of images; no chunk allocates its own."""
+"""Shared memory for the inputs of images; loader workers reuse it, so that chunks need no new memory."""
 
 import math
 import os
@@ -11,17 +11,17 @@ from torch.utils.data import get_worker_info
 
 from clipkit.data.shared_memory import available_memory, fits_shared, shared_zeros
 
-# Inputs by name of the features for which they are used, then by name of the tower's argument.
+# Inputs, by name of the features that they are used for, then by name of the tower's argument.
 Inputs = dict[str, dict[str, Tensor]]
 
 _PAGE = 4096
-# Part of the available memory that the slots of all processes may take.
+# Share of the available memory that the slots of all processes may use.
 _SHARE = 8
 
 
 @dataclass(frozen=True)
 class Place:
-    """Position of a tensor in `Slots`, which is sent in place of the tensor."""
+    """Position of a tensor in `Slots`; a worker sends it instead of the tensor."""
 
     worker: int
     slot: int
@@ -31,9 +31,10 @@ class Place:
 
 
 class Slots:
-    """Slots of shared memory, one per chunk. Each worker has its own, takes a free one, and fills it.
+    """Slots of shared memory, one per chunk.
 
-    The main process copies the content and frees the slot. If none is free, the worker sends the chunk without a slot.
+    Each worker has a number of slots. It takes a free slot and fills it; the main process copies the content and frees
+    the slot. If no slot is free, the worker sends the chunk without one.
 
     Args:
         workers: number of loader workers.
@@ -47,7 +48,7 @@ class Slots:
         self._taken = shared_zeros(workers, each, dtype=torch.bool)
 
     def take(self) -> tuple[int, int] | None:
-        """Return the number of this worker and of a slot, which is no longer free; None if no slot is free."""
+        """Take a free slot and return the numbers of this worker and of the slot; None if no slot is free."""
         worker = get_worker_info()
         if worker is None:
             return None
@@ -59,7 +60,7 @@ class Slots:
         return worker.id, slot
 
     def free_all(self) -> None:
-        """Free all slots of this worker, whose chunks nobody waits for any more."""
+        """Free all slots of this worker; their chunks are no longer needed."""
         worker = get_worker_info()
         if worker is not None:
             self._taken[worker.id] = False
@@ -132,7 +133,7 @@ class Stack:
         """Copy the inputs of an image to a row.
 
         Raises:
-            ValueError: their shape is not that of the other images.
+            ValueError: their shape differs from that of the other images.
         """
         if not self._values:
             self._allocate(inputs)

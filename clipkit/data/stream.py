@@ -1,9 +1,9 @@
 """Loader of batches of a stream, in an order that depends only on seed, epoch, processes and workers.
 
 The shards of an epoch are shuffled and distributed to lanes, one lane per loader worker of each process. A lane reads
-its shards one after the other and shuffles samples within a buffer. An epoch ends after the batches that
-`data.samples` gives; the rest of the stream is dropped, and the next epoch starts with all shards again, so that no
-sample occurs twice in an epoch.
+its shards one after the other and shuffles samples within a buffer. `data.samples` sets the length of an epoch. The
+rest of the stream is dropped, and the next epoch starts again with all shards, so that no sample occurs twice in an
+epoch.
 """
 
 from collections.abc import Generator, Iterator
@@ -27,7 +27,7 @@ from clipkit.seeds import mix
 
 _STREAM, _CAPTION, _REPLACEMENT = 6, 7, 8  # random streams of the seed, distinct from those of other modules
 _CHUNK = 64
-# Each worker prepares at least this many chunks ahead, and all of them together this many batches.
+# Each worker prepares at least _AHEAD chunks in advance; all workers together prepare _BATCHES_AHEAD batches.
 _AHEAD = 4
 _BATCHES_AHEAD = 2
 _BUFFER = 1000
@@ -56,7 +56,7 @@ class StreamSampler:
     """
 
     replacement = None
-    """Not available: unreadable images are replaced within their chunk, since other images cannot be accessed."""
+    """None: a stream cannot access other images, so unreadable images are replaced by others of their chunk."""
 
     def __init__(self, samples: int, batch_size: int) -> None:
         if batch_size > samples:
@@ -106,7 +106,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
             if isinstance(chunk, DataError):
                 yield chunk
                 return
-            # Workers alternate: up to the end of this round, at most so many rows have come from all of them.
+            # Workers take turns; this is the largest number of rows from all workers at the end of this round.
             yield len(chunk) if turn * workers * _CHUNK <= done else self._batch(chunk, epoch)
 
     def _chunks(self, epoch: int, lane: int, lanes: int) -> Iterator[list[StreamSample] | DataError]:

@@ -27,7 +27,7 @@ class TextView:
         view: number of the view; 0 for the caption that is compared with images.
 
     Raises:
-        DataError: the policy needs paraphrases or several captions per image, which the data does not have.
+        DataError: the policy needs paraphrases or several captions per image, and the data has none.
 
     Example:
         >>> from pathlib import Path
@@ -84,7 +84,7 @@ class TextView:
 
 
 class WrongCaption:
-    """Function from a sample to the hard negative caption of its caption."""
+    """Function from a sample to the hard negative of its caption."""
 
     def __init__(self, negatives: Sequence[str]) -> None:
         self.negatives = negatives

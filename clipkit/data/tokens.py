@@ -10,12 +10,12 @@ from clipkit.data.shared_memory import fits_shared, shared_zeros
 
 Tokenize = Callable[[list[str]], dict[str, Int[Tensor, "B L"]]]
 
-# Maximum size in bytes of the shared memory, which is allocated as captions are used.
+# Maximum size in bytes of the shared memory; the system allocates it when captions are first used.
 _MOST_BYTES = 1 << 29
 
 
 class TokenStore:
-    """Cache of caption tokens, computed at the first use and kept in memory that is shared by the loader workers.
+    """Cache of caption tokens. Tokens are computed at the first use and kept in memory that the loader workers share.
 
     Tokens are stored without padding, and padded again to the longest of the requested captions. If the tokenizer
     returns

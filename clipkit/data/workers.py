@@ -63,7 +63,7 @@ def _report_unless_disconnected(kind: type[BaseException], error: BaseException,
 
 
 def _leave_signals_to_run() -> None:
-    """Ignore the signals that stop a run in a loader worker, so that only the main process handles them.
+    """In a loader worker, ignore the signals that stop a run: only the main process handles them.
 
     Such signals often go to a whole process group, but the run still needs its workers to finish the step.
     """

@@ -82,7 +82,7 @@ class Features:
 
     @property
     def seconds(self) -> float:
-        """Time since the object was made."""
+        """Seconds since this object was created."""
         return time.perf_counter() - self._clock
 
     def images(self, images: Sequence[ImageLike], hashes: list[bytes] | None = None) -> Float[Tensor, "N D"]:
@@ -137,7 +137,7 @@ class Features:
             chunk_items = [item_of_key[key] for key in chunk_keys]
             with evaluating(self.model):
                 rows = encode_shared(chunk_items, encode, self.processes).cpu()
-            if features.shape[1] != rows.shape[1]:  # nothing was cached, so the width was not known yet
+            if features.shape[1] != rows.shape[1]:  # nothing was cached, so the dimension is only known now
                 features = rows.new_empty(len(unique), rows.shape[1])
             features[chunk] = rows
             broken = (~rows.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
@@ -195,7 +195,7 @@ def content_hashes(images: Sequence[ImageLike]) -> list[bytes]:
         DataError: a file cannot be read.
     """
     with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
-        # In parts: a waiting task needs more memory than its hash.
+        # The files are hashed in parts, because waiting tasks need memory.
         parts = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
         return [digest for part in parts for digest in pool.map(_content_hash, part)]
 

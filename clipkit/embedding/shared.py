@@ -22,7 +22,7 @@ def encode_shared(
 
     Args:
         items: the same N items on every process; fewer items than processes are allowed.
-        encode: returns one row per given item; not called for an empty share.
+        encode: returns one row per given item; it is not called for an empty share.
         processes: the group that shares the work.
 
     Raises:
@@ -61,7 +61,7 @@ def scan_shared(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, uncompiled, inside the block, and each module back into its mode afterwards."""
+    """Put a model into evaluation mode, uncompiled, inside the context; restore the mode of each module afterwards."""
     learning = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -26,7 +26,7 @@ _CONFUSED = 3  # wrong classes shown per class
 
 
 class Classification(TypedDict):
-    """Parts of a result that are computed from the scores."""
+    """Parts of a result that depend only on the scores."""
 
     metrics: dict[str, Figure]
     classes: list[dict[str, Any]]
@@ -45,10 +45,10 @@ def classification_result(
 
     Args:
         scores: cosines.
-        labels: the class of each image, or for each image and class whether the image has the class.
+        labels: class of each image; or a boolean per image and class: whether the image has the class.
         titles: names of the classes.
         images: the images, for examples.
-        probabilities: returns the probabilities of rows of cosines; they increase with the cosine.
+        probabilities: function from rows of cosines to probabilities, which increase with the cosine.
     """
     if labels.ndim == 2:
         return _multilabel(scores, labels, titles, images)
@@ -65,7 +65,7 @@ def classification_result(
     columns = classification_columns(queries, len(titles))
     metrics = {name: figure(None, None, None) for name in ("acc1", "acc5")}
     metrics |= figures(columns, {name: (5 if name == "acc5" else 1) / len(titles) for name in columns})
-    # Without interval: resampling increases a mean of absolute values, so the draws would not contain the value.
+    # No interval: resampling increases a mean of absolute values, so the interval would not contain the value.
     metrics["ece"] = figure(calibration_error(confidence, predicted == labels), None, None)
     return {
         "metrics": metrics,
@@ -117,7 +117,8 @@ def _multilabel(scores: Tensor, labels: Tensor, titles: Sequence[str], images: S
 def multilabel_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
     """Return one value per correct answer for mean average precision; a class without images counts as 0.
 
-    The gallery stays whole: the precision at a right answer is fixed, and images are drawn within each class.
+    The gallery stays whole: the precision at each correct answer is fixed, and only images are resampled, within each
+    class.
     """
     labels = np.asarray(queries["label"])
     right = Queries(np.asarray(queries["image"]), strata=labels)

@@ -19,7 +19,7 @@ from clipkit.metrics import similarity
 from clipkit.models import DualEncoder
 
 TEMPLATES = ("a photo of a {c}.",)
-# Accuracies of single prompts are measured up to this many prompts, and this many scores in total.
+# The accuracies of single prompts are measured only up to this number of prompts, and this total number of scores.
 _MOST_PROMPTS = 100
 _MOST_SCORES = 1_000_000_000
 
@@ -38,7 +38,7 @@ def zeroshot_classifier(
 
 @dataclass(frozen=True)
 class ClassNames:
-    """The C classes among which a classifier chooses.
+    """The C classes that a classifier chooses from.
 
     Args:
         labels: the label of each class in the data.
@@ -70,7 +70,7 @@ class ClassNames:
     def of(cls, labeled: LabeledImages, classes: Classes | None) -> "ClassNames":
         """Return `classes` if given, otherwise the classes of the dataset.
 
-        If no given class is a label and the labels are numbers, they are positions among the given classes.
+        If the labels are numbers and no given class is a label, the labels are positions in the given classes.
         """
         if classes is None:
             findings = [] if labeled.class_names else code_findings(labeled.name, labeled.classes)
@@ -81,8 +81,8 @@ class ClassNames:
             return given
         named = paired_names(labeled.name, labels, [names[0] for names in given.names])
         example = f"{labels[0]!r} is {named[labels[0]]!r}"
-        message = f"{labeled.name}: its labels are numbers, and were taken for positions among the names: {example}"
-        advice = "if the numbers mean other names, give a JSON object that maps each label to its names"
+        message = f"{labeled.name}: its labels are numbers, and are used as positions in the list of names: {example}"
+        advice = "if this is wrong, give a JSON object that maps each label to its names"
         return cls(list(named), given.names, [Finding("numbered_classes", "note", message, advice)])
 
     def labels_of(self, labeled: LabeledImages) -> Int[Tensor, " N"] | Bool[Tensor, "N C"]:
@@ -125,7 +125,7 @@ def prompt_accuracies(
 ) -> list[dict[str, Any]]:
     """Return for each prompt the accuracy with only this prompt, and with all prompts except this one.
 
-    The list is empty if each class has its own prompts, if images have several labels, or if it would take long.
+    The list is empty if each class has its own prompts, if images have several labels, or if this would take too long.
     """
     if isinstance(templates, Mapping) or labels.ndim == 2 or not 2 <= len(templates) <= _MOST_PROMPTS:
         return []
@@ -140,7 +140,7 @@ def prompt_accuracies(
 
     accuracies = []
     for index, template in enumerate(templates):
-        # A class with several names has each name in every template, and the templates alternate.
+        # A class with several names has one prompt per template and name; consecutive prompts use different templates.
         alone = torch.stack([rows[index::count].mean(dim=0) for rows in prompt_features])
         accuracies.append({"prompt": template, "acc1": accuracy(alone), "without": accuracy(count * means - alone)})
     return accuracies

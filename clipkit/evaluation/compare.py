@@ -40,8 +40,8 @@ class Comparison(TypedDict):
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
     """Compare two results: return the paired difference of every metric, with the same resampled images for both.
 
-    `p` is two-sided: twice the share of the 1,000 resampled differences on the rarer side of 0, but at least 0.002,
-    the smallest value that this many draws can show.
+    `p` is two-sided: twice the share of the 1,000 resampled differences on the less frequent side of 0, but at least
+    0.002, the smallest value possible with 1,000 draws.
 
     Args:
         first: a result, as `clipkit.evaluate.retrieval` returns it or a result JSON holds it.

@@ -30,7 +30,7 @@ class Queries:
     clusters: NDArray[np.int64]
     strata: NDArray[np.int64] | None = None
     among: int | None = None
-    """Number of clusters, if some clusters have no query."""
+    """Number of clusters; needed only if some clusters have no query."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Column:
 
 
 Columns = Mapping[str, Column]
-# Metrics that are the mean of other metrics, listed after the last of them: name -> names of the others.
+# Metrics that are the mean of other metrics (name -> names of the others); each is listed after the last of these.
 Means = Mapping[str, Sequence[str]]
 
 

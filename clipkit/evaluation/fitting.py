@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 from clipkit.metrics import LinearClassifier, knn_scores, logistic_regression, true_label_ranks
 
-# Weight decays to try, from strong to weak, each fit starting from the previous one; then half and quarter decades
-# around the best.
+# Weight decays to try, from strong to weak; each fit starts from the previous one. Then half and quarter decades around
+# the best one are tried.
 _DECADES = tuple(10.0**power for power in range(2, -7, -1))
 
 
@@ -43,10 +43,10 @@ def fit(
     Args:
         x: features for training.
         labels: classes of these features.
-        split: True for the rows to fit to, and True for the rows to choose the weight decay on.
+        split: two masks: rows to fit to, and rows on which the weight decay is chosen.
         measured: features to score.
         classes: number of classes.
-        refit: fit to all rows once the weight decay is chosen; otherwise to the first part of `split`.
+        refit: after the weight decay is chosen, fit to all rows; otherwise, fit to the first part of `split`.
         neighbors: number of nearest neighbors.
         device: device of the computation.
         progress: show a progress bar on the terminal.
@@ -69,7 +69,7 @@ def _best_weight_decay(
     classes: int,
     progress: bool,
 ) -> float:
-    """Return the weight decay with the best validation accuracy; of equal ones, with the smaller cross-entropy."""
+    """Return the weight decay with the best validation accuracy; in a tie, the one with the smaller cross-entropy."""
     tried: dict[float, tuple[float, float]] = {}
     previous: LinearClassifier | None = None
     bar = tqdm(total=len(_DECADES) + 4, desc="weight decays", disable=None if progress else True, leave=False)

@@ -1,4 +1,4 @@
-"""Classes and templates that a user gives in Python, checked before anything is encoded."""
+"""Checks of classes and templates that a user gives in Python, before anything is encoded."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ def checked_classes(classes: Any) -> Classes:
 
 
 def checked_templates(templates: Any) -> Templates:
-    """Return templates as a list, also a single one, or as a mapping of each class to its prompts.
+    """Return templates as a list, even if there is only one, or as a mapping of each class to its prompts.
 
     Raises:
         DataError: they are something else, or there are none.

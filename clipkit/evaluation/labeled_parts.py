@@ -10,9 +10,9 @@ from clipkit.data import LabeledImages, read_labeled
 from clipkit.errors import DataError
 from clipkit.images import Stored
 
-_HELD_OUT = 0.2  # share of each class
-_FEW_SHOT_VALIDATION = 4  # most images per class (Zhou et al. 2022, CoOp)
-_NOT_LEARNED = "a class without training images; give training images of every class"
+_HELD_OUT = 0.2  # share of each class that is held out
+_FEW_SHOT_VALIDATION = 4  # largest number of validation images per class (Zhou et al. 2022, CoOp)
+_NOT_LEARNED = "which is a class without training images; give training images of every class"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_single_label(data: object) -> LabeledImages:
 def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bool_]:
     """Return a mask of held-out images: a fifth of each class, at least one image.
 
-    Files with equal content are on the same side, and the choice does not depend on the order of the images.
+    Files with equal content are never separated, and the choice does not depend on the order of the images.
 
     Raises:
         DataError: a class has fewer than two different images.
@@ -75,7 +75,7 @@ def held_out(whole: LabeledPart, classes: list[str], seed: int) -> NDArray[np.bo
         if len(contents) < 2:
             raise DataError(
                 f"class {name!r} has too few different images to hold one out ({len(contents)}); give at least three "
-                "per class (to learn from, to choose the weight decay on, to measure on), or give --test"
+                "per class (for training, for the weight decay, for the test), or give --test"
             )
         order = np.random.default_rng(seed).permutation(len(contents))
         out |= {contents[index] for index in order[: max(1, round(_HELD_OUT * len(contents)))]}
@@ -96,8 +96,8 @@ def few_shots(
         rows = sorted((whole.labels == label).nonzero()[0], key=lambda row: whole.hashes[row])
         if len(rows) < shots + others:
             raise DataError(
-                f"class {name!r} has {len(rows)} images to learn from, but {shots} shots and {others} images to choose "
-                f"the weight decay on need {shots + others}; give more images, or fewer --shots"
+                f"class {name!r} has {len(rows)} training images, but {shots} shots and {others} validation images "
+                f"(for the weight decay) need {shots + others}; give more images, or fewer --shots"
             )
         order = np.random.default_rng((seed, label)).permutation(len(rows))
         learned[[rows[index] for index in order[:shots]]] = True

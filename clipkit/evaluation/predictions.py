@@ -120,13 +120,15 @@ def write_rows(file: str | Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _printable(name: object) -> str:
-    """Return a name with everything escaped that UTF-8 cannot encode."""
+    """Return a name in which everything that UTF-8 cannot encode is escaped."""
     return str(name).encode(errors="backslashreplace").decode()
 
 
 @contextmanager
 def _writing(file: str | Path, schema: Any) -> Iterator[Callable[[dict[str, list[Any]]], None]]:
-    """Give a function that appends columns to a Parquet file: a temporary file, renamed when it is complete.
+    """Context that gives a function to append columns to a Parquet file.
+
+    It is written under a temporary name, then renamed.
 
     Raises:
         OutputError: the file cannot be written.

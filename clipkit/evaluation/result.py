@@ -53,7 +53,7 @@ def build_result(
         map: positions of items.
         queries: outcome of every query.
         features: numbers of features that were computed and that came from the cache.
-        findings: what was left out or assumed when the data was read; one line each in data.findings.
+        findings: findings from reading the data (parts left out, assumptions); each becomes a line in data.findings.
     """
     if findings:
         data = {**data, "findings": [finding.line() for finding in findings]}
@@ -85,7 +85,7 @@ def versions() -> dict[str, str]:
 
 
 def data_hash(images: Iterable[bytes], texts: Iterable[str], *relations: ArrayLike) -> str:
-    """Return a SHA-256 over image hashes, texts, and the relations between them; it does not depend on paths."""
+    """Return a SHA-256 of the image hashes, the texts, and their relations; it does not depend on paths."""
     digest = hashlib.sha256()
     for image in images:
         digest.update(image)

@@ -1,6 +1,6 @@
 """Contrastive losses: pure functions of gathered features; no ranks, devices or models.
 
-Each is in the file of its name, with its equation and an example; `clipkit/catalogue.py` has a row for each.
+The file NAME.py contains the loss NAME with its equation and an example; `clipkit/catalogue.py` has one row per loss.
 """
 
 from clipkit.losses.contrastive import contrastive

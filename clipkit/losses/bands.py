@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Elements of a band. A loss has a few matrices of this size at once, and none between forward and backward.
+# Number of elements of a band. A loss holds a few matrices of this size at once, and none between forward and backward.
 _HELD = 1 << 22
 
 
@@ -15,8 +15,8 @@ def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]
 
     Args:
         rows: rows of the matrix.
-        columns: number of columns, which decides how high a band is.
-        of_band: from the rows of a band to its part of the sum, one number or several.
+        columns: number of columns, which determines the number of rows in a band.
+        of_band: function from the rows of a band to its part of the sum: one or several numbers.
     """
     parts = [
         checkpoint(of_band, band, use_reentrant=False, preserve_rng_state=False)

@@ -29,15 +29,16 @@ def contrastive(
     Args:
         image_features: unit length, one row per pair.
         text_features: unit length; row i belongs to row i of the images.
-        margin: cosine distance, in [0, 2], beyond which a negative adds nothing.
+        margin: cosine distance in [0, 2] from which a negative adds nothing.
         image_ids: the image of each pair, if images may repeat.
         caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
-        duplicates: another pair with the same image or caption is a positive, left out (ignore), or a negative.
+        duplicates: treatment of other pairs with the same image or caption: positive, left out (ignore), or negative.
         rows: the images whose terms are counted, against all texts; over slices that cover 0..G the values sum to the
             whole loss.
 
     Returns:
-        The sum over the counted images; positives and negatives are each divided by their number in the whole batch.
+        The sum over the counted images. Positives are divided by the number of positives in the whole batch, and
+        negatives by that of negatives.
 
     Raises:
         BatchError: no pair has a negative.

@@ -10,14 +10,14 @@ def cross_consistency(
 ) -> Float[Tensor, ""]:
     r"""Make image i as similar to caption j as image j is to caption i.
 
-    For use beside another loss, because alone it makes all features collapse: CyCLIP adds both of its consistency
+    Use it only together with another loss: alone, it makes all features collapse. CyCLIP adds both of its consistency
     losses to InfoNCE, with weight 0.25.
 
     .. math:: L = \frac{1}{G} \sum_{ij} (x_i \cdot y_j - x_j \cdot y_i)^2
 
     (Goel et al. 2022, "CyCLIP: Cyclic Contrastive Language-Image Pretraining", section 3: the mean over pairs of a
-    sum over all pairs.) Expanded, it needs a few products of D × D matrices: time O(G D²), no G × G matrix. Computed in
-    float64, because it is a small difference of large sums.
+    sum over all pairs.) The square is expanded to a few products of D × D matrices: time O(G D²), no G × G matrix.
+    Computed in float64, because it is a small difference of large sums.
 
     Args:
         image_features: unit length, one row per pair.

@@ -17,7 +17,7 @@ def dcl(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""NT-Xent without the positive in the denominator, so that an easy positive does not weaken the negatives.
+    r"""Compute NT-Xent without the positive in the denominator, so that an easy positive does not weaken the negatives.
 
     .. math:: L = \frac{1}{2G} \sum_a \Big[ \mathrm{lse}_{b \in N_a}(s\,z_a \cdot z_b)
         - \frac{s}{|P_a|} \sum_{p \in P_a} z_a \cdot z_p \Big]
@@ -31,7 +31,7 @@ def dcl(
         scale: inverse temperature; 10 in the paper.
         image_ids: the image of each pair, if images may repeat.
         caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
-        duplicates: another pair with the same image or caption is a positive, left out (ignore), or a negative.
+        duplicates: treatment of other pairs with the same image or caption: positive, left out (ignore), or negative.
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:

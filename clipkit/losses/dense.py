@@ -1,4 +1,4 @@
-"""InfoNCE of a small batch on an accelerator, where the number of operations decides and not their size."""
+"""InfoNCE of a small batch on an accelerator, where time depends on the number of operations, not on their size."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Up to this number of pairs the matrix takes less memory than a tile.
+# Up to this number of pairs, the matrix needs less memory than a tile.
 _MOST = 2048
 
 
 def is_small(features: Tensor) -> bool:
-    """Return True if `infonce` here is the faster way."""
+    """Return True if `infonce` of this file is faster than tiles."""
     return features.device.type != "cpu" and len(features) <= _MOST
 
 
@@ -24,7 +24,8 @@ def infonce(x: Float[Tensor, "G D"], y: Float[Tensor, "G D"], scale: Tensor) -> 
 class _Dense(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-        # Twice the products: a softmax over columns is slower than over rows, 2.9 ms for 2,048 pairs on an H200.
+        # The products are computed twice, because a softmax over columns is slower than over rows (2.9 ms for 2,048
+        # pairs on an H200).
         with torch.autocast(x.device.type, enabled=False):
             scaled = x * scale
             over_texts, over_images = (scaled @ y.T).log_softmax(dim=1), (y @ scaled.T).log_softmax(dim=1)

@@ -54,7 +54,7 @@ def distillation(
 
 
 class _Distillation(torch.autograd.Function):
-    """Value and gradients in one pass over bands; for logits z, dL/dz is softmax(z) minus the teacher's softmax."""
+    """Compute value and gradients in one pass over bands: dL/dz is softmax(z) minus the teacher's softmax."""
 
     @staticmethod
     def forward(
@@ -71,7 +71,7 @@ class _Distillation(torch.autograd.Function):
         total, to_scale = torch.zeros((2,), dtype=torch.float64, device=image.device).unbind()
         to_image, to_text = torch.zeros_like(image), torch.zeros_like(text)
         every = bands(counted, pairs)
-        # Memory for two bands, reused by all of them.
+        # Memory for two bands, which all bands reuse.
         targets, logits = image.new_empty(2, max((band.stop - band.start for band in every), default=0), pairs)
         sides = (
             (image, text, teacher_image, teacher_text, to_image, to_text),
@@ -85,7 +85,7 @@ class _Distillation(torch.autograd.Function):
                     t.sub_(t.logsumexp(dim=1, keepdim=True)).exp_()
                     z = torch.mm(queries[band] * scale, candidates.T, out=logits[:height])
                     logsumexp = z.logsumexp(dim=1)
-                    # The teacher's shares of a row sum to 1.
+                    # The teacher's probabilities of a row sum to 1.
                     total += (logsumexp - torch.linalg.vecdot(t, z)).sum(dtype=torch.float64)
                     difference = z.sub_(logsumexp[:, None]).exp_().sub_(t)
                     mixed = difference @ candidates

@@ -1,8 +1,8 @@
-"""The sums of `tiles.py` on a data center's GPU: float32 features as two halves of 16 bits, tiles in Triton kernels.
+"""The sums of `tiles.py` on data center GPUs: Triton kernels multiply float32 features as two halves of 16 bits.
 
-Logits exist only in registers. Their derivatives are written a tile at a time, as halves too, so that cuBLAS multiplies
-them with the features on tensor cores. The host never waits, and nothing is added atomically: the same features give
-the same bits.
+Logits exist only in registers. Their derivatives are written one tile at a time, also as halves, so that cuBLAS can
+multiply them with the features on tensor cores. The host never waits. Nothing is added atomically, so the same features
+give the same bits.
 """
 
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ from torch import Tensor
 from clipkit.losses import kernels, plain
 from clipkit.losses.pair_ids import PairIds
 
-# Rows and columns that one launch reduces, and of which derivatives are in memory (4 bytes each).
+# Largest numbers of rows and columns that one launch reduces; their derivatives are in memory (4 bytes each).
 _REDUCED = (16384, 65536)
 _WEIGHED = (8192, 16384)
-# Features get rows and columns of zeros up to multiples of this, so that no block and no product has an odd size.
+# Features are padded with zero rows and columns to multiples of this number, so that all blocks and products are full.
 _ROWS, _WIDTH = 256, 64
 
 
 class Blocks(NamedTuple):
-    """Size of a program's block and of the steps in which it is computed, for the registers and caches of a GPU."""
+    """Size of the block of one program, and of the steps in which it is computed, for a GPU's registers and caches."""
 
     high: int
     wide: int
@@ -43,12 +43,12 @@ def _blocks(device: torch.device) -> Blocks:
 
 
 def check(device: torch.device) -> None:
-    """Raise an error if the kernels do not compile on this device, or do not give what plain PyTorch gives."""
+    """Raise an error if the kernels do not compile on this device, or if their results differ from plain PyTorch."""
     x = F.normalize(torch.arange(300 * 80, device=device, dtype=torch.float32).view(300, 80).sin(), dim=1)
     y, scale, to = x.roll(1, 0), x.new_full((), 20.0), x[:, 0].abs()
     rows, columns, logits = logsumexp(x, y, scale, None, True)
     found = weigh_softmax(x, y, scale, None, True, logits, rows, columns, to, to)
-    x, y, scale, to = (one.double() for one in (x, y, scale, to))  # products in float32 may be allowed fewer bits
+    x, y, scale, to = (one.double() for one in (x, y, scale, to))  # float32 products may be set to use fewer bits
     *lse, nothing = plain.logsumexp(x, y, scale, None, True)
     wanted = plain.weigh_softmax(x, y, scale, None, True, nothing, lse[0], lse[1], to, to)
     for ours, exact in zip((rows, columns, *found), (*lse, *wanted), strict=True):
@@ -86,7 +86,7 @@ class Logits:
                 yield slice(top, bottom), slice(left, right)
 
     def described(self, matrix: Tensor, high: int, wide: int) -> Any:
-        """Return what kernels load or store blocks of this size with."""
+        """Return the pointer or tensor descriptor with which kernels load or store blocks of this size."""
         if not self.blocks.described:
             return matrix
         from triton.tools.tensor_descriptor import TensorDescriptor
@@ -108,7 +108,7 @@ class Logits:
 
 
 def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor, Logits]:
-    """Return log Σ_j exp(logit_ij) for each row i, if `both` log Σ_i of it for each column j, and the logits."""
+    """Return log Σ_j exp(logit_ij) per row i; with `both`, also log Σ_i exp(logit_ij) per column j; and the logits."""
     logits = Logits(x, y, scale, None, ids)
     lse_rows, lse_columns = x.new_empty(len(x)), x.new_empty(len(y)) if both else x.new_full((len(y),), -torch.inf)
     kind = kernels.BOTH.value if both else kernels.ROWS.value
@@ -173,7 +173,7 @@ _Two = tuple[Tensor, Tensor]
 def _weigh(
     logits: Logits, kind: int, lse: _Two, to: _Two, largest: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, for sigmoids, Σ_ij w_ij; only for softmaxes are the others read."""
+    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, for sigmoids, Σ_ij w_ij; other arguments are for softmaxes."""
     mixed_y, mixed_x = (logits.units.new_empty(len(side), logits.padded) for side in (logits.x, logits.y))
     factors, total = torch.empty_like(logits.units), logits.units.new_zeros((), dtype=torch.float64)
     tiles = list(logits.tiles(_WEIGHED))

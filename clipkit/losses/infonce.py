@@ -26,14 +26,14 @@ def infonce(
         - \frac{s}{|P_i|} \sum_{j \in P_i} (x_i \cdot y_j + y_i \cdot x_j) \Big]
 
     (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", figure 3, where
-    P_i is i alone.) P_i are the pairs with the same image or the same caption as pair i, i included: this is cross
-    entropy with targets spread evenly over them. At equal similarities the loss is ln G.
+    P_i is i alone.) P_i are the pairs with the same image or the same caption as pair i, including i. The loss is the
+    cross entropy with targets that are spread evenly over P_i. At equal similarities the loss is ln G.
 
-    With `label_smoothing` ε, the targets are (1 − ε) times that, plus ε spread evenly over all columns (Szegedy et al.
+    With `label_smoothing` ε, the targets are (1 − ε) times these, plus ε spread evenly over all columns (Szegedy et al.
     2016, "Rethinking the Inception Architecture", section 7).
 
-    Computed in float32, or float64 for float64 features, in tiles: memory grows with G, not with its square. On GPUs of
-    data centers, products of float32 are sums of products of 16-bit halves, and about as exact.
+    Computed in float32, or float64 for float64 features, in tiles: memory grows with G, not with its square. On data
+    center GPUs, float32 products are computed as sums of products of 16-bit halves, which are about as exact.
 
     Args:
         image_features: unit length, one row per pair.
@@ -42,7 +42,7 @@ def infonce(
         image_ids: the image of each pair, if images may repeat.
         caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
         duplicates: how to treat another pair with the same image or caption. positive: see above; ignore: leave it
-            out of both sums (a row without any negative adds 0); negative: as if there were no ids.
+            out of both sums (a row without any negative adds 0); negative: treat it as a negative, as without IDs.
         label_smoothing: ε in [0, 1), for captions that are sometimes wrong.
         rows: the pairs whose terms are counted, against all columns. Over slices that cover 0..G the values sum to
             the whole loss, and so do the gradients; this is how processes share the work.

@@ -1,4 +1,4 @@
-"""Common part of NT-Xent, supervised and decoupled contrastive loss, in which all 2G features are contrasted."""
+"""Common part of the NT-Xent, supervised contrastive and decoupled losses, in which all 2G features are contrasted."""
 
 import torch
 from jaxtyping import Float, Int
@@ -46,7 +46,7 @@ def joint(
     rows_out = tuple(one[counted] for one in left_out)
     cross = PairIds(position[counted], position, rows_out, left_out, without_self=decoupled)
     within = PairIds(position[counted], position, rows_out, left_out, without_self=True)
-    # Pairs of which every other pair of the batch is a positive.
+    # Pairs for which every other pair of the batch is a positive.
     lonely = shared[counted] == pairs
     total = image.new_zeros(())
     for queries, other in ((image, text), (text, image)):
@@ -57,7 +57,7 @@ def joint(
         else:
             together = groups.sums(other)[counted] + groups.sums(queries)[counted] - queries[counted]
             positive = (queries[counted] * together).sum(dim=1) / (2 * groups.count[counted] - 1)
-        if decoupled:  # such a pair has no denominator
+        if decoupled:  # for such a pair, the denominator is empty
             over_others, over_queries = (one.masked_fill(lonely, 0) for one in (over_others, over_queries))
         terms = torch.logaddexp(over_others, over_queries) - scale * positive
         total = total + (terms.masked_fill(lonely, 0) if decoupled else terms).sum()

@@ -4,7 +4,8 @@ Two halves in float16 keep 22 of the 24 bits of a float32 number. low · high + 
 float32 by the tensor cores, is about as exact as a product in float32 (after Ootomo and Yokota 2022, "Recovering single
 precision accuracy from Tensor Cores"). Each program computes one block of logits, in registers only.
 
-Imported on a GPU alone. `TRITON_INTERPRET=1`, set before the import, runs the kernels on CPU tensors, for the tests.
+This file is imported only on a GPU. `TRITON_INTERPRET=1`, set before the import, runs the kernels on CPU tensors, for
+the tests.
 """
 
 import triton
@@ -14,7 +15,7 @@ import triton.language as tl
 _INFINITY = tl.constexpr(float("inf"))
 # Values are scaled up to 2^14 before they are split: float16 ends at 2^16, and its normal numbers at 2^-14.
 _TOP = tl.constexpr(14)
-# What is done with the logits: sums of exponentials over rows, over rows and columns, or a sum of softplus.
+# Reduction of the logits: sums of exponentials over rows, over rows and columns, or a sum of softplus.
 ROWS, BOTH, SOFTPLUS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -50,7 +51,7 @@ def _split(
 
 @triton.jit
 def _block(rows, columns, HIGH: tl.constexpr, WIDE: tl.constexpr):
-    """Return the place of this program's block; programs that run together share features in the cache."""
+    """Return row and column of this program's block; programs that run together share features in the cache."""
     across = tl.cdiv(columns, WIDE)
     group = tl.program_id(0) // (8 * across)
     height = tl.minimum(tl.cdiv(rows, HIGH) - group * 8, 8)
@@ -64,7 +65,7 @@ def _logits(
     PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, DESCRIBED: tl.constexpr,
     WITH_BIAS: tl.constexpr, WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr,
 ):  # fmt: skip
-    """Return a block of logits: −∞ where a combination is left out, and outside the matrix."""
+    """Return a block of logits: −∞ for combinations that are left out, and outside of the matrix."""
     row = down * HIGH + tl.arange(0, HIGH)
     column = across * WIDE + tl.arange(0, WIDE)
     sums = tl.zeros((HIGH, WIDE), tl.float32)
@@ -85,7 +86,7 @@ def _logits(
     if WITH_BIAS:
         logits += tl.load(bias)
     logits = tl.where((row < rows)[:, None] & (column < columns)[None, :], logits, -_INFINITY)
-    if WITHOUT_SELF or WITHOUT_DUPLICATES:  # keys are the position, the image and the caption of each pair
+    if WITHOUT_SELF or WITHOUT_DUPLICATES:  # keys: position, image and caption of each pair
         own = tl.load(row_keys + row, mask=row < rows, other=-1)
         other = tl.load(column_keys + column, mask=column < columns, other=-1)
         out = own[:, None] == other[None, :]
@@ -165,7 +166,8 @@ def weigh(
     """Write the derivatives of the loss by a block of logits, in units of 2^-14 of the largest; zeros outside.
 
     They are to_row_i · softmax over the row + to_column_j · softmax over the column, or sigmoids, each as two halves.
-    `factors` gets the units of products with x and with y; `sums`, for sigmoids, the sum of the block.
+    The units of products with x and with y are written to `factors`; for sigmoids, the sum of the block is written to
+    `sums`.
     """
     down, across = _block(padded_rows, padded_columns, HIGH, WIDE)
     logits = _logits(
@@ -204,7 +206,7 @@ def weigh(
 @triton.jit
 def _softmax(logits, lse, to, inside, unit, AXIS: tl.constexpr):
     shift = tl.load(lse, mask=inside, other=0.0)
-    # If everything is left out the sum is empty: any finite number makes its weights exp(−∞) = 0.
+    # If everything is left out, the sum is empty; with any finite number, its weights are exp(−∞) = 0.
     shift = tl.where(shift == -_INFINITY, 0.0, shift)
     factor = tl.load(to, mask=inside, other=0.0) / unit
     return tl.exp(logits - tl.expand_dims(shift, AXIS)) * tl.expand_dims(factor, AXIS)

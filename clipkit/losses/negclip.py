@@ -26,7 +26,7 @@ def negclip(
         \mathrm{lse}_h(s\,x_i \cdot n_h)\big) - \mathrm{lse}_j(s\,x_i \cdot y_j) \Big]
 
     (Yuksekgonul et al. 2023, "When and Why Vision-Language Models Behave like Bags-of-Words", section 4.) Every image
-    is compared with all hard negative captions of the batch. They have no image, so they are never queries themselves.
+    is compared with all hard negative captions of the batch. They have no image, so they are never queries.
 
     Args:
         image_features: unit length, one row per pair.
@@ -35,7 +35,7 @@ def negclip(
         scale: exp(logit_scale).
         image_ids: the image of each pair, if images may repeat.
         caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
-        duplicates: another pair with the same image or caption is a positive, left out (ignore), or a negative.
+        duplicates: treatment of other pairs with the same image or caption: positive, left out (ignore), or negative.
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:

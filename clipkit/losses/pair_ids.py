@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class PairIds(NamedTuple):
-    """Positions and ids of rows and columns, for leaving out combinations: duplicates, or a pair with itself.
+    """Positions and IDs of rows and columns, for leaving out combinations: duplicates, or a pair with itself.
 
     Duplicates share an image or a caption; positions distinguish a pair from its duplicates.
     """

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from clipkit.losses.pair_ids import PairIds
 
-# Rows and columns of a tile. Fixed for each kind of device, because another shape rounds differently.
+# Rows and columns of a tile. They are fixed for each kind of device, because another shape rounds differently.
 _CPU_TILE = (1024, 1024)
 _ACCELERATOR_TILE = (4096, 8192)
 
 
 def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor, None]:
-    """Return log Σ_j exp(logit_ij) for each row i, and if `both` log Σ_i of it for each column j, else −∞.
+    """Return log Σ_j exp(logit_ij) for each row i and, with `both`, log Σ_i exp(logit_ij) for each column j (otherwise
+    −∞).
 
     The last result is for `weigh_softmax`.
     """
@@ -32,8 +33,9 @@ def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bo
 
 def _both_ways(logits: Tensor) -> tuple[Tensor, Tensor]:
     if logits.device.type == "cpu":
-        # One exponential serves both directions, unless a row or a column lies so far below the tile's largest logit
-        # that its sum would vanish. An accelerator would have to wait for the answer.
+        # One exponential is used for both directions, unless all logits of a row or column are so far below the tile's
+        # largest one that its sum would be 0. An accelerator computes two, because the host would have to wait
+        # for this check.
         largest = logits.max()
         exponentials = torch.sub(logits, largest).exp_()
         row_sums, column_sums = exponentials.sum(dim=1), exponentials.sum(dim=0)
@@ -56,9 +58,9 @@ def weigh_softmax(
 ) -> tuple[Tensor, Tensor]:
     """Return Σ_j w_ij y_j and Σ_i w_ij x_i, w_ij = to_row_i exp(logit_ij − lse_i) + to_column_j exp(logit_ij − lse_j).
 
-    The second summand of w is there if `both`.
+    The second term of w is used only with `both`.
     """
-    # If everything is left out the sum is empty: any finite number makes its weights exp(−∞) = 0.
+    # If everything is left out, the sum is empty; with any finite number, its weights are exp(−∞) = 0.
     lse_rows, lse_columns = (lse.masked_fill(lse == -torch.inf, 0) for lse in (lse_rows, lse_columns))
     mixed_y, mixed_x = torch.zeros_like(x), torch.zeros_like(y)
     for rows, columns, logits in _tiles(x, y, scale, ids):
@@ -117,7 +119,7 @@ def weigh_sigmoid(
 def _tiles(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield the rows, the columns and the logits of each tile; all logits are written into the same memory."""
     height, width = _CPU_TILE if x.device.type == "cpu" else _ACCELERATOR_TILE
-    scaled, y_t = x * scale, y.T  # scale the features once rather than every tile
+    scaled, y_t = x * scale, y.T  # scale the features once instead of each tile
     memory = x.new_empty(min(height, len(x)) * min(width, len(y)))
     for top in range(0, len(x), height):
         for left in range(0, len(y), width):

@@ -17,7 +17,8 @@ Duplicates = Literal["positive", "ignore", "negative"]
 class Positives:
     """Positives of each pair, without a G × G mask.
 
-    They are pairs with the same image, plus pairs with the same caption, minus pairs with both.
+    The sum over positives is the sum over pairs with the same image, plus pairs with the same caption, minus pairs with
+    both.
 
     Args:
         image_ids: the image of each pair.
@@ -41,7 +42,7 @@ class Positives:
 
 
 def _ranks(ids: Int[Tensor, " G"]) -> Int[Tensor, " G"]:
-    """Return the rank of each id among the distinct ones; `unique` would make an accelerator wait for their number."""
+    """Return the rank of each ID among the distinct IDs; with `unique`, the host would wait for their number."""
     ordered, order = ids.sort()
     rank = torch.zeros_like(order)
     rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(dim=0)
@@ -55,7 +56,7 @@ def _sums(values: Tensor, group: Int[Tensor, " G"]) -> Tensor:
 
 
 def paired_ids(image_ids: Tensor | None, caption_ids: Tensor | None) -> Ids | None:
-    """Return the ids of images and captions; None if there are none.
+    """Return the IDs of images and captions; None if there are none.
 
     Raises:
         ValueError: only one of `image_ids` and `caption_ids` is given.
@@ -85,7 +86,7 @@ def other_pairs(
     if ids is None or duplicates == "negative":
         return None, None
     ordered = torch.stack(ids).sort(dim=1).values
-    if not (ordered[:, 1:] == ordered[:, :-1]).any():  # the one question for which the host waits
+    if not (ordered[:, 1:] == ordered[:, :-1]).any():  # the only value that the host waits for
         return None, None
     if duplicates == "positive":
         return Positives(*ids), None
@@ -145,7 +146,7 @@ def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, capt
         BatchError: no pair has a negative; the message counts images and captions.
     """
     without_ids = image_ids is None or caption_ids is None
-    # Without ids the number is known without asking the device.
+    # Without IDs, the number is known without reading from the device.
     if len(negatives) > 1 if without_ids else (negatives > 0).any():
         return
     if image_ids is None or caption_ids is None:
@@ -153,6 +154,6 @@ def check_negatives(negatives: Int[Tensor, " G"], image_ids: Tensor | None, capt
     raise BatchError(
         f"the {len(negatives)} pairs of the batch have {len(image_ids.unique())} images and "
         f"{len(caption_ids.unique())} "
-        "captions that all belong together, so that no pair has a negative; use a larger train.batch_size, or "
+        "captions that all belong together, so no pair has a negative; use a larger train.batch_size, or "
         "shuffle the data"
     )

@@ -1,9 +1,9 @@
 """Reductions over a similarity matrix in tiles of fixed order, without ever storing the matrix.
 
-Forward computes each tile once; backward computes it again, in the same order. Memory beyond the features and their
-gradients is a few tiles, whatever the batch size. (The idea is FlashAttention's, Dao et al. 2022, used for contrastive
-losses by Inf-CL, Cheng et al. 2024; this does both directions of the loss in one pass.) `plain.py` has the tiles in
-PyTorch, `halves.py` those of Triton kernels.
+Forward computes each tile once; backward computes it again, in the same order. The memory, in addition to the features
+and their gradients, is a few tiles for any batch size. (The idea is FlashAttention's, Dao et al. 2022, used for
+contrastive losses by Inf-CL, Cheng et al. 2024; this does both directions of the loss in one pass.) `plain.py` has the
+tiles in PyTorch, `halves.py` those of Triton kernels.
 """
 
 import functools
@@ -18,7 +18,7 @@ from torch import Tensor
 from clipkit.losses import plain
 from clipkit.losses.pair_ids import PairIds
 
-# GPUs of data centers. On others, products in half precision are less than three times as fast as in float32.
+# Data center GPUs. On other GPUs, products in half precision are less than three times as fast as in float32.
 _CAPABILITIES = {(8, 0), (9, 0), (10, 0), (10, 3)}
 # Up to this number of pairs plain operations are faster than tiles.
 _SMALL = 128
@@ -27,7 +27,7 @@ _SMALL = 128
 def tiled_logsumexp(
     x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], scale: Tensor, ids: PairIds | None = None
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, " C"]]:
-    """Return log Σ_j exp(scale · x_i · y_j) for each row i, and log Σ_i of it for each column j, in one pass."""
+    """Return log Σ_j exp(scale · x_i · y_j) per row i, and log Σ_i exp(scale · x_i · y_j) per column j."""
     if max(len(x), len(y)) <= _SMALL and ids is None:
         with torch.autocast(x.device.type, enabled=False):
             logits = scale * x @ y.T
@@ -58,7 +58,10 @@ def _tiles_of(x: Tensor) -> ModuleType:
 
 @functools.cache
 def _kernels(device: torch.device) -> ModuleType:
-    """Return the module of the kernels; the plain one where they do not run, with a warning if they should."""
+    """Return the module with kernels.
+
+    Where they do not run, return the plain module, with a warning if they should run.
+    """
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) not in _CAPABILITIES:
         return plain
     try:
@@ -86,7 +89,7 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, y, scale, *lse = ctx.saved_tensors
-        # The weighted sums give the gradient of the scale too, without another pass: Σ_ij w_ij x_i · y_j.
+        # The weighted sums also give the gradient of the scale, without another pass: Σ_ij w_ij x_i · y_j.
         with torch.autocast(x.device.type, enabled=False):
             mixed_y, mixed_x = _tiles_of(x).weigh_softmax(x, y, scale, ctx.ids, ctx.both, ctx.kept, *lse, *gradients)
         to_scale = (x * mixed_y).sum().to(scale.dtype)

@@ -29,7 +29,7 @@ def triplet(
 
     .. math:: \big[ m + d_{ap} - d_{an} \big]_+
 
-    (Schroff et al. 2015, "FaceNet", section 3.1.) `mining` decides which triplets count:
+    (Schroff et al. 2015, "FaceNet", section 3.1.) `mining` determines which triplets count:
 
     hard: the farthest positive and the nearest negative of each anchor; mean over all anchors. With one positive per
     anchor it is the max of hinges of VSE++ (Faghri et al. 2018), as a mean instead of a sum. all: every triplet; mean
@@ -47,7 +47,7 @@ def triplet(
         distance: cosine: 1 − x · y; euclidean: ‖x − y‖.
         image_ids: the image of each pair, if images may repeat.
         caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
-        duplicates: another pair with the same image or caption is a positive, left out (ignore), or a negative.
+        duplicates: treatment of other pairs with the same image or caption: positive, left out (ignore), or negative.
         rows: the pairs whose two anchors are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:
@@ -83,7 +83,7 @@ def triplet(
         return torch.stack([torch.stack([part.double() for part in parts]) for parts in directions]).sum(dim=0)
 
     value, number = sum_over_bands(counted, pairs, both_ways)
-    # The mean is over all rows, also those that other processes count.
+    # The mean is over all rows, including those that other processes count.
     if mining == "hard":
         number = 2 * (relations.negatives > 0).sum()
     else:
@@ -95,10 +95,10 @@ def triplet(
 
 
 def _nearness(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"], distance: Distance) -> Float[Tensor, "R C"]:
-    """Return minus the distance, up to a constant."""
+    """Return the negative distance, up to a constant."""
     if distance == "cosine":
         return x @ y.T
-    # Valid for unit vectors. The gradient of the root is infinite at 0, so the square is kept above it.
+    # Valid for unit vectors. The gradient of the square root is infinite at 0, so the squared distance is kept above 0.
     return -(2 - 2 * (x @ y.T)).clamp(min=torch.finfo(x.dtype).eps).sqrt()
 
 
@@ -119,8 +119,8 @@ def _violations(
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """Return sum and number of violations over all (positive, negative) of each row.
 
-    With the negatives of a row in rising order, those above the limit of a positive are a suffix: their sum is a
-    difference of cumulative sums, their number a difference of positions.
+    The negatives of a row are sorted in ascending order. Those above the limit of a positive form a suffix, so their
+    sum is a difference of cumulative sums, and their number a difference of positions.
     """
     rising = nearness.masked_fill(~negative, -torch.inf).sort(dim=1).values
     columns = rising.shape[1]

@@ -10,14 +10,14 @@ def within_consistency(
 ) -> Float[Tensor, ""]:
     r"""Make images i and j as similar as their captions.
 
-    For use beside another loss, because alone it makes all features collapse: CyCLIP adds both of its consistency
+    Use it only together with another loss: alone, it makes all features collapse. CyCLIP adds both of its consistency
     losses to InfoNCE, with weight 0.25.
 
     .. math:: L = \frac{1}{G} \sum_{ij} (x_i \cdot x_j - y_i \cdot y_j)^2
 
     (Goel et al. 2022, "CyCLIP: Cyclic Contrastive Language-Image Pretraining", section 3: the mean over pairs of a
-    sum over all pairs.) Expanded, it needs a few products of D × D matrices: time O(G D²), no G × G matrix. Computed in
-    float64, because it is a small difference of large sums.
+    sum over all pairs.) The square is expanded to a few products of D × D matrices: time O(G D²), no G × G matrix.
+    Computed in float64, because it is a small difference of large sums.
 
     Args:
         image_features: unit length, one row per pair.

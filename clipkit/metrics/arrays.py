@@ -1,4 +1,4 @@
-"""NumPy arrays and nested lists as inputs of the metrics, in place of tensors."""
+"""NumPy arrays and nested lists as inputs of the metrics, instead of tensors."""
 
 import functools
 import inspect

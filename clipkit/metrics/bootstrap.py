@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from clipkit.seeds import mix
 
 DRAWS = 1000
-_BLOCK = 1 << 22  # counts in memory at once
+_BLOCK = 1 << 22  # number of counts in memory at once
 
 
 def resampled(clusters: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[NDArray[np.float64]]:
     """Draw as many clusters as there are, with replacement; yield their counts in blocks (repetitions, clusters).
 
-    The same seed and number of clusters give the same draws, so that metrics can be compared in pairs.
+    The same seed and number of clusters give the same draws, so that differences of metrics can be paired.
     """
     generator = np.random.default_rng(seed)
     block = max(1, _BLOCK // clusters)
@@ -40,8 +40,8 @@ def cluster_bootstrap(
         clusters: (Q,) cluster of each query, e.g. its image; clusters are drawn whole, with replacement.
         strata: (Q,) stratum of each query. Clusters are drawn within each stratum, and the result is the mean of the
             strata's means. All queries of a cluster are in one stratum.
-        among: number of clusters if some have no query; `clusters` then holds indices below it. Default: only the
-            clusters that occur.
+        among: number of clusters, if some have no query; `clusters` then contains indices below this number. Default:
+            only the clusters that occur.
         draws: number of repetitions.
         seed: the same seed and number of clusters give the same draws, for paired differences of two metrics.
 
@@ -108,6 +108,6 @@ def _numbered(clusters: NDArray[np.int64], among: int | None) -> tuple[NDArray[n
 
 
 def interval(means: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """Return (low, high), the ends of the central share `level` of bootstrap means."""
+    """Return (low, high), the ends of the central interval that contains the share `level` of the bootstrap means."""
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

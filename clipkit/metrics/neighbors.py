@@ -7,7 +7,7 @@ from torch import Tensor
 from clipkit.metrics.arrays import takes_arrays
 from clipkit.metrics.order import first_columns
 
-_ROWS = 1024  # queries scored at once
+_ROWS = 1024  # number of queries scored at once
 
 
 @takes_arrays
@@ -19,7 +19,7 @@ def knn_scores(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Float[Tensor, "N C"]:
-    """Return weighted votes of the k most similar training images: exp(cosine / temperature) each.
+    """Return the votes of the k most similar training images; each has the weight exp(cosine / temperature).
 
     Wu et al. 2018, section 3.4.
 
@@ -29,7 +29,7 @@ def knn_scores(
         train_labels: class of each training image.
         classes: number of classes C.
         k: number of neighbors, at most T; ties go to the lower index.
-        temperature: the lower, the more weight the nearest neighbors have.
+        temperature: at a lower temperature, the nearest neighbors have more weight.
 
     Example:
         >>> knn_scores(torch.eye(2), torch.eye(2), torch.tensor([1, 0]), classes=2, k=1).argmax(dim=1).tolist()

@@ -16,7 +16,7 @@ def order_keys(scores: Float[Tensor, "R C"], first: int = 0) -> Int[Tensor, "R C
         scores: float32.
         first: index of the first column.
     """
-    bits = (scores + 0.0).view(torch.int32).long()  # turns −0 into 0
+    bits = (scores + 0.0).view(torch.int32).long()  # converts −0 to 0
     rising = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # integers in the order of the scores
     index = torch.arange(first, first + scores.shape[1], device=scores.device)
     return rising * _INDICES + (_INDICES - 1 - index)

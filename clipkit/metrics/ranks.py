@@ -12,7 +12,7 @@ from clipkit.metrics.order import of_keys, order_keys
 
 # A tile holds side × side scores. The side is fixed, so that metrics do not depend on a batch size: a matrix product of
 # another shape may round differently and break a tie the other way. At this size, comparing and counting stay in the
-# cache and cost a tenth of the product.
+# cache and take a tenth of the time of the product.
 _SIDE = 1024
 # A query with at most this many correct answers is compared with each of them separately.
 _LAYERS = 32
@@ -68,7 +68,7 @@ def retrieval_ranks(
 ) -> RetrievalRanks:
     """Return the ranks of all matching pairs, in memory O(N + M + P) beyond the features.
 
-    Scores are float32 (float64 for float64 features). All of them come from products of the same shape, so that equal
+    Scores are float32 (float64 for float64 features). All scores come from products of the same shape, so that equal
     features have bitwise equal scores and ties are exact.
 
     Args:
@@ -156,7 +156,7 @@ def right_pairs(image_of_text: Int[Tensor, " M"] | Int[Tensor, "P 2"]) -> Int[Te
 
 
 def _check_fit(pairs: Int[Tensor, "P 2"], images: int, texts: int, one_per_text: bool) -> None:
-    """Raise ValueError if the pairs do not fit the features, some of which would silently be ignored."""
+    """Raise ValueError if the pairs do not fit the features; otherwise some features would silently be ignored."""
     if one_per_text and len(pairs) != texts:
         raise ValueError(f"image_of_text has {len(pairs)} entries for {texts} texts; give one per text")
     if not len(pairs):
@@ -170,13 +170,13 @@ def _check_fit(pairs: Int[Tensor, "P 2"], images: int, texts: int, one_per_text:
 class Tiles:
     """Score matrix of images (rows) and texts (columns), computed one tile at a time in the same memory.
 
-    The last tile of a row or column is padded with zeros to full size: a product of another shape rounds differently,
-    and equal features would not have equal scores.
+    The last tile of a row or column is padded with zeros to full size. A product of another shape would round
+    differently, so that equal features would not have equal scores.
     """
 
     def __init__(self, images: Float[Tensor, "N D"], texts: Float[Tensor, "M D"]) -> None:
         self._images, self._texts = self.dtype_of(images), self.dtype_of(texts)
-        # Few features get small tiles.
+        # If there are few features, tiles are smaller.
         self.side = side = min(_SIDE, 1 << max(len(images), len(texts), 2).bit_length())
         self.images, self.texts = _bands(len(images), side), _bands(len(texts), side)
         self._padded = {id(x): _padded(x[side * (len(x) // side) :], side) for x in (self._images, self._texts)}
@@ -211,15 +211,15 @@ class Tiles:
 class _Queries:
     """One direction of retrieval: counts for each (query, correct answer) pair the candidates that rank before it.
 
-    Pairs are grouped by the band of their query and, within a band, into layers that contain each query at most once:
-    a layer needs one comparison, with one threshold per row. Queries with many correct answers are counted one by one,
-    by binary search.
+    Pairs are grouped by the band of their query. Within a band they form layers that contain each query at most once,
+    so that a layer needs only one comparison, with one threshold per row. Queries with many correct answers are counted
+    one by one, by binary search.
 
     Args:
         queries: query of each pair.
-        correct: its correct answer, an index among the candidates.
+        correct: correct answer of each pair, an index among the candidates.
         scores: score of each pair.
-        bands: slices of the queries, as the tiles have them.
+        bands: slices of the queries, the same as those of the tiles.
     """
 
     def __init__(self, queries: Tensor, correct: Tensor, scores: Tensor, bands: list[slice]) -> None:
@@ -235,7 +235,7 @@ class _Queries:
         ends = torch.searchsorted(ordered, torch.tensor([band.stop for band in bands], device=queries.device)).tolist()
         for band, start, stop in zip(bands, [0, *ends], ends, strict=False):
             in_band = order[start:stop]
-            # Number of the pair among those of its query.
+            # Number of the pair among the pairs of its query.
             number = torch.arange(start, stop, device=queries.device) - first[start:stop]
             few = (last - first)[start:stop] <= most
             many = in_band[~few]
@@ -252,7 +252,7 @@ class _Queries:
                 self._layers[band.start].append(_Layer(None if whole else rows, pairs, correct[pairs], scores[pairs]))
 
     def count(self, tile: Tensor, compared: Tensor, queries: slice, candidates: slice) -> None:
-        """Add the candidates of a tile (queries, candidates) that rank before the correct ones."""
+        """Count the candidates of a tile (queries, candidates) that rank before the correct answers."""
         for layer in self._layers[queries.start]:
             # An equal score ranks before the correct one if its index is lower.
             limit = torch.where(layer.correct >= candidates.stop, layer.just_below, layer.score)[:, None]
@@ -289,7 +289,7 @@ class _Layer:
 
 
 class _Many:
-    """A query with many correct answers, whose keys are kept in ascending order."""
+    """A query with many correct answers; their keys are in ascending order."""
 
     def __init__(self, row: int, pairs: Tensor, correct: Tensor, scores: Tensor) -> None:
         self.row = row

@@ -76,7 +76,7 @@ def _rank_metrics(ranks: RetrievalRanks) -> dict[str, float]:
 def median_rank(ranks: Int[Tensor, " Q"]) -> float:
     """Return the median rank.
 
-    For an even number of ranks it is the mean of the two middle ranks, rounded down (as open_clip).
+    For an even number of ranks it is the mean of the two middle ranks, rounded down (as in open_clip).
     """
     ordered = ranks.sort().values
     return float((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2)
@@ -89,7 +89,7 @@ def batch_accuracy(ranks: Int[Tensor, " Q"], candidates: int, size: int) -> floa
     With rank r among n candidates, none of the other G − 1 ranks higher with probability C(n−r, G−1) / C(n−1, G−1).
 
     Args:
-        ranks: rank of each query's correct answer, from 1; 0 for a query without one, which is left out.
+        ranks: rank of each query's correct answer, from 1; queries without a correct answer have 0 and are left out.
         candidates: number of candidates, n.
         size: candidates in a batch, G; at most n.
 
@@ -98,7 +98,7 @@ def batch_accuracy(ranks: Int[Tensor, " Q"], candidates: int, size: int) -> floa
         0.75
     """
     others = min(size, candidates) - 1
-    behind = candidates - ranks[ranks > 0].double()  # candidates that rank lower
+    behind = candidates - ranks[ranks > 0].double()  # number of candidates that rank lower
     logarithm = (behind + 1).lgamma() - (behind - others + 1).clamp(min=1).lgamma()
     most = torch.tensor(float(candidates - 1), dtype=torch.float64)
     every = (most + 1).lgamma() - (most - others + 1).lgamma()
@@ -124,7 +124,7 @@ def retrieval_chance(
         ("image_retrieval", pairs[:, 1], texts, images),
         ("text_retrieval", pairs[:, 0], images, texts),
     ):
-        # Number of correct answers c -> number of queries that have so many.
+        # Number of correct answers c -> number of queries with c correct answers.
         sizes, counts = queries.bincount(minlength=query_count).unique(return_counts=True)
         queries_with = {int(c): int(q) for c, q in zip(sizes, counts, strict=True) if c > 0}
         total = sum(queries_with.values())
@@ -145,10 +145,11 @@ def _miss_probability(candidates: int, correct: int, k: int) -> float:
 
 
 def precision_by_chance(candidates: int, correct: int, among: int) -> float:
-    """Return the expected mean precision at R correct answers in random order; those after the first `among` count 0.
+    """Return the expected mean precision at R correct answers in random order; answers after the first `among` count as
+    0.
 
-    E of 1/R Σ_{k ≤ among} [k-th is correct] · (number of correct ones among the first k) / k. With `among` = R this is
-    the chance level of average precision at R, with all candidates that of average precision.
+    This is the expectation of 1/R Σ_{k ≤ among} [k-th is correct] · (number of correct answers among the first k) / k.
+    With `among` = R it is the chance level of average precision at R; with all candidates, that of average precision.
     """
     if candidates == 1:
         return 1.0

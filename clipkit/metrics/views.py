@@ -6,7 +6,7 @@ from torch import Tensor
 
 from clipkit.metrics.arrays import takes_arrays
 
-_ROWS = 1024  # rows compared at once
+_ROWS = 1024  # number of rows compared at once
 
 
 @takes_arrays

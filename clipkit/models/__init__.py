@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from clipkit.models.loading import load
     from clipkit.models.towers import ImageTower, TextTower, Tower
 
-# Kept in step with the imports above, which type checkers read.
+# The same names as in the imports above, which only type checkers read.
 _NAMES = {
     "composed": "compose",
     "dual_encoder": "DualEncoder",

@@ -1,4 +1,4 @@
-"""Placeholder for the missing tower of a model with a single tower; its use raises ModelError."""
+"""Placeholder for the missing tower of a model with a single tower; using it raises ModelError."""
 
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,7 +31,7 @@ def check_present(model_name: str, **towers: nn.Module) -> None:
 
     Args:
         model_name: the model's name as the user gave it.
-        towers: by name, `image` or `text`.
+        towers: towers by name: `image`, `text`.
 
     Raises:
         ModelError: a tower is a placeholder.

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, with the same IDs as open_clip's `SimpleTokenizer`, many times faster."""
+"""CLIP's tokenizer: the same IDs as open_clip's `SimpleTokenizer`, many times faster."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +13,10 @@ _MOST_WORDS = 200_000
 
 
 class ClipBpe:
-    """Tokenizer that splits each text at spaces and looks its words up in a cache.
+    """Tokenizer that splits each text at spaces and looks up the IDs of each word in a cache.
 
-    open_clip's object cleans the texts and splits the words, so the IDs are the same by construction: its pattern
-    matches no space and looks at nothing before or after a match.
+    open_clip's object cleans the texts and splits the words into tokens. The IDs are the same by construction, because
+    its pattern matches no spaces and does not depend on the text around a match.
 
     Args:
         native: tokenizer that `supports` accepts.
@@ -32,7 +32,7 @@ class ClipBpe:
 
     @staticmethod
     def supports(native: Any) -> bool:
-        """Return whether this is CLIP's own tokenizer, without further special tokens or random truncation."""
+        """Return whether this is CLIP's original tokenizer, without additional special tokens or random truncation."""
         from open_clip import SimpleTokenizer
 
         return type(native) is SimpleTokenizer and native.reduction_fn is None and len(native.all_special_ids) == 2
@@ -40,12 +40,12 @@ class ClipBpe:
     def padded(
         self, texts: Sequence[str], context_length: int, cut: bool = True
     ) -> tuple[Int[np.ndarray, "M L"], Bool[np.ndarray, "M L"]]:
-        """Return IDs, padded with 0, and a mask of those that are not padding.
+        """Return the IDs, padded with 0, and a mask that is True where there is no padding.
 
         Args:
             texts: M strings.
             context_length: maximum number of tokens; the end token replaces the last one of a longer text.
-            cut: L is the length of the longest text, otherwise `context_length`.
+            cut: True: L is the length of the longest text; False: L is `context_length`.
         """
         most = _BYTES * (context_length - 1)
         rows = [(self.start + self._ids(text))[:most] + self.end for text in texts]

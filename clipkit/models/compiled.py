@@ -10,9 +10,10 @@ from clipkit.models.towers import TextTower, Tower
 
 
 def compile_trunk(tower: Tower) -> None:
-    """Compile the trunk of a tower in place, so that its parameters keep their names.
+    """Compile the trunk of a tower in place; its parameters keep their names.
 
-    The blocks of an encoder share the code of one block: compiling that takes seconds, the whole trunk minutes.
+    All blocks of an encoder share the compiled code of one block: compiling a block takes seconds, the whole trunk
+    minutes.
     """
     dynamic = True if isinstance(tower, TextTower) else None  # captions have many lengths, images one size
     for module in _blocks(tower.trunk) or [tower.trunk]:
@@ -20,21 +21,21 @@ def compile_trunk(tower: Tower) -> None:
 
 
 def _blocks(trunk: nn.Module) -> list[nn.Module]:
-    """Return the modules of one class that follow each other in the trunk, if they are most of it."""
+    """Return the longest sequence of modules of one class in the trunk, if it holds most of the weights."""
     stacks = [m for m in trunk.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len({*map(type, m)}) == 1]
     blocks = max(([*stack] for stack in stacks), key=_weights, default=[])
     return blocks if len(blocks) > 1 and _weights(blocks) > _weights([trunk]) / 2 else []
 
 
 def _weights(modules: Sequence[nn.Module]) -> int:
-    """Return the number of weights, without those of embeddings."""
+    """Return the number of weights; embeddings are not counted."""
     several = [module for each in modules for module in each.modules() if not isinstance(module, nn.Embedding)]
     return sum(weight.numel() for module in several for weight in module.parameters(recurse=False))
 
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run compiled modules uncompiled inside the block, for shapes each of which would be compiled."""
+    """Run compiled modules uncompiled inside the context: with many input shapes, each shape would be compiled."""
     is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
     with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
         yield

@@ -14,17 +14,17 @@ from clipkit.images import ImageLike, open_image
 from clipkit.models.exact_resize import can_resize
 from clipkit.models.preprocess import Inputs, Preprocess, Resize, stack_inputs
 
-_MOST_BYTES = 4 << 20  # of the pixels of an image that an accelerator resizes
+_MOST_BYTES = 4 << 20  # bytes of the pixels of an image that an accelerator resizes
 
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Inputs of a batch of images, or their pixels, and the errors of unreadable ones by position among all images."""
+    """Inputs or pixels of a batch of images, and the errors of unreadable images by position among all images."""
 
     inputs: dict[str, Tensor]
-    """The tower's inputs by name, or `content`: the bytes of pixels (H, W, 3), image after image."""
+    """The tower's inputs by name; or `content`, the pixels (H, W, 3) of one image after another as bytes."""
     sizes: list[tuple[int, int] | None]
-    """Width and height of each image that is to be resized."""
+    """Width and height of each image that the accelerator resizes."""
     errors: dict[int, DataError]
 
     def __len__(self) -> int:
@@ -33,20 +33,20 @@ class DecodedBatch:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Inputs of an image, or `content`, the bytes of its pixels, with width and height if it is to be resized."""
+    """Inputs of an image; or `content`, its pixels as bytes, with width and height if the accelerator resizes it."""
 
     inputs: Inputs
     size: tuple[int, int] | None = None
 
 
 class Decoder:
-    """Decodes images by position, and prepares them as far as an accelerator does not.
+    """Decodes images by position, and does the part of the preprocessing that the accelerator does not do.
 
     Args:
         preprocess: preprocessing of the tower.
         images: paths, stored files, PIL images or arrays.
         as_pixels: return pixels instead of the tower's inputs.
-        resizes: the accelerator also resizes those images for which it can.
+        resizes: the accelerator also resizes the images whose size it supports.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Decoder:
         self.steps = preprocess.steps if resizes and isinstance(preprocess.steps, Resize) else None
 
     def __call__(self, position: int, room: int = _MOST_BYTES) -> Decoded | DataError:
-        """Return an image; one that is to be resized has at most `room` bytes."""
+        """Return a decoded image; if the accelerator resizes it, it has at most `room` bytes."""
         try:
             return self._prepared(open_image(self.images[position]), room)
         except DataError as error:
             return error
 
     def blank(self) -> Decoded:
-        """Return the replacement of an unreadable image, which needs no resizing."""
+        """Return the replacement for an unreadable image, in its final size."""
         return self._prepared(Image.new("RGB", (224, 224)), 0)
 
     def joined(self, images: Sequence[Decoded]) -> dict[str, Tensor]:

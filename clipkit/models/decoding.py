@@ -16,7 +16,7 @@ from clipkit.models.decoder import Decoded, DecodedBatch, Decoder, batches_of
 from clipkit.models.decoding_processes import NoProcessesError, in_processes
 
 MANY = 1000
-"""Images for which it pays to start processes."""
+"""Smallest number of images for which starting processes saves time."""
 _MOST_PROCESSES = 32
 
 
@@ -28,7 +28,7 @@ def decoded(
     Args:
         decoder: converts the images.
         batch_size: images per batch.
-        fast: decode many images in processes, because the device would wait for threads.
+        fast: decode many images in processes, because threads would be slower than the device.
         copied: returns a copy of a tensor on the device of the batches.
     """
     workers = _workers() if fast and len(decoder.images) >= MANY and _can_fork(decoder.images) else 0
@@ -42,7 +42,7 @@ def decoded(
 
 
 def _workers() -> int:
-    """Return the number of processes: one less than the cores of this process's share."""
+    """Return the number of processes: one less than this process's share of the cores."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     return min(_MOST_PROCESSES, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
@@ -50,7 +50,7 @@ def _workers() -> int:
 def _can_fork(images: Sequence[ImageLike]) -> bool:
     """Return whether processes can be forked safely and see the images.
 
-    Opened files are not shared: each process would move the position in the file for all others.
+    Open files cannot be shared: each process would move the position in the file for all others.
     """
     return (
         sys.platform == "linux"

@@ -18,10 +18,10 @@ from clipkit.models.decoder import Decoded, DecodedBatch, Decoder, batches_of
 from clipkit.models.preprocess import Inputs
 
 _CHUNK = 16  # images that a process decodes at a time
-_CHUNK_BYTES = 12 << 20  # of all their pixels; those that do not fit are resized by the process
+_CHUNK_BYTES = 12 << 20  # bytes of all their pixels; the process resizes images that do not fit
 _AHEAD = 3  # chunks per process
 
-# What a process sends for a chunk: the sizes of the images, the bytes in the slot, and the errors.
+# Message of a process about a chunk: the sizes of the images, the number of bytes in the slot, and the errors.
 _Answer = tuple[list[tuple[int, int] | None], int, dict[int, DataError]]
 
 
@@ -56,7 +56,7 @@ def in_processes(
     processes: list[ForkProcess] = []
     try:
         try:
-            # Memory without a name is inherited, and does not count as /dev/shm, which is small in containers.
+            # Forked processes inherit anonymous memory, which does not count as part of /dev/shm (small in containers).
             memory = torch.frombuffer(mmap.mmap(-1, workers * _AHEAD * capacity), dtype=torch.uint8)
             slots = memory.view(workers, _AHEAD, capacity)
             for worker in range(workers):
@@ -64,7 +64,8 @@ def in_processes(
                 links.append(here)
                 arguments = (decoder, slots[worker], chunks[worker::workers], there, links)
                 process = context.Process(target=_decode, args=arguments)
-                with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of fork beside threads
+                # A warning about fork in a process with threads.
+                with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
                     process.start()
                 processes.append(process)
                 there.close()
@@ -103,7 +104,7 @@ def in_processes(
 
 
 def _split(content: UInt8[Tensor, " bytes"], one: Inputs) -> dict[str, Tensor]:
-    """Return inputs by name from the bytes of several images, each of which has inputs like `one`."""
+    """Return inputs by name from the bytes of several images; `one` has the names and shapes for one image."""
     rows = content.view(-1, _bytes_of(one))
     parts = rows.split([value.nbytes for value in one.values()], dim=1)
     return {
@@ -121,7 +122,7 @@ def _decode(
 ) -> None:
     """Decode chunks of images into slots of shared memory in turn; runs in a process."""
     for other in inherited:
-        other.close()  # so that the end of the parent ends this process
+        other.close()  # when the parent ends, this process ends too
     # Signals that stop a command often go to its whole group, but the parent acts on them.
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -140,7 +141,7 @@ def _decode(
 
 
 def _fill(decoder: Decoder, slot: UInt8[Tensor, " bytes"], rows: range, blank: Decoded) -> _Answer:
-    """Write images to the slot one after another; room for the rest of them in their final size is left."""
+    """Write images to the slot one after another; keep enough room for the remaining images in their final size."""
     sizes: list[tuple[int, int] | None] = []
     errors: dict[int, DataError] = {}
     used, least = 0, _bytes_of(blank.inputs)

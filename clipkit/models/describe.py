@@ -92,13 +92,13 @@ def describe(name: str) -> dict[str, Any]:
         "bias": model.logit_bias.item() if model.logit_bias is not None else None,
         "licence": license_of(name),
         "inference_bytes": weights + layer,
-        # Weights, their gradients, AdamW's two moments, and the larger of the towers' graphs for one pair.
+        # Weights, gradients, AdamW's two moments, and the activations of one pair in the larger tower.
         "training_bytes": 4 * weights + graph,
     }
 
 
 def _activation(tower: nn.Module) -> str | None:
-    """Return the most frequent activation module, or None if the layers call a function instead."""
+    """Return the name of the most frequent activation module, or None if the layers use activation functions."""
     counts: Counter[str] = Counter()
     for module in tower.modules():
         name = type(module).__name__.removesuffix("Activation")

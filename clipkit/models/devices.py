@@ -4,5 +4,5 @@ import torch
 
 
 def is_accelerator(device: torch.device) -> bool:
-    """Return whether the device works while this process prepares its next inputs."""
+    """Return whether the device is an accelerator: it computes while the CPU prepares the next inputs."""
     return device.type not in ("cpu", "meta")

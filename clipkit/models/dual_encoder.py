@@ -142,7 +142,7 @@ class DualEncoder(nn.Module):
         """Return unit-length features of images, in float32 on the CPU.
 
         Args:
-            images: paths, PIL images or uint8 arrays (H, W, 3); a single one or any number, including none.
+            images: paths, PIL images or uint8 arrays (H, W, 3); a single image or any number of images, including none.
             batch_size: images per forward pass; None: as many as suit the device.
             progress: show a progress bar.
 
@@ -224,10 +224,10 @@ class DualEncoder(nn.Module):
             save_view_heads(self.view_heads, written)
 
     def layout(self, recipe: ModelRecipe | None = None) -> Layout:
-        """Return the facts about the saved model that a model card states.
+        """Return the facts about the saved model for its model card.
 
         Args:
-            recipe: how the model was built; without it, the model counts as its own base.
+            recipe: recipe of the model; without it, the model itself counts as its base model.
         """
         reads_padding = "text" in self.sides and not self.text.padding_may_be_cut
         return Layout(
@@ -243,7 +243,7 @@ class DualEncoder(nn.Module):
     def push(self, repository: str, *, private: bool = False) -> str:
         """Upload the model and its card as one commit to a Hub repository. Return the commit's URL.
 
-        A model whose weights have not changed since it was loaded keeps the card it was loaded with.
+        If the weights have not changed since the model was loaded, its card is kept too.
 
         Args:
             repository: `org/name`; created if it does not exist.

@@ -21,19 +21,19 @@ from clipkit.models.exact_pixels import exact_pixels
 from clipkit.models.preprocess import channels_last
 from clipkit.models.towers import ImageTower, TextTower, Tower
 
-# Larger activations exceed the CPU's cache and are freed after each layer: on two cores an EfficientNet-Lite0 encoded
-# 200 images per second in batches of 8, and 60 in batches of 64.
+# Batch sizes on a CPU: larger activations exceed its cache. On two cores, an EfficientNet-Lite0 encoded 200 images per
+# second in batches of 8, and 60 in batches of 64.
 _CPU_BATCH = 8
 _CPU_STRINGS = 256
 
-# Inputs of one forward pass that keep an accelerator busy.
+# Number of inputs of one forward pass that keep an accelerator busy.
 _ACCELERATOR_BATCH = 256
 _TOKENS = 131_072
 
-# Strings that are tokenized together and then sorted into batches.
+# Number of strings that are tokenized together and then sorted into batches.
 _TOKENIZED = 16_384
 
-# Features that are kept on the device.
+# Number of features that are kept on the device before they are copied.
 _ROWS = 65_536
 
 # Function from a batch of inputs by name to features: a whole tower, or its trunk.
@@ -80,7 +80,7 @@ def encode_images(
 ) -> Float[Tensor, "N W"]:
     """Return the output of `through` for every image, in float32 on the CPU.
 
-    Threads decode images in advance; if there are many images and the device is an accelerator, processes do.
+    Threads decode images in advance. On an accelerator with many images, processes decode them instead.
 
     Args:
         tower: tower whose preprocessing is used.
@@ -96,7 +96,7 @@ def encode_images(
         UserError: the batch size is not positive, or a process that decodes images was killed.
     """
     _check_batch_size(batch_size)
-    if not len(images):  # only a forward pass knows the width
+    if not len(images):  # only a forward pass gives the width
         return encode_images(tower, [Image.new("RGB", (64, 64))], through, batch_size, device)[:0]
     fast = is_accelerator(device)
     size = batch_size or (_ACCELERATOR_BATCH if fast else _CPU_BATCH)
@@ -162,7 +162,7 @@ def encode_strings(
     with torch.inference_mode(), _precision(tower, device), bar:
         for start in range(0, len(by_length), step):
             tokens = tower.tokenize(by_length[start : start + step])
-            # Sorting by tokens instead of letters saves a fifth of the padding in batches of 256 prompts.
+            # Sorting by number of tokens, not letters, saves a fifth of the padding in batches of 256 prompts.
             lengths, by_tokens = _lengths(tower, tokens)
             order.append(by_tokens + start)
             for part in by_tokens.split(_parts(lengths, most_rows, _TOKENS if fast else None)):
@@ -183,13 +183,14 @@ def _check_batch_size(batch_size: int | None) -> None:
 def _precision(tower: Tower, device: torch.device) -> AbstractContextManager[Any]:
     """Return a context in which the tower computes in its autocast type.
 
-    The weights are cast in each batch, which takes a few percent of its time: no cache serves inference mode.
+    The weights are cast in each batch, because autocast has no cache in inference mode; this takes a few percent of the
+    time.
     """
     return nullcontext() if tower.autocast is None else torch.autocast(device.type, tower.autocast)
 
 
 class _Copies:
-    """Copies tensors to a device while it works; on a GPU in a stream of their own."""
+    """Copies tensors to a device while it computes; on a GPU in a separate stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -207,7 +208,7 @@ class _Copies:
 
 
 class _Rows:
-    """Features that stay on the device until many of them are copied at once, because each copy waits for it."""
+    """Features that stay on the device until many are copied at once, because each copy waits for the device."""
 
     def __init__(self) -> None:
         self.waiting: list[Tensor] = []
@@ -229,7 +230,7 @@ class _Rows:
 
 
 def _lengths(tower: TextTower, tokens: dict[str, Tensor]) -> tuple[list[int], Tensor]:
-    """Return the lengths of sorted rows, and the row numbers, in the original order if padding is never removed."""
+    """Return lengths and numbers of the rows, sorted by length; in original order if padding is never removed."""
     count, full = next(iter(tokens.values())).shape
     if "attention_mask" not in tokens:
         return [full] * count, torch.arange(count)

@@ -1,4 +1,4 @@
-"""Preprocessing on a device, with exactly the values that the model's library computes on the CPU."""
+"""Preprocessing on a device, with exactly the same values as the model's library on the CPU."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from clipkit.models.exact_resize import ExactResize, can_resize
 from clipkit.models.preprocess import Preprocess, Resize
 
-# Bytes of images of one size that are resized at once.
+# Largest number of bytes of images (of one size) that are resized at once.
 _GROUP = 12 << 20
 
 
@@ -44,7 +44,7 @@ class ExactPixels:
 
         Args:
             content: pixels of B images (H, W, 3), one after another.
-            sizes: width and height of each; None: it is resized and cropped already.
+            sizes: width and height of each image; None: the images are already resized and cropped.
         """
         with torch.autocast(content.device.type, enabled=False):
             return looked_up(self.table, self._pixels(content, sizes))
@@ -67,7 +67,7 @@ class ExactPixels:
         return torch.stack([made[row] for row in range(len(sizes))])
 
     def _equals_library(self, preprocess: Preprocess, steps: Resize) -> bool:
-        """Return whether resizing on the device gives the library's bytes, e.g. without TF32 products."""
+        """Return whether resizing on the device gives the same bytes as the library, e.g. TF32 is off."""
         assert preprocess.pixels is not None
         assert self.resize is not None
         for image in _noise(steps.size):
@@ -79,15 +79,16 @@ class ExactPixels:
 
 
 def exact_pixels(preprocess: Preprocess, device: torch.device, dtype: torch.dtype) -> ExactPixels | None:
-    """Return the conversion of decoded images on a device, or None if it would not equal the library's."""
+    """Return the conversion of decoded images on a device, or None if the results would differ from the library's."""
     table = pixel_table(preprocess)
     return None if table is None else ExactPixels(preprocess, table, device, dtype)
 
 
 def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
-    """Return the input of the tower for each value of each channel, or None if the bytes do not determine it.
+    """Return the tower's input for each pixel value of each channel, or None if it depends on more than this value.
 
-    The library fills the table; images of odd sizes show that looking up its bytes gives its result, bit by bit.
+    The table contains the library's results. Images of odd sizes verify that the table gives the library's results, bit
+    by bit.
     """
     if preprocess.pixels is None or preprocess.image_size is None:
         return None
@@ -108,21 +109,21 @@ def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
 
     if not all(fill(image) for image in _probes(side)):
         return None
-    for value in table.isnan().any(dim=0).nonzero()[:, 0].tolist():  # resizing does not change a flat image
+    for value in table.isnan().any(dim=0).nonzero()[:, 0].tolist():  # resizing does not change an image of one color
         fill(Image.new("RGB", (side, side), (value, value, value)))
     equal = all(torch.equal(looked_up(table, pixels[None])[0], values) for pixels, values in checks)
     return table if equal and not table.isnan().any() else None
 
 
 def looked_up(table: Float[Tensor, "3 256"], pixels: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
-    """Return the tower's input for pixels; channels are last in memory."""
+    """Return the tower's input for pixels, with channels last in memory."""
     first = torch.arange(3, dtype=torch.int32, device=pixels.device) * 256
     values = table.flatten().index_select(0, (pixels.int() + first).flatten())
     return values.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 def _probes(side: int) -> list[Image.Image]:
-    """Return an image that needs no resizing and whose crops have all values in each channel, and images of noise."""
+    """Return test images: one that needs no resizing and has all values of each channel in its crop, and noise."""
     rows, columns = np.ogrid[:side, :side]
     values = (rows % 16 * 16 + columns % 16).astype(np.uint8)
     all_values = np.stack([values, 255 - values, values ^ 85], axis=-1)

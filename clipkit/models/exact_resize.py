@@ -1,4 +1,4 @@
-"""Pillow's resizing on any device: the same bytes, from matrix products with exact sums.
+"""Pillow's resizing on any device: matrix products with exact sums give the same bytes.
 
 Pillow multiplies bytes by coefficients of 22 bits after the binary point, adds the products as integers and rounds once
 per direction (`Resample.c` of Pillow). Here each coefficient has a high and a low part of at most 12 bits, so that
@@ -16,7 +16,7 @@ from clipkit.models.preprocess import Resize
 
 _BITS = 22
 _LOW = 11
-_MOST_WEIGHTS = 512  # of at most a few hundred kilobytes
+_MOST_WEIGHTS = 512  # number of cached matrices of at most a few hundred kilobytes
 _MOST_TAPS = 32  # bytes times low parts: 32 · 255 · 2047 < 2^24
 
 
@@ -30,7 +30,7 @@ def _bilinear(x: np.ndarray) -> np.ndarray:
     return np.maximum(1.0 - np.abs(x), 0.0)
 
 
-# Name -> filter and the distance in pixels from which it is 0.
+# Name -> filter function, and the distance in pixels at which it becomes 0.
 _FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "bicubic": (_bicubic, 2.0),
     "bilinear": (_bilinear, 1.0),
@@ -38,10 +38,10 @@ _FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
 
 
 def can_resize(width: int, height: int, steps: Resize, side: int) -> bool:
-    """Return whether `ExactResize` takes images of this size.
+    """Return whether `ExactResize` supports images of this size.
 
-    Pillow resizes rows first; from some version on columns first, if they lose more than twice as many pixels (its pull
-    request 9549), and those of very tall images.
+    Pillow resizes rows first. Newer versions resize columns first for very tall images, and if this removes more than
+    twice as many pixels (Pillow's pull request 9549).
     """
     if steps.interpolation not in _FILTERS or steps.size < side:
         return False
@@ -52,7 +52,7 @@ def can_resize(width: int, height: int, steps: Resize, side: int) -> bool:
 
 
 class ExactResize:
-    """Resizing and center crop on a device as the libraries do them with Pillow.
+    """Resizing and center crop on a device, with the same results as the libraries with Pillow.
 
     Args:
         steps: settings of the resizing.
@@ -96,7 +96,7 @@ class ExactResize:
         rows = table[start : start + self.side]
         parts = np.concatenate([rows >> _LOW, rows & ((1 << _LOW) - 1)]).T.astype(np.int16)
         copy = torch.from_numpy(np.ascontiguousarray(parts))
-        if self.device.type == "cuda":  # otherwise each new size waits for the GPU
+        if self.device.type == "cuda":  # otherwise each new size would wait for the GPU
             return copy.pin_memory().to(self.device, non_blocking=True)
         return copy.to(self.device)
 
@@ -110,7 +110,7 @@ def _target(width: int, height: int, steps: Resize) -> tuple[int, int]:
 
 
 def _coefficients(before: int, after: int, name: str) -> Int[np.ndarray, "after before"]:
-    """Return Pillow's coefficients: for each new pixel, its weights of the old ones."""
+    """Return Pillow's coefficients: for each new pixel, the weights of the old pixels."""
     function, reach = _FILTERS[name]
     scale = before / after
     stretch = max(scale, 1.0)

@@ -1,4 +1,4 @@
-"""Table of the model families of transformers; a row contains everything that differs between families.
+"""Table of the model families of transformers; a row contains all differences between families.
 
 To add a dual encoder, add a row to `FAMILIES`; to add a text encoder for composed models, a row to `TEXT_ENCODERS`.
 """
@@ -43,7 +43,7 @@ class Family:
     longest: int | None = None
     """Context length set by the family's processor, if shorter than the model's positions allow."""
     pipeline: bool = True
-    """True if transformers' zero-shot pipeline pads captions as the model was trained."""
+    """True if transformers' zero-shot pipeline pads captions in the same way as the training of the model."""
     open_clip: Literal["clip", "siglip"] | None = None
     """Architecture of open_clip that holds the same weights."""
 
@@ -60,7 +60,7 @@ FAMILIES = {
     "vision-text-dual-encoder": Family("VisionTextDualEncoderModel", pipeline=False),
 }
 
-# `model_type` of a text encoder's configuration -> its facts; the dual encoders' text towers are encoders too.
+# `model_type` of a text encoder's configuration -> its properties, also for the text towers of dual encoders.
 TEXT_ENCODERS = {family.text_type: family.text_encoder for family in FAMILIES.values() if family.text_type} | {
     "bert": TextEncoder("cut"),
     "camembert": TextEncoder("cut", offset_positions=True),

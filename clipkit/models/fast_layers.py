@@ -1,4 +1,4 @@
-"""Faster forms of two layers on accelerators, with the same parameters; on a CPU they run as the library wrote them."""
+"""Faster implementations of two layers on accelerators, with the same parameters; on a CPU the library's code runs."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -11,16 +11,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipkit.models.devices import is_accelerator
 
-# Up to this length PyTorch prefers a slow kernel: on an H200, forward and backward of 2,048 × 12 heads of length 50
-# took 3.4 ms, and 2.8 ms with the memory-efficient kernel; of 512 × 12 heads of length 197, 3.3 and 5.4 ms.
+# Up to this length PyTorch chooses a slow kernel. On an H200, forward and backward of 2,048 × 12 heads of length 50
+# took 3.4 ms, and 2.8 ms with the memory-efficient kernel. For 512 × 12 heads of length 197, they took 3.3 ms and 5.4
+# ms.
 _SHORT = 96
 _FOR_SHORT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def use_fast_layers(module: nn.Module) -> None:
-    """Give layers inside a module, in place, their faster form for accelerators.
+    """Replace layers inside a module, in place, by their faster implementation for accelerators.
 
-    Only the class of a layer changes: its parameters, their names and what it computes stay the same.
+    Only the class of a layer changes; its parameters, their names and its results stay the same.
     """
     for layer in module.modules():
         if type(layer) is nn.Conv2d and _cuts_patches(layer):
@@ -30,7 +31,7 @@ def use_fast_layers(module: nn.Module) -> None:
 
 
 class PatchConvolution(nn.Conv2d):
-    """Convolution that cuts an image into patches: one matrix product, since its windows do not overlap.
+    """Convolution that cuts an image into patches, as one matrix product: its windows do not overlap.
 
     cuDNN has no fast kernels for 3 input channels: for ViT-B/32 on an H100 the convolution took 30 of 246 ms.
     """
@@ -42,7 +43,7 @@ class PatchConvolution(nn.Conv2d):
         if not is_accelerator(input.device):
             return super().forward(input)
         if torch.is_autocast_enabled(input.device.type):
-            input = input.to(torch.get_autocast_dtype(input.device.type))  # before the copy, not after it
+            input = input.to(torch.get_autocast_dtype(input.device.type))  # cast before the copy, not after it
         images, channels, height, width = input.shape
         (tall, wide), rows, columns = self.kernel_size, height // self.kernel_size[0], width // self.kernel_size[1]
         cut = input[:, :, : rows * tall, : columns * wide].reshape(images, channels, rows, tall, columns, wide)
@@ -52,7 +53,7 @@ class PatchConvolution(nn.Conv2d):
 
 
 class PackedSelfAttention(nn.MultiheadAttention):
-    """Self-attention that does not copy queries, keys and values out of their common projection."""
+    """Self-attention that uses queries, keys and values as views of their common projection, without copies."""
 
     library_class = nn.MultiheadAttention
 

@@ -12,7 +12,7 @@ from clipkit.models.absent import is_absent
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.versions import __version__, installed_version
 
-# Other versions of these may resize, tokenize or multiply slightly differently.
+# Libraries whose other versions may resize, tokenize or multiply slightly differently.
 _LIBRARIES = (
     "torch",
     "torchvision",
@@ -23,7 +23,8 @@ _LIBRARIES = (
     "pillow",
 )
 
-# Upper and lower case, digits, punctuation, entities, other scripts, spaces, and a text longer than any context.
+# Test texts: upper and lower case, digits, punctuation, entities, other scripts, spaces, and a text longer than any
+# context.
 _PROBE_TEXTS = [
     "a photo of a cat.",
     "A PHOTO, of 1,234 Cats & dogs!",
@@ -45,8 +46,8 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
 def tower_fingerprint(tower: ImageTower | TextTower) -> str:
     """Return a hash that differs whenever the features of any image or text may differ.
 
-    It covers preprocessing and tokenization by their results for a few inputs, and weights, names and plain
-    attributes of modules, the type of device and the libraries' versions directly.
+    Preprocessing and tokenization are covered by their results for a few inputs. Weights, names and plain attributes of
+    modules, the type of device and the versions of libraries are hashed directly.
     """
     if is_absent(tower):
         return hashlib.sha256().hexdigest()
@@ -73,7 +74,7 @@ def _fingerprint(
     if tower.autocast is not None:
         digest.update(f"autocast {tower.autocast}\n".encode())
     for name, module in (each for part, whole in parts.items() for each in whole.named_modules(prefix=part)):
-        kind = getattr(module, "library_class", type(module))  # the faster form of a layer computes the same
+        kind = getattr(module, "library_class", type(module))  # its faster implementation gives the same results
         digest.update(f"{name} {kind.__qualname__} {_plain_attributes(module)}\n".encode())
     for name, tensor in tensors:
         _update(digest, name, tensor)
@@ -92,7 +93,7 @@ def _plain_attributes(module: nn.Module) -> list[tuple[str, str]]:
     return sorted(
         (name, repr(value))
         for name, value in vars(module).items()
-        # The model's origin and training mode do not affect its features here.
+        # The model's origin and training mode do not affect its features.
         if name not in ("training", "name_or_path") and isinstance(value, bool | int | float | str | tuple)
     )
 

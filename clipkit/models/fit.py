@@ -18,14 +18,14 @@ log = logging.getLogger("clipkit")
 # Tables are padded to a multiple of 64 or 256, or by a few percent: mT5 has 112 unused rows, CLIPA 1,478 of 32,000.
 _SPARE_ROWS = 256
 _USED_ROWS = 0.8
-# A landscape and a portrait image, with an odd rest after every resizing.
+# Sizes of a landscape and a portrait image that leave an odd number of pixels after every resizing.
 _SHAPES = ((97, 64), (64, 97))
 
 
 def check_fit(image: ImageTower | None, text: TextTower | None, name: str) -> None:
     """Check that the parts of a model fit each other.
 
-    Nothing heavy runs: two small images are preprocessed, and shapes are compared.
+    This is fast: it preprocesses two small images and compares shapes.
 
     Args:
         image: the image tower, if the model has one.
@@ -33,7 +33,7 @@ def check_fit(image: ImageTower | None, text: TextTower | None, name: str) -> No
         name: the model's name, for errors.
 
     Raises:
-        ModelError: the tokenizer does not belong to the text tower, or the preprocessing not to the image tower.
+        ModelError: the tokenizer does not fit the text tower, or the preprocessing does not fit the image tower.
     """
     if text is not None:
         _check_tokenizer(text, name)
@@ -53,7 +53,7 @@ def _check_tokenizer(tower: TextTower, name: str) -> None:
         )
     tokens, special = _token_counts(tokenizer)
     if tokens <= special:
-        raise ModelError(f"{name}: its tokenizer has no tokens besides {special} special ones; {advice}")
+        raise ModelError(f"{name}: its tokenizer has only {special} special tokens and no words; {advice}")
     if rows - tokens > _SPARE_ROWS and tokens < _USED_ROWS * rows:
         raise ModelError(
             f"{name}: its tokenizer has {tokens} tokens, but its text tower has embeddings for {rows}, so they do not "
@@ -62,8 +62,8 @@ def _check_tokenizer(tower: TextTower, name: str) -> None:
     end = _end_token(tower.trunk)
     if end == "highest" and (last := tokenizer(["a"])["input_ids"][0].max().item()) < tokenizer.vocab_size - 1:
         log.warning(
-            "%s: its text tower takes its features at the token with the highest ID, which is not the end (%d) in "
-            "captions with one of the tokens that were added after it",
+            "%s: its text tower reads the features of a caption at the token with the highest ID; this is not the end "
+            "token (%d) in captions that contain a token that was added after it",
             *(name, last),
         )
     elif isinstance(end, int) and end not in (ids := tokenizer(["a"])["input_ids"][0].tolist()):
@@ -91,24 +91,24 @@ def _embedding_rows(trunk: Any) -> int | None:
 
 
 def _token_counts(tokenizer: Any) -> tuple[int, int]:
-    """Return the number of all tokens, and of special ones."""
+    """Return the number of all tokens, and the number of special tokens."""
     native = tokenizer.inner if isinstance(tokenizer, OpenClipTokenizer) else tokenizer.native
     return (tokenizer.vocab_size, 0) if native is None else (len(native), len(native.all_special_ids))
 
 
 def _end_token(trunk: Any) -> int | Literal["highest"] | None:
-    """Return the ID of the token at which a causal tower takes its features; None if it needs none."""
+    """Return the ID of the token from which a causal tower takes its features; None if there is no such token."""
     if isinstance(trunk, CausalText):
         return "highest" if trunk.end is None else trunk.end
     config: Any = getattr(trunk.native, "config", None)
     if getattr(config, "model_type", None) not in ("clip_text_model", "metaclip_2_text_model"):
         return None
-    # The first CLIP configurations have 2, for which transformers takes the highest ID.
+    # The first CLIP configurations have 2; transformers then uses the highest ID.
     return "highest" if config.eos_token_id == 2 and config.model_type == "clip_text_model" else config.eos_token_id
 
 
 def _check_preprocessing(tower: ImageTower, name: str) -> None:
-    advice = "give the tower the preprocessing, or the model.image.image_size, with which it was trained"
+    advice = "set the preprocessing, or model.image.image_size, to the values of the tower's training"
     try:
         landscape, portrait = (tower.preprocess(Image.new("RGB", shape, (90, 120, 150))) for shape in _SHAPES)
     except UserError:
@@ -138,7 +138,7 @@ def _check_preprocessing(tower: ImageTower, name: str) -> None:
 
 
 def _stated_shape(trunk: Any) -> tuple[int, ...] | None:
-    """Return the last dimensions of the input that a tower's configuration states; a tower may accept others."""
+    """Return the last dimensions of the input according to a tower's configuration; a tower may accept others."""
     native = trunk.native
     config: Any = getattr(native, "config", None)
     size = getattr(config, "image_size", getattr(native, "image_size", None))
@@ -151,15 +151,15 @@ def _stated_shape(trunk: Any) -> tuple[int, ...] | None:
 
 
 def _refusal(trunk: nn.Module, inputs: dict[str, Tensor]) -> str | None:
-    """Return why a tower refuses the inputs, or None.
+    """Return the reason why a tower refuses the inputs, or None.
 
-    Shapes pass through it without values, on the meta device. A tower that needs values runs once.
+    The tower runs on the meta device, with shapes but no values. A tower that needs values runs once normally.
     """
     batch = {name: value[None] for name, value in inputs.items()}
     batch = {name: value / 255 if value.dtype == torch.uint8 else value for name, value in batch.items()}
     tensors = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
     shapes, inputs = ({name: value.to("meta") for name, value in of.items()} for of in (tensors, batch))
-    trunk.eval()  # as all loaders leave it; no random numbers are drawn
+    trunk.eval()  # the mode in which all loaders return it; draws no random numbers
     with torch.no_grad():
         try:
             functional_call(trunk, shapes, (), inputs)

@@ -1,4 +1,4 @@
-"""Limits on the configuration of a model folder: it cannot choose anything that loads code."""
+"""Limits on the configuration of a model folder: it cannot choose options that load code."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from clipkit.errors import ModelError
 from clipkit.parsing import parse_json
 
-# transformers takes any other name for kernels, which it would download from the Hub and run.
+# transformers reads any other name as the name of kernels, which it would download from the Hub and run.
 _ATTENTION = ("eager", "sdpa", "flex_attention")
 _NAMES = (
     "_attn_implementation",

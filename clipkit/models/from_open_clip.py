@@ -119,9 +119,9 @@ def _create(name: str, architecture: str, tag: str | None, config: dict[str, Any
         # CLIPA's text tower is a separate module only in the custom-text class; open_clip converts the weights.
         config["custom_text"] = True
     if weights is not None and "logit_bias" in weights.shapes:
-        config.setdefault("init_logit_bias", -10.0)  # from --siglip of its trainer; no architecture file mentions it
+        config.setdefault("init_logit_bias", -10.0)  # comes from --siglip of its trainer; no architecture file has it
     bias = {"init_logit_bias": config["init_logit_bias"]} if "init_logit_bias" in config else {}
-    # It warns about random weights, which are replaced below.
+    # open_clip warns about random weights, which are replaced below.
     with (
         as_model_error(f"{name}: open_clip cannot build the model", "; check its configuration"),
         without_root_messages(),
@@ -129,7 +129,7 @@ def _create(name: str, architecture: str, tag: str | None, config: dict[str, Any
         if text.get("hf_model_name"):
             from transformers import AutoConfig
 
-            AutoConfig.from_pretrained(text["hf_model_name"], trust_remote_code=False)  # otherwise it would prompt
+            AutoConfig.from_pretrained(text["hf_model_name"], trust_remote_code=False)  # otherwise it asks the user
         native = open_clip.create_model(
             architecture,
             pretrained=tag,

@@ -42,7 +42,7 @@ class FromTransformers:
     def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
         """Return all weights under the names of transformers, after copying the model's scale and bias into them."""
         with torch.no_grad():
-            if hasattr(self.native, "temperature"):  # ALIGN divides by it
+            if hasattr(self.native, "temperature"):  # ALIGN divides by the scale
                 self.native.temperature.copy_(torch.exp(-model.logit_scale))
             for name in ("logit_scale", "logit_bias"):
                 value, target = getattr(model, name), getattr(self.native, name, None)
@@ -136,8 +136,8 @@ def _tokenizer(native: Any, family: Family, folder: Path) -> TransformersTokeniz
     tokenizer = transformers_tokenizer(
         folder, family.longest, encoder.positions(config), fixed=encoder.padding != "cut", mask=not uses_padding
     )
-    # SigLIP 2 was trained on lowercased captions with Gemma's tokenizer; only Siglip2Tokenizer lowercases them.
-    # transformers before 5.4 may open both with a general class: the file names theirs.
+    # SigLIP 2 was trained on lowercased captions with Gemma's tokenizer, but only Siglip2Tokenizer lowercases them.
+    # transformers before 5.4 may open both with a general class, so the class is read from the file.
     opened = type(tokenizer.native).__name__
     declared = str(read_object(folder / "tokenizer_config.json").get("tokenizer_class", opened))
     tokenizer.lower = uses_padding and declared.startswith(("Gemma", "Siglip2")) and opened != "Siglip2Tokenizer"
@@ -226,6 +226,6 @@ class _ProcessorCall:
         return {name: torch.as_tensor(value[0]) for name, value in inputs.items()}
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """Return the bytes that the processor scales and normalizes."""
+        """Return the uint8 pixels before the processor scales and normalizes them."""
         array = self.processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
         return np.ascontiguousarray(np.moveaxis(np.asarray(array), 0, -1))

@@ -11,7 +11,7 @@ _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 # Configurations, vocabularies and a model card, without the weights of other frameworks.
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "README.md", "1_Pooling/*")
 _CLIPKIT_FILES = ("clipkit.json", "heads.safetensors", "view_heads.safetensors", "image/*", "text/*")
-# By preference, safetensors before pickles: only the first that exists is downloaded.
+# In order of preference, safetensors before pickles; only the first that exists is downloaded.
 _TRANSFORMERS_WEIGHTS = (
     ("model.safetensors", "model.safetensors"),
     ("model.safetensors.index.json", "model-*.safetensors"),
@@ -32,11 +32,11 @@ def local_folder(name: str, model_types: Collection[str] | None = None) -> Path:
 
     Args:
         name: a folder, or a repository as `org/name` or `org/name@revision`.
-        model_types: transformers model types whose weights are downloaded; for other types only small files are. None:
-            all types; empty: no weights.
+        model_types: transformers model types whose weights are downloaded; for other types, only small files are
+            downloaded. None: all types; empty: no weights.
 
     Raises:
-        ModelError: neither exists, or the repository is not accessible; names the reason.
+        ModelError: neither the folder nor the repository exists, or the repository is not accessible.
     """
     try:
         folder = Path(name).expanduser()
@@ -67,7 +67,7 @@ def check_repository(name: str) -> None:
 
 
 def http_errors() -> tuple[type[BaseException], ...]:
-    """Errors of the Hub's client and of its HTTP library, which is httpx or httpx2 by its version."""
+    """Return the error types of the Hub's client and of its HTTP library (httpx or httpx2, by version)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__
@@ -138,7 +138,7 @@ def _model_type(repository: str, sha: str | None) -> str | None:
 
 
 def _in_cache(repository: str, revision: str | None) -> Path:
-    """Return the cached copy; missing weights are reported later, when they are opened."""
+    """Return the cached copy of a repository; missing weights are reported later, when they are opened."""
     from huggingface_hub import snapshot_download
 
     return Path(

@@ -1,4 +1,4 @@
-"""Image processors of transformers that resize with Pillow: their names and arguments differ between its versions."""
+"""Image processors of transformers that resize with Pillow; names and arguments depend on transformers' version."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def processor_class(family: str) -> Any:
 
 
 def _has_backends() -> bool:
-    """Return true from transformers 5.4 on, where the class names without `Pil` resize with torchvision."""
+    """Return True from transformers 5.4 on, where only classes with `Pil` in their names resize with Pillow."""
     import transformers
 
     return hasattr(transformers, "CLIPImageProcessorPil")

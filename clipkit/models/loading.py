@@ -1,4 +1,4 @@
-"""Function `load`, which loads a DualEncoder from its name."""
+"""Function `load`: load a DualEncoder from its name."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,9 +48,8 @@ def load(
             `open_clip:ARCH?weights=FILE`; a folder in the layout of transformers, open_clip or clipkit; a folder
             with adapters in PEFT's layout; a clipkit run.
         device: default: the GPU (CUDA, MPS…) if there is one, else the CPU.
-        dtype: type of the weights: a torch type, fp32, bf16 or fp16; auto: float32 weights, with which a CUDA GPU
-            encodes under bfloat16 autocast, several times as fast, and other devices in float32. Features are always
-            float32.
+        dtype: type of the weights: a torch type, fp32, bf16 or fp16; auto: float32 weights; a CUDA GPU encodes with
+            bfloat16 autocast, which is several times as fast, other devices in float32. Features are always float32.
         image_tower, text_tower, preprocess, tokenizer: parts of a model that `DualEncoder.from_modules` built: the
             folder has only its weights. Not for other models.
 
@@ -92,7 +91,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Return whether the device is a CUDA GPU that computes in bfloat16 and does not only emulate it."""
+    """Return whether the device is a CUDA GPU that supports bfloat16 in hardware."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -146,7 +145,7 @@ def _open_folder(folder: Path, name: str) -> DualEncoder:
     if (folder / LAYOUT_FILE).is_file():
         return load_composed(folder, name)
     model_type = read_object(folder / "config.json").get("model_type")
-    # A repository with both layouts holds the same model twice; transformers' layout names the class.
+    # A repository with both layouts holds the same model twice; transformers' layout also contains its class.
     if (folder / CONFIG_FILE).is_file() and not (str(model_type) in FAMILIES and has_weights(folder)):
         return load_open_clip_folder(folder, name)
     if model_type is None:

@@ -13,9 +13,9 @@ from clipkit.models.dual_encoder import DualEncoder
 def merge(models: Sequence[DualEncoder], weights: Sequence[float] | None = None) -> DualEncoder:
     """Return the weighted mean of models with the same architecture, in the layout of the last model.
 
-    Two models with the weights (1 - alpha, alpha) are Wortsman et al. 2022, "Robust fine-tuning of zero-shot models",
-    equation 1; several models with equal weights are their uniform soup ("Model soups", 2022). The scale is averaged
-    as a logarithm.
+    Two models with the weights (1 - alpha, alpha): Wortsman et al. 2022, "Robust fine-tuning of zero-shot models",
+    equation 1. Several models with equal weights: uniform soup, Wortsman et al. 2022, "Model soups". The scale is
+    averaged as a logarithm.
 
     Args:
         models: at least two; the last one is overwritten.
@@ -25,7 +25,7 @@ def merge(models: Sequence[DualEncoder], weights: Sequence[float] | None = None)
         The last model with averaged weights. Its integer buffers stay unchanged.
 
     Raises:
-        ModelError: the architectures differ (names the first tensor that does), or the weights do not fit.
+        ModelError: the architectures differ (the message names the first tensor), or the weights are invalid.
 
     Example:
         >>> merge([load("org/clip"), load("runs/tuned")], [0.5, 0.5]).save("merged")   # doctest: +SKIP
@@ -48,7 +48,7 @@ def merge(models: Sequence[DualEncoder], weights: Sequence[float] | None = None)
 
 
 def averaged(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    """Return the weighted mean of tensors, computed in float32; integer tensors are the last model's."""
+    """Return the weighted mean of tensors, computed in float32; integer tensors are copied from the last model."""
     mean = {}
     for name, last in states[-1].items():
         if not last.is_floating_point():

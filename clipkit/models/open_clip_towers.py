@@ -18,13 +18,13 @@ def image_tower(visual: Any, name: str) -> ImageTower:
     """Build the image tower of an open_clip model; a separate projection is moved to the tower's head.
 
     Raises:
-        ModelError: its input is not square.
+        ModelError: the tower's input is not square.
     """
     preprocess = _preprocess(visual, name)
     if hasattr(visual, "trunk"):  # timm's model with open_clip's head on top
         return _timm_tower(visual, preprocess)
     if isinstance(getattr(visual, "proj", None), nn.Parameter):
-        # Taken out of the trunk, which skips it if it is None, so that a frozen trunk can run once.
+        # Move the projection out of the trunk, which skips a projection of None, so that a frozen trunk can run once.
         head = Projection(visual.proj)
         visual.proj = None
         return ImageTower(Native(visual), head, prefixed(transformers_blocks(visual)), preprocess)
@@ -63,7 +63,7 @@ def _preprocess(visual: Any, name: str) -> Preprocess:
 def _timm_tower(visual: Any, preprocess: Preprocess) -> ImageTower:
     blocks = prefixed(timm_blocks(visual.trunk))
     names: list[str] = []
-    if not any(True for _ in visual.head.parameters()):  # the trunk projects, or only pools
+    if not any(True for _ in visual.head.parameters()):  # the trunk contains the projection, or there is none
         for prefix in ("native.head.", "native.attn_pool."):
             names = names or [name for block in blocks for name in block if name.startswith(prefix)]
         blocks = [[name for name in block if name not in names] for block in blocks]
@@ -89,7 +89,7 @@ def text_tower(native: Any, tokenizer: Any, source: str | None) -> tuple[OpenCli
         trunk: nn.Module = CausalText(text, end)
         cutting = OpenClipTokenizer(tokenizer, source, context_length, padding)
         return cutting, TextTower(trunk, _head(text.text_projection), transformers_blocks(trunk), cutting)
-    masked = hasattr(text, "pooler")  # an encoder of transformers, which masks by the padding token's id
+    masked = hasattr(text, "pooler")  # an encoder of transformers, which masks padding by the ID of its token
     fixed = OpenClipTokenizer(tokenizer, source, context_length, padding if masked else None)
     names = [f"native.{name}" for name, _ in text.named_parameters() if name.startswith(("proj.", "text_projection"))]
     blocks = [[name for name in block if name not in names] for block in prefixed(transformers_blocks(text))]

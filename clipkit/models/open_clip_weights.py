@@ -1,4 +1,4 @@
-"""Weight files for open_clip models, which are checked before the model is built."""
+"""Weight files for open_clip models; they are checked before the model is built."""
 
 import re
 import tempfile
@@ -73,7 +73,7 @@ class Weights:
 
     @contextmanager
     def _unwrapped(self) -> Iterator[Path]:
-        """Provide a file whose tensors have no wrappers' parts in their names: this one, or a temporary copy."""
+        """Context that gives a file whose tensor names have no parts of wrappers: this file, or a temporary copy."""
         if not self.is_wrapped:
             yield self.file
             return
@@ -89,14 +89,14 @@ class Weights:
         return {key: value for key, value in content.get("state_dict", content).items() if isinstance(value, Tensor)}
 
     def _check(self, expected: list[str], missing: list[str], unexpected: list[str]) -> None:
-        """Refuse a file that lacks weights or is from a deeper model; name the tensors that are not used."""
+        """Raise an error if a file lacks weights or is from a deeper model; log the names of unused tensors."""
         layers = {re.sub(r"\d+", "*", name) for name in expected}
         deeper = [name for name in unexpected if re.sub(r"\d+", "*", name) in layers]
         prefix = unknown_prefix(missing, unexpected)
         if prefix is not None:
             raise ModelError(
                 f"{self.file}: the names of the weights begin with {prefix!r}, for example {prefix}{missing[0]}; save "
-                "the state_dict of the model itself, without the object around it"
+                "the state_dict of the model itself, not of an object that contains it"
             )
         if missing or deeper:
             reason = f"{missing[0]} is missing" if missing else f"{deeper[0]} is not part of it"

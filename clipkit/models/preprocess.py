@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-# An image -> its inputs by name, without a batch dimension: most towers take one, pixel_values (3, H, W).
+# Function (image) -> inputs by name, without a batch dimension. Most towers have one input, pixel_values (3, H, W).
 Inputs = dict[str, Tensor]
 
 Pixels = UInt8[np.ndarray, "H W 3"]
@@ -43,7 +43,7 @@ class PatchGrid:
 class Preprocess:
     """Evaluation preprocessing of a tower, with the parts that training needs to use another crop.
 
-    The tower's own library does the work (`evaluate`), so that pixels equal that library's.
+    The tower's own library does the preprocessing (`evaluate`), so that the pixels are equal.
     """
 
     evaluate: Callable[[Image.Image], Inputs]
@@ -55,20 +55,22 @@ class Preprocess:
     finish: Callable[[Image.Image], Inputs] | None = None
     """Function from a crop of the input size to inputs, if this needs more than scaling and normalization."""
     steps: Resize | PatchGrid | None = None
-    """`evaluate` as plain values, for exports; None if these values cannot describe it."""
+    """Settings of `evaluate` as plain values, for exports; None if plain values cannot describe it."""
     pixels: Callable[[Image.Image], Pixels] | None = None
-    """`evaluate` before scaling and normalization, if these treat each byte of a channel alike."""
+    """Function (image) -> uint8 pixels before scaling and normalization; None if these depend on more than the value.
+    """
 
     def __call__(self, image: Image.Image) -> Inputs:
         """Resize, crop, scale to [0, 1] and normalize."""
         return self.evaluate(image)
 
     def of_crop(self, crop: Image.Image | UInt8[Tensor, "3 H W"]) -> Inputs:
-        """Return the inputs for a crop that already has the input size, as uint8 values; `normalized` completes them.
+        """Return the inputs for a crop that already has the input size, as uint8 values; `normalized` converts them
+        later.
 
         Bytes take a quarter of the memory and of the transfer from a loader worker to the device.
         """
-        from torchvision.transforms.v2 import functional as F  # not at the top: it takes seconds to import
+        from torchvision.transforms.v2 import functional as F  # imported here because it takes seconds
 
         if self.finish is not None:
             return self.finish(F.to_pil_image(crop) if isinstance(crop, Tensor) else crop)
@@ -86,12 +88,12 @@ class Preprocess:
         if not pixels.is_cpu:  # in one kernel
             return {**inputs, "pixel_values": torch.addcmul(-mean / std, pixels, 1 / (255 * std))}
         scaled = torch.empty_like(pixels, dtype=torch.float32)
-        # Image by image, so that the data stays in the cache.
+        # One image at a time, so that the data stays in the cache.
         for bytes_, floats in zip(pixels, scaled, strict=True) if pixels.ndim == 4 else [(pixels, scaled)]:
             rows, values, center, scale = bytes_, floats, mean, std
             if (
                 not floats.is_contiguous() and floats.permute(1, 2, 0).is_contiguous()
-            ):  # channels last: whole rows at once, in a quarter of the time
+            ):  # channels last: normalizes whole rows at once, in a quarter of the time
                 rows, values = (image.permute(1, 2, 0).flatten(1) for image in (bytes_, floats))
                 center, scale = (one.flatten().repeat(bytes_.shape[2]) for one in (mean, std))
             values.copy_(rows).mul_(1 / 255).sub_(center).div_(scale)
@@ -113,7 +115,7 @@ def stack_inputs(images: Sequence[Inputs]) -> Inputs:
 
 @cache
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return a value per channel (3, 1, 1). Creating it each time would wait for the work of a GPU."""
+    """Return a cached tensor (3, 1, 1) of one value per channel. Creating it each time would wait for the GPU."""
     with torch.inference_mode(False):
         return torch.tensor(values, device=device)[:, None, None]
 
@@ -128,7 +130,7 @@ class TransformCall:
         return {"pixel_values": self.transform(image)}
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """Return the bytes that the last two steps scale and normalize."""
+        """Return the uint8 pixels before the last two steps, which scale and normalize."""
         for step in self._steps[:-2]:
             image = step(image)
         return np.array(image)

@@ -40,5 +40,7 @@ def probabilities(
     if kind != "sigmoid":
         raise ModelError(f"probabilities {kind!r}: is not supported; use auto, sigmoid or softmax")
     if bias is None:
-        raise ModelError("probabilities 'sigmoid': needs a model with a logit bias, as SigLIP's; use softmax or auto")
+        raise ModelError(
+            "probabilities 'sigmoid': needs a model with a logit bias, such as SigLIP; use softmax or auto"
+        )
     return (similarities * scale + bias).sigmoid()

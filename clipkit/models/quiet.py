@@ -28,7 +28,7 @@ def without_root_messages() -> Iterator[None]:
     """Temporarily silence messages below ERROR of the root logger, which open_clip uses; then remove the handler."""
     root = logging.getLogger()
     level, handler = root.level, logging.NullHandler()
-    root.addHandler(handler)  # without one, the first message would install a handler for the whole process
+    root.addHandler(handler)  # without a handler, the first message would install one for the whole process
     root.setLevel(logging.ERROR)
     try:
         yield
@@ -46,7 +46,7 @@ def as_model_error(what: str, advice: str = "") -> Iterator[None]:
         advice: the part after it.
 
     Raises:
-        ModelError: the block raised an error; errors with messages for users stay as they are.
+        ModelError: the block raised an error; a UserError is not changed.
     """
     try:
         yield

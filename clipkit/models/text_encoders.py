@@ -22,7 +22,7 @@ from clipkit.parsing import parse_json
 from clipkit.recipe import TextTowerRecipe
 
 _POOLING_FILE = Path("1_Pooling") / "config.json"
-# Keys of this file before sentence-transformers 6: one per mode, true for those that are used.
+# Keys of this file before sentence-transformers 6: one boolean per pooling mode.
 _OLD_POOLING = "pooling_mode_"
 
 
@@ -90,7 +90,7 @@ def text_tower(recipe: TextTowerRecipe, projection: NewProjection) -> TextTower:
 
 
 def _encoder_class(config: Any, name: str) -> Any:
-    """Return the transformers auto class that builds a text encoder; for T5 and similar models, only the encoder."""
+    """Return the auto class of transformers for a text encoder; for models such as T5, it builds only the encoder."""
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
     if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING:

@@ -42,7 +42,7 @@ def timm_tower(recipe: ImageTowerRecipe, projection: NewProjection) -> ImageTowe
             native.set_input_size(img_size=recipe.image_size)
     size = recipe.image_size or int(native.pretrained_cfg["input_size"][-1])
     if not recipe.pretrained:
-        # The margin that crop_pct cuts off belongs to the pretrained weights.
+        # crop_pct (a margin that is cut off) belongs to the pretrained weights, so it is not used.
         native.pretrained_cfg = native.pretrained_cfg | {"crop_pct": 1.0, "input_size": (3, size, size)}
     layered = recipe.layers is not None
     trunk = LayeredImage(native, listed(recipe.layers), size) if layered else ImageTrunk(native)
@@ -78,7 +78,7 @@ def _existing_folder(name: str) -> Path:
 
 
 def _check_names(name: str) -> None:
-    """Refuse weights whose names contain parts of a wrapper that timm does not take off."""
+    """Raise an error if the names of weights contain parts of a wrapper that timm does not remove."""
     from timm.models import clean_state_dict
 
     for tensor in clean_state_dict(dict.fromkeys(check_weights(Path(name).expanduser()))):

@@ -1,4 +1,4 @@
-"""Tokenizers, which convert strings to token IDs, padded to the longest caption of the batch if the tower allows it."""
+"""Tokenizers: convert strings to token IDs, padded to the longest caption of the batch if the tower allows it."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from clipkit.models.quiet import without_root_messages
 from clipkit.parsing import parse_json
 from clipkit.run_files import read_object
 
-# Names of vocabulary files, which some tokenizers read although their class does not list them.
+# Names of vocabulary files that some tokenizers read although their class does not list them.
 _VOCABULARY = r"^(vocab|tokenizer)\b(?!_config).*|\.(model|spm|bpe|tiktoken)$"
 
 
@@ -94,7 +94,7 @@ class TransformersTokenizer:
             self.native.model_input_names = ["input_ids"]
             self.native.init_kwargs["model_input_names"] = ["input_ids"]
         self.native.save_pretrained(folder)
-        if self.lower:  # the name under which transformers lowercases before the same tokenizer
+        if self.lower:  # the class of transformers that lowercases and then uses the same tokenizer
             file = folder / "tokenizer_config.json"
             config = parse_json(file.read_text(encoding="utf-8")) | {"tokenizer_class": "Siglip2Tokenizer"}
             write_whole(file, json.dumps(config, indent=2) + "\n")
@@ -137,9 +137,9 @@ class OpenClipTokenizer:
         ids = self.native(texts, context_length=self.context_length)
         if self.padding is None:
             return {"input_ids": ids}
-        # A real token may have the padding's id, as CLIP's 0 does: only the last tokens of a row are padding.
+        # A real token may have the ID of the padding, e.g. 0 in CLIP, so only the last tokens of a row are padding.
         real = (ids != self.padding).flip(1).cummax(dim=1).values.flip(1)
-        if self.end_is_padding:  # the first of them is the end token
+        if self.end_is_padding:  # the first of these is the end token
             real = torch.cat([torch.ones_like(real[:, :1]), real[:, :-1]], dim=1)
         longest = max(1, int(real.sum(dim=1).max()))
         return {"input_ids": ids[:, :longest], "attention_mask": real[:, :longest].long()}
@@ -210,7 +210,7 @@ def transformers_tokenizer(
             f"{folder}: its tokenizer cannot be read ({one_line(error)}); use the tokenizer's files of the model it "
             "was trained from"
         ) from None
-    if type(native).vocab_files_names:  # none: a tokenizer of bytes
+    if type(native).vocab_files_names:  # no vocabulary: a tokenizer of bytes
         _check_files(folder, type(native).vocab_files_names)
     if native.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no padding token; add one to tokenizer_config.json")
@@ -219,7 +219,7 @@ def transformers_tokenizer(
 
 
 def _check_files(folder: Path, names: Mapping[str, str]) -> None:
-    """Check that a folder has a vocabulary; without one, transformers builds a tokenizer that knows no words.
+    """Check that a folder has a vocabulary: without one, transformers builds a tokenizer without words.
 
     Args:
         folder: folder of the tokenizer.
@@ -238,7 +238,7 @@ def _check_files(folder: Path, names: Mapping[str, str]) -> None:
         missing = ["tokenizer.json", *(needed or ["vocab.txt"])]
     if missing:
         raise ModelError(
-            f"{folder}: has no {' or '.join(missing)}, without which its tokenizer does not know any words; copy the "
+            f"{folder}: has no {' or '.join(missing)}, so its tokenizer would have no words; copy the "
             "tokenizer's files of the model it was trained from"
         )
 

@@ -1,4 +1,4 @@
-"""Towers, which compute features from inputs; a tower includes its preprocessing, but no training code."""
+"""Towers: compute features from inputs. A tower includes its preprocessing, but no training code."""
 
 from collections.abc import Iterable, Sequence
 
@@ -23,7 +23,7 @@ class Tower(nn.Module):
         head: (B, W) -> (B, D), the projection.
         blocks: names of the trunk's trainable parameters, block by block from input to output. Parameters before the
             first block belong to the first; those after the last one (final norms) belong to the last.
-        head_is_new: whether the projection is newly initialized, so that it has to be trained.
+        head_is_new: whether the projection is newly initialized and therefore must be trained.
         head_names: names of the trunk's parameters that act as the projection, if it cannot be separated.
     """
 
@@ -121,10 +121,12 @@ class TextTower(Tower):
         self.padding_may_be_cut = padding_may_be_cut
 
     def cut_padding(self, inputs: dict[str, Tensor], multiple: int = 1) -> dict[str, Tensor]:
-        """Truncate the inputs to the longest caption of the batch, or to the next multiple, if features do not change.
+        """Truncate the inputs to the longest caption of the batch, or to the next multiple, if this does not change
+        features.
 
-        It does not for towers that only look backward from the end token (CLIP) or that apply the mask (BERT).
-        Towers that attend to padding (SigLIP) have no mask among their inputs; these inputs are returned unchanged.
+        Features do not change for towers that attend only backward from the end token (CLIP) or that apply the mask
+        (BERT). Towers that attend to padding (SigLIP) have no mask among their inputs; these inputs are returned
+        unchanged.
         """
         if "attention_mask" not in inputs or not self.padding_may_be_cut:
             return inputs

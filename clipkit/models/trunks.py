@@ -29,10 +29,10 @@ class FirstToken(_Wrapper):
 
 
 class Patches(_Wrapper):
-    """Image encoder of SigLIP 2 NaFlex, whose inputs are rows of patches, which keeps the aspect ratio of images."""
+    """Image encoder of SigLIP 2 NaFlex. It keeps the aspect ratio of images; its inputs are rows of patches."""
 
     def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> Tensor:
-        # By position: before transformers 5.5 the encoder calls the mask attention_mask.
+        # Passed by position: before transformers 5.5, the encoder's name for the mask is attention_mask.
         return self.native(pixel_values, pixel_attention_mask, spatial_shapes).pooler_output
 
 

@@ -17,7 +17,7 @@ VIEW_HEADS_FILE = "view_heads.safetensors"
 class ViewHead(nn.Module):
     """Linear layers with normalization and ReLU between them (Chen et al. 2020, section 4.2).
 
-    BatchNorm keeps no running statistics, because it always sees the whole batch, as the objective does.
+    BatchNorm keeps no running statistics, because it always sees the whole batch.
 
     Args:
         recipe: layers, widths, normalization.

@@ -1,4 +1,4 @@
-"""Safety checks of weight files before they are opened: complete, inside their folder, and without code."""
+"""Safety checks of weight files before they are opened: they are complete, inside their folder, and without code."""
 
 import logging
 import pickle
@@ -18,7 +18,7 @@ from clipkit.parsing import parse_json
 
 log = logging.getLogger("clipkit")
 
-# transformers' names of the weights; several files have an index with `.index.json` after the name.
+# Names of transformers' weight files; weights in several files have an index file NAME.index.json.
 _SAFETENSORS = "model.safetensors"
 _PICKLE = "pytorch_model.bin"
 _POINTER, _LARGEST_POINTER = b"version https://git-lfs", 1024
@@ -31,7 +31,7 @@ def check_weights(folder: Path) -> list[str]:
         The names of the tensors.
 
     Raises:
-        ModelError: weights are missing or incomplete, lie outside of the folder, or would run code.
+        ModelError: weights are missing or incomplete, are outside of the folder, or would run code.
     """
     adapters = (folder / "adapter_config.json").is_file()
     for name, check in ((_SAFETENSORS, check_safetensors), (_PICKLE, check_pickle)):
@@ -80,7 +80,7 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
 
 
 def refuse_pointer(file: Path) -> None:
-    """Raise ModelError for a file of git without its content, which git-lfs stores elsewhere."""
+    """Raise ModelError for a git-lfs pointer, a file of git without the content."""
     if file.stat().st_size < _LARGEST_POINTER and file.read_bytes().startswith(_POINTER):
         raise ModelError(f"{file}: is a pointer of git-lfs without the weights; run `git lfs pull` in its folder")
 
@@ -117,10 +117,10 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles of other programs, which are refused below
+            warnings.simplefilter("ignore")  # warnings about pickles of other programs, which are refused below
             return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's message ends with the advice to open the file anyway.
+        # Torch's message is not shown: it advises to open the file anyway.
         if "GLOBAL" in str(error):
             raise ModelError(
                 f"{file}: holds objects other than tensors, which need code to load; it was not opened: get the "
@@ -175,7 +175,7 @@ def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: tuple[str, ...
     if missing and (prefix := unknown_prefix(missing, info["unexpected_keys"])) is not None:
         raise ModelError(
             f"{folder}: the names of the weights begin with {prefix!r}, for example {prefix}{missing[0]}; save the "
-            "state_dict of the model itself, without the object around it"
+            "state_dict of the model itself, not of an object that contains it"
         )
     if missing:
         raise ModelError(

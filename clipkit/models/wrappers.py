@@ -1,4 +1,4 @@
-"""Names of tensors in weight files: what wrappers of a model add to them, and tensors that a model does not have."""
+"""Names of tensors in weight files: parts that wrappers of a model add, and tensors that a model does not have."""
 
 import logging
 import re
@@ -35,12 +35,12 @@ def unwrapped(name: str) -> str:
 
 
 def key_mapping(names: Iterable[str]) -> dict[str, str] | None:
-    """Return the option of transformers' `from_pretrained` that takes off wrappers' parts, None if there are none."""
+    """Return the option of `from_pretrained` that removes parts of wrappers from names; None if there are none."""
     return {_WRAPPED: r"\1"} if any(unwrapped(name) != name for name in names) else None
 
 
 def check_merged(names: Iterable[str], file: Path) -> None:
-    """Refuse weights from a model that still contains adapters, so that its own weights have other names.
+    """Raise an error for weights of a model that still contains adapters: its weights have other names.
 
     Raises:
         ModelError: a layer is wrapped by an adapter of PEFT.

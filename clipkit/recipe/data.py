@@ -58,7 +58,7 @@ class Source(Section):
 
     source: str
     weight: float = Field(default=1.0, ge=1e-6, le=10_000)
-    """Number of times that each image of the source is seen per epoch; 0.5: in every other epoch."""
+    """Number of times that a run sees each image of the source per epoch; 0.5: in every other epoch."""
 
 
 def _auto_or_policy(value: Any, policy: ValidatorFunctionWrapHandler) -> Any:
@@ -80,8 +80,9 @@ class DataRecipe(Section):
     """Images with captions; for views also images without captions, e.g. a folder of images. Several sources are
     a list, each with its weight: [photos.csv, {source: hf:me/mine, weight: 3}]."""
     samples: int | None = Field(default=None, ge=1, le=10**12)
-    """Pairs per epoch of a stream (shards at an address, or hf:NAME?stream=true), whose length is unknown; at most as
-    many as the stream has."""
+    """Pairs per epoch of a stream (shards at a URL, or hf:NAME?stream=true), whose length is unknown; at most its
+    length.
+    """
     validation: str | float | None = None
     """Validation pairs, or a share of the training images to hold out, e.g. 0.1. Only the image names determine which
     images are held out, so the order of the rows does not matter."""
@@ -156,7 +157,7 @@ files that fill the memory.
 
     @property
     def sources(self) -> list[Source]:
-        """Sources of `train` as a list, also if there is only one."""
+        """Sources of `train` as a list, even if there is only one."""
         return [Source(source=self.train)] if isinstance(self.train, str) else self.train
 
     @property

@@ -17,11 +17,12 @@ class LearningRates(Section):
     """Peak learning rates by the kind of the weights."""
 
     pretrained: Rate = 1e-5
-    """For weights that were loaded."""
+    """Learning rate of pretrained weights."""
     new: Rate = 1e-3
-    """For weights that start random: new projections and view heads, towers from scratch, and a new scale."""
+    """Learning rate of randomly initialized weights: new projections and view heads, towers from scratch, a new scale.
+    """
     adapter: Rate = 1e-4
-    """For the adapters of `tune: lora` and `tune: dora`."""
+    """Learning rate of the adapters of `tune: lora` and `tune: dora`."""
 
 
 def _one_or_several(value: Any) -> str:
@@ -115,7 +116,7 @@ class TrainRecipe(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     log_every: Count = 1
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: needs a third more time, but much less memory."""
+    """Recompute activations in the backward pass: a third more time, but far less memory."""
     compile: bool = False
     """Compile both trunks with torch.compile."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -132,7 +133,7 @@ class CheckpointRecipe(Section):
     every_steps: Count = 500
     """Steps between checkpoints; one is also written before each evaluation and at the end."""
     every_minutes: Minutes | None = 15.0
-    """Also write a checkpoint when the last one is older than this; null: only by steps."""
+    """Also write a checkpoint when the last one is older than this number of minutes; null: only by steps."""
     keep_last: Count = 2
     keep_best: Count = 1
     """Number of checkpoints with the best evaluations that are kept in addition to the last ones."""

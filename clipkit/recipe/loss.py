@@ -41,7 +41,7 @@ class LossOptions(Section):
     """Teacher model, whose similarities are the target; any value that model.name accepts."""
 
     def unused_options(self, names: Sequence[str]) -> list[str]:
-        """Return the options that were set although none of these losses uses them."""
+        """Return the options that the user set but none of these losses uses."""
         used = {option for name in names for option in LOSSES[name].options}
         fields = LossOptions.model_fields
         return [key for key in fields if key not in used and getattr(self, key) != fields[key].default]
@@ -63,7 +63,7 @@ class LossRecipe(LossOptions):
 
     @property
     def terms(self) -> list[LossTerm]:
-        """Losses as a list, also if there is only one."""
+        """Losses as a list, even if there is only one."""
         if isinstance(self.name, list):
             return self.name
         return [LossTerm(name=self.name, **{key: getattr(self, key) for key in LossOptions.model_fields})]

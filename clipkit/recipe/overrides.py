@@ -12,12 +12,12 @@ from clipkit.recipe.section import Section, contains, kind_of_key
 def parse_overrides(overrides: Sequence[str], recipe: type[Section] | None = None) -> dict[str, Any]:
     """Return `["optim.lr=1e-5", "data.validation=null"]` as a dict.
 
-    Numbers, true, false, null, quoted texts, [lists] and {mappings} are YAML. Everything else is a text and is taken as
-    it is typed, e.g. `output=runs/a #2`.
+    Numbers, true, false, null, quoted texts, [lists] and {mappings} are read as YAML. Every other value is a text and
+    stays unchanged, e.g. `output=runs/a #2`.
 
     Args:
         overrides: texts KEY=VALUE.
-        recipe: class of the recipe; if given, the values of keys that only accept texts are texts, e.g. `output=007`.
+        recipe: class of the recipe; if given, keys that accept only texts get texts, e.g. `output=007`.
     """
     changes: dict[str, Any] = {}
     for override in overrides:
@@ -29,7 +29,7 @@ def parse_overrides(overrides: Sequence[str], recipe: type[Section] | None = Non
 
 
 def _fitting(value: Any, typed: str, kind: Any) -> Any:
-    """Return a value, or the typed text if the key accepts texts but nothing like the value."""
+    """Return the parsed value, or the typed text if the key accepts texts but not the type of the value."""
     if isinstance(value, str) or kind is None or not contains(kind, str) or not typed.strip():
         return value
     if isinstance(value, list | dict):
@@ -47,12 +47,12 @@ def _value(typed: str) -> Any:
         return typed
     text = typed.strip()
     if isinstance(value, str):
-        # A text that ends with its second quotation mark is YAML; after it there may only be a comment.
+        # A quoted text is YAML: after its second quotation mark, only a comment may follow.
         return value if text[:1] in ("'", '"') and text[-1:] == text[:1] and len(text) > 1 else typed
     if isinstance(value, list | dict):
         return value if text[:1] in ("[", "{") and text[-1:] in ("]", "}") else typed
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # YAML reads 12:30 as a number in base 60, 2024-01-01 as a date, and leaves out what follows a #.
+    # YAML would read 12:30 as a number in base 60 and 2024-01-01 as a date, and would drop the text after a #.
     if "#" in text or (is_number and ":" in text) or not isinstance(value, int | float | None):
         return typed
     return value

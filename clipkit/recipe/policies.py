@@ -1,7 +1,7 @@
 """Augmentation policies: lists of steps with their parameters. Some policies have a name.
 
-To add a named policy, add an entry to `POLICIES`. Sizes are in pixels of the tower's input, angles in degrees, p is the
-probability that a step is applied to an image.
+To add a named policy, add an entry to `POLICIES`. Sizes are in pixels of the tower's input and angles in degrees; p is
+the probability of applying a step to an image.
 
 >>> [step.name for step in steps_of("slip")]
 ['crop', 'jitter', 'grayscale', 'blur', 'flip']
@@ -126,7 +126,7 @@ Step = Crop | Flip | Rotate | Jitter | Grayscale | Blur | Solarize | Cutout | Ra
 POLICIES: dict[str, tuple[Step, ...]] = {
     # The model's own evaluation preprocessing.
     "none": (),
-    # Mild, for fine-tuning; for captions data.crop_scale sets its scale.
+    # A weak policy for fine-tuning. For the objective captions, data.crop_scale sets its scale.
     "crop": (Crop(),),
     # open_clip's policy for CLIP from scratch.
     "clip": (Crop(scale=(0.9, 1.0)),),
@@ -140,7 +140,7 @@ POLICIES: dict[str, tuple[Step, ...]] = {
     ),
     # Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning".
     "moco": (Crop(scale=(0.2, 1.0)), Jitter(), Grayscale(), Blur(), Flip()),
-    # Mu et al. 2022, for the two views in addition to the captions.
+    # Mu et al. 2022 (SLIP), for the two views that are trained in addition to the captions.
     "slip": (Crop(scale=(0.08, 1.0)), Jitter(), Grayscale(), Blur(), Flip()),
     # Grill et al. 2020, appendix B: one for each view.
     "byol_first": (Crop(scale=(0.08, 1.0)), Flip(), Jitter(saturation=0.2), Grayscale(), Blur(p=1.0)),
@@ -167,7 +167,7 @@ def _with_name(step: object) -> object:
     return step
 
 
-# A name, or a list of steps, each of which is a mapping or just a name: [crop, {name: rotate, degrees: 15}].
+# A name of a policy, or a list of steps; a step is a mapping or a name: [crop, {name: rotate, degrees: 15}].
 Policy = Annotated[
     Annotated[str, AfterValidator(_check_policy), Tag("one")]
     | Annotated[

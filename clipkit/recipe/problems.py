@@ -21,7 +21,7 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """Return the alternatives of an annotation, without those inside lists."""
+    """Return the alternative types of an annotation; types inside lists are not included."""
     parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType, Annotated) else ()
     return [annotation, *(kind for part in parts for kind in _kinds(part))]
 
@@ -77,7 +77,7 @@ def first_problem(recipe: type[BaseModel], error: ValidationError) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a value as an error message shows it; repr of an integer with thousands of digits is an error."""
+    """Return a value as text for an error message. Python's repr fails for an integer with thousands of digits."""
     try:
         return shortened(repr(value))
     except ValueError:
@@ -85,5 +85,5 @@ def _shown(value: object) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return a text without the middle of a very long one."""
+    """Shorten a very long text: an ellipsis replaces its middle."""
     return text if len(text) <= 600 else f"{text[:300]} … {text[-200:]}"

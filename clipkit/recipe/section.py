@@ -16,7 +16,10 @@ Minutes = Annotated[float, Field(gt=0, le=525_600)]  # a year
 
 
 class Section(BaseModel):
-    """Base class of recipe sections: read-only; unknown keys are errors, numbers are finite, true is not a number."""
+    """Read-only base class of recipe sections.
+
+    Unknown keys are errors, numbers must be finite, and true is not a number.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -38,7 +41,7 @@ class Section(BaseModel):
 
 
 def _invalid(name: str, value: object, reason: str) -> PydanticCustomError:
-    """Return the error of a value; `first_problem` joins the section's key and the message by a dot."""
+    """Return the error for an invalid value. `first_problem` puts the section's key and a dot before the message."""
     return PydanticCustomError(
         "value_of_key", "{name} is {value}: {reason}", {"name": name, "value": repr(value), "reason": reason}
     )

@@ -1,7 +1,7 @@
 """Terms of a recipe's objective: the data that each term reads, the towers that it trains, the metrics that it offers.
 
-Code that depends on the objective uses its terms and never compares names of objectives. To add one, add a row
-to `OBJECTIVES` and a file with the name of its term to `clipkit/training/objectives`.
+Code that depends on the objective uses its terms and never compares names of objectives. To add an objective, add a row
+to `OBJECTIVES`, and a file to `clipkit/training/objectives` with the name of its term.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,7 +44,7 @@ class Term:
     reads: frozenset[Literal["images", "captions"]]
     """Columns that the data must have."""
     needs: frozenset[Need] = frozenset()
-    """Inputs besides the features: the model's scale or bias, hard negative captions, a teacher."""
+    """Inputs in addition to the features: the model's scale or bias, hard negative captions, a teacher."""
     losses: tuple[LossTerm, ...] = ()
     """Losses that the recipe selects for this term."""
     metrics: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Term:
 
     @property
     def is_cross_modal(self) -> bool:
-        """True if the term compares images with captions, for which the model has a logit_scale."""
+        """True if the term compares images with captions; it then uses the model's logit_scale."""
         return self.towers == ("image", "text")
 
     @property
@@ -161,10 +161,9 @@ class ObjectiveRow:
     """Definition of one name in `objective: {NAME: weight}`."""
 
     terms: Callable[[Sections, float], list[Term]]
-    """Function from the recipe sections and the weight to the terms; raises ValueError if the sections are
-    unsuitable."""
+    """Function (recipe sections, weight) -> terms; raises ValueError if the sections do not fit."""
     keys: tuple[str, ...] = ()
-    """Keys of the recipe that apply only to objectives that list them."""
+    """Keys of the recipe that apply only to this objective and to others that list them."""
 
 
 OBJECTIVES = {

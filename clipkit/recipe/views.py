@@ -1,6 +1,6 @@
 """Recipe section `views`: self-supervised objectives with two views of one image or text as positives.
 
-The views of an image are augmentations; those of a text are crops or other wordings.
+The views of an image are augmentations; the views of a text are crops or other wordings.
 """
 
 from typing import Annotated, Literal, Self

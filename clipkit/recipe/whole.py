@@ -176,7 +176,10 @@ class Recipe(Section):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Self:
-        """Validate `values`; the error message names the key, and the most similar valid key if it is unknown."""
+        """Validate `values`.
+
+        The error message names the invalid key; for an unknown key, also the most similar valid key.
+        """
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:

@@ -12,10 +12,10 @@ import numpy as np
 
 from clipkit.tasks import shortened
 
-# Placeholders that become CSS variables of the page, whose gray differs between light and dark mode.
+# Placeholders for CSS variables of the page, which are different grays in light and dark mode.
 _AXIS = "#808890"
 _TEXT = "#808891"
-_SIZE = (4.8, 2.9)  # inches; at this size the text is as large as the text of the page on a phone
+_SIZE = (4.8, 2.9)  # inches; at this size, the text has the size of the page's text on a phone
 _LINES = ("#3b7dd8", "#d8743b", "#3ba272", "#a24fb5")
 CATEGORIES = (
     "#3b7dd8", "#d8743b", "#3ba272", "#a24fb5", "#c9a227", "#d84a6f", "#2aa6b8", "#8a6d4b", "#7a86d6", "#6d9b34",
@@ -26,7 +26,7 @@ CATEGORIES = (
 class _Drawing:
     axes: Any
     description: str = ""
-    """Text that a screen reader reads in place of the chart."""
+    """Text that a screen reader reads instead of the chart."""
     svg: str = ""
 
 
@@ -96,7 +96,7 @@ def interval_chart(rows: Mapping[str, tuple[float, float, float]], x_label: str)
 
 
 def _name_rows(axes: Any, names: Sequence[str], left: float) -> None:
-    """Write each name above its row, where a long one has the full width."""
+    """Write each name above its row, so that a long name can use the full width."""
     for row, name in enumerate(names):
         label = axes.text(left, row - 0.2, shortened(name, 48), fontsize=9, color=_TEXT, va="bottom", parse_math=False)
         label.set_in_layout(False)
@@ -160,7 +160,7 @@ def _legend(axes: Any, location: str = "best") -> None:
 
 @contextmanager
 def _drawing(x_label: str, y_label: str, size: tuple[float, float] = _SIZE) -> Iterator[_Drawing]:
-    """Give axes to draw on, and set `svg` of the drawing on exit."""
+    """Context that gives axes to draw on, and sets `svg` of the drawing at the end."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

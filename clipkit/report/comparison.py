@@ -25,8 +25,8 @@ def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], s
 
     Args:
         comparison: from `clipkit.evaluation.compare`.
-        first: the result that it compares with `second`.
-        second: the other result.
+        first: result of the first model.
+        second: result of the second model.
     """
     data, task = comparison["data"], comparison["task"]
     rows, in_points = [], {}

@@ -25,7 +25,7 @@ _HARDEST_CLASSES = 20
 _CONFUSED_PAIRS = 12
 _MATRIX_CLASSES = 24
 _NARROW_CLASSES = 12
-"""Confusion matrices of more classes take the full width of the page."""
+"""Number of classes above which a confusion matrix uses the full width of the page."""
 _PROMPTS = 20
 
 
@@ -122,7 +122,7 @@ def _charts(result: Mapping[str, Any]) -> list[Chart]:
 
 
 def _prompts(result: Mapping[str, Any]) -> list[Chart]:
-    """Chart the accuracy of each prompt alone, and the accuracy lost without it."""
+    """Chart the accuracy with each prompt alone, and the accuracy that is lost without it."""
     prompts = result.get("prompts") or []
     ensemble = result["metrics"]["acc1"]["value"]
     alone = {row["prompt"]: row["acc1"] for row in prompts}
@@ -139,7 +139,7 @@ def _prompts(result: Mapping[str, Any]) -> list[Chart]:
 
 
 def _best_and_worst(title: str, values: Mapping[str, float]) -> tuple[str, dict[str, float]]:
-    """Sort values, best first, and leave out the middle ones where there are many."""
+    """Sort values, best first; if there are many, leave out the middle ones."""
     names = sorted(values, key=lambda name: -values[name])
     if len(names) > _PROMPTS:
         title += f": best and worst of {len(names)}"
@@ -148,7 +148,7 @@ def _best_and_worst(title: str, values: Mapping[str, float]) -> tuple[str, dict[
 
 
 def _confusion_matrix(result: Mapping[str, Any]) -> Chart:
-    """Chart the most confused classes, or all classes where they are few."""
+    """Chart the most confused classes; all classes if there are few."""
     queries, titles = result["queries"], [row["class"] for row in result["classes"]]
     mistakes: Counter[int] = Counter()
     for (label, predicted), count in _confusions(result).items():

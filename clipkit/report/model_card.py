@@ -58,7 +58,7 @@ def _results_section(results: Sequence[Mapping[str, Any]]) -> list[str]:
             note += " The weights were selected on the same data."
         # Other findings matter only to the person who trains.
         for finding in result.get("findings", []):
-            if finding["name"] in ("leaked_images", "validation_leaks"):  # the second name is that of earlier versions
+            if finding["name"] in ("leaked_images", "validation_leaks"):  # the second name is from earlier versions
                 count = finding.get("count") or "some"
                 note += f" Warning: {count} training images are in this data too; the values are too high."
         parts += [note, "\n".join(rows)]
@@ -91,7 +91,7 @@ def _training_section(results: Sequence[Mapping[str, Any]], recipe: Mapping[str,
 
 
 def _rates(lr: float | Mapping[str, float], results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the learning rates that were used, or those of the recipe if no result has them."""
+    """Return the learning rates of the run, or those of the recipe if no result contains them."""
     if isinstance(lr, float):
         return f"{lr:g}"
     used = next((r["settings"]["learning_rates"] for r in results if "learning_rates" in r.get("settings", {})), lr)
@@ -134,7 +134,7 @@ def _eval_results(result: Mapping[str, Any]) -> list[Any]:
 
 
 def _short(source: str) -> str:
-    """Return the public name of a data source: no local folders, no credentials of an address."""
+    """Return the public name of a data source, without local folders and without credentials in URLs."""
     source = str(source).partition("?")[0]
     if source.startswith(("http://", "https://")):
         parts = urlsplit(source)

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import PurePath
 from typing import Any
 
@@ -16,10 +17,10 @@ from clipkit.report.charts import CATEGORIES
 from clipkit.tasks import number, readable, shown_metrics
 
 _THUMBNAIL = 112  # pixels
-_PHONE = 46  # letters of a table's font in the width of a phone
+_PHONE = 46  # number of letters, in a table's font, that fit the width of a phone
 CALIBRATION_NOTE = (
     "Calibration error: the mean difference between the model's confidence in its answer and the share of such answers "
-    "that are correct; 0 is best, and a model that is always sure and often wrong has a large one."
+    "that are correct; 0 is best, and a model that is always confident and often wrong has a large calibration error."
 )
 INTERVAL_NOTE = "95 % confidence intervals over images in parentheses."
 
@@ -108,6 +109,12 @@ class Page:
 
 def render(page: Page) -> str:
     """Return the page as one HTML file that contains its images and charts and loads nothing."""
+    return _template().render(page=page, color_of=colors_of(page.map))
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Return the compiled template of a page."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clipkit.report", "."),
         autoescape=True,
@@ -118,10 +125,9 @@ def render(page: Page) -> str:
     environment.filters["unbroken"] = unbroken
     environment.filters["signed"] = lambda score: f"{round(score, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
     environment.filters["file_name"] = lambda path: "" if path.startswith(DATA_URI) else PurePath(path).name
-    environment.globals["color_of"] = colors_of(page.map)
     environment.filters["is_wide"] = is_wide
     environment.filters["svg"] = _with_unique_ids
-    return environment.get_template("page.html").render(page=page)
+    return environment.get_template("page.html")
 
 
 def colors_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -131,12 +137,13 @@ def colors_of(items: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def is_wide(table: Table) -> bool:
-    """Return whether a table is wider than a phone: the sum of the longest parts of its cells that are not broken."""
+    """Return whether a table is wider than a phone. A column is as wide as its longest part without a line break."""
     columns = zip(
         *([re.sub("<[^>]*>", "", unbroken(cell)) for cell in row] for row in (table.header, *table.rows)), strict=True
     )
     longest = [max(len(part) for cell in column for part in re.split(r" (?![^(]*\))|-", cell)) for column in columns]
-    least = [12 if index == 0 else 13 if index in table.words else 0 for index in range(len(longest))]  # of the style
+    # Smallest widths of columns in the style sheet.
+    least = [12 if index == 0 else 13 if index in table.words else 0 for index in range(len(longest))]
     return sum(map(max, longest, least)) + 2 * len(longest) > _PHONE
 
 
@@ -147,7 +154,7 @@ def unbroken(text: str) -> Markup:
 
 
 def _with_unique_ids(svg: str, number: int) -> Markup:
-    """Prefix the ids of an SVG with its number: ids must be unique within a page."""
+    """Prefix the IDs of an SVG with its number: IDs must be unique within a page."""
     return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>c{number}-", svg))
 
 
@@ -162,7 +169,7 @@ def thumbnail(path: str, side: int = _THUMBNAIL) -> str:
 
 
 def headlines(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[Headline]:
-    """Return headlines, with interval and chance, for those of the named metrics that the result has."""
+    """Return headlines, with interval and chance, for the named metrics that the result has."""
     shown = []
     for name in names:
         figure = metrics.get(name)
@@ -180,7 +187,7 @@ def _ends(name: str, figure: Mapping[str, Any]) -> str:
 
 
 def standing(query: Mapping[str, Any], whose: str) -> str:
-    """Return the result of a compared query for the `first` or `second` model, e.g. `rank 3` or `wrong`."""
+    """Return the outcome of a compared query for the `first` or `second` model, e.g. `rank 3` or `wrong`."""
     if f"{whose}_rank" in query:
         return f"rank {query[f'{whose}_rank']:,}"
     share = query[f"{whose}_right"]
@@ -227,7 +234,7 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], title: str, note: st
 
 
 def with_interval(name: str, figure: Mapping[str, Any] | None) -> str:
-    """Return a metric's value with its interval in parentheses, as far as they are known."""
+    """Return a metric's value, with its interval in parentheses if it is known."""
     if figure is None or figure["value"] is None:
         return "–"
     if figure["low"] is None:
@@ -242,5 +249,5 @@ def markdown(table: Table) -> str:
 
 
 def in_markdown(text: str) -> str:
-    """Return a text that is shown as it is in a table or line of Markdown."""
+    """Escape a text for a table or a line of Markdown."""
     return re.sub(r"([|\[\]`*\\])", r"\\\1", printable(" ".join(text.split()))).replace("<", "&lt;")

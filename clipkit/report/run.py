@@ -78,12 +78,12 @@ _SERIES = {
     "image_cosine": "between images",
     "text_cosine": "between texts",
 }
-# Values of one step, each with a chart of its own.
+# Values of one step, each with a separate chart.
 _PER_STEP = {"scale": "Logit scale", "bias": "Logit bias", "grad_norm": "Gradient norm", "lr": "Learning rate"}
 
 
 _SAMPLED = "Evenly spaced queries, not selected by hand. Numbers are cosine similarities; ✓ marks correct answers."
-# Kinds of examples that were chosen by their answers, and neighbors: title, note.
+# Kinds of examples that were selected by their answers, and neighbors: (title, note).
 _EXAMPLES = {
     "best": ("Best text queries", "Captions whose correct image is at rank 1 with the highest similarity."),
     "worst": ("Worst text queries", "Captions whose correct image ranks last; it is shown at the end, marked ✓."),
@@ -91,7 +91,7 @@ _EXAMPLES = {
         "Most confident mistakes",
         "Wrong predictions (✗) with the highest confidence, and the correct class (✓).",
     ),
-    "neighbors": ("Nearest neighbors", "Evenly spaced items, not selected by hand, each with its five most similar."),
+    "neighbors": ("Nearest neighbors", "Evenly spaced items, not selected by hand, each with the five most similar."),
 }
 
 
@@ -191,7 +191,7 @@ def _evaluation_charts(evaluations: list[dict[str, Any]], settings: dict[str, An
 
 
 def _batch_charts(steps: list[dict[str, Any]]) -> list[Chart]:
-    """Chart accuracy, cosine similarities and scale of the batches, as far as they were logged."""
+    """Chart accuracy, cosine similarities and scale of the batches, if they were logged."""
     if not steps:
         return []
     charts = []

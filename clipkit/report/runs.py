@@ -22,7 +22,7 @@ class RunRow:
     metric: str | None
     """Metric that selects the best weights."""
     value: float | None
-    """Best value of the metric, with its confidence interval if the run is finished."""
+    """Best value of the metric; if the run is finished, with its confidence interval."""
     low: float | None
     high: float | None
     loss: float | None
@@ -30,7 +30,7 @@ class RunRow:
     seconds: float | None
     warnings: int
     images: int | None = None
-    """Validation images on which the metric stands."""
+    """Number of validation images for the metric."""
 
 
 def runs_in(folder: str | Path) -> list[RunRow]:
@@ -43,7 +43,7 @@ def runs_in(folder: str | Path) -> list[RunRow]:
     if not folder.is_dir():
         raise DataError(f"{folder}: folder not found; give a folder that contains runs, e.g. runs")
     candidates = {recipe.parent for recipe in folder.glob(f"**/{RunFiles(folder).recipe.name}")}
-    # A folder of recipes may hold a recipe.yaml too; a run has written something beside it.
+    # A folder of recipes may contain a recipe.yaml too; a run has other files beside it.
     runs = [run for run in map(RunFiles, sorted(candidates)) if run.metrics.exists() or run.log.exists()]
     if not runs:
         raise DataError(f"{folder}: contains no run (a folder with recipe.yaml and log.txt); give a folder of runs")

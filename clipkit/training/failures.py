@@ -23,7 +23,8 @@ def failures_in_one_line(
     try:
         yield
     except Exception as error:
-        # PyTorch raises the death of a worker in whatever code runs, which may turn it into another error.
+        # PyTorch raises the error about a dead worker in any code that is running; that code may raise another error
+        # from it.
         death = next((one for one in _with_reasons(error) if str(one).startswith("DataLoader worker")), None)
         if death is not None:
             image = last_seen(str(death))
@@ -50,7 +51,7 @@ def failures_in_one_line(
 
 
 def _with_reasons(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, and the errors in whose handling it was raised."""
+    """Yield an error, followed by its causes: the errors that were being handled when it was raised."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

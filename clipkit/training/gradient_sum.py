@@ -1,4 +1,4 @@
-"""Sum of the gradients over processes, in buckets, while the backward pass still computes the others."""
+"""Sum of the gradients over processes, in buckets, while the backward pass computes other gradients."""
 
 from collections.abc import Callable, Sequence
 
@@ -36,13 +36,13 @@ class GradientSum:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def completes(self, group: int) -> None:
-        """Note that the next backward pass is the last one for a group: its gradients are complete as they arrive."""
+        """Note that the next backward pass is the last one for a group, so gradients are complete when they arrive."""
         self._hooks += [
             parameter.register_post_accumulate_grad_hook(self._complete) for parameter in self._groups[group]
         ]
 
     def complete(self, group: int) -> None:
-        """Note that the gradients of a group are complete, also those that do not exist."""
+        """Note that the gradients of a group are complete; missing ones will not arrive."""
         for parameter in self._groups[group]:
             self._complete(parameter)
 
@@ -84,7 +84,7 @@ class GradientSum:
             self._present += [p.grad is not None for p in part]
             flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in part])
             for p in part:
-                p.grad = None  # the bucket holds it now
+                p.grad = None  # the bucket now holds the gradient
             self._sums.append((flat, self._processes.start_sum(flat)))
 
 

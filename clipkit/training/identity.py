@@ -1,4 +1,4 @@
-"""Identity of a run: everything besides the recipe that determines its result."""
+"""Identity of a run: everything except the recipe that determines its result."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ def identity_of(
 ) -> dict[str, Any]:
     """Return hashes of data, frozen weights and teachers, and the machine.
 
-    Messages show the names of the parts. Checkpoints contain them too: a part keeps its name.
+    The names of the parts appear in messages and checkpoints, so they must not change.
     """
     train, validation = data.train, data.validation
 

@@ -51,9 +51,9 @@ T = TypeVar("T")
 class TowerInputs:
     """Inputs of the towers for the features that an objective uses, on one dataset.
 
-    A frozen trunk whose input is not augmented has the same output in every epoch: it runs once per image and once per
-    caption, shared among the processes, and its outputs are kept in memory. If the first blocks of a trunk are frozen,
-    `store_parts` keeps their output on disk.
+    A frozen trunk whose input is not augmented has the same output in every epoch. It therefore runs only once per
+    image or caption: the processes share the work, and the outputs stay in memory. If only the first blocks of a trunk
+    are frozen, `store_parts` keeps their output on disk.
 
     Args:
         model: model whose towers are used.
@@ -139,14 +139,14 @@ class TowerInputs:
                 self.stores[name] = stores.texts_of_trunk(texts, partial(self._stored, texts, trunk_of_texts))
 
     def _stored(self, items: Sequence[T], encode: Callable[[Sequence[T]], Tensor]) -> Tensor:
-        # Cloned, since inference-mode tensors cannot be part of a graph.
+        # Cloned, because inference-mode tensors cannot be part of a graph.
         return encode_shared(items, encode, self.processes).to(self.model.device).clone()
 
     def batches(self, slices: Any, workers: int) -> Generator[Batch, None, None]:
-        """Yield batches; `slices` are those of the feed's sampler.
+        """Yield batches for `slices`, the slices of the feed's sampler.
 
-        `transfer` describes which inputs are already on the device. On a GPU, the next batch is loaded in a thread, and
-        overwrites the previous one, as it does with outputs of frozen trunks.
+        `transfer` describes which inputs are already on the device. With a GPU, a thread loads the next batch, which
+        overwrites the previous one. Outputs of frozen trunks are overwritten on every device.
         """
         wanted = {name: kind for name, kind in self.encoded.items() if name not in {**self.stores, **self.stored}}
         augments = {name: cast(Augment, kind.make) for name, kind in wanted.items() if kind.tower == "image"}
@@ -198,7 +198,7 @@ class TowerInputs:
         inputs: dict[str, dict[str, Tensor]] = {}
         for name, kind in self.encoded.items():
             if name in self.stores:
-                # Not a view, since the graph would then seem to keep the whole store.
+                # Not a view: with a view, the graph would seem to keep the whole store in memory.
                 inputs[name] = {TRUNK_FEATURES: self.stores[name][:count].clone()}
                 continue
             if name in self.stored:

@@ -55,7 +55,7 @@ def interpolated(
     alphas: Sequence[float] = ALPHAS,
     max_forgetting: float | None = None,
 ) -> tuple[list[dict[str, float]], float]:
-    """Evaluate the model at each alpha, and give it the weights of the best alpha.
+    """Evaluate the model at each alpha, and set it to the weights of the best alpha.
 
     Args:
         model: the model with the trained weights.

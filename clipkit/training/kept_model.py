@@ -38,7 +38,7 @@ def _is_loadable(recipe: Recipe) -> bool:
 
 
 def save_kept_model(plan: Plan, folder: Path, results: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Save the model with its card, without the view heads that the recipe drops.
+    """Save the model with its card, but without the view heads that the recipe does not keep.
 
     Args:
         plan: the plan of the run.

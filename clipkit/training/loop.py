@@ -27,7 +27,7 @@ def loop(batches: Generator[Batch, None, None], gradients: Step, plan: Plan, sta
         TrainingError: the run cannot continue; the saved files are complete.
     """
     with closing(batches):
-        if plan.calendar.evaluates_after(state.step):  # interrupted between a checkpoint and its evaluation
+        if plan.calendar.evaluates_after(state.step):  # the run was interrupted between a checkpoint and its evaluation
             recorder.evaluate(state)
         waited_from = time.perf_counter()
         for batch in batches:

@@ -36,10 +36,10 @@ def micro_batch_size_of(
         inputs: inputs of the features of the objective.
         processes: all of them use the same size.
         accelerator: mixed precision.
-        resumed: the size before the run was interrupted: the same micro-batches give the same bits.
+        resumed: micro-batch size before the run was interrupted; the same size gives bit-identical results.
 
     Raises:
-        RecipeError: micro-batches would change what BatchNorm learns.
+        RecipeError: micro-batches would change the statistics that BatchNorm learns.
     """
     batch_size, requested = recipe.train.batch_size, recipe.train.micro_batch_size
     rows = -(-batch_size // processes.count)
@@ -59,7 +59,7 @@ def micro_batch_size_of(
 
 
 def learns_batch_norm(model: DualEncoder, recipe: ModelRecipe) -> bool:
-    """Return whether BatchNorm learns statistics, which depend on the rows of one forward pass."""
+    """Return whether a BatchNorm layer learns statistics; they depend on the rows of one forward pass."""
     return any(True for _ in scratch_batch_norms(model, recipe))
 
 
@@ -75,18 +75,18 @@ def find_micro_batch_size(
 ) -> int:
     """Return the largest micro-batch size that fits on every process, at most `rows`.
 
-    A GPU tries sizes; a CPU, where the system kills instead of raising an error, divides half of the available memory
-    by the measured bytes per pair.
+    On a GPU, sizes are tried. On a CPU, where the system would kill the process, half of the available memory is
+    divided by the measured bytes per pair.
 
     Args:
         model: the model.
-        encoded: for all features of a step the tower, and inputs of two images or of two captions of the greatest
-            length.
+        encoded: for each kind of features of a step: the tower, and its inputs for two images or for the two longest
+            captions.
         rows: the largest slice of a process.
         processes: all of them use the same size.
         accelerator: mixed precision.
     """
-    # BatchNorm that learns statistics would also learn them from these measurements.
+    # BatchNorm would learn statistics from these measurements, so restore them afterwards.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     if model.device.type == "cpu":
         # If the whole slice fits, the graphs of all features are in memory together.

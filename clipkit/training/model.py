@@ -85,9 +85,11 @@ def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
 
 
 def are_finite(weights: Sequence[Tensor]) -> bool:
-    """Return whether all weights are finite: one reduction on their device, a fiftieth of the time of AdamW's update.
+    """Return whether all weights are finite.
 
-    The norm also overflows if a weight exceeds 1e19, from which no training recovers.
+    This is one reduction on their device, a fiftieth of the time of AdamW's update.
+
+    The result is also False if a weight exceeds 1e19, because the norm overflows; training cannot recover from this.
     """
     with torch.no_grad():
         return not weights or bool(torch.stack(torch._foreach_norm(list(weights))).isfinite().all())
@@ -99,7 +101,7 @@ def kept_heads(recipe: Recipe, model: DualEncoder) -> nn.ModuleDict:
 
 
 def _view_heads(recipe: Recipe, model: DualEncoder, towers: Towers) -> nn.ModuleDict:
-    """Return the heads of the recipe: the model's saved ones if they have the same shape, else new ones."""
+    """Return the heads of the recipe: the saved heads of the model if they have the same shape, otherwise new heads."""
     heads = nn.ModuleDict()
     for side, head in ((side, head) for term in recipe.terms for side, head in term.heads.items()):
         saved = model.view_head(side)
@@ -150,4 +152,4 @@ def _checkpoint_gradients(tower: Tower) -> None:
     layers = [module for module in native.modules() if isinstance(module, GradientCheckpointingLayer)]
     native.gradient_checkpointing_enable()
     for layer in layers:
-        layer.training = True  # they test it; the modules inside them stay in evaluation mode
+        layer.training = True  # these modules read `training`; the modules inside them stay in evaluation mode

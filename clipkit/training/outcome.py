@@ -59,7 +59,7 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
     def write() -> None:
         with folder.writing():
             keep_model(plan, folder, [results])
-            folder.report.unlink(missing_ok=True)  # a run with results and a report counts as finished
+            folder.report.unlink(missing_ok=True)  # written last: a run with both is finished
             write_whole(folder.results, to_json(results))
             write_whole(folder.report, run_report(folder.path))
 

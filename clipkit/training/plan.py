@@ -43,7 +43,7 @@ _LARGEST_LOGIT_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class Plan:
-    """Parts of a run, which stay the same objects during the whole run."""
+    """Parts of a run; they stay the same objects during the whole run."""
 
     recipe: Recipe
     began: float
@@ -73,7 +73,7 @@ class Plan:
     largest_logit_scale: float | None
     """Upper limit of the logarithmic scale; None: not limited."""
     identity: dict[str, Any]
-    """Everything besides the recipe that determines the result, by name; a resumed run must have the same."""
+    """Everything except the recipe that determines the result, by name; it must be the same in a resumed run."""
     given: Given
     """Objects of a Python program that replace keys of the recipe."""
 

@@ -1,4 +1,4 @@
-"""Kinds of weights, adapters, pretrained and new, which have learning rates of their own."""
+"""Kinds of weights (adapters, pretrained and new), each with a separate learning rate."""
 
 from typing import Literal
 

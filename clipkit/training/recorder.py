@@ -36,9 +36,9 @@ _WAITING_SHOWN = 0.05
 
 @dataclass(eq=False)
 class Recorder:
-    """The run folder, the terminal and the trackers while a run trains.
+    """Output of a run to its folder, the terminal and the trackers.
 
-    All processes call it; the main one writes.
+    All processes call it; only the main process writes.
 
     Args:
         plan: the plan of the run.
@@ -47,7 +47,7 @@ class Recorder:
         monitor: the guards of the run.
         measurements: the evaluations.
         stop_request: knows whether a stop signal arrived.
-        throughput: the device's peak, and the operations of the towers.
+        throughput: peak of the device, and operations of the towers.
     """
 
     plan: Plan
@@ -132,10 +132,10 @@ class Recorder:
             self.trackers.log("train", row, step)
             self.trackers.log("speed", speed, step)
         except TrainingError as error:
-            self._write_failure = error  # raised by `agree`, when the other processes learn of it
+            self._write_failure = error  # `agree` raises it, so that the other processes learn of it
 
     def agree(self, state: State, bad: Mapping[int, str]) -> bool:
-        """Exchange failures and newly found bad images with the other processes.
+        """Exchange failures and new bad images with the other processes.
 
         Returns:
             True if a checkpoint is due because the last one is too old.
@@ -235,7 +235,7 @@ class Recorder:
         figures: dict[str, float] = {}
         if self.measurements:
             with self.plan.learned.chosen():
-                with self.stop_request.deferred(False):  # can be interrupted: its checkpoint is already written
+                with self.stop_request.deferred(False):  # may be interrupted here: the checkpoint is already written
                     figures = self.figures()
                 self.processes.on_main(lambda: self._keep(state.step, figures))
             self.callbacks.evaluation(figures)
@@ -270,7 +270,7 @@ class Recorder:
 
 
 def _postfix(loss: float, speed: Mapping[str, float]) -> str:
-    """Return what the progress bar shows after the pairs per second."""
+    """Return the text that the progress bar shows after the pairs per second."""
     parts = [f"loss {loss:.3f}"]
     if speed["waiting"] > _WAITING_SHOWN:
         parts.append(f"waiting {speed['waiting']:.0%}")

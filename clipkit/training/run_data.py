@@ -1,4 +1,4 @@
-"""Data of a run, which is read and checked before a model is loaded."""
+"""Data of a run; it is read and checked before a model is loaded."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -51,11 +51,10 @@ def read_data(recipe: Recipe, processes: Processes, given: Given) -> RunData:
     """Read the sources, and check them without opening every training image.
 
     Raises:
-        DataError: a source does not have a column that the objective needs, too many training images are missing, or
-            validation data is
-            unreadable or too small.
-        RecipeError: a batch has fewer pairs than there are processes, or the recipe needs what a stream does not
-            support.
+        DataError: a source lacks a column that the objective needs, too many training images are missing, or validation
+            data is unreadable or too small.
+        RecipeError: a batch has fewer pairs than there are processes, or the recipe has a setting that a stream does
+            not support.
     """
     data = recipe.data
     if recipe.train.batch_size < processes.count:
@@ -104,7 +103,8 @@ def _read_both(recipe: Recipe, processes: Processes, given: Given) -> tuple[AnyF
 
 
 def _check_streamable(recipe: Recipe, name: str) -> None:
-    """Raise an error for settings that a stream does not support: those that need positions, a length or more columns.
+    """Raise an error for settings that a stream does not support, because they need positions, a length or more
+    columns.
 
     Raises:
         RecipeError: the recipe has such a setting.
@@ -141,7 +141,7 @@ def _missing(train: Pairs, max_bad: int) -> list[int]:
 
 
 def _readable(recipe: Recipe, validation: Pairs, processes: Processes, notes: list[str]) -> Pairs:
-    """Return the validation data without unreadable images, if it was split off from the training data.
+    """Return the validation data. If it was split off from the training data, unreadable images are left out.
 
     Raises:
         DataError: the recipe names validation data with unreadable images, or too little data is left.

@@ -22,16 +22,17 @@ from clipkit.training.gradient_sum import GradientSum
 from clipkit.training.objectives.objective import Gathered, Value
 from clipkit.training.transfer import MicroBatches, send
 
-# Captions of similar length run together even if the whole batch fits: the short ones need less padding. A CPU takes a
-# fixed number of captions; an accelerator a quarter of all tokens, but at least this many, which keep it busy.
+# Captions of similar length run together even if the whole batch fits, because short captions then need less padding.
+# On a CPU, a fixed number of captions runs together; on an accelerator, a quarter of all tokens, but at least this
+# number, which keeps it busy.
 _CPU_CAPTIONS = 16
 _ACCELERATOR_TOKENS = 16_384
-# Lengths on an accelerator are multiples of this number, which its kernels need to be fast.
+# Lengths on an accelerator are multiples of this number, so that its kernels are fast.
 _ALIGNED = 8
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether the error means that an accelerator ran out of memory, also if e.g. cuBLAS reports it."""
+    """Return whether an error, also of a library such as cuBLAS, means that an accelerator ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
@@ -73,7 +74,7 @@ class Step:
     Args:
         model: the model; its towers run without a distributed wrapper.
         encoders: inputs of the objective, in a fixed order, by the names of the batch's inputs.
-        value: computes this process's part of the loss from gathered features.
+        value: function that computes this process's part of the loss from gathered features.
         processes: the processes of the run.
         accelerator: mixed precision and the gradient scaler.
         batch_size: pairs in the global batch, G.
@@ -130,7 +131,7 @@ class Step:
             parts, seeds = self._parts(encoder.tower, batch.inputs[name]), (self.seed, step, processes.index, number)
             encodings[name] = _Encoding(encoder, parts, self.accelerator, seeds, self.stop_requested)
         towers = list(encodings.values())
-        # The same on every process, also if their numbers of rows differ.
+        # The same on every process, even if their numbers of rows differ.
         everything_fits = -(-self.batch_size // processes.count) <= self.micro_batch_size
         with self._agreed():
             for tower in towers:
@@ -147,8 +148,8 @@ class Step:
             loss = self.value(gathered, scalars, processes.share(self.batch_size))
             with torch.no_grad():
                 self.on_features(gathered, step)
-        # First the tower whose graph is kept; if all are, the image tower: while its large kernels run on an
-        # accelerator, the many small ones of the text tower are started.
+        # The tower whose graph is kept runs first. If all graphs are kept, the image tower runs first: while its large
+        # kernels run on an accelerator, the CPU starts the many small kernels of the text tower.
         ordered = towers if everything_fits else towers[::-1]
         sums = GradientSum(_completed_by(ordered, model), processes)
         self.accelerator.backward(loss)
@@ -229,7 +230,7 @@ class _Encoding:
         self._graphs: dict[int, Tensor] = {}
         """Features of the micro-batches whose graphs are kept."""
         self._rows = [rows for rows in self.parts.rows if isinstance(rows, Tensor)]
-        if self._rows:  # not in the order of the slice; sent at once, so that the device is not waited for
+        if self._rows:  # not in the order of the slice; copied to the device now, so that nothing waits for it later
             order = torch.cat(self._rows)
             sent = send({"order": order, "place": order.argsort()}, self.parts.device)
             self._rows, self._place = list(sent["order"].split([len(rows) for rows in self._rows])), sent["place"]
@@ -276,7 +277,7 @@ class _Encoding:
     def _run(self, index: int, following: int) -> Float[Tensor, "B D"]:
         if self.stop_requested():
             raise Abandoned
-        # The random state is a function of what is computed: setting it again replays it.
+        # The random state depends only on the computed part, so setting it again replays the same random numbers.
         torch.manual_seed(mix(*self.seeds, index))
         inputs = self.parts.get(index, following)
         with self.accelerator.autocast():
@@ -286,7 +287,7 @@ class _Encoding:
 
 
 def _completed_by(encodings: list[_Encoding], model: nn.Module) -> list[list[nn.Parameter]]:
-    """Group the parameters by the backward pass that completes their gradients: the loss's, or that of an encoding.
+    """Group the parameters by the backward pass that completes their gradients: of the loss, or of an encoding.
 
     Args:
         encodings: in the order of their backward passes; several may share a tower.
@@ -304,7 +305,7 @@ def _completed_by(encodings: list[_Encoding], model: nn.Module) -> list[list[nn.
 def _sizes(lengths: Tensor, micro_batch_size: int) -> list[int]:
     """Return how many captions run together on an accelerator, for ascending lengths.
 
-    A part never has more tokens than a micro-batch of the longest captions, which fits into memory.
+    A part never has more tokens than a micro-batch of the longest captions, so it fits into memory.
     """
     most = min(max(_ACCELERATOR_TOKENS, int(lengths.sum()) // 4), micro_batch_size * int(lengths[-1]))
     sizes = [0]

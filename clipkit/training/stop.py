@@ -15,7 +15,7 @@ from clipkit.errors import Interrupted
 
 # Slurm and others can send SIGUSR1 some time before they end a job.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-# Terminals and launchers both deliver a Ctrl-C: two within this many seconds count as one.
+# A terminal and a launcher may both deliver one Ctrl-C: two signals within this number of seconds count as one.
 _SAME_SECONDS = 1.0
 
 
@@ -26,7 +26,7 @@ class StopRequest:
     stops where no work is lost. A second Ctrl-C, at least a second after the first signal, ends the process at once;
     in an interactive session, such as a notebook, it raises Interrupted at once, and the process lives on.
 
-    Python delivers signals to the main thread only: in other threads, this context does nothing.
+    Python delivers signals only to the main thread; in other threads, this context does nothing.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Share of an accelerator's peak speed that a training step reaches.
 
-The floating-point operations are those of one forward and backward pass of the towers, counted from their modules:
-without the second forward pass of GradCache or of gradient checkpointing, the loss, the optimizer, and padding.
+The floating-point operations are those of one forward and backward pass of the towers, counted from their modules. Not
+counted: the second forward pass of GradCache or gradient checkpointing, the loss, the optimizer, and padding.
 """
 
 import re
@@ -78,7 +78,7 @@ class Throughput:
     peak: float | None
     """Operations per second; None: unknown."""
     works: Mapping[str, Work]
-    """By the names of the batch's inputs; empty if the peak is unknown."""
+    """Operations of the towers, by the names of the batch's inputs; empty if the peak is unknown."""
 
     def share(self, batch: Batch, seconds: float) -> float | None:
         """Return the share of the peak, or None if the peak is unknown."""
@@ -148,7 +148,7 @@ def _operations(encoder: Encoder, inputs: Mapping[str, Tensor]) -> float:
 def _counted(module: nn.Module, *inputs: Tensor | Mapping[str, Tensor], **named: Tensor) -> tuple[int, Tensor]:
     """Return the operations of a forward pass and its output; `works_of` has ended compilation and learning."""
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # a fused layer of nn.MultiheadAttention is not counted
+    torch.backends.mha.set_fastpath_enabled(False)  # fused layers of nn.MultiheadAttention would not be counted
     try:
         with FlopCounterMode(display=False) as counter:
             output: Tensor = module(*inputs, **named)
@@ -158,10 +158,10 @@ def _counted(module: nn.Module, *inputs: Tensor | Mapping[str, Tensor], **named:
 
 
 def _passes(tower: Tower) -> float:
-    """Return the operations of a trunk in forward passes: 3 if all of it is trained, 1 if it is frozen.
+    """Return the operations of a trunk in units of forward passes: 3 if the whole trunk is trained, 1 if it is frozen.
 
-    The backward pass computes the gradients of the trained weights, and those of the inputs of each block from the
-    first trained one on.
+    The backward pass computes the gradients of the trained weights, and the gradients of the inputs of each block after
+    the first trained one.
     """
     parameters = dict(tower.trunk.named_parameters())
     shares = []

@@ -2,9 +2,9 @@
 
 On a CPU, batches are used where the loader has put them.
 
-`TowerInputs.batches` yields batches whose inputs are tensors on the device or on the host: pixels on the device if two
-batches of them take a small part of its memory, otherwise on the host; tokens on the host, where their lengths are
-known without waiting for the device. `MicroBatches` returns a micro-batch of them on the device in both cases.
+`TowerInputs.batches` yields batches of tensors on the device or on the host. Pixels are on the device if two batches of
+them use a small part of its memory, otherwise on the host. Tokens are on the host, so that their lengths are known
+without waiting for the device. In all cases, `MicroBatches` returns micro-batches on the device.
 """
 
 import queue
@@ -27,18 +27,18 @@ from clipkit.models.preprocess import channels_last
 
 Inputs = dict[str, Tensor]
 
-# Batches that have memory: one is used while the next one arrives.
+# Number of batches in memory: one is used while the next one arrives.
 _BATCHES = 2
-# Their pixels are kept on the device if they take less than this part of its memory.
+# Pixels of these batches are kept on the device if they use less than this share of its memory.
 _DEVICE_SHARE = 16
-# The pixels of a batch are kept in pinned memory if they take less than this part of the available memory.
+# Pixels of a batch are kept in pinned memory if they use less than this share of the available memory.
 _PINNED_SHARE = 2
-# Seconds that a run waits for its thread at the end: for a chunk that was already begun, but not for a slow network.
+# Seconds that a run waits for its thread at the end: enough for a chunk in progress, but not for a slow network.
 _PATIENCE = 10.0
 
 
 class Closed(Exception):
-    """Exception for memory that was closed: no further batches are needed."""
+    """Exception for closed memory: no further batches are needed."""
 
 
 class PixelMemory(BatchMemory):
@@ -68,7 +68,7 @@ class PixelMemory(BatchMemory):
             used.synchronize()
 
     def release(self) -> None:
-        """Allow the next batch to overwrite the oldest one, when the work that this thread has queued is done."""
+        """Allow the next batch to overwrite the oldest one after the work that this thread has queued is done."""
         if self.stream is None:
             self._free.put(None)
             return
@@ -104,14 +104,14 @@ class PixelMemory(BatchMemory):
         self._check()
 
     def close(self) -> None:
-        """Let a thread that uses this memory end with `Closed`."""
+        """Make a thread that uses this memory end with `Closed`."""
         self._closed = True
         self._free.put(None)
 
     def free(self) -> None:
         """Free the memory; no thread may use it any more."""
         if self._pinned:
-            with suppress(RuntimeError):  # of the work that was queued
+            with suppress(RuntimeError):  # the end of the work that was queued
                 torch.cuda.synchronize(self.device)
             for tensor in self._pinned:
                 torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())
@@ -127,7 +127,7 @@ class PixelMemory(BatchMemory):
             return empty(shape, dtype)
         size = torch.Size(shape).numel() * dtype.itemsize
         if _BATCHES * size <= torch.cuda.mem_get_info(self.device)[1] // _DEVICE_SHARE:
-            # Allocated for this stream: memory that was freed for another one may still be in use there.
+            # Allocated for this stream: memory that was freed in another stream may still be in use there.
             with suppress(torch.OutOfMemoryError), torch.cuda.stream(self.stream):
                 return empty(shape, dtype, device=self.device)
         room = available_memory() // _PINNED_SHARE
@@ -140,12 +140,12 @@ class PixelMemory(BatchMemory):
 
 
 def pixel_memory(device: torch.device) -> PixelMemory | None:
-    """Return the memory for batches on this device; None if they stay where the loader puts them."""
+    """Return the memory for batches on this device; None if batches stay where the loader has put them."""
     return PixelMemory(device) if device.type == "cuda" else None
 
 
 def _copy_bytes(target: Tensor, source: Tensor) -> None:
-    """Copy a tensor of the same layout, in one thread: PyTorch's threads would take the cores of the loader workers."""
+    """Copy a tensor of the same layout in one thread: PyTorch's threads would use the cores of the loader workers."""
     one, two = (value.permute(0, 2, 3, 1) if value.ndim == 4 else value for value in (target, source))
     np.copyto(one.view(-1).view(torch.uint8).numpy(), two.reshape(-1).view(torch.uint8).numpy())
 
@@ -160,15 +160,15 @@ def _pin(tensor: Tensor) -> bool:
 
 
 def ahead(batches: Generator[Batch, None, None], memory: PixelMemory, in_thread: bool) -> Generator[Batch, None, None]:
-    """Yield the batches of a loader, which are loaded one ahead of the batch that is used.
+    """Yield the batches of a loader; the next batch is loaded while the current one is used.
 
     The first batch is loaded in this thread, which starts the loader workers.
 
     Args:
         batches: batches of a loader that uses `memory`.
         memory: memory of two batches: each batch is valid until the next one is requested.
-        in_thread: whether to load further batches in a thread; False if the loader has no workers, since augmentation
-            must not change the random state of this process at any time.
+        in_thread: whether to load further batches in a thread; False if the loader has no workers, because augmentation
+            in a thread could change the random state of this process at any time.
     """
     ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -180,7 +180,7 @@ def ahead(batches: Generator[Batch, None, None], memory: PixelMemory, in_thread:
             ready.put(None)
         except Closed:
             pass
-        except BaseException as error:  # raised where the next batch is requested
+        except BaseException as error:  # raise the error where the next batch is requested
             ready.put(error)
 
     thread = threading.Thread(target=load, name="clipkit-batches", daemon=True)
@@ -216,7 +216,8 @@ def send(inputs: Mapping[str, Tensor], device: torch.device) -> Inputs:
 class MicroBatches:
     """Micro-batches of the inputs of a tower, on the device.
 
-    Inputs on the host are copied when their micro-batch is requested, and those of the next one while it runs.
+    Inputs on the host are copied when their micro-batch is requested; the next micro-batch is copied while this one
+    runs.
 
     Args:
         inputs: inputs by name, on the device or on the host.
@@ -243,7 +244,7 @@ class MicroBatches:
         return len(self.rows)
 
     def get(self, index: int, following: int | None = None) -> Inputs:
-        """Return the inputs of a micro-batch, and begin to copy those of the one that will be requested next."""
+        """Return the inputs of a micro-batch, and begin to copy the inputs of the next one."""
         if self.is_local or self.device.type != "cuda":
             return channels_last(send(self._rows(index), self.device))
         inputs, sent = self._under_way.pop(index) if index in self._under_way else self._send(index)
@@ -253,7 +254,7 @@ class MicroBatches:
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(sent)
         for value in inputs.values():
-            value.record_stream(stream)  # its memory is reused only after the work that is queued up to its end
+            value.record_stream(stream)  # the memory is reused only after the work that is queued until then
         return channels_last(inputs)
 
     def _send(self, index: int) -> tuple[Inputs, Any]:

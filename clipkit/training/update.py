@@ -20,7 +20,7 @@ class NotFinite(Exception):
     Args:
         loss: the loss of the step.
         norm: the gradient norm of the step.
-        updated: True if the update was applied, so that the weights of the previous step are gone.
+        updated: True if the update was applied, so that the weights of the previous step are lost.
     """
 
     def __init__(self, loss: float, norm: float, updated: bool = False) -> None:
@@ -66,7 +66,7 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
         raise NotFinite(value, length)
     plan.optimizer.step()
     plan.optimizer.zero_grad()
-    # Before the scale is limited, which would hide an infinite one.
+    # Check before the scale is limited: the limit would hide an infinite scale.
     if not are_finite(trainable):
         raise NotFinite(value, length, updated=True)
     if plan.largest_logit_scale is not None:

@@ -89,7 +89,7 @@ def test_a_class_number_without_a_name_is_an_error(paths: list[str], tmp_path: P
     features = {"image": {"dtype": "string", "_type": "Value"}, "label": {"names": NAMES, "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "p.parquet")
-    with pytest.raises(DataError, match="class number 9, but records only 4"):
+    with pytest.raises(DataError, match="class number 9, but only 4"):
         read_labeled(str(tmp_path / "p.parquet"))
 
 

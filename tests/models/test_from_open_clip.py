@@ -1,6 +1,7 @@
 """Features of every kind of open_clip model, compared with open_clip."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,16 @@ def test_methods_train_a_part_of_the_tower(name: str, method: str) -> None:
         assert bool(learning) == (method != "frozen")
         tune(tower, "full")
         assert learning < {key for key, value in tower.named_parameters() if value.requires_grad}
+
+
+def test_folder_with_both_layouts_opens_with_transformers(tiny_clip: Path, tmp_path: Path) -> None:
+    """Many repositories have both; the weights may exist for open_clip only."""
+    folder = tmp_path / "both"
+    clipkit.load("open_clip:tiny-clip").save(folder)
+    shutil.copytree(tiny_clip, folder, dirs_exist_ok=True)
+    assert clipkit.load(folder).backend.library == "transformers"
+    (folder / "model.safetensors").unlink()
+    assert clipkit.load(folder).backend.library == "open_clip"
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

@@ -53,19 +53,6 @@ def test_truncated_weights_are_refused_in_one_line(tiny_clip: Path, tmp_path: Pa
     assert "\n" not in str(caught.value)
 
 
-def test_folder_with_both_layouts_opens_with_transformers(tiny_clip: Path, tmp_path: Path) -> None:
-    """Many repositories have both; the weights may exist for open_clip only."""
-    import shutil
-
-    torch.manual_seed(0)
-    folder = tmp_path / "both"
-    clipkit.load("open_clip:ViT-B-32").save(folder)
-    shutil.copytree(tiny_clip, folder, dirs_exist_ok=True)
-    assert clipkit.load(folder).backend.library == "transformers"
-    (folder / "model.safetensors").unlink()
-    assert clipkit.load(folder).backend.library == "open_clip"
-
-
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "xpu"])
 def test_unavailable_device_is_refused_in_one_line(device: str, tiny_clip: Path) -> None:
     with pytest.raises(ModelError, match=f"device {device} is not available") as caught:

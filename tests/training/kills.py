@@ -15,8 +15,8 @@ from pathlib import Path
 import clipkit.training  # before any fork
 from clipkit.recipe import Recipe
 from clipkit.report import run as report
+from tests.conftest import not_drawn
 from tests.forked import free_port, rank_variables
-from tests.training.conftest import not_drawn
 
 _PATIENCE = 60.0
 

@@ -16,7 +16,7 @@ from clipkit.errors import Interrupted
 from clipkit.recipe import Recipe
 from clipkit.training.stop import StopRequest
 from tests.conftest import read_lines
-from tests.forked import Running
+from tests.forked import ENVIRONMENT, Running, free_port, rank_variables
 from tests.training.test_kills import same_run
 
 Build = Callable[..., Recipe]
@@ -81,8 +81,21 @@ def test_signal_stops_the_run_with_a_checkpoint(
         same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("to_launcher", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_all_processes_stop_after_the_same_step(recipe: Build, tmp_path: Path, to_launcher: bool) -> None:
+def test_a_signal_to_one_process_stops_all_after_the_same_step(recipe: Build, tmp_path: Path) -> None:
+    file, port = write(recipe(CHANGES), tmp_path / "r.yaml"), free_port()
+    group = [Running(["-m", "clipkit", "train", file], ENVIRONMENT | rank_variables(rank, 2, port)) for rank in (0, 1)]
+    wait_for_steps(tmp_path / "run", 4)
+    group[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=40)[1] for process in group]
+    assert [process.returncode for process in group] == [143, 143], outputs
+    step = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step:06d}"]
+    assert outputs[0].count(f"stopped by SIGTERM after step {step}, ") == 1, outputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_launcher", [True, False])
+def test_launched_processes_stop_after_the_same_step(recipe: Build, tmp_path: Path, to_launcher: bool) -> None:
     file = write(recipe(CHANGES), tmp_path / "r.yaml")
     with running(file, "--processes", "2") as process:
         wait_for_steps(tmp_path / "run", 4)

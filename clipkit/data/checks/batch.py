@@ -40,7 +40,7 @@ def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_
     together = size * (size - 1) / (count * (count - 1)) if count > 1 else 0.0
     shares, sums = _equal_captions(pairs) if pairs.has_captions else (np.zeros(0), np.zeros(0))
     equal = max(0.0, float((shares * (sums - shares)).sum() / 2))
-    # Shares of the rows with an equal partner in the batch, which are nearly independent of each other.
+    # Shares of the rows that have an equal caption or image in the batch; the two are nearly independent.
     with_caption = float((shares * _any_of(sums - shares, count, size)).sum()) / max(1, count)
     with_image = 0.0 if duplicates is None else float(_any_of(duplicates.degrees, count, size).mean())
     return {
@@ -52,9 +52,10 @@ def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_
 
 
 def _any_of(partners: NDArray[Any], count: int, size: int) -> NDArray[np.float64]:
-    """Return the probability that a batch with a given image has one of its partners, for each number of partners.
+    """Return the probability that a batch with a given image also contains one of the k images that match it, for each
+    k.
 
-    With k partners among N images it is 1 − C(N−1−k, G−1) / C(N−1, G−1); k may be an expected number.
+    For k matches among N images it is 1 − C(N−1−k, G−1) / C(N−1, G−1); k may be an expected value.
     """
     different, row = np.unique(partners, return_inverse=True)
     none = [
@@ -67,9 +68,7 @@ def _any_of(partners: NDArray[Any], count: int, size: int) -> NDArray[np.float64
 
 
 def _equal_captions(pairs: Pairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return for each image and distinct caption, one caption drawn per image: the probability that it is drawn, and
-    the expected number of images that draw the same caption.
-    """
+    """Return the probability of each caption, and the expected number of other images with the same caption."""
     images = pairs.image_of_caption
     weight = 1 / np.bincount(images, minlength=len(pairs.images))[images]
     filled = ~as_mask(pc.equal(Strings.of(pairs.captions).column, ""))

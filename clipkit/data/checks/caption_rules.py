@@ -12,7 +12,7 @@ from clipkit.data.checks.checked_data import CheckedData, DataRule
 from clipkit.findings import Finding, Severity, counted, finding_about
 from clipkit.tasks import shortened
 
-# Short captions of different images may be equal. That matters only for a large share of all captions.
+# Short captions of different images are sometimes equal. This is a problem only for a large share of all captions.
 _MANY_SHARED = 0.05
 _OTHER_SOURCE = "use captions from another column or source, or drop the rows"
 

@@ -1,4 +1,4 @@
-"""Measurements of captions, computed on whole columns, which is fast also for a million captions."""
+"""Measurements of captions, computed on whole columns: fast even for a million captions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ _FILE_NAME = (
 _URL = r"(?i)^(https?://|www\.)\S+$"
 # Scripts without spaces between words: a caption in them has more than one word.
 _WITHOUT_SPACES = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-# A caption is boilerplate if it is used for this many different images; in smaller datasets, for this share of them.
+# A caption is boilerplate if at least this number of different images have it; in smaller datasets, this share.
 _BOILERPLATE_IMAGES, _BOILERPLATE_LEAST, _BOILERPLATE_SHARE = 100, 5, 0.002
 _CHUNK = 10_000
 
@@ -82,15 +82,13 @@ class CaptionIndex:
         self.image_counts = np.bincount(distinct // max(1, images), minlength=len(self.first))
         """(K,) number of different images for each distinct caption; 0 for the empty caption."""
         self.are_classes = self._are_classes(pairs)
-        """True if the captions seem to be class names.
-
-        Nearly every image has one caption, shared with several other images.
+        """True if the captions seem to be class names: nearly every image has one caption, shared with other images.
         """
         ordinary = ~(self.empty | self.url | self.file_name | self.stock | self.are_classes)
         counts = self.image_counts[self.distinct]
         share = int(_BOILERPLATE_SHARE * len(pairs.images))
         self.boilerplate_images = max(_BOILERPLATE_LEAST, min(_BOILERPLATE_IMAGES, share))
-        """Number of different images at which a caption counts as boilerplate."""
+        """Smallest number of different images for which a caption counts as boilerplate."""
         self.boilerplate = ordinary & (counts >= self.boilerplate_images) & pairs.has_images
         """(M,) True for captions that are used for many different images."""
         self.shared = ordinary & ~self.boilerplate & (counts > 1) & pairs.has_images

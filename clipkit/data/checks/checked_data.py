@@ -30,14 +30,14 @@ class CheckedData:
     sizes: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
     """(K, 2) width and height of the measured images in pixels; 0 if unknown."""
     spreads: NDArray[np.uint8] | None = None
-    """(K,) range of the values of the measured images, of 255; None: unknown."""
+    """(K,) range of the pixel values of the measured images, out of 255; None: unknown."""
     image_size: int | None = None
     """Side of the model's input in pixels."""
     duplicates: Duplicates | None = None
     against: Pairs | None = None
     """Data that must not overlap with the pairs, usually the validation set."""
     leaked: Mapping[int, Leak] = field(default_factory=dict)
-    """The same image in `against`, by position of the image."""
+    """Occurrence of each leaked image in `against`, by position of the image in the pairs."""
     caption_rows: Sequence[int] = ()
     """(L,) positions of the measured captions."""
     token_counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -83,8 +83,8 @@ class DataRule(Rule[CheckedData]):
 
     Args:
         needs: parts of the pairs that the rule needs: images or captions.
-        scope: uses besides `clipkit data check`. quick: before training, without opening an image;
-            sampled: before training, on a sample; full: no other use.
+        scope: where the rule applies in addition to `clipkit data check`. quick: before training, without opening
+            images; sampled: before training, on a sample of the images; full: nowhere else.
     """
 
     needs: Literal["images", "captions"]

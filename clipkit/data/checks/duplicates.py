@@ -9,24 +9,24 @@ from numpy.typing import NDArray
 
 from clipkit.data.checks.scan import ImageScan
 
-# Largest number of differing bits between the hashes of near duplicates. Measured on 7,000 photos of Flickr8k: none of
-# the 24.5 million pairs of different photos has a distance of 7 or less. All copies saved with JPEG quality 20, as WebP
-# or at a quarter of the size do; of those cropped by 2 % all but 1 in 400, by 5 % nine in ten, by 10 % one in five.
-# Distances are even, because half of the bits of every hash are set.
+# Largest number of differing bits between the hashes of near duplicates. Measured on 7,000 photos of Flickr8k: no pair
+# of different photos (24.5 million pairs) has a distance of 7 or less. All copies saved with JPEG quality 20, as WebP
+# or at a quarter of the size have one. So have 399 of 400 copies cropped by 2 %, 90 % of those cropped by 5 %, and 20 %
+# of those cropped by 10 %. Distances are even, because half of the bits of every hash are set.
 _DISTANCE = 7
 # If two hashes differ in at most 7 bits, at least one of their four bands of 16 bits differs in at most one bit.
 _BANDS = 4
 _BAND_BITS = 16
-# Drawings that differ in one detail often share a hash (flags, one figure with other hair). So the thumbnails are
-# compared as well: the largest allowed difference at any of their 64 pixels, relative to the variation of the image.
-# Of 3,548 emoji, 123 then still have an earlier near duplicate, half of which are drawn identically. It loses none of
-# the copies above; of those cropped by 2 % one in 25, by 5 % three in five.
+# Largest allowed difference at any of the 64 pixels of two thumbnails, relative to the variation of the image.
+# Thumbnails are compared because drawings that differ in one detail (flags, one figure with other hair) often have the
+# same hash. With this limit, 123 of 3,548 emoji have an earlier near duplicate; half of the 123 are drawn identically.
+# The limit loses no copy that was saved again, 1 in 25 of those cropped by 2 %, and 3 in 5 of those cropped by 5 %.
 _DIFFERENCE = 0.4
-# Maximum change of the mean color, in the same unit: a brighter copy is still a copy.
+# Largest allowed change of the mean color, in the same unit, so that brighter copies are found.
 _SHIFT = 0.5
-# Variation (of 255) below which an image contains only noise.
+# Variation (out of 255) below which an image contains only noise.
 _NOISE = 8.0
-# Range of values (of 255) below which an image is nearly of one value: noise, or values that were read wrongly.
+# Range of pixel values (out of 255) below which an image has nearly one value: noise, or values that were read wrongly.
 NEARLY_ONE_VALUE = 16
 # Images that share one hash are compared only with this many neighbors, sorted by brightness: a million blank images
 # would otherwise make 10^12 pairs.
@@ -72,7 +72,7 @@ class Duplicates:
             rank: (N,) images with a lower value are preferred.
 
         Returns:
-            (N,) positions; an image that is kept has its own position.
+            (N,) positions; for an image that is kept, the position of this image.
         """
         representative = self.first.copy()
         neighbors: dict[int, list[int]] = {}
@@ -133,7 +133,7 @@ def _close_hashes(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64
         for flip in [0, *(1 << bit for bit in range(_BAND_BITS))]:
             starts = np.searchsorted(sorted_keys, keys ^ flip, side="left")
             counts = np.searchsorted(sorted_keys, keys ^ flip, side="right") - starts
-            # In parts, so that memory does not grow with the number of candidates.
+            # The candidates are split into parts, so that the memory does not grow with their number.
             part_of = np.cumsum(counts) // (1 << 22)
             for part in np.unique(part_of[counts > 0]).tolist():
                 rows = np.flatnonzero((part_of == part) & (counts > 0))
@@ -152,7 +152,7 @@ def _ranges(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 def _similar(scan: ImageScan, one: NDArray[np.int64], other: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Yield the candidate pairs whose thumbnails are similar, as rows of two positions.
 
-    Images of nearly one value look like each other whatever they show, so only those of exactly one value are compared.
+    Images of nearly one value always look alike, so they count as similar only if each has exactly one value.
     """
     tells = (scan.spreads == 0) | (scan.spreads >= NEARLY_ONE_VALUE)
     both = tells[one] & tells[other]

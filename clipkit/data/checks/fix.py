@@ -52,22 +52,23 @@ def check_output_folder(out: Path, data: str | None = None) -> None:
 def fix(pairs: Pairs, report: Report, out: Path, drop_most: bool = False) -> dict[str, int]:
     """Write a cleaned copy of the data: OUT/captions.csv, and OUT/dropped.jsonl with the reasons.
 
-    Broken images, leaked images and empty captions are dropped. Of images with equal bytes, or that differ only in size
-    and encoding, the largest is kept, with the captions of all; of equal captions of one image the first is kept.
-    Images that are files stay where they are; images from archives and tables are written to OUT/images.
+    Broken images, leaked images and empty captions are dropped. Among images that have equal bytes, or differ only in
+    size and encoding, the largest is kept and gets the captions of all. Among equal captions of one image, the first is
+    kept. Images that are files stay where they are; images from archives and tables are written to OUT/images.
 
     Args:
         pairs: the data that was checked.
         report: result of `check`.
         out: a new or empty folder.
-        drop_most: allow that half of the images or captions, or more, are dropped.
+        drop_most: allow dropping half of the images or captions, or more.
 
     Returns:
         number of images and captions in the copy, and of entries in dropped.jsonl: images, captions, dropped.
 
     Raises:
         OutputError: the folder is not empty or cannot be written.
-        DataError: nothing is left, at least half would be dropped, or an image can no longer be read.
+        DataError: nothing would be left, at least half would be dropped without `drop_most`, or an image can no longer
+            be read.
     """
     check_output_folder(out)
     rows, dropped = _select_rows(pairs, report)
@@ -89,7 +90,7 @@ def fix(pairs: Pairs, report: Report, out: Path, drop_most: bool = False) -> dic
 
 
 def _representatives(pairs: Pairs, report: Report) -> list[int]:
-    """Return the position of the image into which each image is merged; its own position if it is kept."""
+    """Return for each image the position of the image into which it is merged; its position if it is kept."""
     if report.duplicates is None:
         return list(range(len(pairs.images)))
     near = confirmed_copies(pairs.images, report.duplicates.near_pairs)
@@ -107,8 +108,7 @@ def _check_loss(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[str, s
             reasons = Counter(re.sub(r"( \(|: [=~] ).*", "", entry["reason"]) for entry in dropped).most_common(1)
             raise DataError(
                 f"{pairs.name}: the copy would lack {lost:,} of the {total:,} {noun}, most of them because of: "
-                f"{reasons[0][0]}; check that the data is read as it is meant (columns, folder, names), or allow it "
-                "with --drop-most"
+                f"{reasons[0][0]}; check that columns, folder and file names are correct, or allow it with --drop-most"
             )
 
 
@@ -160,7 +160,7 @@ def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Pa
 
 
 def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -> str:
-    """Return the path of an image for the table; an image that is not a file is first written to one."""
+    """Return the path of an image for the table. If the image is not a file, write it to one first."""
     if isinstance(image, Remote):
         return image.address
     if not isinstance(image, Stored):

@@ -7,9 +7,9 @@ from clipkit.data.checks.duplicates import NEARLY_ONE_VALUE
 from clipkit.data.checks.scan import MISSING
 from clipkit.findings import Finding, finding_about
 
-# Side in pixels below which the content cannot be recognized.
+# Side in pixels below which the content is not recognizable.
 _TINY = 32
-# A center crop keeps a third of an image with this ratio of sides.
+# Ratio of sides at which a center crop keeps only a third of the image.
 _EXTREME = 3.0
 # Share of small images at which the finding becomes a warning.
 _MANY_SMALL = 0.2
@@ -49,14 +49,14 @@ def extreme_shapes(data: CheckedData) -> Finding | None:
     short, long = data.short_sides, data.sizes.max(axis=1, initial=0)
     return finding_about(
         np.flatnonzero((short > 0) & (long > _EXTREME * short)).tolist(), len(short),
-        name="extreme_shapes", what=f"images more than {_EXTREME:.0f} times as long as wide, or as wide as long",
+        name="extreme_shapes", what=f"images whose long side is more than {_EXTREME:.0f} times the short side",
         describe=data.sized_name,
         advice="a center crop keeps a third of them or less: crop them to what the caption describes, or drop the rows",
     )  # fmt: skip
 
 
 def flat_images(data: CheckedData) -> Finding | None:
-    """Report images in which nearly all pixels have nearly the same value."""
+    """Report images in which nearly all pixels have almost the same value."""
     spreads, readable = data.spreads, data.short_sides > 0
     if spreads is None:
         return None
@@ -64,8 +64,8 @@ def flat_images(data: CheckedData) -> Finding | None:
         np.flatnonzero(readable & (spreads < NEARLY_ONE_VALUE)).tolist(), int(readable.sum()),
         name="flat_images", what="images of nearly one value, such as black or blank images",
         describe=lambda number: f"{data.sized_name(number)}, a range of {spreads[number]} of 255",
-        advice="open them: if they show something, convert them to 8 bits (docs/data.md says how more bits are read); "
-        "otherwise drop their rows",
+        advice="look at them: drop the rows of blank images, and convert the others to 8 bits (docs/data.md describes "
+        "how more bits are read)",
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def near_duplicate_images(data: CheckedData) -> Finding | None:
         sorted(earlier), len(data.duplicates.first),
         name="near_duplicate_images", what="images that look like an earlier one",
         describe=lambda image: f"{data.image_name(image)} ~ {data.image_name(earlier[image])}",
-        advice="compare them: re-encoded copies are false negatives that no loss can detect; --fix merges those that "
+        advice="compare them: re-encoded copies are false negatives that no loss can detect; --fix merges images that "
         "differ only in size and encoding",
     )  # fmt: skip
 

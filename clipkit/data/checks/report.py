@@ -42,11 +42,11 @@ class Report:
     broken: dict[int, str] = field(default_factory=dict, repr=False)
     """Reason why an image cannot be opened, by position of the image; for `fix`."""
     leaked: dict[int, Leak] = field(default_factory=dict, repr=False)
-    """The same image in the data given as `against`, by position of the image; for `fix`."""
+    """Occurrence of each leaked image in the data given as `against`, by position of the image; for `fix`."""
     duplicates: Duplicates | None = field(default=None, repr=False)
-    """Images that are or look the same; for `fix`."""
+    """Images that have the same bytes or look the same; for `fix`."""
     rank: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
-    """(N,) order in which duplicates are preferred, the lowest first; for `fix`."""
+    """(N,) rank of each image: among duplicates, the image with the lowest rank is kept; for `fix`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values: task, data, against, facts, counts (findings by severity) and findings."""
@@ -73,8 +73,8 @@ def check(
     """Read every image and caption once and report problems.
 
     Args:
-        pairs: N images and M captions, read with `broken=("images", "captions")` so that faults are reported, not
-            raised.
+        pairs: N images and M captions, read with `broken=("images", "captions")`, so that problems become findings, not
+            errors.
         against: data that must not overlap with the pairs, usually the validation set.
         token_counts: function from strings to their numbers of tokens before truncation; None: lengths are in words.
         context_length: maximum number of tokens that the model reads.

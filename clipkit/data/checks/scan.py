@@ -1,4 +1,4 @@
-"""Scan of images: one pass that keeps a few hundred bytes per image, enough to compare the images, but no pixels."""
+"""Scan of images: one pass that keeps a few hundred bytes per image, enough to compare images."""
 
 import hashlib
 import os
@@ -27,11 +27,12 @@ MISSING = "the file does not exist"
 EMPTY = "the file is empty"
 # JPEG files are decoded at a reduced size, which is several times faster; hashes use 32 pixels a side.
 _DRAFT = 64
-# Images submitted to the threads at once: a waiting task needs more memory than its result.
+# Number of images submitted to the threads at once; it is limited because waiting tasks need memory.
 _CHUNK = 4096
-# Below this variation (of 255) a thumbnail has no structure for a perceptual hash, whose bits would be noise.
+# Variation (out of 255) below which the perceptual hash of a thumbnail would only be noise.
 _FLAT = 2.0
-_IGNORED = 0.001  # share of the pixels at each end of the values, such as a date stamp or a hot pixel
+# Share of the brightest and of the darkest pixels to ignore, such as a date stamp or a hot pixel.
+_IGNORED = 0.001
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class ImageScan:
     file_bytes: NDArray[np.int64]
     """(N,) file sizes in bytes; -1 for a file that cannot be read."""
     spreads: NDArray[np.uint8]
-    """(N,) range of the values, of 255, in the channel where it is largest, without 0.1 % of the pixels at each end."""
+    """(N,) range of pixel values (out of 255) in the channel with the largest range, without the 0.1 % lowest and
+    highest.
+    """
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -117,7 +120,7 @@ def scan_images(images: Sequence[Path | Stored], workers: int | None = None, nam
 
 def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | None:
     """Fill in one row of the scan; if the image cannot be opened, return the reason."""
-    from imagehash import phash  # imports SciPy, which loader workers do not need
+    from imagehash import phash  # imported here because it imports SciPy, which loader workers do not need
 
     try:
         content = read_image(image)

@@ -1,4 +1,4 @@
-"""Choice among several columns that could be, for example, the images: by their content, then by their names."""
+"""Choice among several columns that could have a role, e.g. image: by their content, then by their names."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,19 +13,19 @@ PEEKED = 20
 """Number of rows whose values are examined."""
 
 Peek = Callable[[str], Sequence[Any]]
-"""Function from the name of a column to the values of its first rows; image bytes, which are not read, are b""."""
+"""Function from the name of a column to the values of its first rows; image bytes are not read and given as b""."""
 
 _OF_IMAGES = ("image bytes", "image paths", "paths of missing images", "addresses", "other texts", "no images")
 _OF_TEXTS = ("texts", "numbers", "no texts")
 _OF_LABELS = ("labels", "no labels")
 CERTAIN = 2
-"""Largest rank of a column that contains images whatever its name is."""
+"""Largest rank (see `rank_of`) at which a column contains images regardless of its name."""
 
 
 def rank_of(role: str, values: Sequence[Any], folder: Path) -> tuple[int, str]:
-    """Return how well the values of a column fit a role, 0 the best, and what they are.
+    """Return how well the values of a column fit a role (0 is best), and a description of the values.
 
-    Images are preferred as bytes, then as paths, then as addresses, which need the network.
+    For images, bytes are best, then paths, then URLs, which need the network.
 
     Args:
         role: image, label or a role of texts.
@@ -82,7 +82,7 @@ def _is_number(text: str) -> bool:
 
 
 def choose(role: str, candidates: Sequence[str], peek: Peek, folder: Path) -> tuple[str, str]:
-    """Return the candidate that fits a role best, the first of several, and a text about it and the others."""
+    """Return the candidate that fits a role best (of equal ones the first), and a text about the choice."""
     ranks = {name: rank_of(role, peek(name), folder) for name in candidates}
     best = min(candidates, key=lambda name: ranks[name][0])
     described = [f"{name} ({ranks[name][1]})" for name in (best, *(name for name in candidates if name != best))]
@@ -90,7 +90,7 @@ def choose(role: str, candidates: Sequence[str], peek: Peek, folder: Path) -> tu
 
 
 def columns_of_images(header: Sequence[str], peek: Peek, folder: Path) -> list[str]:
-    """Return the columns that contain images whatever their names are."""
+    """Return the columns that contain images, regardless of their names."""
     return [name for name in header if rank_of("image", peek(name), folder)[0] <= CERTAIN]
 
 
@@ -110,7 +110,7 @@ def of_table(table: Any) -> Peek:
 
 
 def values_of(column: Any) -> list[Any]:
-    """Return the values of an Arrow column; none if it is damaged, which its reader reports."""
+    """Return the values of an Arrow column; none if the column is damaged (its reader reports this)."""
     try:
         column.validate(full=True)  # a wrong offset in a memory-mapped file would crash the process
         return list(column.to_pylist())

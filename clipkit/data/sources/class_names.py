@@ -1,4 +1,4 @@
-"""Class names that a table records beside its class numbers, as the library `datasets` does (its ClassLabel)."""
+"""Class names that a table stores with its class numbers, such as a ClassLabel of the library `datasets`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from clipkit.parsing import parse_json
 
 
 def recorded_classes(metadata: Mapping[bytes, bytes] | None, column: str | None) -> ClassList | None:
-    """Return the classes of a column from the metadata of an Arrow or Parquet schema; None if it records none."""
+    """Return the classes of a column from the metadata of an Arrow or Parquet schema; None if there are none."""
     try:
         feature: Any = parse_json((metadata or {})[b"huggingface"])["info"]["features"][column]
     except (KeyError, ValueError, TypeError):
@@ -26,7 +26,7 @@ def recorded_classes(metadata: Mapping[bytes, bytes] | None, column: str | None)
 
 
 def whole_numbers(column: Any) -> Any:
-    """Return a column of floats, which pandas makes of integers with gaps, as integers with null for NaN."""
+    """Convert floats to integers, with null for NaN: pandas stores integers with missing values as floats."""
     if not pa.types.is_floating(column.type):
         return column
     try:
@@ -50,7 +50,7 @@ def named(name: str, column: pa.ChunkedArray, classes: ClassList) -> pa.Array:
     highest = pc.max(numbers).as_py()
     if highest is not None and highest >= len(classes.labels):
         raise DataError(
-            f"{name}: has the class number {highest}, but records only {len(classes.labels)} class names; correct the "
+            f"{name}: has the class number {highest}, but only {len(classes.labels)} class names; correct the "
             "numbers or the names"
         )
     names = pa.array(classes.labels, pa.large_string()).take(numbers)

@@ -57,10 +57,10 @@ class Rows:
     found: dict[str, str] = field(default_factory=dict)
     """Column name for each role."""
     row: str = "row"
-    """Noun for a row in messages, which count rows from 1."""
+    """Noun for a row in messages, e.g. row; messages count rows from 1."""
     classes: ClassList | None = None
     findings: Sequence[Finding] = ()
-    """Anything that was left out or that reading had to assume."""
+    """Findings about parts of the source that were left out, and about assumptions of the reader."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Wanted:
     optional: Collection[str]
     names: Mapping[str, Sequence[str]] = field(default_factory=lambda: NAMES)
     choices: list[Finding] = field(default_factory=list)
-    """Findings about columns that were chosen among several, which the readers add."""
+    """Findings of the readers about columns that were chosen among several."""
 
     @property
     def roles(self) -> list[str]:
@@ -89,7 +89,7 @@ class Wanted:
         return [*self.needed, *self.optional]
 
     def needs(self, role: str, present: Collection[str]) -> bool:
-        """Return whether a source must have a role; labels, if they are read too, replace captions that it lacks."""
+        """Return whether a source must have a role. Captions may be missing if the source has labels that are read."""
         if role == "caption" and "label" in self.roles:
             given = self.options.get("label")
             labels = self.names["label"] if given is None else [given.lower()]
@@ -99,8 +99,8 @@ class Wanted:
     def columns_among(self, source: object, header: Sequence[str], peek: Peek, folder: Path = Path()) -> dict[str, str]:
         """Map each role to its column name, for roles whose column is present.
 
-        Among several columns with an accepted name, their values decide (see `rank_of`), which is reported. A column
-        with any name is the image if it alone contains images.
+        If several columns have an accepted name, the values decide (see `rank_of`), and a finding reports the choice.
+        If exactly one column contains images, it is the image column, whatever its name.
 
         Args:
             source: name of the source, for messages.
@@ -146,14 +146,17 @@ class Wanted:
         return found
 
     def _given(self, role: str, header: Sequence[str]) -> str | None:
-        """Return the column that the user named, in lower case; %XX stands for a character unless it is in the name."""
+        """Return the column that the user named, in lower case.
+
+        %XX is decoded, unless a column name contains it literally.
+        """
         given = self.options.get(role)
         if given is None:
             return None
         return next((name for name in (given.lower(), unquote(given).lower()) if name in header), given.lower())
 
     def advice(self, role: str) -> str:
-        """Return the source with an option that names the column of a role, as it is typed in a shell."""
+        """Return the source with an option for the column of a role, quoted for a shell."""
         return f"'{split_options(self.source)[0]}?{role}=COLUMN'"
 
 
@@ -196,7 +199,7 @@ def exists(name: str) -> bool:
 
 
 def _exists_in_source(source: str) -> bool:
-    """Return whether a source is an existing file or folder, or one after `hf:` or `wds:`, with or without a split."""
+    """Return whether a source, without `hf:`, `wds:` and a split, is an existing file or folder."""
     prefix, _, rest = source.partition(":")
     return exists(source) or (prefix in ("hf", "wds") and exists(name_revision_and_split(rest)[0]))
 

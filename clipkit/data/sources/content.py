@@ -1,4 +1,4 @@
-"""Identity of images that a table contains: equal names are one image only if the bytes are equal."""
+"""Identity of images that a table contains: rows with equal names are one image only if their bytes are equal."""
 
 import hashlib
 from collections import Counter
@@ -7,14 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 
-_PART = 256  # bytes at the beginning, in the middle and at the end, which differ for nearly all different images
+# Number of bytes compared at the beginning, in the middle and at the end; nearly all different images differ there.
+_PART = 256
 
 
 def content_keys(contents: Any, paths: Sequence[str]) -> pa.Array:
     """Return (R,) strings that are equal for rows with equal bytes and equal names; rows without bytes need only names.
 
-    Names often lack their folders, so they do not suffice; without names, the bytes decide. Only images of equal name
-    and size that are equal in three places are read as a whole.
+    Names often lack their folders, so names alone are not enough; without names, only the bytes count. An image is read
+    completely only if another one has the same name, the same size and the same bytes in three places.
 
     Args:
         contents: (R,) column of bytes; null for an image that is not in the table.

@@ -1,4 +1,4 @@
-"""Reader of CSV and TSV files, with any of the common characters between fields."""
+"""Reader of CSV and TSV files with any common delimiter."""
 
 import csv
 import re
@@ -69,16 +69,16 @@ def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
 
 @dataclass(frozen=True)
 class _Form:
-    """Form of a file: the character between its fields, and the lines before its header."""
+    """Form of a file: its delimiter, and the number of lines before its header."""
 
     delimiter: str
     skipped: int = 0
 
 
 def _form_of(path: Path, wanted: Wanted) -> _Form:
-    """Return the form in which the header has the most columns with known names, or else the most columns.
+    """Return the form in which the header has the most columns with known names, otherwise the most columns.
 
-    Of equal ones the usual form of the file name's ending is taken. Excel writes `sep=;` before the header.
+    If several forms are equal, return the usual one for the file's extension. Excel writes `sep=;` before the header.
     """
     with open_text(path, newline="") as file:
         first = file.readline()

@@ -68,7 +68,7 @@ class Emoji:
 
     @property
     def family(self) -> tuple[int, ...]:
-        """Code points without skin tone and gender, which are the same for all variants of an emoji."""
+        """Code points without skin tone and gender: the same for all variants of an emoji."""
         kept = [
             one
             for code in self.codes
@@ -149,7 +149,7 @@ def write_names(file: Path, language: str) -> Path:
     """Write a copy of `file`, a CSV file with names, with the CLDR names of another language, e.g. de or fr."""
     import emoji
 
-    emoji.config.load_language(language)  # the package keeps only English in memory
+    emoji.config.load_language(language)  # the package loads only English by itself
     names = {_without_style(map(ord, text)): entry.get(language) for text, entry in emoji.EMOJI_DATA.items()}
     translated = file.with_name(f"{file.stem}_{language}.csv")
     with file.open(encoding="utf-8", newline="") as rows:

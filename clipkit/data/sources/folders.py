@@ -1,4 +1,4 @@
-"""Reader of image folders: with metadata tables, with a text file per image, with class folders, or images only."""
+"""Reader of image folders with metadata tables, a text file per image, class folders, or only images."""
 
 import posixpath
 from collections.abc import Collection, Sequence
@@ -25,7 +25,7 @@ _METADATA = {
     "metadata.jsonl": read_json_lines,
     "metadata.parquet": read_parquet,
 }
-# Folders with these names are splits and not classes, if there is one of them alone, or several.
+# Folders with these names are splits, not classes, if the folder has several of them or no other folders.
 _SPLITS = {
     "train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "held_out",
     "holdout",
@@ -33,13 +33,13 @@ _SPLITS = {
 
 
 def read_folder(name: str, wanted: Wanted) -> Rows:
-    """Read a folder: its metadata tables if there are any, else images with .txt files, class folders, or images.
+    """Read a folder: its metadata tables if there are any, otherwise images with .txt files, class folders, or images.
 
-    `walk` says which files count. A metadata table (.csv, .jsonl or .parquet) may lie in the folder, or in folders
-    below it, and names images relative to itself. Each line of a .txt that is not empty is a caption. The class of an
-    image is the top folder that it lies in, at any depth. Next to class folders there may be `classnames.txt`, with one
-    name per line (see `paired_names`), and `zeroshot_classification_templates.txt`. Of several splits (folders such as
-    train and test), `?split=` chooses one.
+    `walk` selects the files. A metadata table (.csv, .jsonl or .parquet) is in the folder or in folders below it; its
+    image paths are relative to the table. Each line of a .txt that is not empty is a caption. The class of an image is
+    its top-level folder; the image may be in folders below it. Next to class folders there may be `classnames.txt`,
+    with one name per line (see `paired_names`), and `zeroshot_classification_templates.txt`. If there are several
+    splits (folders such as train and test), `?split=` chooses one.
 
     Raises:
         DataError: there are no images, the needed captions or labels are missing, or no split is chosen.
@@ -83,7 +83,7 @@ def _split_among(path: Path, tree: Walk, given: str | None) -> str | None:
 
 
 def _with_names_of(path: Path, rows: Rows) -> Rows:
-    """Return rows of class folders with the class names and prompts that lie beside the splits, if it has none."""
+    """Return rows of class folders. If a split has no class names and prompts, use the files beside the splits."""
     if rows.classes is None or rows.classes.labels is None:
         return rows
     beside = _class_list(path, rows.classes.labels)
@@ -92,7 +92,7 @@ def _with_names_of(path: Path, rows: Rows) -> Rows:
 
 
 def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
-    """Return the rows of a metadata table whose images lie in the folder of a split; None: all, which is reported."""
+    """Return the rows of a metadata table whose images are in the folder of a split; None: all rows, with a finding."""
     if not isinstance(rows.images, Files):
         return rows
     names = [posixpath.normpath(name) for name in rows.images.names]
@@ -110,7 +110,7 @@ def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
 
 
 def _with_tables(path: Path, tree: Walk, wanted: Wanted) -> Rows:
-    """Read the metadata table of the folder or, if it has none, those of the folders below it."""
+    """Read the metadata table of the folder or, if it has none, the metadata tables of the folders below it."""
     folders: dict[str, str] = {}
     for kind in _METADATA:
         for file in tree.files:
@@ -165,7 +165,7 @@ def _unlisted(path: Path, tree: Walk, listed: Collection[str]) -> list[Finding]:
 
 
 def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
-    """Read class folders, or images alone."""
+    """Read class folders, or images without any labels."""
     alone = [image for image in tree.images if "/" not in image]
     inside = [image for image in tree.images if "/" in image]
     if alone and inside:
@@ -194,7 +194,7 @@ def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
         [row for row, image in enumerate(inside) if image.count("/") > 1], len(inside),
         name="nested_folders", what=f"{path}: images in folders below the class folders",
         describe=lambda row: f"{inside[row]} is of the class {labels[row]}", severity="warning",
-        advice="their class is the top folder; if it is the last one, move the last folders up",
+        advice="the class of an image is its top folder; if it should be the lowest one, move these folders up",
     )  # fmt: skip
     uses_classes = {"caption", "label", "templates"} & {*wanted.needed, *wanted.options}
     return replace(rows, classes=classes, findings=[*rows.findings, *([deeper] if deeper and uses_classes else [])])

@@ -1,4 +1,4 @@
-"""Limits for the members of tars: a header can announce any size, and the content is read into memory."""
+"""Size limits for the members of tar files: a header can state any size, and the content is read into memory."""
 
 import tarfile
 from typing import Any, Self
@@ -20,7 +20,7 @@ _HEADERS = (
 
 
 class BoundedMember(tarfile.TarInfo):
-    """Member whose long names and extended headers, which tarfile reads into memory, have at most a megabyte."""
+    """Tar member whose long names and extended headers have at most one megabyte; tarfile reads them into memory."""
 
     def _proc_member(self, archive: Any) -> Self:
         if self.size > _MOST_HEADER and self.type in _HEADERS:
@@ -32,7 +32,7 @@ def check_member(member: tarfile.TarInfo) -> None:
     """Check the size of a member before it is read.
 
     Raises:
-        tarfile.ReadError: it is larger than the limit of its kind.
+        tarfile.ReadError: the member is larger than the limit for its kind.
     """
     ending = member.name.rpartition("/")[2].partition(".")[2].lower()
     most = MOST_TEXT if ending in TEXTS else most_file_bytes()

@@ -1,4 +1,4 @@
-"""Reader of Parquet files: one, those of a pattern, or all in a folder."""
+"""Reader of Parquet files: one file, the files of a pattern, or all files in a folder."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def read_parquet_folder(path: str, wanted: Wanted) -> Rows:
     """Read all Parquet files of a folder, or those whose names contain the split of `?split=`.
 
     Raises:
-        DataError: as for `read_parquet`, or the names of the files tell several splits and none is chosen.
+        DataError: as for `read_parquet`, or the file names contain several splits and none is chosen.
     """
     return _read(path, parts_of_split(path, ".parquet", wanted), wanted)
 
@@ -88,24 +88,24 @@ def _peek(file: Path, schema: pa.Schema) -> Peek:
 
 
 def _unified(path: str, schemas: Sequence[pa.Schema], columns: Sequence[str]) -> pa.Schema:
-    """Return the schema to which the columns of all files can be converted, with the metadata of the first."""
+    """Return a schema to which the columns of all files can be converted, with the metadata of the first file."""
     try:
         plain = [pa.schema([(name, _plain_type(schema.field(name).type)) for name in columns]) for schema in schemas]
         if all(part == plain[0] for part in plain):
             return plain[0].with_metadata(schemas[0].metadata)
-        # Image bytes with and without a name are both images, for which `datasets` has its own conversion.
+        # Image bytes with a name and image bytes alone are both images; `datasets` converts them itself.
         others = [pa.schema([field for field in part if not has_bytes(field.type)]) for part in plain]
         unified = pa.unify_schemas(others, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(
-            f"{path}: the files have columns of different types ({one_line(error)}); give them the same"
+            f"{path}: the files have columns of different types ({one_line(error)}); give them the same types"
         ) from None
     fields = [unified.field(name) if name in unified.names else plain[0].field(name) for name in columns]
     return pa.schema(fields, schemas[0].metadata)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type for the values of a dictionary, a view or a fixed size, which `datasets` does not convert."""
+    """Return the plain type for dictionary, view and fixed-size types, which `datasets` does not convert."""
     if pa.types.is_dictionary(kind):
         return _plain_type(kind.value_type)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
@@ -116,7 +116,7 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 def _plain_file(file: Path, schema: pa.Schema, columns: Sequence[str]) -> str:
     """Return a file that `datasets` can read: the given one, a link to it with a plain name, or a converted copy.
 
-    `datasets` takes some names for patterns or chains of addresses.
+    `datasets` would read some names as patterns or as chains of URLs.
     """
     kinds = [schema.field(name).type for name in columns]
     is_plain = all(kind in (_plain_type(kind), pa.string(), pa.binary()) for kind in kinds)

@@ -1,4 +1,4 @@
-"""Folders that hold the parts of one dataset: Parquet files, or tar shards."""
+"""Folders with the parts of one dataset: Parquet files, or tar shards."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,8 @@ _SPLIT = re.compile(r"(?<![a-z])(train|test|validation|val|valid|dev|eval)(ing)?
 
 
 def files_of_folder(name: str, ending: str) -> list[Path]:
-    """Return the files with an ending in a folder, or in its folder `data`; none if it holds images or other folders.
+    """Return the files with an extension in a folder or in its subfolder `data`; none if it holds images or other
+    folders.
 
     Beside shards there may be other tables: img2dataset writes a Parquet file without images for each shard.
     """
@@ -30,10 +31,11 @@ def files_of_folder(name: str, ending: str) -> list[Path]:
 
 
 def parts_of_split(name: str, ending: str, wanted: Wanted) -> list[Path]:
-    """Return the files whose names contain the split of `?split=`, or all if their names tell at most one split.
+    """Return the files whose names contain the split of `?split=`, or all files if their names contain at most one
+    split.
 
     Raises:
-        DataError: the names tell several splits and none is chosen, or the given one is missing.
+        DataError: the names contain several splits and none is chosen, or the given split is missing.
     """
     of_split: dict[str, list[Path]] = {}
     for file in files_of_folder(name, ending):
@@ -44,7 +46,8 @@ def parts_of_split(name: str, ending: str, wanted: Wanted) -> list[Path]:
     if split in of_split:
         _report_others(name, of_split, wanted)
         return of_split[split]
-    problem = f"has no split {given}" if given is not None else "has files of several splits, or of one and of none"
+    several_splits = "has files of several splits, or files with and without a split in their names"
+    problem = several_splits if given is None else f"has no split {given}"
     several = ", ".join(f"'{name}?split={one}'" for one in of_split if one)
     raise DataError(f"{name}: {problem}; use one of {several or name}, or a pattern such as '{name}/*{ending}'")
 

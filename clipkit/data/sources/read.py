@@ -1,6 +1,6 @@
 """Table of the kinds of data sources, and functions that read rows from any of them.
 
-To add a source, write a reader `(name, wanted) -> Rows` in a file of its own and add a row to `SOURCES`.
+To add a source, write a reader `(name, wanted) -> Rows` in a new file, and add a row to `SOURCES`.
 """
 
 import re
@@ -25,7 +25,7 @@ from clipkit.images import kind_of
 from clipkit.opening import read_text
 from clipkit.parsing import parse_json
 
-# Options of a source as a whole, beside those that name the column of a role.
+# Options of a whole source; other options name the column of a role.
 _OPTIONS = ("split", "templates", "classes")
 
 
@@ -103,12 +103,12 @@ def read_rows(source: object, needed: Collection[str], optional: Collection[str]
 
 def _with_choices(rows: Rows, wanted: Wanted) -> Rows:
     """Return rows with findings about the choice among several columns."""
-    choices = {finding.name: finding for finding in reversed(wanted.choices)}  # the first of several tables
+    choices = {finding.name: finding for finding in reversed(wanted.choices)}  # from the first of several tables
     return replace(rows, findings=[*rows.findings, *choices.values()])
 
 
 def check_exists(source: str) -> None:
-    """Check that a file or folder exists, without opening it; patterns and other sources are left to their readers.
+    """Check that a file or folder exists, without opening it. Readers check patterns and other sources themselves.
 
     Raises:
         DataError: it is missing.
@@ -137,7 +137,7 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
             "download the data for other uses"
         )
     if "\0" in name:
-        raise DataError(f"{wanted.source[:200]}: is not a name that a file can have; check the path")
+        raise DataError(f"{wanted.source[:200]}: is not a valid file name; check the path")
     name = str(Path(name).expanduser())
     try:
         source = next((source for source in SOURCES if source.matches(name)), None)

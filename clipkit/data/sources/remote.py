@@ -1,4 +1,4 @@
-"""Images at an address: each is fetched once by a run or an evaluation, and kept on disk until it ends."""
+"""Images at URLs: a run or an evaluation fetches each image once and keeps it on disk until it ends."""
 
 import atexit
 import base64
@@ -37,18 +37,18 @@ BACK_OFF = 0.5
 """Seconds before the second attempt; doubled for each further one."""
 AT_ONCE = 16
 """Addresses that are fetched at the same time."""
-# A host none of whose last three addresses answered is not asked again for a while.
+# After this number of URLs without an answer in a row, a host is not asked for a while.
 _SILENT_AFTER = 3
 _SILENT_SECONDS = 60.0
 _RESERVED = 2 << 30  # bytes of the disk that stay free
-_VARIABLE = "CLIPKIT_FETCHED"  # names the folder of fetched images to child processes
+_VARIABLE = "CLIPKIT_FETCHED"  # environment variable: tells child processes the folder of fetched images
 _FAILED = ".failed"
 
 _LOCKS = [threading.Lock() for _ in range(64)]
 _silent: dict[str, tuple[int, float]] = {}
-"""Host -> addresses in a row that got no answer, and the time of the last."""
+"""Host -> number of consecutive URLs without an answer, and the time of the last one."""
 _failing: dict[str, float] = {}
-"""Hosts without an answer since the last answer of any host, with the time: if there are many, there is no network."""
+"""Host -> time of its failure; emptied when any host answers. With many failing hosts, there is no network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Remote(Stored):
 
 
 def begin() -> Path:
-    """Return the folder of this run's fetched images; when it is new, report that images come from the network.
+    """Return the folder for the fetched images of this run; if it is new, report that images come from the network.
 
     Call it before processes are forked, so that they share the folder.
     """
@@ -101,7 +101,7 @@ def begin() -> Path:
 
 
 def fetch_ahead(images: Iterable[object], progress: bool = False) -> dict[int, str]:
-    """Fetch those of the images that are addresses, several at once.
+    """Fetch the images that are at URLs, several at once.
 
     Return the reason of each failed fetch by the position of its image in `images`.
     """
@@ -148,7 +148,7 @@ def check_fetched(name: str, images: Sequence[object]) -> None:
 
 
 def _kept(address: str, file: Path) -> bytes:
-    """Return the content of an address from the folder, or fetch it and keep it, or the reason why it failed."""
+    """Return the content of a URL from the folder, or fetch and keep it; return the reason if this fails."""
     failed = file.with_name(file.name + _FAILED)
     try:
         return read_file(file)
@@ -178,7 +178,7 @@ def _keep(file: Path, content: bytes) -> None:
         if shutil.disk_usage(file.parent).free > _RESERVED + len(content):
             temporary.write_bytes(content)
             temporary.replace(file)
-    except OSError:  # a cache that cannot be written only costs time
+    except OSError:  # without a writable cache, the run is only slower
         temporary.unlink(missing_ok=True)
 
 
@@ -187,7 +187,7 @@ class _SilentHostError(OSError):
 
 
 class _HttpError(OSError):
-    """Answer of a server that does not change when the request is repeated."""
+    """Error of a server that a repeated request would give again."""
 
 
 def _fetched(address: str) -> bytes:
@@ -232,7 +232,7 @@ def _reason(error: Exception) -> str:
 
 
 def _get(address: str) -> bytes:
-    """Fetch an address once; redirects lead to http and https only, since there are no other handlers."""
+    """Fetch a URL once. Redirects can lead only to http and https: there are no other handlers."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
@@ -277,17 +277,17 @@ def _request(address: str) -> urllib.request.Request:
 
 
 def _quoted(part: str) -> str:
-    """Quote spaces and letters outside of ASCII, and leave everything else as it is."""
+    """Quote spaces and characters outside of ASCII; leave everything else unchanged."""
     return quote(part, safe="".join(map(chr, range(0x21, 0x7F))))
 
 
 def _remove(folder: Path, process: int) -> None:
-    if os.getpid() == process:  # and not in a forked child
+    if os.getpid() == process:  # not in a forked child
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove folders of processes that were killed."""
+    """Remove the folders of processes that were killed."""
     try:
         folders = list(parent.iterdir())
     except OSError:

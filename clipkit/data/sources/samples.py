@@ -1,4 +1,4 @@
-"""Samples of WebDataset shards: which files form one, which of them is the image, and what its texts are."""
+"""Samples of WebDataset shards: group files into samples, and find the image and the texts of each sample."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def name_in_sample(path: str) -> tuple[str, str] | None:
-    """Split the path of a file before the first dot of its name: the sample and the ending; None if it has no sample.
+    """Split a path at the first dot of the file name into the sample and the ending; None if the path has no sample.
 
     Example:
         >>> name_in_sample("a.b/000.seg.PNG"), name_in_sample("a/.hidden")
@@ -51,7 +51,7 @@ def adjacent(files: Iterator[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]
 
 
 def collected(files: Iterator[tuple[str, T]]) -> list[tuple[str, dict[str, T]]]:
-    """Group the files of each sample wherever they are; a file that a sample already has begins another sample."""
+    """Group the files of each sample, in any order; a second file with the same ending begins a new sample."""
     samples: list[tuple[str, dict[str, T]]] = []
     newest: dict[str, dict[str, T]] = {}
     for path, file in files:
@@ -75,7 +75,7 @@ def image_endings(members: Mapping[str, T]) -> list[str]:
 
 
 def has_dots(members: Mapping[str, T]) -> bool:
-    """Return whether a sample has no image, but a file with a dot in its name before the ending of one."""
+    """Return whether a sample has no image, but a file whose name has another dot before an image extension."""
     known = Image.registered_extensions()
     return not image_endings(members) and any(f".{ending.rpartition('.')[2]}" in known for ending in members)
 
@@ -121,7 +121,7 @@ def values_of_role(where: str, contents: Mapping[str, bytes], role: str, given: 
 
 
 def caption_choices(where: str, contents: Mapping[str, bytes]) -> list[str]:
-    """Return what is read as the caption of a sample, and then endings and JSON keys with other captions.
+    """Return the ending or JSON key of a sample's caption, followed by those of its other captions.
 
     Example:
         >>> caption_choices("s", {"txt": b"a dog", "json": b'{"caption": "a dog", "title": "Rex"}'})

@@ -87,12 +87,12 @@ def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Datase
 
 
 def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, str] | None = None) -> Rows:
-    """Return the rows of a dataset that can be indexed; `names`: the columns by role, if they are chosen already."""
+    """Return the rows of a dataset that can be indexed; `names`: columns by role, if already chosen."""
     if not len(dataset):
         raise DataError(f"{name}: has no rows; add at least one row")
     names = names or wanted.columns_among(name, dataset.column_names, choice.of_table(dataset.data.table))
     for column in names.values():
-        # Memory-mapped files are used as they are: a wrong offset in them would crash the process.
+        # Memory-mapped files are not checked: a wrong offset in them would crash the process.
         dataset.data.table.column(column).validate(full=True)
     arrow = dataset.with_format("arrow")
     texts: list[str] = [column for role, column in names.items() if role != "image"]
@@ -115,7 +115,7 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, s
 
 
 def of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) -> Rows:
-    """Return the rows of a table with image paths, which are relative to a folder, or without images."""
+    """Return the rows of a table with image paths relative to a folder, or without images."""
     classes = recorded_classes(table.schema.metadata, names.get("label"))
     if classes is not None and not _is_numeric(whole_numbers(table[names["label"]]).type):
         classes = None
@@ -131,7 +131,7 @@ def of_table(name: str, folder: Path, table: pa.Table, names: dict[str, str]) ->
 
 
 def _texts(name: str, column_name: str, column: Any, default: str | None = "") -> pa.Array:
-    """Return a column of strings or lists of strings, with `default` in place of null."""
+    """Return a column of strings or lists of strings, with `default` instead of null."""
     kind = column.type
     try:
         column.validate(full=True)  # reading Parquet does not check that strings are UTF-8
@@ -163,7 +163,7 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 
 class TableImages(Items[Stored | Path]):
-    """Images in a column of a dataset, one per row, read on access.
+    """Sequence of the images in a column of a dataset, one per row; an image is read when it is accessed.
 
     Args:
         source: name of the dataset, for messages.

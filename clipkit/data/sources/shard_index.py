@@ -1,4 +1,4 @@
-"""Index of a local tar: where the files of its samples are, and their texts. It is kept in the user's cache folder."""
+"""Index of a local tar file: positions of its images, and their texts. The user's cache folder stores the index."""
 
 import hashlib
 import json
@@ -24,14 +24,14 @@ from clipkit.parsing import parse_json
 ROLES = ("caption", "label", "negative_caption", "paraphrase")
 _LAYOUT = "4"  # version of the cached index
 _ENDINGS, _CAPTIONS = b"endings", b"captions"
-_MANY_DOTTED = 0.01  # share of samples without an image whose names seem to hold dots, above which it is an error
+_MANY_DOTTED = 0.01  # share of samples without an image and with dots in their names; a larger share is an error
 
 
 def index_of(path: Path, given: Mapping[str, str]) -> pa.Table | DataError:
     """Return one row per sample: name, offset and size of its image, its captions and its label.
 
-    The files of a sample may be anywhere in the shard. The result is cached; its metadata counts the image endings of
-    the samples (`used_endings`).
+    The files of a sample may be at any position in the shard. The result is cached; its metadata counts the image
+    endings of the samples (`used_endings`).
 
     Args:
         path: the shard.
@@ -56,7 +56,7 @@ def index_of(path: Path, given: Mapping[str, str]) -> pa.Table | DataError:
     except Exception as error:
         reason = one_line(error) or type(error).__name__
         return DataError(f"{path}: is a damaged tar file ({reason}); download or create it again, or leave it out")
-    with suppress(OSError):  # a cache that cannot be written only costs time
+    with suppress(OSError):  # without a writable cache, reading is only slower
         cached.parent.mkdir(parents=True, exist_ok=True)
         with replacing(cached) as temporary:
             parquet.write_table(table, temporary, write_page_checksum=True)

@@ -68,7 +68,7 @@ class Stream:
             yield from source
         except DataError:
             raise
-        except Exception as error:  # protocols and archives have many kinds of errors
+        except Exception as error:  # protocols and archives raise errors of many kinds
             why = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
             raise DataError(
                 f"{part if '://' in part else self.name}: cannot be read completely ({why}); check the "
@@ -148,7 +148,7 @@ def _open(address: str) -> Any:
 
 
 class _Tailed:
-    """File that remembers the last bytes that were read."""
+    """File that keeps the last bytes that were read from it."""
 
     def __init__(self, file: Any) -> None:
         self.file = file

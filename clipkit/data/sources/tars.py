@@ -1,7 +1,7 @@
 """Reader of local WebDataset shards: tar files in which files with the same name up to the first dot form a sample.
 
-Each tar file is scanned once for the positions of its files. They are stored in the user's cache folder, so that
-samples can then be read in any order.
+Each tar file is scanned once for the positions of its files. The user's cache folder stores these positions, so that
+samples can be read in any order.
 """
 
 import os
@@ -65,7 +65,7 @@ def _shard(path: Path) -> Path:
 
 
 def literal(folder: Path) -> str:
-    """Return the name of a folder for the beginning of a pattern, in which its braces have no meaning."""
+    """Escape the braces in the name of a folder, for use in a pattern."""
     return re.sub(r"([{}\\])", r"\\\1", str(folder))
 
 
@@ -81,10 +81,10 @@ def read_tars(pattern: str, wanted: Wanted) -> Rows:
 
 
 def read_tar_folder(path: str, wanted: Wanted) -> Rows:
-    """Read all shards of a folder, or those whose names contain the split of `?split=`; as `read_tars`.
+    """Read all shards of a folder, or the shards whose names contain the split of `?split=` (see `read_tars`).
 
     Raises:
-        DataError: as for `read_tars`, or the names of the shards tell several splits and none is chosen.
+        DataError: as for `read_tars`, or the names of the shards contain several splits and none is chosen.
     """
     return _read(path, parts_of_split(path, ".tar", wanted), wanted)
 

@@ -1,7 +1,7 @@
-"""Addresses that data may name, decided here before any library sees them.
+"""Check of the URLs in data, before any library opens them.
 
 fsspec would accept many more: chains such as `simplecache::file:///etc/passwd` open local files, and `reference://`
-evaluates templates. So only a few protocols are allowed, and chains never are.
+evaluates templates. So only a few protocols are allowed, and chains are not.
 """
 
 import re
@@ -10,16 +10,16 @@ from urllib.parse import urlsplit
 from clipkit.errors import DataError, without_credentials
 
 IMAGES = ("http", "https")
-"""Protocols of addresses of single images."""
+"""Allowed protocols for single images."""
 STREAMS = ("http", "https", "s3", "gs", "az", "hf")
-"""Protocols of addresses of shards."""
+"""Allowed protocols for shards."""
 
 _IPV6 = re.compile(r"(?<=://)([^/@]*@)?\[[0-9A-Fa-f:.]+\]")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def is_address(name: str) -> bool:
-    """Return whether a name is an address and not a path."""
+    """Return whether a name is a URL, not a path."""
     return "://" in name
 
 
@@ -27,7 +27,7 @@ def protocol_of(address: str, allowed: tuple[str, ...]) -> str:
     """Return the protocol of an address.
 
     Raises:
-        DataError: the protocol is not allowed, the address is a chain, lacks a host or has unprintable characters.
+        DataError: the protocol is not allowed, or the address is a chain, has no host, or has unprintable characters.
 
     Example:
         >>> protocol_of("https://example.org/a.jpg", IMAGES)

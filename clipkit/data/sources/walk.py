@@ -1,4 +1,4 @@
-"""The walk through a folder that all folder sources use: which of its files are data, and what is left out."""
+"""Walk through a folder, used by all folder sources: finds the files that are data, and reports what is left out."""
 
 import mimetypes
 import os
@@ -13,7 +13,7 @@ from clipkit.errors import DataError
 from clipkit.findings import Finding
 from clipkit.image_formats import FORMATS
 
-# Names that systems and programs put into folders, in lower case; names that begin with a dot are left out anyway.
+# Names of files of operating systems and programs, in lower case. Names that begin with a dot are always left out.
 _OF_SYSTEMS = {
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "$recycle.bin",
     "system volume information", "lost+found", "__pycache__",
@@ -31,9 +31,9 @@ class Walk:
     files: list[str]
     """All files except those that are left out. A link to a missing file is a file."""
     empty: list[str]
-    """Folders directly below the root that hold no file at all."""
+    """Folders directly below the root that contain no files."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Names that were not entered or listed, by reason."""
+    """Names that were left out, by reason."""
 
     @cached_property
     def images(self) -> list[str]:
@@ -43,7 +43,7 @@ class Walk:
 
     @cached_property
     def tops(self) -> list[str]:
-        """Folders directly below the root that hold images, at any depth."""
+        """Folders directly below the root that contain images, at any depth."""
         return list(dict.fromkeys(image.partition("/")[0] for image in self.images if "/" in image))
 
     def findings(self, used: Collection[str]) -> list[Finding]:
@@ -80,7 +80,7 @@ def _some(names: list[str]) -> str:
 
 
 def walk(root: Path) -> Walk:
-    """List the files below a folder at any depth; links are followed, except back to a folder that they lie in.
+    """List the files below a folder at any depth; links are followed, except links to a folder that contains them.
 
     Hidden names (those that begin with a dot) and names of the system, such as `__MACOSX` and `Thumbs.db`, are left
     out with everything below them.
@@ -120,13 +120,13 @@ def walk(root: Path) -> Walk:
 
 
 def matching(pattern: Path) -> list[Path]:
-    """Return the files whose names match the last part of a path, in alphabetical order; hidden ones only if it is."""
+    """Return the files that match the last part of a path, sorted; hidden files only if the pattern is hidden."""
     is_hidden = pattern.name.startswith(".")
     return sorted(file for file in pattern.parent.glob(pattern.name) if is_hidden or not file.name.startswith("."))
 
 
 def _is_text(name: str) -> bool:
-    """Return False for a name whose bytes are not UTF-8, which no table and no message can contain."""
+    """Return False if the bytes of a name are not UTF-8: tables and messages cannot contain it."""
     try:
         name.encode()
     except UnicodeEncodeError:

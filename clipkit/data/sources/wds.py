@@ -43,7 +43,7 @@ def _fetch(name: str, repository: str, revision: str, split: str) -> Path:
                 allow_patterns=["*.txt", f"{split}/*"],
             )
         )
-    except Exception as error:  # the client has many kinds of errors, and all mean that the data is not available
+    except Exception as error:  # the client raises errors of many kinds; all mean that the data is not available
         reason = one_line(error).partition(". ")[0].removesuffix(".")  # the first sentence of a long explanation
         raise UnreachedError(
             f"{name}: cannot be downloaded from the Hub ({reason}); check the name and the network"

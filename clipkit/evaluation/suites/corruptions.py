@@ -1,4 +1,4 @@
-"""Corruptions applied when an image is read: the same image and level always give the same bytes.
+"""Corruptions of images, applied when an image is read. The same image and level always give the same bytes.
 
 The four kinds are from Hendrycks and Dietterich 2019 ("Benchmarking neural network robustness to common corruptions
 and perturbations"). The levels are different and relative to the image size, so metrics are not those of ImageNet-C.
@@ -28,7 +28,7 @@ BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 class Corrupted(Stored):
-    """An image that is corrupted whenever it is read."""
+    """Image that is corrupted each time it is read."""
 
     __slots__ = ("corruption", "source")
 
@@ -59,7 +59,7 @@ def corrupted(image: Image.Image, corruption: Corruption, seed: str) -> Image.Im
     Args:
         image: an RGB image.
         corruption: kind and level.
-        seed: seed of the noise, together with the level: the image's name.
+        seed: text that determines the noise, together with the level: the name of the image.
 
     Example:
         >>> gray = Image.new("RGB", (8, 8), (100, 100, 100))

@@ -15,14 +15,14 @@ from clipkit.recipe.section import Section
 from clipkit.tasks import TASKS
 
 _HUB_SOURCE = re.compile(r"wds:[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_SUGGESTED = 3  # names suggested for an unknown one
+_SUGGESTED = 3  # number of names to suggest for an unknown name
 
 
 class Published(Section):
     """A published metric value, for comparison."""
 
     model: str
-    """Name of the model, if possible in clipkit's notation: open_clip:ViT-B-32/openai."""
+    """Name of the model, if possible as `clipkit.load` accepts it, e.g. open_clip:ViT-B-32/openai."""
     metric: str
     value: float = Field(ge=0, le=1)
     source: str
@@ -51,9 +51,9 @@ class DataSet(Section):
     train: str | None = None
     """Training data of a probe; for a `wds:` source the name of a split."""
     classes: str | list[str] | dict[str, str | list[str]] | None = None
-    """Class names for prompts, in a file or here. Default: those of the data."""
+    """Class names for prompts: a file, or the names themselves. Default: the class names of the data."""
     templates: str | list[str] | None = None
-    """Prompts: the name of a set, a file, or the prompts themselves. Default: those of the data."""
+    """Prompts: the name of a built-in set, a file, or the prompts themselves. Default: the prompts of the data."""
     class_count: PositiveInt | None = None
     images: PositiveInt | None = None
     captions: PositiveInt | None = None
@@ -165,9 +165,9 @@ def read_suite(name: str) -> Suite:
 
 
 def _with_named(datasets: list[Any], path: Path) -> list[Any]:
-    """Return datasets with names replaced by the content of their files.
+    """Return datasets; names are replaced by the content of their files.
 
-    `version_of` is dropped from such a file if the suite lacks the original.
+    If the suite lacks the original dataset, the `version_of` of such a file is dropped.
     """
     entries = [_named(given, path) if isinstance(given, str) else given for given in datasets]
     names = {entry.get("name") for entry in entries if isinstance(entry, dict)}
@@ -180,7 +180,7 @@ def _with_named(datasets: list[Any], path: Path) -> list[Any]:
 
 
 def _named(name: str, path: Path) -> dict[str, Any]:
-    """Return the content of a dataset's file, which lies beside the suite or among the shipped files."""
+    """Return the content of a dataset's file. The file is beside the suite's file or among the built-in files."""
     for folder in (path.parent, suites_folder()):
         if (folder / f"{name}.yaml").is_file():
             return _values(folder / f"{name}.yaml")
@@ -196,7 +196,10 @@ def _values(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: is not valid YAML ({' '.join(str(error).split())}); fix it") from None
     if not isinstance(values, dict):
-        raise DataError(f"{path}: is not a mapping; a suite has name and datasets, a dataset name, task and source")
+        raise DataError(
+            f"{path}: is not a mapping; write the keys name and datasets for a suite, or name, task and source for a "
+            "dataset"
+        )
     return values
 
 

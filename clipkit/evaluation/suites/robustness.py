@@ -11,18 +11,18 @@ def robustness(suite: Suite, rows: Sequence[Mapping[str, Any]], models: Sequence
     """Return the relative drop and the effective robustness of each model on each shifted dataset.
 
     Effective robustness is the metric on the shifted dataset minus the value expected from the metric on the original
-    (Taori et al. 2020, "Measuring robustness to natural distribution shifts", section 2). The expected value lies on
-    the baselines' line in logits: with two or more baselines their least-squares line; with one, the line through it
+    (Taori et al. 2020, "Measuring robustness to natural distribution shifts", section 2). The expected value lies on a
+    line through the baselines in logit space: with two or more baselines, their least-squares line; with one, the line
     with slope 1.
 
     Args:
-        suite: its datasets name their originals, and may hold published figures of a baseline.
+        suite: its datasets name their originals, and may contain published values of a baseline.
         rows: rows of a `SuiteResult`.
         models: the measured models; the first is the baseline if the suite names none.
 
     Returns:
         Rows with dataset, version_of, model, original, value, relative_drop (a share of the original), and
-        effective_robustness; None for a baseline itself, and if no baseline has both figures.
+        effective_robustness; it is None for a baseline, and if no baseline has both values.
     """
     value = {(row["dataset"], row["model"]): row["value"] for row in rows}
     for entry in suite.datasets:
@@ -56,7 +56,7 @@ def robustness(suite: Suite, rows: Sequence[Mapping[str, Any]], models: Sequence
 
 
 def robustness_means(drops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the number of versions of each dataset, and each model's means over those with a value.
+    """Return the number of versions of each dataset, and the means of each model over the versions with a value.
 
     Args:
         drops: the result of `robustness`.

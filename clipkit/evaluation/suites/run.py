@@ -149,7 +149,7 @@ class _Run:
                 self._measure_dataset(model, name, weights, entry, opened)
 
     def _open(self, entry: DataSet) -> TaskData | None:
-        """Return the data of an entry; None if it is not available or invalid, which is recorded."""
+        """Return the data of an entry. If it is missing or invalid, record the reason and return None."""
         if entry.name in self.opened:
             return self.opened[entry.name]
         try:
@@ -189,7 +189,7 @@ class _Run:
         self.result.rows.append(_row(entry, name, result, file))
 
     def _kept(self, file: Path, key: str) -> dict[str, Any] | None:
-        """Return the result that the main process has in a file, if it is of the same entry, model and data."""
+        """Return the stored result of the main process if it has the same entry, model and data, otherwise None."""
         result = read_object(file) if self.processes.is_main else {}
         try:
             kept = result if result["settings"]["suite"]["key"] == key else None
@@ -204,7 +204,7 @@ class _Run:
 
 
 def _open_in_turn(entry: DataSet, processes: Processes) -> TaskData:
-    """Return the data of an entry; processes open it one after the other, as they may share the download folder.
+    """Return the data of an entry. Processes open it one after the other, because they may share the download folder.
 
     Raises:
         UserError: on all processes, if it cannot be opened on one of them.
@@ -231,7 +231,7 @@ def _check_metric(entry: DataSet, result: dict[str, Any]) -> None:
 
 
 def _weights(model: DualEncoder) -> str:
-    """Return what identifies a model: the fingerprints of its towers, and its scale."""
+    """Return a text that identifies a model: the fingerprints of its towers, and its scale."""
     towers = [tower_fingerprint(tower) for tower in (model.image, model.text) if not is_absent(tower)]
     return "\0".join([*towers, float(model.logit_scale.detach()).hex()])
 
@@ -258,6 +258,6 @@ def _row(entry: DataSet, model: str, result: dict[str, Any], file: Path) -> dict
 
 
 def _file_name(model: str) -> str:
-    """Return a file name for a model's name, different from those of all other models."""
+    """Return a file name for a model's name, different from the file names of all other models."""
     short = re.sub(r"[^\w.-]+", "_", model).strip("_")[-60:]
     return f"{short}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"

@@ -17,7 +17,7 @@ from clipkit.images import Stored, size_of
 
 
 def fingerprint_of(opened: TaskData) -> str:
-    """Return everything in the data that may change a result."""
+    """Return a text with everything in the data that may change a result."""
     data = _contents(opened.data) if isinstance(opened.data, NearMisses) else opened.data.fingerprint
     train = opened.train.fingerprint if opened.train is not None else ""
     templates = opened.templates
@@ -72,7 +72,7 @@ def _read(entry: DataSet) -> TaskData:
 
 
 def _is_present(source: str) -> bool:
-    """Return whether the files of a source exist; sources that are downloaded or built report this on reading."""
+    """Return whether the files of a source exist; True for sources that are downloaded or built when they are read."""
     name, options = split_options(source)
     if name.startswith(("hf:", "wds:", "twemoji:")):
         return True

@@ -26,7 +26,7 @@ from clipkit.models.absent import check_present
 from clipkit.processes import Processes
 
 _EXAMPLES = 8
-# Chance levels of random scores, by the number of images: both captions right, both images right, all four right.
+# Chance levels by the number of images: text_acc, image_acc and acc of random scores.
 _CHANCE = {1: {"text_acc": 1 / 2, "acc": 1 / 2}, 2: {"image_acc": 1 / 4, "text_acc": 1 / 4, "acc": 1 / 6}}
 
 
@@ -42,8 +42,9 @@ def compositional(
 ) -> Result:
     """Evaluate compositional understanding: the share of hard negatives that the model recognizes, also by category.
 
-    `text_acc`: the correct caption of each image scores higher. `image_acc`: the correct image of each caption does;
-    undefined with one image. `acc`: both. Definitions are those of CLIP_benchmark 1.6; of equal scores the first wins.
+    `text_acc`: for each image, the correct caption scores higher. `image_acc`: for each caption, the correct image
+    scores higher; undefined with one image. `acc`: both. Definitions are those of CLIP_benchmark 1.6; in a tie, the
+    first one wins.
 
     Args:
         model: returned by `clipkit.load`.
@@ -68,7 +69,7 @@ def compositional(
     hashes = features.content_hashes(near.images)
     images = features.images(near.images, hashes)[torch.from_numpy(near.image_positions)]
     texts = features.texts(near.captions)[torch.from_numpy(near.caption_positions)]
-    # Not a matrix product: there, the scores of equal captions may differ in the last bit.
+    # Not a matrix product, in which the scores of equal captions may differ in the last bit.
     scores = (images[:, :, None] * texts[:, None]).sum(dim=-1)
     text_right, image_right = selection(scores)
     queries = {

@@ -43,15 +43,15 @@ def probe(
     """Evaluate image features with a linear classifier (lp_…) and k-nearest neighbors (knn_…).
 
     The linear classifier is multinomial logistic regression. Its weight decay is chosen on a validation part of the
-    training images; then it is fitted to all of them or, with `shots`, to the shots alone.
+    training images. Then it is fitted to all training images or, with `shots`, only to the shots.
 
     Args:
         model: returned by `clipkit.load`.
-        data: labeled training images; any data that `zeroshot` takes.
+        data: labeled training images; any data that `zeroshot` accepts.
         test: labeled test images. Default: a fifth of each class of `data`, which does not depend on the
             order of the images and never separates files with equal content.
         shots: training images per class, drawn `seeds` times; metrics are means over the draws. Default: all images.
-        seeds: number of draws; without `shots` there is one, of everything.
+        seeds: number of draws; without `shots`, all images are used once.
         neighbours: number of nearest neighbors.
         batch_size: images per forward pass; None: as many as suit the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
@@ -73,7 +73,7 @@ def probe(
     training = read_single_label(data).without_empty_classes()
     given = read_single_label(test) if test is not None else None
     classes = training.classes
-    # Everything that can be wrong with the data is found before an image is encoded.
+    # All problems of the data are found before an image is encoded.
     learned = LabeledPart.of(training, classes, features.content_hashes(training.images))
     if given is None:
         out = held_out(learned, classes, seed=0)
@@ -174,7 +174,7 @@ def _ranks(scores: Float[Tensor, "N C"], measured: LabeledPart) -> NDArray[np.in
 
 
 def _share_right(scores_of_draws: list[Tensor], measured: LabeledPart, k: int) -> list[float]:
-    """Return, for each image, the share of draws that rank its class among the first k."""
+    """Return for each image the share of draws in which its class is among the k highest-scored classes."""
     share: list[float] = np.mean([_ranks(scores, measured) <= k for scores in scores_of_draws], axis=0).tolist()
     return share
 

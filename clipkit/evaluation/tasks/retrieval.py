@@ -28,8 +28,8 @@ from clipkit.processes import Processes
 KS = (1, 5, 10)
 _EXAMPLES = 8
 _EXTREMES = 6
-_LARGEST_NAMED = 100_000  # up to this many queries, the result holds their names
-_LARGEST_ANSWERED = 200_000_000  # up to this many scores, the result holds the first answer to each query
+_LARGEST_NAMED = 100_000  # up to this number of queries, the result contains their names
+_LARGEST_ANSWERED = 200_000_000  # up to this number of scores, the result contains the first answer to each query
 
 
 def retrieval(
@@ -139,7 +139,7 @@ def retrieval_result(
         model_name: name of the model.
         seconds: duration of computing the features.
         hashes: result of `content_hashes` for the images; None: computed here.
-        queries: the texts that ask; None: every caption.
+        queries: text queries; None: every caption.
         predictions: Parquet file to write.
         processes: share the ranking; None: this process alone.
         progress: show a progress bar on the terminal.
@@ -208,7 +208,7 @@ def retrieval_result(
 
 
 def first_image_of_text(ranks: RetrievalRanks) -> Tensor:
-    """Return the image of each text (M,); of several images the first; -1 for a text without one."""
+    """Return the first image of each text (M,); -1 for a text without images."""
     first = torch.full((ranks.texts,), -1)
     return first.scatter_reduce(0, ranks.pairs[:, 1], ranks.pairs[:, 0], "amin", include_self=False)
 
@@ -274,7 +274,9 @@ def _examples(
 def _extremes(
     all_ranks: RetrievalRanks, image_features: Tensor, text_features: Tensor, pairs: Pairs, queries: TextQueries
 ) -> list[dict[str, Any]]:
-    """Return the captions whose image is ranked first with the highest score, and those whose image is ranked last."""
+    """Return the captions whose image is ranked first with the highest score, and the captions whose image is ranked
+    last.
+    """
     examples = []
     ranks = all_ranks.of_texts.cpu()
     asking = (ranks > 0).nonzero()[:, 0]
@@ -291,7 +293,8 @@ def _extremes(
             right = queries.right_images(text)
             chosen = top(scores, 5)
             if not right & set(chosen):
-                chosen = [*chosen[:4], max(right, key=lambda image: float(scores[image]))]  # always show a right image
+                # Always show a correct image.
+                chosen = [*chosen[:4], max(right, key=lambda image: float(scores[image]))]
             answers = [answer("image", pairs.images[image], scores[image], image in right) for image in chosen]
             examples.append(example("text", queries.texts[text], answers) | {"kind": kind, "rank": int(ranks[text])})
     return examples

@@ -30,15 +30,15 @@ class TaskData:
     data: Any
     """Images with captions or labels for the evaluation."""
     classes: Classes | None = None
-    """Class names; None: those of the data."""
+    """Class names; None: the class names of the data."""
     templates: Templates | None = None
-    """Prompts; None: those of the data."""
+    """Prompts; None: the prompts of the data."""
     train: LabeledImages | None = None
     """Labeled training images."""
 
 
 class Options(TypedDict):
-    """Keyword arguments of all evaluation functions that do not change their figures."""
+    """Keyword arguments of all evaluation functions that do not change metrics."""
 
     cache: Cache
     processes: Processes
@@ -53,10 +53,10 @@ class Answers:
 
     Args:
         kind: kind of the query, image or text.
-        queries: names of the queries; None: too many to be named.
+        queries: names of the queries; None: too many to store.
         values: rank of the correct answer, or share of correct answers, per query.
         are_ranks: True if `values` are ranks.
-        images: image of each query, None where it has none; None: not known.
+        images: image of each query, or None for a query without an image; None: unknown for all.
         answered: answer that the model ranked first for each query; None: not known.
         answered_kind: kind of `answered`.
         right: correct answer of each query, if it is shown as text.
@@ -79,7 +79,7 @@ class Task:
     Args:
         read: return the data of a source.
         run: evaluate a model.
-        columns: return the values of every query of a result, from which its metrics and intervals come.
+        columns: return the values of every query of a result, from which metrics and intervals are computed.
         answers: return the answers to every query of a result.
         needs_text: True if the task needs a text tower.
     """

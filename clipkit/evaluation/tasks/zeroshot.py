@@ -41,12 +41,12 @@ def zeroshot(
 
     Args:
         model: returned by `clipkit.load`.
-        data: class folders, a table with a label column, or a Python object as for `retrieval`, with labels in place
-            of captions; or labeled images already read.
-        classes: names of the classes to choose among, equal to the labels; or a mapping of label to name or to
-            several names, each of which is used in prompts. Default: the classes of the data.
-        templates: prompts with `{c}` in place of the class name, or for each class its own sentences; the features
-            of a class's prompts are averaged. Default: the prompts of the data, otherwise "a photo of a {c}.".
+        data: class folders, a table with a label column, or a Python object as for `retrieval`, with labels instead of
+            captions; or labeled images already read.
+        classes: names of the classes to choose from, equal to the labels; or a mapping from each label to a name or
+            several names, all of which are used in prompts. Default: the classes of the data.
+        templates: prompts with `{c}` instead of the class name, or a mapping from each class to its prompts; the
+            features of a class's prompts are averaged. Default: the prompts of the data, otherwise "a photo of a {c}.".
         batch_size: images per forward pass; it does not change the metrics. None: as many as suit the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every image.

@@ -1,4 +1,4 @@
-"""Comparison of the features that the code of a card computes with those of the model."""
+"""Comparison of features: those computed by the code of a model card, and those of the model."""
 
 import re
 import runpy
@@ -18,7 +18,7 @@ from clipkit.models.dual_encoder import DualEncoder
 from clipkit.models.quiet import as_model_error, without_root_messages, without_weight_bars
 
 _SHOWN = 8
-# Images as other people's code opens them, captions as they are.
+# Default functions of other people's code: open an image with Pillow, leave captions unchanged.
 _PLAIN = 'rgb, repaired = (lambda file: Image.open(file).convert("RGB")), str'
 
 _Pair = tuple[Tensor | None, Tensor | None]
@@ -26,13 +26,13 @@ _Pair = tuple[Tensor | None, Tensor | None]
 
 @dataclass(frozen=True)
 class Theirs:
-    """Features by another library, computed by the code of a card."""
+    """Features of another library, computed by the code of a model card."""
 
     image: Float[Tensor, "N D"] | None
     text: Float[Tensor, "M D"] | None
     plain_image: Float[Tensor, "N D"] | None = None
     plain_text: Float[Tensor, "M D"] | None = None
-    """Features of files that are only opened, and of captions as the library takes them; None: as by the code."""
+    """Features without the code's preparation of images and captions; None: the code does not prepare them."""
 
 
 def run_card(code: str, model: DualEncoder, library: str, images: Sequence[Path], texts: Sequence[str]) -> Theirs:
@@ -50,7 +50,7 @@ def run_card(code: str, model: DualEncoder, library: str, images: Sequence[Path]
     """
     code = re.sub(r"^(images|texts) = .*$", r"\1 = given_\1", code, flags=re.M)
     code = re.sub(r"^model = clipkit.load\(.*\).*$", "model = given_model", code, flags=re.M)
-    # The proof is about the library, not about the arithmetic of a GPU.
+    # On the CPU: the comparison is about the library, not about the arithmetic of a GPU.
     code = re.sub(r'= SentenceTransformer\((".*")\)$', r'= SentenceTransformer(\1, device="cpu")', code, flags=re.M)
     head, start, tail = code.partition("images = given" if images else "texts = given")
     given = {"given_images": list(images), "given_texts": list(texts), "given_model": model}
@@ -62,13 +62,13 @@ def run_card(code: str, model: DualEncoder, library: str, images: Sequence[Path]
 
 
 def _plain(head: str, tail: str, opened: dict[str, Any]) -> _Pair:
-    """Run the second part of a card's code without what the first part does to prepare images and captions."""
+    """Run the second part of a card's code without the first part, which prepares images and captions."""
     tokenizer = re.search(r"^tokenizer = .*$", head, flags=re.M) if "clean_fn" in head else None
     if tokenizer is None and "def rgb" not in head and "def repaired" not in head:
         return None, None
     try:
         return _features(_run("\n".join([_PLAIN, tokenizer[0] if tokenizer else "", tail]), opened))
-    except Exception:  # then nobody uses it by mistake
+    except Exception:  # prevents its use by mistake
         return None, None
 
 
@@ -95,7 +95,7 @@ class Comparison:
         names: images or captions by name.
         theirs: features by the other library; None if there are none.
         ours: features by the model.
-        excused: names of images with a known difference, which are counted separately.
+        excused: names of images with a known difference; they are counted separately.
     """
 
     def __init__(
@@ -112,24 +112,24 @@ class Comparison:
         self.excused = [row for row, name in enumerate(self.names) if name in excused]
 
     def differences(self, theirs: Float[Tensor, "N D"] | None) -> Float[Tensor, " N"]:
-        """Return the largest difference of a value for each image or caption."""
+        """Return for each image or caption the largest difference of a feature value."""
         if theirs is None or self.ours is None:
             return torch.zeros(len(self.names))
         return (theirs - self.ours).abs().amax(dim=1)
 
     @property
     def largest(self) -> float:
-        """Largest difference, without the excused ones."""
+        """Largest difference, without excused images."""
         return float(self.differences(self.theirs)[self.kept].max()) if self.kept else 0.0
 
     @property
     def largest_excused(self) -> float:
-        """Largest difference among the excused ones."""
+        """Largest difference of the excused images."""
         return float(self.differences(self.theirs)[self.excused].max()) if self.excused else 0.0
 
     @property
     def cosine(self) -> float:
-        """Mean cosine between the features, without the excused ones."""
+        """Mean cosine between the features, without excused images."""
         if self.theirs is None or self.ours is None or not self.kept:
             return 1.0
         return float(F.cosine_similarity(self.theirs[self.kept], self.ours[self.kept], dim=-1).mean())

@@ -1,4 +1,4 @@
-"""Function `export`: write a folder with its card, and keep it only if the code of the card computes the features."""
+"""Function `export`: write a folder with a card, and keep it only if the card's code gives the model's features."""
 
 import io
 import tempfile
@@ -41,8 +41,8 @@ def export(
         to: name of a format in `FORMATS`.
         out: a new or empty folder.
         int8: only for onnx: quantize the weights to 8 bits.
-        tolerance: maximum difference of a value of a unit-length feature; default: the format's, 1e-5 or 1e-4,
-            or with `int8` a mean cosine of at least 0.99 instead.
+        tolerance: maximum difference of a value of a unit-length feature; default: 1e-5 or 1e-4, by format. With
+            `int8`, the default is a mean cosine of at least 0.99 instead.
         images: images to compare; default: built-in files of many kinds (transparency, palette, CMYK, 16 bits, …).
         captions: captions to compare; default: built-in ones of many kinds (quotes, entities, scripts, empty, …).
 
@@ -84,7 +84,7 @@ def _format(name: str, options: dict[str, bool]) -> Format:
 
 
 def _files(images: Sequence[ImageLike] | None, side: int, folder: Path) -> dict[str, Path]:
-    """Write images as files, by kind for the built-in ones, otherwise by their names."""
+    """Write images to files. Built-in images are named by their kind, other images by their names."""
     if images is None:
         contents = image_files(side)
         for number, content in enumerate(contents.values()):
@@ -132,18 +132,18 @@ def _prove(
     limit = target.tolerance if tolerance is None else tolerance
     library = "onnxruntime" if layout.library == "onnx" else layout.library
     code, odd = first_code(usage(layout, str(written))), _odd(model, target, images)
-    our_images = model.encode_image(images.values()) if images else None  # names files that cannot be read
+    our_images = model.encode_image(images.values()) if images else None  # the error names files that cannot be read
     our_texts = model.encode_text(captions.values()) if captions else None
     theirs = run_card(code, model, library, list(images.values()), list(captions.values()))
     of_images, texts = Comparison(images, theirs.image, our_images, odd), Comparison(captions, theirs.text, our_texts)
     if of_images.largest_excused > limit:
         notes.append(
-            "the two libraries crop one pixel apart if an odd number of pixels is left beside the square in the middle "
-            f"of an image; the features of such images differ by up to {of_images.largest_excused:.2g}"
+            "the crops of the two libraries differ by one pixel if an odd number of pixels is left over beside the "
+            "center crop; the features of such images differ by up to {of_images.largest_excused:.2g}"
         )
     for what, compared, plain in (
-        ("images that are not opened with its rgb()", of_images, theirs.plain_image),
-        ("captions that are not prepared as there", texts, theirs.plain_text),
+        ("images that are not opened with the card's rgb()", of_images, theirs.plain_image),
+        ("captions that are not prepared by the card's code", texts, theirs.plain_text),
     ):
         if plain is not None and (kinds := compared.above(limit, plain)):
             notes.append(f"use the code of {CARD}: features of {what} differ ({kinds})")
@@ -167,7 +167,7 @@ def _prove(
 
 
 def _odd(model: DualEncoder, target: Format, images: Mapping[str, Path]) -> set[str]:
-    """Return the images whose margins are odd, if the two libraries round the position of a crop differently."""
+    """Return the images with odd margins if the two libraries round the position of crops differently, else none."""
     steps, side = model.image.preprocess.steps, model.image.preprocess.image_size
     if not isinstance(steps, Resize) or side is None or steps.mode != "shortest":
         return set()

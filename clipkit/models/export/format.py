@@ -1,4 +1,4 @@
-"""Interface of export formats: a format writes a folder, whose card tells how the other library opens it."""
+"""Interface of export formats: a format writes a folder and a card with code for the other library."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ class Format(Protocol):
     least_cosine: float | None
     """Minimum mean cosine with the model's features, for lossy formats; None: only the tolerance is checked."""
     crop_offset: Literal["floor", "round"] | None
-    """Rounding of the position of the library's center crops; None: as the model's."""
+    """Rounding of the position of the library's center crops; None: the same as the model's."""
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
         """Write the model into an empty folder. Return the known differences from the model.
@@ -26,7 +26,7 @@ class Format(Protocol):
         """
 
     def layout(self, model: DualEncoder, folder: Path) -> Layout:
-        """Return the facts about the written folder that its card needs; the code of the card is what is verified."""
+        """Return the facts about the written folder for its card; the export verifies the code of this card."""
 
     def usage(self, folder: Path) -> str:
         """Return Python code that loads the folder."""

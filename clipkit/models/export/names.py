@@ -134,7 +134,7 @@ def renamed(
 
 
 def _layer_numbers(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the numbers of the layers that have such a tensor; an empty string if the name has no layer number."""
+    """Return the layer numbers of the tensors that match a name; one empty string if the name has no layer number."""
     if "*" not in name:
         return [""]
     pattern = re.compile(re.escape(name).replace(r"\*", r"(\d+)"))

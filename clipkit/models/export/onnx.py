@@ -34,8 +34,9 @@ from clipkit.run_files import read_object
 OPSET = 18
 CONFIG_FILE = "clipkit_onnx.json"
 LEAST_COSINE = 0.99
-"""Minimum mean cosine between the features with 8-bit weights and the original ones. The maximum difference is a poor
-measure for them, because it shrinks with the width of the features."""
+"""Minimum mean cosine between the features with 8-bit weights and the original ones. The maximum difference would be a
+poor measure, because it depends on the dimension of the features.
+"""
 _LARGEST = 1_800_000_000
 """Maximum size in bytes of the weights in a graph file; larger weights are stored in a second file."""
 
@@ -51,7 +52,7 @@ class Onnx:
         self.int8 = int8
         self.tolerance = math.inf if int8 else 1e-4
         self.least_cosine = LEAST_COSINE if int8 else None
-        self.crop_offset = None  # example.py crops as the model does
+        self.crop_offset = None  # example.py crops in the same way as the model
 
     def write(self, model: DualEncoder, folder: Path) -> list[str]:
         check_extra("onnx", ["onnx", "onnxscript", "onnxruntime"], ModelError)
@@ -156,7 +157,7 @@ def _all_true(values: Any) -> Any:
 
 
 def _example(folder: Path) -> Any:
-    """Return the names of the folder's example.py; unlike an import, this writes no bytecode files."""
+    """Return the functions of the folder's example.py. Unlike an import, this writes no bytecode files."""
     return SimpleNamespace(**runpy.run_path(str(folder / "example.py")))
 
 

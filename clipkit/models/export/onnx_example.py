@@ -27,7 +27,7 @@ if (FOLDER / "clipkit_onnx.json").is_file():
 
 
 def rgb(image: Image.Image | str | Path) -> Image.Image:
-    """Return a file or an image upright and in RGB: transparency becomes white, 10 to 16 bits and floats 8 bits."""
+    """Convert a file or an image to upright RGB: transparency becomes white; 10 to 16 bits and floats become 8 bits."""
     image = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.open(image, formats=FORMATS))
     if image.mode.startswith("I"):
         values = np.asarray(image)
@@ -43,7 +43,7 @@ def rgb(image: Image.Image | str | Path) -> Image.Image:
 
 
 def repaired(text: str) -> str:
-    """Return a caption as open_clip's models were trained with it: without HTML entities or curly quotes."""
+    """Return a caption without HTML entities and curly quotes, as in the training of open_clip's models."""
     try:
         import ftfy
     except ImportError:
@@ -67,7 +67,7 @@ def pixels(image: Image.Image | str | Path) -> dict[str, Any]:
         longer = int(resize * max(width, height) / min(width, height))
         size = (resize, longer) if width <= height else (longer, resize)
     image = image.resize(size, getattr(Image.Resampling, settings["interpolation"].upper()))
-    # Libraries disagree about the middle if an odd number of pixels is left over.
+    # If an odd number of pixels is left over, libraries round the position of the crop differently.
     rounded = round if settings["crop_offset"] == "round" else int
     left, top = rounded((image.width - side) / 2), rounded((image.height - side) / 2)
     return {"pixel_values": normalized(image.crop((left, top, left + side, top + side))).transpose(2, 0, 1)}
@@ -81,7 +81,7 @@ def patches(image: Image.Image) -> dict[str, Any]:
     def grid(scale: float) -> tuple[int, int]:
         return tuple(max(1, math.ceil(scale * length / side)) for length in (image.height, image.width))
 
-    # The largest scale without too many patches; same search precision as in the model's library.
+    # Search the largest scale that does not give too many patches, with the precision of the model's library.
     low, high = 1e-6, 100.0
     while high - low >= 1e-5:
         middle = (low + high) / 2

@@ -22,7 +22,7 @@ from clipkit.models.weights import save_tensors
 from clipkit.run_files import read_object
 
 BESIDE = "."
-"""Name of a tokenizer in the same folder; a configuration on the Hub has the repository's name instead."""
+"""Name of a tokenizer in the same folder; on the Hub, the configuration contains the repository's name instead."""
 
 # transformers' name of an activation -> whether it is QuickGELU, and options of open_clip's GELU.
 _ACTIVATIONS: dict[str, tuple[bool, dict[str, str] | None]] = {
@@ -103,7 +103,7 @@ def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any
         "text_cfg": _text(text, backend, model.name) | _norm(text) | _options(text_options),
     }
     end, highest = text.eos_token_id, text.vocab_size - 1
-    # Old configurations of CLIP have 2 here; then transformers also takes the highest id as the end token.
+    # Old configurations of CLIP have 2 here; transformers then also uses the highest ID as the end token.
     if not (end == highest or (end == 2 and backend.native.config.model_type == "clip")):
         config["text_cfg"] |= {"pool_type": "eos", "eos_id": end}
     return config | ({"quick_gelu": True} if quick else {})
@@ -140,7 +140,7 @@ def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[
 
 
 def _timm_architecture(vision: Any, name: str) -> tuple[str, str]:
-    """timm's name of SigLIP's image tower and its activation by transformers' name; prefers an equal activation."""
+    """Return timm's name of SigLIP's image tower, and its activation; prefer the activation of the model."""
     import timm
 
     candidates = []

@@ -1,4 +1,4 @@
-"""Built-in files and captions for verifying an export: one or more of each kind that real data contains."""
+"""Built-in image files and captions for verifying an export: at least one of each kind in real data."""
 
 import io
 from collections.abc import Mapping
@@ -32,7 +32,8 @@ def image_files(side: int) -> dict[str, bytes]:
     """Return image files by kind.
 
     Args:
-        side: side of the model's input; only for two images is the rest beside a center crop of this side odd.
+        side: side of the model's input; exactly two images leave an odd number of pixels beside a center crop of this
+            side.
     """
     square, wide = _photograph(96, 96), _photograph(150, 50)
     alpha = square.convert("RGBA")
@@ -77,7 +78,7 @@ def _encoded(image: Image.Image, name: str, options: dict[str, Any]) -> bytes:
 
 
 def _photograph(width: int, height: int) -> Image.Image:
-    """Draw an image with gradients, edges and noise, which show every difference between two preprocessings."""
+    """Draw an image with gradients, edges and noise, on which any two different preprocessings differ."""
     y, x = np.mgrid[:height, :width]
     noise = np.random.default_rng(width).integers(0, 40, (height, width, 3))
     colors = np.stack([200 * x / width, 200 * y / height, 8 * (x + y) % 200], axis=2)
@@ -89,9 +90,10 @@ def _photograph(width: int, height: int) -> Image.Image:
 
 
 def has_odd_margins(size: tuple[int, int], resized: int, side: int) -> bool:
-    """Return whether a center crop of `side` pixels leaves an odd number of pixels, if the short side gets `resized`.
+    """Return whether a center crop of `side` pixels leaves an odd number of pixels after the short side is resized to
+    `resized`.
 
-    Libraries disagree about the middle then, which is not a property of the model.
+    In this case libraries round the position of the crop differently; the model does not depend on it.
     """
     longer = max(size) * resized // min(size)
     return (longer - side) % 2 == 1 or (resized - side) % 2 == 1

@@ -21,10 +21,10 @@ from clipkit.models.quiet import without_weight_bars
 from clipkit.models.tokenizer import OpenClipTokenizer, TransformersTokenizer
 
 _CONFIG = "sentence_bert_config.json"
-# transformers' own processors would convert images, but crop some of them one pixel apart from timm.
+# Processors of transformers would convert images to RGB, but would crop some of them one pixel apart from timm.
 _RGB_ONLY = (
-    "the image tower is timm's, whose preprocessing in sentence-transformers only takes PIL images in RGB, no paths "
-    "or gray images; open them with rgb() of README.md"
+    "the image tower is a timm model, for which sentence-transformers accepts only PIL images in RGB, no paths and no "
+    "gray images; open images with rgb() of README.md"
 )
 
 
@@ -46,7 +46,7 @@ class SentenceTransformers:
             built.save(str(folder), create_model_card=False, safe_serialization=True)
         for config in folder.rglob(_CONFIG):
             written = json.loads(config.read_text(encoding="utf-8"))
-            if "image" in written.get("modality_config", {}):  # the library does not save it
+            if "image" in written.get("modality_config", {}):  # the library does not save this setting
                 # CLIP models were trained with Pillow's resizing; torchvision's differs by up to 0.015 per pixel.
                 written["processor_kwargs"] = pillow_option()
                 config.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
@@ -99,7 +99,7 @@ def _whole_modules(model: DualEncoder, parts: Path) -> list[Any]:
 
 
 def _convert_to_rgb(preprocessing: Path) -> None:
-    """Enable the conversion to RGB, without which some model families raise an error for gray images."""
+    """Enable the conversion to RGB: without it, some model families raise an error for gray images."""
     config = json.loads(preprocessing.read_text(encoding="utf-8")) | {"do_convert_rgb": True}
     preprocessing.write_text(json.dumps(config), encoding="utf-8")
 

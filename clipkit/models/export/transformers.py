@@ -53,7 +53,7 @@ class Transformers:
         rules = siglip_rules() if siglip else clip_rules(text_prefix)
         weights = renamed(tensors, rules, "transformers", model.name, (1,) if siglip else ())
         tokenizer = as_transformers(backend.tokenizer, model.name)
-        if siglip:  # attends to padding, so it takes no mask
+        if siglip:  # the tower attends to padding, so it has no mask
             tokenizer.model_input_names = ["input_ids"]
             tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
         save_tensors(weights, folder / "model.safetensors", {"format": "pt"})
@@ -115,7 +115,7 @@ def _clip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
     match text.pool_type:
         case "argmax":
             return CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=width)
-        case "eos":  # MetaCLIP 2's end token is 2, for which CLIPModel takes the highest id instead
+        case "eos":  # MetaCLIP 2's end token is 2; for 2, CLIPModel would use the highest ID instead
             return MetaClip2Config(text_config=text_config, vision_config=vision_config, projection_dim=width)
     raise ModelError(
         f"{model.name}: its text pooling {text.pool_type!r} is not supported by transformers' CLIPModel; use --to onnx"
@@ -180,7 +180,7 @@ def _siglip_config(model: DualEncoder, backend: FromOpenClip) -> Any:
 def _refuse_others(
     name: str, config: Mapping[str, Any], image_keys: set[str], text_keys: set[str], class_name: str
 ) -> None:
-    """Raise ModelError for an option that changes the model but that the transformers class does not support."""
+    """Raise ModelError for an option that changes the model and that the transformers class does not support."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     if "multimodal_cfg" in config:

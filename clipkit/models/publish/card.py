@@ -50,7 +50,7 @@ def card(
 
 
 def export_card(layout: Layout, folder: str, notes: Sequence[str]) -> str:
-    """Return the card of an export, whose code has the folder's name.
+    """Return the card of an export; its code loads the folder.
 
     Args:
         layout: layout of the export.
@@ -74,7 +74,7 @@ def kept_card(source: Path, saved: Path) -> str | None:
 
 
 def is_of_export(text: str) -> bool:
-    """Return whether a card was written for a folder by an export, so that it names a local path."""
+    """Return whether an export wrote this card, so that its code contains a local path."""
     return _OF_EXPORT in text
 
 
@@ -100,7 +100,7 @@ def _summary(layout: Layout, trained: bool) -> str:
 
 
 def _license(bases: Sequence[Base]) -> dict[str, Any]:
-    """Return the license fields of the card header: none if the license of a base model is unknown.
+    """Return the license fields of the card header; an empty dict if the license of a base model is unknown.
 
     The license is `other` if the licenses differ.
     """

@@ -26,9 +26,9 @@ class Layout:
     repairs: bool = False
     """True if captions must be repaired before the library tokenizes them, as open_clip does."""
     prepared_by_clipkit: tuple[str, ...] = ()
-    """Towers whose inputs the files of the export do not describe, so that clipkit prepares them."""
+    """Towers whose preprocessing the exported files do not describe, so that clipkit must prepare their inputs."""
     source: str = ""
-    """Name of the model that was exported, for `prepared_by_clipkit`."""
+    """Name of the exported model, from which clipkit loads the preprocessing of `prepared_by_clipkit`."""
     clean: str | None = None
     """Expression for the function that replaces open_clip's repair of captions, if the model has none."""
 

@@ -30,7 +30,7 @@ class Base:
 
 
 def bases_of(names: Iterable[str]) -> tuple[Base, ...]:
-    """Return the base models for a list of model names, without models with random weights."""
+    """Return the base models for a list of model names; models with random weights are left out."""
     return tuple(base for name in names for base in _bases(name))
 
 
@@ -50,7 +50,7 @@ def _bases(name: str) -> Iterator[Base]:
     yield Base(
         public_name(name),
         tuple(repository for repository in repositories if _REPOSITORY.fullmatch(repository)),
-        licenses[0] if len(licenses) == 1 else None,  # several: the card does not say which part has which
+        licenses[0] if len(licenses) == 1 else None,  # several licenses: the card does not say which part has which
         *terms,
     )
 

@@ -71,9 +71,10 @@ def push(
     Args:
         folder: folder of the model.
         repository: `org/name`; created if it does not exist.
-        private: create a private repository; an existing one has to be private already.
+        private: create a private repository; an existing one must already be private.
         message: commit message.
-        names: files of the model; other files in the folder are not uploaded. None: all files. Links never are.
+        names: files of the model; other files in the folder are not uploaded. None: all files. Links are never
+            uploaded.
 
     Raises:
         ModelError: the repository cannot be written to, or the upload failed.
@@ -108,12 +109,12 @@ def push(
 
 
 def _is_part(file: Path, folder: Path) -> bool:
-    """Return whether a file is really in a folder, and not a link."""
+    """Return whether a file is inside a folder and is not a link."""
     return file.resolve() == folder.resolve() / file.relative_to(folder)
 
 
 def signed(card: str) -> str:
-    """Add a signature to a card, by which later pushes recognize that the card was not edited."""
+    """Add a signature to a card, so that later pushes can recognize whether the card was edited."""
     return f"{card.rstrip()}\n\n<!-- clipkit: {_hash(card)} -->\n"
 
 
@@ -127,12 +128,12 @@ def _hash(card: str) -> str:
 
 
 def _for_hub(card: str, repository: str) -> str:
-    """Insert the repository's name into a signed card; a card without signature was written by the user and is kept."""
+    """Insert the repository's name into a card with a signature. Other cards, which the user wrote, stay unchanged."""
     return signed(unsigned(card).replace(HERE, repository)) if _SIGNATURE.search(card) else card
 
 
 def _is_edited(api: Any, repository: str, text: str) -> bool:
-    """Return whether the card on the Hub differs from this one and was not written by clipkit, or was edited since."""
+    """Return whether a user wrote or edited the card on the Hub, and it differs from this card."""
     with tempfile.TemporaryDirectory() as folder:
         remote = Path(api.hf_hub_download(repository, CARD, local_dir=folder)).read_text(encoding="utf-8")
     signature = _SIGNATURE.search(remote)
@@ -195,8 +196,8 @@ def _refusal(error: Any) -> str:
     if status == 401:
         return "the token is not valid; log in again with `hf auth login`"
     if status == 403:
-        return f"this token has no write access{reason}; use a token with write access, or your own organization"
-    if 400 <= status < 500 and status not in (408, 409, 412, 425, 429):  # the others are temporary
+        return f"this token has no write access{reason}; use a token with write access, or a repository of your account"
+    if 400 <= status < 500 and status not in (408, 409, 412, 425, 429):  # other status codes are temporary errors
         return f"the Hub refuses the upload ({one_line(error)})"
     return _interrupted(error)
 

@@ -2,11 +2,16 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipkit.models.families import family_of_class
 from clipkit.models.image_processors import pillow_option
 from clipkit.models.publish.layout import Layout
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 HERE = "ORG/NAME"
 """Placeholder for the repository in a card that is not on the Hub yet."""
@@ -17,15 +22,13 @@ def usage(layout: Layout, here: str = HERE) -> str:
 
     Args:
         layout: layout of the model.
-        here: repository on the Hub, or folder of an export, whose code runs without a photograph.
+        here: repository on the Hub, or folder of an export; the code for an export uses a drawn image, so it runs
+            without files.
     """
-    from jinja2 import Template
-
     family = family_of_class(layout.class_name)
-    template = (Path(__file__).parent / "usage.md.jinja").read_text(encoding="utf-8")
     hub = here == HERE
     image = 'Image.new("RGB", (300, 200), "red")'
-    text = Template(template, trim_blocks=True, lstrip_blocks=True).render(
+    text = _template().render(
         here=here,
         hub=hub,
         quoted=lambda before="", after="": json.dumps(f"{before}{here}{after}", ensure_ascii=False),
@@ -45,6 +48,15 @@ def usage(layout: Layout, here: str = HERE) -> str:
         pillow=", ".join(f"{name}={value!r}".replace("'", '"') for name, value in pillow_option().items()),
     )
     return re.sub(r"\n{4,}", "\n\n\n", text).strip()
+
+
+@cache
+def _template() -> "Template":
+    """Return the compiled template."""
+    from jinja2 import Template
+
+    text = (Path(__file__).parent / "usage.md.jinja").read_text(encoding="utf-8")
+    return Template(text, trim_blocks=True, lstrip_blocks=True)
 
 
 def first_code(text: str) -> str:

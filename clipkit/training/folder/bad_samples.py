@@ -1,4 +1,4 @@
-"""List of the missing and unreadable images of a run, whose number `data.max_bad` limits."""
+"""List of the missing and unreadable images of a run; `data.max_bad` limits their number."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,8 @@ from clipkit.training.folder.run_folder import RunFolder
 class BadSamples:
     """List of the distinct images that a run needed but that are missing or unreadable.
 
-    The file bad_samples.jsonl lists each once: the step that first needed it, its position, file and the reason.
+    The file bad_samples.jsonl lists each image once, with the step that first needed it, its position, its file and the
+    reason.
 
     Args:
         feed: the training data.

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files, a JSON file and their hashes, written completely or not at all."""
+"""Checkpoints: safetensors files, a JSON file and their hashes; a checkpoint is written completely or not at all."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ SUMS = "SHA256SUMS"
 _STATE = "state.json"
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
-"""Tensors by the name of their file (model, optimizer, average) and by their name in it."""
+"""Tensors, by the name of their file (model, optimizer, average), then by their name in this file."""
 
 
 def write_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:

@@ -1,4 +1,4 @@
-"""Writing of checkpoints, and removal of those that are no longer needed."""
+"""Writing of checkpoints, and removal of checkpoints that are no longer needed."""
 
 import time
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class Keeper:
         return minutes is not None and time.monotonic() - self._written >= 60 * minutes
 
     def write(self, step: int, learned: Learned, state: dict[str, Any]) -> None:
-        """Write the checkpoint of a step with the current length of the logs, and remove those not to be kept.
+        """Write the checkpoint of a step with the current length of the logs, and remove old checkpoints.
 
         Raises:
             TrainingError: the checkpoint cannot be written.
@@ -46,10 +46,7 @@ class Keeper:
         self._written = time.monotonic()
 
     def prune(self) -> None:
-        """Remove all checkpoints but the last, the best, and those that were the best when one of the last was written.
-
-        A resumed run needs the last kind.
-        """
+        """Remove all checkpoints except the last ones, the best ones, and the ones that were the best at a kept one."""
         steps = checkpoint_steps(self.folder.checkpoints)
         evaluated = [row for row in read_rows(self.folder.evaluations) if row["step"] in steps]
         last = steps[-self.recipe.keep_last :]

@@ -49,7 +49,7 @@ class Learned:
             self.average.load(read_tensors(checkpoint, AVERAGE))
 
     def load_chosen(self, checkpoint: Path) -> None:
-        """Load the weights that were evaluated at a checkpoint: the averaged weights if the run has them."""
+        """Load the weights that the run evaluates: the averaged weights of a checkpoint if it has them."""
         self._load_weights(checkpoint)
         if self.average is not None:
             self.model.load_state_dict(read_tensors(checkpoint, AVERAGE), strict=False)
@@ -67,7 +67,7 @@ class Learned:
             value.copy_(saved[name])
 
     def _of_model(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each tensor once, even if the model has two names for it, because safetensors requires it."""
+        """Yield each tensor once, even if it has two names in the model: safetensors does not accept shared tensors."""
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 yield name, parameter.detach()

@@ -15,8 +15,8 @@ from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, 
 from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.identity import MACHINE, MEASURED
 
-# Keys, or whole sections, that do not affect the weights after a step, or that extend a run. Data may be moved: its
-# content is compared.
+# Keys or sections that may change when a run resumes: they do not affect the weights after a step, or they extend the
+# run. Data may be moved, because its content is compared.
 _MAY_CHANGE = (
     "train.epochs",
     "train.micro_batch_size",
@@ -71,7 +71,7 @@ def find_checkpoint(
 
 
 def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mapping[str, Any]) -> StartPoint:
-    """Check that the run is still the same, and return its newest intact checkpoint. Nothing is changed.
+    """Check that the run is still the same, and return its newest intact checkpoint. No file is changed.
 
     Args:
         folder: the run folder.
@@ -93,7 +93,7 @@ def newest_usable(folder: RunFolder, recipe: Recipe, steps: int, identity: Mappi
             break
         notes.append(f"the checkpoint of step {step} is not used: {reason}")
     else:
-        # A checkpoint that is intact itself can be used if lines of the logs are lost; edited logs are refused.
+        # An intact checkpoint can be used even if lines of the logs are lost, but not if the logs were edited.
         step, repairs = next(_repairable(folder, reversed(saved)), (0, []))
         notes += repairs
     if not step:
@@ -164,7 +164,7 @@ def _without_checkpoints(folder: RunFolder, recipe: Recipe, steps: int) -> Start
 
 
 def _repairable(folder: RunFolder, steps: Iterable[int]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the checkpoints that only damaged logs make unusable, each with a line about every such log."""
+    """Yield the checkpoints whose only problem is damaged logs, each with a line about every damaged log."""
     for step in steps:
         if _damage(folder, step) is None:
             marks = read_state(checkpoint_of(folder.checkpoints, step))["logs"]

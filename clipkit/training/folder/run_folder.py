@@ -1,4 +1,4 @@
-"""Run folder, which only one run at a time locks, clears and writes to."""
+"""Run folder: only one run at a time can lock it, clear it and write to it."""
 
 import errno
 import hashlib
@@ -48,8 +48,8 @@ class RunFolder(RunFiles):
             inputs: data and models of the new run, which must not be deleted with the old one.
 
         Raises:
-            OutputError: it contains a run and neither argument is True; it contains files with the names of a run's
-                that clipkit did not write; another run is using it; or it cannot be written to.
+            OutputError: the folder contains a run and neither argument is True; it contains files with names of run
+                files that clipkit did not write; another run is using it; or it is not writable.
         """
         try:
             named = [file for file in (self.marker, *self.files, *self.folders) if os.path.lexists(file)]
@@ -82,7 +82,7 @@ class RunFolder(RunFiles):
 
     @property
     def _is_unmarked_run(self) -> bool:
-        """True if a version of clipkit that wrote no marker started the run."""
+        """True if the run was started by an early version of clipkit, which wrote no marker."""
         folders = [checkpoint_of(self.checkpoints, step) for step in checkpoint_steps(self.checkpoints)]
         return self.recipe.is_file() and any((folder / SUMS).is_file() for folder in folders)
 
@@ -94,14 +94,14 @@ class RunFolder(RunFiles):
             self._lock = None
 
     def start(self) -> None:
-        """Mark the folder as one of a run, and remove the unfinished files of a process that was killed."""
+        """Mark the folder as a run folder, and remove the unfinished files of a process that was killed."""
         if not self.is_marked:
             write_whole(self.marker, "")
         for unfinished in self.path.glob(".*.writing"):
             _remove(unfinished)
 
     def clear(self) -> None:
-        """Remove the files of the run, and no other files.
+        """Remove only the files of the run.
 
         The recipe is removed last: if the process is killed before, the remaining files still count as a run.
         """
@@ -138,7 +138,7 @@ class RunFolder(RunFiles):
         return None
 
     def damaged(self, marks: Mapping[str, Any]) -> list[str]:
-        """Return a line about each log that has lost lines before its mark; logs that were edited are not damaged."""
+        """Return a line about each log that has lost lines before its mark; edited logs are not included."""
         lines = []
         for name, mark in marks.items():
             file = self.path / name
@@ -153,7 +153,7 @@ class RunFolder(RunFiles):
     def cut(self, marks: Mapping[str, Any], step: int) -> None:
         """Remove the log entries after the mark of `step`; the resumed run writes them again.
 
-        A log that is not as it was at the mark keeps its whole lines up to this step.
+        A damaged log keeps its complete lines up to this step.
         """
         for name, mark in marks.items():
             if (self.path / name).is_file() and not self.altered({name: mark}):
@@ -232,7 +232,8 @@ def _lock(file: Path) -> int:
             import fcntl
 
             try:
-                # A lock of the process: loader workers, which may outlive a killed run by seconds, do not inherit it.
+                # This lock belongs to the process. Loader workers do not inherit it; they may live seconds longer than
+                # a killed run.
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 holder = os.read(descriptor, 200).decode(errors="replace")

@@ -20,7 +20,7 @@ class RunLog:
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
-        # Keeps the lines until the file is known.
+        # Keeps the lines until the file is open.
         self._lines = MemoryHandler(1, flushLevel=logging.CRITICAL, flushOnClose=False)
 
     def info(self, message: str) -> None:
@@ -38,7 +38,7 @@ class RunLog:
         finally:
             log.removeHandler(self._lines)
             file = self._lines.target
-            with suppress(OSError):  # the run itself reports a full disk
+            with suppress(OSError):  # the run reports a full disk elsewhere
                 self._lines.close()
                 if file is not None:
                     file.close()

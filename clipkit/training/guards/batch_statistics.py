@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 QUERIES = 128
-"""Pairs used as queries: enough for an accuracy, at little cost compared with the towers."""
+"""Number of pairs used as queries: enough to measure accuracy, at little cost compared with the towers."""
 
 
 def batch_statistics(
@@ -20,8 +20,8 @@ def batch_statistics(
     Args:
         first: features of unit length, for example of images.
         second: features of their pairs.
-        image_ids: ids of the images; a pair with the same image or caption also counts as correct.
-        caption_ids: ids of the captions.
+        image_ids: IDs of the images; a pair with the same image or caption also counts as correct.
+        caption_ids: IDs of the captions.
         sides: names of the two sides.
 
     Returns:
@@ -51,5 +51,5 @@ def batch_statistics(
     statistics["negative_cosine"] = (sums[0] @ sums[1] - positive) / pairs
     for side, features, total in zip(sides, (one, two), sums, strict=True):
         statistics[f"{side}_cosine"] = (total @ total - features.square().sum()) / pairs
-    values = torch.stack(list(statistics.values())).tolist()  # one transfer from the device
+    values = torch.stack(list(statistics.values())).tolist()  # only one transfer from the device
     return {name: round(value, 6) for name, value in zip(statistics, values, strict=True)}

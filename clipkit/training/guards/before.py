@@ -1,4 +1,4 @@
-"""Checks before the first step: they compare recipe, data and model with each other, in seconds.
+"""Checks before the first step: compare recipe, data and model in seconds.
 
 To add a check, write a function, add a row to `GUARDS`, and test it. Rules about data are in
 clipkit/data/checks/rules.py.
@@ -30,9 +30,9 @@ from clipkit.recipe import LearningRates, Recipe
 from clipkit.training.rates import Kind, kind_of
 
 _CAPTIONS, _IMAGES = 2000, 200
-"""Numbers of captions and images in the sample whose lengths and sizes are measured."""
+"""Number of captions whose lengths are measured, and number of images whose sizes are measured (samples)."""
 _MANY = 100_000
-"""Maximum number of training images that are all compared with each other and with the validation images."""
+"""Maximum number of training images that are compared with each other and with the validation images."""
 # Peak learning rates that are known to work with AdamW: from few-shot fine-tuning (1e-6) to transformers' example
 # (5e-5); SLIP from
 # scratch uses 3e-3.
@@ -104,13 +104,13 @@ def before_first_step(
         *dict.fromkeys(of_sources),
         *apply(GUARDS, RunStart(recipe, model, steps, warmup_steps, len(train.images))),
     ]
-    if len(train.images):  # a stream has none by position
+    if len(train.images):  # a stream has no images by position
         findings += data_findings(recipe, model, train, validation)
     return most_severe_first(findings)
 
 
 def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: Pairs | None) -> list[Finding]:
-    """Apply the sampled rules about data; notes are left to `clipkit data check`."""
+    """Apply the sampled rules about data; only `clipkit data check` reports notes."""
     has_image = train.has_images and not is_absent(model.image)
     has_text = train.has_captions and not is_absent(model.text)
     image_rows = evenly_spaced(len(train.images), _IMAGES) if has_image else []
@@ -140,7 +140,7 @@ def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: 
 
 
 def high_learning_rate(start: RunStart) -> Finding | None:
-    """Report a peak learning rate that is higher than those known to work, for weights of a kind."""
+    """Report a peak learning rate above the range that is known to work for its kind of weights."""
     for kind, lr, _, highest in start.rates:
         if lr > highest:
             lost = ", or the model loses its pretrained knowledge in the first steps" if kind == "pretrained" else ""
@@ -153,7 +153,7 @@ def high_learning_rate(start: RunStart) -> Finding | None:
 
 
 def low_learning_rate(start: RunStart) -> Finding | None:
-    """Report a peak learning rate that is lower than those known to work, for weights of a kind."""
+    """Report a peak learning rate below the range that is known to work for its kind of weights."""
     for kind, lr, lowest, _ in start.rates:
         if lr < lowest:
             return Finding(
@@ -179,13 +179,13 @@ def long_warmup(start: RunStart) -> Finding | None:
 
 
 def small_batch(start: RunStart) -> Finding | None:
-    """Report a batch with very few negatives, or with few at a high scale, at which they are all easy."""
+    """Report a batch with very few negatives, or with few negatives at a high scale, where all of them are easy."""
     scale, size = start.model.logit_scale.exp().item(), start.recipe.train.batch_size
     if start.recipe.is_cross_modal and size < _TINY_BATCH:
         return Finding(
             "small_batch", "warning",
             f"in a batch of {size} pairs, each image is compared with only {counted(size - 1, 'other caption')}, so "
-            "the model learns little and the figures of a batch mean little",
+            "the model learns little, and the metrics within a batch are not meaningful",
             "use train.batch_size: 256 or more, or at least a tenth of a small dataset; micro-batches limit the memory",
         )  # fmt: skip
     is_sigmoid = start.model.logit_bias is not None
@@ -209,7 +209,7 @@ def nothing_to_train(start: RunStart) -> Finding | None:
 
 
 def augmented_frozen_trunk(start: RunStart) -> Finding | None:
-    """Report augmentation that makes a frozen image trunk run at every step, with both times."""
+    """Report augmentation that makes a frozen image trunk run at every step, with the time with and without it."""
     augmented = any(term.is_cross_modal and term.augmentation for term in start.recipe.terms)
     tower, passes = start.model.image, start.steps * start.recipe.train.batch_size
     if (
@@ -283,7 +283,7 @@ def _towers(model: DualEncoder) -> list[tuple[str, Tower]]:
 
 
 def _size(image: Path | Stored) -> tuple[int, int]:
-    """Return width and height; 0 for a broken image, which the run reports elsewhere."""
+    """Return width and height; 0 for a broken image (the run reports broken images elsewhere)."""
     try:
         return upright_size(read_image(image))
     except Exception:  # decoders raise errors of many kinds

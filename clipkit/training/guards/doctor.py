@@ -18,12 +18,12 @@ from clipkit.training.guards.record import read_findings
 from clipkit.training.guards.watch import Watch, replay
 
 _RISE = 0.02
-"""Relative gain of the last evaluation over the earlier ones at which more epochs are worth trying."""
+"""Relative gain of the last evaluation over earlier ones from which more epochs are recommended."""
 
 
 @dataclass(frozen=True)
 class Examined:
-    """Content of a run folder, as examined by the rules."""
+    """Content of a run folder that the rules examine."""
 
     run: RunFiles
     recipe: Recipe
@@ -52,9 +52,7 @@ def examine(folder: str | Path) -> tuple[str, list[Finding]]:
     """
     run = RunFiles(folder)
     if not run.is_run:
-        raise DataError(
-            f"{run.path}: is not a run folder (it has no recipe.yaml); give the folder that a recipe's output names"
-        )
+        raise DataError(f"{run.path}: is not a run folder (it has no recipe.yaml); give the output folder of a recipe")
     recipe = Recipe.from_yaml(run.recipe)
     metrics, speeds = read_rows(run.metrics, IN_METRICS), read_rows(run.speed, IN_SPEED)
     evaluations = read_rows(run.evaluations)

@@ -1,4 +1,4 @@
-"""Logs of a run as far as the rules read them, and the facts that the rules need besides."""
+"""Logs of a run that the rules read, and other facts that the rules need."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ WINDOW = 20
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a run that the rules need besides its logs."""
+    """Facts about a run that the rules need in addition to its logs."""
 
     batch_size: int
     rising: int
@@ -32,7 +32,7 @@ class Facts:
     metric: str | None
     """Metric that selects the best weights."""
     sides: tuple[str, str] = ("image", "text")
-    """Prefixes of the statistics in metrics.jsonl, as in `image_accuracy`."""
+    """Prefixes of the statistics in metrics.jsonl, e.g. image in `image_accuracy`."""
     retention: str | None = None
     """Name of the retention metric in evaluations.jsonl."""
     retention_start: float | None = None
@@ -41,7 +41,7 @@ class Facts:
 
 
 class Logs:
-    """What the rules read: the last logged steps, and all evaluations.
+    """Input of the rules: the last logged steps, and all evaluations.
 
     Args:
         facts: facts about the run.
@@ -60,7 +60,7 @@ class Logs:
         return statistics.fmean(values) if len(values) == len(self.rows) else None
 
     def matches_pairs(self, errors: float) -> bool:
-        """Return True if more pairs were matched within the window's batches than by chance, by standard errors."""
+        """Return True if the window's batches match more pairs than chance plus `errors` standard errors."""
         queries = min(self.facts.batch_size, QUERIES) * len(self.rows)
         chance = 1 / self.facts.batch_size
         limit = min(1.0, chance + errors * math.sqrt(chance * (1 - chance) / queries))

@@ -108,17 +108,20 @@ class Monitor:
         return self._watch
 
     def on_features(self, gathered: Gathered, step: int) -> None:
-        """Keep the features of a batch for `statistics`, if its step is logged.
+        """Store the features of a batch for `statistics` if its step is logged.
 
         Args:
             gathered: features of the global batch.
-            step: steps before this one.
+            step: number of steps before this one.
         """
         if self.plan.processes.is_main and self.plan.calendar.logs(step + 1):
             self._compared = *self.plan.objective.compared(gathered), gathered["image_ids"], gathered["caption_ids"]
 
     def statistics(self) -> dict[str, float]:
-        """Return the statistics of the last batch that was kept, after its step: reading them waits for the device."""
+        """Return the statistics of the last stored batch.
+
+        Call it after the step, because reading them waits for the device.
+        """
         return {} if self._compared is None else batch_statistics(*self._compared, self.plan.objective.sides)
 
     def logged(self, row: Mapping[str, Any], speed: Mapping[str, Any], memory: int) -> None:

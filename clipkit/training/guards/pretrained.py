@@ -1,7 +1,7 @@
 """Checks of a pretrained model: compare its settings with other common settings on a few pairs.
 
 A wrong activation or normalization raises no error; it only lowers accuracy. A model matches pairs best with the
-settings it was trained with, so a common other setting that is clearly better reveals the mistake.
+settings of its training. If another common setting is clearly better, the current one is probably wrong.
 """
 
 import math
@@ -23,13 +23,13 @@ from clipkit.models.encode import encode_strings
 
 _PAIRS = 32
 _STANDARD_ERRORS = 3.0
-"""Number of standard errors by which another setting must be better to be reported."""
+"""A finding needs another setting that is better by this number of standard errors."""
 _GAIN = 0.05
-"""Share of the loss by which another setting must also be better."""
+"""A finding also needs a loss that is lower by this share."""
 _MATCHED = 4
-"""Number of pairs that must be matched with the other setting; one pair is matched by chance."""
+"""A finding also needs this number of matched pairs with the other setting; by chance, one pair is matched."""
 _BY_LUCK, _DISTINCT = 2.5, 24
-"""Number of pairs that are matched by chance at most, of which so many must have different captions."""
+"""Largest number of matched pairs that counts as chance, and smallest number of different captions for this rule."""
 _COMMON = {
     "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -79,13 +79,13 @@ def other_settings(model: DualEncoder, pairs: Pairs) -> list[Finding]:
     preprocess = model.image.preprocess
     try:
         inputs = [preprocess(open_image(pairs.images[image])) for image in chosen]
-    except DataError:  # a broken image, which the run reports elsewhere
+    except DataError:  # a broken image; the run reports it elsewhere
         return []
     if len(inputs) < _PAIRS or set(inputs[0]) != {"pixel_values"} or preprocess.image_size is None:
         return []
     pixels = torch.stack([each["pixel_values"] for each in inputs]).to(model.device, next(model.parameters()).dtype)
     with torch.inference_mode():
-        # One mistake makes the other settings look better too, so only the first one is reported.
+        # One wrong setting also makes other settings look wrong, so only the first finding is reported.
         return apply(SETTINGS_GUARDS, _Trial(model, pixels, captions))[:1]
 
 
@@ -99,9 +99,9 @@ def other_normalization(trial: _Trial) -> Finding | None:
         if _is_better(trial.losses(pixels, trial.texts), trial.current):
             return Finding(
                 "other_normalization", "warning",
-                f"with the mean and std of {name}, the model matches pairs better than with its own "
+                f"with the mean and std of {name}, the model matches pairs better than with its mean and std "
                 f"({_short(preprocess.mean)}; {_short(preprocess.std)})",
-                f"it was probably trained with those of {name}: set them in preprocessor_config.json or "
+                f"it was probably trained with the mean and std of {name}: set them in preprocessor_config.json or "
                 "open_clip_config.json",
             )  # fmt: skip
     return None
@@ -145,7 +145,7 @@ SETTINGS_GUARDS = (
 def _is_better(other: _Losses, current: _Losses) -> bool:
     gain = current.each - other.each
     mean, error = float(gain.mean()), float(gain.std()) / math.sqrt(len(gain))
-    # On pairs that the model cannot match at all, a setting may be better by chance.
+    # If the model matches no pairs, a setting may look better by chance.
     is_large = mean > _GAIN * float(current.each.mean()) and mean > _STANDARD_ERRORS * error
     return is_large and other.matched >= _MATCHED / _PAIRS
 

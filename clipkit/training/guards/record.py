@@ -27,7 +27,7 @@ def read_findings(folder: Path) -> tuple[Facts, list[Finding]] | None:
         known = {field.name for field in fields(Facts)}
         values = {name: value for name, value in content["facts"].items() if name in known}
         facts = Facts(**values | {"sides": tuple(values["sides"])})
-        # Runs of earlier versions have `level` in place of `severity`.
+        # Earlier versions wrote `level` instead of `severity`.
         rows = [{"severity": row.pop("level", None), **row} for row in content["findings"]]
         return facts, [Finding(**row | {"examples": tuple(row.get("examples", ()))}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

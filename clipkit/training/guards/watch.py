@@ -1,7 +1,7 @@
 """Rules that are applied to the logs of a run during training and report each finding once.
 
-To add one, write a function, add a row to `STEP_RULES` or `EVALUATION_RULES`, and test it. Rules need nothing but the
-rows of metrics, speed and evaluations: `clipkit doctor` applies them to a finished run.
+To add one, write a function, add a row to `STEP_RULES` or `EVALUATION_RULES`, and test it. Rules read only the rows of
+metrics, speed and evaluations, so that `clipkit doctor` can apply them to a finished run.
 """
 
 import math
@@ -18,17 +18,17 @@ _EVERY = 5
 """Number of logged steps between checks, to keep the cost low."""
 _NEAR_CHANCE = 0.02
 _LUCK = 4.0
-"""Standard errors above the share of pairs that are matched by chance."""
+"""Number of standard errors above chance at which pairs count as matched better than by chance."""
 _COLLAPSED = 0.95
 _FALLEN = 0.7
 _EXPLODED = 20.0
 _WAITING = 0.2
 _LEARNED, _MEMORIZED = 0.2, 0.9
-"""Shares of the training captions of a batch that find their image."""
+"""Limits for the share of the training captions in a batch that find their image."""
 _GAP = 3.0
-"""Training captions that find their image for each validation caption that does."""
+"""Limit for the ratio of training captions to validation captions that find their image."""
 _PLATEAU, _RISING = 2, 1.02
-"""Number of evaluations that are no better than the earlier ones by this factor."""
+"""Number of latest evaluations, and the factor by which one of them must exceed the earlier ones to count as rising."""
 _PATIENCE = 3
 _WORSE = 0.95
 _FORGOTTEN = {"retention_similarity": 0.5}
@@ -49,10 +49,7 @@ class Watch(Logs):
         self._seen = 0
 
     def step(self, row: Row, speed: Row | None) -> list[Finding]:
-        """Take a row of metrics.jsonl and the row of speed.jsonl for the same step (or None).
-
-        The result is the list of new findings.
-        """
+        """Apply the rules to a row of metrics.jsonl and its row of speed.jsonl (or None); return the new findings."""
         self.rows.append(row)
         self.norms.append(row["grad_norm"])
         self._seen += 1
@@ -64,7 +61,7 @@ class Watch(Logs):
         return self._apply(STEP_RULES, row["step"])
 
     def evaluation(self, row: Row) -> list[Finding]:
-        """Take a row of evaluations.jsonl; return the new findings."""
+        """Apply the rules to a row of evaluations.jsonl; return the new findings."""
         self.evaluations.append(row)
         return self._apply(EVALUATION_RULES, row["step"])
 
@@ -82,7 +79,7 @@ def loss_at_chance(watch: Watch) -> Finding | None:
     level, loss = watch.facts.chance, watch.mean("loss")
     if not level or not watch.is_warm or loss is None or abs(loss - level) > _NEAR_CHANCE * level:
         return None
-    # The mean may be at this level although the losses differ, or although most pairs are retrieved correctly.
+    # The mean can be at this level even if the losses differ, or if most pairs are retrieved correctly.
     losses = [row["loss"] for row in watch.rows]
     if statistics.pstdev(losses) > _NEAR_CHANCE * level or watch.matches_pairs(_LUCK):
         return None
@@ -134,7 +131,7 @@ def scale_falls(watch: Watch) -> Finding | None:
         "scale_falls", "warning",
         f"the scale falls steadily, from {watch.facts.start_scale:.4g} to {scales[-1]:.4g}: the model becomes less "
         "certain about the pairs",
-        "many captions may fit several images of the batch, or may not fit their own image: run clipkit data check, "
+        "captions may fit several images of the batch, or may belong to other images: run clipkit data check, "
         "and lower optim.lr",
     )  # fmt: skip
 
@@ -204,7 +201,7 @@ def validation_worse(watch: Watch) -> Finding | None:
 
 
 def validation_at_chance(watch: Watch) -> Finding | None:
-    """Report a model that matches training pairs, and validation pairs no more often than by chance."""
+    """Report a model that matches training pairs, but matches validation pairs no more often than by chance."""
     learned = _training_and_validation(watch)
     if learned is None or not learned.is_at_chance:
         return None
@@ -218,7 +215,7 @@ def validation_at_chance(watch: Watch) -> Finding | None:
 
 
 def memorization(watch: Watch) -> Finding | None:
-    """Report a model that matches nearly all training pairs, and far fewer validation pairs, which stopped rising."""
+    """Report a model that matches nearly all training pairs but far fewer validation pairs, without progress."""
     learned = _training_and_validation(watch)
     if learned is None or learned.is_at_chance or learned.training < _MEMORIZED:
         return None
@@ -235,7 +232,7 @@ def memorization(watch: Watch) -> Finding | None:
 
 @dataclass(frozen=True)
 class _Learned:
-    """Shares of captions whose image is the most similar one in a batch, of training and of validation pairs."""
+    """Share of training and of validation captions in a batch whose image is the most similar one."""
 
     training: float
     validation: float

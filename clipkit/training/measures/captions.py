@@ -46,7 +46,7 @@ class CaptionValidation:
         self.inputs.store_parts()
 
     def figures(self) -> dict[str, float]:
-        """Return the recalls in both directions and their mean, and the accuracy in a batch, as of training batches."""
+        """Return the recalls in both directions, their mean, and the accuracy in a batch, as in training."""
         image_features, text_features = self._features()
         ranks = retrieval_ranks(image_features, text_features, torch.from_numpy(self.pairs.image_of_caption))
         figures = recalls(ranks)
@@ -64,10 +64,10 @@ class CaptionValidation:
 
 
 def finite(name: str, *features: Tensor) -> Any:
-    """Return the features if all of them are finite.
+    """Return the features unchanged if all of them are finite.
 
     Raises:
-        TrainingError: some are not.
+        TrainingError: some are not finite.
     """
     if not all(one.isfinite().all() for one in features):
         raise TrainingError(f"{name}: its features are not finite; use a lower optim.lr, or train.precision: fp32")

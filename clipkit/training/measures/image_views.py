@@ -28,7 +28,7 @@ class ImageViewValidation:
     """Validation by retrieval between two views of held-out images, in both directions.
 
     The views are the first two of the recipe, as in its first epoch. Recall, alignment and uniformity are measured on
-    the features that the loss sees, after the head; neighbors and map on the tower's own features, which are saved.
+    the features that the loss uses, after the head; neighbors and the map on the features of the saved tower.
 
     Args:
         encoded: the objective's views.

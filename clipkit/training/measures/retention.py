@@ -1,4 +1,4 @@
-"""Retention: the degree to which a pretrained model keeps its earlier abilities, measured at the start and later."""
+"""Retention: how well a pretrained model keeps its earlier abilities, measured before and during training."""
 
 from typing import Protocol
 
@@ -20,7 +20,7 @@ _HELD_OUT = 128
 
 
 class Retention(Protocol):
-    """Measure of retention: a single value, at most 1."""
+    """Measure of retention: a single value of at most 1."""
 
     name: str
     """Name of the data."""
@@ -34,12 +34,11 @@ class Retention(Protocol):
 def retention_of(
     recipe: Recipe, model: DualEncoder, validation: Pairs | None, processes: Processes
 ) -> Retention | None:
-    """Return the retention measure of a recipe: on its dataset `eval.retention`, else on the pretrained similarities.
-
-    None if the model is not pretrained, or there are no held-out pairs.
+    """Return the retention measure of a recipe: on the dataset `eval.retention`, otherwise on the similarities of the
+    pretrained model. The result is None if the model is not pretrained, or if there are no held-out pairs.
 
     Raises:
-        DataError: the set cannot be read.
+        DataError: the dataset cannot be read.
     """
     if recipe.eval.retention is not None:
         return NamedSet(model, recipe.eval.retention, processes)
@@ -53,8 +52,8 @@ def retention_of(
 class OwnSimilarities:
     """Retention on held-out pairs: correlation of the image-caption cosines now and before training; 1: unchanged.
 
-    Most of these cosines are of images and captions that do not belong together. Progress on the pairs themselves
-    changes one cosine in `min(N, 128)`, so it hardly changes the correlation.
+    Most of these cosines compare images with captions of other images. Training on such pairs changes mainly
+    the cosines of matching pairs, one in `min(N, 128)`, so it hardly changes the correlation.
 
     Args:
         model: the model before the first step.

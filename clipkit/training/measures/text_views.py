@@ -22,9 +22,10 @@ from clipkit.training.step import Encoder
 
 
 class TextViewValidation:
-    """Validation by text-to-text retrieval: find an image's first caption from other wordings of it.
+    """Validation by text-to-text retrieval: find the first caption of an image, given other wordings of it.
 
-    The wordings are the image's other captions if it has any, else the caption's paraphrase, else a crop of it.
+    The wordings are the other captions of the image if it has any, otherwise the paraphrase of the caption, otherwise a
+    crop of it.
 
     Args:
         crop: makes the crop.
@@ -49,7 +50,7 @@ class TextViewValidation:
             self.wordings += wordings or [crop(Sample(0, image, first))]
             targets += [image] * max(1, len(wordings))
         self.targets = torch.tensor(targets)
-        """The caption of each wording."""
+        """Position of the caption that each wording must find."""
 
     def figures(self) -> dict[str, float]:
         """Return recalls, alignment and uniformity."""

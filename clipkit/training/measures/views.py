@@ -24,7 +24,7 @@ class ViewScores:
     Attributes:
         side: `image` or `text`.
         recalls: by the name of the metric, a value per query.
-        alignment: (N,) squared distances of the views of one sample.
+        alignment: (N,) squared distance between the two views of each sample.
         spread: (N, D) features whose uniformity is measured.
     """
 
@@ -45,7 +45,7 @@ class ViewScores:
         Args:
             name: the model's name.
             pairs: the data.
-            features: (N, D) the tower's own features of the items.
+            features: (N, D) features of the items from the tower, without a head.
             items: the N images or captions among which a view is searched.
         """
         metrics = figures(self.recalls, {f"{self.side}_view_recall@{k}": min(1.0, k / len(items)) for k in KS})

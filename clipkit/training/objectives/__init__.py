@@ -1,6 +1,7 @@
 """Training objectives, one per file; a row in `clipkit/recipe/terms.py` makes an objective available in recipes.
 
-The file of a term has two functions: `objective` returns what the step computes, `measure` what an evaluation measures.
+The file of a term has two functions: `objective` returns the objective that the step computes, `measure` the
+measurement of an evaluation.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ __all__ = ["ObjectiveFile", "file_of", "objective_of"]
 
 
 class ObjectiveFile(Protocol):
-    """Functions of each file of this folder."""
+    """Functions that each file of this folder defines."""
 
     def objective(
         self, term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]

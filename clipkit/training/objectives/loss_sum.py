@@ -16,7 +16,7 @@ def loss_sum(terms: Sequence[LossTerm], teachers: Mapping[str, Callable[[Gathere
 
     Args:
         terms: names, weights and options; at least one.
-        teachers: by name, a function from the gathered ids to the teacher's features and scale.
+        teachers: by name, a function from the gathered IDs to the teacher's features and scale.
     """
     calls = [_call(term, teachers or {}) for term in terms]
 
@@ -39,7 +39,7 @@ def chance_of(terms: Sequence[LossTerm], pairs: int) -> float | None:
 
 
 def _call(term: LossTerm, teachers: Mapping[str, Callable[[Gathered], Gathered]]) -> Value:
-    """Return the loss function with the arguments that its row in the table names."""
+    """Return a function that calls the loss with the arguments that its row in the table requires."""
     row = LOSSES[term.name]
     function: Callable[..., Tensor] = getattr(losses, row.name)
     teacher = teachers[term.teacher] if term.teacher is not None else None

@@ -32,8 +32,8 @@ class Encoded:
 class Objective:
     """A training objective with its features and its value.
 
-    Over slices of rows that cover the batch its values must sum to the whole: processes and micro-batches need nothing
-    else.
+    The values over slices of rows that cover the batch must sum to the value of the batch. Processes and micro-batches
+    require nothing else.
 
     Example:
         >>> def twice(default: Objective) -> Objective:
@@ -47,7 +47,7 @@ class Objective:
     chance: float | None
     """Value when all similarities are equal; None if it is not a fixed number."""
     compared: Callable[[Gathered], tuple[Tensor, Tensor]]
-    """The two kinds of features (G, D), of unit length, whose accuracies and cosines are logged."""
+    """Two kinds of unit-length features (G, D), whose accuracy and cosines are logged."""
     sides: tuple[str, str]
     """Names of these two in the log."""
 

@@ -39,8 +39,9 @@ def value_of_views(
         names: names of the views' features.
         loss: the loss of two views.
         temperature: 1 / scale.
-        head: computed from the trunk's output of the whole batch; None: the loss sees the features themselves.
-        ids: names of the ids that make samples positives of each other.
+        head: head that is applied to the trunk's output of the whole batch; None: the loss uses the features of the
+            tower.
+        ids: names of the IDs; samples with an equal ID are positives of each other.
     """
     loss_of_two = loss_sum(loss.terms)
     pairs = list(combinations(names, 2))

@@ -13,10 +13,13 @@ import clipkit
 from clipkit.data import read_pairs
 from clipkit.errors import TrainingError, UserError
 from clipkit.recipe import Recipe
+from clipkit.training.folder.run_folder import RunFolder
 from clipkit.training.guards.before import before_first_step
 from clipkit.training.guards.doctor import examine
+from clipkit.training.guards.monitor import Monitor
 from clipkit.training.guards.pretrained import other_settings
 from clipkit.training.model import model_of
+from clipkit.training.plan import make_plan
 from tests.conftest import draw, write_csv
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "finetune_clip.yaml"
@@ -34,7 +37,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> tuple[P
         rows.append([f"{number}.png", f"a {color} {form} at {shift}"])
     data = write_csv(folder / "pairs.csv", ["image", "caption"], rows)
     recipe = {
-        "model": {"name": str(tiny_clip)}, "data": {"train": str(data), "augment": "none"},
+        "model": {"name": str(tiny_clip)}, "data": {"train": str(data), "augment": "none", "workers": 0},
         "optim": {"lr": 3e-3}, "train": {"epochs": 60, "batch_size": 32}, "output": str(folder / "run"),
     }  # fmt: skip
     clipkit.train(Recipe.from_dict(recipe))
@@ -61,6 +64,13 @@ def names_found(recipe: Recipe) -> set[str]:
     return {finding.name for finding in examine(recipe.output)[1]} | found
 
 
+def names_before(recipe: Recipe) -> set[str]:
+    """Return the names of the findings before the first step, without a run."""
+    monitor = Monitor(make_plan(recipe), RunFolder(recipe.output), print)
+    monitor.check_before(resumed=False)
+    return {finding.name for finding in monitor.findings}
+
+
 def test_shipped_recipe_has_no_finding(fitted: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = fitted
     held_out = tmp_path / "held_out"
@@ -84,8 +94,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "nothing tuned": (settings(model__image__tune="frozen", model__text__tune="frozen"), "nothing_to_train"),
     "a warmup as long as the run": (settings(optim__warmup=0.9), "long_warmup"),
     "validated on the training data": (settings(data__validation="TRAIN"), "leaked_images"),
-    "nothing to validate on": ({}, "nothing_measured"),
-    "a learning rate at which training diverges": (settings(optim__lr=1000, optim__weight_decay=1000), "not_finite"),
 }
 
 
@@ -94,7 +102,12 @@ def test_mistake_in_the_recipe_is_found(mistake: str, fitted: tuple[Path, Path],
     model, data = fitted
     changes, name = MISTAKES[mistake]
     changes = {key: str(data) if value == "TRAIN" else value for key, value in changes.items()}
-    assert name in names_found(tuned(model, data, tmp_path / "run", changes))
+    assert name in names_before(tuned(model, data, tmp_path / "run", changes))
+
+
+def test_divergence_without_validation_is_found(fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = tuned(*fitted, tmp_path / "run", settings(optim__lr=1000, optim__weight_decay=1000))
+    assert {"not_finite", "high_learning_rate", "nothing_measured"} <= names_found(recipe)
 
 
 def test_run_that_learns_nothing_is_at_chance_and_collapsed(
@@ -120,7 +133,7 @@ def test_small_images_long_captions_and_repeated_captions_are_found(fitted: tupl
         Image.open(data.parent / f"{number}.png").resize((12, 12)).save(folder / f"{number}.png")
         rows.append([f"{number}.png", "an image" if number % 4 else f"{'word ' * 100}{number}"])
     bad = write_csv(folder / "pairs.csv", ["image", "caption"], rows)
-    found = names_found(tuned(model, bad, tmp_path / "run", settings(loss__duplicates="negative")))
+    found = names_before(tuned(model, bad, tmp_path / "run", settings(loss__duplicates="negative")))
     assert {"small_images", "cut_captions", "false_negatives"} <= found
 
 
@@ -153,7 +166,7 @@ def test_other_normalization_than_in_pretraining_is_found(fitted: tuple[Path, Pa
     assert other_settings(clipkit.load(tmp_path / "model"), read_pairs(str(data))) == []
     file = tmp_path / "model" / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
-    assert "other_normalization" in names_found(tuned(tmp_path / "model", data, tmp_path / "run", {}))
+    assert "other_normalization" in names_before(tuned(tmp_path / "model", data, tmp_path / "run", {}))
 
 
 @pytest.mark.parametrize("name", ["simclr_images", "simcse_text", "slip_captions"])
