@@ -119,7 +119,7 @@ _ROWS = (
         "distillation",
         summary="Match the teacher's softmax over the texts of the batch, and over its images.",
         formula="cross entropy with the teacher's softmax over the batch, in both directions",
-        positives="soft targets: the teacher's probabilities",
+        positives="the teacher's probabilities as soft targets",
         memory="O(G D), in bands",
         level="ln G",
         source="Hinton et al. 2015; Wu et al. 2023, TinyCLIP",
@@ -185,7 +185,7 @@ _ROWS = (
         summary="Make each positive more similar than the negatives by a margin, in both directions.",
         formula="[m + d(positive) − d(negative)]₊",
         memory="O(G D), in bands",
-        level="m; 0 with mining: semihard",
+        level="m, or 0 if mining is semihard",
         source="Schroff et al. 2015; Faghri et al. 2018 (hard); Hermans et al. 2017 (all)",
         use_when="fine-tuning for retrieval (mining: hard) or for classes (all, semihard); the loss ignores "
         "the model's scale",

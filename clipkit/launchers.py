@@ -1,6 +1,6 @@
-"""Settings of `accelerate launch` that clipkit does not support: errors, because ignoring them would change a run."""
+"""Launches that clipkit does not support: settings of `accelerate launch`, and processes that share a GPU."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from clipkit.errors import UserError
 
@@ -35,4 +35,29 @@ def refuse_unsupported_launcher(environment: Mapping[str, str]) -> None:
             raise UserError(
                 f"accelerate launch requests {feature} ({variable}={value}), which clipkit does not support; remove it "
                 f"from the Accelerate config, and use {instead}"
+            )
+
+
+def refuse_shared_gpus(used: Sequence[tuple[str, str]]) -> None:
+    """Raise an error if two processes use the same GPU, which makes both slow or ends in a deadlock.
+
+    Args:
+        used: for each rank the name of its machine, and a name of its GPU there; "" for a CPU.
+
+    Raises:
+        UserError: names the ranks and the number of GPUs in use.
+
+    Example:
+        >>> refuse_shared_gpus([("node1", "GPU 0"), ("node1", "GPU 1"), ("node2", "GPU 0")])
+    """
+    ranks: dict[tuple[str, str], list[int]] = {}
+    for rank, gpu in enumerate(used):
+        if gpu[1]:
+            ranks.setdefault(gpu, []).append(rank)
+    for (machine, _), sharing in ranks.items():
+        if len(sharing) > 1:
+            gpus = sum(other == machine for other, _ in ranks)
+            raise UserError(
+                f"ranks {', '.join(map(str, sharing))} use the same GPU of {machine}; "
+                f"start one process per GPU: --processes {gpus}"
             )

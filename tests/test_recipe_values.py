@@ -29,7 +29,10 @@ STEPS: list[Any] = [
 WHOLE: dict[str, Any] = {
     "model": {
         "image": {"name": "timm:resnet10t", "image_size": 32},
-        "text": {"name": "hf:bert", "context_length": 16, "dropout": 0.1},
+        "text": {
+            "name": "hf:bert", "context_length": 16, "dropout": 0.1, "tune": "lora",
+            "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.1, "last": 2},
+        },
         "embed_dim": 64,
         "dropout": 0.0,
         "temperature": 0.07,
@@ -63,7 +66,7 @@ WHOLE: dict[str, Any] = {
         "text": {"policies": ["same", "crop"], "crop": [0.5, 0.9], "temperature": 0.05},
     },
     "optim": {
-        "lr": {"pretrained": 1e-5, "new": 1e-3},
+        "lr": {"pretrained": 1e-5, "new": 1e-3, "adapter": 1e-4},
         "weight_decay": 0.1, "betas": [0.9, 0.98], "eps": 1e-6, "warmup": 0.1, "clip": 1.0,
         "layer_decay": 0.75, "unfreeze": {"last:2": 0.1, "full": 0.3}, "pull_to_start": 0.1, "warm_moments": 10,
     },
@@ -98,7 +101,8 @@ BAD: dict[str, Any] = {
     "mapping": {"a": 1},
 }
 ZERO = (
-    "data.max_bad", "data.workers", "model.dropout", "model.text.dropout", "model.bias", "optim.weight_decay",
+    "data.max_bad", "data.workers", "model.dropout", "model.text.dropout", "model.text.lora.dropout", "model.bias",
+    "optim.weight_decay",
     "optim.warmup", "optim.betas.0", "optim.betas.1", "train.seed", "loss.name.1.label_smoothing", "brightness",
     "contrast", "saturation", "hue", "threshold", "magnitude", ".p", "loss.logit_bias",
 )  # fmt: skip

@@ -102,7 +102,10 @@ def demo(
         "demo"
     ),
 ) -> None:
-    """Train a small model on emoji and their names, and report what it learned (about five minutes)."""
+    """Train a small model on emoji names in about five minutes.
+
+    The model learns which emoji has which name; a report shows what it learned.
+    """
     with _running():
         from clipkit.cli.demo import run_demo
 

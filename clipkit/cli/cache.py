@@ -1,4 +1,4 @@
-"""Command `clipkit cache`: what training and evaluation keep on disk to compute it only once."""
+"""Command `clipkit cache`: list and remove the results that training and evaluation store for reuse."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from clipkit.errors import UserError
 
 app = typer.Typer(
-    help="List and remove what training and evaluation keep on disk to compute it only once.",
+    help="List and remove stored results of training and evaluation.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -15,7 +15,10 @@ app = typer.Typer(
 
 @app.command("list")
 def list_() -> None:
-    """List what is stored: stored inputs of towers, and features of evaluations."""
+    """List stored tower inputs and features.
+
+    Training stores inputs of towers, evaluations store features.
+    """
     import time
 
     from clipkit.cli.tables import print_table
@@ -38,7 +41,7 @@ def list_() -> None:
 
 @app.command()
 def size() -> None:
-    """Print the size of what is stored."""
+    """Print the size of all stored data."""
     from clipkit.embedding.cached import evaluated_features, readable_size, stored_inputs
     from clipkit.files import cache_folder
 
@@ -51,15 +54,15 @@ def size() -> None:
 @app.command()
 def prune(
     older_than: Annotated[
-        int | None, typer.Option(metavar="DAYS", min=0, help="Remove what was not used for this number of days.")
+        int | None, typer.Option(metavar="DAYS", min=0, help="Remove data that was not used for this number of days.")
     ] = None,
     to_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Remove the least recently used until this is left, e.g. 5GB or 500MB."),
+        typer.Option(metavar="SIZE", help="Remove the least recently used data until this size is left, e.g. 5GB."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
 ) -> None:
-    """Remove what is stored; it is computed again when it is needed. What a running process uses stays."""
+    """Remove stored data; it is computed again if needed. Data that a running process uses is kept."""
     import time
 
     if older_than is None and to_size is None and not everything:

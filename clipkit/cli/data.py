@@ -120,9 +120,9 @@ def prepare(
         int | None, typer.Option(metavar="N", help="Number of threads. Default: one per core.", min=1)
     ] = None,
 ) -> None:
-    """Resize images and pack them with their captions into shards, for faster training.
+    """Resize images and pack them with their captions into shards.
 
-    After an interruption, run the same command again to resume.
+    Training reads shards faster than single files. After an interruption, run the same command again to resume.
     """
     from clipkit.data.prepare import prepare as run
     from clipkit.data.prepare import read_for_shards
@@ -204,7 +204,7 @@ def check(
         int | None, typer.Option(metavar="N", help="Number of threads. Default: one per core.", min=1)
     ] = None,
 ) -> None:
-    """Find problems in data before training: broken, duplicate and leaked images, poor captions.
+    """Find broken, duplicate and leaked images, and poor captions.
 
     The exit code is 0 even if problems are found. A table that lacks a column for images or captions is refused.
     """

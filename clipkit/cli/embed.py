@@ -30,7 +30,7 @@ def embed(
     ] = "fp32",
     processes: ProcessCount = 1,
 ) -> None:
-    """Encode images and captions once, and write an index for clipkit search.
+    """Encode images and captions, and write a search index.
 
     Only images that the index does not have yet are encoded; those that the data no longer has are removed. After an
     interruption, run the same command again to resume.

@@ -117,7 +117,7 @@ def probe(
     ] = 3,
     neighbours: Annotated[int, typer.Option(metavar="K", help="Number of nearest neighbors.", min=1)] = 20,
 ) -> None:
-    """Evaluate image features with a linear probe and k-nearest neighbors.
+    """Evaluate a linear probe and k-nearest neighbors.
 
     The image tower stays frozen; a linear classifier and a k-nearest-neighbor classifier are trained on its features.
     """

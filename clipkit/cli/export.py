@@ -45,7 +45,10 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Export a model to another library, and verify that its features stay the same."""
+    """Export a model to another library, and verify its features.
+
+    The export fails if the other library computes other features than clipkit.
+    """
     export_format(to, ["int8"] * int8)
     check_models(model)
     images, captions = _samples(data) if data is not None else (None, None)

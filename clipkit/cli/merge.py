@@ -38,7 +38,8 @@ def merge(
         str | None,
         typer.Option(
             metavar="D",
-            help="Held-out data for --greedy: labeled images (zero-shot accuracy) or captions (mean recall).",
+            help="Held-out data for --greedy: labeled images (scored by zero-shot accuracy), or images with "
+            "captions (scored by mean recall).",
         ),
     ] = None,
 ) -> None:
@@ -79,7 +80,7 @@ def _average(models: list[str], alpha: float | None) -> tuple["DualEncoder", str
 
 
 def _greedy(models: list[str], data: str) -> tuple["DualEncoder", str]:
-    """Print what the greedy soup tried; return it, and a description of it."""
+    """Print the models that the greedy soup tried; return the soup, and a description of it."""
     from clipkit.cli.tables import print_table
     from clipkit.data.sources.read import check_exists
 

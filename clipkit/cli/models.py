@@ -14,7 +14,10 @@ def models(
     search: Annotated[str, typer.Option(metavar="TEXT", help="List only names that contain this text.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the description as JSON.")] = False,
 ) -> None:
-    """List the available models, or describe one: towers, sizes, preprocessing, loss and memory."""
+    """List the available models, or describe one.
+
+    The description contains towers, sizes, preprocessing, loss and memory.
+    """
     import json
 
     if name is not None:

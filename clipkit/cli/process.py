@@ -16,8 +16,7 @@ def keep_freed_memory() -> None:
     """Make the C library reuse large memory blocks on a CPU instead of returning them to the system after each layer.
 
     Allocating them again costs one page fault per 4 KB: without these faults, an EfficientNet-Lite0 encodes twice as
-    many images
-    per second. Does nothing if the C library is not glibc, or if a GPU is available.
+    many images per second. Does nothing if the C library is not glibc, or if a GPU is available.
     """
     import torch
 

@@ -13,7 +13,7 @@ def doctor(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, finished or not.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Diagnose a run: report problems in its recipe and logs, and what to do about them."""
+    """Report problems in the recipe and logs of a run, with advice."""
     import json
 
     check_run(run)
@@ -39,7 +39,10 @@ def runs(
         ),
     ],
 ) -> None:
-    """List the runs in a folder (clipkit runs DIR), or compare two runs (clipkit runs compare A B)."""
+    """List the runs in a folder, or compare two runs.
+
+    clipkit runs DIR lists the runs; clipkit runs compare A B compares the runs A and B.
+    """
     if names[0] == "compare" and len(names) == 3:
         _compare(Path(names[1]), Path(names[2]))
     elif len(names) == 1:

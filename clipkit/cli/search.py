@@ -19,7 +19,9 @@ def search(
     index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that clipkit embed wrote.")],
     query: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT", help="Words to search for; several are added. '0.5 * snow' gives a weight."),
+        typer.Argument(
+            metavar="TEXT", help="Words to search for; several texts are combined. '0.5 * snow' sets a weight."
+        ),
     ] = None,
     image: Annotated[
         list[str] | None, typer.Option(metavar="F", help="Image file that results should resemble; may be repeated.")
@@ -29,7 +31,7 @@ def search(
     ] = None,
     like: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="Image of the index that results should resemble, as a search prints it."),
+        typer.Option(metavar="ID", help="Image of the index that results should resemble; ID as printed by a search."),
     ] = None,
     where: Annotated[
         str | None,
@@ -38,7 +40,9 @@ def search(
     k: Annotated[int, typer.Option("-k", metavar="N", help="Maximum number of results.", min=1)] = 20,
     precision: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Show only results of which a share P is expected to be relevant, e.g. 0.9."),
+        typer.Option(
+            metavar="P", help="Hide results so that a share P of the shown ones is expected to be relevant, e.g. 0.9."
+        ),
     ] = None,
     queries: Annotated[
         Path | None, typer.Option(metavar="F.txt", help="Search for each line of this text file instead of TEXT.")

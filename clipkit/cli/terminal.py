@@ -53,7 +53,7 @@ class _MayBeFull:
 
 @contextmanager
 def whole_output() -> Iterator[None]:
-    """Context of a command that prints. Characters that a terminal lacks or obeys are printed as escapes.
+    """Context of a command that prints. Control characters, and those a terminal lacks, are printed as escapes.
 
     Raises:
         TrainingError: standard output cannot be written, e.g. because the disk is full.

@@ -42,11 +42,11 @@ class InputMaker:
     """Converts samples to the inputs of a batch.
 
     Args:
-        augments: for each kind of features from images, a function from an image to the inputs.
-        texts: for each kind of features from text, a function from a sample to a string.
+        augments: functions from an image to the inputs, by name of the image features that they are for.
+        texts: functions from a sample to a string, by name of the text features that they are for.
         tokenize: function from strings to tokens.
-        draft: short side in pixels down to which a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size; None: decode it
-            at full size.
+        draft: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if its short side keeps at least this number of
+            pixels; None: decode it at full size.
         store: cache for the tokens of captions; None: tokenize each time.
     """
 

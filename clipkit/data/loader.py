@@ -165,9 +165,9 @@ def _same(chunk: Any) -> Any:
 
 
 def _chunks_of(loader: DataLoader[Batch | Packed | DataError], slots: Slots | None) -> Iterator[Batch | DataError]:
-    """Yield the chunks of the loader; each is valid until the next one.
+    """Yield the chunks of the loader; a chunk is valid until the next one is requested.
 
-    If a worker dies while it sends a chunk, raise the RuntimeError of a dead worker.
+    If a worker dies while it sends a chunk, raise a RuntimeError like the one of torch for a worker that died.
     """
     try:
         for chunk in loader:

@@ -1,4 +1,4 @@
-"""Folders of the cache: stored inputs of training and features of evaluations, which a running process holds."""
+"""Folders of the cache: stored inputs of training and features of evaluations. A process locks those it uses."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def is_used(folder: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Context that holds a folder alone; the value is False if another process uses it."""
+    """Context in which no other process can use a folder; the value is False if one already uses it."""
     if sys.platform == "win32" or not (folder / _LOCK).exists():
         yield True
         return

@@ -82,7 +82,8 @@ def write_class_predictions(
 ) -> None:
     """Write one row per image: its class or classes, the predicted class, and the score of every class.
 
-    Classes are positions in the list of names, which is stored as JSON in the schema's metadata; names may repeat.
+    A class is stored as its position in the list of class names, because several classes may have the same name. The
+    list is stored as JSON in the schema's metadata.
     """
     import pyarrow as pa
 

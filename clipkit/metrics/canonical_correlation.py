@@ -48,7 +48,7 @@ class PairSums:
         return self.count, self.x, self.y, self.xx, self.yy, self.xy
 
     def add(self, x: Float[Tensor, "N V"], y: Float[Tensor, "M W"], x_of_y: Int[Tensor, " M"]) -> None:
-        """Add the pairs of each row of y with the row of x that `x_of_y` names: an image and one of its captions."""
+        """Add pairs: each row of y (a caption) with the row of x (its image) whose position `x_of_y` gives."""
         x, y = x.double(), y.double()
         counts = torch.bincount(x_of_y, minlength=len(x)).to(x)
         y_sums = torch.zeros(len(x), y.shape[1], dtype=y.dtype, device=y.device).index_add_(0, x_of_y, y)

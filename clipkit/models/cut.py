@@ -111,7 +111,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Outside:
-    """Columns that come from below the cut, of features (B, W) at one point of the trunk."""
+    """Columns of the features (B, W) at one point of the trunk whose values come from below the cut."""
 
     module: nn.Module | None
     """Module whose input the features are; None: they are the output of the trunk."""
@@ -120,7 +120,7 @@ class Outside:
 
 @contextmanager
 def _before(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    """Context in which a function is called before a module, with its arguments, which it may replace."""
+    """Context in which `hook` is called before each call of a module; it may replace the module's arguments."""
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Search of the cut of a trunk: before its first trained parameter, and exact for features and gradients."""
+"""Search for a place to cut a trunk: before its first trained parameter, with unchanged features and gradients."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -99,7 +99,7 @@ def _first_trained(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[in
 
 
 def _ended_before(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]], time: int) -> list[nn.Module]:
-    """Return the modules all of whose calls ended before a time, without modules inside of these."""
+    """Return the outermost modules whose calls have all ended before the given time."""
     ended = {m for m in calls if all(end < time for _, end in calls[m])}
     inside = {part for module in ended for part in module.modules() if part is not module}
     return [module for module in trunk.modules() if module in ended and module not in inside]

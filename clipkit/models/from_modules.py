@@ -200,8 +200,8 @@ def check_parts(name: str, layout: Mapping[str, Any], parts: Mapping[str, Any]) 
     missing = [part for part, value in parts.items() if value is None]
     if missing:
         raise ModelError(
-            f"{name}: was made from modules, {layout.get('image')} and {layout.get('text')}, of which it stores only "
-            f"the weights; give clipkit.load(…, {', '.join(f'{part}=…' for part in missing)})"
+            f"{name}: contains only the weights of the modules {layout.get('image')} and {layout.get('text')}, not "
+            f"their code; use clipkit.load(…, {', '.join(f'{part}=…' for part in missing)})"
         )
 
 

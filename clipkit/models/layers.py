@@ -211,7 +211,7 @@ def set_coordinates(trunk: nn.Module, mean: Float[Tensor, " W"], matrix: Float[T
 
 
 def listed(layers: str | Sequence[str] | None) -> Sequence[str] | None:
-    """Return the layers that a recipe names, or None if it has `auto`, which stands for all."""
+    """Return the listed layers, or None if the recipe says `auto`, which means all layers."""
     return None if isinstance(layers, str) else layers
 
 

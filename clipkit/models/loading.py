@@ -125,7 +125,7 @@ def _open(name: str, parts: Mapping[str, Any], above: tuple[str, ...] = ()) -> t
         return load_open_clip(name), None
     if is_adapter_folder(folder) and not has_weights(folder):
         if name in above:
-            raise ModelError(f"{name}: its adapters are based on themselves; correct adapter_config.json")
+            raise ModelError(f"{name}: adapter_config.json names the adapters themselves as base model; correct it")
         return load_adapters(folder, name, lambda base: _open(base, {}, (*above, name))[0], compose), None
     return _open_folder(folder, name), folder
 

@@ -79,7 +79,7 @@ def greedy_soup(
 
 
 def _copies(model: DualEncoder) -> dict[str, Tensor]:
-    """Return float32 copies of the weights that are averaged; integers stay those of the model."""
+    """Return float32 copies of the weights that are averaged, without integer tensors, which do not change."""
     return {
         name: value.detach().float().clone() for name, value in weights_of(model).items() if value.is_floating_point()
     }

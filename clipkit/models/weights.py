@@ -111,9 +111,10 @@ def read_pickle(file: Path, device: str = "cpu") -> object:
     refuse_pointer(file)
     if _is_torch_script(file):
         raise ModelError(
-            f"{file}: is a TorchScript archive, which is a program with its weights, as OpenAI published CLIP; clipkit "
-            "runs no code of model files: use open_clip:ARCH/openai or openai/clip-vit-base-patch32 and its siblings, "
-            "or, if you trust the file, save torch.jit.load(file).state_dict() with torch.save"
+            f"{file}: is a TorchScript archive (a program with its weights, like OpenAI's CLIP files); clipkit runs no "
+            "code of model files: for OpenAI's CLIP, use open_clip:ARCH/openai or a repository such as "
+            "openai/clip-vit-base-patch32; for another file that you trust, save torch.jit.load(file).state_dict() "
+            "with torch.save"
         )
     try:
         with warnings.catch_warnings():

@@ -191,7 +191,7 @@ def _evaluation_charts(evaluations: list[dict[str, Any]], settings: dict[str, An
 
 
 def _batch_charts(steps: list[dict[str, Any]]) -> list[Chart]:
-    """Chart accuracy, cosine similarities and scale of the batches, if they were logged."""
+    """Return charts of the logged batch statistics: accuracy within the batch, mean cosines, scale."""
     if not steps:
         return []
     charts = []

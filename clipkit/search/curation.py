@@ -46,7 +46,10 @@ def near_duplicates(index: "Index", at_least: float = 0.97) -> list[tuple[int, i
     pairs: dict[tuple[int, int], float] = {}
     for start in range(0, len(index), _BLOCK):
         vectors = torch.nn.functional.normalize(as_float32(index.features[start : start + _BLOCK]), dim=1)
-        scores, rows = index.nearest.top(vectors, _NEIGHBORS + 1)
+        _, rows = index.nearest.top(vectors, _NEIGHBORS + 1)
+        # Stored features have unit length only up to the rounding to float16.
+        neighbors = torch.nn.functional.normalize(as_float32(index.features[rows.numpy()]), dim=2)
+        scores = (neighbors @ vectors[:, :, None])[:, :, 0]
         for offset, neighbor in (scores >= at_least).nonzero().tolist():
             one, other = start + offset, int(rows[offset, neighbor])
             if one != other:

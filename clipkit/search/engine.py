@@ -53,7 +53,7 @@ def is_installed() -> bool:
 
 
 def recall(engine: Nearest, features: NDArray[np.float16], queries: Float[Tensor, "Q D"]) -> float:
-    """Return recall@10 of an engine: the share of the ten exactly best rows of the queries that it finds."""
+    """Return recall@10 of an engine: the share of each query's true ten best rows that the engine finds."""
     found, right = engine.top(queries, 10)[1], Exact(features).top(queries, 10)[1]
     return sum(len(set(a) & set(b)) for a, b in zip(found.tolist(), right.tolist(), strict=True)) / right.numel()
 

@@ -217,8 +217,8 @@ class Index:
         allowed = None if mask is None else np.flatnonzero(mask)
         calibrations = self.calibrations if words is not None else {}
         if precision is not None and not calibrations:
-            why = "applies to searches for words alone" if words is None else "needs an index of images with captions"
-            raise UserError(f"precision {precision}: {why}, by which relevance is calibrated; leave it out")
+            why = "applies only to searches for words" if words is None else "needs an index with enough captions"
+            raise UserError(f"precision {precision}: {why}, because relevance is calibrated on captions; leave it out")
         deep = max(k, DEPTH) if calibrations else k
         scores, found = self.nearest.top(vectors, deep, allowed)
         results = []
@@ -315,7 +315,7 @@ class Index:
         matches = np.flatnonzero(pc.ends_with(names, f"/{image}").to_numpy())
         if len(matches) != 1:
             what = "no image" if not len(matches) else f"{len(matches)} images"
-            raise DataError(f"{self.path}: has {what} with the location {image[:200]}; give it as a search prints it")
+            raise DataError(f"{self.path}: has {what} with the location {image[:200]}; copy it from a search")
         return int(matches[0])
 
 

@@ -37,7 +37,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise _damaged(folder / MANIFEST, one_line(error)) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise DataError(f"{folder}: is not an index of clipkit; give the --out of an embed")
+        raise DataError(f"{folder}: is not an index of clipkit; give a folder that clipkit embed wrote")
     if manifest.get("version") != VERSION:
         raise DataError(
             f"{folder}: is an index of version {str(manifest.get('version'))[:20]}, and this clipkit reads version "
@@ -73,7 +73,7 @@ def _is_table_of_files(files: Any) -> bool:
 
 
 def _damaged(file: Path, reason: str) -> DataError:
-    return DataError(f"{file}: the index is damaged ({reason}); run the same clipkit embed again with a new --out")
+    return DataError(f"{file}: the index is damaged ({reason}); run clipkit embed again with a new --out")
 
 
 def check_content(folder: Path, manifest: Mapping[str, Any]) -> None:

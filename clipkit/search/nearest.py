@@ -47,7 +47,7 @@ class Exact:
     ) -> tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]:
         total = len(self.features) if rows is None else len(rows)
         count = min(count, total)
-        parts = [self._few(part, count, rows, total) for part in queries.split(_QUERIES)]
+        parts = [self._few(part, count, rows, total) for part in queries.split(_QUERIES) if len(part)]
         if not parts:
             return torch.empty(0, count), torch.empty(0, count, dtype=torch.int64)
         return torch.cat([scores for scores, _ in parts]), torch.cat([found for _, found in parts])

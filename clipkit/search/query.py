@@ -60,7 +60,9 @@ def terms_of(
             if not term.what.strip():
                 raise DataError("the query is an empty text; give words, an image or an image of the index")
         if not abs(term.weight) < 1e6:
-            raise DataError(f"the weight {term.weight} of {str(term.what)[:80]!r} is not usable; give a finite number")
+            raise DataError(
+                f"the weight {term.weight} of {str(term.what)[:80]!r} is not valid; give a number between -1e6 and 1e6"
+            )
     if not any(term.weight > 0 for term in terms):
         raise DataError("the query has nothing to look for; give words, an image or an image of the index")
     return terms

@@ -141,7 +141,7 @@ class Calibration:
         return np.asarray(torch.sigmoid(torch.from_numpy(logits)).numpy())
 
     def threshold(self, precision: float) -> float:
-        """Return the probability from which on results have a precision; above 1 if no probability reaches it."""
+        """Return the lowest probability at which results reach the precision; above 1 if none reaches it."""
         return next((threshold for threshold, reached in self.curve if reached >= precision), 1.1)
 
 
@@ -173,7 +173,7 @@ def hub_statistics(
 
 
 def known_queries(captions: Sequence[Sequence[str]], seed: int = 0, most: int = _QUERIES) -> list[Query]:
-    """Return captions and words whose relevant images the captions tell, drawn at random.
+    """Return randomly drawn captions and words as queries; the captions tell which images are relevant to them.
 
     Args:
         captions: captions of each image.
@@ -204,7 +204,10 @@ def known_queries(captions: Sequence[Sequence[str]], seed: int = 0, most: int = 
 def judged(
     nulls: Nulls, queries: Sequence[Query], features: Float[Tensor, "Q D"]
 ) -> Iterator[tuple[Query, NDArray[np.float64], NDArray[np.bool_]]]:
-    """Yield each query twice, with and without its relevant images: with evidence and truth of its best results."""
+    """Yield each query twice, once with its relevant images in the index and once without them.
+
+    With it, yield the evidence for its best results, and whether each of them is relevant.
+    """
     possible = [np.union1d(query.relevant, query.unknown) for query in queries]
     deepest = DEPTH + max((len(rows) for rows in possible), default=0)
     best_scores, best_rows = Exact(nulls.features).top(features, deepest)
@@ -232,8 +235,9 @@ def is_short(text: str) -> bool:
 def fit(
     nulls: Nulls, captions: Sequence[Sequence[str]], encode: Callable[[Sequence[str]], Float[Tensor, "Q D"]]
 ) -> dict[str, dict[str, Any]]:
-    """Return the calibrations by kind of query, short and long, as the manifest records them; without those for which
-    there are too few captions.
+    """Return the calibrations for short and for long queries, as the manifest records them.
+
+    A kind of query with too few captions has no calibration.
 
     Args:
         nulls: null distributions of the index.

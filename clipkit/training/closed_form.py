@@ -128,7 +128,9 @@ def _words(metrics: dict[str, float]) -> str:
 
 
 def parts_of(images: int, bad: Collection[int], seed: int, name: str) -> tuple[Int[Tensor, " F"], Int[Tensor, " H"]]:
-    """Return the positions of images to fit, and of a sixth, at most 1,000, to choose on; without unreadable ones.
+    """Return the positions of the images to fit, and of the held-out images on which settings are chosen.
+
+    A sixth of the images is held out, at most 1,000. Unreadable images are in neither part.
 
     Raises:
         DataError: there are too few images.
@@ -173,7 +175,7 @@ def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tens
 
 
 def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorrelation) -> None:
-    """Let the trunks return coordinates times their correlations, and the projections start with the first of them.
+    """Let the trunks return the coordinates times their correlations, and the projections select the first of them.
 
     The correlations are in the coordinates, not in the projections, so that training changes weak ones less.
     """

@@ -30,7 +30,7 @@ def keep_model(plan: Plan, folder: RunFolder, results: Sequence[Mapping[str, Any
 
 
 def _is_loadable(recipe: Recipe) -> bool:
-    """Return whether no weight that the adapters need starts random."""
+    """Return whether all weights that the adapters need are pretrained, so that they can be loaded again."""
     model = recipe.model
     if model.name is not None:
         return is_pretrained(recipe)

@@ -48,11 +48,13 @@ class Choice:
 
 
 class Comparison:
-    """Comparison of closed-form starts that are fitted to one part of the training pairs and measured on another.
+    """Comparison of closed-form starts: initial projections that are computed from one part of the training pairs.
+
+    Their retrieval is measured on the other part, which is held out.
 
     Args:
-        sums: sums over the pairs of the first part.
-        held_out: the features of the second part.
+        sums: sums over the pairs of the first part, from which the projections are computed.
+        held_out: the features of the held-out part.
         image, text: the trunks, with all layers that can be chosen.
         embed_dim: largest width of the start.
     """
@@ -66,7 +68,7 @@ class Comparison:
         self.choices: list[Choice] = []
 
     def best(self, choose_image: bool, choose_text: bool) -> Choice:
-        """Return the choice with the best mean recall; equal ones: the first, with fewer layers.
+        """Return the choice with the best mean recall; in a tie, the first one, which has fewer layers.
 
         The layers of the image tower are chosen first, with all layers of the text tower, then those of the text
         tower, then the ridge.

@@ -54,7 +54,7 @@ def build_optimizer(
 
 
 def warmup_steps(warmup: float, steps: int, held: int = 0) -> int:
-    """Return the length of a warmup, which below 1 is a share of the steps after the held ones, in steps.
+    """Return the length of a warmup in steps; a value below 1 is a share of the steps after the held ones.
 
     Raises:
         RecipeError: the held steps or the warmup are longer than the run.

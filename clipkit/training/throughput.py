@@ -130,7 +130,7 @@ def _cut(tokens: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
 
 
 def _operations(encoder: Encoder, inputs: Mapping[str, Tensor]) -> float:
-    """Return the operations of a forward pass, and of a backward pass of the trained parts."""
+    """Return the number of operations of a forward pass plus a backward pass through the trained parts."""
     tower = encoder.tower
     head_passes = 3 if any(parameter.requires_grad for parameter in tower.head.parameters()) else 1
     if TRUNK_FEATURES in inputs:

@@ -92,7 +92,7 @@ def test_a_name_that_occurs_again_is_another_sample(tmp_path: Path) -> None:
 def test_dots_in_names_are_named_as_the_cause(names: str, tmp_path: Path) -> None:
     path = write(tmp_path / "s.tar", samples(names))
     for broken in ((), ("images", "captions")):
-        with pytest.raises(DataError, match=r"hold dots before the ending, as in .*first dot.*rename"):
+        with pytest.raises(DataError, match=r"have a dot before the ending, such as .*first dot.*rename"):
             read_pairs(str(path), broken=broken)
 
 

@@ -56,7 +56,7 @@ def test_the_threshold_is_the_lowest_that_reaches_a_precision() -> None:
     probabilities = np.linspace(1, 0, 1000)
     labels = np.arange(1000) < 300
     calibration = Calibration([], [], [], 0, 0, _curve(probabilities, labels))
-    assert 0.68 < calibration.threshold(0.9) < 0.72
+    assert 0.66 < calibration.threshold(0.9) < 0.70  # 300 right of 333
     assert calibration.threshold(0.999) > 1  # too few results to promise it
 
 

@@ -16,16 +16,20 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "os.open": ("cli/terminal.py", "opening.py", "data/output_folder.py", "files.py", "training/folder/"),
     "tarfile.open": ("data/shards.py", "data/sources/streams.py", "data/sources/shard_index.py"),
     "open to write": (
-        "data/checks/fix.py", "data/shards.py", "data/sources/emoji.py", "files.py", "run_files.py",
+        "data/checks/fix.py", "data/shards.py", "data/sources/emoji.py", "embedding/cached.py", "embedding/store.py",
+        "files.py", "run_files.py", "search/log.py",
     ),
-    "open to read": ("training/folder/", "data/sources/emoji.py", "data/shards.py", "parsing.py"),
+    "open to read": (
+        "training/folder/", "data/sources/emoji.py", "data/shards.py", "embedding/store.py", "parsing.py", "search/",
+    ),
     "write": (
         "cli/push.py", "data/checks/fix.py", "data/sources/remote.py", "files.py",
-        "models/composed.py", "models/dual_encoder.py", "models/export/", "models/publish/push.py",
+        "embedding/store.py", "models/adapters/files.py", "models/composed.py", "models/dual_encoder.py",
+        "models/export/", "models/from_modules.py", "models/publish/push.py",
         "training/folder/checkpoint.py", "training/kept_model.py",
     ),
     "read": (
-        "cli/", "evaluation/result.py", "models/", "report/",
+        "cli/", "embedding/cached.py", "embedding/store.py", "evaluation/result.py", "models/", "report/", "search/",
         "run_files.py", "training/", "data/manifest.py", "data/prompts.py", "data/shared_memory.py",
         "data/sources/emoji.py", "images.py",
     ),

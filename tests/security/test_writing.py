@@ -33,9 +33,11 @@ def full_disk(after: int) -> Iterator[None]:
     """Context in which no file of this process may become larger than `after` bytes, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (after, before[1]))  # Python ignores the signal
+    bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # Python would leave a part of it in __pycache__
     try:
         yield
     finally:
+        sys.dont_write_bytecode = bytecode
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 

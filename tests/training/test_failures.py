@@ -68,6 +68,7 @@ def test_other_processes_end_when_one_is_killed(recipe: Build, tmp_path: Path, d
 # A run with a limit for the size of each file, which gives the errors of a full disk.
 LIMITED = """
 import resource, sys
+sys.dont_write_bytecode = True  # Python would leave a part of it in __pycache__
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 sys.argv[1:2] = []
 from clipkit.cli import main

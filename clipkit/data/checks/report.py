@@ -130,12 +130,11 @@ def check(
 def quick_findings(pairs: Pairs) -> list[Finding]:
     """Report missing files, empty files and poor captions without opening any image: a million rows take seconds.
 
-        Example:
-            >>> from clipkit.data.sequences import Files, Strings
-    from clipkit.data.sources.remote import Remote
-            >>> files = Files.of(Path(), pa.array(["gone.jpg"], pa.large_string()))    # doctest: +SKIP
-            >>> quick_findings(Pairs("x", files, ["a dog"], np.zeros(1, int)))         # doctest: +SKIP
-            [Finding(name='missing_images', severity='error', …)]
+    Example:
+        >>> from clipkit.data.sequences import Files
+        >>> files = Files.of(Path(), pa.array(["gone.jpg"], pa.large_string()))    # doctest: +SKIP
+        >>> quick_findings(Pairs("x", files, ["a dog"], np.zeros(1, int)))         # doctest: +SKIP
+        [Finding(name='missing_images', severity='error', …)]
     """
     return apply_rules(CheckedData(pairs, broken=dict(_missing_or_empty(pairs))), scopes=["quick"])
 

@@ -12,7 +12,9 @@ _PART = 256
 
 
 def content_keys(contents: Any, paths: Sequence[str]) -> pa.Array:
-    """Return (R,) strings that are equal for rows with equal bytes and equal names; rows without bytes need only names.
+    """Return (R,) strings that are equal for rows with equal bytes and equal names.
+
+    For rows without bytes, equal names are enough.
 
     Names often lack their folders, so names alone are not enough; without names, only the bytes count. An image is read
     completely only if another one has the same name, the same size and the same bytes in three places.

@@ -44,7 +44,7 @@ class ObjectImages(Items[Path | Stored]):
         return InObject(self, position)
 
     def image(self, row: int) -> ImageLike | bytes:
-        """Return the image of a row. One thread at a time: datasets of users are rarely made for several."""
+        """Return the image of a row. Only one thread reads at a time: datasets of users are rarely thread-safe."""
         with self._lock:
             return image_value(self._fetch(row))
 

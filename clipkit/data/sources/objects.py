@@ -197,7 +197,7 @@ def _text(value: Any) -> Any:
 
 
 def _texts_of(texts: _Texts) -> Iterator[tuple[Any, ...]]:
-    """Yield the texts of all rows in order; worker processes read those of many rows."""
+    """Yield the texts of all rows in order; if there are many rows, worker processes read them."""
     workers = min(_PROCESSES, os.cpu_count() or 1) if len(texts) >= _MANY else 0
     loader = DataLoader(
         texts,

@@ -96,7 +96,7 @@ def begin() -> Path:
     os.environ[_VARIABLE] = str(folder)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         atexit.register(_remove, folder, os.getpid())
-        logging.getLogger("clipkit").warning("images are fetched from the network: the data names addresses")
+        logging.getLogger("clipkit").warning("images are fetched from the network, because the data contains addresses")
     return folder
 
 
@@ -187,7 +187,7 @@ class _SilentHostError(OSError):
 
 
 class _HttpError(OSError):
-    """Error of a server that a repeated request would give again."""
+    """Error response of a server; repeating the request would not help."""
 
 
 def _fetched(address: str) -> bytes:

@@ -87,7 +87,7 @@ def _split_of(name: str, splits: Any, split: str | None, prefix: str) -> "Datase
 
 
 def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, str] | None = None) -> Rows:
-    """Return the rows of a dataset that can be indexed; `names`: columns by role, if already chosen."""
+    """Return the rows of an indexed dataset; `names` maps roles to columns if these are already chosen."""
     if not len(dataset):
         raise DataError(f"{name}: has no rows; add at least one row")
     names = names or wanted.columns_among(name, dataset.column_names, choice.of_table(dataset.data.table))

@@ -97,9 +97,9 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
         example = Path(dotted[0]).name
         stem, _, ending = example.partition(".")
         raise DataError(
-            f"{path}: the names of {len(dotted):,} of its {len(samples):,} samples hold dots before the ending, as in "
-            f"{example}, but the files of a sample have one name up to the first dot, here {stem!r}; rename the files "
-            f"in the tar, or, if each sample has a file {ending!r}, give '{path.name}?image={ending}'"
+            f"{path}: in {len(dotted):,} of its {len(samples):,} samples, file names have a dot before the ending, "
+            f"such as {example}, but the name of a sample ends at the first dot, here {stem!r}; rename the files in "
+            f"the tar, or, if each sample has a file {ending!r}, give '{path.name}?image={ending}'"
         )
     several = pa.large_list(pa.large_string())
     return pa.table(

@@ -114,7 +114,7 @@ def _of_tar(address: str, options: Mapping[str, str]) -> Iterator[StreamSample]:
         while block := file.read(1 << 20):
             padding += len(block)
             if padding > _MOST_PADDING:
-                raise DataError(f"{address}: continues for {padding:,} bytes after its end; write it again")
+                raise DataError(f"{address}: has {padding:,} or more bytes after the end of the tar; create it again")
         if any(file.tail):  # tarfile accepts a tar that is truncated between two members
             raise DataError(f"{address}: is truncated; download or create it again, or leave it out")
 
@@ -170,8 +170,8 @@ def _of_open_tar(address: str, file: _Tailed, options: Mapping[str, str]) -> Ite
             if image is None or not captions:
                 missing = "image" if image is None else "caption"
                 raise DataError(
-                    f"{address}: sample {key} (names up to the first dot) has no {missing} among its adjacent files "
-                    f"{', '.join(list(members)[:5])}; a stream needs the files of a sample side by side: sort the "
+                    f"{address}: sample {key} has no {missing} among its files {', '.join(list(members)[:5])}; in a "
+                    "stream, the files of a sample (same name up to the first dot) must be side by side: sort the "
                     "shard by name, add the file, or remove the sample"
                 )
             yield StreamSample(InMemory(f"{address}/{image[0]}", image[1]), captions)

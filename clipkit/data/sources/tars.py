@@ -124,7 +124,7 @@ def _read(pattern: str, paths: list[Path], wanted: Wanted) -> Rows:
             images = TarImages(paths, shard, table["image"].combine_chunks(), offsets, sizes)
         elif "image" in wanted.needed:
             named = given.get("image", "000.jpg")
-            raise DataError(f"{pattern}: none of its {len(table)} samples has an image, such as {named}; add it")
+            raise DataError(f"{pattern}: none of its {len(table)} samples has an image; add files such as {named}")
     if images is not None and "caption" in columns:
         _check_names(pattern, images, table["caption"])
     used, others = used_endings(tables)
@@ -149,8 +149,9 @@ def _check_names(pattern: str, images: "TarImages", captions: Any) -> None:
     if not (has_image & has_caption).any():
         image, caption = images.names[int(has_image.argmax())], images.names[int(has_caption.argmax())]
         raise DataError(
-            f"{pattern}: no sample has both an image and a caption; the files of a sample need one name up to the "
-            f"first dot, and one folder, but an image is {image} and a caption belongs to {caption}; rename them"
+            f"{pattern}: no sample has both an image and a caption; the files of a sample must have the same folder "
+            f"and the same name up to the first dot, but an image is {image} and a caption belongs to {caption}; "
+            "rename them"
         )
 
 

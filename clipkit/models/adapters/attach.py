@@ -23,7 +23,7 @@ ATTRIBUTE = "adapter"
 
 
 def attach_adapters(tower: Tower, recipe: LoraRecipe, with_magnitude: bool) -> None:
-    """Give the layers that a recipe chooses adapters, and train only these and a new projection.
+    """Add adapters to the layers that a recipe chooses, and train only the adapters and a new projection.
 
     The adapters belong to the blocks of their layers. A comes from torch's global random generator: seed it first.
 
@@ -102,7 +102,7 @@ def _without_dropout(adapter: Adapter, weight: Tensor) -> Tensor:
 
 @cache
 def _adapted(kind: Any, parameter: str) -> type[nn.Module]:
-    """Return the class of layers of this class with an adapter. All blocks share it, so compilers see one class."""
+    """Return a subclass of a layer's class that uses an adapter. All blocks share it, so compilers see one class."""
 
     def weight(layer: Any) -> Tensor:
         computed = layer.__dict__.get("_computed")

@@ -174,7 +174,7 @@ def _adapter_tensors(model: DualEncoder) -> tuple[dict[str, Tensor], dict[str, i
 
 
 def _whole(adapter: Adapter, weight: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Return A, B and the scaling of the adapters of a weight's slices as those of the whole weight."""
+    """Combine the adapters of a weight's slices to one adapter of the whole weight; return its A, B and scaling."""
     parts = adapter.low_ranks
     up = weight.new_zeros(len(weight), sum(part.lora_B.shape[1] for part in parts))
     row = column = 0
@@ -189,14 +189,14 @@ def _whole(adapter: Adapter, weight: Tensor) -> tuple[Tensor, Tensor, float]:
 
 @torch.no_grad()
 def _magnitudes(part: LowRank | None, rows: Tensor) -> Tensor:
-    """Return the magnitudes of DoRA; without it, the norms that the rows have anyway."""
+    """Return the magnitudes of DoRA; without DoRA, the norms of the rows, which leave the weight unchanged."""
     if part is not None and part.magnitude is not None:
         return part.magnitude.detach()
     return row_norms(rows if part is None else part(rows))
 
 
 def _others(model: DualEncoder) -> dict[str, Tensor]:
-    """Return what is trained besides adapters, and the scale and the bias, by the names of the model's library."""
+    """Return the scale, the bias, and all other trained parameters without adapters, by their library's names."""
     trained = {name: each.detach() for name, each in _parameters(model).items() if each.requires_grad}
     native = dict(_root(model).named_parameters())
     for name in _SCALARS:

@@ -1,7 +1,6 @@
 """Results of a run in experiment trackers: the table, the report and a sheet of training images."""
 
 import base64
-import io
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clipkit.evaluation import Result
+from clipkit.image_formats import open_content
 from clipkit.images import DATA_URI
 from clipkit.run_files import RunFiles
 
@@ -61,4 +61,4 @@ def _sheet(results: Mapping[str, Any]) -> Image.Image | None:
     uri = str(results.get("augmented", ""))
     if not uri.startswith(DATA_URI):
         return None
-    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix(DATA_URI))))
+    return open_content(base64.b64decode(uri.removeprefix(DATA_URI)))
