@@ -1,6 +1,8 @@
 # make demo | make test | make check | make test-all | make test-lowest | make format | make clean
 PYTHON ?= python3
 BIN := .venv/bin
+# One worker more than processors, since some tests wait for other processes.
+WORKERS = $(shell $(BIN)/python -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))")
 
 .PHONY: demo test test-all test-lowest check format clean
 
@@ -18,7 +20,7 @@ demo: .venv/installed-demo
 # In parallel, with one thread each. Bytecode is written even if the environment disables it: tests start many processes,
 # which would each compile the sources again.
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-all: .venv/installed-dev .venv/installed-towers
 	$(BIN)/python -m pytest -m "" $(ARGS)
@@ -30,7 +32,7 @@ test-all: .venv/installed-dev .venv/installed-towers
 	touch $@
 
 test-lowest: .venv-lowest/installed
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv-lowest/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv-lowest/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

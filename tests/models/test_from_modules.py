@@ -95,7 +95,7 @@ def test_weights_alone_are_saved_and_loaded(tmp_path: Path) -> None:
     parts: dict[str, Any] = {"preprocess": PREPROCESS, "tokenizer": tokens}
     loaded = clipkit.load(tmp_path / "m", image_tower=pixels(), text_tower=Words(), **parts)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
-    with pytest.raises(ModelError, match=r"Words.* give clipkit.load\(…, image_tower=…, text_tower=…\)"):
+    with pytest.raises(ModelError, match=r"Words.* use clipkit.load\(…, image_tower=…, text_tower=…\)"):
         clipkit.load(tmp_path / "m", **parts)
     other = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.GELU(), nn.Flatten(), nn.Linear(64, 11))
     with pytest.raises(ModelError, match="image.head.0.bias"):

@@ -30,6 +30,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_index_of_one(shapes: Path, tiny_clip: Path, tmp_path: Path) -> None:
     command = ["-m", "clipkit", "embed", shapes / "captions.csv", "--model", tiny_clip, "--out"]
     forked.together(2, *command, tmp_path / "two")
