@@ -1,6 +1,8 @@
 """Names of the layers of a tower that feed its projection, such as `mean:6`, `cls` or `probabilities`."""
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from annotated_types import MinLen
@@ -44,6 +46,26 @@ def _check(layers: list[str]) -> list[str]:
     if repeated := next((name for name in layers if layers.count(name) > 1), None):
         raise ValueError(f"{repeated} is listed twice; remove one")
     return layers
+
+
+def shortened(layers: Sequence[str]) -> str:
+    """Return layers as a short text, with one entry for successive numbers of a pooling.
+
+    >>> shortened(["output", "mean:3", "mean:2", "mean:1", "max:8", "max:6"])
+    'output, mean:3…1, max:8/6'
+    """
+    entries: list[tuple[str, list[int]]] = []
+    for name in layers:
+        pooling, _, number = name.partition(":")
+        if not number or not entries or entries[-1][0] != pooling or not entries[-1][1]:
+            entries.append((pooling, []))
+        entries[-1][1].extend([int(number)] if number else [])
+    return ", ".join(pooling + (f":{_numbers(numbers)}" if numbers else "") for pooling, numbers in entries)
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    in_sequence = all(one - other == 1 for one, other in pairwise(numbers))
+    return f"{numbers[0]}…{numbers[-1]}" if in_sequence and len(numbers) > 2 else "/".join(map(str, numbers))
 
 
 def check_tower(layers: object, tower: str) -> None:

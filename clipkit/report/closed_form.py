@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from clipkit.recipe.layers import shortened
 from clipkit.report.page import Table
 from clipkit.tasks import number, readable
 
@@ -25,10 +26,10 @@ def closed_form_tables(results: dict[str, Any]) -> list[Table]:
         tables.append(Table("Closed-form start and training", ["", *map(readable, validated)], rows, note, strong=None))
     columns = ["image layers", "text layers", "ridge", "coordinates", *map(readable, _METRICS)]
     rows = [
-        [", ".join(row["image_layers"]), ", ".join(row["text_layers"]), f"{row['ridge']:g}", str(row["width"])]
+        [shortened(row["image_layers"]), shortened(row["text_layers"]), f"{row['ridge']:g}", str(row["width"])]
         + [number(name, row[name]) for name in _METRICS]
         for row in facts["compared"]
     ]
     count = facts["held_out_images"]
     note = f"Canonical correlations of the other training images, measured on {count} held-out training images."
-    return [*tables, Table("Choice of the start", columns, rows, note, strong=len(columns) - 1, words=[1])]
+    return [*tables, Table("Choice of the start", columns, rows, note, strong=len(columns) - 1, words=[0, 1])]

@@ -16,6 +16,7 @@ from clipkit.models.encode import encode_images, encode_strings
 from clipkit.models.layers import Layered, columns, set_coordinates
 from clipkit.models.projections import linear_of
 from clipkit.processes import Processes
+from clipkit.recipe.layers import shortened
 from clipkit.training.folder.checkpoint import checkpoint_of, read_tensors
 from clipkit.training.folder.learned import MODEL
 from clipkit.training.folder.resume import StartPoint
@@ -117,7 +118,7 @@ def _fit(
     facts = {"method": "cca", "chosen": chosen.row, "compared": compared, "held_out_images": len(held_out)}
     log.info(
         f"closed-form start, chosen on {len(held_out)} held-out training images: image layers "
-        f"{', '.join(chosen.image_layers)}; text layers {', '.join(chosen.text_layers)}; ridge {chosen.ridge:g}, "
+        f"{shortened(chosen.image_layers)}; text layers {shortened(chosen.text_layers)}; ridge {chosen.ridge:g}, "
         f"{chosen.width} coordinates: {_words(chosen.metrics)}"
     )
     return facts

@@ -15,7 +15,7 @@ from clipkit.errors import ModelError, RecipeError
 from clipkit.models import compose
 from clipkit.models.layers import LayeredImage, LayeredText, columns, set_coordinates
 from clipkit.recipe import ModelRecipe, Recipe
-from clipkit.recipe.layers import POOLINGS
+from clipkit.recipe.layers import POOLINGS, shortened
 
 # A timm model -> its blocks or stages in order, and how many tokens precede the patches.
 TOWERS = {
@@ -166,3 +166,15 @@ def test_saved_model_with_coordinates_loads_with_equal_features(projection: str,
     texts = ["a dog", "two dogs run"]
     torch.testing.assert_close(again.encode_image(images), model.encode_image(images), rtol=0, atol=1e-6)
     torch.testing.assert_close(again.encode_text(texts), model.encode_text(texts), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        (["output", "mean:3", "mean:2", "mean:1", "mean:0", "cls"], "output, mean:3…0, cls"),
+        (["mean:2", "mean:1", "mean"], "mean:2/1, mean"),
+        (["mean", "mean:4", "max:12", "max:9", "max:6"], "mean, mean:4, max:12/9/6"),
+    ],
+)
+def test_lists_of_layers_are_shortened(layers: list[str], text: str) -> None:
+    assert shortened(layers) == text
