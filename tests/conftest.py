@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.charts import not_drawn
+
 # No test uses the network, whatever libraries do by default.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # No test reads or writes the user's cache.
@@ -33,11 +35,6 @@ SHAPES = ("square", "circle", "stripe", "cross")
 @pytest.fixture(autouse=True)
 def _same_seed() -> None:
     torch.manual_seed(0)
-
-
-def not_drawn(series: Any, *labels: Any) -> str:
-    """Return the labels of a chart instead of drawing it, which takes half the time of a small run."""
-    return f"<svg>{labels}</svg>"
 
 
 @pytest.fixture(autouse=True)

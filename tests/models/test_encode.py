@@ -254,6 +254,7 @@ def test_processes_ignore_ctrl_c_and_end_with_their_parent(model: DualEncoder, m
     process.start()
     workers = [psutil.Process(int(pid)) for pid in os.read(parent, 1000).split()]
     assert len(workers) == 2
+    time.sleep(1)  # the first batch may come before the second process has started to ignore signals
     for worker in workers:
         worker.send_signal(signal.SIGINT)
         worker.send_signal(signal.SIGTERM)

@@ -15,7 +15,7 @@ from pathlib import Path
 import clipkit.training  # before any fork
 from clipkit.recipe import Recipe
 from clipkit.report import run as report
-from tests.conftest import not_drawn
+from tests.charts import not_drawn
 from tests.forked import free_port, rank_variables
 
 _PATIENCE = 60.0

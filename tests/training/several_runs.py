@@ -9,7 +9,7 @@ from clipkit.training.folder.run_folder import RunFolder, claimed
 from clipkit.training.plan import make_plan
 from clipkit.training.run import run
 from clipkit.training.stop import StopRequest
-from tests.conftest import not_drawn
+from tests.charts import not_drawn
 
 if __name__ == "__main__":
     report.line_chart = not_drawn
