@@ -1,4 +1,4 @@
-"""How much faster is an epoch from stored inputs than one that runs the whole towers?
+"""Measure an epoch from stored inputs beside an epoch that runs the whole towers.
 
 Two runs beside each other for each question, on the same random images and captions with the same random ViT-B/32:
 the last three blocks of both towers, and only the projections. The first epoch is a warm-up; the figures are the mean

@@ -1,6 +1,5 @@
 """Folders of the cache: stored inputs of training and features of evaluations. A process locks those it uses."""
 
-import json
 import os
 import shutil
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from clipkit.files import cache_folder
+from clipkit.parsing import parse_json
 
 INDEX = "index.json"
 """File that completes a store."""
@@ -58,7 +58,7 @@ def _by_use(folders: Iterable[tuple[Path, Mapping[str, Any]]]) -> list[Cached]:
 
 def _about(folder: Path) -> dict[str, Any]:
     try:
-        about = json.loads((folder / INDEX).read_text(encoding="utf-8"))["about"]
+        about = parse_json((folder / INDEX).read_text(encoding="utf-8"))["about"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return about if isinstance(about, dict) else {}

@@ -16,6 +16,7 @@ from torch import Tensor
 from clipkit.embedding.cached import INDEX
 from clipkit.files import write_whole
 from clipkit.models.cut import OUTSIDE
+from clipkit.parsing import parse_json
 
 _ROWS = "rows"
 _LENGTHS = "lengths"
@@ -129,7 +130,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            index = parse_json((folder / INDEX).read_text(encoding="utf-8"))
             if index["format"] != _FORMAT:
                 raise DamagedError
             self.about: dict[str, Any] = index["about"]

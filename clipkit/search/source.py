@@ -1,8 +1,7 @@
 """Images of a source with captions and all other columns, as an index stores them."""
 
-import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from clipkit.data.sequences import Files, chosen, first_positions
-from clipkit.data.sources.columns import Rows, split_options
+from clipkit.data.sources.columns import Rows, Wanted, split_options
+from clipkit.data.sources.delimited import all_columns
+from clipkit.data.sources.json_rows import all_objects
 from clipkit.data.sources.read import read_rows
 from clipkit.findings import Finding
 from clipkit.images import Stored
-from clipkit.opening import open_file, open_text
 
 IMAGE, CONTENT, POSITION, CAPTIONS = "image", "content", "position", "captions"
 """Columns that an index adds: location, SHA-256 of the file, position in the source (-1 in a stream), captions."""
 RESERVED = (IMAGE, CONTENT, POSITION, CAPTIONS)
-_SNIFFED = ",;\t|"
+_NEEDED, _OPTIONAL = ("image",), ("caption", "label")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_images(source: object) -> Images:
     Raises:
         DataError: the source cannot be read or has no images.
     """
-    rows = read_rows(source, ["image"], ["caption", "label"])
+    rows = read_rows(source, _NEEDED, _OPTIONAL)
     assert rows.images is not None
     image_of_row, first = first_positions(rows.keys)
     captions: list[list[str]] = [[] for _ in first]
@@ -89,7 +89,8 @@ def _whole_table(source: object, rows: Rows) -> pa.Table | None:
     """Return the table of a file or folder with all columns and their types; None for other sources."""
     if not isinstance(source, str | Path):
         return source if isinstance(source, pa.Table) else None
-    path = Path(split_options(str(source))[0]).expanduser()
+    name, options = split_options(str(source))
+    path = Path(name).expanduser()
     if path.is_dir():
         tables = [path / f"metadata.{ending}" for ending in ("csv", "jsonl", "parquet")]
         path = next((table for table in tables if table.is_file()), path)
@@ -97,40 +98,15 @@ def _whole_table(source: object, rows: Rows) -> pa.Table | None:
         return None
     match path.suffix.lower():
         case ".csv" | ".tsv":
-            return _read_delimited(path, set(rows.found.values()))
+            return all_columns(path, Wanted(str(source), options, _NEEDED, _OPTIONAL))
         case ".parquet":
             from pyarrow import parquet
 
             schema = parquet.read_schema(path)
             return parquet.read_table(path, columns=[field.name for field in schema if _is_kept(field.type)])
         case ".jsonl" | ".json":
-            return _of_objects(list(_json_rows(path)))
+            return _of_objects(all_objects(path))
     return None
-
-
-def _read_delimited(path: Path, found: set[str]) -> pa.Table | None:
-    """Read a table that `read_rows` has read already: of the usual delimiters, the one that gives its columns."""
-    from pyarrow import csv as arrow_csv
-
-    with open_text(path, newline="") as file:
-        lines = [file.readline(), file.readline()]
-    skipped = int(lines[0].strip().strip('"').lower().startswith("sep="))
-    for delimiter in _SNIFFED:
-        if found <= set(next(csv.reader([lines[skipped]], delimiter=delimiter), [])):
-            return arrow_csv.read_csv(
-                path,
-                read_options=arrow_csv.ReadOptions(skip_rows=skipped),
-                parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            )
-    return None
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with open_file(path) as file:
-        rows = (
-            json.load(file) if path.suffix.lower() == ".json" else (json.loads(line) for line in file if line.strip())
-        )
-        yield from (row for row in rows if isinstance(row, dict))
 
 
 def _of_objects(rows: Sequence[dict[str, Any]]) -> pa.Table:

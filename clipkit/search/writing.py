@@ -55,7 +55,7 @@ class Embedded:
     skipped: list[dict[str, str]]
     """Unreadable images with reasons."""
     findings: Sequence[Finding]
-    """What reading the source left out or had to assume."""
+    """Findings about parts of the source that were left out, and about assumptions of the reader."""
     manifest: dict[str, Any]
 
 

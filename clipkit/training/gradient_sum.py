@@ -20,13 +20,12 @@ class GradientSum:
 
     Args:
         groups: parameters in the order in which their gradients are completed, such as one group for each tower.
-        processes: the group; if it is one process, nothing is summed.
+        processes: the group.
     """
 
     def __init__(self, groups: Sequence[Sequence[nn.Parameter]], processes: Processes) -> None:
         self._processes = processes
-        alone = processes.count == 1
-        self._groups = [[p for p in group if p.requires_grad and not alone] for group in groups]
+        self._groups = [[parameter for parameter in group if parameter.requires_grad] for group in groups]
         self._buckets = _buckets([parameter for group in self._groups for parameter in group], _BUCKET)
         self._incomplete = {parameter: index for index, part in enumerate(self._buckets) for parameter in part}
         """Parameters whose gradient is not complete, with their bucket."""

@@ -18,6 +18,7 @@ from clipkit.processes import Processes
 from clipkit.recipe import Recipe
 from clipkit.training.given import Given
 from clipkit.training.objectives.teacher import Teacher
+from clipkit.training.pull import Pull
 from clipkit.training.run_data import RunData
 
 # Parts that change the results by rounding errors only.
@@ -32,6 +33,7 @@ def identity_of(
     data: RunData,
     model: DualEncoder,
     teachers: Mapping[str, Teacher],
+    pull: Pull | None,
     processes: Processes,
     accelerator: Accelerator,
     given: Given,
@@ -51,6 +53,7 @@ def identity_of(
         "the weights of data.train": [source.weight for source in recipe.data.sources],
         "the images or captions of data.validation": validation.fingerprint if validation else None,
         "the frozen weights of the model": frozen_weights_hash(model),
+        "the initial weights of the model": None if pull is None else pull.fingerprint(),
         "the teacher": [teacher.fingerprint for teacher in teachers.values()],
         "the wrong captions": _hash_of((train.pairs.negatives or []) if Need.NEGATIVES in recipe.needs else []),
         "the paraphrases": [

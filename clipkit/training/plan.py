@@ -167,7 +167,6 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
         layout=layout,
         start=start,
         largest_logit_scale=largest_logit_scale,
-        identity=identity_of(recipe, data, model, teachers, processes, accelerator, given)
-        | {"the initial weights of the model": None if pull is None else pull.fingerprint()},
+        identity=identity_of(recipe, data, model, teachers, pull, processes, accelerator, given),
         given=given,
     )

@@ -66,8 +66,8 @@ def train(
             resumed; None: it cannot. Files, tables and datasets of `datasets` need no such identity.
         resume: continue from the newest undamaged checkpoint of the run in `output`; without a checkpoint, start; if
             the run is finished, do nothing. Epochs, evaluation, logging, checkpoints, workers and the location of the
-        data may be different. Everything that determines the weights after a step must be the same. overwrite: replace
-        the run in `output`.
+            data may be different. Everything that determines the weights after a step must be the same.
+        overwrite: replace the run in `output`.
 
     Returns:
         The content of `results.json` as a Result: the metrics of the best weights on the validation pairs.

@@ -151,7 +151,9 @@ class Step:
         # The tower whose graph is kept runs first. If all graphs are kept, the image tower runs first: while its large
         # kernels run on an accelerator, the CPU starts the many small kernels of the text tower.
         ordered = towers if everything_fits else towers[::-1]
-        sums = GradientSum(_completed_by(ordered, model), processes)
+        # One process sums nothing, and does not walk through the parameters in every step.
+        groups = _completed_by(ordered, model) if processes.count > 1 else [[] for _ in (model, *ordered)]
+        sums = GradientSum(groups, processes)
         self.accelerator.backward(loss)
         with self._agreed(sums):
             sums.complete(0)

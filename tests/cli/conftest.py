@@ -9,6 +9,14 @@ import pytest
 from clipkit.cli import main
 
 
+def type_(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    """Run a command in this process, which must succeed."""
+    monkeypatch.setattr(sys, "argv", ["clipkit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+
+
 @pytest.fixture
 def said_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run an invalid command in this process: check exit code 2 and a one-line message, and return the message."""

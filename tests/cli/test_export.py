@@ -2,27 +2,19 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
 import pytest
 
-from clipkit.cli import main
+from tests.cli.conftest import type_
 from tests.models.families import build
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("clip", tmp_path_factory.mktemp("model") / "clip")
-
-
-def type_(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["clipkit", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code in (0, None)
 
 
 def test_export_prints_the_comparison_and_working_code(

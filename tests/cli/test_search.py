@@ -1,21 +1,13 @@
 """`clipkit embed` and `clipkit search` as they are typed."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from clipkit.cli import main
+from tests.cli.conftest import type_
 from tests.conftest import write_csv
-
-
-def type_(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["clipkit", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code in (0, None)
 
 
 def test_from_images_to_results(
@@ -28,8 +20,8 @@ def test_from_images_to_results(
     answer = json.loads(capsys.readouterr().out)
     assert len(answer["results"]) == 3
     assert answer["results"][0]["image"].startswith("images/")
-    picture, page = shapes / "images" / "05.png", tmp_path / "<b>.html"
-    type_(monkeypatch, "search", index, "--image", picture, "-k", "2", "--show", page)
+    photo, page = shapes / "images" / "05.png", tmp_path / "<b>.html"
+    type_(monkeypatch, "search", index, "--image", photo, "-k", "2", "--show", page)
     output = capsys.readouterr().out
     assert "images/05.png" in next(line for line in output.splitlines() if "images/" in line)
     assert page.read_text().count("data:image/jpeg") == 2

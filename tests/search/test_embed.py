@@ -1,4 +1,4 @@
-"""What `embed` writes, and that no image is encoded twice: on resuming, on updating, and over processes."""
+"""Content of an index, and no image is encoded twice: on resuming, on updating, and over processes."""
 
 import io
 import shutil

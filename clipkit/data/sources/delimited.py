@@ -39,16 +39,12 @@ def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
         except DataError:
             _check_header(path, header)
             raise
-        table = arrow_csv.read_csv(
-            path,
-            read_options=arrow_csv.ReadOptions(skip_rows=form.skipped),
-            parse_options=arrow_csv.ParseOptions(delimiter=form.delimiter, newlines_in_values=True),
-            convert_options=arrow_csv.ConvertOptions(
-                include_columns=list(dict.fromkeys(names.values())),
-                column_types=dict.fromkeys(names.values(), pa.large_string()),
-                strings_can_be_null=False,
-            ),
-        ).combine_chunks()
+        as_strings = arrow_csv.ConvertOptions(
+            include_columns=list(dict.fromkeys(names.values())),
+            column_types=dict.fromkeys(names.values(), pa.large_string()),
+            strings_can_be_null=False,
+        )
+        table = _parsed(path, form, as_strings).combine_chunks()
     except FileNotFoundError:
         raise DataError(f"{path}: file not found; paths are relative to the working directory") from None
     except UnicodeDecodeError:
@@ -67,12 +63,26 @@ def read_delimited(name: str | Path, wanted: Wanted) -> Rows:
     return Rows(str(path), columns, images, paths, names)
 
 
+def all_columns(path: Path, wanted: Wanted) -> pa.Table:
+    """Return all columns of a file that `read_delimited` can read, with the types of their values."""
+    return _parsed(path, _form_of(path, wanted))
+
+
 @dataclass(frozen=True)
 class _Form:
     """Form of a file: its delimiter, and the number of lines before its header."""
 
     delimiter: str
     skipped: int = 0
+
+
+def _parsed(path: Path, form: _Form, convert: arrow_csv.ConvertOptions | None = None) -> pa.Table:
+    return arrow_csv.read_csv(
+        path,
+        read_options=arrow_csv.ReadOptions(skip_rows=form.skipped),
+        parse_options=arrow_csv.ParseOptions(delimiter=form.delimiter, newlines_in_values=True),
+        convert_options=convert,
+    )
 
 
 def _form_of(path: Path, wanted: Wanted) -> _Form:

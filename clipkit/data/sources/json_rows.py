@@ -41,33 +41,43 @@ def read_json_lines(name: str, wanted: Wanted) -> Rows:
             line.
     """
     position = _Position(Path(name), "line")
-
-    def rows() -> Iterator[Any]:
-        with open_file(position.path) as file:
-            for position.number, content in enumerate(file, 1):
-                if content.strip():
-                    yield parse_json(content.decode("utf-8-sig" if position.number == 1 else "utf-8"))
-
     with _as_data_errors(position):
-        return _rows_of(position, rows(), wanted)
+        return _rows_of(position, _lines(position), wanted)
 
 
 def read_json(name: str, wanted: Wanted) -> Rows:
     """Read a JSON file with a list of rows, or an object that maps IDs to rows; otherwise as `read_json_lines`."""
     position = _Position(Path(name), "row")
     with _as_data_errors(position):
-        content = parse_json(read_text(position.path))
-        rows = list(content.values()) if isinstance(content, dict) else content
-        if not isinstance(rows, list):
-            raise DataError(
-                f"{name}: must be a list of rows, or an object that maps IDs to rows; for example [{_EXAMPLE}]"
-            )
+        return _rows_of(position, _listed(position), wanted)
 
-        def counted() -> Iterator[Any]:
-            for position.number, row in enumerate(rows, 1):
-                yield row
 
-        return _rows_of(position, counted(), wanted)
+def all_objects(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON or JSONL file with all keys; errors as for `read_json`."""
+    in_lines = path.suffix.lower() == ".jsonl"
+    position = _Position(path, "line" if in_lines else "row")
+    with _as_data_errors(position):
+        return [row for _, row in _objects(position, (_lines if in_lines else _listed)(position))]
+
+
+def _lines(position: _Position) -> Iterator[Any]:
+    """Yield the rows of a JSONL file, and update the line number in `position`."""
+    with open_file(position.path) as file:
+        for position.number, content in enumerate(file, 1):
+            if content.strip():
+                yield parse_json(content.decode("utf-8-sig" if position.number == 1 else "utf-8"))
+
+
+def _listed(position: _Position) -> Iterator[Any]:
+    """Yield the rows of a JSON file, and update the row number in `position`."""
+    content = parse_json(read_text(position.path))
+    rows = list(content.values()) if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{position.path}: must be a list of rows, or an object that maps IDs to rows; for example [{_EXAMPLE}]"
+        )
+    for position.number, row in enumerate(rows, 1):
+        yield row
 
 
 @contextmanager

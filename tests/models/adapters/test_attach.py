@@ -1,4 +1,4 @@
-"""Which layers get adapters, what is trained, and layers that read their weights themselves."""
+"""Choice of the layers that get adapters, trained parameters, and layers that read their weights themselves."""
 
 import copy
 from contextlib import suppress
