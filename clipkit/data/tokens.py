@@ -18,8 +18,7 @@ class TokenStore:
     """Cache of caption tokens. Tokens are computed at the first use and kept in memory that the loader workers share.
 
     Tokens are stored without padding, and padded again to the longest of the requested captions. If the tokenizer
-    returns
-    no attention mask, they are stored with their padding.
+    returns no attention mask, they are stored with their padding.
 
     Args:
         captions: M strings.
