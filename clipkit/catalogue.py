@@ -51,12 +51,12 @@ class LossRow:
         name: name of the loss and of its function in `clipkit.losses`.
         summary: one sentence.
         formula: one line; the function's docstring has the equation.
-        level: formula or description of `chance`.
+        level: formula or description of `chance`, for the help pages.
         source: paper that introduced the loss.
         use_when: situation in which to choose this loss.
         positives: image-caption combinations that the loss pulls together.
         memory: order of magnitude of the memory, in addition to the features.
-        needs: additional inputs besides the features; every batch has IDs and a scale.
+        needs: inputs in addition to the features; every batch has IDs and a scale.
         options: keys of the recipe's loss section that apply to it.
         chance: value of the loss when all similarities are equal; None if it is not a fixed number.
     """
@@ -67,7 +67,7 @@ class LossRow:
     level: str
     source: str
     use_when: str
-    positives: str = "the caption of the same pair, and other pairs as loss.duplicates says"
+    positives: str = "the caption of the same pair; for duplicates, see loss.duplicates above"
     memory: str = "O(G D), in tiles"
     needs: frozenset[Need] = _SCALED
     options: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ class LossRow:
 
 _CROSS_CONSISTENCY = LossRow(
     "cross_consistency",
-    summary="Make image i as similar to caption j as image j is to caption i.",
+    summary="Make the similarity of image i and caption j equal to that of image j and caption i.",
     formula="1/G Σ (x_i · y_j − x_j · y_i)²",
     positives="none",
     memory="O(G D + D²)",
@@ -107,7 +107,7 @@ _ROWS = (
     _CROSS_CONSISTENCY,
     LossRow(
         "dcl",
-        summary="NT-Xent without the positive in the denominator: easy positives do not weaken the negatives.",
+        summary="NT-Xent without the positive in the denominator, so that easy positives do not weaken the negatives.",
         formula="−positive + log Σ exp(negatives)",
         level="ln(2G − 2)",
         source="Yeh et al. 2022",
@@ -164,7 +164,7 @@ _ROWS = (
         "sigmoid",
         summary="Classify each of the G² image-text combinations independently as matching or not.",
         formula="Σ softplus(∓(s x_i · y_j + b)) over all G² combinations, divided by G",
-        level="depends on scale and bias; G ln 2 at s = b = 0",
+        level="depends on scale and bias (G ln 2 at s = b = 0)",
         source="Zhai et al. 2023, SigLIP",
         use_when="the model is a SigLIP, or batches are small",
         needs=_SCALED | {Need.BIAS},
@@ -196,7 +196,7 @@ _ROWS = (
     replace(
         _CROSS_CONSISTENCY,
         name="within_consistency",
-        summary="Make images i and j as similar as their captions.",
+        summary="Make the similarity of images i and j equal to that of their captions.",
         formula="1/G Σ (x_i · x_j − y_i · y_j)²",
     ),
 )
@@ -205,10 +205,10 @@ LOSSES = {row.name: row for row in _ROWS}
 LEGEND = (
     "Symbols: x: image features; y: caption features; G: pairs in the global batch; D: dimension of the features; "
     "H: hard negative captions in the global batch; d: distance; m: margin; s: scale; b: bias; [z]₊: max(z, 0). "
-    "Chance is the loss when all similarities are equal. In tiles, in bands: the loss is computed block by block, so "
-    "that the G × G matrix is never stored; a tile is a square block, a band is a block of whole rows. "
-    "loss.duplicates sets how other pairs with the same image or caption count: positive (the default), negative, or "
-    "ignore (neither)."
+    "In a softmax, positives and negatives are similarities times s. Chance is the loss when all similarities are "
+    "equal. Memory in tiles or in bands: the loss is computed block by block, so that the G × G matrix is never "
+    "stored; a tile is a square block, a band is a block of whole rows. loss.duplicates sets how other pairs with the "
+    "same image or caption count: positive (the default), negative, or ignore (neither)."
 )
 
 _COLUMNS: dict[str, Callable[[LossRow], str]] = {
@@ -222,13 +222,15 @@ _COLUMNS: dict[str, Callable[[LossRow], str]] = {
 
 
 def table() -> str:
-    """Return the losses for a terminal, a few lines each."""
+    """Return the table of losses for a terminal, one fact per line."""
     blocks = [textwrap.fill(LEGEND, 98)]
     for row in LOSSES.values():
         facts = [f"{name}: {text(row)}" for name, text in _COLUMNS.items()]
         facts += [f"options: {', '.join(row.options)}"] if row.options else []
-        head = textwrap.wrap(f"{row.name}: {row.summary}", 98)
-        blocks.append("\n".join([*head, *(f"  {line}" for line in textwrap.wrap("; ".join(facts), 96))]))
+        lines = textwrap.wrap(f"{row.name}: {row.summary}", 98)
+        for fact in facts:
+            lines += textwrap.wrap(fact, 98, initial_indent="  ", subsequent_indent="    ")
+        blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 

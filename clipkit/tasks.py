@@ -26,9 +26,10 @@ class TaskRow:
     learns: bool = False
     """True if the task needs labeled training data in addition to the evaluated data."""
     help: str = ""
-    """Help of its command `clipkit eval NAME --data D`; empty: `clipkit/cli/evaluate.py` has a function for it."""
+    """Help text of the command `clipkit eval NAME --data D`; empty if `clipkit/cli/evaluate.py` has a function for it.
+    """
     data: str = ""
-    """Help of this command's --data."""
+    """Help text of the option --data of this command."""
 
 
 TASKS: dict[str, TaskRow] = {
@@ -43,8 +44,8 @@ TASKS: dict[str, TaskRow] = {
     "probe": TaskRow("Linear probe", "image-classification", "lp_acc1", ("lp_acc1", "knn_acc1"), learns=True),
     "compositional": TaskRow(
         "Compositional tests", "image-text-matching", "acc", ("text_acc", "image_acc", "acc"),
-        help="Evaluate compositional understanding.\n\nFor data such as SugarCrepe and Winoground. The model must "
-        "choose the correct one of two captions, or of two images, that differ in one detail (hard negatives).",
+        help="Evaluate compositional understanding.\n\nIn each instance, two captions or two images differ in one "
+        "detail (hard negatives), and the model must choose the correct one. SugarCrepe and Winoground are such data.",
         data="A CSV, JSON or JSONL file with the columns image, caption and negative_caption (SugarCrepe), or image_0, "
         "image_1, caption_0 and caption_1 (Winoground); or a folder of such files, one per category.",
     ),

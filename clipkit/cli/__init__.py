@@ -124,9 +124,8 @@ def train(
         Path,
         typer.Argument(
             metavar="RECIPE.yaml",
-            help="Recipe file; for examples see the folder "
-            "recipes of the source code, or clipkit/recipes of "
-            "the package.",
+            help="Recipe file (YAML). Examples: the folder recipes of the source code, or clipkit/recipes of the "
+            "installed package.",
         ),
     ],
     overrides: Annotated[
@@ -134,9 +133,11 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in the output folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the output folder.")] = False,
-    processes: Annotated[int, typer.Option(metavar="N", help="Number of processes on this machine.", min=1)] = 1,
+    processes: Annotated[
+        int, typer.Option(metavar="N", help="Number of processes on this machine, e.g. one per GPU.", min=1)
+    ] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the complete recipe with all defaults and exit.")
+        bool, typer.Option("--dry-run", help="Print the complete recipe, including all defaults, and exit.")
     ] = False,
     push: Annotated[
         str | None, typer.Option(metavar="REPO", help="Upload the trained model to this Hub repository (ORG/NAME).")
@@ -181,10 +182,7 @@ def train(
 
 @contextmanager
 def _running() -> Iterator[None]:
-    """Prepare this process for a run.
-
-    When the run stops after a signal, print one line and exit with the code of the signal.
-    """
+    """Context in which a run works: if a signal stops the run, print one line and exit with the code of the signal."""
     from clipkit.cli.process import keep_freed_memory, log_to_terminal
 
     log_to_terminal(logging.getLogger("clipkit"))

@@ -1,4 +1,4 @@
-"""Command `clipkit cache`: list and remove the results that training and evaluation store for reuse."""
+"""Command `clipkit cache`: list and remove data that training and evaluation store for reuse."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from clipkit.errors import UserError
 
 app = typer.Typer(
-    help="List and remove stored results of training and evaluation.",
+    help="List and remove data that training and evaluation store for reuse.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -15,9 +15,9 @@ app = typer.Typer(
 
 @app.command("list")
 def list_() -> None:
-    """List stored tower inputs and features.
+    """List the stored data.
 
-    Training stores inputs of towers, evaluations store features.
+    Training stores the outputs of frozen layers, which are inputs of trained layers. Evaluation stores features.
     """
     import time
 
@@ -54,15 +54,18 @@ def size() -> None:
 @app.command()
 def prune(
     older_than: Annotated[
-        int | None, typer.Option(metavar="DAYS", min=0, help="Remove data that was not used for this number of days.")
+        int | None,
+        typer.Option(metavar="DAYS", min=0, help="Remove data that has not been used for this number of days."),
     ] = None,
     to_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Remove the least recently used data until this size is left, e.g. 5GB."),
+        typer.Option(
+            metavar="SIZE", help="Remove the least recently used data until the rest has at most this size, e.g. 5GB."
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
 ) -> None:
-    """Remove stored data; it is computed again if needed. Data that a running process uses is kept."""
+    """Remove stored data. It is computed again when it is needed. Data that a running process uses is kept."""
     import time
 
     if older_than is None and to_size is None and not everything:

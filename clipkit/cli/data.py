@@ -30,7 +30,10 @@ def _policies() -> str:
 @app.command(cls=ending_with(_policies))
 def preview(
     data: Annotated[
-        str, typer.Argument(metavar="D", help="Images: a table (CSV, JSON, Parquet), a folder, shards, or hf:NAME.")
+        str,
+        typer.Argument(
+            metavar="D", help="Images: a table (CSV, JSON, Parquet), a folder, shards (WebDataset), or hf:NAME (Hub)."
+        ),
     ],
     policy: Annotated[
         str,
@@ -51,7 +54,7 @@ def preview(
         int,
         typer.Option(
             metavar="N",
-            help="Random seed. With the seed of a training run, the views are the same as in this run.",
+            help="Random seed. With the seed of a training run, the views are those of that run.",
             min=0,
         ),
     ] = 0,
@@ -64,7 +67,9 @@ def preview(
     check_writable(out, inputs=(data,))
     check_exists(data)
     if Path(data).is_dir() and out.resolve().parent == Path(data).resolve():
-        raise OutputError(f"{out}: the preview would become one of the images of {data}; give --out another folder")
+        raise OutputError(
+            f"{out}: the preview would become one of the images in {data}; give a file in another folder with --out"
+        )
     from clipkit.data import read_pairs
     from clipkit.data.preview import preview as draw
 
@@ -97,14 +102,22 @@ def _encoded(sheet: "Image.Image", out: Path) -> bytes:
 def prepare(
     data: Annotated[
         str,
-        typer.Argument(metavar="D", help="Images, with or without captions: a table, a folder, shards, or hf:NAME."),
+        typer.Argument(
+            metavar="D",
+            help="Images, with or without captions: a table, a folder, shards (WebDataset), or hf:NAME (Hub).",
+        ),
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="New folder for the shards, or the folder of an interrupted command."),
+        typer.Option(
+            metavar="DIR", help="New folder for the shards, or the folder of an interrupted command to resume."
+        ),
     ],
     size: Annotated[
-        int, typer.Option(metavar="PIXELS", help="Short side of the images; smaller images are not resized.", min=1)
+        int,
+        typer.Option(
+            metavar="PIXELS", help="Short side of the resized images in pixels. Smaller images are not resized.", min=1
+        ),
     ] = 256,
     quality: Annotated[int, typer.Option(metavar="N", help="JPEG quality.", min=1, max=100)] = 90,
     lossless: Annotated[bool, typer.Option("--lossless", help="Write PNG instead of JPEG.")] = False,
@@ -114,7 +127,11 @@ def prepare(
     ] = "tar",
     shard_size: Annotated[
         int,
-        typer.Option(metavar="N", help="Images per shard; fewer if some are unreadable.", min=1),
+        typer.Option(
+            metavar="N",
+            help="Number of images per shard. Unreadable images are skipped, so a shard may contain fewer.",
+            min=1,
+        ),
     ] = 1000,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Number of threads. Default: one per core.", min=1)
@@ -158,7 +175,9 @@ def check(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="D", help="Images, captions, or both: a table (CSV, JSON, Parquet), a folder, shards, or hf:NAME."
+            metavar="D",
+            help="Images, captions, or both: a table (CSV, JSON, Parquet), a folder, shards (WebDataset), or hf:NAME "
+            "(Hub).",
         ),
     ],
     against: Annotated[
@@ -168,21 +187,19 @@ def check(
         str | None,
         typer.Option(
             metavar="M",
-            help="Model whose tokenizer measures the captions and whose input size is compared with the images.",
+            help="Model for which to check the data: captions are compared with its context length, images with its "
+            "input size.",
         ),
     ] = None,
     only: Annotated[
         Literal["images", "captions"] | None,
-        typer.Option(
-            help="Check only the images or only the captions; needed for a table that lacks the other column."
-        ),
+        typer.Option(help="Check only the images or only the captions. Required for a table without the other column."),
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
             metavar="G",
-            help="Planned batch size, used to estimate the number of false negatives per batch. Default: 512, the "
-            "default of a recipe.",
+            help="Planned batch size, for an estimate of the false negatives per batch. Default: 512, as in a recipe.",
             min=2,
         ),
     ] = None,
@@ -198,7 +215,7 @@ def check(
     ] = None,
     drop_most: Annotated[
         bool,
-        typer.Option("--drop-most", help="Allow --fix to drop half of the images or captions, or more."),
+        typer.Option("--drop-most", help="Allow --fix to drop 50 % or more of the images or captions."),
     ] = False,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Number of threads. Default: one per core.", min=1)
@@ -206,7 +223,8 @@ def check(
 ) -> None:
     """Find broken, duplicate and leaked images, and poor captions.
 
-    The exit code is 0 even if problems are found. A table that lacks a column for images or captions is refused.
+    The exit code is 0 even if problems are found. A table must have a column for images and one for captions, unless
+    --only is given.
     """
     from clipkit.cli.inputs import check_models
     from clipkit.data.sources.read import check_exists

@@ -1,4 +1,4 @@
-"""Command `clipkit embed`: encode a data set and write an index for search."""
+"""Command `clipkit embed`: encode a dataset and write an index for search."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,26 +14,36 @@ _LISTED = 3
 
 def embed(
     data: Annotated[
-        str, typer.Argument(metavar="D", help="Images, with or without captions: a table, a folder, shards, hf:NAME.")
+        str,
+        typer.Argument(
+            metavar="D",
+            help="Images, with or without captions: a table, a folder, shards (WebDataset), or hf:NAME (Hub).",
+        ),
     ],
     model: Annotated[
-        str, typer.Option(metavar="M", help="Model: a Hub repository, a folder, a run, or open_clip:ARCH/TAG.")
+        str,
+        typer.Option(metavar="M", help="Model: a Hub repository (ORG/NAME), a folder, a run, or open_clip:ARCH/TAG."),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="INDEX", help="Folder of the index: a new one, or an index to bring up to date.")
+        Path, typer.Option(metavar="INDEX", help="Folder of the index: a new folder, or an existing index to update.")
     ],
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Images per forward pass. Default: chosen for the device.", min=1)
+        int | None,
+        typer.Option(metavar="N", help="Number of images per forward pass. Default: chosen for the device.", min=1),
     ] = None,
     dtype: Annotated[
-        Dtype, typer.Option(help="Precision of encoding, as for clipkit eval. Features are stored in half precision.")
+        Dtype,
+        typer.Option(
+            help="Precision of the forward pass. auto: bf16 autocast with fp32 weights on a CUDA GPU, otherwise fp32. "
+            "The index stores features in half precision."
+        ),
     ] = "fp32",
     processes: ProcessCount = 1,
 ) -> None:
     """Encode images and captions, and write a search index.
 
-    Only images that the index does not have yet are encoded; those that the data no longer has are removed. After an
-    interruption, run the same command again to resume.
+    If the index exists, only new images are encoded, and images that are no longer in the data are removed from the
+    index. After an interruption, run the same command again to resume.
     """
     from clipkit.data.sources.read import check_exists
     from clipkit.search.folder import check_index_folder
@@ -71,7 +81,7 @@ def embed(
     if engine is not None:
         print(f"engine: {engine['name']}, recall@10 {engine['recall@10']:.3f} on {engine['queries']} queries")
     elif made.images >= LEAST_ROWS:
-        print("engine: none, searches compare every image; faster with pip install 'clipkit-torch[search]'")
+        print("engine: none (a search compares all images); for faster searches: pip install 'clipkit-torch[search]'")
     for entry in made.skipped[:_LISTED]:
         print_error(f"skipped: {entry['reason']}")
     if made.skipped:

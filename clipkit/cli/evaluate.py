@@ -34,7 +34,10 @@ def _task(name: str) -> Callable[..., "Result"]:
 def retrieval(
     measuring: Measuring,
     data: Annotated[
-        str, typer.Option(metavar="D", help="Images with captions: a table, a folder, shards, or hf:NAME.")
+        str,
+        typer.Option(
+            metavar="D", help="Images with captions: a table, a folder, shards (WebDataset), or hf:NAME (Hub)."
+        ),
     ],
     merge_captions: Annotated[
         bool,
@@ -56,30 +59,36 @@ def retrieval(
 @measuring_command(app)
 def zeroshot(
     measuring: Measuring,
-    data: Annotated[str, typer.Option(metavar="D", help="Labeled images: class folders, a table, shards, or hf:NAME.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="D", help="Labeled images: class folders, a table, shards (WebDataset), or hf:NAME (Hub)."
+        ),
+    ],
     classes: Annotated[
         str | None,
         typer.Option(
             metavar="F|NAME",
-            help="Class names. F: a text file with one name per line, or a JSON file with a list of names or with an "
-            'object {"label": "name"}. NAME: imagenet. Default: the class names of the dataset.',
+            help="Class names: a file F, or a built-in list NAME. F is a text file with one name per line, or a JSON "
+            'file that contains a list of names or an object {"label": "name"}. NAME is imagenet. Default: the class '
+            "names of the dataset.",
         ),
     ] = None,
     templates: Annotated[
         str | None,
         typer.Option(
             metavar="F|NAME|PROMPT",
-            help="Prompts. PROMPT: a single prompt, with {c} for the class name, e.g. 'a drawing of a {c}'. F: a text "
-            'file with one prompt per line, or a JSON file with a list of prompts or with an object {"class": '
-            "[prompts]}. NAME: imagenet (80 prompts) or imagenet_simple (7 prompts). Default: the prompts of the "
-            "dataset, otherwise 'a photo of a {c}.'.",
+            help="Prompts: a file F, a built-in list NAME, or a single PROMPT. F is a text file with one prompt per "
+            'line, or a JSON file that contains a list of prompts or an object {"class": [prompts]}. NAME is imagenet '
+            "(80 prompts) or imagenet_simple (7 prompts). In a prompt, {c} is replaced with the class name, e.g. "
+            "'a drawing of a {c}'. Default: the prompts of the dataset, or 'a photo of a {c}.' if it has none.",
         ),
     ] = None,
 ) -> None:
     """Evaluate zero-shot classification.
 
-    Reports the accuracy: the share of images for which the correct class gets the highest score. For images with
-    several labels, reports mean average precision.
+    Reports the accuracy, i.e. the share of images for which the correct class gets the highest score. If images have
+    several labels, reports mean average precision instead.
     """
     from clipkit.data import read_classes, read_labeled, read_templates
 
@@ -96,7 +105,10 @@ def zeroshot(
 def probe(
     measuring: Measuring,
     data: Annotated[
-        str, typer.Option(metavar="D", help="Labeled training images: class folders, a table, shards, or hf:NAME.")
+        str,
+        typer.Option(
+            metavar="D", help="Labeled training images: class folders, a table, shards (WebDataset), or hf:NAME (Hub)."
+        ),
     ],
     test: Annotated[
         str | None,
@@ -111,11 +123,14 @@ def probe(
         int,
         typer.Option(
             metavar="N",
-            help="With --shots: number of random draws of the training images; metrics are averaged over them.",
+            help="With --shots: number of random draws of the training images. The metrics are averaged over the "
+            "draws.",
             min=1,
         ),
     ] = 3,
-    neighbours: Annotated[int, typer.Option(metavar="K", help="Number of nearest neighbors.", min=1)] = 20,
+    neighbours: Annotated[
+        int, typer.Option(metavar="K", help="Number of neighbors of the k-nearest-neighbor classifier.", min=1)
+    ] = 20,
 ) -> None:
     """Evaluate a linear probe and k-nearest neighbors.
 
@@ -163,7 +178,10 @@ app.command()(suite)
 @app.command()
 def compare(
     first: Annotated[
-        Path, typer.Argument(metavar="A.json", help="First result: a file written by --json, or results.json of a run.")
+        Path,
+        typer.Argument(
+            metavar="A.json", help="First result: a file that clipkit eval … --json wrote, or results.json of a run."
+        ),
     ],
     second: Annotated[Path, typer.Argument(metavar="B.json", help="Second result, of the same task and data.")],
     json_file: JsonFile = None,
@@ -171,7 +189,7 @@ def compare(
 ) -> None:
     """Compare two results on the same data.
 
-    Prints paired differences with 95 % confidence intervals, and the queries whose results changed most.
+    Prints the differences of the metrics with 95 % confidence intervals, and the queries whose results differ most.
     """
     for file in (first, second):
         check_file(file, "give a file that clipkit eval … --json wrote, or results.json of a run")

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from clipkit.images import ImageLike
 
 _COMPARED = 64
-"""Number of the user's images on which an export is verified: enough to have various sizes, encoded in seconds."""
+"""Number of the user's images on which an export is verified: enough for various image sizes, few enough for seconds.
+"""
 _INT8 = "; ".join(f"With --to {name}: {row.options['int8']}" for name, row in FORMATS.items() if "int8" in row.options)
 
 
@@ -31,23 +32,24 @@ def export(
     out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the exported model.")],
     data: Annotated[
         str | None,
-        typer.Option(metavar="D", help="Images and captions for verifying the export. Default: built-in ones."),
+        typer.Option(
+            metavar="D", help="Images and captions for verifying the export. Default: built-in images and captions."
+        ),
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help=f"{_INT8}.")] = False,
     tolerance: Annotated[
         float | None,
         typer.Option(
             metavar="X",
-            help="Maximum absolute difference between a "
-            "feature value of the export and of the original; "
-            "above it the export fails. Default: 1e-5, for onnx 1e-4.",
+            help="Maximum absolute difference between a feature value of the exported model and of the original model; "
+            "if a difference is larger, the export fails. Default: 1e-5; with --to onnx: 1e-4.",
             min=0,
         ),
     ] = None,
 ) -> None:
     """Export a model to another library, and verify its features.
 
-    The export fails if the other library computes other features than clipkit.
+    The export is loaded with the other library. If its features differ from those of clipkit, the export fails.
     """
     export_format(to, ["int8"] * int8)
     check_models(model)
@@ -64,7 +66,7 @@ def export(
             f"  8-bit weights: mean cosine with the original features {proof.image_cosine:.4f} (images) "
             f"and {proof.text_cosine:.4f} (captions)"
         )
-        print(f"  {proof.changed} of {proof.captions} captions have a different most similar image than before")
+        print(f"  {proof.changed} of {proof.captions} captions are most similar to a different image than before")
     for note in proof.notes:
         print(f"  note: {note}")
     print("load it with:")

@@ -59,8 +59,7 @@ def run_again_on_processes(count: int) -> NoReturn:
     """
     if "WORLD_SIZE" in os.environ:
         raise UserError(
-            "--processes was given, but a launcher such as torchrun already started the processes; "
-            "remove one of the two"
+            "--processes was given, but a launcher such as torchrun already started the processes; remove --processes"
         )
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -23,8 +23,8 @@ CacheFolder = Annotated[
     typer.Option(
         "--cache",
         metavar="DIR|none",
-        help="Folder in which computed features are kept for reuse; none: do not keep them. Default: "
-        "$CLIPKIT_CACHE, or clipkit in the user's cache folder.",
+        help="Folder that stores computed features for reuse; none: do not store them. Default: $CLIPKIT_CACHE, or the "
+        "folder clipkit in the user's cache folder, e.g. ~/.cache/clipkit.",
     ),
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="F.json", help="Write the result to this JSON file.")]
@@ -32,7 +32,7 @@ ReportFile = Annotated[
     Path | None, typer.Option("--report", metavar="F.html", help="Write a report to this HTML file.")
 ]
 ProcessCount = Annotated[
-    int, typer.Option("--processes", metavar="N", help="Number of processes on this machine.", min=1)
+    int, typer.Option("--processes", metavar="N", help="Number of processes on this machine, e.g. one per GPU.", min=1)
 ]
 
 Dtype = Literal["fp32", "auto", "bf16", "fp16"]
@@ -43,20 +43,21 @@ class Measuring:
     """Values of the options shared by all evaluation commands."""
 
     model: Annotated[
-        str, typer.Option(metavar="M", help="Model: a Hub repository, a folder, a run, or open_clip:ARCH/TAG.")
+        str,
+        typer.Option(metavar="M", help="Model: a Hub repository (ORG/NAME), a folder, a run, or open_clip:ARCH/TAG."),
     ]
     batch_size: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Images per forward pass; does not affect the metrics. Default: chosen for the device.",
+            help="Number of images per forward pass. It does not affect the metrics. Default: chosen for the device.",
             min=1,
         ),
     ] = None
     dtype: Annotated[
         Dtype,
         typer.Option(
-            help="Precision of encoding. auto: on a CUDA GPU, bf16 autocast with fp32 weights; otherwise fp32."
+            help="Precision of the forward pass. auto: bf16 autocast with fp32 weights on a CUDA GPU, otherwise fp32."
         ),
     ] = "fp32"
     cache: CacheFolder = None
@@ -66,7 +67,7 @@ class Measuring:
         Path | None,
         typer.Option(
             metavar="F.parquet",
-            help="Write the scores of every image or query of the task to this Parquet file.",
+            help="Write the scores of each query (an image or a caption) to this Parquet file.",
         ),
     ] = None
     processes: ProcessCount = 1

@@ -30,8 +30,8 @@ def merge(
         bool,
         typer.Option(
             "--greedy",
-            help="Greedy soup: start from the best model on --data, and add each other model if the average does not "
-            "become worse.",
+            help="Greedy soup: start with the model that scores best on --data, then try to add each of the others. A "
+            "model is added if the score of the average does not decrease.",
         ),
     ] = False,
     data: Annotated[
@@ -54,7 +54,9 @@ def merge(
             f"--alpha {alpha}: needs exactly two models, not {len(models)}; leave out --alpha to average several"
         )
     if greedy and (data is None or alpha is not None):
-        raise UserError("--greedy chooses the models by their scores on held-out data; give --data D and no --alpha")
+        raise UserError(
+            "--greedy chooses the models by their scores on held-out data; give --data D, and leave out --alpha"
+        )
     if data is not None and not greedy:
         raise UserError(f"--data {data} applies only to a greedy soup; add --greedy, or leave out --data")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -16,7 +16,7 @@ def models(
 ) -> None:
     """List the available models, or describe one.
 
-    The description contains towers, sizes, preprocessing, loss and memory.
+    The description of a model lists its towers, sizes, preprocessing, loss and memory.
     """
     import json
 

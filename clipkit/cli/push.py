@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 def push(
     model: Annotated[
-        str, typer.Argument(metavar="M", help="Model to upload: a run, or any model that clipkit can load.")
+        str,
+        typer.Argument(metavar="M", help="Model to upload: a run, a folder, a Hub repository, or open_clip:ARCH/TAG."),
     ],
     repository: Annotated[
         str, typer.Argument(metavar="REPO", help="Hub repository (ORG/NAME); created if it does not exist.")
@@ -28,7 +29,9 @@ def push(
     results: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="F.json", help="Result of an evaluation to add to the model card; may be given several times."
+            metavar="F.json",
+            help="Result to add to the model card: a file that clipkit eval … --json wrote; may be given several "
+            "times.",
         ),
     ] = None,
 ) -> None:

@@ -10,7 +10,7 @@ from clipkit.errors import DataError, UserError
 
 
 def doctor(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, finished or not.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished or unfinished run.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Report problems in the recipe and logs of a run, with advice."""
@@ -35,7 +35,8 @@ def runs(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="DIR | compare A B", help="Folder that contains runs; or the word compare and two run folders."
+            metavar="DIR | compare A B",
+            help="Folder that contains runs; or the word compare, followed by two run folders.",
         ),
     ],
 ) -> None:

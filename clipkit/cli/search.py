@@ -16,42 +16,54 @@ if TYPE_CHECKING:
 
 
 def search(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that clipkit embed wrote.")],
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of an index that clipkit embed wrote.")],
     query: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TEXT", help="Words to search for; several texts are combined. '0.5 * snow' sets a weight."
+            metavar="TEXT",
+            help="Text to search for. Several texts are combined into one query; '0.5 * snow' gives a text the weight "
+            "0.5.",
         ),
     ] = None,
     image: Annotated[
-        list[str] | None, typer.Option(metavar="F", help="Image file that results should resemble; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="F", help="Image file that results should resemble; may be given several times."),
     ] = None,
     minus: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Words that results should not resemble; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Text that results should not match; may be given several times."),
     ] = None,
     like: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="Image of the index that results should resemble; ID as printed by a search."),
+        typer.Option(
+            metavar="ID", help="Image of the index that results should resemble: its location, as a search prints it."
+        ),
     ] = None,
     where: Annotated[
         str | None,
-        typer.Option(metavar="FILTER", help="Filter on columns, e.g. \"year > 2020 and city in ('Seoul', 'Lima')\"."),
+        typer.Option(
+            metavar="FILTER",
+            help="Show only results whose columns match, e.g. \"year > 2020 and city in ('Seoul', 'Lima')\".",
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", help="Maximum number of results.", min=1)] = 20,
     precision: Annotated[
         float | None,
         typer.Option(
-            metavar="P", help="Hide results so that a share P of the shown ones is expected to be relevant, e.g. 0.9."
+            metavar="P",
+            help="Show only results that are probably relevant, so that the expected share of relevant results is P, "
+            "e.g. 0.9.",
         ),
     ] = None,
     queries: Annotated[
-        Path | None, typer.Option(metavar="F.txt", help="Search for each line of this text file instead of TEXT.")
+        Path | None, typer.Option(metavar="F.txt", help="Search for each line of this text file, instead of TEXT.")
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             metavar="M",
-            help="Where to load the model from, e.g. its ONNX export, which starts faster. Default: as for embed.",
+            help="Other location of the index's model, e.g. its ONNX export, which loads faster. Default: the model "
+            "given to clipkit embed.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 def suite(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME|FILE", help="Name of a built-in suite or dataset, or a YAML file with a suite."),
+        typer.Argument(
+            metavar="NAME|FILE",
+            help="Built-in suite or dataset, e.g. retrieval or imagenet1k (docs/suites.md lists them), or a YAML file "
+            "with a suite.",
+        ),
     ],
     models: Annotated[
         list[str], typer.Option("--model", metavar="M", help="Model to evaluate; may be given several times.")
@@ -26,7 +30,7 @@ def suite(
     out: Annotated[
         Path,
         typer.Option(
-            metavar="DIR", help="Folder for the results; if it contains an unfinished suite, the suite is resumed."
+            metavar="DIR", help="Folder for the results. If it contains an unfinished suite, the suite is resumed."
         ),
     ] = Path("suite"),
     cache: CacheFolder = None,
@@ -34,7 +38,8 @@ def suite(
 ) -> None:
     """Evaluate models on many datasets.
 
-    Writes one table and one report. Run the same command again to resume an unfinished suite.
+    Writes one table and one report for all models and datasets. Run the same command again to resume an unfinished
+    suite.
     """
     if Path(name).suffix in (".yaml", ".yml"):
         check_file(Path(name), "give a YAML file, or the name of a built-in suite or dataset")

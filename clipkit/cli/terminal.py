@@ -17,7 +17,7 @@ _STYLE = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
 class _Neutral:
-    """Standard output without control characters of names and captions, and without passwords of addresses."""
+    """Standard output that escapes control characters, e.g. in names and captions, and removes passwords from URLs."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -33,7 +33,7 @@ class _Neutral:
 
 
 class _MayBeFull:
-    """Standard error that ignores write errors (full disk, closed terminal): they must not change the exit code."""
+    """Standard error that ignores write errors (full disk, closed terminal): the exit code stays the same."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -53,7 +53,7 @@ class _MayBeFull:
 
 @contextmanager
 def whole_output() -> Iterator[None]:
-    """Context of a command that prints. Control characters, and those a terminal lacks, are printed as escapes.
+    """Context in which a command prints. Control characters, and characters that the terminal lacks, are escaped.
 
     Raises:
         TrainingError: standard output cannot be written, e.g. because the disk is full.

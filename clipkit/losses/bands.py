@@ -28,6 +28,6 @@ def sum_over_bands(rows: slice, columns: int, of_band: Callable[[slice], Tensor]
 
 
 def bands(rows: slice, columns: int) -> list[slice]:
-    """Return the rows as bands of limited size."""
+    """Split the rows into bands of limited size."""
     height = max(1, _HELD // max(1, columns))
     return [slice(start, min(start + height, rows.stop)) for start in range(rows.start, rows.stop, height)]

@@ -37,8 +37,8 @@ def contrastive(
             whole loss.
 
     Returns:
-        The sum over the counted images. Positives are divided by the number of positives in the whole batch, and
-        negatives by that of negatives.
+        The sum over the counted images. The terms of positives are divided by the number of positives in the whole
+        batch, and the terms of negatives by the number of negatives.
 
     Raises:
         BatchError: no pair has a negative.

@@ -17,7 +17,7 @@ def dcl(
     duplicates: Duplicates = "positive",
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Compute NT-Xent without the positive in the denominator, so that an easy positive does not weaken the negatives.
+    r"""Compute NT-Xent without the positive in the denominator, so that easy positives do not weaken the negatives.
 
     .. math:: L = \frac{1}{2G} \sum_a \Big[ \mathrm{lse}_{b \in N_a}(s\,z_a \cdot z_b)
         - \frac{s}{|P_a|} \sum_{p \in P_a} z_a \cdot z_p \Big]

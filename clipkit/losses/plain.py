@@ -14,10 +14,9 @@ _ACCELERATOR_TILE = (4096, 8192)
 
 
 def logsumexp(x: Tensor, y: Tensor, scale: Tensor, ids: PairIds | None, both: bool) -> tuple[Tensor, Tensor, None]:
-    """Return log Σ_j exp(logit_ij) for each row i and, with `both`, log Σ_i exp(logit_ij) for each column j (otherwise
-    −∞).
+    """Return log Σ_j exp(logit_ij) for each row i and, with `both`, log Σ_i exp(logit_ij) for each column j.
 
-    The last result is for `weigh_softmax`.
+    Without `both`, the second result is −∞. The last result is an argument of `weigh_softmax`.
     """
     lse_rows = x.new_full((len(x),), -torch.inf)
     lse_columns = x.new_full((len(y),), -torch.inf)
@@ -94,7 +93,7 @@ def _widest(dtype: torch.dtype) -> float:
 def softplus(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, ids: PairIds | None) -> tuple[Tensor, None]:
     """Return Σ_ij log(1 + exp(logit_ij)), in float64 because the sums of tiles differ much in size.
 
-    The last result is for `weigh_sigmoid`.
+    The last result is an argument of `weigh_sigmoid`.
     """
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for _, _, logits in _tiles(x, y, scale, ids):

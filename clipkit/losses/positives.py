@@ -42,7 +42,7 @@ class Positives:
 
 
 def _ranks(ids: Int[Tensor, " G"]) -> Int[Tensor, " G"]:
-    """Return the rank of each ID among the distinct IDs; with `unique`, the host would wait for their number."""
+    """Return the rank of each ID among the distinct IDs. `torch.unique` would make the host wait for their number."""
     ordered, order = ids.sort()
     rank = torch.zeros_like(order)
     rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(dim=0)
@@ -71,7 +71,7 @@ def other_pairs(
 ) -> tuple[Positives | None, PairIds | None]:
     """Return the pairs that share an image or a caption, as positives or as pairs to leave out.
 
-    Both are None if there are none, or if they are treated as negatives.
+    Both results are None if no pairs share an image or a caption, or if such pairs are treated as negatives.
 
     Args:
         image_ids: the image of each pair, or None.

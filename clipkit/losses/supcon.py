@@ -20,9 +20,9 @@ def supcon(
     .. math:: L = \frac{1}{2G} \sum_a \frac{-1}{|P_a|} \sum_{p \in P_a}
         \ln \frac{\exp(s\,z_a \cdot z_p)}{\sum_{b \neq a} \exp(s\,z_a \cdot z_b)}
 
-    (Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, L_out.) Pairs are of one class if they share
-    an image or a caption: with captions made from class names, the caption is the class. To use labels, pass them as
-    both ids.
+    (Khosla et al. 2020, "Supervised Contrastive Learning", equation 2, L_out.) Pairs are of one class if they share an
+    image or a caption: with captions made from class names, the caption is the class. To use labels, pass them as
+    `image_ids` and as `caption_ids`.
 
     Args:
         image_features: unit length, one row per pair.

@@ -60,7 +60,7 @@ def _tiles_of(x: Tensor) -> ModuleType:
 def _kernels(device: torch.device) -> ModuleType:
     """Return the module with kernels.
 
-    Where they do not run, return the plain module, with a warning if they should run.
+    If the kernels do not run on the device, return the module `plain`, with a warning if they were expected to run.
     """
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) not in _CAPABILITIES:
         return plain
