@@ -56,7 +56,7 @@ class Policy:
         evaluate: function from any image to the inputs, used after policies without a crop.
         seed: seed of the run.
         view: number of the view; 0 for the image that is compared with captions.
-        safe: images that must not be flipped or recolored; None: all images may be.
+        safe: says which images must not be flipped or recolored; None: all images may be flipped and recolored.
 
     Example:
         >>> from clipkit.recipe import steps_of
@@ -219,7 +219,7 @@ class _Crop:
         return interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True)[0]
 
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
-        """Return the left, top, right and bottom edges of a random crop: the same as torchvision, in half the time."""
+        """Return the left, top, right and bottom edges of a random crop, equal to torchvision's, in half the time."""
         width, height = image.size
         for _ in range(_ATTEMPTS):
             area = width * height * self._number.uniform_(*self.scale).item()

@@ -42,8 +42,8 @@ class InputMaker:
     """Converts samples to the inputs of a batch.
 
     Args:
-        augments: functions from an image to the inputs, by name of the image features that they are for.
-        texts: functions from a sample to a string, by name of the text features that they are for.
+        augments: functions that convert an image to inputs, by the name of the image features.
+        texts: functions that convert a sample to a string, by the name of the text features.
         tokenize: function from strings to tokens.
         draft: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if its short side keeps at least this number of
             pixels; None: decode it at full size.
@@ -66,7 +66,7 @@ class InputMaker:
         return {name: augment(opened, epoch, identity) for name, augment in self.augments.items()}
 
     def example(self) -> Inputs:
-        """Return the inputs of a gray image."""
+        """Return the inputs of a gray image, as an example of their shapes and types."""
         gray = Image.new("RGB", (224, 224), (128, 128, 128))
         return {name: augment(gray, 0, 0) for name, augment in self.augments.items()}
 
@@ -100,7 +100,7 @@ class InputMaker:
 
 
 class BatchMemory:
-    """Memory for the inputs of batches: new tensors on the CPU."""
+    """Memory for the inputs of batches. This base class allocates new tensors on the CPU."""
 
     def begin(self) -> None:
         """Prepare for the next batch."""
@@ -133,7 +133,7 @@ class Assembly:
         self._chunks: list[Batch] = []
 
     def add(self, chunk: Batch) -> None:
-        """Add the next rows, at most `missing`."""
+        """Add a chunk as the next rows of the batch; it must have at most `missing` rows."""
         if not self._chunks:
             self._memory.begin()
         first = self.rows - self.missing

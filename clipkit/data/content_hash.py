@@ -18,10 +18,10 @@ _THREADS = 8
 
 
 def content_hash(images: Sequence[Path | Stored]) -> str:
-    """Return a hash of the images' contents; names and times don't matter.
+    """Return a hash of the images' contents, which does not depend on their names and times.
 
     It covers the size, the first and the last 4 KiB of up to 10,000 evenly spaced files, and up to 1,000 images in
-    archives and tables as a whole. Images at addresses are not fetched for it.
+    archives and tables as a whole. Images at URLs are not downloaded.
     """
     sampled = [images[position] for position in evenly_spaced(len(images), _MOST_FILES)]
     stored = [image for image in sampled if isinstance(image, Stored) and not isinstance(image, Remote)]

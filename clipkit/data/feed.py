@@ -70,7 +70,7 @@ class IndexedFeed:
         return f"{len(self.pairs.images)} images, {len(self.pairs.captions)} captions"
 
     def image_name(self, image: int) -> str:
-        """Return the location of the image with an ID of a batch."""
+        """Return the location of an image, given its ID in a batch."""
         return str(self.pairs.images[image])
 
     def sampler(self, captions: str, batch_size: int, seed: int) -> EpochSampler:
@@ -103,7 +103,7 @@ class IndexedFeed:
 
 @dataclass(frozen=True)
 class StreamFeed:
-    """Training data that is read sequentially, with the members of `IndexedFeed`.
+    """Training data that is read sequentially. It has the same attributes and methods as `IndexedFeed`.
 
     Args:
         stream: source of the data.
@@ -121,7 +121,7 @@ class StreamFeed:
 
     @property
     def pairs(self) -> Pairs:
-        """Empty pairs: a stream has no images and captions by position."""
+        """Empty pairs, because the images and captions of a stream cannot be accessed by position."""
         return Pairs(self.stream.name, [], [], np.empty(0, dtype=np.int64))
 
     @property

@@ -40,8 +40,8 @@ def labeled_rows(rows: Rows, classes: str | None = None) -> Rows:
     count = int(missing.sum())
     if count == len(missing):
         raise DataError(
-            f"{rows.name}: none of its {counted(count, rows.row)} has a label (null and -1 mean that it is not known); "
-            "give a split with labels, or another column with ?label=COLUMN"
+            f"{rows.name}: none of its {counted(count, rows.row)} has a label (null and -1 count as no label); give a "
+            "split with labels, or another column with ?label=COLUMN"
         )
     if count:
         findings.append(
@@ -77,7 +77,7 @@ def _without_images(name: str, listed: ClassList, labels: set[str]) -> list[Find
         Finding(
             "classes_without_images", "note",
             f"{name}: {len(unused):,} of its {len(names):,} classes have no images here ({some})",
-            "zero-shot classification may also choose these; remove unwanted classes from the class names",
+            "zero-shot classification can choose these classes too; to exclude them, remove them from the class names",
             count=len(unused), share=len(unused) / len(names), examples=tuple(unused[:_EXAMPLES]),
         )
     ]  # fmt: skip

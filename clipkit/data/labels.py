@@ -69,7 +69,7 @@ class LabeledImages:
         )
 
     def places_among(self, classes: Sequence[str], otherwise: str) -> NDArray[np.int64]:
-        """Return the (C,) positions of these classes in another list of classes; -1 for a class without images.
+        """Return the (C,) positions of these classes in the list `classes`; -1 for a class that is not in it.
 
         Raises:
             DataError: a class with images is not in the list; `otherwise` is the end of the message, with the reason
@@ -88,8 +88,9 @@ def read_labeled(source: object) -> LabeledImages:
 
     Classes are in alphabetical order, unless the source lists them: a ClassLabel column of `datasets`, or
     `classnames.txt` next to class folders (see `paired_names`); `zeroshot_classification_templates.txt` gives prompts.
-    `?classes=` gives other names. A file in several rows, or an image with a list of labels, has several classes;
-    images that a table contains are different images, row by row. Python objects are sources as for `read_pairs`.
+    `?classes=` gives other names. An image has several classes if its file occurs in several rows, or if its label is a
+    list. Images that are stored in a table count as different images, one per row. Python objects are accepted as in
+    `read_pairs`.
 
     Raises:
         DataError: the source, a column, an image or a label is missing, or a label is not a listed class.

@@ -123,10 +123,12 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
     """Read the manifest of a folder, or create one in an empty folder.
 
     Raises:
-        OutputError: the folder has other content, or was begun with other data or settings.
+        OutputError: the folder has other content, or was started with other data or settings.
     """
     if set("{}*?[]") & set(str(folder)):
-        raise OutputError(f"{folder}: a folder of shards cannot have any of {{}}*?[] in its name; give another --out")
+        raise OutputError(
+            f"{folder}: a folder of shards cannot have the characters {{}}*?[] in its name; give another --out"
+        )
     for name in (_MANIFEST, _SKIPPED):
         for unfinished in folder.glob(f".{name}.*.writing"):  # left by a process that was killed
             unfinished.unlink(missing_ok=True)
@@ -142,7 +144,8 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
         names = sorted(file.name for file in folder.iterdir())
         if names:
             raise OutputError(
-                f"{folder}: is not empty (it contains {names[0]}) and was not begun by this command; give another --out"
+                f"{folder}: is not empty (it contains {names[0]}) and not a folder of clipkit data prepare; give "
+                "another --out"
             )
         manifest = Manifest(folder, source, settings)
         manifest.write()
@@ -150,14 +153,15 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
     # Folders of earlier versions have no hash of the content.
     if any(manifest.source.get(part, source[part]) != source[part] for part in ("fingerprint", "content")):
         raise OutputError(
-            f"{folder}: was begun with {manifest.source['name']}, which is other data or has changed since; give "
+            f"{folder}: contains shards of {manifest.source['name']}, which is other data or has changed since; give "
             "another --out, or delete the folder"
         )
     for name, value in asdict(settings).items():
         before = getattr(manifest.settings, name)
         if before != value:
             raise OutputError(
-                f"{folder}: was begun with {name} {before}, not {value}; set {name} to {before}, or give another --out"
+                f"{folder}: was started with {name} {before}, not {value}; set {name} to {before}, or give another "
+                "--out"
             )
     return manifest
 

@@ -30,7 +30,7 @@ def near_misses_of(data: Any) -> NearMisses:
         columns = columns_of(data, "caption")
     if columns is None or not {"negative_caption", "caption_1"} & set(columns):
         raise DataError(
-            f"{kind_of(data)} is not near-miss data; give the path of a file or a folder, or rows with "
+            f"{kind_of(data)} is not compositional data; give the path of a file or a folder, or rows with "
             f"{', '.join(ONE_IMAGE)} or with {', '.join(TWO_IMAGES)}"
         )
     name = name_of_object(data)

@@ -141,9 +141,8 @@ def checked_negatives(pairs: Pairs) -> Sequence[str]:
     """
     if pairs.negatives is None:
         raise DataError(
-            f"{pairs.name}: has no column negative_caption with a hard negative caption per row, which "
-            "the loss needs; add it, "
-            "or use loss.name: infonce"
+            f"{pairs.name}: has no column negative_caption, but the loss needs a hard negative caption for each row; "
+            "add the column, or use loss.name: infonce"
         )
     right = set(zip(pairs.image_of_caption.tolist(), pairs.captions, strict=True))
     for row, (image, wrong) in enumerate(zip(pairs.image_of_caption.tolist(), pairs.negatives, strict=True), 1):

@@ -81,7 +81,7 @@ def prepare(
 
     Args:
         pairs: images, with or without captions.
-        out: a new or empty folder, or one that was begun with the same source and settings.
+        out: a new or empty folder, or one that was started with the same source and settings.
         size: short side in pixels; smaller images are not resized, and smaller upright RGB ones keep their bytes.
         quality: JPEG quality, 1 to 100.
         lossless: PNG instead of JPEG.

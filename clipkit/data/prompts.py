@@ -44,8 +44,8 @@ def read_classes(source: str) -> Classes:
         ):
             return content
     raise DataError(
-        f"{source}: write a list of names, or an object that maps each label to its names, such as "
-        '{"n02123045": ["tabby"]}'
+        f"{source}: does not contain class names; write a list of names, or an object that maps each label to its "
+        'names, such as {"n02123045": ["tabby"]}'
     )
 
 
@@ -73,8 +73,8 @@ def read_templates(source: str) -> Templates:
         case dict() if content and all(_are_strings(sentences) for sentences in content.values()):
             return content
     raise DataError(
-        f"{source}: write a list of prompts, or an object that maps each class to its prompts, such as "
-        '{"cat": ["a cat", "a sleeping cat"]}'
+        f"{source}: does not contain prompts; write a list of prompts, or an object that maps each class to its "
+        'prompts, such as {"cat": ["a cat", "a sleeping cat"]}'
     )
 
 
@@ -98,9 +98,10 @@ def read_lines(path: Path) -> list[str]:
 def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[str, str]:
     """Return the name of each label, followed by the names of classes without images.
 
-    A mapping gives the name of each label. In a list, a name that equals a label, apart from case and underscores,
-    belongs to this label. Labels that are numbers are positions in the list; if both have the same length, their order
-    can also be that of the list. Other labels, in alphabetical order, get the names in the order of the list.
+    A mapping gives the name of each label. For a list, the first rule that applies is used. (1) The names equal the
+    labels, apart from case and underscores. (2) The labels are numbers: they are positions in the list or, if there are
+    as many labels as names, are sorted and matched to the names in order. (3) There are as many labels as names: the
+    labels in alphabetical order are matched to the names in order.
 
     Args:
         where: location of the names, for messages.
@@ -135,8 +136,8 @@ def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[st
     if len(names) == len(labels):
         return dict(zip(labels, names, strict=True))
     raise DataError(
-        f"{where}: has {len(names)} names for {len(labels)} classes, such as {labels[0]!r}; give one name per line, in "
-        "the alphabetical order of the classes, or, if they are numbers, in the order of the numbers"
+        f"{where}: has {len(names)} names for {len(labels)} classes ({labels[0]!r}, …); give one name per line, in the "
+        "alphabetical order of the classes; if the classes are numbers, in numerical order"
     )
 
 

@@ -38,7 +38,7 @@ class Slots:
 
     Args:
         workers: number of loader workers.
-        each: slots of each worker.
+        each: number of slots of each worker.
         size: bytes of a slot, a multiple of 16.
     """
 

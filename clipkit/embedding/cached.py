@@ -1,4 +1,6 @@
-"""Folders of the cache: stored inputs of training and features of evaluations. A process locks those it uses."""
+"""Folders of the cache: stored inputs of training and features of evaluations. A process locks the folders that it
+uses.
+"""
 
 import os
 import shutil
@@ -13,7 +15,7 @@ from clipkit.files import cache_folder
 from clipkit.parsing import parse_json
 
 INDEX = "index.json"
-"""File that completes a store."""
+"""Name of the file that is written last: a store without it is unfinished."""
 _LOCK = ".lock"
 
 
@@ -32,7 +34,7 @@ class Cached:
     used: float
     """Time of the last use, in seconds since 1970."""
     about: Mapping[str, Any]
-    """Description of the content; empty if it is unfinished or damaged."""
+    """Description of the content; empty if the folder is unfinished or damaged."""
 
 
 def stored_inputs() -> list[Cached]:
@@ -128,7 +130,7 @@ def size_on_disk(folder: Path) -> int:
 
 
 def readable_size(size: float) -> str:
-    """Return a size for people.
+    """Format a size in bytes with a unit.
 
     >>> readable_size(3_400_000_000)
     '3.4 GB'

@@ -47,7 +47,7 @@ class Features:
 
     Args:
         model: returned by `clipkit.load`.
-        batch_size: images per forward pass; None: as many as suit the device.
+        batch_size: images per forward pass; None: chosen for the device.
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
         processes: group in which each process encodes a share and all get all features; None: only this process.
         progress: show progress bars on the terminal.

@@ -37,8 +37,9 @@ class PartWriter:
     Args:
         folder: folder of the unfinished store.
         number: number of the part.
-        of_tokens: whether all tensors (B, L, …) except `outside` (B, C) have a row per token; only the tokens of
-            `attention_mask` (B, L) are written, without padding.
+        of_tokens: True if each tensor (B, L, …), except `outside` (B, C), has a row per token. Padding, where
+            `attention_mask` (B, L) is 0, is then not
+            written.
         dtype: type of the tensors with more than two dimensions; None: unchanged.
     """
 
@@ -124,7 +125,7 @@ class Store:
         folder: its folder.
 
     Raises:
-        DamagedError: files are missing, have another size, or the index cannot be read. `verify` reads their content.
+        DamagedError: files are missing or have a wrong size, or the index cannot be read; `verify` checks the content.
     """
 
     def __init__(self, folder: Path) -> None:

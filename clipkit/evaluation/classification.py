@@ -117,7 +117,7 @@ def _multilabel(scores: Tensor, labels: Tensor, titles: Sequence[str], images: S
 def multilabel_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:
     """Return one value per correct answer for mean average precision; a class without images counts as 0.
 
-    The gallery stays whole: the precision at each correct answer is fixed, and only images are resampled, within each
+    The precision at each correct answer is computed once, among all images. The bootstrap resamples images within each
     class.
     """
     labels = np.asarray(queries["label"])

@@ -10,7 +10,7 @@ from clipkit.models import DualEncoder
 
 
 class HeldOut:
-    """Held-out data with the metric that its columns allow.
+    """Held-out data, scored by zero-shot accuracy if it has labels, otherwise by mean recall.
 
     Args:
         source: class folders, a table with a label column, or captions.
@@ -27,7 +27,7 @@ class HeldOut:
             self.data, self.metric = read_pairs(source), "mean_recall"
 
     def score(self, model: DualEncoder) -> float:
-        """Return the value of the metric; of labels with several classes per image, the mean average precision."""
+        """Return the value of the metric. If images have several classes, it is the mean average precision."""
         result: Any
         if isinstance(self.data, LabeledImages):
             result = zeroshot(model, self.data, cache=False)

@@ -131,7 +131,7 @@ def test_near_misses_of_objects_have_the_figures_of_files(
 
 
 def test_other_objects_are_no_near_misses(model: DualEncoder) -> None:
-    with pytest.raises(DataError, match="a list is not near-miss data"):
+    with pytest.raises(DataError, match="a list is not compositional data"):
         evaluate.compositional(model, [("a.png", "b")], cache=False)
     rows = [{"image": "a.png", "caption": "a", "negative_caption": text} for text in ("b", " ")]
     with pytest.raises(DataError, match="row 2 has no negative_caption"):

@@ -109,7 +109,7 @@ def test_an_address_is_fetched_once(server: Server, tmp_path: Path, caplog: pyte
     assert set(server.counts.values()) == {1}
     assert len(server.counts) == 6
     assert [record.getMessage() for record in caplog.records if "network" in record.getMessage()] == [
-        "images are fetched from the network, because the data contains addresses"
+        "images are downloaded from the network, because the data contains URLs"
     ]
 
 

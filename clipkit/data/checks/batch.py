@@ -22,7 +22,7 @@ _MANY = 0.5
 def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_size: int) -> dict[str, Any]:
     """Estimate how many pairs of rows in one batch have the same caption or image.
 
-    A batch contains different images, each with one of its captions, as in training. Two given images are in it
+    A batch contains different images, each with one of its captions, as in training. Two given images are both in it
     together with probability G (G - 1) / (N (N - 1)).
 
     Args:
@@ -52,8 +52,7 @@ def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_
 
 
 def _any_of(partners: NDArray[Any], count: int, size: int) -> NDArray[np.float64]:
-    """Return the probability that a batch with a given image also contains one of the k images that match it, for each
-    k.
+    """Return, for each number k of images that match a given image, the probability that its batch contains a match.
 
     For k matches among N images it is 1 − C(N−1−k, G−1) / C(N−1, G−1); k may be an expected value.
     """
@@ -87,8 +86,8 @@ def batch_too_large(data: CheckedData) -> Finding | None:
     assumed = data.batch.get("assumed", False)
     return Finding(
         "batch_too_large", "note" if assumed else "warning",
-        f"a batch of {data.batch['size']:,}{' (the default of a recipe)' * assumed} is larger than the {images:,} "
-        "images",
+        f"a batch of {data.batch['size']:,}{' (the default of a recipe)' * assumed} is larger than the data "
+        f"({images:,} images)",
         "training needs at least one batch: use a smaller train.batch_size, or more data", count=images, share=1.0,
     )  # fmt: skip
 
@@ -112,8 +111,9 @@ def false_negatives(data: CheckedData) -> Finding | None:
     }
     return Finding(
         "false_negatives", "warning",
-        f"rows with the same caption or image as another row: {expected:,.0f} of a batch of {size:,} "
-        f"({percent(share)}) expected",
+        f"in a batch of {size:,} rows, about {expected:,.0f} ({percent(share)}) are expected to have the same caption "
+        "or "
+        f"image as another row",
         advice[data.loss_counts_duplicates], count=round(expected), share=share,
     )  # fmt: skip
 

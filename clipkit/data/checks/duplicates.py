@@ -152,7 +152,7 @@ def _ranges(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 def _similar(scan: ImageScan, one: NDArray[np.int64], other: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Yield the candidate pairs whose thumbnails are similar, as rows of two positions.
 
-    Images of nearly one value always look alike, so they count as similar only if each has exactly one value.
+    Images with almost no contrast always look alike, so they count as similar only if each has a single pixel value.
     """
     tells = (scan.spreads == 0) | (scan.spreads >= NEARLY_ONE_VALUE)
     both = tells[one] & tells[other]

@@ -82,7 +82,7 @@ def _is_number(text: str) -> bool:
 
 
 def choose(role: str, candidates: Sequence[str], peek: Peek, folder: Path) -> tuple[str, str]:
-    """Return the candidate that fits a role best (of equal ones the first), and a text about the choice."""
+    """Return the candidate that fits a role best (the first one in a tie), and a description of the choice."""
     ranks = {name: rank_of(role, peek(name), folder) for name in candidates}
     best = min(candidates, key=lambda name: ranks[name][0])
     described = [f"{name} ({ranks[name][1]})" for name in (best, *(name for name in candidates if name != best))]

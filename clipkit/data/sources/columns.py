@@ -14,7 +14,7 @@ from clipkit.findings import Finding
 from clipkit.images import Stored
 
 LONGEST_TEXT = 1_000_000
-"""Characters of a caption: models read a few hundred, and tokenizing a book takes minutes."""
+"""Maximum number of characters of a caption. Models read a few hundred; tokenizing a whole book would take minutes."""
 
 # Accepted column names of each role, most likely first. To accept another name, add it here.
 NAMES: Mapping[str, Sequence[str]] = {

@@ -86,9 +86,9 @@ def _parsed(path: Path, form: _Form, convert: arrow_csv.ConvertOptions | None = 
 
 
 def _form_of(path: Path, wanted: Wanted) -> _Form:
-    """Return the form in which the header has the most columns with known names, otherwise the most columns.
+    """Return the form in which the header has the most columns with known names; if none is known, the most columns.
 
-    If several forms are equal, return the usual one for the file's extension. Excel writes `sep=;` before the header.
+    In a tie, return the usual form for the file's extension. Excel writes `sep=;` before the header.
     """
     with open_text(path, newline="") as file:
         first = file.readline()

@@ -123,7 +123,7 @@ def _with_tables(path: Path, tree: Walk, wanted: Wanted) -> Rows:
     for file, part in zip(used, parts, strict=True):
         if part.columns.keys() != first.columns.keys() or (part.images is None) != (first.images is None):
             raise DataError(
-                f"{path / file}: has other columns than {path / used[0]}; use the same columns in all metadata "
+                f"{path / file}: has different columns from {path / used[0]}; use the same columns in all metadata "
                 "tables, or give only one of the folders"
             )
     columns = {role: _joined([part.columns[role] for part in parts]) for role in first.columns}
@@ -136,7 +136,10 @@ def _with_tables(path: Path, tree: Walk, wanted: Wanted) -> Rows:
     for file, part in zip(used, parts, strict=True):
         folder = file.rpartition("/")[0]
         if not isinstance(part.images, Files):
-            raise DataError(f"{path / file}: contains images; put such tables into one folder and give part-*.parquet")
+            raise DataError(
+                f"{path / file}: contains the images themselves, not file names; put such tables into one folder and "
+                "give FOLDER/*.parquet"
+            )
         names += [name if "://" in name else posixpath.join(folder, name) for name in part.images.names]
     column = pa.array(names, pa.large_string())
     return replace(

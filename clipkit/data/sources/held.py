@@ -98,8 +98,8 @@ def image_value(value: Any) -> ImageLike | bytes:
     if isinstance(value, Tensor):
         if value.is_floating_point():
             raise DataError(
-                "a Tensor of floating-point numbers is not an image; give it before the transform: the model has "
-                "preprocessing of its own"
+                "a Tensor of floating-point numbers is not an image; give the image before your transform, because the "
+                "model preprocesses images itself"
             )
         value = value.movedim(0, -1).numpy() if value.ndim == 3 and value.shape[0] in (1, 3, 4) else value.numpy()
         return np.ascontiguousarray(value[..., 0] if value.ndim == 3 and value.shape[-1] == 1 else value)
@@ -109,10 +109,10 @@ def image_value(value: Any) -> ImageLike | bytes:
 
 
 def path_of(value: Any) -> str:
-    """Return the path of an image that is a file, also of an opened one whose pixels are not loaded; otherwise "".
+    """Return the path of an image file, or of an opened PIL image whose pixels are not loaded yet; otherwise "".
 
-    Decoding the file again leaves the image of the user without pixels in memory, and is safe in worker processes,
-    which share the position in an opened file.
+    The image is then decoded from its path. The user's object therefore stays small, and worker processes do not read
+    from one opened file, whose position they would share.
     """
     if isinstance(value, dict):
         value = None if value.get("bytes") else value.get("path")

@@ -8,7 +8,7 @@ from clipkit.image_formats import most_file_bytes
 TEXTS = ("txt", "caption", "cls", "npy", "json")
 """Endings of members that are read as text."""
 MOST_TEXT = 1 << 24
-"""Largest size in bytes of such a member."""
+"""Largest size in bytes of a member that is read as text."""
 _MOST_HEADER = 1 << 20
 _HEADERS = (
     tarfile.GNUTYPE_LONGNAME,

@@ -71,7 +71,7 @@ def read_object(data: object, wanted: Wanted) -> Rows:
 
 
 def columns_of(data: Any, second: str) -> dict[str, list[Any]] | None:
-    """Return the columns of an object whose rows are in memory, without copies of the values; None: another object."""
+    """Return the columns of an object whose rows are in memory, without copying values; None if it has another form."""
     if isinstance(data, Mapping):
         return {str(column): list(values) for column, values in data.items()}
     if hasattr(data, "columns") and hasattr(data, "to_dict"):  # pandas, polars
@@ -135,7 +135,7 @@ def _rows(
     keys: list[str],
     fetch: Callable[[int], Any],
 ) -> Rows:
-    """Return the rows of columns of texts and of images, which `fetch` returns by row."""
+    """Return rows from columns of texts, and from images that `fetch` returns by row."""
     of_texts = {role: column for role, column in names.items() if role != "image"}
     if paths and all(paths):
         return of_table(name, Path(), pa.table({**texts, names["image"]: paths}), names)
@@ -173,7 +173,7 @@ class _ImageOf:
 
 @dataclass(frozen=True)
 class _Texts(Dataset[tuple[Any, ...]]):
-    """The path of each image, or "", and the texts of each row."""
+    """Dataset that returns for each row the path of its image ("" if it is not a file) and its texts."""
 
     data: Any
     second: str

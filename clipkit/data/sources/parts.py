@@ -14,10 +14,9 @@ _SPLIT = re.compile(r"(?<![a-z])(train|test|validation|val|valid|dev|eval)(ing)?
 
 
 def files_of_folder(name: str, ending: str) -> list[Path]:
-    """Return the files with an extension in a folder or in its subfolder `data`; none if it holds images or other
-    folders.
+    """Return the files with an extension in a folder or in its subfolder `data`.
 
-    Beside shards there may be other tables: img2dataset writes a Parquet file without images for each shard.
+    A folder with Parquet files that also contains images or folders is not such a folder: the list is then empty.
     """
     folder = Path(name)
     for place in (folder, folder / "data"):
@@ -31,8 +30,9 @@ def files_of_folder(name: str, ending: str) -> list[Path]:
 
 
 def parts_of_split(name: str, ending: str, wanted: Wanted) -> list[Path]:
-    """Return the files whose names contain the split of `?split=`, or all files if their names contain at most one
-    split.
+    """Return the files whose names contain the split that `?split=` gives.
+
+    If the file names contain at most one split, all files are returned.
 
     Raises:
         DataError: the names contain several splits and none is chosen, or the given split is missing.

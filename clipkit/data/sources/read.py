@@ -39,7 +39,7 @@ class Source:
     """Function that returns whether a source name is of this kind."""
     read: Callable[[str, Wanted], Rows]
     has_splits: bool = False
-    """True if `?split=` chooses a part of it."""
+    """True if `?split=` chooses a part of the source."""
 
 
 def _begins(prefix: str) -> Callable[[str], bool]:
@@ -156,7 +156,9 @@ def rows_of(name: str, wanted: Wanted) -> Rows:
     try:
         return source.read(name, wanted)
     except UnicodeEncodeError as error:
-        raise DataError(f"{wanted.source}: the name {error.object[:80]!r} in it is not UTF-8; rename it") from None
+        raise DataError(
+            f"{wanted.source}: contains the name {error.object[:80]!r}, which is not UTF-8; rename it"
+        ) from None
 
 
 def _check_is_finished(manifest: Path) -> None:

@@ -29,14 +29,14 @@ from clipkit.images import Stored
 from clipkit.opening import read_file
 
 TIMEOUT = 10.0
-"""Seconds without an answer after which an attempt ends."""
+"""Seconds without an answer after which a download attempt ends."""
 LONGEST = 60.0
-"""Seconds after which an attempt ends although data still arrives."""
+"""Seconds after which a download attempt ends even if data still arrives."""
 ATTEMPTS = 3
 BACK_OFF = 0.5
-"""Seconds before the second attempt; doubled for each further one."""
+"""Seconds to wait before the second attempt; doubled for each further attempt."""
 AT_ONCE = 16
-"""Addresses that are fetched at the same time."""
+"""Number of URLs that are downloaded at the same time."""
 # After this number of URLs without an answer in a row, a host is not asked for a while.
 _SILENT_AFTER = 3
 _SILENT_SECONDS = 60.0
@@ -48,7 +48,7 @@ _LOCKS = [threading.Lock() for _ in range(64)]
 _silent: dict[str, tuple[int, float]] = {}
 """Host -> number of consecutive URLs without an answer, and the time of the last one."""
 _failing: dict[str, float] = {}
-"""Host -> time of its failure; emptied when any host answers. With many failing hosts, there is no network."""
+"""Host -> time of its failure; emptied when any host answers. Many failing hosts mean that there is no network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def begin() -> Path:
     os.environ[_VARIABLE] = str(folder)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         atexit.register(_remove, folder, os.getpid())
-        logging.getLogger("clipkit").warning("images are fetched from the network, because the data contains addresses")
+        logging.getLogger("clipkit").warning("images are downloaded from the network, because the data contains URLs")
     return folder
 
 
@@ -148,7 +148,10 @@ def check_fetched(name: str, images: Sequence[object]) -> None:
 
 
 def _kept(address: str, file: Path) -> bytes:
-    """Return the content of a URL from the folder, or fetch and keep it; return the reason if this fails."""
+    """Return the content of a URL: from `file` if it was fetched before, otherwise from the network, and store it.
+
+    Raises:
+        OSError: the fetch fails, or failed before."""
     failed = file.with_name(file.name + _FAILED)
     try:
         return read_file(file)

@@ -106,7 +106,9 @@ def of_dataset(name: str, dataset: "Dataset", wanted: Wanted, names: dict[str, s
     if _is_string(kind):
         return of_table(name, Path(), table.append_column(image, column_of_images[:][image]), names)
     if not choice.has_bytes(kind):
-        raise DataError(f"{name}: column {image} has type {kind}, neither paths nor images; specify another column")
+        raise DataError(
+            f"{name}: column {image} has the type {kind}, which is neither paths nor images; specify another column"
+        )
     rows = of_table(name, Path(), table, {role: column for role, column in names.items() if role != "image"})
     # A row identifies an image only together with its split and its column.
     chosen = [f"{option}={wanted.options[option]}" for option in ("split", "image") if option in wanted.options]
@@ -147,7 +149,8 @@ def _texts(name: str, column_name: str, column: Any, default: str | None = "") -
             f"{name}: column {column_name} is damaged ({one_line(error)}); download or create the file again"
         ) from None
     raise DataError(
-        f"{name}: column {column_name} has type {kind}, neither text nor lists of texts; specify another column"
+        f"{name}: column {column_name} has the type {kind}, which is neither text nor lists of texts; specify another "
+        "column"
     )
 
 

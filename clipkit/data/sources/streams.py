@@ -120,7 +120,7 @@ def _of_tar(address: str, options: Mapping[str, str]) -> Iterator[StreamSample]:
 
 
 def _open(address: str) -> Any:
-    """Open a local shard, or one at an address, without fsspec's chains of protocols."""
+    """Open a shard at a path or a URL; chains of protocols, which fsspec supports, are refused."""
     if not is_address(address):
         return open_file(address)
     protocol = protocol_of(address, STREAMS)

@@ -60,7 +60,7 @@ def _shard(path: Path) -> Path:
     try:
         check_file(path)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; give a tar") from None
+        raise DataError(f"{path}: {error.strerror}; give a tar file") from None
     return path
 
 

@@ -1,7 +1,7 @@
 """Check of the URLs in data, before any library opens them.
 
-fsspec would accept many more: chains such as `simplecache::file:///etc/passwd` open local files, and `reference://`
-evaluates templates. So only a few protocols are allowed, and chains are not.
+Only a few protocols are allowed, and no chains of protocols: in fsspec, chains such as
+`simplecache::file:///etc/passwd` open local files, and `reference://` evaluates templates.
 """
 
 import re
@@ -41,7 +41,7 @@ def protocol_of(address: str, allowed: tuple[str, ...]) -> str:
         )
     if protocol not in allowed:
         raise DataError(
-            f"{_shown(address)}: addresses of this kind are not opened, only "
+            f"{_shown(address)}: addresses of this kind are not supported, only "
             f"{', '.join(f'{name}://' for name in allowed)}; download the file and give its path"
         )
     try:

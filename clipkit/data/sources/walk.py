@@ -68,7 +68,7 @@ class Walk:
                 "left_out",
                 "warning" if images or self.left_out.keys() - {_HIDDEN} else "note",
                 f"{self.root}: left out: {', '.join(parts)}",
-                "convert or rename what belongs to the data",
+                "convert or rename the files that belong to the data",
                 count=count,
                 examples=tuple(name for names in groups.values() for name in names[:_EXAMPLES]),
             )

@@ -75,7 +75,7 @@ def run_suite(
         models: names as `clipkit.load` accepts them.
         out: folder for one result file per dataset and model, and `results.json`.
         cache: folder for features, shared by all datasets; None: the user's cache folder; False: no cache.
-        processes: share each dataset; all get the result, the main process writes.
+        processes: processes that share each dataset; all get the result, only the main process writes files.
         log: called with one line per dataset and model.
         progress: show progress bars on the terminal.
 

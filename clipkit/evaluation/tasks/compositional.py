@@ -50,10 +50,10 @@ def compositional(
         model: returned by `clipkit.load`.
         data: a file or folder in the form of SugarCrepe or Winoground, an object with their columns (a list of dicts, a
             dict of columns, a DataFrame, or a dataset of the library `datasets`), or instances already read.
-        batch_size: images per forward pass; None: as many as suit the device.
+        batch_size: images per forward pass; None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every instance.
-        processes: share the images and captions; all get the result, the main process writes.
+        processes: processes that share the images and captions; all get the result, only the main process writes files.
         progress: show progress bars on the terminal.
 
     Raises:

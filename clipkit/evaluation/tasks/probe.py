@@ -53,10 +53,10 @@ def probe(
         shots: training images per class, drawn `seeds` times; metrics are means over the draws. Default: all images.
         seeds: number of draws; without `shots`, all images are used once.
         neighbours: number of nearest neighbors.
-        batch_size: images per forward pass; None: as many as suit the device.
+        batch_size: images per forward pass; None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of the linear classifier, one draw after the other.
-        processes: share the images; all get the result, the main process writes.
+        processes: processes that share the images; all get the result, only the main process writes files.
         progress: show progress bars on the terminal.
 
     Raises:

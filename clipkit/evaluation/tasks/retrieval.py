@@ -51,10 +51,10 @@ def retrieval(
             columns, a DataFrame, or a dataset of the library `datasets`; or pairs already read.
         merge_captions: treat identical captions as one query, for which any of their images is correct; otherwise
             each caption is a query, as in CLIP_benchmark.
-        batch_size: images per forward pass; it does not change the metrics. None: as many as suit the device.
+        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the ranks, scores and top answers of every query.
-        processes: share the images and captions; all get the result, the main process writes.
+        processes: processes that share the images and captions; all get the result, only the main process writes files.
         progress: show progress bars on the terminal.
 
     Raises:
@@ -133,15 +133,15 @@ def retrieval_result(
     """Return the result for features that are already computed.
 
     Args:
-        image_features: of the images of `pairs`.
-        text_features: of the texts of `queries`.
+        image_features: features of the images of `pairs`.
+        text_features: features of the texts of `queries`.
         pairs: the data.
         model_name: name of the model.
         seconds: duration of computing the features.
         hashes: result of `content_hashes` for the images; None: computed here.
-        queries: text queries; None: every caption.
+        queries: text queries; None: every caption is a query.
         predictions: Parquet file to write.
-        processes: share the ranking; None: this process alone.
+        processes: processes that share the ranking; None: this process alone.
         progress: show a progress bar on the terminal.
 
     Raises:
@@ -274,9 +274,7 @@ def _examples(
 def _extremes(
     all_ranks: RetrievalRanks, image_features: Tensor, text_features: Tensor, pairs: Pairs, queries: TextQueries
 ) -> list[dict[str, Any]]:
-    """Return the captions whose image is ranked first with the highest score, and the captions whose image is ranked
-    last.
-    """
+    """Return examples of captions whose image is ranked first with the highest score, or whose image is ranked last."""
     examples = []
     ranks = all_ranks.of_texts.cpu()
     asking = (ranks > 0).nonzero()[:, 0]

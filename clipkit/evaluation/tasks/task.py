@@ -77,10 +77,10 @@ class Task:
     """An evaluation task.
 
     Args:
-        read: return the data of a source.
-        run: evaluate a model.
-        columns: return the values of every query of a result, from which metrics and intervals are computed.
-        answers: return the answers to every query of a result.
+        read: function that returns the data of a source.
+        run: function that evaluates a model.
+        columns: function that returns the values of every query of a result; they determine metrics and intervals.
+        answers: function that returns the answers to every query of a result.
         needs_text: True if the task needs a text tower.
     """
 

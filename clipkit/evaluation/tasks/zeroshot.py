@@ -47,10 +47,10 @@ def zeroshot(
             several names, all of which are used in prompts. Default: the classes of the data.
         templates: prompts with `{c}` instead of the class name, or a mapping from each class to its prompts; the
             features of a class's prompts are averaged. Default: the prompts of the data, otherwise "a photo of a {c}.".
-        batch_size: images per forward pass; it does not change the metrics. None: as many as suit the device.
+        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every image.
-        processes: share the images and prompts; all get the result, the main process writes.
+        processes: processes that share the images and prompts; all get the result, only the main process writes files.
         progress: show progress bars on the terminal.
 
     Raises:
