@@ -12,12 +12,12 @@ from clipkit.models.towers import ImageTower, TextTower
 
 
 def absent_image_tower() -> ImageTower:
-    """Placeholder for an image tower."""
+    """Return a placeholder for an image tower."""
     return ImageTower(_Absent("image"), nn.Identity(), [], Preprocess(_no_image, None, (0, 0, 0), (1, 1, 1)))
 
 
 def absent_text_tower() -> TextTower:
-    """Placeholder for a text tower."""
+    """Return a placeholder for a text tower."""
     return TextTower(_Absent("text"), nn.Identity(), [], _NoTokenizer())
 
 

@@ -130,7 +130,9 @@ def _before(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def _changed(outside: Outside | None, change: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Context in which features with outside columns are changed; the value is a function for the trunk's output."""
+    """Context that applies `change` to the features with outside columns; its value is a function for the trunk's
+    output.
+    """
     if outside is None or outside.module is None:
         yield change if outside is not None else lambda output: output
         return

@@ -86,16 +86,16 @@ class DualEncoder(nn.Module):
         temperature: float = 0.07,
         bias: float | None = None,
     ) -> "DualEncoder":
-        """Return a dual encoder of two modules, which becomes part of them: training changes the modules.
+        """Return a dual encoder made of two modules. The modules become part of it: training changes them.
 
         Args:
-            image_tower: module from the output of `preprocess`, in batches, to features (B, W).
-            text_tower: module from token IDs (B, L), or from `input_ids` and `attention_mask` by name, to features.
+            image_tower: module that maps batches of the output of `preprocess` to features (B, W).
+            text_tower: module that maps token IDs (B, L), or `input_ids` and `attention_mask` by name, to features.
             preprocess: function from an RGB PIL image to a tensor (3, H, W), or to a dict of tensors by name.
             tokenizer: function from strings to token IDs (M, L), or to a dict of `input_ids` and `attention_mask`; or
                 a tokenizer of transformers.
             embed_dim: width D of the shared space, with a new LayerNorm and linear projection on each tower; None: no
-                projections; the towers have the same width.
+                projections, so the towers must have the same width.
             temperature: initial temperature, 1 / exp(logit_scale).
             bias: initial logit bias, for the sigmoid loss; None: no bias.
 
@@ -143,7 +143,7 @@ class DualEncoder(nn.Module):
 
         Args:
             images: paths, PIL images or uint8 arrays (H, W, 3); a single image or any number of images, including none.
-            batch_size: images per forward pass; None: as many as suit the device.
+            batch_size: images per forward pass; None: chosen for the device.
             progress: show a progress bar.
 
         Raises:
@@ -161,7 +161,7 @@ class DualEncoder(nn.Module):
 
         Args:
             texts: a string, or any number of them, including none.
-            batch_size: maximum number of strings per forward pass; None: as many as suit the device.
+            batch_size: maximum number of strings per forward pass; None: chosen for the device.
             progress: show a progress bar.
 
         Raises:
@@ -208,8 +208,8 @@ class DualEncoder(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write the model in the layout of the library that it was loaded from.
 
-        Adapters are merged into the weights. A new folder exists only when it is complete. In a folder with other
-        files, the files of the model are replaced.
+        Adapters are merged into the weights. A new folder appears only when it is complete. In an existing folder,
+        files of the model are replaced, and other files stay.
 
         Raises:
             OSError: the folder cannot be written, e.g. because the disk is full.

@@ -85,8 +85,8 @@ def encode_images(
     Args:
         tower: tower whose preprocessing is used.
         images: paths, PIL images or arrays.
-        through: the tower or its trunk.
-        batch_size: images per forward pass; None: as many as suit the device.
+        through: module to run: the tower or its trunk.
+        batch_size: images per forward pass; None: chosen for the device.
         device: device of the tower.
         progress: show a progress bar.
         bad: receives the reasons why images are unreadable, by position; their rows have arbitrary values.
@@ -139,8 +139,8 @@ def encode_strings(
     Args:
         tower: tower whose tokenizer is used.
         texts: strings.
-        through: the tower or its trunk.
-        batch_size: maximum number of strings per forward pass, of similar lengths; None: as many as suit the device.
+        through: module to run: the tower or its trunk.
+        batch_size: maximum number of strings per forward pass, of similar lengths; None: chosen for the device.
         device: device of the tower.
         progress: show a progress bar.
 

@@ -22,7 +22,7 @@ class ExactPixels:
         preprocess: preprocessing of the tower.
         table: result of `pixel_table`.
         device: device of the tower.
-        dtype: type of its weights.
+        dtype: type of the tower's weights.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Search for a place to cut a trunk: before its first trained parameter, with unchanged features and gradients."""
+"""Search for the point at which a trunk can be cut: before its first trained parameter, with equal results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -88,8 +88,9 @@ def _calls(trunk: nn.Module, inputs: Inputs) -> dict[nn.Module, list[tuple[int, 
 def _first_trained(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]]) -> nn.Module:
     """Return the first module that runs with a trained parameter of its own.
 
-    A module that contains others with trained parameters does not count: its own, e.g. the final projection of
-    open_clip, may be used at the end. If they are used earlier, gradients differ, and the cut is refused.
+    A module that contains others with trained parameters does not count, because its own parameters, e.g. the final
+    projection of open_clip, are usually used at the end. If they are used earlier, gradients differ, and the cut is
+    refused.
     """
     trained = [m for m in calls if any(p.requires_grad for p in m.parameters(recurse=False))]
     holding = [m for m in trained if not any(other is not m and other in set(m.modules()) for other in trained)]
@@ -212,7 +213,7 @@ def _of_cut(cut: Cut, stored: Inputs) -> tuple[Tensor, list[Tensor | None]] | No
 
 
 def _with_gradients(trunk: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the features and the gradients of a weighted sum of them in the trained parameters."""
+    """Return the features, and the gradients of a weighted sum of the features in the trained parameters."""
     with torch.enable_grad():
         features = run()
         numbers = torch.arange(features.numel(), device=features.device, dtype=features.dtype)

@@ -62,8 +62,8 @@ def _check_tokenizer(tower: TextTower, name: str) -> None:
     end = _end_token(tower.trunk)
     if end == "highest" and (last := tokenizer(["a"])["input_ids"][0].max().item()) < tokenizer.vocab_size - 1:
         log.warning(
-            "%s: its text tower reads the features of a caption at the token with the highest ID; this is not the end "
-            "token (%d) in captions that contain a token that was added after it",
+            "%s: its text tower reads the features of a caption at the token with the highest ID; if a caption "
+            "contains an added token with a higher ID, this is not the end token (%d)",
             *(name, last),
         )
     elif isinstance(end, int) and end not in (ids := tokenizer(["a"])["input_ids"][0].tolist()):

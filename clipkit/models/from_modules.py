@@ -27,7 +27,7 @@ PreprocessFunction = Callable[[Image.Image], Tensor | Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Modules:
-    """The parts of a dual encoder that code, not files, defines; see `DualEncoder.from_modules`."""
+    """Parts of a dual encoder that are Python objects instead of files; see `DualEncoder.from_modules`."""
 
     image_tower: nn.Module
     text_tower: nn.Module
@@ -38,7 +38,7 @@ class Modules:
         """Return the towers, with new projections if `embed_dim` is given.
 
         Raises:
-            ModelError: a part has the wrong type, fails, or returns something else than it should; or the towers have
+            ModelError: a part has the wrong type, fails, or returns an invalid value; or the towers have
                 different widths and `embed_dim` is missing.
         """
         for name in ("image_tower", "text_tower"):
@@ -69,7 +69,7 @@ class Modules:
 
 
 class ModuleTrunk(nn.Module):
-    """Trunk of a module that takes one tensor, or several by name, and returns features (B, W)."""
+    """Trunk that wraps a module; the module takes one tensor, or several by name, and returns features (B, W)."""
 
     def __init__(self, native: nn.Module) -> None:
         super().__init__()
@@ -192,10 +192,10 @@ class ModulesBackend:
 
 
 def check_parts(name: str, layout: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """Check that all parts of a saved model of modules are given.
+    """Check that all parts of a saved model that was built from modules are given.
 
     Raises:
-        ModelError: one is missing.
+        ModelError: a part is missing.
     """
     missing = [part for part, value in parts.items() if value is None]
     if missing:
@@ -210,7 +210,7 @@ def load_weights(model: nn.Module, folder: Path, name: str) -> None:
 
     Args:
         model: a model of modules of the same structure.
-        folder: with the files.
+        folder: folder with the files.
         name: the model's name as the user gave it.
 
     Raises:
@@ -235,7 +235,7 @@ def load_weights(model: nn.Module, folder: Path, name: str) -> None:
 
 
 def _not_saved(model: nn.Module, saved: Mapping[str, Tensor]) -> str | None:
-    """Return the name of a tensor that has neither been saved itself nor under another of its names."""
+    """Return the name of a tensor that is not saved under any of its names, or None."""
     state = model.state_dict()
     covered = {(state[name].data_ptr(), tuple(state[name].shape)) for name in saved}
     missing = (

@@ -61,7 +61,7 @@ def load_open_clip(name: str) -> DualEncoder:
     """Load `open_clip:ARCH/TAG`, `open_clip:ARCH` (random weights) or `open_clip:ARCH?weights=FILE` for evaluation.
 
     Raises:
-        ModelError: the architecture or tag does not exist, the weights do not fit, or they need another activation.
+        ModelError: the architecture or tag does not exist, the weights do not fit, or they need a different activation.
     """
     import open_clip
 

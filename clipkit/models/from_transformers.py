@@ -64,9 +64,9 @@ def load_transformers(folder: Path, name: str, model_type: str) -> DualEncoder:
     """Load the model saved in `folder`, in float32 and evaluation mode.
 
     Args:
-        folder: with config.json, weights, preprocessing and tokenizer.
+        folder: folder with config.json, weights, preprocessing and tokenizer.
         name: the model's name as the user gave it.
-        model_type: from config.json.
+        model_type: `model_type` in config.json.
 
     Raises:
         ModelError: the model type is not in `FAMILIES`, or a file is missing or invalid.

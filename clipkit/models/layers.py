@@ -1,4 +1,4 @@
-"""Trunks whose output is several layers of a tower side by side, or coordinates computed from them."""
+"""Trunks whose output concatenates several layers of a tower, or consists of coordinates computed from them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,9 +38,9 @@ class Coordinates(nn.Module):
 
 
 class Layered(nn.Module):
-    """Base of trunks whose output is the layers `layers`, with dimensions `widths`, side by side.
+    """Base of trunks whose output concatenates the layers `layers`, which have the dimensions `widths`.
 
-    With `coordinates`, the output is their map of the layers.
+    With `coordinates`, this map is applied to the concatenated layers.
     """
 
     layers: tuple[str, ...]

@@ -118,7 +118,7 @@ def _open(name: str, parts: Mapping[str, Any], above: tuple[str, ...] = ()) -> t
     given = [part for part, value in parts.items() if value is not None]
     if given:
         raise ModelError(
-            f"{name}: is not a model of modules, so {given[0]} does not apply to it; leave it out, or build a model "
+            f"{name}: was not built from modules, so {given[0]} does not apply to it; leave it out, or build a model "
             "with DualEncoder.from_modules"
         )
     if folder is None:

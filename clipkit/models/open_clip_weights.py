@@ -21,7 +21,7 @@ class Weights:
     """Weights in a file of open_clip or of its trainer.
 
     Raises:
-        ModelError: the file is missing, incomplete or holds something else.
+        ModelError: the file is missing or incomplete, or does not hold weights.
     """
 
     def __init__(self, file: Path, name: str) -> None:

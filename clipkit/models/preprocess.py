@@ -41,7 +41,7 @@ class PatchGrid:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Evaluation preprocessing of a tower, with the parts that training needs to use another crop.
+    """Evaluation preprocessing of a tower, with the parts that training needs for its random crops.
 
     The tower's own library does the preprocessing (`evaluate`), so that the pixels are equal.
     """
@@ -57,7 +57,8 @@ class Preprocess:
     steps: Resize | PatchGrid | None = None
     """Settings of `evaluate` as plain values, for exports; None if plain values cannot describe it."""
     pixels: Callable[[Image.Image], Pixels] | None = None
-    """Function (image) -> uint8 pixels before scaling and normalization; None if these depend on more than the value.
+    """Function (image) -> uint8 pixels before scaling and normalization; None if the results depend on more than the
+    pixel's value.
     """
 
     def __call__(self, image: Image.Image) -> Inputs:
@@ -65,10 +66,10 @@ class Preprocess:
         return self.evaluate(image)
 
     def of_crop(self, crop: Image.Image | UInt8[Tensor, "3 H W"]) -> Inputs:
-        """Return the inputs for a crop that already has the input size, as uint8 values; `normalized` converts them
-        later.
+        """Return the inputs for a crop that already has the input size, as uint8 values.
 
-        Bytes take a quarter of the memory and of the transfer from a loader worker to the device.
+        `normalized` converts them later. Bytes take a quarter of the memory and of the transfer from a loader worker to
+        the device.
         """
         from torchvision.transforms.v2 import functional as F  # imported here because it takes seconds
 

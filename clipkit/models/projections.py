@@ -23,8 +23,9 @@ class Projection(nn.Module):
 
 
 class ResidualProjection(nn.Module):
-    """Linear layer plus a hidden layer with GELU and dropout, whose output starts at zero (He et al. 2016; Goyal et al.
-    2017, 5.1).
+    """Linear layer plus a hidden layer with GELU and dropout, whose output starts at zero.
+
+    He et al. 2016; Goyal et al. 2017, section 5.1.
 
     Args:
         width: dimension of the input.

@@ -68,10 +68,10 @@ class PythonTokenizer:
 
 
 def tokenizer_of(given: Any) -> Tokenizer:
-    """Return a tokenizer of a function, or of a tokenizer of transformers, which then truncates to its own limit.
+    """Convert a function or a transformers tokenizer to a `Tokenizer`; the latter truncates to its own limit.
 
     Raises:
-        ModelError: as for `PythonTokenizer`, or it is not a function.
+        ModelError: as for `PythonTokenizer`, or `given` is not a function.
     """
     from transformers import PreTrainedTokenizerBase
 

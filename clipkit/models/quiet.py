@@ -43,7 +43,7 @@ def as_model_error(what: str, advice: str = "") -> Iterator[None]:
 
     Args:
         what: the part of the message before the library's reason, e.g. `model: cannot be read`.
-        advice: the part after it.
+        advice: the part of the message after the reason.
 
     Raises:
         ModelError: the block raised an error; a UserError is not changed.

@@ -19,7 +19,7 @@ class Ingredient:
     score: float
     """Score of the model alone."""
     with_it: float = 0.0
-    """Score of the soup with the model."""
+    """Score of the soup with this model added."""
     kept: bool = False
 
 
@@ -31,12 +31,12 @@ def greedy_soup(
 ) -> tuple[DualEncoder, list[Ingredient]]:
     """Average models one after the other, best first, and keep those that do not lower the score of the average.
 
-    Two models and the sum of those that are kept are in memory at once.
+    At most two models and the sum of the kept models are in memory at a time.
 
     Args:
         names: at least two models.
-        load: returns the model of a name.
-        score: returns the score of a model on held-out data; higher is better.
+        load: function that loads a model by name.
+        score: function that returns the score of a model on held-out data; higher is better.
         report: called with a line before each evaluation.
 
     Returns:

@@ -31,7 +31,7 @@ def text_tower(recipe: TextTowerRecipe, projection: NewProjection) -> TextTower:
 
     Args:
         recipe: settings of the tower.
-        projection: builds the projection for the width of the trunk's output.
+        projection: function that builds the projection, given the width of the trunk's output.
 
     Raises:
         ModelError: the encoder is missing or unsupported, or its tokenizer does not fit.

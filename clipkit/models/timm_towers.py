@@ -21,7 +21,7 @@ def timm_tower(recipe: ImageTowerRecipe, projection: NewProjection) -> ImageTowe
 
     Args:
         recipe: settings of the tower.
-        projection: builds the projection for the width of the trunk's output.
+        projection: function that builds the projection, given the width of the trunk's output.
 
     Raises:
         ModelError: timm has no such model, or cannot build it.

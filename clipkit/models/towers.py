@@ -121,12 +121,11 @@ class TextTower(Tower):
         self.padding_may_be_cut = padding_may_be_cut
 
     def cut_padding(self, inputs: dict[str, Tensor], multiple: int = 1) -> dict[str, Tensor]:
-        """Truncate the inputs to the longest caption of the batch, or to the next multiple, if this does not change
-        features.
+        """Truncate the inputs to the longest caption of the batch, if this does not change features.
 
-        Features do not change for towers that attend only backward from the end token (CLIP) or that apply the mask
-        (BERT). Towers that attend to padding (SigLIP) have no mask among their inputs; these inputs are returned
-        unchanged.
+        The length is rounded up to a multiple of `multiple`. Features do not change for towers that attend only
+        backward from the end token (CLIP) or that apply the mask (BERT). Towers that attend to padding (SigLIP) have no
+        mask among their inputs; these inputs are returned unchanged.
         """
         if "attention_mask" not in inputs or not self.padding_may_be_cut:
             return inputs

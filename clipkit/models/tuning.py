@@ -12,7 +12,7 @@ from clipkit.recipe import LoraRecipe
 from clipkit.recipe.model import parse_tune
 
 Method = Callable[[Tower, int, LoraRecipe], None]
-"""Function of a tower, the number N of the method, and the settings of adapters."""
+"""Function that changes a tower, given the number N of the method (e.g. last:N) and the settings of adapters."""
 
 
 def tune(tower: Tower, method: str, lora: LoraRecipe | None = None) -> None:

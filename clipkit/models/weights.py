@@ -165,12 +165,12 @@ def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: tuple[str, ...
     Otherwise it silently uses random numbers.
 
     Args:
-        info: from `from_pretrained` with `output_loading_info` and `ignore_mismatched_sizes`.
-        folder: with the weights.
+        info: loading info of `from_pretrained`, called with `output_loading_info` and `ignore_mismatched_sizes`.
+        folder: folder with the weights.
         unneeded: prefixes of weights that are not used.
 
     Raises:
-        ModelError: one is missing or has another shape.
+        ModelError: a weight is missing or has a different shape.
     """
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(unneeded))
     if missing and (prefix := unknown_prefix(missing, info["unexpected_keys"])) is not None:

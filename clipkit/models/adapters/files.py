@@ -1,7 +1,7 @@
 """Folders with adapters in the layout of PEFT: adapter_config.json, adapter_model.safetensors.
 
 The weights also hold everything else that was trained, such as the scale and new projections, under the names that the
-model's library gives it. A file of clipkit has the hash of the weights that the adapters belong to.
+model's library gives it. A file that clipkit adds contains the hash of the weights that the adapters belong to.
 """
 
 import json
@@ -74,16 +74,16 @@ def is_adapter_folder(folder: Path) -> bool:
 
 
 def load_adapters(folder: Path, name: str, load: Load, compose: Compose) -> DualEncoder:
-    """Load the base of a folder with adapters, of clipkit or PEFT, and merge them into it.
+    """Load the base model of a folder with adapters, written by clipkit or PEFT, and merge the adapters into it.
 
     Args:
-        folder: with adapter_config.json and adapter_model.safetensors.
+        folder: folder with adapter_config.json and adapter_model.safetensors.
         name: the model's name as the user gave it.
-        load: loads a whole model from its name.
-        compose: builds two towers.
+        load: function that loads a whole model from its name.
+        compose: function that builds a model of two towers.
 
     Raises:
-        ModelError: the base is missing or is another one, or the adapters are damaged or of an unsupported kind.
+        ModelError: the base model is missing or has changed, or the adapters are damaged or of an unsupported kind.
     """
     from safetensors.torch import load_file
 
@@ -98,7 +98,8 @@ def load_adapters(folder: Path, name: str, load: Load, compose: Compose) -> Dual
     parameters = _parameters(model)
     if "sha256" in identity and identity["sha256"] != _frozen_hash(model, set(others)):
         raise ModelError(
-            f"{name}: its adapters were trained on other weights than {model.name} has now; restore those weights"
+            f"{name}: its adapters were trained on weights that differ from the current ones of {model.name}; restore "
+            "the old weights"
         )
     modules = dict(_root(model).named_modules())
     with torch.no_grad():
@@ -157,7 +158,8 @@ def _by_pattern(pattern: Mapping[str, float] | None, name: str, default: float) 
 def _adapter_tensors(model: DualEncoder) -> tuple[dict[str, Tensor], dict[str, int], dict[str, float]]:
     """Return tensors by PEFT's names, and the rank and alpha of each layer.
 
-    Slices become one adapter of the whole weight: A holds those of the slices, B their blocks on its diagonal.
+    The adapters of a weight's slices become one adapter of the whole weight: A stacks their A, and B has their B as
+    diagonal blocks.
     """
     names = {module: name for name, module in _root(model).named_modules()}
     layers = [(names[layer], weight, adapter) for layer, weight, adapter in adapted_layers(model)]
@@ -208,7 +210,9 @@ def _others(model: DualEncoder) -> dict[str, Tensor]:
 
 
 def _parameters(model: DualEncoder) -> dict[str, nn.Parameter]:
-    """Return all parameters but those of adapters and view heads, by the names of the model's library if it has any."""
+    """Return all parameters except those of adapters and view heads, by their names in the model's library if it has
+    one.
+    """
     native = {id(parameter): name for name, parameter in _root(model).named_parameters()}
     return {
         native.get(id(parameter), name): parameter
@@ -228,7 +232,7 @@ def _root(model: DualEncoder) -> nn.Module:
 
 
 def _located(name: str | None) -> str | None:
-    """Return a name that is valid in every working directory."""
+    """Return a model's name, as an absolute path if it is a path, so that it is valid in every working directory."""
     path, question_mark, option = (name or "").partition("?weights=")
     if question_mark:
         return f"{path}?weights={Path(option).expanduser().resolve()}"

@@ -1,4 +1,4 @@
-"""Comparison of features: those computed by the code of a model card, and those of the model."""
+"""Comparison of the features that the code of a model card computes with the features of the model."""
 
 import re
 import runpy
@@ -92,7 +92,7 @@ class Comparison:
     """Differences between two libraries' features of the same images or captions.
 
     Args:
-        names: images or captions by name.
+        names: names of the images or captions.
         theirs: features by the other library; None if there are none.
         ours: features by the model.
         excused: names of images with a known difference; they are counted separately.

@@ -90,10 +90,9 @@ def _photograph(width: int, height: int) -> Image.Image:
 
 
 def has_odd_margins(size: tuple[int, int], resized: int, side: int) -> bool:
-    """Return whether a center crop of `side` pixels leaves an odd number of pixels after the short side is resized to
-    `resized`.
+    """Return whether a center crop leaves an odd number of pixels, so that libraries round its position differently.
 
-    In this case libraries round the position of the crop differently; the model does not depend on it.
+    The short side is first resized to `resized` pixels; then `side` × `side` pixels are cropped.
     """
     longer = max(size) * resized // min(size)
     return (longer - side) % 2 == 1 or (resized - side) % 2 == 1

@@ -27,7 +27,7 @@ class Pushed:
     """URL of the commit."""
     files: int
     size: int
-    """Bytes of all files."""
+    """Size of all files in bytes."""
     notes: list[str]
 
 
