@@ -10,7 +10,7 @@ _CREDENTIALS = re.compile(r"://[^\s/]+@")
 
 
 def printable(text: str) -> str:
-    """Return a text with control characters as escapes, and with URLs without user name and password.
+    """Escape the control characters of a text, and remove user names and passwords from its URLs.
 
     Names of files and captions may contain any character.
 
@@ -22,7 +22,7 @@ def printable(text: str) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """Return a text whose addresses have no user and password before the host.
+    """Remove user names and passwords from the URLs in a text.
 
     Example:
         >>> without_credentials("https://me:secret@example.org/a.tar")

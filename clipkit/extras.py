@@ -9,7 +9,7 @@ def check_extra(extra: str, modules: list[str], error: type[UserError] = UserErr
     """Check that the libraries of an extra can be imported.
 
     Args:
-        extra: its name in pyproject.toml.
+        extra: name of the extra in pyproject.toml.
         modules: the libraries, by the names under which they are imported.
         error: type of the error.
 

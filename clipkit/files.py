@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
     folder replaces only an empty one.
 
     Raises:
-        OSError: the file or folder cannot be written. Errors of other libraries about this become OSErrors.
+        OSError: the file or folder cannot be written. Errors of other libraries that have this cause become OSErrors.
 
     Example:
         >>> with replacing(Path("numbers.txt")) as temporary:    # doctest: +SKIP

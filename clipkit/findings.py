@@ -53,7 +53,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule(Generic[T]):
-    """One rule that can report a finding; the tables of rules consist of these rows.
+    """A rule that can report a finding: one row of a table of rules.
 
     Args:
         name: name of the finding that it reports.
@@ -126,7 +126,7 @@ def percent(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration.
+    """Format a duration in seconds.
 
     Example:
         >>> duration(75), duration(600), duration(7200)
@@ -138,7 +138,7 @@ def duration(seconds: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Format a number with its noun.
+    """Format a number with its noun, in the plural if needed.
 
     Example:
         >>> counted(1, "image"), counted(2000, "image")

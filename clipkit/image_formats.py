@@ -1,4 +1,4 @@
-"""Opening of image files by Pillow, for the whole package: only allowed formats, and only up to a number of pixels.
+"""Opening of image files with Pillow: only allowed formats, and only up to a maximum number of pixels.
 
 Pillow also supports formats that start programs (EPS starts Ghostscript) or that contain a file of any other format
 (IPTC); they are not allowed.
@@ -24,7 +24,7 @@ FORMATS = (
 )  # fmt: skip
 
 MAX_PIXELS = 178_956_970
-"""Default limit of Pillow, unless CLIPKIT_MAX_PIXELS is set."""
+"""Maximum number of pixels of an image if CLIPKIT_MAX_PIXELS is not set: the default limit of Pillow."""
 _LIMIT = "CLIPKIT_MAX_PIXELS"
 # A file may be as large as its largest image with 16 bits in four channels, plus metadata.
 _BYTES_PER_PIXEL = 8

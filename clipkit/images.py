@@ -181,7 +181,7 @@ def _as_data_errors(image: str | Path | Stored | None) -> Iterator[None]:
         advice = _SMALLER if error.errno == errno.EFBIG else "replace it or drop its rows"
         raise DataError(f"{name}{error.strerror}; {advice}") from None
     except FileNotFoundError:
-        raise DataError(f"{name}there is no such image; check the path") from None
+        raise DataError(f"{name}file not found; check the path") from None
     except UnidentifiedImageError:
         raise DataError(f"{name}is not an image that Pillow can read; replace it or drop its rows") from None
     # Pillow has about forty decoders, and a broken file can raise almost any error in them.

@@ -42,7 +42,7 @@ def refuse_shared_gpus(used: Sequence[tuple[str, str]]) -> None:
     """Raise an error if two processes use the same GPU, which makes both slow or ends in a deadlock.
 
     Args:
-        used: for each rank the name of its machine, and a name of its GPU there; "" for a CPU.
+        used: for each rank, the name of its machine and the name of its GPU ("" for a CPU).
 
     Raises:
         UserError: names the ranks and the number of GPUs in use.

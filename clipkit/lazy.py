@@ -9,7 +9,7 @@ def on_first_use(package: str, names: Mapping[str, str]) -> Callable[[str], Any]
     """Return a `__getattr__` for a package.
 
     Args:
-        package: its dotted name.
+        package: dotted name of the package.
         names: for each module of the package, the public names that it defines, separated by spaces.
     """
     modules = {name: f"{package}.{module}" for module, listed in names.items() for name in listed.split()}

@@ -26,7 +26,7 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
         inputs: sources of the command.
 
     Raises:
-        OutputError: the file cannot be written, exists and is something else, is an input, or belongs to a run.
+        OutputError: the file cannot be written, was not written by clipkit, is an input, or belongs to a run.
     """
     folder = file.absolute().parent
     if not folder.is_dir():

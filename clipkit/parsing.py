@@ -12,10 +12,10 @@ import yaml
 from yaml.events import AliasEvent
 
 LARGEST_FILE = 1 << 20
-"""Bytes of a YAML file."""
+"""Maximum size of a YAML file in bytes."""
 _DEEPEST = 40
 _MOST_NODES = 20_000
-"""Nodes of a document with its aliases expanded."""
+"""Maximum number of nodes of a document, with its aliases expanded."""
 
 
 class _Loader(yaml.SafeLoader):

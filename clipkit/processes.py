@@ -95,7 +95,7 @@ class Processes:
 
     Args:
         accelerator: Accelerator connected to the processes; None: only this process, on the CPU.
-        timeout: time to wait for a process that does not respond, in agreements beside an accelerator.
+        timeout: time to wait for a process that does not respond, for communication on the CPU beside an accelerator.
 
     Example:
         >>> processes = Processes(None)
@@ -263,7 +263,7 @@ _groups_on_cpu: dict[int, dist.ProcessGroup] = {}
 
 
 def _group_on_cpu(timeout: timedelta) -> dist.ProcessGroup:
-    """Return the gloo group of all processes, which the first call creates together on all of them."""
+    """Return the gloo group of all processes; the first call creates it, and all processes must make this call."""
     default = dist.group.WORLD
     if id(default) not in _groups_on_cpu:
         _groups_on_cpu.clear()  # groups of an earlier launch in this Python process
@@ -284,7 +284,7 @@ def _together() -> Iterator[None]:
             raise
         lost = TrainingError(
             f"another process of this run has ended or does not respond ({one_line(error)}); saved files are complete: "
-            "start all processes again, a training run with --resume"
+            "start all processes again, and add --resume for a training run"
         )
         lost.everywhere = False
         raise lost from None

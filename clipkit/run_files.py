@@ -88,7 +88,9 @@ def recipe_of(folder: str | Path) -> dict[str, Any]:
     except (OSError, ValueError):
         recipe = None
     if not isinstance(recipe, dict):
-        raise DataError(f"{folder}: not a run folder (no readable recipe.yaml); give the output folder of a recipe")
+        raise DataError(
+            f"{folder}: is not a run folder (it has no readable recipe.yaml); give the output folder of a recipe"
+        )
     return recipe
 
 

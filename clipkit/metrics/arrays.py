@@ -16,7 +16,7 @@ def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
     """Return the function with its tensor arguments converted from NumPy arrays or nested lists of numbers.
 
     Raises:
-        ValueError: (when called) an argument is something else.
+        ValueError: when the returned function is called with an argument that is not an array of numbers.
 
     Example:
         >>> takes_arrays(lambda x: x)("unchanged, because no annotation names a tensor")

@@ -103,8 +103,8 @@ def canonical_correlation(
         sums: sums over the pairs.
         x_ridge, y_ridge: a and b, in units of the mean variance of the columns.
         count: number of coordinates K; None: as many as the narrower features have columns.
-        approximate: compute in float32, and find the singular vectors by subspace iteration (Halko et al. 2011): a
-            fifth of the time for few of many coordinates.
+        approximate: compute in float32, and find the singular vectors by subspace iteration (Halko et al. 2011): takes
+            a fifth of the time if K is much smaller than the widths of the features.
 
     Raises:
         ValueError: a ridge is not positive, or there are fewer than two pairs.

@@ -23,7 +23,7 @@ def order_keys(scores: Float[Tensor, "R C"], first: int = 0) -> Int[Tensor, "R C
 
 
 def of_keys(keys: Int[Tensor, "R K"]) -> tuple[Float[Tensor, "R K"], Int[Tensor, "R K"]]:
-    """Return the scores and indices from which `order_keys` made the keys."""
+    """Convert the keys of `order_keys` back to scores and column indices."""
     index = _INDICES - 1 - (keys & (_INDICES - 1))
     rising = keys >> 32
     bits = torch.where(rising < 0, -rising | 0x80000000, rising)

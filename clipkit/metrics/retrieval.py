@@ -23,8 +23,8 @@ def retrieval(
     `image_retrieval_recall@k`: share of texts with *any* of their images among the k highest-scored images.
     `text_retrieval_recall@k`: share of images with *any* of their texts among the k highest-scored texts.
     `mean_recall`: mean of all recalls. (Names and definitions follow CLIP_benchmark 1.6; ties go to the lower index.)
-    `…_median_rank`, `…_mean_rank`: rank of the best correct answer, from 1; the median of an even number is rounded
-    down. `…_map@r`: mean average precision at R (Musgrave et al. 2020).
+    `…_median_rank`, `…_mean_rank`: rank of the best correct answer, from 1; the median of an even number of ranks is
+    rounded down. `…_map@r`: mean average precision at R (Musgrave et al. 2020).
 
     Args:
         image_features: unit length; tensors or NumPy arrays, as for all metrics.
@@ -145,11 +145,11 @@ def _miss_probability(candidates: int, correct: int, k: int) -> float:
 
 
 def precision_by_chance(candidates: int, correct: int, among: int) -> float:
-    """Return the expected mean precision at R correct answers in random order; answers after the first `among` count as
-    0.
+    """Return the expected average precision if all candidates are in random order and R of them are correct.
 
-    This is the expectation of 1/R Σ_{k ≤ among} [k-th is correct] · (number of correct answers among the first k) / k.
-    With `among` = R it is the chance level of average precision at R; with all candidates, that of average precision.
+    Only the first `among` candidates count. This is the expectation of 1/R Σ_{k ≤ among} [k-th is correct] · (number of
+    correct answers among the first k) / k. With `among` = R it is the chance level of average precision at R; with all
+    candidates, that of average precision.
     """
     if candidates == 1:
         return 1.0

@@ -42,7 +42,7 @@ def bytes_of(size: str) -> int:
 
 
 class StoreRecipe(Section):
-    """Storage of what frozen parts of the towers compute: it is computed once and read from disk in each epoch."""
+    """Storage of the outputs of frozen tower parts: they are computed once, and read from disk in each epoch."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of stored activations. auto: as the tower computes them (float32 on a CPU), or fp16 if only this fits."""
@@ -80,9 +80,7 @@ class DataRecipe(Section):
     """Images with captions; for views also images without captions, e.g. a folder of images. Several sources are
     a list, each with its weight: [photos.csv, {source: hf:me/mine, weight: 3}]."""
     samples: int | None = Field(default=None, ge=1, le=10**12)
-    """Pairs per epoch of a stream (shards at a URL, or hf:NAME?stream=true), whose length is unknown; at most its
-    length.
-    """
+    """Number of pairs per epoch of a stream (shards at a URL, or hf:NAME?stream=true); at most the stream's length."""
     validation: str | float | None = None
     """Validation pairs, or a share of the training images to hold out, e.g. 0.1. Only the image names determine which
     images are held out, so the order of the rows does not matter."""
@@ -91,7 +89,7 @@ class DataRecipe(Section):
     labelled_test: str | None = None
     """Labeled test images for these evaluations. null: one fifth of each class of `labelled`."""
     captions: Literal["one", "all"] = "one"
-    """one: one caption of each image per epoch, a different one each time; all: every caption in each epoch."""
+    """one: one caption of each image per epoch, a different one in each epoch; all: every caption in each epoch."""
     augment: Annotated[Policy, WrapValidator(_auto_or_policy)] = "auto"
     """Augmentation of images for the objective captions. crop: a random resized crop; none: the model's evaluation
     preprocessing; or any other policy. auto: crop; none if the image trunk is frozen, so that it runs only once per
@@ -102,7 +100,7 @@ class DataRecipe(Section):
     """Number of augmented views of each image that are stored; each epoch draws one of them. It needs frozen first
     blocks of the image tower (`tune: last:N`, head or frozen). null: images are augmented anew in each epoch."""
     store: StoreRecipe | None = StoreRecipe()
-    """Storage of what frozen parts of the towers compute, which is the same in each epoch. null: store nothing."""
+    """Storage of the outputs of frozen tower parts, which are the same in each epoch. null: store nothing."""
     safe: bool = False
     """Do not flip or recolor images whose captions mention left/right or a color."""
     max_bad: float = Field(default=0.01, ge=0, le=1e12)
@@ -140,7 +138,7 @@ files that fill the memory.
         if self.views is None:
             return self
         if self.store is None:
-            raise ValueError("views are stored, but store is null; remove store, or remove views")
+            raise ValueError("views needs the store, but store is null; remove store, or remove views")
         if self.augment == "none":
             raise ValueError(
                 f"views is {self.views}, but augment is none: all views would be equal; remove one of them"

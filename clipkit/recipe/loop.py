@@ -67,9 +67,10 @@ class OptimRecipe(Section):
         ]
         | None
     ) = None
-    """Share of the run after which trained blocks start to learn, e.g. {last:2: 0.1, full: 0.3}; a number: one block
-    after the other, from the last one to the first one, which starts at this share. Projections learn from the first
-    step. null: all learn from the first step."""
+    """Share of the run after which trained blocks start to learn, e.g. {last:2: 0.1, full: 0.3}; a number: blocks start
+    one after the other, from the last to the first; the first block starts at this share. Projections learn from the
+    first step. null: all learn from the first step.
+    """
     pull_to_start: float | None = Field(default=None, gt=0, le=1e6)
     """Weight of the squared distance between the pretrained weights and their values at the start, which is added to
     the loss (L2-SP). null: 0."""
@@ -177,5 +178,6 @@ class EvalRecipe(Section):
     """After training, evaluate interpolations between the initial and final weights and keep the best: true (five
     values of alpha from 0 to 1), or the number of values, e.g. 11."""
     max_forgetting: float | None = Field(default=None, ge=0, le=1)
-    """Rule of the interpolation: the best eval.metric with at most this loss of retention, e.g. 0.01 (one point).
-    null: the highest mean of both."""
+    """Rule that selects the interpolation: the highest eval.metric with at most this loss of retention, e.g. 0.01 (one
+    percentage point). null: the highest mean of eval.metric and retention.
+    """

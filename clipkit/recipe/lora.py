@@ -28,7 +28,8 @@ class LoraRecipe(Section):
     """Layers with adapters: a list of q, k, v (queries, keys and values of attention), out (its output) and mlp (all
     other linear layers); all; or auto: [q, k, v], and all in a tower without attention."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Rate at which an adapter ignores the input features of its layer; the same ones for all tokens of a micro-batch.
-    If above 0, the result depends on micro_batch_size."""
+    """Dropout rate on the input features of an adapter; the same features are dropped for all tokens of a micro-batch.
+    If above 0, the result depends on micro_batch_size.
+    """
     last: Count | None = None
     """Adapters in the last N blocks only; null: in all blocks."""

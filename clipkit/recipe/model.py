@@ -57,8 +57,10 @@ class ImageTowerRecipe(Section):
     image_size: Width | None = None
     """Side of the square input in pixels. null: the default size of the tower."""
     layers: Layers | None = None
-    """Layers that feed the projection, side by side, e.g. [output, mean:4, probabilities]; see docs/two_towers.md.
-    auto: chosen on a part of the training pairs. null: auto with `start: cca`, otherwise only the tower's output."""
+    """Layers whose concatenated outputs are the input of the projection, e.g. [output, mean:4, probabilities]; see
+    docs/two_towers.md. auto: chosen on a part of the training pairs. null: auto with `start: cca`, otherwise only the
+    tower's output.
+    """
 
 
 class TextTowerRecipe(Section):
@@ -80,7 +82,9 @@ class TextTowerRecipe(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Rate of the tower's dropout layers in training. If above 0, the result depends on micro_batch_size."""
     layers: Layers | None = None
-    """Layers that feed the projection, e.g. [mean:6, mean:5, cls, max]; as for the image tower."""
+    """Layers whose concatenated outputs are the input of the projection, e.g. [mean:6, mean:5, cls, max]; as for the
+    image tower.
+    """
     config: dict[str, Any] = Field(default={})
     """Values of the transformers configuration, e.g. hidden_size; only with `pretrained: false`."""
 
@@ -96,7 +100,9 @@ class ModelRecipe(Section):
     one tower, no projection."""
     projection: Literal["linear", "mlp", "residual"] = "linear"
     """Projection of a composed model. linear: one linear layer; mlp: two with a GELU between them, both after a
-    LayerNorm. With `start: cca` linear has no LayerNorm; residual adds to it two layers that start at zero."""
+    LayerNorm. With `start: cca`, linear has no LayerNorm; residual is linear plus two layers whose output starts at
+    zero.
+    """
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate in the hidden layer of `projection: residual`."""
     start: Literal["auto", "random", "cca"] = "auto"

@@ -187,7 +187,7 @@ class Recipe(Section):
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Self:
-        """Read a YAML file, apply overrides, `key.sub=value` or a dict of them, and validate the result."""
+        """Read a YAML file, apply overrides (a list of `key.sub=value`, or a dict), and validate the result."""
         path = Path(path)
         try:
             values = read_yaml(path)
@@ -207,7 +207,7 @@ class Recipe(Section):
         return type(self).from_dict(merged(self.model_dump(mode="json"), changes))
 
     def without_credentials(self) -> Self:
-        """Return the recipe for files of a run: its addresses have no user and password."""
+        """Return the recipe without the user names and passwords of its URLs, for the files of a run."""
         return type(self).from_dict(_without_credentials(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:

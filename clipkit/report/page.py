@@ -195,7 +195,7 @@ def standing(query: Mapping[str, Any], whose: str) -> str:
 
 
 def difference(name: str, value: float) -> str:
-    """Return a difference of two values of a metric with its sign; in points where the metric is in percent."""
+    """Return the difference of two values of a metric with its sign, in percentage points for a metric in percent."""
     text = number(name, value)
     text = f"{text.removesuffix(' %')} points" if text.endswith(" %") else text
     return text.replace("-", "\N{MINUS SIGN}") if text.startswith("-") else f"+{text}"

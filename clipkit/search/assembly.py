@@ -71,7 +71,7 @@ def assemble(
     probes: Mapping[str, Any],
     source: str | None,
 ) -> dict[str, Any]:
-    """Write rows, features and texts; then replace the manifest. Return it."""
+    """Write rows, features and texts; then replace the manifest, and return the new one."""
     logs = folder / UNFINISHED
     images, texts = Encoded(logs, "image"), Encoded(logs, "text")
     width = next(len(features) for features in probes["image"])

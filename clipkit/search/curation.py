@@ -20,7 +20,7 @@ _NEIGHBORS = 10
 
 @dataclass(frozen=True)
 class DoubtfulCaption:
-    """A caption that fits its image less than captions usually fit theirs."""
+    """A caption that fits its image worse than most captions fit their images."""
 
     row: int
     caption: str

@@ -1,7 +1,7 @@
 """Approximate search of large indexes by FAISS, with exact comparison of the candidates.
 
 Features are grouped into cells (IVF) and stored as 8-bit codes (SQ8); the best candidates of the cells nearest to the
-query are then compared in float32, so that codes only decide who is compared.
+query are then compared in float32, so that the codes only decide which images are compared.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from clipkit.search.nearest import Exact, Nearest, scores_of
 
 NAME = "FAISS IVF, SQ8"
 LEAST_ROWS = 50_000
-"""Rows from which an engine is faster than a comparison with every row."""
+"""Number of rows from which an engine is faster than a comparison with every row."""
 _TRAINED = 40  # rows per cell that the cells are made from
 _BLOCK = 65_536
 _PROBES = 64

@@ -13,7 +13,7 @@ def check_is_index(folder: Path) -> None:
     """Check that a folder holds a complete index, without opening its files.
 
     Raises:
-        DataError: it does not.
+        DataError: the folder holds no complete index.
     """
     if (folder / MANIFEST).is_file():
         return
@@ -28,7 +28,7 @@ def check_index_folder(folder: Path) -> None:
     """Check that an index can be written to a folder.
 
     Raises:
-        OutputError: it is a file, or holds something else.
+        OutputError: the path is a file, or the folder holds something other than an index.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise OutputError(f"{folder}: is not a folder; give a new folder")

@@ -16,7 +16,7 @@ class IndexedImages:
 
     Args:
         source: the source, as the manifest records it; None if it was a Python object.
-        name: the index, for messages.
+        name: name of the index, for messages.
     """
 
     def __init__(self, source: str | None, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Index: search the images of a data set by words, images and columns."""
+"""Index: search the images of a dataset by words, images and columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,13 +54,13 @@ class Index:
     """An index that `clipkit.embed` wrote.
 
     Args:
-        path: its folder.
-        model: model for queries: a name, the folder of its ONNX export, or what `clipkit.load` returned; None: the one
-            that made the index. It is loaded for the first query.
+        path: folder of the index.
+        model: model for queries: a name, the folder of its ONNX export, or a model returned by `clipkit.load`; None:
+            the model that made the index. It is loaded for the first query.
         check: compare the checksums of all files, which reads the whole index.
 
     Raises:
-        DataError: the folder is no complete index, or a file is damaged.
+        DataError: the folder is not a complete index, or a file is damaged.
 
     Example:
         >>> index = clipkit.Index("photos.index")                                          # doctest: +SKIP
@@ -86,7 +86,7 @@ class Index:
 
     @cached_property
     def nearest(self) -> Nearest:
-        """Engine that finds the best rows: FAISS if the index has its file and it is installed, else exact search."""
+        """Engine that finds the best rows: FAISS if it is installed and the index has its file, else exact search."""
         if "engine" in self.manifest["files"] and is_installed():
             return open_engine(self.features, file_of(self.path, self.manifest, "engine"))
         return Exact(self.features)
@@ -129,8 +129,8 @@ class Index:
         """The model for queries, or its ONNX export.
 
         Raises:
-            ModelError: it cannot be loaded.
-            DataError: it is not the model that made the index.
+            ModelError: the model cannot be loaded.
+            DataError: the model is not the one that made the index.
         """
         from clipkit.search.probes import PROBE_TEXTS, check_same_model
 
@@ -156,14 +156,14 @@ class Index:
         The query is the unit vector of the weighted sum of all given parts.
 
         Args:
-            query: words, also several, or a dict of words with weights; `0.5 * snow` gives a weight too.
+            query: a text, several texts, or a dict of texts with weights; `0.5 * snow` also gives a weight.
             images: images that results should resemble.
-            minus: words that results should not resemble.
+            minus: texts that results should not match.
             like: images of the index that results should resemble, by location or row; they are not among the results.
             where: filter on columns (grammar: `clipkit.search.where`).
             k: maximum number of results.
-            precision: show only results with a relevance from which on this share is relevant, over many queries;
-                None: show all.
+            precision: show only results whose relevance is so high that, over many queries, this share of the shown
+                results is relevant; None: show all.
 
         Raises:
             DataError: the query is empty, an image cannot be read, or the filter is invalid.
@@ -202,9 +202,9 @@ class Index:
             vectors: features of queries.
             where: filter.
             k: maximum number of results.
-            precision: share of relevant results.
+            precision: expected share of relevant results.
             without: rows that are left out.
-            words: the texts of the queries, if they are texts: their results have a relevance.
+            words: texts of the queries, if the queries are texts; results then have a relevance.
         """
         if k < 1:
             raise UserError(f"k is {k}; give 1 or more results")
@@ -291,13 +291,13 @@ class Index:
         """Return the image of a row as an RGB PIL image, from its source.
 
         Raises:
-            DataError: it is gone or has changed, or the source was a stream or a Python object.
+            DataError: the image is gone or has changed, or the source was a stream or a Python object.
         """
         values = self.rows.slice(self.row_of(row), 1).to_pylist()[0]
         return self._images.open(values[IMAGE], values[POSITION], values[CONTENT])
 
     def row_of(self, image: str | int) -> int:
-        """Return the row of an image, given by its location, the end of it, or the row itself.
+        """Return the row of an image, given its location, the end of its location, or the row itself.
 
         Raises:
             DataError: the index has no such image, or several.
@@ -315,7 +315,10 @@ class Index:
         matches = np.flatnonzero(pc.ends_with(names, f"/{image}").to_numpy())
         if len(matches) != 1:
             what = "no image" if not len(matches) else f"{len(matches)} images"
-            raise DataError(f"{self.path}: has {what} with the location {image[:200]}; copy it from a search")
+            raise DataError(
+                f"{self.path}: has {what} with the location {image[:200]}; copy the location from the results of a "
+                "search"
+            )
         return int(matches[0])
 
 
@@ -330,5 +333,5 @@ def _opened(model: "str | Path | DualEncoder") -> "DualEncoder | OnnxEncoder":
 
 
 def _one_text(terms: Sequence[Term]) -> list[str] | None:
-    """Return the text of a query that is a text alone, else None."""
+    """Return the text of a query that consists of a single text, otherwise None."""
     return [str(terms[0].what)] if len(terms) == 1 and terms[0].kind == "text" else None

@@ -1,7 +1,7 @@
 """The files of an index folder, and its manifest, which names them with their checksums.
 
-Data files carry their checksum in their names, and the manifest is replaced last: whoever opens the folder sees the
-complete old index or the complete new one.
+Data files carry their checksum in their names, and the manifest is replaced last: a reader sees either the complete old
+index or the complete new one.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of an index; sizes of its files are checked, their content by `check_content`.
 
     Raises:
-        DataError: the folder is no complete index, or a file is missing or damaged.
+        DataError: the folder is not a complete index, or a file is missing or damaged.
     """
     check_is_index(folder)
     try:
@@ -91,7 +91,7 @@ def file_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> Path:
     """Return the path of a file by its kind, such as rows.
 
     Raises:
-        DataError: the manifest does not name it.
+        DataError: the manifest does not name the file.
     """
     if kind not in manifest["files"]:
         raise _damaged(folder / MANIFEST, f"it names no {kind}")

@@ -25,8 +25,8 @@ def text_key(text: str) -> bytes:
 class EncodedLog:
     """Append-only file of records, each with the keys and fp16 features of some items and a checksum.
 
-    A record that a killed process has not finished is the last of its file, and is ignored. Each process writes a
-    file of its own.
+    If a process is killed, the last record of its file may be incomplete; such a record is ignored. Each process writes
+    its own file.
 
     Args:
         folder: folder of the logs.
@@ -43,7 +43,7 @@ class EncodedLog:
         self._file.close()
 
     def add(self, keys: Sequence[bytes], features: NDArray[np.float32]) -> None:
-        """Append the features (K, D) of K items; they survive a kill of the process from here on."""
+        """Append the features (K, D) of K items; after this call, they are kept even if the process is killed."""
         rounded = features.astype("<f2")
         error = np.abs(rounded.astype(np.float32) - features).max(initial=0.0)
         body = b"".join(keys) + rounded.tobytes()

@@ -31,7 +31,7 @@ class Nearest(Protocol):
 
 
 class Exact:
-    """Comparison with every row, in float32.
+    """Exact search: queries are compared with every row, in float32.
 
     Args:
         features: (N, D) in half precision, memory-mapped or not.

@@ -1,7 +1,7 @@
 """Identity of the model of an index: its features of a few fixed inputs.
 
-Features say more than names or checksums of weights: the same model passes in another layout or export, with other
-versions of the libraries and on another device; a fine-tuned copy of it does not.
+Features are compared instead of names or checksums of weights: the same model is accepted in another layout or export,
+with other library versions and on another device, but a fine-tuned copy is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ PROBE_TEXTS = (
     "ein Foto von Äpfeln 苹果",
 )
 _MOST = 2e-3
-"""Largest 1 - cosine of the same model: bfloat16 on a GPU against float32 stays below it."""
+"""Largest 1 - cosine at which two models count as the same; bfloat16 on a GPU differs less from float32."""
 
 
 def probe_images() -> list[Image.Image]:
@@ -51,12 +51,12 @@ def check_same_model(
     Args:
         stored: features by side, from the manifest.
         side: image or text.
-        features: those of the model at hand.
-        folder: the index, for the message.
-        model: name of the model at hand, for the message.
+        features: features of the current model.
+        folder: folder of the index, for the message.
+        model: name of the current model, for the message.
 
     Raises:
-        DataError: they differ, so the model is another one.
+        DataError: the features differ, so the index was made by another model.
     """
     expected = torch.tensor(stored.get(side, ()))
     if expected.shape == features.shape:
@@ -64,6 +64,6 @@ def check_same_model(
         if farthest <= _MOST:
             return
     raise DataError(
-        f"{folder}: was made by another model than {model}, whose {side} features differ; use the model of the index, "
-        "or embed the data again with another --out"
+        f"{folder}: was made by a model whose {side} features differ from those of {model}; use the model of the "
+        "index, or embed the data again with another --out"
     )

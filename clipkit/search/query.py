@@ -16,7 +16,7 @@ _WEIGHTED = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*\*\s*(.*\S)\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Term:
-    """A part of a query with its weight, negative for what results should not resemble."""
+    """A part of a query with its weight; the weight is negative if results should not resemble the part."""
 
     what: str | ImageLike | int
     """A text, an image, or the row of an image of the index, by `kind`."""

@@ -1,25 +1,27 @@
-"""Calibrated probability that a result is relevant, so that a search can say that nothing matches.
+"""Calibrated probability that a result is relevant, so that a search can report that nothing matches.
 
-Cosine similarities mean different things for different queries and images, so each score s of query q and image i is
-seen against two null distributions, which images that do not match follow:
+Cosine similarities have different ranges for different queries and images. Each score s of query q and image i is
+therefore compared with two null distributions: those of the scores of images and captions that do not match.
 
     z = (s - m_q) / d_q     m_q, d_q: median of the scores of q over a sample of the index, and their lower spread,
                             (median - lower quartile) / 0.6745, which relevant images cannot widen
     h = (s - m_i) / d_i     m_i, d_i: mean and standard deviation of the scores of image i with a sample of captions
 
-Five further numbers describe the result among the others: e = log(r / (N · (1 - Φ(z)))), by how many times more images
-reach z than a normal null would let (r: rank, N: images searched, clipped to -3 … 12); g, the difference in z to the
-best other result; the mean z of the five best results; s itself; and d_q. A logistic regression turns them into
+Five further numbers describe the result in relation to the others: e = log(r / (N · (1 - Φ(z)))), how many times more
+images reach z than under a normal null distribution (r: rank, N: images searched, clipped to -3 … 12); g, the
+difference in z to the best other result; the mean z of the five best results; s itself; and d_q. A logistic regression
+combines the seven numbers f:
 
     P(relevant) = 1 / (1 + exp(-(b + Σ w_f f)))
 
-It is fitted when the index is made, on queries whose answers the captions of the index tell: captions, and words of
-them, each once with its relevant images and once without them. Queries of one word have a regression of their own. An
-image is relevant for a caption that is its own, and for a word in at least 40 % of its captions; images with the word
-in fewer captions are left out. Without captions there is nothing to calibrate with, and results have no probability.
+It is fitted when the index is made, on queries whose relevant images are known from the captions of the index. Queries
+are captions, and words of captions; each is used once with its relevant images in the index, and once without them.
+Queries of one word have a separate regression. For a caption, its image is relevant; for a word, the images with the
+word in at least 40 % of their captions, while images with the word in fewer captions are left out. Without captions
+there is no calibration, and results have no probability.
 
-A search for a precision shows the results whose probability is at least t, the smallest number with which this share
-of all results of the fitted queries is relevant. The precision holds over many such queries, not for each.
+A search with a given precision shows the results whose probability is at least t: the smallest threshold at which this
+share of all results of the fitted queries is relevant. The precision holds over many such queries, not for each query.
 """
 
 import re
@@ -37,7 +39,7 @@ from torch import Tensor
 from clipkit.search.nearest import Exact, as_float32
 
 KINDS = ("short", "long")
-"""Kinds of queries that have a calibration of their own: of one word, and of several."""
+"""Kinds of queries, each with a separate calibration: queries of one word, and queries of several words."""
 DEPTH = 30
 """Results per query that are used for fitting."""
 _SAMPLE = 4096  # images of the null of a query
@@ -104,7 +106,7 @@ class Nulls:
     def evidence(
         self, scores: NDArray[np.float32], rows: NDArray[np.int64], null: tuple[float, float], total: int
     ) -> NDArray[np.float64]:
-        """Return (K, 7) the numbers by which the K best results of a query, the best first, are judged.
+        """Return the (K, 7) numbers that describe the K best results of a query, the best first (see the module).
 
         Args:
             scores: (K,) scores, descending.
@@ -148,7 +150,7 @@ class Calibration:
 def hub_statistics(
     features: NDArray[np.float16], texts: NDArray[np.float16], captions: Sequence[Sequence[int]]
 ) -> NDArray[np.float32]:
-    """Return (N, 2) mean and standard deviation of each image's scores with a sample of captions, without its own.
+    """Return (N, 2) mean and standard deviation of each image's scores with a sample of captions of other images.
 
     Args:
         features: (N, D) of the images.

@@ -62,7 +62,7 @@ def read_images(source: object) -> Images:
 
 
 def _columns(source: object, rows: Rows, first: NDArray[np.int64]) -> pa.Table:
-    """Return the columns beside image and captions; labels as class names."""
+    """Return all columns except image and captions, with labels as class names."""
     table = _whole_table(source, rows)
     given = {rows.found.get(role, "") for role in ("image", "caption")}
     columns: dict[str, Any] = {}

@@ -9,7 +9,8 @@ Grammar, with SQL's meaning of null:
     column     = a name, or any name between double quotes
     value      = a number | a text between single quotes ('' is a quote in it) | true | false
 
-`like` takes % for any characters and _ for one; `contains` ignores case, and of a list column asks for any item.
+`like` takes % for any characters and _ for one; `contains` ignores case; in a column of lists, one item that contains
+the text is enough.
 """
 
 import re

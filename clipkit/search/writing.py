@@ -68,22 +68,22 @@ def embed(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Embedded:
-    """Encode the images and captions of a data set, and write or update an index.
+    """Encode the images and captions of a dataset, and write or update an index.
 
     Images are identified by the content of their files. If the index exists, only new images are encoded, and images
     that the source no longer has are removed. After an interruption, call again with the same arguments.
 
     Args:
         data: any source of images, with or without captions; also a stream.
-        model: name of a model, or what `clipkit.load` returned.
-        out: folder of the index: a new or empty one, or an index by the same model.
-        batch_size: images per forward pass; None: as many as suit the device.
+        model: name of a model, or a model returned by `clipkit.load`.
+        out: folder of the index: a new or empty folder, or an index made by the same model.
+        batch_size: images per forward pass; None: chosen for the device.
         processes: group in which each process encodes a share; None: only this process.
         progress: show progress bars.
 
     Raises:
-        DataError: the data cannot be read, or the index is by another model.
-        OutputError: the folder is not empty and is no index, or cannot be written.
+        DataError: the data cannot be read, or the index was made by another model.
+        OutputError: the folder is not empty and not an index, or cannot be written.
 
     Example:
         >>> clipkit.embed("photos/", "openai/clip-vit-base-patch32", "photos.index")      # doctest: +SKIP
@@ -104,7 +104,7 @@ def embed(
 
 
 def _source_of(data: object) -> str | None:
-    """Return the source so that it can be read again from another working directory; None for Python objects."""
+    """Return the source in a form that is valid in every working directory; None for Python objects."""
     if not isinstance(data, str | Path):
         return None
     name = split_options(str(data))[0]
@@ -132,10 +132,10 @@ class _Writer:
         return alone_in(self.folder) if self.processes.is_main else nullcontext()
 
     def open(self) -> None:
-        """Read what is there: the former index and the logs of an interrupted call, both by the same model.
+        """Read the former index and the logs of an interrupted call, if there are any.
 
         Raises:
-            DataError: they are by another model.
+            DataError: another model made them.
         """
         self.probes = probes_of(self.model)
         self.former = read_manifest(self.folder) if (self.folder / "manifest.json").is_file() else None
@@ -153,8 +153,8 @@ class _Writer:
                 write_whole(mark, fingerprint)
             elif mark.read_text(encoding="utf-8") != fingerprint:
                 raise DataError(
-                    f"{self.folder}: was begun with another model, version or device than {self.model.name}; use "
-                    "the same, or give another --out"
+                    f"{self.folder}: was started with another model, library version or device; use the same as "
+                    "before, or give another --out"
                 )
 
         self.processes.on_main(prepare)
@@ -203,7 +203,7 @@ class _Writer:
         )
 
     def stream(self, stream: Stream) -> Found:
-        """Encode the images of a stream, part by part; each process reads other parts."""
+        """Encode the images of a stream, part by part; each process reads different parts."""
         parts = range(self.processes.index, len(stream.parts), self.processes.count)
         mine: list[tuple[int, list[tuple[str, bytes, list[str]]], list[tuple[str, str]]]] = []
         with self.processes.failing_together(), EncodedLog(self.logs, "image") as log:
@@ -240,7 +240,7 @@ class _Writer:
                     log.add([key for key, _ in new], features.numpy())
 
     def _encode(self, items: Sequence[tuple[bytes, Path | Stored]], log: EncodedLog) -> dict[bytes, str]:
-        """Encode images that no log has; return the reasons of unreadable ones."""
+        """Encode the images that are in no log; return the reasons why images are unreadable."""
         new = [(key, image) for key, image in items if key not in self.done["image"]]
         if not new:
             return {}

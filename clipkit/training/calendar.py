@@ -38,7 +38,5 @@ class Calendar:
         return step > 0 and step_in_epoch == 0 and (step == self.steps or epoch % self.evaluate_every_epochs == 0)
 
     def saves_after(self, step: int) -> bool:
-        """Return whether a regular checkpoint is due after this step. Checkpoints before an evaluation are not
-        included.
-        """
+        """Return whether a regular checkpoint is due after this step, not counting checkpoints before evaluations."""
         return step == self.steps or step % self.save_every == 0

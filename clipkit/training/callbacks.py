@@ -37,7 +37,7 @@ class Progress:
     stop_reason: str | None = field(default=None, init=False)
 
     def stop(self, reason: str = "a callback stopped it") -> None:
-        """End the run after this step, with a checkpoint, results and a report. One process suffices.
+        """End the run after this step, with a checkpoint, results and a report. It is enough if one process calls this.
 
         Args:
             reason: reason for log.txt.
@@ -73,14 +73,14 @@ class Callback:
         """Receive the folder of a checkpoint that was just written."""
 
     def on_end(self, run: Progress, result: Mapping[str, Any]) -> None:
-        """Receive the content of results.json, after it and the model were written."""
+        """Receive the content of results.json, after results.json and the model were written."""
 
 
 def checked_callbacks(callbacks: Sequence[Any]) -> None:
     """Check that all callbacks are objects of subclasses of `Callback`.
 
     Raises:
-        RecipeError: one is something else.
+        RecipeError: a callback is not such an object.
     """
     if isinstance(callbacks, Callback):
         raise RecipeError(f"callbacks is {kind_of(callbacks)}; give a list: callbacks=[{type(callbacks).__name__}()]")
@@ -114,7 +114,7 @@ class Callbacks:
             for name, figure in (callback.on_step(self.run, dict(row)) or {}).items():
                 where = f"{type(callback).__name__}.on_step: the figure {name}"
                 if name in row or name in added:
-                    raise TrainingError(f"{where} has the name of another figure of the step; rename it")
+                    raise TrainingError(f"{where} has the name of a figure that the step already has; rename it")
                 if not isinstance(figure, int | float) or not math.isfinite(figure):
                     raise TrainingError(f"{where} is {figure!r}, not a finite number; return a finite float")
                 added[name] = figure

@@ -46,7 +46,7 @@ class GradientSum:
             self._complete(parameter)
 
     def flush(self) -> list[bool]:
-        """Start the sums that have not started; return for each parameter whether it has a gradient here."""
+        """Start the sums that have not started; return for each parameter whether it has a gradient on this process."""
         for hook in self._hooks:
             hook.remove()
         for group in range(len(self._groups)):
@@ -63,8 +63,8 @@ class GradientSum:
         """Wait for all sums, and give each parameter the sum of its gradients.
 
         Args:
-            present: for each parameter, whether any process has a gradient. A parameter without one on every process
-                stays without one, so the optimizer does not change it.
+            present: for each parameter, whether any process has a gradient. A parameter that has
+                no gradient on any process stays without a gradient, so the optimizer does not change it.
         """
         used = iter(present)
         for part, (flat, wait) in zip(self._buckets, self._sums, strict=True):

@@ -65,7 +65,7 @@ class TowerInputs:
         replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
         bad: reasons for images that are already known to be missing or unreadable, by position; a frozen trunk adds
             those that it could not read.
-        storing: settings of what is kept on disk; None: nothing.
+        storing: settings of the inputs that are stored on disk; None: nothing is stored.
     """
 
     model: DualEncoder
@@ -95,7 +95,7 @@ class TowerInputs:
         self.bad = {**self.bad, **stores.bad}
 
     def store_parts(self) -> None:
-        """Store what the frozen first parts of the towers compute; these must not change from now on.
+        """Store the outputs of the frozen first parts of the towers; these parts must not change from now on.
 
         Raises:
             RecipeError: `data.views` is set, but the views cannot be stored.

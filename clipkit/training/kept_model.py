@@ -16,7 +16,9 @@ from clipkit.training.rates import is_pretrained
 
 
 def keep_model(plan: Plan, folder: RunFolder, results: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Replace the model of a run, with adapters merged, and the adapters if the same base can be loaded again.
+    """Replace the saved model of a run, with adapters merged.
+
+    The adapters are also saved if their base model can be loaded again.
 
     Args:
         plan: the plan of the run.

@@ -103,7 +103,7 @@ def find_micro_batch_size(
 
 
 def memory_in_use() -> int:
-    """Return bytes: the largest amount allocated on the GPU so far, or the memory of this process now."""
+    """Return the memory in use in bytes: the peak allocation of the GPU, or the current memory of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return int(psutil.Process().memory_info().rss)

@@ -20,9 +20,10 @@ def build_optimizer(
     kind_of: Callable[[str], Kind],
     factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of the trainable parameters, with groups for each peak learning rate, the first the main one.
+    """Build the optimizer of the trainable parameters, with separate groups for each peak learning rate.
 
-    Weight decay applies to matrices only, not to biases, norms, positions and the scale.
+    The first group has the main learning rate. Weight decay applies to matrices only, not to biases, norms, positions
+    and the scale.
 
     Args:
         model: the model.
@@ -61,13 +62,15 @@ def warmup_steps(warmup: float, steps: int, held: int = 0) -> int:
     """
     if held >= steps:
         raise RecipeError(
-            f"optim.warm_moments is {held} steps, but the run has {steps}, so no weight would change; give fewer steps"
+            f"optim.warm_moments is {held} steps, but the run has only {steps}, so no weight would change; give fewer "
+            "steps"
         )
     steps -= held
     rise = round(warmup * steps) if warmup < 1 else int(warmup)
     if rise > steps:
         raise RecipeError(
-            f"optim.warmup is {rise} steps, but the run has {steps}{' after optim.warm_moments' * (held > 0)}; "
+            f"optim.warmup is {rise} steps, but the run has only {steps} "
+            f"steps{' after optim.warm_moments' * (held > 0)}; "
             "give fewer steps or a share of the run, for example 0.1"
         )
     return rise

@@ -1,4 +1,4 @@
-"""Training step for a loop of one's own: exact gradients of a global batch, for any micro-batch and processes."""
+"""Training step for custom training loops: exact gradients of a global batch, for any micro-batch and processes."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,15 +31,15 @@ class Step:
     Args:
         model: the model, on the device of the accelerator.
         loss: function of image_features (G, D), text_features (G, D) and, if it names them, scale, bias, image_ids,
-            caption_ids and rows; such as those of `clipkit.losses`.
-        accelerator: mixed precision and the processes; None: this process, in float32.
+            caption_ids and rows; e.g. a loss of `clipkit.losses`.
+        accelerator: provides mixed precision and the processes; None: this process alone, in float32.
         batch_size: pairs in the global batch, G.
         micro_batch_size: pairs of this process in one forward pass; None: all.
         seed: seed of dropout and other random layers.
 
     Raises:
         RecipeError: the loss needs other arguments.
-        UserError: a size does not fit, or the model is on another device.
+        UserError: a batch size is invalid, or the model is on another device.
 
     Example:
         >>> step = Step(model, clipkit.losses.infonce, batch_size=64, micro_batch_size=8)   # doctest: +SKIP
@@ -94,7 +94,7 @@ class Step:
         """Add the gradients to the parameters, and return the loss of the global batch, equal on all processes.
 
         Args:
-            images: images of this process's rows, or what `model.image.preprocess` makes of them, stacked, by name.
+            images: images of this process's rows, or their stacked outputs of `model.image.preprocess`, by name.
             captions: their captions, or their tokens by name.
             image_ids: equal for pairs of the same image; None: all images are different.
             caption_ids: equal for pairs of the same caption; None: equal for equal strings, different for tokens.
@@ -125,7 +125,8 @@ class Step:
         counts = [len(next(iter(inputs.values()))) for inputs in (images, captions)]
         if {*counts, len(of_image), len(of_caption)} != {len(own)}:
             raise DataError(
-                f"{counts[0]} images and {counts[1]} captions, with {len(of_image)} and {len(of_caption)} ids; give "
+                f"got {counts[0]} images, {counts[1]} captions, {len(of_image)} image ids and {len(of_caption)} "
+                "caption ids; give "
                 f"{len(own)} of each, the rows {self.rows.start} to {self.rows.stop - 1} of the global batch"
             )
         return Batch({"image_features": dict(images), "text_features": dict(captions)}, of_image, of_caption, own)

@@ -107,7 +107,7 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
 
     Args:
         recipe: the recipe of the run.
-        accelerator: mixed precision and the processes of the run; by default, those of the recipe.
+        accelerator: provides mixed precision and the processes of the run; None: as the recipe says.
         given: objects that a Python program gives in place of keys of the recipe.
 
     Raises:

@@ -60,10 +60,10 @@ def train(
         model: the model instead of `model.name`; it is trained in place, and has the best weights afterwards.
         loss: function of image_features (G, D), text_features (G, D) and, if it names them, scale, bias, image_ids,
             caption_ids and rows; it returns a scalar (docs/python.md).
-        objective: an Objective, or a function that returns one, given the one of the recipe.
+        objective: an Objective, or a function that receives the recipe's Objective and returns another one.
         callbacks: called after steps, evaluations and checkpoints, and at the end.
         identity: content: read all images of `train` and `validation` once, so that a run on images in memory can be
-            resumed; None: it cannot. Files, tables and datasets of `datasets` need no such identity.
+            resumed; None: such a run cannot be resumed. Files, tables and datasets of `datasets` need no such identity.
         resume: continue from the newest undamaged checkpoint of the run in `output`; without a checkpoint, start; if
             the run is finished, do nothing. Epochs, evaluation, logging, checkpoints, workers and the location of the
             data may be different. Everything that determines the weights after a step must be the same.

@@ -103,8 +103,7 @@ def _read_both(recipe: Recipe, processes: Processes, given: Given) -> tuple[AnyF
 
 
 def _check_streamable(recipe: Recipe, name: str) -> None:
-    """Raise an error for settings that a stream does not support, because they need positions, a length or more
-    columns.
+    """Raise an error for settings that a stream does not support, e.g. because they need positions or its length.
 
     Raises:
         RecipeError: the recipe has such a setting.

@@ -23,8 +23,8 @@ class StopRequest:
     """Context in which SIGINT, SIGTERM and SIGUSR1 request a stop instead of ending the process.
 
     Outside of `deferred`, the first signal raises Interrupted immediately. Inside, it only sets `signal`, and the run
-    stops where no work is lost. A second Ctrl-C, at least a second after the first signal, ends the process at once;
-    in an interactive session, such as a notebook, it raises Interrupted at once, and the process lives on.
+    stops where no work is lost. A second Ctrl-C, at least a second after the first signal, ends the process at once; in
+    an interactive session, such as a notebook, it raises Interrupted at once, and the process keeps running.
 
     Python delivers signals only to the main thread; in other threads, this context does nothing.
     """

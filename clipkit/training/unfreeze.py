@@ -15,7 +15,8 @@ Schedule = float | Mapping[str, float]
 
 
 def first_steps(model: DualEncoder, unfreeze: Schedule | None, steps: int) -> dict[str, int]:
-    """Return the step, counted from 0, in which a parameter starts to learn; without parameters that start at once.
+    """Return the step, counted from 0, in which a parameter starts to learn; parameters that start at once are left
+    out.
 
     Args:
         model: the model; frozen parameters are ignored.

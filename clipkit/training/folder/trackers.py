@@ -68,7 +68,7 @@ class Trackers:
 
 
 def _name_for(tracker: str, figure: str) -> str:
-    """Return the name of a figure in a tracker: MLflow refuses most signs, also the one in recall@5."""
+    """Return the name of a figure in a tracker: MLflow refuses special characters such as the @ in recall@5."""
     return re.sub(r"[^a-zA-Z0-9_\-. :/]", "_", figure.replace("@", "_at_")) if tracker == "mlflow" else figure
 
 

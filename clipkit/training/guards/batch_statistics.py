@@ -26,9 +26,10 @@ def batch_statistics(
 
     Returns:
         `image_accuracy`: share of the first 128 pairs whose image is most similar to one of its own captions, among
-        all G captions; `text_accuracy`: the same from captions to images; `positive_cosine`: mean cosine of the pairs;
-        `negative_cosine`: mean cosine of an image and another pair's caption; `image_cosine`, `text_cosine`: mean
-        cosine of two images, or of two captions. `sides` replaces image and text in these names.
+        all G captions; `text_accuracy`: the same for the captions of these pairs, among all G images;
+        `positive_cosine`: mean cosine of the pairs; `negative_cosine`: mean cosine of an image and another pair's
+        caption; `image_cosine`, `text_cosine`: mean cosine of two images, or of two captions. `sides` replaces image
+        and text in these names.
 
     Example:
         >>> unit = torch.eye(3)

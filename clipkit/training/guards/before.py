@@ -231,7 +231,7 @@ def augmented_frozen_trunk(start: RunStart) -> Finding | None:
     return Finding(
         "augmented_frozen_trunk", "warning",
         f"with data.augment, the frozen image trunk runs on {passes:,} augmented images, which takes about "
-        f"{duration(seconds * passes)}; without it, once on {start.images:,} images, about "
+        f"{duration(seconds * passes)}; without augmentation, it runs once on {start.images:,} images, about "
         f"{duration(seconds * start.images)}",
         "set data.augment: none, or data.views: 4 to store four augmented views of each image, unless the augmentation "
         "is worth this time",

@@ -128,9 +128,9 @@ class Monitor:
         """Apply the rules to a logged step.
 
         Args:
-            row: its line of metrics.jsonl.
-            speed: its line of speed.jsonl.
-            memory: bytes in use.
+            row: line of the step in metrics.jsonl.
+            speed: line of the step in speed.jsonl.
+            memory: memory in use, in bytes.
         """
         self._take(self.watch.step(row, speed))
         if len(self._seconds) <= _TIMED:

@@ -23,11 +23,11 @@ from clipkit.models.encode import encode_strings
 
 _PAIRS = 32
 _STANDARD_ERRORS = 3.0
-"""A finding needs another setting that is better by this number of standard errors."""
+"""Number of standard errors by which another setting must be better for a finding."""
 _GAIN = 0.05
-"""A finding also needs a loss that is lower by this share."""
+"""Share by which the loss must be lower with the other setting for a finding."""
 _MATCHED = 4
-"""A finding also needs this number of matched pairs with the other setting; by chance, one pair is matched."""
+"""Number of pairs that must be matched with the other setting for a finding; by chance, one pair is matched."""
 _BY_LUCK, _DISTINCT = 2.5, 24
 """Largest number of matched pairs that counts as chance, and smallest number of different captions for this rule."""
 _COMMON = {
@@ -113,7 +113,8 @@ def other_activation(trial: _Trial) -> Finding | None:
         if other is None or not _is_better(trial.losses(trial.pixels, trial.text_features()), trial.current):
             return None
     return Finding(
-        "other_activation", "warning", f"{other} matches pairs better than {current}",
+        "other_activation", "warning", f"with {other} as its activation, the model matches pairs better than with "
+        f"{current}",
         f"the model seems to have been trained with {other}: set hidden_act in its config.json, or quick_gelu in "
         "open_clip_config.json",
     )  # fmt: skip

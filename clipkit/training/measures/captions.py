@@ -25,7 +25,7 @@ class CaptionValidation:
         pairs: the held-out pairs.
         processes: each process encodes its share; all get the values.
         batch_size: pairs in a global batch of the run; None: the accuracy in a batch is not measured.
-        storing: settings of what is kept on disk; None: nothing.
+        storing: settings of the inputs that are stored on disk; None: nothing is stored.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ class NamedSet:
         processes: each encodes its share.
 
     Raises:
-        DataError: the set has neither.
+        DataError: the dataset has neither labels nor captions.
     """
 
     def __init__(self, model: DualEncoder, source: str, processes: Processes) -> None:

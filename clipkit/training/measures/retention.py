@@ -34,8 +34,11 @@ class Retention(Protocol):
 def retention_of(
     recipe: Recipe, model: DualEncoder, validation: Pairs | None, processes: Processes
 ) -> Retention | None:
-    """Return the retention measure of a recipe: on the dataset `eval.retention`, otherwise on the similarities of the
-    pretrained model. The result is None if the model is not pretrained, or if there are no held-out pairs.
+    """Return the retention measure of a recipe.
+
+    Retention is measured on the dataset `eval.retention` if it is given, otherwise by the similarities of the
+    pretrained model on held-out pairs. The result is None if the model is not pretrained, or if there are no held-out
+    pairs.
 
     Raises:
         DataError: the dataset cannot be read.

@@ -58,7 +58,8 @@ def objective_of(
         pairs: the training data.
         teachers: the teachers of the losses, by name.
         loss: a function that replaces the losses.
-        given: an objective that replaces it, or a function that makes one of it.
+        given: an objective that replaces the recipe's objective, or a function that receives the recipe's objective and
+            returns another one.
 
     Raises:
         DataError: the data does not have a column that a term needs.

@@ -49,7 +49,7 @@ class Objective:
     compared: Callable[[Gathered], tuple[Tensor, Tensor]]
     """Two kinds of unit-length features (G, D), whose accuracy and cosines are logged."""
     sides: tuple[str, str]
-    """Names of these two in the log."""
+    """Names of the two compared kinds of features in the log."""
 
 
 def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float]) -> Objective:

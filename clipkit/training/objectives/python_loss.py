@@ -18,7 +18,7 @@ def checked_loss(loss: Callable[..., Any]) -> list[str]:
     """Return the names of the arguments after the two kinds of features that a loss takes.
 
     Raises:
-        RecipeError: it is not a function, needs other arguments, or has parameters that nothing would train.
+        RecipeError: the loss is not a function, needs other arguments, or has parameters that nothing would train.
     """
     if not callable(loss):
         raise RecipeError(f"loss is {kind_of(loss)}, not a function; give loss(image_features, text_features, scale)")
@@ -79,7 +79,7 @@ def value_of_loss(loss: Callable[..., Any]) -> Value:
 
 
 def code_hash(function: object) -> str:
-    """Return a hash of a function's code, its constants included; variables of its surroundings are not part of it."""
+    """Return a hash of a function's code and constants; variables outside of the function are not included."""
     is_function = hasattr(function, "__code__")
     call: Any = (
         function if is_function else type(function).__dict__.get("forward", vars(type(function)).get("__call__"))

@@ -13,7 +13,7 @@ from clipkit.training.objectives.objective import Gathered
 class Teacher:
     """Features of the training pairs by one model, with its preprocessing and without augmentation.
 
-    They are kept in the user's cache for the next run.
+    The features are kept in the user's cache for the next run.
 
     Args:
         name: the model, in any form that model.name accepts.

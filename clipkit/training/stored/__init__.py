@@ -1,1 +1,1 @@
-"""Stored inputs: what the frozen first part of a tower computes is kept on disk, and read in each step."""
+"""Stored inputs: the output of the frozen first part of a tower is kept on disk, and read in each step."""

@@ -24,7 +24,7 @@ class Items:
     """Images, or different strings, that are stored.
 
     Args:
-        kind: what they are.
+        kind: kind of the items.
         values: the images or strings.
         key: hash of their content and order.
         data: name of the data, for listings.

@@ -18,7 +18,8 @@ class Storing:
     Args:
         recipe: type and budget.
         processes: processes of the run.
-        pairs: number of pairs that the run uses, over all epochs: storing pays if they are more than what is stored.
+        pairs: number of pairs that the run uses, over all epochs; storing saves time only if there are more pairs than
+            stored items.
         views: augmented views of each training image; None: images are stored without augmentation.
         seed: seed of the run, for the choice of views.
         workers: loader processes that augment images.

@@ -53,7 +53,8 @@ class TowerStores:
         return {name: texts for name, texts in columns.items() if name in self.encoded and texts is not None}
 
     def parts(self, augmented: bool) -> dict[str, StoredInputs]:
-        """Store what the frozen first blocks of the towers compute, and augmented views; return the inputs by name.
+        """Store the outputs of the frozen first blocks of the towers, also for augmented views; return the inputs by
+        name.
 
         Args:
             augmented: whether images are augmented.
