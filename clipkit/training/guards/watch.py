@@ -283,19 +283,20 @@ STEP_RULES: tuple[Rule[Watch], ...] = (
     Rule("scale_at_cap", scale_at_cap, "the scale, below its cap at the start, has risen to it"),
     Rule("scale_falls", scale_falls, "the scale falls steadily below 0.7 of its start"),
     Rule("gradient_explodes", gradient_explodes, "the gradient's norm is 20 times its median"),
-    Rule("one_direction", one_direction, "in the batch, one side finds the other four times as often as the reverse"),
+    Rule("one_direction", one_direction,
+         "in the batch, retrieval in one direction is correct four times as often as in the other direction"),
     Rule("data_wait", data_wait, "more than 20 % of the time is spent waiting for data"),
 )  # fmt: skip
 EVALUATION_RULES: tuple[Rule[Watch], ...] = (
     Rule("validation_worse", validation_worse,
-         "three evaluations in a row are 5 % below the best one; `eval.patience: N` ends the run by itself"),
+         "three evaluations in a row are 5 % below the best one; `eval.patience: N` would end the run"),
     Rule("validation_at_chance", validation_at_chance,
          "in a batch, at least 20 % of the training captions find their image, three times as many as validation "
-         "captions, which do so by chance: captions of other images, or memorization"),
+         "captions, and these find theirs only by chance: captions belong to other images, or the model memorizes"),
     Rule("memorization", memorization,
          "in a batch, at least 90 % of the training captions find their image, three times as many as validation "
-         "captions, and in two evaluations the latter have not risen"),
-    Rule("forgetting", forgetting, "the retention figure has lost 10 % (50 % for the model's similarities, see below)"),
+         "captions, and the share of validation captions has not risen in two evaluations"),
+    Rule("forgetting", forgetting, "retention has dropped by 10 % (by 50 % for the model's similarities, see below)"),
 )  # fmt: skip
 
 
