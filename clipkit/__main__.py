@@ -1,4 +1,4 @@
-"""`python -m clipkit …`: the command line as torchrun and accelerate launch start it."""
+"""Entry point of `python -m clipkit …`, which torchrun and accelerate launch use to start the command line."""
 
 from clipkit.cli import main
 

@@ -1,4 +1,4 @@
-"""The losses that a recipe can name: one row each, readable without importing torch.
+"""Table of the losses that a recipe can use, with one row per loss; it does not import torch.
 
 The recipe validates options and requirements against these rows. Training builds the call of each loss from its row.
 `clipkit train --help` and docs/losses.md are written from the rows. A row `NAME` belongs to the function
@@ -75,7 +75,7 @@ class LossRow:
 
     @property
     def requirements(self) -> str:
-        """Inputs that the user has to provide, in words."""
+        """Text that lists the inputs that the user has to provide."""
         return " and ".join(need.words for need in Need if need in self.needs and need.is_required) or "nothing"
 
 
@@ -235,7 +235,7 @@ def table() -> str:
 
 
 def markdown() -> str:
-    """Return docs/losses.md."""
+    """Return the content of docs/losses.md."""
     lines = [
         "# Losses",
         "",

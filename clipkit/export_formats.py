@@ -1,4 +1,4 @@
-"""Export formats: one row each, without heavy imports, for the command line and for `clipkit.export`.
+"""Table of the export formats for the command line and `clipkit.export`, without heavy imports.
 
 To add a format, write a file in `clipkit/models/export` with a class that follows `Format`, and add a row here.
 """

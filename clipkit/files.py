@@ -97,7 +97,7 @@ def to_disk(path: Path) -> None:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold a lock that only one process can hold at a time; wait until it is free. On Windows, do nothing."""
+    """Context that holds the lock of a file: only one process can hold it, others wait. On Windows, it does nothing."""
     with file.open("a") as opened:
         if sys.platform != "win32":
             import fcntl

@@ -98,7 +98,7 @@ def open_content(content: bytes) -> Image.Image:
 
 
 def check_opened(image: Image.Image) -> None:
-    """Check the format of an image that Pillow has opened and not decoded.
+    """Check the format of an image that Pillow has opened but not decoded.
 
     Raises:
         RefusedImageError: the format is not allowed, or the image is closed.

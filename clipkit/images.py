@@ -29,7 +29,7 @@ from clipkit.pixels import rgb
 
 
 class Stored(ABC):
-    """Base class of image files in an archive, a table or elsewhere, with the `name` and `read_bytes` of a Path.
+    """Base class of images in an archive, a table or elsewhere, with `name` and `read_bytes` like a Path.
 
     `str` of an object is its location, for messages.
     """

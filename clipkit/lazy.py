@@ -1,4 +1,4 @@
-"""Public names of packages that are imported on first use, so that a command loads only the libraries it needs."""
+"""Lazy import of public names: a name is imported on first use, so that a command loads only the libraries it needs."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def on_first_use(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a `__getattr__` for a package.
+    """Return a `__getattr__` function for a package that imports its public names on first use.
 
     Args:
         package: dotted name of the package.

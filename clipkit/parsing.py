@@ -1,4 +1,4 @@
-"""Parse YAML and JSON files of users safely: with limits on size and depth, and ValueError as the only error.
+"""Safe parsing of users' YAML and JSON files, with limits on size and depth; ValueError is the only error.
 
 >>> parse_yaml("optim: {lr: 1.0e-5}")
 {'optim': {'lr': 1e-05}}

@@ -33,7 +33,7 @@ Values = NDArray[Any]
 
 @dataclass(frozen=True)
 class _File:
-    """Facts about the file of an image; Pillow loses them when it decodes the image."""
+    """Information about an image's file that Pillow discards when it decodes the image."""
 
     layout: str
     """Layout of the stored values in Pillow's notation, e.g. RGB;16B; "" for an image without a file."""
@@ -245,7 +245,7 @@ def _depth(highest: float) -> int | None:
 
 
 def _is_dark(image: Image.Image) -> bool:
-    """Return whether the upper bytes leave room for a depth of 14 bits or less."""
+    """Return whether the values of the upper bytes are so small that the image may have 14 bits or less."""
     extrema: Any = image.getextrema()
     return max(high for _, high in extrema[:3]) < 1 << (_DEPTHS[-2] - 8)
 

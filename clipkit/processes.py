@@ -74,7 +74,7 @@ def _leave_processes() -> None:
 
 
 def _gpu_of(device: torch.device) -> tuple[str, str]:
-    """Return the name of this machine, and a name of the GPU that is unique on it; "" for a CPU."""
+    """Return the name of this machine, and a name of the GPU that is unique on this machine ("" for a CPU)."""
     if device.type != "cuda":
         return socket.gethostname(), ""
     return socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)
@@ -141,7 +141,7 @@ class Processes:
         return self._reduced(value.detach().clone(), dist.ReduceOp.SUM)
 
     def _group_of(self, value: Tensor) -> dist.ProcessGroup | None:
-        """Return the group over which a tensor travels; None: the default group."""
+        """Return the process group that communicates a tensor; None: the default group."""
         return self._cpu_group if value.device.type == "cpu" else None
 
     def _reduced(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:

@@ -1,4 +1,4 @@
-"""Names of the files of a run folder, and functions to read and append to them."""
+"""Names of the files in a run folder, and functions that read them or append to them."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -134,7 +134,7 @@ def named_data(data: Mapping[str, Any]) -> str:
 
 
 def shown_metrics(*results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the metrics of the first result to show: without mAP@R if it equals R@1 in all results.
+    """Return the names of the metrics to show: those of the first result, without mAP@R if it equals R@1 everywhere.
 
     The two are equal if every query has one correct answer.
 

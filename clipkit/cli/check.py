@@ -1,4 +1,4 @@
-"""Reading of the data for `clipkit data check`, and printing of its report."""
+"""Functions of `clipkit data check` that read the data and print the report."""
 
 import textwrap
 from contextlib import suppress

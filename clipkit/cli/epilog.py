@@ -7,7 +7,7 @@ from typer.core import TyperCommand
 
 
 def ending_with(text: Callable[[], str]) -> type[TyperCommand]:
-    """Return a command class whose help page ends with a text; `text` is called only when the page is shown."""
+    """Return a command class whose help page ends with the text that `text` returns when the page is shown."""
 
     class Command(TyperCommand):
         def format_epilog(self, ctx: Any, formatter: Any) -> None:

@@ -26,7 +26,7 @@ def is_main_process() -> bool:
 
 
 def end_with_launcher() -> None:
-    """Watch the launcher of this process: if the launcher is killed, this process ends as after SIGTERM.
+    """Watch the launcher of this process. If the launcher is killed, end this process as SIGTERM would.
 
     A run then saves a checkpoint and ends. A process that is still alive after two minutes is killed.
     """

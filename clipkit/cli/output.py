@@ -1,4 +1,4 @@
-"""Writing of the output files of a command; they are checked before any work begins."""
+"""Functions that check the output files of a command before any work begins, and write them at the end."""
 
 from collections.abc import Sequence
 from pathlib import Path

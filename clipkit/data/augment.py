@@ -177,7 +177,7 @@ class TextSafe:
         self._may_recolor = self._without(pairs, _COLORS)
 
     def of(self, index: int) -> tuple[bool, bool]:
-        """Return whether an image may be flipped, and whether it may be recolored."""
+        """Return two booleans for an image: whether it may be flipped, and whether it may be recolored."""
         return bool(self._may_flip[index]), bool(self._may_recolor[index])
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Batches, and the conversion of samples to the inputs of a batch."""
+"""Batches of inputs, and the classes that build them from samples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -167,7 +167,7 @@ class Assembly:
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
-    """Return a batch with only the given rows of a batch."""
+    """Return a batch that contains only the given rows of another batch."""
     return Batch(
         {name: {key: value[rows] for key, value in inputs.items()} for name, inputs in batch.inputs.items()},
         batch.image_ids[rows],

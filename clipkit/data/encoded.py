@@ -75,7 +75,7 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
 
 
 def _extension_if_plain(content: bytes) -> str | None:
-    """Return the file's extension if all decoders give the same image as `open_image`, otherwise None."""
+    """Return the file's extension if every decoder would return the image that `open_image` returns, otherwise None."""
     with open_content(content) as file:
         plain = (
             file.format in _KEPT

@@ -1,4 +1,4 @@
-"""Training data of a run: a common interface for indexed and streamed data."""
+"""Training data of a run: classes with a common interface for indexed data and for streams."""
 
 from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class IndexedFeed:
 
     @property
     def fingerprint(self) -> str:
-        """Hash that changes with the data."""
+        """Hash of the data, which is different if the data changes."""
         return self.pairs.fingerprint
 
     @property

@@ -125,7 +125,7 @@ def read_labeled(source: object) -> LabeledImages:
 
 
 def _labels(rows: Rows, image_of_row: NDArray[np.int64], may_be_none: bool) -> tuple[list[int], list[str]]:
-    """Return all labels, and the position of the image of each label.
+    """Return two lists over all labels of all rows: the position of the image, and the label.
 
     Raises:
         DataError: an image has no label, although it needs one.

@@ -1,4 +1,4 @@
-"""Loader of batches of indexed data, with workers that load them in advance."""
+"""Loader for indexed data, with workers that load batches in advance."""
 
 import os
 from collections import deque

@@ -112,7 +112,7 @@ class Manifest:
             raise OutputError(f"{path}: is missing or damaged; delete the folder {self.folder} and prepare it again")
 
     def remove(self) -> None:
-        """Delete both files, and then the folder if it is empty."""
+        """Delete prepared.json and skipped.jsonl, and then the folder if it is empty."""
         for name in (_SKIPPED, _MANIFEST):
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):

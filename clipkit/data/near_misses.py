@@ -44,7 +44,7 @@ class NearMisses:
 
 
 def read_near_misses(source: str | Path) -> NearMisses:
-    """Read compositional instances from a CSV, TSV, JSON or JSONL file, or from a folder with a file per category.
+    """Read compositional instances from a CSV, TSV, JSON or JSONL file, or from a folder with one file per category.
 
     Rows have the columns image, caption and negative_caption (SugarCrepe), or image_0, image_1, caption_0 and
     caption_1 (Winoground), and may have a category. A JSON file contains a list of rows, or an object that maps IDs to

@@ -1,4 +1,4 @@
-"""Images with their captions: the common form of all sources of training data."""
+"""Images with their captions: the form to which all sources of training data are converted."""
 
 import hashlib
 from collections.abc import Collection, Sequence

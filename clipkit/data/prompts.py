@@ -96,7 +96,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[str, str]:
-    """Return the name of each label, followed by the names of classes without images.
+    """Return a mapping from labels to class names; classes without images come last.
 
     A mapping gives the name of each label. For a list, the first rule that applies is used. (1) The names equal the
     labels, apart from case and underscores. (2) The labels are numbers: they are positions in the list or, if there are

@@ -18,7 +18,7 @@ _ORDER, _CAPTION, _REPLACEMENT, _SHARE = 0, 1, 4, 5
 
 
 class Sample(NamedTuple):
-    """A pair in an epoch: the epoch, the position of the image, and the position of the caption."""
+    """One pair in one epoch: the epoch, the position of the image, and the position of the caption."""
 
     epoch: int
     image: int

@@ -163,7 +163,7 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 
 def first_positions(keys: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the distinct keys in order of appearance; return the number of each row, and the first row of each number.
+    """Number the distinct keys in order of appearance; return the number of each row's key, and each key's first row.
 
     Example:
         >>> numbers, first = first_positions(pa.array(["b", "a", "b"]))

@@ -28,7 +28,7 @@ def shared_zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
 
 
 def fits_shared(size: int) -> bool:
-    """Return whether there is enough memory to use all of `shared_zeros` of this size."""
+    """Return whether there is enough memory to fill a tensor of `shared_zeros` of this size."""
     return _forks() or size <= free_bytes()
 
 
@@ -55,7 +55,7 @@ def free_bytes() -> int:
 
 
 def can_send_shared(size: int) -> bool:
-    """Return whether this worker can pass tensors of this size in shared memory if all other workers do the same."""
+    """Return whether there is enough shared memory for all workers to pass tensors of this size at the same time."""
     worker = get_worker_info()
     if worker is None:
         return True
@@ -79,7 +79,7 @@ def packed(batch: Any) -> Any:
 
 
 def unpacked(batch: Any) -> Any:
-    """Return a batch with its tensors, as it was before `packed`."""
+    """Undo `packed`: return the batch with tensors."""
     if not isinstance(batch, Packed):
         return batch
     return replace(batch.batch, **{name: _tensors(value) for name, value in vars(batch.batch).items()})

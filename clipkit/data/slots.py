@@ -75,7 +75,7 @@ class Slots:
         return values.view(rows, height, width, channels).permute(0, 3, 1, 2)
 
     def opened(self, batch: Any) -> Any:
-        """Return a batch from a worker with its tensors; they are valid until `free`."""
+        """Return a batch from a worker with tensors instead of places; the tensors are valid until `free`."""
         if not _places(batch):
             return batch
         inputs = {

@@ -177,7 +177,7 @@ def stream_loader(
     process: tuple[int, int] = (0, 1),
     memory: BatchMemory | None = None,
 ) -> Generator[Batch, None, None]:
-    """Load the rows of the batches of a stream that one process handles.
+    """Load batches of a stream: for each batch, the rows that one process handles.
 
     Args:
         stream: the data.

@@ -1,4 +1,4 @@
-"""Loader workers: start, signal handling, and a record of the image that each worker is reading."""
+"""Functions of loader workers: start, signal handling, and a record of the image that each worker is reading."""
 
 import os
 import re

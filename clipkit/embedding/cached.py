@@ -1,6 +1,4 @@
-"""Folders of the cache: stored inputs of training and features of evaluations. A process locks the folders that it
-uses.
-"""
+"""Folders of the cache (stored inputs of training, features of evaluations); processes lock the folders that they use."""
 
 import os
 import shutil
@@ -20,13 +18,13 @@ _LOCK = ".lock"
 
 
 def stores_folder() -> Path:
-    """Return the folder of all stores."""
+    """Return the folder that contains all stores."""
     return cache_folder() / "stored"
 
 
 @dataclass(frozen=True)
 class Cached:
-    """Folder of the cache."""
+    """One folder of the cache, with its size and last use."""
 
     folder: Path
     size: int
@@ -44,7 +42,7 @@ def stored_inputs() -> list[Cached]:
 
 
 def evaluated_features() -> list[Cached]:
-    """Return the features that evaluations keep, a folder for each tower, the least recently used first."""
+    """Return the folders with features of evaluations, one per tower, the least recently used first."""
     folders = {file.parent for file in cache_folder().glob("*/*.safetensors")}
     about = {"what": "features of one tower", "data": "evaluations"}
     return _by_use((folder, about) for folder in folders)
@@ -99,7 +97,7 @@ def is_used(folder: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Context in which no other process can use a folder; the value is False if one already uses it."""
+    """Context in which no other process can use a folder; its value is False if another process already uses it."""
     if sys.platform == "win32" or not (folder / _LOCK).exists():
         yield True
         return

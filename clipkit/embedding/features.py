@@ -165,7 +165,7 @@ class Features:
             )
 
     def _cached(self, cache: FeatureCache | None, keys: list[bytes]) -> tuple[Tensor, Tensor]:
-        """Return a mask of the keys in the main process's cache, and their features, on all processes."""
+        """Return, on all processes, a mask of the keys that the main process has in its cache, and their features."""
         known, stored = torch.zeros(len(keys), dtype=torch.bool), torch.empty(0, 0)
         if cache is not None and self.processes.is_main:
             known, stored = cache.read(keys)

@@ -1,4 +1,4 @@
-"""Split work on a dataset across processes; every process gets the complete result."""
+"""Functions that split work on a dataset across processes and give every process the complete result."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,7 +61,7 @@ def scan_shared(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, uncompiled, inside the context; restore the mode of each module afterwards."""
+    """Context in which a model is in evaluation mode and not compiled; afterwards each module's mode is restored."""
     learning = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -97,7 +97,7 @@ class PartWriter:
 def write_index(
     folder: Path, parts: Sequence[dict[str, Any]], rows: Int[Tensor, "R 2"], of_tokens: bool, about: Mapping[str, Any]
 ) -> None:
-    """Complete a store.
+    """Write the index of a store, which completes the store.
 
     Args:
         folder: folder of the parts.
@@ -175,7 +175,7 @@ class Store:
         return torch.from_numpy(self._part[rows.numpy()] >= 0)
 
     def lengths(self, rows: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-        """Return the number of tokens of rows; 0 if the store is not of tokens."""
+        """Return the number of tokens of each row; 0 if the store does not contain tokens."""
         if not self.of_tokens:
             return torch.zeros(len(rows), dtype=torch.int64)
         places = zip(self._part[rows.numpy()].tolist(), self._position[rows.numpy()].tolist(), strict=True)
@@ -196,7 +196,7 @@ class Store:
                 raise DamagedError
 
     def take(self, rows: Int[Tensor, " B"], padding: Mapping[str, int] | None = None) -> Inputs:
-        """Return rows by name, padded to the longest of them if the store is of tokens.
+        """Return the tensors of some rows by name; tokens are padded to the longest of these rows.
 
         Args:
             rows: positions of rows in the store.

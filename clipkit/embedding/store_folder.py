@@ -1,4 +1,4 @@
-"""Stores on this machine: built by all of its processes together, verified when reused, within a budget on disk."""
+"""Stores on this machine: all processes of the machine build them together, and they are verified when reused."""
 
 import logging
 import shutil
@@ -41,7 +41,7 @@ class Machine:
 
     @classmethod
     def of(cls, processes: Processes) -> "Machine":
-        """Exchange the names of the hosts."""
+        """Find the processes of each machine by exchanging host names."""
         return cls(processes, tuple(processes.gather_objects(socket.gethostname())))
 
     @property

@@ -26,7 +26,7 @@ _CONFUSED = 3  # wrong classes shown per class
 
 
 class Classification(TypedDict):
-    """Parts of a result that depend only on the scores."""
+    """Parts of a classification result that depend only on the scores."""
 
     metrics: dict[str, Figure]
     classes: list[dict[str, Any]]
@@ -41,7 +41,7 @@ def classification_result(
     images: Sequence[Any],
     probabilities: Callable[[Tensor], Tensor],
 ) -> Classification:
-    """Return all parts of a result that are computed from the cosines of images and classes.
+    """Compute the metrics, rows and examples of a result from the cosines of images and classes.
 
     Args:
         scores: cosines.

@@ -16,7 +16,7 @@ _SHOWN = 5
 
 
 class Difference(TypedDict):
-    """A metric of both results, and the second minus the first with its 95 % interval and two-sided p."""
+    """Values of a metric in both results, and the second minus the first, with 95 % interval and two-sided p."""
 
     first: float
     second: float
@@ -137,7 +137,7 @@ def _disagreements(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[
 
 
 def _furthest(worse: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:
-    """Return the queries that the second model answers better, largest change first, then those it answers worse."""
+    """Return the queries that the second model answers better, then those it answers worse; largest change first."""
     order = np.argsort(worse, kind="stable")
     fell, rose = order[worse[order] < 0][:_SHOWN], order[worse[order] > 0][::-1][:_SHOWN]
     return [int(row) for row in (*fell, *rose)]

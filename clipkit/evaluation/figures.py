@@ -92,6 +92,6 @@ def figures(columns: Columns, chance: Mapping[str, float | None], means: Means |
 
 
 def figure(value: float | None, resampled: NDArray[np.float64] | None, chance: float | None) -> Figure:
-    """Return one metric with the interval of its bootstrap draws."""
+    """Return one metric with its chance level and the interval of its bootstrap draws."""
     low, high = interval(resampled) if resampled is not None and value is not None else (None, None)
     return {"value": value, "low": low, "high": high, "chance": chance}

@@ -18,7 +18,7 @@ _DECADES = tuple(10.0**power for power in range(2, -7, -1))
 
 @dataclass(frozen=True)
 class Fit:
-    """Scores of the test images after one fit."""
+    """Result of one fit: scores of the test images."""
 
     linear: Float[Tensor, "N C"]
     neighbors: Float[Tensor, "N C"]

@@ -121,7 +121,7 @@ def write_rows(file: str | Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _printable(name: object) -> str:
-    """Return a name in which everything that UTF-8 cannot encode is escaped."""
+    """Return a name in which characters that UTF-8 cannot encode are escaped."""
     return str(name).encode(errors="backslashreplace").decode()
 
 

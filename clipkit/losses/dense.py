@@ -1,4 +1,4 @@
-"""InfoNCE of a small batch on an accelerator, where time depends on the number of operations, not on their size."""
+"""InfoNCE for small batches on an accelerator, where time depends on the number of operations, not on their size."""
 
 from typing import Any
 

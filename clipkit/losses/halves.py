@@ -1,4 +1,4 @@
-"""The sums of `tiles.py` on data center GPUs: Triton kernels multiply float32 features as two halves of 16 bits.
+"""The sums of `tiles.py` on data center GPUs: Triton kernels with each float32 feature split into two 16-bit halves.
 
 Logits exist only in registers. Their derivatives are written one tile at a time, also as halves, so that cuBLAS can
 multiply them with the features on tensor cores. The host never waits. Nothing is added atomically, so the same features
@@ -23,7 +23,7 @@ _ROWS, _WIDTH = 256, 64
 
 
 class Blocks(NamedTuple):
-    """Size of the block of one program, and of the steps in which it is computed, for a GPU's registers and caches."""
+    """Sizes of the block that one program computes and of its steps, chosen for a GPU's registers and caches."""
 
     high: int
     wide: int
@@ -56,7 +56,7 @@ def check(device: torch.device) -> None:
 
 
 class Logits:
-    """Logits scale · x · y + bias, for kernels to compute tile by tile."""
+    """Arguments with which kernels compute the logits scale · x · y + bias tile by tile."""
 
     def __init__(self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, ids: PairIds | None) -> None:
         x, y = x.contiguous(), y.contiguous()

@@ -19,7 +19,7 @@ def joint(
     rows: slice | None,
     decoupled: bool,
 ) -> Float[Tensor, ""]:
-    """Return the mean over 2G anchors of log Σ exp over the others minus the mean over the positives.
+    """Return the mean over the 2G anchors of (log Σ exp over the other features) − (mean over the positives).
 
     Args:
         image: unit length.

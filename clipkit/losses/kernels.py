@@ -1,4 +1,4 @@
-"""Triton kernels: blocks of a similarity matrix, of features in two halves of 16 bits.
+"""Triton kernels that compute blocks of a similarity matrix from features in two 16-bit halves.
 
 Two halves in float16 keep 22 of the 24 bits of a float32 number. low · high + high · low + high · high, summed in
 float32 by the tensor cores, is about as exact as a product in float32 (after Ootomo and Yokota 2022, "Recovering single

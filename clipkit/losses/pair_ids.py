@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class PairIds(NamedTuple):
-    """Positions and IDs of rows and columns, for leaving out combinations: duplicates, or a pair with itself.
+    """Positions and IDs of rows and columns, which determine the combinations to leave out: duplicates, or self-pairs.
 
     Duplicates share an image or a caption; positions distinguish a pair from its duplicates.
     """

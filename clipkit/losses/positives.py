@@ -69,7 +69,7 @@ def paired_ids(image_ids: Tensor | None, caption_ids: Tensor | None) -> Ids | No
 def other_pairs(
     image_ids: Tensor | None, caption_ids: Tensor | None, duplicates: Duplicates, rows: slice
 ) -> tuple[Positives | None, PairIds | None]:
-    """Return the pairs that share an image or a caption, as positives or as pairs to leave out.
+    """Return the pairs that share an image or a caption: either as positives, or as pairs to leave out.
 
     Both results are None if no pairs share an image or a caption, or if such pairs are treated as negatives.
 

@@ -1,4 +1,4 @@
-"""NumPy arrays and nested lists as inputs of the metrics, instead of tensors."""
+"""Decorator that lets the metrics accept NumPy arrays and nested lists instead of tensors."""
 
 import functools
 import inspect
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def takes_arrays(function: Callable[P, R]) -> Callable[P, R]:
-    """Return the function with its tensor arguments converted from NumPy arrays or nested lists of numbers.
+    """Return a function that converts NumPy arrays and nested lists of numbers to tensors before it calls `function`.
 
     Raises:
         ValueError: when the returned function is called with an argument that is not an array of numbers.

@@ -44,11 +44,11 @@ class PairSums:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All sums."""
+        """All sums as a tuple."""
         return self.count, self.x, self.y, self.xx, self.yy, self.xy
 
     def add(self, x: Float[Tensor, "N V"], y: Float[Tensor, "M W"], x_of_y: Int[Tensor, " M"]) -> None:
-        """Add pairs: each row of y (a caption) with the row of x (its image) whose position `x_of_y` gives."""
+        """Add pairs: each row of y (a caption) and its row of x (an image), whose position is in `x_of_y`."""
         x, y = x.double(), y.double()
         counts = torch.bincount(x_of_y, minlength=len(x)).to(x)
         y_sums = torch.zeros(len(x), y.shape[1], dtype=y.dtype, device=y.device).index_add_(0, x_of_y, y)
@@ -60,7 +60,7 @@ class PairSums:
         self.xy += x.T @ y_sums
 
     def plus(self, other: "PairSums") -> Self:
-        """Return the sums over the pairs of both."""
+        """Return the sums over the pairs of both objects."""
         return type(self)(*(one + another for one, another in zip(self.tensors, other.tensors, strict=True)))
 
     def cpu(self) -> Self:
@@ -79,7 +79,7 @@ class PairSums:
 
 @dataclass(frozen=True)
 class CanonicalCorrelation:
-    """Maps of both kinds of features to canonical coordinates, in float64, the most correlated first.
+    """Maps from both kinds of features to canonical coordinates, the most correlated first, in float64.
 
     The coordinates of x are (x − x_mean) · x_map. Coordinate k of x and of y have regularized correlation
     `correlations[k]`.
@@ -163,7 +163,7 @@ def _lower(covariance: Tensor, ridge: float) -> Tensor:
 
 
 def _add_gram(total: Tensor, rows: Tensor) -> None:
-    """Add rowsᵀ · rows, of which only one triangle is computed."""
+    """Add one triangle of the symmetric product rowsᵀ · rows."""
     for start in range(0, rows.shape[1], _BLOCK):
         block = slice(start, start + _BLOCK)
         product = rows[:, start:].T @ rows[:, block]

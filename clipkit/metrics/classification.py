@@ -74,7 +74,7 @@ def average_precision(scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"])
 def precision_at_right(
     scores: Float[Tensor, "N C"], labels: Bool[Tensor, "N C"]
 ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Float[Tensor, " P"]]:
-    """Return for each image of each class the precision at its rank: the share of correct images up to this rank.
+    """Return the precision at the rank of each image of each class: the share of correct images up to this rank.
 
     Returns:
         Image, class and precision of the P correct (image, class) pairs.

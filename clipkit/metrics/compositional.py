@@ -8,7 +8,7 @@ from clipkit.metrics.arrays import takes_arrays
 
 @takes_arrays
 def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[Tensor, " K"]]:
-    """Return for each instance whether every image prefers its caption, and whether every caption prefers its image.
+    """Return for each instance whether every image scores highest with its caption, and every caption with its image.
 
     The i-th image belongs to the i-th caption. With one image and two captions (SugarCrepe, Hsieh et al. 2023) the
     first caption is correct; with two images and two captions (Winoground, Thrush et al. 2022) both are. Definitions

@@ -84,7 +84,7 @@ def median_rank(ranks: Int[Tensor, " Q"]) -> float:
 
 @takes_arrays
 def batch_accuracy(ranks: Int[Tensor, " Q"], candidates: int, size: int) -> float:
-    """Return the expected share of queries whose correct answer is the first one in a batch of random candidates.
+    """Return the expected share of queries whose correct answer ranks first in a batch with random other candidates.
 
     With rank r among n candidates, none of the other G − 1 ranks higher with probability C(n−r, G−1) / C(n−1, G−1).
 

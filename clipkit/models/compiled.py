@@ -35,7 +35,7 @@ def _weights(modules: Sequence[nn.Module]) -> int:
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run compiled modules uncompiled inside the context: with many input shapes, each shape would be compiled."""
+    """Context in which compiled modules run uncompiled, because otherwise each new input shape would be compiled."""
     is_compiled = any(module._compiled_call_impl is not None for module in model.modules())
     with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
         yield

@@ -35,7 +35,7 @@ class _ReachedError(Exception):
 
 @dataclass(eq=False)
 class Cut:
-    """Cut of a trunk, made by `find_cut`.
+    """A trunk that is cut into a lower and an upper part; made by `find_cut`.
 
     Example:
         >>> cut = find_cut(tower.trunk, inputs)                 # doctest: +SKIP
@@ -130,9 +130,7 @@ def _before(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def _changed(outside: Outside | None, change: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Context that applies `change` to the features with outside columns; its value is a function for the trunk's
-    output.
-    """
+    """Context that applies `change` to features with outside columns; its value is a function of the trunk's output."""
     if outside is None or outside.module is None:
         yield change if outside is not None else lambda output: output
         return
@@ -209,7 +207,7 @@ def _replaced(skips: Sequence[_Skip]) -> Iterator[None]:
 
 
 def is_activation(value: object) -> bool:
-    """Return whether an argument of a module can be activations or features: (B, …), not whole numbers."""
+    """Return whether an argument of a module can be activations or features: a float tensor (B, …)."""
     return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1
 
 

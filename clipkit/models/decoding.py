@@ -1,4 +1,4 @@
-"""Decoding of images in advance, in threads or, for an accelerator, in processes."""
+"""Decoding of images in advance, in threads, or in processes if the device is an accelerator."""
 
 import multiprocessing
 import os

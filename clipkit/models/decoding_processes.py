@@ -120,7 +120,7 @@ def _bytes_of(inputs: Inputs) -> int:
 def _decode(
     decoder: Decoder, slots: UInt8[Tensor, "A B"], chunks: list[range], link: Connection, inherited: list[Connection]
 ) -> None:
-    """Decode chunks of images into slots of shared memory in turn; runs in a process."""
+    """Main function of a process: decode chunks of images, and write them in turn to the slots of shared memory."""
     for other in inherited:
         other.close()  # when the parent ends, this process ends too
     # Signals that stop a command often go to its whole group, but the parent acts on them.

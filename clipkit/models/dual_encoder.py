@@ -128,12 +128,12 @@ class DualEncoder(nn.Module):
 
     @property
     def sides(self) -> dict[str, Tower]:
-        """Towers that the model has, by name: image, text."""
+        """Towers that the model has, by their names: `image`, `text`."""
         towers: dict[str, Tower] = {"image": self.image, "text": self.text}
         return {side: tower for side, tower in towers.items() if not is_absent(tower)}
 
     def view_head(self, tower: str) -> nn.Module | None:
-        """Return the projection head of a tower for losses on views, or None."""
+        """Return the projection head that losses on views use for a tower, or None if there is none."""
         return self.view_heads[tower] if tower in self.view_heads else None  # noqa: SIM401, it has no get
 
     def encode_image(

@@ -190,7 +190,7 @@ def _precision(tower: Tower, device: torch.device) -> AbstractContextManager[Any
 
 
 class _Copies:
-    """Copies tensors to a device while it computes; on a GPU in a separate stream."""
+    """Copies tensors to a device while the device computes; on a GPU in a separate stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -230,7 +230,7 @@ class _Rows:
 
 
 def _lengths(tower: TextTower, tokens: dict[str, Tensor]) -> tuple[list[int], Tensor]:
-    """Return lengths and numbers of the rows, sorted by length; in original order if padding is never removed."""
+    """Return the lengths and positions of rows, sorted by length; in original order if padding is never removed."""
     count, full = next(iter(tokens.values())).shape
     if "attention_mask" not in tokens:
         return [full] * count, torch.arange(count)

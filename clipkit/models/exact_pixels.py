@@ -123,7 +123,7 @@ def looked_up(table: Float[Tensor, "3 256"], pixels: UInt8[Tensor, "B H W 3"]) -
 
 
 def _probes(side: int) -> list[Image.Image]:
-    """Return test images: one that needs no resizing and has all values of each channel in its crop, and noise."""
+    """Return test images: one that contains all values of each channel and needs no resizing, and images of noise."""
     rows, columns = np.ogrid[:side, :side]
     values = (rows % 16 * 16 + columns % 16).astype(np.uint8)
     all_values = np.stack([values, 255 - values, values ^ 85], axis=-1)

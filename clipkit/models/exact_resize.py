@@ -1,4 +1,4 @@
-"""Pillow's resizing on any device: matrix products with exact sums give the same bytes.
+"""Pillow's resizing on any device, with the same bytes: it uses matrix products with exact sums.
 
 Pillow multiplies bytes by coefficients of 22 bits after the binary point, adds the products as integers and rounds once
 per direction (`Resample.c` of Pillow). Here each coefficient has a high and a low part of at most 12 bits, so that
@@ -52,7 +52,7 @@ def can_resize(width: int, height: int, steps: Resize, side: int) -> bool:
 
 
 class ExactResize:
-    """Resizing and center crop on a device, with the same results as the libraries with Pillow.
+    """Resizing and center crop on a device, with the same results as Pillow in the model's library.
 
     Args:
         steps: settings of the resizing.

@@ -63,7 +63,7 @@ def find_cut(trunk: nn.Module, inputs: Inputs, may_cut_padding: bool = False) ->
 
 
 def _calls(trunk: nn.Module, inputs: Inputs) -> dict[nn.Module, list[tuple[int, int]]]:
-    """Return for each module when its calls began and ended."""
+    """Return for each module the times at which its calls began and ended."""
     clock = iter(range(1 << 60))
     calls: dict[nn.Module, list[tuple[int, int]]] = {}
     began: dict[nn.Module, list[int]] = {}
@@ -119,7 +119,7 @@ def _candidates(
 
 
 def _weights(modules: Sequence[nn.Module]) -> int:
-    """Return the number of weights that take part in products: without embeddings."""
+    """Return the number of weights in matrix products, i.e. without embeddings."""
     parts = {part for module in modules for part in module.modules() if not isinstance(part, nn.Embedding)}
     return sum(weight.numel() for part in parts for weight in part.parameters(recurse=False))
 
@@ -142,7 +142,7 @@ def _stored(cut: Cut, inputs: Inputs) -> Inputs | None:
 
 @torch.no_grad()
 def _outside_of(cut: Cut, stored: Inputs, calls: Mapping[nn.Module, Sequence[tuple[int, int]]]) -> Cut | None:
-    """Return the cut with the columns of the output that come from below it; None if no features have such columns."""
+    """Return the cut with its `outside`: output columns that come from below the cut; None if there are none."""
     start = calls[cut.module][0][0]
     seen: list[tuple[nn.Module | None, Tensor]] = []
 
@@ -168,7 +168,7 @@ def _outside_of(cut: Cut, stored: Inputs, calls: Mapping[nn.Module, Sequence[tup
 
 
 def _without_needed(cut: Cut, stored: Inputs, expected: Tensor) -> Cut:
-    """Return the cut without skipped modules whose output something else needs, e.g. rotary positions."""
+    """Return a cut that does not skip modules whose output is also needed above the cut, e.g. rotary positions."""
     if _close(_features(cut, stored), expected):
         return cut
 

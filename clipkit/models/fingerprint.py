@@ -44,7 +44,7 @@ def weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def tower_fingerprint(tower: ImageTower | TextTower) -> str:
-    """Return a hash that differs whenever the features of any image or text may differ.
+    """Return a hash of a tower; two towers with equal hashes compute equal features.
 
     Preprocessing and tokenization are covered by their results for a few inputs. Weights, names and plain attributes of
     modules, the type of device and the versions of libraries are hashed directly.
@@ -56,7 +56,7 @@ def tower_fingerprint(tower: ImageTower | TextTower) -> str:
 
 
 def frozen_fingerprint(tower: ImageTower | TextTower) -> str:
-    """Return a hash that differs whenever the output of the frozen part of the trunk may differ.
+    """Return a hash of the frozen part of a trunk; two parts with equal hashes compute equal outputs.
 
     It covers the same as `tower_fingerprint`, except for the head and the parameters that are trained.
     """

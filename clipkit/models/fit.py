@@ -1,4 +1,4 @@
-"""Checks at load: a tokenizer must fit the embeddings of its tower, and preprocessing its input."""
+"""Checks of a loaded model: the tokenizer must fit the text tower, and the preprocessing the image tower."""
 
 import logging
 from typing import Any, Literal
@@ -138,7 +138,7 @@ def _check_preprocessing(tower: ImageTower, name: str) -> None:
 
 
 def _stated_shape(trunk: Any) -> tuple[int, ...] | None:
-    """Return the last dimensions of the input according to a tower's configuration; a tower may accept others."""
+    """Return the last dimensions of the input, as a tower's configuration states them; the tower may accept others."""
     native = trunk.native
     config: Any = getattr(native, "config", None)
     size = getattr(config, "image_size", getattr(native, "image_size", None))

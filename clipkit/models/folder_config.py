@@ -1,4 +1,4 @@
-"""Limits on the configuration of a model folder: it cannot choose options that load code."""
+"""Check of the configuration of a model folder, which must not choose options that load code."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def check_config(folder: Path, name: str) -> None:
 
 
 def _choices(values: Any) -> Iterator[tuple[str, object]]:
-    """Yield the attention that a configuration and its parts choose."""
+    """Yield the attention implementations that a configuration and its parts choose, by key."""
     waiting = [values]
     while waiting:
         part = waiting.pop()

@@ -71,7 +71,7 @@ class Layered(nn.Module):
 
 
 class LayeredImage(Layered):
-    """timm model whose output is several layers (`clipkit.recipe.layers`).
+    """timm model whose output concatenates several layers (see `clipkit.recipe.layers`).
 
     Layer `mean:N` is the mean over the output of stage or block N, as timm's `forward_intermediates` counts them.
 
@@ -148,7 +148,7 @@ class LayeredImage(Layered):
 
 
 class LayeredText(Layered):
-    """Transformers text encoder whose output is several layers (`clipkit.recipe.layers`).
+    """Transformers text encoder whose output concatenates several layers (see `clipkit.recipe.layers`).
 
     Layer `mean:N` is the mean over the tokens of hidden state N: 0 are the embeddings, N the output of block N.
 
@@ -202,7 +202,7 @@ class LayeredText(Layered):
 
 
 def set_coordinates(trunk: nn.Module, mean: Float[Tensor, " W"], matrix: Float[Tensor, "W K"]) -> None:
-    """Let a trunk return the coordinates (layers − mean) · matrix, on its device and in float32."""
+    """Make a trunk return the coordinates (layers − mean) · matrix, computed on the trunk's device in float32."""
     assert isinstance(trunk, Layered)
     device = next(trunk.parameters()).device
     trunk.coordinates = Coordinates(*matrix.shape).to(device)

@@ -73,7 +73,7 @@ class Weights:
 
     @contextmanager
     def _unwrapped(self) -> Iterator[Path]:
-        """Context that gives a file whose tensor names have no parts of wrappers: this file, or a temporary copy."""
+        """Context that gives a file whose tensor names contain no wrapper prefixes: this file, or a temporary copy."""
         if not self.is_wrapped:
             yield self.file
             return

@@ -59,7 +59,7 @@ def linear_of(head: nn.Module) -> nn.Linear:
 
 
 def new_projection(width: int, embed_dim: int | None, layers: str) -> nn.Module:
-    """Build a LayerNorm and one linear layer, or (`layers`: mlp) two with a GELU; without `embed_dim`, the identity."""
+    """Build a LayerNorm and a linear layer (`layers` mlp: two linear layers); without `embed_dim`, the identity."""
     if embed_dim is None:
         return nn.Identity()
     if layers == "mlp":

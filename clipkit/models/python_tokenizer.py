@@ -57,7 +57,7 @@ class PythonTokenizer:
         return {name: value.long() for name, value in found.items()}
 
     def count(self, texts: list[str]) -> list[int]:
-        """Return the number of tokens after truncation, because the function does not return truncated tokens."""
+        """Return the number of tokens after truncation; the function does not tell how many tokens it has truncated."""
         tokens = self(texts)
         mask = tokens.get("attention_mask", (tokens["input_ids"] != self.pad_id).long())
         counts: list[int] = mask.sum(dim=1).tolist()

@@ -29,7 +29,7 @@ def greedy_soup(
     score: Callable[[DualEncoder], float],
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[DualEncoder, list[Ingredient]]:
-    """Average models one after the other, best first, and keep those that do not lower the score of the average.
+    """Try to add models to an average, best first; a model is kept if it does not lower the score of the average.
 
     At most two models and the sum of the kept models are in memory at a time.
 

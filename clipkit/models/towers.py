@@ -1,4 +1,4 @@
-"""Towers: compute features from inputs. A tower includes its preprocessing, but no training code."""
+"""Towers, which compute features from inputs. A tower includes its preprocessing, but no training code."""
 
 from collections.abc import Iterable, Sequence
 
@@ -66,7 +66,7 @@ class Tower(nn.Module):
         return inputs
 
     def set_trainable(self, names: Iterable[str], *, head: bool) -> None:
-        """Make these parameters of the trunk and, if `head`, the projection trainable; freeze all others."""
+        """Make the named parameters of the trunk trainable, and with `head` the projection too; freeze all others."""
         self.requires_grad_(False)
         self.head.requires_grad_(head)
         parameters = dict(self.trunk.named_parameters())

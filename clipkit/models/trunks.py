@@ -71,7 +71,7 @@ class Native(_Wrapper):
 
 
 class CausalText(nn.Module):
-    """Causal text transformer of open_clip up to its pooled end token, for captions of any length.
+    """Causal text transformer of open_clip that returns the state of the end token, for captions of any length.
 
     Attention looks only backward and only the end token is used, so later tokens have no effect and can be cut.
     open_clip's forward requires the full context length.

@@ -1,4 +1,4 @@
-"""Names of tensors in weight files: parts that wrappers of a model add, and tensors that a model does not have."""
+"""Checks of the tensor names in weight files: names changed by wrappers of a model, and unused tensors."""
 
 import logging
 import re

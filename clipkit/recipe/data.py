@@ -163,7 +163,7 @@ files that fill the memory.
         return self.crop_scale != type(self).model_fields["crop_scale"].default
 
     def policy(self, model: ModelRecipe) -> Policy:
-        """Return `augment`, or the policy that auto selects for this model; a given crop_scale selects crop."""
+        """Return the augmentation policy. `auto` selects it for the model; if crop_scale is set, it selects crop."""
         if self.augment != "auto":
             return self.augment
         frozen = model.image.tune in ("frozen", "head") and self.views is None

@@ -49,7 +49,7 @@ def _check(layers: list[str]) -> list[str]:
 
 
 def shortened(layers: Sequence[str]) -> str:
-    """Return layers as a short text, with one entry for successive numbers of a pooling.
+    """Return a short text that lists layers; consecutive numbers of a pooling are combined.
 
     >>> shortened(["output", "mean:3", "mean:2", "mean:1", "max:8", "max:6"])
     'output, mean:3…1, max:8/6'

@@ -175,7 +175,7 @@ class ModelRecipe(Section):
 
     @property
     def starts_with_cca(self) -> bool:
-        """Return whether new projections start from canonical correlations, if the objective and the data allow it."""
+        """Return whether the recipe's models and `start` choose projections that start from canonical correlations."""
         both = self.name is None and self.image.name is not None and self.text.name is not None
         frozen = all(tower.pretrained and tower.tune in ("frozen", "head") for tower in (self.image, self.text))
         return both and (self.start == "cca" or (self.start == "auto" and frozen and self.projection != "mlp"))

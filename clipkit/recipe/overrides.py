@@ -10,7 +10,7 @@ from clipkit.recipe.section import Section, contains, kind_of_key
 
 
 def parse_overrides(overrides: Sequence[str], recipe: type[Section] | None = None) -> dict[str, Any]:
-    """Return `["optim.lr=1e-5", "data.validation=null"]` as a dict.
+    """Convert overrides such as `["optim.lr=1e-5", "data.validation=null"]` to a dict.
 
     Numbers, true, false, null, quoted texts, [lists] and {mappings} are read as YAML. Every other value is a text and
     stays unchanged, e.g. `output=runs/a #2`.
@@ -29,7 +29,7 @@ def parse_overrides(overrides: Sequence[str], recipe: type[Section] | None = Non
 
 
 def _fitting(value: Any, typed: str, kind: Any) -> Any:
-    """Return the parsed value, or the typed text if the key accepts texts but not the type of the value."""
+    """Return the parsed value, or the text as typed if the key accepts texts but not the type of the parsed value."""
     if isinstance(value, str) or kind is None or not contains(kind, str) or not typed.strip():
         return value
     if isinstance(value, list | dict):

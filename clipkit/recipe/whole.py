@@ -176,7 +176,7 @@ class Recipe(Section):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Self:
-        """Validate `values`.
+        """Build a recipe from a dict of its sections, and validate it.
 
         The error message names the invalid key; for an unknown key, also the most similar valid key.
         """

@@ -100,7 +100,7 @@ def confused_pairs(result: Mapping[str, Any]) -> list[Table]:
 
 
 def _confusions(result: Mapping[str, Any]) -> Counter[tuple[int, int]]:
-    """Count wrong predictions by (true class, predicted class)."""
+    """Return the number of wrong predictions for each (true class, predicted class)."""
     queries = result.get("queries", {})
     if result["task"] != "zeroshot" or "predicted" not in queries:
         return Counter()

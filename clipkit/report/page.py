@@ -27,7 +27,7 @@ INTERVAL_NOTE = "95 % confidence intervals over images in parentheses."
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a header; the first column names the row."""
+    """A table with a header; the first column contains the names of the rows."""
 
     title: str
     header: Sequence[str]

@@ -31,7 +31,7 @@ FEATURES = np.float16
 
 @dataclass(frozen=True)
 class Found:
-    """N readable images of a source, by row of the index."""
+    """The N readable images of a source, in the order of the rows of the index."""
 
     locations: Sequence[str]
     keys: Sequence[bytes]
@@ -130,7 +130,7 @@ def assemble(
 def _engine(
     logs: Path, folder: Path, files: dict[str, Any], texts: NDArray[np.float16] | None
 ) -> dict[str, Any] | None:
-    """Build the engine of a large index, if FAISS is installed; return its recall@10 on captions, or on images."""
+    """Build the search engine of a large index if FAISS is installed; return its description with recall@10."""
     features = np.load(folder / files["features"]["name"], mmap_mode="c")
     if len(features) < LEAST_ROWS or not is_installed():
         return None
@@ -166,7 +166,7 @@ class _Former:
 
 
 def _features(file: Path, keys: Sequence[bytes], encoded: Encoded, former: _Former, width: int) -> None:
-    """Write the features of all keys, in parts."""
+    """Write the features of all keys to a file, a part at a time."""
     array = open_memmap(file, "w+", FEATURES, (len(keys), width))
     for start in range(0, len(keys), _COPIED):
         for row, key in enumerate(keys[start : start + _COPIED], start):

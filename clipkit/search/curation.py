@@ -1,4 +1,4 @@
-"""Images that resemble each other, and captions that do not fit their image, found by the features of an index."""
+"""Search of an index for images that resemble each other, and for captions that do not fit their image."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ class DoubtfulCaption:
 
 
 def near_duplicates(index: "Index", at_least: float = 0.97) -> list[tuple[int, int, float]]:
-    """Return pairs of images with similar features, the most similar first: rows, the lower one first, and cosine.
+    """Return pairs of similar images, the most similar first, as (lower row, higher row, cosine).
 
     Only the ten nearest neighbors of an image are compared with it.
 

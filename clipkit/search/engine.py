@@ -28,7 +28,7 @@ _CANDIDATES = 200
 
 
 def build(features: NDArray[np.float16], file: Path) -> None:
-    """Write the engine's file for the features.
+    """Build the search engine for the features, and write it to a file.
 
     Raises:
         DataError: FAISS is not installed.
@@ -77,7 +77,7 @@ def open_engine(features: NDArray[np.float16], file: Path) -> "FaissEngine":
 
 
 class FaissEngine:
-    """Search by FAISS; a search in few of the rows compares them all.
+    """Search with FAISS; if only few rows are searched, all of them are compared exactly.
 
     Args:
         features: (N, D) of the images.

@@ -1,4 +1,4 @@
-"""Images of an index: they stay where they are and are opened when they are shown."""
+"""Images of an index, which stores only their locations; an image is opened when it is shown."""
 
 import hashlib
 from functools import cached_property
@@ -12,7 +12,7 @@ from clipkit.search.source import Images, read_images
 
 
 class IndexedImages:
-    """Images of an index by position in the source, which is read again when the first one is opened.
+    """Images of an index by their position in the source; the source is read again when the first image is opened.
 
     Args:
         source: the source, as the manifest records it; None if it was a Python object.

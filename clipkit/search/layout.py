@@ -101,7 +101,7 @@ def file_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> Path:
 def open_array(
     folder: Path, manifest: Mapping[str, Any], kind: str, dtype: Any, shape: tuple[int, ...]
 ) -> NDArray[Any]:
-    """Return an array of an index, memory-mapped; changes to it stay in memory.
+    """Return an array of an index, memory-mapped; changes to the array are not written to the file.
 
     Raises:
         DataError: the file is damaged, or has another type or shape.
@@ -117,7 +117,7 @@ def open_array(
 
 
 def name_by_content(temporary: Path, kind: str) -> dict[str, Any]:
-    """Rename a finished file so that its name has its checksum; return its entry of the manifest."""
+    """Rename a finished file so that its name contains its checksum; return its entry for the manifest."""
     to_disk(temporary)
     sha256 = _sha256(temporary)
     entry = {"name": f"{kind}-{sha256[:16]}{temporary.suffix}", "bytes": temporary.stat().st_size, "sha256": sha256}

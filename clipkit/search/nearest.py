@@ -14,7 +14,7 @@ _QUERIES = 256
 
 
 class Nearest(Protocol):
-    """Way to find the rows of an index that score highest."""
+    """Interface of a method that finds the rows of an index with the highest scores."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""Encoding of queries with an ONNX export, which starts in a fraction of the time and memory of the model itself."""
+"""Encoding of queries with an ONNX export, which needs only a fraction of the model's start time and memory."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def is_onnx(name: str | Path) -> bool:
 
 
 class OnnxEncoder:
-    """Encoder of texts and images by a folder of `clipkit export --to onnx`; only the tower that is used is loaded.
+    """Encoder of texts and images that uses a folder of `clipkit export --to onnx`; a tower is loaded when it is used.
 
     The code is this package's; code in the folder is never run.
 
@@ -69,7 +69,7 @@ class OnnxEncoder:
 
 
 def _code_for(folder: Path) -> ModuleType:
-    """Return a copy of the module of the export's example, for this folder; its package would import all of torch."""
+    """Return a copy of the module `onnx_example` for a folder, loaded without its package, which would import torch."""
     assert clipkit.models.__file__ is not None
     file = Path(clipkit.models.__file__).parent / "export" / "onnx_example.py"
     spec = importlib.util.spec_from_file_location("clipkit_onnx_code", file)

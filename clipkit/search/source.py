@@ -80,7 +80,7 @@ def _columns(source: object, rows: Rows, first: NDArray[np.int64]) -> pa.Table:
 
 
 def _is_kept(kind: pa.DataType) -> bool:
-    """Return whether a column is kept: not image bytes, nor structures that may hold them."""
+    """Return whether the index keeps a column; image bytes and structures that may hold them are not kept."""
     types = pa.types
     return not (types.is_binary(kind) or types.is_large_binary(kind) or types.is_struct(kind) or types.is_null(kind))
 

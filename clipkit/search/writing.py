@@ -1,4 +1,4 @@
-"""Writing of an index: each image is encoded once, also if the work is interrupted, shared or continued later."""
+"""Writing of an index: each image is encoded once, even if the work is interrupted, shared or continued later."""
 
 import hashlib
 import shutil

@@ -89,7 +89,7 @@ def measure_start(facts: dict[str, Any] | None, measurements: Sequence[Measureme
 def _fit(
     plan: Plan, inputs: TowerInputs, image: Float[Tensor, "N V"], text: Float[Tensor, "M W"], log: RunLog
 ) -> dict[str, Any]:
-    """Choose settings on a part of the pairs, fit all pairs with them, and set the model's projections."""
+    """Choose settings on a part of the pairs, fit projections on all pairs with them, and set these in the model."""
     model, processes = plan.model, plan.processes
     of_caption = torch.from_numpy(plan.data.train.pairs.image_of_caption).long()
     fitted, held_out = parts_of(len(image), inputs.bad, plan.recipe.train.seed, plan.data.train.name)
@@ -176,7 +176,7 @@ def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tens
 
 
 def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorrelation) -> None:
-    """Let the trunks return the coordinates times their correlations, and the projections select the first of them.
+    """Make the trunks return coordinates multiplied by their correlations, and the projections select the first ones.
 
     The correlations are in the coordinates, not in the projections, so that training changes weak ones less.
     """
@@ -191,7 +191,7 @@ def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorr
 
 
 def _set_coordinates(tower: Tower, layers: Sequence[str], mean: Tensor, matrix: Tensor) -> None:
-    """Let a trunk return coordinates of these layers, as many as the projection reads: missing ones are zero."""
+    """Make a trunk return as many coordinates of the layers as the projection reads; missing coordinates are zero."""
     assert isinstance(tower.trunk, Layered)
     tower.trunk.choose(layers)
     missing = linear_of(tower.head).in_features - matrix.shape[1]  # the chosen layers may be narrow

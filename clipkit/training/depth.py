@@ -6,7 +6,7 @@ from clipkit.models import DualEncoder, Tower
 
 
 def block_numbers(tower: Tower) -> dict[str, int]:
-    """Return the number of the block of each parameter of the trunk: 1, the first block, to N.
+    """Return the block number of each parameter of the trunk, from 1 (the first block) to N.
 
     Embeddings belong to the first block and final norms to the last one. A projection has no number.
     """

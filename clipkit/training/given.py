@@ -90,7 +90,7 @@ class Given:
         return named
 
     def read(self, role: Literal["train", "validation"], processes: Processes, **columns: Any) -> Pairs | None:
-        """Read the pairs of an object; None if the recipe names the source.
+        """Read pairs from the object that the user gave for a role; None if there is no object for it.
 
         Raises:
             DataError: the object is not data, or lacks a column.
@@ -121,13 +121,13 @@ class Given:
         return facts
 
     def identity_parts(self) -> dict[str, str]:
-        """Return what determines the weights besides recipe, data and model: the code of the loss or objective."""
+        """Return the code hashes of a loss and an objective given in Python, which also determine the trained weights."""
         given = {"the loss given in Python": self.loss, "the objective given in Python": self.objective}
         return {name: code_hash(function) for name, function in given.items() if function is not None}
 
 
 def name_of(data: object) -> str:
-    """Return the text that stands for an object in a recipe."""
+    """Return the text that replaces an object in a recipe."""
     return f"{IN_PYTHON} {data.name if isinstance(data, Pairs) else name_of_object(data)}"
 
 

@@ -35,13 +35,13 @@ class GradientSum:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def completes(self, group: int) -> None:
-        """Note that the next backward pass is the last one for a group, so gradients are complete when they arrive."""
+        """Announce the last backward pass for a group: from now on, its gradients are complete when they arrive."""
         self._hooks += [
             parameter.register_post_accumulate_grad_hook(self._complete) for parameter in self._groups[group]
         ]
 
     def complete(self, group: int) -> None:
-        """Note that the gradients of a group are complete; missing ones will not arrive."""
+        """Announce that all gradients of a group have arrived; parameters without a gradient get none."""
         for parameter in self._groups[group]:
             self._complete(parameter)
 
@@ -54,7 +54,7 @@ class GradientSum:
         return self._present
 
     def wait(self) -> None:
-        """Wait for all sums and drop them, after a step that failed."""
+        """Wait for all sums and discard them; for a step that failed."""
         for _, wait in self._sums:
             wait()
         self._sums = []

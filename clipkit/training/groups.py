@@ -32,7 +32,7 @@ def group_lines(model: DualEncoder, peaks: Mapping[str, float], starts: Mapping[
 
 
 def _cells(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """Return the cells of a row with their widths, the number of parameters right-aligned."""
+    """Return the cells of a row, padded to the given widths; the number of parameters is right-aligned."""
     padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
     return [padded[0], row[1].rjust(widths[1]), *padded[2:]]
 
@@ -46,7 +46,7 @@ def peaks_of(
 
 
 def _parts(model: DualEncoder, starts: Mapping[str, int]) -> Iterator[Part]:
-    """Yield the parts of the model with the names of their parameters, which start in the same step."""
+    """Yield the parts of the model with the names of their parameters, all of which start in the same step."""
     for side, tower in model.sides.items():
         yield from _blocks(side, tower, starts)
         others = [f"{side}.{name}" for name, _ in tower.named_parameters() if name not in block_numbers(tower)]
@@ -57,7 +57,7 @@ def _parts(model: DualEncoder, starts: Mapping[str, int]) -> Iterator[Part]:
 
 
 def _blocks(side: str, tower: Tower, starts: Mapping[str, int]) -> Iterator[Part]:
-    """Yield runs of trained blocks that start in the same step."""
+    """Yield groups of consecutive trained blocks that start in the same step."""
     blocks: dict[int, list[str]] = {}
     parameters = dict(tower.named_parameters())
     for name, number in block_numbers(tower).items():

@@ -179,7 +179,7 @@ class TowerInputs:
                 yield replace(batch, inputs=inputs)
 
     def _with_stored(self, epochs: deque[int], batch: Batch) -> Batch:
-        """Return a batch with its inputs from disk."""
+        """Add the inputs that are stored on disk to a batch."""
         rows = {"image_features": batch.image_ids}
         epoch = epochs.popleft()
         inputs = {name: one.take(rows.get(name, batch.caption_rows), epoch) for name, one in self.stored.items()}

@@ -21,7 +21,7 @@ _WIDTHS = (64, 128, 256)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Features of the images and captions that the choice is made on, float32 on the CPU."""
+    """Features of the held-out images and captions with which settings are compared, float32 on the CPU."""
 
     image: Float[Tensor, "N V"]
     text: Float[Tensor, "M W"]

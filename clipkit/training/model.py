@@ -121,7 +121,7 @@ def _is_trainable(recipe: Recipe, model: DualEncoder, towers: Towers) -> bool:
 
 
 def _fix_scale_and_bias(model: DualEncoder, loss: CaptionLossRecipe) -> None:
-    """Freeze the scale and the bias if the recipe fixes them: at its number, or at the model's value."""
+    """Freeze the scale and the bias if the recipe fixes them, either at a number or at the model's value."""
     scale, bias = loss.logit_scale, loss.logit_bias
     if scale != "train":
         model.logit_scale.requires_grad_(False)

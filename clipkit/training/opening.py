@@ -82,7 +82,7 @@ def tower_inputs(plan: Plan, log: RunLog) -> TowerInputs:
 
 
 def storing_of(plan: Plan, log: RunLog) -> Storing | None:
-    """Return the settings of what the run stores on disk; None: nothing."""
+    """Return the settings of the inputs that the run stores on disk; None if it stores nothing."""
     recipe = plan.recipe
     if recipe.data.store is None:
         return None

@@ -55,7 +55,7 @@ def build_optimizer(
 
 
 def warmup_steps(warmup: float, steps: int, held: int = 0) -> int:
-    """Return the length of a warmup in steps; a value below 1 is a share of the steps after the held ones.
+    """Return the length of a warmup in steps; a value below 1 is a share of the steps after the first `held` steps.
 
     Raises:
         RecipeError: the held steps or the warmup are longer than the run.

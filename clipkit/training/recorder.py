@@ -135,7 +135,7 @@ class Recorder:
             self._write_failure = error  # `agree` raises it, so that the other processes learn of it
 
     def agree(self, state: State, bad: Mapping[int, str]) -> bool:
-        """Exchange failures and new bad images with the other processes.
+        """Exchange failures to write and new bad images with the other processes.
 
         Returns:
             True if a checkpoint is due because the last one is too old.
@@ -270,7 +270,7 @@ class Recorder:
 
 
 def _postfix(loss: float, speed: Mapping[str, float]) -> str:
-    """Return the text that the progress bar shows after the pairs per second."""
+    """Return the text that the progress bar shows at its end."""
     parts = [f"loss {loss:.3f}"]
     if speed["waiting"] > _WAITING_SHOWN:
         parts.append(f"waiting {speed['waiting']:.0%}")

@@ -159,7 +159,7 @@ def _readable(recipe: Recipe, validation: Pairs, processes: Processes, notes: li
 
 
 def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
-    """Read pairs, or only images or captions if the objective needs no more."""
+    """Read pairs, or only images or only captions if the objective needs nothing else."""
     return read_pairs(source, **_columns(recipe), broken=broken)
 
 

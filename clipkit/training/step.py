@@ -32,7 +32,7 @@ _ALIGNED = 8
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an error, also of a library such as cuBLAS, means that an accelerator ran out of memory."""
+    """Return whether an error of torch or of a library such as cuBLAS means that an accelerator ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
 
 
@@ -63,7 +63,7 @@ class _TooLarge(Exception):
 
 @dataclass(eq=False)
 class Step:
-    """Computes the gradient of the global batch's loss in every parameter, on every process.
+    """Computes the gradient of the global batch's loss with respect to every parameter, on every process.
 
     Each process encodes its rows of the batch. All features are gathered on every process, each process sums the loss
     terms of its rows, and the gradients are summed over the processes: the result is that of one process with the

@@ -146,7 +146,7 @@ def _operations(encoder: Encoder, inputs: Mapping[str, Tensor]) -> float:
 
 @torch.no_grad()
 def _counted(module: nn.Module, *inputs: Tensor | Mapping[str, Tensor], **named: Tensor) -> tuple[int, Tensor]:
-    """Return the operations of a forward pass and its output; `works_of` has ended compilation and learning."""
+    """Return the operations of a forward pass, and its output; the module must be in evaluation mode and uncompiled."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused layers of nn.MultiheadAttention would not be counted
     try:
@@ -158,7 +158,7 @@ def _counted(module: nn.Module, *inputs: Tensor | Mapping[str, Tensor], **named:
 
 
 def _passes(tower: Tower) -> float:
-    """Return the operations of a trunk in units of forward passes: 3 if the whole trunk is trained, 1 if it is frozen.
+    """Return the operations of a trunk as a multiple of its forward pass: 3 if the whole trunk is trained, 1 if frozen.
 
     The backward pass computes the gradients of the trained weights, and the gradients of the inputs of each block after
     the first trained one.

@@ -1,4 +1,4 @@
-"""Transfer of batches to the device: one batch ahead in a thread, and micro-batch by micro-batch where memory is short.
+"""Transfer of batches to the device: the next batch in a thread, or one micro-batch at a time if memory is short.
 
 On a CPU, batches are used where the loader has put them.
 
@@ -104,7 +104,7 @@ class PixelMemory(BatchMemory):
         self._check()
 
     def close(self) -> None:
-        """Make a thread that uses this memory end with `Closed`."""
+        """End the thread that uses this memory: its next access raises `Closed`."""
         self._closed = True
         self._free.put(None)
 

@@ -15,8 +15,7 @@ Schedule = float | Mapping[str, float]
 
 
 def first_steps(model: DualEncoder, unfreeze: Schedule | None, steps: int) -> dict[str, int]:
-    """Return the step, counted from 0, in which a parameter starts to learn; parameters that start at once are left
-    out.
+    """Return the step, from 0, in which each parameter starts to learn, without parameters that start at once.
 
     Args:
         model: the model; frozen parameters are ignored.

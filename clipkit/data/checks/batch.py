@@ -1,4 +1,4 @@
-"""Estimate of false negatives in a batch: pairs whose caption or image also occurs in another pair."""
+"""Estimate of the false negatives in a batch: pairs with the same caption or image as another pair of the batch."""
 
 import math
 from math import lgamma

@@ -33,7 +33,7 @@ _CHUNK = 10_000
 
 
 def normalized(captions: Sequence[str]) -> pa.Array:
-    """Lowercase captions and remove spaces and punctuation; captions that consist only of punctuation keep it.
+    """Convert captions to lower case without spaces and punctuation; captions of only punctuation keep it.
 
     Example:
         >>> normalized(["A dog .", "a  DOG", "?!"]).to_pylist()

@@ -1,4 +1,4 @@
-"""Confirmation that two similar images are copies of one image."""
+"""Comparison that confirms whether two similar images are copies of one image."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -26,7 +26,7 @@ _DRAFT = 2 * _FINE
 
 
 def confirmed_copies(images: Sequence[Path | Stored], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the pairs of positions, out of (K, 2), whose images differ only in size and encoding.
+    """Return those of the (K, 2) candidate pairs whose images differ only in size and encoding.
 
     The images are opened again; a pair with an image that cannot be opened is not confirmed.
     """

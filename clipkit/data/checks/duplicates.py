@@ -45,7 +45,7 @@ class Duplicates:
 
     @cached_property
     def copies(self) -> NDArray[np.int64]:
-        """(N,) number of images with the same bytes as each first image, including itself.
+        """(N,) number of images with the same bytes as each first image, counting this image itself.
 
         The number is 0 for images that are not first.
         """
@@ -66,7 +66,7 @@ class Duplicates:
         return (copies - 1 + near.astype(np.int64))[self.first]
 
     def representatives(self, rank: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Choose for each image the image into which it is merged, so that no two chosen images look the same.
+        """Choose an image to keep for each image, so that no two kept images look the same.
 
         Args:
             rank: (N,) images with a lower value are preferred.
@@ -144,7 +144,9 @@ def _close_hashes(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64
 
 
 def _ranges(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Concatenate the ranges 0 … count - 1 of all counts; also return for each number the index of its count."""
+    """Concatenate the ranges 0 … count - 1 of all counts, and return for each number also the index of its count.
+
+    Counts 2 and 3 give 0 1 0 1 2 and 0 0 1 1 1."""
     index = np.repeat(np.arange(len(counts)), counts)
     return np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts), index
 

@@ -90,7 +90,7 @@ def fix(pairs: Pairs, report: Report, out: Path, drop_most: bool = False) -> dic
 
 
 def _representatives(pairs: Pairs, report: Report) -> list[int]:
-    """Return for each image the position of the image into which it is merged; its position if it is kept."""
+    """Return for each image the position of the image that is kept in its place, which can be the image itself."""
     if report.duplicates is None:
         return list(range(len(pairs.images)))
     near = confirmed_copies(pairs.images, report.duplicates.near_pairs)
@@ -146,7 +146,7 @@ def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], l
 
 
 def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Path) -> int:
-    """Write the table and the images that are not files; return the number of images."""
+    """Write the table, and the images that are not files yet; return the number of images in the table."""
     texts = pairs.texts
     written: dict[int, str] = {}
     with (folder / "captions.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -160,7 +160,7 @@ def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Pa
 
 
 def _path_in_table(image: Path | Stored, number: int, folder: Path, out: Path) -> str:
-    """Return the path of an image for the table. If the image is not a file, write it to one first."""
+    """Return the path of an image for the table. An image that is not a file is first written to a file."""
     if isinstance(image, Remote):
         return image.address
     if not isinstance(image, Stored):

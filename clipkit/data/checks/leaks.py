@@ -35,7 +35,7 @@ def image_name(pairs: Pairs, position: int) -> str:
 
 
 def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int, Leak]]:
-    """Find duplicates among N images, and images that also occur in another scan, by position."""
+    """Find duplicates within a scan, and images of the scan that also occur in another scan, by position."""
     count = len(scan)
     both = find_duplicates(scan.followed_by(other))
     exact: dict[int, int] = {}  # first image with a given content -> position of that content in the other dataset

@@ -1,4 +1,4 @@
-"""Choice among several columns that could have a role, e.g. image: by their content, then by their names."""
+"""Choice of a column for a role, e.g. image, if there are several candidates: by content, then by name."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -110,7 +110,7 @@ def of_table(table: Any) -> Peek:
 
 
 def values_of(column: Any) -> list[Any]:
-    """Return the values of an Arrow column; none if the column is damaged (its reader reports this)."""
+    """Return the values of an Arrow column; an empty list if the column is damaged, which its reader reports later."""
     try:
         column.validate(full=True)  # a wrong offset in a memory-mapped file would crash the process
         return list(column.to_pylist())

@@ -89,7 +89,7 @@ class Wanted:
         return [*self.needed, *self.optional]
 
     def needs(self, role: str, present: Collection[str]) -> bool:
-        """Return whether a source must have a role. Captions may be missing if the source has labels that are read."""
+        """Return whether a source must have a column for a role. Labels that are read can replace missing captions."""
         if role == "caption" and "label" in self.roles:
             given = self.options.get("label")
             labels = self.names["label"] if given is None else [given.lower()]
@@ -146,7 +146,7 @@ class Wanted:
         return found
 
     def _given(self, role: str, header: Sequence[str]) -> str | None:
-        """Return the column that the user named, in lower case.
+        """Return the column that an option of the user names for a role, in lower case.
 
         %XX is decoded, unless a column name contains it literally.
         """
@@ -156,7 +156,7 @@ class Wanted:
         return next((name for name in (given.lower(), unquote(given).lower()) if name in header), given.lower())
 
     def advice(self, role: str) -> str:
-        """Return the source with an option for the column of a role, quoted for a shell."""
+        """Return an example of the source with an option that names the column of a role, quoted for a shell."""
         return f"'{split_options(self.source)[0]}?{role}=COLUMN'"
 
 

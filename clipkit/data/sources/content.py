@@ -1,4 +1,4 @@
-"""Identity of images that a table contains: rows with equal names are one image only if their bytes are equal."""
+"""Identity of images that are stored in a table: rows with equal names are one image only if their bytes are equal."""
 
 import hashlib
 from collections import Counter

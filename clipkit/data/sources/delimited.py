@@ -70,7 +70,7 @@ def all_columns(path: Path, wanted: Wanted) -> pa.Table:
 
 @dataclass(frozen=True)
 class _Form:
-    """Form of a file: its delimiter, and the number of lines before its header."""
+    """Format of a delimited file: the delimiter, and the number of lines before the header."""
 
     delimiter: str
     skipped: int = 0
@@ -86,9 +86,9 @@ def _parsed(path: Path, form: _Form, convert: arrow_csv.ConvertOptions | None = 
 
 
 def _form_of(path: Path, wanted: Wanted) -> _Form:
-    """Return the form in which the header has the most columns with known names; if none is known, the most columns.
+    """Return the format with which the header has the most columns with known names, or else the most columns.
 
-    In a tie, return the usual form for the file's extension. Excel writes `sep=;` before the header.
+    In a tie, return the usual format for the file's extension. Excel writes `sep=;` before the header.
     """
     with open_text(path, newline="") as file:
         first = file.readline()

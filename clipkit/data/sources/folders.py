@@ -83,7 +83,7 @@ def _split_among(path: Path, tree: Walk, given: str | None) -> str | None:
 
 
 def _with_names_of(path: Path, rows: Rows) -> Rows:
-    """Return rows of class folders. If a split has no class names and prompts, use the files beside the splits."""
+    """Add class names and prompts to rows of class folders: from the files beside the splits, if the split has none."""
     if rows.classes is None or rows.classes.labels is None:
         return rows
     beside = _class_list(path, rows.classes.labels)

@@ -86,7 +86,7 @@ class InObject(Held):
 
 
 def image_value(value: Any) -> ImageLike | bytes:
-    """Return an image in one of the forms that `open_image` reads, or as the bytes of a file.
+    """Convert a value to a form of image that `open_image` accepts, or to the bytes of an image file.
 
     Raises:
         DataError: it has another type.

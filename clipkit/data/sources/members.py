@@ -20,7 +20,7 @@ _HEADERS = (
 
 
 class BoundedMember(tarfile.TarInfo):
-    """Tar member whose long names and extended headers have at most one megabyte; tarfile reads them into memory."""
+    """Tar member whose long name and extended headers, which tarfile keeps in memory, are limited to one megabyte."""
 
     def _proc_member(self, archive: Any) -> Self:
         if self.size > _MOST_HEADER and self.type in _HEADERS:

@@ -145,7 +145,7 @@ def _rows(
 
 
 def _peeked(values: Sequence[Any]) -> list[Any]:
-    """Return values in the form that `rank_of` knows: objects that are images as bytes."""
+    """Convert values for `rank_of`: objects that are images become bytes."""
     return [_peeked_value(value) for value in values]
 
 
@@ -161,7 +161,7 @@ def _row(item: Any, second: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class _ImageOf:
-    """Function from a row to its image; it can be pickled if the dataset can."""
+    """Function that returns the image of a row; it can be pickled if the dataset can be pickled."""
 
     data: Any
     second: str

@@ -105,7 +105,7 @@ def _unified(path: str, schemas: Sequence[pa.Schema], columns: Sequence[str]) ->
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the plain type for dictionary, view and fixed-size types, which `datasets` does not convert."""
+    """Return the equivalent plain type of a dictionary, view or fixed-size type, which `datasets` does not support."""
     if pa.types.is_dictionary(kind):
         return _plain_type(kind.value_type)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):

@@ -235,7 +235,7 @@ def _reason(error: Exception) -> str:
 
 
 def _get(address: str) -> bytes:
-    """Fetch a URL once. Redirects can lead only to http and https: there are no other handlers."""
+    """Make one attempt to fetch a URL. Redirects can lead only to http and https: there are no other handlers."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,

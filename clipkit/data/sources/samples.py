@@ -1,4 +1,4 @@
-"""Samples of WebDataset shards: group files into samples, and find the image and the texts of each sample."""
+"""Functions for WebDataset shards: group files into samples, and find the image and the texts of a sample."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -68,14 +68,14 @@ def collected(files: Iterator[tuple[str, T]]) -> list[tuple[str, dict[str, T]]]:
 
 
 def image_endings(members: Mapping[str, T]) -> list[str]:
-    """Return the endings of a sample that are image formats, the usual ones for photographs first."""
+    """Return the file endings of a sample that are image formats, the most common formats of photographs first."""
     known = Image.registered_extensions()
     found = [ending for ending in members if f".{ending}" in known]
     return sorted(found, key=lambda ending: _USUAL.index(ending) if ending in _USUAL else len(_USUAL))
 
 
 def has_dots(members: Mapping[str, T]) -> bool:
-    """Return whether a sample has no image, but a file whose name has another dot before an image extension."""
+    """Return whether a sample has no image because the name of its image file has a second dot, e.g. `photo.1.jpg`."""
     known = Image.registered_extensions()
     return not image_endings(members) and any(f".{ending.rpartition('.')[2]}" in known for ending in members)
 

@@ -148,7 +148,7 @@ def _open(address: str) -> Any:
 
 
 class _Tailed:
-    """File that keeps the last bytes that were read from it."""
+    """Wrapper of a file that remembers the last bytes that were read."""
 
     def __init__(self, file: Any) -> None:
         self.file = file

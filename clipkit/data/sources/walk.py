@@ -1,4 +1,4 @@
-"""Walk through a folder, used by all folder sources: finds the files that are data, and reports what is left out."""
+"""Search of a folder for data files, used by all folder sources; it reports the files that are left out."""
 
 import mimetypes
 import os
@@ -120,7 +120,7 @@ def walk(root: Path) -> Walk:
 
 
 def matching(pattern: Path) -> list[Path]:
-    """Return the files that match the last part of a path, sorted; hidden files only if the pattern is hidden."""
+    """Return the files that match a path whose last part is a pattern, sorted; hidden files must match the dot."""
     is_hidden = pattern.name.startswith(".")
     return sorted(file for file in pattern.parent.glob(pattern.name) if is_hidden or not file.name.startswith("."))
 

@@ -56,7 +56,7 @@ def robustness(suite: Suite, rows: Sequence[Mapping[str, Any]], models: Sequence
 
 
 def robustness_means(drops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the number of versions of each dataset, and the means of each model over the versions with a value.
+    """Return for each dataset the number of shifted versions, and each model's means over the versions with a value.
 
     Args:
         drops: the result of `robustness`.
@@ -81,7 +81,7 @@ def robustness_means(drops: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def expected(original: float, baselines: Sequence[tuple[float, float]]) -> float:
-    """Return the metric on a shifted dataset that the baselines predict.
+    """Return the metric that the baselines predict for a model on a shifted dataset.
 
     Args:
         original: a model's metric on the original dataset.

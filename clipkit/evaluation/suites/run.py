@@ -68,7 +68,7 @@ def run_suite(
     log: Callable[[str], None] = lambda line: None,
     progress: bool = False,
 ) -> SuiteResult:
-    """Evaluate all models on all available datasets; results in `out` of the same model and data are reused.
+    """Evaluate all models on all available datasets; existing results in `out` for the same model and data are reused.
 
     Args:
         suite: returned by `read_suite`.
@@ -258,6 +258,6 @@ def _row(entry: DataSet, model: str, result: dict[str, Any], file: Path) -> dict
 
 
 def _file_name(model: str) -> str:
-    """Return a file name for a model's name, different from the file names of all other models."""
+    """Return a file name for a model's name; different models get different file names."""
     short = re.sub(r"[^\w.-]+", "_", model).strip("_")[-60:]
     return f"{short}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"

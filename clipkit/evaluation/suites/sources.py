@@ -17,7 +17,7 @@ from clipkit.images import Stored, size_of
 
 
 def fingerprint_of(opened: TaskData) -> str:
-    """Return a text with everything in the data that may change a result."""
+    """Return a text that contains everything in the data that can affect a result."""
     data = _contents(opened.data) if isinstance(opened.data, NearMisses) else opened.data.fingerprint
     train = opened.train.fingerprint if opened.train is not None else ""
     templates = opened.templates
@@ -28,7 +28,7 @@ def fingerprint_of(opened: TaskData) -> str:
 
 
 def _content_of(images: Sequence[Path | Stored]) -> str:
-    """Return the hash of the images before their corruption, which is a setting of the entry."""
+    """Return the hash of the images without their corruption; the corruption is a setting of the entry."""
     return content_hash([image.source if isinstance(image, Corrupted) else image for image in images])
 
 

@@ -152,7 +152,7 @@ def probe_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns
 
 
 def check_labelled(learned: LabeledImages, measured: LabeledImages | None) -> None:
-    """Check that a probe is possible, without decoding any image.
+    """Check that labeled images are suitable for a probe, without decoding them.
 
     Raises:
         DataError: the images have several classes, or a class has too few images.

@@ -130,7 +130,7 @@ def retrieval_result(
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Result:
-    """Return the result for features that are already computed.
+    """Return the result of retrieval with features that are already computed.
 
     Args:
         image_features: features of the images of `pairs`.

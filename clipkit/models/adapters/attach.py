@@ -23,7 +23,7 @@ ATTRIBUTE = "adapter"
 
 
 def attach_adapters(tower: Tower, recipe: LoraRecipe, with_magnitude: bool) -> None:
-    """Add adapters to the layers that a recipe chooses, and train only the adapters and a new projection.
+    """Add adapters to the layers that a recipe chooses, and make only the adapters and a new projection trainable.
 
     The adapters belong to the blocks of their layers. A comes from torch's global random generator: seed it first.
 
@@ -66,7 +66,7 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter, 
 
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
-    """Merge the adapters into the weights inside the block, so that the model is a plain one of its library."""
+    """Context in which adapters are merged into the weights, so that the model is an ordinary model of its library."""
     undo: list[tuple[Any, nn.Parameter, Tensor, Adapter, type]] = []
     try:
         for layer, weight, adapter in list(adapted_layers(model)):
@@ -83,7 +83,7 @@ def merged(model: nn.Module) -> Iterator[None]:
 
 
 def interpolate_adapters(model: nn.Module, alpha: float) -> None:
-    """Change all adapters so that the merged weights become (1 - alpha) · base + alpha · (merged weights now)."""
+    """Change all adapters so that the merged weights become (1 - alpha) · base + alpha · (current merged weights)."""
     for _, weight, adapter in adapted_layers(model):
         for part, rows in adapter.slices(weight):
             if part is not None:
@@ -109,7 +109,7 @@ def _adapted(kind: Any, parameter: str) -> type[nn.Module]:
         return layer.adapter(layer._parameters[parameter]) if computed is None else computed
 
     def forward(layer: Any, *inputs: Any, **options: Any) -> Any:
-        """Compute the weight once: attention reads it several times."""
+        """Compute the adapted weight only once, although attention reads it several times."""
         layer.__dict__["_computed"] = layer.adapter(layer._parameters[parameter])
         try:
             return kind.forward(layer, *inputs, **options)

@@ -176,7 +176,7 @@ def _adapter_tensors(model: DualEncoder) -> tuple[dict[str, Tensor], dict[str, i
 
 
 def _whole(adapter: Adapter, weight: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Combine the adapters of a weight's slices to one adapter of the whole weight; return its A, B and scaling."""
+    """Combine the adapters of a weight's slices into one adapter of the whole weight; return its A, B and scaling."""
     parts = adapter.low_ranks
     up = weight.new_zeros(len(weight), sum(part.lora_B.shape[1] for part in parts))
     row = column = 0
@@ -210,9 +210,7 @@ def _others(model: DualEncoder) -> dict[str, Tensor]:
 
 
 def _parameters(model: DualEncoder) -> dict[str, nn.Parameter]:
-    """Return all parameters except those of adapters and view heads, by their names in the model's library if it has
-    one.
-    """
+    """Return all parameters by their names in the model's library, if any, without those of adapters and view heads."""
     native = {id(parameter): name for name, parameter in _root(model).named_parameters()}
     return {
         native.get(id(parameter), name): parameter

@@ -23,7 +23,7 @@ _EMBEDDING = re.compile(r"embed", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Linear:
-    """A weight of a tower that multiplies its input."""
+    """A linear layer of a tower: its weight, and the roles of the weight's slices."""
 
     name: str
     """Name of its module in the trunk."""

@@ -1,4 +1,4 @@
-"""Low-rank adapters of a weight, LoRA and DoRA: parameters, and the weight that they give."""
+"""Low-rank adapters of a weight (LoRA and DoRA): their parameters, and the adapted weight."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def row_norms(weight: Float[Tensor, "O I"]) -> Float[Tensor, " O"]:
 
 
 class LowRank(nn.Module):
-    """Adapter of the rows of a weight. At the start it leaves them unchanged, because B is zero.
+    """Low-rank adapter of some rows of a weight. Initially it leaves the rows unchanged, because `lora_B` is zero.
 
     Args:
         weight: (O, I).
@@ -70,7 +70,7 @@ class LowRank(nn.Module):
 
     @torch.no_grad()
     def interpolate(self, weight: Float[Tensor, "O I"], alpha: float) -> None:
-        """Change the adapter so that its weight becomes (1 - alpha) · W + alpha · (its weight now).
+        """Change the adapter so that the adapted weight becomes (1 - alpha) · W + alpha · (current adapted weight).
 
         For LoRA, B is multiplied by alpha. For DoRA, row i becomes p · w_i + q · δ_i with δ_i the row of the low-rank
         product, so B's row is multiplied by q / p, and the magnitude is the norm of the row with the sign of p.

@@ -142,7 +142,7 @@ class Comparison:
         return ", ".join(f"{self.names[row]} {values[row]:.2g}" for row in rows[:_SHOWN]) + more
 
     def check(self, limit: float, kind: str, model: str, known: Sequence[str] = ()) -> None:
-        """Raise ModelError, with known differences, if a difference is larger than the limit."""
+        """Raise ModelError if a difference is larger than the limit; the message lists the known differences."""
         if not self.largest <= limit:  # also refuses NaN
             reasons = "".join(f"; {note}" for note in known)
             raise ModelError(

@@ -102,7 +102,7 @@ def _files(images: Sequence[ImageLike] | None, side: int, folder: Path) -> dict[
 
 
 def _png(image: ImageLike) -> bytes:
-    """Return the bytes of a file that holds an image in memory."""
+    """Convert an image to the bytes of a PNG file."""
     written = image if isinstance(image, Image.Image) and image.mode in _PNG else open_image(image)
     file = io.BytesIO()
     written.save(file, "PNG")
@@ -167,7 +167,7 @@ def _prove(
 
 
 def _odd(model: DualEncoder, target: Format, images: Mapping[str, Path]) -> set[str]:
-    """Return the images with odd margins if the two libraries round the position of crops differently, else none."""
+    """Return the images whose crop the two libraries place differently, because they round odd margins differently."""
     steps, side = model.image.preprocess.steps, model.image.preprocess.image_size
     if not isinstance(steps, Resize) or side is None or steps.mode != "shortest":
         return set()

@@ -1,4 +1,4 @@
-"""Mapping of weights between transformers and open_clip: names, transposed and joined tensors.
+"""Mapping of weights between transformers and open_clip.
 
 Tensors are only renamed, transposed, split and joined, so that a round trip returns the same bits.
 """

@@ -52,7 +52,7 @@ def repaired(text: str) -> str:
 
 
 def pixels(image: Image.Image | str | Path) -> dict[str, Any]:
-    """Return inputs of image.onnx by name for one image: (3, H, W), or patches."""
+    """Return the inputs of image.onnx for one image by name: pixels (3, H, W), or patches."""
     settings = CONFIG["preprocessing"]
     if settings is None:
         raise SystemExit("clipkit_onnx.json has no image preprocessing: prepare images with clipkit")

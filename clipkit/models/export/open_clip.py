@@ -140,7 +140,7 @@ def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[
 
 
 def _timm_architecture(vision: Any, name: str) -> tuple[str, str]:
-    """Return timm's name of SigLIP's image tower, and its activation; prefer the activation of the model."""
+    """Return timm's name for a SigLIP image tower, and timm's activation, which is the model's if possible."""
     import timm
 
     candidates = []
@@ -189,7 +189,7 @@ def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
 
 
 def _mlp(config: Any) -> dict[str, float]:
-    """Return the MLP ratio from which open_clip computes the width of the hidden layer (it rounds down)."""
+    """Return the MLP ratio with which open_clip, which rounds down, computes the correct width of the hidden layer."""
     width, hidden = config.hidden_size, config.intermediate_size
     ratio = hidden / width
     return {} if ratio == 4 else {"mlp_ratio": ratio if int(width * ratio) == hidden else (hidden + 0.5) / width}

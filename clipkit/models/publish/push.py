@@ -133,7 +133,7 @@ def _for_hub(card: str, repository: str) -> str:
 
 
 def _is_edited(api: Any, repository: str, text: str) -> bool:
-    """Return whether a user wrote or edited the card on the Hub, and it differs from this card."""
+    """Return whether the card on the Hub was written or edited by a user and differs from this card."""
     with tempfile.TemporaryDirectory() as folder:
         remote = Path(api.hf_hub_download(repository, CARD, local_dir=folder)).read_text(encoding="utf-8")
     signature = _SIGNATURE.search(remote)

@@ -39,7 +39,7 @@ class BadSamples:
         )
 
     def check_known(self, bad: Mapping[int, str]) -> None:
-        """Raise if more images are known to be bad before the first step than `data.max_bad` allows.
+        """Raise an error if more images than `data.max_bad` allows are known to be bad before the first step.
 
         Raises:
             DataError: there are too many.
@@ -79,7 +79,7 @@ class BadSamples:
         return len(self.images) > self.max_bad
 
     def check(self, step: int) -> None:
-        """Raise if more images are bad than `data.max_bad` allows.
+        """Raise an error if more images are bad than `data.max_bad` allows.
 
         Raises:
             TrainingError: there are too many.

@@ -112,7 +112,7 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
 
 
 def _sums(folder: Path) -> bytes:
-    """Return the output of `sha256sum *`, so that `sha256sum --check SHA256SUMS` verifies the folder."""
+    """Return the hashes of the files as `sha256sum *` prints them, for `sha256sum --check SHA256SUMS`."""
     return b"".join(_sum_line(file) for file in sorted(folder.iterdir()) if file.name != SUMS)
 
 

@@ -177,7 +177,7 @@ def _repairable(folder: RunFolder, steps: Iterable[int]) -> Iterator[tuple[int, 
 
 
 def _problem(folder: RunFolder, step: int) -> str | None:
-    """Return a problem of a checkpoint, of the best checkpoint that it needs, or of its logs.
+    """Return why a checkpoint, the best checkpoint that it needs, or its logs are unusable.
 
     The result is None if all are usable.
     """
@@ -189,7 +189,7 @@ def _problem(folder: RunFolder, step: int) -> str | None:
 
 
 def _damage(folder: RunFolder, step: int) -> str | None:
-    """Return a problem of a checkpoint, or of the best checkpoint that it needs; None if both are usable."""
+    """Return why a checkpoint, or the best checkpoint that it needs, is unusable; None if both are usable."""
     reason = damage(checkpoint_of(folder.checkpoints, step))
     if reason is not None:
         return reason

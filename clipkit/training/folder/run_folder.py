@@ -1,4 +1,4 @@
-"""Run folder: only one run at a time can lock it, clear it and write to it."""
+"""Locking, clearing and writing of a run folder, which only one run at a time can use."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""Log messages of a run: printed immediately, and written to log.txt after the run has locked its folder."""
+"""Log messages of a run, which are printed immediately and written to log.txt after the run has locked its folder."""
 
 import logging
 from collections.abc import Iterator

@@ -53,7 +53,7 @@ class Trackers:
         self.accelerator.init_trackers("clipkit", config=_simple(flat(self.recipe.model_dump(mode="json"))))
 
     def log(self, kind: str, row: Mapping[str, Any], step: int) -> None:
-        """Log the numbers of a row, named `kind/name`."""
+        """Send the numbers of a row to the trackers, under the names `kind/name`."""
         if self.accelerator.trackers and self.recipe.train.log_with:
             numbers = {f"{kind}/{name}": value for name, value in row.items() if isinstance(value, int | float)}
             for tracker in self.accelerator.trackers:

@@ -1,4 +1,4 @@
-"""Monitor of a run: collects findings before the first step and from the logs, batch statistics, and retention."""
+"""Monitor of a run, which collects findings before the first step and from the logs, batch statistics and retention."""
 
 import math
 import time
@@ -157,7 +157,7 @@ class Monitor:
         return {"retention": {"name": self.retention.name, "metric": self.retention.metric, **values}}
 
     def progress_line(self, figures: Mapping[str, float], step: int) -> str:
-        """Return the most important results of an evaluation, to be appended to the line about an epoch."""
+        """Return a text with the most important results of an evaluation, for the end of the line about an epoch."""
         metric = self.plan.recipe.metric
         if not self.plan.processes.is_main or metric is None or metric not in figures:
             return ""

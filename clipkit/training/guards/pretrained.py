@@ -90,7 +90,7 @@ def other_settings(model: DualEncoder, pairs: Pairs) -> list[Finding]:
 
 
 def other_normalization(trial: _Trial) -> Finding | None:
-    """Report another mean and standard deviation with which the model matches pairs clearly better."""
+    """Report that the model matches pairs clearly better with another mean and standard deviation."""
     preprocess = trial.model.image.preprocess
     for name, (mean, std) in _COMMON.items():
         if preprocess.finish is not None or (_equal(mean, preprocess.mean) and _equal(std, preprocess.std)):
@@ -108,7 +108,7 @@ def other_normalization(trial: _Trial) -> Finding | None:
 
 
 def other_activation(trial: _Trial) -> Finding | None:
-    """Report another activation with which the model matches pairs clearly better."""
+    """Report that the model matches pairs clearly better with another activation."""
     with _other_activation(trial.model) as (current, other):
         if other is None or not _is_better(trial.losses(trial.pixels, trial.text_features()), trial.current):
             return None

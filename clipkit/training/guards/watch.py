@@ -232,7 +232,7 @@ def memorization(watch: Watch) -> Finding | None:
 
 @dataclass(frozen=True)
 class _Learned:
-    """Share of training and of validation captions in a batch whose image is the most similar one."""
+    """Shares of the training captions and of the validation captions whose image is the most similar one in a batch."""
 
     training: float
     validation: float
@@ -247,7 +247,7 @@ class _Learned:
 
 
 def _training_and_validation(watch: Watch) -> _Learned | None:
-    """Return both shares; None if they are unknown, or if the training pairs are not matched clearly more often."""
+    """Return the shares of training and validation captions; None if unknown, or if the first is not clearly larger."""
     name, images = "text_accuracy", watch.facts.validation_images
     training, validation = watch.mean(name) if watch.rows else None, watch.evaluations[-1].get(name)
     if training is None or validation is None or images < 2 or len(watch.rows) < _EVERY:

@@ -66,7 +66,7 @@ class NamedSet:
         return float(figures.get("acc1") or figures.get("mean_average_precision") or 0.0)
 
     def _prompts(self, labeled: LabeledImages) -> Pairs:
-        """Return the images, and as captions the prompts of all classes; keep the labels."""
+        """Return pairs of the images, with the prompts of all classes as captions, and remember the labels."""
         names = ClassNames.of(labeled, None)
         templates = checked_templates(labeled.templates or TEMPLATES)
         prompts = [prompts_of(label, each, templates) for label, each in zip(names.labels, names.names, strict=True)]

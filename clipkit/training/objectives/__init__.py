@@ -50,7 +50,7 @@ def objective_of(
     loss: Callable[..., Any] | None = None,
     given: Objective | Callable[[Objective], Objective] | None = None,
 ) -> Objective:
-    """Return the weighted sum of the recipe's terms.
+    """Return the objective of a run: the weighted sum of the recipe's terms, or an objective given in Python.
 
     Args:
         recipe: names the terms.

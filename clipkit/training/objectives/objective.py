@@ -53,7 +53,7 @@ class Objective:
 
 
 def weighted_sum(objectives: Sequence[Objective], weights: Sequence[float]) -> Objective:
-    """Return several objectives as one; the log compares the features of the first."""
+    """Return one objective that is the weighted sum of several; the log compares the features of the first one."""
 
     weighted = list(zip(weights, objectives, strict=True))
 

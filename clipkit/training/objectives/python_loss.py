@@ -1,4 +1,4 @@
-"""Losses that are functions of a Python program: sliced by `rows` if they can be, otherwise computed as a whole."""
+"""Losses that a Python program gives as functions: computed for a slice of rows if possible, otherwise as a whole."""
 
 import hashlib
 import inspect
@@ -15,7 +15,7 @@ _OPTIONAL = ("scale", "bias", "image_ids", "caption_ids", "rows")
 
 
 def checked_loss(loss: Callable[..., Any]) -> list[str]:
-    """Return the names of the arguments after the two kinds of features that a loss takes.
+    """Return the names of a loss's arguments, without the first two, which are the image and text features.
 
     Raises:
         RecipeError: the loss is not a function, needs other arguments, or has parameters that nothing would train.
@@ -42,7 +42,7 @@ def checked_loss(loss: Callable[..., Any]) -> list[str]:
 
 
 def value_of_loss(loss: Callable[..., Any]) -> Value:
-    """Return the value of an objective from a loss.
+    """Convert a loss to the `value` function of an objective.
 
     A loss that takes `rows` returns the terms of those rows, divided by the size of the batch, G. Any other loss is
     computed over the whole batch on every process, and each process counts a share of it, its rows / G: the shares

@@ -28,7 +28,7 @@ _LOW = 1 << 20
 
 
 def frozen_part(tower: ImageTower | TextTower, storing: Storing) -> Callable[[Inputs], Inputs]:
-    """Return the function from the inputs of a tower to what is stored: activations at its cut, or trunk features."""
+    """Return the function that computes the values to store, activations at the cut or trunk features, from inputs."""
 
     def run(inputs: Inputs) -> Inputs:
         if tower.cut is None:

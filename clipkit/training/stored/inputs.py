@@ -61,7 +61,7 @@ class StoredInputs:
         return torch.arange(len(self.items)) if self.items.row_of is None else self.items.row_of
 
     def example(self, count: int) -> Inputs:
-        """Return the inputs of the item with the most tokens, `count` times."""
+        """Return the inputs of the item with the most tokens, repeated `count` times."""
         longest = int(self.lengths().where(self.store.exist(self._rows), -1).argmax())
         return self.take(torch.full((count,), longest))
 
@@ -87,7 +87,7 @@ class StoredInputs:
 
 
 def has_cut(tower: ImageTower | TextTower, storing: Storing) -> bool:
-    """Return whether the tower has a cut, which is searched once; log the reason if it has none."""
+    """Return whether the tower has a cut; the first call searches for it, and logs the reason if there is none."""
     if tower.cut is None:
         may_cut_padding = isinstance(tower, TextTower) and tower.padding_may_be_cut
         try:
@@ -104,7 +104,7 @@ def store_of(
     write: Callable[[PartWriter, slice], Int[Tensor, " R"]],
     view: str = "",
 ) -> HeldStore | None:
-    """Return the store of some items, from an earlier run or computed now; None with a log line if it does not fit.
+    """Return the store of some items, from an earlier run or computed now; None if it does not fit (logged).
 
     Args:
         tower: the tower, with its cut unless its trunk is frozen.
@@ -155,7 +155,7 @@ def store_of(
 def _type_of(
     storing: Storing, rows: int, sizes: Mapping[torch.dtype, float], largest: float, computed: torch.dtype
 ) -> torch.dtype:
-    """Return the type of the recipe; auto: as computed, or a half type if only this fits into the budget.
+    """Return the type in which to store activations; auto is the computed type, or a 16-bit type if only this fits.
 
     It does not depend on what is stored already, so that the same recipe gives the same result.
     """

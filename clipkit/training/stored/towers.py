@@ -53,8 +53,7 @@ class TowerStores:
         return {name: texts for name, texts in columns.items() if name in self.encoded and texts is not None}
 
     def parts(self, augmented: bool) -> dict[str, StoredInputs]:
-        """Store the outputs of the frozen first blocks of the towers, also for augmented views; return the inputs by
-        name.
+        """Store the outputs of the towers' frozen first blocks, also for augmented views; return the inputs by name.
 
         Args:
             augmented: whether images are augmented.
@@ -154,7 +153,7 @@ class TowerStores:
 
 
 def _different(rows: Float[Tensor, "M W"], row_of: Tensor, count: int) -> Float[Tensor, "K W"]:
-    """Return the rows of the different strings, from the rows of all strings."""
+    """Return one row per distinct string, given the rows of all strings."""
     kept = rows.new_empty(count, rows.shape[1])
     kept[row_of.to(rows.device)] = rows
     return kept
