@@ -1,4 +1,4 @@
-"""Folders of the cache (stored inputs of training, features of evaluations); processes lock the folders that they use."""
+"""Folders of the cache: stored inputs of training, features of evaluations. Processes lock the folders in use."""
 
 import os
 import shutil
