@@ -44,8 +44,10 @@ TASKS: dict[str, TaskRow] = {
     "probe": TaskRow("Linear probe", "image-classification", "lp_acc1", ("lp_acc1", "knn_acc1"), learns=True),
     "compositional": TaskRow(
         "Compositional tests", "image-text-matching", "acc", ("text_acc", "image_acc", "acc"),
-        help="Evaluate compositional understanding.\n\nIn each instance, two captions or two images differ in one "
-        "detail (hard negatives), and the model must choose the correct one. SugarCrepe and Winoground are such data.",
+        help="Evaluate compositional understanding.\n\nIn each test instance, two captions or two images differ "
+        "in one detail (hard negatives), and the model must choose the correct one. Examples of such data are "
+        "SugarCrepe "
+        "and Winoground.",
         data="A CSV, JSON or JSONL file with the columns image, caption and negative_caption (SugarCrepe), or image_0, "
         "image_1, caption_0 and caption_1 (Winoground); or a folder of such files, one per category.",
     ),

@@ -37,7 +37,7 @@ def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none.png", None, "no such image"),
+        ("none.png", None, "file not found"),
         ("empty.png", b"", "not an image"),
         ("page.jpg", b"<html>404</html>", "not an image"),
         ("cut.png", "half", "cannot be decoded"),

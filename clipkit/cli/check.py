@@ -94,7 +94,7 @@ def _summary(facts: dict[str, Any]) -> list[str]:
     if "bytes" in facts:
         parts[-1] += f", {facts['bytes'] / 1e6:,.1f} MB"
     if "captions" in facts:
-        parts.append(f"{counted(facts['captions'], 'caption')}, {facts['distinct_captions']:,} of them different")
+        parts.append(f"{counted(facts['captions'], 'caption')}, {facts['distinct_captions']:,} of them distinct")
     lines = [", ".join(parts)]
     if "share_smaller" in facts:
         lines.append(f"{percent(facts['share_smaller'])} of the images are smaller than {facts['input_size']} pixels")

@@ -36,7 +36,9 @@ def search(
     like: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ID", help="Image of the index that results should resemble: its location, as a search prints it."
+            metavar="ID",
+            help="Image of the index that results should resemble, given by its location as a search prints it; may be "
+            "given several times.",
         ),
     ] = None,
     where: Annotated[
@@ -51,8 +53,8 @@ def search(
         float | None,
         typer.Option(
             metavar="P",
-            help="Show only results that are probably relevant, so that the expected share of relevant results is P, "
-            "e.g. 0.9.",
+            help="Show only results that are likely relevant: over many searches, about the share P of the shown "
+            "results is relevant, e.g. 0.9.",
         ),
     ] = None,
     queries: Annotated[
@@ -62,8 +64,8 @@ def search(
         str | None,
         typer.Option(
             metavar="M",
-            help="Other location of the index's model, e.g. its ONNX export, which loads faster. Default: the model "
-            "given to clipkit embed.",
+            help="Another location of the model that made the index, e.g. its ONNX export, which loads faster. "
+            "Default: the location given to clipkit embed.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,

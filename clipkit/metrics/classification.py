@@ -37,7 +37,8 @@ def classification(
         )
     if labels.ndim == 1 and not (0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]):
         raise ValueError(
-            f"labels range from {labels.min()} to {labels.max()}, but there are {scores.shape[1]} classes, from 0"
+            f"labels range from {labels.min()} to {labels.max()}, but there are {scores.shape[1]} classes, numbered "
+            "from 0"
         )
     if labels.ndim == 2:
         return {"mean_average_precision": average_precision(scores, labels).mean().item()}

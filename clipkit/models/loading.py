@@ -74,7 +74,9 @@ def load(
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     known = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if not isinstance(known, torch.dtype) or not known.is_floating_point:
-        raise ModelError(f"dtype {dtype} is not supported; give auto, {', '.join(_DTYPES)} or such a torch type")
+        raise ModelError(
+            f"dtype {dtype} is not supported; give auto, {', '.join(_DTYPES)} or the corresponding torch type"
+        )
     return known
 
 

@@ -70,8 +70,8 @@ def text_tower(recipe: TextTowerRecipe, projection: NewProjection) -> TextTower:
         tokenizer = transformers_tokenizer(local_folder(source), recipe.context_length, positions, fixed=not may_be_cut)
     if tokenizer.vocab_size > native.config.vocab_size:
         raise ModelError(
-            f"model.text.tokenizer {recipe.tokenizer}: has {tokenizer.vocab_size} tokens, but the text tower only "
-            f"{native.config.vocab_size}; use the tower's own tokenizer, or pretrained: false"
+            f"model.text.tokenizer {recipe.tokenizer}: has {tokenizer.vocab_size} tokens, but the text tower has "
+            f"embeddings for only {native.config.vocab_size}; use the tower's own tokenizer, or pretrained: false"
         )
     pooling = recipe.pooling
     if pooling == "auto":

@@ -207,8 +207,7 @@ def transformers_tokenizer(
         has_pairs = (folder / "vocab.json").is_file()
         _check_files(folder, {"vocab_file": "vocab.json", "merges_file": "merges.txt"} if has_pairs else {})
         raise ModelError(
-            f"{folder}: its tokenizer cannot be read ({one_line(error)}); use the tokenizer's files of the model it "
-            "was trained from"
+            f"{folder}: its tokenizer cannot be read ({one_line(error)}); use the tokenizer files of its base model"
         ) from None
     if type(native).vocab_files_names:  # no vocabulary: a tokenizer of bytes
         _check_files(folder, type(native).vocab_files_names)
@@ -238,8 +237,8 @@ def _check_files(folder: Path, names: Mapping[str, str]) -> None:
         missing = ["tokenizer.json", *(needed or ["vocab.txt"])]
     if missing:
         raise ModelError(
-            f"{folder}: has no {' or '.join(missing)}, so its tokenizer would have no words; copy the "
-            "tokenizer's files of the model it was trained from"
+            f"{folder}: has no {' or '.join(missing)}, so its tokenizer would have no words; copy the tokenizer files "
+            "of its base model into it"
         )
 
 

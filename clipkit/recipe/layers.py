@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Discriminator, Tag
 POOLINGS = {
     "output": "the tower's output, as its library pools it (text: as model.text.pooling)",
     "mean": "the mean over all positions of the last map, or over all tokens without padding",
-    "max": "the maximum of each channel over the same positions",
+    "max": "the maximum of each channel, over the positions of mean",
     "cls": "the first token",
     "last": "the last token before the padding (text only)",
     "probabilities": "the square roots of the class probabilities of a timm model with a classifier (image only)",

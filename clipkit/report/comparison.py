@@ -64,9 +64,12 @@ def _disagreements(queries: Sequence[Mapping[str, Any]]) -> list[Grid]:
             examples = [query for query in won if query["asks"] == kind]
             if not examples:
                 continue
-            note = f"The {plural} whose correct answer moved most: each model's first answer, rank of the correct one."
+            note = (
+                f"The {plural} for which the rank of the correct answer changed most, with each model's first answer "
+                "and the rank of the correct answer."
+            )
             if "first_right" in examples[0]:
-                note = f"The {plural} that one model gets right and the other wrong."
+                note = f"The {plural} that only one of the two models answers correctly."
             grids.append(Grid(f"{title}: {kind} queries", [_example(query, second_wins) for query in examples], note))
     return grids
 

@@ -71,7 +71,7 @@ def _robustness_tables(result: Mapping[str, Any], datasets: Mapping[str, Mapping
     header = ["", "version of", "model", "original", "this version", "relative drop", "robustness"]
     note = (
         "Relative drop: share of the accuracy on the original dataset that is lost. Robustness: effective robustness, "
-        "points above the accuracy that the baseline model predicts; the baseline itself has none."
+        "i.e. points of accuracy above the value that the baseline models predict; a baseline has none."
     )
     means = [
         [

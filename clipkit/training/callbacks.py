@@ -87,7 +87,9 @@ def checked_callbacks(callbacks: Sequence[Any]) -> None:
     for callback in callbacks:
         if not isinstance(callback, Callback):
             what = f"the class {callback.__name__}" if isinstance(callback, type) else kind_of(callback)
-            raise RecipeError(f"callbacks has {what}, not an object of a subclass of clipkit.Callback; give one")
+            raise RecipeError(
+                f"callbacks has {what}, not an object of a subclass of clipkit.Callback; give such an object"
+            )
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 def test_clean_data_has_no_findings(typed: Callable[..., str], shapes: Path) -> None:
     printed = typed(shapes / "captions.csv", "--batch-size", 4)
     assert "16 images, " in printed
-    assert "32 captions, 32 of them different" in printed
+    assert "32 captions, 32 of them distinct" in printed
     assert printed.endswith("No problems found.")
 
 
@@ -77,7 +77,7 @@ def test_images_alone_and_captions_alone_can_be_checked(
     printed = typed(
         write_csv(tmp_path / "t.csv", ["caption"], [["a dog runs"], ["two cats sit"]]), "--only", "captions"
     )
-    assert "2 captions, 2 of them different" in printed
+    assert "2 captions, 2 of them distinct" in printed
     assert "pixels" not in printed
 
 
@@ -114,9 +114,11 @@ def test_assumed_batch_is_stated(typed: Callable[..., str], shapes: Path) -> Non
     printed = typed(shapes / "captions.csv")
     assert "expected in a batch of 16: " in printed
     assert "--batch-size is not given; 512 is the default of a recipe" in printed
-    assert "note a batch of 512 (the default of a recipe) is larger than the 16 images [batch_too_large]" in printed
+    assert (
+        "note a batch of 512 (the default of a recipe) is larger than the data (16 images) [batch_too_large]" in printed
+    )
     printed = typed(shapes / "captions.csv", "--batch-size", 32)
-    assert "warning a batch of 32 is larger than the 16 images [batch_too_large]" in printed
+    assert "warning a batch of 32 is larger than the data (16 images) [batch_too_large]" in printed
     assert "default of a recipe" not in printed
 
 

@@ -61,7 +61,7 @@ def test_invalid_input_is_refused_in_one_line(model: Path, tmp_path: Path, said_
     assert "give two or more" in said_here("merge", model, *out)
     assert "leave out --alpha" in said_here("merge", model, model, model, "--alpha", 0.5, *out)
     assert "--data D" in said_here("merge", "--greedy", model, model, *out)
-    assert "no --alpha" in said_here("merge", "--greedy", "--data", "d.csv", "--alpha", 0.5, model, model, *out)
+    assert "leave out --alpha" in said_here("merge", "--greedy", "--data", "d.csv", "--alpha", 0.5, model, model, *out)
     assert "add --greedy" in said_here("merge", "--data", "d.csv", model, model, *out)
     assert "none.csv" in said_here("merge", "--greedy", "--data", "none.csv", model, model, *out)
     (tmp_path / "full").mkdir()

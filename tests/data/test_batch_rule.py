@@ -35,4 +35,4 @@ def test_no_more_rows_are_counted_than_a_batch_has(captions: int, batch_size: in
     finding = false_negatives(data)
     assert finding is not None
     assert finding.count == size
-    assert f"{size} of a batch of {size} (100 %)" in finding.message
+    assert f"a batch of {size} rows, about {size} (100 %)" in finding.message

@@ -190,7 +190,7 @@ def test_metadata_tables_of_several_folders_are_joined(tmp_path: Path) -> None:
     assert list(pairs.captions) == ["one", "two", "three"]
     assert [str(image) for image in pairs.images] == [f"{tmp_path}/a/1.png", f"{tmp_path}/b/1.png"]
     write_csv(tmp_path / "b/metadata.csv", ["file_name", "text", "label"], [["1.png", "two", "x"]])
-    with pytest.raises(DataError, match="other columns"):
+    with pytest.raises(DataError, match="different columns"):
         read_pairs(str(tmp_path))
 
 

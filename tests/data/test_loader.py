@@ -166,7 +166,7 @@ def test_unreadable_images_are_replaced(tmp_path: Path, monkeypatch: pytest.Monk
         assert rows_found == expected
         reasons = {image: reason for batch in found for image, reason in batch.bad.items()}
         assert reasons.keys() == bad
-        assert "no such image" in reasons[12]
+        assert "file not found" in reasons[12]
         for one, two in zip(sound, found, strict=True):
             kept = one.image_ids == two.image_ids
             assert kept.tolist() == [image not in bad for image in one.image_ids.tolist()]

@@ -83,7 +83,7 @@ def test_half_characters_are_refused(half: str, model: DualEncoder, shapes: Path
     refused(lambda: model.encode_text(half), message)
     refused(lambda: model.encode_text(["fine", half]), message)
     refused(lambda: model.classify(image, ["fine", half]), message)
-    refused(lambda: model.encode_image(f"{half}.png"), f"{message}|no such image")
+    refused(lambda: model.encode_image(f"{half}.png"), f"{message}|file not found")
     refused(lambda: evaluate.zeroshot(model, labels, templates=["{c}", f"{half} {{c}}"], cache=False), message)
     refused(lambda: evaluate.zeroshot(model, labels, classes=["red", half], cache=False), message)
     refused(lambda: evaluate.zeroshot_classifier(model, {"red": [half]}), message)

@@ -51,7 +51,8 @@ def extreme_shapes(data: CheckedData) -> Finding | None:
         np.flatnonzero((short > 0) & (long > _EXTREME * short)).tolist(), len(short),
         name="extreme_shapes", what=f"images whose long side is more than {_EXTREME:.0f} times the short side",
         describe=data.sized_name,
-        advice="a center crop keeps a third of them or less: crop them to what the caption describes, or drop the rows",
+        advice="a center crop keeps at most a third of such an image: crop it to the part that the caption describes, "
+        "or drop the rows",
     )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def duplicate_images(data: CheckedData) -> Finding | None:
     first = data.duplicates.first
     return finding_about(
         np.flatnonzero(first != np.arange(len(first))).tolist(), len(first),
-        name="duplicate_images", what="images with the same bytes as an earlier one",
+        name="duplicate_images", what="images with the same bytes as an earlier image",
         describe=lambda image: f"{data.image_name(image)} = {data.image_name(int(first[image]))}",
         advice="in one batch they are false negatives, and they count twice in training: merge them (--fix)",
     )  # fmt: skip
@@ -105,7 +106,7 @@ def near_duplicate_images(data: CheckedData) -> Finding | None:
         earlier.setdefault(other, one)
     return finding_about(
         sorted(earlier), len(data.duplicates.first),
-        name="near_duplicate_images", what="images that look like an earlier one",
+        name="near_duplicate_images", what="images that look like an earlier image",
         describe=lambda image: f"{data.image_name(image)} ~ {data.image_name(earlier[image])}",
         advice="compare them: re-encoded copies are false negatives that no loss can detect; --fix merges images that "
         "differ only in size and encoding",

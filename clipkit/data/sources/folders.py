@@ -160,7 +160,7 @@ def _unlisted(path: Path, tree: Walk, listed: Collection[str]) -> list[Finding]:
     unlisted = [row for row, image in enumerate(tree.images) if image not in listed]
     found = finding_about(
         unlisted, len(tree.images),
-        name="unlisted_images", what=f"{path}: images that no metadata table lists, which are left out",
+        name="unlisted_images", what=f"{path}: images that are left out because no metadata table lists them",
         describe=lambda row: tree.images[row], severity="warning",
         advice="add them to the table if they belong to the data",
     )  # fmt: skip
@@ -196,7 +196,7 @@ def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
     deeper = finding_about(
         [row for row, image in enumerate(inside) if image.count("/") > 1], len(inside),
         name="nested_folders", what=f"{path}: images in folders below the class folders",
-        describe=lambda row: f"{inside[row]} is of the class {labels[row]}", severity="warning",
+        describe=lambda row: f"{inside[row]} has the class {labels[row]}", severity="warning",
         advice="the class of an image is its top folder; if it should be the lowest one, move these folders up",
     )  # fmt: skip
     uses_classes = {"caption", "label", "templates"} & {*wanted.needed, *wanted.options}

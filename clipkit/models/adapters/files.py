@@ -110,7 +110,10 @@ def load_adapters(folder: Path, name: str, load: Load, compose: Compose) -> Dual
                 continue
             target = getattr(model, key) if key in _SCALARS else parameters.get(key)
             if target is None or target.numel() != value.numel():
-                raise ModelError(f"{folder / WEIGHTS}: the weight {key} does not fit {model.name}; use its own base")
+                raise ModelError(
+                    f"{folder / WEIGHTS}: the weight {key} does not fit {model.name}; load the adapters with the base "
+                    "model that they were trained on"
+                )
             target.copy_(value.reshape(target.shape))
     model.name = name
     return model
@@ -143,7 +146,10 @@ def _merge(
     magnitude = tensors.get(name + _MAGNITUDE, tensors.get(f"{name}{_MAGNITUDE}.weight"))
     shape = None if up is None else (len(up), down.shape[-1])
     if up is None or weight is None or shape != weight.shape or (config.get("use_dora") and magnitude is None):
-        raise ModelError(f"{folder / WEIGHTS}: the adapter of {name} does not fit the base; use its own base")
+        raise ModelError(
+            f"{folder / WEIGHTS}: the adapter of {name} does not fit the base model; use the base model that it was "
+            "trained on"
+        )
     rank = down.shape[0]
     alpha = _by_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
     scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)

@@ -86,7 +86,7 @@ class OpenClip:
 
 def _reason(model: DualEncoder) -> str:
     layers = [", ".join(tower.trunk.layers) for tower in model.sides.values() if isinstance(tower.trunk, Layered)]
-    return f"its projections read the layers {' and '.join(layers)} side by side" if layers else "separate towers"
+    return f"its projections read the concatenated layers {' and '.join(layers)}" if layers else "separate towers"
 
 
 def _clip_config(model: DualEncoder, backend: FromTransformers) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def _text_route(model: DualEncoder, folder: Path) -> list[Any]:
     trunk: Any = model.text.trunk
     if isinstance(trunk, Layered):
         raise ModelError(
-            f"{model.name}: its projections read several layers side by side ({', '.join(trunk.layers)}), for which "
+            f"{model.name}: its projections read several concatenated layers ({', '.join(trunk.layers)}), for which "
             "sentence-transformers has no module; use --to onnx"
         )
     tokenizer = model.text.tokenize

@@ -60,7 +60,7 @@ class RunFolder(RunFiles):
                     f"{self.marker}"
                 )
             if links := [file for file in self.files if file.is_symlink()]:
-                raise OutputError(f"{links[0]}: is a link; replace it by the file, or give another output")
+                raise OutputError(f"{links[0]}: is a link; replace it with the file itself, or give another output")
             if self.recipe.exists() and not (resume or overwrite):
                 raise OutputError(
                     f"{self.path}: already contains a run; add --resume to continue it, --overwrite to replace it, "
