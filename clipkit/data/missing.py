@@ -75,10 +75,10 @@ def check_present(name: str, images: Sequence[Path | Stored]) -> None:
     missing = missing_positions(images)
     if len(missing):
         first = images[int(missing[0])]
-        relative = f"; paths are relative to {images.folder}" if isinstance(images, Files) else ""
+        relative = f" (paths are relative to {images.folder})" if isinstance(images, Files) else ""
         raise DataError(
-            f"{name}: {len(missing)} of its {len(images)} images are missing; fix the paths or drop the "
-            f"rows; the first is {first}{relative}"
+            f"{name}: {len(missing)} of its {len(images)} images are missing, the first is {first}{relative}; fix the "
+            "paths or drop the rows"
         )
     if len(images) <= _MOST_FETCHED:
         check_fetched(name, images)

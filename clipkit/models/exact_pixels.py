@@ -67,7 +67,7 @@ class ExactPixels:
         return torch.stack([made[row] for row in range(len(sizes))])
 
     def _equals_library(self, preprocess: Preprocess, steps: Resize) -> bool:
-        """Return whether resizing on the device gives the same bytes as the library, e.g. TF32 is off."""
+        """Return whether resizing on the device gives the same bytes as the library, which it does not with TF32."""
         assert preprocess.pixels is not None
         assert self.resize is not None
         for image in _noise(steps.size):

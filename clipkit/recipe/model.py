@@ -1,4 +1,4 @@
-"""Recipe section `model`: a whole dual encoder, or two towers with a new projection."""
+"""Recipe section `model`: a whole dual encoder, or two towers with new projections."""
 
 import re
 from typing import Annotated, Any, Literal, Self

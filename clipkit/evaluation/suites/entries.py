@@ -67,7 +67,7 @@ class DataSet(Section):
 
     @property
     def main_metric(self) -> str:
-        """The metric in the table."""
+        """Metric that the table of a suite shows."""
         return self.metric or TASKS[self.task].main_metric
 
     @field_validator("task")

@@ -11,7 +11,7 @@ from clipkit.training.objectives.objective import Gathered
 
 
 class Teacher:
-    """Features of the training pairs by one model, with its preprocessing and without augmentation.
+    """Features of the training pairs, computed by a teacher model with its preprocessing and without augmentation.
 
     The features are kept in the user's cache for the next run.
 
