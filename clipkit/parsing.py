@@ -65,7 +65,7 @@ def parse_yaml(text: str) -> Any:
     """Return the values of a YAML document.
 
     Raises:
-        ValueError: it is invalid, too deeply nested, or has duplicate keys or too many values.
+        ValueError: the document is invalid, too deeply nested, or has duplicate keys or too many values.
     """
     try:
         return _Loader(text).get_single_data()
@@ -80,8 +80,8 @@ def read_yaml(file: Path) -> Any:
     """Return the values of a YAML file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is too large, not text, or invalid.
+        OSError: the file cannot be read.
+        ValueError: the file is too large, not text, or invalid.
     """
     with file.open("rb") as opened:
         content = opened.read(LARGEST_FILE + 1)
@@ -94,7 +94,7 @@ def parse_json(text: str | bytes) -> Any:
     """Return the values of a JSON document.
 
     Raises:
-        ValueError: it is invalid or too deeply nested.
+        ValueError: the document is invalid or too deeply nested.
     """
     try:
         return json.loads(text)

@@ -56,7 +56,7 @@ def check_run(folder: Path) -> None:
     """Check that a folder is a run.
 
     Raises:
-        DataError: it is missing, or not a run.
+        DataError: the folder is missing or is not a run.
     """
     if not RunFiles(folder).is_run:
         what = "is not a run folder (it has no recipe.yaml)" if folder.is_dir() else "folder not found"
@@ -67,7 +67,7 @@ def check_file(file: Path, advice: str) -> None:
     """Check that a file exists.
 
     Raises:
-        DataError: it is missing.
+        DataError: the file is missing.
     """
     if not is_file(file):
         raise DataError(f"{file}: file not found; {advice}")

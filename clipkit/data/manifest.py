@@ -170,7 +170,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """Read the manifest of a folder; return None if there is no prepared.json.
 
     Raises:
-        OutputError: it is invalid.
+        OutputError: the manifest is invalid.
     """
     try:
         values = parse_json((folder / _MANIFEST).read_bytes())

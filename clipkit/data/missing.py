@@ -22,7 +22,7 @@ _MOST_FETCHED = 100_000
 
 
 def missing_positions(images: Sequence[Path | Stored]) -> NDArray[np.int64]:
-    """Return the positions of images whose file is missing; images in archives or at addresses count as present."""
+    """Return the positions of images whose file is missing. Images in archives or given by URL count as present."""
     if isinstance(images, Files):
         return _missing_files(str(images.folder), images.names)
     missing = [index for index, image in enumerate(images) if isinstance(image, Path) and not is_file(image)]
@@ -67,7 +67,7 @@ def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
 
 
 def check_present(name: str, images: Sequence[Path | Stored]) -> None:
-    """Raise an error if images are missing. Images at addresses are fetched to find out.
+    """Raise an error if images are missing. Images given by URL are fetched to find out.
 
     Raises:
         DataError: images are missing or cannot be fetched; the message gives their number and names the first.

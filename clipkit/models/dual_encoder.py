@@ -185,7 +185,7 @@ class DualEncoder(nn.Module):
         Args:
             images: as for `encode_image`.
             texts: as for `encode_text`, at least one.
-            batch_size: images per forward pass; None: as many as suit the device.
+            batch_size: images per forward pass; None: chosen for the device.
             probabilities: softmax: softmax(scale · cosine) over the texts, which sums to 1 for each image; sigmoid:
                 sigmoid(scale · cosine + bias) of each text independently of the others; auto: sigmoid if the model has
                 a logit bias (SigLIP), else softmax (CLIP).

@@ -17,7 +17,7 @@ _WORTH, _MOST = 0.5, 0.9
 
 
 def find_cut(trunk: nn.Module, inputs: Inputs, may_cut_padding: bool = False) -> Cut:
-    """Return the cut of a trunk before its first trained parameter.
+    """Cut a trunk into two parts, so that the lower part has no trained parameter.
 
     Args:
         trunk: trunk with the parameters that are trained; it can have any structure.

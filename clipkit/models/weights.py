@@ -62,7 +62,7 @@ def check_safetensors(file: Path) -> dict[str, tuple[int, ...]]:
     """Check that a safetensors file is complete. Return the shapes of its tensors.
 
     Raises:
-        ModelError: it is incomplete or invalid.
+        ModelError: the file is incomplete or invalid.
     """
     from safetensors import safe_open
 
@@ -92,7 +92,7 @@ def check_pickle(file: Path) -> list[str]:
         The names of its tensors.
 
     Raises:
-        ModelError: it is incomplete, or holds objects that need code to load.
+        ModelError: the file is incomplete, or holds objects that need code to load.
     """
     content = read_pickle(file, device="meta")
     parts = {str(name): part for name, part in content.items()} if isinstance(content, Mapping) else {}

@@ -34,8 +34,8 @@ def micro_batch_size_of(
         recipe: sets a size, or auto.
         model: the model.
         inputs: inputs of the features of the objective.
-        processes: all of them use the same size.
-        accelerator: mixed precision.
+        processes: the processes of the run, which agree on one size.
+        accelerator: object that applies mixed precision.
         resumed: micro-batch size before the run was interrupted; the same size gives bit-identical results.
 
     Raises:
@@ -83,8 +83,8 @@ def find_micro_batch_size(
         encoded: for each kind of features of a step: the tower, and its inputs for two images or for the two longest
             captions.
         rows: the largest slice of a process.
-        processes: all of them use the same size.
-        accelerator: mixed precision.
+        processes: the processes of the run, which agree on one size.
+        accelerator: object that applies mixed precision.
     """
     # BatchNorm would learn statistics from these measurements, so restore them afterwards.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

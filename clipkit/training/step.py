@@ -76,7 +76,7 @@ class Step:
         encoders: inputs of the objective, in a fixed order, by the names of the batch's inputs.
         value: function that computes this process's part of the loss from gathered features.
         processes: the processes of the run.
-        accelerator: mixed precision and the gradient scaler.
+        accelerator: object that applies mixed precision and scales gradients.
         batch_size: pairs in the global batch, G.
         micro_batch_size: rows of this process that run with a graph at once; halved on all processes if they do not
             fit on one.
@@ -167,7 +167,7 @@ class Step:
         """Context for work that each process does separately: all processes complete it, or all raise an error.
 
         Args:
-            sums: sums of gradients over the processes that the work starts; here they end.
+            sums: sums of gradients over the processes that the work has started; they are ended here.
         """
         too_large = False
         try:

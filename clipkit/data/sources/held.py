@@ -89,7 +89,7 @@ def image_value(value: Any) -> ImageLike | bytes:
     """Convert a value to a form of image that `open_image` accepts, or to the bytes of an image file.
 
     Raises:
-        DataError: it has another type.
+        DataError: the value has another type.
     """
     if isinstance(value, dict) and value.keys() & {"bytes", "path"}:  # an undecoded image of `datasets`
         value = value.get("bytes") or value.get("path")

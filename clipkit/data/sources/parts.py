@@ -16,7 +16,7 @@ _SPLIT = re.compile(r"(?<![a-z])(train|test|validation|val|valid|dev|eval)(ing)?
 def files_of_folder(name: str, ending: str) -> list[Path]:
     """Return the files with an extension in a folder or in its subfolder `data`.
 
-    A folder with Parquet files that also contains images or folders is not such a folder: the list is then empty.
+    If a folder with Parquet files also contains images or folders, the list is empty.
     """
     folder = Path(name)
     for place in (folder, folder / "data"):

@@ -111,7 +111,7 @@ def check_exists(source: str) -> None:
     """Check that a file or folder exists, without opening it. Readers check patterns and other sources themselves.
 
     Raises:
-        DataError: it is missing.
+        DataError: the file or folder is missing.
     """
     name = split_options(source)[0]
     path = Path(name).expanduser()

@@ -133,7 +133,7 @@ def fetch_ahead(images: Iterable[object], progress: bool = False) -> dict[int, s
 
 
 def check_fetched(name: str, images: Sequence[object]) -> None:
-    """Fetch the images at addresses, with a progress bar on a terminal.
+    """Fetch the images given by URL, with a progress bar on a terminal.
 
     Raises:
         DataError: some cannot be fetched; one message gives their number and the first reason.

@@ -1,4 +1,4 @@
-"""Sources that are read sequentially: shards at remote addresses, and streamed datasets of the Hub."""
+"""Sources that are read sequentially: shards given by URL, and streamed datasets of the Hub."""
 
 import hashlib
 import tarfile
@@ -44,7 +44,7 @@ class Stream:
 
     Args:
         name: source as given by the user, without options.
-        parts: addresses of shards, or numbers of the parts of a Hub dataset.
+        parts: URLs of shards, or numbers of the parts of a Hub dataset.
         options: options that the user wrote after `?`.
     """
 

@@ -25,7 +25,8 @@ ATTRIBUTE = "adapter"
 def attach_adapters(tower: Tower, recipe: LoraRecipe, with_magnitude: bool) -> None:
     """Add adapters to the layers that a recipe chooses, and make only the adapters and a new projection trainable.
 
-    The adapters belong to the blocks of their layers. A comes from torch's global random generator: seed it first.
+    The adapters belong to the blocks of their layers. Initial values come from torch's global random generator: seed
+    it first.
 
     Raises:
         ModelError: the tower has no such layers, or fewer blocks than the recipe asks for.

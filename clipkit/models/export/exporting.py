@@ -34,7 +34,8 @@ def export(
 ) -> Proof:
     """Write a model in another library's layout, and verify that the library computes the same features.
 
-    The folder gets a README.md with code that opens it. This code is run on image files and strings.
+    The folder gets a README.md with example code that opens the model. To verify it, this code is run on image files
+    and strings.
 
     Args:
         model: model in float32, as returned by `load`.

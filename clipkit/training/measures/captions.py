@@ -23,7 +23,7 @@ class CaptionValidation:
     Args:
         model: the model that is trained.
         pairs: the held-out pairs.
-        processes: each process encodes its share; all get the values.
+        processes: the processes of the run. Each encodes a share of the data; all get the result.
         batch_size: pairs in a global batch of the run; None: the accuracy in a batch is not measured.
         storing: settings of the inputs that are stored on disk; None: nothing is stored.
     """

@@ -35,7 +35,7 @@ class ImageViewValidation:
         workers: loader processes.
         model: the model that is trained.
         pairs: the images.
-        processes: each process encodes its share; all get the values.
+        processes: the processes of the run. Each encodes a share of the data; all get the result.
     """
 
     encoded: Mapping[str, Encoded]

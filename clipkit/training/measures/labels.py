@@ -19,7 +19,7 @@ class LabelValidation:
         model: the model that is trained.
         labelled: labeled training images of the probe.
         test: labeled test images; None: a part of `labelled`.
-        processes: each process encodes its share; all get the values.
+        processes: the processes of the run. Each encodes a share of the data; all get the result.
 
     Raises:
         DataError: `test` has classes that are missing in `labelled`.

@@ -31,7 +31,7 @@ class TextViewValidation:
         crop: makes the crop.
         model: the model that is trained.
         pairs: the captions.
-        processes: each process encodes its share; all get the values.
+        processes: the processes of the run. Each encodes a share of the data; all get the result.
     """
 
     def __init__(self, crop: TextView, model: DualEncoder, pairs: Pairs, processes: Processes) -> None:

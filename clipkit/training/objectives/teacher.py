@@ -18,7 +18,7 @@ class Teacher:
     Args:
         name: the model, in any form that model.name accepts.
         pairs: the training data.
-        processes: each process encodes its share.
+        processes: the processes of the run. Each encodes a share of the data.
     """
 
     def __init__(self, name: str, pairs: Pairs, processes: Processes) -> None:
