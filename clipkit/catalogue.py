@@ -32,7 +32,7 @@ class Need(Enum):
 
     @property
     def is_required(self) -> bool:
-        """True if the user has to provide this input; every batch has IDs and a scale."""
+        """True if the user has to provide this input; IDs and a scale are always available."""
         return self not in (Need.IDS, Need.SCALE)
 
 
@@ -117,7 +117,7 @@ _ROWS = (
     ),
     LossRow(
         "distillation",
-        summary="Match the teacher's softmax over the texts of the batch, and over its images.",
+        summary="Match the teacher's softmax over the texts of the batch, and over the images.",
         formula="cross entropy with the teacher's softmax over the batch, in both directions",
         positives="the teacher's probabilities as soft targets",
         memory="O(G D), in bands",
@@ -152,7 +152,7 @@ _ROWS = (
     LossRow(
         "ntxent",
         summary="InfoNCE with additional negatives: images are also contrasted with images, and texts with texts.",
-        formula="−log softmax of the positive over the 2G − 1 others",
+        formula="−log softmax of the positive over the 2G − 1 other features",
         level="ln(2G − 1)",
         source="Chen et al. 2020, SimCLR",
         use_when="the positives are views of one image or text, or the features within each modality should "
@@ -173,7 +173,7 @@ _ROWS = (
     LossRow(
         "supcon",
         summary="Treat all features of one class as positives of each other, for images and texts.",
-        formula="mean over positives of −log softmax over the 2G − 1 others",
+        formula="mean over positives of −log softmax over the 2G − 1 other features",
         positives="all pairs with the same image, caption or class",
         level="ln(2G − 1)",
         source="Khosla et al. 2020",

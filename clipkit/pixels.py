@@ -1,7 +1,7 @@
 """Conversion of decoded pixels to upright 8-bit RGB: rotation, transparency, and values of more than 8 bits.
 
-Values of more than 8 bits are scaled by the range that the file states, or else by the range that their own values
-suggest (`_window`); docs/data.md describes the rule.
+Values of more than 8 bits are scaled by the range that the file states. If it states none, the values suggest the range
+(`_window`); docs/data.md describes the rule.
 """
 
 import sys

@@ -146,7 +146,7 @@ class Processes:
         return self._cpu_group if value.device.type == "cpu" else None
 
     def _reduced(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-        """Combine a tensor with those of the other processes, in place."""
+        """Combine the tensors that the processes give, in place."""
         if self.count > 1:
             with _together(value):
                 dist.all_reduce(value, op=operation, group=self._group_of(value))

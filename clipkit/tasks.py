@@ -136,9 +136,9 @@ def named_data(data: Mapping[str, Any]) -> str:
 
 
 def shown_metrics(*results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the names of the metrics to show: those of the first result, without mAP@R if it equals R@1 everywhere.
+    """Return the names of the first result's metrics, without mAP@R if it equals R@1 in all results.
 
-    The two are equal if every query has one correct answer.
+    mAP@R equals R@1 if every query has one correct answer.
 
     Example:
         >>> same = {"low": 0.1, "value": 0.2}

@@ -54,7 +54,7 @@ def preview(
         int,
         typer.Option(
             metavar="N",
-            help="Random seed. With the seed of a training run, the views are those of that run.",
+            help="Random seed. With the seed of a training run, the preview shows the views of that run.",
             min=0,
         ),
     ] = 0,

@@ -96,7 +96,7 @@ def _locations(images: Sequence[Path | Stored]) -> list[str]:
 
 
 def split(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
-    """Split off a share of the images with all their captions; return the rest and the part that was split off.
+    """Split off a share of the images with all their captions. Return the remaining pairs and the pairs split off.
 
     The images whose names have the lowest hashes are split off, so that the choice does not depend on the order of the
     rows or on the machine.

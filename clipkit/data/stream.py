@@ -56,7 +56,7 @@ class StreamSampler:
     """
 
     replacement = None
-    """None: a stream cannot access other images, so unreadable images are replaced by others of their chunk."""
+    """None: a stream cannot access images at random, so an unreadable image is replaced by an image of its chunk."""
 
     def __init__(self, samples: int, batch_size: int) -> None:
         if batch_size > samples:

@@ -29,7 +29,7 @@ def zeroshot_classifier(
 ) -> Float[Tensor, "C D"]:
     """Return one unit vector per class: the normalized mean of its prompts' unit features.
 
-    The method is that of Radford et al. 2021, section 3.1.4. Equal prompts of all classes are encoded once.
+    The method follows Radford et al. 2021, section 3.1.4. A prompt that occurs several times is encoded once.
     """
     return classifier_of(
         prompt_features(Features(model, cache=cache), ClassNames.given(classes), checked_templates(templates))

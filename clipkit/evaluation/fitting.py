@@ -42,7 +42,7 @@ def fit(
 
     Args:
         x: features for training.
-        labels: classes of these features.
+        labels: class of each feature.
         split: two masks: rows to fit to, and rows on which the weight decay is chosen.
         measured: features to score.
         classes: number of classes.

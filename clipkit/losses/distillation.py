@@ -19,7 +19,7 @@ def distillation(
     *,
     rows: slice | None = None,
 ) -> Float[Tensor, ""]:
-    r"""Match the teacher's softmax over the texts of the batch for each image, and over its images for each text.
+    r"""Match the teacher's softmax: for each image over the texts of the batch, and for each text over the images.
 
     .. math:: L = -\frac{1}{2G} \sum_{ij} \big[ p^T_{ij} \ln p_{ij} + q^T_{ij} \ln q_{ij} \big]
 

@@ -79,7 +79,7 @@ class Logits:
             )  # fmt: skip
 
     def tiles(self, sizes: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
-        """Yield rows and columns of tiles of at most these sizes."""
+        """Yield the rows and columns of each tile, of at most the given sizes."""
         for top in range(0, self.shape[0], sizes[0]):
             for left in range(0, self.shape[1], sizes[1]):
                 bottom, right = min(top + sizes[0], self.shape[0]), min(left + sizes[1], self.shape[1])

@@ -103,7 +103,7 @@ def _logits(
 
 @triton.jit
 def _logsumexp(logits, AXIS: tl.constexpr):
-    """Return log Σ exp(logits) along an axis; −∞ if all logits are."""
+    """Return log Σ exp(logits) along an axis; −∞ if all logits are −∞."""
     largest = tl.max(logits, AXIS)
     largest = tl.where(largest == -_INFINITY, 0.0, largest)
     return largest + tl.log(tl.sum(tl.exp(logits - tl.expand_dims(largest, AXIS)), AXIS))

@@ -129,7 +129,7 @@ class Relations:
         check_negatives(self.negatives, image_ids, caption_ids)
 
     def of(self, rows: slice) -> tuple[Bool[Tensor, "R G"], Bool[Tensor, "R G"]]:
-        """Return the masks of positives and negatives of these rows among all columns."""
+        """Return two masks (rows, all columns): the positives and the negatives of the given rows."""
         itself = self._position[rows, None] == self._position[None]
         if self.duplicates == "negative":
             return itself, ~itself

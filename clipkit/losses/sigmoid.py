@@ -26,7 +26,7 @@ def sigmoid(
     (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", section 3.2: a sum over combinations, a mean
     over pairs.) z is 1 if two pairs share an image or a caption. With s = b = 0 the loss is G ln 2.
 
-    Arguments, tiles and precision are those of `infonce`.
+    Tiles and precision are as in `infonce`.
 
     Args:
         image_features: unit length, one row per pair.

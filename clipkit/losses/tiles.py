@@ -2,8 +2,8 @@
 
 Forward computes each tile once; backward computes it again, in the same order. The memory, in addition to the features
 and their gradients, is a few tiles for any batch size. (The idea is FlashAttention's, Dao et al. 2022, used for
-contrastive losses by Inf-CL, Cheng et al. 2024; this does both directions of the loss in one pass.) `plain.py` has the
-tiles in PyTorch, `halves.py` those of Triton kernels.
+contrastive losses by Inf-CL, Cheng et al. 2024; this does both directions of the loss in one pass.) `plain.py` computes
+tiles with PyTorch, `halves.py` with Triton kernels.
 """
 
 import functools
@@ -52,13 +52,13 @@ def tiled_softplus_sum(
 
 
 def _tiles_of(x: Tensor) -> ModuleType:
-    """Return the module that computes the tiles of these features."""
+    """Return the module that computes the tiles of features: Triton kernels or PyTorch."""
     return _kernels(x.device) if x.dtype == torch.float32 else plain
 
 
 @functools.cache
 def _kernels(device: torch.device) -> ModuleType:
-    """Return the module with kernels.
+    """Return the module with the kernels for a device.
 
     If the kernels do not run on the device, return the module `plain`, with a warning if they were expected to run.
     """

@@ -15,7 +15,7 @@ _BLOCK = 512
 class PairSums:
     """Sums over pairs (x, y) in float64, from which all means and covariances follow.
 
-    Sums of parts of the data add up to those of the whole: over micro-batches and over processes.
+    The sums of the whole data are the sums of its parts, so micro-batches and processes can be added.
 
     Args:
         count: number of pairs.

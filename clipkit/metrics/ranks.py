@@ -127,7 +127,7 @@ def similarity(x: Float[Tensor, "R D"], y: Float[Tensor, "C D"]) -> Float[Tensor
 def top_answers(
     image_features: Float[Tensor, "N D"], text_features: Float[Tensor, "M D"], count: int
 ) -> tuple[Answers, Answers]:
-    """Return the highest-scored images of each text and the highest-scored texts of each image, in order.
+    """Return the images with the highest scores for each text, and the texts with the highest scores for each image.
 
     Returns:
         (M, K) scores and rows of images, (N, K) scores and rows of texts.
@@ -219,7 +219,7 @@ class _Queries:
         queries: query of each pair.
         correct: correct answer of each pair, an index among the candidates.
         scores: score of each pair.
-        bands: slices of the queries, the same as those of the tiles.
+        bands: slices of the queries, equal to the slices by which the tiles are computed.
     """
 
     def __init__(self, queries: Tensor, correct: Tensor, scores: Tensor, bands: list[slice]) -> None:

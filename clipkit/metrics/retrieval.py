@@ -148,8 +148,8 @@ def precision_by_chance(candidates: int, correct: int, among: int) -> float:
     """Return the expected average precision if all candidates are in random order and R of them are correct.
 
     Only the first `among` candidates count. This is the expectation of 1/R Σ_{k ≤ among} [k-th is correct] · (number of
-    correct answers among the first k) / k. With `among` = R it is the chance level of average precision at R; with all
-    candidates, that of average precision.
+    correct answers among the first k) / k. With `among` = R it is the chance level of average precision at R; with
+    `among` = all candidates, the chance level of average precision.
     """
     if candidates == 1:
         return 1.0

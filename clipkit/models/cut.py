@@ -3,7 +3,7 @@
 The lower part ends where the first module with a trained parameter gets its input, the activations. Both parts run the
 trunk's own code: below the cut it stops at that module; above it the modules of the lower part return placeholders at
 once, and the module gets the stored activations. Placeholders are NaN, so that a trunk that uses them in any other way
-cannot train silently: `find_cut` refuses it, because features or gradients differ from those of the whole trunk.
+cannot train silently: `find_cut` refuses it, because its parts return other features or gradients than the whole trunk.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ class Cut:
     left_out: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     """Inputs of the trunk that are not stored, e.g. pixels: shape of a row and type."""
     of_tokens: bool = False
-    """True if activations (B, L, …) have one row per token, and those of padding are not needed."""
+    """True if activations (B, L, …) have one row per token, and the rows of padding are not needed."""
     outside: "Outside | None" = None
     """Columns of the output that come from below the cut; None: there are none."""
 
@@ -67,7 +67,7 @@ class Cut:
 
         Returns:
             `activations` (B, …), the small inputs of the trunk, and, if some columns of the output come from below the
-            cut, `outside` (B, C); these need a run of the whole trunk.
+            cut, `outside` (B, C); computing them needs a run of the whole trunk.
         """
         reached: dict[str, Tensor] = {}
 

@@ -100,7 +100,7 @@ class DualEncoder(nn.Module):
             bias: initial logit bias, for the sigmoid loss; None: no bias.
 
         Raises:
-            ModelError: a part does not fit the others; the message says which.
+            ModelError: two parts do not fit together; the message says which.
 
         Example:
             >>> pixels = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 6))

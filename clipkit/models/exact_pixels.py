@@ -67,7 +67,7 @@ class ExactPixels:
         return torch.stack([made[row] for row in range(len(sizes))])
 
     def _equals_library(self, preprocess: Preprocess, steps: Resize) -> bool:
-        """Return whether resizing on the device gives the same bytes as the library, which it does not with TF32."""
+        """Return whether resizing on the device gives the same bytes as the library. With TF32, the bytes differ."""
         assert preprocess.pixels is not None
         assert self.resize is not None
         for image in _noise(steps.size):
@@ -116,7 +116,7 @@ def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
 
 
 def looked_up(table: Float[Tensor, "3 256"], pixels: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
-    """Return the tower's input for pixels, with channels last in memory."""
+    """Convert pixels to the tower's input by looking up each value in a table. Channels are last in memory."""
     first = torch.arange(3, dtype=torch.int32, device=pixels.device) * 256
     values = table.flatten().index_select(0, (pixels.int() + first).flatten())
     return values.view(pixels.shape).permute(0, 3, 1, 2)

@@ -21,8 +21,8 @@ def find_cut(trunk: nn.Module, inputs: Inputs, may_cut_padding: bool = False) ->
 
     Args:
         trunk: trunk with the parameters that are trained; it can have any structure.
-        inputs: inputs of a few rows (B, …), in the trunk's precision, texts of different lengths. Features and
-            gradients above the cut are compared with those of the whole trunk on these rows.
+        inputs: inputs of a few rows (B, …), in the trunk's precision, texts of different lengths. On these
+            rows, features and gradients above the cut are compared with the whole trunk.
         may_cut_padding: whether padding has no effect on the features, so that only activations of tokens are needed.
 
     Raises:
@@ -88,9 +88,8 @@ def _calls(trunk: nn.Module, inputs: Inputs) -> dict[nn.Module, list[tuple[int, 
 def _first_trained(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]]) -> nn.Module:
     """Return the first module that runs with a trained parameter of its own.
 
-    A module that contains others with trained parameters does not count, because its own parameters, e.g. the final
-    projection of open_clip, are usually used at the end. If they are used earlier, gradients differ, and the cut is
-    refused.
+    A module does not count if modules inside it have trained parameters: its own parameters, e.g. the final projection
+    of open_clip, are usually used at the end. If they are used earlier, gradients differ, and the cut is refused.
     """
     trained = [m for m in calls if any(p.requires_grad for p in m.parameters(recurse=False))]
     holding = [m for m in trained if not any(other is not m and other in set(m.modules()) for other in trained)]

@@ -81,7 +81,7 @@ class LayeredImage(Layered):
         size: side of the images in pixels.
 
     Raises:
-        ModelError: the model does not have these layers.
+        ModelError: the model does not have all chosen layers.
     """
 
     def __init__(self, native: Any, layers: Sequence[str] | None, size: int) -> None:
@@ -158,7 +158,7 @@ class LayeredText(Layered):
         layers: names of the layers; None: all among which `layers: auto` chooses.
 
     Raises:
-        ModelError: the encoder does not have these layers.
+        ModelError: the encoder does not have all chosen layers.
     """
 
     def __init__(self, native: Any, pooling: str, layers: Sequence[str] | None) -> None:
@@ -216,7 +216,7 @@ def listed(layers: str | Sequence[str] | None) -> Sequence[str] | None:
 
 
 def has_classifier(layers: str | Sequence[str] | None) -> bool:
-    """Return whether these layers of an image tower may need its classifier."""
+    """Return whether the chosen layers of an image tower may need its classifier."""
     return layers is not None and (layers == "auto" or "probabilities" in layers)
 
 

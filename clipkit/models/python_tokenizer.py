@@ -68,7 +68,8 @@ class PythonTokenizer:
 
 
 def tokenizer_of(given: Any) -> Tokenizer:
-    """Convert a function or a transformers tokenizer to a `Tokenizer`; the latter truncates to its own limit.
+    """Convert a function or a transformers tokenizer to a `Tokenizer`. A transformers tokenizer truncates to its own
+    limit.
 
     Raises:
         ModelError: as for `PythonTokenizer`, or `given` is not a function.

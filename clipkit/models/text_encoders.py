@@ -97,8 +97,8 @@ def _encoder_class(config: Any, name: str) -> Any:
         return AutoModelForTextEncoding
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f"model.text.name {name}: transformers has no class for the encoder of a {config.model_type} without its "
-            "decoder; use an encoder such as BERT or T5"
+            f"model.text.name {name}: transformers cannot load the encoder of {config.model_type} alone; use an "
+            "encoder such as BERT or T5"
         )
     return AutoModel
 

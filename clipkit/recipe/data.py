@@ -47,7 +47,8 @@ class StoreRecipe(Section):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of stored activations. auto: as the tower computes them (float32 on a CPU), or fp16 if only this fits."""
     disk: Annotated[str, AfterValidator(_check_size)] = "20GB"
-    """Size of all stored files of this machine together; the least recently used are removed for new ones."""
+    """Maximum total size of the stored files on this machine. The least recently used files are removed for new files.
+    """
 
 
 _SPELLINGS = {"labeled": "labelled", "labeled_test": "labelled_test"}
@@ -87,7 +88,7 @@ class DataRecipe(Section):
     labelled: str | None = None
     """Labeled images for evaluation by k-nearest neighbors and a linear probe during training. Alias: `labeled`."""
     labelled_test: str | None = None
-    """Labeled test images for these evaluations. null: one fifth of each class of `labelled`."""
+    """Labeled test images for the evaluations on `labelled`. null: one fifth of each class of `labelled`."""
     captions: Literal["one", "all"] = "one"
     """one: one caption of each image per epoch, a different one in each epoch; all: every caption in each epoch."""
     augment: Annotated[Policy, WrapValidator(_auto_or_policy)] = "auto"

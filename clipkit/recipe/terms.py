@@ -163,7 +163,7 @@ class ObjectiveRow:
     terms: Callable[[Sections, float], list[Term]]
     """Function (recipe sections, weight) -> terms; raises ValueError if the sections do not fit."""
     keys: tuple[str, ...] = ()
-    """Keys of the recipe that apply only to this objective and to others that list them."""
+    """Keys of the recipe that apply only to objectives that list them."""
 
 
 OBJECTIVES = {

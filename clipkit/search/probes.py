@@ -64,6 +64,7 @@ def check_same_model(
         if farthest <= _MOST:
             return
     raise DataError(
-        f"{folder}: was made by a model whose {side} features differ from those of {model}; use the model of the "
+        f"{folder}: was made by another model: its {side} features differ from the features of {model}; use the model "
+        "of the "
         "index, or embed the data again with another --out"
     )

@@ -1,7 +1,8 @@
 """Calibrated probability that a result is relevant, so that a search can report that nothing matches.
 
 Cosine similarities have different ranges for different queries and images. Each score s of query q and image i is
-therefore compared with two null distributions: those of the scores of images and captions that do not match.
+therefore compared with two null distributions, i.e. distributions of the scores of images and captions that do not
+match.
 
     z = (s - m_q) / d_q     m_q, d_q: median of the scores of q over a sample of the index, and their lower spread,
                             (median - lower quartile) / 0.6745, which relevant images cannot widen
@@ -237,7 +238,7 @@ def is_short(text: str) -> bool:
 def fit(
     nulls: Nulls, captions: Sequence[Sequence[str]], encode: Callable[[Sequence[str]], Float[Tensor, "Q D"]]
 ) -> dict[str, dict[str, Any]]:
-    """Return the calibrations for short and for long queries, as the manifest records them.
+    """Fit the calibrations for short and for long queries. Return them as the manifest records them.
 
     A kind of query with too few captions has no calibration.
 

@@ -158,7 +158,7 @@ class _Parser:
         except pa.ArrowException as error:
             raise DataError(
                 f"the filter {self.where[:200]!r} does not fit the column {name}, which has the type {column.type} "
-                f"({one_line(error)}); compare it with such a value"
+                f"({one_line(error)}); compare it with a value of this type"
             ) from None
 
     def compared(self, column: Any, name: str) -> Any:
@@ -198,7 +198,7 @@ class _Parser:
         return self.table[token.text]
 
     def value(self, kind: pa.DataType) -> pa.Scalar:
-        """Return a value; a text becomes a date or a time if the column holds these."""
+        """Return a value of the filter. A text becomes a date or a time if the column holds dates or times."""
         if self.next >= len(self.tokens):
             raise self.unexpected("must be a value")
         token = self.tokens[self.next]

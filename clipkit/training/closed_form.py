@@ -89,7 +89,7 @@ def measure_start(facts: dict[str, Any] | None, measurements: Sequence[Measureme
 def _fit(
     plan: Plan, inputs: TowerInputs, image: Float[Tensor, "N V"], text: Float[Tensor, "M W"], log: RunLog
 ) -> dict[str, Any]:
-    """Choose settings on a part of the pairs, fit projections on all pairs with them, and set these in the model."""
+    """Choose settings on a part of the pairs, then fit projections on all pairs and put them into the model."""
     model, processes = plan.model, plan.processes
     of_caption = torch.from_numpy(plan.data.train.pairs.image_of_caption).long()
     fitted, held_out = parts_of(len(image), inputs.bad, plan.recipe.train.seed, plan.data.train.name)
@@ -178,7 +178,8 @@ def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tens
 def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorrelation) -> None:
     """Make the trunks return coordinates multiplied by their correlations, and the projections select the first ones.
 
-    The correlations are in the coordinates, not in the projections, so that training changes weak ones less.
+    The correlations are in the coordinates, not in the projections, so that training changes coordinates with a low
+    correlation less.
     """
     weights = solution.correlations
     _set_coordinates(model.image, chosen.image_layers, solution.x_mean, solution.x_map * weights)

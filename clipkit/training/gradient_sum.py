@@ -14,9 +14,9 @@ _BUCKET = 1 << 23
 class GradientSum:
     """Sums the gradient of each parameter over all processes, in one step.
 
-    Buckets and their order follow from the parameters alone. A bucket starts as soon as its gradients, and those of all
-    buckets before it, are complete. So all processes start the same sums in the same order, also if one of them runs
-    out of memory and leaves its backward pass.
+    Buckets and their order follow from the parameters alone. The sum of a bucket starts as soon as the gradients of
+    this bucket and of all buckets before it are complete. So all processes start the same sums in the same order, also
+    if one of them runs out of memory and leaves its backward pass.
 
     Args:
         groups: parameters in the order in which their gradients are completed, such as one group for each tower.

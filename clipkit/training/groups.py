@@ -46,7 +46,7 @@ def peaks_of(
 
 
 def _parts(model: DualEncoder, starts: Mapping[str, int]) -> Iterator[Part]:
-    """Yield the parts of the model with the names of their parameters, all of which start in the same step."""
+    """Yield the parts of the model with the names of their parameters. The training of a part starts in one step."""
     for side, tower in model.sides.items():
         yield from _blocks(side, tower, starts)
         others = [f"{side}.{name}" for name, _ in tower.named_parameters() if name not in block_numbers(tower)]

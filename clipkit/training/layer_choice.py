@@ -70,8 +70,8 @@ class Comparison:
     def best(self, choose_image: bool, choose_text: bool) -> Choice:
         """Return the choice with the best mean recall; in a tie, the first one, which has fewer layers.
 
-        The layers of the image tower are chosen first, with all layers of the text tower, then those of the text
-        tower, then the ridge.
+        The layers of the image tower are chosen first, combined with all layers of the text tower. Then the layers of
+        the text tower are chosen, and last the ridge.
         """
         image, text = self.image.layers, self.text.layers
         if choose_image:
@@ -81,7 +81,7 @@ class Comparison:
         return self._first_best([self.compare(image, text, ridge) for ridge in _RIDGES])
 
     def compare(self, image_layers: Sequence[str], text_layers: Sequence[str], ridge: float) -> Choice:
-        """Return the best choice of the width with these layers and this ridge."""
+        """Return the best choice of the width, for the given layers and ridge."""
         layers = (tuple(image_layers), tuple(text_layers), ridge)
         for choice in self.choices:
             if (choice.image_layers, choice.text_layers, choice.ridge) == layers:
@@ -102,7 +102,7 @@ class Comparison:
         return self.choices[-1]
 
     def columns(self, image_layers: Sequence[str], text_layers: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the columns of these layers in the features of both towers."""
+        """Return the columns that the given layers have in the features of both towers."""
         image, text = self.image, self.text
         return columns(image.layers, image.widths, image_layers), columns(text.layers, text.widths, text_layers)
 

@@ -1,4 +1,7 @@
-"""Pull of the pretrained weights to their values at the start (L2-SP, Li et al. 2018, equation 3; ProLIP)."""
+"""Regularization that pulls pretrained weights toward their initial values.
+
+The method is L2-SP (Li et al. 2018, equation 3), as used by ProLIP.
+"""
 
 import hashlib
 from collections.abc import Callable

@@ -106,7 +106,7 @@ def _check_streamable(recipe: Recipe, name: str) -> None:
     """Raise an error for settings that a stream does not support, e.g. because they need positions or its length.
 
     Raises:
-        RecipeError: the recipe has such a setting.
+        RecipeError: the recipe has a setting that streams do not support.
     """
     data = recipe.data
     refused = {

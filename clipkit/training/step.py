@@ -66,10 +66,10 @@ class Step:
     """Computes the gradient of the global batch's loss with respect to every parameter, on every process.
 
     Each process encodes its rows of the batch. All features are gathered on every process, each process sums the loss
-    terms of its rows, and the gradients are summed over the processes: the result is that of one process with the
-    whole batch in one graph. If not all rows fit into memory, features are first computed without a graph; once the
-    loss has given the gradients of the features, each micro-batch runs again, with a graph (GradCache, Gao et al.
-    2021). Random states are replayed.
+    terms of its rows, and the gradients are summed over the processes. The result equals the gradient that one process
+    computes with the whole batch in one graph. If not all rows fit into memory, features are first computed without a
+    graph; once the loss has given the gradients of the features, each micro-batch runs again, with a graph (GradCache,
+    Gao et al. 2021). Random states are replayed.
 
     Args:
         model: the model; its towers run without a distributed wrapper.

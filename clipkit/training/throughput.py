@@ -1,6 +1,6 @@
 """Share of an accelerator's peak speed that a training step reaches.
 
-The floating-point operations are those of one forward and backward pass of the towers, counted from their modules. Not
+Counted are the floating-point operations of one forward and backward pass of the towers, from their modules. Not
 counted: the second forward pass of GradCache or gradient checkpointing, the loss, the optimizer, and padding.
 """
 

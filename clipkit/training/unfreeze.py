@@ -51,8 +51,8 @@ def _shares(side: str, tower: Tower, trained: list[int], unfreeze: Schedule) -> 
     shares = {number: [share for start, share in first.items() if number >= start] for number in trained}
     if late := [number for number in trained if not shares[number]]:
         raise RecipeError(
-            f"optim.unfreeze gives no start for the trained block {late[-1]} of {len(tower.blocks)} of the {side} "
-            "tower; add full: SHARE, or train fewer blocks with tune: last:N"
+            f"optim.unfreeze does not say when the trained block {late[-1]} of {len(tower.blocks)} of the {side} "
+            "tower starts; add full: SHARE, or train fewer blocks with tune: last:N"
         )
     return {number: min(shares[number]) for number in trained}
 

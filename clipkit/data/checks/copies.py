@@ -26,7 +26,7 @@ _DRAFT = 2 * _FINE
 
 
 def confirmed_copies(images: Sequence[Path | Stored], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return those of the (K, 2) candidate pairs whose images differ only in size and encoding.
+    """Select the (K, 2) candidate pairs whose two images differ only in size and encoding.
 
     The images are opened again; a pair with an image that cannot be opened is not confirmed.
     """

@@ -146,7 +146,7 @@ class Wanted:
         return found
 
     def _given(self, role: str, header: Sequence[str]) -> str | None:
-        """Return the column that an option of the user names for a role, in lower case.
+        """Return the column that the user chose for a role with an option, in lower case.
 
         %XX is decoded, unless a column name contains it literally.
         """

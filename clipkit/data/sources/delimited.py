@@ -86,9 +86,10 @@ def _parsed(path: Path, form: _Form, convert: arrow_csv.ConvertOptions | None = 
 
 
 def _form_of(path: Path, wanted: Wanted) -> _Form:
-    """Return the format with which the header has the most columns with known names, or else the most columns.
+    """Return the format in which the header has the most columns with known names.
 
-    In a tie, return the usual format for the file's extension. Excel writes `sep=;` before the header.
+    If several formats have equally many, the header's number of columns decides, then the file's extension. Excel
+    writes `sep=;` before the header.
     """
     with open_text(path, newline="") as file:
         first = file.readline()

@@ -121,7 +121,8 @@ def values_of_role(where: str, contents: Mapping[str, bytes], role: str, given: 
 
 
 def caption_choices(where: str, contents: Mapping[str, bytes]) -> list[str]:
-    """Return the ending or JSON key of a sample's caption, followed by those of its other captions.
+    """Return the ending or JSON key that holds a sample's caption, followed by further endings and keys that hold
+    captions.
 
     Example:
         >>> caption_choices("s", {"txt": b"a dog", "json": b'{"caption": "a dog", "title": "Rex"}'})

@@ -72,7 +72,7 @@ def literal(folder: Path) -> str:
 def read_tars(pattern: str, wanted: Wanted) -> Rows:
     """Read the rows of local shards, in the order of the shards and of their samples.
 
-    The options `image`, `caption` and others name an ending of the samples' files, or a key of their JSON files.
+    Options such as `image` and `caption` name an ending of the samples' files, or a key of their JSON files.
 
     Raises:
         DataError: a shard is missing or damaged, or no sample has a needed role.

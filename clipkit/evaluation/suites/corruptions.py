@@ -1,7 +1,8 @@
 """Corruptions of images, applied when an image is read. The same image and level always give the same bytes.
 
-The four kinds are from Hendrycks and Dietterich 2019 ("Benchmarking neural network robustness to common corruptions
-and perturbations"). The levels are different and relative to the image size, so metrics are not those of ImageNet-C.
+The four kinds are from Hendrycks and Dietterich 2019 ("Benchmarking neural network robustness to common corruptions and
+perturbations"). The levels differ from ImageNet-C and are relative to the image size, so the metrics cannot be compared
+with ImageNet-C.
 """
 
 import hashlib

@@ -43,8 +43,8 @@ def compositional(
     """Evaluate compositional understanding: the share of hard negatives that the model recognizes, also by category.
 
     `text_acc`: for each image, the correct caption scores higher. `image_acc`: for each caption, the correct image
-    scores higher; undefined with one image. `acc`: both. Definitions are those of CLIP_benchmark 1.6; in a tie, the
-    first one wins.
+    scores higher; undefined with one image. `acc`: both. The definitions follow CLIP_benchmark 1.6. If two scores are
+    equal, the first caption or image counts as chosen.
 
     Args:
         model: returned by `clipkit.load`.

@@ -44,7 +44,7 @@ def zeroshot(
         data: class folders, a table with a label column, or a Python object as for `retrieval`, with labels instead of
             captions; or labeled images already read.
         classes: names of the classes to choose from, equal to the labels; or a mapping from each label to a name or
-            several names, all of which are used in prompts. Default: the classes of the data.
+            several names; prompts are made with each of them. Default: the classes of the data.
         templates: prompts with `{c}` instead of the class name, or a mapping from each class to its prompts; the
             features of a class's prompts are averaged. Default: the prompts of the data, otherwise "a photo of a {c}.".
         batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.

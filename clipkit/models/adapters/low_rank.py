@@ -88,7 +88,7 @@ class LowRank(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Adapters of one weight: of all its rows, or of some of its equal slices, such as queries, keys and values.
+    """Adapters of one weight matrix: of the whole matrix, or of some of its slices, such as queries, keys and values.
 
     Args:
         weight: (O, I).

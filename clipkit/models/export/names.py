@@ -154,7 +154,7 @@ def _queries_keys_values(layer: str, part: str) -> tuple[str, ...]:
 
 
 def _open_clip_layers(open_clip: str, transformers: str) -> list[Rule]:
-    """Return the rules for transformer blocks that are implemented in open_clip."""
+    """Return the rules for blocks of open_clip's own transformer class."""
     return [
         *(Rule((f"{open_clip}.attn.in_proj_{part}",) * 3, _queries_keys_values(transformers, part)) for part in _PARTS),
         *_layers(open_clip, transformers, ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")),

@@ -52,7 +52,7 @@ class BadSamples:
             )
 
     def any_new(self, bad: Mapping[int, str]) -> bool:
-        """Return whether at least one of these images is not in the list yet."""
+        """Return whether at least one of the given images is not in the list yet."""
         return any(image not in self.images for image in bad)
 
     def add(self, bad: Mapping[int, str], step: int) -> None:

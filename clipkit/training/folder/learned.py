@@ -17,7 +17,7 @@ class Learned:
     """Trainable weights, buffers, averaged weights and the optimizer's state; frozen weights come from the base model.
 
     Args:
-        model: the model; its buffers are included because those of BatchNorm may change.
+        model: the model; its buffers are included because training may change them (BatchNorm).
         optimizer: the optimizer of the trainable parameters.
         ema: decay of the averaged weights; None: no averaging.
     """

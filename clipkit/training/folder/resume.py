@@ -56,7 +56,7 @@ def find_checkpoint(
 ) -> StartPoint:
     """Find the newest usable checkpoint on the main process, and return it on every process.
 
-    Arguments and errors are those of `newest_usable`.
+    See `newest_usable` for the arguments and errors.
     """
     start = StartPoint(0)
 

@@ -147,7 +147,9 @@ class RunFolder(RunFiles):
             lost = sum(row_of(line) is None for line in rows)
             if self.altered({name: mark}) and (lost or len(content) < mark["bytes"]):
                 kept = f"{len(rows) - lost} whole lines are kept"
-                lines.append(f"{name} was damaged: {kept}, {lost} damaged ones are removed, and others may be missing")
+                lines.append(
+                    f"{name} was damaged: {kept}, {lost} damaged lines are removed, and further lines may be missing"
+                )
         return lines
 
     def cut(self, marks: Mapping[str, Any], step: int) -> None:
@@ -201,7 +203,7 @@ class RunFolder(RunFiles):
 def claimed(
     folder: RunFolder, processes: Processes, resume: bool, overwrite: bool, inputs: Sequence[str] = ()
 ) -> Iterator[RunFolder]:
-    """Context in which the main process has locked a run folder. Errors are those of `RunFolder.claim`."""
+    """Context in which the main process has locked a run folder. It raises the errors of `RunFolder.claim`."""
     try:
         processes.on_main(lambda: folder.claim(resume, overwrite, inputs))
         yield folder

@@ -44,7 +44,7 @@ class RunLog:
                     file.close()
 
     def write_to(self, path: Path) -> None:
-        """Append the recorded lines, and all later ones, to this file.
+        """Append the lines recorded so far to this file, and from now on every new line.
 
         Raises:
             OSError: the file cannot be opened.

@@ -149,7 +149,7 @@ class Monitor:
     def retention_settings(self) -> dict[str, Any]:
         """Measure retention with the current weights.
 
-        Return the entries about it for the settings of results.json.
+        Return it with its value at the start, as entries for the settings of results.json.
         """
         if self.retention is None:
             return {}

@@ -108,7 +108,7 @@ def other_normalization(trial: _Trial) -> Finding | None:
 
 
 def other_activation(trial: _Trial) -> Finding | None:
-    """Report that the model matches pairs clearly better with another activation."""
+    """Report that the model matches pairs clearly better with another activation function."""
     with _other_activation(trial.model) as (current, other):
         if other is None or not _is_better(trial.losses(trial.pixels, trial.text_features()), trial.current):
             return None

@@ -27,9 +27,9 @@ def measurements_of(plan: Plan) -> Iterator[Measurement]:
 
 
 def merged_results(measurements: Sequence[Measurement], name: str) -> dict[str, Any]:
-    """Return the result of the first measurement with the metrics, examples and map of the others.
+    """Merge the results of all measurements into the result of the first.
 
-    The data of the others is in `data`, under `views` and `labelled`.
+    Metrics, examples and maps are added. The data of the other measurements is in `data`, under `views` and `labelled`.
     """
     if not measurements:
         return {"task": "train", "model": name, "data": {}, "metrics": {}, "settings": {}, "examples": []}

@@ -26,7 +26,7 @@ class NamedSet:
     Args:
         model: the model that is trained.
         source: class folders, a table with a label column, or captions.
-        processes: each encodes its share.
+        processes: the processes of the run. Each encodes a share of the data.
 
     Raises:
         DataError: the dataset has neither labels nor captions.

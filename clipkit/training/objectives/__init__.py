@@ -29,12 +29,12 @@ class ObjectiveFile(Protocol):
     def objective(
         self, term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, teachers: Mapping[str, Teacher]
     ) -> Objective:
-        """Return the objective on these training pairs."""
+        """Return the objective for the training pairs."""
 
     def measure(
         self, term: Term, recipe: Recipe, model: DualEncoder, pairs: Pairs, processes: Processes
     ) -> Measurement:
-        """Return the measurement of `term.metrics` on these validation pairs."""
+        """Return the measurement of `term.metrics` on the validation pairs."""
 
 
 def file_of(term: Term) -> ObjectiveFile:

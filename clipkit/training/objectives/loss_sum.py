@@ -12,7 +12,7 @@ from clipkit.training.objectives.objective import Gathered, Scalars, Value
 
 
 def loss_sum(terms: Sequence[LossTerm], teachers: Mapping[str, Callable[[Gathered], Gathered]] | None = None) -> Value:
-    """Return the function that adds up these losses.
+    """Return the function that adds up several losses.
 
     Args:
         terms: names, weights and options; at least one.

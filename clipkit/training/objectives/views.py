@@ -20,7 +20,7 @@ def objective_of_views(
     ids: tuple[str, str],
     batch_size: int,
 ) -> Objective:
-    """Return the objective that compares all pairs of these views; the log compares the first two."""
+    """Return the objective that compares every two views. The metrics in the log compare the first two."""
     one, two, *_ = encoded
 
     def compared(gathered: Gathered) -> tuple[Tensor, Tensor]:

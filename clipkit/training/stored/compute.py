@@ -28,7 +28,7 @@ _LOW = 1 << 20
 
 
 def frozen_part(tower: ImageTower | TextTower, storing: Storing) -> Callable[[Inputs], Inputs]:
-    """Return the function that computes the values to store, activations at the cut or trunk features, from inputs."""
+    """Return the function that computes the stored values from inputs: activations at the cut, or trunk features."""
 
     def run(inputs: Inputs) -> Inputs:
         if tower.cut is None:
@@ -84,7 +84,7 @@ def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[
 def write_views(
     model: DualEncoder, feed: IndexedFeed, augment: Augment, storing: Storing, loading: Loading
 ) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that stores some of the rows `view * images + image`; the views are those of the first epochs.
+    """Return a function that stores some of the rows `view * images + image`; view e is the view of epoch e.
 
     Args:
         model: the model.

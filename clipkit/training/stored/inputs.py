@@ -114,7 +114,7 @@ def store_of(
         view: describes the augmentation; empty if there is none.
 
     Raises:
-        RecipeError: it does not fit, and the recipe requires it.
+        RecipeError: the store does not fit, and the recipe requires it.
     """
     views = storing.views if view else None
     rows, cut = len(items) * (views or 1), tower.cut
