@@ -81,7 +81,7 @@ class LossRow:
 
 _CROSS_CONSISTENCY = LossRow(
     "cross_consistency",
-    summary="Make the similarity of image i and caption j equal to that of image j and caption i.",
+    summary="Make the similarity of image i and caption j equal to the similarity of image j and caption i.",
     formula="1/G Σ (x_i · y_j − x_j · y_i)²",
     positives="none",
     memory="O(G D + D²)",
@@ -196,7 +196,7 @@ _ROWS = (
     replace(
         _CROSS_CONSISTENCY,
         name="within_consistency",
-        summary="Make the similarity of images i and j equal to that of their captions.",
+        summary="Make the similarity of images i and j equal to the similarity of their captions.",
         formula="1/G Σ (x_i · x_j − y_i · y_j)²",
     ),
 )

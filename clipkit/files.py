@@ -97,7 +97,9 @@ def to_disk(path: Path) -> None:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Context that holds the lock of a file: only one process can hold it, others wait. On Windows, it does nothing."""
+    """Context that holds the lock of a file: only one process can hold it, other processes wait. Without effect on
+    Windows.
+    """
     with file.open("a") as opened:
         if sys.platform != "win32":
             import fcntl

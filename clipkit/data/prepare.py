@@ -82,7 +82,7 @@ def prepare(
     Args:
         pairs: images, with or without captions.
         out: a new or empty folder, or one that was started with the same source and settings.
-        size: short side in pixels; smaller images are not resized, and smaller upright RGB ones keep their bytes.
+        size: short side in pixels; smaller images are not resized. Files of smaller upright RGB images are copied.
         quality: JPEG quality, 1 to 100.
         lossless: PNG instead of JPEG.
         format: tar (WebDataset's layout) or parquet (the Hub's layout).

@@ -164,7 +164,7 @@ class _Lane(IterableDataset[Batch | Packed | int | DataError]):
         return packed(self.maker.batch(pairs, stack, (image_ids, caption_ids, image_ids), bad))
 
     def _caption(self, sample: StreamSample, epoch: int) -> str:
-        """Return a caption of the sample; each epoch uses the next one."""
+        """Return a caption of the sample; each epoch uses the next caption."""
         return sample.captions[(mix(self.seed, _CAPTION, sample.identity) + epoch) % len(sample.captions)]
 
 

@@ -171,7 +171,7 @@ class Store:
         return sum(entry["bytes"] for part in self._parts for entry in part["tensors"].values())
 
     def exist(self, rows: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
-        """Return a mask of the rows that exist: those whose items could be read."""
+        """Return a mask of the rows that exist. A row exists if its item could be read."""
         return torch.from_numpy(self._part[rows.numpy()] >= 0)
 
     def lengths(self, rows: Int[Tensor, " B"]) -> Int[Tensor, " B"]:

@@ -46,7 +46,7 @@ class Machine:
 
     @property
     def index(self) -> int:
-        """Index of this process among those of this machine."""
+        """Index of this process among the processes of this machine."""
         return self.hosts[: self.processes.index].count(self.hosts[self.processes.index])
 
     @property

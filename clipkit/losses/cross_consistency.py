@@ -8,7 +8,7 @@ from torch import Tensor
 def cross_consistency(
     image_features: Float[Tensor, "G D"], text_features: Float[Tensor, "G D"], *, rows: slice | None = None
 ) -> Float[Tensor, ""]:
-    r"""Make the similarity of image i and caption j equal to that of image j and caption i.
+    r"""Make the similarity of image i and caption j equal to the similarity of image j and caption i.
 
     Use it only together with another loss: alone, it makes all features collapse. CyCLIP adds both of its consistency
     losses to InfoNCE, with weight 0.25.

@@ -8,7 +8,7 @@ from torch import Tensor
 def within_consistency(
     image_features: Float[Tensor, "G D"], text_features: Float[Tensor, "G D"], *, rows: slice | None = None
 ) -> Float[Tensor, ""]:
-    r"""Make the similarity of images i and j equal to that of their captions.
+    r"""Make the similarity of images i and j equal to the similarity of their captions.
 
     Use it only together with another loss: alone, it makes all features collapse. CyCLIP adds both of its consistency
     losses to InfoNCE, with weight 0.25.

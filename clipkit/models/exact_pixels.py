@@ -85,7 +85,7 @@ def exact_pixels(preprocess: Preprocess, device: torch.device, dtype: torch.dtyp
 
 
 def pixel_table(preprocess: Preprocess) -> Float[Tensor, "3 256"] | None:
-    """Return the tower's input for each pixel value of each channel, or None if it depends on more than this value.
+    """Return the tower's input for each pixel value of each channel; None if the input also depends on other pixels.
 
     The table contains the library's results. Images of odd sizes verify that the table gives the library's results, bit
     by bit.

@@ -38,7 +38,9 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
 
 @contextmanager
 def _computed_by_adapters(tower: nn.Module) -> Iterator[Callable[[Tensor], bool]]:
-    """Yield a function that returns True for weights that an adapter computed, and for tensors saved in doing so."""
+    """Context that gives a function which returns True for weights that an adapter computes, and for tensors saved
+    meanwhile.
+    """
     running: list[nn.Module] = []
     weights: list[Tensor] = []  # kept, so that no other tensor gets their memory
 

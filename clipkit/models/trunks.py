@@ -97,7 +97,7 @@ class CausalText(nn.Module):
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Enable or disable gradient checkpointing; the name is that of open_clip's towers."""
+        """Enable or disable gradient checkpointing, as the method of the same name of open_clip's towers does."""
         self.transformer.grad_checkpointing = enable
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Float[Tensor, "B W"]:

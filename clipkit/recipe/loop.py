@@ -137,7 +137,7 @@ class CheckpointRecipe(Section):
     """Also write a checkpoint when the last one is older than this number of minutes; null: only by steps."""
     keep_last: Count = 2
     keep_best: Count = 1
-    """Number of checkpoints with the best evaluations that are kept in addition to the last ones."""
+    """Number of checkpoints with the best evaluations that are kept in addition to the last checkpoints."""
 
 
 CAPTION_METRICS = (

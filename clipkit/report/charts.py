@@ -130,7 +130,7 @@ def reliability_chart(confidence: Sequence[float], correct: Sequence[bool], bins
 
 
 def confusion_chart(shares: Sequence[Sequence[float]], names: Sequence[str]) -> str:
-    """Draw a confusion matrix: rows are true classes, columns predicted ones, colors shares of the row."""
+    """Draw a confusion matrix: rows are true classes, columns are predicted classes, colors are shares of the row."""
     from matplotlib.colors import to_rgb
 
     count = len(names)

@@ -139,7 +139,7 @@ def _prompts(result: Mapping[str, Any]) -> list[Chart]:
 
 
 def _best_and_worst(title: str, values: Mapping[str, float]) -> tuple[str, dict[str, float]]:
-    """Sort values, best first; if there are many, leave out the middle ones."""
+    """Sort values, best first; if there are many values, leave out the middle of the list."""
     names = sorted(values, key=lambda name: -values[name])
     if len(names) > _PROMPTS:
         title += f": best and worst of {len(names)}"

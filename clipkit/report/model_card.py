@@ -91,7 +91,7 @@ def _training_section(results: Sequence[Mapping[str, Any]], recipe: Mapping[str,
 
 
 def _rates(lr: float | Mapping[str, float], results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the learning rates of the run, or those of the recipe if no result contains them."""
+    """Return the learning rates of the run from its results, or from the recipe if no result contains them."""
     if isinstance(lr, float):
         return f"{lr:g}"
     used = next((r["settings"]["learning_rates"] for r in results if "learning_rates" in r.get("settings", {})), lr)

@@ -46,7 +46,7 @@ def probes_of(model: "DualEncoder") -> dict[str, list[list[float]]]:
 def check_same_model(
     stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: Float[Tensor, "P D"], folder: str, model: str
 ) -> None:
-    """Check that a model's features of the fixed inputs are those that the index records.
+    """Check that a model's features of the fixed inputs agree with the features recorded in the index.
 
     Args:
         stored: features by side, from the manifest.

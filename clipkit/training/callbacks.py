@@ -63,7 +63,7 @@ class Callback:
 
         Args:
             run: progress of the run.
-            row: the step's row: step, epoch, seen, loss, lr, scale, grad_norm and others.
+            row: the step's row: step, epoch, seen, loss, lr, scale, grad_norm and further figures.
         """
 
     def on_evaluation(self, run: Progress, figures: Mapping[str, float]) -> None:

@@ -111,7 +111,7 @@ class Comparison:
 
 
 def bundles(layers: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return nested groups of layers, from the output alone to all.
+    """Return nested groups of layers: the first is only the output, the last has all layers.
 
     Example:
         >>> bundles(["output", "max", "probabilities", "mean:4", "mean:3"])

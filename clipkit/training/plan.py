@@ -88,7 +88,7 @@ class Plan:
 
     @cached_property
     def other_rates(self) -> dict[Kind, float]:
-        """Peak learning rates of the kinds of weights whose rate differs from that of the main kind."""
+        """Peak learning rates of the kinds of weights whose rate differs from the main kind's rate."""
         return {kind: rate for kind, rate in self.rates.items() if rate != self.schedule.peak}
 
     @property

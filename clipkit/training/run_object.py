@@ -80,7 +80,7 @@ class Run:
         return self._files.report if self._files.report.is_file() else None
 
     def model(self, **options: Any) -> DualEncoder:
-        """Load the best weights so far; the options are those of `clipkit.load`."""
+        """Load the model with the best weights so far; takes the options of `clipkit.load`."""
         return load(self.folder, **options)
 
     def __repr__(self) -> str:

@@ -260,7 +260,8 @@ class _Encoding:
         self.features = (features[self._place] if self._rows else features).requires_grad_(self.learns)
 
     def backward(self, last: Callable[[], None]) -> None:
-        """Compute the parameters' gradients from the features', last part first; parts without a graph run again.
+        """Compute the gradients of the parameters from the features' gradients, last part first. Parts without a graph
+        run again.
 
         Args:
             last: called before the backward pass of the last of these parts.

@@ -64,7 +64,7 @@ def one_word_captions(data: CheckedData) -> Finding | None:
 
 
 def boilerplate_captions(data: CheckedData) -> Finding | None:
-    """Report captions that are used for many different images; the examples are the most frequent ones."""
+    """Report captions that are used for many different images; the examples are the most frequent captions."""
     index = data.captions
     most = ", one of them for most images" if index.image_counts.max(initial=0) > len(data.pairs.images) / 2 else ""
     what = f"captions that are used for {index.boilerplate_images} or more different images{most}"

@@ -1,4 +1,4 @@
-"""Rows of a source, and the roles of its columns: image, caption, label and others."""
+"""Rows of a source, and the roles of its columns, such as image, caption and label."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

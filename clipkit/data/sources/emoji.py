@@ -162,7 +162,8 @@ def write_names(file: Path, language: str) -> Path:
 def read_twemoji(name: str, wanted: Wanted) -> Rows:
     """Read `twemoji:groups[:SPLIT]` (labels) or `twemoji:LANGUAGE[:SPLIT]` (captions); the split is `test` by default.
 
-    The `test` split holds the families that `clipkit demo` and the emoji recipes do not train on; `train` the others.
+    The split `test` holds the families that `clipkit demo` and the emoji recipes do not train on; `train` holds the
+    other families.
 
     Raises:
         UnreachedError: the packages of the extra `demo` are not installed.

@@ -77,7 +77,7 @@ class Stream:
 
 
 def stream_of(source: str) -> Stream | None:
-    """Return the stream of a source at a remote address or with ?stream=true; None for a source that can be indexed.
+    """Return the stream of a source given by URL or with ?stream=true; None for a source that can be indexed.
 
     Raises:
         DataError: an option is unknown, the source cannot be streamed, or the Hub does not have it.

@@ -120,7 +120,9 @@ def walk(root: Path) -> Walk:
 
 
 def matching(pattern: Path) -> list[Path]:
-    """Return the files that match a path whose last part is a pattern, sorted; hidden files must match the dot."""
+    """Return the files that match a path whose last part is a pattern, sorted. `*` does not match the dot of a hidden
+    file.
+    """
     is_hidden = pattern.name.startswith(".")
     return sorted(file for file in pattern.parent.glob(pattern.name) if is_hidden or not file.name.startswith("."))
 

@@ -216,7 +216,7 @@ def _others(model: DualEncoder) -> dict[str, Tensor]:
 
 
 def _parameters(model: DualEncoder) -> dict[str, nn.Parameter]:
-    """Return all parameters by their names in the model's library, if any, without those of adapters and view heads."""
+    """Return all parameters except adapters and view heads, by their names in the model's library if it has one."""
     native = {id(parameter): name for name, parameter in _root(model).named_parameters()}
     return {
         native.get(id(parameter), name): parameter

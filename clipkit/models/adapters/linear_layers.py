@@ -1,4 +1,4 @@
-"""Linear layers of a tower by their role in a block: queries, keys, values, the output of attention, or others."""
+"""Linear layers of a tower by their role in a block, such as queries, keys, values and the output of attention."""
 
 import re
 from dataclasses import dataclass

@@ -66,7 +66,7 @@ class Watch(Logs):
         return self._apply(EVALUATION_RULES, row["step"])
 
     def _apply(self, rules: Sequence[Rule["Watch"]], step: int) -> list[Finding]:
-        """Return the findings of the rules that have not reported one yet."""
+        """Apply the rules that have not reported a finding yet, and return their findings."""
         known = {finding.name for finding in self.findings}
         found = apply([rule for rule in rules if rule.name not in known], self)
         new = [replace(finding, step=step) for finding in found]

@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def one_ahead(batches: Iterable[T], complete: Callable[[T], T], in_thread: bool) -> Generator[T, None, None]:
-    """Yield completed batches; each is completed in a thread while the one before it is used.
+    """Yield completed batches; a batch is completed in a thread while the previous batch is used.
 
     Args:
         batches: batches of a loader.
