@@ -29,7 +29,7 @@ def check_file(path: str | Path, most_bytes: int | None = None) -> None:
 
     Raises:
         UnsuitableFileError: the path is not a regular file, or the file is larger.
-        OSError: it cannot be accessed.
+        OSError: the path cannot be accessed.
         ValueError: the name is invalid for any file.
     """
     _check(Path(path).stat(), path, most_bytes)
@@ -41,8 +41,8 @@ def open_file(path: str | Path, most_bytes: int | None = None) -> BinaryIO:
     A file whose size is 0 is returned as empty without reading it: pseudo files such as /proc/kmsg block.
 
     Raises:
-        UnsuitableFileError: it is not a regular file, or larger than `most_bytes`.
-        OSError: it cannot be opened.
+        UnsuitableFileError: the path is not a regular file, or the file is larger than `most_bytes`.
+        OSError: the file cannot be opened.
         ValueError: the name is invalid for any file.
     """
     check_file(path, most_bytes)  # opening a device can already have effects

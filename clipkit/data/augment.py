@@ -219,7 +219,9 @@ class _Crop:
         return interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True)[0]
 
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
-        """Return the left, top, right and bottom edges of a random crop, equal to torchvision's, in half the time."""
+        """Return the left, top, right and bottom edges of a random crop. They equal torchvision's and take half the
+        time.
+        """
         width, height = image.size
         for _ in range(_ATTEMPTS):
             area = width * height * self._number.uniform_(*self.scale).item()

@@ -2,8 +2,8 @@
 
 Forward computes each tile once; backward computes it again, in the same order. The memory, in addition to the features
 and their gradients, is a few tiles for any batch size. (The idea is FlashAttention's, Dao et al. 2022, used for
-contrastive losses by Inf-CL, Cheng et al. 2024; this does both directions of the loss in one pass.) `plain.py` computes
-tiles with PyTorch, `halves.py` with Triton kernels.
+contrastive losses by Inf-CL, Cheng et al. 2024; this module computes both directions of the loss in one pass.)
+`plain.py` computes tiles with PyTorch, `halves.py` with Triton kernels.
 """
 
 import functools

@@ -67,7 +67,7 @@ class ClipBpe:
 
 
 class _Words(dict[str, bytes]):
-    """Cache of the IDs of cleaned words, each of 8 bytes."""
+    """Cache of the token IDs of cleaned words. An ID takes 8 bytes."""
 
     def __init__(self, native: Any) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
 """Cut of a trunk into a frozen lower part, which runs once per input, and an upper part, which runs in each step.
 
 The lower part ends where the first module with a trained parameter gets its input, the activations. Both parts run the
-trunk's own code: below the cut it stops at that module; above it the modules of the lower part return placeholders at
-once, and the module gets the stored activations. Placeholders are NaN, so that a trunk that uses them in any other way
-cannot train silently: `find_cut` refuses it, because its parts return other features or gradients than the whole trunk.
+trunk's own code: below the cut, the trunk stops at that module; above it the modules of the lower part return
+placeholders at once, and the module gets the stored activations. Placeholders are NaN, so that a trunk that uses them
+in any other way cannot train silently: `find_cut` refuses it, because its parts return other features or gradients than
+the whole trunk.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -190,7 +190,7 @@ def _precision(tower: Tower, device: torch.device) -> AbstractContextManager[Any
 
 
 class _Copies:
-    """Copies tensors to a device while the device computes; on a GPU in a separate stream."""
+    """Copies tensors to a device while the device computes. On a GPU, a separate stream copies."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

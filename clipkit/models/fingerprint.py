@@ -58,7 +58,7 @@ def tower_fingerprint(tower: ImageTower | TextTower) -> str:
 def frozen_fingerprint(tower: ImageTower | TextTower) -> str:
     """Return a hash of the frozen part of a trunk; two parts with equal hashes compute equal outputs.
 
-    It covers the same as `tower_fingerprint`, except for the head and the parameters that are trained.
+    The hash covers everything that `tower_fingerprint` covers, except the head and the parameters that are trained.
     """
     frozen = [(name, weight) for name, weight in tower.trunk.named_parameters() if not weight.requires_grad]
     return _fingerprint(tower, {"trunk": tower.trunk}, [*frozen, *tower.trunk.named_buffers()])

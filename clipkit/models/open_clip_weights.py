@@ -101,7 +101,7 @@ class Weights:
         if missing or deeper:
             reason = f"{missing[0]} is missing" if missing else f"{deeper[0]} is not part of it"
             raise ModelError(
-                f"{self.file}: the weights do not match {self.name} ({reason}, of {len(missing) + len(deeper)} such "
-                "tensors); use the architecture that the weights belong to"
+                f"{self.file}: the weights do not match {self.name} ({reason}; tensors that do not match: "
+                f"{len(missing) + len(deeper)}); use the architecture that the weights belong to"
             )
         warn_unused(unexpected, self.file)

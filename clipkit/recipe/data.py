@@ -98,8 +98,9 @@ class DataRecipe(Section):
     crop_scale: tuple[Share, Share] = (0.8, 1.0)
     """Minimum and maximum share of the image area that `augment: crop` keeps."""
     views: int | None = Field(default=None, ge=1, le=1000)
-    """Number of augmented views of each image that are stored; each epoch draws one of them. It needs frozen first
-    blocks of the image tower (`tune: last:N`, head or frozen). null: images are augmented anew in each epoch."""
+    """Number of augmented views of each image that are stored; each epoch draws one of them. Stored views need frozen
+    first blocks of the image tower (`tune: last:N`, head or frozen). null: images are augmented anew in each epoch.
+    """
     store: StoreRecipe | None = StoreRecipe()
     """Storage of the outputs of frozen tower parts, which are the same in each epoch. null: store nothing."""
     safe: bool = False

@@ -59,7 +59,7 @@ def keys_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> list[bytes]
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: the index is damaged ({one_line(error)}); give another --out") from None
     if len(keys) != manifest["rows" if kind == "rows" else "texts"]:
-        raise DataError(f"{file}: the index is damaged (it lists {len(keys)} {kind}); give another --out")
+        raise DataError(f"{file}: the index is damaged (wrong number of {kind}: {len(keys)}); give another --out")
     return keys
 
 

@@ -48,7 +48,8 @@ class Progress:
 class Callback:
     """Base class of callbacks: override the methods that you need.
 
-    All processes call them; `run.is_main` is True on one of them. They must not change the model, except its gradients.
+    All processes call them; `run.is_main` is True on one of them. Callbacks must not change the model, except its
+    gradients.
 
     Example:
         >>> class StopEarly(Callback):

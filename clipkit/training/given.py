@@ -75,8 +75,8 @@ class Given:
             )
         if (self.loss is not None or self.objective is not None) and list(whole.objective) != ["captions"]:
             raise RecipeError(
-                f"a loss or an objective in Python replaces captions, but the recipe has objective "
-                f"{'+'.join(whole.objective)}; remove the key"
+                "a loss or an objective in Python can replace only the objective captions, but the recipe has "
+                f"objective {'+'.join(whole.objective)}; remove objective from the recipe"
             )
         return whole
 

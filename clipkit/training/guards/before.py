@@ -110,7 +110,7 @@ def before_first_step(
 
 
 def data_findings(recipe: Recipe, model: DualEncoder, train: Pairs, validation: Pairs | None) -> list[Finding]:
-    """Apply the sampled rules about data; only `clipkit data check` reports notes."""
+    """Apply the rules about data with the scope `sampled`. Notes are left out; `clipkit data check` reports them."""
     has_image = train.has_images and not is_absent(model.image)
     has_text = train.has_captions and not is_absent(model.text)
     image_rows = evenly_spaced(len(train.images), _IMAGES) if has_image else []
