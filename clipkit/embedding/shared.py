@@ -26,7 +26,7 @@ def encode_shared(
         processes: the group that shares the work.
 
     Raises:
-        UserError: on all processes, if `encode` raised one on any of them.
+        UserError: `encode` raised a UserError on one process; all processes raise it.
     """
     share = items[processes.share(len(items))]
     rows = torch.empty(0, 0)
@@ -50,7 +50,7 @@ def scan_shared(
         processes: the group that shares the work.
 
     Raises:
-        UserError: on all processes, if `scan` raised one on any of them.
+        UserError: `scan` raised a UserError on one process; all processes raise it.
     """
     share = processes.share(len(items))
     results: dict[int, V] = {}

@@ -103,8 +103,8 @@ def build_store(
         options: `of_tokens` and `dtype` of `PartWriter`.
 
     Raises:
-        NotStoredError: on all processes, if one could not write.
-        UserError: on all processes, if one raised it.
+        NotStoredError: a process could not write; all processes raise this error.
+        UserError: a process raised a UserError; all processes raise it.
     """
     folder, reason = stores_folder() / key, ""
     unfinished = folder.with_name(f".{key[:16]}.{machine.gather(uuid4().hex)[0]}{_UNFINISHED}")

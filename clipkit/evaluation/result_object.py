@@ -76,8 +76,8 @@ class Result(dict[str, Any]):
         """Return a pandas DataFrame.
 
         Args:
-            part: metrics: one row per metric; predictions: one row per query, with its rank, or its class and the
-                predicted one; classes, prompts: one row each, if the task has them.
+            part: metrics: one row per metric. predictions: one row per query, with its rank, or with its class and the
+                predicted class. classes, prompts: one row per class or prompt, if the task has them.
 
         Raises:
             DataError: the result has no such part.

@@ -31,10 +31,11 @@ def triplet(
 
     (Schroff et al. 2015, "FaceNet", section 3.1.) `mining` determines which triplets count:
 
-    hard: the farthest positive and the nearest negative of each anchor; mean over all anchors. With one positive per
-    anchor it is the max of hinges of VSE++ (Faghri et al. 2018), as a mean instead of a sum. all: every triplet; mean
-    over those that violate the margin (Hermans et al. 2017, "In Defense of the Triplet Loss", batch all ≠ 0). semihard:
-    as all, but only with negatives that are farther than the positive and within the margin.
+    - hard: the farthest positive and the nearest negative of each anchor; mean over all anchors. With one positive per
+      anchor it is the max of hinges of VSE++ (Faghri et al. 2018), as a mean instead of a sum.
+    - all: every triplet; mean over the triplets that violate the margin (Hermans et al. 2017, "In Defense of the Triplet
+      Loss", batch all ≠ 0).
+    - semihard: as all, but only with negatives that are farther than the positive and within the margin.
 
     For all and semihard, triplets are summed by sorting, in O(G² log G) time and without a G³ tensor. Every process
     counts the violations in all rows, so more processes do not reduce this time.

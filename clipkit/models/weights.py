@@ -162,7 +162,7 @@ def _files_of_index(index: Path) -> list[Path]:
 def check_loaded(info: Mapping[str, Any], folder: Path, unneeded: tuple[str, ...] = ()) -> None:
     """Check that transformers loaded every weight with the shape required by the configuration.
 
-    Otherwise it silently uses random numbers.
+    For a missing weight, transformers would silently use random numbers.
 
     Args:
         info: loading info of `from_pretrained`, called with `output_loading_info` and `ignore_mismatched_sizes`.

@@ -27,7 +27,7 @@ def is_onnx(name: str | Path) -> bool:
 class OnnxEncoder:
     """Encoder of texts and images that uses a folder of `clipkit export --to onnx`; a tower is loaded when it is used.
 
-    The code is this package's; code in the folder is never run.
+    Only code of this package is run, never code in the folder.
 
     Args:
         folder: the export.

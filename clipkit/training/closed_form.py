@@ -176,7 +176,8 @@ def _captions_of(image_of_caption: Tensor, images: Tensor) -> tuple[Tensor, Tens
 
 
 def _set_projections(model: DualEncoder, chosen: Choice, solution: CanonicalCorrelation) -> None:
-    """Make the trunks return coordinates multiplied by their correlations, and the projections select the first ones.
+    """Make the trunks return coordinates multiplied by their correlations. The projections select the first
+    coordinates.
 
     The correlations are in the coordinates, not in the projections, so that training changes coordinates with a low
     correlation less.

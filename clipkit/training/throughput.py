@@ -161,7 +161,7 @@ def _passes(tower: Tower) -> float:
     """Return the operations of a trunk as a multiple of its forward pass: 3 if the whole trunk is trained, 1 if frozen.
 
     The backward pass computes the gradients of the trained weights, and the gradients of the inputs of each block after
-    the first trained one.
+    the first trained block.
     """
     parameters = dict(tower.trunk.named_parameters())
     shares = []

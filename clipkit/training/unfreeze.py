@@ -15,7 +15,9 @@ Schedule = float | Mapping[str, float]
 
 
 def first_steps(model: DualEncoder, unfreeze: Schedule | None, steps: int) -> dict[str, int]:
-    """Return the step, from 0, in which each parameter starts to learn, without parameters that start at once.
+    """Return for each parameter the step, counted from 0, in which it starts to learn.
+
+    Parameters that learn from the first step are left out.
 
     Args:
         model: the model; frozen parameters are ignored.

@@ -18,8 +18,9 @@ def adapted_weight(
 ) -> Float[Tensor, "O I"]:
     """Return V = W + scaling · B · A, or with magnitudes m each row of V scaled to the norm m.
 
-    The first is LoRA (Hu et al. 2021, section 4.1), the second DoRA (Liu et al. 2024, equation 5, with a norm for each
-    output, as in the authors' code and in PEFT). The norm has no gradient (section 4.3).
+    Without magnitudes, this is LoRA (Hu et al. 2021, section 4.1). With magnitudes, it is DoRA (Liu et al. 2024,
+    equation 5, with a norm for each output, as in the authors' code and in PEFT). The norm has no gradient (section
+    4.3).
 
     Example:
         >>> weight, a, b = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0]])
