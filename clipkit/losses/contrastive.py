@@ -32,7 +32,7 @@ def contrastive(
         margin: cosine distance in [0, 2] from which a negative adds nothing.
         image_ids: the image of each pair, if images may repeat.
         caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
-        duplicates: treatment of other pairs with the same image or caption: positive, left out (ignore), or negative.
+        duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
         rows: the images whose terms are counted, against all texts; over slices that cover 0..G the values sum to the
             whole loss.
 

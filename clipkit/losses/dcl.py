@@ -31,7 +31,7 @@ def dcl(
         scale: inverse temperature; 10 in the paper.
         image_ids: the image of each pair, if images may repeat.
         caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
-        duplicates: treatment of other pairs with the same image or caption: positive, left out (ignore), or negative.
+        duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
         rows: the pairs whose terms are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:

@@ -35,7 +35,7 @@ def sigmoid(
         bias: the logit bias; -10 at the start of SigLIP's training.
         image_ids: the image of each pair, if images may repeat.
         caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
-        duplicates: treatment of other pairs with the same image or caption: positive, left out (ignore), or negative.
+        duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
         rows: the images whose terms are counted, against all texts.
 
     Returns:

@@ -33,8 +33,8 @@ def triplet(
 
     - hard: the farthest positive and the nearest negative of each anchor; mean over all anchors. With one positive per
       anchor it is the max of hinges of VSE++ (Faghri et al. 2018), as a mean instead of a sum.
-    - all: every triplet; mean over the triplets that violate the margin (Hermans et al. 2017, "In Defense of the Triplet
-      Loss", batch all ≠ 0).
+    - all: every triplet; mean over the triplets that violate the margin (Hermans et al. 2017, "In Defense of the
+      Triplet Loss", batch all ≠ 0).
     - semihard: as all, but only with negatives that are farther than the positive and within the margin.
 
     For all and semihard, triplets are summed by sorting, in O(G² log G) time and without a G³ tensor. Every process
@@ -48,7 +48,7 @@ def triplet(
         distance: cosine: 1 − x · y; euclidean: ‖x − y‖.
         image_ids: the image of each pair, if images may repeat.
         caption_ids: the caption of each pair, if captions may repeat; needs `image_ids` too.
-        duplicates: treatment of other pairs with the same image or caption: positive, left out (ignore), or negative.
+        duplicates: treatment of other pairs with the same image or caption: positive, negative, or ignore (left out).
         rows: the pairs whose two anchors are counted; over slices that cover 0..G the values sum to the whole loss.
 
     Returns:
