@@ -136,7 +136,7 @@ def read_suite(name: str) -> Suite:
     """Return a suite; a single dataset is returned as a suite of one.
 
     Args:
-        name: name of a shipped suite or dataset, or a YAML file.
+        name: name of a built-in suite or dataset, or a YAML file.
 
     Raises:
         DataError: the name is unknown, or the file is invalid; the message names the file and the key.
