@@ -72,7 +72,10 @@ def open_engine(features: NDArray[np.float16], file: Path) -> "FaissEngine":
     except RuntimeError as error:
         raise DataError(f"{file}: the index is damaged ({one_line(error)}); run clipkit embed again") from None
     if (index.ntotal, index.d) != features.shape:
-        raise DataError(f"{file}: the index is damaged ({index.ntotal} rows); run clipkit embed again")
+        raise DataError(
+            f"{file}: the index is damaged (wrong size: {index.ntotal} rows of width {index.d}); run clipkit embed "
+            "again"
+        )
     return FaissEngine(features, index)
 
 
