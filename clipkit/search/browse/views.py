@@ -4,6 +4,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ class Views:
 
     def __init__(self, index: Index) -> None:
         self.index = index
+        self._searching = threading.Lock()
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Listing] = OrderedDict()
         self._neighbors = Job(lambda progress: neighbors_of(index, progress))
@@ -63,13 +65,16 @@ class Views:
             UserError: the query is not valid.
         """
         key = query.model_dump_json()
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-            made = getattr(self, f"_{query.view}_view")(query, images)
-            if isinstance(made, Listing):
-                self._kept[key] = made
+        # One search at a time; other views do not wait for the first search, which loads the model.
+        with self._searching if query.view == "search" else nullcontext():
+            with self._lock:
+                if key in self._kept:
+                    self._kept.move_to_end(key)
+                    return self._kept[key]
+            made: Listing | float = getattr(self, f"_{query.view}_view")(query, images)
+            with self._lock:
+                if isinstance(made, Listing):
+                    self._kept[key] = made
                 while len(self._kept) > _KEPT:
                     self._kept.popitem(last=False)
             return made

@@ -98,8 +98,7 @@ function fill() {
   }
   $("about").textContent = EXPLAINED[query.view] || "";
   $("alike").hidden = query.view !== "duplicates";
-  $("select_all").hidden = !["duplicates", "outliers", "captions", "search"].includes(query.view);
-  for (const id of ["download", "clear"]) $(id).hidden = query.view !== "list";
+  for (const id of ["select_all", "download", "clear"]) $(id).hidden = true;
   $("command").replaceChildren();
   const parts = [];
   for (const kind of ["like", "images"]) {
@@ -117,13 +116,14 @@ async function show() {
   const { query } = app, started = ++app.started, began = performance.now();
   fill();
   scrollTo(0, 0);
+  grid.reset(0, 1, null);
   if (query.view === "list") return showList();
   const body = asked(query), pictures = ["duplicates", "captions"].includes(query.view) ? 2 : 1;
   if (query.view === "search" && !(body.words.length || body.like.length || body.images.length)) {
-    grid.reset(0, 1, null);
     return say("Give words, drop an image here, or press “like this” below an image.");
   }
   say("…");
+  const slow = setTimeout(() => { if (query.view === "search") say("Searching; the first search loads the model…"); }, 1500);
   try {
     const fetched = async (start, count) => (await ask("/api/list", { query: body, start, count })).json();
     let found = await fetched(0, 60);
@@ -135,21 +135,22 @@ async function show() {
     }
     if (started !== app.started) return;
     grid.reset(found.total, pictures, fetched, found.items);
+    $("select_all").hidden = !found.total || query.view === "all";
+    offerMarking();
     const noun = { duplicates: "pairs", captions: "captions" }[query.view] || "images";
     const none = query.view === "search" && query.precision ? "Nothing matches at this precision." : `No ${noun}.`;
     const best = query.view === "search" && found.total === 1000 ? "the best " : "";
     say(found.total ? `${best}${found.total.toLocaleString("en")} ${noun} · ${((performance.now() - began) / 1000).toFixed(2)} s` : none);
   } catch (error) {
-    if (started !== app.started) return;
-    grid.reset(0, 1, null);
-    say(error.message, true);
-  }
+    if (started === app.started) say(error.message, true);
+  } finally { clearTimeout(slow); }
 }
 
 function showList() {
   const items = app.list.items();
   grid.reset(items.length, 1, async (start, count) => ({ items: items.slice(start, start + count) }), items.slice(0, 60));
   say(items.length ? `${items.length.toLocaleString("en")} to drop` : "Nothing is marked yet: use “drop” below images.");
+  for (const id of ["download", "clear"]) $(id).hidden = !items.length;
   if (items.length) {
     $("command").replaceChildren("Download the list, then write a copy of the data without them: ",
       make("code", {}, `clipkit data check ${app.about.source || "D"} --fix cleaned --drop drop.jsonl`),
@@ -157,16 +158,33 @@ function showList() {
   }
 }
 
+const MOST_MARKED = 1000;
+
+function offerMarking() {
+  const few = grid.total <= MOST_MARKED;
+  $("select_all").textContent = few ? `Mark all ${grid.total} to drop` : "Mark the first 1,000 to drop";
+  $("select_all").onclick = markAll;
+}
+
 async function markAll() {
-  const { query } = app, body = asked(query), most = Math.min(grid.total, 1000);
+  const { query } = app, body = asked(query), most = Math.min(grid.total, MOST_MARKED), added = [];
   try {
     for (let start = 0; start < most; start += 200) {
       const { items } = await (await ask("/api/list", { query: body, start, count: Math.min(200, most - start) })).json();
-      for (const item of items) app.list.set(item, true, query.view, query.words);
+      for (const item of items.filter((one) => !app.list.has(one))) {
+        app.list.set(item, true, query.view, query.words);
+        added.push(item);
+      }
     }
-    say(`${most.toLocaleString("en")} marked; they are under “To drop”`);
+    say(`${added.length.toLocaleString("en")} marked; they are under “To drop”`);
   } catch (error) { say(error.message, true); }
   app.marked();
+  $("select_all").textContent = "Undo";
+  $("select_all").onclick = () => {
+    for (const item of added) app.list.set(item, false);
+    app.marked();
+    offerMarking();
+  };
 }
 
 async function download() {
@@ -217,7 +235,6 @@ function listen() {
   }
   $("at_least").addEventListener("input", () => { $("at_least_value").textContent = Number($("at_least").value).toFixed(3); });
   $("at_least").addEventListener("change", () => app.go({ ...app.query, at_least: Number($("at_least").value) }));
-  $("select_all").addEventListener("click", markAll);
   $("download").addEventListener("click", download);
   $("clear").addEventListener("click", () => {
     if (confirm(`Remove all ${app.list.entries.size} entries from the list?`)) { app.list.clear(); app.marked(); show(); }
