@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from clipkit import __version__
+from clipkit.cli.browse import browse
 from clipkit.cli.cache import app as cache_app
 from clipkit.cli.data import app as data_app
 from clipkit.cli.embed import embed
@@ -33,7 +34,8 @@ from clipkit.cli.terminal import print_error, whole_output
 from clipkit.errors import Interrupted, TrainingError, UserError
 
 _ORDER = (
-    "train", "eval", "data", "embed", "search", "models", "export", "merge", "push", "doctor", "runs", "cache", "demo",
+    "train", "eval", "data", "embed", "search", "browse", "models", "export", "merge", "push", "doctor", "runs",
+    "cache", "demo",
 )  # fmt: skip
 
 
@@ -57,6 +59,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 app.command()(embed)
 app.command()(search)
+app.command()(browse)
 app.command()(export)
 app.command()(merge)
 app.command(name="push")(push_command)

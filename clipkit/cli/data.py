@@ -12,7 +12,7 @@ import typer
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.output import check_writable, write_file, write_output
 from clipkit.cli.terminal import print_findings
-from clipkit.errors import Interrupted, OutputError, RecipeError, one_line
+from clipkit.errors import Interrupted, OutputError, RecipeError, UserError, one_line
 from clipkit.overwriting import IMAGE_MARK
 
 if TYPE_CHECKING:
@@ -213,6 +213,12 @@ def check(
             help="Write a cleaned copy of the data to this new folder, with a list of dropped images and captions.",
         ),
     ] = None,
+    drop: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LIST.jsonl", help="With --fix: drop these images and captions too, a list of clipkit browse."
+        ),
+    ] = None,
     drop_most: Annotated[
         bool,
         typer.Option("--drop-most", help="Allow --fix to drop 50 % or more of the images or captions."),
@@ -226,13 +232,17 @@ def check(
     The exit code is 0 even if problems are found. A table must have a column for images and one for captions, unless
     --only is given.
     """
-    from clipkit.cli.inputs import check_models
+    from clipkit.cli.inputs import check_file, check_models
     from clipkit.data.sources.read import check_exists
 
     for source in (data, *([] if against is None else [against])):
         check_exists(source)
     if model is not None:
         check_models(model)
+    if drop is not None:
+        check_file(drop, "give a list that clipkit browse wrote")
+        if fix is None:
+            raise UserError(f"--drop {drop} applies to --fix, which was not given; add --fix DIR")
     from clipkit.cli.check import print_report, read_for_check
     from clipkit.data import checks
     from clipkit.findings import counted
@@ -242,6 +252,7 @@ def check(
     if fix is not None:
         checks.check_output_folder(fix, data)
     pairs = read_for_check(data, only)
+    listed = None if drop is None else checks.read_drop_list(drop, pairs)
     other = None if against is None else read_for_check(against, may_lack=True)
     token_counts, context_length, image_size = None, None, None
     if model is not None:
@@ -267,7 +278,7 @@ def check(
         found = report.to_dict() | {"settings": settings, "seconds": round(time.monotonic() - started, 1)}
         write_output(json_file, json.dumps(found, indent=2, ensure_ascii=False) + "\n", "findings")
     if fix is not None:
-        kept = checks.fix(pairs, report, fix, drop_most)
+        kept = checks.fix(pairs, report, fix, drop_most, listed)
         print(
             f"cleaned copy: {fix / 'captions.csv'} ({counted(kept['images'], 'image')}, "
             f"{counted(kept['captions'], 'caption')}); dropped ({kept['dropped']:,}), with reasons: "

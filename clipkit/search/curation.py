@@ -1,5 +1,6 @@
-"""Search of an index for images that resemble each other, and for captions that do not fit their image."""
+"""Near duplicates, outliers, and captions that do not fit their image, found by the features of an index."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 
 from clipkit.search.nearest import as_float32
 from clipkit.search.source import CAPTIONS
@@ -34,6 +36,55 @@ class DoubtfulCaption:
     better_score: float
 
 
+@dataclass(frozen=True)
+class Neighbors:
+    """The most similar images of each image, the most similar first; the image itself is among them."""
+
+    scores: NDArray[np.float32]
+    """(N, K) cosine similarities."""
+    rows: NDArray[np.int64]
+    """(N, K) their rows."""
+
+    def near_duplicates(self, at_least: float = 0.97) -> list[tuple[int, int, float]]:
+        """Return pairs of similar images; see `near_duplicates`."""
+        pairs: dict[tuple[int, int], float] = {}
+        for one, neighbor in np.argwhere(self.scores >= at_least).tolist():
+            other = int(self.rows[one, neighbor])
+            if one != other:
+                pairs[min(one, other), max(one, other)] = float(self.scores[one, neighbor])
+        ordered = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))
+        return [(one, other, score) for (one, other), score in ordered]
+
+    def outliers(self) -> list[tuple[int, float]]:
+        """Return the images that resemble others least, and their mean similarity to ten others; see `outliers`."""
+        others = self.rows != np.arange(len(self.rows))[:, None]
+        others &= others.cumsum(axis=1) <= _NEIGHBORS
+        means = np.where(others, self.scores, 0).sum(axis=1) / np.maximum(others.sum(axis=1), 1)
+        return [(row, float(means[row])) for row in np.argsort(means, kind="stable").tolist()]
+
+
+def neighbors_of(index: "Index", progress: Callable[[float], None] | None = None) -> Neighbors:
+    """Return the ten most similar images of each image.
+
+    Args:
+        index: the index.
+        progress: receives the share that is done, from time to time.
+    """
+    count = min(_NEIGHBORS + 1, len(index))
+    found = Neighbors(np.empty((len(index), count), np.float32), np.empty((len(index), count), np.int64))
+    for start in range(0, len(index), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        vectors = torch.nn.functional.normalize(as_float32(index.features[part]), dim=1)
+        _, rows = index.nearest.top(vectors, count)
+        # Stored features have unit length only up to the rounding to float16.
+        neighbors = torch.nn.functional.normalize(as_float32(index.features[rows.numpy()]), dim=2)
+        found.scores[part] = (neighbors @ vectors[:, :, None])[:, :, 0].numpy()
+        found.rows[part] = rows.numpy()
+        if progress is not None:
+            progress(min(start + _BLOCK, len(index)) / len(index))
+    return found
+
+
 def near_duplicates(index: "Index", at_least: float = 0.97) -> list[tuple[int, int, float]]:
     """Return pairs of similar images, the most similar first, as (lower row, higher row, cosine).
 
@@ -43,27 +94,23 @@ def near_duplicates(index: "Index", at_least: float = 0.97) -> list[tuple[int, i
         index: the index.
         at_least: smallest cosine similarity of a pair.
     """
-    pairs: dict[tuple[int, int], float] = {}
-    for start in range(0, len(index), _BLOCK):
-        vectors = torch.nn.functional.normalize(as_float32(index.features[start : start + _BLOCK]), dim=1)
-        _, rows = index.nearest.top(vectors, _NEIGHBORS + 1)
-        # Stored features have unit length only up to the rounding to float16.
-        neighbors = torch.nn.functional.normalize(as_float32(index.features[rows.numpy()]), dim=2)
-        scores = (neighbors @ vectors[:, :, None])[:, :, 0]
-        for offset, neighbor in (scores >= at_least).nonzero().tolist():
-            one, other = start + offset, int(rows[offset, neighbor])
-            if one != other:
-                pairs[min(one, other), max(one, other)] = float(scores[offset, neighbor])
-    ordered = sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))
-    return [(one, other, score) for (one, other), score in ordered]
+    return neighbors_of(index).near_duplicates(at_least)
 
 
-def doubtful_captions(index: "Index", count: int = 100) -> list[DoubtfulCaption]:
+def outliers(index: "Index") -> list[tuple[int, float]]:
+    """Return all rows with the mean cosine similarity to their ten most similar images, the lowest first."""
+    return neighbors_of(index).outliers()
+
+
+def doubtful_captions(
+    index: "Index", count: int = 100, progress: Callable[[float], None] | None = None
+) -> list[DoubtfulCaption]:
     """Return the captions that fit their image least, the most doubtful first.
 
     Args:
         index: the index.
         count: maximum number of captions.
+        progress: receives the share that is done, from time to time.
     """
     if not index.texts:
         return []
@@ -77,6 +124,8 @@ def doubtful_captions(index: "Index", count: int = 100) -> list[DoubtfulCaption]
         scores[part] = (texts * as_float32(index.features[image_of[part]])).sum(dim=1).numpy()
         nulls = np.array([index.nulls.of_query(text) for text in texts])
         fits[part] = (scores[part] - nulls[:, 0]) / nulls[:, 1]
+        if progress is not None:
+            progress(min(start + _BLOCK, len(image_of)) / len(image_of))
     worst = np.argsort(fits, kind="stable")[:count]
     better_scores, better = index.nearest.top(as_float32(index.text_features[text_of[worst]]), 1)
     return [

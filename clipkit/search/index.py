@@ -21,7 +21,9 @@ from clipkit.search.images import IndexedImages
 from clipkit.search.layout import check_content, file_of, open_array, read_manifest
 from clipkit.search.nearest import Exact, Nearest, as_float32
 from clipkit.search.onnx_encoder import OnnxEncoder, is_onnx
+from clipkit.search.probes import PROBE_TEXTS, check_same_model, probe_images, same_model
 from clipkit.search.query import Term, combined, terms_of
+from clipkit.search.quick_text import QuickText, quick_text
 from clipkit.search.relevance import DEPTH, Calibration, Nulls, calibrations_of, is_short
 from clipkit.search.source import CAPTIONS, CONTENT, IMAGE, POSITION, RESERVED
 from clipkit.search.where import rows_where
@@ -117,7 +119,7 @@ class Index:
     def _table(self, kind: str, count: int, columns: Sequence[str]) -> pa.Table:
         file = file_of(self.path, self.manifest, kind)
         try:
-            table = parquet.read_table(file)
+            table = parquet.ParquetFile(file).read()  # read_table imports pandas
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(f"{file}: the index is damaged ({one_line(error)}); run clipkit embed again") from None
         if len(table) != count or not set(columns) <= set(table.column_names):
@@ -132,8 +134,6 @@ class Index:
             ModelError: the model cannot be loaded.
             DataError: the model is not the one that made the index.
         """
-        from clipkit.search.probes import PROBE_TEXTS, check_same_model
-
         model = _opened(self.manifest["model"]["name"] if self._model is None else self._model)
         if "text" in model.sides:
             probes = model.encode_text(list(PROBE_TEXTS))
@@ -252,7 +252,8 @@ class Index:
         relevance: NDArray[np.float64] | None,
         shown: list[int],
     ) -> list[Hit]:
-        taken = self.rows.take(pa.array(rows[shown], pa.int64())).to_pylist()
+        chosen = np.ascontiguousarray(rows[shown], np.int64)  # pa.array would import pandas
+        taken = self.rows.take(pa.Array.from_buffers(pa.int64(), len(chosen), [None, pa.py_buffer(chosen)])).to_pylist()
         hits = []
         for n, values in zip(shown, taken, strict=True):
             columns = {name: value for name, value in values.items() if name not in RESERVED}
@@ -271,11 +272,20 @@ class Index:
         return combined(features, [term.weight for term in terms])
 
     def _encode_texts(self, texts: list[Any]) -> Tensor:
-        return self.model.encode_text(texts)
+        encoder = self._quick_text if "model" not in self.__dict__ else None
+        return (encoder or self.model).encode_text(texts)
+
+    @cached_property
+    def _quick_text(self) -> QuickText | None:
+        """Text tower alone, if it can be loaded in a fraction of the time and is the one that made the index."""
+        name = self.manifest["model"]["name"] if self._model is None else self._model
+        encoder = quick_text(name) if isinstance(name, str | Path) and not is_onnx(name) else None
+        is_same = encoder is not None and same_model(
+            self.manifest["probes"], "text", encoder.encode_text(list(PROBE_TEXTS))
+        )
+        return encoder if is_same else None
 
     def _encode_images(self, images: list[Any]) -> Tensor:
-        from clipkit.search.probes import check_same_model, probe_images
-
         probes = self.model.encode_image(probe_images())
         check_same_model(self.manifest["probes"], "image", probes, str(self.path), self.model.name)
         return self.model.encode_image(images)

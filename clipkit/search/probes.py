@@ -43,6 +43,14 @@ def probes_of(model: "DualEncoder") -> dict[str, list[list[float]]]:
     return {side: [[round(v, 5) for v in row] for row in encode[side]().tolist()] for side in model.sides}
 
 
+def same_model(stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: Float[Tensor, "P D"]) -> bool:
+    """Return whether a model's features of the fixed inputs are those that the index records."""
+    expected = torch.tensor(stored.get(side, ()))
+    if expected.shape != features.shape:
+        return False
+    return float(1 - torch.nn.functional.cosine_similarity(expected, features, dim=1).min()) <= _MOST
+
+
 def check_same_model(
     stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: Float[Tensor, "P D"], folder: str, model: str
 ) -> None:
@@ -58,11 +66,8 @@ def check_same_model(
     Raises:
         DataError: the features differ, so the index was made by another model.
     """
-    expected = torch.tensor(stored.get(side, ()))
-    if expected.shape == features.shape:
-        farthest = float(1 - torch.nn.functional.cosine_similarity(expected, features, dim=1).min())
-        if farthest <= _MOST:
-            return
+    if same_model(stored, side, features):
+        return
     raise DataError(
         f"{folder}: was made by another model: its {side} features differ from the features of {model}; use the model "
         "of the "

@@ -152,3 +152,15 @@ def test_what_reading_left_out_is_a_finding(typed: Callable[..., str], shapes: P
     assert found["left_out"]["examples"] == ["dog/.2.png"]
     assert found["nested_folders"]["count"] == 1
     assert "[left_out]" in printed
+
+
+def test_lists_that_cannot_be_dropped_are_one_line(
+    shapes: Path, tmp_path: Path, said_here: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file, data = tmp_path / "drop.jsonl", shapes / "captions.csv"
+    file.write_text('{"image": "gone.png"}\n')
+    assert "--fix" in said_here("data", "check", data, "--drop", file)
+    assert "other.jsonl" in said_here("data", "check", data, "--fix", "out", "--drop", "other.jsonl")
+    assert "gone.png" in said_here("data", "check", data, "--fix", "out", "--drop", file)
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from PIL import Image
 
 from clipkit.data.checks.captions import normalized
 from clipkit.data.checks.copies import confirmed_copies
+from clipkit.data.checks.drop_list import DropList
 from clipkit.data.checks.leaks import image_name
 from clipkit.data.checks.report import Report
 from clipkit.data.pairs import Pairs
@@ -49,7 +50,9 @@ def check_output_folder(out: Path, data: str | None = None) -> None:
         raise OutputError(f"{out}: lies inside the data {data}; give a folder outside of it")
 
 
-def fix(pairs: Pairs, report: Report, out: Path, drop_most: bool = False) -> dict[str, int]:
+def fix(
+    pairs: Pairs, report: Report, out: Path, drop_most: bool = False, drop: DropList | None = None
+) -> dict[str, int]:
     """Write a cleaned copy of the data: OUT/captions.csv, and OUT/dropped.jsonl with the reasons.
 
     Broken images, leaked images and empty captions are dropped. Among images that have equal bytes, or differ only in
@@ -61,6 +64,7 @@ def fix(pairs: Pairs, report: Report, out: Path, drop_most: bool = False) -> dic
         report: result of `check`.
         out: a new or empty folder.
         drop_most: allow dropping half of the images or captions, or more.
+        drop: further images and captions to drop.
 
     Returns:
         number of images and captions in the copy, and of entries in dropped.jsonl: images, captions, dropped.
@@ -71,11 +75,12 @@ def fix(pairs: Pairs, report: Report, out: Path, drop_most: bool = False) -> dic
             be read.
     """
     check_output_folder(out)
-    rows, dropped = _select_rows(pairs, report)
+    listed = drop or DropList()
+    rows, dropped = _select_rows(pairs, report, listed)
     if not rows:
         raise DataError(f"{pairs.name}: every row has an error, so no row is left to copy; see the findings")
     if not drop_most:
-        _check_loss(pairs, len(report.broken.keys() | report.leaked.keys()), dropped)
+        _check_loss(pairs, len(report.broken.keys() | report.leaked.keys() | listed.images.keys()), dropped)
     try:
         with replacing(out) as temporary:
             temporary.mkdir()
@@ -89,12 +94,19 @@ def fix(pairs: Pairs, report: Report, out: Path, drop_most: bool = False) -> dic
     return {"images": images, "captions": len(rows) if pairs.has_captions else 0, "dropped": len(dropped)}
 
 
-def _representatives(pairs: Pairs, report: Report) -> list[int]:
+def _representatives(pairs: Pairs, report: Report, drop: DropList) -> list[int]:
     """Return for each image the position of the image that is kept in its place, which can be the image itself."""
     if report.duplicates is None:
         return list(range(len(pairs.images)))
+    rank = report.rank.copy()
+    rank[list(drop.images)] = 1  # as of leaked images: no other image is merged into them
     near = confirmed_copies(pairs.images, report.duplicates.near_pairs)
-    return list(replace(report.duplicates, near_pairs=near).representatives(report.rank).tolist())
+    merged = replace(report.duplicates, near_pairs=near).representatives(rank).tolist()
+    first: dict[int, int] = {}  # of the copies of a dropped image that are not dropped
+    return [
+        first.setdefault(kept, image) if kept in drop.images and image not in drop.images else kept
+        for image, kept in enumerate(merged)
+    ]
 
 
 def _check_loss(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[str, str]]) -> None:
@@ -112,13 +124,13 @@ def _check_loss(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[str, s
             )
 
 
-def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], list[dict[str, str]]]:
+def _select_rows(pairs: Pairs, report: Report, drop: DropList) -> tuple[list[tuple[int, int]], list[dict[str, str]]]:
     """Return the rows to keep as (image, row of the caption), and the dropped images and captions with reasons."""
-    unusable = {image: f"cannot be opened: {reason}" for image, reason in report.broken.items()}
+    unusable = {**drop.images} | {image: f"cannot be opened: {reason}" for image, reason in report.broken.items()}
     if report.against is not None:
         for image, leak in report.leaked.items():
             unusable[image] = f"is in {report.against.name}: {leak.describe(report.against)}"
-    representatives = _representatives(pairs, report)
+    representatives = _representatives(pairs, report, drop)
     dropped: list[dict[str, str]] = []
     for image, kept in enumerate(representatives):
         if image in unusable:
@@ -135,6 +147,8 @@ def _select_rows(pairs: Pairs, report: Report) -> tuple[list[tuple[int, int]], l
         reason = unusable.get(image)
         if reason is None and pairs.has_captions and not text:
             reason = "empty caption"
+        elif reason is None and pairs.has_captions and (image, pairs.captions[row].strip()) in drop.captions:
+            reason = drop.captions[image, pairs.captions[row].strip()]
         elif reason is None and (kept, text) in seen:
             reason = "an earlier row has the same image and caption"
         if reason is None:

@@ -1,0 +1,62 @@
+"""List of images and captions to drop from a dataset, as `clipkit browse` writes it, and `fix` its dropped.jsonl."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipkit.data.checks.leaks import image_name
+from clipkit.data.pairs import Pairs
+from clipkit.data.sources.json_rows import all_objects
+from clipkit.errors import DataError
+
+_KEYS = {"image", "caption", "reason"}
+
+
+@dataclass(frozen=True)
+class DropList:
+    """Images and captions that a user wants to drop, with reasons."""
+
+    images: Mapping[int, str] = field(default_factory=dict)
+    """Reason by position of the image."""
+    captions: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    """Reason by position of the image and caption without white space at its ends."""
+
+
+def read_drop_list(file: Path, pairs: Pairs) -> DropList:
+    """Read a list of images and captions: JSON lines with `image`, `reason`, and `caption` for a single caption.
+
+    Args:
+        file: its path ends in .jsonl.
+        pairs: the data.
+
+    Raises:
+        DataError: the file cannot be read, or names an image or a caption that the data does not have.
+    """
+    if file.suffix.lower() != ".jsonl":
+        raise DataError(f"{file}: is not a list of images to drop; give the file .jsonl that clipkit browse wrote")
+    position_of = {image_name(pairs, position): position for position in range(len(pairs.images))}
+    known: set[tuple[int, str]] = set()
+    images: dict[int, str] = {}
+    captions: dict[tuple[int, str], str] = {}
+    for number, entry in enumerate(all_objects(file), 1):
+        name, caption, reason = (entry.get(key) for key in ("image", "caption", "reason"))
+        reason = reason or f"is in {file.name}"
+        if entry.keys() - _KEYS or not isinstance(name, str) or not isinstance(caption, str | None):
+            raise DataError(
+                f"{file}: entry {number} is not valid; give image, reason, and caption for a single caption"
+            )
+        if name not in position_of:
+            raise DataError(f"{file}: {pairs.name} has no image {name[:200]}; give the list of this data")
+        position = position_of[name]
+        if caption is None:
+            images[position] = str(reason)
+            continue
+        known = known or {
+            (image, text.strip()) for image, text in zip(pairs.image_of_caption.tolist(), pairs.captions, strict=True)
+        }
+        if (position, caption.strip()) not in known:
+            raise DataError(
+                f"{file}: {name[:200]} has no caption {caption[:80]!r} in {pairs.name}; give the list of this data"
+            )
+        captions[position, caption.strip()] = str(reason)
+    return DropList(images, captions)

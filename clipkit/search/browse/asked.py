@@ -1,0 +1,68 @@
+"""Requests of the page, validated."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clipkit.errors import UserError
+
+_Text = Annotated[str, Field(max_length=2000)]
+_Row = Annotated[int, Field(ge=0)]
+_Model = TypeVar("_Model", bound=BaseModel)
+MOST_DROPPED = 100_000
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Query(_Strict):
+    """A view: what is listed."""
+
+    view: Literal["search", "all", "duplicates", "outliers", "captions"]
+    index: int = Field(0, ge=0, le=1)
+    words: list[_Text] = Field([], max_length=20)
+    minus: list[_Text] = Field([], max_length=20)
+    like: list[_Row] = Field([], max_length=20)
+    images: list[_Text] = Field([], max_length=4)
+    where: _Text = ""
+    precision: float | None = Field(None, gt=0, lt=1)
+    at_least: float = Field(0.97, ge=0, le=1)
+
+
+class Asked(_Strict):
+    """Part of a view."""
+
+    query: Query
+    start: int = Field(0, ge=0)
+    count: int = Field(60, ge=1, le=200)
+
+
+class Dropped(_Strict):
+    """An image, or one of its captions, for the list of `clipkit data check --fix --drop`."""
+
+    row: int = Field(ge=0)
+    caption: int | None = Field(None, ge=0)
+    """Number of the caption among those of the image; None: the image with all captions."""
+    reason: str = Field("", max_length=200)
+
+
+class DropList(_Strict):
+    """Images and captions to drop."""
+
+    index: int = Field(0, ge=0, le=1)
+    entries: list[Dropped] = Field(max_length=MOST_DROPPED)
+
+
+def parsed(kind: type[_Model], body: bytes) -> _Model:
+    """Return a request from JSON.
+
+    Raises:
+        UserError: it is not valid.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first: Any = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{key or 'the request'} is not valid: {first['msg']}; reload the page") from None

@@ -1,0 +1,47 @@
+"""Computations over a whole index that run in the background, once."""
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Job(Generic[T]):
+    """Computation that starts when its result is first asked for.
+
+    Args:
+        compute: returns the result, and calls its argument with the share that is done.
+    """
+
+    def __init__(self, compute: Callable[[Callable[[float], None]], T]) -> None:
+        self.progress = 0.0
+        self._compute = compute
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._result: T | None = None
+        self._error: Exception | None = None
+
+    def result(self, wait: float = 0.3) -> T | None:
+        """Return the result; None if it is not there after this many seconds.
+
+        Raises:
+            Exception: the error of the computation.
+        """
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+        self._thread.join(wait)
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def _run(self) -> None:
+        try:
+            self._result = self._compute(self._report)
+        except Exception as error:  # raised again where the result is asked for
+            self._error = error
+
+    def _report(self, share: float) -> None:
+        self.progress = share

@@ -1,0 +1,274 @@
+// The page: its state is the query; each change of it is an entry of the browser's history.
+
+import { card, detail, make } from "/cards.js";
+import { Grid } from "/grid.js";
+import { DropList } from "/list.js";
+
+const $ = (id) => document.getElementById(id);
+const EXPLAINED = {
+  duplicates: "Pairs of images that look alike, the most similar first; of a pair, the left image is marked to drop.",
+  outliers: "Images by their mean similarity to their ten most similar images, the lowest first.",
+  captions: "Captions that fit their image least, compared with how they fit other images. Where another image fits better, it is shown on the right.",
+  list: "Images and captions that you have marked. The list is kept in this browser; nothing is changed on disk.",
+};
+
+async function ask(path, body, raw = false) {
+  let answer;
+  try {
+    answer = await fetch(path, body === undefined ? {} : { method: "POST", body: raw ? body : JSON.stringify(body) });
+  } catch { throw new Error("clipkit browse does not answer; start it again"); }
+  if (!answer.ok) {
+    const text = await answer.text();
+    let error = text;
+    try { error = JSON.parse(text).error; } catch { /* not JSON */ }
+    throw new Error(error);
+  }
+  return answer;
+}
+
+const empty = () => ({ view: "all", words: "", minus: "", like: [], images: [], where: "", precision: "", at_least: 0.97 });
+
+// The query in the address, so that a view can be bookmarked and opened again.
+function toHash(query) {
+  const { images, like, ...rest } = query, usual = empty();
+  const parts = Object.entries(rest).filter(([name, value]) => value !== usual[name]);
+  if (like.length) parts.push(["like", like.map((one) => one.row).join(",")]);
+  return parts.length ? `#${new URLSearchParams(parts)}` : location.pathname;
+}
+
+function fromHash() {
+  const query = empty(), given = new URLSearchParams(location.hash.slice(1));
+  for (const name of ["words", "minus", "where", "precision"]) query[name] = given.get(name) || "";
+  query.at_least = Number(given.get("at_least")) || query.at_least;
+  query.like = (given.get("like") || "").split(",").filter((row) => /^\d+$/.test(row)).map((row) => ({ row: Number(row) }));
+  const view = given.get("view");
+  query.view = document.querySelector(`nav [data-view="${CSS.escape(view || "")}"]`) ? view : query.view;
+  return query;
+}
+
+const app = {
+  index: 0, query: empty(), started: 0,
+  open(item) { this.opened = item; detail(this, item); },
+  like(item) { this.go({ ...this.query, view: "search", words: "", minus: "", images: [], like: [{ row: item.row, image: item.image }] }); },
+  mark(item, marked) {
+    this.list.set(item, marked, this.query.view, this.query.words);
+    this.marked();
+  },
+  marked() {
+    if (!this.list.save()) say("this list is too long to be kept in the browser; download it before you close the page", true);
+    $("listed").textContent = this.list.entries.size;
+    for (const [position, element] of grid.cards) {
+      const item = grid.item(position);
+      if (!item) continue;
+      element.classList.toggle("marked", this.list.has(item));
+      const box = element.querySelector("input");
+      if (box) box.checked = this.list.has(item);
+    }
+  },
+  go(query, push = true) {
+    if (push) history.pushState(query, "", toHash(query));
+    this.query = query;
+    show();
+  },
+};
+const grid = new Grid($("grid"), (item) => card(app, item));
+
+function say(text, wrong = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("wrong", wrong);
+}
+
+function asked(query) {
+  const texts = (text) => (text.trim() ? [text.trim()] : []);
+  const search = query.view === "search";
+  return {
+    view: query.view, index: app.index, where: query.where,
+    ...(search ? { words: texts(query.words), minus: texts(query.minus), like: query.like.map((one) => one.row),
+      images: query.images.map((one) => one.id), precision: query.precision ? Number(query.precision) : null } : {}),
+    ...(query.view === "duplicates" ? { at_least: query.at_least } : {}),
+  };
+}
+
+function fill() {
+  const { query } = app;
+  for (const id of ["words", "minus", "where", "precision", "at_least"]) $(id).value = query[id];
+  $("at_least_value").textContent = Number(query.at_least).toFixed(3);
+  for (const button of document.querySelectorAll("nav button")) {
+    button.toggleAttribute("aria-current", button.dataset.view === query.view);
+  }
+  $("about").textContent = EXPLAINED[query.view] || "";
+  $("alike").hidden = query.view !== "duplicates";
+  for (const id of ["select_all", "download", "clear"]) $(id).hidden = true;
+  $("command").replaceChildren();
+  const parts = [];
+  for (const kind of ["like", "images"]) {
+    for (const one of query[kind]) {
+      const shown = make("img", { src: kind === "like" ? `/${app.index}/thumbnail/${one.row}?v=${app.about.version}` : one.url, alt: "" });
+      const button = make("button", { type: "button", title: "Remove from the query" }, shown, kind === "like" ? "like this ✕" : "your image ✕");
+      button.addEventListener("click", () => app.go({ ...query, [kind]: query[kind].filter((other) => other !== one) }));
+      parts.push(make("li", {}, button));
+    }
+  }
+  $("parts").replaceChildren(...parts);
+}
+
+async function show() {
+  const { query } = app, started = ++app.started, began = performance.now();
+  fill();
+  scrollTo(0, 0);
+  grid.reset(0, 1, null);
+  if (query.view === "list") return showList();
+  const body = asked(query), pictures = ["duplicates", "captions"].includes(query.view) ? 2 : 1;
+  if (query.view === "search" && !(body.words.length || body.like.length || body.images.length)) {
+    return say("Give words, drop an image here, or press “like this” below an image.");
+  }
+  say("…");
+  const slow = setTimeout(() => { if (query.view === "search") say("Searching; the first search loads the model…"); }, 1500);
+  try {
+    const fetched = async (start, count) => (await ask("/api/list", { query: body, start, count })).json();
+    let found = await fetched(0, 60);
+    while (found.working !== undefined) {
+      if (started !== app.started) return;
+      say(`Comparing all images: ${Math.round(100 * found.working)} %`);
+      await new Promise((done) => setTimeout(done, 300));
+      found = await fetched(0, 60);
+    }
+    if (started !== app.started) return;
+    grid.reset(found.total, pictures, fetched, found.items);
+    $("select_all").hidden = !found.total || query.view === "all";
+    offerMarking();
+    const noun = { duplicates: "pairs", captions: "captions" }[query.view] || "images";
+    const none = query.view === "search" && query.precision ? "Nothing matches at this precision." : `No ${noun}.`;
+    const best = query.view === "search" && found.total === 1000 ? "the best " : "";
+    say(found.total ? `${best}${found.total.toLocaleString("en")} ${noun} · ${((performance.now() - began) / 1000).toFixed(2)} s` : none);
+  } catch (error) {
+    if (started === app.started) say(error.message, true);
+  } finally { clearTimeout(slow); }
+}
+
+function showList() {
+  const items = app.list.items();
+  grid.reset(items.length, 1, async (start, count) => ({ items: items.slice(start, start + count) }), items.slice(0, 60));
+  say(items.length ? `${items.length.toLocaleString("en")} to drop` : "Nothing is marked yet: use “drop” below images.");
+  for (const id of ["download", "clear"]) $(id).hidden = !items.length;
+  if (items.length) {
+    $("command").replaceChildren("Download the list, then write a copy of the data without them: ",
+      make("code", {}, `clipkit data check ${app.about.source || "D"} --fix cleaned --drop drop.jsonl`),
+      ". Remove lines from the list to keep images.");
+  }
+}
+
+const MOST_MARKED = 1000;
+
+function offerMarking() {
+  const few = grid.total <= MOST_MARKED;
+  $("select_all").textContent = few ? `Mark all ${grid.total} to drop` : "Mark the first 1,000 to drop";
+  $("select_all").onclick = markAll;
+}
+
+async function markAll() {
+  const { query } = app, body = asked(query), most = Math.min(grid.total, MOST_MARKED), added = [];
+  try {
+    for (let start = 0; start < most; start += 200) {
+      const { items } = await (await ask("/api/list", { query: body, start, count: Math.min(200, most - start) })).json();
+      for (const item of items.filter((one) => !app.list.has(one))) {
+        app.list.set(item, true, query.view, query.words);
+        added.push(item);
+      }
+    }
+    say(`${added.length.toLocaleString("en")} marked; they are under “To drop”`);
+  } catch (error) { say(error.message, true); }
+  app.marked();
+  $("select_all").textContent = "Undo";
+  $("select_all").onclick = () => {
+    for (const item of added) app.list.set(item, false);
+    app.marked();
+    offerMarking();
+  };
+}
+
+async function download() {
+  try {
+    const content = await (await ask("/api/drop", app.list.request(app.index))).blob();
+    const link = make("a", { href: URL.createObjectURL(content), download: "drop.jsonl" });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  } catch (error) { say(error.message, true); }
+}
+
+async function searchImage(file) {
+  if (!file) return;
+  say("…");
+  try {
+    const { image } = await (await ask("/api/image", file, true)).json();
+    app.go({ ...app.query, view: "search", words: "", like: [], images: [{ id: image, url: URL.createObjectURL(file) }] });
+  } catch (error) { say(error.message, true); }
+}
+
+function keys(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== "checkbox";
+  if (event.key === "/" && !typing) { event.preventDefault(); $("words").focus(); $("words").select(); return; }
+  if (typing || $("detail").open) return;
+  const element = event.target.closest?.(".card"), position = element ? Number(element.dataset.position) : -1;
+  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: grid.size.columns, ArrowUp: -grid.size.columns }[event.key];
+  if (step && (element || event.key === "ArrowDown")) {
+    event.preventDefault();
+    grid.focus(element ? position + step : 0);
+  } else if (element && grid.item(position)) {
+    const item = grid.item(position);
+    if (event.key === "l") app.like(item);
+    if (event.key === "x") app.mark(item, !app.list.has(item));
+  }
+}
+
+function listen() {
+  $("search").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const { like, images } = app.query;
+    const [words, minus, where, precision] = ["words", "minus", "where", "precision"].map((id) => $(id).value);
+    const searching = words.trim() || like.length || images.length;
+    app.go({ ...app.query, words, minus, where, precision, view: searching ? "search" : app.query.view === "search" ? "all" : app.query.view });
+  });
+  for (const button of document.querySelectorAll("nav button")) {
+    button.addEventListener("click", () => app.go({ ...app.query, view: button.dataset.view }));
+  }
+  $("at_least").addEventListener("input", () => { $("at_least_value").textContent = Number($("at_least").value).toFixed(3); });
+  $("at_least").addEventListener("change", () => app.go({ ...app.query, at_least: Number($("at_least").value) }));
+  $("download").addEventListener("click", download);
+  $("clear").addEventListener("click", () => {
+    if (confirm(`Remove all ${app.list.entries.size} entries from the list?`)) { app.list.clear(); app.marked(); show(); }
+  });
+  $("file").addEventListener("change", () => { searchImage($("file").files[0]); $("file").value = ""; });
+  addEventListener("paste", (event) => searchImage([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
+  addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dragging"); });
+  addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dragging"); });
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    document.body.classList.remove("dragging");
+    searchImage(event.dataTransfer.files[0]);
+  });
+  addEventListener("keydown", keys);
+  addEventListener("popstate", (event) => app.go(event.state || fromHash(), false));
+}
+
+async function start() {
+  try {
+    const indexes = await (await ask("/api/about")).json();
+    app.about = indexes[0];
+    app.list = new DropList(app.about);
+    document.title = `${app.about.name} – clipkit`;
+    $("name").textContent = `${app.about.name} · ${app.about.images.toLocaleString("en")} images`;
+    $("name").title = app.about.model;
+    $("precise").hidden = !app.about.calibrated;
+    const columns = ["image", "captions", ...Object.keys(app.about.columns)];
+    $("columns").textContent = `Columns: ${columns.join(", ")}. Operators: = != < > in like contains is null and or not.`;
+    listen();
+    app.marked();
+    app.query = fromHash();
+    history.replaceState(app.query, "");
+    show();
+  } catch (error) { say(error.message, true); }
+}
+
+start();

@@ -1,0 +1,59 @@
+"""The text tower of a CLIP, alone: the same features as the model, and never other results."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipkit.errors import DataError
+from clipkit.models import DualEncoder
+from clipkit.search import Index
+from clipkit.search.quick_text import QuickText, quick_text
+
+TEXTS = ["two dogs in snow", "A red BUS, street; 1,234 signs!", "Äpfel 苹果", "word " * 200, ""]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"hidden_act": "gelu"}, {"eos_token_id": 2}, {"layer_norm_eps": 1e-2, "num_attention_heads": 4}]
+)
+def test_features_are_those_of_the_model(changes: dict[str, object], tiny_clip: Path, tmp_path: Path) -> None:
+    from clipkit.models import load
+
+    folder = shutil.copytree(tiny_clip, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    alone = quick_text(folder)
+    assert alone is not None
+    torch.testing.assert_close(alone.encode_text(TEXTS), load(folder).encode_text(TEXTS), atol=2e-6, rtol=0)
+
+
+def test_a_search_for_words_loads_the_text_tower_alone(index_folder: Path, model: DualEncoder) -> None:
+    index, whole = Index(index_folder), Index(index_folder, model=model)
+    found = index.search("a red square", minus="a circle")
+    assert isinstance(index._quick_text, QuickText)
+    assert "model" not in index.__dict__
+    assert [hit.row for hit in found] == [hit.row for hit in whole.search("a red square", minus="a circle")]
+    index.search("a red square", images=[index.image(3)])
+    assert "model" in index.__dict__
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "config.json", "model.safetensors"])
+def test_files_of_another_kind_are_left_to_the_usual_loading(missing: str, tiny_clip: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_clip, tmp_path / "model")
+    (folder / missing).unlink()
+    assert quick_text(folder) is None
+    assert quick_text("open_clip:ViT-B-32") is None
+
+
+def test_another_model_is_refused(index_folder: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    from clipkit.models import load
+
+    other = load(tiny_clip)
+    with torch.no_grad():
+        other.text.head.weight.normal_()
+    other.save(tmp_path / "other")
+    with pytest.raises(DataError, match="other"):
+        Index(index_folder, model=tmp_path / "other").search("a red square")
