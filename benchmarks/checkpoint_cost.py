@@ -25,6 +25,7 @@ from clipkit.recipe import CheckpointRecipe, parse_overrides
 from clipkit.training.folder import keeper
 from clipkit.training.folder.checkpoint import write_checkpoint
 from clipkit.training.folder.learned import Learned
+from clipkit.training.weights import Weights
 
 REPETITIONS = 3
 
@@ -75,7 +76,7 @@ def share_of_an_interval(pairs: int) -> dict[str, Any]:
 
     step()
     step_seconds = statistics.median(step() for _ in range(REPETITIONS))
-    learned = Learned(model, optimizer, None)
+    learned = Learned(Weights(model), optimizer, None)
     ours, torch_save = [], []
     with tempfile.TemporaryDirectory(dir=".") as folder:
         for repetition in range(REPETITIONS):

@@ -9,7 +9,7 @@ from clipkit.errors import UserError
 _UNSUPPORTED = (
     ("ACCELERATE_USE_DEEPSPEED", ("false",), "DeepSpeed", "train.gradient_checkpointing or a smaller micro-batch"),
     ("ACCELERATE_USE_MEGATRON_LM", ("false",), "Megatron-LM", "train.gradient_checkpointing or a smaller micro-batch"),
-    ("ACCELERATE_USE_FSDP", ("false",), "FSDP", "train.gradient_checkpointing or a smaller micro-batch"),
+    ("ACCELERATE_USE_FSDP", ("false",), "FSDP", "train.shard: true in the recipe"),
     ("ACCELERATE_USE_PARALLELISM_CONFIG", ("false",), "a parallelism config", "one process per GPU"),
     ("ACCELERATE_DYNAMO_BACKEND", ("no",), "torch.compile through Accelerate", "train.compile in the recipe"),
     ("ACCELERATE_MIXED_PRECISION", ("no", "fp16", "bf16"), "fp8", "train.precision"),

@@ -300,12 +300,17 @@ def _together(*tensors: Tensor) -> Iterator[None]:
         # If a loader worker dies, PyTorch raises an error in the main thread, in whatever code is running.
         if isinstance(error, torch.OutOfMemoryError) or "DataLoader worker" in str(error):
             raise
-        lost = TrainingError(
-            f"another process of this run has ended or does not respond ({one_line(error)}); saved files are complete: "
-            "start all processes again, and add --resume for a training run"
-        )
-        lost.everywhere = False
-        raise lost from None
+        raise lost_process(error) from None
+
+
+def lost_process(error: BaseException) -> TrainingError:
+    """Return the one-line error for a collective operation that failed because another process has ended."""
+    lost = TrainingError(
+        f"another process of this run has ended or does not respond ({one_line(error)}); saved files are complete: "
+        "start all processes again, and add --resume for a training run"
+    )
+    lost.everywhere = False
+    return lost
 
 
 def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:

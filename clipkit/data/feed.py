@@ -69,6 +69,11 @@ class IndexedFeed:
         """Description of the size of the data."""
         return f"{len(self.pairs.images)} images, {len(self.pairs.captions)} captions"
 
+    @property
+    def reopened(self) -> int | None:
+        """Number of lost connections of this process that were opened again; None if nothing is streamed."""
+        return None
+
     def image_name(self, image: int) -> str:
         """Return the location of an image, given its ID in a batch."""
         return str(self.pairs.images[image])
@@ -135,6 +140,10 @@ class StreamFeed:
     @property
     def description(self) -> str:
         return f"a stream in {len(self.stream.parts)} parts, {self.samples} pairs per epoch"
+
+    @property
+    def reopened(self) -> int | None:
+        return int(self.stream.reopened.sum())
 
     def image_name(self, image: int) -> str:
         return f"sample {image:016x}"

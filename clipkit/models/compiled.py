@@ -16,11 +16,11 @@ def compile_trunk(tower: Tower) -> None:
     minutes.
     """
     dynamic = True if isinstance(tower, TextTower) else None  # captions have many lengths, images one size
-    for module in _blocks(tower.trunk) or [tower.trunk]:
+    for module in repeated_blocks(tower.trunk) or [tower.trunk]:
         module.compile(dynamic=dynamic)
 
 
-def _blocks(trunk: nn.Module) -> list[nn.Module]:
+def repeated_blocks(trunk: nn.Module) -> list[nn.Module]:
     """Return the longest sequence of modules of one class in the trunk, if it holds most of the weights."""
     stacks = [m for m in trunk.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len({*map(type, m)}) == 1]
     blocks = max(([*stack] for stack in stacks), key=_weights, default=[])

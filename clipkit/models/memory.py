@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clipkit.models.adapters.attach import adapted_layers
 from clipkit.models.compiled import uncompiled
+from clipkit.models.devices import is_shard
 from clipkit.models.preprocess import stack_inputs
 from clipkit.models.towers import ImageTower, TextTower
 
@@ -17,10 +18,11 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
     """Return the size in bytes of the activations kept for the backward pass.
 
     The size includes the inputs, but neither the parameters nor what adapters compute from them, which does not depend
-    on the number of rows.
+    on the number of rows. Parameters that FSDP2 gathered are freed after the forward pass.
     """
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in tower.parameters()}
-    kept: dict[int, int] = {}
+    own = [parameter for parameter in tower.parameters() if not is_shard(parameter)]
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in own}
+    kept: dict[int, torch.UntypedStorage] = {}
     saved_tensors: list[Tensor] = []
 
     def count(saved: Tensor) -> None:
@@ -28,12 +30,12 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
         saved_tensors.append(saved.detach())
         storage = saved.untyped_storage()
         if storage.data_ptr() not in parameters and not is_of_adapter(saved):
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
 
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved)
     with _computed_by_adapters(tower) as is_of_adapter, hooks:
         tower(inputs)
-    return sum(kept.values()) + sum(value.nbytes for value in inputs.values())
+    return sum(storage.nbytes() for storage in kept.values()) + sum(value.nbytes for value in inputs.values())
 
 
 @contextmanager

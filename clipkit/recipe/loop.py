@@ -118,6 +118,11 @@ class TrainRecipe(Section):
     log_every: Count = 1
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more time, but far less memory."""
+    shard: bool = False
+    """Distribute the parameters of the trunks, their gradients and the optimizer's state over the processes (FSDP2),
+    for a model that does not fit on one GPU."""
+    cpu_offload: bool = False
+    """With shard: keep these parts in the memory of the CPU, where the optimizer updates them."""
     compile: bool = False
     """Compile both trunks with torch.compile."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -126,6 +131,12 @@ class TrainRecipe(Section):
     """Trackers of Accelerate, e.g. [tensorboard, wandb], in addition to the files of the run."""
     timeout_minutes: Minutes = 10.0
     """Timeout for a process that does not respond, in minutes."""
+
+    @model_validator(mode="after")
+    def _shards_are_offloaded(self) -> Self:
+        if self.cpu_offload and not self.shard:
+            raise ValueError("cpu_offload applies to sharded trunks; set train.shard: true, or remove it")
+        return self
 
 
 class CheckpointRecipe(Section):

@@ -145,6 +145,22 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _trunks_can_be_sharded(self) -> Self:
+        """Refuse what needs the whole weights of a trunk, or changes what it learns, between the steps."""
+        conflicts = {
+            "model.start: cca": self.start == "cca",
+            "data.views": self.data.views is not None,
+            "optim.unfreeze": self.optim.unfreeze is not None,
+            "optim.pull_to_start": self.optim.pull_to_start is not None,
+            "eval.interpolate": bool(self.eval.interpolate),
+            "train.compile": self.train.compile,
+        }
+        for key in (key for key, is_set in conflicts.items() if is_set and self.train.shard):
+            instead = "set model.start: random" if key == "model.start: cca" else f"remove {key}"
+            raise ValueError(f"train.shard does not support {key}; {instead}, or set train.shard: false")
+        return self
+
+    @model_validator(mode="after")
     def _there_is_something_to_measure(self) -> Self:
         data = self.data
         if data.labelled is not None and not self.model.has("image"):

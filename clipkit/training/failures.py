@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch.distributed as dist
+
 from clipkit.errors import TrainingError, one_line
+from clipkit.processes import lost_process
 from clipkit.training.step import is_out_of_memory
 
 
@@ -32,6 +35,8 @@ def failures_in_one_line(
                 f"a loader worker died ({one_line(death)}){f' at {image}' if image else ''}; the system kills "
                 "processes when memory runs out: if it did, lower data.workers"
             )
+        elif isinstance(error, dist.DistError) or "gloo" in str(error):  # in a pass through a sharded trunk
+            raise lost_process(error) from None
         elif isinstance(error, MemoryError):
             reason = "out of memory while images are read; lower data.workers or data.max_pixels"
         elif not isinstance(error, RuntimeError):

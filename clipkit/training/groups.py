@@ -38,11 +38,11 @@ def _cells(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def peaks_of(
-    model: nn.Module, groups: list[dict[str, list[nn.Parameter]]], peaks: tuple[float, ...]
+    parameters: Mapping[str, nn.Parameter], groups: list[dict[str, list[nn.Parameter]]], peaks: tuple[float, ...]
 ) -> dict[str, float]:
     """Return the peak learning rate of each parameter by name, from the groups of the optimizer."""
     by_id = {id(parameter): peak for group, peak in zip(groups, peaks, strict=True) for parameter in group["params"]}
-    return {name: by_id[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in by_id}
+    return {name: by_id[id(parameter)] for name, parameter in parameters.items() if id(parameter) in by_id}
 
 
 def _parts(model: DualEncoder, starts: Mapping[str, int]) -> Iterator[Part]:

@@ -12,6 +12,7 @@ from clipkit.data.shared_memory import available_memory
 from clipkit.errors import RecipeError
 from clipkit.models import DualEncoder, Tower
 from clipkit.models.compiled import uncompiled
+from clipkit.models.devices import is_shard
 from clipkit.models.memory import graph_bytes
 from clipkit.processes import Processes
 from clipkit.recipe import ModelRecipe, Recipe
@@ -76,7 +77,8 @@ def find_micro_batch_size(
     """Return the largest micro-batch size that fits on every process, at most `rows`.
 
     On a GPU, sizes are tried. On a CPU, where the system would kill the process, half of the available memory is
-    divided by the measured bytes per pair.
+    divided by the measured bytes per pair. So it is on a GPU if trunks are sharded, because a process that runs out of
+    memory could not tell the others, which wait for it.
 
     Args:
         model: the model.
@@ -88,18 +90,26 @@ def find_micro_batch_size(
     """
     # BatchNorm would learn statistics from these measurements, so restore them afterwards.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    if model.device.type == "cpu":
+    is_sharded = any(is_shard(parameter) for parameter in model.parameters())
+    if model.device.type == "cpu" or is_sharded:
         # If the whole slice fits, the graphs of all features are in memory together.
         with accelerator.autocast():
             needed = sum(graph_bytes(tower, inputs) for tower, inputs in encoded)
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        fitting = int(available_memory() / 2 / local // max(1, needed // 2))
+        fitting = int(_free_memory(model.device) / 2 // max(1, needed // 2))
     else:
         with uncompiled(model):
             fitting = _by_trying(model, encoded, rows, accelerator)
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     return processes.smallest(max(1, min(rows, fitting)))
+
+
+def _free_memory(device: torch.device) -> float:
+    """Return the bytes that this process may use on a device; on a CPU, a machine's processes share the memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what PyTorch keeps counts as used
+        return float(torch.cuda.mem_get_info(device)[0])
+    return available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def memory_in_use() -> int:

@@ -36,6 +36,13 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
         f"epochs: {recipe.train.epochs}, steps per epoch: {plan.sampler.steps_per_epoch}, "
         f"pairs per step: {recipe.train.batch_size}"
     )
+    if recipe.train.shard and not plan.weights.is_sharded:
+        log.info("train.shard has no effect on one process")
+    elif recipe.train.shard:
+        where = ", on the CPU" if recipe.train.cpu_offload and kind != "cpu" else ""
+        log.info(
+            f"each process keeps 1/{count} of the trunks{where} (train.shard); data.store is used in evaluations only"
+        )
     if (held_out := plan.data.validation) is not None:
         counts = [(len(held_out.images), "image")] * held_out.has_images
         counts += [(len(held_out.captions), "caption")] * held_out.has_captions
@@ -44,7 +51,7 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
     policy = recipe.data.policy(recipe.model)
     chosen = f"; data.augment: auto is {policy}" if recipe.data.augment == "auto" and recipe.is_cross_modal else ""
     log.info(f"peak learning rate: {rates}{chosen}")
-    peaks = peaks_of(model, plan.optimizer.param_groups, plan.peaks)
+    peaks = peaks_of(plan.weights.trained, plan.optimizer.param_groups, plan.peaks)
     for line in group_lines(model, peaks, plan.first_steps):
         log.info(f"  {line}")
     if plan.schedule.held:
@@ -84,7 +91,7 @@ def tower_inputs(plan: Plan, log: RunLog) -> TowerInputs:
 def storing_of(plan: Plan, log: RunLog) -> Storing | None:
     """Return the settings of the inputs that the run stores on disk; None if it stores nothing."""
     recipe = plan.recipe
-    if recipe.data.store is None:
+    if recipe.data.store is None or plan.weights.is_sharded:  # stored activations enter a trunk between its blocks
         return None
     return Storing(
         recipe.data.store,
@@ -118,6 +125,7 @@ def training_step(
         stop_requested=lambda: stop.signal is not None,
         log=log.info,
         on_features=monitor.on_features,
+        is_sharded=plan.weights.is_sharded,
     )
 
 

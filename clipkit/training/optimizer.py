@@ -15,7 +15,7 @@ _NO_DECAY = ("position_embedding", "positional_embedding", "pos_embed", "class_e
 
 
 def build_optimizer(
-    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
     recipe: OptimRecipe,
     kind_of: Callable[[str], Kind],
     factors: Mapping[str, float] | None = None,
@@ -26,14 +26,13 @@ def build_optimizer(
     and the scale.
 
     Args:
-        model: the model.
+        parameters: the trainable parameters by name.
         recipe: settings of the optimizer.
         kind_of: returns the kind of a parameter's weights from its name.
         factors: factors of the learning rate by the name of the parameter; None: all 1.
     """
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    kinds = {name: kind_of(name) for name, _ in trained}
-    factor = {name: 1.0 if factors is None else factors[name] for name, _ in trained}
+    kinds = {name: kind_of(name) for name in parameters}
+    factor = {name: 1.0 if factors is None else factors[name] for name in parameters}
     rates = {name: getattr(recipe.rates, kinds[name]) * factor[name] for name in kinds}
     order = sorted(rates, key=lambda name: (KINDS.index(kinds[name]), -factor[name]))
     peaks = dict.fromkeys(rates[name] for name in order)
@@ -41,7 +40,7 @@ def build_optimizer(
     for peak in peaks:
         decay: list[nn.Parameter] = []
         no_decay: list[nn.Parameter] = []
-        for name, parameter in trained:
+        for name, parameter in parameters.items():
             if rates[name] == peak:
                 excluded = parameter.ndim < 2 or any(part in name for part in _NO_DECAY)
                 (no_decay if excluded else decay).append(parameter)
@@ -50,7 +49,7 @@ def build_optimizer(
     if recipe.name == "sgd":
         return torch.optim.SGD(groups)
     # One kernel for all parameters; on a CPU the default, whose bits differ.
-    fused = True if any(parameter.is_cuda for _, parameter in trained) else None
+    fused = True if any(parameter.is_cuda for parameter in parameters.values()) else None
     return torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps, fused=fused)
 
 

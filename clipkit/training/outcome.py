@@ -27,6 +27,7 @@ def finish(plan: Plan, state: State, recorder: Recorder) -> dict[str, Any]:
     best_step = plan.processes.of_main(best["step"] if best is not None else state.step)
     if best_step != state.step:
         plan.learned.load_chosen(checkpoint_of(folder.checkpoints, best_step))
+        plan.weights.end()
         return _write_results(plan, state, recorder, best)
     with plan.learned.chosen():
         return _write_results(plan, state, recorder, best)
@@ -51,6 +52,11 @@ def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str,
         **interpolation,
         **retention,
     }
+    if train.reopened is not None:
+        reopened = sum(plan.processes.gather_objects(train.reopened))
+        results["settings"]["reopened_connections"] = reopened
+        if reopened:
+            recorder.log_line(f"{reopened} lost connections to {train.name} were opened again")
     results["seconds"] = round(state.seconds, 2)
     results["findings"] = [finding.to_dict() for finding in recorder.monitor.findings]
     if plan.processes.is_main and (sheet := augmented_sheet(plan.recipe, train.pairs)) is not None:

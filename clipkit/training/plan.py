@@ -35,7 +35,9 @@ from clipkit.training.optimizer import WarmupCosine, build_optimizer, warmup_ste
 from clipkit.training.pull import Pull
 from clipkit.training.rates import Kind, kind_of, trained_rates
 from clipkit.training.run_data import RunData, read_data
+from clipkit.training.shards import Shards, is_sharded
 from clipkit.training.unfreeze import first_steps
+from clipkit.training.weights import Weights
 
 # CLIP clips the scale at 100 "to prevent training instability" (Radford et al. 2021, 2.5).
 _LARGEST_LOGIT_SCALE = math.log(100)
@@ -63,6 +65,8 @@ class Plan:
     pull: Pull | None
     """Pull of the pretrained weights to their values at the start."""
     model: DualEncoder
+    weights: Weights
+    """Trained weights of the model: whole, or distributed over the processes."""
     objective: Objective
     optimizer: AcceleratedOptimizer
     learned: Learned
@@ -130,8 +134,11 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     steps = recipe.train.epochs * sampler.steps_per_epoch
     held = recipe.optim.warm_moments or 0
     warmup_steps(recipe.optim.warmup, steps, held)  # a warmup that is too long is refused before a model is loaded
+    sharded = is_sharded(recipe, processes, accelerator.mixed_precision)
     torch.manual_seed(recipe.train.seed)  # every process initializes new layers with the same weights
-    model = model_of(recipe, given.model).to(accelerator.device)
+    model = model_of(recipe, given.model)
+    if not sharded:
+        model = model.to(accelerator.device)
     # With the sigmoid loss, the scale may rise above CLIP's limit.
     limited = Need.BIAS not in recipe.needs
     largest_logit_scale = max(_LARGEST_LOGIT_SCALE, model.logit_scale.item()) if limited else None
@@ -142,12 +149,14 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     kind = partial(kind_of, recipe=recipe)
     pull = None if pull_weight is None else Pull(model, pull_weight, kind)
     unfrozen_from = first_steps(model, recipe.optim.unfreeze, steps)
-    optimizer = accelerator.prepare(build_optimizer(model, recipe.optim, kind, factors))
-    peaks = tuple(group["lr"] for group in optimizer.param_groups)
-    rates = trained_rates(recipe, model)
-    learned = Learned(model, optimizer.optimizer, recipe.train.ema)
     names = [loss.teacher for term in recipe.terms for loss in term.losses if loss.teacher is not None]
     teachers = teachers_of(names, pairs, processes)
+    identity = identity_of(recipe, data, model, teachers, pull, processes, accelerator, given)
+    weights = Shards(model, processes, recipe.train.cpu_offload) if sharded else Weights(model)
+    optimizer = accelerator.prepare(build_optimizer(weights.trained, recipe.optim, kind, factors))
+    peaks = tuple(group["lr"] for group in optimizer.param_groups)
+    rates = trained_rates(recipe, model)
+    learned = Learned(weights, optimizer.optimizer, recipe.train.ema)
     return Plan(
         recipe=recipe,
         began=began,
@@ -161,12 +170,13 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
         first_steps=unfrozen_from,
         pull=pull,
         model=model,
+        weights=weights,
         objective=objective_of(recipe, model, pairs, teachers, given.loss, given.objective),
         optimizer=optimizer,
         learned=learned,
         layout=layout,
         start=start,
         largest_logit_scale=largest_logit_scale,
-        identity=identity_of(recipe, data, model, teachers, pull, processes, accelerator, given),
+        identity=identity,
         given=given,
     )

@@ -23,7 +23,6 @@ from clipkit.training.guards.monitor import Monitor
 from clipkit.training.kept_model import keep_model
 from clipkit.training.measures.measurement import Measurement
 from clipkit.training.micro_batch import memory_in_use
-from clipkit.training.model import are_finite
 from clipkit.training.plan import Plan
 from clipkit.training.state import State
 from clipkit.training.stop import StopRequest
@@ -119,6 +118,8 @@ class Recorder:
         }
         if (share := self.throughput.share(batch, took)) is not None:
             speed["mfu"] = round(share, 4)
+        if (reopened := self.plan.data.train.reopened) is not None:
+            speed["reopened_connections"] = reopened
         self._bar.update(self.plan.recipe.train.batch_size)
         self._bar.set_postfix_str(_postfix(row["loss"], speed))
         if not self.plan.calendar.logs(step):
@@ -167,8 +168,8 @@ class Recorder:
             TrainingError: the checkpoint cannot be written.
         """
         if state.saved_at != state.step:
-            saved = state.to_save()
-            self.processes.on_main(lambda: self.keeper.write(state.step, self.plan.learned, saved))
+            saved, tensors = state.to_save(), self.plan.learned.tensors()
+            self.processes.on_main(lambda: self.keeper.write(state.step, tensors, saved))
             state.saved_at = state.step
             self.callbacks.checkpoint(checkpoint_of(self.folder.checkpoints, state.step))
 
@@ -201,8 +202,7 @@ class Recorder:
         rows = batch.image_ids[:, None].to(self.plan.accelerator.device)
         positions = self.processes.gather(rows, self.plan.recipe.train.batch_size)[:, 0].tolist()
         names = [Path(self.plan.data.train.image_name(position)).name for position in positions]
-        trained = [parameter for parameter in self.plan.model.parameters() if parameter.requires_grad]
-        if not error.updated and are_finite(trained):
+        if not error.updated and self.plan.weights.are_finite():
             self.save(state)
         step = state.step + 1
         self.monitor.not_finite(step, error.loss, error.norm, error.updated)

@@ -116,17 +116,18 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
         return Result(json.loads(folder.results.read_text(encoding="utf-8")))
     with log.recording():
         announce(plan, start, log)
-        inputs = tower_inputs(plan, log)  # frozen trunks run once
-        closed_form = closed_form_start(plan, inputs, start, folder, log)
-        inputs.store_parts()  # and so do frozen first blocks
-        measurements = list(measurements_of(plan))
-        measure_start(closed_form, measurements, log)
-        monitor = Monitor(plan, folder, log.info)
+        with plan.weights.model_is_whole():
+            inputs = tower_inputs(plan, log)  # frozen trunks run once
+            closed_form = closed_form_start(plan, inputs, start, folder, log)
+            inputs.store_parts()  # and so do frozen first blocks
+            measurements = list(measurements_of(plan))
+            measure_start(closed_form, measurements, log)
+            monitor = Monitor(plan, folder, log.info)
+            throughput = throughput_of(plan, inputs)
+            recorder = Recorder(plan, folder, log, monitor, measurements, stop, throughput)
+            recorder.bad_samples.check_known(inputs.bad)
+            monitor.check_before(resumed=start.saved is not None)
         gradients = training_step(plan, inputs, start, monitor, stop, log)
-        throughput = throughput_of(plan, inputs)
-        recorder = Recorder(plan, folder, log, monitor, measurements, stop, throughput)
-        recorder.bad_samples.check_known(inputs.bad)
-        monitor.check_before(resumed=start.saved is not None)
         # Nothing in the folder has changed up to this point.
         state = open_folder(plan, folder, start, gradients, log, closed_form)
         monitor.start(resumed=start.saved is not None)
@@ -138,6 +139,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
             with stop.deferred(), recorder.showing_progress(state.step):
                 loop(batches, gradients, plan, state, recorder)
             results = finish(plan, state, recorder)
+            plan.weights.end()
         recorder.callbacks.end(results)
         recorder.trackers.end(results)
         return Result(results)

@@ -1,6 +1,6 @@
 """Training step: the gradient of one global batch, independent of micro-batch size and number of processes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clipkit.data import Batch
 from clipkit.errors import TrainingError
 from clipkit.models import DualEncoder, Tower
-from clipkit.models.devices import is_accelerator
+from clipkit.models.devices import is_accelerator, is_shard
 from clipkit.models.towers import TextTower
 from clipkit.processes import Processes
 from clipkit.seeds import mix
@@ -85,6 +85,8 @@ class Step:
         stop_requested: called between micro-batches; True ends the step.
         log: called with one line when the micro-batch becomes smaller.
         on_features: called with the gathered features and the number of the step, without gradients.
+        is_sharded: whether a pass through a trunk gathers its weights from all processes (FSDP2), so that all of them
+            must run the same number of passes.
     """
 
     model: DualEncoder
@@ -99,11 +101,12 @@ class Step:
     stop_requested: Callable[[], bool] = lambda: False
     log: Callable[[str], None] = lambda message: None
     on_features: Callable[[Gathered, int], None] = lambda gathered, step: None
+    is_sharded: bool = False
 
     def __post_init__(self) -> None:
         # A batch may not be split if BatchNorm learns its statistics. They change in the forward pass: such a step
-        # must be completed once it has started.
-        if not self.may_split:
+        # must be completed once it has started. So must a step whose passes wait for the other processes.
+        if not self.may_split or self.is_sharded:
             self.stop_requested = lambda: False
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
@@ -173,7 +176,8 @@ class Step:
         try:
             yield
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            # With shards, the other processes wait for this one in a pass, and cannot learn of it: the run ends.
+            if self.is_sharded or not is_out_of_memory(error):
                 raise
             too_large = True
         except Abandoned:
@@ -211,10 +215,20 @@ class Step:
             return MicroBatches(inputs, rows, device)
         lengths, order = inputs["attention_mask"].sum(dim=1).cpu().sort(stable=True)
         if not is_accelerator(device):
-            parts = order.split(min(self.micro_batch_size, _CPU_CAPTIONS))
+            parts = self._equally_many(order.split(min(self.micro_batch_size, _CPU_CAPTIONS)))
             return MicroBatches(inputs, parts, device, tower.cut_padding)
-        parts = order.split(_sizes(lengths, self.micro_batch_size))
+        parts = self._equally_many(order.split(_sizes(lengths, self.micro_batch_size)))
         return MicroBatches(inputs, parts, device, partial(tower.cut_padding, multiple=_ALIGNED))
+
+    def _equally_many(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Split the largest parts until all processes have the same number of parts, if the model is sharded."""
+        if not self.is_sharded:
+            return parts
+        count, parts = self.processes.largest(len(parts)), list(parts)
+        while len(parts) < count:
+            index = max(range(len(parts)), key=lambda index: len(parts[index]))
+            parts[index : index + 1] = parts[index].chunk(2)
+        return parts
 
 
 @dataclass(eq=False)
@@ -299,6 +313,7 @@ def _completed_by(encodings: list[_Encoding], model: nn.Module) -> list[list[nn.
     last = dict.fromkeys(model.parameters(), 0)
     for number, encoding in enumerate(encodings, start=1):
         last |= dict.fromkeys(encoding.encoder.parameters(), number)
+    last = {one: number for one, number in last.items() if not is_shard(one)}  # FSDP2 sums the others
     groups: list[list[nn.Parameter]] = [[] for _ in range(len(encodings) + 1)]
     for parameter in reversed(last):  # a backward pass goes from the last layer to the first
         groups[last[parameter]].append(parameter)

@@ -7,7 +7,6 @@ import torch
 from accelerate import Accelerator
 
 from clipkit.data import Batch
-from clipkit.training.model import are_finite
 from clipkit.training.plan import Plan
 from clipkit.training.state import State
 from clipkit.training.step import Step
@@ -56,8 +55,7 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
     with frozen_until(plan.first_steps, model, state.step):
         loss = gradients(batch, state.step)
     pull = [] if plan.pull is None else [plan.pull.add_gradient(_gradient_scale(accelerator)).float()]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    norm = accelerator.clip_grad_norm_(trainable, recipe.optim.clip or math.inf)
+    norm = plan.weights.clip_gradients(accelerator, recipe.optim.clip or math.inf)
     value, length, *penalty = torch.stack([loss.float(), norm.float(), *pull]).tolist()  # waits for the device once
     # With fp16 the gradient scaler handles a gradient overflow: it skips the step and lowers its scale.
     if not math.isfinite(value) or (accelerator.scaler is None and not math.isfinite(length)):
@@ -67,7 +65,7 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
     plan.optimizer.step()
     plan.optimizer.zero_grad()
     # Check before the scale is limited: the limit would hide an infinite scale.
-    if not are_finite(trainable):
+    if not plan.weights.are_finite():
         raise NotFinite(value, length, updated=True)
     if plan.largest_logit_scale is not None:
         with torch.no_grad():

@@ -2,10 +2,12 @@
 
 import functools
 import http.server
+import io
 import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from torchvision.transforms.v2 import functional as F
 
 import clipkit
 from clipkit.data import Batch, InputMaker, Loading, Policy, StreamFeed, stream, stream_feed
-from clipkit.data.sources import streams
+from clipkit.data.sources import read_ahead, streams
+from clipkit.data.sources.read_ahead import ReadAhead
 from clipkit.errors import DataError, Interrupted, RecipeError
 from clipkit.images import InMemory
 from clipkit.recipe import Recipe, steps_of
@@ -195,6 +198,105 @@ def test_errors_name_the_address_and_the_problem_in_one_line(made: Made, address
             batches(opened(f"{tmp_path}/shards-000.tar?stream=true"), 0, 10, 0)
 
 
+class _Dropping(_Quiet):
+    """Handler that sends a part of a shard and closes the connection, in the first `drops` requests."""
+
+    drops = 0
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        if type(self).drops:
+            type(self).drops -= 1
+            outputfile.write(source.read(70_000))
+            self.close_connection = True
+        else:
+            super().copyfile(source, outputfile)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_lost_connection_is_opened_again_and_counted(
+    made: Made, address: str, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_ahead, "BACK_OFF", 0.01)
+    monkeypatch.setattr(streams, "BACK_OFF", 0.01)
+    write_shards(made, tmp_path, (60, 110, 155))
+    handler = functools.partial(_Dropping, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        shards = f"http://127.0.0.1:{server.server_port}/shards-{{000..003}}.tar"
+        _Dropping.drops = 2
+        feed = opened(shards)
+        found = batches(feed, 0, 10, workers)
+        assert _Dropping.drops == 0
+        assert feed.reopened == 2
+        sound = opened(address)
+        assert sorted(texts_of(found)) == sorted(texts_of(batches(sound, 0, 10, workers)))
+        assert sound.reopened == 0
+        _Dropping.drops = 1000
+        with pytest.raises(DataError, match=r"shards-00\d.tar: cannot be read completely"):
+            batches(opened(shards), 0, 10, workers)
+        _Dropping.drops = 0
+        server.shutdown()
+
+
+class _Failing(io.BytesIO):
+    """File whose connection is lost after some bytes; it counts the bytes that were read."""
+
+    sent = 0
+
+    def __init__(self, content: bytes, lost_after: int | None = None, can_seek: bool = True) -> None:
+        super().__init__(content)
+        self.lost_after, self.can_seek = lost_after, can_seek
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.lost_after is not None and self.tell() >= self.lost_after:
+            raise OSError("connection reset")
+        block = super().read(size)
+        _Failing.sent += len(block)
+        return block
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        if not self.can_seek and position != self.tell():
+            raise ValueError("cannot seek")
+        return super().seek(position, whence)
+
+
+@pytest.mark.parametrize("can_seek", [True, False])
+def test_read_ahead_continues_at_the_same_byte(can_seek: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_ahead, "BACK_OFF", 0.001)
+    monkeypatch.setattr(read_ahead, "BLOCK", 10)
+    content, lost = bytes(range(100)), iter([30, 60, 90, None])
+    again: list[int] = []
+    with ReadAhead(lambda: _Failing(content, next(lost), can_seek), 40, lambda: again.append(1)) as file:
+        assert b"".join(iter(lambda: file.read(7), b"")) == content
+    assert len(again) == 3  # more than the attempts for one block
+    with (
+        ReadAhead(lambda: _Failing(content, 30), 40) as file,
+        pytest.raises(OSError, match="connection reset"),
+    ):
+        list(iter(lambda: file.read(7), b""))
+
+
+def test_read_ahead_holds_a_limited_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_ahead, "BLOCK", 10)
+    _Failing.sent = 0
+    with ReadAhead(lambda: _Failing(bytes(1000)), 40) as file:
+        for expected in (50, 60):  # a full buffer and a block that waits for room; then one block more
+            deadline = time.monotonic() + 20
+            while _Failing.sent < expected:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            time.sleep(0.02)
+            assert _Failing.sent == expected
+            assert len(file.read(25)) == 10
+
+
+@pytest.mark.slow
+def test_ten_thousand_shards_are_listed_at_once() -> None:
+    began = time.perf_counter()
+    assert len(opened("https://host/shards-{00000..09999}.tar").stream.parts) == 10_000
+    assert time.perf_counter() - began < 10  # 0.3 s on two cores
+
+
 @pytest.mark.slow
 def test_a_run_on_a_stream_resumes_exactly(
     recipe: Callable[..., Recipe], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -218,7 +320,9 @@ def test_a_run_on_a_stream_resumes_exactly(
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 10
     assert "a stream in 4 parts, 200 pairs per epoch" in (tmp_path / "run" / "log.txt").read_text()
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["metrics"]
+    assert results["settings"]["reopened_connections"] == 0
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from clipkit.training.depth import block_numbers, layer_factors
 from clipkit.training.groups import group_lines, peaks_of
 from clipkit.training.optimizer import build_optimizer
 from clipkit.training.plan import make_plan
+from clipkit.training.weights import Weights
 from tests.models.families import FAMILIES, build
 from tests.models.test_from_open_clip import architectures  # noqa: F401, a fixture
 from tests.training.test_run import COMPOSED
@@ -88,7 +89,9 @@ def test_convolutional_tower_decays_by_its_blocks() -> None:
 def test_groups_have_the_rate_of_their_kind_times_the_factor() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     factors = {name: 0.5 if name.startswith("0.") else 1.0 for name, _ in model.named_parameters()}
-    optimizer = build_optimizer(model, OptimRecipe(), lambda name: "new" if "2." in name else "pretrained", factors)
+    optimizer = build_optimizer(
+        Weights(model).trained, OptimRecipe(), lambda name: "new" if "2." in name else "pretrained", factors
+    )
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert [rates[id(layer.weight)] for layer in model] == [0.5e-5, 1e-5, 1e-3]  # type: ignore[arg-type]
     assert optimizer.param_groups[0]["lr"] == 1e-5  # the main rate comes first
@@ -112,7 +115,7 @@ def test_plan_has_a_rate_for_each_layer(recipe: Build) -> None:
     plan = make_plan(recipe({"optim.layer_decay": 0.5}))
     assert plan.schedule.peak == plan.peaks[0] == 1e-3
     assert sorted(set(plan.peaks)) == [1e-3 * 0.5**layer for layer in range(4, -1, -1)]
-    lines = group_lines(plan.model, peaks_of(plan.model, plan.optimizer.param_groups, plan.peaks), {})
+    lines = group_lines(plan.model, peaks_of(plan.weights.trained, plan.optimizer.param_groups, plan.peaks), {})
     assert [" ".join(line.split()) for line in lines] == [
         "trained parameters peak learning rate",
         "image blocks 1 to 3 of 3 32,480 6.25e-05 to 0.001",

@@ -13,6 +13,7 @@ from clipkit.errors import RecipeError
 from clipkit.models.tuning import tune
 from clipkit.recipe import OptimRecipe, Recipe
 from clipkit.training.optimizer import WarmupCosine, build_optimizer
+from clipkit.training.weights import Weights
 from tests.conftest import read_lines
 
 
@@ -33,7 +34,9 @@ def test_schedule_refuses_a_warmup_longer_than_the_run() -> None:
 def test_weight_decay_skips_biases_norms_positions_and_scale(tiny_clip: object) -> None:
     model = clipkit.load(str(tiny_clip), device="cpu")
     tune(model.image, "frozen")
-    decay, no_decay = build_optimizer(model, OptimRecipe(weight_decay=0.3), lambda _: "new").param_groups
+    decay, no_decay = build_optimizer(
+        Weights(model).trained, OptimRecipe(weight_decay=0.3), lambda _: "new"
+    ).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed = {names[id(parameter)] for parameter in decay["params"]}
     kept = {names[id(parameter)] for parameter in no_decay["params"]}

@@ -15,6 +15,7 @@ from clipkit.recipe import LearningRates, OptimRecipe, Recipe
 from clipkit.training.optimizer import build_optimizer
 from clipkit.training.plan import make_plan
 from clipkit.training.rates import kind_of
+from clipkit.training.weights import Weights
 from tests.conftest import read_lines
 from tests.training.folder.test_resume import interrupted
 from tests.training.test_kills import same_run
@@ -56,13 +57,17 @@ def test_kind_of_weights_follows_from_where_they_come(model: dict[str, Any], kin
 
 def test_one_number_gives_the_two_groups_of_before() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
-    groups = build_optimizer(model, OptimRecipe(lr=3e-4), lambda name: "new" if "0." in name else "pretrained")
+    groups = build_optimizer(
+        Weights(model).trained, OptimRecipe(lr=3e-4), lambda name: "new" if "0." in name else "pretrained"
+    )
     assert [(len(group["params"]), group["lr"]) for group in groups.param_groups] == [(1, 3e-4), (3, 3e-4)]
 
 
 def test_each_kind_has_a_group_with_and_one_without_weight_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    groups = build_optimizer(model, OptimRecipe(), lambda name: "new" if "0." in name else "pretrained").param_groups
+    groups = build_optimizer(
+        Weights(model).trained, OptimRecipe(), lambda name: "new" if "0." in name else "pretrained"
+    ).param_groups
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [
         (1e-5, 0.1), (1e-5, 0.0), (1e-3, 0.1), (1e-3, 0.0),
     ]  # fmt: skip

@@ -39,7 +39,7 @@ def test_checkpoint_restores_the_state(recipe: Build, tmp_path: Path) -> None:
     plan.learned.average.update(1)
     state.step = 5
     saved = state.to_save()
-    Keeper(folder, plan.recipe.checkpoint, None).write(state.step, plan.learned, saved)
+    Keeper(folder, plan.recipe.checkpoint, None).write(state.step, plan.learned.tensors(), saved)
 
     other = make_plan(recipe(CHANGES))
     start = find(folder, other)

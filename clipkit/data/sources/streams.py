@@ -3,15 +3,19 @@
 import hashlib
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from braceexpand import braceexpand
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from clipkit.data.shared_memory import shared_zeros
 from clipkit.data.sources.choice import Peek
 from clipkit.data.sources.columns import Wanted, exists, name_revision_and_split, split_options
 from clipkit.data.sources.members import BoundedMember, check_member
+from clipkit.data.sources.read_ahead import ReadAhead
 from clipkit.data.sources.remote import ATTEMPTS, BACK_OFF, TIMEOUT
 from clipkit.data.sources.samples import adjacent, image_endings, values_of_role
 from clipkit.data.sources.urls import STREAMS, is_address, protocol_of
@@ -21,6 +25,7 @@ from clipkit.opening import open_file
 
 _ROLES = ("image", "caption")
 _SILENCE = 60.0  # seconds without data after which reading a stream fails
+_COUNTERS = 64  # loader workers that count separately, since their additions are not atomic
 # tar fills up its last record, which is a few megabytes at most.
 _MOST_PADDING = 1 << 26
 
@@ -46,11 +51,13 @@ class Stream:
         name: source as given by the user, without options.
         parts: URLs of shards, or numbers of the parts of a Hub dataset.
         options: options that the user wrote after `?`.
+        reopened: number of lost connections that were opened again, counted per loader worker.
     """
 
     name: str
     parts: Sequence[str]
     options: dict[str, str]
+    reopened: Tensor = field(default_factory=lambda: shared_zeros(_COUNTERS), compare=False, repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +70,7 @@ class Stream:
         Raises:
             DataError: the part cannot be read, or a sample has no image or no caption.
         """
-        source = _of_hub(self, int(part)) if self.name.startswith("hf:") else _of_tar(part, self.options)
+        source = _of_hub(self, int(part)) if self.name.startswith("hf:") else _of_tar(part, self.options, self._count)
         try:
             yield from source
         except DataError:
@@ -74,6 +81,10 @@ class Stream:
                 f"{part if '://' in part else self.name}: cannot be read completely ({why}); check the "
                 "network and try again"
             ) from None
+
+    def _count(self) -> None:
+        worker = get_worker_info()
+        self.reopened[0 if worker is None else worker.id % _COUNTERS] += 1
 
 
 def stream_of(source: str) -> Stream | None:
@@ -106,8 +117,9 @@ def stream_of(source: str) -> Stream | None:
         raise DataError(f"{source}: its braces do not match; write, for example, shards-{{000..099}}.tar") from None
 
 
-def _of_tar(address: str, options: Mapping[str, str]) -> Iterator[StreamSample]:
-    with _open(address) as opened:
+def _of_tar(address: str, options: Mapping[str, str], reopened: Callable[[], None]) -> Iterator[StreamSample]:
+    ahead = ReadAhead(lambda: _open(address), reopened=reopened) if is_address(address) else open_file(address)
+    with ahead as opened:
         file = _Tailed(opened)
         yield from _of_open_tar(address, file, options)
         padding = 0
@@ -120,9 +132,7 @@ def _of_tar(address: str, options: Mapping[str, str]) -> Iterator[StreamSample]:
 
 
 def _open(address: str) -> Any:
-    """Open a shard at a path or a URL; chains of protocols, which fsspec supports, are refused."""
-    if not is_address(address):
-        return open_file(address)
+    """Open a shard at an address; chains of protocols, which fsspec supports, are refused."""
     protocol = protocol_of(address, STREAMS)
     import fsspec
 

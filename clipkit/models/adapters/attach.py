@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clipkit.models.adapters.linear_layers import chosen_layers
 from clipkit.models.adapters.low_rank import Adapter
+from clipkit.models.devices import is_shard
 from clipkit.models.towers import Tower
 from clipkit.recipe import LoraRecipe
 
@@ -106,8 +107,10 @@ def _adapted(kind: Any, parameter: str) -> type[nn.Module]:
     """Return a subclass of a layer's class that uses an adapter. All blocks share it, so compilers see one class."""
 
     def weight(layer: Any) -> Tensor:
-        computed = layer.__dict__.get("_computed")
-        return layer.adapter(layer._parameters[parameter]) if computed is None else computed
+        computed, stored = layer.__dict__.get("_computed"), layer._parameters[parameter]
+        if is_shard(stored):  # FSDP2 reads its shards by name; a forward pass has gathered the weight
+            return stored
+        return layer.adapter(stored) if computed is None else computed
 
     def forward(layer: Any, *inputs: Any, **options: Any) -> Any:
         """Compute the adapted weight only once, although attention reads it several times."""

@@ -1,6 +1,6 @@
 """Averaged weights: an exponential moving average of the trainable parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -14,12 +14,12 @@ class Average:
     so that the initial weights of a tower from scratch soon lose their influence.
 
     Args:
-        model: the model; the average starts with its current weights.
+        trained: the trainable parameters by name; the average starts with their current values.
         decay: upper limit of d, below 1.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
-        >>> average = Average(layer, 0.5)
+        >>> average = Average(dict(layer.named_parameters()), 0.5)
         >>> start = layer.weight.item()
         >>> _ = layer.weight.data.add_(11.0)
         >>> average.update(1)   # d = 2 / 11
@@ -27,9 +27,9 @@ class Average:
         9.0
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, trained: Mapping[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
-        self._trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self._trainable = dict(trained)
         self.values: dict[str, Tensor] = {name: value.detach().clone() for name, value in self._trainable.items()}
 
     @torch.no_grad()

@@ -6,8 +6,13 @@ from typing import Any
 
 from clipkit.recipe import CheckpointRecipe
 from clipkit.run_files import read_rows
-from clipkit.training.folder.checkpoint import checkpoint_of, checkpoint_steps, remove_checkpoint, write_checkpoint
-from clipkit.training.folder.learned import Learned
+from clipkit.training.folder.checkpoint import (
+    Tensors,
+    checkpoint_of,
+    checkpoint_steps,
+    remove_checkpoint,
+    write_checkpoint,
+)
 from clipkit.training.folder.resume import best_evaluation
 from clipkit.training.folder.run_folder import RunFolder
 
@@ -32,7 +37,7 @@ class Keeper:
         minutes = self.recipe.every_minutes
         return minutes is not None and time.monotonic() - self._written >= 60 * minutes
 
-    def write(self, step: int, learned: Learned, state: dict[str, Any]) -> None:
+    def write(self, step: int, tensors: Tensors, state: dict[str, Any]) -> None:
         """Write the checkpoint of a step with the current length of the logs, and remove old checkpoints.
 
         Raises:
@@ -41,7 +46,7 @@ class Keeper:
         with self.folder.writing():
             best = best_evaluation(self.folder, self.metric)
             position = {"step": step, "best": best["step"] if best else None, "logs": self.folder.mark()}
-            write_checkpoint(self.folder.checkpoints, step, learned.tensors(), position | state)
+            write_checkpoint(self.folder.checkpoints, step, tensors, position | state)
             self.prune()
         self._written = time.monotonic()
 

@@ -21,6 +21,8 @@ _MAY_CHANGE = (
     "train.epochs",
     "train.micro_batch_size",
     "train.gradient_checkpointing",
+    "train.shard",
+    "train.cpu_offload",
     "train.log_every",
     "train.log_with",
     "train.timeout_minutes",

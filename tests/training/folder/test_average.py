@@ -18,7 +18,7 @@ from clipkit.training.folder.run_folder import RunFolder
 def test_average_equals_a_loop(tmp_path: Path) -> None:
     layer = nn.Linear(3, 2).double()
     layer.bias.requires_grad_(False)
-    average = Average(layer, 0.5)
+    average = Average({"weight": layer.weight}, 0.5)
     expected = layer.weight.detach().clone()
     for step in range(1, 20):
         layer.weight.data.add_(torch.randn(2, 3, dtype=torch.float64))
@@ -37,7 +37,7 @@ def test_average_equals_a_loop(tmp_path: Path) -> None:
 
 def test_current_weights_return_after_an_error() -> None:
     layer = nn.Linear(1, 1)
-    average = Average(layer, 0.9)
+    average = Average(dict(layer.named_parameters()), 0.9)
     layer.weight.data.add_(1.0)
     current = layer.weight.item()
     with pytest.raises(KeyError), average.applied():
