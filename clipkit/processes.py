@@ -7,13 +7,14 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from clipkit.collectives import GatherRows, together
 from clipkit.errors import TrainingError, UserError, one_line
 from clipkit.launchers import refuse_shared_gpus, refuse_unsupported_launcher
 
@@ -135,7 +136,7 @@ class Processes:
         if self.count == 1:
             return rows
         sizes = [self._share_of(index, total) for index in range(self.count)]
-        return _GatherRows.apply(rows, sizes, self.index, self._group_of(rows))
+        return GatherRows.apply(rows, sizes, self.index, self._group_of(rows))
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes, without gradient."""
@@ -148,7 +149,7 @@ class Processes:
     def _reduced(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         """Combine the tensors that the processes give, in place."""
         if self.count > 1:
-            with _together(value):
+            with together(value):
                 dist.all_reduce(value, op=operation, group=self._group_of(value))
         return value
 
@@ -157,11 +158,11 @@ class Processes:
 
         All processes must start the same sums in the same order.
         """
-        with _together(value):
+        with together(value):
             work = dist.all_reduce(value, group=self._group_of(value), async_op=True)
 
         def wait() -> None:
-            with _together():
+            with together():
                 work.wait()
 
         return wait
@@ -198,7 +199,7 @@ class Processes:
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
         padded[: len(data)] = data
         gathered = torch.empty(self.count * len(padded), dtype=torch.uint8)
-        with _together(padded, gathered):
+        with together(padded, gathered):
             dist.all_gather_into_tensor(gathered, padded, group=self._cpu_group)
         rows = zip(gathered.split(len(padded)), lengths, strict=True)
         return [pickle.loads(row[:length].numpy().tobytes()) for row, length in rows]
@@ -234,7 +235,7 @@ class Processes:
         if first_failed == self.index:
             message = str(failure).encode(errors="replace")[: len(text)]
             text[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-        with _together(text):
+        with together(text):
             dist.broadcast(text, first_failed, group=self._cpu_group)
         raise UserError(bytes(text.tolist()).rstrip(b"\0").decode(errors="replace"))
 
@@ -243,7 +244,7 @@ class Processes:
         if self.count == 1:
             return rows
         agreed = rows.clone()
-        with _together(agreed):
+        with together(agreed):
             dist.broadcast(agreed, 0, group=self._group_of(agreed))
         return agreed
 
@@ -279,76 +280,3 @@ def _group_on_cpu(timeout: timedelta) -> dist.ProcessGroup:
         assert isinstance(group, dist.ProcessGroup)  # every process is a member
         _groups_on_cpu[id(default)] = group
     return _groups_on_cpu[id(default)]
-
-
-_lent: list[Tensor] = []
-
-
-@contextmanager
-def _together(*tensors: Tensor) -> Iterator[None]:
-    """Context for a collective operation on tensors: if another process has ended, raise a one-line error.
-
-    Tensors on the CPU are kept until gloo's threads have dropped them. Otherwise such a thread may be the last owner,
-    and enter Python to free the tensor. A loader worker forked at this moment waits forever before Python 3.11.10
-    (https://github.com/python/cpython/issues/112275).
-    """
-    _lent[:] = [tensor for tensor in _lent if tensor._use_count() > 1]
-    _lent.extend(tensor for tensor in tensors if tensor.device.type == "cpu")
-    try:
-        yield
-    except RuntimeError as error:
-        # If a loader worker dies, PyTorch raises an error in the main thread, in whatever code is running.
-        if isinstance(error, torch.OutOfMemoryError) or "DataLoader worker" in str(error):
-            raise
-        raise lost_process(error) from None
-
-
-def lost_process(error: BaseException) -> TrainingError:
-    """Return the one-line error for a collective operation that failed because another process has ended."""
-    lost = TrainingError(
-        f"another process of this run has ended or does not respond ({one_line(error)}); saved files are complete: "
-        "start all processes again, and add --resume for a training run"
-    )
-    lost.everywhere = False
-    return lost
-
-
-def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:
-    """Return the rows, padded with rows of zeros to `height` rows."""
-    return (
-        rows.contiguous()
-        if len(rows) == height
-        else torch.cat([rows, rows.new_zeros(height - len(rows), rows.shape[1])])
-    )
-
-
-class _GatherRows(torch.autograd.Function):
-    """Differentiable all_gather for different numbers of rows.
-
-    The backward pass sums the gradients of all processes and keeps the rows of this process (reduce_scatter).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, shares: list[slice], index: int, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.shares, ctx.index, ctx.group = shares, index, group
-        height = max(share.stop - share.start for share in shares)
-        gathered = rows.new_empty(len(shares) * height, rows.shape[1])
-        padded = _padded(rows, height)
-        with _together(gathered, padded):
-            dist.all_gather_into_tensor(gathered, padded, group=group)
-        if len(gathered) == shares[-1].stop:  # no process padded its rows
-            return gathered
-        parts = zip(gathered.split(height), shares, strict=True)
-        return torch.cat([part[: share.stop - share.start] for part, share in parts])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        gradient, shares = gradients[0].contiguous(), ctx.shares
-        height = max(share.stop - share.start for share in shares)
-        if len(gradient) < len(shares) * height:
-            gradient = torch.cat([_padded(gradient[share], height) for share in shares])
-        summed = gradient.new_empty(height, gradient.shape[1])
-        with _together(summed, gradient):
-            dist.reduce_scatter_tensor(summed, gradient, group=ctx.group)
-        own = shares[ctx.index]
-        return summed[: own.stop - own.start], None, None, None

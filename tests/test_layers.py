@@ -14,6 +14,7 @@ LEVELS = {
     "seeds": 0,
     "catalogue": 0,
     "closest": 0,
+    "collectives": 0,
     "export_formats": 0,
     "extras": 0,
     "findings": 0,

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
+from clipkit.collectives import lost_process
 from clipkit.errors import TrainingError, one_line
-from clipkit.processes import lost_process
 from clipkit.training.step import is_out_of_memory
 
 
