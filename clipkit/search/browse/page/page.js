@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 const EXPLAINED = {
   duplicates: "Pairs of images that look alike, the most similar first; of a pair, the left image is marked to drop.",
   outliers: "Images by their mean similarity to their ten most similar images, the lowest first.",
-  captions: "Captions that fit their image least, compared with how they fit other images. Where another image fits better, it is shown on the right.",
+  captions: "Captions that fit their image, and the other captions of the image, least. Where another image fits better, it is shown on the right.",
   list: "Images and captions that you have marked. The list is kept in this browser; nothing is changed on disk.",
 };
 
