@@ -38,3 +38,22 @@ def test_a_caption_of_another_image_is_the_most_doubtful(index_folder: Path, tmp
     assert (first.row, first.caption) == (rows[index.texts[0]], index.texts[0])
     assert np.allclose(images[first.better_row], images[9])
     assert first.score < first.better_score == pytest.approx(1, abs=0.01)
+
+
+def test_a_caption_unlike_the_others_of_its_image_is_doubtful(index_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(index_folder, tmp_path / "copy")
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    texts = np.load(folder / files["textfeatures"]["name"]).astype(np.float64)
+    index = Index(folder)
+    found = {(entry.row, entry.caption): entry for entry in doubtful_captions(index, 100)}
+    numbers = {text: n for n, text in enumerate(index.texts)}
+    assert len(found) == 32
+    for row, several in enumerate(index.rows["captions"].to_pylist()):
+        one, other = (texts[numbers[text]] for text in several)
+        for caption, feature in zip(several, (one, other), strict=True):
+            similarities = texts @ feature
+            low, middle = np.quantile(similarities, [0.25, 0.5])
+            expected = (one @ other - middle) / ((middle - low) / 0.6745)
+            assert found[row, caption].agreement == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    order = [entry.fit + entry.agreement for entry in doubtful_captions(index, 100) if entry.agreement is not None]
+    assert order == sorted(order)

@@ -103,9 +103,10 @@ export class Grid {
     const { size } = this, row = Math.floor(position / size.columns);
     const header = document.querySelector("header").offsetHeight;
     const top = this.element.getBoundingClientRect().top + scrollY;
+    const wanted = Math.max(0, row * size.step - header - GAP); // the offset at which the card is below the header
     const place = size.whole > size.drawn
-      ? (row * size.step) / (size.whole - innerHeight) * (size.drawn - innerHeight) : row * size.step;
-    if (!this.cards.get(position) || !inView(this.cards.get(position), header)) scrollTo(0, top + place - header - GAP);
+      ? wanted / (size.whole - innerHeight) * (size.drawn - innerHeight) : wanted;
+    if (!this.cards.get(position) || !inView(this.cards.get(position), header)) scrollTo(0, top + place);
     this.render();
     this.cards.get(position)?.querySelector("button")?.focus({ preventScroll: true });
   }

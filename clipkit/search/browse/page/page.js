@@ -8,7 +8,7 @@ const $ = (id) => document.getElementById(id);
 const EXPLAINED = {
   duplicates: "Pairs of images that look alike, the most similar first; of a pair, the left image is marked to drop.",
   outliers: "Images by their mean similarity to their ten most similar images, the lowest first.",
-  captions: "Captions that fit their image least, compared with how they fit other images. Where another image fits better, it is shown on the right.",
+  captions: "Captions that fit their image, and the other captions of the image, least. Where another image fits better, it is shown on the right.",
   list: "Images and captions that you have marked. The list is kept in this browser; nothing is changed on disk.",
 };
 
@@ -47,7 +47,7 @@ function fromHash() {
 }
 
 const app = {
-  index: 0, query: empty(), started: 0,
+  index: 0, query: empty(), started: 0, position: -1,
   open(item) { this.opened = item; detail(this, item); },
   like(item) { this.go({ ...this.query, view: "search", words: "", minus: "", images: [], like: [{ row: item.row, image: item.image }] }); },
   mark(item, marked) {
@@ -117,6 +117,7 @@ async function show() {
   fill();
   scrollTo(0, 0);
   grid.reset(0, 1, null);
+  app.position = -1;
   if (query.view === "list") return showList();
   const body = asked(query), pictures = ["duplicates", "captions"].includes(query.view) ? 2 : 1;
   if (query.view === "search" && !(body.words.length || body.like.length || body.images.length)) {
@@ -210,11 +211,11 @@ function keys(event) {
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== "checkbox";
   if (event.key === "/" && !typing) { event.preventDefault(); $("words").focus(); $("words").select(); return; }
   if (typing || $("detail").open) return;
-  const element = event.target.closest?.(".card"), position = element ? Number(element.dataset.position) : -1;
+  const element = event.target.closest?.(".card"), position = element ? Number(element.dataset.position) : app.position;
   const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: grid.size.columns, ArrowUp: -grid.size.columns }[event.key];
-  if (step && (element || event.key === "ArrowDown")) {
+  if (step && (position >= 0 || event.key === "ArrowDown")) {
     event.preventDefault();
-    grid.focus(element ? position + step : 0);
+    grid.focus(position >= 0 ? position + step : 0);
   } else if (element && grid.item(position)) {
     const item = grid.item(position);
     if (event.key === "l") app.like(item);
@@ -249,6 +250,8 @@ function listen() {
     searchImage(event.dataTransfer.files[0]);
   });
   addEventListener("keydown", keys);
+  // A focused card that is scrolled out of view is removed; arrows continue from its position.
+  $("grid").addEventListener("focusin", (event) => { app.position = Number(event.target.closest(".card").dataset.position); });
   addEventListener("popstate", (event) => app.go(event.state || fromHash(), false));
 }
 
