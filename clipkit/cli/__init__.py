@@ -156,7 +156,7 @@ def train(
         raise UserError("--resume and --overwrite were both given; give one of them")
     if private and push is None:
         raise UserError("--private applies to --push, which was not given; add --push ORG/NAME, or remove --private")
-    check_recipe_inputs(complete)
+    check_recipe_inputs(complete, resume, overwrite)
     if processes > 1:
         run_again_on_processes(processes)
     from clipkit.cli.tables import print_metrics
