@@ -157,7 +157,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
                     return {"url": f"{hub.url}/{name}"}
                 assert hub.uploads is not None
                 (hub.uploads / name).mkdir(parents=True)
-                # Clients before huggingface_hub 1.12 send "private": true.
+                # Older clients send "private": true instead of "visibility".
                 private = body.get("private", body.get("visibility") == "private")
                 hub.repositories[name] = Repository({"main": hub.uploads / name}, private=private)
                 return {"url": f"{hub.url}/{name}"}
