@@ -53,6 +53,19 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
         raise OutputError(f"{file}: exists and is not an output of clipkit; give another file, or delete it first")
 
 
+def check_no_run(folder: RunFiles, resume: bool, overwrite: bool) -> None:
+    """Check that a folder contains no run, unless the run is to be continued or replaced.
+
+    Raises:
+        OutputError: it contains a run.
+    """
+    if folder.recipe.exists() and not (resume or overwrite):
+        raise OutputError(
+            f"{folder.path}: already contains a run; add --resume to continue it, --overwrite to replace it, or give "
+            "another output"
+        )
+
+
 def run_of(path: Path) -> Path | None:
     """Return the run folder whose file this is, judged by its name, or None.
 

@@ -12,16 +12,13 @@ FILE = Path(__file__).with_suffix(".txt")
 
 
 def lowest(project: Path = PROJECT) -> str:
-    """Return one line `name==version` for each dependency of the package and of its extras `data` and `report`."""
+    """Return one line `name==version` for each dependency with a lower bound, of the package and of its extra `all`."""
     declared = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
-    lines = []
     extras = declared["optional-dependencies"]
-    for requirement in [*declared["dependencies"], *extras["data"], *extras["report"]]:
-        match = re.fullmatch(r"([\w.-]+)\s*>=\s*([\w.]+)(,.*)?", requirement)
-        if match is None:  # not pinned
-            continue
-        lines.append(f"{match[1]}=={match[2]}\n")
-    return "".join(sorted(lines, key=str.lower))
+    names = extras["all"][0].partition("[")[2].rstrip("]").split(",")
+    requirements = [*declared["dependencies"], *(line for name in names for line in extras[name])]
+    matches = [re.fullmatch(r"([\w.-]+)\s*>=\s*([\w.]+)(,.*)?", requirement) for requirement in requirements]
+    return "".join(sorted((f"{match[1]}=={match[2]}\n" for match in matches if match), key=str.lower))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ REFUSED = [
     ("train r.yaml data.train=here.csv model.name=. data.validation=gone.parquet?caption=x", "gone.parquet"),
     ("train r.yaml data.train=[here.csv,{source: gone.tsv}]", "gone.tsv"),
     ("train r.yaml optim.lrr=1", "optim.lrr"),
+    ("train r.yaml data.train=here.csv model.name=.", "here.csv"),
+    ("train r.yaml data.train=pairs.csv model.name=. data.validation=here.csv", "here.csv"),
+    ("train r.yaml data.train=pairs.csv model.name=. train.batch_size=3", "train.batch_size"),
+    ("train r.yaml data.train=pairs.csv model.name=. data.validation=0.5 train.batch_size=2", "train.batch_size"),
+    ("train r.yaml output=run", "run"),
     ("eval retrieval --model nowhere --data here.csv", "nowhere"),
     ("eval retrieval --model . --data nowhere.csv", "nowhere.csv"),
     ("eval retrieval --model . --data here.csv", "here.csv"),
@@ -109,6 +114,10 @@ def test_what_a_user_names_is_checked_before_heavy_imports(tmp_path: Path) -> No
     towers = "model: {image: {name: nowhere/image}, text: {name: ./nowhere/text}}"
     (tmp_path / "towers.yaml").write_text(f"{towers}\ndata: {{train: here.csv}}\noutput: out\n")
     (tmp_path / "here.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "pairs.csv").write_text("image,caption\na.png,A\nb.png,B\n")
+    (tmp_path / "run").mkdir()
+    for name in (".clipkit-run", "recipe.yaml"):
+        (tmp_path / "run" / name).touch()
     commands = json.dumps([command for command, _ in REFUSED])
     done = subprocess.run(
         [sys.executable, "-c", FAILS], cwd=tmp_path, capture_output=True, text=True, timeout=60, input=commands

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
@@ -22,12 +21,16 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Evaluate models and compare results.", no_args_is_help=True, rich_markup_mode=None)
 
 
-def _task(name: str) -> Callable[..., "Result"]:
-    """Return the evaluation function of a task. This imports torch, so call it after the checks of the arguments."""
-    from clipkit import evaluation
+def _task(name: str, **given: Any) -> Callable[..., "Result"]:
+    """Return a function that runs an evaluation task with the given arguments, and imports it first."""
 
-    task: Callable[..., Result] = getattr(evaluation, name)
-    return task
+    def evaluate(model: "DualEncoder", **options: Any) -> "Result":
+        from clipkit import evaluation
+
+        result: Result = getattr(evaluation, name)(model, **given, **options)
+        return result
+
+    return evaluate
 
 
 @measuring_command(app)
@@ -53,7 +56,7 @@ def retrieval(
     from clipkit.data import read_pairs
 
     pairs = read_pairs(data)
-    measuring.measure(partial(_task("retrieval"), data=pairs, merge_captions=merge_captions), data)
+    measuring.measure(_task("retrieval", data=pairs, merge_captions=merge_captions), data)
 
 
 @measuring_command(app)
@@ -96,9 +99,7 @@ def zeroshot(
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
 
-    measuring.measure(
-        partial(_task("zeroshot"), data=labeled, classes=names, templates=prompts), data, classes, templates
-    )
+    measuring.measure(_task("zeroshot", data=labeled, classes=names, templates=prompts), data, classes, templates)
 
 
 @measuring_command(app)
@@ -142,7 +143,7 @@ def probe(
     measured = read_labeled(test) if test is not None else None
 
     measuring.measure(
-        partial(_task("probe"), data=training, test=measured, shots=shots, seeds=seeds, neighbours=neighbours),
+        _task("probe", data=training, test=measured, shots=shots, seeds=seeds, neighbours=neighbours),
         data,
         test,
     )

@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING
 
 from clipkit.errors import DataError, ModelError
 from clipkit.files import is_file
+from clipkit.overwriting import check_no_run
 from clipkit.run_files import RunFiles
 
 if TYPE_CHECKING:
     from clipkit.recipe import Recipe
+
+# Bytes of tables that are read in a fraction of a second.
+_SMALL = 8 << 20
 
 
 def check_models(*names: str) -> None:
@@ -24,16 +28,24 @@ def check_models(*names: str) -> None:
             check_repository(name)
 
 
-def check_recipe_inputs(recipe: "Recipe") -> None:
-    """Check that the files and the model of a recipe exist.
+def check_recipe_inputs(recipe: "Recipe", resume: bool, overwrite: bool) -> None:
+    """Check that the files and the model of a recipe exist, that the output is free, and that small tables are valid.
+
+    Args:
+        recipe: the recipe.
+        resume: the run in the output is continued.
+        overwrite: the run in the output is replaced.
 
     Raises:
-        DataError: a file is missing.
+        DataError: a file is missing, or a small table is invalid or has fewer pairs than a batch.
         ModelError: the model's folder or repository does not exist.
+        OutputError: the output contains a run.
     """
     from clipkit.data.sources.read import check_exists
 
-    data = recipe.data
+    output, data = RunFiles(recipe.output), recipe.data
+    if output.is_marked:
+        check_no_run(output, resume, overwrite)
     sources = [source.source for source in data.sources]
     for source in (*sources, data.validation, data.labelled, data.labelled_test, recipe.eval.retention):
         if isinstance(source, str):
@@ -50,6 +62,34 @@ def check_recipe_inputs(recipe: "Recipe") -> None:
         if name is not None and not name.startswith(("hf:", "open_clip:")):
             check_models(name)
     check_models(*(loss.teacher for term in recipe.terms for loss in term.losses if loss.teacher is not None))
+    _check_small_tables(recipe)
+
+
+def _check_small_tables(recipe: "Recipe") -> None:
+    """Read the data of a recipe if it is in small tables, so that errors in it are reported at once.
+
+    Raises:
+        DataError: a table is invalid, or the training data has fewer pairs than a batch.
+    """
+    from clipkit.data import EpochSampler, join, read_pairs, split
+
+    data, columns = recipe.data, recipe.columns
+    if isinstance(data.validation, str) and _is_small_table(data.validation):
+        read_pairs(data.validation, **columns, broken=("images",))
+    if not all(_is_small_table(source.source) for source in data.sources):
+        return
+    pairs = [read_pairs(source.source, **columns, broken=("images",)) for source in data.sources]
+    train = join(pairs, [source.weight for source in data.sources])
+    if isinstance(data.validation, float):
+        train, _ = split(train, data.validation)
+    EpochSampler(train, data.captions, recipe.train.batch_size, recipe.train.seed)
+
+
+def _is_small_table(source: str) -> bool:
+    from clipkit.data.sources.columns import split_options
+
+    path = Path(split_options(source)[0]).expanduser()
+    return path.suffix.lower() in (".csv", ".tsv", ".jsonl") and is_file(path) and path.stat().st_size <= _SMALL
 
 
 def check_run(folder: Path) -> None:

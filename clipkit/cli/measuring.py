@@ -83,12 +83,15 @@ class Measuring:
         check_writable(self.json_file, self.report, self.predictions, inputs=(self.model, *inputs))
         if self.processes > 1:
             run_again_on_processes(self.processes)
-        from clipkit.cli.process import keep_freed_memory
-        from clipkit.models import load
+        from clipkit.cli.process import keep_freed_memory, without_collection
 
+        with without_collection():
+            from clipkit.models import load
+
+            model = load(self.model, dtype=self.dtype)
         keep_freed_memory()
         result = evaluate(
-            load(self.model, dtype=self.dtype),
+            model,
             batch_size=self.batch_size,
             cache=cache_of(self.cache),
             predictions=self.predictions,

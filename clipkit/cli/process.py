@@ -1,9 +1,11 @@
 """Process-wide settings, which the command line may change but the library must not."""
 
 import ctypes
+import gc
 import logging
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from tqdm.auto import tqdm
 
@@ -28,6 +30,23 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     except (OSError, AttributeError):  # the C library is not glibc
         return
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Context without garbage collection, for imports of libraries and for loading a model.
+
+    Both create hundreds of thousands of objects that stay. Python would search them for cycles again and again, which
+    takes a sixth of the time of importing torch and transformers. After the context, these objects are never searched.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def log_to_terminal(logger: logging.Logger) -> None:

@@ -75,9 +75,7 @@ def _check_tokenizer(tower: TextTower, name: str) -> None:
 
 def _embedding_rows(trunk: Any) -> int | None:
     """Return the number of rows of the token embeddings, or None if the tower has no such table."""
-    native = trunk.native
-    # Towers of transformers before 5.2 are modules without get_input_embeddings.
-    holders: list[Any] = [native, getattr(native, "transformer", None), getattr(native, "embeddings", None)]
+    holders: list[Any] = [trunk.native, getattr(trunk.native, "transformer", None)]
     for holder in holders:
         table = getattr(holder, "token_embedding", None)
         if table is None and hasattr(holder, "get_input_embeddings"):

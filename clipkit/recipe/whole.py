@@ -70,6 +70,12 @@ class Recipe(Section):
         return frozenset(need for term in self.terms for need in term.needs)
 
     @property
+    def columns(self) -> dict[str, bool]:
+        """Whether the objective reads `images`, and whether it reads `captions`."""
+        reads = {column for term in self.terms for column in term.reads}
+        return {"images": "images" in reads, "captions": "captions" in reads}
+
+    @property
     def is_cross_modal(self) -> bool:
         """True if a term compares images with captions."""
         return any(term.is_cross_modal for term in self.terms)

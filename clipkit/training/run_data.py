@@ -83,11 +83,11 @@ def _read_both(recipe: Recipe, processes: Processes, given: Given) -> tuple[AnyF
     data = recipe.data
 
     def validation() -> Pairs | None:
-        kept = given.read("validation", processes, **_columns(recipe))
+        kept = given.read("validation", processes, **recipe.columns)
         named = data.validation if isinstance(data.validation, str) else None
         return _read(recipe, named) if kept is None and named is not None else kept
 
-    pairs = given.read("train", processes, **_columns(recipe))
+    pairs = given.read("train", processes, **recipe.columns)
     stream = stream_feed(data.sources[0].source, data.samples) if pairs is None else None
     if stream is not None:
         _check_streamable(recipe, stream.name)
@@ -160,12 +160,7 @@ def _readable(recipe: Recipe, validation: Pairs, processes: Processes, notes: li
 
 def _read(recipe: Recipe, source: str, broken: Collection[str] = ()) -> Pairs:
     """Read pairs, or only images or only captions if the objective needs nothing else."""
-    return read_pairs(source, **_columns(recipe), broken=broken)
-
-
-def _columns(recipe: Recipe) -> dict[str, bool]:
-    reads = {column for term in recipe.terms for column in term.reads}
-    return {"images": "images" in reads, "captions": "captions" in reads}
+    return read_pairs(source, **recipe.columns, broken=broken)
 
 
 def _check_enough(recipe: Recipe, validation: Pairs, processes: Processes) -> None:

@@ -4,6 +4,7 @@ Without an argument, only a few.
 """
 
 import sys
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,8 @@ CASES = {
 
 def small_blocks(few: bool) -> None:
     """Use several tiles of several blocks, the last ones partial."""
-    sizes = halves.Blocks(16, 16, 16, 4, 1, described=few)
+    described = few and find_spec("triton.tools.tensor_descriptor") is not None  # since Triton 3.4
+    sizes = halves.Blocks(16, 16, 16, 4, 1, described)
     halves._blocks = lambda device: sizes
     halves._ROWS, halves._WIDTH, halves._REDUCED, halves._WEIGHED = 16, 16, (16, 32), (32, 16)
     tiles._SMALL = 0

@@ -157,9 +157,9 @@ def serving(hub: Hub) -> Iterator[Hub]:
                     return {"url": f"{hub.url}/{name}"}
                 assert hub.uploads is not None
                 (hub.uploads / name).mkdir(parents=True)
-                hub.repositories[name] = Repository(
-                    {"main": hub.uploads / name}, private=body.get("visibility") == "private"
-                )
+                # Older clients send "private": true instead of "visibility".
+                private = body.get("private", body.get("visibility") == "private")
+                hub.repositories[name] = Repository({"main": hub.uploads / name}, private=private)
                 return {"url": f"{hub.url}/{name}"}
             name = "/".join(parts[2:4])
             if parts[:2] == ["api", "models"] and parts[4:5] == ["preupload"]:

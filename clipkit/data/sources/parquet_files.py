@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -110,7 +111,21 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
         return _plain_type(kind.value_type)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return pa.large_string()
-    return pa.large_binary() if has_bytes(kind) and not pa.types.is_struct(kind) else kind
+    if has_bytes(kind) and not pa.types.is_struct(kind):
+        return pa.large_binary() if _reads_large_binary() else pa.binary()
+    return kind
+
+
+@cache
+def _reads_large_binary() -> bool:
+    """Return whether `datasets` reads image bytes of the type large_binary; older versions do not."""
+    from datasets import Image
+
+    try:
+        Image().cast_storage(pa.array([b""], pa.large_binary()))
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _plain_file(file: Path, schema: pa.Schema, columns: Sequence[str]) -> str:

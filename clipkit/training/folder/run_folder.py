@@ -14,7 +14,7 @@ from typing import Any
 
 from clipkit.errors import OutputError, TrainingError, one_line
 from clipkit.files import as_os_errors, to_disk, write_whole
-from clipkit.overwriting import run_of
+from clipkit.overwriting import check_no_run, run_of
 from clipkit.processes import Processes
 from clipkit.run_files import RunFiles, row_of
 from clipkit.training.folder.checkpoint import (
@@ -61,11 +61,7 @@ class RunFolder(RunFiles):
                 )
             if links := [file for file in self.files if file.is_symlink()]:
                 raise OutputError(f"{links[0]}: is a link; replace it with the file itself, or give another output")
-            if self.recipe.exists() and not (resume or overwrite):
-                raise OutputError(
-                    f"{self.path}: already contains a run; add --resume to continue it, --overwrite to replace it, "
-                    "or give another output"
-                )
+            check_no_run(self, resume, overwrite)
             for source in inputs if overwrite else ():
                 path = Path(source.partition("?")[0]).expanduser().resolve()
                 if path == self.path.resolve() or run_of(path) == self.path.resolve():
