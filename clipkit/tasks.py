@@ -53,6 +53,9 @@ TASKS: dict[str, TaskRow] = {
 # Tasks that occur only in results of training runs: title, and task type in the Hub's model index.
 _OF_RUNS = {"views": ("Views of images", "image-feature-extraction")}
 
+# Metrics that are neither shares nor ranks.
+_COSINES = ("_auc", "_correlation", "_gain_over_random", "_gain_over_center")
+
 # Counts of a result's data, with their nouns.
 _COUNTED = {"images": "image", "captions": "caption", "instances": "instance", "classes": "class"}
 
@@ -77,6 +80,13 @@ _METRICS = {
     "retention_mean_recall": "retained mean recall",
     "median_rank": "median rank",
     "mean_rank": "mean rank",
+    "deletion_auc": "deletion AUC",
+    "deletion_gain_over_random": "deletion AUC below random maps",
+    "deletion_gain_over_center": "deletion AUC below center map",
+    "insertion_auc": "insertion AUC",
+    "insertion_gain_over_random": "insertion AUC above random maps",
+    "insertion_gain_over_center": "insertion AUC above center map",
+    "occlusion_correlation": "rank correlation with occlusion",
 }
 _PREFIXES = {
     "image_retrieval_": "text → image ",
@@ -165,7 +175,7 @@ def shortened(text: str, length: int, *, keep_end: bool = False) -> str:
 
 
 def number(metric: str, value: float | None) -> str:
-    """Format the value of a metric: ranks, alignment and uniformity as numbers, all other metrics in percent.
+    """Format the value of a metric: ranks, cosines, alignment and uniformity as numbers, other metrics in percent.
 
     Example:
         >>> number("acc1", 0.5)
@@ -175,6 +185,8 @@ def number(metric: str, value: float | None) -> str:
         return "–"
     if metric.endswith(("alignment", "uniformity")):
         return f"{value:.2f}"
+    if metric.endswith(_COSINES):
+        return f"{value:.3f}"
     if metric.endswith("median_rank"):
         return f"{value:,.0f}"
     return f"{value:,.1f}" if metric.endswith("mean_rank") else f"{100 * value:.1f} %"

@@ -21,6 +21,7 @@ from clipkit.cli.data import app as data_app
 from clipkit.cli.embed import embed
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
+from clipkit.cli.explain import explain
 from clipkit.cli.export import export
 from clipkit.cli.inputs import check_recipe_inputs
 from clipkit.cli.launch import end_with_launcher, is_main_process, process_rank, run_again_on_processes
@@ -33,7 +34,8 @@ from clipkit.cli.terminal import print_error, whole_output
 from clipkit.errors import Interrupted, TrainingError, UserError
 
 _ORDER = (
-    "train", "eval", "data", "embed", "search", "models", "export", "merge", "push", "doctor", "runs", "cache", "demo",
+    "train", "eval", "explain", "data", "embed", "search", "models", "export", "merge", "push", "doctor", "runs",
+    "cache", "demo",
 )  # fmt: skip
 
 
@@ -57,6 +59,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 app.command()(embed)
 app.command()(search)
+app.command()(explain)
 app.command()(export)
 app.command()(merge)
 app.command(name="push")(push_command)
