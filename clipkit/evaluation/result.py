@@ -33,6 +33,7 @@ def build_result(
     classes: Sequence[dict[str, Any]] | None = None,
     examples: Sequence[dict[str, Any]] = (),
     prompts: Sequence[dict[str, Any]] | None = None,
+    prompt_choices: Sequence[dict[str, Any]] | None = None,
     map: Sequence[dict[str, Any]] | None = None,
     queries: Mapping[str, list[Any]] | None = None,
     features: Mapping[str, int] | None = None,
@@ -50,6 +51,7 @@ def build_result(
         classes: one row per class or category.
         examples: queries with their top answers.
         prompts: one row per prompt.
+        prompt_choices: one row per choice of class names and templates.
         map: positions of items.
         queries: outcome of every query.
         features: numbers of features that were computed and that came from the cache.
@@ -68,6 +70,7 @@ def build_result(
         "seconds": round(seconds, 2),
         "examples": list(examples),
         "prompts": prompts,
+        "prompt_choices": prompt_choices,
         "map": map,
         "queries": queries,
     }

@@ -14,6 +14,7 @@ from clipkit.evaluation.figures import Columns, Means
 from clipkit.evaluation.given import checked_templates
 from clipkit.evaluation.neighborhood import map_of_classes
 from clipkit.evaluation.predictions import write_class_predictions
+from clipkit.evaluation.prompt_choices import prompt_choices
 from clipkit.evaluation.result import build_result, data_hash
 from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.task import Answers, Options, Task, TaskData
@@ -29,6 +30,7 @@ def zeroshot(
     *,
     classes: Classes | None = None,
     templates: Templates | None = None,
+    compare_prompts: bool = False,
     batch_size: int | None = None,
     cache: Cache = None,
     predictions: str | Path | None = None,
@@ -47,6 +49,8 @@ def zeroshot(
             several names, all of which are used in prompts. Default: the classes of the data.
         templates: prompts with `{c}` instead of the class name, or a mapping from each class to its prompts; the
             features of a class's prompts are averaged. Default: the prompts of the data, otherwise "a photo of a {c}.".
+        compare_prompts: add `prompt_choices` to the result: the accuracy with class names given and cleaned, and with
+            no, 1, 7 and 80 templates. Data with several labels per image has none.
         batch_size: images per forward pass; it does not change the metrics. None: as many as suit the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every image.
@@ -78,6 +82,9 @@ def zeroshot(
         write_class_predictions(predictions, labeled.images, scores, labels, titles)
     outcome = classification_result(scores, labels, titles, labeled.images, model.probabilities)
     accuracies = prompt_accuracies(prompts, templates, image_features, labels)
+    choices = None
+    if compare_prompts and labels.ndim == 1:
+        choices = prompt_choices(features, class_names, templates, image_features, labels)
     positions = [] if labels.ndim == 2 else map_of_classes(image_features.cpu(), [titles[c] for c in labels.tolist()])
     return build_result(
         "zeroshot",
@@ -96,6 +103,7 @@ def zeroshot(
         },
         features=features.counts,
         prompts=accuracies,
+        prompt_choices=choices,
         map=positions,
         findings=[*labeled.findings, *class_names.findings],
         seconds=features.seconds,
