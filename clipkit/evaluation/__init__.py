@@ -3,6 +3,7 @@
 from clipkit.embedding.features import Features
 from clipkit.evaluation.classifier import zeroshot_classifier
 from clipkit.evaluation.compare import Comparison, compare
+from clipkit.evaluation.compare_suites import SuiteComparison, compare_suites
 from clipkit.evaluation.examples import chosen_examples
 from clipkit.evaluation.figures import Figure
 from clipkit.evaluation.result import build_result, read_result, to_json, versions
@@ -17,9 +18,11 @@ __all__ = [
     "Features",
     "Figure",
     "Result",
+    "SuiteComparison",
     "build_result",
     "chosen_examples",
     "compare",
+    "compare_suites",
     "compositional",
     "probe",
     "read_result",
