@@ -45,8 +45,19 @@ TASKS: dict[str, TaskRow] = {
         "Compositional tests", "image-text-matching", "acc", ("text_acc", "image_acc", "acc"),
         help="Evaluate compositional understanding.\n\nFor data such as SugarCrepe and Winoground. The model must "
         "choose the correct one of two captions, or of two images, that differ in one detail (hard negatives).",
-        data="A CSV, JSON or JSONL file with the columns image, caption and negative_caption (SugarCrepe), or image_0, "
+        data="A CSV, JSON or JSONL file with the columns image, caption, negative_caption (SugarCrepe) and perhaps "
+        "caption2 (SugarCrepe++), or image_0, "
         "image_1, caption_0 and caption_1 (Winoground); or a folder of such files, one per category.",
+    ),
+    "instances": TaskRow(
+        "Instance retrieval", "image-feature-extraction", "instance_recall@1", ("instance_recall@1", "instance_map@r"),
+        help="Evaluate instance retrieval.\n\nEach image is a query; the other images with the same label are correct.",
+        data="Labeled images, several per label: class folders, a table, shards, or hf:NAME.",
+    ),
+    "associations": TaskRow(
+        "Association tests", "image-text-matching", "jaccard", ("jaccard", "jaccard_5-6", "jaccard_10-12"),
+        help="Evaluate association tests (WinoGAViL).\n\nThe model must choose the images that belong to a word.",
+        data="A JSON or JSONL file with rows of cue, candidates and associations; ?images=FOLDER for its images.",
     ),
 }  # fmt: skip
 
@@ -66,10 +77,18 @@ _METRICS = {
     "mean_recall": "mean recall",
     "mean_average_precision": "mean average precision",
     "ece": "calibration error",
+    "macro_f1": "macro F1",
+    "acc1_worst_group": "top-1 accuracy, worst group",
+    "acc5_worst_group": "top-5 accuracy, worst group",
     "image_acc": "image score",
     "text_acc": "text score",
+    "text_only_acc": "text-only score",
     "acc": "group score",
     "recall@": "R@",
+    "mean_recall@": "mean R@",
+    "jaccard": "Jaccard index",
+    "jaccard_5-6": "Jaccard index, 5 or 6 candidates",
+    "jaccard_10-12": "Jaccard index, 10 or 12 candidates",
     "map@r": "mAP@R",
     "image_alignment": "image alignment",
     "image_uniformity": "image uniformity",
@@ -92,6 +111,7 @@ _PREFIXES = {
     "image_retrieval_": "text → image ",
     "text_retrieval_": "image → text ",
     "lp_": "linear probe: ",
+    "instance_": "image → image ",
     "knn_": "nearest neighbors: ",
     "image_view_": "image view → other view ",
     "text_view_": "text view → caption ",

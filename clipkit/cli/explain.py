@@ -36,7 +36,7 @@ def explain(
     method: Annotated[
         Method,
         typer.Option(
-            help="gradient: gradient of the cosine times what each part contributes to the last layers, for every "
+            help="gradient: gradient of the cosine times the features of each part, for every "
             "image tower. patches: cosine of each patch and the text, for vision transformers."
         ),
     ] = "gradient",

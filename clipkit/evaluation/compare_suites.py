@@ -99,6 +99,8 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
             if metric != other["metric"]:
                 raise DataError(f"its metric is {metric} in one suite and {other['metric']} in the other; choose one")
             one, two, before, after = paired(*results)
+            if metric not in one:
+                raise DataError(f"{metric} is not a mean over images; compare two results, or choose another metric")
         except DataError as error:
             skipped[name] = str(error)
             continue

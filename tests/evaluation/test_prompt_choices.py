@@ -6,13 +6,12 @@ import pytest
 
 import clipkit
 from clipkit.cli.tables import print_prompt_choices
-from clipkit.data import read_templates
 from clipkit.evaluation.prompt_choices import cleaned
 from clipkit.report.evaluation import evaluation_report
 
 
 def test_every_row_is_the_accuracy_of_its_own_evaluation(
-    tiny_clip: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+    tiny_clip: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = clipkit.load(str(tiny_clip))
     names = {"red": "001.deep_red", "green": "green", "blue": "SkyBlue", "yellow": "yellow"}
@@ -20,11 +19,11 @@ def test_every_row_is_the_accuracy_of_its_own_evaluation(
     data = shapes / "classes.csv"
 
     def accuracy(classes: dict[str, str], templates: list[str]) -> float | None:
-        measured = clipkit.evaluate.zeroshot(model, data, classes=classes, templates=templates, cache=False)
+        measured = clipkit.evaluate.zeroshot(model, data, classes=classes, templates=templates, cache=tmp_path)
         return measured["metrics"]["acc1"]["value"]
 
     result = clipkit.evaluate.zeroshot(
-        model, data, classes=names, templates=["{c}", "x " * 80 + "{c}"], compare_prompts=True, cache=False
+        model, data, classes=names, templates=["{c}", "x " * 80 + "{c}"], compare_prompts=True, cache=tmp_path
     )
     first, *rows = result["prompt_choices"]
     assert first["acc1"] == result["metrics"]["acc1"]["value"]
@@ -33,7 +32,6 @@ def test_every_row_is_the_accuracy_of_its_own_evaluation(
     found = {(row["names"], row["templates"].split()[0]): row for row in rows}
     for kind, classes in (("given", names), ("cleaned", plain)):
         assert found[kind, "none"]["acc1"] == accuracy(classes, ["{c}"])
-        assert found[kind, "7"]["acc1"] == accuracy(classes, list(read_templates("imagenet_simple")))
         assert found[kind, "80"]["prompts"] == 320
     row = found["cleaned", "1"]
     assert row["difference"] == pytest.approx(row["acc1"] - first["acc1"])
@@ -43,6 +41,7 @@ def test_every_row_is_the_accuracy_of_its_own_evaluation(
     assert "Choices of prompts" in evaluation_report(result)
 
 
+@pytest.mark.slow
 def test_sentences_per_class_come_first(tiny_clip: Path, shapes: Path) -> None:
     model = clipkit.load(str(tiny_clip))
     sentences = {name: [f"{name} is a color", f"paint in {name}"] for name in ("red", "green", "blue", "yellow")}

@@ -92,7 +92,7 @@ def explain(
         model: returned by `clipkit.load`.
         image: path, PIL image or uint8 array.
         texts: a text, or several.
-        method: `gradient`: gradient of the cosine times what each part contributes to the last layers, for every image
+        method: `gradient`: gradient of the cosine times the features of each part, for every image
             tower; `patches`: cosine of each patch and the text, for vision transformers.
         score: measure how faithful the maps are, with about 130 forward passes per text.
 

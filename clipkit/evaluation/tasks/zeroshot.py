@@ -8,9 +8,14 @@ import numpy as np
 
 from clipkit.data import Classes, LabeledImages, Templates, read_labeled
 from clipkit.embedding.features import Cache, Features
-from clipkit.evaluation.classification import classification_columns, classification_result, multilabel_columns
+from clipkit.evaluation.classification import (
+    classification_columns,
+    classification_result,
+    group_result,
+    multilabel_columns,
+)
 from clipkit.evaluation.classifier import TEMPLATES, ClassNames, classifier_of, prompt_accuracies, prompt_features
-from clipkit.evaluation.figures import Columns, Means
+from clipkit.evaluation.figures import Columns, Means, figure
 from clipkit.evaluation.given import checked_templates
 from clipkit.evaluation.neighborhood import map_of_classes
 from clipkit.evaluation.predictions import write_class_predictions
@@ -18,7 +23,7 @@ from clipkit.evaluation.prompt_choices import prompt_choices
 from clipkit.evaluation.result import build_result, data_hash
 from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.task import Answers, Options, Task, TaskData
-from clipkit.metrics import similarity
+from clipkit.metrics import macro_f1, similarity
 from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
 from clipkit.processes import Processes
@@ -81,6 +86,12 @@ def zeroshot(
     if predictions is not None and features.processes.is_main:
         write_class_predictions(predictions, labeled.images, scores, labels, titles)
     outcome = classification_result(scores, labels, titles, labeled.images, model.probabilities)
+    if labels.ndim == 1:
+        outcome["metrics"]["macro_f1"] = figure(macro_f1(scores.argmax(dim=1).cpu(), labels.cpu()), None, None)
+    groups = None
+    if labeled.groups is not None and labels.ndim == 1:
+        worst, groups = group_result(outcome["queries"]["true_rank"], labeled.groups, len(titles))
+        outcome["metrics"] |= worst
     accuracies = prompt_accuracies(prompts, templates, image_features, labels)
     choices = None
     if compare_prompts and labels.ndim == 1:
@@ -102,6 +113,7 @@ def zeroshot(
             "scale": model.logit_scale.exp().item(),
         },
         features=features.counts,
+        groups=groups,
         prompts=accuracies,
         prompt_choices=choices,
         map=positions,

@@ -109,7 +109,12 @@ def test_a_convolutional_tower_points_at_the_object_of_each_text() -> None:
     assert shown.texts[1].words == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("align", "clip", "siglip2")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
 def test_every_family_is_explained(family: str, tmp_path: Path) -> None:
     model = clipkit.load(str(build(family, tmp_path / family)))
     image = draw("red", "circle").resize((40, 24))
