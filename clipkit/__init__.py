@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clipkit import evaluation as evaluate
     from clipkit import losses, metrics
     from clipkit.evaluation import Result
+    from clipkit.evaluation.explanation import Explanation, explain
     from clipkit.models import DualEncoder, load
     from clipkit.models.export import export
     from clipkit.models.merge import merge
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Callback": ("clipkit.training.callbacks", "Callback"),
     "DualEncoder": ("clipkit.models", "DualEncoder"),
+    "Explanation": ("clipkit.evaluation.explanation", "Explanation"),
     "Index": ("clipkit.search", "Index"),
     "Objective": ("clipkit.training.objectives.objective", "Objective"),
     "Processes": ("clipkit.processes", "Processes"),
@@ -41,6 +43,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Step": ("clipkit.training.own_step", "Step"),
     "embed": ("clipkit.search", "embed"),
     "evaluate": ("clipkit.evaluation", None),
+    "explain": ("clipkit.evaluation.explanation", "explain"),
     "export": ("clipkit.models.export", "export"),
     "load": ("clipkit.models", "load"),
     "losses": ("clipkit.losses", None),
@@ -52,6 +55,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
 __all__ = [
     "Callback",
     "DualEncoder",
+    "Explanation",
     "Index",
     "Objective",
     "Processes",
@@ -63,6 +67,7 @@ __all__ = [
     "__version__",
     "embed",
     "evaluate",
+    "explain",
     "export",
     "load",
     "losses",

@@ -46,15 +46,28 @@ TASKS: dict[str, TaskRow] = {
         "Compositional tests", "image-text-matching", "acc", ("text_acc", "image_acc", "acc"),
         help="Evaluate compositional understanding.\n\nIn each test instance, two captions or two images differ "
         "in one detail (hard negatives), and the model must choose the correct one. Examples of such data are "
-        "SugarCrepe "
-        "and Winoground.",
-        data="A CSV, JSON or JSONL file with the columns image, caption and negative_caption (SugarCrepe), or image_0, "
+        "SugarCrepe and Winoground.",
+        data="A CSV, JSON or JSONL file with the columns image, caption, negative_caption (SugarCrepe) and optionally "
+        "caption2, a second correct caption (SugarCrepe++), or image_0, "
         "image_1, caption_0 and caption_1 (Winoground); or a folder of such files, one per category.",
+    ),
+    "instances": TaskRow(
+        "Instance retrieval", "image-feature-extraction", "instance_recall@1", ("instance_recall@1", "instance_map@r"),
+        help="Evaluate instance retrieval.\n\nEach image is a query; the other images with the same label are correct.",
+        data="Labeled images, several per label: class folders, a table, shards, or hf:NAME.",
+    ),
+    "associations": TaskRow(
+        "Association tests", "image-text-matching", "jaccard", ("jaccard", "jaccard_5-6", "jaccard_10-12"),
+        help="Evaluate association tests (WinoGAViL).\n\nThe model must choose the images that belong to a word.",
+        data="A JSON or JSONL file with rows of cue, candidates and associations; ?images=FOLDER for its images.",
     ),
 }  # fmt: skip
 
 # Tasks that occur only in results of training runs: title, and task type in the Hub's model index.
 _OF_RUNS = {"views": ("Views of images", "image-feature-extraction")}
+
+# Metrics that are neither shares nor ranks.
+_COSINES = ("_auc", "_correlation", "_gain_over_random", "_gain_over_center")
 
 # Counts of a result's data, with their nouns.
 _COUNTED = {"images": "image", "captions": "caption", "instances": "instance", "classes": "class"}
@@ -66,10 +79,18 @@ _METRICS = {
     "mean_recall": "mean recall",
     "mean_average_precision": "mean average precision",
     "ece": "calibration error",
+    "macro_f1": "macro F1",
+    "acc1_worst_group": "top-1 accuracy, worst group",
+    "acc5_worst_group": "top-5 accuracy, worst group",
     "image_acc": "image score",
     "text_acc": "text score",
+    "text_only_acc": "text-only score",
     "acc": "group score",
     "recall@": "R@",
+    "mean_recall@": "mean R@",
+    "jaccard": "Jaccard index",
+    "jaccard_5-6": "Jaccard index, 5 or 6 candidates",
+    "jaccard_10-12": "Jaccard index, 10 or 12 candidates",
     "map@r": "mAP@R",
     "image_alignment": "image alignment",
     "image_uniformity": "image uniformity",
@@ -80,11 +101,19 @@ _METRICS = {
     "retention_mean_recall": "retained mean recall",
     "median_rank": "median rank",
     "mean_rank": "mean rank",
+    "deletion_auc": "deletion AUC",
+    "deletion_gain_over_random": "deletion AUC below random maps",
+    "deletion_gain_over_center": "deletion AUC below center map",
+    "insertion_auc": "insertion AUC",
+    "insertion_gain_over_random": "insertion AUC above random maps",
+    "insertion_gain_over_center": "insertion AUC above center map",
+    "occlusion_correlation": "rank correlation with occlusion",
 }
 _PREFIXES = {
     "image_retrieval_": "text → image ",
     "text_retrieval_": "image → text ",
     "lp_": "linear probe: ",
+    "instance_": "image → image ",
     "knn_": "nearest neighbors: ",
     "image_view_": "image view → other view ",
     "text_view_": "text view → caption ",
@@ -168,7 +197,7 @@ def shortened(text: str, length: int, *, keep_end: bool = False) -> str:
 
 
 def number(metric: str, value: float | None) -> str:
-    """Format the value of a metric: ranks, alignment and uniformity as numbers, all other metrics in percent.
+    """Format the value of a metric: ranks, cosines, alignment and uniformity as numbers, other metrics in percent.
 
     Example:
         >>> number("acc1", 0.5)
@@ -178,6 +207,8 @@ def number(metric: str, value: float | None) -> str:
         return "–"
     if metric.endswith(("alignment", "uniformity")):
         return f"{value:.2f}"
+    if metric.endswith(_COSINES):
+        return f"{value:.3f}"
     if metric.endswith("median_rank"):
         return f"{value:,.0f}"
     return f"{value:,.1f}" if metric.endswith("mean_rank") else f"{100 * value:.1f} %"

@@ -55,3 +55,5 @@ merged: clipkit.DualEncoder = clipkit.merge([model, loaded], [0.5, 0.5])
 index: clipkit.Index = clipkit.Index(clipkit.embed("photos", "my-clip", "photos.index").folder)
 best = index.search("a dog", minus="a cat", where="year > 2020")[0].image
 url: str = model.push_to_hub("me/my-clip", private=True)
+shown: clipkit.Explanation = clipkit.explain(model, "dog.jpg", ["a dog"], method="patches", score=False)
+shown.save("dog.png")

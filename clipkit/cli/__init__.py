@@ -24,6 +24,7 @@ from clipkit.cli.data import app as data_app
 from clipkit.cli.embed import embed
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
+from clipkit.cli.explain import explain
 from clipkit.cli.export import export
 from clipkit.cli.inputs import check_recipe_inputs
 from clipkit.cli.launch import end_with_launcher, is_main_process, process_rank, run_again_on_processes
@@ -36,8 +37,8 @@ from clipkit.cli.terminal import print_error, whole_output
 from clipkit.errors import Interrupted, TrainingError, UserError
 
 _ORDER = (
-    "train", "eval", "data", "embed", "search", "browse", "models", "export", "merge", "push", "doctor", "runs",
-    "cache", "demo",
+    "train", "eval", "explain", "data", "embed", "search", "browse", "models", "export", "merge", "push", "doctor",
+    "runs", "cache", "demo",
 )  # fmt: skip
 
 
@@ -62,6 +63,7 @@ app.add_typer(cache_app, name="cache")
 app.command()(embed)
 app.command()(search)
 app.command()(browse)
+app.command()(explain)
 app.command()(export)
 app.command()(merge)
 app.command(name="push")(push_command)

@@ -11,6 +11,7 @@ from clipkit.cli.inputs import check_file
 from clipkit.cli.measuring import JsonFile, Measuring, ReportFile, measuring_command
 from clipkit.cli.output import check_writable, write_output
 from clipkit.cli.suite import suite
+from clipkit.errors import UserError
 from clipkit.tasks import TASKS, TaskRow
 
 if TYPE_CHECKING:
@@ -87,6 +88,13 @@ def zeroshot(
             "'a drawing of a {c}'. Default: the prompts of the dataset, or 'a photo of a {c}.' if it has none.",
         ),
     ] = None,
+    compare_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--compare-prompts",
+            help="Also report the accuracy with class names as given and cleaned, and with no, 1, 7 and 80 templates.",
+        ),
+    ] = False,
 ) -> None:
     """Evaluate zero-shot classification.
 
@@ -99,7 +107,12 @@ def zeroshot(
     names = read_classes(classes) if classes is not None else None
     prompts = read_templates(templates) if templates is not None else None
 
-    measuring.measure(_task("zeroshot", data=labeled, classes=names, templates=prompts), data, classes, templates)
+    measuring.measure(
+        _task("zeroshot", data=labeled, classes=names, templates=prompts, compare_prompts=compare_prompts),
+        data,
+        classes,
+        templates,
+    )
 
 
 @measuring_command(app)
@@ -181,19 +194,39 @@ def compare(
     first: Annotated[
         Path,
         typer.Argument(
-            metavar="A.json", help="First result: a file that clipkit eval … --json wrote, or results.json of a run."
+            metavar="A.json",
+            help="First result: a file that clipkit eval … --json wrote, results.json of a run, or the folder of a "
+            "suite.",
         ),
     ],
-    second: Annotated[Path, typer.Argument(metavar="B.json", help="Second result, of the same task and data.")],
+    second: Annotated[
+        Path | None,
+        typer.Argument(metavar="B", help="Second result, of the same task and data, or another suite."),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="M", help="For suites with several models: give A and B, in this order."),
+    ] = None,
     json_file: JsonFile = None,
     report: ReportFile = None,
 ) -> None:
-    """Compare two results on the same data.
+    """Compare two results on the same data, or two models over a suite.
 
-    Prints the differences of the metrics with 95 % confidence intervals, and the queries whose results differ most.
+    Prints the paired differences of the metrics with 95 % confidence intervals, and the queries whose results differ
+    most. A and B can also be folders of suites: prints the difference of each dataset, with Holm's correction for the
+    number of datasets, and a sentence to quote. If both models are in suite A, leave out B.
     """
+    advice = "give a file that clipkit eval … --json wrote, results.json of a run, or the folder of a suite"
     for file in (first, second):
-        check_file(file, "give a file that clipkit eval … --json wrote, or results.json of a run")
+        if file is not None and not (file / "results.json").is_file():
+            check_file(file, advice)
+    from clipkit.evaluation.compare_suites import is_suite
+
+    if is_suite(first):
+        _compare_suites(first, second, models or [], json_file, report)
+        return
+    if second is None or models:
+        raise UserError(f"{first}: is a single result; give a second result, without --model")
     from clipkit.cli.tables import print_comparison
     from clipkit.evaluation import compare as compared
     from clipkit.evaluation import read_result
@@ -207,3 +240,24 @@ def compare(
         from clipkit.report.comparison import comparison_report
 
         write_output(report, comparison_report(comparison, *results), "report")
+
+
+def _compare_suites(
+    first: Path, second: Path | None, models: list[str], json_file: Path | None, report: Path | None
+) -> None:
+    check_writable(json_file, report, inputs=[first, second])
+    from clipkit.cli.tables import print_table
+    from clipkit.cli.terminal import print_error
+    from clipkit.evaluation.compare_suites import compare_suites
+    from clipkit.report.comparison import suite_comparison_report, suite_comparison_table
+
+    comparison = compare_suites(first, second, models)
+    for name, why in comparison["skipped"].items():
+        print_error(f"{name}: not compared: {why}")
+    table = suite_comparison_table(comparison)
+    print(f"A: {comparison['first']}\nB: {comparison['second']}")
+    print_table(table.header, table.rows, table.title)
+    print(comparison["sentence"])
+    write_output(json_file, json.dumps(comparison, indent=2, ensure_ascii=False) + "\n", "comparison")
+    if report is not None:
+        write_output(report, suite_comparison_report(comparison), "report")

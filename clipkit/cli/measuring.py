@@ -104,12 +104,13 @@ class Measuring:
             self._show(result)
 
     def _show(self, result: "Result") -> None:
-        from clipkit.cli.tables import print_metrics
+        from clipkit.cli.tables import print_metrics, print_prompt_choices
         from clipkit.evaluation import to_json
 
         for line in result["data"].get("findings", ()):
             print_error(line)
         print_metrics(result)
+        print_prompt_choices(result.get("prompt_choices") or [])
         write_output(self.json_file, to_json(result), "result")
         if self.report is not None:
             from clipkit.report.evaluation import evaluation_report

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipkit.errors import printable
+from clipkit.report.evaluation import prompt_choices_table
 from clipkit.report.page import metrics_table, standing
 from clipkit.tasks import named_data, number, readable, shortened, shown_metrics
 
@@ -15,6 +16,13 @@ from clipkit.tasks import named_data, number, readable, shortened, shown_metrics
 def print_metrics(result: Mapping[str, Any]) -> None:
     """Print the metrics of a result with confidence intervals and chance levels, and name the model and the data."""
     print_columns({"value (95 % interval)": result["metrics"]}, f"{result['model']} on {named_data(result['data'])}")
+
+
+def print_prompt_choices(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print what other choices of class names and templates would change."""
+    for table in prompt_choices_table(rows):
+        print_table(table.header, table.rows, f"\n{table.title}")
+        print(table.note)
 
 
 def print_columns(columns: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> None:

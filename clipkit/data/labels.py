@@ -36,6 +36,8 @@ class LabeledImages:
     """Prompts, if the data contains them."""
     findings: Sequence[Finding] = ()
     """Findings about parts of the source that were left out, and about assumptions of the reader."""
+    groups: Sequence[str] | None = None
+    """Group of each image, e.g. its region, if the source was given with `?group=COLUMN`."""
 
     @property
     def several(self) -> bool:
@@ -48,6 +50,7 @@ class LabeledImages:
         digest = hashlib.sha256("\0".join(self.classes).encode() + np.asarray(self.labels, dtype="<i8").tobytes())
         for image in self.images:
             digest.update(f"{image.name}\0{size_of(image)}\0".encode())
+        digest.update("\0".join(self.groups or ()).encode())
         return digest.hexdigest()
 
     @property
@@ -92,11 +95,14 @@ def read_labeled(source: object) -> LabeledImages:
     list. Images that are stored in a table count as different images, one per row. Python objects are accepted as in
     `read_pairs`.
 
+    `?group=COLUMN` gives the group of each image, for the worst group's accuracy; in shards, `?group=npy` is the first
+    number of the file of this ending.
+
     Raises:
         DataError: the source, a column, an image or a label is missing, or a label is not a listed class.
     """
     options = split_options(str(source))[1] if isinstance(source, str | Path) else {}
-    rows = labeled_rows(read_rows(source, ["image", "label"]), options.get("classes"))
+    rows = labeled_rows(read_rows(source, ["image", "label"], ["group"] * ("group" in options)), options.get("classes"))
     assert rows.images is not None
     is_embedded = isinstance(rows.images, TableImages) and bool((rows.images.sizes >= 0).any())
     image_of_row, first = first_positions(pa.array(range(len(rows.images))) if is_embedded else rows.keys)
@@ -121,7 +127,16 @@ def read_labeled(source: object) -> LabeledImages:
         values[one // len(classes), one % len(classes)] = True
     findings = [*rows.findings, *_doubts(rows, image_of_row, images, values, classes)]
     names = None if listed.names is None else list(listed.names)
-    return LabeledImages(rows.name, images, values, classes, names, listed.templates, findings)
+    groups = [_group(rows, row) for row in first.tolist()] if "group" in rows.columns else None
+    return LabeledImages(rows.name, images, values, classes, names, listed.templates, findings, groups)
+
+
+def _group(rows: Rows, row: int) -> str:
+    value = rows.columns["group"][row].as_py()
+    group = (value[0] if value else None) if isinstance(value, list) else value
+    if not group:
+        raise DataError(f"{rows.name}: {rows.row} {row + 1} has no group; fill it in or drop the {rows.row}")
+    return str(group).strip()
 
 
 def _labels(rows: Rows, image_of_row: NDArray[np.int64], may_be_none: bool) -> tuple[list[int], list[str]]:

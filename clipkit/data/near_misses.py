@@ -18,19 +18,23 @@ from clipkit.images import Stored, kind_of
 _FILES = (".csv", ".tsv", ".json", ".jsonl")
 _ENDINGS = ("", ".png", ".jpg", ".jpeg", ".webp")  # Winoground lists images without their extension
 ONE_IMAGE = ("image", "caption", "negative_caption")
+SECOND_CAPTION = "caption2"  # SugarCrepe++
 TWO_IMAGES = ("image_0", "image_1", "caption_0", "caption_1")
 _GROUP = "group"
 GROUP = ("category", "collapsed_tag", "tag", "type")
 _NAMES = {
     **{role: NAMES[role] for role in ONE_IMAGE},
-    **{role: (role,) for role in TWO_IMAGES},
+    **{role: (role,) for role in (SECOND_CAPTION, *TWO_IMAGES)},
     _GROUP: GROUP,
 }
 
 
 @dataclass(frozen=True)
 class NearMisses:
-    """K instances: one image with a correct and an incorrect caption, or two images with one caption each."""
+    """K instances: one image with a correct and an incorrect caption, or two images with one caption each.
+
+    In the format of SugarCrepe++, a second correct caption follows the incorrect one.
+    """
 
     name: str
     images: Sequence[Path | Stored]
@@ -38,7 +42,7 @@ class NearMisses:
     image_positions: NDArray[np.int64]
     """(K, 1) or (K, 2) positions in `images`."""
     caption_positions: NDArray[np.int64]
-    """(K, 2) positions in `captions`."""
+    """(K, 2) or (K, 3) positions in `captions`."""
     categories: list[str]
     """Category of each instance."""
 
@@ -46,9 +50,9 @@ class NearMisses:
 def read_near_misses(source: str | Path) -> NearMisses:
     """Read compositional instances from a CSV, TSV, JSON or JSONL file, or from a folder with one file per category.
 
-    Rows have the columns image, caption and negative_caption (SugarCrepe), or image_0, image_1, caption_0 and
-    caption_1 (Winoground), and may have a category. A JSON file contains a list of rows, or an object that maps IDs to
-    rows.
+    Rows have the columns image, caption and negative_caption (SugarCrepe), also caption2, a second correct caption
+    (SugarCrepe++), or image_0, image_1, caption_0 and caption_1 (Winoground), and may have a category. A JSON file
+    contains a list of rows, or an object that maps IDs to rows.
 
     Args:
         source: a path. Images are relative to it, or to the folder given as `add_att.json?images=val2017`.
@@ -79,6 +83,8 @@ def read_near_misses(source: str | Path) -> NearMisses:
             image_positions.append([images.setdefault(image, len(images)) for image in paths])
             caption_positions.append([captions.setdefault(text, len(captions)) for text in texts])
             categories.append(category or file.stem)
+    if len({len(positions) for positions in caption_positions}) != 1:
+        raise DataError(f"{path}: {SECOND_CAPTION} is missing in some of its files; evaluate them separately")
     if len({len(positions) for positions in image_positions}) != 1:
         raise DataError(
             f"{path}: contains instances with one image and instances with two images; evaluate them separately"
@@ -95,12 +101,13 @@ def _instances(file: Path) -> list[tuple[list[str], list[str], str]]:
     if isinstance(rows.images, Files):
         values["image"] = list(rows.images.names)
     count = len(next(iter(values.values())))
-    roles = TWO_IMAGES if "image_0" in values else ONE_IMAGE
+    second = (SECOND_CAPTION,) if SECOND_CAPTION in values else ()
+    roles = TWO_IMAGES if "image_0" in values else (*ONE_IMAGE, *second)
     given = [_column(file, rows, values, role) for role in roles]
     groups = values.get(_GROUP, [""] * count)
-    half = len(roles) // 2
+    shown = 2 if roles == TWO_IMAGES else 1
     return [
-        (list(row[:half]), list(row[half:]), str(group).strip()) for *row, group in zip(*given, groups, strict=True)
+        (list(row[:shown]), list(row[shown:]), str(group).strip()) for *row, group in zip(*given, groups, strict=True)
     ]
 
 

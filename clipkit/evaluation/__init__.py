@@ -3,11 +3,14 @@
 from clipkit.embedding.features import Features
 from clipkit.evaluation.classifier import zeroshot_classifier
 from clipkit.evaluation.compare import Comparison, compare
+from clipkit.evaluation.compare_suites import SuiteComparison, compare_suites
 from clipkit.evaluation.examples import chosen_examples
 from clipkit.evaluation.figures import Figure
 from clipkit.evaluation.result import build_result, read_result, to_json, versions
 from clipkit.evaluation.result_object import Result
+from clipkit.evaluation.tasks.associations import associations
 from clipkit.evaluation.tasks.compositional import compositional
+from clipkit.evaluation.tasks.instances import instances
 from clipkit.evaluation.tasks.probe import probe
 from clipkit.evaluation.tasks.retrieval import retrieval, retrieval_result
 from clipkit.evaluation.tasks.zeroshot import zeroshot
@@ -17,10 +20,14 @@ __all__ = [
     "Features",
     "Figure",
     "Result",
+    "SuiteComparison",
+    "associations",
     "build_result",
     "chosen_examples",
     "compare",
+    "compare_suites",
     "compositional",
+    "instances",
     "probe",
     "read_result",
     "retrieval",

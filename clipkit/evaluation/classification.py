@@ -14,6 +14,7 @@ from clipkit.metrics import (
     average_precision,
     calibration_error,
     confusion,
+    group_accuracies,
     precision_at_right,
     precision_by_chance,
     true_label_ranks,
@@ -76,6 +77,16 @@ def classification_result(
             *_mistakes(scores, labels, predicted, confidence, titles, images),
         ],
     }
+
+
+def group_result(ranks: Sequence[int], groups: Sequence[str], classes: int) -> tuple[dict[str, Figure], list[Any]]:
+    """Return the accuracies of the worst group, without intervals, and one row per group."""
+    rows = group_accuracies(ranks, groups)
+    worst = {k: min((row[f"acc{k}"] for row in rows.values()), default=None) for k in (1, 5)}
+    metrics = {
+        f"acc{k}_worst_group": figure(value, None, k / classes) for k, value in worst.items() if k == 1 or classes >= k
+    }
+    return metrics, [{"group": name, **row} for name, row in rows.items()]
 
 
 def classification_columns(queries: Mapping[str, Sequence[Any]], classes: int) -> Columns:

@@ -14,6 +14,8 @@ from clipkit.tasks import named_data
 
 _SHOWN = 5
 
+Resampled = np.ndarray[Any, np.dtype[np.float64]]
+
 
 class Difference(TypedDict):
     """Values of a metric in both results, and the second minus the first, with 95 % interval and two-sided p."""
@@ -55,22 +57,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
         >>> comparison["metrics"]["mean_recall"]["difference"]      # doctest: +SKIP
         0.034
     """
-    for result in (first, second):
-        if not result.get("queries") or not result["data"].get("sha256"):
-            raise DataError(
-                f"{result.get('model')}: this result has no per-query outcomes (queries, data.sha256), so it "
-                "cannot be compared; evaluate again with --json"
-            )
-    _check_comparable(first, second)
-    try:
-        (columns, means), (second_columns, _) = columns_of(first), columns_of(second)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(
-            f"one result has no per-query outcomes ({one_line(error)}), so the two cannot be compared; "
-            "evaluate again with --json"
-        ) from None
-    one, two = values(columns, means), values(second_columns, means)
-    before, after = draws(columns, means), draws(second_columns, means)
+    one, two, before, after = paired(first, second)
     metrics: dict[str, Difference] = {}
     for name in one:
         low, high = interval(after[name] - before[name])
@@ -90,6 +77,33 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
         "metrics": metrics,
         "disagreements": _disagreements(first, second),
     }
+
+
+def paired(
+    first: Mapping[str, Any], second: Mapping[str, Any]
+) -> tuple[dict[str, float], dict[str, float], dict[str, Resampled], dict[str, Resampled]]:
+    """Return all metrics of both results, and both on the same 1,000 resamples.
+
+    Raises:
+        DataError: the results differ in task or data, or have no per-query outcomes.
+    """
+    for result in (first, second):
+        if not result.get("queries") or not result["data"].get("sha256"):
+            raise DataError(
+                f"{result.get('model')}: this result has no per-query outcomes (queries, data.sha256), so it "
+                "cannot be compared; evaluate again with --json"
+            )
+    _check_comparable(first, second)
+    try:
+        (columns, means), (second_columns, _) = columns_of(first), columns_of(second)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"one result has no per-query outcomes ({one_line(error)}), so the two cannot be compared; "
+            "evaluate again with --json"
+        ) from None
+    return (
+        values(columns, means), values(second_columns, means), draws(columns, means), draws(second_columns, means),
+    )  # fmt: skip
 
 
 def columns_of(result: Mapping[str, Any]) -> tuple[Columns, Means]:

@@ -31,8 +31,10 @@ def build_result(
     settings: Mapping[str, Any] | None = None,
     seconds: float = 0.0,
     classes: Sequence[dict[str, Any]] | None = None,
+    groups: Sequence[dict[str, Any]] | None = None,
     examples: Sequence[dict[str, Any]] = (),
     prompts: Sequence[dict[str, Any]] | None = None,
+    prompt_choices: Sequence[dict[str, Any]] | None = None,
     map: Sequence[dict[str, Any]] | None = None,
     queries: Mapping[str, list[Any]] | None = None,
     features: Mapping[str, int] | None = None,
@@ -48,8 +50,10 @@ def build_result(
         settings: everything else that determines the metrics; the interval's settings are added.
         seconds: duration of the evaluation.
         classes: one row per class or category.
+        groups: one row per group of images.
         examples: queries with their top answers.
         prompts: one row per prompt.
+        prompt_choices: one row per choice of class names and templates.
         map: positions of items.
         queries: outcome of every query.
         features: numbers of features that were computed and that came from the cache.
@@ -63,11 +67,13 @@ def build_result(
         "data": dict(data),
         "metrics": dict(metrics),
         "classes": classes,
+        "groups": groups,
         "settings": {**(settings or {}), **INTERVAL, **({} if features is None else {"features": dict(features)})},
         "versions": versions(),
         "seconds": round(seconds, 2),
         "examples": list(examples),
         "prompts": prompts,
+        "prompt_choices": prompt_choices,
         "map": map,
         "queries": queries,
     }

@@ -6,10 +6,12 @@ from clipkit.metrics.classification import (
     calibration_error,
     classification,
     confusion,
+    group_accuracies,
+    macro_f1,
     precision_at_right,
     true_label_ranks,
 )
-from clipkit.metrics.compositional import selection
+from clipkit.metrics.compositional import both_positives, closest_pair, selection
 from clipkit.metrics.linear import LinearClassifier, logistic_regression
 from clipkit.metrics.neighbors import knn_scores
 from clipkit.metrics.order import first_columns
@@ -30,15 +32,19 @@ __all__ = [
     "alignment",
     "average_precision",
     "batch_accuracy",
+    "both_positives",
     "calibration_error",
     "classification",
+    "closest_pair",
     "cluster_bootstrap",
     "cluster_bootstrap_median",
     "confusion",
     "first_columns",
+    "group_accuracies",
     "interval",
     "knn_scores",
     "logistic_regression",
+    "macro_f1",
     "median_rank",
     "precision_at_right",
     "precision_by_chance",

@@ -1,5 +1,7 @@
 """Classification metrics from scores, for one label or several labels per image."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -96,6 +98,38 @@ def precision_at_right(
 def confusion(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"], classes: int) -> Int[Tensor, "C C"]:
     """Return the confusion matrix: counts of images by true class (row) and predicted class (column)."""
     return (labels * classes + predicted).bincount(minlength=classes * classes).view(classes, classes)
+
+
+@takes_arrays
+def macro_f1(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> float:
+    """Return the mean F1 score of the classes that occur in `labels`, as WILDS (Koh et al. 2021) for iWildCam.
+
+    Example:
+        >>> macro_f1(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 0, 1]))
+        0.4
+    """
+    scores = []
+    for label in labels.unique():
+        right = ((predicted == label) & (labels == label)).sum()
+        scores.append(2 * right / ((predicted == label).sum() + (labels == label).sum()))
+    return torch.stack(scores).double().mean().item()
+
+
+def group_accuracies(ranks: Sequence[int], groups: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return for each group the number of its images, and their top-1 and top-5 accuracy.
+
+    The lowest ones are the worst group's, as in WILDS (Koh et al. 2021). Images without a group ("") do not count.
+
+    Example:
+        >>> group_accuracies([1, 3, 1], ["a", "a", "b"])["a"]
+        {'images': 2, 'acc1': 0.5, 'acc5': 1.0}
+    """
+    accuracies = {}
+    for group in sorted(set(groups) - {""}):
+        of_group = [rank for rank, one in zip(ranks, groups, strict=True) if one == group]
+        shares = {f"acc{k}": sum(rank <= k for rank in of_group) / len(of_group) for k in (1, 5)}
+        accuracies[group] = {"images": len(of_group), **shares}
+    return accuracies
 
 
 @takes_arrays

@@ -31,3 +31,34 @@ def selection(scores: Float[Tensor, "K I C"]) -> tuple[Bool[Tensor, " K"], Bool[
     text = (scores.argmax(dim=2)[:, :pairs] == correct).all(dim=1)
     image = (scores.argmax(dim=1)[:, :pairs] == correct).all(dim=1)
     return text, image
+
+
+@takes_arrays
+def both_positives(scores: Float[Tensor, "K 3"]) -> Bool[Tensor, " K"]:
+    """Return for each instance whether both correct captions score higher than the incorrect one.
+
+    This is the image-to-text metric of SugarCrepe++ (Dumpala et al. 2024); a tie is wrong.
+
+    Args:
+        scores: scores of a correct caption, an incorrect one, and another correct one.
+
+    Example:
+        >>> both_positives(torch.tensor([[0.3, 0.1, 0.2], [0.3, 0.25, 0.2]])).tolist()
+        [True, False]
+    """
+    return (scores[:, 0] > scores[:, 1]) & (scores[:, 2] > scores[:, 1])
+
+
+@takes_arrays
+def closest_pair(first: Float[Tensor, "K D"], negative: Float[Tensor, "K D"], second: Float[Tensor, "K D"]) -> Tensor:
+    """Return for each instance whether its correct captions are more similar to each other than to the incorrect one.
+
+    This is the text-only metric of SugarCrepe++ (Dumpala et al. 2024); a tie is wrong.
+
+    Example:
+        >>> x, y = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> closest_pair(x, y, x).tolist(), closest_pair(x, x, y).tolist()
+        ([True], [False])
+    """
+    together = (first * second).sum(dim=1)
+    return (together > (first * negative).sum(dim=1)) & (together > (second * negative).sum(dim=1))

@@ -97,7 +97,7 @@ class Cut:
             given[name] = _nan(dtype, activations.device).expand(len(activations), *shape)
 
         def inject(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return _with_first(activations, args, kwargs)
+            return with_first(activations, args, kwargs)
 
         def complete(wide: Tensor) -> Tensor:
             assert self.outside is not None
@@ -137,7 +137,7 @@ def _changed(outside: Outside | None, change: Callable[[Tensor], Tensor]) -> Ite
         return
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return _with_first(change(first_tensor(args, kwargs)), args, kwargs)
+        return with_first(change(first_tensor(args, kwargs)), args, kwargs)
 
     with _before(outside.module, hook):
         yield lambda output: output
@@ -217,7 +217,7 @@ def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return next(value for value in (*args, *kwargs.values()) if is_activation(value))
 
 
-def _with_first(
+def with_first(
     activations: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a module with the activations in place of its first tensor."""

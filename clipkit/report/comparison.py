@@ -17,7 +17,7 @@ from clipkit.report.page import (
     short_name,
     standing,
 )
-from clipkit.tasks import TASKS, counts_of, readable, shown_metrics
+from clipkit.tasks import TASKS, counts_of, number, readable, shown_metrics
 
 
 def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
@@ -52,6 +52,39 @@ def comparison_report(comparison: Mapping[str, Any], first: Mapping[str, Any], s
         charts=[chart] if in_points else [],
         tables_below=[Table("B − A", ["", "difference", "95 % interval", "p"], rows, note)],
         grids=_disagreements(comparison["disagreements"]),
+    )
+    return render(page)
+
+
+def suite_comparison_table(comparison: Mapping[str, Any]) -> Table:
+    """Return a row per dataset of a suite, and their mean."""
+    rows = []
+    for one in comparison["datasets"]:
+        metric = one["metric"]
+        low, high = (difference(metric, one[end]).removesuffix(" points") for end in ("low", "high"))
+        values = [number(metric, one[model]) for model in ("first", "second")]
+        p = [f"{one[kind]:.2g}" if one[kind] < 0.001 else f"{one[kind]:.3f}" for kind in ("p", "p_holm")]
+        rows.append(
+            [one["title"], readable(metric), *values, difference(metric, one["difference"]), f"{low} to {high}", *p]
+        )
+    mean = comparison["mean"]
+    low, high = (difference("acc1", mean[end]).removesuffix(" points") for end in ("low", "high"))
+    of_mean = [number("acc1", mean[model]) for model in ("first", "second")]
+    rows.append(["mean", "", *of_mean, difference("acc1", mean["difference"]), f"{low} to {high}", "", ""])
+    note = (
+        "Paired bootstrap: 1,000 draws of images, the same for both models; p from the normal distribution with the "
+        "standard error of the draws. p (Holm) below 0.05: the difference is significant among all datasets."
+    )
+    header = ["", "metric", "A", "B", "B − A", "95 % interval", "p", "p (Holm)"]
+    return Table(comparison["suite"], header, rows, note, strong=4, words=[1])
+
+
+def suite_comparison_report(comparison: Mapping[str, Any]) -> str:
+    """Return the HTML of a comparison of two models over a suite."""
+    page = Page(
+        title=f"{comparison['suite']}: two models",
+        lead=f"A: {comparison['first']}; B: {comparison['second']}. {comparison['sentence']}",
+        tables=[suite_comparison_table(comparison)],
     )
     return render(page)
 

@@ -39,7 +39,7 @@ def evaluation_report(result: Mapping[str, Any]) -> str:
         title=f"{TASKS[result['task']].title}: {short_name(str(result['model']))}",
         lead=f"{short_name(data['name'])}: {counts}; evaluated in {duration(result['seconds'])}.",
         headlines=headlines(result["metrics"], TASKS[result["task"]].headlines),
-        tables=[table],
+        tables=[table, *prompt_choices_table(result.get("prompt_choices") or [])],
         tables_below=[*confused_pairs(result), *classes_table(result.get("classes", []))],
         charts=_charts(result),
         charts_title="Predictions",
@@ -52,6 +52,31 @@ def evaluation_report(result: Mapping[str, Any]) -> str:
         },
     )
     return render(page)
+
+
+def prompt_choices_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Return the accuracy with each choice of class names and templates, and its difference from the first row."""
+    if not rows:
+        return []
+    cells = []
+    for row in rows:
+        change = "–"
+        if row is not rows[0]:
+            low, high = (number("acc1", row[end]).removesuffix(" %") for end in ("low", "high"))
+            change = f"{number('acc1', row['difference'])} ({low} – {high})"
+        cells.append(
+            [
+                row["names"],
+                row["templates"],
+                f"{row['prompts']:,}",
+                f"{row['cut']:,}",
+                number("acc1", row["acc1"]),
+                change,
+            ]
+        )
+    header = ["class names", "templates", "prompts", "cut", readable("acc1"), "difference (95 % interval)"]
+    note = "The first row is this evaluation. cut: prompts longer than the model's context."
+    return [Table("Choices of prompts", header, cells, note, strong=4, words=[1])]
 
 
 def classes_table(rows: Sequence[Mapping[str, Any]]) -> list[Table]:

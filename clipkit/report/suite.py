@@ -19,6 +19,10 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
         metric = dataset["metric"]
         cells = [with_interval(metric, row_of.get((name, model))) for model in models]
         rows.append([_titled(dataset), readable(metric), *cells, number(metric, dataset["chance"])])
+    if result.get("mean"):
+        means = [number("acc1", result["mean"].get(model)) for model in models]
+        count = len(datasets) + len(result["unreached"])
+        rows.append([f"mean of {count}", "", *means, ""])
     header = ["", "metric", *models, "chance"]
     tables = [
         Table(result["title"] or result["suite"], header, rows, INTERVAL_NOTE, strong=None, words=[1]),

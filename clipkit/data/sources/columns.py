@@ -26,6 +26,7 @@ NAMES: Mapping[str, Sequence[str]] = {
     "negative_caption": ("negative_caption", "negative", "foil", "hard_negative"),
     "paraphrase": ("paraphrase",),
     "label": ("label", "class", "category"),
+    "group": ("group",),
 }  # fmt: skip
 
 

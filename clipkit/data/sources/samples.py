@@ -97,6 +97,8 @@ def values_of_role(where: str, contents: Mapping[str, bytes], role: str, given: 
     for ending in endings:
         if ending not in contents:
             continue
+        if ending == "npy" and role == "group":
+            return [_first_number(f"{where}.npy", contents[ending])]
         if ending == "npy":
             classes = _classes_of(contents[ending])
             if classes is not None:
@@ -147,3 +149,11 @@ def _classes_of(content: bytes) -> list[str] | None:
     if vector.ndim != 1 or not np.isin(vector, (0, 1)).all():
         return None
     return [str(position) for position in np.flatnonzero(vector)]
+
+
+def _first_number(where: str, content: bytes) -> str:
+    """Return the first of the numbers in a file: the group of an image in DataComp's datasets."""
+    try:
+        return str(int(np.load(io.BytesIO(content), allow_pickle=False).ravel()[0]))
+    except (ValueError, OSError, EOFError, IndexError) as error:
+        raise DataError(f"{where}: is not an array of numbers ({one_line(error)}); choose another group") from None

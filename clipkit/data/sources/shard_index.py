@@ -21,8 +21,8 @@ from clipkit.files import cache_folder, replacing
 from clipkit.opening import open_file
 from clipkit.parsing import parse_json
 
-ROLES = ("caption", "label", "negative_caption", "paraphrase")
-_LAYOUT = "4"  # version of the cached index
+ROLES = ("caption", "label", "negative_caption", "paraphrase", "group")
+_LAYOUT = "5"  # version of the cached index
 _ENDINGS, _CAPTIONS = b"endings", b"captions"
 _MANY_DOTTED = 0.01  # share of samples without an image and with dots in their names; a larger share is an error
 

@@ -14,7 +14,7 @@ from clipkit.recipe.problems import first_problem
 from clipkit.recipe.section import Section
 from clipkit.tasks import TASKS
 
-_HUB_SOURCE = re.compile(r"wds:[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_SOURCE = re.compile(r"wds:[\w.-]+/[\w.-]+(@[\w./-]+)?(\?group=\w+)?")
 _SUGGESTED = 3  # number of names to suggest for an unknown name
 
 
@@ -54,6 +54,8 @@ class DataSet(Section):
     """Class names for prompts: a file, or the names themselves. Default: the class names of the data."""
     templates: str | list[str] | None = None
     """Prompts: the name of a built-in set, a file, or the prompts themselves. Default: the prompts of the data."""
+    ignored_groups: list[str] = Field(default=[])
+    """Groups of images (`source: …?group=COLUMN`) that do not count as the worst group."""
     class_count: PositiveInt | None = None
     images: PositiveInt | None = None
     captions: PositiveInt | None = None
@@ -95,6 +97,8 @@ class Suite(Section):
     name: str = Field(pattern=r"^[\w.-]+$")
     title: str = ""
     datasets: list[DataSet] = Field(min_length=1)
+    mean: bool = False
+    """Add the mean of the metrics in the table, for models with a result on every dataset."""
     baseline: str | list[str] = Field(default=[])
     """Baseline models for robustness. Default: the first evaluated model."""
 

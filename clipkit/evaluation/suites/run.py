@@ -39,6 +39,8 @@ class SuiteResult:
     """Reasons why datasets are not available, by dataset."""
     failed: dict[str, str] = field(default_factory=dict)
     """Reason for each failure, keyed by `DATASET`, `DATASET with MODEL` or `MODEL`."""
+    mean: dict[str, float | None] = field(default_factory=dict)
+    """Mean of the metrics in the table by model, if the suite asks for it; None: a dataset has no result."""
     robustness: list[dict[str, Any]] = field(default_factory=list)
     robustness_means: list[dict[str, Any]] = field(default_factory=list)
 
@@ -49,6 +51,7 @@ class SuiteResult:
             "title": self.suite.title,
             "models": self.models,
             "rows": self.rows,
+            "mean": self.mean,
             "published": {entry.name: [one.model_dump() for one in entry.published] for entry in self.suite.datasets},
             "unreached": self.unreached,
             "failed": self.failed,
@@ -95,11 +98,18 @@ def run_suite(
     for name in names:
         run.measure(name)
     result = run.result
+    if suite.mean:
+        result.mean = {name: _mean(suite, result.rows, name) for name in names}
     result.robustness = robustness(suite, result.rows, names)
     result.robustness_means = robustness_means(result.robustness)
     if processes.is_main:
         write_whole(out / "results.json", json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return result
+
+
+def _mean(suite: Suite, rows: Sequence[dict[str, Any]], model: str) -> float | None:
+    values = [row["value"] for row in rows if row["model"] == model and row["value"] is not None]
+    return sum(values) / len(values) if len(values) == len(suite.datasets) else None
 
 
 @dataclass

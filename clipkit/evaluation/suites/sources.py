@@ -51,6 +51,9 @@ def open_data(entry: DataSet) -> TaskData:
     if entry.templates is not None:
         templates = read_templates(entry.templates) if isinstance(entry.templates, str) else entry.templates
         opened = replace(opened, templates=templates)
+    if entry.ignored_groups and isinstance(opened.data, LabeledImages) and opened.data.groups is not None:
+        groups = ["" if group in entry.ignored_groups else group for group in opened.data.groups]
+        opened = replace(opened, data=replace(opened.data, groups=groups))
     _check_counts(entry, opened)
     if entry.corruption is not None:
         if isinstance(opened.data, NearMisses):
@@ -63,7 +66,8 @@ def open_data(entry: DataSet) -> TaskData:
 def _read(entry: DataSet) -> TaskData:
     source, train = entry.source, entry.train
     if source.startswith("wds:"):
-        source, train = f"{source}:{entry.split}", None if train is None else f"{source}:{train}"
+        name, mark, options = source.partition("?")
+        source, train = f"{name}:{entry.split}{mark}{options}", None if train is None else f"{name}:{train}"
     for given in (source, train):
         if given is not None and not _is_present(given):
             raise UnreachedError(f"{given}: file not found; paths are relative to the working directory")

@@ -20,13 +20,14 @@ from clipkit.evaluation.predictions import write_rows
 from clipkit.evaluation.result import build_result, data_hash
 from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.task import Answers, Task
-from clipkit.metrics import selection
+from clipkit.metrics import both_positives, closest_pair, selection
 from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
 from clipkit.processes import Processes
 
 _EXAMPLES = 8
 # Chance levels by the number of images: text_acc, image_acc and acc of random scores.
+_CHANCE_OF_THREE = dict.fromkeys(("text_acc", "text_only_acc", "acc"), 1 / 3)
 _CHANCE = {1: {"text_acc": 1 / 2, "acc": 1 / 2}, 2: {"image_acc": 1 / 4, "text_acc": 1 / 4, "acc": 1 / 6}}
 
 
@@ -44,7 +45,8 @@ def compositional(
 
     `text_acc`: for each image, the correct caption scores higher. `image_acc`: for each caption, the correct image
     scores higher; undefined with one image. `acc`: both. The definitions follow CLIP_benchmark 1.6. If two scores are
-    equal, the first caption or image counts as chosen.
+    equal, the first caption or image counts as chosen. With two correct captions (SugarCrepe++), `text_acc`: both score
+    higher than the incorrect one; `text_only_acc`: they are more similar to each other than to the incorrect one.
 
     Args:
         model: returned by `clipkit.load`.
@@ -71,9 +73,11 @@ def compositional(
     texts = features.texts(near.captions)[torch.from_numpy(near.caption_positions)]
     # Not a matrix product, in which the scores of equal captions may differ in the last bit.
     scores = (images[:, :, None] * texts[:, None]).sum(dim=-1)
-    text_right, image_right = selection(scores)
+    has_two = scores.shape[2] > scores.shape[1] + 1
+    text_right, image_right = (both_positives(scores[:, 0]),) * 2 if has_two else selection(scores)
     queries = {
         "text_right": text_right.int().tolist(),
+        **({"text_only_right": closest_pair(*texts.unbind(dim=1)).int().tolist()} if has_two else {}),
         "image_right": image_right.int().tolist() if scores.shape[1] > 1 else [],
         "image": near.image_positions[:, 0].tolist(),
         "category": near.categories,
@@ -82,7 +86,7 @@ def compositional(
     }
     columns = compositional_columns(queries)
     metrics: dict[str, Figure] = {"image_acc": figure(None, None, None)}
-    metrics |= figures(columns, _CHANCE[scores.shape[1]])
+    metrics |= figures(columns, _CHANCE_OF_THREE if has_two else _CHANCE[scores.shape[1]])
     if predictions is not None and features.processes.is_main:
         write_rows(predictions, _prediction_rows(queries, scores))
     return build_result(
@@ -117,6 +121,9 @@ def compositional_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
     """
     text = np.asarray(queries["text_right"], dtype=np.float64)
     instances = Queries(np.asarray(queries["image"]))
+    if "text_only_right" in queries:
+        only = Column(instances, np.asarray(queries["text_only_right"], dtype=np.float64))
+        return {"text_acc": Column(instances, text), "text_only_acc": only, "acc": Column(instances, text)}
     if not queries["image_right"]:
         return {"text_acc": Column(instances, text), "acc": Column(instances, text)}
     image = np.asarray(queries["image_right"], dtype=np.float64)

@@ -182,6 +182,8 @@ def retrieval_result(
             outcomes |= {"first_image": images[:, 0].tolist(), "first_text": texts[:, 0].tolist()}
     columns, means = retrieval_columns(outcomes)
     chance = retrieval_chance(len(image_features), len(text_features), queries.image_of_text, KS)
+    for name, parts in means.items():
+        chance[name] = sum(chance[part] or 0.0 for part in parts) / len(parts)
     if predictions is not None:
         write_retrieval_predictions(predictions, ranks, image_features, text_features, pairs.images, queries.texts)
     content = content_hashes(pairs.images) if hashes is None else hashes
@@ -233,7 +235,8 @@ def retrieval_columns(outcomes: Mapping[str, Sequence[Any]]) -> tuple[Columns, M
         others[f"{name}_median_rank"] = Column(queries, rank[asked].astype(np.float64), median=True)
         others[f"{name}_mean_rank"] = Column(queries, rank[asked].astype(np.float64))
         others[f"{name}_map@r"] = Column(queries, np.asarray(outcomes[f"{kind}_precision"])[asked])
-    return columns | others, {"mean_recall": recalls}
+    first = [f"{name}_recall@{KS[0]}" for name in ("image_retrieval", "text_retrieval")]
+    return columns | others, {"mean_recall": recalls, f"mean_recall@{KS[0]}": first}
 
 
 def _answers(result: Mapping[str, Any]) -> list[Answers]:

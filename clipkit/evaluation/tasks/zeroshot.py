@@ -8,16 +8,22 @@ import numpy as np
 
 from clipkit.data import Classes, LabeledImages, Templates, read_labeled
 from clipkit.embedding.features import Cache, Features
-from clipkit.evaluation.classification import classification_columns, classification_result, multilabel_columns
+from clipkit.evaluation.classification import (
+    classification_columns,
+    classification_result,
+    group_result,
+    multilabel_columns,
+)
 from clipkit.evaluation.classifier import TEMPLATES, ClassNames, classifier_of, prompt_accuracies, prompt_features
-from clipkit.evaluation.figures import Columns, Means
+from clipkit.evaluation.figures import Columns, Means, figure
 from clipkit.evaluation.given import checked_templates
 from clipkit.evaluation.neighborhood import map_of_classes
 from clipkit.evaluation.predictions import write_class_predictions
+from clipkit.evaluation.prompt_choices import prompt_choices
 from clipkit.evaluation.result import build_result, data_hash
 from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.task import Answers, Options, Task, TaskData
-from clipkit.metrics import similarity
+from clipkit.metrics import macro_f1, similarity
 from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
 from clipkit.processes import Processes
@@ -29,6 +35,7 @@ def zeroshot(
     *,
     classes: Classes | None = None,
     templates: Templates | None = None,
+    compare_prompts: bool = False,
     batch_size: int | None = None,
     cache: Cache = None,
     predictions: str | Path | None = None,
@@ -47,6 +54,8 @@ def zeroshot(
             several names; prompts are made with each of them. Default: the classes of the data.
         templates: prompts with `{c}` instead of the class name, or a mapping from each class to its prompts; the
             features of a class's prompts are averaged. Default: the prompts of the data, otherwise "a photo of a {c}.".
+        compare_prompts: add `prompt_choices` to the result: the accuracy with class names given and cleaned, and with
+            no, 1, 7 and 80 templates. Data with several labels per image has none.
         batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every image.
@@ -77,7 +86,16 @@ def zeroshot(
     if predictions is not None and features.processes.is_main:
         write_class_predictions(predictions, labeled.images, scores, labels, titles)
     outcome = classification_result(scores, labels, titles, labeled.images, model.probabilities)
+    if labels.ndim == 1:
+        outcome["metrics"]["macro_f1"] = figure(macro_f1(scores.argmax(dim=1).cpu(), labels.cpu()), None, None)
+    groups = None
+    if labeled.groups is not None and labels.ndim == 1:
+        worst, groups = group_result(outcome["queries"]["true_rank"], labeled.groups, len(titles))
+        outcome["metrics"] |= worst
     accuracies = prompt_accuracies(prompts, templates, image_features, labels)
+    choices = None
+    if compare_prompts and labels.ndim == 1:
+        choices = prompt_choices(features, class_names, templates, image_features, labels)
     positions = [] if labels.ndim == 2 else map_of_classes(image_features.cpu(), [titles[c] for c in labels.tolist()])
     return build_result(
         "zeroshot",
@@ -95,7 +113,9 @@ def zeroshot(
             "scale": model.logit_scale.exp().item(),
         },
         features=features.counts,
+        groups=groups,
         prompts=accuracies,
+        prompt_choices=choices,
         map=positions,
         findings=[*labeled.findings, *class_names.findings],
         seconds=features.seconds,

@@ -1,0 +1,126 @@
+"""Command `clipkit explain`: show why a model matches an image and a text."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from clipkit.cli.inputs import check_file, check_models
+from clipkit.cli.measuring import Dtype, JsonFile
+from clipkit.cli.output import check_writable, write_output
+from clipkit.errors import OutputError, UserError
+
+if TYPE_CHECKING:
+    from clipkit.evaluation.explanation import Explanation, Scores
+    from clipkit.models import DualEncoder
+
+Method = Literal["gradient", "patches"]
+
+
+def explain(
+    model: Annotated[
+        str, typer.Option(metavar="M", help="Model: a Hub repository, a folder, a run, or open_clip:ARCH/TAG.")
+    ],
+    image: Annotated[str | None, typer.Option(metavar="F", help="Image file to explain.")] = None,
+    text: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Text to explain; may be repeated.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="D", help="Instead of --image and --text: score the explanations of captioned images of this data."
+        ),
+    ] = None,
+    images: Annotated[
+        int, typer.Option(metavar="N", help="With --data: number of images, evenly spaced.", min=2)
+    ] = 100,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="gradient: gradient of the cosine times the features of each part, for every "
+            "image tower. patches: cosine of each patch and the text, for vision transformers."
+        ),
+    ] = "gradient",
+    out: Annotated[Path | None, typer.Option(metavar="F.png", help="Draw the maps to this PNG file.")] = None,
+    json_file: JsonFile = None,
+    score: Annotated[
+        bool, typer.Option(help="Measure how faithful the maps are: about 130 forward passes per text.")
+    ] = True,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of encoding, as for clipkit eval.")] = "fp32",
+) -> None:
+    """Show which parts of an image and which words of a text match.
+
+    For each word: how much the cosine of image and text drops without it. For the maps: how fast the cosine changes
+    when their most relevant parts are hidden (deletion) or shown first (insertion), beside random maps and the center.
+    Example: clipkit explain --model M --image dog.jpg --text "a dog with a ball" --out dog.png.
+    """
+    if (image is None) == (data is None) or (image is None) != (not text):
+        raise UserError("give --image F with at least one --text TEXT, or --data D alone")
+    if data is not None and out is not None:
+        raise UserError(f"--out {out} applies to --image, which was not given; remove it")
+    check_models(model)
+    if image is not None:
+        check_file(Path(image), "give an image file to --image")
+    else:
+        from clipkit.data.sources.read import check_exists
+
+        assert data is not None
+        check_exists(data)
+    check_writable(out, json_file, inputs=(model, image, data))
+    from clipkit.models import load
+
+    loaded = load(model, dtype=dtype)
+    if data is not None:
+        _score(loaded, data, images, method, json_file)
+        return
+    from clipkit.evaluation.explanation import explain as run
+
+    assert image is not None
+    explanation = run(loaded, image, text or [], method=method, score=score)
+    _print(explanation)
+    write_output(json_file, json.dumps(explanation.to_dict(), ensure_ascii=False) + "\n", "explanation")
+    if out is not None:
+        try:
+            explanation.save(out)
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be written ({error.strerror or error}); give another file") from None
+        print(f"maps: {out}")
+
+
+def _score(model: "DualEncoder", data: str, images: int, method: Method, json_file: Path | None) -> None:
+    from clipkit.cli.tables import print_metrics
+    from clipkit.cli.terminal import print_error
+    from clipkit.evaluation import to_json
+    from clipkit.evaluation.explanation import score_explanations
+
+    result = score_explanations(model, data, method=method, images=images, progress=True)
+    for line in result["data"].get("findings", ()):
+        print_error(line)
+    print_metrics(result)
+    write_output(json_file, to_json(result), "result")
+
+
+def _print(explanation: "Explanation") -> None:
+    from clipkit.cli.tables import print_table
+
+    for one in explanation.texts:
+        rows, columns = one.map.shape
+        row, column = divmod(int(one.map.argmax()), columns)
+        where = f"row {row + 1} of {rows}, column {column + 1} of {columns}"
+        print(f"{explanation.image}: {one.text!r}: cosine {one.cosine:.3f}, most relevant part: {where}")
+        if one.words:
+            print_table(["word", "cosine lost without it"], [[word.word, f"{word.drop:+.3f}"] for word in one.words])
+        if one.scores is not None:
+            _print_scores(one.scores)
+
+
+def _print_scores(scores: "Scores") -> None:
+    from clipkit.cli.tables import print_table
+
+    maps = (scores.map, scores.random, scores.center)
+    rows = [
+        ["deletion AUC, lower is better", *(f"{one.deletion:.3f}" for one in maps)],
+        ["insertion AUC, higher is better", *(f"{one.insertion:.3f}" for one in maps)],
+    ]
+    print_table(["cosine while parts of the image are hidden", "this map", "random", "center"], rows)
+    if scores.occlusion is not None:
+        print(f"rank correlation with occlusion: {scores.occlusion:.2f}")

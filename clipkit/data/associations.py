@@ -1,0 +1,86 @@
+"""Association tests: a word with candidate images, some of which belong to it, in the format of WinoGAViL."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipkit.data.sources.columns import split_options
+from clipkit.errors import DataError
+from clipkit.files import is_file
+from clipkit.opening import read_text
+from clipkit.parsing import parse_json
+
+_ENDINGS = ("", ".jpg", ".png", ".jpeg", ".webp")
+_ROLES = ("cue", "candidates", "associations")
+
+
+@dataclass(frozen=True)
+class Associations:
+    """K words, each with candidate images."""
+
+    name: str
+    images: list[Path]
+    cues: list[str]
+    candidates: list[list[int]]
+    """Positions in `images` of the candidates of each word."""
+    right: list[list[bool]]
+    """Whether each candidate belongs to the word."""
+
+
+def read_associations(source: str | Path) -> Associations:
+    """Read association tests from a JSONL file, or a JSON file with a list.
+
+    Rows have `cue`, a word; `candidates`, a list of images; and `associations`, the candidates that belong to the word.
+
+    Args:
+        source: a path. Images are relative to it, or to the folder given as `winogavil.jsonl?images=FOLDER`; their
+            ending may be left out.
+
+    Raises:
+        DataError: the file, a value or an image is missing or invalid.
+    """
+    name, options = split_options(str(source))
+    path = Path(name).expanduser()
+    if unknown := [option for option in options if option != "images"]:
+        raise DataError(f"{source}: unknown option {unknown[0]}; use only images=FOLDER, the folder of the images")
+    folder = Path(options["images"]).expanduser() if "images" in options else path.parent
+    images: dict[Path, int] = {}
+    cues, candidates, right = [], [], []
+    for number, row in enumerate(_rows(path), 1):
+        where = f"{path}: row {number}"
+        values: list[Any] = [row.get(role) if isinstance(row, dict) else None for role in _ROLES]
+        cue, shown, chosen = values
+        if not isinstance(cue, str) or not cue.strip() or not _are_names(shown) or not _are_names(chosen):
+            raise DataError(f"{where} needs a cue and the lists candidates and associations; fill them in")
+        if not set(chosen) <= set(shown) or len(set(shown)) < len(shown):
+            raise DataError(f"{where}: its associations are not among its candidates, or a candidate repeats; fix it")
+        cues.append(cue.strip())
+        candidates.append([images.setdefault(_image(folder, one, path), len(images)) for one in shown])
+        right.append([one in chosen for one in shown])
+    return Associations(str(path), list(images), cues, candidates, right)
+
+
+def _rows(path: Path) -> list[Any]:
+    if not is_file(path) or path.suffix not in (".json", ".jsonl"):
+        raise DataError(f"{path}: is not an existing JSON or JSONL file; give a file with rows of {', '.join(_ROLES)}")
+    try:
+        text = read_text(path)
+        rows = parse_json(text) if path.suffix == ".json" else [parse_json(line) for line in text.splitlines() if line]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); fix it") from None
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f"{path}: has no rows; write one object with {', '.join(_ROLES)} per line")
+    return rows
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+
+
+def _image(folder: Path, name: str, file: Path) -> Path:
+    for ending in _ENDINGS:
+        if is_file(folder / f"{name}{ending}"):
+            return folder / f"{name}{ending}"
+    raise DataError(
+        f"{file}: image {folder / name} is missing; give the folder of the images as {file.name}?images=FOLDER"
+    )

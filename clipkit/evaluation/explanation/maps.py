@@ -1,0 +1,241 @@
+"""Relevance maps: how well each part of an image matches a text.
+
+The value of a token is what attention returns for the token alone, i.e. its value after the output projection. The
+method `gradient` multiplies the values of patches by the gradient of the cosine with respect to the output of
+attention, and sums over channels and blocks (Zhao et al. 2024, "Gradient-based visual explanation for CLIP",
+Grad-ECLIP, without its spatial weights). For other towers it sums gradient times activation over the channels of the
+last layer with positions (Draelos and Carin 2020, HiResCAM). The method `patches` passes the value of each patch
+through the rest of a vision transformer and compares it with the text (Zhou et al. 2022, "Extract free dense labels
+from CLIP", without the last block's residual connection and MLP, as Lan et al. 2024, ClearCLIP).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipkit.evaluation.explanation.seen import Seen
+from clipkit.models.cut import first_tensor, is_activation
+from clipkit.models.towers import ImageTower
+
+Method = Literal["gradient", "patches"]
+
+_MOST_PREFIX = 16  # tokens before those of patches: class token and registers
+
+
+class NoValuesError(Exception):
+    """The attention of a block does not accept single tokens."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a vision transformer whose input is one token per patch (1, L, W), and its attention."""
+
+    whole: nn.Module
+    attention: nn.Module
+    prefix: int
+    """Tokens before those of patches: class token and registers."""
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+
+
+def blocks_of(tower: ImageTower, seen: Seen) -> list[Block]:
+    """Return the blocks of a vision transformer from input to output; an empty list for other towers."""
+    stacks = [m for m in tower.trunk.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
+    members = {part for stack in stacks for part in stack}
+    inside = {part for member in members for part in member.modules() if part is not member}
+    found: list[Block] = []
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not any(is_activation(value) for value in (*args, *kwargs.values())):
+            return
+        tokens = first_tensor(args, kwargs)
+        attention = next((m for m in module.modules() if "attention" in type(m).__name__.lower()), None)
+        grid = _grid(tokens, seen)
+        if attention is not None and grid is not None:
+            found.append(Block(module, attention, tokens.shape[1] - grid[0] * grid[1], grid))
+
+    hooks = [member.register_forward_pre_hook(see, with_kwargs=True) for member in members - inside]
+    with _hooked(hooks), torch.no_grad():
+        tower.trunk(**seen.inputs)
+    return found
+
+
+def _grid(tokens: Tensor, seen: Seen) -> tuple[int, int] | None:
+    """Return rows and columns of patches, or None if the tokens are not a few others followed by those of patches."""
+    if tokens.ndim != 3 or len(tokens) > 1:
+        return None
+    rows = isqrt(round(tokens.shape[1] * seen.aspect))
+    rows, columns = seen.shape or (rows, round(rows / seen.aspect))
+    return (rows, columns) if 1 < rows * columns <= tokens.shape[1] <= rows * columns + _MOST_PREFIX else None
+
+
+def gradient_maps(
+    tower: ImageTower, blocks: Sequence[Block], seen: Seen, texts: Float[Tensor, "T D"]
+) -> Float[Tensor, "T R C"]:
+    """Return the maps of the method `gradient`.
+
+    Args:
+        tower: the image tower.
+        blocks: blocks of a vision transformer, over which the maps are summed. Empty: the last layer with an
+            output (1, C, R, C) is used.
+        seen: the image.
+        texts: unit features.
+    """
+    if not blocks:
+        return _gradient_of_layer(tower, seen, texts)
+    held: dict[nn.Module, _Held] = {}
+    for block in blocks:
+        held[block.attention] = _Held()
+    hooks = [
+        hook
+        for attention, one in held.items()
+        for hook in (
+            attention.register_forward_pre_hook(one.see_input, with_kwargs=True),
+            attention.register_forward_hook(one.replace_output),
+        )
+    ]
+    gradients = _gradients(tower, seen, texts, hooks, [one.output for one in held.values()])
+    maps = torch.zeros(len(texts), *blocks[-1].grid)
+    for block, one, of_block in zip(blocks, held.values(), gradients, strict=True):
+        values = one.values(block.attention)[block.prefix :]
+        weights = of_block[:, 0].sum(dim=1)  # over the tokens whose attention matters: the class token, or all
+        maps += (weights @ values.T).view(-1, *block.grid).float().cpu()
+    return maps
+
+
+class _Held:
+    """Arguments of an attention layer, and its output as a leaf of the graph."""
+
+    def __init__(self) -> None:
+        self.output: list[Tensor] = []
+        self.given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+    def see_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.given = (args, kwargs)
+
+    def replace_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        self.output.append(first if first.requires_grad else first.detach().requires_grad_())
+        kept = self.output[0] * 1  # not a leaf, which a layer could not change in place
+        return (kept, *output[1:]) if isinstance(output, tuple) else kept
+
+    def values(self, attention: nn.Module) -> Float[Tensor, "L W"]:
+        """Return the value of each token.
+
+        Raises:
+            NoValuesError: the attention does not accept single tokens.
+        """
+        args, kwargs = self.given
+        tokens = first_tensor(args, kwargs)
+        alone = _alone(args, kwargs, tokens.shape, tokens.detach()[0][:, None])
+        try:
+            with torch.no_grad():
+                output = attention(*alone[0], **alone[1])
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise NoValuesError from error
+        return (output[0] if isinstance(output, tuple) else output)[:, 0]
+
+
+def _alone(
+    args: tuple[Any, ...], kwargs: dict[str, Any], shape: torch.Size, tokens: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a layer with other tokens, and without the attention mask (1, 1, L, L)."""
+
+    def changed(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return tokens if value.shape == shape else None if value.ndim == 4 else value
+
+    return tuple(map(changed, args)), {name: changed(value) for name, value in kwargs.items()}
+
+
+def _gradient_of_layer(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
+    held = _Held()
+    hooks = [_last_layer(tower, seen).register_forward_hook(held.replace_output)]
+    (gradients,) = _gradients(tower, seen, texts, hooks, [held.output])
+    product = held.output[0].detach() * gradients
+    return product[:, 0].sum(dim=-1 if _channels_last(product[0]) else 1).float().cpu()
+
+
+def _last_layer(tower: ImageTower, seen: Seen) -> nn.Module:
+    """Return the layer whose output is the last one with positions."""
+    reached: list[nn.Module] = []
+
+    def see(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            sides = output.shape[1:3] if _channels_last(output) else output.shape[2:]
+            if min(sides) > 1:
+                reached.append(module)
+
+    with _hooked([m.register_forward_hook(see) for m in tower.trunk.modules()]), torch.no_grad():
+        tower.trunk(**seen.inputs)
+    if not reached:
+        raise NoValuesError
+    return reached[-1]
+
+
+def _channels_last(activations: Tensor) -> bool:
+    rows, columns = activations.shape[1:3]
+    return rows == columns != activations.shape[3]
+
+
+def _gradients(
+    tower: ImageTower, seen: Seen, texts: Tensor, hooks: list[Any], outputs: Sequence[list[Tensor]]
+) -> list[Float[Tensor, "T ..."]]:
+    """Return the gradients of the cosine with each text with respect to each of the outputs that the hooks keep."""
+    with _hooked(hooks), torch.enable_grad():
+        features = F.normalize(tower(seen.inputs)[0].float(), dim=-1)
+        kept = [output[0] for output in outputs]
+        rows = [torch.autograd.grad(text.to(features) @ features, kept, retain_graph=True) for text in texts]
+    return [torch.stack(of_output) for of_output in zip(*rows, strict=True)]
+
+
+def patch_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
+    """Return the maps of the method `patches`: the cosine of each patch and each text.
+
+    Args:
+        tower: the image tower.
+        block: its last block.
+        seen: the image.
+        texts: unit features.
+
+    Raises:
+        NoValuesError: the tower does not accept single patches.
+    """
+    held = _Held()
+
+    def separate(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tokens = first_tensor(args, kwargs)
+        patches = tokens[0, block.prefix :, None].expand(-1, block.prefix + 1, -1)
+        return _alone(args, kwargs, tokens.shape, patches)
+
+    def replace(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return (held.output[0], *output[1:]) if isinstance(output, tuple) else held.output[0]
+
+    hooks = [
+        block.whole.register_forward_pre_hook(separate, with_kwargs=True),
+        block.attention.register_forward_hook(held.replace_output),
+        block.whole.register_forward_hook(replace),
+    ]
+    try:
+        with _hooked(hooks), torch.no_grad():
+            features = F.normalize(tower(seen.inputs).float(), dim=-1)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise NoValuesError from error
+    return (texts.to(features) @ features.T).view(len(texts), *block.grid).cpu()
+
+
+@contextmanager
+def _hooked(handles: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,87 @@
+"""Scores of explanations, averaged over the images of a dataset."""
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from clipkit.data import Pairs, read_pairs
+from clipkit.data.sequences import evenly_spaced
+from clipkit.errors import DataError
+from clipkit.evaluation.explanation.explain import relevance
+from clipkit.evaluation.explanation.maps import Method
+from clipkit.evaluation.explanation.score import CELLS, Scores, scored
+from clipkit.evaluation.explanation.seen import Seen
+from clipkit.evaluation.figures import Column, Figure, Queries, figures
+from clipkit.evaluation.result import build_result, data_hash
+from clipkit.evaluation.result_object import Result
+from clipkit.models import DualEncoder
+from clipkit.models.absent import check_present
+
+
+def score_explanations(
+    model: DualEncoder, data: object, *, method: Method = "gradient", images: int = 100, progress: bool = False
+) -> Result:
+    """Measure how faithful the explanations of a model are: its images with their first captions.
+
+    The chance level of `deletion_auc` and `insertion_auc` is the value of random maps on the same images. `…_gain` are
+    paired differences with the other maps; above 0, the explanations are better.
+
+    Args:
+        model: returned by `clipkit.load`.
+        data: images with captions, as for `retrieval`.
+        method: as for `explain`.
+        images: number of images, evenly spaced among those of the data.
+        progress: show a progress bar on the terminal.
+
+    Raises:
+        DataError: the data cannot be read, or has no captions.
+        ModelError: as for `explain`.
+    """
+    started = time.perf_counter()
+    check_present(model.name, image=model.image, text=model.text)
+    pairs = data if isinstance(data, Pairs) else read_pairs(data)
+    if not pairs.has_captions or not pairs.has_images:
+        raise DataError(f"{pairs.name}: has no captions of images; give images with captions")
+    chosen = evenly_spaced(len(pairs.images), images)
+    captions = [pairs.captions[int(pairs.captions_of_image[position][0])] for position in chosen]
+    features = model.encode_text(captions)
+    rows: list[Scores] = []
+    for position, text in zip(
+        tqdm(chosen, "images", disable=None if progress else True, leave=False), features, strict=True
+    ):
+        seen = Seen.by(model, pairs.images[position])
+        rows.append(scored(model, seen, text, relevance(model, seen, text[None], method)[0]))
+    files = [pairs.images[position] for position in chosen]
+    return build_result(
+        "explanation",
+        model.name,
+        {
+            "name": pairs.name,
+            "images": len(chosen),
+            "sha256": data_hash([file.read_bytes() for file in files], captions),
+        },
+        _figures(rows),
+        settings={"method": method, "grid": [CELLS, CELLS], "caption": "first of each image"},
+        findings=pairs.findings,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _figures(rows: list[Scores]) -> dict[str, Figure]:
+    values: dict[str, NDArray[np.float64]] = {}
+    chance: dict[str, float] = {}
+    for area, sign in (("deletion", -1), ("insertion", 1)):
+        of_map, random, center = (
+            np.array([getattr(getattr(row, name), area) for row in rows]) for name in ("map", "random", "center")
+        )
+        values[f"{area}_auc"] = of_map
+        values[f"{area}_gain_over_random"] = sign * (of_map - random)
+        values[f"{area}_gain_over_center"] = sign * (of_map - center)
+        chance[f"{area}_auc"] = float(random.mean())
+    values["occlusion_correlation"] = np.array([row.occlusion or 0.0 for row in rows])
+    images = Queries(np.arange(len(rows)))
+    return figures(
+        {name: Column(images, of_each) for name, of_each in values.items()}, dict.fromkeys(values, 0.0) | chance
+    )

@@ -1,0 +1,148 @@
+"""Scores of relevance maps: deletion, insertion, and agreement with occlusion, all on the same grid of cells.
+
+Deletion and insertion are those of Petsiuk et al. 2018 ("RISE: Randomized input sampling for explanation"), with the
+cosine as the score and the mean color of the image in hidden cells.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from clipkit.evaluation.explanation.seen import Seen
+from clipkit.models import DualEncoder
+
+CELLS = 7
+"""Rows and columns of the grid on which parts of an image are hidden."""
+_STEPS = 10
+_RANDOM = 3  # random maps per image
+_ROWS = 16  # copies of an image per forward pass
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Areas under the curves of one map: mean cosine while parts of the image are hidden or shown."""
+
+    deletion: float
+    """Cells are hidden, the most relevant ones first. Lower is better."""
+    insertion: float
+    """Cells are shown, the most relevant ones first. Higher is better."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a relevance map beside those of maps that ignore the model."""
+
+    map: Areas
+    random: Areas
+    """Mean of random maps."""
+    center: Areas
+    """The map that decreases with the distance from the center."""
+    occlusion: float | None
+    """Spearman's rank correlation of the map, summed over windows of 3 × 3 cells, with the loss of cosine when the
+    window is hidden; None: one of them is constant."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores as plain values."""
+        return asdict(self)
+
+
+def scored(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], map: Float[Tensor, "R C"]) -> Scores:
+    """Measure how faithful a map is to what the model uses.
+
+    Args:
+        model: the model.
+        seen: the image.
+        text: unit features of the text.
+        map: relevance of parts of the image.
+    """
+    cells = on_grid(map)
+    generator = torch.Generator().manual_seed(0)
+    random = [torch.rand(CELLS, CELLS, generator=generator) for _ in range(_RANDOM)]
+    of_random = [_areas(model, seen, text, one) for one in random]
+    return Scores(
+        _areas(model, seen, text, cells),
+        Areas(*(float(np.mean([getattr(one, name) for one in of_random])) for name in ("deletion", "insertion"))),
+        _areas(model, seen, text, center()),
+        rank_correlation(windowed(cells), occlusion(model, seen, text)),
+    )
+
+
+def on_grid(map: Float[Tensor, "R C"]) -> Float[Tensor, "K K"]:
+    """Return the mean of a map over each cell of the grid."""
+    return F.adaptive_avg_pool2d(map[None].float(), CELLS)[0]
+
+
+def center() -> Float[Tensor, "K K"]:
+    """Return the map that decreases with the distance from the center."""
+    steps = torch.arange(CELLS) - (CELLS - 1) / 2
+    return -(steps[:, None] ** 2 + steps**2)
+
+
+def windowed(cells: Float[Tensor, "K K"]) -> Float[Tensor, "K K"]:
+    """Return the sum over the 3 × 3 cells around each cell; the grid ends at its edge."""
+    return 9 * F.avg_pool2d(cells[None, None], 3, stride=1, padding=1)[0, 0]
+
+
+def curves(
+    model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], cells: Float[Tensor, "K K"]
+) -> tuple[list[float], list[float]]:
+    """Return the cosines while cells are hidden one step after the other, and while they are shown.
+
+    Both curves have eleven points, from none to all of the cells.
+    """
+    order = cells.flatten().argsort(descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    counts = torch.linspace(0, len(order), _STEPS + 1).round()
+    first = (rank < counts[:, None]).view(-1, *cells.shape)
+    values = _cosines(model, seen, text, torch.cat([~first, first])).tolist()
+    return values[: _STEPS + 1], values[_STEPS + 1 :]
+
+
+def occlusion(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"]) -> Float[Tensor, "K K"]:
+    """Return the loss of cosine when the 3 × 3 cells around each cell are hidden."""
+    place = torch.arange(CELLS)
+    near = (place[:, None] - place).abs() <= 1
+    hidden = (near[:, None, :, None] & near[None, :, None, :]).view(-1, CELLS, CELLS)
+    values = _cosines(model, seen, text, torch.cat([torch.ones_like(hidden[:1]), ~hidden]))
+    return (values[0] - values[1:]).view(CELLS, CELLS)
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float | None:
+    """Return Spearman's rank correlation; tied values share their mean rank. None if one of them is constant.
+
+    Example:
+        >>> rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 4.0, 9.0]))
+        1.0
+    """
+    ranks = [_ranks(values.flatten().double().numpy()) for values in (first, second)]
+    if any(np.ptp(one) == 0 for one in ranks):
+        return None
+    return float(np.corrcoef(ranks)[0, 1].round(6))
+
+
+def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[group]
+
+
+def _areas(model: DualEncoder, seen: Seen, text: Tensor, cells: Tensor) -> Areas:
+    return Areas(*(float(np.trapezoid(curve, dx=1 / _STEPS)) for curve in curves(model, seen, text, cells)))
+
+
+def _cosines(
+    model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], keep: Bool[Tensor, "N K K"]
+) -> Float[Tensor, " N"]:
+    def parts() -> Iterator[Tensor]:
+        for some in keep.split(_ROWS):
+            features = model.image(seen.hidden(some.to(model.device)))
+            yield F.normalize(features.float(), dim=-1) @ text.to(features.device).float()
+
+    with torch.inference_mode():
+        return torch.cat(list(parts())).cpu()

@@ -1,0 +1,83 @@
+"""An image as the image tower sees it, with some of its parts hidden."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from clipkit.errors import ModelError
+from clipkit.images import ImageLike, open_image
+from clipkit.models import DualEncoder
+from clipkit.models.preprocess import Preprocess
+
+_SHAPE = "spatial_shapes"  # input of towers that keep the aspect ratio: rows and columns of patches
+_MASKS = {"pixel_attention_mask"}  # not needed without padding
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The inputs of one image, on the device of the model, and what is needed to hide parts of them."""
+
+    inputs: dict[str, Any]
+    preprocess: Preprocess
+
+    @classmethod
+    def by(cls, model: DualEncoder, image: ImageLike) -> "Seen":
+        """Return an image as the image tower of `model` sees it.
+
+        Raises:
+            DataError: the image is unreadable.
+            ModelError: the tower's inputs are neither pixels (3, H, W) nor rows of patches.
+        """
+        tower = model.image
+        inputs = tower.ready(tower.preprocess(open_image(image)))
+        dtype = next((parameter.dtype for parameter in tower.parameters()), torch.float32)
+        if _SHAPE in inputs:  # without the padding after the patches
+            count = int(inputs[_SHAPE].prod())
+            inputs = {name: value if name == _SHAPE else value[:count] for name, value in inputs.items()}
+        elif inputs.get("pixel_values", torch.zeros(0)).ndim != 3:
+            raise ModelError(
+                f"{model.name}: its image inputs are {', '.join(inputs)}; explanations need pixel_values (3, H, W)"
+            )
+        moved = {name: value[None].to(model.device) for name, value in inputs.items()}
+        typed = {name: value.to(dtype) if value.is_floating_point() else value for name, value in moved.items()}
+        return cls({**typed, **dict.fromkeys(_MASKS & typed.keys())}, tower.preprocess)
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Rows and columns of patches, if the inputs are patches."""
+        return tuple(self.inputs[_SHAPE][0].tolist()) if _SHAPE in self.inputs else None
+
+    @property
+    def aspect(self) -> float:
+        """Height divided by width."""
+        height, width = self.shape or self.inputs["pixel_values"].shape[-2:]
+        return height / width
+
+    def hidden(self, keep: Bool[Tensor, "K R C"]) -> dict[str, Any]:
+        """Return the inputs of K copies of the image: cells of a grid that are not kept get the image's mean color."""
+        values = self.inputs["pixel_values"]
+        size = self.shape or tuple(values.shape[-2:])
+        mask = F.interpolate(keep[:, None].to(values), size=size, mode="nearest-exact") > 0.5
+        if self.shape is None:
+            mean = values.mean(dim=(-2, -1), keepdim=True)
+            return {"pixel_values": torch.where(mask, values, mean)}
+        channels = values.view(1, values.shape[1], -1, 3)
+        mean = channels.mean(dim=(1, 2), keepdim=True)
+        shown = torch.where(mask.flatten(1)[:, :, None, None], channels, mean).flatten(2)
+        return {**self.inputs, _SHAPE: self.inputs[_SHAPE].expand(len(keep), -1), "pixel_values": shown}
+
+    @property
+    def pixels(self) -> UInt8[np.ndarray, "H W 3"]:
+        """Pixels after resizing and cropping, without the normalization."""
+        values: Float[Tensor, "3 H W"] = self.inputs["pixel_values"][0].float().cpu()
+        if self.shape is not None:
+            rows, columns = self.shape
+            side = round((values.shape[1] / 3) ** 0.5)
+            values = values.view(rows, columns, side, side, 3).permute(4, 0, 2, 1, 3).reshape(3, rows * side, -1)
+        mean, std = (torch.tensor(one)[:, None, None] for one in (self.preprocess.mean, self.preprocess.std))
+        return ((values * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()

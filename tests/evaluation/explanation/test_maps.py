@@ -1,0 +1,164 @@
+"""Relevance maps: oracles by hand, every family, and single tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+import clipkit
+from clipkit.errors import ModelError
+from clipkit.evaluation.explanation.maps import blocks_of, gradient_maps, patch_maps
+from clipkit.evaluation.explanation.seen import Seen
+from clipkit.models import DualEncoder, compose
+from clipkit.recipe import ModelRecipe
+from tests.conftest import draw
+from tests.models.families import FAMILIES, build
+
+
+def unit(count: int, width: int) -> Tensor:
+    return F.normalize(torch.randn(count, width), dim=-1)
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip: Path) -> DualEncoder:
+    return clipkit.load(str(tiny_clip))
+
+
+def values_by_hand(block: Any, states: Tensor) -> Tensor:
+    attention = block.self_attn
+    return attention.out_proj(attention.v_proj(block.layer_norm1(states)))
+
+
+@torch.no_grad()
+def test_patches_are_the_value_path_of_the_last_block(clip: DualEncoder) -> None:
+    seen = Seen.by(clip, draw("red", "circle"))
+    texts = unit(2, 24)
+    vision = clip.image.trunk.native
+    states = vision(**seen.inputs, output_hidden_states=True).hidden_states[-2]
+    expected = torch.zeros(2, 4, 4)
+    for patch in range(16):
+        values = values_by_hand(vision.encoder.layers[-1], states[:, 1 + patch])
+        feature = F.normalize(clip.image.head(vision.post_layernorm(values)), dim=-1)[0]
+        for text in range(2):
+            expected[text, patch // 4, patch % 4] = texts[text] @ feature
+    found = patch_maps(clip.image, blocks_of(clip.image, seen)[-1], seen, texts)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_gradient_is_that_of_the_output_of_attention_times_values(clip: DualEncoder) -> None:
+    seen = Seen.by(clip, draw("blue", "cross"))
+    text = unit(1, 24)
+    vision = clip.image.trunk.native
+    expected = torch.zeros(4, 4)
+    for layer in vision.encoder.layers:
+        states: list[Tensor] = []
+        noise = torch.zeros(1, 17, 32, requires_grad=True)
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, args: states.append(args[0].detach())),  # noqa: B023
+            layer.self_attn.register_forward_hook(lambda _, __, out: (out[0] + noise, *out[1:])),  # noqa: B023
+        ]
+        (text @ F.normalize(clip.image(seen.inputs), dim=-1).T).sum().backward()
+        for hook in hooks:
+            hook.remove()
+        assert noise.grad is not None
+        with torch.no_grad():
+            values = values_by_hand(layer, states[0])[0]
+        for patch in range(16):
+            expected[patch // 4, patch % 4] += sum(noise.grad[0, t] @ values[1 + patch] for t in range(17))
+    found = gradient_maps(clip.image, blocks_of(clip.image, seen), seen, text)[0]
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def _color_model() -> DualEncoder:
+    """Return a model whose image features are the mean red, green and blue, and whose texts are these colors."""
+    colors = {"red": 0, "green": 1, "blue": 2}
+
+    class Text(nn.Module):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return F.one_hot(input_ids[:, 0], 3).float() - 1 / 3
+
+    class ImageModule(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.AvgPool2d(8)
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return self.pool(pixels).mean(dim=(2, 3)) - 0.5
+
+    return DualEncoder.from_modules(
+        image_tower=ImageModule(),
+        text_tower=Text(),
+        preprocess=lambda image: (
+            torch.tensor(list(image.resize((32, 32)).tobytes())).view(32, 32, 3).permute(2, 0, 1) / 255
+        ),
+        tokenizer=lambda texts: torch.tensor([[next((colors[w] for w in t.split() if w in colors), 0)] for t in texts]),
+    )
+
+
+def test_a_convolutional_tower_points_at_the_object_of_each_text() -> None:
+    image = Image.new("RGB", (32, 32), (128, 128, 128))
+    image.paste((255, 60, 60), (0, 0, 8, 8))
+    image.paste((60, 60, 255), (24, 16, 32, 24))
+    shown = clipkit.explain(_color_model(), image, ["a red thing", "blue"], score=False)
+    assert [divmod(int(one.map.argmax()), 4) for one in shown.texts] == [(0, 0), (2, 3)]
+    assert [word.word for word in shown.texts[0].words] == ["a", "red", "thing"]
+    assert shown.texts[1].words == []
+
+
+QUICK = ("align", "clip", "siglip2")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+)
+def test_every_family_is_explained(family: str, tmp_path: Path) -> None:
+    model = clipkit.load(str(build(family, tmp_path / family)))
+    image = draw("red", "circle").resize((40, 24))
+    shown = clipkit.explain(model, image, "a red square", score=False)
+    assert torch.isfinite(shown.texts[0].map).all()
+    assert shown.texts[0].map.numel() > (0 if family == "align" else 1)
+    if family == "align":
+        with pytest.raises(ModelError, match="patches"):
+            clipkit.explain(model, image, "a red square", method="patches")
+    else:
+        patches = clipkit.explain(model, image, "a red square", method="patches", score=False)
+        assert patches.texts[0].map.shape == shown.texts[0].map.shape
+
+
+TIMM = {
+    "timm:vit_tiny_patch16_224": 32, "timm:resnet10t": 64, "timm:swin_tiny_patch4_window7_224": 224,
+    "timm:eva02_tiny_patch14_224": 28, "timm:convnext_atto": 64, "timm:vit_tiny_r_s16_p8_224": 64,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM)
+def test_towers_of_timm_are_explained(name: str) -> None:
+    model = _with_timm(name)
+    shown = clipkit.explain(model, draw("red", "circle", 64), ["red", "blue"], score=False)
+    assert all(torch.isfinite(one.map).all() and one.map.numel() > 1 for one in shown.texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["ViT-B-32", "RN50", "ViT-B-16-SigLIP", "coca_ViT-B-32", "convnext_base"])
+def test_towers_of_open_clip_are_explained(arch: str) -> None:
+    model = clipkit.load(f"open_clip:{arch}")
+    shown = clipkit.explain(model, draw("red", "circle", 64), ["a red circle"], score=False)
+    assert torch.isfinite(shown.texts[0].map).all()
+    assert shown.texts[0].map.numel() > 1
+    if "ViT" in arch:
+        patches = clipkit.explain(model, draw("red", "circle", 64), "red", method="patches", score=False)
+        assert patches.texts[0].map.shape == shown.texts[0].map.shape
+
+
+def _with_timm(name: str) -> DualEncoder:
+    text = {
+        "name": "hf:bert", "pretrained": False, "tokenizer": "open_clip:ViT-B-32", "context_length": 16,
+        "config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+    }  # fmt: skip
+    image = {"name": name, "pretrained": False, "image_size": TIMM[name]}
+    return compose(ModelRecipe.model_validate({"image": image, "text": text, "embed_dim": 32}))

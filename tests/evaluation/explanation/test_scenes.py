@@ -1,0 +1,77 @@
+"""Planted scenes: a small vision transformer trained on two objects per image points at the object of each text."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+import clipkit
+from clipkit.models import DualEncoder
+from clipkit.models.image_processors import processor_class
+from tests.conftest import COLOURS, SHAPES, clip_vocabulary, draw
+
+KINDS = [(color, shape) for color in COLOURS for shape in SHAPES]
+OBJECTS = [np.asarray(draw(*kind, size=16)) for kind in KINDS]
+TEXTS = [f"a {color} {shape}" for color, shape in KINDS]
+
+
+def scene(generator: np.random.Generator) -> tuple[NDArray[np.uint8], list[tuple[int, tuple[int, int]]]]:
+    """Return an image with two objects of different colors, and their numbers and cells in a grid of 3 × 3."""
+    pixels = np.full((48, 48, 3), 128, np.uint8)
+    first = int(generator.integers(16))
+    second = int(generator.choice([k for k in range(16) if KINDS[k][0] != KINDS[first][0]]))
+    cells = [divmod(int(cell), 3) for cell in generator.choice(9, 2, replace=False)]
+    objects = list(zip((first, second), cells, strict=True))
+    for number, (row, column) in objects:
+        pixels[16 * row : 16 * row + 16, 16 * column : 16 * column + 16] = OBJECTS[number]
+    return pixels, objects
+
+
+def trained(folder: Path, steps: int) -> DualEncoder:
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    vocabulary, merges = clip_vocabulary(2000)
+    end = len(vocabulary) - 1
+    ids = {"vocab_size": end + 1, "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    text = shape | ids | {"max_position_embeddings": 16}
+    config = CLIPConfig(text_config=text, vision_config=shape | {"image_size": 48, "patch_size": 8}, projection_dim=32)
+    CLIPModel(config).save_pretrained(folder)
+    CLIPTokenizer(vocab=vocabulary, merges=[tuple(m.split()) for m in merges]).save_pretrained(folder)
+    processor_class("CLIP")(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}).save_pretrained(folder)
+    model = clipkit.load(str(folder)).train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    tokens = model.text.tokenize(TEXTS)
+    generator = np.random.default_rng(0)
+    for _ in range(steps):
+        scenes = [scene(generator) for _ in range(64)]
+        pixels = torch.from_numpy(np.stack([one for one, _ in scenes])).permute(0, 3, 1, 2)
+        image = F.normalize(model.image(model.image.ready({"pixel_values": pixels.contiguous()})), dim=-1)
+        scores = 20 * image @ F.normalize(model.text(tokens), dim=-1).T
+        targets = torch.tensor([[number for number, _ in objects] for _, objects in scenes])
+        loss = -scores.log_softmax(dim=-1).gather(1, targets).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.slow
+def test_maps_point_at_the_object_of_each_text(tmp_path: Path) -> None:
+    model = trained(tmp_path, 400)
+    generator = np.random.default_rng(1)
+    hits = {"gradient": 0, "patches": 0}
+    for _ in range(60):
+        pixels, objects = scene(generator)
+        texts = [TEXTS[number] for number, _ in objects]
+        for method in hits:
+            shown = clipkit.explain(model, Image.fromarray(pixels), texts, method=method, score=False)  # type: ignore[arg-type]
+            for one, (_, cell) in zip(shown.texts, objects, strict=True):
+                row, column = divmod(int(one.map.argmax()), 6)
+                hits[method] += (row // 2, column // 2) == cell
+    # By chance 1/9. Hiding each window of the image in turn (occlusion) is right in 86 % of the texts of this model.
+    assert hits["gradient"] >= 0.7 * 120
+    assert hits["patches"] >= 0.5 * 120
