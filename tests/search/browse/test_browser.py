@@ -51,7 +51,7 @@ def server(shapes: Path, model: DualEncoder, tmp_path_factory: pytest.TempPathFa
     name = "<b onmouseover=alert(1)>.png"
     shutil.copy(shapes / "images" / "00.png", folder / name)
     data = write_csv(
-        folder / "d.csv", ["image", "caption", MARKUP], [[*row, MARKUP] for row in [*rows, [name, MARKUP]]]
+        folder / "d.csv", ["image", "caption", MARKUP], [[*row, MARKUP] for row in [[name, MARKUP], *rows]]
     )
     embed(str(data), model, folder / "index")
     app = App([Index(folder / "index", model=model)])
