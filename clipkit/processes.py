@@ -14,7 +14,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from clipkit.errors import TrainingError, UserError, one_line
+from clipkit.errors import TrainingError, UserError, lost_process, one_line
 from clipkit.launchers import refuse_shared_gpus, refuse_unsupported_launcher
 
 if TYPE_CHECKING:
@@ -301,16 +301,6 @@ def _together(*tensors: Tensor) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "DataLoader worker" in str(error):
             raise
         raise lost_process(error) from None
-
-
-def lost_process(error: BaseException) -> TrainingError:
-    """Return the one-line error for a collective operation that failed because another process has ended."""
-    lost = TrainingError(
-        f"another process of this run has ended or does not respond ({one_line(error)}); saved files are complete: "
-        "start all processes again, a training run with --resume"
-    )
-    lost.everywhere = False
-    return lost
 
 
 def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:
