@@ -9,7 +9,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from clipkit.errors import TrainingError, one_line
+from clipkit.errors import lost_process
 
 _lent: list[Tensor] = []
 
@@ -31,16 +31,6 @@ def together(*tensors: Tensor) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "DataLoader worker" in str(error):
             raise
         raise lost_process(error) from None
-
-
-def lost_process(error: BaseException) -> TrainingError:
-    """Return the one-line error for a collective operation that failed because another process has ended."""
-    lost = TrainingError(
-        f"another process of this run has ended or does not respond ({one_line(error)}); saved files are complete: "
-        "start all processes again, and add --resume for a training run"
-    )
-    lost.everywhere = False
-    return lost
 
 
 def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:

@@ -108,3 +108,13 @@ def check_text(text: str) -> None:
 def _without_line_breaks(message: str) -> str:
     """Replace line breaks by spaces, and make the rest printable."""
     return printable(" ".join(message.splitlines()))
+
+
+def lost_process(error: BaseException) -> TrainingError:
+    """Return the one-line error for a collective operation that failed because another process has ended."""
+    lost = TrainingError(
+        f"another process of this run has ended or does not respond ({one_line(error)}); saved files are complete: "
+        "start all processes again, and add --resume for a training run"
+    )
+    lost.everywhere = False
+    return lost

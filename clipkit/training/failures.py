@@ -5,8 +5,7 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from clipkit.collectives import lost_process
-from clipkit.errors import TrainingError, one_line
+from clipkit.errors import TrainingError, lost_process, one_line
 from clipkit.training.step import is_out_of_memory
 
 
@@ -21,7 +20,7 @@ def failures_in_one_line(
         last_seen: function from the worker's message to the image that it was loading, or an empty string.
 
     Raises:
-        TrainingError: a worker died, or memory or shared memory ran out; the message names the step.
+        TrainingError: a worker died, memory or shared memory ran out, or another process of the run has ended.
     """
     try:
         yield
@@ -35,12 +34,12 @@ def failures_in_one_line(
                 f"a loader worker died ({one_line(death)}){f' at {image}' if image else ''}; the system kills "
                 "processes when memory runs out: if it did, lower data.workers"
             )
-        elif isinstance(error, dist.DistError) or "gloo" in str(error):  # in a pass through a sharded trunk
-            raise lost_process(error) from None
         elif isinstance(error, MemoryError):
             reason = "out of memory while images are read; lower data.workers or data.max_pixels"
         elif not isinstance(error, RuntimeError):
             raise
+        elif isinstance(error, dist.DistError) or "gloo" in str(error):  # in a pass through a sharded trunk
+            raise lost_process(error) from None
         elif is_out_of_memory(error):
             reason = f"out of memory ({one_line(error)}); set train.micro_batch_size to a smaller value"
         elif "shared memory" in str(error) or "</torch_" in str(error):

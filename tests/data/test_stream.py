@@ -214,7 +214,7 @@ class _Dropping(_Quiet):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_lost_connection_is_opened_again_and_counted(
-    made: Made, address: str, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+    made: Made, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read_ahead, "BACK_OFF", 0.01)
     monkeypatch.setattr(streams, "BACK_OFF", 0.01)
@@ -228,9 +228,7 @@ def test_a_lost_connection_is_opened_again_and_counted(
         found = batches(feed, 0, 10, workers)
         assert _Dropping.drops == 0
         assert feed.reopened == 2
-        sound = opened(address)
-        assert sorted(texts_of(found)) == sorted(texts_of(batches(sound, 0, 10, workers)))
-        assert sound.reopened == 0
+        assert sorted(int(text.split()[1].rstrip(",")) for text in texts_of(found)) == list(range(_COUNT))
         _Dropping.drops = 1000
         with pytest.raises(DataError, match=r"shards-00\d.tar: cannot be read completely"):
             batches(opened(shards), 0, 10, workers)

@@ -46,17 +46,21 @@ def counting(plan: Plan, counts: dict[str, int]) -> None:
     weights.clip_gradients = counted  # type: ignore[method-assign]
 
 
+def trained(file: str | Path) -> None:
+    recipe = Recipe.from_yaml(file)
+    plan, counts = make_plan(recipe), {}
+    counting(plan, counts)
+    resume = RunFolder(recipe.output).checkpoints.is_dir()
+    with claimed(RunFolder(recipe.output), plan.processes, resume=resume, overwrite=False) as folder:
+        run(plan, folder, StopRequest(), resume)
+    if isinstance(plan.weights, Shards):  # what the optimizer changed is what FSDP2 gathers
+        for name, distributed in plan.weights._distributed.items():
+            assert plan.weights._all[name].data_ptr() == distributed.to_local().data_ptr(), name
+    at = f"{folder.path}-{plan.processes.index}-of-{plan.processes.count}.json"
+    Path(at).write_text(json.dumps({"sharded": plan.weights.is_sharded, **counts}))
+
+
 if __name__ == "__main__":
     report.line_chart = not_drawn
     for file in sys.argv[1:]:
-        recipe = Recipe.from_yaml(file)
-        plan, counts = make_plan(recipe), {}
-        counting(plan, counts)
-        resume = RunFolder(recipe.output).checkpoints.is_dir()
-        with claimed(RunFolder(recipe.output), plan.processes, resume=resume, overwrite=False) as folder:
-            run(plan, folder, StopRequest(), resume)
-        if isinstance(plan.weights, Shards):  # what the optimizer changed is what FSDP2 gathers
-            for name, distributed in plan.weights._distributed.items():
-                assert plan.weights._all[name].data_ptr() == distributed.to_local().data_ptr(), name
-        at = f"{folder.path}-{plan.processes.index}-of-{plan.processes.count}.json"
-        Path(at).write_text(json.dumps({"sharded": plan.weights.is_sharded, **counts}))
+        trained(file)
