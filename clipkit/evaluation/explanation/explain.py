@@ -19,6 +19,8 @@ from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
 from clipkit.models.encode import listed_strings
 
+_DRAWN_WORDS = 3  # maps of words beside the map of a text
+
 
 @dataclass(frozen=True, eq=False)
 class Word:
@@ -44,7 +46,13 @@ class Explained:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What `explain` returns."""
+    """Relevance maps and words of an image and its texts, from `explain`.
+
+    Example:
+        >>> shown = explain(clipkit.load("runs/a"), "dog.jpg", "a dog")    # doctest: +SKIP
+        >>> shown.texts[0].map.shape                                      # doctest: +SKIP
+        torch.Size([7, 7])
+    """
 
     model: str
     image: str
@@ -73,9 +81,14 @@ class Explanation:
 
     def save(self, file: str | Path) -> None:
         """Write an image file (PNG): the image, and the maps of each text and of its most important words."""
-        from clipkit.evaluation.explanation.draw import draw
+        from clipkit.evaluation.explanation.draw import Panel, draw
 
-        draw(self, Path(file))
+        rows = []
+        for one in self.texts:
+            words = sorted(one.words, key=lambda word: -word.drop)[:_DRAWN_WORDS]
+            row: list[Panel] = [(Path(self.image).name, None), (f"{one.text} ({one.cosine:.3f})", one.map)]
+            rows.append([*row, *((f"{word.word} ({word.drop:+.3f})", word.map) for word in words)])
+        draw(self.pixels, rows, Path(file))
 
 
 def explain(
@@ -153,5 +166,6 @@ def relevance(model: DualEncoder, seen: Seen, features: Float[Tensor, "T D"], me
             return patch_maps(model.image, blocks[-1], seen, features)
     except NoValuesError:
         pass
-    advice = "; use the method gradient" if method == "patches" else "; choose another model"
-    raise ModelError(f"{model.name}: its image tower cannot be explained by the method {method}{advice}")
+    raise ModelError(
+        f"{model.name}: the method {method} does not suit its image tower; use the other method (gradient or patches)"
+    )
