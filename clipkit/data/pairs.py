@@ -52,8 +52,8 @@ class Pairs:
     paraphrases: Sequence[str] | None = None
     """(M,) paraphrase of each caption, if the source has them."""
     classes: Sequence[str] | None = None
-    """(M,) class of each caption, if the captions are classes in several templates; for a caption of another source,
-    the caption."""
+    """(M,) class of each caption, if the captions are made from labels; for a caption of another source, the
+    caption."""
     has_images: bool = True
     """False for captions without images: each caption then counts as one sample."""
     has_captions: bool = True
@@ -317,15 +317,13 @@ def _with_prompts(rows: Rows, templates: str | None) -> Rows:
         advice = "if another column has captions, give it with ?caption=COLUMN"
         findings.append(Finding("captions_from_labels", "note", message, advice))
     if templates is None:
-        return replace(rows, columns={"caption": labels}, findings=findings)
+        return replace(rows, columns={"caption": labels, "class": labels}, findings=findings)
     prompts = read_templates(templates)
     made = {label: prompts_of(label, [label], prompts) for label in labels.unique().to_pylist()}
     several = pa.large_list(pa.large_string())
-    columns = {"caption": pa.array([made[label] for label in labels.to_pylist()], several)}
-    if any(len(prompt_list) > 1 for prompt_list in made.values()):
-        classes = [[label] * len(made[label]) for label in labels.to_pylist()]
-        columns["class"] = pa.array(classes, several)
-    return replace(rows, columns=columns, findings=findings)
+    captions = pa.array([made[label] for label in labels.to_pylist()], several)
+    classes = pa.array([[label] * len(made[label]) for label in labels.to_pylist()], several)
+    return replace(rows, columns={"caption": captions, "class": classes}, findings=findings)
 
 
 def _names(rows: Rows, labels: Sequence[str | None]) -> list[str]:
