@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clipkit.processes import Processes
     from clipkit.recipe import Recipe
     from clipkit.search import Index, embed
+    from clipkit.suggestion import Suggestion, suggest
     from clipkit.training import train
     from clipkit.training.callbacks import Callback, Progress
     from clipkit.training.objectives.objective import Objective
@@ -41,6 +42,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Result": ("clipkit.evaluation.result_object", "Result"),
     "Run": ("clipkit.training.run_object", "Run"),
     "Step": ("clipkit.training.own_step", "Step"),
+    "Suggestion": ("clipkit.suggestion", "Suggestion"),
     "embed": ("clipkit.search", "embed"),
     "evaluate": ("clipkit.evaluation", None),
     "explain": ("clipkit.evaluation.explanation", "explain"),
@@ -49,6 +51,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "losses": ("clipkit.losses", None),
     "merge": ("clipkit.models.merge", "merge"),
     "metrics": ("clipkit.metrics", None),
+    "suggest": ("clipkit.suggestion", "suggest"),
     "train": ("clipkit.training", "train"),
 }
 
@@ -64,6 +67,7 @@ __all__ = [
     "Result",
     "Run",
     "Step",
+    "Suggestion",
     "__version__",
     "embed",
     "evaluate",
@@ -73,6 +77,7 @@ __all__ = [
     "losses",
     "merge",
     "metrics",
+    "suggest",
     "train",
 ]
 

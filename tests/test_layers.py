@@ -34,6 +34,7 @@ LEVELS = {
     "models": 2,
     "data": 2,
     "embedding": 3,
+    "suggestion": 3,
     "evaluation": 4,
     "report": 4,
     "search": 4,

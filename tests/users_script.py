@@ -52,6 +52,9 @@ processes: clipkit.Processes = step.processes
 ranks = clipkit.metrics.retrieval_ranks(features, features, torch.arange(1))
 clipkit.export(model, "onnx", "out")
 merged: clipkit.DualEncoder = clipkit.merge([model, loaded], [0.5, 0.5])
+suggestion: clipkit.Suggestion = clipkit.suggest("photos.csv", "my-clip", validation="dev.csv")
+rate: Any = suggestion.choices["optim.lr"].value
+clipkit.train(suggestion.recipe)
 index: clipkit.Index = clipkit.Index(clipkit.embed("photos", "my-clip", "photos.index").folder)
 best = index.search("a dog", minus="a cat", where="year > 2020")[0].image
 url: str = model.push_to_hub("me/my-clip", private=True)

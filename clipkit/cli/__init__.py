@@ -33,12 +33,13 @@ from clipkit.cli.models import models
 from clipkit.cli.push import push as push_command
 from clipkit.cli.runs import doctor, runs
 from clipkit.cli.search import search
+from clipkit.cli.suggest import suggest
 from clipkit.cli.terminal import print_error, whole_output
 from clipkit.errors import Interrupted, TrainingError, UserError
 
 _ORDER = (
-    "train", "eval", "explain", "data", "embed", "search", "browse", "models", "export", "merge", "push", "doctor",
-    "runs", "cache", "demo",
+    "train", "suggest", "eval", "explain", "data", "embed", "search", "browse", "models", "export", "merge", "push",
+    "doctor", "runs", "cache", "demo",
 )  # fmt: skip
 
 
@@ -60,6 +61,7 @@ app = typer.Typer(
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
+app.command()(suggest)
 app.command()(embed)
 app.command()(search)
 app.command()(browse)

@@ -64,6 +64,7 @@ def join(sources: Sequence[Pairs], weights: Sequence[float]) -> Pairs:
         np.concatenate(image_of_caption),
         _joined_if_any([source.negatives for source in sources], sources),
         _joined_if_any([source.paraphrases for source in sources], sources),
+        _joined_classes(sources),
         has_images=first.has_images,
         has_captions=first.has_captions,
         found={role: column for source in sources for role, column in source.found.items()},
@@ -86,6 +87,16 @@ def _joined_if_any(texts: Sequence[Sequence[str] | None], sources: Sequence[Pair
     return _joined(
         [part if part is not None else [""] * len(of.captions) for part, of in zip(texts, sources, strict=True)]
     )
+
+
+def _joined_classes(sources: Sequence[Pairs]) -> Strings | None:
+    """Concatenate the classes of several sources; a source without them has its captions in their place.
+
+    The result is None if no source has any.
+    """
+    if all(source.classes is None for source in sources):
+        return None
+    return _joined([source.captions if source.classes is None else source.classes for source in sources])
 
 
 def _locations(images: Sequence[Path | Stored]) -> list[str]:

@@ -51,6 +51,9 @@ class Pairs:
     """(M,) hard negative of each caption, if the source has them."""
     paraphrases: Sequence[str] | None = None
     """(M,) paraphrase of each caption, if the source has them."""
+    classes: Sequence[str] | None = None
+    """(M,) class of each caption, if the captions are made from labels; for a caption of another source, the
+    caption."""
     has_images: bool = True
     """False for captions without images: each caption then counts as one sample."""
     has_captions: bool = True
@@ -82,6 +85,14 @@ class Pairs:
     def caption_ids(self) -> NDArray[np.int64]:
         """(M,) ID of each caption: the position of the first caption with the same string."""
         distinct, first = first_positions(Strings.of(self.captions).column)
+        return first[distinct]
+
+    @cached_property
+    def positive_ids(self) -> NDArray[np.int64]:
+        """(M,) ID of what each caption describes: equal for equal strings, and for all prompts of one class."""
+        if self.classes is None:
+            return self.caption_ids
+        distinct, first = first_positions(Strings.of(self.classes).column)
         return first[distinct]
 
     @cached_property
@@ -122,6 +133,7 @@ class Pairs:
             image_of_caption=np.repeat(np.arange(len(positions), dtype=np.int64), counts),
             negatives=of_rows(self.negatives),
             paraphrases=of_rows(self.paraphrases),
+            classes=of_rows(self.classes),
             parts=[
                 Part(
                     _new_positions(part.images, positions, len(self.images)),
@@ -247,6 +259,7 @@ def _of_rows(rows: Rows, images: bool, captions: bool, may_be_empty: bool) -> Pa
         image_of_text,
         texts.get("negative_caption"),
         texts.get("paraphrase"),
+        texts.get("class"),
         has_images=rows.images is not None and images,
         found=rows.found,
         findings=rows.findings,
@@ -303,11 +316,13 @@ def _with_prompts(rows: Rows, templates: str | None) -> Rows:
         advice = "if another column has captions, give it with ?caption=COLUMN"
         findings.append(Finding("captions_from_labels", "note", message, advice))
     if templates is None:
-        return replace(rows, columns={"caption": labels}, findings=findings)
+        return replace(rows, columns={"caption": labels, "class": labels}, findings=findings)
     prompts = read_templates(templates)
     made = {label: prompts_of(label, [label], prompts) for label in labels.unique().to_pylist()}
-    captions = pa.array([made[label] for label in labels.to_pylist()], pa.large_list(pa.large_string()))
-    return replace(rows, columns={"caption": captions}, findings=findings)
+    several = pa.large_list(pa.large_string())
+    captions = pa.array([made[label] for label in labels.to_pylist()], several)
+    classes = pa.array([[label] * len(made[label]) for label in labels.to_pylist()], several)
+    return replace(rows, columns={"caption": captions, "class": classes}, findings=findings)
 
 
 def _names(rows: Rows, labels: Sequence[str | None]) -> list[str]:

@@ -176,7 +176,13 @@ class TowerInputs:
                     if name not in buffers or len(buffers[name]) != len(chosen):
                         buffers[name] = store.new_empty(len(chosen), store.shape[1])
                     inputs[name] = {TRUNK_FEATURES: torch.index_select(store, 0, chosen, out=buffers[name])}
-                yield replace(batch, inputs=inputs)
+                yield replace(batch, inputs=inputs, caption_ids=self._positive_ids(batch))
+
+    def _positive_ids(self, batch: Batch) -> Tensor:
+        """Return IDs that are equal for captions of equal meaning; the batch has IDs of equal strings."""
+        if self.pairs.classes is None:
+            return batch.caption_ids
+        return torch.from_numpy(self.pairs.positive_ids)[batch.caption_rows]
 
     def _with_stored(self, epochs: deque[int], batch: Batch) -> Batch:
         """Add the inputs that are stored on disk to a batch."""

@@ -140,10 +140,11 @@ class Step:
             for tower in towers:
                 # The backward pass starts with the last micro-batch: its graph can be kept.
                 tower.forward(keep=len(tower.parts) if everything_fits else int(tower is towers[-1]))
-        ids = send({"ids": torch.stack([batch.image_ids, batch.caption_ids], dim=1)}, model.device)["ids"]
+        columns = [batch.image_ids, batch.caption_ids, batch.caption_rows]
+        ids = send({"ids": torch.stack(columns, dim=1)}, model.device)["ids"]
         ids = processes.gather(ids, self.batch_size)
         gathered = {name: processes.gather(one.features, self.batch_size) for name, one in encodings.items()}
-        gathered |= {"image_ids": ids[:, 0], "caption_ids": ids[:, 1]}
+        gathered |= {"image_ids": ids[:, 0], "caption_ids": ids[:, 1], "caption_rows": ids[:, 2]}
         scalars = {"scale": model.logit_scale.exp()}
         if model.logit_bias is not None:
             scalars["bias"] = model.logit_bias

@@ -82,8 +82,8 @@ class CaptionIndex:
         self.image_counts = np.bincount(distinct // max(1, images), minlength=len(self.first))
         """(K,) number of different images for each distinct caption; 0 for the empty caption."""
         self.are_classes = self._are_classes(pairs)
-        """True if the captions seem to be class names: nearly every image has one caption, shared with other images.
-        """
+        """True if the captions are prompts of classes, or seem to be class names: nearly every image has one caption,
+        shared with other images."""
         ordinary = ~(self.empty | self.url | self.file_name | self.stock | self.are_classes)
         counts = self.image_counts[self.distinct]
         share = int(_BOILERPLATE_SHARE * len(pairs.images))
@@ -104,7 +104,7 @@ class CaptionIndex:
     def _are_classes(self, pairs: Pairs) -> bool:
         used = self.image_counts[self.image_counts > 0]
         images = len(pairs.images)
-        return bool(
+        return pairs.classes is not None or bool(
             pairs.has_images
             and len(used) > 1
             and int((~self.empty).sum()) <= 1.1 * images

@@ -10,7 +10,7 @@ from clipkit.data import Augment, TextOf
 
 Gathered = Mapping[str, Tensor]
 """The global batch: features by name, e.g. `image_features` and `text_features` (G, D); ids `image_ids` and
-`caption_ids` (G,)."""
+`caption_ids` (G,), equal for captions of equal meaning, and `caption_rows` (G,), positions of the captions."""
 Scalars = Mapping[str, Tensor]
 """`scale`, exp(logit_scale), and `bias` if the model has one."""
 Value = Callable[[Gathered, Scalars, slice], Tensor]

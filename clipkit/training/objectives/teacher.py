@@ -26,15 +26,17 @@ class Teacher:
         features = Features(model, processes=processes, progress=True)
         self.image_features = features.images(pairs.images)
         self.text_features = features.texts(pairs.captions)
+        self.first_rows = torch.from_numpy(pairs.caption_ids)
         self.scale = model.logit_scale.detach().exp().cpu()
         self.fingerprint = f"{tower_fingerprint(model.image)} {tower_fingerprint(model.text)} {self.scale.item()}"
 
     def __call__(self, gathered: Gathered) -> Gathered:
         """Return the features of the gathered pairs, and the scale, on the device of the pairs."""
         device = gathered["image_ids"].device
+        captions = self.first_rows[gathered["caption_rows"].cpu()]
         return {
             "teacher_image_features": self.image_features[gathered["image_ids"].cpu()].to(device),
-            "teacher_text_features": self.text_features[gathered["caption_ids"].cpu()].to(device),
+            "teacher_text_features": self.text_features[captions].to(device),
             "teacher_scale": self.scale.to(device),
         }
 

@@ -1,0 +1,64 @@
+"""Command `clipkit suggest`: write a recipe for this data, model and machine, with reasons."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipkit.cli.inputs import check_models
+from clipkit.cli.output import check_writable, write_output
+
+
+def suggest(
+    data: Annotated[
+        str,
+        typer.Argument(metavar="D", help="Training data: images with captions or labels, as data.train of a recipe."),
+    ],
+    model: Annotated[str | None, typer.Option(metavar="M", help="Pretrained model.")] = None,
+    image_tower: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Instead of --model: image tower, as model.image.name.")
+    ] = None,
+    text_tower: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Instead of --model: text tower, as model.text.name.")
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(metavar="V", help="Validation data. Default: a share of the training images.")
+    ] = None,
+    retention: Annotated[
+        str | None, typer.Option(metavar="D2", help="Data on which the model should not get worse.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RECIPE.yaml", help="New file for the recipe. Default: print it.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="F.json", help="Write facts, choices and recipe to this JSON file.")
+    ] = None,
+) -> None:
+    """Write a recipe for this data, model and machine, with a reason for each key.
+
+    Up to 2,000 images are opened; nothing is trained. The recipe runs as written.
+    """
+    import json
+
+    from clipkit.data.sources.read import check_exists
+
+    for source in (data, validation, retention):
+        if source is not None:
+            check_exists(source)
+    if model is not None:
+        check_models(model)
+    check_writable(out, json_file, inputs=(data, validation, retention))
+    from clipkit.suggestion import suggest as run
+
+    suggestion = run(
+        data, model, image_tower=image_tower, text_tower=text_tower, validation=validation, retention=retention
+    )
+    if out is None:
+        print(suggestion.to_yaml(), end="")
+    else:
+        suggestion.save(out)
+    write_output(json_file, json.dumps(suggestion.to_dict(), indent=2, ensure_ascii=False) + "\n", "suggestion")
+    if out is not None:
+        for finding in suggestion.data.findings:
+            print(finding.line())
+        print(f"{out}: read it, then: clipkit train {out}")

@@ -1,0 +1,124 @@
+"""Facts about training data that decide a recipe: size, captions, labels, lengths, resolution, duplicates."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipkit.data.checks import check
+from clipkit.data.pairs import Pairs, read_pairs
+from clipkit.data.sequences import evenly_spaced
+from clipkit.data.sources.columns import split_options
+from clipkit.data.sources.streams import Stream, stream_of
+from clipkit.errors import DataError
+from clipkit.findings import Finding
+
+TEMPLATES = "imagenet_simple"
+"""Templates that turn class names into captions: CLIP's seven best ones for ImageNet."""
+_EXAMINED = 2000
+"""Maximum number of images that are opened."""
+_ABOUT_BATCHES = ("batch_too_large", "false_negatives")
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Training data, as far as a recipe depends on it. Shares are of the examined images or captions, in [0, 1]."""
+
+    source: str
+    """Source as the recipe names it; with templates if the data has labels and no captions."""
+    images: int
+    """Number of images; for a stream, a lower estimate."""
+    is_stream: bool
+    captions_per_image: float
+    """Median number of captions of an image."""
+    classes: int | None
+    """Number of different classes, if the captions are class names; otherwise None."""
+    examined: int
+    """Number of images that were opened."""
+    caption_tokens: float
+    """Median length of a caption in tokens."""
+    share_cut: float
+    """Share of the captions that are longer than the context of the model."""
+    short_side: float
+    """Median of the short side of an image in pixels."""
+    share_smaller: float
+    """Share of the images that are smaller than the input of the model."""
+    share_duplicates: float
+    """Share of the images that have the bytes of another examined image, or look the same."""
+    findings: Sequence[Finding]
+    """Warnings and errors about the data, the most severe first."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Return whether the captions are made from class names."""
+        return self.classes is not None
+
+
+def data_facts(
+    source: str, token_counts: Callable[[list[str]], list[int]], context_length: int, image_size: int | None
+) -> DataFacts:
+    """Read the data, and open up to 2,000 of its images.
+
+    Args:
+        source: any source of training data.
+        token_counts: function from strings to their numbers of tokens before truncation.
+        context_length: maximum number of tokens that the model reads.
+        image_size: side of the model's input in pixels; None: the model accepts any.
+
+    Raises:
+        DataError: the data is unreadable, or has no captions or labels.
+    """
+    stream = stream_of(source)
+    pairs, images = _of_stream(stream) if stream is not None else _of_source(source)
+    if (templated := with_templates(source, pairs)) != source:
+        source, (pairs, images) = templated, _of_source(templated)
+    sample = pairs
+    if stream is None and len(pairs.images) > _EXAMINED:
+        sample = pairs.take(np.array(evenly_spaced(len(pairs.images), _EXAMINED)))
+    report = check(sample, token_counts=token_counts, context_length=context_length, image_size=image_size)
+    facts = report.facts
+    duplicates = report.duplicates
+    return DataFacts(
+        source=source,
+        images=images,
+        is_stream=stream is not None,
+        captions_per_image=facts["captions_per_image"]["median"],
+        classes=None if pairs.classes is None else len(set(pairs.classes)),
+        examined=len(sample.images),
+        caption_tokens=facts["caption_length"]["median"],
+        share_cut=facts.get("share_cut", 0.0),
+        short_side=facts.get("short_side", {}).get("median", 0.0),
+        share_smaller=facts.get("share_smaller", 0.0),
+        share_duplicates=0.0 if duplicates is None else float((np.asarray(duplicates.degrees) > 0).mean()),
+        findings=[one for one in report.findings if one.severity != "note" and one.name not in _ABOUT_BATCHES],
+    )
+
+
+def with_templates(source: str, pairs: Pairs) -> str:
+    """Return the source with the option `templates`, if its captions are class names."""
+    options = split_options(source)[1]
+    if pairs.classes is None or "templates" in options:
+        return source
+    return f"{source}{'&' if options else '?'}templates={TEMPLATES}"
+
+
+def _of_source(source: str) -> tuple[Pairs, int]:
+    pairs = read_pairs(source, broken=("images", "captions"))
+    if len(pairs.images) < 2:
+        raise DataError(f"{source}: has {len(pairs.images)} image, too few to train on; give more data")
+    return pairs, len(pairs.images)
+
+
+def _of_stream(stream: Stream) -> tuple[Pairs, int]:
+    """Return the first pairs of the first shard, and a lower estimate of the number of pairs of all shards."""
+    first, count, captions, rows = [], 0, [], []
+    for sample in stream.samples(stream.parts[0]):
+        if count < _EXAMINED:
+            first.append(sample.image)
+            captions += sample.captions
+            rows += [count] * len(sample.captions)
+        count += 1
+    if not count:
+        raise DataError(f"{stream.parts[0]}: is an empty shard; check the address")
+    # The last shard is often shorter than the others.
+    return Pairs(stream.name, first, captions, np.array(rows, np.int64)), count * max(1, len(stream.parts) - 1)

@@ -1,0 +1,41 @@
+"""Facts about the machine that decide a recipe: device, memory, cores."""
+
+import os
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+_CPU_CORE, _GPU = 5e10, 5e13
+"""Operations per second that training is assumed to reach on one core, and on a GPU."""
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """The machine on which the recipe is suggested."""
+
+    device: str
+    """cpu, or the name of the GPU."""
+    has_gpu: bool
+    memory: int
+    """Memory of the GPU, or of a machine without one, in bytes."""
+    cores: int
+
+    @property
+    def operations(self) -> float:
+        """Operations per second that training reaches, roughly."""
+        return _GPU if self.has_gpu else _CPU_CORE * self.cores
+
+
+def machine_facts() -> MachineFacts:
+    """Return the facts about this machine.
+
+    Example:
+        >>> machine_facts().cores > 0
+        True
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return MachineFacts(properties.name, True, properties.total_memory, cores)
+    return MachineFacts("cpu", False, int(psutil.virtual_memory().total), cores)

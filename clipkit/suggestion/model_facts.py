@@ -1,0 +1,103 @@
+"""Facts about a pretrained model that decide a recipe: family, size, loss, depth, memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipkit.errors import ModelError
+from clipkit.models import DualEncoder, compose, load
+from clipkit.models.absent import check_present
+from clipkit.models.memory import graph_bytes
+from clipkit.models.preprocess import stack_inputs
+from clipkit.models.token_counts import token_counter
+from clipkit.recipe import ModelRecipe
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model, as far as a recipe depends on it."""
+
+    names: dict[str, str]
+    """Recipe keys that name the model, e.g. {"model.name": "openai/clip-vit-base-patch32"}."""
+    library: str
+    """Layout in which it is saved: transformers, open_clip or clipkit."""
+    parameters: int
+    blocks: tuple[int, int]
+    """Number of blocks of the image tower and of the text tower."""
+    has_bias: bool
+    """True for a model that was trained with the sigmoid loss (SigLIP)."""
+    scale: float
+    """Factor of the cosines, exp(logit_scale)."""
+    image_size: int | None
+    context_length: int
+    training_bytes: int
+    """Memory for full tuning at micro-batch 1 in float32: weights, gradients, two moments, activations."""
+    operations: float
+    """Operations of one forward pass of an image and a caption of full length."""
+
+    @property
+    def is_new(self) -> bool:
+        """True for two towers whose projections are new."""
+        return "model.name" not in self.names
+
+    @property
+    def title(self) -> str:
+        """Name of the model, or of both towers."""
+        return " + ".join(self.names.values())
+
+
+def model_facts(name: str | None, image: str | None, text: str | None) -> tuple[ModelFacts, Callable[..., list[int]]]:
+    """Load the model and measure it; also return its function from strings to numbers of tokens.
+
+    Args:
+        name: a whole model, in any form that model.name accepts; or None.
+        image: name of an image tower, as in model.image.name.
+        text: name of a text tower, as in model.text.name.
+
+    Raises:
+        ModelError: the model cannot be loaded, lacks a tower, or has random weights.
+    """
+    if name is not None:
+        if name.startswith("open_clip:") and not {"/", "?"} & set(name):
+            raise ModelError(
+                f"{name}: has random weights, and a recipe is suggested for a pretrained model; add a tag (open_clip:"
+                "ARCH/TAG), or start from recipes/demo_emoji.yaml to train from scratch"
+            )
+        names, model = {"model.name": name}, load(name, device="cpu")
+    else:
+        if image is None or text is None:
+            raise ModelError("a tower is missing; give --model M, or both --image-tower and --text-tower")
+        names = {"model.image.name": image, "model.text.name": text}
+        towers = {"image": {"name": image}, "text": {"name": text}}
+        model = compose(ModelRecipe.model_validate({**towers, "start": "random"}))
+    check_present(model.name, image=model.image, text=model.text)
+    return _measured(model, names), token_counter(model)
+
+
+def _measured(model: DualEncoder, names: dict[str, str]) -> ModelFacts:
+    length = model.text.tokenize.context_length
+    inputs = {
+        "image": stack_inputs([model.image.preprocess(Image.new("RGB", (224, 224), (128, 128, 128)))]),
+        "text": model.text.tokenize([" ".join(["word"] * length)]),
+    }
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        for side, tower in model.sides.items():
+            tower(inputs[side])
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    graph = sum(graph_bytes(tower, inputs[side]) for side, tower in model.sides.items())
+    return ModelFacts(
+        names=names,
+        library=model.backend.library,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        blocks=(len(model.image.blocks), len(model.text.blocks)),
+        has_bias=model.logit_bias is not None,
+        scale=model.logit_scale.exp().item(),
+        image_size=model.image.preprocess.image_size,
+        context_length=length,
+        training_bytes=4 * weights + graph,
+        operations=float(counter.get_total_flops()),
+    )

@@ -1,0 +1,260 @@
+"""Table of the rules that choose the keys of a suggested recipe.
+
+To add a rule, write a function from a situation to a choice (None: the key keeps its default), add a row to `RULES`, a
+line to docs/suggest.md, and test it. A rule sees the values of the rows above it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from clipkit.findings import counted, duration
+from clipkit.suggestion.situation import Choice, Situation
+
+_FEW, _MANY, _HUGE = 2_000, 100_000, 1_000_000
+"""Numbers of images at which rules change."""
+_NIGHT = 12.0
+"""Hours that full tuning may take."""
+_B32 = 1.5e8
+"""Parameters of ViT-B/32 and ViT-B/16 CLIP, for which most published learning rates are."""
+_TUNED = "docs/benchmarks.md, What does tuning forget?"
+_TOWERS = "docs/two_towers.md"
+_FLYP = "Goyal et al. 2023, FLYP"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule: the recipe key that it chooses, and its function."""
+
+    key: str
+    choose: Callable[[Situation], Choice | None]
+
+
+def validation(s: Situation) -> Choice | None:
+    """Choose the validation data: as given, or a share of the images."""
+    if s.validation is not None:
+        return Choice(s.validation, "selects the epoch whose weights are kept")
+    if s.data.is_stream:
+        return None
+    count = s.data.images
+    share = 0.2 if count < 1000 else 0.1 if count < 20_000 else round(max(2000 / count, 0.001), 3)
+    twins = "; duplicates can lie on both sides" if s.data.share_duplicates > 0.01 else ""
+    reason = f"{round(share * count):,} images, held out by the hash of their names, select the epoch to keep{twins}"
+    return Choice(share, reason)
+
+
+def tune(s: Situation) -> Choice:
+    """Choose what is trained in both towers."""
+    model, machine = s.model, s.machine
+    if model.is_new:
+        start = "start at random: a stream has no closed form" if s.data.is_stream else "start in closed form"
+        return Choice("frozen", f"only the projections between the towers learn; they {start}", _TOWERS)
+    hours = s.hours(_usual_epochs(s))
+    if not machine.has_gpu and hours > _NIGHT:
+        method = "last:2" if hours / 3 <= _NIGHT else "head"
+        part = "the last two blocks" if method == "last:2" else "the projections"
+        reason = (
+            f"without a GPU, full tuning would take about {duration(3600 * hours)}; {part} learn from stored outputs "
+            "of the blocks below. On a machine with a GPU use full"
+        )
+        return Choice(method, reason, "docs/speed.md, Stored inputs")
+    if model.training_bytes > 0.9 * machine.memory:
+        reason = (
+            f"full tuning needs {model.training_bytes / 1e9:.1f} GB even for one pair, and this machine has "
+            f"{machine.memory / 1e9:.1f} GB; adapters need no gradients and moments of the frozen weights"
+        )
+        return Choice("lora", reason, "Hu et al. 2022, LoRA")
+    if s.images < _FEW:
+        reason = (
+            f"{s.images:,} images are few. In 80 runs of ViT-B/32, LoRA kept a zero-shot accuracy of 45 to 58 % on "
+            "CIFAR-100, full tuning 9 to 11 %. Not measured here: compare with full if it matters"
+        )
+        return Choice("lora", reason, "arXiv 2604.16410")
+    reason = (
+        f"{s.images:,} images, about {duration(3600 * hours)} here; on a small model, full tuning learned most and "
+        "forgot least"
+    )
+    return Choice("full", reason, _TUNED)
+
+
+def tune_text(s: Situation) -> Choice:
+    """Choose the method of the text tower: that of the image tower."""
+    return Choice(s.tune, "as the image tower")
+
+
+def captions(s: Situation) -> Choice:
+    """Choose how many captions of an image an epoch has."""
+    several = s.data.captions_per_image >= 2
+    if several and s.model.is_new and not s.data.is_stream and not s.data.has_labels:
+        reason = f"{s.data.captions_per_image:g} captions per image are positives of it; frozen towers make this cheap"
+        return Choice("all", reason, f"{_TOWERS}, Settings")
+    what = "templates" if s.data.has_labels else "captions"
+    if several:
+        return Choice("one", f"one of {s.data.captions_per_image:g} {what} of an image per epoch, each time another")
+    return Choice("one", "one caption per image")
+
+
+def workers(s: Situation) -> Choice:
+    """Choose the number of loader processes."""
+    most = 8 if s.machine.has_gpu else 2
+    return Choice(max(1, min(most, s.machine.cores - 1)), f"loader processes; {counted(s.machine.cores, 'core')}")
+
+
+def samples(s: Situation) -> Choice | None:
+    """Choose the length of an epoch of a stream."""
+    if not s.data.is_stream:
+        return None
+    reason = (
+        "pairs of the first shard times the number of shards but one; lower it if the run says that the stream ended"
+    )
+    return Choice(s.data.images, reason)
+
+
+def loss(s: Situation) -> Choice:
+    """Choose the loss with which the model was trained."""
+    if s.model.has_bias:
+        return Choice("sigmoid", "the model has a logit bias, so it was trained with the sigmoid loss", "Zhai et al. "
+                      "2023, SigLIP")  # fmt: skip
+    labels = " Prompts of one class are positives of each other" if s.data.has_labels else ""
+    how = "for frozen towers it was better than sigmoid" if s.model.is_new else "the loss of CLIP's pretraining"
+    return Choice("infonce", f"{how}.{labels}" if labels else how, _FLYP if labels else "Radford et al. 2021, CLIP")
+
+
+def logit_scale(s: Situation) -> Choice | None:
+    """Freeze a high scale if the batch is small."""
+    size = int(s.chosen["train.batch_size"])
+    if s.model.is_new or s.model.has_bias or s.model.scale <= 95 or size > 64:
+        return None
+    reason = f"with {size} pairs and a scale of {s.model.scale:.0f} the loss is near 0, and the scale only drifts"
+    return Choice("freeze", reason, "open_clip issue 948")
+
+
+def learning_rate(s: Situation) -> Choice:
+    """Choose the peak learning rate for the method and the size of the model."""
+    if s.model.is_new and s.data.is_stream:
+        return Choice(1e-3, "new projections that start at random", f"{_TOWERS}, Settings")
+    if s.model.is_new:
+        return Choice(3e-3, "new projections after a closed-form start; 5 to 10 epochs", f"{_TOWERS}, Settings")
+    if s.tune == "head":
+        reason = "the projections alone, on frozen trunks, take the rates of new weights"
+        return Choice(1e-3, reason, "Fahes et al. 2024, ProLIP")
+    full = _full_rate(s.model.parameters)
+    millions = s.model.parameters / 1e6
+    size = f"{millions:.0f} M parameters" if millions >= 10 else f"{millions:.2g} M parameters"
+    if s.tune == "lora":
+        reason = f"20 times the rate of full tuning ({full:g} for {size}); at low rates LoRA underfits"
+        return Choice(_rounded(20 * full), reason, "Zanella and Ben Ayed 2024, CLIP-LoRA; arXiv 2604.16410")
+    reason = f"1e-5 for 150 M parameters (FLYP), in inverse proportion from 1e-6 to 1e-4; this model has {size}"
+    return Choice(full, reason, _FLYP)
+
+
+def layer_decay(s: Situation) -> Choice | None:
+    """Lower the learning rate of low layers of a deep model."""
+    if s.tune != "full" or max(s.model.blocks) < 24:
+        return None
+    reason = f"{max(s.model.blocks)} blocks; on a model of 4 blocks it did not help"
+    return Choice(0.75, reason, f"Dong et al. 2022, FT-CLIP; {_TUNED}")
+
+
+def pull_to_start(s: Situation) -> Choice | None:
+    """Pull tuned projections of a pretrained model to their start."""
+    if s.tune != "head":
+        return None
+    reason = "kept 20 of 55 lost points for 4 points less of the new data"
+    return Choice(0.05, reason, f"Fahes et al. 2024, ProLIP; {_TUNED}")
+
+
+def batch_size(s: Situation) -> Choice:
+    """Choose the number of pairs that compete in a step."""
+    images = s.images
+    most = 2048 if images >= _HUGE else 1024 if s.model.is_new else 512
+    aim = images / (6 if s.model.is_new else 16)
+    size = min(most, max(64, 2 ** round(math.log2(max(2.0, aim)))), max(2, images // 2))
+    why = "the usual size for fine-tuning" if size == 512 else f"about {max(1, images // size):,} steps per epoch"
+    return Choice(size, f"{why}; micro-batches limit the memory", _FLYP if size == 512 else "")
+
+
+def epochs(s: Situation) -> Choice:
+    """Choose the number of epochs."""
+    usual = _usual_epochs(s)
+    number = min(50, max(usual, math.ceil(100 / s.steps_per_epoch)))
+    size = "frozen towers" if s.model.is_new else f"{s.images:,} images"
+    why = f"{number * s.steps_per_epoch:,} steps of {size}"
+    more = ", at least 100 steps" if number > usual else ""
+    return Choice(number, f"{why}{more}; the best epoch is kept", _TOWERS if s.model.is_new else _FLYP)
+
+
+def evaluate_every(s: Situation) -> Choice | None:
+    """Choose about ten evaluations per run."""
+    if "data.validation" not in s.chosen:
+        return None
+    every = max(1, int(s.chosen["train.epochs"]) // 10)
+    return Choice(every, f"{s.chosen['train.epochs'] // every} evaluations")
+
+
+def retention(s: Situation) -> Choice | None:
+    """Measure forgetting on the data that the user names."""
+    if s.retention is None:
+        return None
+    return Choice(s.retention, "as given: measured before the first step and at each evaluation", "docs/keeping.md")
+
+
+def interpolate(s: Situation) -> Choice | None:
+    """Interpolate between the weights before and after training, if forgetting is measured."""
+    if not _keeps(s):
+        return None
+    return Choice(11, "11 mixtures of the weights before and after training", "Wortsman et al. 2022, WiSE-FT")
+
+
+def max_forgetting(s: Situation) -> Choice | None:
+    """Choose the rule of the interpolation."""
+    if not _keeps(s):
+        return None
+    reason = (
+        "the best mixture that loses at most one point. On a small model it kept half of the gain, not 95 %: look at "
+        "the curve in the report, or remove this line for the highest mean of both"
+    )
+    return Choice(0.01, reason, _TUNED)
+
+
+RULES = (
+    Rule("data.validation", validation),
+    Rule("data.samples", samples),
+    Rule("model.image.tune", tune),
+    Rule("model.text.tune", tune_text),
+    Rule("data.captions", captions),
+    Rule("data.workers", workers),
+    Rule("train.batch_size", batch_size),
+    Rule("train.epochs", epochs),
+    Rule("loss.name", loss),
+    Rule("loss.logit_scale", logit_scale),
+    Rule("optim.lr", learning_rate),
+    Rule("optim.layer_decay", layer_decay),
+    Rule("optim.pull_to_start", pull_to_start),
+    Rule("eval.every_epochs", evaluate_every),
+    Rule("eval.retention", retention),
+    Rule("eval.interpolate", interpolate),
+    Rule("eval.max_forgetting", max_forgetting),
+)
+"""All rules, in the order in which they are applied."""
+
+
+def _keeps(s: Situation) -> bool:
+    return s.retention is not None and not s.model.is_new and "data.validation" in s.chosen
+
+
+def _usual_epochs(s: Situation) -> int:
+    """Return the epochs of published recipes: 20 for few images (FLYP), 10 for thousands, 5 for COCO, fewer beyond."""
+    if s.model.is_new:
+        return 10
+    limits = ((_FEW, 20), (20_000, 10), (_MANY * 2, 5), (_HUGE, 3))
+    return next((number for limit, number in limits if s.images < limit), 1)
+
+
+def _full_rate(parameters: int) -> float:
+    """Return 1e-5 for 150 M parameters, in inverse proportion, between 1e-6 and 1e-4."""
+    return _rounded(min(1e-4, max(1e-6, 1e-5 * _B32 / parameters)))
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.0e}")
