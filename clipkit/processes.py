@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import pickle
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -147,7 +148,7 @@ class Processes:
     def _reduced(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         """Combine a tensor with those of the other processes, in place."""
         if self.count > 1:
-            with _together():
+            with _together(value):
                 dist.all_reduce(value, op=operation, group=self._group_of(value))
         return value
 
@@ -156,7 +157,7 @@ class Processes:
 
         All processes must start the same sums in the same order.
         """
-        with _together():
+        with _together(value):
             work = dist.all_reduce(value, group=self._group_of(value), async_op=True)
 
         def wait() -> None:
@@ -190,10 +191,17 @@ class Processes:
         """Return the picklable values of all processes, in rank order."""
         if self.count == 1:
             return [value]
-        values: list[Any] = [None] * self.count
-        with _together():
-            dist.all_gather_object(values, value, group=self._cpu_group)
-        return values
+        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        sizes = torch.zeros(self.count, dtype=torch.int64)
+        sizes[self.index] = len(data)
+        lengths = self.sum(sizes).tolist()
+        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded[: len(data)] = data
+        gathered = torch.empty(self.count * len(padded), dtype=torch.uint8)
+        with _together(padded, gathered):
+            dist.all_gather_into_tensor(gathered, padded, group=self._cpu_group)
+        rows = zip(gathered.split(len(padded)), lengths, strict=True)
+        return [pickle.loads(row[:length].numpy().tobytes()) for row, length in rows]
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -226,7 +234,7 @@ class Processes:
         if first_failed == self.index:
             message = str(failure).encode(errors="replace")[: len(text)]
             text[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-        with _together():
+        with _together(text):
             dist.broadcast(text, first_failed, group=self._cpu_group)
         raise UserError(bytes(text.tolist()).rstrip(b"\0").decode(errors="replace"))
 
@@ -235,7 +243,7 @@ class Processes:
         if self.count == 1:
             return rows
         agreed = rows.clone()
-        with _together():
+        with _together(agreed):
             dist.broadcast(agreed, 0, group=self._group_of(agreed))
         return agreed
 
@@ -273,9 +281,19 @@ def _group_on_cpu(timeout: timedelta) -> dist.ProcessGroup:
     return _groups_on_cpu[id(default)]
 
 
+_lent: list[Tensor] = []
+
+
 @contextmanager
-def _together() -> Iterator[None]:
-    """Context for a collective operation: if another process has ended, raise a one-line error."""
+def _together(*tensors: Tensor) -> Iterator[None]:
+    """Context for a collective operation on tensors: if another process has ended, raise a one-line error.
+
+    Tensors on the CPU are kept until gloo's threads have dropped them. Otherwise such a thread may be the last owner,
+    and enter Python to free the tensor. A loader worker forked at this moment waits forever before Python 3.11.10
+    (https://github.com/python/cpython/issues/112275).
+    """
+    _lent[:] = [tensor for tensor in _lent if tensor._use_count() > 1]
+    _lent.extend(tensor for tensor in tensors if tensor.device.type == "cpu")
     try:
         yield
     except RuntimeError as error:
@@ -310,8 +328,9 @@ class _GatherRows(torch.autograd.Function):
         ctx.shares, ctx.index, ctx.group = shares, index, group
         height = max(share.stop - share.start for share in shares)
         gathered = rows.new_empty(len(shares) * height, rows.shape[1])
-        with _together():
-            dist.all_gather_into_tensor(gathered, _padded(rows, height), group=group)
+        padded = _padded(rows, height)
+        with _together(gathered, padded):
+            dist.all_gather_into_tensor(gathered, padded, group=group)
         if len(gathered) == shares[-1].stop:  # no process padded its rows
             return gathered
         parts = zip(gathered.split(height), shares, strict=True)
@@ -324,7 +343,7 @@ class _GatherRows(torch.autograd.Function):
         if len(gradient) < len(shares) * height:
             gradient = torch.cat([_padded(gradient[share], height) for share in shares])
         summed = gradient.new_empty(height, gradient.shape[1])
-        with _together():
+        with _together(summed, gradient):
             dist.reduce_scatter_tensor(summed, gradient, group=ctx.group)
         own = shares[ctx.index]
         return summed[: own.stop - own.start], None, None, None

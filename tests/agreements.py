@@ -21,7 +21,7 @@ def main(out: Path) -> None:
     processes = Processes(beside)
     index = processes.index
     used = []
-    for name in ("all_reduce", "broadcast", "all_gather_object"):
+    for name in ("all_reduce", "broadcast", "all_gather_into_tensor"):
         real = getattr(dist, name)
 
         def call(*given: Any, name: str = name, real: Any = real, **options: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Agreements between processes use a CPU group."""
+"""Groups of processes: agreements use a CPU group, and threads of gloo free no tensor."""
 
 import json
 from pathlib import Path
 
-from tests import agreements
+from tests import agreements, freed_tensors
 from tests.forked import together
 
 
@@ -18,3 +18,12 @@ def test_agreements_use_the_cpu_group(tmp_path: Path) -> None:
         assert len(found["used"]) >= 4
         assert all(found["used"])
         assert found["group"]  # one group, whatever the number of objects
+
+
+def test_threads_of_gloo_free_no_tensor(tmp_path: Path) -> None:
+    """A thread of gloo that enters Python to free a tensor blocks a loader worker that is forked at this moment."""
+    together(2, freed_tensors.__file__, str(tmp_path))
+    for index in range(2):
+        by_main, by_others = map(int, (tmp_path / f"{index}.txt").read_text().split())
+        assert by_main > 800
+        assert by_others == 0
