@@ -109,7 +109,9 @@ def _fit(
         chosen = comparison.best(section.image.layers in (None, "auto"), section.text.layers in (None, "auto"))
         everything = sums_of_fitted.plus(sums_of_held_out).cpu()
         everything = everything.of(*comparison.columns(chosen.image_layers, chosen.text_layers))
-        solution = canonical_correlation(everything, chosen.ridge, chosen.ridge, head.in_features)
+        blocks = comparison.widths(chosen.image_layers, chosen.text_layers)
+        ridge, count = chosen.ridge, head.in_features
+        solution = canonical_correlation(everything, ridge, ridge, count, x_blocks=blocks[0], y_blocks=blocks[1])
         result = [(chosen, solution, [choice.row for choice in comparison.choices])]
     chosen, solution, compared = processes.gather_objects(result)[0][0]
     _set_projections(model, chosen, solution)

@@ -46,6 +46,28 @@ def test_equals_the_dense_generalized_eigenproblem(widths) -> None:
     torch.testing.assert_close(found.x_mean, x[x_of_y].mean(0))
 
 
+def test_blocks_are_features_scaled_to_the_same_total_variance() -> None:
+    x, y, x_of_y = pairs()
+    x[:, 4:] *= 30
+    sums = PairSums.zeros(9, 7)
+    sums.add(x, y, x_of_y)
+    scale = torch.ones(9, dtype=torch.float64)
+    for block in (slice(0, 4), slice(4, 9)):
+        scale[block] = x[x_of_y][:, block].var(dim=0, correction=0).sum() ** -0.5
+    values, x_map, _ = dense(x * scale, y, x_of_y, 0.3, 0.7)
+    found = canonical_correlation(sums, 0.3, 0.7, x_blocks=[4, 5])
+    torch.testing.assert_close(found.correlations, torch.from_numpy(values.copy()), rtol=0, atol=1e-6)
+    expected = torch.from_numpy(x_map) * scale[:, None]
+    torch.testing.assert_close(found.x_map, expected * (found.x_map * expected).sum(0).sign(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.x_mean, x[x_of_y].mean(0))
+    # The unit of a block has no effect, nor does a block of constants.
+    x = torch.cat([x[:, :4] * 1e-3, x[:, 4:], torch.full((80, 2), 0.1, dtype=torch.float64)], dim=1)
+    sums = PairSums.zeros(11, 7)
+    sums.add(x, y, x_of_y)
+    again = canonical_correlation(sums, 0.3 * 11 / 9, 0.7, count=7, x_blocks=[4, 5, 2])
+    torch.testing.assert_close(again.correlations, found.correlations, rtol=0, atol=1e-9)
+
+
 @pytest.mark.slow
 def test_equals_scikit_learn_without_a_ridge() -> None:
     cross_decomposition = pytest.importorskip("sklearn.cross_decomposition")

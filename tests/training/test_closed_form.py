@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from clipkit.processes import Processes
 from clipkit.recipe import Recipe
 from clipkit.training import step as step_module
 from clipkit.training.closed_form import pair_sums, parts_of
-from clipkit.training.layer_choice import bundles
+from clipkit.training.layer_choice import Choice, Comparison, HeldOut, bundles
 from clipkit.training.plan import make_plan
 from clipkit.training.state import State
 from tests.conftest import read_lines
@@ -53,7 +54,8 @@ def test_run_starts_in_closed_form_and_reports_it(shapes: Path, tmp_path: Path) 
     facts = clipkit.train(recipe)["settings"]["closed_form"]
     chosen = facts["chosen"]
     assert (chosen["image_layers"], chosen["text_layers"]) == (["output", "mean:2"], ["output", "max"])
-    assert chosen["mean_recall"] == max(row["mean_recall"] for row in facts["compared"])
+    assert chosen in facts["compared"]
+    assert {row["ridge"] for row in facts["compared"]} == {1, 3}
     log = (tmp_path / "run" / "log.txt").read_text()
     first_evaluation = read_lines(tmp_path / "run" / "evaluations.jsonl")[0]
     assert log.index("closed-form start") < log.index("epoch 1/3")
@@ -72,7 +74,8 @@ def test_run_starts_in_closed_form_and_reports_it(shapes: Path, tmp_path: Path) 
         text = torch.cat(trunks[1].parts(**tokens), dim=1)
     sums = PairSums.zeros(image.shape[1], text.shape[1])
     sums.add(image, text, torch.from_numpy(pairs.image_of_caption))
-    expected = canonical_correlation(sums, chosen["ridge"], chosen["ridge"])
+    blocks = {"x_blocks": trunks[0].widths, "y_blocks": trunks[1].widths}
+    expected = canonical_correlation(sums, chosen["ridge"], chosen["ridge"], **blocks)
     weights = expected.correlations[:8]  # later ones are almost equal
     found = (image.double() - expected.x_mean) @ (expected.x_map[:, :8] * weights)
     torch.testing.assert_close(trunks[0].coordinates(image)[:, :8].abs(), found.abs().float(), rtol=0, atol=1e-3)
@@ -167,6 +170,23 @@ def test_bundles_go_from_the_output_to_all_layers() -> None:
     layers = ["output", "max", "cls", "mean:3"]
     assert bundles(layers) == [("output",), ("output", "mean:3"), ("output", "cls", "mean:3"), tuple(layers)]
     assert bundles(["max"]) == [("max",)]
+
+
+def test_more_layers_and_a_larger_ridge_are_chosen_if_they_are_as_good_within_a_standard_error(
+    monkeypatch: Any,
+) -> None:
+    trunk: Any = SimpleNamespace(layers=("output", "mean:1", "max"), widths=(2, 2, 2))
+    held_out = HeldOut(torch.ones(100, 6), torch.ones(100, 6), torch.arange(100))  # a standard error of at most 0.05
+    recall = {1: 0.50, 2: 0.47, 3: 0.40}
+
+    def compare(self: Comparison, image: Any, text: Any, ridge: float) -> Choice:
+        return Choice(tuple(image), tuple(text), ridge, 2, {"mean_recall": recall[len(image)] - ridge / 100})
+
+    monkeypatch.setattr(Comparison, "compare", compare)
+    comparison = Comparison(PairSums.zeros(6, 6), held_out, trunk, trunk, 2)
+    chosen = comparison.best(choose_image=True, choose_text=True)
+    assert (chosen.image_layers, chosen.text_layers) == (("output", "mean:1"), trunk.layers)
+    assert chosen.ridge == 3
 
 
 @pytest.mark.slow
