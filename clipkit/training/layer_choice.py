@@ -71,9 +71,8 @@ class Comparison:
         """Return the choice with the most layers and the larger ridge, within a standard error of the best mean recall.
 
         The layers of the image tower are chosen first, combined with all layers of the text tower. Then the layers of
-        the text tower are chosen, and last the ridge.
-        With fewer layers or a smaller ridge, results before training can be a little better, but the trained projections
-        overfit (docs/benchmarks.md, two frozen towers).
+        the text tower are chosen, and last the ridge. With fewer layers or a smaller ridge, results before training
+        can be a little better, but the trained projections overfit (docs/benchmarks.md, two frozen towers).
         """
         image, text = self.image.layers, self.text.layers
         if choose_image:
