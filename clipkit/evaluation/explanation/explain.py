@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from clipkit.errors import DataError, ModelError
-from clipkit.evaluation.explanation.maps import Method, NoValuesError, blocks_of, gradient_maps, patch_maps
+from clipkit.evaluation.explanation.maps import Method, NoValuesError, blocks_of, gradient_maps, patch_maps, token_maps
 from clipkit.evaluation.explanation.score import Scores, scored
 from clipkit.evaluation.explanation.seen import Seen
 from clipkit.images import ImageLike
@@ -165,7 +165,8 @@ def relevance(model: DualEncoder, seen: Seen, features: Float[Tensor, "T D"], me
         if blocks:
             return patch_maps(model.image, blocks[-1], seen, features)
     except NoValuesError:
-        pass
+        if method == "gradient" and blocks:
+            return token_maps(model.image, blocks[-1], seen, features)
     raise ModelError(
         f"{model.name}: the method {method} does not suit its image tower; use the other method (gradient or patches)"
     )

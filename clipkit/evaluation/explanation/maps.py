@@ -164,6 +164,20 @@ def _gradient_of_layer(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"
     return product[:, 0].sum(dim=-1 if _channels_last(product[0]) else 1).float().cpu()
 
 
+def token_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
+    """Return gradient times the input of the last block, for attention that does not accept single tokens (rotary)."""
+    held = _Held()
+
+    def hold(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tokens = first_tensor(args, kwargs)
+        return _alone(args, kwargs, tokens.shape, held.replace_output(module, args, tokens))
+
+    hooks = [block.whole.register_forward_pre_hook(hold, with_kwargs=True)]
+    (gradients,) = _gradients(tower, seen, texts, hooks, [held.output])
+    product = (held.output[0].detach() * gradients)[:, 0, block.prefix :]
+    return product.sum(dim=-1).view(-1, *block.grid).float().cpu()
+
+
 def _last_layer(tower: ImageTower, seen: Seen) -> nn.Module:
     """Return the layer whose output is the last one with positions."""
     reached: list[nn.Module] = []
