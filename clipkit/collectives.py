@@ -1,6 +1,9 @@
 """Collective operations: the context that each runs in, and a gather of rows with gradients."""
 
-from collections.abc import Iterator
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,25 +15,56 @@ from torch import Tensor
 from clipkit.errors import lost_process
 
 _lent: list[Tensor] = []
+"""Aliases that threads of gloo may still own."""
+_MOST_SECONDS = 1.0
+"""Longest time that a fork waits for the threads of gloo."""
 
 
 @contextmanager
-def together(*tensors: Tensor) -> Iterator[None]:
-    """Context for a collective operation on tensors: if another process has ended, raise a one-line error.
+def together(*tensors: Tensor) -> Iterator[Sequence[Tensor]]:
+    """Context for a collective operation: if another process has ended, raise a one-line error.
 
-    Tensors on the CPU are kept until gloo's threads have dropped them. Otherwise such a thread may be the last owner,
-    and enter Python to free the tensor. A loader worker forked at this moment waits forever before Python 3.11.10
-    (https://github.com/python/cpython/issues/112275).
+    The operation must use the tensors that the context gives, which share memory with the given ones. On a CPU, they
+    are aliases, kept until the threads of gloo have dropped them: when a thread drops a tensor that Python knows, it
+    enters Python. A loader worker that is forked at this moment waits forever before Python 3.11.10
+    (https://github.com/python/cpython/issues/112275), so forks wait until the aliases are dropped.
     """
-    _lent[:] = [tensor for tensor in _lent if tensor._use_count() > 1]
-    _lent.extend(tensor for tensor in tensors if tensor.device.type == "cpu")
+    _forget_dropped()
+    given = [tensor.detach() if tensor.device.type == "cpu" else tensor for tensor in tensors]
+    _lent.extend(tensor for tensor in given if tensor.device.type == "cpu")
     try:
-        yield
+        yield given
     except RuntimeError as error:
         # If a loader worker dies, PyTorch raises an error in the main thread, in whatever code is running.
         if isinstance(error, torch.OutOfMemoryError) or "DataLoader worker" in str(error):
             raise
         raise lost_process(error) from None
+
+
+def _references(values: Sequence[object]) -> list[int]:
+    return [sys.getrefcount(value) for value in values]
+
+
+_UNSHARED = _references([object()])[0]
+
+
+def _forget_dropped() -> None:
+    """Forget the aliases that nothing else owns. As long as C++ owns a tensor, its Python object has a reference."""
+    counts = _references(_lent)
+    _lent[:] = [
+        tensor for tensor, count in zip(_lent, counts, strict=True) if count > _UNSHARED or tensor._use_count() > 1
+    ]
+
+
+def _wait_for_threads() -> None:
+    end = time.monotonic() + _MOST_SECONDS
+    _forget_dropped()
+    while _lent and time.monotonic() < end:
+        time.sleep(0.0005)
+        _forget_dropped()
+
+
+os.register_at_fork(before=_wait_for_threads)
 
 
 def _padded(rows: Float[Tensor, "B D"], height: int) -> Float[Tensor, "H D"]:
@@ -54,8 +88,8 @@ class GatherRows(torch.autograd.Function):
         height = max(share.stop - share.start for share in shares)
         gathered = rows.new_empty(len(shares) * height, rows.shape[1])
         padded = _padded(rows, height)
-        with together(gathered, padded):
-            dist.all_gather_into_tensor(gathered, padded, group=group)
+        with together(gathered, padded) as (into, own):
+            dist.all_gather_into_tensor(into, own, group=group)
         if len(gathered) == shares[-1].stop:  # no process padded its rows
             return gathered
         parts = zip(gathered.split(height), shares, strict=True)
@@ -68,7 +102,7 @@ class GatherRows(torch.autograd.Function):
         if len(gradient) < len(shares) * height:
             gradient = torch.cat([_padded(gradient[share], height) for share in shares])
         summed = gradient.new_empty(height, gradient.shape[1])
-        with together(summed, gradient):
-            dist.reduce_scatter_tensor(summed, gradient, group=ctx.group)
+        with together(summed, gradient) as (into, given):
+            dist.reduce_scatter_tensor(into, given, group=ctx.group)
         own = shares[ctx.index]
         return summed[: own.stop - own.start], None, None, None

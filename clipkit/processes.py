@@ -149,8 +149,8 @@ class Processes:
     def _reduced(self, value: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         """Combine the tensors that the processes give, in place."""
         if self.count > 1:
-            with together(value):
-                dist.all_reduce(value, op=operation, group=self._group_of(value))
+            with together(value) as (lent,):
+                dist.all_reduce(lent, op=operation, group=self._group_of(value))
         return value
 
     def start_sum(self, value: Tensor) -> Callable[[], None]:
@@ -158,8 +158,8 @@ class Processes:
 
         All processes must start the same sums in the same order.
         """
-        with together(value):
-            work = dist.all_reduce(value, group=self._group_of(value), async_op=True)
+        with together(value) as (lent,):
+            work = dist.all_reduce(lent, group=self._group_of(value), async_op=True)
 
         def wait() -> None:
             with together():
@@ -199,8 +199,8 @@ class Processes:
         padded = torch.zeros(max(lengths), dtype=torch.uint8)
         padded[: len(data)] = data
         gathered = torch.empty(self.count * len(padded), dtype=torch.uint8)
-        with together(padded, gathered):
-            dist.all_gather_into_tensor(gathered, padded, group=self._cpu_group)
+        with together(gathered, padded) as (into, own):
+            dist.all_gather_into_tensor(into, own, group=self._cpu_group)
         rows = zip(gathered.split(len(padded)), lengths, strict=True)
         return [pickle.loads(row[:length].numpy().tobytes()) for row, length in rows]
 
@@ -235,8 +235,8 @@ class Processes:
         if first_failed == self.index:
             message = str(failure).encode(errors="replace")[: len(text)]
             text[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-        with together(text):
-            dist.broadcast(text, first_failed, group=self._cpu_group)
+        with together(text) as (lent,):
+            dist.broadcast(lent, first_failed, group=self._cpu_group)
         raise UserError(bytes(text.tolist()).rstrip(b"\0").decode(errors="replace"))
 
     def rows_of_main(self, rows: Tensor) -> Tensor:
@@ -244,8 +244,8 @@ class Processes:
         if self.count == 1:
             return rows
         agreed = rows.clone()
-        with together(agreed):
-            dist.broadcast(agreed, 0, group=self._group_of(agreed))
+        with together(agreed) as (lent,):
+            dist.broadcast(lent, 0, group=self._group_of(agreed))
         return agreed
 
     def on_main(self, work: Callable[[], None]) -> None:

@@ -1,5 +1,6 @@
-"""Count tensors of collectives that a thread of gloo frees; test_process_groups starts it on several processes."""
+"""Tensors that threads of gloo free, or own during a fork; test_process_groups starts it on several processes."""
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
+from clipkit import collectives
 from clipkit.processes import Processes
 
 MAIN = threading.get_ident()
@@ -45,7 +47,18 @@ def main(out: Path) -> None:
         rows = torch.ones(1 + processes.index, 3, requires_grad=True)
         processes.gather(rows, 3).sum().backward()  # type: ignore[no-untyped-call]
         processes.start_sum(torch.ones(4))()
-    (out / f"{processes.index}.txt").write_text(f"{Witness.freed_by_main} {Witness.freed_by_others}")
+    owned = [in_a_fork(processes) for _ in range(30)]
+    counts = (Witness.freed_by_main, Witness.freed_by_others, sum(owned))
+    (out / f"{processes.index}.txt").write_text(" ".join(map(str, counts)))
+
+
+def in_a_fork(processes: Processes) -> int:
+    """Number of tensors that threads of gloo own at the moment of a fork right after an agreement."""
+    processes.any(True)
+    child = os.fork()
+    if child == 0:
+        os._exit(len(collectives._lent))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":
