@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from clipkit.errors import OutputError, printable
+from clipkit.files import write_whole
 from clipkit.findings import counted, percent
 from clipkit.recipe import Recipe
 from clipkit.suggestion.data_facts import DataFacts
@@ -68,11 +69,10 @@ class Suggestion:
         Raises:
             OutputError: the file exists or cannot be written.
         """
+        if Path(file).exists():
+            raise OutputError(f"{file}: exists, and recipes are not overwritten; give another file")
         try:
-            with Path(file).open("x", encoding="utf-8") as opened:
-                opened.write(self.to_yaml())
-        except FileExistsError:
-            raise OutputError(f"{file}: exists, and recipes are not overwritten; give another file") from None
+            write_whole(Path(file), self.to_yaml())
         except OSError as error:
             raise OutputError(f"{file}: cannot be written ({error.strerror}); give another file") from None
 

@@ -82,7 +82,7 @@ def test_plots_of_classes(results: dict[str, clipkit.Result]) -> None:
     recalls = [row["recall"] for row in result["classes"]]
     np.testing.assert_allclose(np.diag(shares), recalls)
     assert result.plot("calibration").get_xlabel() == "confidence"
-    assert len(result.plot().get_yticks()) == 3
+    assert len(result.plot().get_yticks()) == 4
     with pytest.raises(DataError, match="'recall' is not a plot .* metrics, confusion, calibration"):
         result.plot("recall")
     pyplot.close("all")

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import clipkit
-from clipkit.models.compiled import _blocks, uncompiled
+from clipkit.models.compiled import repeated_blocks, uncompiled
 
 
 def test_layers_of_an_encoder_are_the_blocks(tiny_clip: Path) -> None:
     model = clipkit.load(tiny_clip, device="cpu")
     for tower in (model.image, model.text):
-        blocks = _blocks(tower.trunk)
+        blocks = repeated_blocks(tower.trunk)
         assert len(blocks) == 3
         assert {type(block).__name__ for block in blocks} == {"CLIPEncoderLayer"}
 
@@ -27,12 +27,12 @@ def test_layers_of_an_encoder_are_the_blocks(tiny_clip: Path) -> None:
     ],
 )
 def test_other_trunks_have_no_blocks(trunk: nn.Module) -> None:
-    assert _blocks(trunk) == []
+    assert repeated_blocks(trunk) == []
 
 
 def test_embeddings_do_not_count() -> None:
     blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
-    assert _blocks(nn.ModuleDict({"words": nn.Embedding(1000, 4), "blocks": blocks})) == [*blocks]
+    assert repeated_blocks(nn.ModuleDict({"words": nn.Embedding(1000, 4), "blocks": blocks})) == [*blocks]
 
 
 class _Double(nn.Module):

@@ -95,13 +95,13 @@ def test_a_cell_with_such_an_address_is_an_unreadable_image(address: str, tmp_pa
 )  # fmt: skip
 def test_a_stream_at_any_other_address_is_refused(address: str) -> None:
     name = address if address.endswith(".tar") else f"{address}.tar"
-    with pytest.raises(DataError, match="chain|not opened|valid"):
+    with pytest.raises(DataError, match="://"):
         stream_feed(name, 10)
 
 
 def test_braces_cannot_make_an_address_of_another_kind() -> None:
     for name in ("{http,file}:///tmp/a.tar", "{s3,reference}://x/a.tar", "http://h/{a,b::file:///c}.tar"):
-        with pytest.raises(DataError, match="chain|not opened|valid"):
+        with pytest.raises(DataError, match="://"):
             stream_feed(name, 10)
 
 

@@ -13,6 +13,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "fsspec": ("data/sources/streams.py",),
     "urllib": ("data/sources/remote.py",),
     "torch.load": ("models/weights.py",),
+    "pickle": ("processes.py",),  # from another process of the same run
     "os.open": ("cli/terminal.py", "opening.py", "data/output_folder.py", "files.py", "training/folder/"),
     "tarfile.open": ("data/shards.py", "data/sources/streams.py", "data/sources/shard_index.py"),
     "open to write": (
@@ -59,12 +60,12 @@ def kinds(path: str, node: ast.AST) -> Iterator[str]:
         "exec",
         "compile",
         "__import__",
-        "pickle.load",
-        "pickle.loads",
         "yaml.load",
         "yaml.unsafe_load",
     ):
         yield "code"
+    elif name in ("pickle.load", "pickle.loads"):
+        yield "pickle"
     elif last == "load" and any(keyword.arg == "allow_pickle" for keyword in node.keywords):
         allows = next(keyword.value for keyword in node.keywords if keyword.arg == "allow_pickle")
         if not (isinstance(allows, ast.Constant) and allows.value is False):
@@ -72,7 +73,10 @@ def kinds(path: str, node: ast.AST) -> Iterator[str]:
     elif last in ("write_text", "write_bytes"):
         yield "write"
     elif last in ("read_text", "read_bytes") and "." in name and not name.startswith("opening."):
-        if not (path.startswith(("data/", "evaluation/suites/corruptions", "embedding/")) and _is_stored(name)):
+        if not (
+            path.startswith(("data/", "evaluation/explanation/", "evaluation/suites/corruptions", "embedding/"))
+            and _is_stored(name)
+        ):
             yield "read"
     elif last == "open" and name not in ("webbrowser.open", "opener.open"):
         mode = next((part.value for part in [*node.args, *(k.value for k in node.keywords if k.arg == "mode")]

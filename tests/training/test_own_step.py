@@ -32,7 +32,7 @@ def test_wrong_batches_are_refused(tiny_clip: Path) -> None:
         with pytest.raises(UserError):
             step(images, captions)
     inputs = {"pixel_values": torch.zeros(2, 3, 32, 32)}
-    with pytest.raises(DataError, match="2 images and 2 captions, with 1 and 2 ids"):
+    with pytest.raises(DataError, match="1 image ids"):
         step(inputs, ["a", "b"], image_ids=[7])
     assert step.steps == 0
     for options in ({"batch_size": 0}, {"batch_size": 4, "micro_batch_size": 0}):

@@ -15,7 +15,7 @@ from clipkit.models import DualEncoder, Tower, compose
 from clipkit.models.adapters import attach
 from clipkit.models.adapters.attach import adapted_layers, is_of_adapter, merged
 from clipkit.models.adapters.linear_layers import linear_layers
-from clipkit.models.compiled import _blocks
+from clipkit.models.compiled import repeated_blocks
 from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.models.tuning import tune
 from clipkit.recipe import LoraRecipe, ModelRecipe
@@ -117,7 +117,7 @@ def test_attention_computes_its_weight_once_per_pass() -> None:
 
 def test_blocks_keep_one_class_so_compilers_share_their_code(clip: DualEncoder) -> None:
     tune(clip.image, "lora")
-    assert len(_blocks(clip.image.trunk)) == 3
+    assert len(repeated_blocks(clip.image.trunk)) == 3
     assert len({type(layer) for layer, *_ in adapted_layers(clip.image)}) == 1
 
 
