@@ -53,14 +53,14 @@ def score_explanations(
     ):
         seen = Seen.by(model, pairs.images[position])
         rows.append(scored(model, seen, text, relevance(model, seen, text[None], method)[0]))
-    images = [pairs.images[position] for position in chosen]
+    measured = [pairs.images[position] for position in chosen]
     return build_result(
         "explanation",
         model.name,
         {
             "name": pairs.name,
             "images": len(chosen),
-            "sha256": data_hash([image.read_bytes() for image in images], captions),
+            "sha256": data_hash([image.read_bytes() for image in measured], captions),
         },
         _figures(rows),
         settings={"method": method, "grid": [CELLS, CELLS], "caption": "first of each image"},
