@@ -216,7 +216,8 @@ def check(
     drop: Annotated[
         Path | None,
         typer.Option(
-            metavar="LIST.jsonl", help="With --fix: drop these images and captions too, a list of clipkit browse."
+            metavar="LIST.jsonl",
+            help="With --fix: also drop the images and captions in this file, which clipkit browse wrote.",
         ),
     ] = None,
     drop_most: Annotated[

@@ -92,7 +92,8 @@ def zeroshot(
         bool,
         typer.Option(
             "--compare-prompts",
-            help="Also report the accuracy with class names as given and cleaned, and with no, 1, 7 and 80 templates.",
+            help="Also report the accuracy with the original and with cleaned class names, each with 0, 1, 7 and 80 "
+            "templates.",
         ),
     ] = False,
 ) -> None:
@@ -205,7 +206,9 @@ def compare(
     ] = None,
     models: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="M", help="For suites with several models: give A and B, in this order."),
+        typer.Option(
+            "--model", metavar="M", help="A model to compare, if a suite has several: give this option twice."
+        ),
     ] = None,
     json_file: JsonFile = None,
     report: ReportFile = None,

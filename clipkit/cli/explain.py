@@ -49,8 +49,9 @@ def explain(
 ) -> None:
     """Show which parts of an image and which words of a text match.
 
-    For each word: how much the cosine of image and text drops without it. For the maps: how fast the cosine changes
-    when their most relevant parts are hidden (deletion) or shown first (insertion), beside random maps and the center.
+    Prints for each word how much the cosine of image and text drops without it. Prints for each map how fast the cosine
+    changes if the most relevant parts are hidden first (deletion) or shown first (insertion), compared with random maps
+    and with a map of the image's center.
     Example: clipkit explain --model M --image dog.jpg --text "a dog with a ball" --out dog.png.
     """
     if (image is None) == (data is None) or (image is None) != (not text):

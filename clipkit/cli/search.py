@@ -53,8 +53,8 @@ def search(
         float | None,
         typer.Option(
             metavar="P",
-            help="Show only results that are likely relevant: over many searches, about the share P of the shown "
-            "results is relevant, e.g. 0.9.",
+            help="Show only results that are likely relevant. With 0.9, about 90 % of the shown results are relevant, "
+            "averaged over many searches.",
         ),
     ] = None,
     queries: Annotated[

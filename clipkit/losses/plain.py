@@ -86,7 +86,7 @@ def _weights(logits: Tensor, row_lse: Tensor, column_lse: Tensor, to_rows: Tenso
 
 
 def _widest(dtype: torch.dtype) -> float:
-    """Return the range of exponents in which exp(a - c) · exp(c - b) is as exact as exp(a - b)."""
+    """Return the largest difference of exponents up to which exp(a - c) · exp(c - b) is as exact as exp(a - b)."""
     return 600.0 if dtype == torch.float64 else 60.0
 
 

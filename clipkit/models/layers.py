@@ -202,7 +202,7 @@ class LayeredText(Layered):
 
 
 def set_coordinates(trunk: nn.Module, mean: Float[Tensor, " W"], matrix: Float[Tensor, "W K"]) -> None:
-    """Make a trunk return the coordinates (layers − mean) · matrix, computed on the trunk's device in float32."""
+    """Make a trunk return (x − mean) · matrix instead of x, its concatenated outputs (B, W), computed in float32."""
     assert isinstance(trunk, Layered)
     device = next(trunk.parameters()).device
     trunk.coordinates = Coordinates(*matrix.shape).to(device)

@@ -28,7 +28,7 @@ from clipkit.tasks import counts_of, number, readable
 
 
 def run_report(folder: str | Path) -> str:
-    """Return the HTML of a run: metrics with chance, training curves, queries with their top answers, the recipe."""
+    """Return the HTML report of a run: metrics beside their chance levels, curves, queries with top answers, recipe."""
     run = RunFiles(folder)
     results = json.loads(run.results.read_text(encoding="utf-8"))
     retained, retention = _retention(results)

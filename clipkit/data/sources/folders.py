@@ -173,8 +173,8 @@ def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
     inside = [image for image in tree.images if "/" in image]
     if alone and inside:
         raise DataError(
-            f"{path}: has images outside of class folders ({len(alone)}), such as {alone[0]}, and "
-            f"{len(inside)} in class folders, such as {inside[0]}; keep only one of the two"
+            f"{path}: has {len(alone)} images outside of class folders, such as {alone[0]}, and {len(inside)} images "
+            f"in class folders, such as {inside[0]}; move or remove all images of one kind"
         )
     if alone and "caption" in wanted.needed:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Data of an entry of a suite: any data source, with the corruption of the entry."""
+"""Data of a suite's dataset: any data source, whose images may be corrupted, e.g. blurred."""
 
 import json
 from collections.abc import Sequence
