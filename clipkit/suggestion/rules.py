@@ -134,7 +134,11 @@ def learning_rate(s: Situation) -> Choice:
     if s.model.is_new and s.data.is_stream:
         return Choice(1e-3, "new projections that start at random", f"{_TOWERS}, Settings")
     if s.model.is_new:
-        return Choice(3e-3, "new projections after a closed-form start; 5 to 10 epochs", f"{_TOWERS}, Settings")
+        return Choice(
+            3e-3,
+            "new projections after a closed-form start, for few epochs: 4 with all captions, 10 with one",
+            f"{_TOWERS}, Settings",
+        )
     if s.tune == "head":
         reason = "the projections alone, on frozen trunks, take the rates of new weights"
         return Choice(1e-3, reason, "Fahes et al. 2024, ProLIP")
@@ -244,9 +248,12 @@ def _keeps(s: Situation) -> bool:
 
 
 def _usual_epochs(s: Situation) -> int:
-    """Return the epochs of published recipes: 20 for few images (FLYP), 10 for thousands, 5 for COCO, fewer beyond."""
+    """Return the epochs of published recipes: 20 for few images (FLYP), 10 for thousands, 5 for COCO, fewer beyond.
+
+    For new projections of two towers, those of docs/benchmarks.md, Two frozen towers.
+    """
     if s.model.is_new:
-        return 10
+        return 4 if s.chosen.get("data.captions") == "all" else 10
     limits = ((_FEW, 20), (20_000, 10), (_MANY * 2, 5), (_HUGE, 3))
     return next((number for limit, number in limits if s.images < limit), 1)
 
