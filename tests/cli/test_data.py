@@ -61,7 +61,7 @@ def test_what_a_preview_cannot_do(typed: Type, shapes: Path, tmp_path: Path) -> 
             "[2.0, 1.0]",
         ),
         ((text,), "no image column"),
-        ((mixed,), "such as 2.png, and 1 in class folders, such as red/1.png"),
+        ((mixed,), "such as 2.png, and 1 image in class folders, such as red/1.png"),
         ((mixed / "red", "--out", mixed / "red" / "sheet.png"), "would become one of the images"),
         ((shapes / "captions.csv", "--out", "sheet.xyz"), "cannot be written"),
         (("nowhere.csv",), "file not found"),

@@ -128,5 +128,5 @@ def test_folders(shapes: Path, tmp_path: Path) -> None:
     assert classes.captions == ["a", "a", "b"]
     assert classes.caption_ids.tolist() == [0, 0, 2]
     (tmp_path / "sheet.png").write_bytes(b"")
-    with pytest.raises(DataError, match="such as sheet.png, and 3 in class folders, such as a/1.png"):
+    with pytest.raises(DataError, match="such as sheet.png, and 3 images in class folders, such as a/1.png"):
         read_pairs(str(tmp_path))

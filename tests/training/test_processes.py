@@ -30,7 +30,7 @@ KINDS = {
 }  # fmt: skip
 SLOW_KINDS = {
     "adapters": {
-        "train.batch_size": 7, "train.epochs": 5, **SGD, "optim.lr": 5.0,
+        "train.batch_size": 7, "train.epochs": 5, **SGD, "optim.lr": 0.1,
         "model.image.tune": "lora", "model.text.tune": "dora", "model.text.lora.targets": "all",
     },
 }  # fmt: skip

@@ -17,7 +17,7 @@ from clipkit.data.sources.parquet_files import read_parquet
 from clipkit.data.sources.walk import Walk, walk
 from clipkit.data.sources.wds import CLASS_NAMES, TEMPLATES
 from clipkit.errors import DataError
-from clipkit.findings import Finding, finding_about
+from clipkit.findings import Finding, counted, finding_about
 from clipkit.opening import read_text
 
 _METADATA = {
@@ -173,8 +173,8 @@ def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
     inside = [image for image in tree.images if "/" in image]
     if alone and inside:
         raise DataError(
-            f"{path}: has {len(alone)} images outside of class folders, such as {alone[0]}, and {len(inside)} images "
-            f"in class folders, such as {inside[0]}; move or remove all images of one kind"
+            f"{path}: has {counted(len(alone), 'image')} outside of class folders, such as {alone[0]}, and "
+            f"{counted(len(inside), 'image')} in class folders, such as {inside[0]}; move or remove all images of one kind"
         )
     if alone and "caption" in wanted.needed:
         raise DataError(
