@@ -174,7 +174,8 @@ def _without_captions(path: Path, tree: Walk, wanted: Wanted) -> Rows:
     if alone and inside:
         raise DataError(
             f"{path}: has {counted(len(alone), 'image')} outside of class folders, such as {alone[0]}, and "
-            f"{counted(len(inside), 'image')} in class folders, such as {inside[0]}; move or remove all images of one kind"
+            f"{counted(len(inside), 'image')} in class folders, such as {inside[0]}; "
+            "move or remove all images of one kind"
         )
     if alone and "caption" in wanted.needed:
         raise DataError(
