@@ -38,7 +38,7 @@ class ReadAhead:
         self, opened: Callable[[], Any], most: int = MOST, reopened: Callable[[], None] = lambda: None
     ) -> None:
         self._opened, self._most, self._reopened = opened, most, reopened
-        self._blocks: deque[bytes] = deque()
+        self._blocks: deque[memoryview] = deque()  # cut without copying
         self._held = 0  # bytes in the blocks
         self._position = 0  # bytes that have been read from the file
         self._is_complete = self._is_closed = False
@@ -75,7 +75,7 @@ class ReadAhead:
                 self._blocks.appendleft(block[size:])
             self._held -= len(block[:size])
             self._changed.notify_all()
-            return block[:size]
+            return bytes(block[:size])
 
     def _read_all(self) -> None:
         try:
@@ -84,7 +84,7 @@ class ReadAhead:
                     self._changed.wait_for(lambda: self._held + BLOCK <= self._most or self._is_closed)
                     if self._is_closed:
                         return
-                    self._blocks.append(block)
+                    self._blocks.append(memoryview(block))
                     self._held += len(block)
                     self._changed.notify_all()
         except Exception as error:  # each protocol has its own errors
