@@ -174,7 +174,11 @@ def batch_size(s: Situation) -> Choice:
     most = 2048 if images >= _HUGE else 1024 if s.model.is_new else 512
     aim = images / (6 if s.model.is_new else 16)
     size = min(most, max(64, 2 ** round(math.log2(max(2.0, aim)))), max(2, images // 2))
-    why = "the usual size for fine-tuning" if size == 512 else f"about {max(1, images // size):,} steps per epoch"
+    why = (
+        "the usual size for fine-tuning"
+        if size == 512
+        else f"about {max(1, images // size):,} batches cover all images"
+    )
     return Choice(size, f"{why}; micro-batches limit the memory", _FLYP if size == 512 else "")
 
 
