@@ -24,7 +24,7 @@ class Associations:
     candidates: list[list[int]]
     """Positions in `images` of the candidates of each word."""
     right: list[list[bool]]
-    """Whether each candidate belongs to the word."""
+    """For each candidate, True if it belongs to the word."""
 
 
 def read_associations(source: str | Path) -> Associations:

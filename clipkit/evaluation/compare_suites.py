@@ -85,9 +85,10 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
         >>> compared = compare_suites(Path("suite_a"), Path("suite_b"))    # doctest: +SKIP
         >>> print(compared["sentence"])                                    # doctest: +SKIP
     """
-    names = _names(first, second, models)
-    sources = (first, second or first)
-    rows, others = (_rows(source, name) for source, name in zip(sources, names, strict=True))
+    content = _content(first)
+    contents = [content] if second is None else [content, _content(second)]
+    names = _names(first, contents, models)
+    rows, others = _rows(first, content, names[0]), _rows(second or first, contents[-1], names[1])
     skipped = dict.fromkeys(sorted(rows.keys() ^ others.keys()), "measured with only one of the models")
     compared: list[DatasetDifference] = []
     changes = []
@@ -124,7 +125,7 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
     low, high = interval(np.mean(changes, axis=0))
     values = {kind: float(np.mean([one[kind] for one in compared])) for kind in ("first", "second", "difference")}
     mean = {**values, "low": low, "high": high}
-    suite = str(_content(first).get("title") or _content(first)["suite"])
+    suite = str(content.get("title") or content["suite"])
     sentence = _sentence(suite, names, compared, mean)
     return {
         "suite": suite, "first": names[0], "second": names[1], "datasets": compared, "mean": mean, "skipped": skipped,
@@ -132,9 +133,9 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
     }  # fmt: skip
 
 
-def _names(first: Path, second: Path | None, models: Sequence[str]) -> tuple[str, str]:
-    """Return the names of both models."""
-    measured = [_measured(source) for source in (first, second) if source is not None]
+def _names(first: Path, contents: Sequence[Mapping[str, Any]], models: Sequence[str]) -> tuple[str, str]:
+    """Return the names of both models, which are in one suite or in two."""
+    measured = [list(dict.fromkeys(row["model"] for row in content["rows"])) for content in contents]
     if models:
         if len(models) != 2:
             raise DataError(f"--model was given {len(models)} times; give the two models to compare")
@@ -148,10 +149,6 @@ def _names(first: Path, second: Path | None, models: Sequence[str]) -> tuple[str
     return found[0], found[1]
 
 
-def _measured(source: Path) -> list[str]:
-    return list(dict.fromkeys(row["model"] for row in _content(source)["rows"]))
-
-
 def _content(source: Path) -> dict[str, Any]:
     content = read_object(source / "results.json" if source.is_dir() else source)
     if not isinstance(content.get("rows"), list):
@@ -159,10 +156,10 @@ def _content(source: Path) -> dict[str, Any]:
     return content
 
 
-def _rows(source: Path, model: str) -> dict[str, dict[str, Any]]:
+def _rows(source: Path, content: Mapping[str, Any], model: str) -> dict[str, dict[str, Any]]:
     """Return the rows of a model by dataset, each with the path of its result."""
     folder = source if source.is_dir() else source.parent
-    rows = [row for row in _content(source)["rows"] if row["model"] == model]
+    rows = [row for row in content["rows"] if row["model"] == model]
     return {row["dataset"]: {**row, "path": folder / row["file"]} for row in rows}
 
 

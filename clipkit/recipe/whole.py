@@ -71,7 +71,7 @@ class Recipe(Section):
 
     @property
     def columns(self) -> dict[str, bool]:
-        """Whether the objective reads `images`, and whether it reads `captions`."""
+        """Return by the names `images` and `captions` whether the objective reads this column."""
         reads = {column for term in self.terms for column in term.reads}
         return {"images": "images" in reads, "captions": "captions" in reads}
 

@@ -22,7 +22,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a rule may depend on."""
+    """Facts on which a rule may depend, and the choices made so far."""
 
     data: DataFacts
     model: ModelFacts

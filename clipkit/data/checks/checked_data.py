@@ -47,7 +47,7 @@ class CheckedData:
     batch: Mapping[str, Any] | None = None
     """Expected false negatives in a batch, from `expected_false_negatives`."""
     loss_counts_duplicates: Literal["positive", "negative"] | None = None
-    """How the loss counts equal captions in a batch: as positives or as negatives; None: unknown."""
+    """Treatment of equal captions in a batch by the loss, as positives or as negatives; None: unknown."""
 
     @cached_property
     def captions(self) -> CaptionIndex:

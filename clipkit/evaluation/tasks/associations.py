@@ -42,7 +42,7 @@ def associations(
     Args:
         model: returned by `clipkit.load`.
         data: a JSON or JSONL file, or tests already read.
-        batch_size: images per forward pass; None: as many as suit the device.
+        batch_size: images per forward pass; None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every word.
         processes: share the images and words; all get the result, the main process writes.

@@ -45,7 +45,7 @@ def instances(
     Args:
         model: returned by `clipkit.load`.
         data: labeled images, as for `zeroshot`, with one label each.
-        batch_size: images per forward pass; None: as many as suit the device.
+        batch_size: images per forward pass; None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the outcome of every query.
         processes: share the images; all get the result, the main process writes.
