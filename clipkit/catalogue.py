@@ -163,7 +163,8 @@ _ROWS = (
     LossRow(
         "sigmoid",
         summary="Classify each of the G² image-text combinations independently as matching or not.",
-        formula="Σ softplus(∓(s x_i · y_j + b)) over all G² combinations, divided by G",
+        formula="1/G Σ ln(1 + exp(−z (s x_i · y_j + b))) over all G² combinations; z: 1 for positives, −1 for "
+        "negatives",
         level="depends on scale and bias (G ln 2 at s = b = 0)",
         source="Zhai et al. 2023, SigLIP",
         use_when="the model is a SigLIP, or batches are small",
@@ -204,7 +205,7 @@ LOSSES = {row.name: row for row in _ROWS}
 
 LEGEND = (
     "Symbols: x: image features; y: caption features; G: pairs in the global batch; D: dimension of the features; "
-    "H: hard negative captions in the global batch; d: distance; m: margin; s: scale; b: bias; [z]₊: max(z, 0). "
+    "H: hard negative captions in the global batch; d: distance; m: margin; s: scale; b: bias; [u]₊: max(u, 0). "
     "In a softmax, positives and negatives are similarities times s. Chance is the loss when all similarities are "
     "equal. Memory in tiles or in bands: the loss is computed block by block, so that the G × G matrix is never "
     "stored; a tile is a square block, a band is a block of whole rows. loss.duplicates sets how other pairs with the "
@@ -222,7 +223,7 @@ _COLUMNS: dict[str, Callable[[LossRow], str]] = {
 
 
 def table() -> str:
-    """Return the table of losses for a terminal, one fact per line."""
+    """Return the description of all losses for a terminal, with one property per line."""
     blocks = [textwrap.fill(LEGEND, 98)]
     for row in LOSSES.values():
         facts = [f"{name}: {text(row)}" for name, text in _COLUMNS.items()]

@@ -59,8 +59,8 @@ TASKS: dict[str, TaskRow] = {
     "associations": TaskRow(
         "Association tests", "image-text-matching", "jaccard", ("jaccard", "jaccard_5-6", "jaccard_10-12"),
         help="Evaluate association tests (WinoGAViL).\n\nThe model must choose the images that belong to a word.",
-        data="A JSON or JSONL file whose rows have the fields cue, candidates and associations. Append ?images=FOLDER "
-        "to its name to give the folder of its images.",
+        data="A JSON or JSONL file whose rows have the fields cue (a word), candidates (images) and associations (the "
+        "candidates that belong to the word). Append ?images=FOLDER to its name to give the folder of its images.",
     ),
 }  # fmt: skip
 

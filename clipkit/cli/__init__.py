@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def _end_without_collection() -> None:
-    """Skip the search of all objects for cycles at exit, which takes half a second after torch was imported."""
+    """Skip Python's garbage collection at exit, which takes half a second after torch was imported."""
     gc.unfreeze()  # so that modules are deleted as usual; some libraries report objects that are left
     gc.disable()
 
@@ -140,8 +140,8 @@ def train(
         Path,
         typer.Argument(
             metavar="RECIPE.yaml",
-            help="Recipe file (YAML). Examples: the folder recipes of the source code, or clipkit/recipes of the "
-            "installed package.",
+            help="Recipe file (YAML). The folder recipes of the source code, and clipkit/recipes of the installed "
+            "package, contain examples.",
         ),
     ],
     overrides: Annotated[
@@ -200,7 +200,7 @@ def train(
 
 @contextmanager
 def _running() -> Iterator[None]:
-    """Context in which a run works: if a signal stops the run, print one line and exit with the code of the signal."""
+    """Context for a training run: if a signal stops the run, print one line and exit with the code of the signal."""
     from clipkit.cli.process import keep_freed_memory, log_to_terminal
 
     log_to_terminal(logging.getLogger("clipkit"))

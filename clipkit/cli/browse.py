@@ -11,17 +11,25 @@ PORT = 8470
 def browse(
     index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that clipkit embed wrote.")],
     port: Annotated[
-        int, typer.Option(metavar="N", help="Port on 127.0.0.1; 0: any free one.", min=0, max=65535)
+        int,
+        typer.Option(
+            metavar="N", help="Port on 127.0.0.1, i.e. for this machine only. 0: any free port.", min=0, max=65535
+        ),
     ] = PORT,
     model: Annotated[
         str | None,
-        typer.Option(metavar="M", help="Where to load the model from, e.g. its ONNX export. Default: as for embed."),
+        typer.Option(
+            metavar="M",
+            help="Another location of the model that made the index, e.g. its ONNX export, which loads faster. "
+            "Default: the location given to clipkit embed.",
+        ),
     ] = None,
 ) -> None:
-    """Search an index in a browser, and look for near duplicates, outliers and doubtful captions.
+    """Search and curate an index in a browser.
 
-    The page is served to this machine only. Images and captions that are selected there become a list for clipkit data
-    check --fix. Stop with Ctrl+C.
+    Starts a web page for this machine only, which also lists near duplicates, outliers and doubtful captions. Images
+    and captions that you select there are saved as a list; clipkit data check --fix --drop removes them from a copy of
+    the data. Stop with Ctrl+C.
     """
     from clipkit.cli.inputs import check_models
     from clipkit.search.folder import check_is_index

@@ -7,7 +7,7 @@ import typer
 from clipkit.errors import UserError
 
 app = typer.Typer(
-    help="List and remove data that training and evaluation store for reuse.",
+    help="List and remove data stored by training and evaluation.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -17,7 +17,7 @@ app = typer.Typer(
 def list_() -> None:
     """List the stored data.
 
-    Training stores the outputs of frozen layers, which are inputs of trained layers. Evaluation stores features.
+    Training stores the outputs of frozen layers, and evaluation stores features, so that they are computed only once.
     """
     import time
 
@@ -36,7 +36,7 @@ def list_() -> None:
     if not rows:
         print(f"{cache_folder()}: nothing is stored")
         return
-    print_table(["name", "content", "of", "data", "type", "size", "used"], rows, str(cache_folder()))
+    print_table(["name", "content", "items", "data", "type", "size", "last used"], rows, str(cache_folder()))
 
 
 @app.command()
@@ -60,12 +60,15 @@ def prune(
     to_size: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Remove the least recently used data until the rest has at most this size, e.g. 5GB."
+            metavar="SIZE", help="Remove the least recently used data until at most this size is left, e.g. 5GB."
         ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all stored data.")] = False,
 ) -> None:
-    """Remove stored data. It is computed again when it is needed. Data that a running process uses is kept."""
+    """Remove stored data. It is computed again when it is needed.
+
+    Give at least one option. Data that a running process uses is kept.
+    """
     import time
 
     if older_than is None and to_size is None and not everything:

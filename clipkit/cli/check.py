@@ -23,7 +23,7 @@ def read_for_check(source: str, only: str | None = None, *, may_lack: bool = Fal
 
     Args:
         source: the data.
-        only: read only the images, or only the captions.
+        only: "images" or "captions", to read only these; None: both.
         may_lack: True if a table may lack the column of images or captions.
 
     Raises:

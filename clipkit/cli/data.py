@@ -181,7 +181,10 @@ def check(
         ),
     ],
     against: Annotated[
-        str | None, typer.Option(metavar="D2", help="Data that must not overlap with D, e.g. the validation set.")
+        str | None,
+        typer.Option(
+            metavar="D2", help="Data that must not overlap with D, e.g. the validation set. Images in both are leaked."
+        ),
     ] = None,
     model: Annotated[
         str | None,

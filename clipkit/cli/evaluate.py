@@ -23,7 +23,7 @@ app = typer.Typer(help="Evaluate models and compare results.", no_args_is_help=T
 
 
 def _task(name: str, **given: Any) -> Callable[..., "Result"]:
-    """Return a function that runs an evaluation task with the given arguments, and imports it first."""
+    """Return a function that imports an evaluation task and runs it with the given arguments."""
 
     def evaluate(model: "DualEncoder", **options: Any) -> "Result":
         from clipkit import evaluation
@@ -92,8 +92,8 @@ def zeroshot(
         bool,
         typer.Option(
             "--compare-prompts",
-            help="Also report the accuracy with the original and with cleaned class names, each with 0, 1, 7 and 80 "
-            "templates.",
+            help="Also report the accuracy with the original and with cleaned class names (words without numbers and "
+            "underscores), each with 0, 1, 7 and 80 templates.",
         ),
     ] = False,
 ) -> None:
@@ -216,8 +216,8 @@ def compare(
     """Compare two results on the same data, or two models over a suite.
 
     Prints the paired differences of the metrics with 95 % confidence intervals, and the queries whose results differ
-    most. A and B can also be folders of suites: prints the difference of each dataset, with Holm's correction for the
-    number of datasets, and a sentence to quote. If both models are in suite A, leave out B.
+    most. If A and B are folders of suites, prints the difference on each dataset, with Holm's correction for the number
+    of datasets, and a sentence to quote. If both models are in suite A, leave out B.
     """
     advice = "give a file that clipkit eval … --json wrote, results.json of a run, or the folder of a suite"
     for file in (first, second):

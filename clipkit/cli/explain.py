@@ -23,35 +23,46 @@ def explain(
         str, typer.Option(metavar="M", help="Model: a Hub repository, a folder, a run, or open_clip:ARCH/TAG.")
     ],
     image: Annotated[str | None, typer.Option(metavar="F", help="Image file to explain.")] = None,
-    text: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Text to explain; may be repeated.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Text to explain; may be given several times.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="D", help="Instead of --image and --text: score the explanations of captioned images of this data."
+            metavar="D",
+            help="Instead of --image and --text: explain images of this data with their captions, and print the mean "
+            "scores of the maps.",
         ),
     ] = None,
     images: Annotated[
-        int, typer.Option(metavar="N", help="With --data: number of images, evenly spaced.", min=2)
+        int,
+        typer.Option(metavar="N", help="With --data: number of images to explain, evenly spaced in the data.", min=2),
     ] = 100,
     method: Annotated[
         Method,
         typer.Option(
-            help="gradient: gradient of the cosine times the features of each part, for every "
-            "image tower. patches: cosine of each patch and the text, for vision transformers."
+            help="How the maps are computed. gradient (any image tower): gradient of the cosine times the features of "
+            "each part. patches (only vision transformers): cosine of each patch and the text."
         ),
     ] = "gradient",
     out: Annotated[Path | None, typer.Option(metavar="F.png", help="Draw the maps to this PNG file.")] = None,
     json_file: JsonFile = None,
     score: Annotated[
-        bool, typer.Option(help="Measure how faithful the maps are: about 130 forward passes per text.")
+        bool, typer.Option(help="Measure how faithful the maps are. This takes about 130 forward passes per text.")
     ] = True,
-    dtype: Annotated[Dtype, typer.Option(help="Precision of encoding, as for clipkit eval.")] = "fp32",
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            help="Precision of the forward pass. auto: bf16 autocast with fp32 weights on a CUDA GPU, otherwise fp32."
+        ),
+    ] = "fp32",
 ) -> None:
     """Show which parts of an image and which words of a text match.
 
-    Prints for each word how much the cosine of image and text drops without it. Prints for each map how fast the cosine
-    changes if the most relevant parts are hidden first (deletion) or shown first (insertion), compared with random maps
-    and with a map of the image's center.
+    Prints for each word how much the cosine of image and text drops without it, and draws maps of the parts of the
+    image that match the text. Also prints how faithful the maps are: how fast the cosine changes if the most relevant
+    parts are hidden first (deletion) or shown first (insertion), compared with random maps and with a map of the
+    image's center.
     Example: clipkit explain --model M --image dog.jpg --text "a dog with a ball" --out dog.png.
     """
     if (image is None) == (data is None) or (image is None) != (not text):

@@ -33,8 +33,8 @@ def check_recipe_inputs(recipe: "Recipe", resume: bool, overwrite: bool) -> None
 
     Args:
         recipe: the recipe.
-        resume: the run in the output is continued.
-        overwrite: the run in the output is replaced.
+        resume: True if the run in the output folder will be continued.
+        overwrite: True if the run in the output folder will be replaced.
 
     Raises:
         DataError: a file is missing, or a small table is invalid or has fewer pairs than a batch.

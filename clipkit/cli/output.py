@@ -26,7 +26,8 @@ def check_writable(*files: Path | None, inputs: Sequence[str | Path | None] = ()
         check_replaceable(file, given)
         if file.resolve() in taken:
             raise OutputError(
-                f"{file}: would overwrite {taken[file.resolve()]}, which is also given; give another file"
+                f"{file}: would overwrite {taken[file.resolve()]}, which this command also reads or writes; "
+                "give another file"
             )
         taken[file.resolve()] = file
 

@@ -45,7 +45,8 @@ def search(
         str | None,
         typer.Option(
             metavar="FILTER",
-            help="Show only results whose columns match, e.g. \"year > 2020 and city in ('Seoul', 'Lima')\".",
+            help="Show only images whose columns fulfill this condition, "
+            "e.g. \"year > 2020 and city in ('Seoul', 'Lima')\".",
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", help="Maximum number of results.", min=1)] = 20,
@@ -54,7 +55,7 @@ def search(
         typer.Option(
             metavar="P",
             help="Show only results that are likely relevant. With 0.9, about 90 % of the shown results are relevant, "
-            "averaged over many searches.",
+            "averaged over many searches. Default: show all results.",
         ),
     ] = None,
     queries: Annotated[

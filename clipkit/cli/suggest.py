@@ -12,31 +12,55 @@ from clipkit.cli.output import check_writable, write_output
 def suggest(
     data: Annotated[
         str,
-        typer.Argument(metavar="D", help="Training data: images with captions or labels, as data.train of a recipe."),
+        typer.Argument(
+            metavar="D",
+            help="Training data, images with captions or labels: a table, a folder, shards (WebDataset), or "
+            "hf:NAME (Hub).",
+        ),
     ],
-    model: Annotated[str | None, typer.Option(metavar="M", help="Pretrained model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="M", help="Model to fine-tune: a Hub repository (ORG/NAME), a folder, or open_clip:ARCH/TAG."
+        ),
+    ] = None,
     image_tower: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Instead of --model: image tower, as model.image.name.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Image tower (a timm model) to combine with --text-tower, instead of --model."
+        ),
     ] = None,
     text_tower: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Instead of --model: text tower, as model.text.name.")
+        str | None,
+        typer.Option(metavar="NAME", help="Text tower (a text encoder on the Hub) to combine with --image-tower."),
     ] = None,
     validation: Annotated[
-        str | None, typer.Option(metavar="V", help="Validation data. Default: a share of the training images.")
+        str | None,
+        typer.Option(
+            metavar="D2", help="Validation data, in the same forms as D. Default: a share of the training images."
+        ),
     ] = None,
     retention: Annotated[
-        str | None, typer.Option(metavar="D2", help="Data on which the model should not get worse.")
+        str | None,
+        typer.Option(
+            metavar="D3", help="Other data, with labels or captions, on which the model should not get worse."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="RECIPE.yaml", help="New file for the recipe. Default: print it.")
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="F.json", help="Write facts, choices and recipe to this JSON file.")
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="F.json",
+            help="Write the recipe, the reasons and the facts behind them to this JSON file.",
+        ),
     ] = None,
 ) -> None:
-    """Write a recipe for this data, model and machine, with a reason for each key.
+    """Write a recipe for your data, model and machine, with reasons.
 
-    Up to 2,000 images are opened; nothing is trained. The recipe runs as written.
+    Opens up to 2,000 images; trains nothing. clipkit train accepts the recipe without changes.
     """
     import json
 

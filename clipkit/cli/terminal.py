@@ -1,4 +1,4 @@
-"""Output to a terminal, a pipe or a file: prints any character, and reports output that was not written."""
+"""Output of commands: escape characters that cannot be shown, and report output that was not written."""
 
 import errno
 import os
@@ -53,7 +53,7 @@ class _MayBeFull:
 
 @contextmanager
 def whole_output() -> Iterator[None]:
-    """Context in which a command prints. Control characters, and characters that the terminal lacks, are escaped.
+    """Context for the output of a command: control characters, and characters that the terminal lacks, are escaped.
 
     Raises:
         TrainingError: standard output cannot be written, e.g. because the disk is full.

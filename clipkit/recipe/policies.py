@@ -201,7 +201,7 @@ def table() -> str:
     """Return the named policies with their steps and parameters, formatted for a terminal."""
     rows = []
     for name, steps in POLICIES.items():
-        line = f"{name}: {', '.join(map(_written, steps)) or 'nothing'}"
+        line = f"{name}: {', '.join(map(_written, steps)) or 'no steps'}"
         rows.append("\n  ".join(textwrap.wrap(line, 96)))
     return "\n".join(rows)
 
