@@ -33,8 +33,8 @@ def read_associations(source: str | Path) -> Associations:
     Rows have `cue`, a word; `candidates`, a list of images; and `associations`, the candidates that belong to the word.
 
     Args:
-        source: a path. Images are relative to it, or to the folder given as `winogavil.jsonl?images=FOLDER`; their
-            ending may be left out.
+        source: a path. Images are relative to it, or to the folder given as `winogavil.jsonl?images=FOLDER`; their file
+            extension may be omitted.
 
     Raises:
         DataError: the file, a value or an image is missing or invalid.

@@ -89,7 +89,7 @@ class Policy:
 
     @property
     def draft(self) -> int | None:
-        """Short side in pixels at which the smallest crop still has the input size; None: decode at full size."""
+        """Short side in pixels at which the smallest crop has the input size; None: images keep their full size."""
         if self.image_size is None or not self._scales:
             return None
         return math.ceil(self.image_size / math.sqrt(min(self._scales)))
@@ -219,8 +219,9 @@ class _Crop:
         return interpolate(pixels, size=(self.size, self.size), mode="bicubic", antialias=True)[0]
 
     def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
-        """Return the left, top, right and bottom edges of a random crop. They equal torchvision's and take half the
-        time.
+        """Return the left, top, right and bottom edges of a random crop, in pixels.
+
+        The edges equal torchvision's for the same random state, in half the time.
         """
         width, height = image.size
         for _ in range(_ATTEMPTS):

@@ -18,10 +18,10 @@ _THREADS = 8
 
 
 def content_hash(images: Sequence[Path | Stored]) -> str:
-    """Return a hash of the images' contents, which does not depend on their names and times.
+    """Return a hash of the images' contents, which does not depend on file names and modification times.
 
-    It covers the size, the first and the last 4 KiB of up to 10,000 evenly spaced files, and up to 1,000 images in
-    archives and tables as a whole. Images at URLs are not downloaded.
+    Of up to 10,000 evenly spaced files, it covers the size, the first 4 KiB and the last 4 KiB. Of images in archives
+    and tables, it covers up to 1,000 completely. Images at URLs are not downloaded.
     """
     sampled = [images[position] for position in evenly_spaced(len(images), _MOST_FILES)]
     stored = [image for image in sampled if isinstance(image, Stored) and not isinstance(image, Remote)]
@@ -35,7 +35,7 @@ def content_hash(images: Sequence[Path | Stored]) -> str:
 
 
 def _content(image: Path | Stored) -> bytes:
-    """Return the sampled bytes of an image; none for an image that is missing or unreadable."""
+    """Return the bytes of an image that enter the hash; b"" for an image that is missing or unreadable."""
     try:
         if isinstance(image, Stored):
             return image.read_bytes()

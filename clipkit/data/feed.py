@@ -23,7 +23,7 @@ class Loading:
         workers: loader processes; 0 loads in this process.
         seed: seed of the run.
         process: index of this process, and number of processes.
-        replacement: `replacement` of the sampler; None: an unreadable image is an error.
+        replacement: the sampler's method `replacement`; None: an unreadable image is an error.
         progress: record of the image that each worker is reading.
         known_bad: positions of images that are already known to be missing or unreadable.
         memory: memory for the batches; None: new tensors on the CPU.
@@ -66,7 +66,7 @@ class IndexedFeed:
 
     @property
     def description(self) -> str:
-        """Description of the size of the data."""
+        """Size of the data in words, e.g. "6000 images, 30000 captions"."""
         return f"{len(self.pairs.images)} images, {len(self.pairs.captions)} captions"
 
     @property
@@ -79,7 +79,7 @@ class IndexedFeed:
         return str(self.pairs.images[image])
 
     def sampler(self, captions: str, batch_size: int, seed: int) -> EpochSampler:
-        """Return the sampler, which defines the order of the samples; `captions` is one or all.
+        """Return the sampler, which defines the order of the samples; `captions` is "one" or "all".
 
         Raises:
             DataError: the data is smaller than a batch.

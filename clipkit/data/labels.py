@@ -95,8 +95,8 @@ def read_labeled(source: object) -> LabeledImages:
     list. Images that are stored in a table count as different images, one per row. Python objects are accepted as in
     `read_pairs`.
 
-    `?group=COLUMN` gives the group of each image, for the worst group's accuracy; in shards, `?group=npy` is the first
-    number of the file of this ending.
+    `?group=COLUMN` gives the group of each image, for the worst group's accuracy; in shards, `?group=npy` reads it from
+    the first number in each sample's .npy file.
 
     Raises:
         DataError: the source, a column, an image or a label is missing, or a label is not a listed class.

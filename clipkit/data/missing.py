@@ -30,7 +30,7 @@ def missing_positions(images: Sequence[Path | Stored]) -> NDArray[np.int64]:
 
 
 def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
-    """Check files folder by folder: listing a folder is many times faster than checking each of its files."""
+    """Return the positions of missing files. Listing a folder is many times faster than checking each of its files."""
     wanted: dict[str, dict[str, list[int]]] = {}
     for position, name in enumerate(names):
         if not is_address(name):
@@ -52,7 +52,7 @@ def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
 
 
 def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
-    """Decode all images in parallel; return the reasons why images cannot be decoded, by position."""
+    """Decode all images in parallel; return the position and the error of each image that cannot be decoded."""
 
     def problem(index: int) -> str | None:
         try:

@@ -90,7 +90,7 @@ def _joined_if_any(texts: Sequence[Sequence[str] | None], sources: Sequence[Pair
 
 
 def _joined_classes(sources: Sequence[Pairs]) -> Strings | None:
-    """Concatenate the classes of several sources; a source without them has its captions in their place.
+    """Concatenate the classes of several sources; for a source without classes, its captions are used.
 
     The result is None if no source has any.
     """

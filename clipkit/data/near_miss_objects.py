@@ -20,7 +20,7 @@ def near_misses_of(data: Any) -> NearMisses:
     Images may be paths, PIL images, arrays or bytes.
 
     Raises:
-        DataError: the object has another form, or lacks a column or a text.
+        DataError: the type of the object is unsupported, or a column or a text is missing.
     """
     import datasets
 

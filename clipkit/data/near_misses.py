@@ -50,9 +50,9 @@ class NearMisses:
 def read_near_misses(source: str | Path) -> NearMisses:
     """Read compositional instances from a CSV, TSV, JSON or JSONL file, or from a folder with one file per category.
 
-    Rows have the columns image, caption and negative_caption (SugarCrepe), also caption2, a second correct caption
-    (SugarCrepe++), or image_0, image_1, caption_0 and caption_1 (Winoground), and may have a category. A JSON file
-    contains a list of rows, or an object that maps IDs to rows.
+    Rows have the columns image, caption and negative_caption (SugarCrepe); with caption2, a second correct caption
+    (SugarCrepe++). Or they have the columns image_0, image_1, caption_0 and caption_1 (Winoground). A column category
+    is optional. A JSON file contains a list of rows, or an object that maps IDs to rows.
 
     Args:
         source: a path. Images are relative to it, or to the folder given as `add_att.json?images=val2017`.

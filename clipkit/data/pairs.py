@@ -52,8 +52,8 @@ class Pairs:
     paraphrases: Sequence[str] | None = None
     """(M,) paraphrase of each caption, if the source has them."""
     classes: Sequence[str] | None = None
-    """(M,) class of each caption, if the captions are made from labels; for a caption of another source, the
-    caption."""
+    """(M,) class of each caption, if captions are made from labels; for captions of other sources, the caption
+    itself."""
     has_images: bool = True
     """False for captions without images: each caption then counts as one sample."""
     has_captions: bool = True
@@ -108,7 +108,7 @@ class Pairs:
     def fingerprint(self) -> str:
         """Hash of the image names, the captions, and the file sizes of up to 10,000 evenly spaced images.
 
-        It is UNIDENTIFIED for images that a Python object makes, unless the hash of their content was requested.
+        It is UNIDENTIFIED if images come from a Python object, unless the hash of their content was requested.
         """
         if self.content:
             return hashlib.sha256(f"{self.sha256} {self.content}".encode()).hexdigest()
@@ -180,10 +180,9 @@ def read_pairs(source: object, *, images: bool = True, captions: bool = True, br
             columns negative_caption and paraphrase are read if present. Image paths are relative to the file. Also a
             Python object: a list of (image, caption) pairs or of dicts, a dict of columns, a DataFrame, or a dataset of
             the library `datasets`.
-        images: whether the source must have images.
-        captions: whether the source must have captions.
-        broken: problems to tolerate: with "images", image files may be missing; with "captions", captions may be
-            empty.
+        images: True if the source must have images.
+        captions: True if the source must have captions.
+        broken: problems to tolerate: with "images", image files may be missing; with "captions", captions may be empty.
 
     Raises:
         DataError: the source, a column, a caption or an image is missing, or the format is unsupported.

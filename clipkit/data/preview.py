@@ -21,7 +21,7 @@ def preview(
     """Draw a sheet with one row per image: the image, followed by its augmented views in the first epoch.
 
     Args:
-        pairs: images, of which `count` evenly spaced ones are drawn.
+        pairs: the images; `count` evenly spaced ones are drawn.
         policy: steps of the augmentation.
         count: number of images.
         views: number of views per image.

@@ -24,8 +24,8 @@ def read_classes(source: str) -> Classes:
     """Read class names from a file, or return a built-in list.
 
     Args:
-        source: a text file with one name per line; a JSON file with a list of names, or an object that maps each label
-            to a name or several names; or `imagenet`, the 1,000 classes by WordNet ID with the names of open_clip.
+        source: a text file with one name per line; a JSON file with a list of names, or with an object that maps each
+            label to one or several names; or `imagenet`, its 1,000 classes by WordNet ID with the names of open_clip.
 
     Raises:
         DataError: the file or set is missing or has another format.
@@ -79,7 +79,7 @@ def read_templates(source: str) -> Templates:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file that are not empty.
+    """Return the nonempty lines of a text file.
 
     Raises:
         DataError: the file cannot be read, or is empty.
@@ -106,7 +106,7 @@ def paired_names(where: str, labels: Sequence[str], classes: Classes) -> dict[st
     Args:
         where: location of the names, for messages.
         labels: labels of the data, in alphabetical order.
-        classes: names. Of several names for a label, the first is used.
+        classes: names. If a label has several, the first is used.
 
     Raises:
         DataError: the names do not fit the labels.

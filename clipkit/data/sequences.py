@@ -103,7 +103,7 @@ class Files(Items[Path | Stored]):
 
 
 class Chosen(Items[T]):
-    """Selected items of a sequence, in the order of their positions."""
+    """Selected items of a sequence, in the order of the given positions."""
 
     def __init__(self, whole: Sequence[T], positions: NDArray[np.int64]) -> None:
         self.whole = whole

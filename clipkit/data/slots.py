@@ -115,7 +115,7 @@ class Stack:
 
     Args:
         rows: images in the chunk.
-        slots: memory for the chunk; None, or without enough space: new memory.
+        slots: memory for the chunk; if it is None or has no room, new memory is allocated.
     """
 
     def __init__(self, rows: int, slots: Slots | None = None) -> None:
@@ -145,7 +145,7 @@ class Stack:
                 target.copy_(value)
 
     def repeat(self, row: int, source: int) -> None:
-        """Copy the inputs of another row to a row."""
+        """Copy the inputs of the row `source` to the row `row`."""
         for values in self._values.values():
             for value in values.values():
                 value[row].copy_(value[source])

@@ -80,7 +80,7 @@ class _Pair(NamedTuple):
 class _Lane(IterableDataset[Batch | Packed | int | DataError]):
     """Dataset of the chunks of one process; each worker reads the samples of its lane.
 
-    For chunks that were already used in training, only the size is returned.
+    After a resume, chunks that were already used in training are not decoded; only their size is returned.
     """
 
     def __init__(

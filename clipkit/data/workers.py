@@ -44,7 +44,7 @@ class WorkerProgress:
 
 
 def start_worker(worker: int) -> None:
-    """Prepare a loader worker; the `worker_init_fn` of the loaders."""
+    """Prepare a loader worker (used as `worker_init_fn` of a DataLoader)."""
     # The threads of the tokenizer do not survive the fork, and a parallel call would wait for them forever.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     info = get_worker_info()

@@ -22,8 +22,8 @@ _MANY = 0.5
 def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_size: int) -> dict[str, Any]:
     """Estimate how many pairs of rows in one batch have the same caption or image.
 
-    A batch contains different images, each with one of its captions, as in training. Two given images are both in it
-    together with probability G (G - 1) / (N (N - 1)).
+    A batch contains different images, each with one of its captions, as in training. It contains two given images with
+    probability G (G - 1) / (N (N - 1)).
 
     Args:
         pairs: N images with captions.
@@ -31,9 +31,9 @@ def expected_false_negatives(pairs: Pairs, duplicates: Duplicates | None, batch_
         batch_size: number of pairs in the batch, G, at most N.
 
     Returns:
-        `size` (G), `same_caption` (expected pairs of rows with equal captions and different images), `same_image`
-        (expected pairs of rows with different images that are duplicates), and `rows` (expected rows of the batch
-        that have the caption or image of another row, at most as many as the batch has).
+        `size` (G), `same_caption` (expected number of pairs of rows with equal captions and different images),
+        `same_image` (expected number of pairs of rows whose images are duplicates), and `rows` (expected number of rows
+        that share their caption or image with another row, at most G).
     """
     count = len(pairs.images)
     size = min(batch_size, count)

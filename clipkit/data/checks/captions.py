@@ -33,7 +33,7 @@ _CHUNK = 10_000
 
 
 def normalized(captions: Sequence[str]) -> pa.Array:
-    """Convert captions to lower case without spaces and punctuation; captions of only punctuation keep it.
+    """Convert captions to lower case without spaces and punctuation; a caption of only punctuation stays as it is.
 
     Example:
         >>> normalized(["A dog .", "a  DOG", "?!"]).to_pylist()

@@ -84,7 +84,7 @@ class DataRule(Rule[CheckedData]):
     Args:
         needs: parts of the pairs that the rule needs: images or captions.
         scope: where the rule applies in addition to `clipkit data check`. quick: before training, without opening
-            images; sampled: before training, on a sample of the images; full: nowhere else.
+            images; sampled: before training, on a sample of the images; full: only in `clipkit data check`.
     """
 
     needs: Literal["images", "captions"]

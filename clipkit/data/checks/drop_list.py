@@ -1,4 +1,4 @@
-"""List of images and captions to drop from a dataset, as `clipkit browse` writes it, and `fix` its dropped.jsonl."""
+"""Lists of images and captions to drop from a dataset, in the format that `clipkit browse` writes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,17 +23,17 @@ class DropList:
 
 
 def read_drop_list(file: Path, pairs: Pairs) -> DropList:
-    """Read a list of images and captions: JSON lines with `image`, `reason`, and `caption` for a single caption.
+    """Read JSON lines with an `image` and a `reason`; a line with a `caption` drops only this caption.
 
     Args:
-        file: its path ends in .jsonl.
+        file: a .jsonl file.
         pairs: the data.
 
     Raises:
         DataError: the file cannot be read, or names an image or a caption that the data does not have.
     """
     if file.suffix.lower() != ".jsonl":
-        raise DataError(f"{file}: is not a list of images to drop; give the file .jsonl that clipkit browse wrote")
+        raise DataError(f"{file}: is not a list of images to drop; give the .jsonl file that clipkit browse wrote")
     position_of = {image_name(pairs, position): position for position in range(len(pairs.images))}
     known: set[tuple[int, str]] = set()
     images: dict[int, str] = {}
@@ -43,10 +43,10 @@ def read_drop_list(file: Path, pairs: Pairs) -> DropList:
         reason = reason or f"is in {file.name}"
         if entry.keys() - _KEYS or not isinstance(name, str) or not isinstance(caption, str | None):
             raise DataError(
-                f"{file}: entry {number} is not valid; give image, reason, and caption for a single caption"
+                f"{file}: entry {number} is not valid; write image and reason, and caption to drop only this caption"
             )
         if name not in position_of:
-            raise DataError(f"{file}: {pairs.name} has no image {name[:200]}; give the list of this data")
+            raise DataError(f"{file}: {pairs.name} has no image {name[:200]}; give a list that was made for this data")
         position = position_of[name]
         if caption is None:
             images[position] = str(reason)
@@ -56,7 +56,8 @@ def read_drop_list(file: Path, pairs: Pairs) -> DropList:
         }
         if (position, caption.strip()) not in known:
             raise DataError(
-                f"{file}: {name[:200]} has no caption {caption[:80]!r} in {pairs.name}; give the list of this data"
+                f"{file}: {name[:200]} has no caption {caption[:80]!r} in {pairs.name}; give a list that was made "
+                "for this data"
             )
         captions[position, caption.strip()] = str(reason)
     return DropList(images, captions)

@@ -45,9 +45,8 @@ class Duplicates:
 
     @cached_property
     def copies(self) -> NDArray[np.int64]:
-        """(N,) number of images with the same bytes as each first image, counting this image itself.
-
-        The number is 0 for images that are not first.
+        """(N,) number of images with the same bytes, at the position of the first of them; 0 at the positions of the
+        others.
         """
         return np.bincount(self.first, minlength=len(self.first))
 
@@ -60,7 +59,7 @@ class Duplicates:
 
     @property
     def degrees(self) -> NDArray[np.int64]:
-        """(N,) number of other images that have the same bytes as each image or look the same."""
+        """(N,) for each image, the number of other images that have the same bytes or look the same."""
         copies, (one, other) = self.copies, self.near_pairs.reshape(-1, 2).T
         near = np.bincount(one, copies[other], len(copies)) + np.bincount(other, copies[one], len(copies))
         return (copies - 1 + near.astype(np.int64))[self.first]
@@ -72,7 +71,7 @@ class Duplicates:
             rank: (N,) images with a lower value are preferred.
 
         Returns:
-            (N,) positions; for an image that is kept, the position of this image.
+            (N,) position of the kept image for each image; a kept image has its own position.
         """
         representative = self.first.copy()
         neighbors: dict[int, list[int]] = {}
@@ -94,7 +93,7 @@ class Duplicates:
 def find_duplicates(scan: ImageScan) -> Duplicates:
     """Find all duplicates; the time grows almost linearly with the number of images.
 
-    Images that cannot be opened are duplicates of no image.
+    Images that cannot be opened do not count as duplicates.
     """
     count = len(scan)
     readable = np.ones(count, bool)
@@ -154,7 +153,7 @@ def _ranges(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 def _similar(scan: ImageScan, one: NDArray[np.int64], other: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Yield the candidate pairs whose thumbnails are similar, as rows of two positions.
 
-    Images with almost no contrast always look alike, so they count as similar only if each has a single pixel value.
+    Images with almost no contrast would always look alike. They are left out, unless all pixels have the same value.
     """
     tells = (scan.spreads == 0) | (scan.spreads >= NEARLY_ONE_VALUE)
     both = tells[one] & tells[other]

@@ -67,7 +67,7 @@ def fix(
         drop: further images and captions to drop.
 
     Returns:
-        number of images and captions in the copy, and of entries in dropped.jsonl: images, captions, dropped.
+        `images` and `captions`: their numbers in the copy; `dropped`: number of entries in dropped.jsonl.
 
     Raises:
         OutputError: the folder is not empty or cannot be written.
@@ -119,7 +119,7 @@ def _check_loss(pairs: Pairs, lost_images: int, dropped: Sequence[Mapping[str, s
         if total and 2 * lost >= total:
             reasons = Counter(re.sub(r"( \(|: [=~] ).*", "", entry["reason"]) for entry in dropped).most_common(1)
             raise DataError(
-                f"{pairs.name}: the copy would lack {lost:,} of the {total:,} {noun}, most of them because of: "
+                f"{pairs.name}: the copy would leave out {lost:,} of the {total:,} {noun}, most of them because of: "
                 f"{reasons[0][0]}; check that columns, folder and file names are correct, or allow it with --drop-most"
             )
 

@@ -63,7 +63,7 @@ def flat_images(data: CheckedData) -> Finding | None:
         return None
     return finding_about(
         np.flatnonzero(readable & (spreads < NEARLY_ONE_VALUE)).tolist(), int(readable.sum()),
-        name="flat_images", what="images of nearly one value, such as black or blank images",
+        name="flat_images", what="images whose pixels have almost the same value, such as black or blank images",
         describe=lambda number: f"{data.sized_name(number)}, a range of {spreads[number]} of 255",
         advice="look at them: drop the rows of blank images, and convert the others to 8 bits (docs/data.md describes "
         "how more bits are read)",

@@ -35,7 +35,7 @@ def image_name(pairs: Pairs, position: int) -> str:
 
 
 def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int, Leak]]:
-    """Find duplicates within a scan, and images of the scan that also occur in another scan, by position."""
+    """Return the duplicates within a scan, and a `Leak` by position for each image that occurs in another scan."""
     count = len(scan)
     both = find_duplicates(scan.followed_by(other))
     exact: dict[int, int] = {}  # first image with a given content -> position of that content in the other dataset
@@ -57,7 +57,10 @@ def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int,
 
 
 def find_exact_leaks(pairs: Pairs, against: Pairs) -> dict[int, Leak]:
-    """Find images with the same bytes as an image of `against`, by position. Only files of equal size are read."""
+    """Return a `Leak` by position for each image with the same bytes as an image of `against`.
+
+    Only files of equal size are read.
+    """
     sizes = {size_of(image) for image in against.images}
     candidates = {position: size for position, image in enumerate(pairs.images) if (size := size_of(image)) in sizes}
     wanted = set(candidates.values())

@@ -78,7 +78,8 @@ def check(
         against: data that must not overlap with the pairs, usually the validation set.
         token_counts: function from strings to their numbers of tokens before truncation; None: lengths are in words.
         context_length: maximum number of tokens that the model reads.
-        image_size: side of the model's input in pixels; None: the share of images under 224 is a fact, not a finding.
+        image_size: side of the model's input in pixels; None: images under 224 pixels are counted, but are not a
+            finding.
         batch_size: pairs in a global batch, to estimate the number of false negatives; None: the default of a recipe.
         workers: threads; None: one per core, at most 16.
 

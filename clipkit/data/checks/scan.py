@@ -81,7 +81,7 @@ def scan_images(images: Sequence[Path | Stored], workers: int | None = None, nam
         name: label of the progress bar.
 
     Raises:
-        DataError: the library of perceptual hashes is not installed.
+        DataError: the library imagehash is not installed.
 
     Example:
         >>> scan_images([]).sizes.shape
@@ -156,7 +156,10 @@ def _scan_one(image: Path | Stored, position: int, scan: ImageScan) -> str | Non
 
 
 def _spread(image: Image.Image) -> int:
-    """Return the largest range of a channel's values, without the 0.1 % lowest and highest."""
+    """Return the range of pixel values (0 to 255) in the channel with the largest range.
+
+    The lowest and highest 0.1 % of the values are ignored.
+    """
     counts = np.cumsum(np.array(image.histogram()).reshape(3, 256), axis=1)
     pixels = image.width * image.height
     lowest = (counts > pixels * _IGNORED).argmax(axis=1)

@@ -100,7 +100,7 @@ def choice_finding(source: str, choices: Sequence[str], advice: str) -> Finding:
 
 
 def of_table(table: Any) -> Peek:
-    """Return the function that peeks into the first rows of an Arrow table; bytes are not converted."""
+    """Return a function that returns the first values of a column of an Arrow table; bytes are not converted."""
 
     def peek(name: str) -> Sequence[Any]:
         column = table.column(name)

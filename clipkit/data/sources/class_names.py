@@ -39,7 +39,7 @@ def named(name: str, column: pa.ChunkedArray, classes: ClassList) -> pa.Array:
     """Replace class numbers, or lists of them, by the names of the classes; null and negative numbers become null.
 
     Raises:
-        DataError: a number is not below the number of classes.
+        DataError: a class number is too large.
     """
     whole = column.combine_chunks()
     whole = whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole

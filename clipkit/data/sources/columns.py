@@ -170,7 +170,7 @@ def _listed(header: Sequence[str]) -> str:
 def split_options(source: str) -> tuple[str, dict[str, str]]:
     """Split `photos.csv?image=file&caption=title` into its name and its options.
 
-    A name that exists is that file or folder, even if it contains question marks.
+    If a file or folder with the whole name exists, the question mark is part of the name.
 
     Raises:
         DataError: the part after the question mark is not a list of options NAME=VALUE, or repeats one.
@@ -206,7 +206,7 @@ def _exists_in_source(source: str) -> bool:
 
 
 def name_revision_and_split(given: str) -> tuple[str, str, str]:
-    """Split `NAME[@REVISION][:SPLIT]`; a name that exists is that folder, even if it contains `@` or `:`.
+    """Split `NAME[@REVISION][:SPLIT]`. If a folder with the whole name exists, `@` and `:` are part of the name.
 
     Example:
         >>> name_revision_and_split("me/data@v1:test"), name_revision_and_split("me/data")

@@ -33,7 +33,7 @@ _SPLITS = {
 
 
 def read_folder(name: str, wanted: Wanted) -> Rows:
-    """Read a folder: its metadata tables if there are any, otherwise images with .txt files, class folders, or images.
+    """Read a folder: its metadata tables or, if it has none, its images with captions in .txt files or class folders.
 
     `walk` selects the files. A metadata table (.csv, .jsonl or .parquet) is in the folder or in folders below it; its
     image paths are relative to the table. Each line of a .txt that is not empty is a caption. The class of an image is
@@ -92,7 +92,10 @@ def _with_names_of(path: Path, rows: Rows) -> Rows:
 
 
 def _of_split(path: Path, rows: Rows, split: str | None) -> Rows:
-    """Return the rows of a metadata table whose images are in the folder of a split; None: all rows, with a finding."""
+    """Return the rows of a metadata table whose images are in the folder of a split.
+
+    If `split` is None, all rows are returned, with a finding.
+    """
     if not isinstance(rows.images, Files):
         return rows
     names = [posixpath.normpath(name) for name in rows.images.names]

@@ -1,4 +1,4 @@
-"""Images that a Python object holds or makes on access: PIL images, arrays, bytes, and items of any sequence."""
+"""Images in Python objects: PIL images, arrays, bytes, and the items of any sequence, e.g. of a torch Dataset."""
 
 import hashlib
 import io

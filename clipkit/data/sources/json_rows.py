@@ -46,7 +46,10 @@ def read_json_lines(name: str, wanted: Wanted) -> Rows:
 
 
 def read_json(name: str, wanted: Wanted) -> Rows:
-    """Read a JSON file with a list of rows, or an object that maps IDs to rows; otherwise as `read_json_lines`."""
+    """Read a JSON file with a list of rows, or with an object that maps IDs to rows.
+
+    Image paths and errors are as for `read_json_lines`.
+    """
     position = _Position(Path(name), "row")
     with _as_data_errors(position):
         return _rows_of(position, _listed(position), wanted)

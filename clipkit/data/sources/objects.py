@@ -40,11 +40,12 @@ def name_of_object(data: object) -> str:
 def read_object(data: object, wanted: Wanted) -> Rows:
     """Return the rows of a Python object, with columns found by name; paths are relative to the working directory.
 
-    Images stay where they are and are decoded when they are used. The texts of a sequence that makes its rows on
-    access, such as a torch Dataset, are read in one pass.
+    Images are not copied; each is decoded when it is used. If a sequence creates its rows on access, as a torch Dataset
+    does, the texts of all rows are read once.
 
     Raises:
-        DataError: the object has another form, lacks a column, or holds values that are neither texts nor images.
+        DataError: the type of the object is unsupported, a column is missing, or a value is neither a text nor an
+            image.
     """
     import datasets
 
@@ -71,7 +72,7 @@ def read_object(data: object, wanted: Wanted) -> Rows:
 
 
 def columns_of(data: Any, second: str) -> dict[str, list[Any]] | None:
-    """Return the columns of an object whose rows are in memory, without copying values; None if it has another form."""
+    """Return the columns of an object whose rows are in memory, without copying values; None for other objects."""
     if isinstance(data, Mapping):
         return {str(column): list(values) for column, values in data.items()}
     if hasattr(data, "columns") and hasattr(data, "to_dict"):  # pandas, polars

@@ -106,7 +106,7 @@ def _unified(path: str, schemas: Sequence[pa.Schema], columns: Sequence[str]) ->
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the equivalent plain type of a dictionary, view or fixed-size type, which `datasets` does not support."""
+    """Return the plain Arrow type for a dictionary, view or fixed-size type; `datasets` does not support these."""
     if pa.types.is_dictionary(kind):
         return _plain_type(kind.value_type)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):

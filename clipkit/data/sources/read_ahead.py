@@ -19,8 +19,9 @@ MOST = 1 << 25
 class ReadAhead:
     """Remote file that is read from front to back.
 
-    A thread reads while the samples of earlier bytes are decoded. If the connection is lost, it opens the file again
-    at the same byte, with a back-off that doubles; each block that arrives renews the attempts.
+    A thread reads while the samples of earlier bytes are decoded. If the connection is lost, it opens the file again at
+    the same byte. The delay doubles with each attempt in a row; after a limited number of attempts without data,
+    reading fails.
 
     Args:
         opened: opens the file at its first byte.

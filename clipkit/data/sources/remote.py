@@ -197,10 +197,12 @@ def _fetched(address: str) -> bytes:
     host = urlsplit(address).netloc.rpartition("@")[2].lower()
     failing = dict(_failing)
     if len(failing) >= AT_ONCE and time.monotonic() - max(failing.values()) < _SILENT_SECONDS:
-        raise _SilentHostError(f"none of the last {len(failing)} hosts answers, so there seems to be no network")
+        raise _SilentHostError(
+            f"none of the last {len(failing)} hosts answered, so there seems to be no network connection"
+        )
     count, last = _silent.get(host, (0, 0.0))
     if count >= _SILENT_AFTER and time.monotonic() - last < _SILENT_SECONDS:
-        raise _SilentHostError(f"{host} does not answer; {count} addresses before this one were tried")
+        raise _SilentHostError(f"{host} does not answer; {count} other addresses on it failed before")
     attempts = 1 if count >= _SILENT_AFTER else ATTEMPTS
     for attempt in range(attempts):
         if attempt and len(_failing) >= AT_ONCE:
@@ -235,7 +237,7 @@ def _reason(error: Exception) -> str:
 
 
 def _get(address: str) -> bytes:
-    """Make one attempt to fetch a URL. Redirects can lead only to http and https: there are no other handlers."""
+    """Make one attempt to fetch a URL. Redirects are followed only to http and https."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,

@@ -19,7 +19,7 @@ _OF_SYSTEMS = {
     "system volume information", "lost+found", "__pycache__",
 }  # fmt: skip
 _HIDDEN = "hidden or system names"
-_NOT_TEXT, _CIRCLES = "names that are not UTF-8", "links to a folder that they lie in"
+_NOT_TEXT, _CIRCLES = "names that are not UTF-8", "links to a folder that contains them"
 _EXAMPLES = 3
 
 
@@ -29,7 +29,7 @@ class Walk:
 
     root: Path
     files: list[str]
-    """All files except those that are left out. A link to a missing file is a file."""
+    """All files except those that are left out. A link to a missing file counts as a file."""
     empty: list[str]
     """Folders directly below the root that contain no files."""
     left_out: dict[str, list[str]] = field(default_factory=dict)
@@ -47,7 +47,8 @@ class Walk:
         return list(dict.fromkeys(image.partition("/")[0] for image in self.images if "/" in image))
 
     def findings(self, used: Collection[str]) -> list[Finding]:
-        """Report what is left out: hidden names, links in a circle, and all files that are neither images nor used.
+        """Report what is left out: hidden names, links to a folder that contains them, and unused files that are not
+        images.
 
         Args:
             used: files other than images that the reader has read.
