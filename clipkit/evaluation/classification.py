@@ -46,7 +46,7 @@ def classification_result(
 
     Args:
         scores: cosines.
-        labels: class of each image; or a boolean per image and class: whether the image has the class.
+        labels: class of each image; or booleans, True if the image has the class.
         titles: names of the classes.
         images: the images, for examples.
         probabilities: function from rows of cosines to probabilities, which increase with the cosine.

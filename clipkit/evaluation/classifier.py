@@ -55,7 +55,7 @@ class ClassNames:
         """Return classes from their names, or from a mapping of each label to one or several names.
 
         Raises:
-            DataError: a class is given twice, or the classes have another form.
+            DataError: a class is given twice, or the type of the classes is unsupported.
         """
         classes = checked_classes(classes)
         if isinstance(classes, Mapping):

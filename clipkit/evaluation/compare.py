@@ -46,7 +46,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
     0.002, the smallest value possible with 1,000 draws.
 
     Args:
-        first: a result, as `clipkit.evaluate.retrieval` returns it or a result JSON holds it.
+        first: a result of e.g. `clipkit.evaluate.retrieval`, or the content of a result JSON.
         second: another result of the same task on the same data.
 
     Raises:
@@ -119,7 +119,7 @@ def _check_comparable(first: Mapping[str, Any], second: Mapping[str, Any]) -> No
     if first["task"] == second["task"] and first["data"].get("sha256") != second["data"].get("sha256"):
         one, two = (named_data(result["data"]) for result in (first, second))
         data = f"different content under the same name, {one}" if one == two else f"{one} and {two}"
-        raise DataError(f"the results are of different data: {data}; evaluate both models on the same data")
+        raise DataError(f"the results were measured on different data: {data}; evaluate both models on the same data")
     for what, one, two in (
         ("task", first["task"], second["task"]),
         ("merge_captions", *(result["settings"].get("merge_captions") for result in (first, second))),

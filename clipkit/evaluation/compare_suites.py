@@ -48,7 +48,7 @@ class SuiteComparison(TypedDict):
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm 1979, "A simple sequentially rejective test procedure").
+    """Return p-values corrected for multiple tests (Holm 1979, "A simple sequentially rejective test procedure").
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -70,16 +70,16 @@ def is_suite(path: Path) -> bool:
 def compare_suites(first: Path, second: Path | None = None, models: Sequence[str] = ()) -> SuiteComparison:
     """Compare two models over all datasets of a suite.
 
-    p is two-sided and from the normal distribution with the standard error of 1,000 paired bootstrap draws of images,
-    because corrected p-values need a finer scale than the draws themselves.
+    p is two-sided. It is computed from the normal distribution with the standard error of 1,000 paired bootstrap draws
+    of images. The share of draws below 0 would be too coarse: its smallest p, 0.002, is too large for many datasets.
 
     Args:
         first: folder of a suite, or its results.json.
-        second: the same with the second model; None: both models are in the first.
+        second: folder or results.json with the second model; None: both models are in `first`.
         models: names of both models, if a suite has several.
 
     Raises:
-        DataError: a file cannot be read, the models are not two, or no dataset was measured with both.
+        DataError: a file cannot be read, there are not exactly two models, or no dataset was measured with both.
 
     Example:
         >>> compared = compare_suites(Path("suite_a"), Path("suite_b"))    # doctest: +SKIP
@@ -98,10 +98,16 @@ def compare_suites(first: Path, second: Path | None = None, models: Sequence[str
         try:
             results = [read_result(file) for file in (row["path"], other["path"])]
             if metric != other["metric"]:
-                raise DataError(f"its metric is {metric} in one suite and {other['metric']} in the other; choose one")
+                raise DataError(
+                    f"its metric is {metric} in one suite and {other['metric']} in the other; evaluate both suites "
+                    "with one metric"
+                )
             one, two, before, after = paired(*results)
             if metric not in one:
-                raise DataError(f"{metric} is not a mean over images; compare two results, or choose another metric")
+                raise DataError(
+                    f"{metric} is not a mean over images, so suites cannot be compared by it; compare two single "
+                    "results"
+                )
         except DataError as error:
             skipped[name] = str(error)
             continue

@@ -16,7 +16,7 @@ Item = str | Path | Stored
 
 
 def chosen_examples(count: int, of: int) -> list[int]:
-    """Return at most `count` evenly spaced positions out of `of`, so that examples are not selected by hand."""
+    """Return at most `count` evenly spaced positions below `of`, so that examples are not selected by hand."""
     return sorted({round(position) for position in np.linspace(0, of - 1, min(count, of))})
 
 

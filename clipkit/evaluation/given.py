@@ -12,7 +12,7 @@ def checked_classes(classes: Any) -> Classes:
     """Return classes as a list of names, or as a mapping of each label to its names.
 
     Raises:
-        DataError: the argument has another form, or there are no classes.
+        DataError: the type of the argument is unsupported, or there are no classes.
     """
     return _checked(classes, "classes", "a list of names, or a dict that maps each label to its names")
 
@@ -21,7 +21,7 @@ def checked_templates(templates: Any) -> Templates:
     """Return templates as a list, even if there is only one, or as a mapping of each class to its prompts.
 
     Raises:
-        DataError: the argument has another form, or there are no templates.
+        DataError: the type of the argument is unsupported, or there are no templates.
     """
     several = [templates] if isinstance(templates, str) and templates else templates
     return _checked(several, "templates", 'a list such as ["a photo of a {c}."], or a dict of prompts for each class')

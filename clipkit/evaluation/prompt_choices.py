@@ -1,4 +1,4 @@
-"""Cost of the choice of prompts: the accuracy on the same images with other class names and other templates."""
+"""Effect of the choice of prompts: the accuracy on the same images with other class names and other templates."""
 
 import re
 from collections.abc import Mapping

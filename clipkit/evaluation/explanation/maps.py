@@ -68,7 +68,10 @@ def blocks_of(tower: ImageTower, seen: Seen) -> list[Block]:
 
 
 def _grid(tokens: Tensor, seen: Seen) -> tuple[int, int] | None:
-    """Return rows and columns of patches, or None if the tokens are not a few others followed by those of patches."""
+    """Return the numbers of rows and columns of patches.
+
+    The result is None if the tokens are not a few special tokens followed by one token per patch.
+    """
     if tokens.ndim != 3 or len(tokens) > 1:
         return None
     rows = isqrt(round(tokens.shape[1] * seen.aspect))
@@ -146,7 +149,7 @@ class _Held:
 def _alone(
     args: tuple[Any, ...], kwargs: dict[str, Any], shape: torch.Size, tokens: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a layer with other tokens, and without the attention mask (1, 1, L, L)."""
+    """Return the arguments of an attention layer with its tokens replaced, without the attention mask (1, 1, L, L)."""
 
     def changed(value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -23,7 +23,7 @@ from clipkit.models.absent import check_present
 def score_explanations(
     model: DualEncoder, data: object, *, method: Method = "gradient", images: int = 100, progress: bool = False
 ) -> Result:
-    """Measure how faithful the explanations of a model are: its images with their first captions.
+    """Measure how faithful the explanations of a model are, on images with their first captions.
 
     The chance level of `deletion_auc` and `insertion_auc` is the value of random maps on the same images. `…_gain` are
     paired differences with the other maps; above 0, the explanations are better.
@@ -43,7 +43,7 @@ def score_explanations(
     check_present(model.name, image=model.image, text=model.text)
     pairs = data if isinstance(data, Pairs) else read_pairs(data)
     if not pairs.has_captions or not pairs.has_images:
-        raise DataError(f"{pairs.name}: has no captions of images; give images with captions")
+        raise DataError(f"{pairs.name}: has no images with captions; give images with captions")
     chosen = evenly_spaced(len(pairs.images), images)
     captions = [pairs.captions[int(pairs.captions_of_image[position][0])] for position in chosen]
     features = model.encode_text(captions)

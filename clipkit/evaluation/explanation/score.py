@@ -44,8 +44,8 @@ class Scores:
     center: Areas
     """The map that decreases with the distance from the center."""
     occlusion: float | None
-    """Spearman's rank correlation of the map, summed over windows of 3 × 3 cells, with the loss of cosine when the
-    window is hidden; None: one of them is constant."""
+    """Spearman's rank correlation of the map, summed over windows of 3 × 3 cells, with the drop of the cosine when the
+    window is hidden; None if the map or the drop is constant."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as plain values."""
@@ -106,7 +106,7 @@ def curves(
 
 
 def occlusion(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"]) -> Float[Tensor, "K K"]:
-    """Return the loss of cosine when the 3 × 3 cells around each cell are hidden."""
+    """Return for each cell how much the cosine drops when the 3 × 3 cells around it are hidden."""
     place = torch.arange(CELLS)
     near = (place[:, None] - place).abs() <= 1
     hidden = (near[:, None, :, None] & near[None, :, None, :]).view(-1, CELLS, CELLS)
@@ -115,7 +115,7 @@ def occlusion(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"]) -> Floa
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float | None:
-    """Return Spearman's rank correlation; tied values share their mean rank. None if one of them is constant.
+    """Return Spearman's rank correlation; tied values share their mean rank. None if `first` or `second` is constant.
 
     Example:
         >>> rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 4.0, 9.0]))

@@ -60,7 +60,7 @@ def corrupted(image: Image.Image, corruption: Corruption, seed: str) -> Image.Im
     Args:
         image: an RGB image.
         corruption: kind and level.
-        seed: text that determines the noise, together with the level: the name of the image.
+        seed: the name of the image; it determines the noise, together with the level.
 
     Example:
         >>> gray = Image.new("RGB", (8, 8), (100, 100, 100))

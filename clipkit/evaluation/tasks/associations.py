@@ -45,7 +45,7 @@ def associations(
         batch_size: images per forward pass; None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every word.
-        processes: share the images and words; all get the result, the main process writes.
+        processes: processes that share the images and words; all get the result, only the main process writes files.
         progress: show progress bars on the terminal.
 
     Raises:

@@ -38,9 +38,10 @@ def instances(
 ) -> Result:
     """Evaluate instance retrieval: each image is a query, and images with the same label are correct.
 
-    `instance_recall@k`: a correct image is among the k most similar ones, the query excluded; the protocol of Song et
-    al. 2016 for CUB and Stanford Online Products. `instance_map@r`: mean average precision at R (Musgrave et al. 2020,
-    "A metric learning reality check", section 3.2). Images whose label no other image has are candidates only.
+    `instance_recall@k`: share of queries with a correct image among the k most similar other images (the protocol of
+    Song et al. 2016 for CUB and Stanford Online Products). `instance_map@r`: mean average precision at R (Musgrave et
+    al. 2020, "A metric learning reality check", section 3.2). Images with a unique label are candidates, but not
+    queries.
 
     Args:
         model: returned by `clipkit.load`.
@@ -48,7 +49,7 @@ def instances(
         batch_size: images per forward pass; None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the outcome of every query.
-        processes: share the images; all get the result, the main process writes.
+        processes: processes that share the images; all get the result, only the main process writes files.
         progress: show progress bars on the terminal.
 
     Raises:
@@ -100,8 +101,8 @@ def instance_ranks(
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
     """Return the rank of the first correct image of each query, and the average precision at R.
 
-    R is the number of correct images. Of equal scores, the lower position comes first. An image without others of its
-    label has rank 0 and precision 0.
+    R is the number of correct images. Of equal scores, the lower position comes first. An image with a unique label has
+    rank 0 and precision 0.
     """
     ranks, precisions = [], []
     for start in range(0, len(features), _ROWS):
