@@ -22,8 +22,8 @@ def dcl(
     .. math:: L = \frac{1}{2G} \sum_a \Big[ \mathrm{lse}_{b \in N_a}(s\,z_a \cdot z_b)
         - \frac{s}{|P_a|} \sum_{p \in P_a} z_a \cdot z_p \Big]
 
-    (Yeh et al. 2022, "Decoupled Contrastive Learning".) N_a are the features of the other pairs on both
-    sides. The loss can be negative. An anchor without a negative adds 0.
+    (Yeh et al. 2022, "Decoupled Contrastive Learning".) N_a are the image and text features of the other pairs. The
+    loss can be negative. An anchor without a negative adds 0.
 
     Args:
         image_features: unit length, one row per pair; the first views.

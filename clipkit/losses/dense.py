@@ -11,7 +11,7 @@ _MOST = 2048
 
 
 def is_small(features: Tensor) -> bool:
-    """Return True if `infonce` of this file is faster than tiles."""
+    """Return True if `infonce` of this file is faster than the computation in tiles (`tiles.py`)."""
     return features.device.type != "cpu" and len(features) <= _MOST
 
 

@@ -1,8 +1,8 @@
 """The sums of `tiles.py` on data center GPUs: Triton kernels with each float32 feature split into two 16-bit halves.
 
 Logits exist only in registers. Their derivatives are written one tile at a time, also as halves, so that cuBLAS can
-multiply them with the features on tensor cores. The host never waits. Nothing is added atomically, so the same features
-give the same bits.
+multiply them with the features on tensor cores. The CPU never waits for the GPU. Nothing is added atomically, so the
+same features give the same bits.
 """
 
 from collections.abc import Iterator
@@ -173,7 +173,7 @@ _Two = tuple[Tensor, Tensor]
 def _weigh(
     logits: Logits, kind: int, lse: _Two, to: _Two, largest: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, for sigmoids, Σ_ij w_ij; other arguments are for softmaxes."""
+    """Return Σ_j w_ij y_j, Σ_i w_ij x_i and, for sigmoids, Σ_ij w_ij; `lse` and `to` are used only for softmaxes."""
     mixed_y, mixed_x = (logits.units.new_empty(len(side), logits.padded) for side in (logits.x, logits.y))
     factors, total = torch.empty_like(logits.units), logits.units.new_zeros((), dtype=torch.float64)
     tiles = list(logits.tiles(_WEIGHED))

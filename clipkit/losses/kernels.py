@@ -24,7 +24,7 @@ def split(
     x, y, x_largest, y_largest, x_halves, y_halves, units, x_rows, y_rows, x_programs,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Write x, then y, as [high | low], each with PADDED columns, in units of a power of two; zeros outside."""
+    """Write x and y as two halves [high | low] of PADDED columns, divided by a power of two and padded with zeros."""
     program = tl.program_id(0)
     if program < x_programs:
         _split(x, x_largest, x_halves, units, x_rows, program, WIDTH, PADDED, HIGH, WIDE)

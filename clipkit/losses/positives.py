@@ -42,7 +42,7 @@ class Positives:
 
 
 def _ranks(ids: Int[Tensor, " G"]) -> Int[Tensor, " G"]:
-    """Return the rank of each ID among the distinct IDs. `torch.unique` would make the host wait for their number."""
+    """Return the rank of each ID among the distinct IDs. `torch.unique` would make the CPU wait for the GPU."""
     ordered, order = ids.sort()
     rank = torch.zeros_like(order)
     rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(dim=0)

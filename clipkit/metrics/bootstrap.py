@@ -12,7 +12,7 @@ _BLOCK = 1 << 22  # number of counts in memory at once
 
 
 def resampled(clusters: int, *, draws: int = DRAWS, seed: int = 0) -> Iterator[NDArray[np.float64]]:
-    """Draw as many clusters as there are, with replacement; yield their counts in blocks (repetitions, clusters).
+    """Draw as many clusters as there are, with replacement; yield how often each is drawn, in blocks (draws, clusters).
 
     The same seed and number of clusters give the same draws, so that differences of metrics can be paired.
     """
