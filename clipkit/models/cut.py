@@ -112,7 +112,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Outside:
-    """Columns of the features (B, W) at one point of the trunk whose values come from below the cut."""
+    """Columns of features (B, W) at one point of the trunk that the lower part computes."""
 
     module: nn.Module | None
     """Module whose input the features are; None: they are the output of the trunk."""
@@ -131,7 +131,10 @@ def _before(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def _changed(outside: Outside | None, change: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Context that applies `change` to features with outside columns; its value is a function of the trunk's output."""
+    """Context in which `change` is applied to the features with outside columns.
+
+    The context returns a function to apply to the trunk's output; it changes the output if the columns are there.
+    """
     if outside is None or outside.module is None:
         yield change if outside is not None else lambda output: output
         return

@@ -227,7 +227,7 @@ class DualEncoder(nn.Module):
         """Return the facts about the saved model for its model card.
 
         Args:
-            recipe: recipe of the model; without it, the model itself counts as its base model.
+            recipe: recipe that names the pretrained models; None: the card names the loaded model as the base model.
         """
         reads_padding = "text" in self.sides and not self.text.padding_may_be_cut
         return Layout(

@@ -21,9 +21,10 @@ def find_cut(trunk: nn.Module, inputs: Inputs, may_cut_padding: bool = False) ->
 
     Args:
         trunk: trunk with the parameters that are trained; it can have any structure.
-        inputs: inputs of a few rows (B, …), in the trunk's precision, texts of different lengths. On these
-            rows, features and gradients above the cut are compared with the whole trunk.
-        may_cut_padding: whether padding has no effect on the features, so that only activations of tokens are needed.
+        inputs: inputs of a few rows (B, …), in the trunk's precision; texts have different lengths. On these rows,
+            features and gradients above the cut are compared with those of the whole trunk.
+        may_cut_padding: True if padding has no effect on the features, so that the activations of padding are not
+            needed.
 
     Raises:
         NoCutError: nothing below the first trained parameter is frozen, or the parts do not compute exactly the same
@@ -94,7 +95,7 @@ def _first_trained(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[in
     trained = [m for m in calls if any(p.requires_grad for p in m.parameters(recurse=False))]
     holding = [m for m in trained if not any(other is not m and other in set(m.modules()) for other in trained)]
     if not holding:
-        raise NoCutError("no module of it has a trained weight")
+        raise NoCutError("none of its modules has a trained weight")
     return min(holding, key=lambda module: calls[module][0][0])
 
 
@@ -212,7 +213,7 @@ def _of_cut(cut: Cut, stored: Inputs) -> tuple[Tensor, list[Tensor | None]] | No
 
 
 def _with_gradients(trunk: nn.Module, run: Callable[[], Tensor]) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the features, and the gradients of a weighted sum of the features in the trained parameters."""
+    """Return the features, and the gradients of a weighted sum of them with respect to the trained parameters."""
     with torch.enable_grad():
         features = run()
         numbers = torch.arange(features.numel(), device=features.device, dtype=features.dtype)

@@ -18,12 +18,12 @@ _NAMES = (
 
 
 def check_config(folder: Path, name: str) -> None:
-    """Refuse a folder whose config.json chooses an attention that is not part of PyTorch.
+    """Refuse a folder whose config.json chooses an attention implementation that is not part of PyTorch.
 
     Code beside the weights (`auto_map`) is never run: all loaders get `trust_remote_code=False`.
 
     Raises:
-        ModelError: the configuration chooses another attention.
+        ModelError: the configuration chooses such an implementation.
     """
     try:
         config = parse_json((folder / "config.json").read_text(encoding="utf-8"))

@@ -162,7 +162,7 @@ def _names(trunk: nn.Module) -> list[str]:
 
 @dataclass(frozen=True)
 class ModulesBackend:
-    """Backend that writes the weights of all parts to one file; the modules themselves are code."""
+    """Backend that writes the weights of all parts to one file; the code of the modules is not saved."""
 
     embed_dim: int | None
     library = "clipkit"

@@ -98,11 +98,13 @@ def _download(repository: str, revision: str | None, model_types: Collection[str
             reason = "neither a folder nor a Hub repository; check the name"
         raise ModelError(f"{name}: {reason}") from None
     except errors.RevisionNotFoundError:
-        raise ModelError(f"{name}: the repository has no revision {revision}; leave @{revision} out for main") from None
+        raise ModelError(
+            f"{name}: the repository has no revision {revision}; leave out @{revision} to use main"
+        ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise ModelError(
-            f"{name}: neither a folder nor in the Hub cache, and downloads are disabled (HF_HUB_OFFLINE); go online "
-            "once or give a folder"
+            f"{name}: neither a folder nor in the Hub cache, and downloads are disabled (HF_HUB_OFFLINE); unset it "
+            "to download the model, or give a folder"
         ) from None
     except http_errors() as error:
         # The Hub does not answer: use the cache.

@@ -77,7 +77,7 @@ class LayeredImage(Layered):
 
     Args:
         native: the timm model, with its classifier if it has one.
-        layers: names of the layers; None: all among which `layers: auto` chooses.
+        layers: names of the layers; None: all layers from which `layers: auto` chooses.
         size: side of the images in pixels.
 
     Raises:
@@ -155,7 +155,7 @@ class LayeredText(Layered):
     Args:
         native: the encoder.
         pooling: pooling of layer `output`: mean, last or cls.
-        layers: names of the layers; None: all among which `layers: auto` chooses.
+        layers: names of the layers; None: all layers from which `layers: auto` chooses.
 
     Raises:
         ModelError: the encoder does not have all chosen layers.

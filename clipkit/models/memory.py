@@ -40,8 +40,8 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
 
 @contextmanager
 def _computed_by_adapters(tower: nn.Module) -> Iterator[Callable[[Tensor], bool]]:
-    """Context that gives a function which returns True for weights that an adapter computes, and for tensors saved
-    meanwhile.
+    """Context that returns a function: True for a weight that an adapter has computed, and for any tensor while it
+    computes.
     """
     running: list[nn.Module] = []
     weights: list[Tensor] = []  # kept, so that no other tensor gets their memory

@@ -81,6 +81,6 @@ def check_same(name: str, state: Mapping[str, Tensor], other: str, other_state: 
     for tensor in (*state, *other_state):
         if shape(state, tensor) != shape(other_state, tensor):
             raise ModelError(
-                f"{other} and {name} have different architectures: {tensor} {shape(other_state, tensor)} the first, "
-                f"{shape(state, tensor)} the second; convert both to one library with `clipkit export`"
+                f"{other} and {name} have different architectures: the tensor {tensor} {shape(other_state, tensor)} "
+                f"the first and {shape(state, tensor)} the second; convert both to one library with `clipkit export`"
             )

@@ -54,7 +54,7 @@ class TransformersTokenizer:
         context_length: maximum number of tokens; longer captions are truncated.
         fixed: always pad to `context_length`, for towers whose features depend on padding.
         mask: return an attention mask; towers that attend to padding have no mask input.
-        lower: lowercase first, as SigLIP 2 requires of Gemma's tokenizer.
+        lower: convert strings to lower case first, as SigLIP 2 requires.
     """
 
     source = None

@@ -23,7 +23,7 @@ class Tower(nn.Module):
         head: (B, W) -> (B, D), the projection.
         blocks: names of the trunk's trainable parameters, block by block from input to output. Parameters before the
             first block belong to the first; those after the last one (final norms) belong to the last.
-        head_is_new: whether the projection is newly initialized and therefore must be trained.
+        head_is_new: True if the projection is newly initialized and therefore must be trained.
         head_names: names of the trunk's parameters that act as the projection, if it cannot be separated.
     """
 

@@ -80,7 +80,7 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, 
 
 
 def refuse_pointer(file: Path) -> None:
-    """Raise ModelError for a git-lfs pointer, a file of git without the content."""
+    """Raise ModelError for a Git LFS pointer, a small text file that Git stores instead of the weights."""
     if file.stat().st_size < _LARGEST_POINTER and file.read_bytes().startswith(_POINTER):
         raise ModelError(f"{file}: is a pointer of git-lfs without the weights; run `git lfs pull` in its folder")
 

@@ -35,7 +35,7 @@ def unwrapped(name: str) -> str:
 
 
 def key_mapping(names: Iterable[str]) -> dict[str, str] | None:
-    """Return the option of `from_pretrained` that removes parts of wrappers from names; None if there are none."""
+    """Return the option of `from_pretrained` that removes wrapper prefixes from names; None if there are none."""
     return {_WRAPPED: r"\1"} if any(unwrapped(name) != name for name in names) else None
 
 

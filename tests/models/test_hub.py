@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def test_revision_is_pinned(hub: Hub, online: Client) -> None:
     assert answer != online.load("tiny/clip")
     sha = hub.repositories["tiny/clip"].sha("v2")
     assert online.load(f"tiny/clip@{sha}") == answer
-    assert online.error("tiny/clip@v3") == ("tiny/clip@v3: the repository has no revision v3; leave @v3 out for main")
+    assert re.match(r"tiny/clip@v3: .*\bv3\b", online.error("tiny/clip@v3"))
 
 
 def test_each_refusal_names_its_reason(hub: Hub, online: Client) -> None:

@@ -113,7 +113,7 @@ def _adapted(kind: Any, parameter: str) -> type[nn.Module]:
         return layer.adapter(stored) if computed is None else computed
 
     def forward(layer: Any, *inputs: Any, **options: Any) -> Any:
-        """Compute the adapted weight only once, although attention reads it several times."""
+        """Run the layer. The adapted weight is computed only once, although attention reads it several times."""
         layer.__dict__["_computed"] = layer.adapter(layer._parameters[parameter])
         try:
             return kind.forward(layer, *inputs, **options)

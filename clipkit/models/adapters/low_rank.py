@@ -38,7 +38,7 @@ def row_norms(weight: Float[Tensor, "O I"]) -> Float[Tensor, " O"]:
 
 
 class LowRank(nn.Module):
-    """Low-rank adapter of some rows of a weight. Initially it leaves the rows unchanged, because `lora_B` is zero.
+    """Low-rank adapter of some rows of a weight. At the start it leaves the rows unchanged, because `lora_B` is zero.
 
     Args:
         weight: (O, I).
@@ -111,7 +111,7 @@ class Adapter(nn.Module):
                 self.parts[name] = LowRank(rows, recipe, with_magnitude)
 
     def forward(self, weight: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-        """Return the adapted weight, in its own precision also under autocast."""
+        """Return the adapted weight, computed in the precision of the weight, even under autocast."""
         with torch.autocast(weight.device.type, enabled=False):
             if len(self.names) == 1:
                 return self.parts[self.names[0]](weight)

@@ -25,9 +25,9 @@ def card(
     Args:
         layout: layout of the model.
         parts: sections between usage and limits.
-        trained: whether the model was trained with clipkit.
+        trained: True if the model was trained with clipkit.
         eval_results: EvalResult objects of huggingface_hub, for the header.
-        here: repository on the Hub, or the folder for which the code is written.
+        here: Hub repository or folder that the code in the card loads.
     """
     from huggingface_hub import ModelCardData
 

@@ -22,8 +22,8 @@ def usage(layout: Layout, here: str = HERE) -> str:
 
     Args:
         layout: layout of the model.
-        here: repository on the Hub, or folder of an export; the code for an export uses a drawn image, so it runs
-            without files.
+        here: Hub repository or folder that the code loads. The code for an export creates an image, so it needs no
+            files.
     """
     family = family_of_class(layout.class_name)
     hub = here == HERE
