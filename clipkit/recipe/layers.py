@@ -27,7 +27,7 @@ def parse_layer(name: str) -> tuple[str, int | None]:
     """Split the name of a layer into its pooling and its number, None for the last layer.
 
     Raises:
-        ValueError: the name is not a layer.
+        ValueError: there is no layer with this name.
 
     >>> parse_layer("mean:4"), parse_layer("cls")
     (('mean', 4), ('cls', None))

@@ -58,7 +58,8 @@ class OptimRecipe(Section):
     clip: float | None = Field(default=1.0, ge=1e-9, le=1e9)
     """Maximum norm of the gradient; null: no clipping."""
     layer_decay: float | None = Field(default=None, gt=0, le=1)
-    """Factor of the learning rate from each block of a tower to the block below it, e.g. 0.75. null: 1."""
+    """Factor of the learning rate from each block of a tower to the block before it, toward the input, e.g. 0.75. null:
+    1."""
     unfreeze: (
         Annotated[
             Annotated[Share, Tag("one")]

@@ -103,7 +103,7 @@ class LossRecipe(LossOptions):
 
 
 def _fixed(value: Any, low: float, high: float) -> Any:
-    """Return train, freeze, or a number in the range."""
+    """Check the value of logit_scale or logit_bias: train, freeze, or a number from `low` to `high`."""
     if value in ("train", "freeze"):
         return value
     try:

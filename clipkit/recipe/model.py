@@ -106,9 +106,9 @@ class ModelRecipe(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate in the hidden layer of `projection: residual`."""
     start: Literal["auto", "random", "cca"] = "auto"
-    """Start of the projections of two towers. cca: regularized canonical correlation analysis of the features of all
-    training pairs, in closed form. auto: cca if both towers are pretrained and frozen and the objective is captions,
-    otherwise random."""
+    """Initialization of the projections of two towers. cca: regularized canonical correlation analysis of the features
+    of all training pairs, in closed form. auto: cca if both towers are pretrained and frozen and the objective is
+    captions, otherwise random."""
     temperature: Temperature | None = None
     """Initial temperature of a composed model, 1 / exp(logit_scale). null: 0.07."""
     bias: float | None = Field(default=None, ge=-1000, le=1000)
@@ -175,7 +175,7 @@ class ModelRecipe(Section):
 
     @property
     def starts_with_cca(self) -> bool:
-        """Return whether the recipe's models and `start` choose projections that start from canonical correlations."""
+        """True if new projections start from canonical correlations: with `start: cca`, or `auto` and frozen towers."""
         both = self.name is None and self.image.name is not None and self.text.name is not None
         frozen = all(tower.pretrained and tower.tune in ("frozen", "head") for tower in (self.image, self.text))
         return both and (self.start == "cca" or (self.start == "auto" and frozen and self.projection != "mlp"))

@@ -18,7 +18,7 @@ Minutes = Annotated[float, Field(gt=0, le=525_600)]  # a year
 class Section(BaseModel):
     """Read-only base class of recipe sections.
 
-    Unknown keys are errors, numbers must be finite, and true is not a number.
+    Unknown keys are errors, numbers must be finite, and `true` does not count as the number 1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

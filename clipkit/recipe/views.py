@@ -69,7 +69,7 @@ or class.
     def _views_differ(self) -> Self:
         if sum(not steps_of(policy) for policy in self.policies) > 1:
             raise ValueError(
-                "policies contains none more than once, so two views are equal; use augmentations, e.g. [moco, moco]"
+                "policies contains the policy none more than once, so two views are equal; use e.g. [moco, moco]"
             )
         return self
 

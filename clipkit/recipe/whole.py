@@ -71,7 +71,7 @@ class Recipe(Section):
 
     @property
     def columns(self) -> dict[str, bool]:
-        """Return by the names `images` and `captions` whether the objective reads this column."""
+        """Return a dict with the keys `images` and `captions`: True if the objective reads this column."""
         reads = {column for term in self.terms for column in term.reads}
         return {"images": "images" in reads, "captions": "captions" in reads}
 
@@ -82,7 +82,7 @@ class Recipe(Section):
 
     @property
     def start(self) -> Literal["random", "cca"]:
-        """Start of new projections, which `model.start: auto` selects."""
+        """Initialization of new projections: the value of `model.start`, or the one that `auto` selects."""
         fits = set(self.objective) == {"captions"} and self.data.samples is None
         return "cca" if self.model.starts_with_cca and (fits or self.model.start == "cca") else "random"
 
@@ -152,7 +152,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _trunks_can_be_sharded(self) -> Self:
-        """Refuse what needs the whole weights of a trunk, or changes what it learns, between the steps."""
+        """Refuse options that `train.shard` does not support, e.g. because they read complete weights between steps."""
         conflicts = {
             "model.start: cca": self.start == "cca",
             "data.views": self.data.views is not None,
@@ -182,8 +182,8 @@ class Recipe(Section):
             )
         if self.eval.max_forgetting is not None and not (self.eval.interpolate and self.eval.retention):
             raise ValueError(
-                "eval.max_forgetting is the rule of eval.interpolate and needs eval.retention, the data on which it is "
-                "measured; set both, or remove it"
+                "eval.max_forgetting limits how much eval.interpolate may lose on the data of eval.retention, so it "
+                "needs both; set both, or remove it"
             )
         if self.eval.patience is not None and not self.metrics:
             raise ValueError(

@@ -1,8 +1,8 @@
 """Near duplicates, outliers, and captions that do not fit their image, found by the features of an index.
 
-A caption is doubtful if it fits its image less than captions usually do, or resembles the image's other captions less:
-fit + agreement, both in units of spread (see `DoubtfulCaption`), orders the captions. Without other captions, the
-agreement counts as 0.
+A caption is doubtful if it fits its image worse than captions usually do, or resembles the image's other captions less.
+Captions are sorted by fit + agreement, both in units of spread (see `DoubtfulCaption`). The agreement of a single
+caption is 0.
 """
 
 from collections.abc import Callable
@@ -162,7 +162,7 @@ def doubtful_captions(
 def _agreements(
     texts: Float[Tensor, "T D"], image_of: NDArray[np.int64], sample: Float[Tensor, "S D"]
 ) -> NDArray[np.float64]:
-    """Return (T,) how well each caption agrees with the others of its image; NaN without others."""
+    """Return (T,) agreement of each caption with the other captions of its image; NaN if there are no others."""
     numbers = torch.from_numpy(image_of - image_of[:1])
     counts = torch.bincount(numbers)
     others = torch.zeros(len(counts), texts.shape[1]).index_add_(0, numbers, texts)[numbers] - texts

@@ -162,8 +162,8 @@ class Index:
             like: images of the index that results should resemble, by location or row; they are not among the results.
             where: filter on columns (grammar: `clipkit.search.where`).
             k: maximum number of results.
-            precision: show only results whose relevance is so high that, over many queries, this share of the shown
-                results is relevant; None: show all.
+            precision: return only results that are likely relevant: with 0.9, about 90 % of the returned results are
+                relevant, averaged over many queries. None: return all.
 
         Raises:
             DataError: the query is empty, an image cannot be read, or the filter is invalid.
@@ -242,7 +242,7 @@ class Index:
 
     @cached_property
     def nulls(self) -> Nulls:
-        """Null distributions, for the relevance."""
+        """Null distributions of scores, from which the relevance of results is computed."""
         return Nulls(self.features, open_array(self.path, self.manifest, "hubs", np.float32, (len(self), 2)))
 
     def _hits(
@@ -277,7 +277,7 @@ class Index:
 
     @cached_property
     def _quick_text(self) -> QuickText | None:
-        """Text tower alone, if it can be loaded in a fraction of the time and is the one that made the index."""
+        """Text tower alone, which loads faster than the model; None if it is not the one that made the index."""
         name = self.manifest["model"]["name"] if self._model is None else self._model
         encoder = quick_text(name) if isinstance(name, str | Path) and not is_onnx(name) else None
         is_same = encoder is not None and same_model(

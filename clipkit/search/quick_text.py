@@ -1,8 +1,8 @@
 """Text tower of a CLIP in transformers' layout, computed without importing transformers.
 
-Most of the time of a single search in a new process is the import of transformers and the load of the image tower.
-The model types of `transformers.CLIPModel` have one text tower, so it is written out here; its features of the fixed
-texts must agree with the index, or the model is loaded as usual.
+A single search in a new process spends most of its time on importing transformers and loading the image tower. The
+model types of `transformers.CLIPModel` have one text tower, so it is written out here; its features of the fixed texts
+must agree with the index, or the model is loaded as usual.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _NOT_PLAIN = ("adapter_config.json", "clipkit.json", "view_heads.safetensors")
 
 def quick_text(name: str | Path) -> "QuickText | None":
     """Return the text tower of a local folder or run, or of a repository in the Hub cache; None if it is of another
-    kind or cannot be read, which loading the model as usual explains.
+    kind or cannot be read; loading the model as usual then reports the reason.
     """
     try:
         folder = _folder(str(name))

@@ -60,7 +60,7 @@ class Query:
 
     text: str
     relevant: NDArray[np.int64]
-    """Rows, ascending."""
+    """Rows of the relevant images, ascending."""
     unknown: NDArray[np.int64]
     """Rows that may be relevant or not."""
 
@@ -180,7 +180,7 @@ def known_queries(captions: Sequence[Sequence[str]], seed: int = 0, most: int = 
 
     Args:
         captions: captions of each image.
-        seed: for the draw.
+        seed: seed of the random draw.
         most: largest number of captions, and of words.
     """
     generator = np.random.default_rng(seed)

@@ -91,7 +91,7 @@ def _invalid(where: str, position: int, what: str) -> DataError:
 
 
 class _Parser:
-    """Recursive descent over the tokens, computing masks on the way."""
+    """Recursive descent parser that computes a mask of the rows for each condition that it parses."""
 
     def __init__(self, table: pa.Table, where: str) -> None:
         self.table, self.where = table, where

@@ -22,7 +22,10 @@ _ABOUT_BATCHES = ("batch_too_large", "false_negatives")
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Training data, as far as a recipe depends on it. Shares are of the examined images or captions, in [0, 1]."""
+    """Properties of training data on which a recipe depends.
+
+    Shares, in [0, 1], are of the examined images or captions.
+    """
 
     source: str
     """Source as the recipe names it; with templates if the data has labels and no captions."""

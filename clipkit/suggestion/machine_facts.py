@@ -18,7 +18,7 @@ class MachineFacts:
     """cpu, or the name of the GPU."""
     has_gpu: bool
     memory: int
-    """Memory of the GPU, or of a machine without one, in bytes."""
+    """Memory in bytes: of the GPU if there is one, otherwise of the machine."""
     cores: int
 
     @property

@@ -18,7 +18,7 @@ from clipkit.recipe import ModelRecipe
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model, as far as a recipe depends on it."""
+    """Properties of a model on which a recipe depends."""
 
     names: dict[str, str]
     """Recipe keys that name the model, e.g. {"model.name": "openai/clip-vit-base-patch32"}."""

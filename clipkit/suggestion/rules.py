@@ -38,13 +38,13 @@ def validation(s: Situation) -> Choice | None:
         return None
     count = s.data.images
     share = 0.2 if count < 1000 else 0.1 if count < 20_000 else round(max(2000 / count, 0.001), 3)
-    twins = "; duplicates can lie on both sides" if s.data.share_duplicates > 0.01 else ""
+    twins = "; copies of a held-out image may be in the training part" if s.data.share_duplicates > 0.01 else ""
     reason = f"{round(share * count):,} images, held out by the hash of their names, select the epoch to keep{twins}"
     return Choice(share, reason)
 
 
 def tune(s: Situation) -> Choice:
-    """Choose what is trained in both towers."""
+    """Choose the tuning method of both towers."""
     model, machine = s.model, s.machine
     if model.is_new:
         start = "start at random: a stream has no closed form" if s.data.is_stream else "start in closed form"
@@ -54,8 +54,8 @@ def tune(s: Situation) -> Choice:
         method = "last:2" if hours / 3 <= _NIGHT else "head"
         part = "the last two blocks" if method == "last:2" else "the projections"
         reason = (
-            f"without a GPU, full tuning would take about {duration(3600 * hours)}; {part} learn from stored outputs "
-            "of the blocks below. On a machine with a GPU use full"
+            f"without a GPU, full tuning would take about {duration(3600 * hours)}, so only {part} are trained, "
+            "on stored outputs of the layers before. On a machine with a GPU, use full"
         )
         return Choice(method, reason, "docs/speed.md, Stored inputs")
     if model.training_bytes > 0.9 * machine.memory:
@@ -67,30 +67,33 @@ def tune(s: Situation) -> Choice:
     if s.images < _FEW:
         reason = (
             f"{s.images:,} images are few. In 80 runs of ViT-B/32, LoRA kept a zero-shot accuracy of 45 to 58 % on "
-            "CIFAR-100, full tuning 9 to 11 %. Not measured here: compare with full if it matters"
+            "CIFAR-100, full tuning 9 to 11 %. Not tested on your data: compare it with full if it matters"
         )
         return Choice("lora", reason, "arXiv 2604.16410")
     reason = (
-        f"{s.images:,} images, about {duration(3600 * hours)} here; on a small model, full tuning learned most and "
-        "forgot least"
+        f"{s.images:,} images, about {duration(3600 * hours)} on this machine; in our tests on a small model, full "
+        "tuning learned most and forgot least"
     )
     return Choice("full", reason, _TUNED)
 
 
 def tune_text(s: Situation) -> Choice:
-    """Choose the method of the text tower: that of the image tower."""
-    return Choice(s.tune, "as the image tower")
+    """Choose the tuning method of the text tower, which is the one of the image tower."""
+    return Choice(s.tune, "the same method as for the image tower")
 
 
 def captions(s: Situation) -> Choice:
-    """Choose how many captions of an image an epoch has."""
+    """Choose the number of captions of an image in an epoch: one or all."""
     several = s.data.captions_per_image >= 2
     if several and s.model.is_new and not s.data.is_stream and not s.data.has_labels:
-        reason = f"{s.data.captions_per_image:g} captions per image are positives of it; frozen towers make this cheap"
+        reason = (
+            f"all {s.data.captions_per_image:g} captions of an image are used; with frozen towers this costs "
+            "little time"
+        )
         return Choice("all", reason, f"{_TOWERS}, Settings")
     what = "templates" if s.data.has_labels else "captions"
     if several:
-        return Choice("one", f"one of {s.data.captions_per_image:g} {what} of an image per epoch, each time another")
+        return Choice("one", f"each epoch uses another of the {s.data.captions_per_image:g} {what} of an image")
     return Choice("one", "one caption per image")
 
 
@@ -104,9 +107,7 @@ def samples(s: Situation) -> Choice | None:
     """Choose the length of an epoch of a stream."""
     if not s.data.is_stream:
         return None
-    reason = (
-        "pairs of the first shard times the number of shards but one; lower it if the run says that the stream ended"
-    )
+    reason = "pairs in the first shard times (number of shards − 1); lower it if the run reports that the stream ended"
     return Choice(s.data.images, reason)
 
 
@@ -125,14 +126,16 @@ def logit_scale(s: Situation) -> Choice | None:
     size = int(s.chosen["train.batch_size"])
     if s.model.is_new or s.model.has_bias or s.model.scale <= 95 or size > 64:
         return None
-    reason = f"with {size} pairs and a scale of {s.model.scale:.0f} the loss is near 0, and the scale only drifts"
+    reason = (
+        f"with {size} pairs and a scale of {s.model.scale:.0f} the loss is near 0, so the scale would change at random"
+    )
     return Choice("freeze", reason, "open_clip issue 948")
 
 
 def learning_rate(s: Situation) -> Choice:
     """Choose the peak learning rate for the method and the size of the model."""
     if s.model.is_new and s.data.is_stream:
-        return Choice(1e-3, "new projections that start at random", f"{_TOWERS}, Settings")
+        return Choice(1e-3, "new projections with a random start", f"{_TOWERS}, Settings")
     if s.model.is_new:
         return Choice(
             3e-3,
@@ -140,7 +143,7 @@ def learning_rate(s: Situation) -> Choice:
             f"{_TOWERS}, Settings",
         )
     if s.tune == "head":
-        reason = "the projections alone, on frozen trunks, take the rates of new weights"
+        reason = "only the projections are trained, which need the high rates of new weights"
         return Choice(1e-3, reason, "Fahes et al. 2024, ProLIP")
     full = _full_rate(s.model.parameters)
     millions = s.model.parameters / 1e6
@@ -148,23 +151,23 @@ def learning_rate(s: Situation) -> Choice:
     if s.tune == "lora":
         reason = f"20 times the rate of full tuning ({full:g} for {size}); at low rates LoRA underfits"
         return Choice(_rounded(20 * full), reason, "Zanella and Ben Ayed 2024, CLIP-LoRA; arXiv 2604.16410")
-    reason = f"1e-5 for 150 M parameters (FLYP), in inverse proportion from 1e-6 to 1e-4; this model has {size}"
+    reason = f"1e-5 for 150 M parameters (FLYP), less for larger models, from 1e-6 to 1e-4; this model has {size}"
     return Choice(full, reason, _FLYP)
 
 
 def layer_decay(s: Situation) -> Choice | None:
-    """Lower the learning rate of low layers of a deep model."""
+    """Choose lower learning rates for the layers near the input of a deep model."""
     if s.tune != "full" or max(s.model.blocks) < 24:
         return None
-    reason = f"{max(s.model.blocks)} blocks; on a model of 4 blocks it did not help"
+    reason = f"for a deep model ({max(s.model.blocks)} blocks); in our test it did not help a model of 4 blocks"
     return Choice(0.75, reason, f"Dong et al. 2022, FT-CLIP; {_TUNED}")
 
 
 def pull_to_start(s: Situation) -> Choice | None:
-    """Pull tuned projections of a pretrained model to their start."""
+    """Choose how strongly tuned projections are pulled to their pretrained values."""
     if s.tune != "head":
         return None
-    reason = "kept 20 of 55 lost points for 4 points less of the new data"
+    reason = "in our test, retention lost 35 instead of 55 points, and the new task gained 4 points less"
     return Choice(0.05, reason, f"Fahes et al. 2024, ProLIP; {_TUNED}")
 
 
@@ -215,12 +218,12 @@ def interpolate(s: Situation) -> Choice | None:
 
 
 def max_forgetting(s: Situation) -> Choice | None:
-    """Choose the rule of the interpolation."""
+    """Choose the largest loss on the retention data that the interpolation may cause."""
     if not _keeps(s):
         return None
     reason = (
-        "the best mixture that loses at most one point. On a small model it kept half of the gain, not 95 %: look at "
-        "the curve in the report, or remove this line for the highest mean of both"
+        "keeps the best mixture that loses at most one point of retention. On a small model this kept only half of the "
+        "gain: look at the curve in the report, or remove this line to keep the highest mean of both metrics"
     )
     return Choice(0.01, reason, _TUNED)
 
@@ -254,7 +257,7 @@ def _keeps(s: Situation) -> bool:
 def _usual_epochs(s: Situation) -> int:
     """Return the epochs of published recipes: 20 for few images (FLYP), 10 for thousands, 5 for COCO, fewer beyond.
 
-    For new projections of two towers, those of docs/benchmarks.md, Two frozen towers.
+    For two towers with new projections, return the number in docs/benchmarks.md, Two frozen towers.
     """
     if s.model.is_new:
         return 4 if s.chosen.get("data.captions") == "all" else 10
@@ -263,7 +266,7 @@ def _usual_epochs(s: Situation) -> int:
 
 
 def _full_rate(parameters: int) -> float:
-    """Return 1e-5 for 150 M parameters, in inverse proportion, between 1e-6 and 1e-4."""
+    """Return a learning rate inversely proportional to the size: 1e-5 for 150 M parameters, from 1e-6 to 1e-4."""
     return _rounded(min(1e-4, max(1e-6, 1e-5 * _B32 / parameters)))
 
 

@@ -53,5 +53,5 @@ class Situation:
         return max(1, int(pairs) // int(self.chosen["train.batch_size"]))
 
     def hours(self, epochs: int) -> float:
-        """Estimate the time of full tuning: a training pass costs three forward passes."""
+        """Estimate the hours of full tuning, if a training pass takes as long as three forward passes."""
         return 3 * self.model.operations * self.images * epochs / self.machine.operations / 3600

@@ -44,7 +44,7 @@ class Suggestion:
         return Recipe.from_dict(_nested({key: choice.value for key, choice in self.choices.items()}), "suggestion")
 
     def to_yaml(self) -> str:
-        """Return the recipe as YAML: what was looked at, and each key with its reason and source."""
+        """Return the recipe as YAML, with comments: the examined facts, and the reason and source of each key."""
         lines = [f"# {line}" if line else "#" for line in self._header()]
         values = _nested(dict(self.choices))
         for section in _SECTIONS:
@@ -86,7 +86,8 @@ class Suggestion:
         gpu = "" if machine.has_gpu else ", no GPU"
         kind = "sigmoid loss (SigLIP)" if model.has_bias else "softmax loss (CLIP)"
         paragraphs = [
-            "Suggested by `clipkit suggest`: each key with its reason (and source). Change what you know better, then:",
+            "Suggested by `clipkit suggest`. The comment of each key is the reason (and its source). Edit the "
+            "recipe, then:",
             "",
             "  clipkit train RECIPE.yaml",
             "",
@@ -108,11 +109,14 @@ class Suggestion:
     def _advice(self) -> list[str]:
         lines = [finding.line() for finding in self.data.findings]
         if "data.validation" not in self.choices:
-            lines.append("there is no validation data, so the last weights are kept: set data.validation")
+            lines.append(
+                "there is no validation data to select the best epoch, so the last weights are kept: set "
+                "data.validation"
+            )
         if "eval.retention" not in self.choices and not self.model.is_new:
             lines.append(
-                "tuning forgets: name data of the kind that the model should still know as eval.retention (suggest "
-                "--retention D), and the recipe also chooses between old and new weights"
+                "tuning makes a model worse on other data: set eval.retention to data on which it should stay good "
+                "(clipkit suggest --retention D); the recipe then also mixes the old and the new weights"
             )
         return lines
 
@@ -153,7 +157,7 @@ def _lines(values: Mapping[str, Any], indent: str) -> list[str]:
 
 
 def _scalar(value: bool | float | str | Sequence[Any]) -> str:
-    """Return a value as YAML of one line, numbers such as 1e-05 in the form that YAML reads as numbers."""
+    """Return a value as one line of YAML; 1e-05 becomes 1.0e-05, because YAML reads 1e-05 as text."""
     if isinstance(value, float) and "e" in repr(value) and "." not in repr(value):
         mantissa, exponent = repr(value).split("e")
         return f"{mantissa}.0e{exponent}"

@@ -17,7 +17,7 @@ class _Strict(BaseModel):
 
 
 class Query(_Strict):
-    """A view: what is listed."""
+    """Description of a list on the page: results of a search, all images, duplicates, outliers or doubtful captions."""
 
     view: Literal["search", "all", "duplicates", "outliers", "captions"]
     index: int = Field(0, ge=0, le=1)
@@ -31,7 +31,7 @@ class Query(_Strict):
 
 
 class Asked(_Strict):
-    """Part of a view."""
+    """Request for some items of a list."""
 
     query: Query
     start: int = Field(0, ge=0)

@@ -100,7 +100,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie; browsers send cookies to all ports of a host."""
+        """Name of the cookie. It contains the port, because browsers send a cookie to all ports of a host."""
         return f"clipkit-{self.server_port}"
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Job(Generic[T]):
-    """Computation that starts when its result is first asked for.
+    """Computation that starts when its result is requested for the first time.
 
     Args:
         compute: returns the result, and calls its argument with the share that is done.

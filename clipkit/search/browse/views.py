@@ -58,7 +58,7 @@ class Views:
         """Return a view, or the share of it that is computed.
 
         Args:
-            query: what is listed.
+            query: description of the list.
             images: images that the user gave, by name.
 
         Raises:
@@ -167,7 +167,7 @@ class Views:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of a column as JSON can hold it, and not longer than a page shows."""
+    """Convert a value of a column to a JSON value, shortened for display."""
     match value:
         case None | bool():
             return value
