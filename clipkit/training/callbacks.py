@@ -60,11 +60,11 @@ class Callback:
     """
 
     def on_step(self, run: Progress, row: dict[str, Any]) -> Mapping[str, float] | None:
-        """Return figures to add to the row of this step in metrics.jsonl, or None.
+        """Return numbers, by name, to add to the row of this step in metrics.jsonl; or None.
 
         Args:
             run: progress of the run.
-            row: the step's row: step, epoch, seen, loss, lr, scale, grad_norm and further figures.
+            row: the step's row: step, epoch, seen, loss, lr, scale, grad_norm and further numbers.
         """
 
     def on_evaluation(self, run: Progress, figures: Mapping[str, float]) -> None:
@@ -106,18 +106,18 @@ class Callbacks:
     run: Progress
 
     def step(self, row: dict[str, Any]) -> dict[str, float]:
-        """Call `on_step`, and return the figures that the callbacks add to the row.
+        """Call `on_step`, and return the numbers that the callbacks add to the row.
 
         Raises:
-            TrainingError: a figure is not a finite number, or has the name of another one.
+            TrainingError: a number is not finite, or its name is already in the row.
         """
         self.run.step = row["step"]
         added: dict[str, float] = {}
         for callback in self.all:
             for name, figure in (callback.on_step(self.run, dict(row)) or {}).items():
-                where = f"{type(callback).__name__}.on_step: the figure {name}"
+                where = f"{type(callback).__name__}.on_step: the number {name}"
                 if name in row or name in added:
-                    raise TrainingError(f"{where} has the name of a figure that the step already has; rename it")
+                    raise TrainingError(f"{where} has a name that is already used in the row of the step; rename it")
                 if not isinstance(figure, int | float) or not math.isfinite(figure):
                     raise TrainingError(f"{where} is {figure!r}, not a finite number; return a finite float")
                 added[name] = figure

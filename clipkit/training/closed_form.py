@@ -44,12 +44,12 @@ def closed_form_start(
     Args:
         plan: the plan of the run; its model is changed.
         inputs: the inputs of the objective; stored outputs of frozen trunks are used and replaced.
-        start: where the run starts.
+        start: the beginning of the run, or the checkpoint from which it resumes.
         folder: the run folder, which is only read.
         log: gets a line about the choice.
 
     Returns:
-        The choice and its retrieval figures, for results.json; None if the projections start random.
+        The choice and its retrieval metrics, for results.json; None if the projections are initialized randomly.
 
     Raises:
         DataError: there are too few images.
@@ -78,7 +78,7 @@ def closed_form_start(
 
 
 def measure_start(facts: dict[str, Any] | None, measurements: Sequence[Measurement], log: RunLog) -> None:
-    """Add the validation figures of the start to its facts, before the first step."""
+    """Add the validation metrics before the first step to the facts about the closed-form start."""
     if facts is None or "validation" in facts:
         return
     facts["validation"] = {name: value for one in measurements for name, value in one.figures().items()}

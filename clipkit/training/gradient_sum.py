@@ -15,8 +15,8 @@ class GradientSum:
     """Sums the gradient of each parameter over all processes, in one step.
 
     Buckets and their order follow from the parameters alone. The sum of a bucket starts as soon as the gradients of
-    this bucket and of all buckets before it are complete. So all processes start the same sums in the same order, also
-    if one of them runs out of memory and leaves its backward pass.
+    this bucket and of all buckets before it are complete. All processes therefore start the same sums in the same
+    order, even if one of them runs out of memory and stops its backward pass.
 
     Args:
         groups: parameters in the order in which their gradients are completed, such as one group for each tower.
@@ -63,8 +63,8 @@ class GradientSum:
         """Wait for all sums, and give each parameter the sum of its gradients.
 
         Args:
-            present: for each parameter, whether any process has a gradient. A parameter that has
-                no gradient on any process stays without a gradient, so the optimizer does not change it.
+            present: for each parameter, True if at least one process has a gradient. Other parameters stay without a
+                gradient, so the optimizer does not change them.
         """
         used = iter(present)
         for part, (flat, wait) in zip(self._buckets, self._sums, strict=True):

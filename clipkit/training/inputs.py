@@ -60,7 +60,7 @@ class TowerInputs:
         feed: the data.
         processes: processes that share the work.
         encoded: kinds of features, by name.
-        augmented: whether the images of the objective captions are augmented, so that their trunk runs in each step.
+        augmented: True if the images of the objective `captions` are augmented, so that their trunk runs in each step.
         seed: seed of the run, for the order of a stream.
         replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
         bad: reasons for images that are already known to be missing or unreadable, by position; a frozen trunk adds

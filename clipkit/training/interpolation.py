@@ -66,7 +66,7 @@ def interpolated(
         max_forgetting: the rule, as for `best_row`.
 
     Returns:
-        One row per alpha, with `alpha` and the figures by the names of the curve, and the chosen alpha, whose weights
+        One row per alpha, with `alpha` and the metrics by their names in the curve; and the chosen alpha, whose weights
         the model now has.
     """
     end = {name: value.detach().cpu().clone() for name, value in model.state_dict().items() if name in start}

@@ -16,7 +16,7 @@ from clipkit.training.rates import is_pretrained
 
 
 def keep_model(plan: Plan, folder: RunFolder, results: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Replace the saved model of a run, with adapters merged.
+    """Save the model of a run with adapters merged, in place of the earlier saved model.
 
     The adapters are also saved if their base model can be loaded again.
 

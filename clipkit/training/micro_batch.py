@@ -77,7 +77,7 @@ def find_micro_batch_size(
     """Return the largest micro-batch size that fits on every process, at most `rows`.
 
     On a GPU, sizes are tried. On a CPU, where the system would kill the process, half of the available memory is
-    divided by the measured bytes per pair. So it is on a GPU if trunks are sharded, because a process that runs out of
+    divided by the measured bytes per pair. The same is done on a GPU if trunks are sharded: a process that runs out of
     memory could not tell the others, which wait for it.
 
     Args:

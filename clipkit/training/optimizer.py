@@ -82,7 +82,7 @@ class WarmupCosine:
         peak: learning rate at the end of warmup.
         warmup: below 1 a share of the run, otherwise a number of steps.
         steps: updates in the whole run.
-        held: first steps with a learning rate of 0, in which the optimizer only estimates its moments.
+        held: number of first steps, in which the learning rate is 0 and the optimizer only estimates its moments.
 
     Raises:
         RecipeError: the held steps and the warmup are longer than the run.

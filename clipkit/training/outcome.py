@@ -84,11 +84,11 @@ def _interpolate(plan: Plan, recorder: Recorder) -> dict[str, Any]:
     rows, chosen = interpolated(plan.model, plan.start, recorder.figures, names, alphas_of(settings.interpolate), most)
     rule = f"the highest mean of {' and '.join(names.values())}" if retention else f"the highest {names['target']}"
     if most is not None:
-        rule = f"the highest {names['target']} with at most {most:g} of {names['retention']} lost"
+        rule = f"the highest {names['target']} that loses at most {most:g} of {names['retention']}"
     by_alpha = {row["alpha"]: row for row in rows}
     start, kept, end = by_alpha[0.0], by_alpha[chosen], by_alpha[1.0]
     shown = "; ".join(
         f"{metric} {kept[name]:.4f} (start {start[name]:.4f}, end {end[name]:.4f})" for name, metric in names.items()
     )
-    recorder.log_line(f"alpha {chosen:g} between start (0) and end (1) has {rule}: {shown}; saving these weights")
+    recorder.log_line(f"saving the mixture of start (alpha 0) and end (alpha 1) with {rule}: alpha {chosen:g}, {shown}")
     return {"interpolation": rows, "alpha": chosen, "interpolation_rule": rule, "max_forgetting": most}

@@ -111,7 +111,7 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
 
     Args:
         recipe: the recipe of the run.
-        accelerator: provides mixed precision and the processes of the run; None: as the recipe says.
+        accelerator: provides mixed precision and the processes of the run; None: created from the recipe.
         given: objects that a Python program gives in place of keys of the recipe.
 
     Raises:

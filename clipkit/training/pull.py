@@ -18,9 +18,9 @@ from clipkit.training.rates import Kind
 class Pull:
     """Penalty w · Σ (θ − θ_start)² over the trained pretrained weights of the towers.
 
-    With the projection alone it is ProLIP's (Fahes et al. 2024, λ = w); L2-SP has α / 2 = w. The scale, the bias and
-    new weights are not pulled. Unlike weight decay, it is part of the gradient, which is clipped and from which AdamW
-    estimates its moments.
+    If only the projection is trained, this is ProLIP (Fahes et al. 2024, λ = w); L2-SP has α / 2 = w. The scale, the
+    bias and new weights are not pulled. Unlike weight decay, it is part of the gradient, which is clipped and from
+    which AdamW estimates its moments.
 
     Args:
         model: the model with its initial weights.

@@ -46,7 +46,7 @@ class Recorder:
         monitor: the guards of the run.
         measurements: the evaluations.
         stop_request: knows whether a stop signal arrived.
-        throughput: peak of the device, and operations of the towers.
+        throughput: peak speed of the device, and number of operations of the towers.
     """
 
     plan: Plan

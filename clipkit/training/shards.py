@@ -49,9 +49,9 @@ def is_sharded(recipe: Recipe, processes: Processes, precision: str) -> bool:
 
 
 class Shards(Weights):
-    """Trained weights of a model of whose trunks each process has one part (FSDP2).
+    """Trained weights of a model whose trunks are distributed over the processes (FSDP2).
 
-    A process has rows of each parameter of the trunks, of its gradient and of its moments. A forward or backward pass
+    Each process has some rows of each trunk parameter, of its gradient and of its moments. A forward or backward pass
     gathers one block at a time. The projections, the scale and the bias are whole on each process.
 
     A trunk has two forms: the distributed one, which trains, and the original one, which is empty except in
@@ -83,7 +83,7 @@ class Shards(Weights):
             model.sides[side].trunk = trunk
         self._sharded = copies
         self._all: dict[str, nn.Parameter] = {}
-        """Parameters of the model, of a distributed one the part of this process, which shares its memory."""
+        """Parameters of the model; for a distributed parameter, the part of this process, in the same memory."""
         self._distributed: dict[str, DTensor] = {}
         for name, parameter in model.named_parameters():
             self._all[name] = parameter
@@ -119,7 +119,7 @@ class Shards(Weights):
         return whole.cpu() if self.processes.is_main else whole.new_empty(0)
 
     def _whole_of(self, name: str, value: Tensor) -> Tensor:
-        """Return the tensor of whose rows each process has some, or the value itself if it is not distributed."""
+        """Return the complete tensor of which each process has some rows; other tensors are returned unchanged."""
         if name not in self._distributed or not value.ndim:
             return value
         shape = self._distributed[name].shape

@@ -17,7 +17,7 @@ class State:
     Args:
         plan: the plan of the run; its `learned` has the tensors.
         gradients: the training step; its micro-batch may become smaller.
-        closed_form: choice and figures of a closed-form start, None for a random one.
+        closed_form: choice and metrics of a closed-form start; None if projections start randomly.
     """
 
     plan: Plan

@@ -78,14 +78,14 @@ class Step:
         processes: the processes of the run.
         accelerator: object that applies mixed precision and scales gradients.
         batch_size: pairs in the global batch, G.
-        micro_batch_size: rows of this process that run with a graph at once; halved on all processes if they do not
-            fit on one.
+        micro_batch_size: rows of this process that run with a graph at once; halved on all processes if they do not fit
+            on one.
         seed: the seed of the run.
-        may_split: whether a batch that does not fit may be split into more micro-batches.
+        may_split: True if a batch that does not fit may be split into more micro-batches.
         stop_requested: called between micro-batches; True ends the step.
         log: called with one line when the micro-batch becomes smaller.
         on_features: called with the gathered features and the number of the step, without gradients.
-        is_sharded: whether a pass through a trunk gathers its weights from all processes (FSDP2), so that all of them
+        is_sharded: True if a pass through a trunk gathers its weights from all processes (FSDP2), so that all of them
             must run the same number of passes.
     """
 

@@ -1,7 +1,7 @@
 """Share of an accelerator's peak speed that a training step reaches.
 
-Counted are the floating-point operations of one forward and backward pass of the towers, from their modules. Not
-counted: the second forward pass of GradCache or gradient checkpointing, the loss, the optimizer, and padding.
+Only the floating-point operations of one forward and backward pass of the towers count. The second forward pass of
+GradCache or gradient checkpointing, the loss, the optimizer, and padding do not count.
 """
 
 import re

@@ -2,9 +2,9 @@
 
 On a CPU, batches are used where the loader has put them.
 
-`TowerInputs.batches` yields batches of tensors on the device or on the host. Pixels are on the device if two batches of
-them use a small part of its memory, otherwise on the host. Tokens are on the host, so that their lengths are known
-without waiting for the device. In all cases, `MicroBatches` returns micro-batches on the device.
+`TowerInputs.batches` yields batches of tensors on the device or in CPU memory. Pixels are on the device if two batches
+of them use a small part of its memory, otherwise in CPU memory. Tokens are in CPU memory, so that their lengths are
+known without waiting for the device. In all cases, `MicroBatches` returns micro-batches on the device.
 """
 
 import queue
@@ -167,8 +167,8 @@ def ahead(batches: Generator[Batch, None, None], memory: PixelMemory, in_thread:
     Args:
         batches: batches of a loader that uses `memory`.
         memory: memory of two batches: each batch is valid until the next one is requested.
-        in_thread: whether to load further batches in a thread; False if the loader has no workers, because augmentation
-            in a thread could change the random state of this process at any time.
+        in_thread: True to load further batches in a thread; False if the loader has no workers, because augmentation in
+            a thread could change the random state of this process at any time.
     """
     ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -216,11 +216,11 @@ def send(inputs: Mapping[str, Tensor], device: torch.device) -> Inputs:
 class MicroBatches:
     """Micro-batches of the inputs of a tower, on the device.
 
-    Inputs on the host are copied when their micro-batch is requested; the next micro-batch is copied while this one
+    Inputs in CPU memory are copied when their micro-batch is requested; the next micro-batch is copied while this one
     runs.
 
     Args:
-        inputs: inputs by name, on the device or on the host.
+        inputs: inputs by name, on the device or in CPU memory.
         rows: the rows of each micro-batch; a slice needs no copy, an index tensor must be on the CPU.
         device: the device of the model.
         cut: function that is applied to the inputs of each micro-batch before they are copied to the device.

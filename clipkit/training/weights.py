@@ -24,7 +24,7 @@ class Weights:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        """Parameters of the optimizer by their name in the model: on this process, whole or a part."""
+        """Trained parameters by their name in the model; a distributed parameter is the part of this process."""
 
     def clip_gradients(self, accelerator: Accelerator, most: float) -> Float[Tensor, ""]:
         """Scale the gradients of the batch so that their norm is at most `most`; return the norm before."""
@@ -53,4 +53,4 @@ class Weights:
         return nullcontext()
 
     def end(self) -> None:
-        """Make the model whole for good, after the last step."""
+        """After the last step, give each process all weights of the model permanently."""

@@ -51,8 +51,9 @@ class Keeper:
         self._written = time.monotonic()
 
     def prune(self) -> None:
-        """Remove old checkpoints. The last and the best checkpoints stay, and for each of the last the best one before
-        it.
+        """Remove old checkpoints.
+
+        The last and the best checkpoints stay, and also, for each of the last ones, the best one before it.
         """
         steps = checkpoint_steps(self.folder.checkpoints)
         evaluated = [row for row in read_rows(self.folder.evaluations) if row["step"] in steps]

@@ -68,7 +68,7 @@ class Learned:
 
     @contextmanager
     def chosen(self) -> Iterator[None]:
-        """Return a context in which the model is whole and has the weights to evaluate and save.
+        """Return a context in which each process has the complete model with the weights to evaluate and save.
 
         These are the averaged weights if the run has them.
         """
@@ -76,7 +76,7 @@ class Learned:
             yield
 
     def _parts(self, checkpoint: Path, file: str) -> dict[str, Tensor]:
-        """Read the parts of this process of the tensors of a file."""
+        """Read the tensors of a file, and return the part of each that this process has."""
         return {name: self.weights.from_file(name, value) for name, value in read_tensors(checkpoint, file).items()}
 
     def _load_weights(self, checkpoint: Path) -> None:

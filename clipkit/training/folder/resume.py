@@ -199,7 +199,7 @@ def _damage(folder: RunFolder, step: int) -> str | None:
     if best is not None and best != step:
         reason = damage(checkpoint_of(folder.checkpoints, best))
         if reason is not None:
-            return f"its best weights are in the checkpoint of step {best}, where {reason}"
+            return f"it needs the best weights in the checkpoint of step {best}, but {reason}"
     return None
 
 

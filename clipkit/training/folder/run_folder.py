@@ -43,8 +43,8 @@ class RunFolder(RunFiles):
         """Lock the folder, without changing any file of a run in it.
 
         Args:
-            resume: the folder may contain a run, to be continued.
-            overwrite: the folder may contain a run, to be replaced.
+            resume: True if the folder may contain a run, which will be continued.
+            overwrite: True if the folder may contain a run, which will be replaced.
             inputs: data and models of the new run, which must not be deleted with the old one.
 
         Raises:
@@ -113,7 +113,7 @@ class RunFolder(RunFiles):
             file.unlink(missing_ok=True)
 
     def mark(self) -> dict[str, Any]:
-        """Flush the logs that the recipe determines to the disk, and return the length and hash of each."""
+        """Flush to disk the logs whose content depends only on the recipe; return the length and hash of each."""
         marks = {}
         for file in (self.metrics, self.evaluations, self.bad_samples):
             content = b""

@@ -15,7 +15,7 @@ class RunLog:
     """Log messages that the main process of a run prints and writes to log.txt.
 
     Args:
-        enabled: whether this is the main process; other processes print nothing.
+        enabled: True on the main process; other processes print nothing.
     """
 
     def __init__(self, enabled: bool) -> None:

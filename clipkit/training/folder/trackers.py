@@ -35,7 +35,7 @@ class Trackers:
     Args:
         accelerator: starts the trackers and sends them the rows.
         recipe: names the trackers; they store it as their configuration.
-        folder: where the trackers write their files.
+        folder: folder in which the trackers write their files.
     """
 
     accelerator: Accelerator
@@ -68,7 +68,7 @@ class Trackers:
 
 
 def _name_for(tracker: str, figure: str) -> str:
-    """Return the name of a figure in a tracker: MLflow refuses special characters such as the @ in recall@5."""
+    """Return the name of a metric in a tracker: MLflow refuses special characters such as the @ in recall@5."""
     return re.sub(r"[^a-zA-Z0-9_\-. :/]", "_", figure.replace("@", "_at_")) if tracker == "mlflow" else figure
 
 

@@ -107,7 +107,7 @@ def collapsed(watch: Watch) -> Finding | None:
 
 
 def scale_at_cap(watch: Watch) -> Finding | None:
-    """Report a scale that has risen to its cap."""
+    """Report a scale that has risen to its upper limit."""
     cap = watch.facts.largest_scale
     if cap is None or watch.facts.start_scale > 0.95 * cap:  # a pretrained CLIP starts at the cap
         return None
@@ -115,7 +115,7 @@ def scale_at_cap(watch: Watch) -> Finding | None:
         return None
     return Finding(
         "scale_at_cap", "warning",
-        f"the scale has risen to its cap of {cap:.4g}: matching the pairs of a batch is too easy",
+        f"the scale has risen to its upper limit of {cap:.4g}: matching the pairs of a batch is too easy",
         "use a larger train.batch_size, more augmentation or fewer epochs",
     )  # fmt: skip
 
@@ -280,7 +280,7 @@ STEP_RULES: tuple[Rule[Watch], ...] = (
          "the loss is within 2 % of its value for equal similarities (ln G for InfoNCE, ln(2G − 1) for NT-Xent, …), "
          "and no more pairs of the batch are matched than by chance"),
     Rule("collapsed", collapsed, "the mean cosine between different samples is above 0.95 on one side"),
-    Rule("scale_at_cap", scale_at_cap, "the scale, below its cap at the start, has risen to it"),
+    Rule("scale_at_cap", scale_at_cap, "the scale was below its upper limit at the start and has risen to it"),
     Rule("scale_falls", scale_falls, "the scale falls steadily below 0.7 of its start"),
     Rule("gradient_explodes", gradient_explodes, "the gradient's norm is 20 times its median"),
     Rule("one_direction", one_direction,

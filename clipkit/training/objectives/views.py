@@ -20,7 +20,7 @@ def objective_of_views(
     ids: tuple[str, str],
     batch_size: int,
 ) -> Objective:
-    """Return the objective that compares every two views. The metrics in the log compare the first two."""
+    """Return the objective that compares each pair of views. The metrics in the log compare the first two views."""
     one, two, *_ = encoded
 
     def compared(gathered: Gathered) -> tuple[Tensor, Tensor]:

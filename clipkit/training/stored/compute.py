@@ -48,7 +48,7 @@ def write_images(
         model: the model.
         items: all images.
         storing: settings.
-        skips_bad: whether to record unreadable images instead of raising an error.
+        skips_bad: True to record unreadable images instead of raising an error.
     """
 
     def write(writer: PartWriter, share: slice) -> Tensor:
@@ -84,7 +84,9 @@ def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[
 def write_views(
     model: DualEncoder, feed: IndexedFeed, augment: Augment, storing: Storing, loading: Loading
 ) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that stores some of the rows `view * images + image`; view e is the view of epoch e.
+    """Return a function that stores some of the augmented views.
+
+    Row `view * images + image` of the store is the view of an image in epoch `view`.
 
     Args:
         model: the model.

@@ -47,7 +47,7 @@ class Items:
 
 
 def images_of(pairs: Pairs, processes: Processes) -> Items:
-    """Return the images of a dataset, identified by path, size and time of change, or by content if in memory."""
+    """Return the images of a dataset, identified by path, size and modification time, or by content if in memory."""
     share = pairs.images[processes.share(len(pairs.images))]
     states = (_state_of(image).encode(errors="surrogatepass") for image in share)
     digests = processes.gather_objects(b"".join(hashlib.sha256(state).digest() for state in states))

@@ -56,7 +56,7 @@ class TowerStores:
         """Store the outputs of the towers' frozen first blocks, also for augmented views; return the inputs by name.
 
         Args:
-            augmented: whether images are augmented.
+            augmented: True if images are augmented.
 
         Raises:
             RecipeError: `data.views` is set, but views cannot be stored.
