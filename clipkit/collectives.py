@@ -24,10 +24,10 @@ _MOST_SECONDS = 1.0
 def together(*tensors: Tensor) -> Iterator[Sequence[Tensor]]:
     """Context for a collective operation: if another process has ended, raise a one-line error.
 
-    The operation must use the tensors that the context gives, which share memory with the given ones. On a CPU, they
-    are aliases, kept until the threads of gloo have dropped them: when a thread drops a tensor that Python knows, it
-    enters Python. A loader worker that is forked at this moment waits forever before Python 3.11.10
-    (https://github.com/python/cpython/issues/112275), so forks wait until the aliases are dropped.
+    The operation must use the tensors that the context returns, which share memory with the given ones. On a CPU, they
+    are aliases that are kept until gloo's threads have released them: a thread that frees a tensor runs Python code,
+    and before Python 3.11.10 a loader worker that is forked at this moment waits forever
+    (https://github.com/python/cpython/issues/112275). Forks therefore wait until gloo has released the aliases.
     """
     _forget_dropped()
     given = [tensor.detach() if tensor.device.type == "cpu" else tensor for tensor in tensors]
@@ -49,7 +49,7 @@ _UNSHARED = _references([object()])[0]
 
 
 def _forget_dropped() -> None:
-    """Forget the aliases that nothing else owns. As long as C++ owns a tensor, its Python object has a reference."""
+    """Delete the aliases that gloo has released. Until then, their Python objects have an additional reference."""
     counts = _references(_lent)
     _lent[:] = [
         tensor for tensor, count in zip(_lent, counts, strict=True) if count > _UNSHARED or tensor._use_count() > 1

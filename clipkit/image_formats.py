@@ -139,7 +139,8 @@ def _check_pixels(size: tuple[int, int], file_bytes: int) -> None:
         raise RefusedImageError(f"is over the limit of {most} pixels ({size[0]} × {size[1]} pixels); {advice}")
     if 3 * pixels > most and pixels > _PIXELS_PER_BYTE * file_bytes > 0 and pixels > MAX_PIXELS // 3:
         raise RefusedImageError(
-            f"has {size[0]} × {size[1]} pixels in only {file_bytes} bytes, as files that are made to fill the memory; "
+            f"has {size[0]} × {size[1]} pixels in only {file_bytes} bytes, like a file that is made to exhaust the "
+            "memory; "
             f"{advice}"
         )
 

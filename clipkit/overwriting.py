@@ -48,7 +48,7 @@ def check_replaceable(file: Path, inputs: Iterable[str | Path] = ()) -> None:
         raise OutputError(f"{file}: is not a regular file; give another file")
     for source in inputs:
         if any(_is_same(file, name) for name in (str(source), str(source).partition("?")[0])):
-            raise OutputError(f"{file}: would overwrite {source}, which is also given; give another file")
+            raise OutputError(f"{file}: would overwrite {source}, which this command also reads; give another file")
     if not _is_written_by_clipkit(file):
         raise OutputError(f"{file}: exists and is not an output of clipkit; give another file, or delete it first")
 
@@ -67,7 +67,7 @@ def check_no_run(folder: RunFiles, resume: bool, overwrite: bool) -> None:
 
 
 def run_of(path: Path) -> Path | None:
-    """Return the run folder whose file this is, judged by its name, or None.
+    """Return the run folder to which a file with this name belongs; None if it belongs to no run.
 
     Other files in a run folder are not protected.
     """

@@ -188,7 +188,7 @@ def _of_gray(image: Image.Image, file: _File) -> Image.Image:
 
 
 def _scaling(parts: Iterator[Values], file: _File, is_float: bool) -> Callable[[Values], Values]:
-    """Return the function from the values of a gray image to 0 … 255."""
+    """Return a function that maps the values of a gray image to 0 … 255."""
     lowest, highest = np.inf, -np.inf
     for part in parts:
         finite = part[np.isfinite(part)] if is_float else part

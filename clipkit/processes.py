@@ -93,11 +93,12 @@ def _mixed_precision(precision: str) -> str:
 class Processes:
     """A group of one or more processes. All operations are exact, even if processes have different numbers of rows.
 
-    Tensors on an accelerator use one group (NCCL), tensors on the CPU another (gloo), which never waits for the other.
+    Tensors on an accelerator use one group (NCCL), tensors on the CPU another (gloo). Operations on the CPU do not wait
+    for those on the accelerator.
 
     Args:
         accelerator: Accelerator connected to the processes; None: only this process, on the CPU.
-        timeout: time to wait for a process that does not respond, for communication on the CPU beside an accelerator.
+        timeout: time to wait for a process that does not respond, for CPU tensors of a run on an accelerator.
 
     Example:
         >>> processes = Processes(None)

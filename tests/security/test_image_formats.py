@@ -99,7 +99,7 @@ def test_a_blank_image_is_read_if_it_is_small_or_the_limit_is_higher(tmp_path: P
     (tmp_path / "page.png").write_bytes(png(4960, 7016, 0))
     assert open_image(tmp_path / "page.png").size == (4960, 7016)
     (tmp_path / "bomb.png").write_bytes(png(9000, 8000, 0))
-    with pytest.raises(DataError, match=r"made to fill the memory; .*CLIPKIT_MAX_PIXELS"):
+    with pytest.raises(DataError, match=r"9000 × 8000 pixels .*CLIPKIT_MAX_PIXELS"):
         open_image(tmp_path / "bomb.png")
     with pixel_limit(2 * MAX_PIXELS):
         assert open_image(tmp_path / "bomb.png").size == (9000, 8000)
