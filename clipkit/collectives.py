@@ -24,9 +24,9 @@ _MOST_SECONDS = 1.0
 def together(*tensors: Tensor) -> Iterator[Sequence[Tensor]]:
     """Context for a collective operation: if another process has ended, raise a one-line error.
 
-    The operation must use the tensors that the context returns, which share memory with the given ones. On a CPU, they
-    are aliases that are kept until gloo's threads have released them: a thread that frees a tensor runs Python code,
-    and before Python 3.11.10 a loader worker that is forked at this moment waits forever
+    The operation must use the tensors that the context returns, which share memory with the given ones. On a CPU, these
+    are aliases, which are kept until gloo's threads have released them. Otherwise one of these threads could free a
+    tensor, which runs Python code. If a loader worker is forked at that moment, it waits forever before Python 3.11.10
     (https://github.com/python/cpython/issues/112275). Forks therefore wait until gloo has released the aliases.
     """
     _forget_dropped()

@@ -1,4 +1,4 @@
-"""Opening of image files with Pillow: only allowed formats, and only up to a maximum number of pixels.
+"""Opening of image files with Pillow, limited to allowed formats and to a maximum number of pixels.
 
 Pillow also supports formats that start programs (EPS starts Ghostscript) or that contain a file of any other format
 (IPTC); they are not allowed.

@@ -1,4 +1,4 @@
-"""Opening of local files that a user or a dataset names: only regular files, and only up to a size limit.
+"""Opening of local files that a user or a dataset names, limited to regular files and to a maximum size.
 
 A pipe or a device can block forever or never end, and a sparse file can be larger than the memory. All local files of
 the data are therefore checked and opened here.

@@ -19,7 +19,7 @@ _INDENT = " " * 9
 
 
 def read_for_check(source: str, only: str | None = None, *, may_lack: bool = False) -> Pairs:
-    """Read images with captions. Data that is not a table may have only images or only captions.
+    """Read images with captions. In data that is not a table, either the images or the captions may be missing.
 
     Args:
         source: the data.

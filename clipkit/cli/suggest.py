@@ -1,4 +1,4 @@
-"""Command `clipkit suggest`: write a recipe for this data, model and machine, with reasons."""
+"""Command `clipkit suggest`: write a recipe for given data, a model and this machine, with reasons."""
 
 from pathlib import Path
 from typing import Annotated

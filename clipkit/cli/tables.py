@@ -19,7 +19,7 @@ def print_metrics(result: Mapping[str, Any]) -> None:
 
 
 def print_prompt_choices(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print what other choices of class names and templates would change."""
+    """Print the accuracy with other class names and other templates."""
     for table in prompt_choices_table(rows):
         print_table(table.header, table.rows, f"\n{table.title}")
         print(table.note)

@@ -75,7 +75,10 @@ def encoded(image: Path | Stored, size: int, quality: int = 90, lossless: bool =
 
 
 def _extension_if_plain(content: bytes) -> str | None:
-    """Return the file's extension if every decoder would return the image that `open_image` returns, otherwise None."""
+    """Return the extension of a file that can be copied unchanged, otherwise None.
+
+    It can be copied if all decoders return the same pixels for it as `open_image`.
+    """
     with open_content(content) as file:
         plain = (
             file.format in _KEPT

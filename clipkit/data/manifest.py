@@ -153,8 +153,9 @@ def open_manifest(pairs: Pairs, folder: Path, settings: Settings) -> Manifest:
     # Folders of earlier versions have no hash of the content.
     if any(manifest.source.get(part, source[part]) != source[part] for part in ("fingerprint", "content")):
         raise OutputError(
-            f"{folder}: contains shards of {manifest.source['name']}, which is other data or has changed since; give "
-            "another --out, or delete the folder"
+            f"{folder}: contains shards of {manifest.source['name']}, but this is other data, or the data has "
+            "changed since; "
+            "give another --out, or delete the folder"
         )
     for name, value in asdict(settings).items():
         before = getattr(manifest.settings, name)

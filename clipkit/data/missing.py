@@ -52,7 +52,7 @@ def _missing_files(root: str, names: Iterable[str]) -> NDArray[np.int64]:
 
 
 def broken_images(images: Sequence[Path | Stored]) -> dict[int, str]:
-    """Decode all images in parallel; return the position and the error of each image that cannot be decoded."""
+    """Decode all images in parallel; return the images that cannot be decoded (position -> reason)."""
 
     def problem(index: int) -> str | None:
         try:

@@ -29,7 +29,7 @@ def as_output_errors(out: Path) -> Iterator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Context in which only this process writes to a folder; a lock that is released even if the process is killed.
+    """Context in which only this process writes to a folder; the lock is released even if the process is killed.
 
     Raises:
         OutputError: another process is writing to the folder.

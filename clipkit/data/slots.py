@@ -133,7 +133,7 @@ class Stack:
         """Copy the inputs of an image to a row.
 
         Raises:
-            ValueError: their shape differs from that of the other images.
+            ValueError: the inputs of the other images have another shape.
         """
         if not self._values:
             self._allocate(inputs)

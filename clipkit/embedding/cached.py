@@ -113,7 +113,7 @@ def _alone(folder: Path) -> Iterator[bool]:
 
 
 def last_use(folder: Path) -> float:
-    """Return when a folder was last used, in seconds since 1970."""
+    """Return the time of the last use of a folder, in seconds since 1970."""
     marked = folder / _LOCK
     return (marked if marked.exists() else folder).stat().st_mtime
 

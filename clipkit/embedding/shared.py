@@ -42,11 +42,11 @@ def encode_shared(
 def scan_shared(
     items: Sequence[T], scan: Callable[[Sequence[T]], Mapping[int, V]], processes: Processes
 ) -> dict[int, V]:
-    """Return the results of a scan by position among all items: each process scans a contiguous share.
+    """Scan a contiguous share of the items on each process; return all results (position among all items -> result).
 
     Args:
         items: the same items on every process.
-        scan: returns results by position in its argument, for any number of positions.
+        scan: function from a share of the items to results (position in the share -> result); it may omit positions.
         processes: the group that shares the work.
 
     Raises:

@@ -76,8 +76,8 @@ class Result(dict[str, Any]):
         """Return a pandas DataFrame.
 
         Args:
-            part: metrics: one row per metric. predictions: one row per query, with its rank, or with its class and the
-                predicted class. classes, prompts: one row per class or prompt, if the task has them.
+            part: "metrics": one row per metric; "predictions": one row per query, with its rank, or with its class and
+                the predicted class; "classes" or "prompts": one row per class or prompt, if the result has them.
 
         Raises:
             DataError: the result has no such part.
@@ -122,8 +122,8 @@ class Result(dict[str, Any]):
         """Draw the result, and return the axes.
 
         Args:
-            kind: metrics: values with intervals and chance; recall: recall at every rank, of retrieval; confusion and
-                calibration, of zero-shot classification. None: recall for retrieval, otherwise metrics.
+            kind: "metrics": values with intervals and chance; "recall" (retrieval): recall at every rank; "confusion"
+                and "calibration" (zero-shot classification). None: "recall" for retrieval, otherwise "metrics".
             ax: matplotlib axes to draw in; None: new ones.
 
         Raises:

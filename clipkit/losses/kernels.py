@@ -163,7 +163,7 @@ def weigh(
     PADDED: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, DESCRIBED: tl.constexpr,
     KIND: tl.constexpr, WITHOUT_SELF: tl.constexpr, WITHOUT_DUPLICATES: tl.constexpr,
 ):  # fmt: skip
-    """Write the derivatives of the loss by a block of logits, in units of 2^-14 of the largest; zeros outside.
+    """Write the derivatives of the loss with respect to a block of logits, in units of 2^-14 of the largest derivative.
 
     They are to_row_i · softmax over the row + to_column_j · softmax over the column, or sigmoids, each as two halves.
     The units of products with x and with y are written to `factors`; for sigmoids, the sum of the block is written to

@@ -22,7 +22,7 @@ class PairIds(NamedTuple):
     """Leave out the combination of a pair with itself."""
 
     def left_out(self, rows: slice, columns: slice) -> Tensor:
-        """Return the mask of the combinations of a tile that are left out."""
+        """Return a mask of a tile: True for combinations of row and column that are left out."""
         itself = self.row_position[rows, None] == self.column_position[None, columns]
         if not self.row_ids:
             return itself if self.without_self else torch.zeros_like(itself)

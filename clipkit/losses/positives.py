@@ -71,12 +71,12 @@ def other_pairs(
 ) -> tuple[Positives | None, PairIds | None]:
     """Return the pairs that share an image or a caption: either as positives, or as pairs to leave out.
 
-    Both results are None if no pairs share an image or a caption, or if such pairs are treated as negatives.
+    Both results are None if no pairs share an image or a caption, or if these pairs are treated as negatives.
 
     Args:
         image_ids: the image of each pair, or None.
         caption_ids: the caption of each pair, or None.
-        duplicates: how to treat such pairs.
+        duplicates: how to treat pairs that share an image or a caption.
         rows: the rows whose terms are counted; pairs to leave out are in these rows and all columns.
 
     Raises:

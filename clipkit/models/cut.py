@@ -1,10 +1,9 @@
 """Cut of a trunk into a frozen lower part, which runs once per input, and an upper part, which runs in each step.
 
 The lower part ends where the first module with a trained parameter gets its input, the activations. Both parts run the
-trunk's own code: below the cut, the trunk stops at that module; above it the modules of the lower part return
-placeholders at once, and the module gets the stored activations. Placeholders are NaN, so that a trunk that uses them
-in any other way cannot train silently: `find_cut` refuses it, because its parts return other features or gradients than
-the whole trunk.
+trunk's own code. The lower part stops the trunk at that module. In the upper part, the modules of the lower part return
+placeholders without computing, and that module gets the stored activations. Placeholders contain NaN: if a trunk uses
+their values, its features or gradients differ from those of the whole trunk, and `find_cut` refuses it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,7 +67,7 @@ class Cut:
 
         Returns:
             `activations` (B, …), the small inputs of the trunk, and, if some columns of the output come from below the
-            cut, `outside` (B, C); computing them needs a run of the whole trunk.
+            cut, `outside` (B, C), for which the whole trunk runs.
         """
         reached: dict[str, Tensor] = {}
 

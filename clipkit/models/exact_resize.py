@@ -40,8 +40,8 @@ _FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
 def can_resize(width: int, height: int, steps: Resize, side: int) -> bool:
     """Return whether `ExactResize` supports images of this size.
 
-    Pillow resizes rows first. Newer versions resize columns first for very tall images, and if this removes more than
-    twice as many pixels (Pillow's pull request 9549).
+    Pillow resizes rows first, as `ExactResize` does. Newer versions of Pillow resize columns first in some cases, e.g.
+    for very tall images (pull request 9549); these are not supported.
     """
     if steps.interpolation not in _FILTERS or steps.size < side:
         return False

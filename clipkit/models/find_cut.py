@@ -87,10 +87,11 @@ def _calls(trunk: nn.Module, inputs: Inputs) -> dict[nn.Module, list[tuple[int, 
 
 
 def _first_trained(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]]) -> nn.Module:
-    """Return the first module that runs with a trained parameter of its own.
+    """Return the first module that runs and directly contains a trained parameter.
 
-    A module does not count if modules inside it have trained parameters: its own parameters, e.g. the final projection
-    of open_clip, are usually used at the end. If they are used earlier, gradients differ, and the cut is refused.
+    A module does not count if modules inside it also have trained parameters: parameters that it contains directly,
+    e.g. the final projection of open_clip, are usually used at the end. If they are used earlier, gradients differ, and
+    the cut is refused.
     """
     trained = [m for m in calls if any(p.requires_grad for p in m.parameters(recurse=False))]
     holding = [m for m in trained if not any(other is not m and other in set(m.modules()) for other in trained)]
@@ -109,7 +110,10 @@ def _ended_before(trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int
 def _candidates(
     trunk: nn.Module, calls: Mapping[nn.Module, Sequence[tuple[int, int]]], name: str, weights: int
 ) -> list[tuple[nn.Module, list[nn.Module]]]:
-    """Return modules at which a cut is worthwhile, with the modules before each: blocks that contain `name` first."""
+    """Return the modules at which a cut saves enough time, each with the modules that run before it.
+
+    They are the module `name` and the modules that contain it, the outermost first.
+    """
     path = name.split(".")
     holders = [trunk.get_submodule(".".join(path[:length])) for length in range(1, len(path) + 1)]
     found = [(m, _ended_before(trunk, calls, calls[m][0][0])) for m in holders if len(calls.get(m, ())) == 1]

@@ -39,7 +39,7 @@ class FromOpenClip:
         self.tokenizer = tokenizer
 
     def tensors(self, model: DualEncoder) -> dict[str, Tensor]:
-        """Return all weights under the names of open_clip, including those that were moved to the towers."""
+        """Return all weights under the names of open_clip, including weights that were moved to the towers."""
         tensors: dict[str, Tensor] = self.native.state_dict()
         if isinstance(model.image.head, Projection):
             tensors["visual.proj"] = model.image.head.weight.detach()

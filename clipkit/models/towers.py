@@ -1,6 +1,7 @@
 """Towers, which compute features from inputs. A tower includes its preprocessing, but no training code."""
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,9 @@ class Tower(nn.Module):
         head_is_new: True if the projection is newly initialized and therefore must be trained.
         head_names: names of the trunk's parameters that act as the projection, if it cannot be separated.
     """
+
+    side: Literal["image", "text"]
+    """Name of the tower in a recipe and in messages."""
 
     def __init__(
         self,
@@ -87,6 +91,8 @@ class Tower(nn.Module):
 class ImageTower(Tower):
     """A tower for images: input `pixel_values` (B, 3, H, W), or the inputs that its preprocessing returns."""
 
+    side = "image"
+
     def __init__(
         self,
         trunk: nn.Module,
@@ -105,6 +111,8 @@ class ImageTower(Tower):
 
 class TextTower(Tower):
     """A tower for tokens. Its inputs are `input_ids` (B, L) and, if it uses a mask, `attention_mask` (B, L)."""
+
+    side = "text"
 
     def __init__(
         self,

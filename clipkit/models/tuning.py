@@ -39,7 +39,8 @@ def last(tower: Tower, count: int, _settings: LoraRecipe) -> None:
     """Train the last `count` blocks and the projection."""
     if count > len(tower.blocks):
         raise ModelError(
-            f"tune: last:{count} is more than the {len(tower.blocks)} blocks of this tower; use a smaller number"
+            f"model.{tower.side}.tune: last:{count} is more than the {len(tower.blocks)} blocks of the {tower.side} "
+            "tower; use a smaller number"
         )
     trained = tower.blocks[len(tower.blocks) - count :]
     tower.set_trainable([*(name for block in trained for name in block), *tower.head_names], head=True)
@@ -49,7 +50,8 @@ def head(tower: Tower, _count: int, _settings: LoraRecipe) -> None:
     """Train the projection only."""
     if not tower.has_head:
         raise ModelError(
-            "a tower has tune: head, which trains its projection, but it has no projection; use last:1 or frozen"
+            f"model.{tower.side}.tune is head, but the {tower.side} tower has no projection to train; use last:1 or "
+            "frozen"
         )
     tower.set_trainable(tower.head_names, head=True)
 

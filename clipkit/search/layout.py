@@ -88,7 +88,7 @@ def check_content(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def file_of(folder: Path, manifest: Mapping[str, Any], kind: str) -> Path:
-    """Return the path of a file by its kind, such as rows.
+    """Return the path of a file by its kind, e.g. "rows".
 
     Raises:
         DataError: the manifest does not name the file.

@@ -44,7 +44,7 @@ def probes_of(model: "DualEncoder") -> dict[str, list[list[float]]]:
 
 
 def same_model(stored: Mapping[str, Sequence[Sequence[float]]], side: str, features: Float[Tensor, "P D"]) -> bool:
-    """Return whether a model's features of the fixed inputs are those that the index records."""
+    """Return whether a model's features of the fixed inputs agree with the features that the index records."""
     expected = torch.tensor(stored.get(side, ()))
     if expected.shape != features.shape:
         return False

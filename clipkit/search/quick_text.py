@@ -1,8 +1,8 @@
 """Text tower of a CLIP in transformers' layout, computed without importing transformers.
 
-A single search in a new process spends most of its time on importing transformers and loading the image tower. The
-model types of `transformers.CLIPModel` have one text tower, so it is written out here; its features of the fixed texts
-must agree with the index, or the model is loaded as usual.
+A single search in a new process spends most of its time on importing transformers and loading the image tower. All
+models of `transformers.CLIPModel` have the same text architecture, which is implemented here. It is used only if its
+features of the fixed texts agree with the index; otherwise the model is loaded as usual.
 """
 
 from collections.abc import Mapping, Sequence

@@ -122,7 +122,7 @@ def loss(s: Situation) -> Choice:
 
 
 def logit_scale(s: Situation) -> Choice | None:
-    """Freeze a high scale if the batch is small."""
+    """Choose to freeze the scale if it is high and the batch is small."""
     size = int(s.chosen["train.batch_size"])
     if s.model.is_new or s.model.has_bias or s.model.scale <= 95 or size > 64:
         return None
@@ -204,14 +204,14 @@ def evaluate_every(s: Situation) -> Choice | None:
 
 
 def retention(s: Situation) -> Choice | None:
-    """Measure forgetting on the data that the user names."""
+    """Choose the data on which forgetting is measured: the data that the user names."""
     if s.retention is None:
         return None
     return Choice(s.retention, "as given: measured before the first step and at each evaluation", "docs/keeping.md")
 
 
 def interpolate(s: Situation) -> Choice | None:
-    """Interpolate between the weights before and after training, if forgetting is measured."""
+    """Choose the number of mixtures of the weights before and after training, if forgetting is measured."""
     if not _keeps(s):
         return None
     return Choice(11, "11 mixtures of the weights before and after training", "Wortsman et al. 2022, WiSE-FT")

@@ -36,7 +36,7 @@ class Situation:
 
     @property
     def images(self) -> int:
-        """Number of images to train on, without those held out."""
+        """Number of training images, without held-out images."""
         share = self.chosen.get("data.validation")
         return self.data.images - round(share * self.data.images) if isinstance(share, float) else self.data.images
 

@@ -16,7 +16,8 @@ def group_lines(model: DualEncoder, peaks: Mapping[str, float], starts: Mapping[
     Args:
         model: the model.
         peaks: peak learning rate of each trained parameter, by name.
-        starts: step, from 0, in which a parameter starts to learn, for those that start later than the first one.
+        starts: first step, counted from 0, in which a parameter learns, by name; parameters that learn from step 0 are
+            left out.
     """
     rows: list[tuple[str, ...]] = [("trained", "parameters", "peak learning rate", "from step")]
     for name, names in _parts(model, starts):
@@ -46,7 +47,7 @@ def peaks_of(
 
 
 def _parts(model: DualEncoder, starts: Mapping[str, int]) -> Iterator[Part]:
-    """Yield the parts of the model with the names of their parameters. The training of a part starts in one step."""
+    """Yield the parts of the model with the names of their parameters, which start to learn in the same step."""
     for side, tower in model.sides.items():
         yield from _blocks(side, tower, starts)
         others = [f"{side}.{name}" for name, _ in tower.named_parameters() if name not in block_numbers(tower)]

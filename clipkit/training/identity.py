@@ -38,7 +38,7 @@ def identity_of(
     accelerator: Accelerator,
     given: Given,
 ) -> dict[str, Any]:
-    """Return what identifies a run: hashes of data, frozen weights and teachers, and a description of the machine.
+    """Return the identity of a run: hashes of data, frozen weights and teachers, and a description of the machine.
 
     The names of the parts appear in messages and checkpoints, so they must not change.
     """

@@ -63,8 +63,8 @@ class TowerInputs:
         augmented: True if the images of the objective `captions` are augmented, so that their trunk runs in each step.
         seed: seed of the run, for the order of a stream.
         replacement: chooses another sample if an image is missing or unreadable; None: raise the error.
-        bad: reasons for images that are already known to be missing or unreadable, by position; a frozen trunk adds
-            those that it could not read.
+        bad: reasons why images are missing or unreadable, by position, as far as known; a frozen trunk adds images that
+            it could not read.
         storing: settings of the inputs that are stored on disk; None: nothing is stored.
     """
 

@@ -23,7 +23,7 @@ def keep_model(plan: Plan, folder: RunFolder, results: Sequence[Mapping[str, Any
     Args:
         plan: the plan of the run.
         folder: the run folder.
-        results: result files that the card shows.
+        results: results to show in the card.
     """
     folder.replace_model(lambda aside: save_kept_model(plan, aside, results))
     has_adapters = any(True for _ in adapted_layers(plan.model))
@@ -40,12 +40,12 @@ def _is_loadable(recipe: Recipe) -> bool:
 
 
 def save_kept_model(plan: Plan, folder: Path, results: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Save the model with its card, but without the view heads that the recipe does not keep.
+    """Save the model with its card, and with the view heads that the recipe keeps.
 
     Args:
         plan: the plan of the run.
         folder: folder for the model.
-        results: result files that the card shows.
+        results: results to show in the card.
     """
     model, recipe = plan.model, plan.recipe
     heads = model.view_heads

@@ -68,11 +68,11 @@ class Comparison:
         self.choices: list[Choice] = []
 
     def best(self, choose_image: bool, choose_text: bool) -> Choice:
-        """Return the choice with the most layers and the larger ridge, within a standard error of the best mean recall.
+        """Return the best choice: most layers, larger ridge, and a mean recall within a standard error of the highest.
 
         The layers of the image tower are chosen first, combined with all layers of the text tower. Then the layers of
-        the text tower are chosen, and last the ridge. With fewer layers or a smaller ridge, results before training
-        can be a little better, but the trained projections overfit (docs/benchmarks.md, two frozen towers).
+        the text tower are chosen, and last the ridge. With fewer layers or a smaller ridge, results before training can
+        be a little better, but the trained projections overfit (docs/benchmarks.md, two frozen towers).
         """
         image, text = self.image.layers, self.text.layers
         if choose_image:
@@ -106,7 +106,7 @@ class Comparison:
         return self.choices[-1]
 
     def columns(self, image_layers: Sequence[str], text_layers: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the columns that the given layers have in the features of both towers."""
+        """Return the column numbers of the given layers in the features of both towers."""
         image, text = self.image, self.text
         return columns(image.layers, image.widths, image_layers), columns(text.layers, text.widths, text_layers)
 

@@ -97,7 +97,7 @@ class Recorder:
             self.log_line(f"{len(bad)} {are} missing or unreadable (first: {first}) and replaced by other pairs")
 
     def log(self, row: dict[str, Any], batch: Batch, waited: float, took: float) -> None:
-        """Show the speed of one step, and write it to metrics.jsonl and speed.jsonl, if this step is logged.
+        """Show the speed of a step; if the step is logged, write its rows of metrics.jsonl and speed.jsonl.
 
         Args:
             row: the row that `update` returned.
@@ -194,7 +194,7 @@ class Recorder:
         raise self.stop_request.interrupted(when, number)
 
     def stop_at_last_good(self, state: State, batch: Batch, error: NotFinite) -> NoReturn:
-        """Save the weights before this step if the model still has them, log the step's images, and end the run.
+        """Save the weights of the previous step if the model still has them, log the step's images, and end the run.
 
         Raises:
             TrainingError: always.

@@ -305,7 +305,9 @@ class _Encoding:
 
 
 def _completed_by(encodings: list[_Encoding], model: nn.Module) -> list[list[nn.Parameter]]:
-    """Group the parameters by the backward pass that completes their gradients: of the loss, or of an encoding.
+    """Group the parameters by the last backward pass that adds to their gradients.
+
+    The first group is completed by the backward pass of the loss, the others by those of the encodings.
 
     Args:
         encodings: in the order of their backward passes; several may share a tower.
@@ -322,7 +324,7 @@ def _completed_by(encodings: list[_Encoding], model: nn.Module) -> list[list[nn.
 
 
 def _sizes(lengths: Tensor, micro_batch_size: int) -> list[int]:
-    """Return how many captions run together on an accelerator, for ascending lengths.
+    """Split captions of ascending lengths into parts that run together on an accelerator; return the size of each part.
 
     A part never has more tokens than a micro-batch of the longest captions, so it fits into memory.
     """

@@ -68,7 +68,8 @@ class PixelMemory(BatchMemory):
             used.synchronize()
 
     def release(self) -> None:
-        """Allow the next batch to overwrite the oldest one after the work that this thread has queued is done."""
+        """Let the next batch overwrite the oldest one as soon as the GPU has done the work that this thread has
+        queued."""
         if self.stream is None:
             self._free.put(None)
             return

@@ -54,7 +54,7 @@ def _shares(side: str, tower: Tower, trained: list[int], unfreeze: Schedule) -> 
     if late := [number for number in trained if not shares[number]]:
         raise RecipeError(
             f"optim.unfreeze does not say when the trained block {late[-1]} of {len(tower.blocks)} of the {side} "
-            "tower starts; add full: SHARE, or train fewer blocks with tune: last:N"
+            "tower starts to learn; add full: SHARE, or train fewer blocks with tune: last:N"
         )
     return {number: min(shares[number]) for number in trained}
 

@@ -35,7 +35,7 @@ def image_name(pairs: Pairs, position: int) -> str:
 
 
 def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int, Leak]]:
-    """Return the duplicates within a scan, and a `Leak` by position for each image that occurs in another scan."""
+    """Return the duplicates within a scan, and the images that also occur in another scan (position -> `Leak`)."""
     count = len(scan)
     both = find_duplicates(scan.followed_by(other))
     exact: dict[int, int] = {}  # first image with a given content -> position of that content in the other dataset
@@ -57,7 +57,7 @@ def find_leaks(scan: ImageScan, other: ImageScan) -> tuple[Duplicates, dict[int,
 
 
 def find_exact_leaks(pairs: Pairs, against: Pairs) -> dict[int, Leak]:
-    """Return a `Leak` by position for each image with the same bytes as an image of `against`.
+    """Return the images with the same bytes as an image of `against` (position -> `Leak`).
 
     Only files of equal size are read.
     """

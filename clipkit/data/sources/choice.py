@@ -23,7 +23,7 @@ CERTAIN = 2
 
 
 def rank_of(role: str, values: Sequence[Any], folder: Path) -> tuple[int, str]:
-    """Return how well the values of a column fit a role (0 is best), and a description of the values.
+    """Return a number for how well the values of a column fit a role (0 is best), and a description of the values.
 
     For images, bytes are best, then paths, then URLs, which need the network.
 

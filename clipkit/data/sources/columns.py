@@ -147,9 +147,9 @@ class Wanted:
         return found
 
     def _given(self, role: str, header: Sequence[str]) -> str | None:
-        """Return the column that the user chose for a role with an option, in lower case.
+        """Return the column that the user named for a role in the options of the source, in lower case.
 
-        %XX is decoded, unless a column name contains it literally.
+        URL escapes such as %20 are decoded, unless a column name contains them literally.
         """
         given = self.options.get(role)
         if given is None:

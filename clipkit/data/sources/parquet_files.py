@@ -22,7 +22,7 @@ from clipkit.opening import check_file
 
 
 def read_parquet_folder(path: str, wanted: Wanted) -> Rows:
-    """Read all Parquet files of a folder, or those whose names contain the split of `?split=`.
+    """Read all Parquet files of a folder or, with `?split=NAME`, the files whose names contain the split.
 
     Raises:
         DataError: as for `read_parquet`, or the file names contain several splits and none is chosen.

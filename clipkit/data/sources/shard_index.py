@@ -114,7 +114,7 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
 
 
 def used_captions(tables: Iterable[pa.Table]) -> list[str]:
-    """Return the endings and JSON keys of captions in several indexes; the first one is used, the others are not."""
+    """Return the endings and JSON keys of captions in several indexes; only the first one is used."""
     return list(dict.fromkeys(name for table in tables for name in parse_json(table.schema.metadata[_CAPTIONS])))
 
 

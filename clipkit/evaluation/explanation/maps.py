@@ -168,7 +168,7 @@ def _gradient_of_layer(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"
 
 
 def token_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
-    """Return gradient times the input of the last block, for attention that does not accept single tokens (rotary)."""
+    """Return maps for attention that does not accept single tokens (rotary): gradient times input of the last block."""
     held = _Held()
 
     def hold(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -206,7 +206,7 @@ def _channels_last(activations: Tensor) -> bool:
 def _gradients(
     tower: ImageTower, seen: Seen, texts: Tensor, hooks: list[Any], outputs: Sequence[list[Tensor]]
 ) -> list[Float[Tensor, "T ..."]]:
-    """Return the gradients of the cosine with each text with respect to each of the outputs that the hooks keep."""
+    """Return for each text the gradients of the cosine with respect to the outputs that the hooks keep."""
     with _hooked(hooks), torch.enable_grad():
         features = F.normalize(tower(seen.inputs)[0].float(), dim=-1)
         kept = [output[0] for output in outputs]

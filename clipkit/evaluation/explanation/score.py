@@ -1,7 +1,7 @@
 """Scores of relevance maps: deletion, insertion, and agreement with occlusion, all on the same grid of cells.
 
-Deletion and insertion are those of Petsiuk et al. 2018 ("RISE: Randomized input sampling for explanation"), with the
-cosine as the score and the mean color of the image in hidden cells.
+Deletion and insertion follow Petsiuk et al. 2018 ("RISE: Randomized input sampling for explanation"). The score is the
+cosine, and hidden cells get the mean color of the image.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class Areas:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a relevance map beside those of maps that ignore the model."""
+    """Scores of a relevance map, and of a random and a center map for comparison."""
 
     map: Areas
     random: Areas
@@ -53,7 +53,7 @@ class Scores:
 
 
 def scored(model: DualEncoder, seen: Seen, text: Float[Tensor, " D"], map: Float[Tensor, "R C"]) -> Scores:
-    """Measure how faithful a map is to what the model uses.
+    """Measure how well a map shows the parts of the image that determine the cosine.
 
     Args:
         model: the model.
@@ -85,7 +85,7 @@ def center() -> Float[Tensor, "K K"]:
 
 
 def windowed(cells: Float[Tensor, "K K"]) -> Float[Tensor, "K K"]:
-    """Return the sum over the 3 × 3 cells around each cell; the grid ends at its edge."""
+    """Return the sum over the 3 × 3 cells around each cell; cells outside of the grid count as 0."""
     return 9 * F.avg_pool2d(cells[None, None], 3, stride=1, padding=1)[0, 0]
 
 

@@ -171,7 +171,7 @@ def read_suite(name: str) -> Suite:
 def _with_named(datasets: list[Any], path: Path) -> list[Any]:
     """Return the datasets of a suite; the name of a dataset is replaced by the content of the dataset's file.
 
-    The key `version_of` of such a named dataset is dropped if the suite does not contain the original dataset.
+    The key `version_of` of a named dataset is dropped if the suite does not contain the original dataset.
     """
     entries = [_named(given, path) if isinstance(given, str) else given for given in datasets]
     names = {entry.get("name") for entry in entries if isinstance(entry, dict)}

@@ -131,7 +131,12 @@ def instance_columns(queries: Mapping[str, Sequence[Any]]) -> Columns:
 
 
 def _chance(sizes: np.ndarray[Any, Any], candidates: int) -> dict[str, float]:
-    """Return the expected metrics of random scores: labels with `sizes` images, among `candidates` other images."""
+    """Return the expected metrics of random scores.
+
+    Args:
+        sizes: number of images of each label.
+        candidates: number of other images, among which a query is ranked.
+    """
     chance = {}
     for k in KS:
         missed = 0.0

@@ -1,8 +1,8 @@
 """Attaching adapters to layers, and merging them into the weights.
 
 A layer with an adapter keeps its parameters and their names; only its class changes, so that reading its weight gives
-the adapted one. Attention that reads the weights of its layers itself, fused projections, checkpointed gradients and
-compiled blocks therefore need no code of their own.
+the adapted one. This also works for attention that reads the weights of its layers directly, for fused projections,
+gradient checkpointing and compiled blocks.
 """
 
 from collections.abc import Iterator

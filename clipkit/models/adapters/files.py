@@ -38,7 +38,7 @@ def save_adapters(model: DualEncoder, folder: Path, recipe: ModelRecipe) -> None
     Args:
         model: model with adapters.
         folder: new folder.
-        recipe: the base: a whole model or two towers.
+        recipe: names the base, a whole model or two towers.
     """
     tensors, ranks, alphas = _adapter_tensors(model)
     others = _others(model)

@@ -58,12 +58,13 @@ def chosen_layers(tower: Tower, recipe: LoraRecipe) -> list[tuple[Linear, list[s
     present = {role for layer in layers for role in layer.roles}
     if not layers:
         raise ModelError(
-            "tune: lora and dora adapt linear layers, but a tower has none in its blocks (it is convolutional); use "
-            "last:N, head or full"
+            f"model.{tower.side}.tune: lora and dora adapt linear layers, but the blocks of the {tower.side} tower "
+            "have none (it is convolutional); use last:N, head or full"
         )
     if recipe.last is not None and recipe.last > len(tower.blocks):
         raise ModelError(
-            f"lora.last: {recipe.last} is more than the {len(tower.blocks)} blocks of a tower; use a smaller number"
+            f"model.{tower.side}.lora.last: {recipe.last} is more than the {len(tower.blocks)} blocks of the "
+            f"{tower.side} tower; use a smaller number"
         )
     attention = {"q", "k", "v"}
     targets = recipe.targets if isinstance(recipe.targets, list) else attention & present
@@ -73,8 +74,8 @@ def chosen_layers(tower: Tower, recipe: LoraRecipe) -> list[tuple[Linear, list[s
     chosen = [(layer, roles) for layer, roles in chosen if roles]
     if not chosen:
         raise ModelError(
-            f"lora.targets: {recipe.targets} match no layer of these blocks, which have the kinds "
-            f"{', '.join(sorted(present))}; use targets: all"
+            f"model.{tower.side}.lora.targets: {recipe.targets} are not in the adapted blocks, which have the layers "
+            f"{', '.join(sorted(present))}; use some of these, or targets: all"
         )
     return chosen
 

@@ -43,7 +43,7 @@ class LowRank(nn.Module):
     Args:
         weight: (O, I).
         recipe: rank, alpha, dropout.
-        with_magnitude: DoRA.
+        with_magnitude: True for DoRA, False for LoRA.
 
     Example:
         >>> weight = torch.randn(6, 4)
@@ -96,7 +96,7 @@ class Adapter(nn.Module):
         names: a name for each slice.
         chosen: slices that have an adapter.
         recipe: rank, alpha, dropout.
-        with_magnitude: DoRA.
+        with_magnitude: True for DoRA, False for LoRA.
     """
 
     def __init__(

@@ -189,7 +189,7 @@ def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
 
 
 def _mlp(config: Any) -> dict[str, float]:
-    """Return the MLP ratio with which open_clip, which rounds down, computes the correct width of the hidden layer."""
+    """Return an MLP ratio for which open_clip, which rounds down, computes the correct width of the hidden layer."""
     width, hidden = config.hidden_size, config.intermediate_size
     ratio = hidden / width
     return {} if ratio == 4 else {"mlp_ratio": ratio if int(width * ratio) == hidden else (hidden + 0.5) / width}

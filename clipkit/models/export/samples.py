@@ -32,8 +32,8 @@ def image_files(side: int) -> dict[str, bytes]:
     """Return image files by kind.
 
     Args:
-        side: side of the model's input; exactly two images leave an odd number of pixels beside a center crop of this
-            side.
+        side: side of the model's input in pixels. Two images are made for it, from which a center crop removes an odd
+            number of pixels.
     """
     square, wide = _photograph(96, 96), _photograph(150, 50)
     alpha = square.convert("RGBA")

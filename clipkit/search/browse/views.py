@@ -33,7 +33,7 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True)
 class Listing:
-    """A view with its items."""
+    """Items of a list on the page."""
 
     total: int
     items: Callable[[slice], list[Item]]

@@ -18,7 +18,7 @@ class Learned:
     """Trainable weights, buffers, averaged weights and the optimizer's state; frozen weights come from the base model.
 
     Args:
-        weights: the trained weights; the buffers of their model are included because those of BatchNorm may change.
+        weights: the trained weights, with the buffers of their model, because BatchNorm may change its buffers.
         optimizer: the optimizer of the trainable parameters.
         ema: decay of the averaged weights; None: no averaging.
     """

@@ -179,7 +179,7 @@ def _repairable(folder: RunFolder, steps: Iterable[int]) -> Iterator[tuple[int, 
 
 
 def _problem(folder: RunFolder, step: int) -> str | None:
-    """Return why a checkpoint, the best checkpoint that it needs, or its logs are unusable.
+    """Return the reason why a checkpoint, the best checkpoint that it needs, or its logs are unusable.
 
     The result is None if all are usable.
     """
@@ -191,7 +191,7 @@ def _problem(folder: RunFolder, step: int) -> str | None:
 
 
 def _damage(folder: RunFolder, step: int) -> str | None:
-    """Return why a checkpoint, or the best checkpoint that it needs, is unusable; None if both are usable."""
+    """Return the reason why a checkpoint, or the best one that it needs, is unusable; None if both are usable."""
     reason = damage(checkpoint_of(folder.checkpoints, step))
     if reason is not None:
         return reason

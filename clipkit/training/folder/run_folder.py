@@ -113,7 +113,7 @@ class RunFolder(RunFiles):
             file.unlink(missing_ok=True)
 
     def mark(self) -> dict[str, Any]:
-        """Flush to disk the logs whose content depends only on the recipe; return the length and hash of each."""
+        """Flush to disk the logs that depend only on the recipe; return the mark of each: its length and hash."""
         marks = {}
         for file in (self.metrics, self.evaluations, self.bad_samples):
             content = b""
@@ -125,7 +125,7 @@ class RunFolder(RunFiles):
         return marks
 
     def altered(self, marks: Mapping[str, Any]) -> str | None:
-        """Return the name of a log whose beginning differs from the result of `mark`, or None if there is none."""
+        """Return the name of a log whose beginning no longer has the hash of its mark, or None if there is none."""
         for name, mark in marks.items():
             file = self.path / name
             content = file.read_bytes()[: mark["bytes"]] if file.is_file() else b""
@@ -134,7 +134,7 @@ class RunFolder(RunFiles):
         return None
 
     def damaged(self, marks: Mapping[str, Any]) -> list[str]:
-        """Return a line about each log that has lost lines before its mark; edited logs are not included."""
+        """Return a line about each log that is shorter than its mark or has damaged lines, but was not edited."""
         lines = []
         for name, mark in marks.items():
             file = self.path / name

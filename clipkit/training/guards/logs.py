@@ -60,7 +60,7 @@ class Logs:
         return statistics.fmean(values) if len(values) == len(self.rows) else None
 
     def matches_pairs(self, errors: float) -> bool:
-        """Return True if the window's batches match more pairs than chance plus `errors` standard errors."""
+        """Return True if the share of matched pairs in the window exceeds chance by `errors` standard errors."""
         queries = min(self.facts.batch_size, QUERIES) * len(self.rows)
         chance = 1 / self.facts.batch_size
         limit = min(1.0, chance + errors * math.sqrt(chance * (1 - chance) / queries))

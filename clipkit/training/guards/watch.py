@@ -247,7 +247,7 @@ class _Learned:
 
 
 def _training_and_validation(watch: Watch) -> _Learned | None:
-    """Return the shares of training and validation captions; None if unknown, or if the first is not clearly larger."""
+    """Return the shares of captions that match their image; None if unknown, or if training is not clearly better."""
     name, images = "text_accuracy", watch.facts.validation_images
     training, validation = watch.mean(name) if watch.rows else None, watch.evaluations[-1].get(name)
     if training is None or validation is None or images < 2 or len(watch.rows) < _EVERY:

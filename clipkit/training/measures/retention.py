@@ -55,8 +55,8 @@ def retention_of(
 class OwnSimilarities:
     """Retention on held-out pairs: correlation of the image-caption cosines now and before training; 1: unchanged.
 
-    Most of these cosines compare images with captions of other images. Training on such pairs changes mainly
-    the cosines of matching pairs, one in `min(N, 128)`, so it hardly changes the correlation.
+    Most of these cosines compare images with captions of other images. Training on similar pairs mainly changes the
+    cosines of matching pairs, a share of 1 / `min(N, 128)`, so it hardly changes the correlation.
 
     Args:
         model: the model before the first step.

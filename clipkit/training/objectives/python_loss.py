@@ -44,8 +44,8 @@ def checked_loss(loss: Callable[..., Any]) -> list[str]:
 def value_of_loss(loss: Callable[..., Any]) -> Value:
     """Convert a loss to the `value` function of an objective.
 
-    A loss that takes `rows` returns the terms of those rows, divided by the size of the batch, G. Any other loss is
-    computed over the whole batch on every process, and each process counts a share of it, its rows / G: the shares
+    A loss with the argument `rows` returns the terms of these rows, divided by the size of the batch, G. Any other loss
+    is computed over the whole batch on every process, and each process counts a share of it, its rows / G: the shares
     of all processes, and therefore their gradients, sum to the loss.
 
     Args:

@@ -155,7 +155,8 @@ def store_of(
 def _type_of(
     storing: Storing, rows: int, sizes: Mapping[torch.dtype, float], largest: float, computed: torch.dtype
 ) -> torch.dtype:
-    """Return the type in which to store activations; auto is the computed type, or a 16-bit type if only this fits.
+    """Return the data type of stored activations; auto: the computed type, or a 16-bit type if the computed one does
+    not fit.
 
     It does not depend on what is stored already, so that the same recipe gives the same result.
     """
@@ -168,7 +169,7 @@ def _type_of(
 def _measured(
     tower: ImageTower | TextTower, items: Items, storing: Storing
 ) -> tuple[dict[torch.dtype, float], float, torch.dtype]:
-    """Return the mean bytes of a row by type of the activations, the largest value, and the type that is computed."""
+    """Return the mean bytes of a stored row by data type, the largest activation, and the computed data type."""
     inputs = _example(tower)
     with torch.no_grad():
         made = frozen_part(tower, storing)(inputs)
