@@ -68,7 +68,7 @@ def preview(
     check_exists(data)
     if Path(data).is_dir() and out.resolve().parent == Path(data).resolve():
         raise OutputError(
-            f"{out}: the preview would become one of the images in {data}; give a file in another folder with --out"
+            f"{out}: the preview would be saved among the images of {data}; give a file in another folder with --out"
         )
     from clipkit.data import read_pairs
     from clipkit.data.preview import preview as draw

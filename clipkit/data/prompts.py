@@ -25,10 +25,11 @@ def read_classes(source: str) -> Classes:
 
     Args:
         source: a text file with one name per line; a JSON file with a list of names, or with an object that maps each
-            label to one or several names; or `imagenet`, its 1,000 classes by WordNet ID with the names of open_clip.
+            label to one or several names; or `imagenet`: the 1,000 classes of ImageNet by WordNet ID, with the names of
+            open_clip.
 
     Raises:
-        DataError: the file or set is missing or has another format.
+        DataError: there is no such file or list, or its format is not supported.
     """
     if source == "imagenet" and not Path(source).exists():
         from open_clip import IMAGENET_CLASSNAMES
@@ -58,7 +59,7 @@ def read_templates(source: str) -> Templates:
             a single prompt, such as `a picture of {c}`.
 
     Raises:
-        DataError: the file or set is missing or has another format.
+        DataError: there is no such file or list, or its format is not supported.
     """
     if source in _NAMED_TEMPLATES and not Path(source).exists():
         import open_clip
@@ -202,7 +203,7 @@ def prompts_of(label: str, names: Sequence[str], templates: Templates) -> list[s
 
 
 def _lines_or_json(source: str, what: str, named: list[str]) -> object:
-    """Return the content of a JSON file, or the lines of another file."""
+    """Return the content of a JSON file, or the lines of a text file."""
     path = Path(source)
     if not is_file(path):
         raise DataError(

@@ -38,8 +38,7 @@ class PartWriter:
         folder: folder of the unfinished store.
         number: number of the part.
         of_tokens: True if each tensor (B, L, …), except `outside` (B, C), has a row per token. Padding, where
-            `attention_mask` (B, L) is 0, is then not
-            written.
+            `attention_mask` (B, L) is 0, is then not written.
         dtype: type of the tensors with more than two dimensions; None: unchanged.
     """
 

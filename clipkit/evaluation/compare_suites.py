@@ -1,4 +1,4 @@
-"""Comparison of two models over a whole suite: paired differences per dataset, corrected for their number."""
+"""Comparison of two models over a whole suite: paired differences per dataset, corrected for the number of datasets."""
 
 from collections.abc import Mapping, Sequence
 from math import erfc, sqrt

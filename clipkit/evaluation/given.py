@@ -51,7 +51,7 @@ def _strings(texts: Any, what: str, advice: str) -> list[str]:
     several = list(texts)
     wrong = next((text for text in several if not isinstance(text, str)), None)
     if wrong is not None or None in several:
-        raise DataError(f"{what} has {kind_of(wrong)} among its texts; give {advice}")
+        raise DataError(f"{what} contains {kind_of(wrong)}, which is not a text; give {advice}")
     for text in several:
         check_text(text)
     return several

@@ -21,7 +21,7 @@ _JOINED = re.compile(r"(?<=[a-z])(?=[A-Z])")  # EuroSAT: AnnualCrop
 
 
 def cleaned(name: str) -> str:
-    """Return a class name as words: without a number in front, underscores, or words joined by capital letters.
+    """Return a class name as separate words: no leading number, no underscores, and words in CamelCase split.
 
     Example:
         >>> [cleaned(name) for name in ("001.Black_footed_Albatross", "AnnualCrop", "ice cream", "7")]

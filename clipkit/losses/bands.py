@@ -1,4 +1,4 @@
-"""Sums over the rows of a G × G matrix, one band of rows at a time, recomputed for the gradient."""
+"""Sums over the rows of a G × G matrix, one band of rows at a time; the gradient computes each band again."""
 
 from collections.abc import Callable
 

@@ -118,7 +118,8 @@ def macro_f1(predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> float:
 def group_accuracies(ranks: Sequence[int], groups: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return for each group the number of its images, and their top-1 and top-5 accuracy.
 
-    The lowest ones are the worst group's, as in WILDS (Koh et al. 2021). Images without a group ("") do not count.
+    The lowest accuracy is that of the worst group, as in WILDS (Koh et al. 2021). Images without a group ("") do not
+    count.
 
     Example:
         >>> group_accuracies([1, 3, 1], ["a", "a", "b"])["a"]

@@ -111,7 +111,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Outside:
-    """Columns of features (B, W) at one point of the trunk that the lower part computes."""
+    """Columns of the features (B, W) at one point of the trunk that come from the lower part."""
 
     module: nn.Module | None
     """Module whose input the features are; None: they are the output of the trunk."""
@@ -132,7 +132,8 @@ def _before(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 def _changed(outside: Outside | None, change: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
     """Context in which `change` is applied to the features with outside columns.
 
-    The context returns a function to apply to the trunk's output; it changes the output if the columns are there.
+    The context returns a function for the trunk's output, which applies `change` there if the columns are in the
+    output.
     """
     if outside is None or outside.module is None:
         yield change if outside is not None else lambda output: output

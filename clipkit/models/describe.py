@@ -98,7 +98,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _activation(tower: nn.Module) -> str | None:
-    """Return the name of the most frequent activation module, or None if the layers use activation functions."""
+    """Return the name of the most frequent activation module, or None if activations are functions."""
     counts: Counter[str] = Counter()
     for module in tower.modules():
         name = type(module).__name__.removesuffix("Activation")

@@ -146,7 +146,7 @@ def _stored(cut: Cut, inputs: Inputs) -> Inputs | None:
 
 @torch.no_grad()
 def _outside_of(cut: Cut, stored: Inputs, calls: Mapping[nn.Module, Sequence[tuple[int, int]]]) -> Cut | None:
-    """Return the cut with its `outside`: output columns that come from below the cut; None if there are none."""
+    """Return the cut with the output columns that come from below the cut (`outside`), or None if there are none."""
     start = calls[cut.module][0][0]
     seen: list[tuple[nn.Module | None, Tensor]] = []
 

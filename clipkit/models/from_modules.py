@@ -1,4 +1,4 @@
-"""Dual encoders of two modules of a Python program, with their preprocessing and tokenizer."""
+"""Dual encoders built from two modules of a Python program, with their preprocessing and tokenizer."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -40,8 +40,9 @@ def graph_bytes(tower: nn.Module, inputs: dict[str, Tensor]) -> int:
 
 @contextmanager
 def _computed_by_adapters(tower: nn.Module) -> Iterator[Callable[[Tensor], bool]]:
-    """Context that returns a function: True for a weight that an adapter has computed, and for any tensor while it
-    computes.
+    """Context that returns a function of a tensor, which tells whether adapters have computed it.
+
+    It is True for the weights that they return, and for all tensors while they compute.
     """
     running: list[nn.Module] = []
     weights: list[Tensor] = []  # kept, so that no other tensor gets their memory

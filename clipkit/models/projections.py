@@ -45,7 +45,7 @@ class ResidualProjection(nn.Module):
 
 
 def projection_of_coordinates(width: int, embed_dim: int, layers: str, dropout: float) -> nn.Module:
-    """Build the projection of a trunk that returns coordinates: a linear layer, or a `residual` one."""
+    """Build the projection of a trunk that returns coordinates: a linear layer, or a `ResidualProjection`."""
     if layers == "residual":
         return ResidualProjection(width, embed_dim, dropout)
     return nn.Sequential(nn.Linear(width, embed_dim, bias=False))
@@ -59,7 +59,7 @@ def linear_of(head: nn.Module) -> nn.Linear:
 
 
 def new_projection(width: int, embed_dim: int | None, layers: str) -> nn.Module:
-    """Build a LayerNorm and a linear layer (`layers` mlp: two linear layers); without `embed_dim`, the identity."""
+    """Build a LayerNorm and a linear layer (`layers` mlp: two linear layers); the identity if `embed_dim` is None."""
     if embed_dim is None:
         return nn.Identity()
     if layers == "mlp":

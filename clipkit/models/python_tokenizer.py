@@ -16,7 +16,8 @@ _LONG = "word " * 2000
 
 
 class PythonTokenizer:
-    """Tokenizer from a function of a list of strings that returns `input_ids` (M, L), or a dict with them.
+    """Tokenizer that calls a function with a list of strings; the function returns `input_ids` (M, L), or a dict with
+    them.
 
     Args:
         function: the function; with an `attention_mask` in its dict, L may be the length of the longest string.

@@ -209,7 +209,7 @@ def judged(
 ) -> Iterator[tuple[Query, NDArray[np.float64], NDArray[np.bool_]]]:
     """Yield each query twice, once with its relevant images in the index and once without them.
 
-    With it, yield the evidence for its best results, and whether each of them is relevant.
+    For each of the two, yield the query, the evidence for its best results, and whether each result is relevant.
     """
     possible = [np.union1d(query.relevant, query.unknown) for query in queries]
     deepest = DEPTH + max((len(rows) for rows in possible), default=0)

@@ -48,7 +48,7 @@ class Progress:
 class Callback:
     """Base class of callbacks: override the methods that you need.
 
-    All processes call them; `run.is_main` is True on one of them. Callbacks must not change the model, except its
+    All processes call them; `run.is_main` is True in the main process. Callbacks must not change the model, except its
     gradients.
 
     Example:

@@ -1,4 +1,4 @@
-"""Size of the micro-batch: the number of pairs that fit into memory together with their graph."""
+"""Size of the micro-batch: the number of pairs that fit into memory together with their autograd graph."""
 
 import os
 from collections.abc import Iterator

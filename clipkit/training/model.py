@@ -25,12 +25,12 @@ Towers = dict[Side, ImageTower | TextTower]
 def model_of(recipe: Recipe, given: DualEncoder | None = None) -> DualEncoder:
     """Return the model of the recipe, ready to be trained.
 
+    The model is in evaluation mode, without dropout or drop path and with BatchNorm's statistics fixed, except where
+    the recipe sets dropout or starts a tower from scratch.
+
     Args:
         recipe: the recipe.
         given: a model to train instead of the one that the recipe names; it is changed in place.
-
-    The model is in evaluation mode, without dropout or drop path and with BatchNorm's statistics fixed, except where
-    the recipe sets dropout or starts a tower from scratch.
 
     Raises:
         ModelError: the model is missing, lacks a part that the recipe needs, or has weights that are not finite.

@@ -80,7 +80,7 @@ class WarmupCosine:
 
     Args:
         peak: learning rate at the end of warmup.
-        warmup: below 1 a share of the run, otherwise a number of steps.
+        warmup: a share of the run if below 1, otherwise a number of steps.
         steps: updates in the whole run.
         held: number of first steps, in which the learning rate is 0 and the optimizer only estimates its moments.
 

@@ -45,7 +45,7 @@ class Recorder:
         run_log: writes lines to the terminal and to log.txt.
         monitor: the guards of the run.
         measurements: the evaluations.
-        stop_request: knows whether a stop signal arrived.
+        stop_request: tells whether a stop signal arrived.
         throughput: peak speed of the device, and number of operations of the towers.
     """
 
@@ -136,7 +136,7 @@ class Recorder:
             self._write_failure = error  # `agree` raises it, so that the other processes learn of it
 
     def agree(self, state: State, bad: Mapping[int, str]) -> bool:
-        """Exchange failures to write and new bad images with the other processes.
+        """Exchange write failures and new bad images with the other processes.
 
         Returns:
             True if a checkpoint is due because the last one is too old.

@@ -103,7 +103,7 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
     Args:
         plan: the plan of the run.
         folder: the run folder, locked by this run.
-        stop: knows whether a stop signal arrived.
+        stop: tells whether a stop signal arrived.
         resume: continue from the newest checkpoint in the folder.
 
     Returns:

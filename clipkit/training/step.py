@@ -258,7 +258,7 @@ class _Encoding:
         return any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     def forward(self, keep: int) -> None:
-        """Compute the features of all rows, in the order of the slice, as a leaf of the graph.
+        """Compute the features of all rows, in the order of the slice, as a leaf of the autograd graph.
 
         Args:
             keep: number of parts, from the end, whose graphs are kept.

@@ -44,7 +44,8 @@ _PEAKS: dict[str, tuple[float, float, float]] = {
 
 
 def peak_of(device_name: str, precision: str) -> float | None:
-    """Return the peak of a device in operations per second, or None if the device is unknown or only a part of one.
+    """Return the peak of a device in operations per second, or None if the device is unknown or is a part of a GPU
+    (MIG).
 
     Args:
         device_name: name as `torch.cuda.get_device_name` returns it.

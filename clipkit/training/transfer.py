@@ -68,8 +68,7 @@ class PixelMemory(BatchMemory):
             used.synchronize()
 
     def release(self) -> None:
-        """Let the next batch overwrite the oldest one as soon as the GPU has done the work that this thread has
-        queued."""
+        """Let the next batch overwrite the oldest one as soon as the GPU has done the queued work of this thread."""
         if self.stream is None:
             self._free.put(None)
             return

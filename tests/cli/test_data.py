@@ -62,7 +62,7 @@ def test_what_a_preview_cannot_do(typed: Type, shapes: Path, tmp_path: Path) -> 
         ),
         ((text,), "no image column"),
         ((mixed,), "such as 2.png, and 1 image in class folders, such as red/1.png"),
-        ((mixed / "red", "--out", mixed / "red" / "sheet.png"), "would become one of the images"),
+        ((mixed / "red", "--out", mixed / "red" / "sheet.png"), "--out"),
         ((shapes / "captions.csv", "--out", "sheet.xyz"), "cannot be written"),
         (("nowhere.csv",), "file not found"),
     ]:

@@ -160,7 +160,7 @@ def _select_rows(pairs: Pairs, report: Report, drop: DropList) -> tuple[list[tup
 
 
 def _write_rows(pairs: Pairs, rows: list[tuple[int, int]], folder: Path, out: Path) -> int:
-    """Write the table, and the images that are not files yet; return the number of images in the table."""
+    """Write the table, and save images from archives and tables as files; return the number of images in the table."""
     texts = pairs.texts
     written: dict[int, str] = {}
     with (folder / "captions.csv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:

@@ -157,7 +157,7 @@ class Wanted:
         return next((name for name in (given.lower(), unquote(given).lower()) if name in header), given.lower())
 
     def advice(self, role: str) -> str:
-        """Return an example of the source with an option that names the column of a role, quoted for a shell."""
+        """Return an example of naming the column of a role in the options of the source, quoted for a shell."""
         return f"'{split_options(self.source)[0]}?{role}=COLUMN'"
 
 

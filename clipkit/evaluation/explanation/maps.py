@@ -114,7 +114,7 @@ def gradient_maps(
 
 
 class _Held:
-    """Arguments of an attention layer, and its output as a leaf of the graph."""
+    """Arguments of an attention layer, and its output as a leaf of the autograd graph."""
 
     def __init__(self) -> None:
         self.output: list[Tensor] = []
@@ -168,7 +168,7 @@ def _gradient_of_layer(tower: ImageTower, seen: Seen, texts: Float[Tensor, "T D"
 
 
 def token_maps(tower: ImageTower, block: Block, seen: Seen, texts: Float[Tensor, "T D"]) -> Float[Tensor, "T R C"]:
-    """Return maps for attention that does not accept single tokens (rotary): gradient times input of the last block."""
+    """Return maps for attention that does not accept single tokens: gradient times input of the last block."""
     held = _Held()
 
     def hold(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

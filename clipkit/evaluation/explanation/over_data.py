@@ -25,8 +25,8 @@ def score_explanations(
 ) -> Result:
     """Measure how faithful the explanations of a model are, on images with their first captions.
 
-    The chance level of `deletion_auc` and `insertion_auc` is the value of random maps on the same images. `…_gain` are
-    paired differences with the other maps; above 0, the explanations are better.
+    The chance level of `deletion_auc` and `insertion_auc` is the value of random maps on the same images.
+    `…_gain_over_…` are paired differences from random and center maps; above 0, the explanations are better.
 
     Args:
         model: returned by `clipkit.load`.

@@ -36,8 +36,9 @@ def associations(
 ) -> Result:
     """Evaluate association tests: the Jaccard index of the chosen and the correct images of each word.
 
-    The model chooses as many candidates as belong to the word (Bitton et al. 2022, WinoGAViL); the prompt is "A word"
-    or "An word", as in DataComp. `jaccard_10-12` counts only words with 10 to 12 candidates.
+    For each word, the k candidates with the highest scores are chosen; k is the number of images that belong to the
+    word (Bitton et al. 2022, WinoGAViL). The prompt is "A word" or "An word", as in DataComp. `jaccard_10-12` counts
+    only words with 10 to 12 candidates.
 
     Args:
         model: returned by `clipkit.load`.

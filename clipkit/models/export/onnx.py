@@ -136,7 +136,7 @@ class Onnx:
 
 
 class _UnitLength(nn.Module):
-    """Wrapper of a tower with positional inputs and unit-length features, as ONNX requires."""
+    """Wrapper of a tower for export: it takes positional inputs and returns unit-length features."""
 
     def __init__(self, tower: Tower, names: list[str]) -> None:
         super().__init__()

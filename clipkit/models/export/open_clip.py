@@ -140,7 +140,7 @@ def _siglip_config(model: DualEncoder, backend: FromTransformers) -> tuple[dict[
 
 
 def _timm_architecture(vision: Any, name: str) -> tuple[str, str]:
-    """Return timm's name for a SigLIP image tower, and timm's activation, which is the model's if possible."""
+    """Return timm's name for a SigLIP image tower, and the activation in timm: the model's if timm supports it."""
     import timm
 
     candidates = []
@@ -189,7 +189,7 @@ def _text(text: Any, backend: FromTransformers, name: str) -> dict[str, Any]:
 
 
 def _mlp(config: Any) -> dict[str, float]:
-    """Return an MLP ratio for which open_clip, which rounds down, computes the correct width of the hidden layer."""
+    """Return an MLP ratio that gives the correct width of the hidden layer in open_clip, which rounds down."""
     width, hidden = config.hidden_size, config.intermediate_size
     ratio = hidden / width
     return {} if ratio == 4 else {"mlp_ratio": ratio if int(width * ratio) == hidden else (hidden + 0.5) / width}

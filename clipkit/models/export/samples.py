@@ -78,7 +78,7 @@ def _encoded(image: Image.Image, name: str, options: dict[str, Any]) -> bytes:
 
 
 def _photograph(width: int, height: int) -> Image.Image:
-    """Draw an image with gradients, edges and noise, on which any two different preprocessings differ."""
+    """Draw an image with gradients, edges and noise, so that different preprocessings give different pixels."""
     y, x = np.mgrid[:height, :width]
     noise = np.random.default_rng(width).integers(0, 40, (height, width, 3))
     colors = np.stack([200 * x / width, 200 * y / height, 8 * (x + y) % 200], axis=2)

@@ -1,4 +1,4 @@
-"""Small HTTP server for one user on this machine: bounded in connections, size and time, closed to other sites.
+"""Small HTTP server for one user on this machine: it limits connections, size and time, and refuses other sites.
 
 It listens on 127.0.0.1 only. A request is answered if it names this machine as its host (against DNS rebinding), does
 not come from another site's page (Origin, Sec-Fetch-Site), and has the cookie that the printed address sets (against

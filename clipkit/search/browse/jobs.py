@@ -11,7 +11,8 @@ class Job(Generic[T]):
     """Computation that starts when its result is requested for the first time.
 
     Args:
-        compute: returns the result, and calls its argument with the share that is done.
+        compute: function that returns the result; its argument is a function, to which it reports the share that is
+            done.
     """
 
     def __init__(self, compute: Callable[[Callable[[float], None]], T]) -> None:

@@ -40,7 +40,7 @@ class Listing:
 
 
 class Views:
-    """Views of an index; the last few are kept, so that scrolling does not search again.
+    """Views of an index; the last few are kept in memory, so that scrolling does not search again.
 
     Args:
         index: the index.
@@ -55,7 +55,7 @@ class Views:
         self._captions = Job(lambda progress: doubtful_captions(index, _DOUBTFUL, progress))
 
     def listing(self, query: Query, images: Mapping[str, Stored]) -> Listing | float:
-        """Return a view, or the share of it that is computed.
+        """Return a list, or the share (0 to 1) of it that is computed.
 
         Args:
             query: description of the list.

@@ -42,7 +42,7 @@ def frozen_part(tower: ImageTower | TextTower, storing: Storing) -> Callable[[In
 def write_images(
     model: DualEncoder, items: Items, storing: Storing, skips_bad: bool
 ) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that stores some of the images without augmentation.
+    """Return a function that computes and stores the inputs of some images, without augmentation.
 
     Args:
         model: the model.
@@ -68,7 +68,7 @@ def write_images(
 
 
 def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that stores some of the captions."""
+    """Return a function that computes and stores the inputs of some captions."""
 
     def write(writer: PartWriter, share: slice) -> Tensor:
         through = _appended(frozen_part(model.text, storing), writer)
@@ -84,7 +84,7 @@ def write_texts(model: DualEncoder, items: Items, storing: Storing) -> Callable[
 def write_views(
     model: DualEncoder, feed: IndexedFeed, augment: Augment, storing: Storing, loading: Loading
 ) -> Callable[[PartWriter, slice], Int[Tensor, " R"]]:
-    """Return a function that stores some of the augmented views.
+    """Return a function that computes and stores the inputs of some augmented views.
 
     Row `view * images + image` of the store is the view of an image in epoch `view`.
 

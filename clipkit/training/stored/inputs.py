@@ -155,8 +155,7 @@ def store_of(
 def _type_of(
     storing: Storing, rows: int, sizes: Mapping[torch.dtype, float], largest: float, computed: torch.dtype
 ) -> torch.dtype:
-    """Return the data type of stored activations; auto: the computed type, or a 16-bit type if the computed one does
-    not fit.
+    """Return the data type of stored activations; auto: the computed type, or a 16-bit type if that does not fit.
 
     It does not depend on what is stored already, so that the same recipe gives the same result.
     """
