@@ -26,7 +26,7 @@ def together(*tensors: Tensor) -> Iterator[Sequence[Tensor]]:
 
     The operation must use the tensors that the context returns, which share memory with the given ones. On a CPU, these
     are aliases, which are kept until gloo's threads have released them. Otherwise one of these threads could free a
-    tensor, which runs Python code. If a loader worker is forked at that moment, it waits forever before Python 3.11.10
+    tensor, which runs Python code. Before Python 3.11.10, a loader worker that is forked at that moment waits forever
     (https://github.com/python/cpython/issues/112275). Forks therefore wait until gloo has released the aliases.
     """
     _forget_dropped()

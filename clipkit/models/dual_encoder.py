@@ -36,7 +36,7 @@ class Backend(Protocol):
         """Name of the transformers class that loads the saved folder, if there is one."""
 
     def save(self, model: "DualEncoder", folder: Path) -> None:
-        """Write the model so that its library opens the folder."""
+        """Write the model as a folder that its library can open."""
 
 
 class DualEncoder(nn.Module):

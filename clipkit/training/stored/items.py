@@ -55,7 +55,7 @@ def images_of(pairs: Pairs, processes: Processes) -> Items:
 
 
 def texts_of(texts: Sequence[str], name: str) -> Items:
-    """Return the distinct strings among texts as items."""
+    """Return the distinct texts as items."""
     position_of: dict[str, int] = {}
     row_of = torch.tensor([position_of.setdefault(text, len(position_of)) for text in texts])
     digest = hashlib.sha256()
