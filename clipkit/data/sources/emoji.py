@@ -100,11 +100,10 @@ class EmojiData:
 
 
 def build_emoji_data(folder: Path, held_out_share: float = 0.15, seed: int = 0) -> EmojiData:
-    """Write images, and CSV files with one English name per image, to `folder`. All images of a family are in one
-    split.
+    """Write images, and CSV files with one English name per image, to `folder`.
 
-    All variants of a held-out family are left out of training, so that training contains no skin-tone or gender
-    variant of a held-out emoji. Of each held-out family only the simplest image is kept.
+    All images of a family are in the same split, so that training contains no skin-tone or gender variant of a held-out
+    emoji. Of each held-out family only the simplest image is kept.
 
     Raises:
         UnreachedError: the packages of the extra `demo` are not installed.
