@@ -127,7 +127,7 @@ def test_run_resumes_on_another_number_of_processes(
     changes = {
         "train.epochs": 3, "train.ema": 0.8, "optim.lr": 1e-3, "checkpoint.every_steps": 1, "checkpoint.keep_last": 9,
         "train.micro_batch_size": 2, "data.validation": str(shapes / "captions.csv"),
-        "eval.interpolate": 3, "eval.max_forgetting": 0.9,
+        "eval.interpolate": 3, "eval.retention": str(shapes / "captions.csv"), "eval.max_forgetting": 0.9,
     }  # fmt: skip
     run_on(1, [written(recipe, tmp_path / "whole", changes)])
     file = written(recipe, tmp_path / "resumed", changes)
