@@ -105,9 +105,10 @@ def computed(pairs_per_gpu: int, batch_size: int | None, link: float, node_link:
         node_link: bandwidth between the GPUs of a machine.
     """
     print(
-        "| GPUs | pairs in a step | towers | loss | features | gradients | step, nothing overlaps | gradients overlap |"
+        "| GPUs | pairs in a step | towers | loss | features | gradients | step, nothing overlaps | gradients overlap "
+        "| GPU seconds per million pairs |"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for count in (1, 8, 64, 256, 1024):
         share = pairs_per_gpu if batch_size is None else batch_size // count
         pairs = share * count
@@ -121,6 +122,7 @@ def computed(pairs_per_gpu: int, batch_size: int | None, link: float, node_link:
         # The backward pass takes two thirds of the towers' time; the last bucket cannot overlap.
         hidden = min(gradients, towers * 2 / 3)
         cells = [f"{1000 * seconds:,.1f} ms" for seconds in (towers, loss, features, gradients, whole, whole - hidden)]
+        cells.append(f"{count * (whole - hidden) / pairs * 1e6:,.0f}")
         print(f"| {count:,} | {pairs:,} | " + " | ".join(cells) + " |")
 
 

@@ -3,18 +3,21 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests import agreements, freed_tensors
 from tests.forked import together
 
 
-def test_agreements_use_the_cpu_group(tmp_path: Path) -> None:
-    together(2, agreements.__file__, str(tmp_path))
-    for index in range(2):
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_agreements_use_the_cpu_group(tmp_path: Path, processes: int) -> None:
+    together(processes, agreements.__file__, str(tmp_path))
+    for index in range(processes):
         found = json.loads((tmp_path / f"{index}.json").read_text())
         assert found["smallest"] == 3
         assert found["any"] == [False, True]
         assert found["of_main"] == 7
-        assert found["objects"] == [0, 1]
+        assert found["objects"] == [*range(processes)]
         assert len(found["used"]) >= 4
         assert all(found["used"])
         assert found["group"]  # one group, whatever the number of objects

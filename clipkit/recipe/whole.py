@@ -152,13 +152,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _trunks_can_be_sharded(self) -> Self:
-        """Refuse options that `train.shard` does not support, e.g. because they read complete weights between steps."""
+        """Refuse options that `train.shard` does not support, because they change or enter a sharded trunk."""
         conflicts = {
             "model.start: cca": self.start == "cca",
             "data.views": self.data.views is not None,
-            "optim.unfreeze": self.optim.unfreeze is not None,
-            "optim.pull_to_start": self.optim.pull_to_start is not None,
-            "eval.interpolate": bool(self.eval.interpolate),
             "train.compile": self.train.compile,
         }
         for key in (key for key, is_set in conflicts.items() if is_set and self.train.shard):

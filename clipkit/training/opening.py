@@ -39,10 +39,12 @@ def announce(plan: Plan, start: StartPoint, log: RunLog) -> None:
     if recipe.train.shard and not plan.weights.is_sharded:
         log.info("train.shard has no effect on one process")
     elif recipe.train.shard:
-        where = ", on the CPU" if recipe.train.cpu_offload and kind != "cpu" else ""
+        where = ", on the CPU" if recipe.train.cpu_offload else ""
         log.info(
             f"each process keeps 1/{count} of the trunks{where} (train.shard); data.store is used in evaluations only"
         )
+        if recipe.train.cpu_offload and kind == "cpu":
+            log.info("train.cpu_offload has no effect without a GPU")
     if (held_out := plan.data.validation) is not None:
         counts = [(len(held_out.images), "image")] * held_out.has_images
         counts += [(len(held_out.captions), "caption")] * held_out.has_captions

@@ -27,10 +27,10 @@ def finish(plan: Plan, state: State, recorder: Recorder) -> dict[str, Any]:
     best_step = plan.processes.of_main(best["step"] if best is not None else state.step)
     if best_step != state.step:
         plan.learned.load_chosen(checkpoint_of(folder.checkpoints, best_step))
-        plan.weights.end()
-        return _write_results(plan, state, recorder, best)
-    with plan.learned.chosen():
-        return _write_results(plan, state, recorder, best)
+    else:
+        plan.learned.keep_chosen()
+    plan.weights.end()
+    return _write_results(plan, state, recorder, best)
 
 
 def _write_results(plan: Plan, state: State, recorder: Recorder, best: dict[str, Any] | None) -> dict[str, Any]:

@@ -153,6 +153,8 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     teachers = teachers_of(names, pairs, processes)
     identity = identity_of(recipe, data, model, teachers, pull, processes, accelerator, given)
     weights = Shards(model, processes, recipe.train.cpu_offload) if sharded else Weights(model)
+    if pull is not None:
+        pull.apply_to(weights)
     optimizer = accelerator.prepare(build_optimizer(weights.trained, recipe.optim, kind, factors))
     peaks = tuple(group["lr"] for group in optimizer.param_groups)
     rates = trained_rates(recipe, model)

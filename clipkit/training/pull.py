@@ -13,6 +13,7 @@ from torch import Tensor
 from clipkit.errors import RecipeError
 from clipkit.models import DualEncoder
 from clipkit.training.rates import Kind
+from clipkit.training.weights import Weights
 
 
 class Pull:
@@ -43,12 +44,20 @@ class Pull:
                 "optim.pull_to_start applies to pretrained weights, but none are trained; remove it, or set "
                 "model.image.tune or model.text.tune"
             )
-        self._start = [parameter.detach().clone() for parameter in self._pulled.values()]
+        self._weights = Weights(model)
+        self._start = {name: parameter.detach().clone() for name, parameter in self._pulled.items()}
+
+    def apply_to(self, weights: Weights) -> None:
+        """Pull these weights from now on: with `train.shard`, the parts of this process to their part of the start."""
+        self._weights = weights
+        for name, start in self._start.items():
+            self._pulled[name] = weights.trained[name]
+            self._start[name] = weights.from_file(name, start).to(self._pulled[name].device, copy=True)
 
     def fingerprint(self) -> str:
         """Return a hash of the initial weights, which a resumed run loads from the base model again."""
         digest = hashlib.sha256()
-        for name, value in zip(self._pulled, self._start, strict=True):
+        for name, value in self._start.items():
             digest.update(name.encode())
             digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -65,14 +74,11 @@ class Pull:
         Returns:
             The penalty.
         """
-        moved = [
-            (parameter, start)
-            for parameter, start in zip(self._pulled.values(), self._start, strict=True)
-            if parameter.grad is not None
-        ]
-        if not moved:
-            return self._start[0].new_zeros(())
-        differences = torch._foreach_sub([parameter for parameter, _ in moved], [start for _, start in moved])
-        gradients: list[Tensor] = [parameter.grad for parameter, _ in moved if parameter.grad is not None]
-        torch._foreach_add_(gradients, differences, alpha=2 * self.weight * scale)
-        return self.weight * torch.stack(torch._foreach_norm(differences)).square().sum()
+        gradients = {name: weight.grad for name, weight in self._pulled.items() if weight.grad is not None}
+        if not gradients:
+            return next(iter(self._start.values())).new_zeros(())
+        differences = torch._foreach_sub(
+            [self._pulled[name] for name in gradients], [self._start[name] for name in gradients]
+        )
+        torch._foreach_add_(list(gradients.values()), differences, alpha=2 * self.weight * scale)
+        return self.weight * self._weights.sum_of_squares(dict(zip(gradients, differences, strict=True)))

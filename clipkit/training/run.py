@@ -139,7 +139,6 @@ def run(plan: Plan, folder: RunFolder, stop: StopRequest, resume: bool = False) 
             with stop.deferred(), recorder.showing_progress(state.step):
                 loop(batches, gradients, plan, state, recorder)
             results = finish(plan, state, recorder)
-            plan.weights.end()
         recorder.callbacks.end(results)
         recorder.trackers.end(results)
         return Result(results)

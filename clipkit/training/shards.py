@@ -1,7 +1,7 @@
 """Trunks that are distributed over the processes (FSDP2, `torch.distributed.fsdp.fully_shard`)."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -92,18 +92,23 @@ class Shards(Weights):
                 self._all[name] = nn.Parameter(parameter.to_local().detach(), requires_grad=parameter.requires_grad)
         self.trained = {name: parameter for name, parameter in self._all.items() if parameter.requires_grad}
 
-    def clip_gradients(self, accelerator: Accelerator, most: float) -> Float[Tensor, ""]:
+    def collect_gradients(self) -> None:
         for name, distributed in self._distributed.items():
             if isinstance(distributed.grad, DTensor):
                 self._all[name].grad = distributed.grad.to_local()
                 distributed.grad = None
+
+    def sum_of_squares(self, values: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         kinds: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for name, parameter in self.trained.items():
-            if parameter.grad is not None:
-                kinds[name in self._distributed].append(parameter.grad)
-        here, parts = (torch.nn.utils.get_total_norm(gradients).square() for gradients in kinds)
+        for name, value in values.items():
+            kinds[name in self._distributed].append(value)
+        whole, parts = (torch.nn.utils.get_total_norm(of_kind).square() for of_kind in kinds)
         device = self.processes.device
-        norm = (here.to(device) + self.processes.sum(parts).to(device)).sqrt()
+        return whole.to(device) + self.processes.sum(parts).to(device)
+
+    def clip_gradients(self, accelerator: Accelerator, most: float) -> Float[Tensor, ""]:
+        gradients = {name: value.grad for name, value in self.trained.items() if value.grad is not None}
+        norm = self.sum_of_squares(gradients).sqrt()
         torch.nn.utils.clip_grads_with_norm_(self.trained.values(), most, norm)
         return norm
 
@@ -165,7 +170,7 @@ def _shard(trunk: nn.Module, processes: Processes, offloads: bool) -> None:
     """Distribute the parameters of a trunk over the processes, in place: of each block, and of the rest."""
     device = processes.device.type
     mesh = init_device_mesh(device, (processes.count,))
-    policy = CPUOffloadPolicy() if offloads and device != "cpu" else OffloadPolicy()
+    policy = CPUOffloadPolicy(pin_memory=device != "cpu") if offloads else OffloadPolicy()
     for parameter in trunk.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP2 distributes no others
     single = {parameter for parameter in trunk.parameters() if not parameter.ndim}  # they stay whole

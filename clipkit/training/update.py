@@ -54,6 +54,7 @@ def update(batch: Batch, gradients: Step, plan: Plan, state: State) -> dict[str,
     before = {} if gradients.may_split else {name: buffer.clone() for name, buffer in model.named_buffers()}
     with frozen_until(plan.first_steps, model, state.step):
         loss = gradients(batch, state.step)
+    plan.weights.collect_gradients()
     pull = [] if plan.pull is None else [plan.pull.add_gradient(_gradient_scale(accelerator)).float()]
     norm = plan.weights.clip_gradients(accelerator, recipe.optim.clip or math.inf)
     value, length, *penalty = torch.stack([loss.float(), norm.float(), *pull]).tolist()  # waits for the device once

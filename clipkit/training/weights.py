@@ -1,7 +1,9 @@
 """Weights that training changes: where they are in memory, their gradients, and their values in files."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,6 +27,17 @@ class Weights:
         self.model = model
         self.trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
         """Trained parameters by their name in the model; a distributed parameter is the part of this process."""
+
+    def collect_gradients(self) -> None:
+        """Move the gradients of the batch to the parameters in `trained`."""
+
+    def sum_of_squares(self, values: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """Return the sum of all squared numbers of the whole model. All processes call it together.
+
+        Args:
+            values: this process's values, by the names of their parameters; at least one.
+        """
+        return torch.stack(torch._foreach_norm(list(values.values()))).square().sum()
 
     def clip_gradients(self, accelerator: Accelerator, most: float) -> Float[Tensor, ""]:
         """Scale the gradients of the batch so that their norm is at most `most`; return the norm before."""

@@ -139,13 +139,14 @@ def test_samples_before_the_first_step_are_not_decoded(address: str, monkeypatch
     assert len(images) <= 3 * 16
 
 
-@pytest.mark.parametrize("workers", [0, 1, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_share_the_stream(address: str, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "processes"), [(0, 2), (1, 2), (0, 4), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_processes_share_the_stream(address: str, workers: int, processes: int) -> None:
     pairs = opened(address, 160)
-    found = [texts_of(batches(pairs, 0, 4, workers, (index, 2))) for index in range(2)]
-    numbers = [[int(text.split()[1].rstrip(",")) for text in own] for own in found]
-    assert [len(set(own)) for own in numbers] == [80, 80]
-    assert set(numbers[0]).isdisjoint(numbers[1])
+    steps = 8 // processes  # of 20 pairs on each process
+    found = [texts_of(batches(pairs, 0, steps, workers, (index, processes))) for index in range(processes)]
+    numbers = [{int(text.split()[1].rstrip(",")) for text in own} for own in found]
+    assert [len(own) for own in numbers] == [160 // processes] * processes
+    assert len(set.union(*numbers)) == 160
 
 
 def test_unreadable_images_are_replaced_by_others_of_the_stream(
@@ -290,9 +291,9 @@ def test_read_ahead_holds_a_limited_number_of_bytes(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_ten_thousand_shards_are_listed_at_once() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(opened("https://host/shards-{00000..09999}.tar").stream.parts) == 10_000
-    assert time.perf_counter() - began < 10  # 0.3 s on two cores
+    assert time.process_time() - began < 2  # 0.3 s
 
 
 @pytest.mark.slow

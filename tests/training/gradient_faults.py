@@ -6,32 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from clipkit.processes import Processes
 from clipkit.training import gradient_sum
 from clipkit.training.step import Abandoned, Step
+from tests.collectives import recorded
 from tests.training.exactness import build, encoders, global_batch, slice_of, value
 
 PAIRS = 14
 FORWARD = {3: 9, 100: 4}  # how often the forward pass asks at most whether to stop
 FAULTS = ("none", "out of memory in the first tower", "out of memory in the second tower", "stop")
-
-
-def recorded(calls: list[str]) -> None:
-    """Record the collectives of this process, with the shapes of their tensors."""
-    for name in ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast"):
-        real = getattr(dist, name)
-
-        def call(
-            tensor: Tensor, *others: Any, name: str = name, real: Callable[..., Any] = real, **options: Any
-        ) -> Any:
-            calls.append(f"{name} {tuple(tensor.shape)}")
-            return real(tensor, *others, **options)
-
-        setattr(dist, name, call)
 
 
 def out_of_memory_once(parameter: nn.Parameter) -> None:

@@ -5,14 +5,18 @@ A run whose folder has checkpoints is resumed. test_shards starts it.
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from clipkit.recipe import Recipe
 from clipkit.report import run as report
+from clipkit.training import shards
 from clipkit.training.folder.run_folder import RunFolder, claimed
 from clipkit.training.plan import Plan, make_plan
 from clipkit.training.run import run
@@ -46,9 +50,27 @@ def counting(plan: Plan, counts: dict[str, int]) -> None:
     weights.clip_gradients = counted  # type: ignore[method-assign]
 
 
+@contextmanager
+def recorded_policies(policies: set[str]) -> Iterator[None]:
+    """Context in which the offload policies that reach FSDP2 are added to `policies`."""
+
+    def recorded(module: nn.Module, *, offload_policy: OffloadPolicy, **others: Any) -> Any:
+        policies.add(type(offload_policy).__name__)
+        return fully_shard(module, offload_policy=offload_policy, **others)
+
+    shards.fully_shard = recorded  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        shards.fully_shard = fully_shard
+
+
 def trained(file: str | Path) -> None:
     recipe = Recipe.from_yaml(file)
-    plan, counts = make_plan(recipe), {}
+    policies: set[str] = set()
+    with recorded_policies(policies):
+        plan = make_plan(recipe)
+    counts: dict[str, int] = {}
     counting(plan, counts)
     resume = RunFolder(recipe.output).checkpoints.is_dir()
     with claimed(RunFolder(recipe.output), plan.processes, resume=resume, overwrite=False) as folder:
@@ -57,7 +79,8 @@ def trained(file: str | Path) -> None:
         for name, distributed in plan.weights._distributed.items():
             assert plan.weights._all[name].data_ptr() == distributed.to_local().data_ptr(), name
     at = f"{folder.path}-{plan.processes.index}-of-{plan.processes.count}.json"
-    Path(at).write_text(json.dumps({"sharded": plan.weights.is_sharded, **counts}))
+    facts = {"sharded": plan.weights.is_sharded, "policies": sorted(policies)}
+    Path(at).write_text(json.dumps(facts | counts))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,26 +22,42 @@ from tests.forked import ENVIRONMENT, free_port
 pytestmark = pytest.mark.slow
 
 Machines = list[subprocess.Popen[str]]
-RENDEZVOUS = {
-    "static": lambda rank, port: ["--master-addr", "127.0.0.1", "--master-port", str(port), "--node-rank", str(rank)],
-    "c10d": lambda rank, port: ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "run"],
-}
+TORCHRUN = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2"]
+LAUNCHERS: dict[str, Callable[[str, str], list[str]]] = {
+    "torchrun, static": lambda rank, port: [
+        *TORCHRUN, "--master-addr", "127.0.0.1", "--master-port", port, "--node-rank", rank,
+    ],
+    "torchrun, c10d": lambda rank, port: [
+        *TORCHRUN, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "run",
+    ],
+    "accelerate, static": lambda rank, port: [
+        *ACCELERATE, "--main_process_ip", "127.0.0.1", "--main_process_port", port, "--machine_rank", rank,
+    ],
+    "accelerate, c10d": lambda rank, port: [
+        *ACCELERATE, "--main_process_ip", "127.0.0.1", "--main_process_port", port, "--machine_rank", rank,
+        "--rdzv_backend", "c10d",
+    ],
+}  # fmt: skip
 STEPS = {"train.batch_size": 8, "optim.name": "sgd", "optim.lr": 1e-3, "eval.every_epochs": 1000}
 
 
 @contextmanager
-def machines(rendezvous: str, *arguments: str) -> Iterator[Machines]:
+def machines(launcher: str, *arguments: str) -> Iterator[Machines]:
     """Start two machines with one process each; end whatever is left of them."""
     port = free_port()
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
-             *RENDEZVOUS[rendezvous](rank, port), "-m", "clipkit", "train", *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT, start_new_session=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    started: Machines = []
     try:
+        for rank in range(2):
+            command = [*LAUNCHERS[launcher](str(rank), str(port)), "-m", "clipkit", "train", *arguments]
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, *command],
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT,
+                    start_new_session=True,
+                )
+            )  # fmt: skip
+            wait_for_port(port)  # Accelerate's first machine refuses a port that is in use
         yield started
     finally:
         for machine in started:
@@ -48,6 +65,16 @@ def machines(rendezvous: str, *arguments: str) -> Iterator[Machines]:
                 process.kill()
             machine.kill()
             machine.wait()
+
+
+def wait_for_port(port: int) -> None:
+    end = time.monotonic() + 200
+    while True:
+        with socket.socket() as probe:
+            if not probe.connect_ex(("127.0.0.1", port)):
+                return
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def descendants(machine: "subprocess.Popen[str]") -> list[psutil.Process]:
@@ -73,11 +100,11 @@ def assert_same_losses(one: Path, two: Path) -> None:
     torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("rendezvous", RENDEZVOUS)
-def test_two_machines_train_the_same_model(recipe: Callable[..., Recipe], tmp_path: Path, rendezvous: str) -> None:
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_machines_train_the_same_model(recipe: Callable[..., Recipe], tmp_path: Path, launcher: str) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(recipe({**STEPS, "train.epochs": 5}).to_yaml())
-    with machines(rendezvous, str(file)) as started:
+    with machines(launcher, str(file)) as started:
         printed = outputs(started)
         assert [machine.returncode for machine in started] == [0, 0], printed
     assert sum("2 processes on cpu joined by gloo" in text for text in printed) == 1
@@ -91,7 +118,7 @@ def test_a_lost_machine_ends_the_run_which_resumes_when_it_returns(
     file = tmp_path / "r.yaml"
     changes = {**STEPS, "train.timeout_minutes": 0.5, "checkpoint.every_steps": 10, "train.epochs": 60}
     file.write_text(recipe(changes).to_yaml())
-    with machines("static", str(file)) as started:
+    with machines("torchrun, static", str(file)) as started:
         wait_for_steps(tmp_path / "run", 12)
         for process in [*descendants(started[1]), psutil.Process(started[1].pid)]:
             process.send_signal(signal.SIGKILL)
@@ -102,7 +129,7 @@ def test_a_lost_machine_ends_the_run_which_resumes_when_it_returns(
     assert "--resume" in lines[0]
     last = max(int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert last < 120
-    with machines("static", str(file), "--resume") as started:
+    with machines("torchrun, static", str(file), "--resume") as started:
         printed = outputs(started)
         assert [machine.returncode for machine in started] == [0, 0], printed
     assert f"resuming after step {last}" in "".join(printed)
@@ -113,7 +140,7 @@ def test_a_lost_machine_ends_the_run_which_resumes_when_it_returns(
 def test_a_slow_machine_delays_the_run_and_changes_nothing(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(recipe({**STEPS, "train.epochs": 40}).to_yaml())
-    with machines("c10d", str(file)) as started:
+    with machines("torchrun, c10d", str(file)) as started:
         wait_for_steps(tmp_path / "run", 3)
         (process,) = [child for child in descendants(started[1]) if "clipkit" in " ".join(child.cmdline())]
         os.kill(process.pid, signal.SIGSTOP)

@@ -10,17 +10,22 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import CLIPModel, SiglipModel
 
 import clipkit
 from clipkit.errors import RecipeError
 from clipkit.processes import Processes
-from clipkit.recipe import Recipe
+from clipkit.recipe import OptimRecipe, Recipe
 from clipkit.training.folder.run_folder import RunFolder
+from clipkit.training.optimizer import build_optimizer
 from clipkit.training.plan import make_plan
-from clipkit.training.shards import is_sharded
+from clipkit.training.shards import Shards, is_sharded
 from clipkit.training.step import Step
+from clipkit.training.weights import Weights
 from tests.conftest import read_lines
 from tests.forked import ENVIRONMENT, Running, free_port, rank_variables, together
 from tests.models.families import build
@@ -41,6 +46,10 @@ KINDS: dict[str, dict[str, Any]] = {
         "train.micro_batch_size": 2, "model.image.tune": "lora", "model.text.tune": "dora",
         "model.text.lora.targets": "all", "optim.lr": 5.0,
     },
+    "pull, unfreezing": {
+        "train.micro_batch_size": 3, "optim.pull_to_start": 1.0, "optim.unfreeze": {"last:1": 0.25, "full": 0.5},
+    },
+    "parts on the CPU": {"train.micro_batch_size": 3, "train.cpu_offload": True},
     "views": {
         "objective": {"captions": 1.0, "views": 1.0}, "views": {"image": {"policies": ["moco", "moco"], "head": {}}},
     },
@@ -66,6 +75,7 @@ def assert_same_run(run: Path, expected: Path, start: Mapping[str, Tensor], tole
     for row, other in zip(read_lines(run / "metrics.jsonl"), read_lines(expected / "metrics.jsonl"), strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+        assert row.get("pull", 0.0) == pytest.approx(other.get("pull", 0.0), rel=1e-4)
     found, weights = (load_file(folder / "model" / "model.safetensors") for folder in (run, expected))
     assert found.keys() == weights.keys()
     update = torch.stack([(weights[name] - start[name]).norm() for name in start]).norm()
@@ -78,20 +88,22 @@ def assert_same_run(run: Path, expected: Path, start: Mapping[str, Tensor], tole
 def test_two_processes_train_the_same_model_with_a_part_of_the_memory(
     recipe: Build, tmp_path: Path, tiny_clip: Path
 ) -> None:
-    from transformers import CLIPModel
-
-    changes = {"train.micro_batch_size": 2, "optim.lr": 1e-3, "train.epochs": 1}
+    changes = {"train.micro_batch_size": 2, "optim.lr": 1e-3, "train.epochs": 1, "train.cpu_offload": True}
     for processes in (1, 2):
         run_on(processes, [written(recipe, tmp_path / f"run{processes}", changes)])
     assert_same_run(tmp_path / "run2", tmp_path / "run1", load_file(tiny_clip / "model.safetensors"), 1e-4)
     CLIPModel.from_pretrained(tmp_path / "run2" / "model")
     assert "train.shard has no effect on one process" in (tmp_path / "run1" / "log.txt").read_text()
-    assert "each process keeps 1/2 of the trunks" in (tmp_path / "run2" / "log.txt").read_text()
+    log = (tmp_path / "run2" / "log.txt").read_text()
+    assert "each process keeps 1/2 of the trunks" in log
+    assert "train.cpu_offload has no effect without a GPU" in log
     alone = json.loads((tmp_path / "run1-0-of-1.json").read_text())
     assert alone.pop("sharded") is False
+    assert alone.pop("policies") == []
     for index in range(2):
         of_process = json.loads((tmp_path / f"run2-{index}-of-2.json").read_text())
         assert of_process.pop("sharded") is True
+        assert of_process.pop("policies") == ["CPUOffloadPolicy"]
         for kind, count in of_process.items():
             assert 0 < count <= 0.6 * alone[kind], kind
 
@@ -111,10 +123,11 @@ def test_sharded_runs_are_those_of_one_process(recipe: Build, tmp_path: Path, ti
 def test_run_resumes_on_another_number_of_processes(
     recipe: Build, tmp_path: Path, tiny_clip: Path, shapes: Path, first: int, then: int
 ) -> None:
-    """AdamW with averaged weights and an evaluation: the model that the run keeps is that of a run on one process."""
+    """AdamW with averaged weights, evaluations and interpolation: the run keeps the model of a run on one process."""
     changes = {
         "train.epochs": 3, "train.ema": 0.8, "optim.lr": 1e-3, "checkpoint.every_steps": 1, "checkpoint.keep_last": 9,
         "train.micro_batch_size": 2, "data.validation": str(shapes / "captions.csv"),
+        "eval.interpolate": 3, "eval.retention": str(shapes / "captions.csv"), "eval.max_forgetting": 0.9,
     }  # fmt: skip
     run_on(1, [written(recipe, tmp_path / "whole", changes)])
     file = written(recipe, tmp_path / "resumed", changes)
@@ -128,7 +141,10 @@ def test_run_resumes_on_another_number_of_processes(
     assert "resuming after step 3" in folder.log.read_text()
     start = load_file(tiny_clip / "model.safetensors")
     assert_same_run(tmp_path / "resumed", tmp_path / "whole", start, tolerance=1e-3)
-    evaluations = [read_lines(tmp_path / run / "evaluations.jsonl") for run in ("resumed", "whole")]
+    runs = [tmp_path / run for run in ("resumed", "whole")]
+    alphas = [json.loads((run / "results.json").read_text())["settings"]["alpha"] for run in runs]
+    assert alphas[0] == alphas[1]
+    evaluations = [read_lines(run / "evaluations.jsonl") for run in runs]
     assert [row["step"] for row in evaluations[0]] == [row["step"] for row in evaluations[1]]
 
 
@@ -142,6 +158,20 @@ def saved_by_open_clip(folder: Path) -> Path:
     return folder
 
 
+def features_in_own_library(family: str, folder: Path) -> list[Tensor]:
+    """Return features of two images and two texts from the saved model, opened without clipkit."""
+    torch.manual_seed(0)
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        if family == "open_clip":
+            native = open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=False).eval()
+            return [native.encode_image(pixels), native.encode_text(torch.randint(1, 900, (2, 20)))]
+        native, loading = SiglipModel.from_pretrained(folder, output_loading_info=True)
+        assert not any(loading[of] for of in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        tokens = torch.randint(1, 20, (2, native.config.text_config.max_position_embeddings))
+        return [native.get_image_features(pixels).pooler_output, native.get_text_features(tokens).pooler_output]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["siglip", "open_clip"])
 def test_other_families_are_saved_whole(recipe: Build, tmp_path: Path, family: str) -> None:
@@ -151,6 +181,9 @@ def test_other_families_are_saved_whole(recipe: Build, tmp_path: Path, family: s
         run_on(processes, [written(recipe, tmp_path / f"run{processes}", changes)])
     found, expected = (sorted((tmp_path / run / "model").glob("*.safetensors"))[0] for run in ("run2", "run1"))
     clipkit.load(tmp_path / "run2" / "model")
+    features = [features_in_own_library(family, tmp_path / run / "model") for run in ("run1", "run2")]
+    for alone, sharded in zip(*features, strict=True):
+        torch.testing.assert_close(sharded, alone, rtol=1e-3, atol=1e-4)
     for name, value in load_file(expected).items():
         torch.testing.assert_close(load_file(found)[name], value, rtol=1e-3, atol=1e-5)
 
@@ -176,6 +209,43 @@ def test_a_signal_to_one_process_stops_all_after_the_step(recipe: Build, tmp_pat
     assert [process.returncode for process in group] == [143, 143], outputs
     step = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{step:06d}"]
+
+
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def test_parts_on_the_cpu_are_updated_there(tiny_clip: Path, device: str) -> None:
+    """One process with two steps of AdamW: features and weights are those without shards."""
+    pixels, tokens = torch.rand(2, 3, 32, 32, device=device), torch.randint(1, 20, (2, 9), device=device)
+    processes = Processes(None)
+    processes.device = torch.device(device)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+    trained: list[dict[str, Tensor]] = []
+    try:
+        for offloads in (None, True):
+            model = clipkit.load(tiny_clip, device="cpu")
+            weights = Weights(model.to(device)) if offloads is None else Shards(model, processes, offloads)
+            optimizer = build_optimizer(weights.trained, OptimRecipe(lr=1e-2), lambda name: "pretrained")
+            for _ in range(2):
+                image = model.image({"pixel_values": pixels})
+                text = model.text({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+                (image - text).square().sum().backward()
+                weights.collect_gradients()
+                weights.clip_gradients(Accelerator(cpu=device == "cpu"), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            if offloads:
+                on_cpu = [one.device.type == "cpu" for name, one in weights.trained.items() if ".trunk." in name]
+                assert all(on_cpu)
+            weights.end()
+            trained.append({name: one.detach().cpu().clone() for name, one in model.named_parameters()})
+    finally:
+        dist.destroy_process_group()
+    start = clipkit.load(tiny_clip, device="cpu").state_dict()
+    for name, one in trained[0].items():
+        if not name.endswith("k_proj.bias"):
+            torch.testing.assert_close(trained[1][name], one, rtol=1e-4, atol=1e-5, msg=name)
+    assert any((one - start[name]).abs().max() > 1e-3 for name, one in trained[0].items())
 
 
 class Several(Processes):
@@ -217,9 +287,6 @@ def test_runs_that_cannot_be_sharded(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("optim.unfreeze", 0.5),
-        ("optim.pull_to_start", 1.0),
-        ("eval.interpolate", True),
         ("train.compile", True),
         ("data.views", 2),
     ],

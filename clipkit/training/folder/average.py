@@ -47,6 +47,12 @@ class Average:
         finally:
             self._swap()
 
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Set the weights of the model to their average, for good."""
+        for name, parameter in self._trainable.items():
+            parameter.copy_(self.values[name])
+
     def load(self, values: dict[str, Tensor]) -> None:
         """Restore a saved average."""
         for name, value in self.values.items():

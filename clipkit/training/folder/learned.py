@@ -66,6 +66,11 @@ class Learned:
                 for name, parameter in self.weights.trained.items():
                     parameter.copy_(averaged[name])
 
+    def keep_chosen(self) -> None:
+        """Give the model the weights that the run evaluates, for good: the averaged ones if the run has them."""
+        if self.average is not None:
+            self.average.keep()
+
     @contextmanager
     def chosen(self) -> Iterator[None]:
         """Return a context in which each process has the complete model with the weights to evaluate and save.

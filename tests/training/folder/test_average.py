@@ -46,9 +46,10 @@ def test_current_weights_return_after_an_error() -> None:
 
 
 def test_run_evaluates_and_saves_the_averaged_weights(
-    recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path
+    recipe: Callable[..., Recipe], tmp_path: Path, shapes: Path, tiny_clip: Path
 ) -> None:
-    result = clipkit.train(recipe({"train.ema": 0.5, "train.epochs": 4}))
+    given = clipkit.load(tiny_clip, device="cpu")
+    result = clipkit.train(recipe({"train.ema": 0.5, "train.epochs": 4}), model=given)
     run = RunFolder(tmp_path / "run")
     best = best_evaluation(run, "mean_recall")
     assert best is not None
@@ -56,6 +57,8 @@ def test_run_evaluates_and_saves_the_averaged_weights(
     saved = clipkit.load(run.path)
     average, model = read_tensors(checkpoint, "average"), read_tensors(checkpoint, "model")
     for name, value in saved.named_parameters():
+        assert torch.equal(value, average[name]), name
+    for name, value in given.named_parameters():
         assert torch.equal(value, average[name]), name
     assert any(not torch.equal(average[name], model[name]) for name in average)
     again = clipkit.evaluate.retrieval(saved, str(shapes / "captions.csv"))

@@ -45,19 +45,24 @@ def test_run_replaces_and_lists_bad_images(recipe: Build, broken: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_bad_images_do_not_depend_on_processes_and_workers(recipe: Build, broken: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [2, 4])
+def test_bad_images_do_not_depend_on_processes_and_workers(
+    recipe: Build, broken: Path, tmp_path: Path, processes: int
+) -> None:
     changes = {"data.train": str(broken), "data.max_bad": 4, "train.epochs": 2}
     files = []
-    for name, more in {"one": {}, "two": {"data.workers": 2}}.items():
+    for name, more in {"one": {}, "several": {"data.workers": 2}}.items():
         text = recipe({**changes, **more, "output": str(tmp_path / name)}).to_yaml()
         (tmp_path / f"{name}.yaml").write_text(text)
         files.append(tmp_path / f"{name}.yaml")
     clipkit.train(files[0])
-    together(2, several_runs.__file__, str(files[1]))
-    one, two = (tmp_path / name for name in ("one", "two"))
-    assert (tmp_path / "two-1-of-2.txt").exists()
-    assert read_lines(one / "bad_samples.jsonl") == read_lines(two / "bad_samples.jsonl")
-    losses = [[row["loss"] for row in read_lines(run / "metrics.jsonl")] for run in (one, two)]
+    together(processes, several_runs.__file__, str(files[1]))
+    one, several = (tmp_path / name for name in ("one", "several"))
+    calls = {(tmp_path / f"several-{index}-of-{processes}.calls").read_text() for index in range(processes)}
+    assert len(calls) == 1  # the same collective operations on each process, though one has a bad image
+    assert "all_reduce" in calls.pop()
+    assert read_lines(one / "bad_samples.jsonl") == read_lines(several / "bad_samples.jsonl")
+    losses = [[row["loss"] for row in read_lines(run / "metrics.jsonl")] for run in (one, several)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
