@@ -219,8 +219,8 @@ def max_forgetting(s: Situation) -> Choice | None:
     if not _keeps(s):
         return None
     reason = (
-        "the best mixture that loses at most one point. On a small model it kept half of the gain, not 95 %: look at "
-        "the curve in the report, or remove this line for the highest mean of both"
+        "the best mixture that loses at most one point. It does not keep 95 % of the gain: on a small model it kept "
+        "49 %. Look at the curve in the report, or remove this line for the highest mean of both"
     )
     return Choice(0.01, reason, _TUNED)
 

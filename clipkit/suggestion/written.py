@@ -111,8 +111,14 @@ class Suggestion:
             lines.append("there is no validation data, so the last weights are kept: set data.validation")
         if "eval.retention" not in self.choices and not self.model.is_new:
             lines.append(
-                "tuning forgets: name data of the kind that the model should still know as eval.retention (suggest "
-                "--retention D), and the recipe also chooses between old and new weights"
+                "tuning forgets (a small model lost 15 of 87 points; docs/benchmarks.md, What does tuning forget?): "
+                "name data of the kind that the model should still know as eval.retention (suggest --retention D), and "
+                "the recipe also chooses between old and new weights"
+            )
+        elif "eval.retention" in self.choices and "eval.interpolate" not in self.choices:
+            lines.append(
+                "forgetting is measured, but nothing limits it: a mixture of old and new weights is chosen on "
+                "validation data, and of a pretrained model"
             )
         return lines
 

@@ -116,8 +116,18 @@ def test_siglip_keeps_its_loss_and_two_towers_start_in_closed_form(datasets: Dat
 def test_retention_adds_the_interpolation_and_its_rule(datasets: Datasets, models: Models) -> None:
     plain = suggested(datasets, "many", **models["clip"])
     assert "eval.retention" in plain.to_yaml()
-    keeping = suggested(datasets, "many", **models["clip"], retention=datasets.few).recipe
+    suggestion = suggested(datasets, "many", **models["clip"], retention=datasets.few)
+    keeping = suggestion.recipe
     assert (keeping.eval.retention, keeping.eval.interpolate, keeping.eval.max_forgetting) == (datasets.few, 11, 0.01)
+    # No measured method keeps 95 % of the gain with one point lost: the recipe says so, with the measured share.
+    text, page = suggestion.to_yaml(), (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text("utf-8")
+    assert "does not keep 95 %" in text
+    assert "49 %" in text and "half of its gain (49 %)" in page  # noqa: PT018
+    assert "What does tuning forget?" in text and "## What does tuning forget?" in page  # noqa: PT018
+    # Without validation data no mixture is chosen, and the recipe says that too.
+    stream = suggested(datasets, "stream", **models["clip"], retention=datasets.few)
+    assert "eval.interpolate" not in stream.choices
+    assert "nothing limits it" in stream.to_yaml()
 
 
 def test_json_has_facts_reasons_and_the_recipe(datasets: Datasets, models: Models) -> None:
