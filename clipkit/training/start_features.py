@@ -12,13 +12,16 @@ from tqdm.auto import tqdm
 from clipkit.data import Pairs
 from clipkit.embedding.shared import encode_shared, evaluating
 from clipkit.models import DualEncoder
-from clipkit.models.encode import encode_images, encode_strings
+from clipkit.models.devices import is_accelerator
+from clipkit.models.encode import cpu_batch, encode_images, encode_strings, tower_features
 from clipkit.processes import Processes
 
 # Images or captions that are encoded together, for any number of processes: rounding errors depend on the batch.
 _BLOCK = 1024
 # A block is filled up so that no batch has a single row, whose rounding on a CPU also depends on its address.
-_ROWS, _STRINGS = 8, 256
+_ROWS = 8
+# Strings of a batch on a CPU: as many as one of several threads takes, so that the number of threads has no effect.
+_STRINGS = 64
 
 
 @dataclass(frozen=True)
@@ -41,20 +44,22 @@ def start_features(model: DualEncoder, pairs: Pairs, missing: Mapping[int, str],
         processes: the processes of the run. Each encodes a share of the blocks.
     """
     bad_here: dict[int, str] = {}
+    on_cpu = not is_accelerator(model.device)
 
     def of_images(positions: range) -> Tensor:
         images = [pairs.images[position] for position in positions]
         found: dict[int, str] = {}
         filled = images + images[-1:] * (-len(images) % _ROWS)
-        encoded = encode_images(model.image, filled, model.image, None, model.device, bad=found)[: len(images)]
+        batch = cpu_batch(model.image, None) if on_cpu else None
+        encoded = encode_images(model.image, filled, tower_features, batch, model.device, bad=found)[: len(images)]
         bad_here.update({positions[row]: reason for row, reason in found.items() if row < len(images)})
         return encoded
 
     def of_texts(positions: range) -> Tensor:
         texts = [pairs.captions[position] for position in positions]
         filled = texts + [str(number) for number in range(_ROWS)]  # equal strings are encoded once
-        batch = _STRINGS - (len(set(filled)) % _STRINGS == 1)
-        return encode_strings(model.text, filled, model.text, batch, model.device)[: len(texts)]
+        batch = _STRINGS - (len(set(filled)) % _STRINGS == 1) if on_cpu else None
+        return encode_strings(model.text, filled, tower_features, batch, model.device)[: len(texts)]
 
     with evaluating(model):
         image = _in_blocks(len(pairs.images), of_images, processes, "images")

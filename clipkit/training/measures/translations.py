@@ -8,10 +8,10 @@ from torch import Tensor
 from clipkit.data import Pairs, TextView
 from clipkit.embedding.shared import evaluating
 from clipkit.models import DualEncoder
+from clipkit.models.encode import tower_features
 from clipkit.processes import Processes
 from clipkit.training.measures.captions import finite
 from clipkit.training.measures.text_views import TextViewValidation
-from clipkit.training.step import Encoder
 
 
 class TranslationValidation(TextViewValidation):
@@ -40,5 +40,5 @@ class TranslationValidation(TextViewValidation):
     @torch.no_grad()
     def _features(self) -> tuple[Tensor, Tensor]:
         with evaluating(self.model):
-            wordings = F.normalize(self._encoded(self.wordings, Encoder(self.model.text)), dim=-1).cpu()
+            wordings = F.normalize(self._encoded(self.wordings, tower_features), dim=-1).cpu()
         return finite(self.pairs.name, self.teacher_features, wordings)

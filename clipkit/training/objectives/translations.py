@@ -8,7 +8,7 @@ from torch import Tensor
 from clipkit.data import Pairs, TextView
 from clipkit.errors import RecipeError
 from clipkit.models import DualEncoder
-from clipkit.models.encode import encode_strings
+from clipkit.models.encode import encode_strings, tower_features
 from clipkit.processes import Processes
 from clipkit.recipe import Recipe, Term, TranslationsTerm
 from clipkit.training.measures.translations import TranslationValidation
@@ -35,7 +35,7 @@ def objective(
     """
     assert isinstance(term, TranslationsTerm)
     teacher = teachers[term.teacher]
-    width = encode_strings(model.text, ["a"], model.text, 1, model.device).shape[1]
+    width = encode_strings(model.text, ["a"], tower_features, 1, model.device).shape[1]
     if width != (needed := teacher.text_features.shape[1]):
         advice = f"set model.embed_dim: {needed}" if recipe.model.name is None else "use another teacher"
         raise RecipeError(
