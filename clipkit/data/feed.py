@@ -67,7 +67,8 @@ class IndexedFeed:
     @property
     def description(self) -> str:
         """Description of the size of the data."""
-        return f"{len(self.pairs.images)} images, {len(self.pairs.captions)} captions"
+        images = f"{len(self.pairs.images)} images, " if self.pairs.has_images else ""
+        return f"{images}{len(self.pairs.captions)} captions"
 
     @property
     def reopened(self) -> int | None:
