@@ -36,6 +36,7 @@ def test_neighbors_follow_the_captions_that_are_left(recipe: Build) -> None:
     assert len(plan.sampler.hard.neighbors) == len(pairs.images)  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_batches(recipe: Build, tmp_path: Path) -> None:
     whole = recipe({**HARD, "output": str(tmp_path / "whole"), "data.validation": None})
     clipkit.train(whole)
