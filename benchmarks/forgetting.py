@@ -9,6 +9,8 @@ then tuned on the 40 other emoji by each method of `METHODS`. Compositions are d
 test parts. Learning rates are chosen by the gain on the development part of seed 0 alone; the epoch and the
 interpolation, with its rule (the best gain with at most one point of retention lost), on the development part of each
 seed. All figures are of the test part: mean recall on the new emoji (gain) and on the emoji of pretraining (retention).
+Methods that tune the text tower alone keep an index of images valid: their image features are compared with those of
+the base, bit by bit, and the last table shows the share of the gain that they keep.
 
 Started again with the same OUT, it continues: finished runs are read, not repeated.
 """
@@ -16,14 +18,17 @@ Started again with the same OUT, it continues: finished runs are read, not repea
 import argparse
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 import clipkit
+from clipkit.data import read_pairs
 from clipkit.data.sources.emoji import read_emoji
 from clipkit.evaluation import retrieval
 from clipkit.models import DualEncoder, load
@@ -44,6 +49,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "head": {"tune": "head", "rates": [1e-3, 3e-3, 1e-2, 3e-2]},
     # ProLIP's weight: 1 / number of training images per class.
     "head, pull_to_start 0.05": {"tune": "head", "rates": [1e-3, 3e-3, 1e-2, 3e-2], "optim.pull_to_start": 0.05},
+    "lora": {"tune": "lora", "rates": [1e-3, 3e-3, 1e-2, 3e-2]},
+    "text full": {"tune": "full", "sides": ("text",), "rates": [3e-4, 1e-3, 3e-3, 1e-2]},
+    "text last:2": {"tune": "last:2", "sides": ("text",), "rates": [3e-4, 1e-3, 3e-3, 1e-2]},
+    "text head": {"tune": "head", "sides": ("text",), "rates": [1e-3, 3e-3, 1e-2, 3e-2]},
+    "text lora": {"tune": "lora", "sides": ("text",), "rates": [1e-3, 3e-3, 1e-2, 3e-2]},
 }
 MOST_FORGOTTEN = 0.01
 
@@ -98,11 +108,12 @@ def pretrained(folder: Path, seed: int) -> Path:
 def tuned(base: Path, folder: Path, method: str, rate: float, seed: int) -> tuple[DualEncoder, float]:
     """Tune the base; return the best weights and their mean recall on the development part."""
     own = dict(METHODS[method])
-    tune, _ = own.pop("tune"), own.pop("rates")
+    tune, sides, _ = own.pop("tune"), own.pop("sides", BOTH), own.pop("rates")
+    towers = {side: {"tune": tune if side in sides else "frozen"} for side in BOTH}
     output = folder / "runs" / f"{method}-{rate:g}".replace(" ", "-").replace(",", "").replace(":", "")
     recipe = clipkit.Recipe.from_dict(
         {
-            "model": {"name": str(base), "image": {"tune": tune}, "text": {"tune": tune}},
+            "model": {"name": str(base), **towers},
             "data": {
                 "train": str(folder / "new_train.csv"),
                 "validation": str(folder / "new_dev.csv"),
@@ -130,6 +141,12 @@ def both(model: DualEncoder, folder: Path, part: str) -> dict[str, float]:
     return {name: mean_recall(model, folder / f"{half}_{part}.csv") for name, half in names.items()}
 
 
+def keeps_index(base: Path, model: DualEncoder, folder: Path) -> bool:
+    """Return whether the image features of the new test part are those of the base, bit by bit."""
+    images = read_pairs(str(folder / "new_test.csv")).images
+    return torch.equal(load(str(base)).encode_image(images), model.encode_image(images))
+
+
 def interpolated_figures(base: Path, model: DualEncoder, folder: Path) -> dict[str, float]:
     """Interpolate by the rule on the development part; return alpha and the figures on the test part."""
     start = start_of(load(str(base)))
@@ -138,9 +155,9 @@ def interpolated_figures(base: Path, model: DualEncoder, folder: Path) -> dict[s
     return {"alpha": alpha, **both(model, folder, "test")}
 
 
-def measure(out: Path, seeds: int) -> dict[str, Any]:
+def measure(out: Path, seeds: int, methods: Sequence[str]) -> dict[str, Any]:
     """Return the figures of the base and of each method, by seed."""
-    found: dict[str, Any] = {"base": [], "methods": {name: {"runs": []} for name in METHODS}}
+    found: dict[str, Any] = {"base": [], "methods": {name: {"runs": []} for name in methods}}
     for seed in range(seeds):
         folder = out / f"seed{seed}"
         write_data(folder, seed)
@@ -154,18 +171,40 @@ def measure(out: Path, seeds: int) -> dict[str, Any]:
                 row["rate"], row["development"] = best, {f"{rate:g}": value for rate, (_, value) in tried.items()}
             model = tried[best][0]
             row["runs"].append(
-                {"end": both(model, folder, "test"), "interpolated": interpolated_figures(base, model, folder)}
+                {
+                    "keeps_index": keeps_index(base, model, folder),
+                    "end": both(model, folder, "test"),
+                    "interpolated": interpolated_figures(base, model, folder),
+                }
             )
         print(json.dumps(found), flush=True)
     return found
 
 
+def table_of_index(found: dict[str, Any]) -> str:
+    """Return the gain of each method that tunes the text tower alone, as a share of the gain of both towers."""
+    lines = ["| method | gain, both towers | gain, text tower | share of the gain | same image features |"]
+    lines.append("| --- " * 5 + "|")
+    for name, row in found["methods"].items():
+        if name.removeprefix("text ") not in found["methods"] or not name.startswith("text "):
+            continue
+        gains = [
+            [run["end"]["new"] - base["new"] for run, base in zip(each["runs"], found["base"], strict=True)]
+            for each in (found["methods"][name.removeprefix("text ")], row)
+        ]
+        shares = [alone / together for together, alone in zip(*gains, strict=True)]
+        same = "yes" if all(run["keeps_index"] for run in row["runs"]) else "no"
+        lines.append(f"| {name} | {' | '.join(map(cell, (*gains, shares)))} | {same} |")
+    return "\n".join(lines)
+
+
+def cell(values: list[float]) -> str:
+    """Return the mean, the lowest and the highest value in percent."""
+    return f"{100 * mean(values):.1f} ({100 * min(values):.1f} – {100 * max(values):.1f})"
+
+
 def table(found: dict[str, Any]) -> str:
     """Return the means over the seeds, with the lowest and highest value, as a Markdown table."""
-
-    def cell(values: list[float]) -> str:
-        return f"{100 * mean(values):.1f} ({100 * min(values):.1f} – {100 * max(values):.1f})"
-
     lines = ["| method | learning rate | new | old | interpolated: new | old | alpha |", "| --- " * 7 + "|"]
     base = [cell([seed[half] for seed in found["base"]]) for half in ("new", "old")]
     lines.append(f"| before tuning | | {base[0]} | {base[1]} | | | |")
@@ -185,10 +224,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", choices=list(METHODS), action="append", help="only this method")
     arguments = parser.parse_args()
-    found = measure(arguments.out, arguments.seeds)
+    found = measure(arguments.out, arguments.seeds, arguments.only or list(METHODS))
     (arguments.out / "forgetting.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(table(found))
+    print(table(found), table_of_index(found), sep="\n\n")
 
 
 if __name__ == "__main__":

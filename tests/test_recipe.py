@@ -104,7 +104,7 @@ def test_a_recipe_with_views_reads_back_the_same() -> None:
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"objective": "view"}, ("objective", "'view'", "captions or views")),
+        ({"objective": "view"}, ("objective", "'view'", "captions, translations or views")),
         ({"objective": {"views": 0}}, ("objective.views",)),
         ({"views": None}, ("views", "add views: {image:")),
         ({"views": {}}, ("views", "image: {policies:")),

@@ -166,7 +166,12 @@ def test_the_whole_recipe_is_valid_and_has_every_number() -> None:
     schema = Recipe.model_json_schema()
     keys = set(of_schema(schema, schema["$defs"], "", ()))
     named = {part for path in given for part in path.split(".")}
-    named |= {"interpolate", "max_forgetting"}  # they need a whole model: see the test of ranges below
+    named |= {
+        "interpolate",
+        "max_forgetting",
+        "min_score",
+        "group",
+    }  # they need a whole model: see the test of ranges below
     assert keys <= named, keys - named
     assert Recipe.from_dict(recipe.model_dump(mode="json")) == recipe
 
@@ -203,7 +208,9 @@ def test_every_number_refuses_bad_values_in_one_line(name: str) -> None:
         ("data.augment", [{"name": []}]), ("data.augment", [{"name": {}}]), ("data.augment", [[]]),
         ("data.augment", [{1: 2}]), ("data.augment", [None]), ("eval.metric", "x" * 10**6),
         ("eval.interpolate", 2000), ("eval.interpolate", "many"), ("eval.max_forgetting", 2),
-        ("eval.max_forgetting", -0.1), ("eval.max_forgetting", "nan"), ("eval.max_forgetting", 0.01),
+        ("data.min_score", 2), ("data.min_score", "nan"), ("data.hard_negatives.group", 1),
+        ("data.hard_negatives.margin", "nan"), ("eval.max_forgetting", -0.1), ("eval.max_forgetting", "nan"),
+        ("eval.max_forgetting", 0.01),
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from clipkit.data.batch import Augment, Batch, InputMaker
     from clipkit.data.checks import Report, check, fix, quick_findings
     from clipkit.data.feed import AnyFeed, IndexedFeed, Loading, StreamFeed, stream_feed
+    from clipkit.data.hard_batches import hard_neighbors
     from clipkit.data.labels import LabeledImages, read_labeled
     from clipkit.data.loader import Replacement, pair_loader
     from clipkit.data.missing import broken_images, missing_positions
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from clipkit.data.pairs import Pairs, checked_negatives, read_pairs
     from clipkit.data.prepare import Prepared, read_for_shards
     from clipkit.data.prompts import Classes, Templates, prompts_of, read_classes, read_templates
-    from clipkit.data.sampler import EpochSampler, Sample
+    from clipkit.data.sampler import EpochSampler, HardGroups, Sample
     from clipkit.data.sequences import longest
     from clipkit.data.text_views import TextOf, TextView, WrongCaption
     from clipkit.data.tokens import TokenStore
@@ -29,6 +30,7 @@ _NAMES = {
     "batch": "Augment Batch InputMaker",
     "checks": "Report check fix quick_findings",
     "feed": "AnyFeed IndexedFeed Loading StreamFeed stream_feed",
+    "hard_batches": "hard_neighbors",
     "labels": "LabeledImages read_labeled",
     "loader": "Replacement pair_loader",
     "missing": "broken_images missing_positions",
@@ -37,7 +39,7 @@ _NAMES = {
     "pairs": "Pairs checked_negatives read_pairs",
     "prepare": "Prepared read_for_shards",
     "prompts": "Classes Templates prompts_of read_classes read_templates",
-    "sampler": "EpochSampler Sample",
+    "sampler": "EpochSampler HardGroups Sample",
     "sequences": "longest",
     "text_views": "TextOf TextView WrongCaption",
     "tokens": "TokenStore",

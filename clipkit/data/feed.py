@@ -67,7 +67,8 @@ class IndexedFeed:
     @property
     def description(self) -> str:
         """Size of the data in words, e.g. "6000 images, 30000 captions"."""
-        return f"{len(self.pairs.images)} images, {len(self.pairs.captions)} captions"
+        images = f"{len(self.pairs.images)} images, " if self.pairs.has_images else ""
+        return f"{images}{len(self.pairs.captions)} captions"
 
     @property
     def reopened(self) -> int | None:

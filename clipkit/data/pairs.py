@@ -120,9 +120,13 @@ class Pairs:
 
     def take(self, positions: NDArray[np.int64]) -> "Pairs":
         """Return the images at the given positions, in this order, with all their captions."""
-        rows = np.concatenate([self.captions_of_image[image] for image in positions.tolist()])
-        counts = [len(self.captions_of_image[image]) for image in positions.tolist()]
+        return self._chosen(positions, np.concatenate([self.captions_of_image[image] for image in positions.tolist()]))
 
+    def take_captions(self, rows: NDArray[np.int64]) -> "Pairs":
+        """Return the captions at the given positions, in this order, with their images in the order of the source."""
+        return self._chosen(np.unique(self.image_of_caption[rows]), rows)
+
+    def _chosen(self, positions: NDArray[np.int64], rows: NDArray[np.int64]) -> "Pairs":
         def of_rows(texts: Sequence[str] | None) -> Sequence[str] | None:
             return None if texts is None else Strings.of(texts).take(rows)
 
@@ -130,7 +134,7 @@ class Pairs:
             self,
             images=chosen(self.images, positions),
             captions=Strings.of(self.captions).take(rows),
-            image_of_caption=np.repeat(np.arange(len(positions), dtype=np.int64), counts),
+            image_of_caption=_new_positions(self.image_of_caption[rows], positions, len(self.images)),
             negatives=of_rows(self.negatives),
             paraphrases=of_rows(self.paraphrases),
             classes=of_rows(self.classes),

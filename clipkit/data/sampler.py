@@ -1,5 +1,6 @@
 """Order of the samples of a run. It depends only on the data, the batch size, the seed and the epoch."""
 
+import hashlib
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
@@ -9,12 +10,27 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clipkit.data.hard_batches import grouped
 from clipkit.data.pairs import Pairs, Part
 from clipkit.errors import DataError
 from clipkit.seeds import mix
 
 # Random streams of the seed, distinct from those of other modules.
 _ORDER, _CAPTION, _REPLACEMENT, _SHARE = 0, 1, 4, 5
+
+
+class HardGroups(NamedTuple):
+    """Hard negatives of each image, from which batches are composed."""
+
+    neighbors: NDArray[np.int64]
+    """(N, K) positions of images, as `hard_neighbors` returns them."""
+    size: int
+    """Maximum number of images in a group."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the hard negatives."""
+        return hashlib.sha256(self.neighbors.astype("<i8").tobytes()).hexdigest()
 
 
 class Sample(NamedTuple):
@@ -38,12 +54,14 @@ class EpochSampler:
         captions: one or all.
         batch_size: pairs in a global batch.
         seed: seed of the run.
+        hard: composes batches of groups of hard negatives, only with `captions: one` and a single source;
+            None: all batches are random.
 
     Raises:
         DataError: the data is smaller than a batch.
     """
 
-    def __init__(self, pairs: Pairs, captions: str, batch_size: int, seed: int) -> None:
+    def __init__(self, pairs: Pairs, captions: str, batch_size: int, seed: int, hard: HardGroups | None = None) -> None:
         everything = Part(np.arange(len(pairs.images)), np.arange(len(pairs.captions)), 1.0)
         self._parts = pairs.parts or [everything]
         self._items = [part.images if captions == "one" else part.captions for part in self._parts]
@@ -61,6 +79,7 @@ class EpochSampler:
         self.captions = captions
         self.batch_size = batch_size
         self.seed = seed
+        self.hard = hard
         self.steps_per_epoch = available // batch_size
         # Captions sorted by image; the captions of an image are in random order.
         keys = np.random.default_rng(mix(seed, _CAPTION)).random(len(pairs.captions))
@@ -82,6 +101,8 @@ class EpochSampler:
         of_parts = [self._items_of_epoch(part, epoch) for part in range(len(self._parts))]
         items, times = (np.concatenate(arrays) for arrays in zip(*of_parts, strict=True))
         order = generator.permutation(len(items))
+        if self.hard is not None:  # the items are the images in their order
+            order = grouped(order, self.hard.neighbors, self.hard.size, generator)
         items, times = items[order], times[order]
         if self.captions == "one":
             images, captions = items, self._permuted[self._start[items] + times % self._count[items]]

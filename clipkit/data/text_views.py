@@ -41,8 +41,8 @@ class TextView:
     ) -> None:
         if policy == "paraphrase" and pairs.paraphrases is None:
             raise DataError(
-                f"{pairs.name}: the caption policy paraphrase needs a column named paraphrase; add it, or "
-                "use the policy crop"
+                f"{pairs.name}: has no column named paraphrase or translation, which the objective needs; add it, or "
+                "for views of captions use the policy crop"
             )
         if policy == "paraphrase" and pairs.paraphrases is not None and "" in pairs.paraphrases:
             row = pairs.paraphrases.index("") + 1

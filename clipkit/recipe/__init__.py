@@ -7,14 +7,15 @@ LearningRates(pretrained=1e-05, new=0.001)
 5e-06
 """
 
-from clipkit.recipe.data import DataRecipe
+from clipkit.recipe.data import DataRecipe, HardNegativesRecipe
 from clipkit.recipe.loop import CheckpointRecipe, EvalRecipe, LearningRates, OptimRecipe, TrainRecipe
 from clipkit.recipe.lora import LoraRecipe
 from clipkit.recipe.loss import CaptionLossRecipe, LossOptions, LossRecipe, LossTerm
 from clipkit.recipe.model import ImageTowerRecipe, ModelRecipe, TextTowerRecipe
 from clipkit.recipe.overrides import parse_overrides
 from clipkit.recipe.policies import Policy, Step, steps_of
-from clipkit.recipe.terms import ImageViewsTerm, Side, Term, TextViewsTerm
+from clipkit.recipe.terms import ImageViewsTerm, Side, Term, TextViewsTerm, TranslationsTerm
+from clipkit.recipe.translations import TranslationsRecipe
 from clipkit.recipe.views import HeadRecipe, ImageViewsRecipe, TextViewsRecipe, ViewsRecipe
 from clipkit.recipe.whole import Recipe
 
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointRecipe",
     "DataRecipe",
     "EvalRecipe",
+    "HardNegativesRecipe",
     "HeadRecipe",
     "ImageTowerRecipe",
     "ImageViewsRecipe",
@@ -43,6 +45,8 @@ __all__ = [
     "TextViewsRecipe",
     "TextViewsTerm",
     "TrainRecipe",
+    "TranslationsRecipe",
+    "TranslationsTerm",
     "ViewsRecipe",
     "parse_overrides",
     "steps_of",

@@ -41,6 +41,28 @@ def bytes_of(size: str) -> int:
         raise ValueError(f"{size!r} is not a size; give a number of MB, GB or TB, e.g. 20GB") from None
 
 
+def _check_score(score: float | str | None) -> float | str | None:
+    fits = score is None or (-1 <= score <= 1 if isinstance(score, float) else _share_of(score) is not None)
+    if not fits:
+        raise ValueError(
+            f"is {score!r}; give a cosine similarity between -1 and 1, e.g. 0.2, or a share of the captions, e.g. 10%"
+        )
+    return score
+
+
+def _share_of(score: str) -> float | None:
+    """Convert a share such as 10% to a number; None if it is not one between 0 and 1.
+
+    >>> _share_of("10%"), _share_of("10")
+    (0.1, None)
+    """
+    try:
+        share = float(score.removesuffix("%")) / 100
+    except ValueError:
+        return None
+    return share if score.endswith("%") and 0 < share < 1 else None
+
+
 class StoreRecipe(Section):
     """Storage of the outputs of frozen tower parts: they are computed once, and read from disk in each epoch."""
 
@@ -49,6 +71,16 @@ class StoreRecipe(Section):
     disk: Annotated[str, AfterValidator(_check_size)] = "20GB"
     """Maximum total size of the stored files on this machine. The least recently used files are removed for new files.
     """
+
+
+class HardNegativesRecipe(Section):
+    """Batches composed of groups of pairs that the starting model can hardly tell apart."""
+
+    group: int = Field(default=4, ge=2, le=64)
+    """Maximum number of pairs in a group: a pair of the random order, and its hardest negatives that are left."""
+    margin: float = Field(default=0.02, ge=0, le=2)
+    """Cosine by which a negative must be less similar than the positive. Others are probably false negatives, and
+    are put into a batch only by chance."""
 
 
 _SPELLINGS = {"labeled": "labelled", "labeled_test": "labelled_test"}
@@ -89,6 +121,12 @@ class DataRecipe(Section):
     """Labeled images for evaluation by k-nearest neighbors and a linear probe during training. Alias: `labeled`."""
     labelled_test: str | None = None
     """Labeled test images for the evaluations on `labelled`. null: one fifth of each class of `labelled`."""
+    min_score: Annotated[float | str | None, AfterValidator(_check_score)] = None
+    """Minimum cosine similarity of an image and its caption by the starting model, e.g. 0.2, or a share of the captions
+    with the lowest similarities, e.g. 10%. A run leaves out the captions below it, and images that have no other
+    caption. null: all captions are used."""
+    hard_negatives: HardNegativesRecipe | None = None
+    """Compose batches of hard negatives, e.g. {group: 4}; null: all batches are random."""
     captions: Literal["one", "all"] = "one"
     """one: one caption of each image per epoch, a different one in each epoch; all: every caption in each epoch."""
     augment: Annotated[Policy, WrapValidator(_auto_or_policy)] = "auto"
@@ -136,6 +174,14 @@ files that fill the memory.
         return self
 
     @model_validator(mode="after")
+    def _groups_are_of_images(self) -> Self:
+        several = len(self.sources) > 1 or self.sources[0].weight != 1
+        if self.hard_negatives is not None and (self.captions == "all" or several):
+            what = "captions: all" if self.captions == "all" else "several sources, or a source with a weight"
+            raise ValueError(f"hard_negatives does not support {what}; remove one of them")
+        return self
+
+    @model_validator(mode="after")
     def _views_are_stored(self) -> Self:
         if self.views is None:
             return self
@@ -159,6 +205,16 @@ files that fill the memory.
     def sources(self) -> list[Source]:
         """Sources of `train` as a list, even if there is only one."""
         return [Source(source=self.train)] if isinstance(self.train, str) else self.train
+
+    @property
+    def least_score(self) -> float | None:
+        """Minimum similarity of `min_score`; None if it is a share, or not set."""
+        return self.min_score if isinstance(self.min_score, float) else None
+
+    @property
+    def lowest_share(self) -> float | None:
+        """Share of the captions that `min_score` leaves out; None if it is a similarity, or not set."""
+        return _share_of(self.min_score) if isinstance(self.min_score, str) else None
 
     @property
     def _has_crop_scale(self) -> bool:

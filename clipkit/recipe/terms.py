@@ -14,6 +14,7 @@ from clipkit.recipe.loop import CAPTION_METRICS, view_metrics
 from clipkit.recipe.loss import LossRecipe, LossTerm
 from clipkit.recipe.model import ModelRecipe
 from clipkit.recipe.policies import Step, steps_of
+from clipkit.recipe.translations import TranslationsRecipe
 from clipkit.recipe.views import HeadRecipe, ImageViewsRecipe, TextViewsRecipe, ViewsRecipe
 
 Side = Literal["image", "text"]
@@ -30,6 +31,8 @@ class Sections(Protocol):
     def loss(self) -> LossRecipe: ...
     @property
     def views(self) -> ViewsRecipe | None: ...
+    @property
+    def translations(self) -> TranslationsRecipe | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,11 @@ class Term:
         return self.towers == ("image", "text")
 
     @property
+    def teachers(self) -> list[str]:
+        """Names of the models whose features are targets."""
+        return [loss.teacher for loss in self.losses if loss.teacher is not None]
+
+    @property
     def kept_heads(self) -> list[Side]:
         """Towers (image, text) whose projection head is saved with the model."""
         return [side for side, head in self.heads.items() if head.keep]
@@ -83,6 +91,18 @@ class TextViewsTerm(Term):
     """Term in which the positive of a caption view is another view of the same caption."""
 
     views: TextViewsRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationsTerm(Term):
+    """Term that pulls captions and their translations to the features of a teacher."""
+
+    teacher: str
+
+    @property
+    def teachers(self) -> list[str]:
+        """Name of the model whose features are the target."""
+        return [self.teacher]
 
 
 def _captions(sections: Sections, weight: float) -> list[Term]:
@@ -156,6 +176,22 @@ def _text_views(views: TextViewsRecipe, weight: float, dropout: float) -> TextVi
     )
 
 
+def _translations(sections: Sections, weight: float) -> list[Term]:
+    if sections.translations is None:
+        raise ValueError("objective has translations, but their teacher is missing; add translations: {teacher: MODEL}")
+    term = TranslationsTerm(
+        name="translations",
+        weight=weight,
+        towers=("text",),
+        reads=frozenset({"captions"}),
+        metrics=view_metrics("text"),
+        fewest_samples=2,
+        not_streamed=("translations.teacher",),
+        teacher=sections.translations.teacher,
+    )
+    return [term]
+
+
 @dataclass(frozen=True)
 class ObjectiveRow:
     """Definition of one name in `objective: {NAME: weight}`."""
@@ -167,6 +203,10 @@ class ObjectiveRow:
 
 
 OBJECTIVES = {
-    "captions": ObjectiveRow(_captions, ("loss", "data.augment", "data.crop_scale", "data.safe")),
+    "captions": ObjectiveRow(
+        _captions,
+        ("loss", "data.augment", "data.crop_scale", "data.safe", "data.min_score", "data.hard_negatives"),
+    ),
+    "translations": ObjectiveRow(_translations, ("translations",)),
     "views": ObjectiveRow(_views, ("views",)),
 }

@@ -18,18 +18,21 @@ from clipkit.recipe.overrides import merged, parse_overrides
 from clipkit.recipe.problems import first_problem
 from clipkit.recipe.section import Section, Weight
 from clipkit.recipe.terms import OBJECTIVES, Side, Term
+from clipkit.recipe.translations import TranslationsRecipe
 from clipkit.recipe.views import ViewsRecipe
 
 SIDES: tuple[Side, ...] = ("image", "text")
+_BY_START = ("min_score", "hard_negatives")
+"""Keys of the section `data` by which the starting model chooses pairs."""
 
 
 def _with_weights(objective: object) -> object:
     """Return a single objective name as a mapping with weight 1."""
     weights = {objective: 1.0} if isinstance(objective, str) else objective
     if not isinstance(weights, dict) or not weights or not set(weights) <= set(OBJECTIVES):
-        raise ValueError(
-            f"is {objective!r}; use {' or '.join(OBJECTIVES)}, or several with weights, e.g. {{captions: 1, views: 1}}"
-        )
+        *names, last = OBJECTIVES
+        offered = f"{', '.join(names)} or {last}, or several with weights, e.g. {{captions: 1, views: 1}}"
+        raise ValueError(f"is {objective!r}; use {offered}")
     return weights
 
 
@@ -48,10 +51,12 @@ class Recipe(Section):
     model: ModelRecipe
     data: DataRecipe
     objective: Objective = Field(default={"captions": 1.0})
-    """Training objective: captions, views, or both with weights, e.g. {captions: 1, views: 1} (SLIP)."""
+    """Training objective: captions, translations, views, or several with weights, e.g. {captions: 1, views: 1} (SLIP).
+    """
     loss: CaptionLossRecipe = CaptionLossRecipe()
     """Loss of the objective captions; views have a separate loss in `views`."""
     views: ViewsRecipe | None = None
+    translations: TranslationsRecipe | None = None
     optim: OptimRecipe = OptimRecipe()
     train: TrainRecipe = TrainRecipe()
     checkpoint: CheckpointRecipe = CheckpointRecipe()
@@ -109,6 +114,12 @@ class Recipe(Section):
                     )
         for side in SIDES:
             users = [term for term in self.terms if side in term.towers]
+            tune = (model.image if side == "image" else model.text).tune
+            if not users and "translations" in self.objective and model.name is not None and tune != "frozen":
+                raise ValueError(
+                    f"objective translations trains only the text tower, but model.{side}.tune is {tune}; set it to "
+                    "frozen"
+                )
             if not users and model.name is None and model.has(side):
                 raise ValueError(
                     f"model.{side} is a new tower, but no objective trains it; remove it, or add captions to objective"
@@ -156,6 +167,7 @@ class Recipe(Section):
         conflicts = {
             "model.start: cca": self.start == "cca",
             "data.views": self.data.views is not None,
+            **{f"data.{key}": getattr(self.data, key) is not None for key in _BY_START},
             "train.compile": self.train.compile,
         }
         for key in (key for key, is_set in conflicts.items() if is_set and self.train.shard):
@@ -177,6 +189,12 @@ class Recipe(Section):
                 "eval.interpolate needs model.name, the whole model that it starts from, and data.validation to choose "
                 "the weights; set both, or remove it"
             )
+        for key in _BY_START:
+            if getattr(data, key) is not None and self.model.name is None:
+                raise ValueError(
+                    f"data.{key} needs model.name, a whole model that can compare images with captions before "
+                    f"training; set it, or remove data.{key}"
+                )
         if self.eval.max_forgetting is not None and not (self.eval.interpolate and self.eval.retention):
             raise ValueError(
                 "eval.max_forgetting limits how much eval.interpolate may lose on the data of eval.retention, so it "

@@ -35,6 +35,7 @@ from clipkit.training.optimizer import WarmupCosine, build_optimizer, warmup_ste
 from clipkit.training.pull import Pull
 from clipkit.training.rates import Kind, kind_of, trained_rates
 from clipkit.training.run_data import RunData, read_data
+from clipkit.training.selection import selected
 from clipkit.training.shards import Shards, is_sharded
 from clipkit.training.unfreeze import first_steps
 from clipkit.training.weights import Weights
@@ -139,6 +140,11 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     model = model_of(recipe, given.model)
     if not sharded:
         model = model.to(accelerator.device)
+    data, hard = selected(recipe, data, model, processes)
+    if hard is not None or data.train.pairs is not pairs:
+        pairs = data.train.pairs
+        sampler = EpochSampler(pairs, recipe.data.captions, recipe.train.batch_size, recipe.train.seed, hard)
+        steps = recipe.train.epochs * sampler.steps_per_epoch
     # With the sigmoid loss, the scale may rise above CLIP's limit.
     limited = Need.BIAS not in recipe.needs
     largest_logit_scale = max(_LARGEST_LOGIT_SCALE, model.logit_scale.item()) if limited else None
@@ -149,9 +155,9 @@ def make_plan(recipe: Recipe, accelerator: Accelerator | None = None, given: Giv
     kind = partial(kind_of, recipe=recipe)
     pull = None if pull_weight is None else Pull(model, pull_weight, kind)
     unfrozen_from = first_steps(model, recipe.optim.unfreeze, steps)
-    names = [loss.teacher for term in recipe.terms for loss in term.losses if loss.teacher is not None]
-    teachers = teachers_of(names, pairs, processes)
+    teachers = teachers_of([name for term in recipe.terms for name in term.teachers], pairs, processes)
     identity = identity_of(recipe, data, model, teachers, pull, processes, accelerator, given)
+    identity["the hard negatives of data.train"] = None if hard is None else hard.fingerprint
     weights = Shards(model, processes, recipe.train.cpu_offload) if sharded else Weights(model)
     if pull is not None:
         pull.apply_to(weights)

@@ -114,6 +114,8 @@ def _check_streamable(recipe: Recipe, name: str) -> None:
         "a share in data.validation": isinstance(data.validation, float),
         "data.captions: all": data.captions == "all",
         "data.safe": data.safe,
+        "data.min_score": data.min_score is not None,
+        "data.hard_negatives": data.hard_negatives is not None,
     } | {setting: True for term in recipe.terms for setting in term.not_streamed}
     for setting, is_used in refused.items():
         if is_used:

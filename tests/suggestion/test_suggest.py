@@ -26,6 +26,11 @@ def suggested(datasets: Datasets, data: str, **model: Any) -> clipkit.Suggestion
     return clipkit.suggest(getattr(datasets, data), **model)
 
 
+def words(suggestion: clipkit.Suggestion) -> str:
+    """Return the recipe with its comments, without line breaks."""
+    return " ".join(suggestion.to_yaml().replace("#", " ").split())
+
+
 @pytest.mark.parametrize("data", NAMES)
 def test_the_written_recipe_is_the_suggested_one_and_can_be_planned(
     data: str, datasets: Datasets, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -116,8 +121,18 @@ def test_siglip_keeps_its_loss_and_two_towers_start_in_closed_form(datasets: Dat
 def test_retention_adds_the_interpolation_and_its_rule(datasets: Datasets, models: Models) -> None:
     plain = suggested(datasets, "many", **models["clip"])
     assert "eval.retention" in plain.to_yaml()
-    keeping = suggested(datasets, "many", **models["clip"], retention=datasets.few).recipe
+    suggestion = suggested(datasets, "many", **models["clip"], retention=datasets.few)
+    keeping = suggestion.recipe
     assert (keeping.eval.retention, keeping.eval.interpolate, keeping.eval.max_forgetting) == (datasets.few, 11, 0.01)
+    # No measured method keeps 95 % of the gain with one point lost: the recipe says so, with the measured share.
+    text, page = words(suggestion), (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text("utf-8")
+    for said, measured in (("95 %", "95 % of the gain"), ("49 %", "(49 %)"), ("What does tuning forget?",) * 2):
+        assert said in text
+        assert measured in page
+    # Without validation data no mixture is chosen, and the recipe says that too.
+    stream = suggested(datasets, "stream", **models["clip"], retention=datasets.few)
+    assert "eval.interpolate" not in stream.choices
+    assert "nothing limits it" in words(stream)
 
 
 def test_json_has_facts_reasons_and_the_recipe(datasets: Datasets, models: Models) -> None:

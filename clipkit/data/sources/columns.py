@@ -24,7 +24,7 @@ NAMES: Mapping[str, Sequence[str]] = {
     ),
     "caption": ("caption", "captions", "text", "title", "sentence", "sentences", "description", "comment"),
     "negative_caption": ("negative_caption", "negative", "foil", "hard_negative"),
-    "paraphrase": ("paraphrase",),
+    "paraphrase": ("paraphrase", "translation"),
     "label": ("label", "class", "category"),
     "group": ("group",),
 }  # fmt: skip

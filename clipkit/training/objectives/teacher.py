@@ -13,7 +13,7 @@ from clipkit.training.objectives.objective import Gathered
 class Teacher:
     """Features of the training pairs, computed by a teacher model with its preprocessing and without augmentation.
 
-    The features are kept in the user's cache for the next run.
+    Pairs without images have only text features. The features are kept in the user's cache for the next run.
 
     Args:
         name: the model, in any form that model.name accepts.
@@ -24,7 +24,7 @@ class Teacher:
     def __init__(self, name: str, pairs: Pairs, processes: Processes) -> None:
         model = load(name)
         features = Features(model, processes=processes, progress=True)
-        self.image_features = features.images(pairs.images)
+        self.image_features = features.images(pairs.images) if pairs.has_images else None
         self.text_features = features.texts(pairs.captions)
         self.first_rows = torch.from_numpy(pairs.caption_ids)
         self.scale = model.logit_scale.detach().exp().cpu()
@@ -34,11 +34,13 @@ class Teacher:
         """Return the features of the gathered pairs, and the scale, on the device of the pairs."""
         device = gathered["image_ids"].device
         captions = self.first_rows[gathered["caption_rows"].cpu()]
-        return {
-            "teacher_image_features": self.image_features[gathered["image_ids"].cpu()].to(device),
+        found = {
             "teacher_text_features": self.text_features[captions].to(device),
             "teacher_scale": self.scale.to(device),
         }
+        if self.image_features is not None:
+            found["teacher_image_features"] = self.image_features[gathered["image_ids"].cpu()].to(device)
+        return found
 
 
 def teachers_of(names: list[str], pairs: Pairs, processes: Processes) -> dict[str, Teacher]:

@@ -49,7 +49,11 @@ class TowerStores:
     def texts(self) -> dict[str, Sequence[str]]:
         """Return the texts that are the same in each epoch, by the name of their features."""
         pairs = self.feed.pairs
-        columns = {"text_features": pairs.captions, "negative_text_features": pairs.negatives}
+        columns = {
+            "text_features": pairs.captions,
+            "negative_text_features": pairs.negatives,
+            "translation_features": pairs.paraphrases,
+        }
         return {name: texts for name, texts in columns.items() if name in self.encoded and texts is not None}
 
     def parts(self, augmented: bool) -> dict[str, StoredInputs]:

@@ -1,0 +1,93 @@
+"""Batches of pairs that are hard to tell apart, for `data.hard_negatives`."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+_BAND = 1024
+
+
+def hard_neighbors(
+    image_features: Float[Tensor, "N D"],
+    text_features: Float[Tensor, "M D"],
+    image_of_caption: Int[NDArray[np.int64], " M"],
+    count: int,
+    margin: float,
+) -> Int[NDArray[np.int64], "N K"]:
+    r"""Return for each image the images whose pairs are hardest to tell from its pair, the hardest first.
+
+    With x_i the feature of image i and y_i the mean feature of its captions, of unit length, the hardness of j for i is
+    (x_i · y_j + x_j · y_i) / 2. Image j is left out as a probable false negative of i if x_i · y_j > x_i · y_i −
+    margin, or x_j · y_i > x_i · y_i − margin: the positive-aware margin of Moreira et al. 2024, NV-Retriever, section
+    3 (TopK-MarginPos).
+
+    Args:
+        image_features: unit length.
+        text_features: unit length.
+        image_of_caption: position of the image of each caption.
+        count: K, at most N − 1.
+        margin: smallest distance, in cosine, of a hard negative below the positive.
+
+    Returns:
+        Positions of images, with −1 where fewer than K are left. Of equally hard ones, the first come first.
+
+    Example:
+        >>> x = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), dim=1)
+        >>> hard_neighbors(x, x, np.arange(3), 2, 0.1).tolist()
+        [[1, 2], [0, 2], [1, 0]]
+    """
+    count = min(count, len(image_features) - 1)
+    texts = torch.zeros_like(image_features).index_add_(0, torch.from_numpy(image_of_caption), text_features)
+    texts = torch.nn.functional.normalize(texts, dim=-1)
+    own = torch.linalg.vecdot(image_features, texts)
+    found = np.empty((len(image_features), count), np.int64)
+    for start in range(0, len(image_features), _BAND):
+        band = slice(start, start + _BAND)
+        to_texts, to_images = image_features[band] @ texts.T, texts[band] @ image_features.T
+        most = own[band, None] - margin
+        hardness = (to_texts + to_images) / 2
+        hardness[(to_texts > most) | (to_images > most)] = -torch.inf
+        hardness[torch.arange(len(hardness)), torch.arange(start, start + len(hardness))] = -torch.inf
+        values, positions = hardness.sort(dim=1, descending=True, stable=True)
+        found[band] = positions[:, :count].masked_fill(values[:, :count].isneginf(), -1).numpy()
+    return found
+
+
+def grouped(
+    order: Int[NDArray[np.int64], " N"],
+    neighbors: Int[NDArray[np.int64], "N K"],
+    size: int,
+    generator: np.random.Generator,
+) -> Int[NDArray[np.int64], " N"]:
+    """Reorder images so that each is followed by its hardest neighbors; every image occurs once.
+
+    The images are taken in the given order. Each one that is left begins a group and takes its hardest neighbors that
+    are left, until the group is complete or it has no more. The groups, of which the last ones are the smallest, are
+    then shuffled.
+
+    Args:
+        order: positions of the N images.
+        neighbors: result of `hard_neighbors`.
+        size: images in a complete group.
+        generator: shuffles the groups.
+
+    Example:
+        >>> neighbors = np.array([[2], [3], [0], [1]])
+        >>> grouped(np.arange(4), neighbors, 2, np.random.default_rng(0)).tolist()
+        [1, 3, 0, 2]
+    """
+    is_left = np.ones(len(neighbors), bool)
+    groups: list[list[int]] = []
+    for first in order.tolist():
+        if not is_left[first]:
+            continue
+        is_left[first] = False
+        group = [first]
+        for neighbor in neighbors[first].tolist():
+            if len(group) < size and neighbor >= 0 and is_left[neighbor]:
+                is_left[neighbor] = False
+                group.append(neighbor)
+        groups.append(group)
+    return np.array([image for index in generator.permutation(len(groups)) for image in groups[index]], np.int64)

@@ -1,0 +1,12 @@
+"""Recipe section `translations`: the teacher of a text tower that learns a new language."""
+
+from pydantic import Field
+
+from clipkit.recipe.section import Section
+
+
+class TranslationsRecipe(Section):
+    """Settings of the objective translations."""
+
+    teacher: str = Field(min_length=1)
+    """Model whose text features of the captions are the target; any value that model.name accepts."""

@@ -1,0 +1,43 @@
+"""Hard negatives of a run, for `data.hard_negatives`: pairs that the starting model can hardly tell apart."""
+
+import numpy as np
+import torch
+
+from clipkit.data import HardGroups, Pairs, hard_neighbors
+from clipkit.findings import counted
+from clipkit.processes import Processes
+from clipkit.recipe import HardNegativesRecipe
+from clipkit.training.start_features import StartFeatures
+
+# Hard negatives kept per image of a group: later in an epoch, the first ones are in other groups already.
+_SPARE = 8
+
+
+def hard_groups(
+    recipe: HardNegativesRecipe, pairs: Pairs, features: StartFeatures, processes: Processes
+) -> tuple[HardGroups, str]:
+    """Return the hard negatives of the training images, the same on all processes, and a line about them.
+
+    Missing and unreadable images have none and are none.
+
+    Args:
+        recipe: size of a group, and margin against false negatives.
+        pairs: the training pairs.
+        features: features of the training pairs.
+        processes: the processes of the run; the main one computes.
+    """
+    count = min(_SPARE * recipe.group, len(pairs.images) - 1)
+    found = torch.full((len(pairs.images), count), -1)
+    if processes.is_main:
+        neighbors = hard_neighbors(features.image, features.text, pairs.image_of_caption, count, recipe.margin)
+        bad = np.array(sorted(features.bad), np.int64)
+        neighbors[np.isin(neighbors, bad)] = -1
+        neighbors[bad] = -1
+        found = torch.from_numpy(neighbors)
+    neighbors = processes.rows_of_main(found).numpy()
+    with_any = int((neighbors >= 0).any(axis=1).sum())
+    note = (
+        f"data.hard_negatives: {with_any:,} of {counted(len(pairs.images), 'image')} have hard negatives with a margin "
+        f"of {recipe.margin:g}; batches are composed of groups of up to {recipe.group}"
+    )
+    return HardGroups(neighbors, recipe.group), note

@@ -1,0 +1,106 @@
+"""Selection of the training captions that fit their images by the starting model, for `data.min_score`."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from clipkit.data import IndexedFeed, Pairs
+from clipkit.errors import DataError, ModelError
+from clipkit.findings import counted
+from clipkit.recipe import DataRecipe
+from clipkit.training.run_data import RunData
+from clipkit.training.start_features import StartFeatures
+
+_SHOWN = 3
+
+
+def without_low_scores(
+    recipe: DataRecipe, batch_size: int, data: RunData, features: StartFeatures, model: str
+) -> tuple[RunData, StartFeatures]:
+    """Leave out the training captions with a low score, and images that have no other caption.
+
+    The score of a caption is the cosine similarity of its feature and the feature of its image. Captions of missing
+    and unreadable images are kept: `data.max_bad` applies to these images.
+
+    Args:
+        recipe: has `min_score`, a similarity or a share.
+        batch_size: pairs in a global batch.
+        data: the data of the run.
+        features: features of the training pairs.
+        model: name of the model, for messages.
+
+    Returns:
+        The data that is left, with a note about the rest, and its features.
+
+    Raises:
+        DataError: too few images are left for a batch.
+        ModelError: a score is not finite.
+    """
+    pairs = data.train.pairs
+    scores = scores_of(features, pairs, model)
+    dropped = low_scores(scores, recipe.least_score, recipe.lowest_share)
+    rows = np.flatnonzero(~dropped)
+    left = np.unique(pairs.image_of_caption[rows])
+    median = f"the median score is {np.nanmedian(scores):.3f}"
+    if len(left) < batch_size:
+        raise DataError(
+            f"{pairs.name}: data.min_score {recipe.min_score} leaves {counted(len(left), 'image')}, fewer than "
+            f"train.batch_size {batch_size} ({median}); use a lower data.min_score, such as 10%"
+        )
+    position = {int(old): new for new, old in enumerate(left)}
+    bad = {position[image]: reason for image, reason in features.bad.items() if image in position}
+    kept = StartFeatures(features.image[left], features.text[rows], bad)
+    note = f"{_left_out(pairs, scores, dropped, len(pairs.images) - len(left))}; {median}"
+    data = replace(data, train=IndexedFeed(pairs.take_captions(rows)), missing=bad, notes=[*data.notes, note])
+    return data, kept
+
+
+def scores_of(features: StartFeatures, pairs: Pairs, model: str) -> Float[NDArray[np.float32], " M"]:
+    """Return the similarity of each caption and its image; NaN if the image is missing or unreadable.
+
+    Raises:
+        ModelError: another score is not finite.
+    """
+    scores = torch.linalg.vecdot(features.image[pairs.image_of_caption], features.text).numpy()
+    of_bad = np.isin(pairs.image_of_caption, list(features.bad))
+    if not np.isfinite(scores[~of_bad]).all():
+        raise ModelError(f"{model}: its features are not finite, so data.min_score cannot use them; use another model")
+    return np.where(of_bad, np.float32(np.nan), scores)
+
+
+def low_scores(scores: Float[NDArray[np.float32], " M"], least: float | None, share: float | None) -> NDArray[np.bool_]:
+    """Return which scores are below `least`, or, with `share`, among that share with the lowest scores.
+
+    A share is rounded down to a number of scores; of equal scores, the first ones count as lower. NaN is never low.
+
+    Example:
+        >>> low_scores(np.array([0.3, 0.1, np.nan, 0.2], np.float32), 0.15, None).tolist()
+        [False, True, False, False]
+        >>> low_scores(np.array([0.3, 0.1, np.nan, 0.2], np.float32), None, 0.5).tolist()
+        [False, True, False, True]
+    """
+    if least is not None:
+        return scores < np.float32(least)
+    low = np.zeros(len(scores), bool)
+    count = min(int((share or 0.0) * len(scores) + 1e-9), int((~np.isnan(scores)).sum()))
+    low[np.argsort(scores, kind="stable")[:count]] = True  # NaN is sorted to the end
+    return low
+
+
+def _left_out(pairs: Pairs, scores: NDArray[np.float32], dropped: NDArray[np.bool_], images: int) -> str:
+    """Return a line about the captions and images that are left out, with the lowest scores."""
+    rows = np.argsort(scores, kind="stable")[: dropped.sum()].tolist()
+    if not rows:
+        return f"data.min_score leaves out no caption of {pairs.name}: the lowest score is {np.nanmin(scores):.3f}"
+    lowest = ", ".join(
+        f"{scores[row]:.3f} ({pairs.images[pairs.image_of_caption[row]]}: {pairs.captions[row][:60]!r})"
+        for row in rows[:_SHOWN]
+    )
+    return (
+        f"data.min_score leaves out {len(rows):,} of {counted(len(scores), 'caption')} and {images:,} of "
+        f"{counted(len(pairs.images), 'image')}, whose similarity by the starting model is {scores[rows[-1]]:.3f} or "
+        f"less: {lowest}{', …' * (len(rows) > _SHOWN)}"
+    )
