@@ -17,13 +17,13 @@ def in_spreads(value: float, others: np.ndarray) -> float:
 
 def test_fit_and_agreement_are_those_of_loops() -> None:
     generator = np.random.default_rng(0)
-    images, texts = (unit(generator.standard_normal((count, 8))) for count in (300, 40))
-    image_of = np.sort(np.append(generator.integers(300, size=59), 299))
-    text_of = generator.integers(40, size=60)
+    images, texts = (unit(generator.standard_normal((count, 8))) for count in (30, 40))
+    image_of = np.sort(np.append(generator.integers(29, size=79), 29))
+    text_of = generator.integers(40, size=80)
     found = doubts_of(images, texts, text_of, image_of)
     x, y = images.astype(float), texts.astype(float)
     for n, (text, image) in enumerate(zip(text_of, image_of, strict=True)):
-        others = [y[text] @ y[text_of[m]] for m in range(60) if image_of[m] == image and m != n]
+        others = [y[text] @ y[text_of[m]] for m in range(80) if image_of[m] == image and m != n]
         assert found.fits[n] == pytest.approx(in_spreads(x[image] @ y[text], x @ y[text]), rel=1e-3, abs=1e-3)
         if others:
             similar = float(np.mean(sorted(others)[-2:]))
