@@ -6,7 +6,8 @@ for each fold, a model is trained on the other folds, and compares the captions 
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit.data import IndexedFeed, Pairs
-from clipkit.errors import RecipeError, UserError
+from clipkit.errors import Interrupted, RecipeError, UserError
 from clipkit.image_formats import pixel_limit
 from clipkit.processes import Processes, accelerator_of
 from clipkit.recipe import Recipe
@@ -102,7 +103,7 @@ def cross_fit(
     if processes.count > 1:
         raise RecipeError(f"doubtful captions were requested from {processes.count} processes; use one process")
     log = RunLog(enabled=True)
-    with StopRequest() as stop, pixel_limit(recipe.data.max_pixels), failures_in_one_line():
+    with _nothing_to_resume(), StopRequest() as stop, pixel_limit(recipe.data.max_pixels), failures_in_one_line():
         whole = make_plan(recipe, accelerator, given)
         if not whole.data.train.can_index:
             raise RecipeError(f"{whole.data.train.name}: is a stream; download the data and give its path")
@@ -132,6 +133,14 @@ def cross_fit(
     every = np.full(len(totals), np.nan)
     every[np.isfinite(totals)] = precisions
     return CrossFit(pairs, fits, agreements, share, every)
+
+
+@contextmanager
+def _nothing_to_resume() -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted("stopped before the last fold ended; run the command again", error.code) from None
 
 
 def _captions_of(pairs: Pairs, images: NDArray[np.int64]) -> NDArray[np.int64]:
