@@ -127,7 +127,8 @@ def measure(
         doubts, exchanged = rated(image, text, dealt, seed)
         estimated, among = wrong_among(doubts.totals, exchanged)
         order = np.argsort(doubts.totals, kind="stable")
-        listed = order[: int(np.flatnonzero(among[order] >= 0.9)[-1]) + 1]
+        enough = np.flatnonzero(among[order] >= 0.9)
+        listed = order[: enough[-1] + 1] if len(enough) else order[:0]
         row = {
             "seed": seed,
             "wrong": int(wrong.sum()),
@@ -135,7 +136,7 @@ def measure(
             "found_by_fit": round(found(wrong, doubts.fits), 3),
             "estimated_share": round(estimated, 4),
             "dropped": len(listed),
-            "precision": round(float(wrong[listed].mean()), 3),
+            "precision": round(float(wrong[listed].sum() / max(1, len(listed))), 3),
             "recall": round(float(wrong[listed].sum() / max(1, wrong.sum())), 3),
         }
         print(json.dumps(row), flush=True)
