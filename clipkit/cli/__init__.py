@@ -5,12 +5,8 @@ Heavy modules are imported only when a command runs, so that `--help` is instant
 
 import atexit
 import gc
-import logging
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +17,7 @@ from clipkit import __version__
 from clipkit.cli.browse import browse
 from clipkit.cli.cache import app as cache_app
 from clipkit.cli.data import app as data_app
+from clipkit.cli.doubtful import doubtful
 from clipkit.cli.embed import embed
 from clipkit.cli.epilog import ending_with
 from clipkit.cli.evaluate import app as eval_app
@@ -31,11 +28,12 @@ from clipkit.cli.launch import end_with_launcher, is_main_process, process_rank,
 from clipkit.cli.merge import merge
 from clipkit.cli.models import models
 from clipkit.cli.push import push as push_command
+from clipkit.cli.running import running
 from clipkit.cli.runs import doctor, runs
 from clipkit.cli.search import search
 from clipkit.cli.suggest import suggest
 from clipkit.cli.terminal import print_error, whole_output
-from clipkit.errors import Interrupted, TrainingError, UserError
+from clipkit.errors import TrainingError, UserError
 
 _ORDER = (
     "train", "suggest", "eval", "explain", "data", "embed", "search", "browse", "models", "export", "merge", "push",
@@ -60,6 +58,7 @@ app = typer.Typer(
 )
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
+data_app.command()(doubtful)
 app.add_typer(cache_app, name="cache")
 app.command()(suggest)
 app.command()(embed)
@@ -122,7 +121,7 @@ def demo(
 
     The model learns which emoji has which name; a report shows what it learned.
     """
-    with _running():
+    with running():
         from clipkit.cli.demo import run_demo
 
         run_demo(out)
@@ -178,7 +177,7 @@ def train(
         run_again_on_processes(processes)
     from clipkit.cli.tables import print_metrics
 
-    with _running():
+    with running():
         from clipkit.cli.process import without_collection
 
         with without_collection():
@@ -196,20 +195,3 @@ def train(
         from clipkit.cli.push import push_run
 
         push_run(complete.output, push, private)
-
-
-@contextmanager
-def _running() -> Iterator[None]:
-    """Context for a training run: if a signal stops the run, print one line and exit with the code of the signal."""
-    from clipkit.cli.process import keep_freed_memory, log_to_terminal
-
-    log_to_terminal(logging.getLogger("clipkit"))
-    keep_freed_memory()
-    try:
-        yield
-    except Interrupted as error:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)  # a repeated signal must not change the exit code
-        if is_main_process():
-            print_error(str(error))
-        sys.exit(error.code)

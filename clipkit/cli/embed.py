@@ -39,6 +39,14 @@ def embed(
         ),
     ] = "fp32",
     processes: ProcessCount = 1,
+    qdrant: Annotated[
+        bool,
+        typer.Option(
+            "--qdrant",
+            help="Copy the features to the Qdrant server that the environment variable QDRANT_URL names (key: "
+            "QDRANT_API_KEY). Searches with this variable use it.",
+        ),
+    ] = False,
 ) -> None:
     """Encode images and captions, and write a search index.
 
@@ -51,6 +59,10 @@ def embed(
     check_models(model)
     check_exists(data)
     check_index_folder(out)
+    if qdrant:
+        from clipkit.search.qdrant import check_qdrant
+
+        check_qdrant()
     if processes > 1:
         run_again_on_processes(processes)
     from clipkit.cli.process import keep_freed_memory
@@ -63,7 +75,13 @@ def embed(
     keep_freed_memory()
     try:
         made = run(
-            data, load(model, dtype=dtype), out, batch_size=batch_size, processes=joined_processes(), progress=True
+            data,
+            load(model, dtype=dtype),
+            out,
+            batch_size=batch_size,
+            processes=joined_processes(),
+            progress=True,
+            qdrant=qdrant,
         )
     except KeyboardInterrupt:
         if is_main_process():

@@ -18,7 +18,9 @@ from clipkit.search.engine import LEAST_ROWS, NAME, build, is_installed, open_en
 from clipkit.search.folder import UNFINISHED
 from clipkit.search.layout import file_of, name_by_content, open_array, write_manifest
 from clipkit.search.log import Encoded, text_key
-from clipkit.search.nearest import as_float32
+from clipkit.search.nearest import Nearest, as_float32
+from clipkit.search.qdrant import NAME as QDRANT
+from clipkit.search.qdrant import QdrantEngine, copy_of, remove, server
 from clipkit.search.relevance import Nulls, fit, hub_statistics
 from clipkit.search.source import CAPTIONS, CONTENT, IMAGE, POSITION
 from clipkit.versions import __version__
@@ -70,8 +72,12 @@ def assemble(
     former: Mapping[str, Any] | None,
     probes: Mapping[str, Any],
     source: str | None,
+    qdrant: bool = False,
 ) -> dict[str, Any]:
-    """Write rows, features and texts; then replace the manifest, and return the new one."""
+    """Write rows, features and texts; then replace the manifest, and return the new one.
+
+    With Qdrant, the features are copied to its server, and the collection of the former index is removed.
+    """
     logs = folder / UNFINISHED
     images, texts = Encoded(logs, "image"), Encoded(logs, "text")
     width = next(len(features) for features in probes["image"])
@@ -99,7 +105,8 @@ def assemble(
         files["hubs"] = _write(logs / "hubs.npy", lambda file: np.save(file, hubs))
         text_queries = text_features
         relevance = fit(Nulls(image_features, hubs), found.captions, model.encode_text)
-    engine = _engine(logs, folder, files, text_queries)
+    before = ((former or {}).get("engine") or {}).get("collection")
+    engine = _engine(logs, folder, files, text_queries, qdrant or (before is not None and server() is not None))
     error = max(images.error, texts.error, former["features"]["max_error"] if former is not None else 0.0)
     preprocess = model.image.preprocess
     manifest = {
@@ -124,22 +131,33 @@ def assemble(
         "files": files,
     }
     write_manifest(folder, manifest)
+    if before is not None and server() is not None and before != (engine or {}).get("collection"):
+        remove(before)
     return manifest
 
 
 def _engine(
-    logs: Path, folder: Path, files: dict[str, Any], texts: NDArray[np.float16] | None
+    logs: Path, folder: Path, files: dict[str, Any], texts: NDArray[np.float16] | None, qdrant: bool
 ) -> dict[str, Any] | None:
-    """Build the search engine of a large index if FAISS is installed; return its description with recall@10."""
+    """Build the search engine: in Qdrant, or for a large index with FAISS; return its description with recall@10."""
     features = np.load(folder / files["features"]["name"], mmap_mode="c")
-    if len(features) < LEAST_ROWS or not is_installed():
+    described: dict[str, Any]
+    engine: Nearest
+    if qdrant:
+        described = {"name": QDRANT, "collection": copy_of(features, files["features"]["sha256"])}
+        engine = QdrantEngine(features, described["collection"])
+    elif len(features) < LEAST_ROWS or not is_installed():
         return None
-    build(features, logs / "engine.faiss")
+    else:
+        described = {"name": NAME}
+        build(features, logs / "engine.faiss")
+        engine = open_engine(features, logs / "engine.faiss")
     source = features if texts is None else texts
     sample = np.unique(np.linspace(0, len(source) - 1, _MEASURED).astype(np.int64))
-    measured = recall(open_engine(features, logs / "engine.faiss"), features, as_float32(source[sample]))
-    files["engine"] = name_by_content(logs / "engine.faiss", "engine")
-    return {"name": NAME, "recall@10": round(measured, 4), "queries": len(sample)}
+    measured = recall(engine, features, as_float32(source[sample]))
+    if not qdrant:
+        files["engine"] = name_by_content(logs / "engine.faiss", "engine")
+    return {**described, "recall@10": round(measured, 4), "queries": len(sample)}
 
 
 def _rows(found: Found) -> pa.Table:

@@ -22,6 +22,7 @@ from clipkit.search.layout import check_content, file_of, open_array, read_manif
 from clipkit.search.nearest import Exact, Nearest, as_float32
 from clipkit.search.onnx_encoder import OnnxEncoder, is_onnx
 from clipkit.search.probes import PROBE_TEXTS, check_same_model, probe_images, same_model
+from clipkit.search.qdrant import QdrantEngine, server
 from clipkit.search.query import Term, combined, terms_of
 from clipkit.search.quick_text import QuickText, quick_text
 from clipkit.search.relevance import DEPTH, Calibration, Nulls, calibrations_of, is_short
@@ -88,7 +89,9 @@ class Index:
 
     @cached_property
     def nearest(self) -> Nearest:
-        """Engine that finds the best rows: FAISS if it is installed and the index has its file, else exact search."""
+        """Engine of searches: Qdrant if the index was copied there, FAISS if installed, else exact search."""
+        if server() and "collection" in (engine := self.manifest.get("engine") or {}):
+            return QdrantEngine(self.features, str(engine["collection"]))
         if "engine" in self.manifest["files"] and is_installed():
             return open_engine(self.features, file_of(self.path, self.manifest, "engine"))
         return Exact(self.features)

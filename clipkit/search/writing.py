@@ -67,6 +67,7 @@ def embed(
     batch_size: int | None = None,
     processes: Processes | None = None,
     progress: bool = False,
+    qdrant: bool = False,
 ) -> Embedded:
     """Encode the images and captions of a dataset, and write or update an index.
 
@@ -80,9 +81,10 @@ def embed(
         batch_size: images per forward pass; None: chosen for the device.
         processes: group in which each process encodes a share; None: only this process.
         progress: show progress bars.
+        qdrant: copy the features to the Qdrant server that the environment variable QDRANT_URL names.
 
     Raises:
-        DataError: the data cannot be read, or the index was made by another model.
+        DataError: the data cannot be read, the index was made by another model, or the server does not answer.
         OutputError: the folder is not empty and not an index, or cannot be written.
 
     Example:
@@ -100,7 +102,7 @@ def embed(
         found = writer.images(read_images(data)) if stream is None else writer.stream(stream)
         texts = [text for captions in found.captions for text in captions] if "text" in encoder.sides else []
         writer.texts(list(dict.fromkeys(texts)))
-        return writer.finish(found, _source_of(data))
+        return writer.finish(found, _source_of(data), qdrant)
 
 
 def _source_of(data: object) -> str | None:
@@ -261,7 +263,7 @@ class _Writer:
         self.encoded += len(sound)
         return {new[row][0]: why for row, why in bad.items()}
 
-    def finish(self, found: Found, source: str | None) -> Embedded:
+    def finish(self, found: Found, source: str | None, qdrant: bool) -> Embedded:
         """Write the files of the index from the logs and the former index."""
         encoded = sum(self.processes.gather_objects(self.encoded))
         if not found.keys:
@@ -270,7 +272,7 @@ class _Writer:
         manifest: dict[str, Any] = {}
 
         def write() -> None:
-            manifest.update(assemble(self.folder, self.model, found, self.former, self.probes, source))
+            manifest.update(assemble(self.folder, self.model, found, self.former, self.probes, source, qdrant))
             shutil.rmtree(self.logs)
 
         self.processes.on_main(write)

@@ -115,8 +115,8 @@ class Suggestion:
             )
         if "eval.retention" not in self.choices and not self.model.is_new:
             lines.append(
-                "tuning makes a model worse on other data (a small model lost 15 of 87 points; docs/benchmarks.md, What "
-                "does tuning forget?): set eval.retention to data on which it should stay good (clipkit suggest "
+                "tuning makes a model worse on other data (a small model lost 15 of 87 points; docs/benchmarks.md, "
+                "What does tuning forget?): set eval.retention to data on which it should stay good (clipkit suggest "
                 "--retention D); the recipe then also mixes the old and the new weights"
             )
         elif "eval.retention" in self.choices and "eval.interpolate" not in self.choices:

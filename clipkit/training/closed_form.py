@@ -1,6 +1,6 @@
 """Closed-form start: projections of two towers from canonical correlations of the features of all training pairs."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,8 +58,7 @@ def closed_form_start(
         return None
     model = plan.model
     facts: dict[str, Any]
-    of_all = {side: tower.trunk.layers for side, tower in model.sides.items() if isinstance(tower.trunk, Layered)}
-    widths = {side: tower.trunk.widths for side, tower in model.sides.items() if isinstance(tower.trunk, Layered)}
+    of_all = layers_of(model)
     if start.saved is None:
         wide = {side: _wide_features(side, plan, inputs) for side in ("image", "text")}
         facts = _fit(plan, inputs, wide["image"], wide["text"], log)
@@ -69,12 +68,34 @@ def closed_form_start(
         for side, tower in model.sides.items():
             names = (f"{side}.trunk.coordinates.{name}" for name in ("mean", "matrix"))
             _set_coordinates(tower, facts["chosen"][f"{side}_layers"], *(saved[name] for name in names))
-    for name, store in inputs.stores.items():
-        side = "image" if name == "image_features" else "text"
-        chosen = columns(of_all[side], widths[side], facts["chosen"][f"{side}_layers"])
-        coordinates = model.sides[side].trunk.get_submodule("coordinates")
-        inputs.stores[name] = torch.cat([coordinates(rows[:, chosen]) for rows in store.split(_ROWS)])
+    inputs.stores.update(coordinates_of(model, inputs.stores, of_all))
     return facts
+
+
+def layers_of(model: DualEncoder) -> dict[str, tuple[Sequence[str], Sequence[int]]]:
+    """Return the layers of each trunk that has several, with their widths, by side."""
+    trunks = {side: tower.trunk for side, tower in model.sides.items()}
+    return {side: (trunk.layers, trunk.widths) for side, trunk in trunks.items() if isinstance(trunk, Layered)}
+
+
+def coordinates_of(
+    model: DualEncoder, outputs: Mapping[str, Tensor], layers: Mapping[str, tuple[Sequence[str], Sequence[int]]]
+) -> dict[str, Tensor]:
+    """Return the coordinates of frozen trunks whose layers have been chosen.
+
+    Args:
+        model: the model, with its closed-form start.
+        outputs: outputs of the trunks with all layers, by the name of the features.
+        layers: `layers_of` the model before the choice.
+    """
+    made = {}
+    for name, rows in outputs.items():
+        side = "image" if name == "image_features" else "text"
+        trunk = model.sides[side].trunk
+        assert isinstance(trunk, Layered)
+        kept, coordinates = columns(*layers[side], trunk.layers), trunk.get_submodule("coordinates")
+        made[name] = torch.cat([coordinates(part[:, kept]) for part in rows.split(_ROWS)])
+    return made
 
 
 def measure_start(facts: dict[str, Any] | None, measurements: Sequence[Measurement], log: RunLog) -> None:

@@ -2,9 +2,11 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import Tensor
 
 from clipkit.data import Pairs, read_pairs
 from clipkit.data.sources.objects import name_of_object
@@ -36,6 +38,8 @@ class Given:
     objective: GivenObjective | None = None
     callbacks: Sequence[Callback] = ()
     identity: Literal["content"] | None = None
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    """Outputs of frozen trunks for all images or captions of `train`, by the name of the features."""
 
     def __post_init__(self) -> None:
         if self.identity not in (None, "content"):

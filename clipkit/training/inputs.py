@@ -66,6 +66,7 @@ class TowerInputs:
         bad: reasons why images are missing or unreadable, by position, as far as known; a frozen trunk adds images that
             it could not read.
         storing: settings of the inputs that are stored on disk; None: nothing is stored.
+        outputs: outputs of frozen trunks that are known already, by the name of the features.
     """
 
     model: DualEncoder
@@ -77,6 +78,7 @@ class TowerInputs:
     replacement: Replacement | None = None
     bad: Mapping[int, str] = field(default_factory=dict)
     storing: Storing | None = None
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         model, encoded = self.model, self.encoded
@@ -86,7 +88,7 @@ class TowerInputs:
             name: Encoder(model.image if kind.tower == "image" else model.text, kind.of_trunk)
             for name, kind in encoded.items()
         }
-        self.stores: dict[str, Tensor] = {}
+        self.stores: dict[str, Tensor] = dict(self.outputs)
         """Outputs of frozen trunks by the name of the features: one row per image, or one row per caption."""
         self.stored: dict[str, StoredInputs] = {}
         """Inputs that are read from disk, by the name of the features."""
@@ -116,7 +118,8 @@ class TowerInputs:
             return
         show = processes.is_main
         batch = None if is_accelerator(model.device) else _BATCH
-        if "image_features" in encoded and model.image.trunk_is_frozen and not self.augmented:
+        has_images = "image_features" in encoded and "image_features" not in self.stores
+        if has_images and model.image.trunk_is_frozen and not self.augmented:
             bad_here: dict[int, str] = {}
             skipped = None if self.replacement is None else bad_here
 
@@ -132,6 +135,8 @@ class TowerInputs:
                 return encode_strings(model.text, texts, trunk_features, batch, model.device, show)
 
             for name, texts in stores.texts().items():
+                if name in self.stores:
+                    continue
                 self.stores[name] = stores.texts_of_trunk(texts, partial(self._stored, texts, trunk_of_texts))
 
     def _stored(self, items: Sequence[T], encode: Callable[[Sequence[T]], Tensor]) -> Tensor:

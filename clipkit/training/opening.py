@@ -82,8 +82,9 @@ def tower_inputs(plan: Plan, log: RunLog) -> TowerInputs:
         replacement=plan.sampler.replacement,
         bad=plan.data.missing,
         storing=storing_of(plan, log),
+        outputs=plan.given.outputs,
     )
-    if inputs.stores and inputs.storing is None:
+    if inputs.stores and inputs.storing is None and not inputs.outputs:
         kinds = {"image_features": "images", "text_features": "captions"}
         stored = [kind for name, kind in kinds.items() if name in inputs.stores]
         log.info(f"frozen trunks ran once over all {' and '.join(stored)}")

@@ -29,6 +29,15 @@ class RunLog:
             log.info(printable(message))
 
     @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Context in which nothing is printed, for a run that is a part of other work."""
+        log.disabled = True
+        try:
+            yield
+        finally:
+            log.disabled = False
+
+    @contextmanager
     def recording(self) -> Iterator[None]:
         """Context in which lines are recorded for log.txt; `write_to` opens the file."""
         log.setLevel(logging.INFO)

@@ -1,0 +1,146 @@
+"""Doubtful captions: how well each caption fits its image and agrees with the other captions of the image.
+
+    fit        (s - m) / d with the cosine similarity s of the caption and its image, and the median m and the lower
+               spread d, (median - lower quartile) / 0.6745, of the caption's similarities with a sample of images
+    agreement  (s - m) / d with the mean similarity s to the two most similar other captions of the image, and m and d
+               of the caption's similarities with a sample of captions; two, because others of the image may be wrong
+
+The lower fit + agreement, the more doubtful is the caption; without other captions, the agreement counts as 0.
+
+The share of wrong captions is estimated by comparison with captions that are known to be wrong: one caption of each
+image is exchanged for a caption of another image. Let F(t) be the share of all captions whose fit + agreement is at
+most t, and R(t) the same for the exchanged ones. With a share p of wrong captions that resemble the exchanged ones,
+F(t) >= p R(t), with equality where no right caption is so low. The estimate is therefore p = min F(t) / R(t) over
+R(t) >= 1/2, and the share of wrong captions among those up to t is p R(t) / F(t). It is too high if right captions are
+as low as random ones: such captions count as wrong.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipkit.search.nearest import as_float32
+
+_IMAGES = 256  # images whose captions are compared together
+_IMAGE_SAMPLE, _TEXT_SAMPLE = 4096, 1024
+_AGREEING = 2
+_LEAST = 0.5  # share of the exchanged captions from which the share of wrong ones is read
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Numbers that tell how doubtful each of M captions is."""
+
+    scores: NDArray[np.float32]
+    """(M,) cosine similarity of the caption and its image."""
+    fits: NDArray[np.float64]
+    """(M,) fit to the image."""
+    agreements: NDArray[np.float64]
+    """(M,) agreement with the other captions of the image; NaN without others."""
+
+    @property
+    def totals(self) -> NDArray[np.float64]:
+        """(M,) fit + agreement: the lower, the more doubtful."""
+        return self.fits + np.nan_to_num(self.agreements)
+
+
+def doubts_of(
+    images: NDArray[np.float16],
+    texts: NDArray[np.float16],
+    text_of: NDArray[np.int64],
+    image_of: NDArray[np.int64],
+    progress: Callable[[float], None] | None = None,
+) -> Doubts:
+    """Return how doubtful each caption is.
+
+    Args:
+        images: (N, D) unit-length features of the images.
+        texts: (T, D) unit-length features of the distinct captions.
+        text_of: (M,) row in `texts` of each caption.
+        image_of: (M,) row in `images` of each caption's image, ascending.
+        progress: receives the share that is done, from time to time.
+    """
+    image_sample, text_sample = (
+        as_float32(rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))])
+        for rows, most in ((images, _IMAGE_SAMPLE), (texts, _TEXT_SAMPLE))
+    )
+    scores, fits, agreements = np.empty(len(image_of), np.float32), np.empty(len(image_of)), np.empty(len(image_of))
+    # Captions are in the order of their images, so a block of images has all captions of each.
+    ends = np.searchsorted(image_of, np.arange(0, len(images) + _IMAGES, _IMAGES))
+    for start, end in pairwise(ends.tolist()):
+        part = slice(start, end)
+        features = as_float32(texts[text_of[part]])
+        scores[part] = (features * as_float32(images[image_of[part]])).sum(dim=1).numpy()
+        fits[part] = _in_spreads(scores[part], features @ image_sample.T)
+        similar = _similarity_to_others(features, image_of[part])
+        agreements[part] = _in_spreads(similar, features @ text_sample.T)
+        if progress is not None:
+            progress(end / len(image_of))
+    return Doubts(scores, fits, agreements)
+
+
+def doubts_of_exchanged(
+    images: NDArray[np.float16],
+    texts: NDArray[np.float16],
+    text_of: NDArray[np.int64],
+    image_of: NDArray[np.int64],
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Return fit + agreement of one random caption per image that is exchanged for a caption of another image.
+
+    Args:
+        images, texts, text_of, image_of: as for `doubts_of`.
+        seed: for the choice of the captions.
+    """
+    generator = np.random.default_rng(seed)
+    _, first, count = np.unique(image_of, return_index=True, return_counts=True)
+    chosen = generator.permutation(first + generator.integers(count))
+    exchanged = text_of.copy()
+    exchanged[chosen] = text_of[np.roll(chosen, 1)]
+    return doubts_of(images, texts, exchanged, image_of).totals[chosen]
+
+
+def wrong_among(totals: NDArray[np.float64], exchanged: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """Estimate the share of wrong captions, among all and among the most doubtful ones.
+
+    Args:
+        totals: (M,) fit + agreement of the captions.
+        exchanged: (R,) the same of captions that are known to be wrong.
+
+    Returns:
+        The share among all captions, and for each caption the share among those that are at least as doubtful.
+
+    Example:
+        >>> share, among = wrong_among(np.array([0.1, 5.0, 6.0, 7.0]), np.array([-1.0, 0.0, 1.0, 2.0]))
+        >>> share, among.round(2).tolist()
+        (0.25, [0.5, 0.5, 0.33, 0.25])
+    """
+    ordered = np.sort(totals)
+    below = np.searchsorted(ordered, totals, side="right") / len(totals)
+    random = np.searchsorted(np.sort(exchanged), totals, side="right") / len(exchanged)
+    at = np.sort(exchanged)[len(exchanged) // 2 :]
+    ranks = np.arange(len(exchanged) // 2 + 1, len(exchanged) + 1) / len(exchanged)
+    share = float(np.min(np.searchsorted(ordered, at, side="right") / len(totals) / ranks))
+    return share, np.minimum(1, share * random / below)
+
+
+def _in_spreads(values: NDArray[np.float32], others: Float[Tensor, "T S"]) -> NDArray[np.float64]:
+    """Return (T,) values minus the median of the S others, in units of their lower spread."""
+    low, middle = np.quantile(others.double().numpy(), [0.25, 0.5], axis=1)
+    return (values - middle) / np.maximum((middle - low) / 0.6745, 1e-4)
+
+
+def _similarity_to_others(texts: Float[Tensor, "T D"], image_of: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return (T,) mean cosine similarity to the two most similar other captions of the image; NaN without others."""
+    similar = np.full(len(texts), np.nan, np.float32)
+    for rows in np.split(np.arange(len(texts)), np.flatnonzero(np.diff(image_of)) + 1):
+        if len(rows) > 1:
+            among = texts[rows] @ texts[rows].T
+            among.fill_diagonal_(-np.inf)
+            similar[rows] = among.topk(min(_AGREEING, len(rows) - 1), dim=1).values.mean(dim=1).numpy()
+    return similar

@@ -1,0 +1,146 @@
+"""Search of an index by a Qdrant server, which several machines can share.
+
+The features of the index are copied into a collection whose name contains their checksum, so that a reader of the index
+always searches the features that belong to it. The candidates that Qdrant returns are compared exactly, like those of
+FAISS. Rows, captions and filters stay in the index. The server is named by the environment variable QDRANT_URL, not by
+the index, so that an index of somebody else cannot make clipkit connect to a server or send it a key.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipkit.errors import DataError, UserError, one_line
+from clipkit.extras import check_extra
+from clipkit.search.engine import LEAST_ROWS
+from clipkit.search.nearest import Exact, scores_of
+
+NAME = "Qdrant"
+_BATCH = 1024
+_CANDIDATES = 200
+
+
+def server() -> str | None:
+    """Return the address of the server, or a folder for the client's local mode, from QDRANT_URL; None if not set."""
+    return os.environ.get("QDRANT_URL") or None
+
+
+def check_qdrant() -> None:
+    """Check that a server is named and its client is installed.
+
+    Raises:
+        UserError: QDRANT_URL is not set, or the client is not installed.
+    """
+    if server() is None:
+        raise UserError(
+            "--qdrant: the environment variable QDRANT_URL is not set; set it, e.g. to http://localhost:6333"
+        )
+    check_extra("qdrant", ["qdrant_client"])
+
+
+def copy_of(features: NDArray[np.float16], sha256: str) -> str:
+    """Copy features into a collection of the server, and return its name.
+
+    A complete collection of the same features is left as it is.
+
+    Args:
+        features: (N, D) of the images.
+        sha256: checksum of the features.
+
+    Raises:
+        DataError: the client is not installed, or the server does not answer.
+    """
+    collection = f"clipkit-{sha256[:32]}"
+    with _client() as client:
+        from qdrant_client import models
+
+        if client.collection_exists(collection):
+            if client.count(collection).count == len(features):
+                return collection
+            client.delete_collection(collection)
+        vectors = models.VectorParams(size=features.shape[1], distance=models.Distance.DOT, on_disk=True)
+        client.create_collection(collection, vectors_config=vectors)
+        for start in range(0, len(features), _BATCH):
+            part = features[start : start + _BATCH].astype(np.float32)
+            numbers = list(range(start, start + len(part)))
+            client.upsert(collection, models.Batch(ids=numbers, vectors=part.tolist()), wait=True)
+    return collection
+
+
+def remove(collection: str) -> None:
+    """Remove a collection, if it exists."""
+    with _client() as client:
+        client.delete_collection(collection)
+
+
+@contextmanager
+def _client() -> Iterator[Any]:
+    where = server() or ""
+    check_extra("qdrant", ["qdrant_client"], DataError)
+    from qdrant_client import QdrantClient
+
+    client = None
+    try:
+        if "://" in where:
+            key = os.environ.get("QDRANT_API_KEY")
+            client = QdrantClient(url=where, api_key=key, timeout=60, check_compatibility=False)
+        else:
+            client = QdrantClient(path=where)
+        yield client
+    except DataError:
+        raise
+    except Exception as error:  # of httpx, grpc, pydantic and portalocker, which have no common base
+        raise DataError(
+            f"{where}: Qdrant failed ({one_line(error)[:200]}); check QDRANT_URL, QDRANT_API_KEY and the server"
+        ) from None
+    finally:
+        if client is not None:
+            client.close()
+
+
+class QdrantEngine:
+    """Search by a Qdrant server; if only few rows are searched, all of them are compared exactly.
+
+    Args:
+        features: (N, D) of the images.
+        collection: name of their collection, from `copy_of`.
+    """
+
+    name = NAME
+
+    def __init__(self, features: NDArray[np.float16], collection: str) -> None:
+        self.features = features
+        self.collection = collection
+        self.exact = Exact(features)
+
+    def top(
+        self, queries: Float[Tensor, "Q D"], count: int, rows: NDArray[np.int64] | None = None
+    ) -> tuple[Float[Tensor, "Q K"], Int[Tensor, "Q K"]]:
+        """Return the scores and rows of the best rows of each query; see `Nearest`.
+
+        Raises:
+            DataError: the server does not answer, or has lost the collection.
+        """
+        candidates = max(_CANDIDATES, 4 * count)
+        if (rows is not None and len(rows) < LEAST_ROWS) or candidates > len(self.features) or not len(queries):
+            return self.exact.top(queries, count, rows)
+        with _client() as client:
+            from qdrant_client import models
+
+            kept = None if rows is None else models.Filter(must=[models.HasIdCondition(has_id=rows.tolist())])
+            requests = [models.QueryRequest(query=query, limit=candidates, filter=kept) for query in queries.tolist()]
+            answers = client.query_batch_points(self.collection, requests=requests)
+        found = [[point.id for point in answer.points] for answer in answers]
+        if any(len(ids) < candidates for ids in found):
+            return self.exact.top(queries, count, rows)
+        near = torch.tensor(found).sort(dim=1).values
+        scores = scores_of(self.features, queries, near)
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+        return scores.gather(1, order), near.gather(1, order)
