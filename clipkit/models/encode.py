@@ -39,6 +39,9 @@ _ROWS = 65_536
 # Function from a batch of inputs by name to features: a whole tower, or its trunk.
 Through = Callable[[dict[str, Tensor]], Tensor]
 
+# True: show a progress bar; or a function that receives the number of items after each batch.
+Progress = bool | Callable[[int], object]
+
 
 def listed_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     """Return a single image or several as a list.
@@ -75,7 +78,7 @@ def encode_images(
     through: Through,
     batch_size: int | None,
     device: torch.device,
-    progress: bool = False,
+    progress: Progress = False,
     bad: dict[int, str] | None = None,
 ) -> Float[Tensor, "N W"]:
     """Return the output of `through` for every image, in float32 on the CPU.
@@ -88,7 +91,7 @@ def encode_images(
         through: module to run: the tower or its trunk.
         batch_size: images per forward pass; None: chosen for the device.
         device: device of the tower.
-        progress: show a progress bar.
+        progress: True: show a progress bar; or a function that receives the number of items after each batch.
         bad: receives the reasons why images are unreadable, by position; their rows have arbitrary values.
 
     Raises:
@@ -105,7 +108,8 @@ def encode_images(
     dtype = next((parameter.dtype for parameter in tower.parameters()), torch.float32)
     exact = exact_pixels(tower.preprocess, device, dtype) if fast and len(images) >= MANY else None
     decoder = Decoder(tower.preprocess, images, exact is not None, exact is not None and exact.resize is not None)
-    bar = tqdm(total=len(images), desc="images", unit="", disable=None if progress else True, leave=False)
+    bar = _bar(len(images), "images", progress)
+    on_batch = progress if callable(progress) else bar.update
     rows = _Rows()
     batches = decoded(decoder, size, fast, _Copies(device))
     with torch.inference_mode(), _precision(tower, device), bar, closing(batches) as source:
@@ -122,7 +126,7 @@ def encode_images(
             else:
                 inputs = {"pixel_values": exact(inputs["content"], batch.sizes)}
             rows.add(through(inputs))
-            bar.update(len(batch))
+            on_batch(len(batch))
     return rows.all()
 
 
@@ -132,7 +136,7 @@ def encode_strings(
     through: Through,
     batch_size: int | None,
     device: torch.device,
-    progress: bool = False,
+    progress: Progress = False,
 ) -> Float[Tensor, "M W"]:
     """Return the output of `through` for every string, in float32 on the CPU. Identical strings are encoded once.
 
@@ -142,7 +146,7 @@ def encode_strings(
         through: module to run: the tower or its trunk.
         batch_size: maximum number of strings per forward pass, of similar lengths; None: chosen for the device.
         device: device of the tower.
-        progress: show a progress bar.
+        progress: True: show a progress bar; or a function that receives the number of items after each batch.
 
     Raises:
         UserError: the batch size is not positive.
@@ -158,7 +162,8 @@ def encode_strings(
     order: list[Tensor] = []
     rows = _Rows()
     copied = _Copies(device)
-    bar = tqdm(total=len(by_length), desc="captions", unit="", disable=None if progress else True, leave=False)
+    bar = _bar(len(by_length), "captions", progress)
+    on_batch = progress if callable(progress) else bar.update
     with torch.inference_mode(), _precision(tower, device), bar:
         for start in range(0, len(by_length), step):
             tokens = tower.tokenize(by_length[start : start + step])
@@ -168,11 +173,15 @@ def encode_strings(
             for part in by_tokens.split(_parts(lengths, most_rows, _TOKENS if fast else None)):
                 batch = tower.cut_padding({name: values[part] for name, values in tokens.items()})
                 rows.add(through({name: copied(values) for name, values in batch.items()}))
-                bar.update(len(part))
+                on_batch(len(part))
     row_of = torch.empty(len(by_length), dtype=torch.int64)
     row_of[torch.cat(order)] = torch.arange(len(by_length))
     position_of = dict(zip(by_length, row_of.tolist(), strict=True))
     return rows.all()[[position_of[text] for text in texts]]
+
+
+def _bar(total: int, what: str, progress: Progress) -> "tqdm[Any]":
+    return tqdm(total=total, desc=what, unit="", disable=None if progress is True else True, leave=False)
 
 
 def _check_batch_size(batch_size: int | None) -> None:
