@@ -23,8 +23,8 @@ from clipkit.models.devices import is_accelerator
 
 # Measuring: one untimed round, then larger and larger rounds until they take this long.
 _SECONDS = 3.0
-_ROUNDS = (8, 16, 32, 64, 128)
-_ACCELERATOR_ROUNDS = (256, 1024, 2048)
+_ROUNDS = {"images": (8, 16, 32, 64, 128), "captions": (32, 128, 256, 512)}
+_ACCELERATOR_ROUNDS = dict.fromkeys(KINDS, (256, 1024, 2048))
 _KEY = 32  # bytes of a key in the cache
 _FLOAT = 4
 
@@ -106,11 +106,12 @@ class Cost:
 
     def measure(self, remaining: Remaining) -> None:
         """Measure the speed of the model with some of the new items. Their features are cached, not computed again."""
-        rounds = _ACCELERATOR_ROUNDS if is_accelerator(self.features.model.device) else _ROUNDS
+        sizes = _ACCELERATOR_ROUNDS if is_accelerator(self.features.model.device) else _ROUNDS
         for kind, encode in (("images", self.features.images), ("captions", self.features.texts)):
             found = list(self._items[kind].values())
             # A corrupted image may be cached, and then takes no time.
             items = [item for item in found if not isinstance(item, Corrupted)] or found
+            rounds = sizes[kind]
             chosen = evenly_spaced(len(items), sum(rounds)) if items else []
             begun = time.perf_counter()
             for number, size in enumerate(rounds):

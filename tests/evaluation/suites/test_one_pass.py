@@ -83,7 +83,7 @@ def test_everything_is_encoded_once(
 def test_cost_counts_distinct_and_cached_items(
     shared: Path, tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipkit.evaluation.suites.cost._ROUNDS", (2, 2))
+    monkeypatch.setattr("clipkit.evaluation.suites.cost._ROUNDS", {"images": (2, 2), "captions": (1, 1)})
     values = yaml.safe_load(shared.read_text())
     hub = {"name": "hub", "task": "retrieval", "source": "wds:org/none", "images": 70, "captions": 90}
     gone = {"name": "gone", "task": "retrieval", "source": "gone.csv"}
@@ -113,7 +113,7 @@ def test_cost_counts_distinct_and_cached_items(
 def test_a_killed_suite_encodes_no_written_image_again(
     shared: Path, tiny_clip: Path, tmp_path: Path, encoded: Counter[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipkit.evaluation.suites.cost._ROUNDS", (3,))
+    monkeypatch.setattr("clipkit.evaluation.suites.cost._ROUNDS", {"images": (3,), "captions": (3,)})
     monkeypatch.setattr(features_module, "_FIRST_IMAGES", 4)
     monkeypatch.setattr(features_module, "_SECONDS", 0)
     suite, out, cache = read_suite(str(shared)), tmp_path / "out", tmp_path / "cache"
