@@ -91,7 +91,7 @@ class Remaining(Bars):
             if items:
                 parts.append(f"{items:,} {kind} encoded at {items / max(seconds, 1e-9):,.0f}/s")
         left = self.seconds_left()
-        return f"{', '.join(parts)}; {'?' if left is None else duration(left)} left in all" if parts else ""
+        return f"{', '.join(parts)}; {'?' if left is None else duration(round(left))} left in all" if parts else ""
 
 
 class _SuiteBar(Bar):
@@ -108,4 +108,4 @@ class _SuiteBar(Bar):
         self.remaining.count(self.kind, self.done - before, now - self._last)
         self._last = now
         left = self.remaining.seconds_left()
-        self.note("" if left is None else f"all: {duration(left)} left")
+        self.note("" if left is None else f"all: {duration(round(left))} left")
