@@ -56,6 +56,12 @@ TASKS: dict[str, TaskRow] = {
         help="Evaluate instance retrieval.\n\nEach image is a query; the other images with the same label are correct.",
         data="Labeled images, several per label: class folders, a table, shards, or hf:NAME.",
     ),
+    "clustering": TaskRow(
+        "Clustering", "image-feature-extraction", "nmi", ("nmi", "ami", "ari"),
+        help="Evaluate clustering.\n\nClusters the image features by k-means, without labels, and compares the "
+        "clusters with the classes.",
+        data="Labeled images: class folders, a table, shards, or hf:NAME.",
+    ),
     "associations": TaskRow(
         "Association tests", "image-text-matching", "jaccard", ("jaccard", "jaccard_5-6", "jaccard_10-12"),
         help="Evaluate association tests (WinoGAViL).\n\nThe model must choose the images that belong to a word.",
@@ -93,6 +99,9 @@ _METRICS = {
     "jaccard_5-6": "Jaccard index, 5 or 6 candidates",
     "jaccard_10-12": "Jaccard index, 10 or 12 candidates",
     "map@r": "mAP@R",
+    "nmi": "NMI (V-measure)",
+    "ami": "adjusted mutual information",
+    "ari": "adjusted Rand index",
     "image_alignment": "image alignment",
     "image_uniformity": "image uniformity",
     "text_alignment": "text alignment",

@@ -1,5 +1,7 @@
 """Command `clipkit eval suite`: evaluate several models on many datasets."""
 
+import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +10,7 @@ import typer
 from clipkit.cli.inputs import check_file, check_models
 from clipkit.cli.launch import joined_processes, run_again_on_processes
 from clipkit.cli.measuring import CacheFolder, ProcessCount, cache_of
-from clipkit.cli.output import check_writable, write_file
+from clipkit.cli.output import check_writable, write_file, write_output
 from clipkit.errors import OutputError, TrainingError
 
 if TYPE_CHECKING:
@@ -33,23 +35,38 @@ def suite(
             metavar="DIR", help="Folder for the results. If it contains an unfinished suite, the suite is resumed."
         ),
     ] = Path("suite"),
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only print the numbers of images and captions to encode, and the time and disk that they need: the "
+            "speed of each model is measured for a few seconds.",
+        ),
+    ] = False,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", metavar="F.json", help="Write one row per model and dataset to this JSON file, for leaderboards."
+        ),
+    ] = None,
     cache: CacheFolder = None,
     processes: ProcessCount = 1,
 ) -> None:
     """Evaluate models on many datasets.
 
-    Writes one table and one report for all models and datasets. Run the same command again to resume an unfinished
-    suite.
+    Each image and each caption is encoded once for all datasets. Writes one table and one report for all models and
+    datasets. Run the same command again to resume an unfinished suite.
     """
     if Path(name).suffix in (".yaml", ".yml"):
         check_file(Path(name), "give a YAML file, or the name of a built-in suite or dataset")
     if len(models) == 1:  # with several models, report the missing ones at the end and evaluate the others
         check_models(*models)
-    from clipkit.evaluation.suites import read_suite, run_suite
+    from clipkit.evaluation.suites import leaderboard, read_suite, run_suite
 
     chosen = read_suite(name)
     if out.exists():
         check_writable(out / "results.json", out / "table.md", out / "report.html")
+    check_writable(json_file)
     if processes > 1:
         run_again_on_processes(processes)
     from clipkit.cli.process import keep_freed_memory
@@ -61,16 +78,26 @@ def suite(
         if group.is_main:
             print(line, flush=True)
 
+    def note(line: str) -> None:
+        if group.is_main:
+            print(line, flush=True, file=sys.stdout if dry_run else sys.stderr)
+
     try:
-        result = run_suite(chosen, models, out, cache=cache_of(cache), processes=group, log=log, progress=True)
+        result = run_suite(
+            chosen, models, out, cache=cache_of(cache), processes=group, log=log, note=note, progress=True,
+            dry_run=dry_run,
+        )  # fmt: skip
     except OSError as error:
         raise OutputError(f"{out}: cannot be written to ({error.strerror or error}); give another folder") from None
+    if dry_run:
+        return
     if not result.rows:
         counts = {"not available": len(result.unreached), "failed": len(result.failed)}
         reasons = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         raise TrainingError(f"{name}: no dataset could be evaluated ({reasons}); see the reasons in the lines above")
     if group.is_main:
         _show(result, out)
+        write_output(json_file, json.dumps(leaderboard(result), indent=2, ensure_ascii=False) + "\n", "rows")
     if result.failed:
         raise typer.Exit(1)
 

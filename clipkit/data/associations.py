@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.data.sources.columns import split_options
+from clipkit.data.sources.emoji_tests import emoji_test
 from clipkit.errors import DataError
 from clipkit.files import is_file
 from clipkit.opening import read_text
@@ -33,14 +34,14 @@ def read_associations(source: str | Path) -> Associations:
     Rows have `cue`, a word; `candidates`, a list of images; and `associations`, the candidates that belong to the word.
 
     Args:
-        source: a path. Images are relative to it, or to the folder given as `winogavil.jsonl?images=FOLDER`; their file
-            extension may be omitted.
+        source: a path, or twemoji:associations. Images are relative to it, or to the folder given as
+            `winogavil.jsonl?images=FOLDER`; their file extension may be omitted.
 
     Raises:
         DataError: the file, a value or an image is missing or invalid.
     """
     name, options = split_options(str(source))
-    path = Path(name).expanduser()
+    path = emoji_test(name) if name.startswith("twemoji:") else Path(name).expanduser()
     if unknown := [option for option in options if option != "images"]:
         raise DataError(f"{source}: unknown option {unknown[0]}; use only images=FOLDER, the folder of the images")
     folder = Path(options["images"]).expanduser() if "images" in options else path.parent

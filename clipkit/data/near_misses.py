@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from clipkit.data.sequences import Files
 from clipkit.data.sources.columns import NAMES, Rows, Wanted, split_options
+from clipkit.data.sources.emoji_tests import emoji_test
 from clipkit.data.sources.read import rows_of
 from clipkit.data.sources.walk import matching
 from clipkit.errors import DataError
@@ -55,7 +56,8 @@ def read_near_misses(source: str | Path) -> NearMisses:
     is optional. A JSON file contains a list of rows, or an object that maps IDs to rows.
 
     Args:
-        source: a path. Images are relative to it, or to the folder given as `add_att.json?images=val2017`.
+        source: a path, or twemoji:near_misses. Images are relative to it, or to the folder given as
+            `add_att.json?images=val2017`.
 
     Raises:
         DataError: the file, a column or an image is missing, or the two formats are mixed.
@@ -63,7 +65,7 @@ def read_near_misses(source: str | Path) -> NearMisses:
     if not isinstance(source, str | Path):
         raise DataError(f"{kind_of(source)} is not compositional data; give the path of a file or a folder")
     name, options = split_options(str(source))
-    path = Path(name).expanduser()
+    path = emoji_test(name) if name.startswith("twemoji:") else Path(name).expanduser()
     unknown = [option for option in options if option != "images"]
     if unknown:
         raise DataError(f"{source}: unknown option {unknown[0]}; use only images=FOLDER, the folder of the images")

@@ -36,6 +36,7 @@ class FeatureCache:
         self._held = hold(folder)
         """Keeps `clipkit cache prune` from removing the folder; None if it does not exist yet."""
         self._rows: dict[bytes, tuple[Path, int]] = {}
+        self._added: list[Path] = []
         for file in sorted(folder.glob("*.safetensors")):
             self._index(file)
 
@@ -54,6 +55,10 @@ class FeatureCache:
         table = keys.numpy().tobytes()
         for row in range(len(keys)):
             self._rows[table[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]] = (file, row)
+
+    def has(self, key: bytes) -> bool:
+        """Return whether the cache has features for a key; their checksum is not verified."""
+        return key in self._rows
 
     def read(self, keys: Sequence[bytes]) -> tuple[Bool[Tensor, " K"], Float[Tensor, "F D"]]:
         """Return a mask of the cached keys, and the features of these keys in order."""
@@ -109,6 +114,22 @@ class FeatureCache:
             save_file(tensors, unfinished, {_CHECKSUM: _checksum(**tensors)})
         self._held = self._held or hold(self.folder)
         self._index(file)
+        self._added.append(file)
+
+    def join(self) -> None:
+        """Replace the files that this object has written by a single file.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        parts, self._added = self._added, []
+        if len(parts) < 2:
+            return
+        keys = [key for key, (file, _) in self._rows.items() if file in parts]
+        known, features = self.read(keys)
+        self.add([key for key, is_known in zip(keys, known.tolist(), strict=True) if is_known], features)
+        for part in parts:
+            part.unlink(missing_ok=True)
 
 
 def _checksum(keys: Tensor, features: Tensor) -> str:

@@ -4,32 +4,35 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from os import cpu_count
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
+from clipkit.embedding.bars import Bars
 from clipkit.embedding.cache import FeatureCache
+from clipkit.embedding.hashes import content_hashes
 from clipkit.embedding.shared import encode_shared, evaluating
-from clipkit.errors import DataError, ModelError, OutputError, one_line
+from clipkit.errors import ModelError, OutputError
 from clipkit.files import cache_folder
-from clipkit.images import Held, ImageLike, open_image, read_image
+from clipkit.images import ImageLike
 from clipkit.models import DualEncoder
 from clipkit.models.devices import is_accelerator
 from clipkit.models.fingerprint import tower_fingerprint
 from clipkit.models.towers import ImageTower, TextTower
 from clipkit.processes import Processes
 
-# Items encoded before the cache is written: the most that an interruption loses. An accelerator needs seconds for more.
-_CHUNK = 8192
+# Items encoded before the cache is written: the most that an interruption loses. Strings are sorted by length within a
+# chunk, so that small chunks would be slower.
+_STRINGS = 8192
 _ACCELERATOR_CHUNK = 65_536
+
+# Images on a CPU are written every few seconds; their chunks are multiples of the batch size, which then has no effect.
+_FIRST_IMAGES = 64
+_SECONDS = 10
 
 T = TypeVar("T")
 
@@ -50,7 +53,7 @@ class Features:
         batch_size: images per forward pass; None: chosen for the device.
         cache: a folder; None: `$CLIPKIT_CACHE` or `~/.cache/clipkit`; False: no cache.
         processes: group in which each process encodes a share and all get all features; None: only this process.
-        progress: show progress bars on the terminal.
+        progress: True: show progress bars on the terminal; or other bars.
 
     Raises:
         OutputError: the folder cannot be created.
@@ -63,13 +66,14 @@ class Features:
         batch_size: int | None = None,
         cache: Cache = None,
         processes: Processes | None = None,
-        progress: bool = False,
+        progress: bool | Bars = False,
     ) -> None:
         self.model = model
         self.batch_size = batch_size
         self.processes = processes or Processes.alone()
         self.folder = None if cache is False else cache_folder() if cache is None else _created(Path(cache))
-        self.progress = progress and self.processes.is_main
+        self._bars = progress if isinstance(progress, Bars) else Bars(progress and self.processes.is_main)
+        self.progress = self._bars.shown
         self.computed = 0
         self.from_cache = 0
         self._started = time.time_ns()
@@ -96,16 +100,19 @@ class Features:
             DataError: an image is missing or cannot be decoded.
             ModelError: a feature is not finite.
         """
-
-        encode = partial(self.model.encode_image, batch_size=self.batch_size, progress=self.progress)
-        return self._features(images, hashes or self.content_hashes(images), encode, self.model.image)
+        encode = partial(self.model.encode_image, batch_size=self.batch_size)
+        return self._features("images", images, hashes or self.content_hashes(images), encode, self.model.image)
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
         """Return unit-length features of strings, float32 on the CPU."""
-        keys = [hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in texts]
+        return self._features("captions", texts, string_hashes(texts), self.model.encode_text, self.model.text)
 
-        encode = partial(self.model.encode_text, progress=self.progress)
-        return self._features(texts, keys, encode, self.model.text)
+    def missing(self, tower: ImageTower | TextTower, keys: Sequence[bytes]) -> list[int]:
+        """Return the positions of the keys without cached features, on all processes; of equal keys the first one."""
+        first = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
+        cache = self._cache_of(tower) if self.processes.is_main else None
+        missing = sorted(position for key, position in first.items() if cache is None or not cache.has(key))
+        return self.processes.gather_objects(missing)[0]
 
     def content_hashes(self, images: Sequence[ImageLike]) -> list[bytes]:
         """Return the SHA-256 hash of each image's content; for a path, the hash of the file."""
@@ -114,50 +121,63 @@ class Features:
             hashes = content_hashes(images[self.processes.share(len(images))])
         return [digest for part in self.processes.gather_objects(hashes) for digest in part]
 
+    def _cache_of(self, tower: ImageTower | TextTower) -> FeatureCache | None:
+        return None if self.folder is None else FeatureCache(self.folder / tower_fingerprint(tower))
+
     def _features(
         self,
+        kind: Literal["images", "captions"],
         items: Sequence[T],
         keys: list[bytes],
-        encode: Callable[[Sequence[T]], Tensor],
+        encode: Callable[..., Tensor],
         tower: ImageTower | TextTower,
     ) -> Tensor:
         unique = list(dict.fromkeys(keys))
         row_of_key = {key: row for row, key in enumerate(unique)}
         item_of_key = dict(zip(keys, items, strict=True))
-        cache = None if self.folder is None else FeatureCache(self.folder / tower_fingerprint(tower))
+        cache = self._cache_of(tower)
         known, stored = self._cached(cache, unique)
         self.from_cache += int(known.sum())
         self.computed += len(unique) - int(known.sum())
         missing = (~known).nonzero()[:, 0]
         features = stored.new_empty(len(unique), stored.shape[1])
         features[known] = stored
-        step = _ACCELERATOR_CHUNK if is_accelerator(self.model.device) else _CHUNK
-        for chunk in missing.split(step) if len(missing) else ():
-            chunk_keys = [unique[row] for row in chunk.tolist()]
-            chunk_items = [item_of_key[key] for key in chunk_keys]
-            with evaluating(self.model):
-                rows = encode_shared(chunk_items, encode, self.processes).cpu()
-            if features.shape[1] != rows.shape[1]:  # nothing was cached, so the dimension is only known now
-                features = rows.new_empty(len(unique), rows.shape[1])
-            features[chunk] = rows
-            broken = (~rows.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
-            if broken:
-                raise ModelError(
-                    f"{self.model.name}: its features of {str(chunk_items[broken[0]])[:80]!r} are not finite "
-                    f"({len(broken)} of {len(chunk)} items); half precision may overflow: load the model in float32"
-                )
-            if cache is not None and self.processes.is_main:
-                self._write(cache, chunk_keys, rows, chunk_items)
+        pace = _Pace(kind, is_accelerator(self.model.device), self.batch_size, self.processes)
+        start = 0
+        with self._bars.open(kind, len(missing)) as bar:
+            # Each process encodes an equal share.
+            encode = partial(encode, progress=lambda count: bar.update(count * self.processes.count))
+            while start < len(missing):
+                chunk = missing[start : start + pace.size]
+                start += len(chunk)
+                chunk_keys = [unique[row] for row in chunk.tolist()]
+                chunk_items = [item_of_key[key] for key in chunk_keys]
+                with evaluating(self.model):
+                    rows = encode_shared(chunk_items, encode, self.processes).cpu()
+                if features.shape[1] != rows.shape[1]:  # nothing was cached, so the dimension is only known now
+                    features = rows.new_empty(len(unique), rows.shape[1])
+                features[chunk] = rows
+                broken = (~rows.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+                if broken:
+                    raise ModelError(
+                        f"{self.model.name}: its features of {str(chunk_items[broken[0]])[:80]!r} are not finite "
+                        f"({len(broken)} of {len(chunk)} items); half precision may overflow: load the model in float32"
+                    )
+                if cache is not None and self.processes.is_main:
+                    self._write(cache, chunk_keys, rows, chunk_items, start == len(missing))
+                pace.measured(len(chunk))
         if len(unique) == len(keys):
             return features
         return features[[row_of_key[key] for key in keys]]
 
-    def _write(self, cache: FeatureCache, keys: list[bytes], rows: Tensor, items: Sequence[Any]) -> None:
+    def _write(self, cache: FeatureCache, keys: list[bytes], rows: Tensor, items: Sequence[Any], last: bool) -> None:
         # If a file changed after it was hashed, its features belong to other content.
         unchanged = [row for row, item in enumerate(items) if not _changed_since(item, self._started)]
         try:
             if unchanged:
                 cache.add([keys[row] for row in unchanged], rows[unchanged])
+            if last:
+                cache.join()
         except OSError as error:
             # The features are still used; only the cache lacks them.
             _logger.warning(
@@ -188,27 +208,35 @@ def _created(folder: Path) -> Path:
     return folder
 
 
-def content_hashes(images: Sequence[ImageLike]) -> list[bytes]:
-    """Return the SHA-256 hash of each file's bytes, or of the pixels of an image in memory.
+def string_hashes(texts: Sequence[str]) -> list[bytes]:
+    """Return the SHA-256 hash of each string."""
+    return [hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in texts]
 
-    Raises:
-        DataError: a file cannot be read.
+
+class _Pace:
+    """Number of items per chunk; the same on all processes.
+
+    Args:
+        kind: kind of the items.
+        fast: True on an accelerator.
+        batch_size: images per forward pass.
+        processes: the group that shares a chunk.
     """
-    with ThreadPoolExecutor(min(8, cpu_count() or 1)) as pool:
-        # The files are hashed in parts, because waiting tasks need memory.
-        parts = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
-        return [digest for part in parts for digest in pool.map(_content_hash, part)]
 
+    def __init__(self, kind: str, fast: bool, batch_size: int | None, processes: Processes) -> None:
+        self.adapts = kind == "images" and not fast
+        self.processes = processes
+        # Whole batches of every process.
+        self.unit = min(batch_size or 1, 8) * _FIRST_IMAGES * processes.count
+        self.size = self.unit if self.adapts else _ACCELERATOR_CHUNK if fast else _STRINGS
+        self._clock = time.perf_counter()
 
-def _content_hash(image: ImageLike) -> bytes:
-    if isinstance(image, Image.Image | np.ndarray | Held):
-        decoded = open_image(image)  # upright RGB, as a tower gets it
-        return hashlib.sha256(f"{decoded.size} ".encode() + decoded.tobytes()).digest()
-    try:
-        return hashlib.sha256(read_image(Path(image) if isinstance(image, str) else image)).digest()
-    except (OSError, ValueError) as error:  # ValueError: a name that is invalid for any file
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise DataError(f"{image}: cannot be read ({reason}); check the path") from None
+    def measured(self, count: int) -> None:
+        """Choose the size of the next chunk from the time that `count` items took."""
+        if self.adapts:
+            units = count * _SECONDS / (time.perf_counter() - self._clock) / self.unit
+            self.size = self.processes.of_main(self.unit * max(1, int(units)))
+            self._clock = time.perf_counter()
 
 
 def _changed_since(item: object, started: int) -> bool:

@@ -9,6 +9,7 @@ from clipkit.evaluation.figures import Figure
 from clipkit.evaluation.result import build_result, read_result, to_json, versions
 from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.associations import associations
+from clipkit.evaluation.tasks.clustering import clustering
 from clipkit.evaluation.tasks.compositional import compositional
 from clipkit.evaluation.tasks.instances import instances
 from clipkit.evaluation.tasks.probe import probe
@@ -24,6 +25,7 @@ __all__ = [
     "associations",
     "build_result",
     "chosen_examples",
+    "clustering",
     "compare",
     "compare_suites",
     "compositional",

@@ -105,9 +105,14 @@ class ClassNames:
         return labels
 
 
+def all_prompts(classes: ClassNames, templates: Templates) -> list[list[str]]:
+    """Return the prompts of each class."""
+    return [prompts_of(label, names, templates) for label, names in zip(classes.labels, classes.names, strict=True)]
+
+
 def prompt_features(features: Features, classes: ClassNames, templates: Templates) -> list[Tensor]:
     """Return the unit features of each class's prompts."""
-    prompts = [prompts_of(label, names, templates) for label, names in zip(classes.labels, classes.names, strict=True)]
+    prompts = all_prompts(classes, templates)
     rows = features.texts([prompt for of_class in prompts for prompt in of_class])
     return list(rows.split([len(of_class) for of_class in prompts]))
 

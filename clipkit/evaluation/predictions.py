@@ -4,7 +4,7 @@ The file contains the answers to every query, with scores from which metrics can
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,12 @@ def write_rows(file: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     table = pa.Table.from_pylist(list(rows))
     with _writing(file, table.schema) as write:
         write(table.to_pydict())
+
+
+def write_columns(file: str | Path, columns: Mapping[str, Sequence[Any]], *names: str) -> None:
+    """Write some columns of equal length as a table."""
+    rows = zip(*(columns[name] for name in names), strict=True)
+    write_rows(file, [dict(zip(names, row, strict=True)) for row in rows])
 
 
 def _printable(name: object) -> str:

@@ -11,6 +11,7 @@ from clipkit.metrics.classification import (
     precision_at_right,
     true_label_ranks,
 )
+from clipkit.metrics.clustering import cluster_agreement, kmeans
 from clipkit.metrics.compositional import both_positives, closest_pair, selection
 from clipkit.metrics.linear import LinearClassifier, logistic_regression
 from clipkit.metrics.neighbors import knn_scores
@@ -36,12 +37,14 @@ __all__ = [
     "calibration_error",
     "classification",
     "closest_pair",
+    "cluster_agreement",
     "cluster_bootstrap",
     "cluster_bootstrap_median",
     "confusion",
     "first_columns",
     "group_accuracies",
     "interval",
+    "kmeans",
     "knn_scores",
     "logistic_regression",
     "macro_f1",

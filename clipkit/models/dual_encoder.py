@@ -14,7 +14,7 @@ from clipkit.files import as_os_errors, replacing
 from clipkit.images import ImageLike
 from clipkit.models.absent import is_absent
 from clipkit.models.adapters.attach import merged
-from clipkit.models.encode import encode_images, encode_strings, listed_images, listed_strings, tower_features
+from clipkit.models.encode import Progress, encode_images, encode_strings, listed_images, listed_strings, tower_features
 from clipkit.models.from_modules import Modules, ModulesBackend, PreprocessFunction
 from clipkit.models.probabilities import Probabilities
 from clipkit.models.probabilities import probabilities as probabilities_of
@@ -137,14 +137,14 @@ class DualEncoder(nn.Module):
         return self.view_heads[tower] if tower in self.view_heads else None  # noqa: SIM401, it has no get
 
     def encode_image(
-        self, images: ImageLike | Iterable[ImageLike], batch_size: int | None = None, *, progress: bool = False
+        self, images: ImageLike | Iterable[ImageLike], batch_size: int | None = None, *, progress: Progress = False
     ) -> Float[Tensor, "N D"]:
         """Return unit-length features of images, in float32 on the CPU.
 
         Args:
             images: paths, PIL images or uint8 arrays (H, W, 3); a single image or any number of images, including none.
             batch_size: images per forward pass; None: chosen for the device.
-            progress: show a progress bar.
+            progress: True: show a progress bar; or a function that receives the number of items after each batch.
 
         Raises:
             DataError: an image is missing, unreadable or of an unsupported type.
@@ -155,14 +155,14 @@ class DualEncoder(nn.Module):
         return F.normalize(encoded, dim=-1)
 
     def encode_text(
-        self, texts: str | Iterable[str], batch_size: int | None = None, *, progress: bool = False
+        self, texts: str | Iterable[str], batch_size: int | None = None, *, progress: Progress = False
     ) -> Float[Tensor, "M D"]:
         """Return unit-length features of strings, in float32 on the CPU. Identical strings are encoded once.
 
         Args:
             texts: a string, or any number of them, including none.
             batch_size: maximum number of strings per forward pass; None: chosen for the device.
-            progress: show a progress bar.
+            progress: True: show a progress bar; or a function that receives the number of items after each batch.
 
         Raises:
             DataError: an item is not a string.

@@ -40,6 +40,9 @@ _TOKENIZED = 16_384
 # Number of features that are kept on the device before they are copied.
 _ROWS = 65_536
 
+# True: show a progress bar; or a function that receives the number of items after each batch.
+Progress = bool | Callable[[int], object]
+
 Inputs = dict[str, Tensor]
 # Function of a tower, or a copy of it in a thread, and a batch of inputs by name.
 Through = Callable[[Any, Inputs], Any]
@@ -90,7 +93,7 @@ def encode_images(
     through: Through,
     batch_size: int | None,
     device: torch.device,
-    progress: bool = False,
+    progress: Progress = False,
     bad: dict[int, str] | None = None,
     keep: Callable[[Any], Tensor] | None = None,
 ) -> Float[Tensor, "N W"]:
@@ -105,7 +108,7 @@ def encode_images(
         through: function to run: `tower_features`, `trunk_features` or another one.
         batch_size: images per forward pass; None: chosen for the device.
         device: device of the tower.
-        progress: show a progress bar.
+        progress: True: show a progress bar; or a function that receives the number of items after each batch.
         bad: receives the reasons why images are unreadable, by position; their rows have arbitrary values.
         keep: called with each output of `through`, in the order of the images; returns the rows to return.
 
@@ -116,7 +119,8 @@ def encode_images(
     _check_batch_size(batch_size)
     if not len(images):  # only a forward pass gives the width
         return encode_images(tower, [Image.new("RGB", (64, 64))], through, batch_size, device, keep=keep)[:0]
-    bar = tqdm(total=len(images), desc="images", unit="", disable=None if progress else True, leave=False)
+    bar = _bar(len(images), "images", progress)
+    on_batch = progress if callable(progress) else bar.update
     rows = _Rows()
     with torch.inference_mode(), bar, closing(_image_outputs(tower, images, through, batch_size, device)) as outputs:
         for batch, output in outputs:
@@ -125,7 +129,7 @@ def encode_images(
             if bad is not None:
                 bad.update({position: str(error) for position, error in batch.errors.items()})
             rows.add(output if keep is None else keep(output))
-            bar.update(len(batch))
+            on_batch(len(batch))
     return rows.all()
 
 
@@ -177,7 +181,7 @@ def encode_strings(
     through: Through,
     batch_size: int | None,
     device: torch.device,
-    progress: bool = False,
+    progress: Progress = False,
     keep: Callable[[Any], Tensor] | None = None,
 ) -> Float[Tensor, "M W"]:
     """Return the output of `through` for every string, in float32 on the CPU. Identical strings are encoded once.
@@ -190,7 +194,7 @@ def encode_strings(
         through: function to run: `tower_features`, `trunk_features` or another one.
         batch_size: maximum number of strings per forward pass, of similar lengths; None: chosen for the device.
         device: device of the tower.
-        progress: show a progress bar.
+        progress: True: show a progress bar; or a function that receives the number of items after each batch.
         keep: called with each output of `through`, in the order of the batches; returns the rows to return.
 
     Raises:
@@ -206,7 +210,8 @@ def encode_strings(
     order: list[Tensor] = []
     rows = _Rows()
     copied = _Copies(device)
-    bar = tqdm(total=len(by_length), desc="captions", unit="", disable=None if progress else True, leave=False)
+    bar = _bar(len(by_length), "captions", progress)
+    on_batch = progress if callable(progress) else bar.update
 
     def output(tower: TextTower, batch: Inputs) -> tuple[int, Any]:
         inputs = {name: copied(values) for name, values in batch.items()}
@@ -227,11 +232,15 @@ def encode_strings(
             with closing(side_by_side(tower, batches, output, threads, [tower.tokenize])) as outputs:
                 for count, result in outputs:
                     rows.add(result if keep is None else keep(result))
-                    bar.update(count)
+                    on_batch(count)
     row_of = torch.empty(len(by_length), dtype=torch.int64)
     row_of[torch.cat(order)] = torch.arange(len(by_length))
     position_of = dict(zip(by_length, row_of.tolist(), strict=True))
     return rows.all()[[position_of[text] for text in texts]]
+
+
+def _bar(total: int, what: str, progress: Progress) -> "tqdm[Any]":
+    return tqdm(total=total, desc=what, unit="", disable=None if progress is True else True, leave=False)
 
 
 def _check_batch_size(batch_size: int | None) -> None:

@@ -1,6 +1,6 @@
 """Caption lengths in tokens, before truncation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from clipkit.models.absent import check_present
 from clipkit.models.dual_encoder import DualEncoder
@@ -18,3 +18,13 @@ def token_counter(model: DualEncoder) -> Callable[[list[str]], list[int]]:
     """
     check_present(model.name, text=model.text)
     return model.text.tokenize.count
+
+
+def share_cut(model: DualEncoder, texts: Sequence[str]) -> float:
+    """Return the share of strings that are longer than the context of the text tower, which cuts them.
+
+    Raises:
+        ModelError: the model has no text tower.
+    """
+    lengths = token_counter(model)(list(texts))
+    return sum(length > model.text.tokenize.context_length for length in lengths) / max(1, len(lengths))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clipkit.findings import FEW, percent
 from clipkit.report.page import INTERVAL_NOTE, Page, Table, in_markdown, markdown, render, with_interval
 from clipkit.tasks import named_data, number, readable
 
@@ -24,13 +25,24 @@ def suite_tables(result: Mapping[str, Any]) -> list[Table]:
         count = len(datasets) + len(result["unreached"])
         rows.append([f"mean of {count}", "", *means, ""])
     header = ["", "metric", *models, "chance"]
+    note = f"{INTERVAL_NOTE} {_cut_note(result['rows'])}".rstrip()
     tables = [
-        Table(result["title"] or result["suite"], header, rows, INTERVAL_NOTE, strong=None, words=[1]),
+        Table(result["title"] or result["suite"], header, rows, note, strong=None, words=[1]),
         *_published_table(result.get("published", {}), models, row_of, datasets),
     ]
     if result.get("robustness"):
         tables += _robustness_tables(result, datasets)
     return tables
+
+
+def _cut_note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence about captions that are longer than a model's context; "" if there are few."""
+    cut = [
+        f"{row['title']}, {percent(row['captions_cut'])} ({row['model']})"
+        for row in rows
+        if (row.get("captions_cut") or 0) >= FEW
+    ]
+    return f"Captions longer than the context are cut: {'; '.join(cut)}." if cut else ""
 
 
 def _published_table(

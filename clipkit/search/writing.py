@@ -16,7 +16,7 @@ from tqdm import tqdm
 from clipkit.data.output_folder import alone_in, as_output_errors
 from clipkit.data.sources.columns import split_options
 from clipkit.data.sources.streams import Stream, stream_of
-from clipkit.embedding.features import content_hashes
+from clipkit.embedding.hashes import content_hashes
 from clipkit.embedding.shared import evaluating
 from clipkit.errors import DataError, ModelError
 from clipkit.files import write_whole

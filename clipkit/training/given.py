@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipkit.data import Pairs, read_pairs
 from clipkit.data.sources.objects import name_of_object
-from clipkit.embedding.features import content_hashes
+from clipkit.embedding.hashes import content_hashes
 from clipkit.embedding.shared import scan_shared
 from clipkit.errors import RecipeError
 from clipkit.images import kind_of

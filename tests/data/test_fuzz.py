@@ -40,7 +40,7 @@ from clipkit.data import (
 )
 from clipkit.data.checks import check
 from clipkit.data.loader import Batch
-from clipkit.embedding.features import content_hashes
+from clipkit.embedding.hashes import content_hashes
 from clipkit.errors import DataError
 from clipkit.images import Stored, open_image
 from clipkit.recipe import Recipe

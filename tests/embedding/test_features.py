@@ -155,7 +155,8 @@ def test_full_disk_disables_the_cache_with_a_warning(
 def test_interruption_keeps_finished_chunks_in_the_cache(
     model: clipkit.DualEncoder, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipkit.embedding.features._CHUNK", 4)
+    monkeypatch.setattr("clipkit.embedding.features._FIRST_IMAGES", 4)
+    monkeypatch.setattr("clipkit.embedding.features._SECONDS", 0)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"broken\.png"):

@@ -14,7 +14,7 @@ from clipkit.data.checks.scan import scan_images
 from clipkit.data.near_misses import read_near_misses
 from clipkit.data.prepare import prepare, read_for_shards
 from clipkit.data.prompts import read_classes, read_templates
-from clipkit.embedding.features import content_hashes
+from clipkit.embedding.hashes import content_hashes
 from clipkit.errors import DataError
 from clipkit.images import open_image
 from clipkit.opening import open_file, read_file, read_text

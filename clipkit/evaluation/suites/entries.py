@@ -66,11 +66,20 @@ class DataSet(Section):
     version_of: str | None = None
     """The original dataset if this is a shifted version of it; ignored unless a suite contains both."""
     published: list[Published] = Field(default=[])
+    license: str = ""
+    """License of the data; "unknown" if no document was found."""
+    checked: str = ""
+    """Documents in which source, license and numbers were looked up, and what was not verified."""
 
     @property
     def main_metric(self) -> str:
         """Metric that the table of a suite shows."""
         return self.metric or TASKS[self.task].main_metric
+
+    @property
+    def is_downloaded_when_read(self) -> bool:
+        """True if reading the source may download it."""
+        return bool(_HUB_SOURCE.fullmatch(self.source)) or self.source.startswith(("hf:", "http://", "https://"))
 
     @field_validator("task")
     @classmethod

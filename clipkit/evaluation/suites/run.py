@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from clipkit.embedding.features import Cache
+from clipkit.embedding.features import Cache, Features
 from clipkit.errors import TrainingError, UnreachedError, UserError, one_line
 from clipkit.evaluation.result import to_json, versions
+from clipkit.evaluation.suites.cost import Cost
 from clipkit.evaluation.suites.entries import DataSet, Suite
+from clipkit.evaluation.suites.progress import Remaining
 from clipkit.evaluation.suites.robustness import robustness, robustness_means
 from clipkit.evaluation.suites.sources import fingerprint_of, open_data
 from clipkit.evaluation.tasks.task import Options, TaskData, task_of
@@ -34,7 +37,8 @@ class SuiteResult:
     models: list[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
     """One row per measured dataset and model: dataset, title, task, metric, model, counts of the data, value, low,
-    high, chance, seconds, and the file of the result."""
+    high, chance, values of all metrics, hash of the data, share of captions that the model cuts, seconds, and the file
+    of the result."""
     unreached: dict[str, str] = field(default_factory=dict)
     """Reasons why datasets are not available, by dataset."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -43,6 +47,8 @@ class SuiteResult:
     """Mean of the metrics in the table by model, if the suite asks for it; None: a dataset has no result."""
     robustness: list[dict[str, Any]] = field(default_factory=list)
     robustness_means: list[dict[str, Any]] = field(default_factory=list)
+    cost: dict[str, list[str]] = field(default_factory=dict)
+    """Description of the work by model, as printed before it begins."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of results.json."""
@@ -69,9 +75,13 @@ def run_suite(
     cache: Cache = None,
     processes: Processes | None = None,
     log: Callable[[str], None] = lambda line: None,
+    note: Callable[[str], None] = lambda line: None,
     progress: bool = False,
+    dry_run: bool = False,
 ) -> SuiteResult:
     """Evaluate all models on all available datasets; existing results in `out` for the same model and data are reused.
+
+    All tasks share the features: each image and each caption is encoded once per model, even without a cache.
 
     Args:
         suite: returned by `read_suite`.
@@ -80,7 +90,9 @@ def run_suite(
         cache: folder for features, shared by all datasets; None: the user's cache folder; False: no cache.
         processes: processes that share each dataset; all get the result, only the main process writes files.
         log: called with one line per dataset and model.
+        note: called with lines about work and speed: before each model, and after each dataset.
         progress: show progress bars on the terminal.
+        dry_run: only measure the speed and describe the work; nothing is written except features to the cache.
 
     Raises:
         UserError: the only model cannot be loaded or lacks a tower, or a model is given twice.
@@ -91,13 +103,16 @@ def run_suite(
     if twice:
         raise UserError(f"{twice[0]}: the model is given twice; give each model once")
     processes = processes or Processes.alone()
-    options = Options(cache=cache, processes=processes, progress=progress and processes.is_main)
-    run = _Run(suite, out, processes, options, log, SuiteResult(suite, names))
-    if processes.is_main:
+    result = SuiteResult(suite, names)
+    if processes.is_main and not dry_run:
         out.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        run.measure(name)
-    result = run.result
+    with TemporaryDirectory(prefix="clipkit-") as folder:
+        options = Options(cache=folder if cache is False else cache, processes=processes, progress=progress)
+        run = _Run(suite, out, processes, options, log, note, dry_run, result)
+        for name in names:
+            run.measure(name)
+    if dry_run:
+        return result
     if suite.mean:
         result.mean = {name: _mean(suite, result.rows, name) for name in names}
     result.robustness = robustness(suite, result.rows, names)
@@ -122,8 +137,11 @@ class _Run:
         processes: the group that shares each dataset.
         options: options of every evaluation.
         log: called with one line per dataset and model.
+        note: called with lines about work and speed.
+        dry_run: describe the work only.
         result: filled while the suite runs.
         opened: data of the entries opened so far.
+        fingerprints: everything in this data that can affect a result, by entry.
     """
 
     suite: Suite
@@ -131,8 +149,11 @@ class _Run:
     processes: Processes
     options: Options
     log: Callable[[str], None]
+    note: Callable[[str], None]
+    dry_run: bool
     result: SuiteResult
     opened: dict[str, TaskData] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
     @property
     def _caught(self) -> tuple[type[Exception], ...]:
@@ -143,7 +164,7 @@ class _Run:
         """Evaluate one model on all datasets."""
         try:
             model = load(name)
-            if all(task_of(entry.task).needs_text for entry in self.suite.datasets):
+            if all(task_of(entry.task).texts is not None for entry in self.suite.datasets):
                 check_present(name, image=model.image, text=model.text)
         except UserError as error:
             if len(self.result.models) == 1:
@@ -152,16 +173,48 @@ class _Run:
             return
         weights = _weights(model)
         for entry in self.suite.datasets:
-            if entry.name in self.result.unreached or entry.name in self.result.failed:
-                continue
+            if not entry.is_downloaded_when_read:
+                self._open(entry)
+        remaining = Remaining(shown=bool(self.options["progress"]) and self.processes.is_main)
+        cost = self._cost(model, name, weights, remaining)
+        options = Options(**{**self.options, "progress": remaining})
+        for position, entry in enumerate(self.suite.datasets if not self.dry_run else ()):
             opened = self._open(entry)
             if opened is not None:
-                self._measure_dataset(model, name, weights, entry, opened)
+                remaining.begin(cost.works[position].new, cost.after(position + 1))
+                self._measure_dataset(model, name, weights, entry, opened, options)
+                if summary := remaining.summary():
+                    self.note(f"{entry.name} with {name}: {summary}")
+
+    def _cost(self, model: DualEncoder, name: str, weights: str, remaining: Remaining) -> Cost:
+        """Return the work of a model, after a description of it was printed."""
+        features = Features(model, cache=self.options["cache"], processes=self.processes)
+        kept = {
+            entry.name
+            for entry in self.suite.datasets
+            if entry.name in self.opened and self._kept(self._file(name, entry), self._key(entry, weights)) is not None
+        }
+        cost = Cost(self.suite, self.opened, kept, {*self.result.unreached, *self.result.failed}, features)
+        cost.measure(remaining)
+        self.result.cost[name] = cost.lines(remaining)
+        for line in self.result.cost[name]:
+            self.note(line)
+        return cost
+
+    def _file(self, name: str, entry: DataSet) -> Path:
+        return self.out / f"{_file_name(name)}--{entry.name}.json"
+
+    def _key(self, entry: DataSet, weights: str) -> str:
+        if entry.name not in self.fingerprints:
+            self.fingerprints[entry.name] = fingerprint_of(self.opened[entry.name])
+        return _key(entry, weights, self.fingerprints[entry.name])
 
     def _open(self, entry: DataSet) -> TaskData | None:
         """Return the data of an entry. If it is missing or invalid, record the reason and return None."""
         if entry.name in self.opened:
             return self.opened[entry.name]
+        if entry.name in self.result.unreached or entry.name in self.result.failed:
+            return None
         try:
             # Opened one at a time: a dataset on the Hub is downloaded only when it is needed.
             self.opened[entry.name] = _open_in_turn(entry, self.processes)
@@ -176,15 +229,16 @@ class _Run:
             self.log(f"{entry.name}: {finding.line()}")
         return self.opened[entry.name]
 
-    def _measure_dataset(self, model: DualEncoder, name: str, weights: str, entry: DataSet, opened: TaskData) -> None:
-        file = self.out / f"{_file_name(name)}--{entry.name}.json"
-        key = _key(entry, weights, opened)
+    def _measure_dataset(
+        self, model: DualEncoder, name: str, weights: str, entry: DataSet, opened: TaskData, options: Options
+    ) -> None:
+        file, key = self._file(name, entry), self._key(entry, weights)
         result = self._kept(file, key)
         kept = result is not None
         if result is None:
             try:
                 self.processes.on_main(lambda: check_replaceable(file))
-                result = dict(task_of(entry.task).run(model, opened, self.options))
+                result = dict(task_of(entry.task).run(model, opened, options))
                 _check_metric(entry, result)
             except self._caught as error:
                 self._fail(f"{entry.name} with {name}", error)
@@ -246,10 +300,10 @@ def _weights(model: DualEncoder) -> str:
     return "\0".join([*towers, float(model.logit_scale.detach()).hex()])
 
 
-def _key(entry: DataSet, weights: str, opened: TaskData) -> str:
+def _key(entry: DataSet, weights: str, fingerprint: str) -> str:
     """Return a hash of everything that a result depends on: settings, model and data."""
-    settings = entry.model_dump(mode="json", exclude={"published", "title", "version_of"})
-    return hashlib.sha256(f"{json.dumps(settings)}\0{weights}\0{fingerprint_of(opened)}".encode()).hexdigest()
+    settings = entry.model_dump(mode="json", exclude={"published", "title", "version_of", "license", "checked"})
+    return hashlib.sha256(f"{json.dumps(settings)}\0{weights}\0{fingerprint}".encode()).hexdigest()
 
 
 def _row(entry: DataSet, model: str, result: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -262,6 +316,9 @@ def _row(entry: DataSet, model: str, result: dict[str, Any], file: Path) -> dict
         "model": model,
         **{kind: result["data"][kind] for kind in ("images", "captions", "instances") if kind in result["data"]},
         **{name: figure.get(name) for name in ("value", "low", "high", "chance")},
+        "metrics": {name: one["value"] for name, one in result["metrics"].items()},
+        "data_sha256": result["data"]["sha256"],
+        "captions_cut": result["settings"].get("captions_cut"),
         "seconds": result["seconds"],
         "file": file.name,
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.data import LabeledImages, NearMisses, Pairs, read_classes, read_labeled, read_templates
+from clipkit.data.associations import Associations
 from clipkit.data.content_hash import content_hash
 from clipkit.data.sources.columns import split_options
 from clipkit.errors import DataError, UnreachedError
@@ -18,7 +19,8 @@ from clipkit.images import Stored, size_of
 
 def fingerprint_of(opened: TaskData) -> str:
     """Return a text that contains everything in the data that can affect a result."""
-    data = _contents(opened.data) if isinstance(opened.data, NearMisses) else opened.data.fingerprint
+    contents_of = {NearMisses: _near_misses, Associations: _associations}.get(type(opened.data))
+    data = opened.data.fingerprint if contents_of is None else contents_of(opened.data)
     train = opened.train.fingerprint if opened.train is not None else ""
     templates = opened.templates
     if templates is None and isinstance(opened.data, LabeledImages):
@@ -32,9 +34,17 @@ def _content_of(images: Sequence[Path | Stored]) -> str:
     return content_hash([image.source if isinstance(image, Corrupted) else image for image in images])
 
 
-def _contents(data: NearMisses) -> list[Any]:
-    images = [[image.name, size_of(image)] for image in data.images]
-    return [images, data.captions, data.image_positions.tolist(), data.caption_positions.tolist(), data.categories]
+def _near_misses(data: Any) -> list[Any]:
+    places = [data.image_positions.tolist(), data.caption_positions.tolist()]
+    return [_sizes(data.images), data.captions, *places, data.categories]
+
+
+def _associations(data: Any) -> list[Any]:
+    return [_sizes(data.images), data.cues, data.candidates, data.right]
+
+
+def _sizes(images: Sequence[Path | Stored]) -> list[Any]:
+    return [[image.name, size_of(image)] for image in images]
 
 
 def open_data(entry: DataSet) -> TaskData:
@@ -56,8 +66,8 @@ def open_data(entry: DataSet) -> TaskData:
         opened = replace(opened, data=replace(opened.data, groups=groups))
     _check_counts(entry, opened)
     if entry.corruption is not None:
-        if isinstance(opened.data, NearMisses):
-            raise DataError(f"{entry.name}: corruption is unsupported for task compositional; remove it")
+        if isinstance(opened.data, NearMisses | Associations):
+            raise DataError(f"{entry.name}: corruption is unsupported for task {entry.task}; remove it")
         corrupted: list[Path | Stored] = [Corrupted(image, entry.corruption) for image in opened.data.images]
         opened = replace(opened, data=replace(opened.data, images=corrupted))
     return opened

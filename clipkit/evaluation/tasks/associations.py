@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from clipkit.data.associations import Associations, read_associations
+from clipkit.embedding.bars import Bars
 from clipkit.embedding.features import Cache, Features
 from clipkit.evaluation.examples import top
 from clipkit.evaluation.figures import Column, Columns, Queries, figures
-from clipkit.evaluation.predictions import write_rows
+from clipkit.evaluation.predictions import write_columns
 from clipkit.evaluation.result import build_result, data_hash
 from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.task import Answers, Task
@@ -32,7 +33,7 @@ def associations(
     cache: Cache = None,
     predictions: str | Path | None = None,
     processes: Processes | None = None,
-    progress: bool = False,
+    progress: bool | Bars = False,
 ) -> Result:
     """Evaluate association tests: the Jaccard index of the chosen and the correct images of each word.
 
@@ -43,11 +44,11 @@ def associations(
     Args:
         model: returned by `clipkit.load`.
         data: a JSON or JSONL file, or tests already read.
-        batch_size: images per forward pass; None: chosen for the device.
+        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every word.
-        processes: processes that share the images and words; all get the result, only the main process writes files.
-        progress: show progress bars on the terminal.
+        processes: processes that share the encoding; all get the result, only the main process writes files.
+        progress: True: show progress bars on the terminal; or other bars.
 
     Raises:
         DataError: the data cannot be read.
@@ -76,10 +77,7 @@ def associations(
     }
     chance = [expected_jaccard(len(right), sum(right)) for right in tests.right]
     if predictions is not None and features.processes.is_main:
-        names = ("cues", "jaccard", "chosen")
-        write_rows(
-            predictions, [dict(zip(names, row, strict=True)) for row in zip(*(queries[n] for n in names), strict=True)]
-        )
+        write_columns(predictions, queries, "cues", "jaccard", "chosen")
     flat = [row for rows in tests.candidates for row in rows]
     return build_result(
         "associations",
@@ -148,4 +146,5 @@ TASK = Task(
     run=lambda model, data, options: associations(model, data.data, **options),
     columns=lambda result: (association_columns(result["queries"]), {}),
     answers=_answers,
+    texts=lambda data: [prompt(cue) for cue in data.data.cues],
 )

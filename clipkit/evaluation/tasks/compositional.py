@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clipkit.data import NearMisses, read_near_misses
 from clipkit.data.near_miss_objects import near_misses_of
+from clipkit.embedding.bars import Bars
 from clipkit.embedding.features import Cache, Features
 from clipkit.evaluation.examples import answer, chosen_examples, example, top
 from clipkit.evaluation.figures import Column, Columns, Figure, Queries, figure, figures, values
@@ -39,7 +40,7 @@ def compositional(
     cache: Cache = None,
     predictions: str | Path | None = None,
     processes: Processes | None = None,
-    progress: bool = False,
+    progress: bool | Bars = False,
 ) -> Result:
     """Evaluate compositional understanding: the share of hard negatives that the model recognizes, also by category.
 
@@ -50,13 +51,13 @@ def compositional(
 
     Args:
         model: returned by `clipkit.load`.
-        data: a file or folder in the format of SugarCrepe or Winoground, an object with their columns (a list of dicts,
-            a dict of columns, a DataFrame, or a dataset of the library `datasets`), or instances already read.
-        batch_size: images per forward pass; None: chosen for the device.
+        data: a file or folder in the format of SugarCrepe or Winoground, an object with their columns (a list of dicts, a
+            dict of columns, a DataFrame, or a dataset of the library `datasets`), or instances already read.
+        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every instance.
-        processes: processes that share the images and captions; all get the result, only the main process writes files.
-        progress: show progress bars on the terminal.
+        processes: processes that share the encoding; all get the result, only the main process writes files.
+        progress: True: show progress bars on the terminal; or other bars.
 
     Raises:
         DataError: the data cannot be read.
@@ -181,4 +182,5 @@ TASK = Task(
     run=lambda model, data, options: compositional(model, data.data, **options),
     columns=lambda result: (compositional_columns(result["queries"]), {}),
     answers=_answers,
+    texts=lambda data: data.data.captions,
 )

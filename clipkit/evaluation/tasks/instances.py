@@ -10,10 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipkit.data import LabeledImages, read_labeled
+from clipkit.embedding.bars import Bars
 from clipkit.embedding.features import Cache, Features
 from clipkit.errors import DataError
 from clipkit.evaluation.figures import Column, Columns, Queries, figures
-from clipkit.evaluation.predictions import write_rows
+from clipkit.evaluation.predictions import write_columns
 from clipkit.evaluation.result import build_result, data_hash
 from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.task import Answers, Task
@@ -34,7 +35,7 @@ def instances(
     cache: Cache = None,
     predictions: str | Path | None = None,
     processes: Processes | None = None,
-    progress: bool = False,
+    progress: bool | Bars = False,
 ) -> Result:
     """Evaluate instance retrieval: each image is a query, and images with the same label are correct.
 
@@ -46,11 +47,11 @@ def instances(
     Args:
         model: returned by `clipkit.load`.
         data: labeled images, as for `zeroshot`, with one label each.
-        batch_size: images per forward pass; None: chosen for the device.
+        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the outcome of every query.
-        processes: processes that share the images; all get the result, only the main process writes files.
-        progress: show progress bars on the terminal.
+        processes: processes that share the encoding; all get the result, only the main process writes files.
+        progress: True: show progress bars on the terminal; or other bars.
 
     Raises:
         DataError: the data cannot be read, images have several labels, or no two images have the same label.
@@ -74,10 +75,7 @@ def instances(
         "images": [str(image) for image in labeled.images],
     }
     if predictions is not None and features.processes.is_main:
-        names = ("images", "rank", "precision")
-        write_rows(
-            predictions, [dict(zip(names, row, strict=True)) for row in zip(*(queries[n] for n in names), strict=True)]
-        )
+        write_columns(predictions, queries, "images", "rank", "precision")
     return build_result(
         "instances",
         model.name,
@@ -161,5 +159,5 @@ TASK = Task(
     run=lambda model, data, options: instances(model, data.data, **options),
     columns=lambda result: (instance_columns(result["queries"]), {}),
     answers=_answers,
-    needs_text=False,
+    texts=None,
 )

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit.data import LabeledImages, read_labeled
-from clipkit.embedding.features import Cache, Features, content_hashes
+from clipkit.embedding.bars import Bars
+from clipkit.embedding.features import Cache, Features
+from clipkit.embedding.hashes import content_hashes
 from clipkit.evaluation.figures import Column, Columns, Queries, figure, figures
 from clipkit.evaluation.fitting import fit
 from clipkit.evaluation.labeled_parts import LabeledPart, few_shots, held_out, read_single_label
@@ -38,7 +40,7 @@ def probe(
     cache: Cache = None,
     predictions: str | Path | None = None,
     processes: Processes | None = None,
-    progress: bool = False,
+    progress: bool | Bars = False,
 ) -> Result:
     """Evaluate image features with a linear classifier (lp_…) and k-nearest neighbors (knn_…).
 
@@ -53,11 +55,11 @@ def probe(
         shots: training images per class, drawn `seeds` times; metrics are means over the draws. Default: all images.
         seeds: number of draws; without `shots`, all images are used once.
         neighbours: number of nearest neighbors.
-        batch_size: images per forward pass; None: chosen for the device.
+        batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of the linear classifier, one draw after the other.
-        processes: processes that share the images; all get the result, only the main process writes files.
-        progress: show progress bars on the terminal.
+        processes: processes that share the encoding; all get the result, only the main process writes files.
+        progress: True: show progress bars on the terminal; or other bars.
 
     Raises:
         DataError: the data cannot be read, has several classes per image, or has too few images.
@@ -87,7 +89,17 @@ def probe(
         splits = [few_shots(learned, shots, classes, seed) for seed in range(seeds)]
     x, measured_x = features.images(learned.images, learned.hashes), features.images(measured.images, measured.hashes)
     fits = [
-        fit(x, learned.labels, split, measured_x, len(classes), shots is None, neighbours, model.device, progress)
+        fit(
+            x,
+            learned.labels,
+            split,
+            measured_x,
+            len(classes),
+            shots is None,
+            neighbours,
+            model.device,
+            features.progress,
+        )
         for split in splits
     ]
     queries = {
@@ -204,5 +216,5 @@ TASK = Task(
     run=_run,
     columns=lambda result: (probe_columns(result["queries"], result["data"]["classes"]), {}),
     answers=_answers,
-    needs_text=False,
+    texts=None,
 )

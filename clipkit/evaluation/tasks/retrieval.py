@@ -12,7 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from clipkit.data import Pairs, read_pairs
-from clipkit.embedding.features import Cache, Features, content_hashes
+from clipkit.embedding.bars import Bars
+from clipkit.embedding.features import Cache, Features
+from clipkit.embedding.hashes import content_hashes
 from clipkit.errors import ModelError
 from clipkit.evaluation.examples import answer, chosen_examples, example, top
 from clipkit.evaluation.figures import Column, Columns, Means, Queries, figures
@@ -20,9 +22,11 @@ from clipkit.evaluation.predictions import write_retrieval_predictions
 from clipkit.evaluation.result import build_result, data_hash
 from clipkit.evaluation.result_object import Result
 from clipkit.evaluation.tasks.task import Answers, Task
+from clipkit.findings import FEW, Finding, percent
 from clipkit.metrics import RetrievalRanks, retrieval_chance, retrieval_ranks, top_answers
 from clipkit.models import DualEncoder
 from clipkit.models.absent import check_present
+from clipkit.models.token_counts import share_cut
 from clipkit.processes import Processes
 
 KS = (1, 5, 10)
@@ -41,7 +45,7 @@ def retrieval(
     cache: Cache = None,
     predictions: str | Path | None = None,
     processes: Processes | None = None,
-    progress: bool = False,
+    progress: bool | Bars = False,
 ) -> Result:
     """Evaluate retrieval in both directions on all images and captions of `data`: recall, ranks, average precision.
 
@@ -54,8 +58,8 @@ def retrieval(
         batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the ranks, scores and top answers of every query.
-        processes: processes that share the images and captions; all get the result, only the main process writes files.
-        progress: show progress bars on the terminal.
+        processes: processes that share the encoding; all get the result, only the main process writes files.
+        progress: True: show progress bars on the terminal; or other bars.
 
     Raises:
         DataError: the data cannot be read.
@@ -83,8 +87,17 @@ def retrieval(
         processes=features.processes,
         progress=features.progress,
     )
-    result["settings"]["features"] = features.counts
+    cut = share_cut(model, queries.texts)
+    if cut >= FEW:
+        result["data"]["findings"] = [*result["data"].get("findings", ()), _cut_captions(cut, model).line()]
+    result["settings"] |= {"features": features.counts, "captions_cut": cut}
     return result
+
+
+def _cut_captions(share: float, model: DualEncoder) -> Finding:
+    context = model.text.tokenize.context_length
+    message = f"{percent(share)} of the captions are longer than the context of {context} tokens, and were cut"
+    return Finding("cut_captions", "note", message, "compare only with models of the same context, or say so")
 
 
 class TextQueries:
@@ -306,4 +319,5 @@ TASK = Task(
     run=lambda model, data, options: retrieval(model, data.data, **options),
     columns=lambda result: retrieval_columns(result["queries"]),
     answers=_answers,
+    texts=lambda data: data.data.captions,
 )

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipkit.data import Classes, LabeledImages, Templates
+from clipkit.embedding.bars import Bars
 from clipkit.embedding.features import Cache
 from clipkit.errors import DataError
 from clipkit.evaluation.examples import Kind
 from clipkit.evaluation.figures import Columns, Means
 from clipkit.evaluation.result_object import Result
+from clipkit.images import Stored
 from clipkit.models import DualEncoder
 from clipkit.processes import Processes
 from clipkit.tasks import TASKS
@@ -36,13 +38,18 @@ class TaskData:
     train: LabeledImages | None = None
     """Labeled training images."""
 
+    @property
+    def images(self) -> list[Sequence[Path | Stored]]:
+        """Images of the evaluated data and, if any, of the training data."""
+        return [part.images for part in (self.data, self.train) if part is not None]
+
 
 class Options(TypedDict):
     """Keyword arguments of all evaluation functions that do not change metrics."""
 
     cache: Cache
     processes: Processes
-    progress: bool
+    progress: bool | Bars
     batch_size: NotRequired[int | None]
     predictions: NotRequired[Path | None]
 
@@ -81,14 +88,14 @@ class Task:
         run: function that evaluates a model.
         columns: function that returns the values of every query of a result; they determine metrics and intervals.
         answers: function that returns the answers to every query of a result.
-        needs_text: True if the task needs a text tower.
+        texts: function that returns all strings to encode; None: the task needs no text tower.
     """
 
     read: Callable[[str], Any]
     run: Callable[[DualEncoder, TaskData, Options], Result]
     columns: Callable[[Mapping[str, Any]], tuple[Columns, Means]]
     answers: Callable[[Mapping[str, Any]], list[Answers]]
-    needs_text: bool = True
+    texts: Callable[[TaskData], Sequence[str]] | None
 
 
 def task_of(name: str) -> Task:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from clipkit.data import Classes, LabeledImages, Templates, read_labeled
+from clipkit.embedding.bars import Bars
 from clipkit.embedding.features import Cache, Features
 from clipkit.evaluation.classification import (
     classification_columns,
@@ -14,7 +15,14 @@ from clipkit.evaluation.classification import (
     group_result,
     multilabel_columns,
 )
-from clipkit.evaluation.classifier import TEMPLATES, ClassNames, classifier_of, prompt_accuracies, prompt_features
+from clipkit.evaluation.classifier import (
+    TEMPLATES,
+    ClassNames,
+    all_prompts,
+    classifier_of,
+    prompt_accuracies,
+    prompt_features,
+)
 from clipkit.evaluation.figures import Columns, Means, figure
 from clipkit.evaluation.given import checked_templates
 from clipkit.evaluation.neighborhood import map_of_classes
@@ -40,7 +48,7 @@ def zeroshot(
     cache: Cache = None,
     predictions: str | Path | None = None,
     processes: Processes | None = None,
-    progress: bool = False,
+    progress: bool | Bars = False,
 ) -> Result:
     """Evaluate zero-shot classification: the accuracy of the class whose prompts are most similar to the image.
 
@@ -59,8 +67,8 @@ def zeroshot(
         batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every image.
-        processes: processes that share the images and prompts; all get the result, only the main process writes files.
-        progress: show progress bars on the terminal.
+        processes: processes that share the encoding; all get the result, only the main process writes files.
+        progress: True: show progress bars on the terminal; or other bars.
 
     Raises:
         DataError: the data cannot be read, a label is not among `classes`, or a template lacks `{c}`.
@@ -75,7 +83,7 @@ def zeroshot(
     check_present(model.name, image=model.image, text=model.text)
     labeled = data if isinstance(data, LabeledImages) else read_labeled(data)
     class_names = ClassNames.of(labeled, classes)
-    templates = checked_templates(templates if templates is not None else labeled.templates or TEMPLATES)
+    templates = _templates(labeled, templates)
     labels = class_names.labels_of(labeled)
     hashes = features.content_hashes(labeled.images)
     prompts = prompt_features(features, class_names, templates)
@@ -149,4 +157,13 @@ def _run(model: DualEncoder, data: TaskData, options: Options) -> Result:
     return zeroshot(model, data.data, classes=data.classes, templates=data.templates, **options)
 
 
-TASK = Task(read=read_labeled, run=_run, columns=_columns, answers=_answers)
+def _templates(labeled: LabeledImages, templates: Templates | None) -> Templates:
+    return checked_templates(templates if templates is not None else labeled.templates or TEMPLATES)
+
+
+def _texts(data: TaskData) -> list[str]:
+    prompts = all_prompts(ClassNames.of(data.data, data.classes), _templates(data.data, data.templates))
+    return [prompt for of_class in prompts for prompt in of_class]
+
+
+TASK = Task(read=read_labeled, run=_run, columns=_columns, answers=_answers, texts=_texts)

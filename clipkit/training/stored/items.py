@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipkit.data import Pairs
 from clipkit.data.sequences import evenly_spaced
-from clipkit.embedding.features import content_hashes
+from clipkit.embedding.hashes import content_hashes
 from clipkit.images import ImageLike, Stored
 from clipkit.processes import Processes
 

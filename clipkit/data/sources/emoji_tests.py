@@ -1,0 +1,80 @@
+"""Sources `twemoji:near_misses` and `twemoji:associations`: small tests of composition and association on emoji."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from clipkit.data.sources.emoji import EmojiData, build_emoji_data
+from clipkit.errors import DataError
+from clipkit.files import cache_folder, locked, write_whole
+
+_CANDIDATES = 10
+_RIGHT = 3
+_WORDS = {
+    "Activities": "sport", "Animals & Nature": "animal", "Flags": "country", "Food & Drink": "meal",
+    "Objects": "tool", "People & Body": "person", "Smileys & Emotion": "feeling", "Symbols": "sign",
+    "Travel & Places": "journey",
+}  # fmt: skip
+
+
+def emoji_test(source: str) -> Path:
+    """Return the file of `twemoji:near_misses` or `twemoji:associations`, which is written to the cache folder.
+
+    Raises:
+        UnreachedError: the packages of the extra `demo` are not installed.
+        DataError: the source is unknown.
+    """
+    writers = {"near_misses": _near_misses, "associations": _associations}
+    content = source.removeprefix("twemoji:")
+    if content not in writers:
+        raise DataError(
+            f"{source}: {content!r} is unknown; use one of {', '.join(f'twemoji:{one}' for one in writers)}"
+        )
+    folder = cache_folder() / "twemoji"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock"):  # another process may be writing the same files
+        return writers[content](build_emoji_data(folder))
+
+
+def _near_misses(data: EmojiData) -> Path:
+    """Write pairs of names that differ in one word: "green apple" is correct, "green square" is not."""
+    names = _column(data.held_out, "caption")
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name in dict.fromkeys(names.values()):
+        words = name.split()
+        for place in range(len(words)):
+            if len(words) > 1:
+                alike.setdefault((*words[:place], "", *words[place + 1 :]), []).append(name)
+    rows = []
+    for image, name in names.items():
+        others = next((found for found in alike.values() if name in found and len(found) > 1), None)
+        if others is not None:
+            rows.append([image, name, others[(others.index(name) + 1) % len(others)]])
+    file = data.folder / "near_misses.csv"
+    lines = [",".join(f'"{value}"' for value in row) for row in [["image", "caption", "negative_caption"], *rows]]
+    write_whole(file, "\n".join(lines) + "\n")
+    return file
+
+
+def _associations(data: EmojiData) -> Path:
+    """Write a word per Unicode group, with three images of this group among ten candidates, three times."""
+    groups = _column(data.held_out_labels, "label")
+    generator = np.random.default_rng(0)
+    rows = []
+    for group, word in _WORDS.items():
+        inside, outside = ([image for image, own in groups.items() if (own == group) is same] for same in (True, False))
+        for _ in range(3):
+            right = [inside[k] for k in generator.choice(len(inside), _RIGHT, replace=False)]
+            wrong = [outside[k] for k in generator.choice(len(outside), _CANDIDATES - _RIGHT, replace=False)]
+            candidates = [(right + wrong)[k] for k in generator.permutation(_CANDIDATES)]
+            rows.append({"cue": word, "candidates": candidates, "associations": right})
+    file = data.folder / "associations.jsonl"
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def _column(file: Path, name: str) -> dict[str, str]:
+    with file.open(encoding="utf-8", newline="") as rows:
+        return {row["image"]: row[name] for row in csv.DictReader(rows)}
