@@ -51,8 +51,8 @@ def compositional(
 
     Args:
         model: returned by `clipkit.load`.
-        data: a file or folder in the format of SugarCrepe or Winoground, an object with their columns (a list of dicts, a
-            dict of columns, a DataFrame, or a dataset of the library `datasets`), or instances already read.
+        data: a file or folder in the format of SugarCrepe or Winoground, an object with their columns (a list of dicts,
+            a dict of columns, a DataFrame, or a dataset of the library `datasets`), or instances already read.
         batch_size: images per forward pass; it does not change the metrics. None: chosen for the device.
         cache: folder for features; None: the user's cache folder; False: no cache.
         predictions: Parquet file to write, with the scores of every instance.
