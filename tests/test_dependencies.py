@@ -41,6 +41,13 @@ ALWAYS = OF_TORCH | modules(PROJECT["dependencies"]) | set(sys.stdlib_module_nam
 OPTIONAL = modules([line for extra in EXTRAS for line in PROJECT["optional-dependencies"][extra]])
 
 
+# Files that import a library of an extra, and the file that checks the extra; None: the file runs without clipkit.
+CHECKED_ELSEWHERE = {
+    "evaluation/neighborhood.py": "training/plan.py",
+    "models/export/onnx_example.py": None,
+}
+
+
 def imported(tree: ast.AST, in_function: bool = False) -> Iterator[tuple[str, bool]]:
     """Top-level name of each import, and whether it stands inside a function."""
     for node in ast.iter_child_nodes(tree):
@@ -60,6 +67,19 @@ def undeclared(source: str) -> list[str]:
 def test_only_declared_dependencies_are_imported() -> None:
     found = {file.relative_to(PACKAGE): undeclared(file.read_text("utf-8")) for file in PACKAGE.rglob("*.py")}
     assert {str(file): names for file, names in found.items() if names} == {}
+
+
+def test_libraries_of_extras_are_checked_where_they_are_imported() -> None:
+    unchecked = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        if "check_extra(" not in (source := file.read_text("utf-8"))
+        and any(name in OPTIONAL - ALWAYS for name, _ in imported(ast.parse(source)))
+    }
+    assert unchecked == CHECKED_ELSEWHERE.keys()
+    assert all(
+        "check_extra(" in (PACKAGE / checker).read_text("utf-8") for checker in CHECKED_ELSEWHERE.values() if checker
+    )
 
 
 @pytest.mark.parametrize(

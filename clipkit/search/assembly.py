@@ -123,7 +123,7 @@ def assemble(
         "captions": sum(map(len, found.captions)),
         "texts": len(distinct),
         "width": width,
-        "features": {"dtype": "float16", "max_error": float(f"{error:.3g}")},
+        "features": {"dtype": "float16", "max_error": error},
         "relevance": relevance,
         "engine": engine,
         "skipped": found.skipped,

@@ -37,6 +37,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipkit.metrics import logistic_regression
 from clipkit.search.nearest import Exact, as_float32
 
 KINDS = ("short", "long")
@@ -48,6 +49,7 @@ _REFERENCES = 512  # captions of the null of an image
 _QUERIES = 1000  # captions, and as many words
 _FEWEST = 50  # captions below which nothing can be fitted
 _FEWEST_RESULTS = 5  # from which a precision is read
+_WEIGHT_DECAY = 0.2  # over the number of results
 _OFTEN = 0.4
 _MOST_POSSIBLE = 300  # images that may be relevant for a word, at most a fifth of all
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -262,18 +264,19 @@ def fit(
 
 def regression(evidence: Sequence[NDArray[np.float64]], labels: Sequence[NDArray[np.bool_]]) -> Calibration | None:
     """Return the logistic regression of labels on evidence, given per query; None if all labels are equal."""
-    from sklearn.linear_model import LogisticRegression
-
     x, y = np.concatenate(evidence), np.concatenate(labels)
     if y.all() or not y.any():
         return None
     mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
-    fitted = LogisticRegression(C=10, max_iter=2000).fit((x - mean) / scale, y)
+    standardized, relevant = torch.from_numpy((x - mean) / scale), torch.from_numpy(y).long()
+    fitted = logistic_regression(standardized, relevant, 2, _WEIGHT_DECAY / len(x))
+    # Two classes with weights -w/2 and w/2 are one logistic regression with the weights w.
+    weights, bias = fitted.weight[1] - fitted.weight[0], fitted.bias[1] - fitted.bias[0]
     plain = Calibration(
         mean=[float(f"{value:.6g}") for value in mean],
         scale=[float(f"{value:.6g}") for value in scale],
-        weights=[float(f"{value:.6g}") for value in fitted.coef_[0]],
-        bias=float(f"{fitted.intercept_[0]:.6g}"),
+        weights=[float(f"{value:.6g}") for value in weights.tolist()],
+        bias=float(f"{bias.item():.6g}"),
         queries=len(evidence),
     )
     return replace(plain, curve=_curve(plain.probabilities(x), y))

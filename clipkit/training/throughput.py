@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipkit.data import Batch
@@ -151,7 +152,8 @@ def _counted(module: nn.Module, *inputs: Tensor | Mapping[str, Tensor], **named:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused layers of nn.MultiheadAttention would not be counted
     try:
-        with FlopCounterMode(display=False) as counter:
+        # Torch 2.6 counts no fused attention of CPUs.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             output: Tensor = module(*inputs, **named)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from clipkit.search.relevance import Calibration, Nulls, _curve, fit, hub_statistics, is_short, judged, known_queries
+from clipkit.search.relevance import (
+    Calibration,
+    Nulls,
+    _curve,
+    fit,
+    hub_statistics,
+    is_short,
+    judged,
+    known_queries,
+    regression,
+)
 
 
 def unit(values: np.ndarray) -> np.ndarray:
@@ -50,6 +60,21 @@ def test_stated_probabilities_are_found(world: tuple[np.ndarray, list[list[str]]
     shown = probabilities >= fitted.threshold(0.9)
     assert labels[shown].mean() > 0.85
     assert labels[shown].sum() > 0.5 * labels.sum()
+
+
+def test_regression_equals_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression  # the package itself does not need it
+
+    generator = np.random.default_rng(0)
+    evidence = generator.normal(3, 5, (400, 7))
+    relevant = evidence[:, 0] + generator.normal(0, 4, 400) > 5
+    found = regression([evidence[:100], evidence[100:]], [relevant[:100], relevant[100:]])
+    assert found is not None
+    theirs = LogisticRegression(C=10, max_iter=2000, tol=1e-8)
+    theirs.fit((evidence - evidence.mean(axis=0)) / evidence.std(axis=0), relevant)
+    assert found.weights == pytest.approx(theirs.coef_[0], abs=1e-4)
+    assert found.bias == pytest.approx(theirs.intercept_[0], abs=1e-4)
+    assert regression([evidence], [np.ones(400, bool)]) is None
 
 
 def test_the_threshold_is_the_lowest_that_reaches_a_precision() -> None:

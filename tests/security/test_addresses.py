@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets  # noqa: F401, before the functions of fsspec are replaced
+import imagehash  # noqa: F401, brings SciPy, which may start a program at its import
 import pytest
 
 from clipkit.data import broken_images, read_pairs, stream_feed

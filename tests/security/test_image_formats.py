@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image
 
 from clipkit.data import broken_images, read_pairs
 from clipkit.data.checks.scan import scan_images
@@ -76,14 +76,16 @@ def test_an_opened_image_of_another_format_is_refused(no_processes: Callable[[],
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO",
                                   "DIB", "PCX", "QOI", "SGI", "MPO"])  # fmt: skip
 def test_common_formats_are_read(kind: str, tmp_path: Path) -> None:
-    if kind == "AVIF" and not features.check("avif"):
-        pytest.skip("this Pillow has no AVIF")
-    (tmp_path / "a.jpg").write_bytes(saved(kind))
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow does not write {kind}")
+    content = saved(kind, sizes=[(8, 8)]) if kind == "ICO" else saved(kind)
+    (tmp_path / "a.jpg").write_bytes(content)
     opened = open_image(tmp_path / "a.jpg")
     assert kind in FORMATS
     assert (opened.mode, opened.size) == ("RGB", (8, 8))
     assert np.abs(np.asarray(opened, dtype=int) - [255, 0, 0]).max() < 12
-    with open_content(saved(kind)) as direct:
+    with open_content(content) as direct:
         assert direct.format in FORMATS
 
 

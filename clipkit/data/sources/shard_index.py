@@ -23,6 +23,14 @@ from clipkit.parsing import parse_json
 
 ROLES = ("caption", "label", "negative_caption", "paraphrase", "group")
 _LAYOUT = "5"  # version of the cached index
+_SCHEMA = pa.schema(
+    {
+        "image": pa.large_string(),
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        **dict.fromkeys(ROLES, pa.large_list(pa.large_string())),
+    }
+)
 _ENDINGS, _CAPTIONS = b"endings", b"captions"
 _MANY_DOTTED = 0.01  # share of samples without an image and with dots in their names; a larger share is an error
 
@@ -43,7 +51,8 @@ def index_of(path: Path, given: Mapping[str, str]) -> pa.Table | DataError:
     cached = cache_folder() / "shards" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.parquet"
     try:
         table = parquet.read_table(cached, page_checksum_verification=True)
-        if table.schema.metadata is not None and table.schema.metadata.get(b"state") == state:
+        metadata = table.schema.metadata or {}
+        if metadata.get(b"state") == state and table.schema == _SCHEMA and {_ENDINGS, _CAPTIONS} <= metadata.keys():
             return table
     except (OSError, pa.ArrowException):
         pass
@@ -101,16 +110,7 @@ def _scan(path: Path, given: Mapping[str, str]) -> pa.Table:
             f"such as {example}, but the name of a sample ends at the first dot, here {stem!r}; rename the files in "
             f"the tar, or, if each sample has a file {ending!r}, give '{path.name}?image={ending}'"
         )
-    several = pa.large_list(pa.large_string())
-    return pa.table(
-        {
-            "image": pa.array(rows["image"], pa.large_string()),
-            "offset": pa.array(rows["offset"], pa.int64()),
-            "size": pa.array(rows["size"], pa.int64()),
-            **{role: pa.array(rows[role], several) for role in ROLES},
-        },
-        metadata={_ENDINGS: json.dumps(endings), _CAPTIONS: json.dumps(captions)},
-    )
+    return pa.table(rows, _SCHEMA.with_metadata({_ENDINGS: json.dumps(endings), _CAPTIONS: json.dumps(captions)}))
 
 
 def used_captions(tables: Iterable[pa.Table]) -> list[str]:
