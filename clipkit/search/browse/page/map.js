@@ -29,16 +29,17 @@ export class ImageMap {
   // Shows the images that the query's filter keeps; returns whether some are selected.
   async load(query, isShown) {
     const key = JSON.stringify([query.where, query.color]);
-    if (key === this.loaded) return this.show(this.points, query.rows);
-    say("…");
     try {
-      const question = async () => (await ask("/api/map", { where: query.where, color: query.color })).json();
-      const points = await finished(question, isShown, (one) => `Laying out ${one.images.toLocaleString("en")} images; 20,000 take a few minutes, once…`);
-      if (!points) return false;
-      this.loaded = key;
-      const sample = points.total > points.rows.length ? ` (a sample of ${points.total.toLocaleString("en")})` : "";
-      say(`${points.rows.length.toLocaleString("en")} images on the map${sample}. Draw around some of them.`);
-      return this.show(points, query.rows);
+      if (key !== this.loaded) {
+        say("…");
+        const question = async () => (await ask("/api/map", { where: query.where, color: query.color })).json();
+        const points = await finished(question, isShown, (one) => `Laying out ${one.images.toLocaleString("en")} images; 20,000 take a few minutes, once…`);
+        if (!points) return false;
+        [this.points, this.loaded] = [points, key];
+      }
+      const { rows, total } = this.points, sample = total > rows.length ? ` (a sample of ${total.toLocaleString("en")})` : "";
+      say(`${rows.length.toLocaleString("en")} images on the map${sample}. Draw around some of them.`);
+      return this.show(this.points, query.rows);
     } catch (error) {
       if (isShown()) say(error.message, true);
       return false;
@@ -109,7 +110,7 @@ export class ImageMap {
     }
     context.globalAlpha = 1;
     context.fillStyle = context.strokeStyle = style.getPropertyValue("--ink");
-    points.rows.forEach((row, n) => { if (this.selected.has(row)) dot(n, radius + 0.7); });
+    points.rows.forEach((row, n) => { if (this.selected.has(row) && points.kept[n]) dot(n, radius + 0.7); });
     context.lineWidth = 1.5;
     if (this.path.length > 1) {
       context.beginPath();
