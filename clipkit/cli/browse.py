@@ -15,7 +15,7 @@ def browse(
     other: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[OTHER]",
+            metavar="OTHER",
             help="A second index of the same images by another model: the page also shows the searches of both side by "
             "side, and the queries where they differ most.",
         ),
